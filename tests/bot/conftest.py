@@ -34,7 +34,7 @@ from engine.contract import (
     UpscaleMethod,
     encode,
 )
-from shared.migrated_database import migrated
+from shared.migrated_database import make_migrated_database
 from shared.postgres_server import Server, programs, serving
 
 LEASE = 1.0
@@ -53,14 +53,14 @@ def png(width: int, height: int, shade: int = 128) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-def warm(name: str = "embedded", revision: str = "1") -> ModelProfile:
+def make_profile(name: str = "embedded", revision: str = "1") -> ModelProfile:
     return ModelProfile(
         name=name, revision=revision, dtype="float32", size=64, multiple=8, max_pixels=128 * 128, tokens=24, steps=40,
         sampler="ddim", guidance=3.0, row_ms=1.0, encode_ms=1.0, decode_ms=1.0,
     )  # fmt: skip
 
 
-class Apprentice:
+class FakeWorker:
     """A worker without a network. It claims, reports and announces as the contract says; `way` replaces its results."""
 
     def __init__(self, bus: Bus, name: str = "apprentice", *, rows: int = 32, models: tuple[str, ...] = ("embedded",)):
@@ -68,23 +68,23 @@ class Apprentice:
         self.models = models
         self.pools = ("default",)
         self.revision = "1"
-        self.enlargement = 1  # scale of its finished pictures
+        self.scale = 1  # scale of its finished pictures
         self.enlarge_ms = 0.0  # the time of its super-resolver
-        self.method: UpscaleMethod | None = None  # the upscale method that it reports
-        self.begun: list[str] = []
-        self.go = asyncio.Event()  # set: jobs run to their end; clear: they wait halfway
-        self.go.set()
-        self.way: Callable[[Job, int], object] | None = None  # (job, epoch) → a result in place of pictures
-        self.held: dict[str, asyncio.Task[None]] = {}
-        self.full = False  # True: it pulls no more jobs
-        self.gone = False
-        self._over = False
+        self.upscale_method: UpscaleMethod | None = None  # the upscale method that it reports
+        self.started_jobs: list[str] = []
+        self.run_gate = asyncio.Event()  # set: jobs run to their end; clear: they wait halfway
+        self.run_gate.set()
+        self.make_result: Callable[[Job, int], object] | None = None  # (job, epoch) → a result in place of pictures
+        self.running_jobs: dict[str, asyncio.Task[None]] = {}
+        self.is_full = False  # True: it pulls no more jobs
+        self.has_vanished = False
+        self._is_stopping = False
 
     async def announce(self) -> None:
         presence = Presence(
-            worker=self.name, pools=self.pools, models=tuple(warm(model, self.revision) for model in self.models),
-            device="none", rows=self.rows, free=max(0, self.rows - 8 * len(self.held)), build="test",
-            enlarge_ms=self.enlarge_ms,
+            worker=self.name, pools=self.pools, device="none",
+            models=tuple(make_profile(model, self.revision) for model in self.models), rows=self.rows,
+            free=max(0, self.rows - 8 * len(self.running_jobs)), build="test", enlarge_ms=self.enlarge_ms,
         )  # fmt: skip
         await self.bus.announce(presence)
 
@@ -96,13 +96,15 @@ class Apprentice:
                 while True:
                     delivered = await self._pull()
                     if delivered is not None:
-                        self.held[delivered.value.id] = group.create_task(self._run_job(delivered))
+                        self.running_jobs[delivered.value.id] = group.create_task(self._run_job(delivered))
             finally:
-                self._over = True  # a group cancels its tasks once, and before Python 3.12 `wait_for` may swallow that
+                self._is_stopping = (
+                    True  # a group cancels its tasks once, and before Python 3.12 `wait_for` may swallow that
+                )
 
     async def _pull(self) -> BusMessage[Job] | None:
         """Like the real worker, it waits out an outage of the broker."""
-        if self.full:
+        if self.is_full:
             await asyncio.sleep(0.1)
             return None
         try:
@@ -111,7 +113,7 @@ class Apprentice:
             await asyncio.sleep(0.1)
             return None
 
-    async def handed(self) -> Job:
+    async def take_job(self) -> Job:
         """The next job, for a test that acts as the worker: one that is silent for a lease gets no jobs."""
         for _ in range(10):
             await self.announce()
@@ -121,24 +123,24 @@ class Apprentice:
 
     async def vanish(self, running: asyncio.Task[None]) -> None:
         """Ends as after SIGKILL: it releases no claim and reports nothing more."""
-        self.gone = True
+        self.has_vanished = True
         while not running.done():
             running.cancel()
             await asyncio.wait([running], timeout=1)
         await self.bus.close()
 
     async def _announce_forever(self) -> None:
-        while not self._over:
+        while not self._is_stopping:
             with suppress(BrokerUnreachable):
                 await self.announce()
             await asyncio.sleep(self.bus.limits.renewal_interval)
 
     async def _watch_cancellations(self) -> None:
         async for job in self.bus.watch_cancelled():
-            if self._over:
+            if self._is_stopping:
                 return
-            if job in self.held:
-                self.held[job].cancel()
+            if job in self.running_jobs:
+                self.running_jobs[job].cancel()
 
     async def _run_job(self, delivered) -> None:
         job = delivered.value
@@ -150,18 +152,20 @@ class Apprentice:
         try:
             if await self.bus.is_cancelled(job.id):
                 raise asyncio.CancelledError
-            self.begun.append(job.id)
-            await self.say(JobStarted(job=job.id, epoch=claim.epoch, worker=self.name))
-            await self.go.wait()
-            await self.work(job, claim.epoch)
+            self.started_jobs.append(job.id)
+            await self.publish_result(JobStarted(job=job.id, epoch=claim.epoch, worker=self.name))
+            await self.run_gate.wait()
+            await self.finish_job(job, claim.epoch)
         except asyncio.CancelledError:
-            if self.gone:
+            if self.has_vanished:
                 raise
-            ran = job.id in self.begun  # a job cancelled before its first step costs nothing
-            await self.say(JobCancelled(job=job.id, epoch=claim.epoch, steps=10 * ran, cost=ran * job.cost / 4))
+            has_run = job.id in self.started_jobs  # a job cancelled before its first step costs nothing
+            await self.publish_result(
+                JobCancelled(job=job.id, epoch=claim.epoch, steps=10 * has_run, cost=has_run * job.cost / 4)
+            )
         finally:
             heartbeats.cancel()
-            self.held.pop(job.id, None)
+            self.running_jobs.pop(job.id, None)
         await delivered.ack()
         await self.bus.release_claim(claim)
 
@@ -171,42 +175,44 @@ class Apprentice:
             await self.bus.renew_claim(claim)
             await delivered.in_progress()
 
-    async def say(self, result) -> None:
+    async def publish_result(self, result) -> None:
         await self.bus.publish_result(self.name, result)
 
-    async def work(self, job: Job, epoch: int) -> None:
-        if self.way is not None and (other := self.way(job, epoch)) is not None:
-            await self.say(other)
+    async def finish_job(self, job: Job, epoch: int) -> None:
+        if self.make_result is not None and (replacement := self.make_result(job, epoch)) is not None:
+            await self.publish_result(replacement)
             return
         recipe = job.task if isinstance(job.task, Recipe) else None
         for image in range(recipe.count if recipe else 1):
             if recipe:
-                await self.frame(job, epoch, image, recipe.steps // 2)
-            await self.picture(job, epoch, image)
+                await self.publish_frame(job, epoch, image, recipe.steps // 2)
+            await self.publish_picture(job, epoch, image)
             if recipe:
-                await self.ladder(job, epoch, image)
-        await self.say(JobFinished(job=job.id, epoch=epoch, cost=job.cost / 2, seconds=1.5, ms_per_step=2.0))
+                await self.publish_ladder(job, epoch, image)
+        await self.publish_result(JobFinished(job=job.id, epoch=epoch, cost=job.cost / 2, seconds=1.5, ms_per_step=2.0))
 
-    async def frame(self, job: Job, epoch: int, image: int, step: int) -> None:
+    async def publish_frame(self, job: Job, epoch: int, image: int, step: int) -> None:
         assert isinstance(job.task, Recipe)
         frame = Frame(
             job=job.id, image=image, epoch=epoch, step=step, of=job.task.steps, picture=JPEG, seconds_left=3.0
         )
         await self.bus.publish_frame(frame)
 
-    async def picture(self, job: Job, epoch: int, image: int) -> None:
-        side = self.enlargement * job.task.width if isinstance(job.task, Recipe) else 256
+    async def publish_picture(self, job: Job, epoch: int, image: int) -> None:
+        side = self.scale * job.task.width if isinstance(job.task, Recipe) else 256
         content = png(side, side, 40 * image)
-        await self.keep(
-            job, epoch, image, "image", content, side, None if isinstance(job.task, Recipe) else self.method
+        await self.publish_blob(
+            job, epoch, image, "image", content, side, None if isinstance(job.task, Recipe) else self.upscale_method
         )
 
-    async def ladder(self, job: Job, epoch: int, image: int) -> None:
-        rungs = tuple(Keyframe(step=step, thumbnail=png(8, 8, step), latent=LATENTS.get(step)) for step in (0, 10, 20))
-        content = encode(Ladder(job=job.id, image=image, of=40, shape=(1, 1), rungs=rungs))
-        await self.keep(job, epoch, image, "ladder", content, 64)
+    async def publish_ladder(self, job: Job, epoch: int, image: int) -> None:
+        keyframes = tuple(
+            Keyframe(step=step, thumbnail=png(8, 8, step), latent=LATENTS.get(step)) for step in (0, 10, 20)
+        )
+        content = encode(Ladder(job=job.id, image=image, of=40, shape=(1, 1), rungs=keyframes))
+        await self.publish_blob(job, epoch, image, "ladder", content, 64)
 
-    async def keep(
+    async def publish_blob(
         self, job: Job, epoch: int, image: int, kind: Literal["image", "ladder"], content: bytes, side: int,
         method: UpscaleMethod | None = None,
     ) -> None:  # fmt: skip
@@ -215,38 +221,38 @@ class Apprentice:
             job=job.id, image=image, epoch=epoch, kind=kind, sha256=sha, bytes=len(content), width=side, height=side,
             method=method,
         )  # fmt: skip
-        await self.say(picture)
+        await self.publish_result(picture)
 
 
-class Workplace:
+class AppHarness:
     """Opens apps and workers over one broker and one data folder, and closes them in order."""
 
     def __init__(self, stack: AsyncExitStack, broker: Broker, settings: Settings) -> None:
         self.stack, self.broker, self.settings = stack, broker, settings
 
-    async def bus(self) -> Bus:
+    async def connect(self) -> Bus:
         bus = await Bus.connect(self.broker.url, self.broker.token, limits=BusLimits(lease=LEASE))
         await bus.declare()
         self.stack.push_async_callback(bus.close)
         return bus
 
-    async def house(self, **more: Any) -> App:
-        return await self.stack.enter_async_context(open_app(self.settings, await self.bus(), **more))
+    async def open_app(self, **options: Any) -> App:
+        return await self.stack.enter_async_context(open_app(self.settings, await self.connect(), **options))
 
     @asynccontextmanager
-    async def visit(self) -> AsyncIterator[App]:
+    async def open_temporary_app(self) -> AsyncIterator[App]:
         """An app that closes before the test ends."""
-        async with open_app(self.settings, await self.bus()) as house:
-            yield house
+        async with open_app(self.settings, await self.connect()) as app:
+            yield app
 
-    async def hand(self, name: str) -> Apprentice:
+    async def make_worker(self, name: str) -> FakeWorker:
         """A worker that the test drives: it pulls and announces only on command."""
-        return Apprentice(await self.bus(), name)
+        return FakeWorker(await self.connect(), name)
 
-    async def worker(self, name: str = "apprentice", *, rows: int = 32) -> tuple[Apprentice, asyncio.Task[None]]:
-        apprentice = Apprentice(await self.bus(), name, rows=rows)
-        await apprentice.announce()
-        task = asyncio.create_task(apprentice.run())
+    async def start_worker(self, name: str = "apprentice", *, rows: int = 32) -> tuple[FakeWorker, asyncio.Task[None]]:
+        worker = FakeWorker(await self.connect(), name, rows=rows)
+        await worker.announce()
+        task = asyncio.create_task(worker.run())
 
         async def stop() -> None:
             while not task.done():  # before Python 3.12 `asyncio.wait_for`, as in nats-py, may swallow a cancellation
@@ -254,40 +260,40 @@ class Workplace:
                 await asyncio.wait([task], timeout=1)
 
         self.stack.push_async_callback(stop)
-        return apprentice, task
+        return worker, task
 
 
 @pytest_asyncio.fixture
-async def workplace(tmp_path: Path) -> AsyncIterator[Workplace]:
+async def harness(tmp_path: Path) -> AsyncIterator[AppHarness]:
     settings = load_settings(data=tmp_path / "data")
     async with AsyncExitStack() as stack:
         broker = await stack.enter_async_context(Broker(tmp_path / "nats"))
-        yield Workplace(stack, broker, settings)
+        yield AppHarness(stack, broker, settings)
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Server]:
     """A private PostgreSQL server."""
-    if (found := programs()) is None:
+    if (folder := programs()) is None:
         pytest.skip("PostgreSQL is not installed on this machine")
-    with serving(found) as server:
+    with serving(folder) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def fresh(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+def new_database_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     """`fresh("sqlite")`, `fresh("postgres")`: the URL of an empty database; tests use it one after another.
 
     `bare=True`: a new database without any table.
     """
 
-    def new_url(kind: str, *, bare: bool = False) -> str:
+    def new_url(kind: str, *, without_tables: bool = False) -> str:
         if kind == "postgres":
             server: Server = request.getfixturevalue("postgres")
-            return server.url(server.database("template0") if bare else server.emptied())
+            return server.url(server.database("template0") if without_tables else server.emptied())
         file = tmp_path_factory.mktemp("fresh") / "d.sqlite"
-        if not bare:
-            file.write_bytes(migrated())
+        if not without_tables:
+            file.write_bytes(make_migrated_database())
         return f"sqlite:///{file}"
 
     return new_url
@@ -297,43 +303,43 @@ DATABASES = ["sqlite", pytest.param("postgres", marks=pytest.mark.slow)]
 
 
 @pytest.fixture(params=DATABASES)
-def database(request: pytest.FixtureRequest, fresh: Callable[..., str]) -> str:
+def database(request: pytest.FixtureRequest, new_database_url: Callable[..., str]) -> str:
     """The URL of an empty database with all current tables, SQLite or PostgreSQL."""
-    return fresh(request.param)
+    return new_database_url(request.param)
 
 
 @pytest.fixture(params=DATABASES)
-def bare(request: pytest.FixtureRequest, fresh: Callable[..., str]) -> str:
+def empty_database(request: pytest.FixtureRequest, new_database_url: Callable[..., str]) -> str:
     """The URL of a database without a table, SQLite or PostgreSQL."""
-    return fresh(request.param, bare=True)
+    return new_database_url(request.param, without_tables=True)
 
 
 @pytest_asyncio.fixture
 async def store(database: str) -> AsyncIterator[Store]:
-    opened = await Store.open(database)
-    yield opened
-    await opened.close()
+    store = await Store.open(database)
+    yield store
+    await store.close()
 
 
 @pytest_asyncio.fixture
-async def local(tmp_path: Path) -> AsyncIterator[Store]:
+async def sqlite_store(tmp_path: Path) -> AsyncIterator[Store]:
     """A SQLite store for tests with many crashes. Our own code breaks off there, so a fast database is enough."""
-    opened = await Store.open(f"sqlite:///{tmp_path / 'local.sqlite'}")
-    yield opened
-    await opened.close()
+    store = await Store.open(f"sqlite:///{tmp_path / 'local.sqlite'}")
+    yield store
+    await store.close()
 
 
 @pytest.fixture
-def until() -> Callable[..., object]:
+def wait_until() -> Callable[..., object]:
     """`await until(lambda: condition)`: waits up to ten seconds for the condition."""
 
     async def wait(condition: Callable[[], object], seconds: float = 10.0) -> None:
         async with asyncio.timeout(seconds):
             while True:
-                found = condition()
-                if asyncio.iscoroutine(found):
-                    found = await found
-                if found:
+                result = condition()
+                if asyncio.iscoroutine(result):
+                    result = await result
+                if result:
                     return
                 await asyncio.sleep(0.02)
 
@@ -346,5 +352,5 @@ def ann() -> Member:
 
 
 @pytest.fixture
-def here() -> Destination:
+def destination() -> Destination:
     return Destination("web", {"room": "1"})

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from end_to_end.process import Up
-from shared.embedded_calibration import measured
+from shared.embedded_calibration import measure_once
 
 
 @pytest.fixture(scope="session")
 def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Measured once for all tests."""
-    return measured(tmp_path_factory)
+    return measure_once(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

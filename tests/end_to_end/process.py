@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import psutil
 
-from shared.embedded_calibration import ENV, WARMING, row_ms
+from shared.embedded_calibration import CALIBRATION_TIMEOUT, CLEAN_ENVIRONMENT, read_row_ms
 
 PROMPT = "terrier, looking up, cute, white background"
 START_SECONDS = 60.0
@@ -37,7 +37,14 @@ T = TypeVar("T")
 
 def darkroom(*args: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "bot", *args]
-    return subprocess.run(command, env=ENV | variables, capture_output=True, text=True, timeout=WARMING, check=False)
+    return subprocess.run(
+        command,
+        env=CLEAN_ENVIRONMENT | variables,
+        capture_output=True,
+        text=True,
+        timeout=CALIBRATION_TIMEOUT,
+        check=False,
+    )
 
 
 def until(what: Callable[[], T | None], seconds: float) -> T:
@@ -68,7 +75,7 @@ class Up:
         started = time.monotonic()
         with self.log.open("ab") as log:
             command = [sys.executable, "-m", "bot", "up", "--port", "0", "--data", str(self.data), *args]
-            self.process = subprocess.Popen(command, env=ENV, stdout=log, stderr=log)
+            self.process = subprocess.Popen(command, env=CLEAN_ENVIRONMENT, stdout=log, stderr=log)
         until(self._answers, START_SECONDS)
         self.seconds = time.monotonic() - started
 
@@ -131,7 +138,7 @@ class Up:
         return until(look, DRAWING)
 
     def warm(self) -> None:
-        until(lambda: self.get("/api/workers")["models"] or None, WARMING)
+        until(lambda: self.get("/api/workers")["models"] or None, CALIBRATION_TIMEOUT)
 
     def watch(self, job: str) -> None:
         """Read the job's stream until its first frame."""
@@ -143,7 +150,7 @@ class Up:
 
     def long_job(self) -> str:
         """Start a long job, and return when it runs and has a snapshot."""
-        steps = round(1000 * LONG_SECONDS / (LONG_ROWS * row_ms(self.data / "calibration.json")))
+        steps = round(1000 * LONG_SECONDS / (LONG_ROWS * read_row_ms(self.data / "calibration.json")))
         job = self.imagine(steps=min(max(steps, 60), 1000), count=2)
         self.watch(job)
         time.sleep(SNAPSHOT_SECONDS)

@@ -13,9 +13,9 @@ from engine import models
 from engine.bus.broker.embedded import Broker
 from engine.models.family import Family
 from engine.output.decode_worker import DecodeWorker
-from shared.embedded_calibration import measured
+from shared.embedded_calibration import measure_once
 from shared.engine_fixtures import affine, embedded, finish, job, recipe, small_folder, weights
-from shared.worker_harness import LEASE, Shop
+from shared.worker_harness import LEASE, WorkerHarness
 
 __all__ = ["affine", "embedded", "finish", "job", "recipe", "small_folder", "weights"]
 
@@ -23,32 +23,32 @@ __all__ = ["affine", "embedded", "finish", "job", "recipe", "small_folder", "wei
 @pytest.fixture(scope="session")
 def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The file with the embedded model's calibration on this machine, measured once for all processes."""
-    return measured(tmp_path_factory)
+    return measure_once(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Family]:
+def loaded_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Family]:
     return {"embedded": models.load_model("embedded", tmp_path_factory.mktemp("data"))}
 
 
 @pytest.fixture(scope="module")
-def lane(loaded: dict[str, Family]) -> Iterator[DecodeWorker]:
-    lane = DecodeWorker(loaded)
-    yield lane
-    lane.close()
+def decode_worker(loaded_models: dict[str, Family]) -> Iterator[DecodeWorker]:
+    decode_worker = DecodeWorker(loaded_models)
+    yield decode_worker
+    decode_worker.close()
 
 
 @pytest_asyncio.fixture
-async def shop(
-    tmp_path: Path, loaded: dict[str, Family], lane: DecodeWorker, request: pytest.FixtureRequest
-) -> AsyncIterator[Shop]:
+async def harness(
+    tmp_path: Path, loaded_models: dict[str, Family], decode_worker: DecodeWorker, request: pytest.FixtureRequest
+) -> AsyncIterator[WorkerHarness]:
     async with Broker(tmp_path / "nats") as broker:
-        shop = Shop(broker, loaded, lane, getattr(request, "param", LEASE))
-        shop.bot = await shop.join()
-        await shop.bot.watch_workers()
-        yield shop
-        for worker, task in shop.running:
+        harness = WorkerHarness(broker, loaded_models, decode_worker, getattr(request, "param", LEASE))
+        harness.bot = await harness.connect()
+        await harness.bot.watch_workers()
+        yield harness
+        for worker, task in harness.started_workers:
             worker.drain()
             await asyncio.gather(task, return_exceptions=True)
-        for bus in shop.buses:
+        for bus in harness.buses:
             await bus.close()

@@ -20,7 +20,7 @@ from loopback.bot_process import ROOT, Bot, running
 from loopback.members import Person
 from loopback.recorded_request import Asked
 from loopback.server import Loopback, until
-from shared.painter import Painter
+from shared.painter import PaintingWorker
 
 if TYPE_CHECKING:
     from simcord.backend.models import Message
@@ -155,7 +155,7 @@ async def _announce_every_end(bot: Bot, guild: GuildHandle) -> None:
 
 
 async def _run_point(
-    loopback: KillingLoopback, bot: Bot, painter: Painter, member: Person, guild: GuildHandle, point: Point
+    loopback: KillingLoopback, bot: Bot, painter: PaintingWorker, member: Person, guild: GuildHandle, point: Point
 ) -> Outcome:
     channel = guild.create_text_channel(f"pictures-{member.id}")
     wanted = int(point.kind in ("direct", "open direct"))

@@ -20,7 +20,7 @@ import psutil
 from engine.bus import Bus
 from engine.bus.broker.embedded import Broker
 from loopback.server import TOKEN, Loopback, until
-from shared.painter import Painter, stop
+from shared.painter import PaintingWorker, cancel_task
 
 ROOT = Path(__file__).parents[2]
 START_TIMEOUT = 60.0
@@ -95,16 +95,16 @@ class Bot:
 
 
 @asynccontextmanager
-async def running(loopback: Loopback, folder: Path, **environment: str) -> AsyncIterator[tuple[Bot, Painter]]:
+async def running(loopback: Loopback, folder: Path, **environment: str) -> AsyncIterator[tuple[Bot, PaintingWorker]]:
     """A ready bot beside an open loopback, and a painter that works in this process."""
     async with AsyncExitStack() as parts:
         broker = await parts.enter_async_context(Broker(folder / "nats"))
         bus = await Bus.connect(broker.url, broker.token)
         parts.push_async_callback(bus.close)
         await bus.declare()
-        painter = Painter(bus)
+        painter = PaintingWorker(bus)
         work: asyncio.Task[Any] = asyncio.create_task(painter.run())
-        parts.push_async_callback(stop, work)
+        parts.push_async_callback(cancel_task, work)
         bot = Bot(loopback, broker, folder / "bot", **environment)
         await asyncio.to_thread(bot.folder.mkdir, parents=True, exist_ok=True)
         parts.push_async_callback(bot.end)

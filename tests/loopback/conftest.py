@@ -17,7 +17,7 @@ from loopback.bot_process import Bot, running
 from loopback.known_deviations import unexplained
 from loopback.members import Act, Person
 from loopback.server import Loopback, until
-from shared.painter import Painter
+from shared.painter import PaintingWorker
 
 if TYPE_CHECKING:
     from simcord.backend.models import Message
@@ -33,7 +33,7 @@ class Street:
 
     loopback: Loopback
     bot: Bot
-    painter: Painter
+    painter: PaintingWorker
     guild: GuildHandle
 
 
@@ -62,8 +62,8 @@ class Scene:
 
     def go_on(self) -> None:
         """Resumes all paused jobs; no later job pauses."""
-        self.street.painter.stand_at = None
-        self.street.painter.going.set()
+        self.street.painter.pause_step = None
+        self.street.painter.step_gate.set()
 
     def finals(self, channel: int | None = None) -> list[Message]:
         """The messages of the channel that show a finished picture."""

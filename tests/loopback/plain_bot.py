@@ -19,7 +19,7 @@ from discord.gateway import DiscordWebSocket
 from discord.http import Route
 
 from loopback.server import TOKEN, Loopback, until
-from shared.painter import stop
+from shared.painter import cancel_task
 
 
 class TextModal(ui.Modal, title="Words"):
@@ -120,7 +120,7 @@ async def plain(loopback: Loopback, monkeypatch: pytest.MonkeyPatch, **options: 
             yield client
         finally:
             await client.close()
-            await stop(task)
+            await cancel_task(task)
 
 
 def a_file(name: str = "a.png", text: str | None = "a picture") -> discord.File:

@@ -34,14 +34,14 @@ from engine.contract import (
     Result,
     encode,
 )
-from shared.painter import Painter, stop
+from shared.painter import PaintingWorker, cancel_task
 
 FRAMES = 200  # a second in all: one decode worker at 5 ms a frame
 HEARTBEAT = 4.0  # seconds; a lease lasts ten
 WORKERS = tuple(f"easel-{number}" for number in range(16))  # enough rows for 2,000 grids with guidance
 
 
-class SimulatedWorkers(Painter):
+class SimulatedWorkers(PaintingWorker):
     """Jobs take `seconds` and `longer` by turns, from their start. At most `rate` jobs end in a second."""
 
     def __init__(self, bus: Bus, seconds: float, longer: float, rate: float) -> None:
@@ -60,7 +60,12 @@ class SimulatedWorkers(Painter):
     async def run(self) -> None:
         """Pulls and works. Waits while the broker does not answer."""
         async with asyncio.TaskGroup() as group:
-            for keep_up in (self._listen_wants(), self._listen_cancels(), self._announce(), self._send_frames()):
+            for keep_up in (
+                self._watch_preview_requests(),
+                self._watch_cancellations(),
+                self._announce(),
+                self._send_frames(),
+            ):
                 group.create_task(keep_up)
             while True:
                 try:
@@ -106,7 +111,7 @@ class SimulatedWorkers(Painter):
             await self._deliver(job, job.task, claim)
         finally:
             self.open.pop(job.id, None)
-            await stop(heartbeat)
+            await cancel_task(heartbeat)
         await delivered.ack()
         await self.bus.release_claim(claim)
 
@@ -121,7 +126,7 @@ class SimulatedWorkers(Painter):
         while True:
             began = time.monotonic()
             sent = 0
-            for name in [one for one in self.open if one in self._wanted][:1]:
+            for name in [one for one in self.open if one in self._preview_requests][:1]:
                 self.open.move_to_end(name)
                 sent = await self._send_job_frames(name)
             await asyncio.sleep(max(0.002, sent / FRAMES - (time.monotonic() - began)))
@@ -147,9 +152,9 @@ class SimulatedWorkers(Painter):
     async def _deliver(self, job: Job, recipe: Recipe, claim: Claim) -> None:
         for image in range(recipe.count):
             picture = _make_unique(self._pictures[next(self._serial) % len(self._pictures)], f"{job.id} {image}")
-            await self._hand_in(job, claim, image, picture, (64, 64))
+            await self._deliver_file(job, claim, image, picture, (64, 64))
             ladder = Ladder(job=job.id, image=image, of=recipe.steps, shape=(4, 8, 8), rungs=self._keyframes)
-            await self._hand_in(job, claim, image, encode(ladder), (64, 64), "ladder")
+            await self._deliver_file(job, claim, image, encode(ladder), (64, 64), "ladder")
         await self._tell(JobFinished(job=job.id, epoch=claim.epoch, cost=0.2, seconds=1.0, ms_per_step=1.0))
         print(json.dumps({"job": job.id, "at": time.monotonic()}), flush=True)
 

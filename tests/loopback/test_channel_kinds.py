@@ -16,7 +16,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 async def test_a_final_reaches_closed_direct_messages_by_edit_when_the_token_is_dead(scene: Any) -> None:
     """The member accepts no new messages from the bot, but the bot can edit its existing message."""
     bob = Person(scene.loopback, "bob", patience=20.0)
-    scene.street.painter.stand_at = 10
+    scene.street.painter.pause_step = 10
     act = await bob.slash(None, "imagine", prompt="a secret")
     message = await act.answer()
     scene.loopback.laws.closed.add(bob.id)
@@ -28,7 +28,7 @@ async def test_a_final_reaches_closed_direct_messages_by_edit_when_the_token_is_
 async def test_a_thread_archived_during_a_job_sends_the_picture_to_direct_messages(scene: Any) -> None:
     """Nothing in the thread can change, so its author gets the picture in a direct message."""
     thread = scene.loopback.world.thread(scene.channel, "talk")
-    scene.street.painter.stand_at = 10
+    scene.street.painter.pause_step = 10
     act = await scene.alice.slash(thread, "imagine", prompt="in a thread")
     await act.answer()
     scene.loopback.world.archive(thread.id)
@@ -45,7 +45,7 @@ async def test_a_job_in_a_forum_post_is_shown_in_its_answer(scene: Any) -> None:
 
 
 async def test_a_token_still_works_in_a_channel_hidden_from_the_bot(scene: Any) -> None:
-    scene.street.painter.stand_at = 10
+    scene.street.painter.pause_step = 10
     act = await scene.imagine()
     scene.loopback.world.forbid(scene.channel.id, "view_channel", "send_messages")
     scene.go_on()
@@ -54,7 +54,7 @@ async def test_a_token_still_works_in_a_channel_hidden_from_the_bot(scene: Any) 
 
 async def test_a_message_deleted_during_a_job_sends_the_picture_to_direct_messages(scene: Any) -> None:
     """The bot does not post it again in the channel: its author gets the picture in a direct message."""
-    scene.street.painter.stand_at = 10
+    scene.street.painter.pause_step = 10
     act = await scene.imagine()
     scene.loopback.world.backend.delete_message(scene.channel.id, act.message.id)
     scene.go_on()
@@ -65,7 +65,7 @@ async def test_a_message_deleted_during_a_job_sends_the_picture_to_direct_messag
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["broken", 502])
 async def test_a_direct_message_with_a_lost_answer_is_not_sent_twice(scene: Any, how: Any) -> None:
-    scene.street.painter.stand_at = 10
+    scene.street.painter.pause_step = 10
     act = await scene.imagine()
     scene.loopback.world.backend.delete_message(scene.channel.id, act.message.id)
     troubles, there = scene.loopback.troubles, {"path": "/channels/*/messages", "method": "POST", "carried_out": True}
@@ -79,7 +79,7 @@ async def test_a_direct_message_with_a_lost_answer_is_not_sent_twice(scene: Any,
 async def test_an_undeliverable_picture_delays_no_other_job(scene: Any) -> None:
     """The bot cannot reach the member, and nobody else has to wait for that."""
     doomed = scene.street.guild.create_text_channel("doomed")
-    scene.street.painter.stand_at = 10
+    scene.street.painter.pause_step = 10
     await (await scene.alice.slash(doomed, "imagine", prompt="lost")).answer()
     kept = await scene.imagine("kept")
     scene.loopback.laws.closed.add(scene.alice.id)

@@ -67,7 +67,7 @@ async def test_slow_uploads_and_slow_answers_lose_no_picture(scene: Any) -> None
 
 async def test_a_token_that_dies_during_a_job_is_replaced_by_the_channel(scene: Any) -> None:
     """The token expires at once, so the final goes by channel."""
-    scene.street.painter.stand_at = 10
+    scene.street.painter.pause_step = 10
     act = await scene.imagine()
     await until(lambda: act.message.attachments)
     scene.loopback.laws.dead.add(act.record.token)
@@ -78,7 +78,7 @@ async def test_a_token_that_dies_during_a_job_is_replaced_by_the_channel(scene: 
 
 
 async def test_a_token_that_expires_after_15_minutes_loses_no_picture(scene: Any) -> None:
-    scene.street.painter.stand_at = 10
+    scene.street.painter.pause_step = 10
     act = await scene.imagine()
     await until(lambda: act.message.attachments)
     scene.loopback.world.later(15 * 60)
@@ -109,7 +109,7 @@ async def test_the_next_command_works_after_the_gateway_drops(scene: Any) -> Non
 async def test_jobs_survive_a_session_that_cannot_be_resumed(scene: Any) -> None:
     gateway = scene.loopback.gateway
     before = len(gateway.log)
-    scene.street.painter.stand_at = 10
+    scene.street.painter.pause_step = 10
     act = await scene.imagine()
     gateway.forget()
     await until(gateway.ready)
@@ -122,7 +122,7 @@ async def test_jobs_survive_a_session_that_cannot_be_resumed(scene: Any) -> None
 @pytest.mark.slow
 async def test_a_bot_killed_during_a_job_shows_each_picture_once(scene: Any) -> None:
     """The next process continues, and each job has exactly one message."""
-    scene.street.painter.stand_at = 10
+    scene.street.painter.pause_step = 10
     acts = [await scene.imagine("one"), await scene.imagine("two")]
     await until(lambda: all(act.message.attachments for act in acts))
     await scene.street.bot.kill()
@@ -136,7 +136,7 @@ async def test_a_bot_killed_during_a_job_shows_each_picture_once(scene: Any) -> 
 async def test_a_bot_killed_before_it_stored_the_first_answer_shows_the_picture_once(scene: Any) -> None:
     """The answer is under way to Discord, and takes effect while the bot dies."""
     scene.loopback.troubles.slow(0.0, path="/interactions/*", times=1, late=3.0)
-    scene.street.painter.stand_at = 10
+    scene.street.painter.pause_step = 10
     act = await scene.imagine()
     await scene.street.bot.kill()
     scene.go_on()

@@ -10,17 +10,17 @@ import discord
 from bot.domain.job_states import is_end
 
 
-async def begun(world: Any, who: Any = None, where: Any = None) -> Any:
+async def start_paused_job(world: Any, member: Any = None, channel_handle: Any = None) -> Any:
     """Start a job and pause it at step 5, with its first frames shown."""
-    world.painter.stand_at = 5
-    result = await (who or world.alice).slash(where or world.channel, "imagine", prompt="red apple")
-    channel = (where or world.channel).id
-    await world.until(lambda: "step 4 of 20" in stored(world, channel, result.response.id).content)
-    world.painter.stand_at = None
+    world.painter.pause_step = 5
+    result = await (member or world.alice).slash(channel_handle or world.channel, "imagine", prompt="red apple")
+    channel = (channel_handle or world.channel).id
+    await world.wait_until(lambda: "step 4 of 20" in get_message(world, channel, result.response.id).content)
+    world.painter.pause_step = None
     return result
 
 
-async def noted(world: Any) -> None:
+async def wait_until_delivered(world: Any) -> None:
     """Wait until every job is over, and the store says that every message was shown or why not."""
     async with asyncio.timeout(40):
         while any(not is_end(view.state) for view in await world.services.job_views.load_recent()):
@@ -29,16 +29,16 @@ async def noted(world: Any) -> None:
             await asyncio.sleep(0.02)
 
 
-async def made(world: Any, prompt: str = "red apple", **options: Any) -> discord.Message:
+async def imagine(world: Any, prompt: str = "red apple", **options: Any) -> discord.Message:
     """Imagine, wait for the end, and return the job's message."""
-    return await world.ended(await world.alice.slash(world.channel, "imagine", prompt=prompt, **options))
+    return await world.wait_for_end(await world.alice.slash(world.channel, "imagine", prompt=prompt, **options))
 
 
-def stored(world: Any, channel: int, message: int) -> Any:
+def get_message(world: Any, channel: int, message: int) -> Any:
     return world.env.backend.messages[channel][message]
 
 
-def moderator(world: Any) -> Any:
+def create_moderator(world: Any) -> Any:
     """Create a member who may manage messages in the whole server."""
     role = world.guild.create_role("mod", permissions=discord.Permissions(manage_messages=True))
     return world.guild.add_member(world.env.create_user("mo"), roles=[role])

@@ -11,9 +11,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-WARMING = 240.0
-ENV = {name: value for name, value in os.environ.items() if not name.startswith(("DARKROOM_", "DISCORD_"))}
-CALIBRATE = """
+CALIBRATION_TIMEOUT = 240.0
+CLEAN_ENVIRONMENT = {
+    name: value for name, value in os.environ.items() if not name.startswith(("DARKROOM_", "DISCORD_"))
+}
+CALIBRATION_SCRIPT = """
 import sys
 from pathlib import Path
 from engine.calibration.calibration import calibrate
@@ -23,18 +25,23 @@ calibrate(load_embedded(resolver=SuperResolver.load(None)), Path(sys.argv[1]))
 """
 
 
-def measured(folders: pytest.TempPathFactory) -> Path:
+def measure_once(path_factory: pytest.TempPathFactory) -> Path:
     """The calibration file, which pytest's first process measures. Copy it into a process's data folder."""
-    folder = folders.getbasetemp()
+    folder = path_factory.getbasetemp()
     path = (folder.parent if folder.name.startswith("popen-") else folder) / "calibration.json"
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
-            subprocess.run([sys.executable, "-c", CALIBRATE, str(path)], env=ENV, check=True, timeout=WARMING)
+            subprocess.run(
+                [sys.executable, "-c", CALIBRATION_SCRIPT, str(path)],
+                env=CLEAN_ENVIRONMENT,
+                check=True,
+                timeout=CALIBRATION_TIMEOUT,
+            )
     return path
 
 
-def row_ms(path: Path) -> float:
+def read_row_ms(path: Path) -> float:
     """The file's milliseconds per row in a forward of the embedded model on this machine."""
     (calibration,) = msgspec.json.decode(path.read_bytes()).values()
     return calibration["row_ms"]

@@ -9,21 +9,21 @@ from collections.abc import Sequence
 from engine.contract import DescribeReply, DescribeRequest
 
 
-class Describer:
+class FakeDescriber:
     """A callable for `serve_describe`. `fits`: the texts of a good prompt; `asked`: the requests so far."""
 
     def __init__(self, *fits: str) -> None:
-        self.fits, self.asked = fits, list[DescribeRequest]()
+        self.fits, self.requests = fits, list[DescribeRequest]()
 
     async def __call__(self, request: DescribeRequest) -> DescribeReply:
-        return DescribeReply(errors=tuple(tuple(one) for one in await self.errors(request)))
+        return DescribeReply(errors=tuple(tuple(row) for row in await self.errors(request)))
 
     async def errors(self, request: DescribeRequest) -> Sequence[Sequence[float]]:
-        self.asked.append(request)
+        self.requests.append(request)
         draws = range(request.first, request.first + request.draws)
         return [[(1 + draw % 3) * self._error(text) for draw in draws] for text in request.texts]
 
     def _error(self, text: str) -> float:
         known = " ".join(self.fits).split()
         other_words = [word for word in text.replace(",", "").split() if word not in known]
-        return 1.0 - 0.2 * sum(one in text for one in self.fits) + 0.01 * len(other_words)
+        return 1.0 - 0.2 * sum(fit in text for fit in self.fits) + 0.01 * len(other_words)

@@ -17,13 +17,13 @@ from engine.models.family import Family
 Blobs = dict[str, bytes]
 
 
-def saved(picture: Image.Image, form: str = "PNG") -> bytes:
+def encode_picture(picture: Image.Image, image_format: str = "PNG") -> bytes:
     buffer = BytesIO()
-    picture.save(buffer, format=form)
+    picture.save(buffer, format=image_format)
     return buffer.getvalue()
 
 
-def scene(size: tuple[int, int] = (64, 64), colour: str = "orange") -> Image.Image:
+def draw_scene(size: tuple[int, int] = (64, 64), colour: str = "orange") -> Image.Image:
     """A disc in front of two coloured halves."""
     picture = Image.new("RGB", size, "teal")
     draw = ImageDraw.Draw(picture)
@@ -32,55 +32,57 @@ def scene(size: tuple[int, int] = (64, 64), colour: str = "orange") -> Image.Ima
     return picture
 
 
-def half_mask(size: tuple[int, int] = (64, 64)) -> Image.Image:
+def draw_half_mask(size: tuple[int, int] = (64, 64)) -> Image.Image:
     """A mask that is white on the right, so that the left half stays."""
     mask = Image.new("L", size, 0)
     ImageDraw.Draw(mask).rectangle((size[0] // 2, 0, *size), fill=255)
     return mask
 
 
-def stored(*contents: bytes) -> Blobs:
+def hash_blobs(*contents: bytes) -> Blobs:
     return {hashlib.sha256(content).hexdigest(): content for content in contents}
 
 
-def forward(pictures: Sequence[bytes], strength: float, mask: bytes | None = None) -> tuple[ImageToImage, Blobs]:
+def make_image_to_image(
+    pictures: Sequence[bytes], strength: float, mask: bytes | None = None
+) -> tuple[ImageToImage, Blobs]:
     """Init images of equal weight for a recipe's `start`, and the blobs that it needs."""
-    sources = tuple(InitImage(name) for each in pictures for name in stored(each))
-    mask_name = None if mask is None else next(iter(stored(mask)))
-    return ImageToImage(sources, strength, mask_name), stored(*pictures, *([] if mask is None else [mask]))
+    sources = tuple(InitImage(name) for content in pictures for name in hash_blobs(content))
+    mask_name = None if mask is None else next(iter(hash_blobs(mask)))
+    return ImageToImage(sources, strength, mask_name), hash_blobs(*pictures, *([] if mask is None else [mask]))
 
 
-def ladder_of(developed: LatentsDone, job: Job) -> bytes:
+def encode_ladder(image: LatentsDone, job: Job) -> bytes:
     """The ladder as the decode worker writes it, but with empty thumbnails."""
     recipe = job.task
     assert isinstance(recipe, Recipe)
-    rungs = tuple(
-        Keyframe(rung.step, b"", None, None, rung.draw_count)
-        if rung.latents is None
-        else Keyframe(rung.step, b"", raw(rung.latents), raw(rung.x0), rung.draw_count)
-        for rung in developed.keyframes
+    keyframes = tuple(
+        Keyframe(keyframe.step, b"", None, None, keyframe.draw_count)
+        if keyframe.latents is None
+        else Keyframe(keyframe.step, b"", to_bytes(keyframe.latents), to_bytes(keyframe.x0), keyframe.draw_count)
+        for keyframe in image.keyframes
     )
-    shape = tuple(developed.latents.shape)
-    return encode(Ladder(job=job.id, image=developed.image, of=recipe.steps, shape=shape, rungs=rungs))
+    shape = tuple(image.latents.shape)
+    return encode(Ladder(job=job.id, image=image.image, of=recipe.steps, shape=shape, rungs=keyframes))
 
 
-def raw(tensor: torch.Tensor) -> bytes:
+def to_bytes(tensor: torch.Tensor) -> bytes:
     return tensor.contiguous().numpy().tobytes()
 
 
-def begun(job: Job, blobs: Blobs, family: Family) -> InitLatents | None:
+def load_init(job: Job, blobs: Blobs, family: Family) -> InitLatents | None:
     assert isinstance(job.task, Recipe)
     return load_init_latents(job.task, blobs, family)
 
 
-def added(engine: Engine, job: Job, blobs: Blobs, family: Family, snapshots: Sequence[Snapshot] = ()) -> None:
-    engine.add(job, snapshots, begun(job, blobs, family))
+def add_job(engine: Engine, job: Job, blobs: Blobs, family: Family, snapshots: Sequence[Snapshot] = ()) -> None:
+    engine.add(job, snapshots, load_init(job, blobs, family))
 
 
-def developed(job: Job, blobs: Blobs, family: Family, snapshots: Sequence[Snapshot] = ()) -> list[LatentsDone]:
+def run_job(job: Job, blobs: Blobs, family: Family, snapshots: Sequence[Snapshot] = ()) -> list[LatentsDone]:
     """Runs the job alone in an engine and returns its images in order."""
     engine, images = Engine({family.name: family}), list[LatentsDone]()
-    added(engine, job, blobs, family, snapshots)
+    add_job(engine, job, blobs, family, snapshots)
     while not engine.is_idle:
         for event in engine.step():
             assert not isinstance(event, JobFailure), event

@@ -33,7 +33,7 @@ _AUTOENCODER = (
 )  # fmt: skip
 
 
-def write(folder: Path, path: Path, *, configs: bool = True) -> None:
+def write_ldm_checkpoint(folder: Path, path: Path, *, configs: bool = True) -> None:
     """Writes all weights of the folder's pipeline to `path`, and with `configs` its configurations beside it."""
     network = {
         f"model.diffusion_model.{_network_key(key)}": value for key, value in _load_weights(folder / "unet").items()
@@ -41,8 +41,8 @@ def write(folder: Path, path: Path, *, configs: bool = True) -> None:
     autoencoder = _load_weights(folder / "vae")
     blocks = 1 + max(int(match[1]) for key in autoencoder if (match := re.match(r"decoder\.up_blocks\.(\d+)", key)))
     vae = {
-        f"first_stage_model.{_autoencoder_key(key, blocks)}": _as_convolution(key, each)
-        for key, each in autoencoder.items()
+        f"first_stage_model.{_autoencoder_key(key, blocks)}": _as_convolution(key, value)
+        for key, value in autoencoder.items()
     }
     texts = {
         f"cond_stage_model.transformer.{_text_key(key)}": value
@@ -58,12 +58,12 @@ def _load_weights(folder: Path) -> State:
 
 
 def _network_key(key: str) -> str:
-    for ours, theirs in _ENDS:
-        key = re.sub(rf"^{re.escape(ours)}\.", f"{theirs}.", key)
+    for diffusers_name, original_name in _ENDS:
+        key = re.sub(rf"^{re.escape(diffusers_name)}\.", f"{original_name}.", key)
     key = re.sub(r"^(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)\.(conv\.)?", _rename_block, key)
     if re.match(r"(input|output)_blocks\.\d+\.0\.|middle_block\.[02]\.", key):
-        for ours, theirs in _RESNET:
-            key = key.replace(f".{ours}.", f".{theirs}.")
+        for diffusers_name, original_name in _RESNET:
+            key = key.replace(f".{diffusers_name}.", f".{original_name}.")
     return key
 
 
@@ -75,13 +75,13 @@ def _rename_block(match: re.Match[str]) -> str:
         return f"input_blocks.{start + LAYERS + 1}.0.op."
     if kind == "upsamplers":  # after the attention, if the block has it: the first block of this network has none
         return f"output_blocks.{start + LAYERS}.1.conv."
-    place = start + number + (direction == "down")
-    return f"{'input' if direction == 'down' else 'output'}_blocks.{place}.{int(kind == 'attentions')}.{conv}"
+    index = start + number + (direction == "down")
+    return f"{'input' if direction == 'down' else 'output'}_blocks.{index}.{int(kind == 'attentions')}.{conv}"
 
 
 def _autoencoder_key(key: str, blocks: int) -> str:
-    for ours, theirs in _AUTOENCODER:
-        key = key.replace(ours, theirs)
+    for diffusers_name, original_name in _AUTOENCODER:
+        key = key.replace(diffusers_name, original_name)
     key = re.sub(r"^encoder\.down_blocks\.", "encoder.down.", key)
     return re.sub(r"^decoder\.up_blocks\.(\d+)", lambda match: f"decoder.up.{blocks - 1 - int(match[1])}", key)
 

@@ -11,7 +11,7 @@ from bot.store import Store
 
 
 @functools.cache
-def migrated() -> bytes:
+def make_migrated_database() -> bytes:
     """The bytes of an empty migrated database. Created once, because hypothesis opens many."""
 
     async def create_database(file: Path) -> None:

@@ -9,6 +9,6 @@ from PIL import Image
 
 def png(width: int, height: int, shade: int = 128) -> bytes:
     """A grey PNG."""
-    out = io.BytesIO()
-    Image.new("L", (width, height), shade).convert("RGB").save(out, "PNG")
-    return out.getvalue()
+    buffer = io.BytesIO()
+    Image.new("L", (width, height), shade).convert("RGB").save(buffer, "PNG")
+    return buffer.getvalue()

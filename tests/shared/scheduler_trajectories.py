@@ -14,32 +14,32 @@ SHAPE = (1, 4, 4, 4)
 Trajectory = list[torch.Tensor]
 
 
-class Double(torch.Tensor):
+class DoubleTensor(torch.Tensor):
     """float64 that ignores `to(torch.float32)`: runs an unmodified diffusers scheduler in double precision."""
 
-    def to(self, *_args: object, **_kwargs: object) -> Double:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def to(self, *_args: object, **_kwargs: object) -> DoubleTensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         return self
 
 
-def network(x: torch.Tensor, t: float) -> torch.Tensor:
+def affine_network(x: torch.Tensor, t: float) -> torch.Tensor:
     """Affine in its input, the position and the timestep."""
     return 0.3 * x + 0.1 * torch.sin(torch.arange(x.numel()) * 0.1).view(x.shape) + t / 2000
 
 
-def set_timesteps(scheduler: Any, steps: int, timing: TimestepOptions = TimestepOptions()) -> None:
+def set_timesteps(scheduler: Any, steps: int, options: TimestepOptions = TimestepOptions()) -> None:
     """Sets timesteps as pipelines do: `sigmas` instead of a number of steps, and `mu` where the scheduler has it."""
     dynamic = scheduler.config.get("use_dynamic_shifting", False)
-    extra: dict[str, Any] = {"mu": timing.mu} if dynamic else {}
+    extra: dict[str, Any] = {"mu": options.mu} if dynamic else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # numpy's, caused by the schedulers' np.array(tensor)
         warnings.simplefilter("ignore", RuntimeWarning)  # numpy's, for divisions by zero; the tests check the result
-        if timing.sigmas is None or scheduler.config.get("use_flow_sigmas", False):
+        if options.sigmas is None or scheduler.config.get("use_flow_sigmas", False):
             scheduler.set_timesteps(steps, **extra)
         else:
-            scheduler.set_timesteps(sigmas=list(timing.sigmas), **extra)
+            scheduler.set_timesteps(sigmas=list(options.sigmas), **extra)
 
 
-def by_diffusers(scheduler: Any, eta: float = 0.0, double: bool = False, first: int = 0) -> Trajectory:
+def run_scheduler(scheduler: Any, eta: float = 0.0, double: bool = False, first: int = 0) -> Trajectory:
     """The latents after every step of a scheduler whose timesteps are set, in float32 or in double precision.
 
     `first`: the first step, as in image-to-image pipelines.
@@ -49,31 +49,31 @@ def by_diffusers(scheduler: Any, eta: float = 0.0, double: bool = False, first: 
     extra: dict[str, Any] = {"eta": eta} if "eta" in parameters else {}
     extra |= {"generator": generator} if "generator" in parameters else {}
     x = torch.randn(SHAPE, generator=generator) * getattr(scheduler, "init_noise_sigma", 1.0)
-    x, trajectory = Double(x.double()) if double else x, []
+    x, trajectory = DoubleTensor(x.double()) if double else x, []
     for t in scheduler.timesteps[first:]:
         scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-        x = scheduler.step(network(scaled, float(t)), t, x, **extra).prev_sample
+        x = scheduler.step(affine_network(scaled, float(t)), t, x, **extra).prev_sample
         trajectory.append(x.as_subclass(torch.Tensor))
     return trajectory
 
 
-def by_plan(plan: Plan, double: bool = False, draws: torch.dtype | None = None, first: int = 0) -> Trajectory:
+def run_plan(plan: Plan, double: bool = False, draws: torch.dtype | None = None, first: int = 0) -> Trajectory:
     """The same by a plan's table. `draws`: the number format of the scheduler's noise, if not that of the latents."""
     generator, dtype = torch.Generator().manual_seed(5), torch.float64 if double else torch.float32
     x = (torch.randn(SHAPE, generator=generator) * plan.init_sigma).to(dtype)
     h, trajectory = torch.zeros(SHAPE, dtype=dtype), []
     for k in range(first, plan.steps):
-        at = dict(zip(COLUMNS, plan.table[k].tolist(), strict=True))
+        row = dict(zip(COLUMNS, plan.table[k].tolist(), strict=True))
         noise = (
             torch.randn(SHAPE, generator=generator, dtype=draws or dtype) if plan.has_noise_draw(k) else torch.zeros(())
         )
-        out = network(at["c"] * x, at["t"])
-        x, h = at["A"] * x + at["B"] * out + at["M"] * h + at["N"] * noise.to(dtype), at["P"] * x + at["Q"] * out
+        out = affine_network(row["c"] * x, row["t"])
+        x, h = row["A"] * x + row["B"] * out + row["M"] * h + row["N"] * noise.to(dtype), row["P"] * x + row["Q"] * out
         trajectory.append(x)
     return trajectory
 
 
-def apart(ours: Trajectory, theirs: Trajectory) -> float:
+def relative_difference(actual: Trajectory, expected: Trajectory) -> float:
     """The largest difference between a step's latents, relative to that step's largest value."""
-    pairs = zip(ours, theirs, strict=True)
+    pairs = zip(actual, expected, strict=True)
     return max(float((a.double() - b.double()).abs().max() / b.double().abs().max()) for a, b in pairs)

@@ -7,38 +7,38 @@ from typing import TYPE_CHECKING
 from playwright.async_api import Locator, Page, expect
 
 if TYPE_CHECKING:
-    from tests.bot.web.conftest import Room
+    from tests.bot.web.conftest import WebServer
 
-LONG = 20_000  # milliseconds
+LONG_MS = 20_000  # milliseconds
 
 
-async def visit(page: Page, room: Room) -> None:
-    await page.goto(room.url)
+async def open_page(page: Page, server: WebServer) -> None:
+    await page.goto(server.url)
     await expect(page.locator("#status")).to_contain_text("paper and ink")
 
 
-async def say(page: Page, prompt: str) -> Locator:
+async def send_prompt(page: Page, prompt: str) -> Locator:
     """Sends a prompt by keyboard and returns its message."""
-    before = await page.locator("article.job").count()
+    count_before = await page.locator("article.job").count()
     await page.locator("#prompt").fill(prompt)
     await page.keyboard.press("Enter")
-    return await card_of(page, before)
+    return await wait_for_card(page, count_before)
 
 
-async def card_of(page: Page, before: int) -> Locator:
+async def wait_for_card(page: Page, count_before: int) -> Locator:
     """Waits for the message that follows `before` others."""
-    card = page.locator("article.job").nth(before)
+    card = page.locator("article.job").nth(count_before)
     await expect(card).to_be_visible()
     return card
 
 
-async def finished(card: Locator) -> None:
-    await expect(card).to_have_attribute("data-state", "finished", timeout=LONG)
+async def wait_until_finished(card: Locator) -> None:
+    await expect(card).to_have_attribute("data-state", "finished", timeout=LONG_MS)
 
 
-async def picture_of(page: Page, room: Room) -> Locator:
+async def draw_picture(page: Page, server: WebServer) -> Locator:
     """Opens the page and returns a finished job of one picture."""
-    await visit(page, room)
-    card = await say(page, "terrier --count 1 --seed 7")
-    await finished(card)
+    await open_page(page, server)
+    card = await send_prompt(page, "terrier --count 1 --seed 7")
+    await wait_until_finished(card)
     return card

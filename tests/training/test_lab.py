@@ -101,10 +101,10 @@ def test_sums_are_parsed_into_weighted_terms(typed: str, meant: list[tuple[str, 
     ],
 )
 def test_an_invalid_sum_is_refused_in_one_sentence(typed: str, sentence: str) -> None:
-    with pytest.raises(JobRejected, match=sentence) as refused:
+    with pytest.raises(JobRejected, match=sentence) as error:
         parse_sum(typed)
-    assert refused.value.blame == "member"
-    assert "\n" not in refused.value.sentence
+    assert error.value.blame == "member"
+    assert "\n" not in error.value.sentence
 
 
 # --- mixing

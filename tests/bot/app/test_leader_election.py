@@ -63,57 +63,57 @@ async def test_an_older_leader_term_writes_nothing_any_more(tmp_path):
         await store.close()
 
 
-async def _bus(workplace: Any) -> Bus:
-    bus = await Bus.connect(workplace.broker.url, workplace.broker.token, limits=BusLimits(leader_lease=1.0))
-    workplace.stack.push_async_callback(bus.close)
+async def _bus(harness: Any) -> Bus:
+    bus = await Bus.connect(harness.broker.url, harness.broker.token, limits=BusLimits(leader_lease=1.0))
+    harness.stack.push_async_callback(bus.close)
     await bus.declare()
     return bus
 
 
 @pytest.mark.asyncio
-async def test_a_standby_says_so_and_takes_over_when_the_leader_resigns(workplace, until, monkeypatch):
+async def test_a_standby_says_so_and_takes_over_when_the_leader_resigns(harness, wait_until, monkeypatch):
     monkeypatch.setattr(leading_module, "NOTICE_SECONDS", 0.0)
     monkeypatch.setattr(leading_module, "RENEW_SECONDS", 0.2)
     notices: list[str] = []
-    lost: list[str] = []
-    first, second = await _bus(workplace), await _bus(workplace)
+    loss_reasons: list[str] = []
+    first, second = await _bus(harness), await _bus(harness)
 
     async def follow() -> Store:
-        async with keep_lead(second, notices.append, on_lost=lost.append) as leader:
-            store = await Store.open(workplace.settings.database)
+        async with keep_lead(second, notices.append, on_lost=loss_reasons.append) as leader:
+            store = await Store.open(harness.settings.database)
             await leader.begin_term(store)
             leader.note_close()
             return store
 
-    workplace.settings.data.mkdir(parents=True)
-    async with keep_lead(first, notices.append, on_lost=lost.append) as leader:
-        following = asyncio.create_task(follow())
-        await until(lambda: notices)
+    harness.settings.data.mkdir(parents=True)
+    async with keep_lead(first, notices.append, on_lost=loss_reasons.append) as leader:
+        follow_task = asyncio.create_task(follow())
+        await wait_until(lambda: notices)
         assert re.fullmatch(r"Another bot is at work on this broker \(bot-.+\): this one stands by\.", notices[0])
         await asyncio.sleep(1.5)  # longer than the lease: it is renewed
-        assert not following.done()
-        store = await Store.open(workplace.settings.database)
+        assert not follow_task.done()
+        store = await Store.open(harness.settings.database)
         await leader.begin_term(store)
         leader.note_close()
-    other = await following
+    other = await follow_task
     assert not await store.is_leader()
-    assert lost == []
+    assert loss_reasons == []
     for one in (store, other):
         await one.close()
 
 
 @pytest.mark.asyncio
-async def test_a_leader_ends_if_it_finds_another_term_or_loses_its_lease(workplace, until, monkeypatch):
+async def test_a_leader_ends_if_it_finds_another_term_or_loses_its_lease(harness, wait_until, monkeypatch):
     monkeypatch.setattr(leading_module, "RENEW_SECONDS", 0.2)
-    lost: list[str] = []
-    workplace.settings.data.mkdir(parents=True)
-    bus = await _bus(workplace)
-    async with keep_lead(bus, print, on_lost=lost.append) as leader:
-        store, other = [await Store.open(workplace.settings.database) for _ in range(2)]
+    loss_reasons: list[str] = []
+    harness.settings.data.mkdir(parents=True)
+    bus = await _bus(harness)
+    async with keep_lead(bus, print, on_lost=loss_reasons.append) as leader:
+        store, other = [await Store.open(harness.settings.database) for _ in range(2)]
         await leader.begin_term(store)
         leader._proven_until = 0.0
         await asyncio.to_thread(leader.check_lead)  # it blocks by design
-        assert lost == [], "the term is ours"
+        assert loss_reasons == [], "the term is ours"
         assert leader._proven_until > 0
         await other.begin_term()
 
@@ -122,13 +122,13 @@ async def test_a_leader_ends_if_it_finds_another_term_or_loses_its_lease(workpla
             leader.check_lead()
 
         await asyncio.to_thread(look)  # it blocks by design
-        assert lost[0] == "Another bot has begun to write to this database."
-        lost.clear()
-        await until(lambda: lost)  # the regular reading finds it too
+        assert loss_reasons[0] == "Another bot has begun to write to this database."
+        loss_reasons.clear()
+        await wait_until(lambda: loss_reasons)  # the regular reading finds it too
         assert leader._claim is not None
         await bus.js.purge_stream("KV_leaders")
-        lost.clear()
-        await until(lambda: "Another bot has led meanwhile." in lost)
+        loss_reasons.clear()
+        await wait_until(lambda: "Another bot has led meanwhile." in loss_reasons)
         leader.note_close()
         for one in (store, other):
             await one.close()
@@ -143,9 +143,11 @@ def short_intervals(monkeypatch):
 
 
 @asynccontextmanager
-async def lead_with_store(url: str, lost: list[str], bus: Bus | None = None) -> AsyncIterator[tuple[Store, Leader]]:
+async def lead_with_store(
+    url: str, loss_reasons: list[str], bus: Bus | None = None
+) -> AsyncIterator[tuple[Store, Leader]]:
     """Like the app, it closes the store before the leader resigns."""
-    async with keep_lead(bus, print, on_lost=lost.append) as leader:
+    async with keep_lead(bus, print, on_lost=loss_reasons.append) as leader:
         store = await Store.open(url)
         try:
             await leader.begin_term(store)
@@ -159,47 +161,47 @@ async def lead_with_store(url: str, lost: list[str], bus: Bus | None = None) -> 
 async def test_without_a_shared_broker_a_second_bot_is_refused_while_the_first_lives(
     database: str, short_intervals, monkeypatch
 ):
-    lost: list[str] = []
-    async with lead_with_store(database, lost) as (first, _):
+    loss_reasons: list[str] = []
+    async with lead_with_store(database, loss_reasons) as (first, _):
         with pytest.raises(UserError, match=r"Another bot is at work on this database \(bot-.+\): stop it first"):
-            async with lead_with_store(database, lost):
+            async with lead_with_store(database, loss_reasons):
                 pass
         assert await first.is_leader()
     monkeypatch.setattr(leading_module, "NOTICE_SECONDS", 60.0)
     monkeypatch.setattr(leader_heartbeat, "DEAD_SECONDS", 60.0)
-    async with asyncio.timeout(5), lead_with_store(database, lost) as (second, _):  # the first ended cleanly
+    async with asyncio.timeout(5), lead_with_store(database, loss_reasons) as (second, _):  # the first ended cleanly
         assert await second.is_leader()
-    assert lost == []
+    assert loss_reasons == []
 
 
 @pytest.mark.asyncio
 async def test_of_two_bots_that_start_at_once_one_is_refused(database: str, short_intervals):
-    lost: list[str] = []
+    loss_reasons: list[str] = []
     one_ended = asyncio.Event()
 
     async def bot() -> None:
         try:
-            async with lead_with_store(database, lost):
+            async with lead_with_store(database, loss_reasons):
                 await one_ended.wait()
         finally:
             one_ended.set()
 
     async with asyncio.timeout(20):
-        ends = await asyncio.gather(bot(), bot(), return_exceptions=True)
-    assert sorted(map(type, ends), key=str) == sorted([type(None), UserError], key=str)
-    assert lost == []
+        outcomes = await asyncio.gather(bot(), bot(), return_exceptions=True)
+    assert sorted(map(type, outcomes), key=str) == sorted([type(None), UserError], key=str)
+    assert loss_reasons == []
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("led", [False, True], ids=["alone", "led"])
+@pytest.mark.parametrize("is_leader", [False, True], ids=["alone", "led"])
 async def test_a_new_leader_gives_one_that_ended_uncleanly_the_time_to_notice(
-    workplace, database: str, short_intervals, led
+    harness, database: str, short_intervals, is_leader
 ):
-    before, lost = await Store.open(database), list[str]()
+    before, loss_reasons = await Store.open(database), list[str]()
     await before.begin_term("bot-that-was-cut-off")  # and sends no heartbeat
-    began = boot_seconds()
-    async with lead_with_store(database, lost, await _bus(workplace) if led else None) as (after, _):
-        assert boot_seconds() - began >= leader_heartbeat.DEAD_SECONDS + leading_module.NOTICE_SECONDS
+    started_at = boot_seconds()
+    async with lead_with_store(database, loss_reasons, await _bus(harness) if is_leader else None) as (after, _):
+        assert boot_seconds() - started_at >= leader_heartbeat.DEAD_SECONDS + leading_module.NOTICE_SECONDS
         assert await after.is_leader()
         with pytest.raises(NotLeader):
             await before.write(lambda _: None)
@@ -215,24 +217,24 @@ async def test_a_bot_stopped_before_its_predecessor_can_notice_leaves_its_term_o
         async with lead_with_store(database, []):
             raise AssertionError("it is stopped before this")
 
-    stopped = asyncio.create_task(bot())
+    bot_task = asyncio.create_task(bot())
     async with asyncio.timeout(5):
         while await before.is_leader():
             await asyncio.sleep(0.02)
-    stopped.cancel()
-    await asyncio.wait([stopped])
+    bot_task.cancel()
+    await asyncio.wait([bot_task])
     assert not (await before.query(leader_terms.read_newest_term)).over
     await before.close()
 
 
 @pytest.mark.asyncio
-async def test_without_a_shared_broker_a_later_term_also_ends_the_bot(database: str, short_intervals, until):
-    lost: list[str] = []
-    async with lead_with_store(database, lost) as (first, _):
+async def test_without_a_shared_broker_a_later_term_also_ends_the_bot(database: str, short_intervals, wait_until):
+    loss_reasons: list[str] = []
+    async with lead_with_store(database, loss_reasons) as (first, _):
         other = await Store.open(database)
         await other.begin_term()
-        await until(lambda: lost)
-        assert lost[0] == "Another bot has begun to write to this database."
+        await wait_until(lambda: loss_reasons)
+        assert loss_reasons[0] == "Another bot has begun to write to this database."
         with pytest.raises(NotLeader):
             await first.write(lambda _: None)
         await other.close()
@@ -241,22 +243,22 @@ async def test_without_a_shared_broker_a_later_term_also_ends_the_bot(database: 
 @pytest.mark.asyncio
 async def test_without_a_lease_the_check_blocks_only_after_a_suspension(database: str, short_intervals, monkeypatch):
     monkeypatch.setattr(leading_module, "CONFIRM_SECONDS", 60.0)
-    lost: list[str] = []
-    async with lead_with_store(database, lost) as (_, leader):
+    loss_reasons: list[str] = []
+    async with lead_with_store(database, loss_reasons) as (_, leader):
         other = await Store.open(database)
         await other.begin_term()
         leader._proven_until, leader._checked_at = 0.0, boot_seconds()
         await asyncio.to_thread(leader.check_lead)
-        assert lost == [], "awake: the term is read beside the work"
+        assert loss_reasons == [], "awake: the term is read beside the work"
         leader._checked_at = 0.0
         await other.close()
         await asyncio.to_thread(leader.check_lead)
-        assert lost == ["Another bot has begun to write to this database."]
-        lost.clear()
+        assert loss_reasons == ["Another bot has begun to write to this database."]
+        loss_reasons.clear()
         leader._checked_at = 0.0
         monkeypatch.setattr(leader, "_confirm_term", _raise_unavailable)
         await asyncio.to_thread(leader.check_lead)
-        assert lost == [], "the database is away for every bot"
+        assert loss_reasons == [], "the database is away for every bot"
 
 
 async def _raise_unavailable() -> None:
@@ -264,9 +266,9 @@ async def _raise_unavailable() -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_bot_that_lost_its_lease_sends_no_heartbeat(workplace, database: str, short_intervals, monkeypatch):
+async def test_a_bot_that_lost_its_lease_sends_no_heartbeat(harness, database: str, short_intervals, monkeypatch):
     monkeypatch.setattr(leading_module, "RENEW_SECONDS", 60.0)
-    async with lead_with_store(database, [], await _bus(workplace)) as (store, leader):
+    async with lead_with_store(database, [], await _bus(harness)) as (store, leader):
         assert await leader_heartbeat.is_leader_alive(store)
         leader._lease_until = 0.0
         assert not await leader_heartbeat.is_leader_alive(store)
@@ -274,23 +276,25 @@ async def test_a_bot_that_lost_its_lease_sends_no_heartbeat(workplace, database:
 
 @pytest.mark.slow
 @pytest.mark.asyncio
-async def test_a_standby_is_refused_only_if_it_has_another_database(workplace, database: str, short_intervals, fresh):
-    other = await Store.open(await asyncio.to_thread(fresh, "sqlite"))
+async def test_a_standby_is_refused_only_if_it_has_another_database(
+    harness, database: str, short_intervals, new_database_url
+):
+    other = await Store.open(await asyncio.to_thread(new_database_url, "sqlite"))
     assert await read_store_id(str(other.database.writer.url)) == ""
     await other.begin_term()
     assert len(await read_store_id(str(other.database.writer.url))) == 26
     notices: list[str] = []
-    async with lead_with_store(database, [], await _bus(workplace)) as (store, _):
-        for url in (str(other.database.writer.url), f"sqlite:///{workplace.settings.data.parent / 'new.sqlite'}"):
+    async with lead_with_store(database, [], await _bus(harness)) as (store, _):
+        for url in (str(other.database.writer.url), f"sqlite:///{harness.settings.data.parent / 'new.sqlite'}"):
             with pytest.raises(
                 UserError, match=r"\(bot-[^.]+\) has another database: set DATABASE_URL .+ PICTURES_URL"
-            ) as no:
-                async with asyncio.timeout(10), keep_lead(await _bus(workplace), notices.append, database_url=url):
+            ) as error:
+                async with asyncio.timeout(10), keep_lead(await _bus(harness), notices.append, database_url=url):
                     pass
-            assert no.value.status == 400
+            assert error.value.status == 400
         notices.clear()
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(3), keep_lead(await _bus(workplace), notices.append, database_url=database):
+            async with asyncio.timeout(3), keep_lead(await _bus(harness), notices.append, database_url=database):
                 pass
         assert len(notices) == 1
         assert await store.is_leader()
@@ -299,8 +303,8 @@ async def test_a_standby_is_refused_only_if_it_has_another_database(workplace, d
 
 @pytest.mark.asyncio
 @pytest.mark.may_block("migrations are read on the store's own thread")
-async def test_a_database_of_an_earlier_version_has_no_id(bare: str):
-    old = await asyncio.to_thread(select_driver, bare)
+async def test_a_database_of_an_earlier_version_has_no_id(empty_database: str):
+    old = await asyncio.to_thread(select_driver, empty_database)
     try:
         assert await old.run_read(leader_terms.read_store_id) == ""
         await old.upgrade(lambda connection: migrate_tables(connection, "0009"))
@@ -323,26 +327,26 @@ class Bot:
 
     def __init__(self, process: asyncio.subprocess.Process, folder: Path) -> None:
         self.process, self.folder, self.lines = process, folder, list[str]()
-        self.reading = asyncio.create_task(self._read())
+        self.read_task = asyncio.create_task(self._read())
 
     @classmethod
-    async def start(cls, workplace: Any, name: str, **more: str) -> Bot:
-        folder = workplace.settings.data.parent / name
+    async def start(cls, harness: Any, name: str, **variables: str) -> Bot:
+        folder = harness.settings.data.parent / name
         env = (
             ENV
             | {
-                "DATABASE_URL": f"sqlite:///{workplace.settings.data / 'shared.sqlite'}",
-                "PICTURES_URL": str(workplace.settings.data / "pictures"),
-                "DARKROOM_NATS": workplace.broker.url,
-                "DARKROOM_NATS_TOKEN": workplace.broker.token,
+                "DATABASE_URL": f"sqlite:///{harness.settings.data / 'shared.sqlite'}",
+                "PICTURES_URL": str(harness.settings.data / "pictures"),
+                "DARKROOM_NATS": harness.broker.url,
+                "DARKROOM_NATS_TOKEN": harness.broker.token,
             }
-            | more
+            | variables
         )
         command = [sys.executable, "-m", "bot", "bot", "--port", "0", "--data", str(folder)]
-        pipe, out = asyncio.subprocess.PIPE, asyncio.subprocess.STDOUT
-        process = await asyncio.create_subprocess_exec(*command, env=env, stdout=pipe, stderr=out)
+        stdin, output_options = asyncio.subprocess.PIPE, asyncio.subprocess.STDOUT
+        process = await asyncio.create_subprocess_exec(*command, env=env, stdout=stdin, stderr=output_options)
         bot = cls(process, folder)
-        workplace.stack.push_async_callback(bot.stop)
+        harness.stack.push_async_callback(bot.stop)
         return bot
 
     async def _read(self) -> None:
@@ -350,10 +354,10 @@ class Bot:
         while line := await self.process.stdout.readline():
             self.lines.append(line.decode())
 
-    def says(self, words: str) -> bool:
+    def has_output(self, words: str) -> bool:
         return any(words in line for line in self.lines)
 
-    async def ask(self, path: str, value: object = None) -> Any:
+    async def request(self, path: str, value: object = None) -> Any:
         url = json.loads((self.folder / "running.json").read_text())["url"]
         body = None if value is None else json.dumps(value).encode()
 
@@ -368,47 +372,47 @@ class Bot:
         if self.process.returncode is None:
             self.process.kill()
         await self.process.wait()
-        self.reading.cancel()
+        self.read_task.cancel()
 
 
 @pytest.mark.slow
 @pytest.mark.asyncio
 @pytest.mark.timeout(180)
-async def test_a_standby_takes_over_after_a_kill_and_a_suspended_leader_ends_when_it_wakes(workplace, until):
-    workplace.settings.data.mkdir(parents=True)
-    apprentice, _ = await workplace.worker()
-    first = await Bot.start(workplace, "first")
-    await until(lambda: first.says("Darkroom is open"), 30)
-    second = await Bot.start(workplace, "second")
-    await until(lambda: second.says("stands by"), 30)
-    apprentice.go.clear()
-    jobs = [(await first.ask("/api/jobs", {"prompt": "a lamp --count 1"}))["id"] for _ in range(3)]
-    await until(lambda: apprentice.begun, 30)
+async def test_a_standby_takes_over_after_a_kill_and_a_suspended_leader_ends_when_it_wakes(harness, wait_until):
+    harness.settings.data.mkdir(parents=True)
+    worker, _ = await harness.start_worker()
+    first = await Bot.start(harness, "first")
+    await wait_until(lambda: first.has_output("Darkroom is open"), 30)
+    second = await Bot.start(harness, "second")
+    await wait_until(lambda: second.has_output("stands by"), 30)
+    worker.run_gate.clear()
+    jobs = [(await first.request("/api/jobs", {"prompt": "a lamp --count 1"}))["id"] for _ in range(3)]
+    await wait_until(lambda: worker.started_jobs, 30)
     first.process.kill()
-    await until(lambda: second.says("Darkroom is open"), 60)
-    third = await Bot.start(workplace, "third")  # not earlier: of two standbys, either may take over
-    await until(lambda: third.says("stands by"), 30)
-    stranger = await Bot.start(workplace, "stranger", DATABASE_URL="")
+    await wait_until(lambda: second.has_output("Darkroom is open"), 60)
+    third = await Bot.start(harness, "third")  # not earlier: of two standbys, either may take over
+    await wait_until(lambda: third.has_output("stands by"), 30)
+    foreign_bot = await Bot.start(harness, "stranger", DATABASE_URL="")
     async with asyncio.timeout(30):
-        assert await stranger.process.wait() == 2
-    await until(lambda: stranger.says("has another database: set DATABASE_URL"))
+        assert await foreign_bot.process.wait() == 2
+    await wait_until(lambda: foreign_bot.has_output("has another database: set DATABASE_URL"))
     second.process.send_signal(signal.SIGSTOP)
-    await until(lambda: third.says("Darkroom is open"), 60)
-    apprentice.go.set()
-    jobs.append((await third.ask("/api/jobs", {"prompt": "a cat --count 1"}))["id"])
-    store = await Store.open(f"sqlite:///{workplace.settings.data / 'shared.sqlite'}")
+    await wait_until(lambda: third.has_output("Darkroom is open"), 60)
+    worker.run_gate.set()
+    jobs.append((await third.request("/api/jobs", {"prompt": "a cat --count 1"}))["id"])
+    store = await Store.open(f"sqlite:///{harness.settings.data / 'shared.sqlite'}")
 
     async def all_finished() -> bool:
-        found = await store.query(queries.get_jobs, jobs)
-        return {found[job].state for job in jobs} == {"finished"}
+        records = await store.query(queries.get_jobs, jobs)
+        return {records[job].state for job in jobs} == {"finished"}
 
-    await until(all_finished, 60)
+    await wait_until(all_finished, 60)
     second.process.send_signal(signal.SIGCONT)
     async with asyncio.timeout(30):
         assert await second.process.wait() == EXIT_CODE
     assert third.process.returncode is None
-    moves = await store.query(queries.list_audit, jobs)
-    assert sorted(entry.job for entry in moves if entry.target == "finished") == sorted(jobs)
+    audit_entries = await store.query(queries.list_audit, jobs)
+    assert sorted(entry.job for entry in audit_entries if entry.target == "finished") == sorted(jobs)
     await store.close()
-    with sqlite3.connect(workplace.settings.data / "shared.sqlite") as connection:
+    with sqlite3.connect(harness.settings.data / "shared.sqlite") as connection:
         assert connection.execute("SELECT term FROM terms").fetchall() == [(3,)]

@@ -65,12 +65,12 @@ def test_the_data_folder_follows_xdg(monkeypatch, tmp_path):
 )
 def test_a_bad_value_gives_one_line_that_names_it_and_shows_no_secret(monkeypatch, name, value):
     monkeypatch.setenv(name, value)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as error:
         load_settings()
-    assert caught.value.sentence.startswith(f"{name} is not valid: ")
-    assert "\n" not in caught.value.sentence
-    assert "hunter2" not in caught.value.sentence
-    assert caught.value.__cause__ is None
+    assert error.value.sentence.startswith(f"{name} is not valid: ")
+    assert "\n" not in error.value.sentence
+    assert "hunter2" not in error.value.sentence
+    assert error.value.__cause__ is None
 
 
 def test_a_bad_value_on_the_command_line_is_named_too():

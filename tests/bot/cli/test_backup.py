@@ -38,13 +38,13 @@ from bot.store.admin import sqlite_backup
 from bot.store.jobs import destinations, queries
 from engine.bus import Bus
 from engine.bus.broker.embedded import Broker
-from shared.painter import Painter, stop
-from shared.stored_jobs import asked, draft, finished
+from shared.painter import PaintingWorker, cancel_task
+from shared.stored_jobs import admit_job, finish_job, make_new_job
 
 ROOT = Path(__file__).parents[3]
 
 
-def darkroom(*arguments: object) -> list[str]:
+def make_command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "bot", *map(str, arguments)]
 
 
@@ -56,28 +56,28 @@ def submit_job(url: str, prompt: str) -> str:
         return json.load(answer)["jobs"][0]["id"]
 
 
-async def until(what: Callable[[], Any], seconds: float = 60.0) -> Any:
+async def wait_until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
     async with asyncio.timeout(seconds):
         while True:
             with contextlib.suppress(OSError, ValueError):
-                found = what()
-                if found := await found if asyncio.iscoroutine(found) else found:
-                    return found
+                result = condition()
+                if result := await result if asyncio.iscoroutine(result) else result:
+                    return result
             await asyncio.sleep(0.05)
 
 
 @asynccontextmanager
-async def broker_with_worker(folder: Path) -> AsyncIterator[tuple[Broker, Painter]]:
+async def broker_with_worker(folder: Path) -> AsyncIterator[tuple[Broker, PaintingWorker]]:
     """A broker and a worker on it."""
     async with Broker(folder) as broker:
         bus = await Bus.connect(broker.url, broker.token)
         await bus.declare()
-        painter = Painter(bus)
+        painter = PaintingWorker(bus)
         task = asyncio.create_task(painter.run())
         try:
             yield broker, painter
         finally:
-            await stop(task)
+            await cancel_task(task)
             await bus.close()
 
 
@@ -88,17 +88,19 @@ async def test_jobs_accepted_before_the_backup_end_once_in_the_restored_app(tmp_
     data, new, file = tmp_path / "data", tmp_path / "new", tmp_path / "night.tar"
     async with broker_with_worker(tmp_path / "nats") as (broker, painter):
         environment = os.environ | {"DARKROOM_NATS_TOKEN": broker.token}
-        started = darkroom("bot", "--nats", broker.url, "--data", data, "--port", "0")
-        bot = await asyncio.create_subprocess_exec(*started, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+        bot_command = make_command("bot", "--nats", broker.url, "--data", data, "--port", "0")
+        bot = await asyncio.create_subprocess_exec(*bot_command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
         try:
-            url = await until(lambda: json.loads((data / "running.json").read_text())["url"])
-            await until(lambda: json.load(urllib.request.urlopen(f"{url}/healthz"))["workers"])
+            url = await wait_until(lambda: json.loads((data / "running.json").read_text())["url"])
+            await wait_until(lambda: json.load(urllib.request.urlopen(f"{url}/healthz"))["workers"])
             finished_jobs = [await asyncio.to_thread(submit_job, url, f"apple {n} --count 2") for n in range(2)]
-            await until(lambda: len(painter.done) == len(finished_jobs))
-            painter.stand_at = 3
+            await wait_until(lambda: len(painter.finished_jobs) == len(finished_jobs))
+            painter.pause_step = 3
             open_jobs = [await asyncio.to_thread(submit_job, url, f"pear {n} --count 1") for n in range(5)]
-            await until(lambda: not painter.going.is_set())
-            backup_process = await asyncio.create_subprocess_exec(*darkroom("backup", file, "--data", data), cwd=ROOT)
+            await wait_until(lambda: not painter.step_gate.is_set())
+            backup_process = await asyncio.create_subprocess_exec(
+                *make_command("backup", file, "--data", data), cwd=ROOT
+            )
             later_jobs = [await asyncio.to_thread(submit_job, url, f"plum {n} --count 1") for n in range(3)]
             assert await backup_process.wait() == 0
         finally:
@@ -119,24 +121,24 @@ async def _check_restored_app(
     async with broker_with_worker(tmp_path / "new-nats") as (broker, _):
         bus = await Bus.connect(broker.url, broker.token)
         await bus.declare()
-        async with open_app(load_settings(data=new), bus) as house:
+        async with open_app(load_settings(data=new), bus) as app:
 
-            async def ended() -> bool:
-                found = await house.store.query(queries.get_jobs, [*finished_jobs, *open_jobs])
-                assert set(found) == {*finished_jobs, *open_jobs}, "every job accepted before is here"
-                return all(is_end(record.state) for record in found.values())
+            async def all_ended() -> bool:
+                records = await app.store.query(queries.get_jobs, [*finished_jobs, *open_jobs])
+                assert set(records) == {*finished_jobs, *open_jobs}, "every job accepted before is here"
+                return all(is_end(record.state) for record in records.values())
 
-            await until(ended)
-            known = list(await house.store.query(queries.get_jobs, [*finished_jobs, *open_jobs, *later_jobs]))
-            history = await house.store.query(queries.list_audit, known)
-            ends = [entry.job for entry in history if entry.target == "finished"]
-            assert {*finished_jobs, *open_jobs} <= set(ends)
-            assert len(ends) == len(set(ends))
+            await wait_until(all_ended)
+            known_jobs = list(await app.store.query(queries.get_jobs, [*finished_jobs, *open_jobs, *later_jobs]))
+            history = await app.store.query(queries.list_audit, known_jobs)
+            end_jobs = [entry.job for entry in history if entry.target == "finished"]
+            assert {*finished_jobs, *open_jobs} <= set(end_jobs)
+            assert len(end_jobs) == len(set(end_jobs))
             before = PictureStore(data / "pictures")
-            pictures = await house.store.query(queries.list_pictures, finished_jobs)
+            pictures = await app.store.query(queries.list_pictures, finished_jobs)
             assert len(pictures) == len(finished_jobs) * 4, "two pictures each, and a ladder for each"
             for one in pictures:
-                assert await house.picture_store.get(one.sha256) == await before.get(one.sha256)
+                assert await app.picture_store.get(one.sha256) == await before.get(one.sha256)
         await bus.close()
 
 
@@ -146,7 +148,7 @@ async def _check_restored_app(
 async def _make_small_store(data: Path) -> list[str]:
     data.mkdir()
     store, pictures = await Store.open(load_settings(data=data).database), PictureStore(data / "pictures")
-    jobs = [await finished(store, pictures, draft(at=1.0 + n), f"own {n}", "shared") for n in range(3)]
+    jobs = [await finish_job(store, pictures, make_new_job(created_at=1.0 + n), f"own {n}", "shared") for n in range(3)]
     await store.close()
     return jobs
 
@@ -195,9 +197,10 @@ async def _make_discord_jobs(data: Path) -> list[str]:
     """Two jobs whose answers have a token. The deleted destination of a third still lies in the file."""
     data.mkdir()
     store = await Store.open(load_settings(data=data).database)
-    where = [WHERE, WHERE, {**WHERE, "token": GONE}]
+    addresses = [WHERE, WHERE, {**WHERE, "token": GONE}]
     jobs = [
-        await asked(store, draft(at=1.0 + n, destination=Destination("discord", one))) for n, one in enumerate(where)
+        await admit_job(store, make_new_job(created_at=1.0 + n, destination=Destination("discord", one)))
+        for n, one in enumerate(addresses)
     ]
     await store.close()
     with contextlib.closing(sqlite3.connect(data / "darkroom.sqlite")) as connection, connection:
@@ -208,25 +211,25 @@ async def _make_discord_jobs(data: Path) -> list[str]:
 
 async def _places(data: Path, jobs: list[str]) -> list[Destination | None]:
     store = await Store.open(load_settings(data=data).database)
-    found = [await store.query(destinations.get_destination, job) for job in jobs]
+    stored_destinations = [await store.query(destinations.get_destination, job) for job in jobs]
     await store.close()
-    return found
+    return stored_destinations
 
 
 def test_a_backup_keeps_channels_but_not_interaction_tokens(tmp_path: Path) -> None:
     jobs = asyncio.run(_make_discord_jobs(tmp_path / "data"))
-    known = {GONE.encode(), WHERE["token"].encode()}
+    secrets = {GONE.encode(), WHERE["token"].encode()}
     before = (tmp_path / "data" / "darkroom.sqlite").read_bytes()
-    assert all(token in before for token in known)
+    assert all(token in before for token in secrets)
     backup_cli.backup(tmp_path / "b.tar", data=tmp_path / "data")
     archive = (tmp_path / "b.tar").read_bytes()
-    assert not [token for token in known if token in archive]
+    assert not [token for token in secrets if token in archive]
     restore_cli.restore(tmp_path / "b.tar", tmp_path / "new")
-    for place in asyncio.run(_places(tmp_path / "new", jobs)):
-        assert place is not None
-        assert place == Destination("discord", {name: value for name, value in WHERE.items() if name != "token"})
-        assert not is_token_valid(place.address, 0.0)
-        assert edit_bucket(place.address, 0.0) == "channel:2"
+    for destination in asyncio.run(_places(tmp_path / "new", jobs)):
+        assert destination is not None
+        assert destination == Destination("discord", {name: value for name, value in WHERE.items() if name != "token"})
+        assert not is_token_valid(destination.address, 0.0)
+        assert edit_bucket(destination.address, 0.0) == "channel:2"
     assert asyncio.run(_places(tmp_path / "data", jobs))[0] == Destination("discord", WHERE), (
         "the running bot keeps its own"
     )
@@ -235,12 +238,12 @@ def test_a_backup_keeps_channels_but_not_interaction_tokens(tmp_path: Path) -> N
 def test_backup_and_restore_both_name_missing_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = tmp_path / "data"
     asyncio.run(_make_small_store(data))
-    lost = next(path for path in sorted((data / "pictures").rglob("*")) if path.is_file())
-    lost.unlink()
+    missing_picture = next(path for path in sorted((data / "pictures").rglob("*")) if path.is_file())
+    missing_picture.unlink()
     backup_cli.backup(tmp_path / "b.tar", data=data)
     assert "1 of them was deleted meanwhile" in capsys.readouterr().out
     restore_cli.restore(tmp_path / "b.tar", tmp_path / "new")
-    assert f"1 picture that it names is not in the backup: {lost.name[:12]}…" in capsys.readouterr().out
+    assert f"1 picture that it names is not in the backup: {missing_picture.name[:12]}…" in capsys.readouterr().out
 
 
 def test_a_pictures_only_backup_goes_with_a_database_dump(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -296,31 +299,35 @@ def _entry(name: str, parts: dict[str, bytes]) -> tarfile.TarInfo:
 
 
 def test_a_damaged_or_mislabelled_backup_is_refused(backup_file: Path, tmp_path: Path) -> None:
-    parts, bad = entries_of(backup_file), tmp_path / "bad.tar"
+    parts, bad_file = entries_of(backup_file), tmp_path / "bad.tar"
     picture = next(name for name in parts if name.startswith("pictures/"))
-    assert_restore_fails(write_tar(bad, parts | {picture: b"other"}), tmp_path, "is not what its name says")
+    assert_restore_fails(write_tar(bad_file, parts | {picture: b"other"}), tmp_path, "is not what its name says")
     database = bytearray(parts["darkroom.sqlite"])
     database[5000] ^= 1
-    assert_restore_fails(write_tar(bad, parts | {"darkroom.sqlite": bytes(database)}), tmp_path, "the file is damaged")
+    assert_restore_fails(
+        write_tar(bad_file, parts | {"darkroom.sqlite": bytes(database)}), tmp_path, "the file is damaged"
+    )
     first = {"manifest.json": parts["manifest.json"]}
-    assert_restore_fails(write_tar(bad, first), tmp_path, "ends before its database")
-    assert_restore_fails(write_tar(bad, {picture: parts[picture]}), tmp_path, "does not begin with a manifest")
+    assert_restore_fails(write_tar(bad_file, first), tmp_path, "ends before its database")
+    assert_restore_fails(write_tar(bad_file, {picture: parts[picture]}), tmp_path, "does not begin with a manifest")
     for manifest in (b"{", b"[]", b'{"made": 1}'):
-        assert_restore_fails(write_tar(bad, {"manifest.json": manifest}), tmp_path, "its manifest cannot be read")
-    later = json.loads(first["manifest.json"]) | {"format": 9}
-    assert_restore_fails(write_tar(bad, {"manifest.json": json.dumps(later).encode()}), tmp_path, "of a later version")
-    with tarfile.open(bad, "w") as tar:
+        assert_restore_fails(write_tar(bad_file, {"manifest.json": manifest}), tmp_path, "its manifest cannot be read")
+    newer_manifest = json.loads(first["manifest.json"]) | {"format": 9}
+    assert_restore_fails(
+        write_tar(bad_file, {"manifest.json": json.dumps(newer_manifest).encode()}), tmp_path, "of a later version"
+    )
+    with tarfile.open(bad_file, "w") as tar:
         for _ in range(2):
             tar.addfile(_entry("manifest.json", parts), io.BytesIO(parts["manifest.json"]))
-    assert_restore_fails(bad, tmp_path, "twice")
+    assert_restore_fails(bad_file, tmp_path, "twice")
     for size in (0, 700, 5000, backup_file.stat().st_size // 2):
-        bad.write_bytes(backup_file.read_bytes()[:size])
-        assert_restore_fails(bad, tmp_path, "cannot be read|is damaged|is not what its name says|is no backup")
-    bad.write_bytes(os.urandom(4096))
-    assert_restore_fails(bad, tmp_path, "cannot be read")
-    with tarfile.open(bad, "w:gz") as tar:
+        bad_file.write_bytes(backup_file.read_bytes()[:size])
+        assert_restore_fails(bad_file, tmp_path, "cannot be read|is damaged|is not what its name says|is no backup")
+    bad_file.write_bytes(os.urandom(4096))
+    assert_restore_fails(bad_file, tmp_path, "cannot be read")
+    with tarfile.open(bad_file, "w:gz") as tar:
         tar.addfile(_entry("manifest.json", parts), io.BytesIO(parts["manifest.json"]))
-    assert_restore_fails(bad, tmp_path, "cannot be read")
+    assert_restore_fails(bad_file, tmp_path, "cannot be read")
 
 
 MANIFESTS = {
@@ -397,14 +404,14 @@ BLOCKS = {
 
 @pytest.mark.sampled
 @pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize("blocks", BLOCKS.values(), ids=BLOCKS)
+@pytest.mark.parametrize("trailing_blocks", BLOCKS.values(), ids=BLOCKS)
 def test_any_bad_block_is_refused_with_a_sentence(
-    backup_file: Path, tmp_path: Path, blocks: bytes, first: bool
+    backup_file: Path, tmp_path: Path, trailing_blocks: bytes, first: bool
 ) -> None:
     manifest = write_tar(
         tmp_path / "bad.tar", {"manifest.json": entries_of(backup_file)["manifest.json"]}
     ).read_bytes()[:1024]
-    (tmp_path / "bad.tar").write_bytes((b"" if first else manifest) + blocks + bytes(1024))
+    (tmp_path / "bad.tar").write_bytes((b"" if first else manifest) + trailing_blocks + bytes(1024))
     assert_restore_fails(
         tmp_path / "bad.tar", tmp_path, "cannot be read|has no place in one|does not begin with a manifest"
     )
@@ -420,15 +427,15 @@ OTHER_DATABASES = {
 
 def test_a_database_of_another_kind_or_version_is_refused(backup_file: Path, tmp_path: Path) -> None:
     for name, change in OTHER_DATABASES.items():
-        file, bad = tmp_path / "other.sqlite", tmp_path / "bad.tar"
+        file, bad_file = tmp_path / "other.sqlite", tmp_path / "bad.tar"
         file.write_bytes(entries_of(backup_file)["darkroom.sqlite"])
         subprocess.run([sys.executable, "-c", CHANGE_SCRIPT, file, change], check=True)
-        with bad.open("wb") as out:
-            packer = ArchiveWriter(out)
+        with bad_file.open("wb") as output:
+            packer = ArchiveWriter(output)
             packer.add_manifest(Manifest(1.0, hashlib.sha256(file.read_bytes()).hexdigest(), 0))
             packer.add_database(file)
             packer.close()
-        assert_restore_fails(bad, tmp_path, name)
+        assert_restore_fails(bad_file, tmp_path, name)
 
 
 CHANGE_SCRIPT = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute(sys.argv[2]); c.commit(); c.close()"
@@ -452,20 +459,20 @@ def test_a_failing_backup_names_the_part_that_failed(
 ) -> None:  # fmt: skip
     data, file = tmp_path / "data", tmp_path / "b.tar"
 
-    def fails(where: object, name: str, error: Exception, alone: bool) -> str:
-        with monkeypatch.context() as patched:
-            patched.setattr(where, name, Mock(side_effect=error))
-            with pytest.raises(UserError) as caught:
-                backup_cli.backup(file, pictures_only=alone, data=data)
+    def create_with_failure(owner: object, name: str, error: Exception, is_direct: bool) -> str:
+        with monkeypatch.context() as patches:
+            patches.setattr(owner, name, Mock(side_effect=error))
+            with pytest.raises(UserError) as caught_error:
+                backup_cli.backup(file, pictures_only=is_direct, data=data)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "small.tar"]
-        return caught.value.sentence
+        return caught_error.value.sentence
 
     for name in ("open", "query"):
-        away = DatabaseUnavailable("The database cannot be used now: it is away.")
-        assert fails(Store, name, away, alone=True) == str(away)
+        unavailable = DatabaseUnavailable("The database cannot be used now: it is away.")
+        assert create_with_failure(Store, name, unavailable, is_direct=True) == str(unavailable)
     bucket = OSError("The picture store cannot be used now: no route")
-    for alone in (True, False):
-        assert fails(PictureStore, "get", bucket, alone=alone) == f"{bucket}."
+    for is_direct in (True, False):
+        assert create_with_failure(PictureStore, "get", bucket, is_direct=is_direct) == f"{bucket}."
 
 
 @pytest.mark.parametrize("links", [True, False])
@@ -476,12 +483,12 @@ def test_a_backup_overwrites_no_file_that_appeared_meanwhile(
     if not links:  # as on a USB stick
         monkeypatch.setattr(os, "link", Mock(side_effect=PermissionError(1, "Operation not permitted")))
 
-    def slow(packer: ArchiveWriter) -> None:
+    def pack_slowly(packer: ArchiveWriter) -> None:
         file.write_text("another's")
         real(packer)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(ArchiveWriter, "close", slow)
+    with monkeypatch.context() as patches:
+        patches.setattr(ArchiveWriter, "close", pack_slowly)
         with pytest.raises(UserError, match="is there already"):
             backup_cli.backup(file, data=tmp_path / "data")
     assert file.read_text() == "another's"

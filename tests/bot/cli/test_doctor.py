@@ -34,12 +34,12 @@ def _settings(tmp_path: Path, **changes: object) -> Settings:
 async def _discord_api(status: int) -> AsyncIterator[str]:
     """A local server with the one Discord endpoint that the doctor calls."""
 
-    async def me(request: web.Request) -> web.Response:
+    async def answer_me(request: web.Request) -> web.Response:
         valid = request.headers["Authorization"] == "Bot good"
         return web.json_response({"username": "darkroom"}, status=status if valid else 401)
 
     app = web.Application()
-    app.router.add_get("/api/v10/users/@me", me)
+    app.router.add_get("/api/v10/users/@me", answer_me)
     runner = web.AppRunner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -56,46 +56,46 @@ async def _check_token(tmp_path: Path, token: str, status: int = 200) -> Finding
 
 @pytest.mark.asyncio
 async def test_a_valid_token_is_reported_with_its_bot(tmp_path: Path) -> None:
-    found = await _check_token(tmp_path, "good")
-    assert (found.ok, found.says, found.mend) == (True, "the token is valid: darkroom", "")
+    findings = await _check_token(tmp_path, "good")
+    assert (findings.ok, findings.says, findings.mend) == (True, "the token is valid: darkroom", "")
 
 
 @pytest.mark.asyncio
 async def test_a_wrong_token_is_reported_with_where_to_get_a_new_one(tmp_path: Path) -> None:
-    found = await _check_token(tmp_path, "bad-secret")
-    assert not found.ok
-    assert "Reset Token" in found.mend
-    assert "bad-secret" not in str(found)
+    findings = await _check_token(tmp_path, "bad-secret")
+    assert not findings.ok
+    assert "Reset Token" in findings.mend
+    assert "bad-secret" not in str(findings)
 
 
 @pytest.mark.asyncio
 async def test_a_discord_outage_does_not_blame_the_token(tmp_path: Path) -> None:
-    found = await _check_token(tmp_path, "good", status=503)
-    assert (found.ok, found.says) == (False, "Discord answered 503")
+    findings = await _check_token(tmp_path, "good", status=503)
+    assert (findings.ok, findings.says) == (False, "Discord answered 503")
 
 
 def test_an_unreachable_discord_leaves_the_token_unchecked(tmp_path: Path, free_port: int) -> None:
     api = f"http://127.0.0.1:{free_port}/api"
-    found = check_discord(_settings(tmp_path, discord_token="secret-token", discord_api=api))
-    assert not found.ok
-    assert "unchecked" in found.says
-    assert "secret-token" not in str(found)
+    findings = check_discord(_settings(tmp_path, discord_token="secret-token", discord_api=api))
+    assert not findings.ok
+    assert "unchecked" in findings.says
+    assert "secret-token" not in str(findings)
 
 
 def test_no_token_is_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DISCORD_TOKEN", raising=False)
-    found = check_discord(_settings(tmp_path))
-    assert found.ok
-    assert "DISCORD_TOKEN" in found.mend
+    findings = check_discord(_settings(tmp_path))
+    assert findings.ok
+    assert "DISCORD_TOKEN" in findings.mend
 
 
 def test_a_port_in_use_is_reported(tmp_path: Path, free_port: int) -> None:
     settings = _settings(tmp_path, port=free_port)
     assert check_chatroom_port(settings) == Finding("port", True, f"127.0.0.1:{free_port} is free")
     with socket.create_server(("127.0.0.1", free_port)):
-        found = check_chatroom_port(settings)
-        assert not found.ok
-        assert "--port" in found.mend
+        findings = check_chatroom_port(settings)
+        assert not findings.ok
+        assert "--port" in findings.mend
 
 
 def test_a_stale_announcement_is_ignored(tmp_path: Path, free_port: int) -> None:
@@ -108,9 +108,9 @@ def test_a_full_or_unusable_disk_is_reported(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(doctor, "MIN_FREE_BYTES", 1)
     assert check_disk(tmp_path).ok
     monkeypatch.setattr(doctor, "MIN_FREE_BYTES", 2**62)
-    found = check_disk(tmp_path)
-    assert not found.ok
-    assert "DARKROOM_DATA" in found.mend
+    findings = check_disk(tmp_path)
+    assert not findings.ok
+    assert "DARKROOM_DATA" in findings.mend
     (tmp_path / "file").touch()
     assert not check_disk(tmp_path / "file").ok
 
@@ -118,9 +118,9 @@ def test_a_full_or_unusable_disk_is_reported(tmp_path: Path, monkeypatch: pytest
 def test_an_unreachable_broker_is_reported(tmp_path: Path, free_port: int) -> None:
     assert check_broker(_settings(tmp_path, nats="")).ok
     url = f"nats://127.0.0.1:{free_port}"
-    found = check_broker(_settings(tmp_path, nats=url))
-    assert not found.ok
-    assert "DARKROOM_NATS" in found.mend
+    findings = check_broker(_settings(tmp_path, nats=url))
+    assert not findings.ok
+    assert "DARKROOM_NATS" in findings.mend
     with socket.create_server(("127.0.0.1", free_port)):
         assert check_broker(_settings(tmp_path, nats=url)).ok
 

@@ -12,45 +12,47 @@ from shared.postgres_server import PASSWORD, Server
 
 
 def test_a_missing_sqlite_file_is_fine_and_is_not_created(tmp_path: Path) -> None:
-    found = check_database(load_settings(data=tmp_path))
-    assert (found.ok, found.says) == (True, f"SQLite, {tmp_path}/darkroom.sqlite is made at the first start")
+    findings = check_database(load_settings(data=tmp_path))
+    assert (findings.ok, findings.says) == (True, f"SQLite, {tmp_path}/darkroom.sqlite is made at the first start")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_sqlite_file_is_named_with_its_version_and_a_broken_one_is_reported(
-    fresh: Callable[..., str], tmp_path: Path
+    new_database_url: Callable[..., str], tmp_path: Path
 ) -> None:
-    url = fresh("sqlite")
-    found = check_database(load_settings(data=tmp_path, database_url=url))
-    assert found.ok
-    assert found.says.startswith(f"SQLite {sqlite3.sqlite_version} in {url.removeprefix('sqlite:///')}, answers in ")
-    assert found.says.endswith("; its tables are up to date")
-    broken = tmp_path / "broken.sqlite"
-    broken.write_bytes(b"no database" * 100)
-    found = check_database(load_settings(data=tmp_path, database_url=f"sqlite:///{broken}"))
-    assert not found.ok
-    assert "DATABASE_URL" in found.mend
+    url = new_database_url("sqlite")
+    findings = check_database(load_settings(data=tmp_path, database_url=url))
+    assert findings.ok
+    assert findings.says.startswith(f"SQLite {sqlite3.sqlite_version} in {url.removeprefix('sqlite:///')}, answers in ")
+    assert findings.says.endswith("; its tables are up to date")
+    broken_file = tmp_path / "broken.sqlite"
+    broken_file.write_bytes(b"no database" * 100)
+    findings = check_database(load_settings(data=tmp_path, database_url=f"sqlite:///{broken_file}"))
+    assert not findings.ok
+    assert "DATABASE_URL" in findings.mend
 
 
 def test_a_postgresql_server_is_named_and_its_password_is_never_shown(
-    postgres: Server, fresh: Callable[..., str], tmp_path: Path
+    postgres: Server, new_database_url: Callable[..., str], tmp_path: Path
 ) -> None:
-    found = check_database(load_settings(data=tmp_path, database_url=fresh("postgres", bare=True)))
-    assert found.says.startswith("PostgreSQL ")
-    assert "its tables are made at the first start" in found.says
-    assert (found.ok, "fsync" in found.mend) == (False, True), "the test server runs without fsync"
+    findings = check_database(
+        load_settings(data=tmp_path, database_url=new_database_url("postgres", without_tables=True))
+    )
+    assert findings.says.startswith("PostgreSQL ")
+    assert "its tables are made at the first start" in findings.says
+    assert (findings.ok, "fsync" in findings.mend) == (False, True), "the test server runs without fsync"
     for url in (f"postgresql://darkroom:{PASSWORD}@127.0.0.1:1/x", postgres.url("none", port=True)):
-        found = check_database(load_settings(data=tmp_path, database_url=url))
-        assert not found.ok
-        assert "cannot be used now" in found.says
-        assert PASSWORD not in str(found)
+        findings = check_database(load_settings(data=tmp_path, database_url=url))
+        assert not findings.ok
+        assert "cannot be used now" in findings.says
+        assert PASSWORD not in str(findings)
 
 
-def test_tables_of_a_later_version_are_reported(fresh: Callable[..., str], tmp_path: Path) -> None:
-    url = fresh("sqlite")
+def test_tables_of_a_later_version_are_reported(new_database_url: Callable[..., str], tmp_path: Path) -> None:
+    url = new_database_url("sqlite")
     with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
     connection.close()
-    found = check_database(load_settings(data=tmp_path, database_url=url))
-    assert not found.ok
-    assert "later version" in found.says
+    findings = check_database(load_settings(data=tmp_path, database_url=url))
+    assert not findings.ok
+    assert "later version" in findings.says

@@ -32,9 +32,9 @@ def _engine_process(code: str, log: Path) -> EngineProcess:
     return EngineProcess([sys.executable, "-c", code], os.environ, log)
 
 
-async def _wait_until(true: Callable[[], bool]) -> None:
+async def _wait_until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
-        while not true():
+        while not condition():
             await asyncio.sleep(0.02)
 
 
@@ -53,9 +53,9 @@ def _is_gone(pid: int) -> bool:
 @pytest.mark.asyncio
 async def test_the_engine_is_told_to_stop_and_hands_over(tmp_path: Path) -> None:
     log = tmp_path / "engine.log"
-    async with _engine_process(POLITE, log) as shop:
+    async with _engine_process(POLITE, log) as harness:
         await _wait_until(_log_contains(log, "at work"))
-        pid = shop.pid
+        pid = harness.pid
     assert pid is not None
     assert _is_gone(pid)
     assert "handed over" in log.read_text()
@@ -64,23 +64,23 @@ async def test_the_engine_is_told_to_stop_and_hands_over(tmp_path: Path) -> None
 @pytest.mark.asyncio
 async def test_a_killed_engine_restarts(tmp_path: Path) -> None:
     log = tmp_path / "engine.log"
-    async with _engine_process(POLITE, log) as shop:
+    async with _engine_process(POLITE, log) as harness:
         await _wait_until(_log_contains(log, "at work"))
-        first = shop.pid
+        first = harness.pid
         assert first is not None
         os.kill(first, signal.SIGKILL)
         await _wait_until(lambda: log.read_text().count("at work") == 2)
-        assert shop.restart_count == 1
-        assert shop.pid != first
+        assert harness.restart_count == 1
+        assert harness.pid != first
 
 
 @pytest.mark.asyncio
 async def test_an_engine_that_ignores_the_signal_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_process, "STOP_TIMEOUT", 0.3)
     log = tmp_path / "engine.log"
-    async with _engine_process(STUBBORN, log) as shop:
+    async with _engine_process(STUBBORN, log) as harness:
         await _wait_until(_log_contains(log, "at work"))
-        pid = shop.pid
+        pid = harness.pid
     assert pid is not None
     assert _is_gone(pid)
 
@@ -88,20 +88,20 @@ async def test_an_engine_that_ignores_the_signal_is_killed(tmp_path: Path, monke
 @pytest.mark.asyncio
 async def test_pauses_grow_while_the_engine_cannot_start(tmp_path: Path) -> None:
     log = tmp_path / "engine.log"
-    async with _engine_process("print('no weights'); raise SystemExit(1)", log) as shop:
-        await _wait_until(lambda: shop.restart_count >= 3)
-        starts = log.read_text().count("no weights")
-    assert starts <= 3  # 0.2 s, 0.4 s, 0.8 s: no busy loop
+    async with _engine_process("print('no weights'); raise SystemExit(1)", log) as harness:
+        await _wait_until(lambda: harness.restart_count >= 3)
+        start_count = log.read_text().count("no weights")
+    assert start_count <= 3  # 0.2 s, 0.4 s, 0.8 s: no busy loop
 
 
 @pytest.mark.asyncio
 async def test_ctrl_c_does_not_reach_the_engine(tmp_path: Path) -> None:
     """The engine has a session of its own: a terminal's signals go to the bot, which then stops the engine."""
     log = tmp_path / "engine.log"
-    async with _engine_process(POLITE, log) as shop:
+    async with _engine_process(POLITE, log) as harness:
         await _wait_until(_log_contains(log, "at work"))
-        assert shop.pid is not None
-        assert os.getsid(shop.pid) != os.getsid(0)
+        assert harness.pid is not None
+        assert os.getsid(harness.pid) != os.getsid(0)
 
 
 @pytest.mark.asyncio
@@ -118,11 +118,11 @@ async def test_a_log_that_is_too_large_is_set_aside(tmp_path: Path, monkeypatch:
 @pytest.mark.asyncio
 async def test_the_engine_restarts_without_its_log(tmp_path: Path) -> None:
     log = tmp_path / "engine.log"
-    async with _engine_process(POLITE, log) as shop:
+    async with _engine_process(POLITE, log) as harness:
         await _wait_until(_log_contains(log, "at work"))
         log.unlink()
-        assert shop.pid is not None
-        os.kill(shop.pid, signal.SIGKILL)
+        assert harness.pid is not None
+        os.kill(harness.pid, signal.SIGKILL)
         await _wait_until(_log_contains(log, "at work"))
 
 
@@ -131,12 +131,12 @@ async def test_a_start_that_fails_is_tried_again(tmp_path: Path, caplog: pytest.
     folder = tmp_path / "logs"
     folder.mkdir()
     log = folder / "engine.log"
-    async with _engine_process(POLITE, log) as shop:
+    async with _engine_process(POLITE, log) as harness:
         await _wait_until(_log_contains(log, "at work"))
         folder.rename(tmp_path / "away")
-        assert shop.pid is not None
-        os.kill(shop.pid, signal.SIGKILL)
+        assert harness.pid is not None
+        os.kill(harness.pid, signal.SIGKILL)
         await _wait_until(lambda: "could not be started" in caplog.text)
         folder.mkdir()
         await _wait_until(_log_contains(log, "at work"))
-        assert shop.restart_count == 1
+        assert harness.restart_count == 1

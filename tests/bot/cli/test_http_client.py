@@ -39,7 +39,7 @@ async def serve(*routes: web.RouteDef) -> AsyncIterator[str]:
 
 
 @pytest.mark.parametrize(
-    ("status", "said", "ours"),
+    ("status", "status_body", "is_darkroom"),
     [
         (200, '{"status": "ok", "app": "darkroom"}', True),
         (200, '{"status": "ok"}', False),
@@ -48,31 +48,31 @@ async def serve(*routes: web.RouteDef) -> AsyncIterator[str]:
         (500, '{"app": "darkroom"}', False),
     ],
 )
-async def test_only_a_running_darkroom_is_recognised(status: int, said: str, ours: bool) -> None:
-    async def healthz(_: web.Request) -> web.Response:
-        return web.Response(status=status, text=said)
+async def test_only_a_running_darkroom_is_recognised(status: int, status_body: str, is_darkroom: bool) -> None:
+    async def answer_health(_: web.Request) -> web.Response:
+        return web.Response(status=status, text=status_body)
 
-    async with serve(web.get("/healthz", healthz)) as url:
-        assert await http_client.is_darkroom_running(url) is ours
+    async with serve(web.get("/healthz", answer_health)) as url:
+        assert await http_client.is_darkroom_running(url) is is_darkroom
     assert not await http_client.is_darkroom_running(url)  # it no longer runs
 
 
 class FakeServer:
     """Accepts one job. Its stream breaks `breaks` times, each time after one event, or after none if `silent`."""
 
-    def __init__(self, breaks: int, *, silent: bool) -> None:
-        self.breaks, self.silent, self.opened = breaks, silent, 0
+    def __init__(self, break_count: int, *, is_silent: bool) -> None:
+        self.break_count, self.is_silent, self.open_count = break_count, is_silent, 0
 
     async def imagine(self, _: web.Request) -> web.Response:
         return web.json_response({"id": "J", "ids": ["J"], "notes": [], "has_worker": True}, status=201)
 
     async def events(self, request: web.Request) -> web.StreamResponse:
-        self.opened += 1
+        self.open_count += 1
         answer = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await answer.prepare(request)
-        if not self.silent:
+        if not self.is_silent:
             await answer.write(b'event: queued\ndata: {"jobs_ahead": 1, "eta": null}\n\n')
-        if self.opened > self.breaks:
+        if self.open_count > self.break_count:
             await answer.write(f"event: finished\ndata: {json.dumps(FINISHED)}\n\n".encode())
         return answer
 
@@ -91,26 +91,26 @@ async def follow_job(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> Any
 
 
 async def test_a_stream_that_breaks_now_and_then_is_followed_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    server = FakeServer(breaks=12, silent=False)
+    server = FakeServer(break_count=12, is_silent=False)
     result = await follow_job(server, monkeypatch)
     assert result.seed == 7
-    assert server.opened == 13
+    assert server.open_count == 13
 
 
 async def test_a_silent_stream_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    server = FakeServer(breaks=99, silent=True)
+    server = FakeServer(break_count=99, is_silent=True)
     with pytest.raises(GenerationError, match="went away"):
         await follow_job(server, monkeypatch)
-    assert server.opened == http_client.MAX_RECONNECTS
+    assert server.open_count == http_client.MAX_RECONNECTS
 
 
 async def test_finished_parts_of_an_interpolation_stay_when_another_fails() -> None:
     text = io.StringIO()
-    lost = {**FINISHED, "id": "K", "state": "failed", "reason": "The worker has no memory left for it."}
+    failed_job = {**FINISHED, "id": "K", "state": "failed", "reason": "The worker has no memory left for it."}
     with ProgressDisplay(Console(file=text, width=200), 1) as screen:
-        assert http_client._select_finished([FINISHED, lost, FINISHED], screen) == [FINISHED, FINISHED]
+        assert http_client._select_finished([FINISHED, failed_job, FINISHED], screen) == [FINISHED, FINISHED]
         with pytest.raises(GenerationError, match="no memory left"):
-            http_client._select_finished([lost, lost], screen)
+            http_client._select_finished([failed_job, failed_job], screen)
     assert text.getvalue().count("Part 2 of 3 has no pictures: The worker has no memory left for it.") == 1
 
 

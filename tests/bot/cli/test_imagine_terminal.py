@@ -34,28 +34,30 @@ CELL_SIZE = b"\x1b[16t"
 
 def _run_at_terminal(code: str, *, answers: bool) -> bytes:
     """The output of a program at a pseudo-terminal that does not know its cell size, but may answer when asked."""
-    master, slave = pty.openpty()
-    fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
+    terminal, program_end = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
     env = os.environ | {"TERM": "xterm-256color"}
     command = [sys.executable, "-c", code]
-    program = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=env, start_new_session=True)
-    os.close(slave)
+    program = subprocess.Popen(
+        command, stdin=program_end, stdout=program_end, stderr=program_end, env=env, start_new_session=True
+    )
+    os.close(program_end)
     output, deadline = b"", time.monotonic() + 60
     try:
         while time.monotonic() < deadline:
-            if not select.select([master], [], [], 0.2)[0]:
+            if not select.select([terminal], [], [], 0.2)[0]:
                 continue
             try:
-                new = os.read(master, 65536)
+                new = os.read(terminal, 65536)
             except OSError:  # how Linux says that the other side has left
                 break
             output += new
             if answers and CELL_SIZE in new:
-                os.write(master, b"\x1b[6;20;10t")
+                os.write(terminal, b"\x1b[6;20;10t")
     finally:
         program.kill()
         program.wait()
-        os.close(master)
+        os.close(terminal)
     return output
 
 
@@ -71,7 +73,7 @@ def test_pictures_are_drawn_and_the_program_ends(answers: bool) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--interval", "0.8-0.2"], "--interval 0.8-0.2 is not possible: it takes from-to, each 0 to 1"),
         (["--lora", "style:9"], "--lora style:9 is not possible: it takes a name, or name:weight from -4 to 4"),
@@ -80,9 +82,9 @@ def test_pictures_are_drawn_and_the_program_ends(answers: bool) -> None:
         (["--model", "some/folder", "--sampler", "Euler b"], "--sampler Euler b is not possible"),
     ],
 )
-def test_options_are_refused_before_anything_is_loaded(options: list[str], said: str) -> None:
+def test_options_are_refused_before_anything_is_loaded(options: list[str], message: str) -> None:
     command = [sys.executable, "-m", "bot", "imagine", "a fox", *options]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 2
-    assert said in result.stderr
+    assert message in result.stderr
     assert result.stdout == ""

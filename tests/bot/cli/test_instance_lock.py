@@ -26,10 +26,10 @@ from bot.domain.errors import UserError
 
 
 def test_an_announced_bot_is_found_until_it_withdraws(tmp_path: Path) -> None:
-    here = RunningInstance("http://127.0.0.1:8189", 42)
-    announce_instance(tmp_path, here)
-    assert find_instance(tmp_path) == here
-    assert json.loads((tmp_path / "running.json").read_text()) == {"url": here.url, "pid": 42}
+    instance = RunningInstance("http://127.0.0.1:8189", 42)
+    announce_instance(tmp_path, instance)
+    assert find_instance(tmp_path) == instance
+    assert json.loads((tmp_path / "running.json").read_text()) == {"url": instance.url, "pid": 42}
     assert stat.S_IMODE((tmp_path / "running.json").stat().st_mode) == 0o600
     withdraw_instance(tmp_path)
     assert find_instance(tmp_path) is None
@@ -90,9 +90,9 @@ def test_only_its_owner_may_read_the_data_folder(tmp_path: Path) -> None:
 def test_a_port_in_use_is_refused_in_one_sentence(free_port: int) -> None:
     check_port_free("127.0.0.1", free_port)
     with socket.create_server(("127.0.0.1", free_port)):
-        with pytest.raises(UserError) as caught:
+        with pytest.raises(UserError) as error:
             check_port_free("127.0.0.1", free_port)
-        assert caught.value.sentence == f"Port {free_port} is taken on 127.0.0.1: choose another with --port."
+        assert error.value.sentence == f"Port {free_port} is taken on 127.0.0.1: choose another with --port."
     check_port_free("127.0.0.1", free_port)
 
 

@@ -19,36 +19,38 @@ from bot.cli.imagine.progress_display import ProgressDisplay
 from bot.domain.errors import UserError
 from bot.images.picture_store import PictureStore
 from bot.store import Store, StoredPicture
-from shared.stored_jobs import asked, draft
+from shared.stored_jobs import admit_job, make_new_job
 
 
 def test_the_terminal_says_how_an_init_image_was_changed(tmp_path: Path) -> None:
     path = tmp_path / "moving.gif"
     frames = [Image.new("RGB", (32, 32), shade) for shade in ("red", "blue")]
     frames[0].save(path, save_all=True, append_images=frames[1:])
-    out = io.StringIO()
-    with ProgressDisplay(Console(file=out), 1) as screen:
+    output = io.StringIO()
+    with ProgressDisplay(Console(file=output), 1) as screen:
         start = _load_init_images(JobInputs((path,)), screen)
     assert start is not None
     assert start.notes
-    assert all(note in " ".join(out.getvalue().split()) for note in start.notes)
+    assert all(note in " ".join(output.getvalue().split()) for note in start.notes)
 
 
 @pytest.mark.asyncio
-async def test_the_terminal_finds_a_ladder_as_the_bot_does(local: Store, tmp_path: Path) -> None:
+async def test_the_terminal_finds_a_ladder_as_the_bot_does(sqlite_store: Store, tmp_path: Path) -> None:
     settings = load_settings(data=tmp_path)
     pictures = await asyncio.to_thread(PictureStore, settings.pictures)
-    job = await asked(local, draft())
+    job = await admit_job(sqlite_store, make_new_job())
     for kind, image, content in (("image", 0, b"picture"), ("ladder", 0, b"rungs"), ("image", 1, b"other")):
         sha = await pictures.put(content)
-        assert await local.record_picture(StoredPicture(job, image, kind, sha, len(content), 64, 64, "passed"), 0, 0.0)
-    assert (await _load_branch_source(local, settings, KeyframeRef(job, 0, 4)))[1] == b"rungs"
-    for rung, why in (
+        assert await sqlite_store.record_picture(
+            StoredPicture(job, image, kind, sha, len(content), 64, 64, "passed"), 0, 0.0
+        )
+    assert (await _load_branch_source(sqlite_store, settings, KeyframeRef(job, 0, 4)))[1] == b"rungs"
+    for keyframe, reason in (
         (KeyframeRef(job, 1, 4), "no keyframes to branch from"),
         (KeyframeRef("0" * 26, 0, 4), "There is no job"),
     ):
-        with pytest.raises(UserError, match=why):
-            await _load_branch_source(local, settings, rung)
+        with pytest.raises(UserError, match=reason):
+            await _load_branch_source(sqlite_store, settings, keyframe)
 
 
 class RecordingScreen(ProgressDisplay):

@@ -37,16 +37,16 @@ def test_any_message_is_one_line_and_a_traceback_is_indented(message, error_text
     try:
         raise ValueError(error_text)
     except ValueError as error:
-        plain, faulty = record("job %s: %s", JOB, message), record("%s", message, error=error)
-    assert len(TextFormatter(LINE).format(plain).splitlines()) == 1
-    first, *others = TextFormatter(LINE).format(faulty).splitlines()
+        plain_record, error_record = record("job %s: %s", JOB, message), record("%s", message, error=error)
+    assert len(TextFormatter(LINE).format(plain_record).splitlines()) == 1
+    first, *other_lines = TextFormatter(LINE).format(error_record).splitlines()
     assert BEGINS.match(first)
-    assert others
-    assert all(line.startswith("    ") and line.isprintable() for line in others)
-    for each in (plain, faulty):
+    assert other_lines
+    assert all(line.startswith("    ") and line.isprintable() for line in other_lines)
+    for each in (plain_record, error_record):
         (line,) = JsonFormatter().format(each).splitlines()
         assert message in json.loads(line)["message"]
-    assert error_text in json.loads(JsonFormatter().format(faulty))["exception"]
+    assert error_text in json.loads(JsonFormatter().format(error_record))["exception"]
 
 
 def test_a_forged_line_stays_inside_its_own():
@@ -55,9 +55,9 @@ def test_a_forged_line_stays_inside_its_own():
 
 
 def test_a_json_line_has_every_field():
-    found = json.loads(JsonFormatter("here").format(record("job %s: sent", JOB)))
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", found.pop("time"))
-    assert found == {
+    parsed_line = json.loads(JsonFormatter("here").format(record("job %s: sent", JOB)))
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", parsed_line.pop("time"))
+    assert parsed_line == {
         "level": "warning", "logger": "bot.queue", "message": f"job {JOB}: sent", "job": JOB, "worker": "here",
     }  # fmt: skip
 
@@ -83,9 +83,9 @@ async def test_tasks_of_a_job_inherit_it_and_other_tasks_do_not():
         return job_of(record("again"))
 
     with log_context(JOB):
-        inside = asyncio.create_task(job_of_task())
+        task = asyncio.create_task(job_of_task())
     outside = asyncio.create_task(job_of_task())
-    assert await asyncio.gather(inside, outside) == [JOB, ""]
+    assert await asyncio.gather(task, outside) == [JOB, ""]
 
 
 def test_the_log_setting_is_read_and_a_bad_value_gives_a_sentence(monkeypatch, tmp_path):
@@ -111,18 +111,18 @@ def test_a_worker_writes_json_lines_to_stderr():
 
 @pytest.mark.may_block("a handler of the standard library opens and writes its file where it is called")
 @pytest.mark.asyncio
-async def test_a_search_for_a_job_finds_all_its_log_lines(workplace, until, ann, here, tmp_path):
+async def test_a_search_for_a_job_finds_all_its_log_lines(harness, wait_until, ann, destination, tmp_path):
     log = tmp_path / "darkroom.log"
     with log_to_file(log, "json"):
-        house = await workplace.house()
-        await workplace.worker()
-        (ticket,) = await house.services.jobs.imagine("a lamp\nERROR: --seed 1", ann, here)
+        app = await harness.open_app()
+        await harness.start_worker()
+        (accepted,) = await app.services.jobs.imagine("a lamp\nERROR: --seed 1", ann, destination)
 
         async def is_finished() -> bool:
-            return (await house.services.job_views.load_view(ticket.job)).state == "finished"
+            return (await app.services.job_views.load_view(accepted.job)).state == "finished"
 
-        await until(is_finished)
+        await wait_until(is_finished)
     lines = [json.loads(line) for line in log.read_text().splitlines()]
-    messages = [line["message"] for line in lines if line.get("job") == ticket.job]
+    messages = [line["message"] for line in lines if line.get("job") == accepted.job]
     assert [message.partition(": ")[2].strip() for message in messages] == ["sent, attempt 1", "finished"]
-    assert all(line.get("job") == ticket.job for line in lines if ticket.job in line["message"])
+    assert all(line.get("job") == accepted.job for line in lines if accepted.job in line["message"])

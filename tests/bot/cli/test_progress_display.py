@@ -11,10 +11,10 @@ from rich.console import Console
 from bot.cli.imagine.progress_display import ProgressDisplay
 
 
-def _jpeg(colour: str, size: int = 64) -> bytes:
-    out = io.BytesIO()
-    Image.new("RGB", (size, size), colour).save(out, "JPEG")
-    return out.getvalue()
+def make_jpeg(colour: str, size: int = 64) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (size, size), colour).save(buffer, "JPEG")
+    return buffer.getvalue()
 
 
 def _console(*, terminal: bool) -> tuple[Console, io.StringIO]:
@@ -28,8 +28,8 @@ def test_a_pipe_gets_sentences_only() -> None:
         screen.show_queue(2, 30.0)
         screen.print_note("Taken, but without effect here: --v 6.")
         screen.show_step(3, 10, 4.0)
-        screen.show_frame(0, _jpeg("red"))
-        screen.print_pictures([_jpeg("red")])
+        screen.show_frame(0, make_jpeg("red"))
+        screen.print_pictures([make_jpeg("red")])
     assert text.getvalue() == "Taken, but without effect here: --v 6.\n"
     assert screen.frame_count == 1
 
@@ -48,7 +48,7 @@ def test_a_terminal_shows_the_queue_the_steps_and_the_picture() -> None:
         screen._live.refresh()
         assert "step 370 of 1000, 12 s left" in text.getvalue()
         before = len(text.getvalue())
-        screen.show_frame(1, _jpeg("red"))
+        screen.show_frame(1, make_jpeg("red"))
         screen._live.refresh()
         assert len(text.getvalue()) > before + 200  # a picture takes some characters
     assert screen.frame_count == 1
@@ -59,17 +59,17 @@ def test_only_the_picture_stays_on_the_screen() -> None:
     with ProgressDisplay(console, 1) as screen:
         pass
     before = len(text.getvalue())
-    screen.print_pictures([_jpeg("blue")])
+    screen.print_pictures([make_jpeg("blue")])
     assert text.getvalue()[before:].count("\n") >= 5
     assert screen.frame_count == 0
 
 
-@pytest.mark.parametrize("payload", [b"", b"not a picture", _jpeg("red")[:80]])
+@pytest.mark.parametrize("payload", [b"", b"not a picture", make_jpeg("red")[:80]])
 def test_a_broken_preview_is_left_out(payload: bytes) -> None:
     console, _ = _console(terminal=True)
     with ProgressDisplay(console, 4) as screen:
         screen.show_frame(0, payload)
-        screen.show_frame(7, _jpeg("red"))
+        screen.show_frame(7, make_jpeg("red"))
         screen._live.refresh()
     assert screen.frame_count == 2
 

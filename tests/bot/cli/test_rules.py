@@ -15,18 +15,18 @@ from bot.domain.errors import UserError
 
 def run_rules_command(monkeypatch: pytest.MonkeyPatch, folder: Path, *words: str) -> int:
     monkeypatch.setattr("sys.argv", ["darkroom", "rules", *words, "--data", str(folder)])
-    with pytest.raises(SystemExit) as caught:
+    with pytest.raises(SystemExit) as error:
         main()
-    return int(caught.value.code or 0)
+    return int(error.value.code or 0)
 
 
 @pytest.fixture
 def rules(monkeypatch, tmp_path, capsys):
-    def run(*words: str, fails: bool = False) -> str:
+    def run(*words: str, is_refused: bool = False) -> str:
         code = run_rules_command(monkeypatch, tmp_path / "data", *words)
         output = capsys.readouterr()
-        assert (code != 0) is fails, output
-        return output.err if fails else output.out
+        assert (code != 0) is is_refused, output
+        return output.err if is_refused else output.out
 
     return run
 
@@ -38,8 +38,8 @@ def test_set_show_explain_and_undo(rules):
     )
     rules("set", "cost_day", "1h", "--guild", "g", "--role", "7")
     rules("budget", "together_cost_day=10 h", "running=2", "--guild", "g")
-    shown = json.loads(rules("show", "--guild", "g", "--json"))
-    assert [(rule["scope"], rule["subject"], rule["setting"], rule["text"]) for rule in shown] == [
+    shown_rules = json.loads(rules("show", "--guild", "g", "--json"))
+    assert [(rule["scope"], rule["subject"], rule["setting"], rule["text"]) for rule in shown_rules] == [
         ("house", "", "running", "2"), ("house", "", "together_cost_day", "10 h"), ("role", "7", "cost_day", "1 h"),
     ]  # fmt: skip
     assert "role 7                       cost_day             1 h" in rules("show", "--guild", "g")
@@ -73,11 +73,13 @@ def test_export_and_import(rules, tmp_path):
     rules("import", str(file), "--guild", "h")
     assert rules("show", "--guild", "h") == rules("show", "--guild", "g")
     file.write_text("server:\n  runing: 3\n")
-    assert "Line 2 of the file: There is no setting “runing”" in rules("import", str(file), "--guild", "h", fails=True)
+    assert "Line 2 of the file: There is no setting “runing”" in rules(
+        "import", str(file), "--guild", "h", is_refused=True
+    )
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("set", "cost_dya", "1h"), "There is no setting “cost_dya”; the nearest is cost_day."),
         (("set", "running", "many"), "running cannot be “many”: it takes a whole number from 1 to 1000."),
@@ -88,18 +90,18 @@ def test_export_and_import(rules, tmp_path):
         (("import", "nowhere.yaml"), "does not exist"),
     ],
 )
-def test_mistakes_are_one_sentence(rules, words, said):
-    assert said in " ".join(rules(*words, fails=True).split())
+def test_mistakes_are_one_sentence(rules, words, message):
+    assert message in " ".join(rules(*words, is_refused=True).split())
 
 
 @pytest.mark.asyncio
-async def test_a_running_bot_applies_rules_from_the_terminal(workplace, monkeypatch, capsys):
-    app = await workplace.house()
+async def test_a_running_bot_applies_rules_from_the_terminal(harness, monkeypatch, capsys):
+    app = await harness.open_app()
     bob = Member("discord:5", "Bob", "g")
     await app.services.jobs.imagine("a lamp", bob, Destination("web", {}))
 
     def run_command() -> int:
-        return run_rules_command(monkeypatch, workplace.settings.data, "set", "steps", "10", "--guild", "g")
+        return run_rules_command(monkeypatch, harness.settings.data, "set", "steps", "10", "--guild", "g")
 
     assert await asyncio.to_thread(run_command) == 0
     with pytest.raises(UserError, match="at most 10 are allowed here"):
@@ -108,13 +110,13 @@ async def test_a_running_bot_applies_rules_from_the_terminal(workplace, monkeypa
 
 @pytest.mark.slow
 @pytest.mark.asyncio
-async def test_the_operator_closes_one_server_or_all_from_the_terminal(workplace, monkeypatch, capsys, until):
-    app = await workplace.house()
+async def test_the_operator_closes_one_server_or_all_from_the_terminal(harness, monkeypatch, capsys, wait_until):
+    app = await harness.open_app()
     bob, eve = Member("discord:5", "Bob", "discord:7", is_owner=True), Member("discord:6", "Eve", "discord:8")
-    here = Destination("web", {})
+    destination = Destination("web", {})
 
     async def run_command(*words: str, code: int = 0) -> str:
-        assert await asyncio.to_thread(run_rules_command, monkeypatch, workplace.settings.data, *words) == code
+        assert await asyncio.to_thread(run_rules_command, monkeypatch, harness.settings.data, *words) == code
         return "".join(capsys.readouterr())
 
     async def state(job: str) -> tuple[str, float]:
@@ -124,21 +126,21 @@ async def test_the_operator_closes_one_server_or_all_from_the_terminal(workplace
     async def is_cancelled(job: str) -> bool:
         return await state(job) == ("cancelled", 0.0)
 
-    mine, theirs = [(await app.services.jobs.imagine("a lamp", one, here))[0].job for one in (bob, eve)]
+    bob_job, eve_job = [(await app.services.jobs.imagine("a lamp", one, destination))[0].job for one in (bob, eve)]
     assert "cancels the open jobs there within seconds" in await run_command(
         "close", "--guild", "7", "--reason", "abuse"
     )
     assert "It is closed already." in await run_command("close", "--guild", "7", "--reason", "abuse")
     with pytest.raises(UserError, match=r"closed .*abuse \(closed by this bot's operator\)"):
-        await app.services.jobs.imagine("a lamp", bob, here)
+        await app.services.jobs.imagine("a lamp", bob, destination)
     with pytest.raises(UserError, match="only they can open it"):
         await app.services.rule_admin.open_guild(bob)
-    await until(lambda: is_cancelled(mine))
-    assert (await state(theirs))[0] == "queued"
+    await wait_until(lambda: is_cancelled(bob_job))
+    assert (await state(eve_job))[0] == "queued"
     await run_command("close", "--reason", "moving")
-    await until(lambda: is_cancelled(theirs))
+    await wait_until(lambda: is_cancelled(eve_job))
     await run_command("open")
-    await app.services.jobs.imagine("a lamp", eve, here)
+    await app.services.jobs.imagine("a lamp", eve, destination)
     await run_command("open", "--guild", "7")
-    await app.services.jobs.imagine("a lamp", bob, here)
+    await app.services.jobs.imagine("a lamp", bob, destination)
     assert "It is open already." in await run_command("open", "--guild", "7", code=2)

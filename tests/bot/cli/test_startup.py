@@ -39,44 +39,46 @@ async def _output_while_warming(
     presence: Presence | None = None,
 ) -> str:
     """The output once the engine no longer warms up; `presence` announces itself meanwhile."""
-    warming = asyncio.Event()
-    warming.set()
-    async with EngineProcess([sys.executable, "-c", code], os.environ, log) as shop, asyncio.timeout(20):
-        reporting = asyncio.create_task(print_when_warm(lambda: workers, shop, warming))
+    warm_event = asyncio.Event()
+    warm_event.set()
+    async with EngineProcess([sys.executable, "-c", code], os.environ, log) as harness, asyncio.timeout(20):
+        report_task = asyncio.create_task(print_when_warm(lambda: workers, harness, warm_event))
         await asyncio.sleep(0)
-        assert warming.is_set()
+        assert warm_event.is_set()
         if presence is not None:
             workers[presence.worker] = presence
-        await reporting
-    assert not warming.is_set()
+        await report_task
+    assert not warm_event.is_set()
     return capsys.readouterr().out
 
 
 async def test_the_engine_warms_up_until_it_announces_itself(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    here = Presence(
+    presence = Presence(
         worker=LOCAL_WORKER, pools=("default",), models=(WARM,), device="paper", rows=1, free=1, build="test"
     )
-    assert "embedded is warm: paper" in await _output_while_warming(LIVES, tmp_path / "engine.log", {}, capsys, here)
+    assert "embedded is warm: paper" in await _output_while_warming(
+        LIVES, tmp_path / "engine.log", {}, capsys, presence
+    )
 
 
 async def test_each_model_that_the_engine_loads_is_reported_line_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bot.cli.up.startup.POLL_SECONDS", 0.0)
     load = ModelProgress(model="sd15", phase="load", size=2 * 10**9)
     sentences, stages = list[str](), iter([None, load, replace(load, phase="measure"), replace(load, phase="ready")])
-    ended = asyncio.Event()
+    end_event = asyncio.Event()
 
     def progress(name: str) -> ModelProgress | None:
         assert name == LOCAL_WORKER
         try:
             return next(stages)
         except StopIteration:
-            ended.set()
+            end_event.set()
             return None
 
     task = asyncio.create_task(print_load_progress(progress, sentences.append))
-    await asyncio.wait_for(ended.wait(), 10)
+    await asyncio.wait_for(end_event.wait(), 10)
     task.cancel()
     assert sentences == ["loading sd15, 2 GB", "measuring sd15", "sd15 is ready after 1 s"]
 
@@ -100,10 +102,10 @@ def _check_picture_check(tmp_path: Path) -> None:
 
 async def test_a_model_loaded_on_demand_is_not_called_warm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     large = replace(WARM, name="large", loaded=False)
-    here = Presence(
+    presence = Presence(
         worker=LOCAL_WORKER, pools=("default",), models=(WARM, large), device="paper", rows=1, free=1, build="test"
     )
-    output = await _output_while_warming(LIVES, tmp_path / "engine.log", {}, capsys, here)
+    output = await _output_while_warming(LIVES, tmp_path / "engine.log", {}, capsys, presence)
     assert "large is offered, and loaded when somebody asks for it." in output
     assert "large is warm" not in output
 
@@ -168,9 +170,9 @@ async def test_two_data_folders_with_one_database_run_one_bot_at_a_time(tmp_path
 
 
 async def test_only_a_shared_database_or_broker_needs_a_leader(tmp_path: Path) -> None:
-    def check() -> None:
+    def assert_no_output() -> None:
         assert not is_shared(load_settings(data=tmp_path))
         assert is_shared(load_settings(data=tmp_path, nats="nats://10.0.0.5:4222"))
         assert is_shared(load_settings(data=tmp_path, database_url="postgresql://10.0.0.5/darkroom"))
 
-    await asyncio.to_thread(check)
+    await asyncio.to_thread(assert_no_output)

@@ -24,7 +24,7 @@ from bot.discord.start import RunningClient
 from bot.images.uploads.image_links import FileUnavailable
 from engine.bus import Bus
 from engine.bus.broker.embedded import Broker
-from shared.painter import Painter, stop
+from shared.painter import PaintingWorker, cancel_task
 
 if TYPE_CHECKING:
     from simcord.actors import MemberActor
@@ -43,25 +43,25 @@ class Uploads:
 
     def __init__(self) -> None:
         self.env: simcord.Env | None = None
-        self.more: dict[str, bytes] = {}
-        self.fetched: list[str] = []
+        self.extra_files: dict[str, bytes] = {}
+        self.fetched_urls: list[str] = []
 
-    async def __call__(self, url: str, most: int) -> bytes:
-        self.fetched.append(url)
-        found = self.more.get(url) or (self.env.backend.cdn.get(url) if self.env else None)
-        if found is None:
+    async def __call__(self, url: str, max_bytes: int) -> bytes:
+        self.fetched_urls.append(url)
+        content = self.extra_files.get(url) or (self.env.backend.cdn.get(url) if self.env else None)
+        if content is None:
             raise FileUnavailable
-        assert len(found) <= most
-        return found
+        assert len(content) <= max_bytes
+        return content
 
 
 @dataclass
 class World:
     """One server with two members, the bot in it, and the whole app behind the bot."""
 
-    house: App
+    app: App
     client: RunningClient
-    painter: Painter
+    painter: PaintingWorker
     folder: Path
     uploads: Uploads = field(default_factory=Uploads)
     env: simcord.Env = field(init=False)
@@ -72,48 +72,48 @@ class World:
     courier: asyncio.Task[None] = field(init=False)
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
-    def furnish(self, env: simcord.Env) -> None:
+    def create_guild(self, env: simcord.Env) -> None:
         self.env = self.uploads.env = env
         self.guild = env.create_guild()
         self.channel = self.guild.create_text_channel("pictures")
         self.alice, self.bob = (self.guild.add_member(env.create_user(name)) for name in ("alice", "bob"))
 
-    async def online(self) -> None:
+    async def start_worker(self) -> None:
         """Start the worker and wait until the app sees it."""
         self.tasks.append(asyncio.create_task(self.painter.run()))
-        await self.until(lambda: self.services.live_workers())
+        await self.wait_until(lambda: self.services.live_workers())
 
     async def close(self) -> None:
         for task in self.tasks:
-            await stop(task)
+            await cancel_task(task)
 
     @property
     def services(self) -> Services:
-        return self.house.services
+        return self.app.services
 
     @property
     def deliveries(self) -> Deliveries:
-        return self.house.services.deliveries
+        return self.app.services.deliveries
 
-    async def until(self, what: Callable[[], Any], seconds: float = 40.0) -> Any:
+    async def wait_until(self, condition: Callable[[], Any], seconds: float = 40.0) -> Any:
         """Wait until `what` is true, and return it. A dead courier raises at once."""
         deadline = time.perf_counter() + seconds
-        while not (found := what()):
+        while not (result := condition()):
             for task in self.tasks:
                 if task.done():
                     task.result()
             assert time.perf_counter() < deadline, f"not in {seconds} s"
             await asyncio.sleep(0.02)
-        return found
+        return result
 
     def message(self, message_id: int) -> discord.Message:
         return next(each for each in self.channel.history() if each.id == message_id)
 
-    async def ended(self, result: InteractionResult) -> discord.Message:
+    async def wait_for_end(self, result: InteractionResult) -> discord.Message:
         """Wait until the job is over, when no Cancel button is left, and return the answer's message."""
         assert result.response
         identity = result.response.id
-        return await self.until(lambda: (m := self.message(identity)) and "Cancel" not in self.labels(m) and m)
+        return await self.wait_until(lambda: (m := self.message(identity)) and "Cancel" not in self.labels(m) and m)
 
     @staticmethod
     def labels(message: Any) -> list[str]:
@@ -121,30 +121,30 @@ class World:
         rows = [row if isinstance(row, dict) else row.to_dict() for row in message.components]
         return [button.get("label") or button["emoji"]["name"] for row in rows for button in row["components"]]
 
-    def begin(self) -> None:
+    def start_courier(self) -> None:
         """Start a courier for the client, outside the bot's scope and before the bot, as in `run_client`."""
-        self.courier = asyncio.create_task(Courier(self.house.services, MessageClient(self.client)).run())
+        self.courier = asyncio.create_task(Courier(self.app.services, MessageClient(self.client)).run())
         self.tasks.append(self.courier)
 
     async def stop_courier(self) -> None:
         self.tasks.remove(self.courier)
-        await stop(self.courier)
+        await cancel_task(self.courier)
 
     async def restart(self) -> None:
         """Kill the bot and start another."""
         if self.courier in self.tasks:
             await self.stop_courier()
-        self.client = create_client(self.house.services, self.folder)
-        self.begin()
+        self.client = create_client(self.app.services, self.folder)
+        self.start_courier()
         await self.env.restart_bot(self.client)
 
 
-def create_client(desk: Services, folder: Path) -> RunningClient:
-    return RunningClient(desk, folder / "synced", shard_count=1)
+def create_client(services: Services, folder: Path) -> RunningClient:
+    return RunningClient(services, folder / "synced", shard_count=1)
 
 
 @asynccontextmanager
-async def start_app(folder: Path, watch: BlockBuster, uploads: Uploads) -> AsyncIterator[tuple[App, Painter]]:
+async def start_app(folder: Path, watch: BlockBuster, uploads: Uploads) -> AsyncIterator[tuple[App, PaintingWorker]]:
     """An open app, and a worker that does not run yet."""
     async with AsyncExitStack() as stack:
         watch.deactivate()  # opening the app may block: nothing else runs yet
@@ -153,23 +153,23 @@ async def start_app(folder: Path, watch: BlockBuster, uploads: Uploads) -> Async
         for each in (bus, worker_bus):
             await each.declare()
             stack.push_async_callback(each.close)
-        house = await stack.enter_async_context(open_app(load_settings(data=folder), bus, fetch_upload=uploads))
+        app = await stack.enter_async_context(open_app(load_settings(data=folder), bus, fetch_upload=uploads))
         watch.activate()
-        yield house, Painter(worker_bus)
+        yield app, PaintingWorker(worker_bus)
 
 
 @asynccontextmanager
 async def start_world(folder: Path, watch: BlockBuster, *, worker: bool = True) -> AsyncIterator[World]:
     async with AsyncExitStack() as stack:
         uploads = Uploads()
-        house, painter = await stack.enter_async_context(start_app(folder, watch, uploads))
-        client = create_client(house.services, folder)
-        world = World(house, client, painter, folder, uploads)
+        app, painter = await stack.enter_async_context(start_app(folder, watch, uploads))
+        client = create_client(app.services, folder)
+        world = World(app, client, painter, folder, uploads)
         stack.push_async_callback(world.close)
         if worker:
-            await world.online()
-        world.begin()
-        world.furnish(await stack.enter_async_context(simcord.run(client, settle_timeout=10.0)))
+            await world.start_worker()
+        world.start_courier()
+        world.create_guild(await stack.enter_async_context(simcord.run(client, settle_timeout=10.0)))
         yield world
 
 

@@ -20,12 +20,12 @@ def text(result: Any) -> str:
 
 
 def create_thread(
-    world: Any, parent: Any, kind: int = ChannelType.PUBLIC_THREAD, *, locked: bool = False
+    world: Any, parent: Any, kind: int = ChannelType.PUBLIC_THREAD, *, is_locked: bool = False
 ) -> ChannelHandle:
     """Create a thread of alice's."""
     thread = world.env.backend.create_thread(parent.id, "apples", world.alice.id, type=kind)
     thread.thread_members[world.client.user.id] = world.env.backend.now_iso()
-    if locked:
+    if is_locked:
         world.env.backend.edit_channel(thread.id, {}, thread_metadata={"locked": True})
     return ChannelHandle(world.env, world.guild, thread)
 
@@ -35,11 +35,11 @@ async def imagine(world: Any, channel: Any) -> discord.Message:
     result = await world.alice.slash(channel, "imagine", prompt="red apple")
     assert not result.ephemeral, text(result)
 
-    def final() -> discord.Message | None:
-        found = next(each for each in channel.history() if each.id == result.response.id)
-        return found if "Cancel" not in world.labels(found) else None
+    def find_final() -> discord.Message | None:
+        message = next(each for each in channel.history() if each.id == result.response.id)
+        return message if "Cancel" not in world.labels(message) else None
 
-    return await world.until(final)
+    return await world.wait_until(find_final)
 
 
 CHANNELS = {
@@ -62,8 +62,8 @@ async def test_pictures_and_commands_work_in_every_kind_of_channel(open_world: A
         assert view.channel == str(getattr(channel._channel, "parent_id", None) or channel.id), (
             "a thread counts as its parent"
         )
-        again = await world.alice.context_menu(channel, "Details", message)
-        assert "red apple" in text(again)
+        details = await world.alice.context_menu(channel, "Details", message)
+        assert "red apple" in text(details)
         (offer,) = await world.alice.autocomplete(channel, "reproduce", "job", "")
         assert offer["value"] == view.id
         assert (await world.alice.slash(channel, "mine")).ephemeral
@@ -78,8 +78,8 @@ async def test_every_command_for_members_works_in_a_direct_message(open_world: A
     async with open_world() as world:
         user = world.alice.user
         result = await user.slash("imagine", prompt="red apple", seed=3)
-        await world.until(lambda: world.painter.done)
-        await world.until(lambda: "Cancel" not in world.labels(user.dm_channel.history()[-1]))
+        await world.wait_until(lambda: world.painter.finished_jobs)
+        await world.wait_until(lambda: "Cancel" not in world.labels(user.dm_channel.history()[-1]))
         (view,) = await world.services.job_views.load_recent()
         assert "Seed: 3" in text(await user.slash("info", job=view.id))
         assert "Running: 0 of 3" in text(await user.slash("info"))
@@ -88,8 +88,8 @@ async def test_every_command_for_members_works_in_a_direct_message(open_world: A
         assert "Nothing is running" in text(await user.slash("queue"))
         assert len((await user.slash("film", job=view.id)).response.attachments) == 1
         assert (await user.slash("mine")).ephemeral
-        again = await user.slash("reproduce", job="3")
-        assert "red apple" in text(again)
+        reproduction = await user.slash("reproduce", job="3")
+        assert "red apple" in text(reproduction)
         (offer, *_) = await user.autocomplete("cancel", "job", "")
         assert "red apple" in text(await user.slash("cancel", job=offer["value"]))
         assert "another server" in text(await world.bob.user.slash("info", job=view.id))
@@ -101,12 +101,12 @@ NO_ACCESS = discord.PermissionOverwrite(view_channel=False, send_messages=False)
 
 async def test_missing_permissions_are_named_when_a_job_takes_long(open_world: Any) -> None:
     async with open_world() as world:
-        deaf = world.guild.create_text_channel("deaf", overwrites={world.client.user: NO_ACCESS})
-        quick = await world.alice.slash(deaf, "imagine", prompt="red apple")
+        closed_channel = world.guild.create_text_channel("deaf", overwrites={world.client.user: NO_ACCESS})
+        quick = await world.alice.slash(closed_channel, "imagine", prompt="red apple")
         assert quick.followups == [], "a quick job ends before permissions matter"
-        await world.painter.leave()
-        slow = await world.alice.slash(deaf, "imagine", prompt="red apple")
-        (followup,) = slow.followups
+        await world.painter.leave_pool()
+        slow_reply = await world.alice.slash(closed_channel, "imagine", prompt="red apple")
+        (followup,) = slow_reply.followups
         assert followup.ephemeral
         assert "View Channel" in followup.content
         assert "Send Messages" in followup.content
@@ -117,16 +117,16 @@ async def test_without_permission_to_attach_files_jobs_and_films_are_refused(ope
     async with open_world() as world:
         await imagine(world, world.channel)
         (view,) = await world.services.job_views.load_recent()
-        everyone = world.guild.default_role
-        mute = world.guild.create_text_channel(
-            "mute", overwrites={everyone: discord.PermissionOverwrite(attach_files=False)}
+        everyone_role = world.guild.default_role
+        mute_channel = world.guild.create_text_channel(
+            "mute", overwrites={everyone_role: discord.PermissionOverwrite(attach_files=False)}
         )
         for command, options in (
             ("imagine", {"prompt": "a"}),
             ("film", {"job": view.id}),
             ("reproduce", {"job": view.id}),
         ):
-            refusal = await world.alice.slash(mute, command, **options)
+            refusal = await world.alice.slash(mute_channel, command, **options)
             assert refusal.ephemeral
             assert "Attach Files" in text(refusal)
         assert len(await world.services.job_views.load_recent()) == 1
@@ -135,10 +135,10 @@ async def test_without_permission_to_attach_files_jobs_and_films_are_refused(ope
 class FakeInteraction:
     """As much of an interaction as the warning needs."""
 
-    def __init__(self, channel: Any, **may: bool) -> None:
+    def __init__(self, channel: Any, **permissions: bool) -> None:
         self.guild_id: int | None = 1
         self.channel = channel
-        self.app_permissions = discord.Permissions(**may)
+        self.app_permissions = discord.Permissions(**permissions)
 
 
 ALL_PERMISSIONS = {
@@ -150,8 +150,8 @@ ALL_PERMISSIONS = {
 
 
 async def test_the_warning_names_missing_permissions_for_long_jobs_only() -> None:
-    def warn(eta: float | None, channel: Any = None, **without: bool) -> str:
-        return permission_warning(FakeInteraction(channel, **{**ALL_PERMISSIONS, **without}), eta, 840.0)  # pyright: ignore[reportArgumentType]
+    def warn(eta: float | None, channel: Any = None, **missing: bool) -> str:
+        return permission_warning(FakeInteraction(channel, **{**ALL_PERMISSIONS, **missing}), eta, 840.0)  # pyright: ignore[reportArgumentType]
 
     assert warn(None) == ""
     assert warn(30.0, view_channel=False) == ""
@@ -164,11 +164,11 @@ async def test_the_warning_names_missing_permissions_for_long_jobs_only() -> Non
 
 async def test_in_a_locked_thread_the_warning_comes_with_the_answer(open_world: Any) -> None:
     async with open_world() as world:
-        await world.painter.leave()
+        await world.painter.leave_pool()
         room = world.guild.create_text_channel(
             "room", overwrites={world.client.user: discord.PermissionOverwrite(manage_threads=False)}
         )
-        thread = create_thread(world, room, locked=True)
+        thread = create_thread(world, room, is_locked=True)
         await world.env.settle()
         result = await world.alice.slash(thread, "imagine", prompt="red apple")
         (followup,) = result.followups

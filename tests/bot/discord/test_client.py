@@ -33,18 +33,18 @@ async def test_the_client_waits_out_an_outage_and_logs_a_wrong_token_once(
 ) -> None:
     answers = [503, 503, 401]
 
-    async def me(request: web.Request) -> web.Response:
+    async def answer_me(request: web.Request) -> web.Response:
         assert request.headers["Authorization"] == "Bot not-a-real-token"
         return web.json_response({"message": "no", "code": 0}, status=answers.pop(0))
 
     app = web.Application()
-    app.router.add_get("/api/v10/users/@me", me)
+    app.router.add_get("/api/v10/users/@me", answer_me)
     async with TestServer(app) as server, open_world() as world:
         settings = load_settings(
             data=tmp_path, discord_api=str(server.make_url("/api/v10")), discord_token="not-a-real-token"
         )
         with caplog.at_level(logging.WARNING):
-            await asyncio.wait_for(start.run_client(settings, world.house.services), 20.0)
+            await asyncio.wait_for(start.run_client(settings, world.app.services), 20.0)
     assert answers == []
     assert caplog.text.count("cannot be reached") == 2
     assert caplog.text.count("Discord refused DISCORD_TOKEN") == 1
@@ -54,14 +54,14 @@ async def test_the_client_waits_out_an_outage_and_logs_a_wrong_token_once(
 async def test_without_a_token_serve_returns_at_once(open_world: Any, tmp_path: Path) -> None:
     async with open_world() as world:
         await asyncio.wait_for(
-            start.run_client(load_settings(data=tmp_path, discord_token=None), world.house.services), 1.0
+            start.run_client(load_settings(data=tmp_path, discord_token=None), world.app.services), 1.0
         )
 
 
 async def test_a_client_asks_for_no_privileged_intent_and_pings_nobody(open_world: Any, tmp_path: Path) -> None:
     async with open_world() as world:
         discord_client = start.create_client(
-            load_settings(data=tmp_path, discord_gateway="ws://127.0.0.1:1"), world.house.services
+            load_settings(data=tmp_path, discord_gateway="ws://127.0.0.1:1"), world.app.services
         )
         assert discord_client.intents == discord.Intents(guilds=True, guild_reactions=True, dm_reactions=True)
         assert discord_client.allowed_mentions

@@ -17,8 +17,8 @@ from bot.domain.dto import Destination, Member
 from bot.domain.errors import UserError
 from bot.services.init_images.request import InitImages
 from engine.contract import Branch, ImageToImage
-from shared.discord_jobs import made
-from shared.discord_staff import fields, ids, said, text
+from shared.discord_jobs import imagine
+from shared.discord_staff import list_custom_ids, read_followups, read_form_fields, read_text
 from shared.png_upload import png
 
 pytestmark = pytest.mark.asyncio
@@ -33,13 +33,15 @@ async def newest_view(world: Any) -> Any:
 async def test_imagine_takes_an_init_image_and_a_mask(open_world: Any) -> None:
     async with open_world() as world:
         result = await world.alice.slash(world.channel, "imagine", prompt="a lamp", image=PICTURE, strength=0.4)
-        final = await world.ended(result)
+        final_message = await world.wait_for_end(result)
         start, recipe = (await newest_view(world)).task.start, (await newest_view(world)).task
         assert isinstance(start, ImageToImage)
         assert (start.strength, len(start.pictures), start.mask) == (0.4, 1, None)
         assert recipe.width == 2 * recipe.height, "the init image gives the shape"
-        assert "More…" in world.labels(final)
-        await world.ended(await world.alice.slash(world.channel, "imagine", prompt="a lamp", image=PICTURE, mask=MASK))
+        assert "More…" in world.labels(final_message)
+        await world.wait_for_end(
+            await world.alice.slash(world.channel, "imagine", prompt="a lamp", image=PICTURE, mask=MASK)
+        )
         assert (await newest_view(world)).task.start.mask is not None
 
 
@@ -49,7 +51,7 @@ async def test_a_bad_init_image_mask_or_branch_is_refused_ephemerally(open_world
         async def read_refusal(**options: Any) -> str:
             result = await world.alice.slash(world.channel, "imagine", prompt="a lamp", **options)
             assert result.ephemeral or all(each.ephemeral for each in result.followups)
-            return "\n".join(text(each) for each in (result.response, *result.followups) if each)
+            return "\n".join(read_text(each) for each in (result.response, *result.followups) if each)
 
         assert "🚫" in await read_refusal(image=("a.png", b"no picture"))
         assert "add that picture as image" in await read_refusal(mask=MASK)
@@ -74,53 +76,55 @@ async def test_a_too_large_init_image_is_never_downloaded(open_world: Any) -> No
         == "https://cdn.discordapp.com/attachments/1/2/b%C3%A4r.png?ex=1&hm=a&"
     )
     async with open_world(worker=False) as world:
-        bring = InitImages((attachments.to_remote_file(HugeAttachment("https://cdn.discordapp.com/gone", 5)),))
+        init_images = InitImages((attachments.to_remote_file(HugeAttachment("https://cdn.discordapp.com/gone", 5)),))
         with pytest.raises(UserError, match=r"did not let me download huge\.png"):
             await world.services.jobs.imagine(
-                "", Member("discord:1", "Ann", "discord:2"), Destination("discord"), init_images=bring
+                "", Member("discord:1", "Ann", "discord:2"), Destination("discord"), init_images=init_images
             )
 
 
 async def test_urls_in_a_prompt_become_init_images(open_world: Any) -> None:
     async with open_world() as world:
-        at = "https://cdn.discordapp.com/attachments/1/2/cat.png?ex=65&is=66&hm=aa&"
-        world.uploads.more[at] = png(64, 32)
-        await world.ended(await world.alice.slash(world.channel, "imagine", prompt=f"<{at}> a lamp --iw 1"))
+        url = "https://cdn.discordapp.com/attachments/1/2/cat.png?ex=65&is=66&hm=aa&"
+        world.uploads.extra_files[url] = png(64, 32)
+        await world.wait_for_end(await world.alice.slash(world.channel, "imagine", prompt=f"<{url}> a lamp --iw 1"))
         view = await newest_view(world)
         assert (view.prompt, view.action, view.task.start.strength) == ("a lamp --iw 1", "imagine", 0.6)
         assert view.task.width == 2 * view.task.height
-        await world.ended(await world.alice.slash(world.channel, "imagine", prompt=f"{at} a lamp", image=OTHER))
+        await world.wait_for_end(await world.alice.slash(world.channel, "imagine", prompt=f"{url} a lamp", image=OTHER))
         view = await newest_view(world)
         assert (view.action, len(view.task.start.pictures)) == ("blend", 2)
-        wrong = await world.alice.slash(world.channel, "imagine", prompt="https://evil.example/a.png a lamp")
-        assert wrong.ephemeral
-        assert "Only pictures that were uploaded to Discord or here" in text(wrong)
-        assert not any("evil" in url for url in world.uploads.fetched)
+        invalid_reply = await world.alice.slash(world.channel, "imagine", prompt="https://evil.example/a.png a lamp")
+        assert invalid_reply.ephemeral
+        assert "Only pictures that were uploaded to Discord or here" in read_text(invalid_reply)
+        assert not any("evil" in url for url in world.uploads.fetched_urls)
 
 
 async def test_blend_takes_weights_and_needs_no_prompt(open_world: Any) -> None:
     async with open_world() as world:
         result = await world.alice.slash(world.channel, "blend", image1=PICTURE, image2=OTHER, weights="3, 1")
-        card = await world.ended(result)
+        card = await world.wait_for_end(result)
         assert card.content.startswith("**without a prompt** · alice · blended")
         view = await newest_view(world)
         assert view.action == "blend"
         assert [one.weight for one in view.task.start.pictures] == [3, 1]
-        wrong = await world.alice.slash(world.channel, "blend", image1=PICTURE, image2=OTHER, weights="3")
-        assert "one weight" in text(wrong)
-        assert wrong.ephemeral
+        invalid_reply = await world.alice.slash(world.channel, "blend", image1=PICTURE, image2=OTHER, weights="3")
+        assert "one weight" in read_text(invalid_reply)
+        assert invalid_reply.ephemeral
 
 
 async def test_more_under_a_grid_offers_a_menu_for_each_picture(open_world: Any) -> None:
     async with open_world() as world:
-        grid = await made(world, count=2, seed=7)
+        grid = await imagine(world, count=2, seed=7)
         job = (await newest_view(world)).id
         await world.restart()
         menus = await world.bob.click(grid, label="More…")
         assert menus.ephemeral
-        assert ids(menus) == [f"onward:{job}:0", f"onward:{job}:1"]
+        assert list_custom_ids(menus) == [f"onward:{job}:0", f"onward:{job}:1"]
         for press, action in (("zoomsome", "zoom"), ("panleft", "pan")):
-            card = await world.ended(await world.bob.select(menus.response, [press], custom_id=f"onward:{job}:1"))
+            card = await world.wait_for_end(
+                await world.bob.select(menus.response, [press], custom_id=f"onward:{job}:1")
+            )
             view = await newest_view(world)
             assert (view.action, view.parent_image, view.member_name) == (action, (job, 1), "bob")
             assert view.task.start.mask
@@ -129,15 +133,17 @@ async def test_more_under_a_grid_offers_a_menu_for_each_picture(open_world: Any)
 
 async def test_make_square_outpaints_a_wide_picture_and_refuses_a_square(open_world: Any) -> None:
     async with open_world() as world:
-        grid = await world.ended(
+        grid = await world.wait_for_end(
             await world.alice.slash(world.channel, "imagine", prompt="a lamp", image=PICTURE, count=1)
         )
-        wide = await newest_view(world)
-        assert wide.task.width == 2 * wide.task.height
+        wide_view = await newest_view(world)
+        assert wide_view.task.width == 2 * wide_view.task.height
         menus = await world.bob.click(grid, label="More…")
-        await world.ended(await world.bob.select(menus.response, ["square"], custom_id=f"onward:{wide.id}:0"))
+        await world.wait_for_end(
+            await world.bob.select(menus.response, ["square"], custom_id=f"onward:{wide_view.id}:0")
+        )
         view = await newest_view(world)
-        assert (view.action, view.parent_image) == ("zoom", (wide.id, 0))
+        assert (view.action, view.parent_image) == ("zoom", (wide_view.id, 0))
         assert (view.task.width, view.task.height) == (64, 64)
         assert view.task.start.mask
         with pytest.raises(UserError, match="a square already"):
@@ -149,46 +155,46 @@ async def test_make_square_outpaints_a_wide_picture_and_refuses_a_square(open_wo
 @pytest.mark.slow
 async def test_compare_shows_a_picture_beside_its_parent(open_world: Any) -> None:
     async with open_world() as world:
-        grid = await made(world, count=2)
-        varied = await world.ended(await world.alice.click(grid, label="V2"))
+        grid = await imagine(world, count=2)
+        variation = await world.wait_for_end(await world.alice.click(grid, label="V2"))
         view = await newest_view(world)
-        menus = await world.bob.click(varied, label="More…")
+        menus = await world.bob.click(variation, label="More…")
         reply = await world.bob.select(menus.response, ["compare"], custom_id=f"onward:{view.id}:1")
         assert reply.ephemeral
-        assert text(reply).startswith("Before: **red apple**\nAfter: **")
+        assert read_text(reply).startswith("Before: **red apple**\nAfter: **")
         (attachment,) = reply.response.attachments
-        with Image.open(io.BytesIO(world.env.backend.cdn.get(attachment.url))) as both:
-            assert both.width > both.height
+        with Image.open(io.BytesIO(world.env.backend.cdn.get(attachment.url))) as comparison:
+            assert comparison.width > comparison.height
         await world.client.services.moderation.delete_pictures(
             view.parent_image[0], Member(view.member_id, "alice", view.guild)
         )
-        missing = await world.bob.select(menus.response, ["compare"], custom_id=f"onward:{view.id}:1")
-        assert "🚫" in said(missing)
+        missing_reply = await world.bob.select(menus.response, ["compare"], custom_id=f"onward:{view.id}:1")
+        assert "🚫" in read_followups(missing_reply)
 
 
 @pytest.mark.slow
 async def test_two_presses_in_a_row_make_one_job(open_world: Any) -> None:
     async with open_world() as world:
-        grid = await made(world, count=1)
-        upscale = await world.ended(await world.alice.click(grid, label="U1"))
+        grid = await imagine(world, count=1)
+        upscale = await world.wait_for_end(await world.alice.click(grid, label="U1"))
         replies = [await world.alice.click(upscale, label="Zoom out 2×") for _ in range(2)]
-        assert sum("already on its way" in text(each) for each in replies) == 1
+        assert sum("already on its way" in read_text(each) for each in replies) == 1
         assert [view.action for view in await world.services.job_views.load_recent()] == ["zoom", "upscale", "imagine"]
 
 
 @pytest.mark.slow
 async def test_edit_inpaints_the_mask_from_a_form(open_world: Any) -> None:
     async with open_world() as world:
-        grid = await made(world, count=1)
+        grid = await imagine(world, count=1)
         first = await newest_view(world)
         menus = await world.bob.click(grid, label="More…")
         form = await world.bob.select(menus.response, ["edit"], custom_id=f"onward:{first.id}:0")
-        assert set(fields(form)) == {"mask", "prompt", "strength"}
-        wrong = await world.bob.submit_modal(form, {"mask": SQUARE, "prompt": "red apple", "strength": "much"})
-        assert "from 0.05 to 1" in text(wrong)
+        assert set(read_form_fields(form)) == {"mask", "prompt", "strength"}
+        invalid_reply = await world.bob.submit_modal(form, {"mask": SQUARE, "prompt": "red apple", "strength": "much"})
+        assert "from 0.05 to 1" in read_text(invalid_reply)
         form = await world.bob.select(menus.response, ["edit"], custom_id=f"onward:{first.id}:0")
         reply = await world.bob.submit_modal(form, {"mask": SQUARE, "prompt": "a worm", "strength": "0,7"})
-        await world.ended(reply)
+        await world.wait_for_end(reply)
         view = await newest_view(world)
         assert (view.action, view.prompt, view.parent_image) == ("edit", "a worm", (first.id, 0))
         assert view.task.start.strength == 0.7
@@ -198,9 +204,9 @@ async def test_edit_inpaints_the_mask_from_a_form(open_world: Any) -> None:
 @pytest.mark.slow
 async def test_a_branch_by_contact_sheet_menu_and_form(open_world: Any) -> None:
     async with open_world() as world:
-        grid = await made(world, count=2, seed=7)
+        grid = await imagine(world, count=2, seed=7)
         first = await newest_view(world)
-        upscale = await world.ended(await world.alice.click(grid, label="U2"))
+        upscale = await world.wait_for_end(await world.alice.click(grid, label="U2"))
         reply = await world.bob.click(upscale, label="Branch…")
         assert reply.ephemeral
         assert len(reply.response.attachments) == 1
@@ -209,21 +215,25 @@ async def test_a_branch_by_contact_sheet_menu_and_form(open_world: Any) -> None:
         assert [option["value"] for option in menu["options"]] == ["4", "8", "12", "16"]
         await world.restart()
         form = await world.bob.select(reply.response, ["8"], custom_id=menu["custom_id"])
-        assert fields(form)["prompt"]["value"] == "red apple"
-        await world.ended(await world.bob.submit_modal(form, {"prompt": "red apple", "seed": "9", "steps": "60"}))
+        assert read_form_fields(form)["prompt"]["value"] == "red apple"
+        await world.wait_for_end(
+            await world.bob.submit_modal(form, {"prompt": "red apple", "seed": "9", "steps": "60"})
+        )
         view = await newest_view(world)
         assert (view.action, view.parent_image, view.prompt) == ("branch", (first.id, 1), "red apple")
         assert (view.task.steps, view.task.start.keyframe_step) == (60, 8)
         assert (view.task.start.fresh, view.task.seed) == (True, 9)
         form = await world.bob.select(reply.response, ["8"], custom_id=menu["custom_id"])
-        wrong = await world.bob.submit_modal(form, {"prompt": "pear --sampler ddim", "seed": "", "guidance": ""})
-        assert "cannot be changed" in text(wrong)
+        invalid_reply = await world.bob.submit_modal(
+            form, {"prompt": "pear --sampler ddim", "seed": "", "guidance": ""}
+        )
+        assert "cannot be changed" in read_text(invalid_reply)
 
 
 @pytest.mark.slow
 async def test_a_stopped_job_can_be_continued_to_its_end_by_a_branch(open_world: Any) -> None:
     async with open_world() as world:
-        grid = await made(world, prompt="red apple --stop 50 --steps 40", count=1)
+        grid = await imagine(world, prompt="red apple --stop 50 --steps 40", count=1)
         first = await newest_view(world)
         menus = await world.bob.click(grid, label="More…")
         reply = await world.bob.select(menus.response, ["branch"], custom_id=f"onward:{first.id}:0")
@@ -232,7 +242,9 @@ async def test_a_stopped_job_can_be_continued_to_its_end_by_a_branch(open_world:
         assert descriptions == [*[None] * (len(descriptions) - 1), CONTINUE_HINT]
         last = menu["options"][-1]["value"]
         form = await world.bob.select(reply.response, [last], custom_id=menu["custom_id"])
-        await world.ended(await world.bob.submit_modal(form, {"prompt": fields(form)["prompt"]["value"]}))
+        await world.wait_for_end(
+            await world.bob.submit_modal(form, {"prompt": read_form_fields(form)["prompt"]["value"]})
+        )
         view = await newest_view(world)
         assert (view.action, view.task.start.step, view.task.end_step) == ("branch", int(last), 40)
 
@@ -240,12 +252,14 @@ async def test_a_stopped_job_can_be_continued_to_its_end_by_a_branch(open_world:
 @pytest.mark.slow
 async def test_a_branch_can_be_typed_as_job_picture_and_step(open_world: Any) -> None:
     async with open_world() as world:
-        await made(world, count=2)
+        await imagine(world, count=2)
         first = await newest_view(world)
         suggestions = await world.alice.autocomplete(world.channel, "imagine", "branch", "", prompt="pear")
         assert [each["value"] for each in suggestions] == [first.id]
         for reference, index, step in ((f"{first.id.lower()}/2:12", 1, 12), (first.id, 0, 12), (f"{first.id}:9", 0, 8)):
-            await world.ended(await world.alice.slash(world.channel, "imagine", prompt="a pear", branch=reference))
+            await world.wait_for_end(
+                await world.alice.slash(world.channel, "imagine", prompt="a pear", branch=reference)
+            )
             view = await newest_view(world)
             assert (view.action, view.prompt, view.parent_image) == ("branch", "a pear", (first.id, index)), reference
             assert isinstance(view.task.start, Branch)
@@ -255,7 +269,7 @@ async def test_a_branch_can_be_typed_as_job_picture_and_step(open_world: Any) ->
 @pytest.mark.parametrize("count", [1, 2, 11, 12, 13, 47, 200])
 async def test_a_branch_menu_offers_twelve_keyframes_with_the_first_and_the_last(count: int) -> None:
     steps = list(range(4, 4 + count))
-    found = spread_steps(steps)
-    assert len(found) == len(set(found)) == min(count, MAX_KEYFRAMES)
-    assert (found[0], found[-1]) == (steps[0], steps[-1])
-    assert found == sorted(found)
+    spread = spread_steps(steps)
+    assert len(spread) == len(set(spread)) == min(count, MAX_KEYFRAMES)
+    assert (spread[0], spread[-1]) == (steps[0], steps[-1])
+    assert spread == sorted(spread)

@@ -23,7 +23,7 @@ from bot.discord.responses import INTERNAL_ERROR
 from bot.discord.settings import HANDLERS
 from bot.domain.dto import Member
 from bot.policy.permissions import ACTIONS, PRIVATE_JOB, Action, JobRef, forbidden_reason
-from shared.discord_staff import Staff, hired
+from shared.discord_staff import Staff, create_staff
 from shared.png_upload import png
 
 pytestmark = pytest.mark.asyncio
@@ -121,11 +121,11 @@ class Actor:
     """Who clicks, where, and as which `Member` the permission table must see them."""
 
     name: str
-    hand: Any
+    handle: Any
     member: Member
     channel: Any
     direct: bool = False
-    blind: bool = False  # cannot see the channel of the jobs
+    cannot_see_channel: bool = False  # cannot see the channel of the jobs
 
 
 @dataclass(frozen=True)
@@ -137,9 +137,9 @@ class Scene:
     actors: tuple[Actor, ...]
     subjects: Mapping[str, JobRef]  # by job
 
-    def forbidden(self, action: Action, actor: Actor, job: str | None) -> str | None:
+    def find_forbidden_reason(self, action: Action, actor: Actor, job: str | None) -> str | None:
         subject = None if job is None else self.subjects[job]
-        if subject is None or not actor.blind or subject.is_private:
+        if subject is None or not actor.cannot_see_channel or subject.is_private:
             return forbidden_reason(action, actor.member, subject, in_direct_message=actor.direct)
         reason = forbidden_reason(
             action, actor.member, replace(subject, is_private=True), in_direct_message=actor.direct
@@ -153,53 +153,60 @@ class Scene:
             view.add_item(discord.ui.Button(label=each[:40], custom_id=each))
         view.stop()
         if actor.direct:
-            channel = await self.world.client.create_dm(discord.Object(actor.hand.id))
+            channel = await self.world.client.create_dm(discord.Object(actor.handle.id))
         else:
-            channel = self.world.client.get_partial_messageable(actor.channel.id, guild_id=actor.hand.guild.id)
+            channel = self.world.client.get_partial_messageable(actor.channel.id, guild_id=actor.handle.guild.id)
         return await channel.send("everything at once", view=view)
 
     async def send_boards(self, actor: Actor, ids: list[str]) -> dict[str, discord.Message]:
         """Send as many messages as all buttons need, and return the message of each button."""
-        parts = [ids[at : at + MAX_BUTTONS] for at in range(0, len(ids), MAX_BUTTONS)]
+        parts = [ids[start : start + MAX_BUTTONS] for start in range(0, len(ids), MAX_BUTTONS)]
         return {each: card for part in parts for card in [await self.send_board(actor, part)] for each in part}
 
 
-def make_member(hand: Any, name: str, guild: str, flags: Sequence[str]) -> Member:
-    return replace(Member(f"discord:{hand.id}", name, guild), **{f"is_{flag}": True for flag in flags})
+def make_member(handle: Any, name: str, guild: str, flags: Sequence[str]) -> Member:
+    return replace(Member(f"discord:{handle.id}", name, guild), **{f"is_{flag}": True for flag in flags})
 
 
 async def set_up(world: Any, *, count: int = 2) -> Scene:
     """Finish a public and a private job of the author, then close the whole bot."""
-    outside, abroad = world.guild, world.channel
-    staff = await hired(world)
+    outside_guild, outside_channel = world.guild, world.channel
+    staff = await create_staff(world)
     world.painter.speed = 0.0
-    bob, tenant = (staff.guild.add_member(world.env.create_user(name), roles=[staff.crew]) for name in ("bert", "tess"))
-    may = discord.PermissionOverwrite(manage_messages=True, manage_channels=True)
-    room = staff.guild.create_text_channel("tess's room", overwrites={tenant: may})
-    unseen = {tenant: discord.PermissionOverwrite(view_channel=False)}
-    staff.channel = world.channel = staff.guild.create_text_channel("not for tess", overwrites=unseen)
-    here, author = f"discord:{staff.guild.id}", staff.member
+    bob, tenant = (
+        staff.guild.add_member(world.env.create_user(name), roles=[staff.member_role]) for name in ("bert", "tess")
+    )
+    full_permissions = discord.PermissionOverwrite(manage_messages=True, manage_channels=True)
+    room = staff.guild.create_text_channel("tess's room", overwrites={tenant: full_permissions})
+    hidden_permissions = {tenant: discord.PermissionOverwrite(view_channel=False)}
+    staff.channel = world.channel = staff.guild.create_text_channel("not for tess", overwrites=hidden_permissions)
+    guild_id, author = f"discord:{staff.guild.id}", staff.member
     prompt = "{" + ",".join(f"apple {number}" for number in range(count - 1)) + "} --count 1 --steps 2"
     await staff.slash(author, "imagine", prompt=prompt)
     await world.client.services.preferences.set_preference(f"discord:{author.id}", "results", "private")
     await staff.slash(author, "imagine", prompt="secret --count 1 --steps 2")
     await world.client.services.preferences.set_preference(f"discord:{author.id}", "results", "public")
-    await world.until(lambda: len(world.painter.done) == count)
+    await world.wait_until(lambda: len(world.painter.finished_jobs) == count)
     while await world.deliveries.list_undelivered("discord"):
-        await world.until(lambda: True)
+        await world.wait_until(lambda: True)
     views = await world.services.job_views.load_recent()
-    everywhere = Member(f"discord:{staff.keeper.id}", "keeper", "*", is_operator=True)
-    await world.client.services.rule_admin.close_guild(everywhere, "for the test")
+    operator_everywhere = Member(f"discord:{staff.operator.id}", "keeper", "*", is_operator=True)
+    await world.client.services.rule_admin.close_guild(operator_everywhere, "for the test")
 
-    def in_server(hand: Any, name: str, *flags: str) -> Actor:
-        return Actor(name, hand, make_member(hand, name, here, flags), staff.channel)
+    def in_server(handle: Any, name: str, *flags: str) -> Actor:
+        return Actor(name, handle, make_member(handle, name, guild_id, flags), staff.channel)
 
-    def in_other_server(hand: Any, name: str, *flags: str) -> Actor:
-        return Actor(f"{name} elsewhere", hand, make_member(hand, name, f"discord:{outside.id}", flags), abroad)
+    def in_other_server(handle: Any, name: str, *flags: str) -> Actor:
+        return Actor(
+            f"{name} elsewhere",
+            handle,
+            make_member(handle, name, f"discord:{outside_guild.id}", flags),
+            outside_channel,
+        )
 
-    def in_direct_message(hand: Any, name: str, *flags: str) -> Actor:
-        member = make_member(hand, name, f"discord:dm:{hand.id}", flags)
-        return Actor(f"{name} alone with the bot", hand.user, member, None, direct=True)
+    def in_direct_message(handle: Any, name: str, *flags: str) -> Actor:
+        member = make_member(handle, name, f"discord:dm:{handle.id}", flags)
+        return Actor(f"{name} alone with the bot", handle.user, member, None, direct=True)
 
     actors = (
         in_server(author, "author"),
@@ -207,14 +214,14 @@ async def set_up(world: Any, *, count: int = 2) -> Scene:
         in_server(staff.moderator, "moderator", "moderator"),
         in_server(staff.admin, "admin", "moderator", "admin"),
         in_server(staff.owner, "owner", "moderator", "admin", "owner"),
-        in_server(staff.keeper, "operator", "operator"),
-        replace(in_server(tenant, "member in a room of their own"), channel=room, blind=True),
-        in_other_server(outside.add_member(author.user), "author"),
+        in_server(staff.operator, "operator", "operator"),
+        replace(in_server(tenant, "member in a room of their own"), channel=room, cannot_see_channel=True),
+        in_other_server(outside_guild.add_member(author.user), "author"),
         in_other_server(world.alice, "stranger"),
-        in_other_server(outside.add_member(staff.keeper.user), "operator", "operator"),
+        in_other_server(outside_guild.add_member(staff.operator.user), "operator", "operator"),
         in_direct_message(author, "author"),
         in_direct_message(bob, "member"),
-        in_direct_message(staff.keeper, "operator", "operator"),
+        in_direct_message(staff.operator, "operator", "operator"),
     )
     subjects = {view.id: JobRef(view.member_id, view.member_name, view.guild, view.is_private) for view in views}
     assert {subject.author for subject in subjects.values()} == {f"discord:{author.id}"}
@@ -230,22 +237,22 @@ def all_text(result: Any) -> str:
     )
 
 
-def check_answer(expected: str | None, result: Any, what: str) -> None:
+def check_answer(expected: str | None, result: Any, description: str) -> None:
     """Expect this refusal, ephemeral; or, with None, no refusal of the permission table."""
-    assert result.acknowledged, what
+    assert result.acknowledged, description
     content = all_text(result)
-    assert INTERNAL_ERROR not in content, what
+    assert INTERNAL_ERROR not in content, description
     if expected is not None:
-        assert content == render_refusal(expected), what
-        assert all(one.ephemeral for one in (result.response, *result.followups) if one), what
+        assert content == render_refusal(expected), description
+        assert all(one.ephemeral for one in (result.response, *result.followups) if one), description
     else:
-        assert not any(f"{start}" in content for start in REFUSALS), f"{what}: {content}"
+        assert not any(f"{start}" in content for start in REFUSALS), f"{description}: {content}"
 
 
-def button_ids(job: str, presses: tuple[ButtonKind, ...]) -> Iterator[tuple[ButtonKind, str]]:
-    for press in presses:
-        index = 0 if press in PICTURE_PRESSES else 999 if press == "dismiss" else None
-        yield press, Button(press, job, index=index).custom_id
+def button_ids(job: str, kinds: tuple[ButtonKind, ...]) -> Iterator[tuple[ButtonKind, str]]:
+    for kind in kinds:
+        index = 0 if kind in PICTURE_PRESSES else 999 if kind == "dismiss" else None
+        yield kind, Button(kind, job, index=index).custom_id
 
 
 @pytest.mark.slow
@@ -253,18 +260,16 @@ async def test_every_role_presses_every_button_on_public_and_private_jobs(open_w
     async with open_world() as world:
         scene = await set_up(world)
         assert set(get_args(ButtonKind)) == set(BUTTONS)
-        presses: tuple[ButtonKind, ...] = tuple(press for press in BUTTONS if press not in DESTRUCTIVE)
+        kinds: tuple[ButtonKind, ...] = tuple(kind for kind in BUTTONS if kind not in DESTRUCTIVE)
         for actor in scene.actors:
             for job in scene.subjects:
-                ids = dict(button_ids(job, presses))
+                ids = dict(button_ids(job, kinds))
                 cards = await scene.send_boards(actor, list(ids.values()))
-                for press, custom_id in ids.items():
-                    about = None if press == "dismiss" else job
-                    expected = scene.forbidden(BUTTONS[press], actor, about)
-                    result = await actor.hand.click(cards[custom_id], custom_id=custom_id)
-                    check_answer(
-                        expected, result, f"{press} by {actor.name}, private: {scene.subjects[job].is_private}"
-                    )
+                for kind, custom_id in ids.items():
+                    subject_job = None if kind == "dismiss" else job
+                    expected = scene.find_forbidden_reason(BUTTONS[kind], actor, subject_job)
+                    result = await actor.handle.click(cards[custom_id], custom_id=custom_id)
+                    check_answer(expected, result, f"{kind} by {actor.name}, private: {scene.subjects[job].is_private}")
 
 
 @pytest.mark.slow
@@ -274,11 +279,13 @@ async def test_every_role_presses_the_last_button_of_a_deletion(open_world: Any)
         left = list(scene.subjects)
         for actor in scene.actors:
             card = await scene.send_board(actor, [f"erase:{left[0]}"])
-            expected = scene.forbidden("delete", actor, left[0])
-            check_answer(expected, await actor.hand.click(card, custom_id=f"erase:{left[0]}"), f"erase by {actor.name}")
-            remaining = {view.id for view in await world.services.job_views.load_recent()}
-            assert (left[0] in remaining) == (expected is not None), actor.name
-            left = [job for job in left if job in remaining]
+            expected = scene.find_forbidden_reason("delete", actor, left[0])
+            check_answer(
+                expected, await actor.handle.click(card, custom_id=f"erase:{left[0]}"), f"erase by {actor.name}"
+            )
+            remaining_ids = {view.id for view in await world.services.job_views.load_recent()}
+            assert (left[0] in remaining_ids) == (expected is not None), actor.name
+            left = [job for job in left if job in remaining_ids]
         assert len(left) == 1, "the author and this bot's operator in three places each, moderator, admin, owner"
 
 
@@ -286,21 +293,23 @@ async def test_a_sent_form_is_checked_like_its_button(open_world: Any) -> None:
     """Roles may change between the button and the form."""
     async with open_world() as world:
         scene = await set_up(world)
-        public = next(job for job, subject in scene.subjects.items() if not subject.is_private)
+        public_job = next(job for job, subject in scene.subjects.items() if not subject.is_private)
         member = next(actor for actor in scene.actors if actor.name == "member")
-        card = await scene.send_board(member, [f"remix:{public}", f"report:{public}", f"edit:{public}"])
+        card = await scene.send_board(member, [f"remix:{public_job}", f"report:{public_job}", f"edit:{public_job}"])
         assert set(buttons.FORM_ACTIONS) == set(FORMS)
         words = {"prompt": "pear", "negative": ""}
-        for form, opener, values in (
+        for form, opener_kind, values in (
             ("remix", "remix", words), ("report", "report", {"reason": "rude"}), ("branch", "remix", words),
             ("edit", "edit", {"mask": ("mask.png", png(8, 8))}),
         ):  # fmt: skip
             for job, subject in scene.subjects.items():
-                opening = await member.hand.click(card, custom_id=f"{opener}:{public}")
-                forged = opening.modal["custom_id"].replace(public, job).replace(f"{opener}-form", f"{form}-form")
-                opening._interaction.modal["custom_id"] = forged
-                reply = await member.hand.submit_modal(opening, values)
-                expected = scene.forbidden(FORMS[form], member, job)
+                opening = await member.handle.click(card, custom_id=f"{opener_kind}:{public_job}")
+                forged_id = (
+                    opening.modal["custom_id"].replace(public_job, job).replace(f"{opener_kind}-form", f"{form}-form")
+                )
+                opening._interaction.modal["custom_id"] = forged_id
+                reply = await member.handle.submit_modal(opening, values)
+                expected = scene.find_forbidden_reason(FORMS[form], member, job)
                 check_answer(expected, reply, f"{form}, private: {subject.is_private}")
 
 
@@ -312,14 +321,16 @@ async def test_every_role_types_every_command(open_world: Any) -> None:
         assert names == set(COMMANDS)
         for actor in scene.actors:
             for name, (action, options) in COMMANDS.items():
-                about = scene.subjects if "{job}" in options.values() else [None]
-                for job in about:
-                    expected = scene.forbidden(action, actor, job)
+                subject_jobs = scene.subjects if "{job}" in options.values() else [None]
+                for job in subject_jobs:
+                    expected = scene.find_forbidden_reason(action, actor, job)
                     result = await type_command(scene, actor, name, options, job)
                     if result is not None:
                         check_answer(expected, result, f"/{name} by {actor.name}")
-                        unlike = name == "film" and actor.channel is not scene.staff.channel
-                        assert not unlike or result.ephemeral, f"a public film from another channel, by {actor.name}"
+                        is_other_channel = name == "film" and actor.channel is not scene.staff.channel
+                        assert not is_other_channel or result.ephemeral, (
+                            f"a public film from another channel, by {actor.name}"
+                        )
                     else:
                         assert actor.direct or "elsewhere" in actor.name, "all staff see every command"
 
@@ -336,8 +347,8 @@ async def type_command(scene: Scene, actor: Actor, name: str, options: Mapping[s
     }
     try:
         if actor.direct:
-            return await actor.hand.slash(name, **arguments)
-        return await actor.hand.slash(actor.channel, name, **arguments)
+            return await actor.handle.slash(name, **arguments)
+        return await actor.handle.slash(actor.channel, name, **arguments)
     except SetupError:
         return None
 
@@ -347,15 +358,15 @@ async def test_every_role_opens_every_menu_of_a_visible_message(open_world: Any)
     async with open_world() as world:
         scene = await set_up(world)
         assert {menu.name for menu in world.client.tree.get_commands(type=discord.AppCommandType.message)} == set(MENUS)
-        public = next(job for job, subject in scene.subjects.items() if not subject.is_private)
-        message_id = (await world.deliveries.answer_destination(public)).address["message"]
+        public_job = next(job for job, subject in scene.subjects.items() if not subject.is_private)
+        message_id = (await world.deliveries.answer_destination(public_job)).address["message"]
         message = next(each for each in scene.staff.channel.history() if str(each.id) == message_id)
         for actor in scene.actors:
             if actor.channel is not scene.staff.channel:
                 continue
             for name, action in MENUS.items():
-                result = await actor.hand.context_menu(actor.channel, name, message)
-                check_answer(scene.forbidden(action, actor, public), result, f"{name} by {actor.name}")
+                result = await actor.handle.context_menu(actor.channel, name, message)
+                check_answer(scene.find_forbidden_reason(action, actor, public_job), result, f"{name} by {actor.name}")
 
 
 @pytest.mark.slow
@@ -364,13 +375,17 @@ async def test_every_role_presses_every_button_of_the_settings(open_world: Any) 
         scene = await set_up(world)
         assert set(CARDS) | set(OPEN_TO_ALL) == set(HANDLERS)
         for actor in scene.actors:
-            verbs = [verb for verb, action in CARDS.items() if scene.forbidden(action, actor, None) is not None]
-            if not verbs:
+            refused_verbs = [
+                verb for verb, action in CARDS.items() if scene.find_forbidden_reason(action, actor, None) is not None
+            ]
+            if not refused_verbs:
                 continue
-            card = await scene.send_board(actor, [f"settings:{verb}:1:1" for verb in verbs])
-            for verb in verbs:
-                result = await actor.hand.click(card, custom_id=f"settings:{verb}:1:1")
-                check_answer(scene.forbidden(CARDS[verb], actor, None), result, f"settings:{verb} by {actor.name}")
+            card = await scene.send_board(actor, [f"settings:{verb}:1:1" for verb in refused_verbs])
+            for verb in refused_verbs:
+                result = await actor.handle.click(card, custom_id=f"settings:{verb}:1:1")
+                check_answer(
+                    scene.find_forbidden_reason(CARDS[verb], actor, None), result, f"settings:{verb} by {actor.name}"
+                )
 
 
 async def test_every_action_of_the_permission_table_is_covered() -> None:

@@ -15,12 +15,12 @@ pytestmark = pytest.mark.asyncio
 
 
 async def test_a_member_waits_only_for_their_own_tasks() -> None:
-    line, order, go = PerMemberLimit(max_requests=3), list[str](), asyncio.Event()
+    request_limit, order, release = PerMemberLimit(max_requests=3), list[str](), asyncio.Event()
 
-    async def one(who: str, name: str) -> None:
-        async with line.reserve(who):
+    async def one(member: str, name: str) -> None:
+        async with request_limit.reserve(member):
             order.append(name)
-            await go.wait()
+            await release.wait()
 
     tasks = [asyncio.create_task(one(*each)) for each in (("ann", "a1"), ("ann", "a2"), ("ann", "a3"), ("bob", "b1"))]
     await asyncio.sleep(0)
@@ -30,20 +30,20 @@ async def test_a_member_waits_only_for_their_own_tasks() -> None:
         await one("ann", "a4")
     tasks[1].cancel()
     await asyncio.sleep(0)
-    go.set()
+    release.set()
     await asyncio.gather(*tasks, return_exceptions=True)
     assert order == ["a1", "b1", "a3"]
-    assert line._queues == {}, "no member is remembered"
+    assert request_limit._queues == {}, "no member is remembered"
     assert concurrency.MAX_REQUESTS > 1
 
 
 async def test_memory_is_granted_in_order_and_freed_however_a_task_ends() -> None:
-    tray, order = MemoryLimiter(max_bytes=10, max_waiting=3), list[str]()
+    memory_limiter, order = MemoryLimiter(max_bytes=10, max_waiting=3), list[str]()
 
-    async def one(name: str, size: int, until: asyncio.Event) -> None:
-        async with tray.reserve(size):
+    async def one(name: str, size: int, wait_until: asyncio.Event) -> None:
+        async with memory_limiter.reserve(size):
             order.append(name)
-            await until.wait()
+            await wait_until.wait()
 
     first, second = asyncio.Event(), asyncio.Event()
     tasks = [
@@ -52,18 +52,18 @@ async def test_memory_is_granted_in_order_and_freed_however_a_task_ends() -> Non
         asyncio.create_task(one("c", 1, second)),
     ]
     await asyncio.sleep(0.01)
-    assert (order, tray.reserved_bytes) == (["a"], 6), "a small request does not pass a large one"
-    late = asyncio.create_task(one("d", 99, second))
+    assert (order, memory_limiter.reserved_bytes) == (["a"], 6), "a small request does not pass a large one"
+    late_task = asyncio.create_task(one("d", 99, second))
     await asyncio.sleep(0.01)
     with pytest.raises(UserError, match="Too many pictures"):
         await one("e", 1, second)
-    late.cancel()
+    late_task.cancel()
     first.set()
     await asyncio.sleep(0.01)
-    assert (order, tray.reserved_bytes) == (["a", "b", "c"], 7)
+    assert (order, memory_limiter.reserved_bytes) == (["a", "b", "c"], 7)
     tasks[1].cancel()
     second.set()
-    await asyncio.gather(*tasks, late, return_exceptions=True)
-    async with tray.reserve(99):
-        assert tray.reserved_bytes == 10, "a request above the limit takes all of it"
-    assert tray.reserved_bytes == 0
+    await asyncio.gather(*tasks, late_task, return_exceptions=True)
+    async with memory_limiter.reserve(99):
+        assert memory_limiter.reserved_bytes == 10, "a request above the limit takes all of it"
+    assert memory_limiter.reserved_bytes == 0

@@ -31,14 +31,14 @@ def test_frames_merge_by_image_and_never_go_back_a_step():
 @pytest.mark.asyncio
 async def test_a_slow_reader_gets_ends_first_and_then_the_newest_events():
     feed = Feed()
-    async with feed.subscribe() as moments:
+    async with feed.subscribe() as stream:
         for step in range(50):
             feed.publish(frame("a", step, step % 2))
         feed.publish(QueueMoved("b", 4, 9.0))
         feed.publish(QueueMoved("b", 3, 7.0))
         feed.publish(frame("c", 1, 0))
         feed.publish(JobEnded("c", "failed", "why"))
-        events = [await anext(moments) for _ in range(3)]
+        events = [await anext(stream) for _ in range(3)]
     assert events == [
         JobEnded("c", "failed", "why"),
         JobProgress("a", 49, 100, 1.0, {0: b"0@48", 1: b"1@49"}),
@@ -49,60 +49,60 @@ async def test_a_slow_reader_gets_ends_first_and_then_the_newest_events():
 @pytest.mark.asyncio
 async def test_frames_and_queue_places_do_not_starve_each_other():
     feed = Feed()
-    async with feed.subscribe() as moments:
+    async with feed.subscribe() as stream:
         for number in range(1000):
             feed.publish(QueueMoved(f"waits {number}", number, None))
         feed.publish(frame("runs", 1, 0))
-        assert await anext(moments) == frame("runs", 1, 0)
+        assert await anext(stream) == frame("runs", 1, 0)
         events = []
         for step in range(2, 40):
             feed.publish(frame("runs", step, 0))
-            events.append(await anext(moments))
+            events.append(await anext(stream))
         assert 2 <= sum(isinstance(one, QueueMoved) for one in events) <= 8
 
 
 @pytest.mark.asyncio
 async def test_a_job_that_waited_and_runs_gives_one_event_with_its_newest_state():
     feed = Feed()
-    async with feed.subscribe() as moments:
+    async with feed.subscribe() as events:
         feed.publish(QueueMoved("a", 0, None))
         feed.publish(frame("a", 1, 0))
         feed.publish(frame("b", 1, 0))
         feed.publish(QueueMoved("b", 0, None))
         feed.publish(JobEnded("c", "finished", ""))
-        assert [await anext(moments) for _ in range(3)] == [
+        assert [await anext(events) for _ in range(3)] == [
             JobEnded("c", "finished", ""), frame("a", 1, 0), QueueMoved("b", 0, None),
         ]  # fmt: skip
         feed.close()
-        assert [moment async for moment in moments] == []
+        assert [event async for event in events] == []
 
 
 @pytest.mark.asyncio
 async def test_model_loading_ranks_between_queue_places_and_frames():
     feed = Feed()
-    async with feed.subscribe() as moments:
+    async with feed.subscribe() as events:
         feed.publish(QueueMoved("a", 0, None))
         for percent in range(50):
             feed.publish(ModelLoading("a", "large", percent / 100))
         feed.publish(frame("b", 1, 0))
-        assert [await anext(moments) for _ in range(2)] == [frame("b", 1, 0), ModelLoading("a", "large", 0.49)]
+        assert [await anext(events) for _ in range(2)] == [frame("b", 1, 0), ModelLoading("a", "large", 0.49)]
         feed.publish(ModelLoading("a", "large", 1.0))
         feed.publish(JobProgress("a", 0, 100, 9.0))  # the start report takes another way and comes late
-        async with feed.subscribe("a") as later:
-            assert await anext(later) == ModelLoading("a", "large", 1.0)
+        async with feed.subscribe("a") as later_events:
+            assert await anext(later_events) == ModelLoading("a", "large", 1.0)
         feed.publish(frame("a", 1, 0))
-        assert await anext(moments) == frame("a", 1, 0)
+        assert await anext(events) == frame("a", 1, 0)
         feed.publish(ModelLoading("a", "large", 0.2))
         feed.publish(JobEnded("a", "finished", ""))
         feed.publish(ModelLoading("a", "large", 0.3))
         feed.close()
-        assert [moment async for moment in moments] == [JobEnded("a", "finished", "")]
+        assert [event async for event in events] == [JobEnded("a", "finished", "")]
 
 
 @pytest.mark.asyncio
 async def test_an_event_reaches_only_subscribers_of_its_job(monkeypatch):
     feed, offers = Feed(), []
-    monkeypatch.setattr(Subscription, "put_event", lambda one, moment: offers.append((one.job, moment.job)))
+    monkeypatch.setattr(Subscription, "put_event", lambda one, event: offers.append((one.job, event.job)))
     for job in [*(f"other {number}" for number in range(100)), "a", None]:
         feed.subscribe(job)
     feed.publish(QueueMoved("a", 0, None))
@@ -115,11 +115,11 @@ async def test_a_new_subscriber_starts_with_the_newest_event_of_each_open_job():
     feed.publish(frame("a", 5, 0))
     feed.publish(frame("b", 6, 0))
     feed.publish(JobEnded("b", "finished", ""))
-    async with feed.subscribe("a") as only:
+    async with feed.subscribe("a") as job_events:
         feed.publish(frame("c", 1, 0))
-        assert await anext(only) == frame("a", 5, 0)
-    async with feed.subscribe() as everything:
-        assert {(await anext(everything)).job for _ in range(2)} == {"a", "c"}
+        assert await anext(job_events) == frame("a", 5, 0)
+    async with feed.subscribe() as all_events:
+        assert {(await anext(all_events)).job for _ in range(2)} == {"a", "c"}
 
 
 @pytest.mark.asyncio
@@ -140,27 +140,27 @@ async def test_the_feed_knows_its_subscribers_while_they_watch():
 @pytest.mark.asyncio
 async def test_a_waiting_reader_wakes_and_its_iteration_ends_with_the_feed():
     feed = Feed()
-    moments = feed.subscribe()
-    reading = asyncio.create_task(anext(moments))
+    events = feed.subscribe()
+    read_task = asyncio.create_task(anext(events))
     await asyncio.sleep(0)
     feed.publish(QueueMoved("a", 0, None))
-    assert await reading == QueueMoved("a", 0, None)
+    assert await read_task == QueueMoved("a", 0, None)
     feed.publish(QueueMoved("a", 1, None))
     feed.close()
-    assert [moment async for moment in moments] == [QueueMoved("a", 1, None)]
+    assert [event async for event in events] == [QueueMoved("a", 1, None)]
 
 
 @pytest.mark.asyncio
 async def test_events_after_the_end_of_a_job_are_dropped():
     feed = Feed()
-    async with feed.subscribe() as moments:
+    async with feed.subscribe() as events:
         feed.publish(JobEnded("a", "finished", ""))
         feed.publish(frame("a", 99, 0))
         feed.publish(QueueMoved("a", 1, None))
         feed.publish(frame("b", 1, 0))
-        assert [await anext(moments) for _ in range(2)] == [JobEnded("a", "finished", ""), frame("b", 1, 0)]
-    async with feed.subscribe() as later:
-        assert await anext(later) == frame("b", 1, 0)
+        assert [await anext(events) for _ in range(2)] == [JobEnded("a", "finished", ""), frame("b", 1, 0)]
+    async with feed.subscribe() as later_events:
+        assert await anext(later_events) == frame("b", 1, 0)
     assert list(feed._latest_events) == ["b"]
     for number in range(5000):
         feed.publish(JobEnded(str(number), "finished", ""))

@@ -25,17 +25,17 @@ def test_every_move_is_in_the_table_and_every_state_in_one_group():
     assert set(WAITING_STATES) | set(ACTIVE_STATES) == set(OPEN_STATES)
 
 
-@pytest.mark.parametrize("move", get_args(TransitionKind))
+@pytest.mark.parametrize("transition", get_args(TransitionKind))
 @pytest.mark.parametrize("state", END_STATES)
-def test_no_move_leaves_an_end_state(move, state):
+def test_no_move_leaves_an_end_state(transition, state):
     assert is_end(state)
-    assert not is_allowed(move, state)
+    assert not is_allowed(transition, state)
 
 
 def test_every_end_state_can_be_reached_from_every_open_state():
-    for move in ("finish", "fail", "cancel"):
-        assert is_end(TRANSITIONS[move].target)
-        assert all(is_allowed(move, state) for state in OPEN_STATES)
+    for transition in ("finish", "fail", "cancel"):
+        assert is_end(TRANSITIONS[transition].target)
+        assert all(is_allowed(transition, state) for state in OPEN_STATES)
 
 
 def test_only_queued_jobs_are_sent_and_only_sent_or_running_ones_requeued():

@@ -131,9 +131,9 @@ def test_plain_text_hides_nothing(text: str) -> None:
 def test_a_quoted_prompt_has_no_markup_and_no_mention(text: str) -> None:
     safe = escape_discord(text, 4000)
     assert remove_escapes(safe) == remove_escapes(clean_text(text)) or "\\" in text or len(safe) >= 3999
-    bare = re.sub(r"\\[^A-Za-z0-9\s]", "·", safe)  # what Discord would still interpret
-    assert not re.search(r"@(everyone|here|[!&]?\d)|<[@#:t/a]|://|\.gg/|[*_~`|>\[\]#]", bare)
-    assert not re.match(r"\s*(-|\d+[.)]) ", bare)
+    unescaped_text = re.sub(r"\\[^A-Za-z0-9\s]", "·", safe)  # what Discord would still interpret
+    assert not re.search(r"@(everyone|here|[!&]?\d)|<[@#:t/a]|://|\.gg/|[*_~`|>\[\]#]", unescaped_text)
+    assert not re.match(r"\s*(-|\d+[.)]) ", unescaped_text)
     assert "\n" not in safe
 
 

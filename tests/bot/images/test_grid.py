@@ -19,14 +19,14 @@ RED, GREEN, BLUE, WHITE = (220, 20, 20), (20, 200, 20), (20, 20, 220), (240, 240
 
 
 def picture(colour: tuple[int, ...] = RED, size: tuple[int, int] = (64, 64), form: str = "PNG") -> bytes:
-    out = io.BytesIO()
-    Image.new("RGBA" if len(colour) == 4 else "RGB", size, colour).save(out, form)
-    return out.getvalue()
+    buffer = io.BytesIO()
+    Image.new("RGBA" if len(colour) == 4 else "RGB", size, colour).save(buffer, form)
+    return buffer.getvalue()
 
 
 def noise(size: tuple[int, int] = (256, 256)) -> bytes:
-    grains = bytes(place * place * 7 // 5 % 251 for place in range(size[0] * size[1] * 3))
-    return encode_image(Image.frombytes("RGB", size, grains), "PNG")
+    noise_bytes = bytes(index * index * 7 // 5 % 251 for index in range(size[0] * size[1] * 3))
+    return encode_image(Image.frombytes("RGB", size, noise_bytes), "PNG")
 
 
 def pixels(payload: bytes) -> Image.Image:
@@ -40,17 +40,17 @@ def test_cells_are_enlarged_to_256(count: int, size: tuple[int, int]) -> None:
 
 def test_each_picture_is_in_its_place() -> None:
     sheet = pixels(compose([picture(RED), picture(GREEN), picture(BLUE), picture(WHITE)]))
-    centres = [(128, 128), (128 + 256 + GAP, 128), (128, 128 + 256 + GAP), (128 + 256 + GAP, 128 + 256 + GAP)]
-    assert [sheet.getpixel(centre) for centre in centres] == [RED, GREEN, BLUE, WHITE]
+    cell_centres = [(128, 128), (128 + 256 + GAP, 128), (128, 128 + 256 + GAP), (128 + 256 + GAP, 128 + 256 + GAP)]
+    assert [sheet.getpixel(centre) for centre in cell_centres] == [RED, GREEN, BLUE, WHITE]
     assert sheet.getpixel((256 + GAP // 2, 10)) == BACKGROUND
 
 
 def test_an_unfinished_picture_is_a_dark_tile_of_the_same_size() -> None:
     sheet = pixels(compose([None, picture(GREEN, (88, 48)), None]))
     assert sheet.size == (2 * 469 + GAP, 2 * 256 + GAP)
-    dark = sheet.getpixel((100, 100))
-    assert isinstance(dark, tuple)
-    assert max(dark) < 40
+    background_pixel = sheet.getpixel((100, 100))
+    assert isinstance(background_pixel, tuple)
+    assert max(background_pixel) < 40
     assert sheet.getpixel((469 + GAP + 100, 100)) == GREEN
     assert pixels(compose([None] * 4, shape=(3, 2))).size == (2 * 384 + GAP, 2 * 256 + GAP)
 
@@ -77,7 +77,7 @@ def test_other_numbers_of_pictures_are_rejected(count: int) -> None:
         compose([None] * count)
 
 
-def bomb(width: int, height: int) -> bytes:
+def make_bomb(width: int, height: int) -> bytes:
     """A PNG of a few bytes that claims to be `width` × `height`."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
@@ -91,7 +91,7 @@ def bomb(width: int, height: int) -> bytes:
 @pytest.mark.parametrize("size", [(4097, 4096), (10_000, 10_000), (60_000, 60_000), (2**31 - 1, 2**31 - 1)])
 def test_decompression_bombs_are_refused_before_they_are_decoded(size: tuple[int, int]) -> None:
     with pytest.raises(UnreadableImage):
-        decode_image(bomb(*size))
+        decode_image(make_bomb(*size))
 
 
 @pytest.mark.parametrize("form", ["GIF", "BMP", "TIFF", "PPM"])
@@ -103,20 +103,20 @@ def test_other_formats_are_refused(form: str) -> None:
 @settings(deadline=None, max_examples=200)
 @given(st.data(), st.sampled_from(["PNG", "JPEG", "WEBP"]))
 def test_damaged_bytes_are_read_or_refused(data: st.DataObject, form: str) -> None:
-    whole = bytearray(picture(form=form))
+    content = bytearray(picture(form=form))
     for _ in range(data.draw(st.integers(0, 4))):
-        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
-    damaged = bytes(whole[: data.draw(st.integers(0, len(whole)))])
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    damaged_content = bytes(content[: data.draw(st.integers(0, len(content)))])
     with suppress(UnreadableImage):
-        assert decode_image(damaged).mode == "RGB"
+        assert decode_image(damaged_content).mode == "RGB"
 
 
 def test_a_picture_is_compressed_to_fit_a_limit() -> None:
-    whole = noise()
-    assert shrink_to_fit(whole, len(whole)) == (whole, "PNG")
-    result = shrink_to_fit(whole, len(whole) * 2 // 3)
+    full_grid = noise()
+    assert shrink_to_fit(full_grid, len(full_grid)) == (full_grid, "PNG")
+    result = shrink_to_fit(full_grid, len(full_grid) * 2 // 3)
     assert result is not None
     assert result[1] == "WEBP"
-    assert len(result[0]) <= len(whole) * 2 // 3
+    assert len(result[0]) <= len(full_grid) * 2 // 3
     assert pixels(result[0]).size == (256, 256)
-    assert shrink_to_fit(whole, 100) is None
+    assert shrink_to_fit(full_grid, 100) is None

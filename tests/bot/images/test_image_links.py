@@ -28,7 +28,7 @@ HOSTS = ("cdn.discordapp.com", "media.discordapp.net")
 ATTACHED = "https://cdn.discordapp.com/attachments/1/2/cat.png?ex=65&is=66&hm=aa&"
 OWN = "https://pictures.example/darkroom"
 JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
-TRICKS = """
+DECEPTIVE_URLS = """
 http://cdn.discordapp.com/a.png
 HTTPS://cdn.discordapp.com/a.png
 https://CDN.discordapp.com/a.png
@@ -87,7 +87,9 @@ jar:https://cdn.discordapp.com/a.png!/
 """.strip().splitlines()
 
 
-@pytest.mark.parametrize("url", [*TRICKS, "", " ", *(ATTACHED + end for end in ("\n", "\r\nHost: x", "\t", "\0", " "))])
+@pytest.mark.parametrize(
+    "url", [*DECEPTIVE_URLS, "", " ", *(ATTACHED + end for end in ("\n", "\r\nHost: x", "\t", "\0", " "))]
+)
 def test_no_url_trick_is_allowed(url: str) -> None:
     assert not is_allowed(url)
     assert not is_allowed(url, OWN)
@@ -111,8 +113,8 @@ AUTHORITY = st.text(st.sampled_from("cdn.iscordapmet@:/\\?#[]%0123456789-\t") | 
 def test_every_url_parser_reads_an_allowed_link_as_discords(url: str) -> None:
     if is_allowed(url):
         assert (URL(url).scheme, URL(url).host in HOSTS, URL(url).port, URL(url).user) == ("https", True, 443, None)
-        split = urlsplit(url)
-        assert (split.scheme, split.hostname in HOSTS, split.username, split.port in (None, 443)) == (
+        parts = urlsplit(url)
+        assert (parts.scheme, parts.hostname in HOSTS, parts.username, parts.port in (None, 443)) == (
             "https", True, None, True,
         )  # fmt: skip
 
@@ -128,23 +130,23 @@ def test_links_to_the_pages_own_pictures_are_recognised() -> None:
         f"https://pictures.example@evil.example/api/jobs/{JOB}/pictures/1.png",
     ):  # fmt: skip
         assert not is_allowed(url, OWN)
-    for own in (None, "", "/", "javascript:", "https://"):
-        assert not is_allowed(f"{own or ''}/api/jobs/{JOB}/pictures/1.png", own)
+    for page_url in (None, "", "/", "javascript:", "https://"):
+        assert not is_allowed(f"{page_url or ''}/api/jobs/{JOB}/pictures/1.png", page_url)
 
 
 SENT = web.AppKey("SENT", list[int])
 
 
-class _LocalResolver(AbstractResolver):
+class LocalResolver(AbstractResolver):
     """Resolves every name to this machine and the server's port; the URL stays unchanged, TLS included."""
 
     def __init__(self, port: int) -> None:
-        self.port, self.asked = port, list[str]()
+        self.port, self.asked_hosts = port, list[str]()
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:  # fmt: skip
-        self.asked.append(host)
+        self.asked_hosts.append(host)
         return [
             ResolveResult(
                 hostname=host, host="127.0.0.1", port=self.port, family=socket.AF_INET, proto=0, flags=0
@@ -169,26 +171,26 @@ def certificate(tmp_path_factory: pytest.TempPathFactory, needs: Callable[..., s
 
 
 @asynccontextmanager
-async def discord(
+async def serve_as_discord(
     answer: Callable[[web.Request], object], certificate: Path, free_port: int
-) -> AsyncIterator[tuple[aiohttp.ClientSession, _LocalResolver, list[int]]]:  # fmt: skip
-    async def answered(request: web.Request) -> web.StreamResponse:
+) -> AsyncIterator[tuple[aiohttp.ClientSession, LocalResolver, list[int]]]:  # fmt: skip
+    async def answer_and_count(request: web.Request) -> web.StreamResponse:
         response = answer(request)
         return await response if asyncio.iscoroutine(response) else response  # pyright: ignore[reportReturnType]
 
     app = web.Application()
     app[SENT] = [0]
-    app.router.add_get("/{path:.*}", answered)
+    app.router.add_get("/{path:.*}", answer_and_count)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     server_tls, client_tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
     await asyncio.to_thread(server_tls.load_cert_chain, str(certificate) + ".crt", str(certificate))
     await asyncio.to_thread(client_tls.load_verify_locations, str(certificate) + ".crt")
     await web.TCPSite(runner, "127.0.0.1", free_port, ssl_context=server_tls).start()
-    here = _LocalResolver(free_port)
+    resolver = LocalResolver(free_port)
     try:
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=here, ssl=client_tls)) as session:
-            yield session, here, app[SENT]
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=resolver, ssl=client_tls)) as session:
+            yield session, resolver, app[SENT]
     finally:
         await runner.cleanup()
 
@@ -224,24 +226,24 @@ async def test_a_fetch_follows_no_redirect_and_stops_at_the_size_limit(certifica
         if request.path == "/cat.png":
             assert request.headers["Accept-Encoding"] == "identity"
             return web.Response(body=b"a cat")
-        ways = {"/long": _send_too_much, "/announced": _announce_too_much, "/squeezed": _send_gzip}
-        return ways[request.path](request) if request.path in ways else web.Response(status=404)
+        send_functions = {"/long": _send_too_much, "/announced": _announce_too_much, "/squeezed": _send_gzip}
+        return send_functions[request.path](request) if request.path in send_functions else web.Response(status=404)
 
-    async with discord(answer, certificate, free_port) as (session, here, sent):
+    async with serve_as_discord(answer, certificate, free_port) as (session, resolver, sent_bytes):
         assert await fetch_file(session, "https://cdn.discordapp.com/cat.png?ex=1") == b"a cat"
         for path, match, status in (
             ("away", "cannot be fetched", 404), ("gone", "cannot be fetched", 404),
             ("squeezed", "cannot be fetched", 404),
             ("long", "up to 16 MiB", 413), ("announced", "up to 16 MiB", 413),
         ):  # fmt: skip
-            with pytest.raises(UserError, match=match) as refusal:
+            with pytest.raises(UserError, match=match) as error:
                 await fetch_file(session, f"https://cdn.discordapp.com/{path}")
-            assert refusal.value.status == status
-        for url in (*TRICKS, f"{OWN}/api/jobs/{JOB}/pictures/1.png"):
+            assert error.value.status == status
+        for url in (*DECEPTIVE_URLS, f"{OWN}/api/jobs/{JOB}/pictures/1.png"):
             with pytest.raises(UserError, match="Only pictures"):
                 await fetch_file(session, url)
-        assert sent[0] < 3 * MAX_UPLOAD_BYTES, "the server never sent the rest"
-        assert set(here.asked) == {"cdn.discordapp.com"}, "no other name was looked up"
+        assert sent_bytes[0] < 3 * MAX_UPLOAD_BYTES, "the server never sent the rest"
+        assert set(resolver.asked_hosts) == {"cdn.discordapp.com"}, "no other name was looked up"
 
 
 @pytest.mark.asyncio
@@ -249,12 +251,12 @@ async def test_a_fetch_follows_no_redirect_and_stops_at_the_size_limit(certifica
 async def test_a_fetch_without_an_answer_fails_in_time(
     certificate: Path, free_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def never(_: web.Request) -> web.Response:
+    async def answer_never(_: web.Request) -> web.Response:
         await asyncio.sleep(60)
         return web.Response()
 
     monkeypatch.setattr(image_links, "FETCH_TIMEOUT", 0.3)
-    async with discord(never, certificate, free_port) as (session, _, _):
+    async with serve_as_discord(answer_never, certificate, free_port) as (session, _, _):
         with pytest.raises(UserError, match="cannot be fetched"):
             await fetch_file(session, ATTACHED)
 
@@ -262,6 +264,6 @@ async def test_a_fetch_without_an_answer_fails_in_time(
 @pytest.mark.asyncio
 async def test_a_server_without_a_trusted_certificate_is_refused(free_port: int) -> None:
     """No server listens there, or its certificate is untrusted: neither is Discord."""
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=_LocalResolver(free_port))) as session:
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=LocalResolver(free_port))) as session:
         with pytest.raises(UserError, match="cannot be fetched"):
             await fetch_file(session, ATTACHED)

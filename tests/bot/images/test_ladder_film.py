@@ -22,41 +22,41 @@ JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 
 
 def thumbnail(grey: int, size: tuple[int, int] = (64, 64)) -> bytes:
-    out = io.BytesIO()
-    Image.new("L", size, grey).convert("RGB").save(out, "WEBP", lossless=True)
-    return out.getvalue()
+    buffer = io.BytesIO()
+    Image.new("L", size, grey).convert("RGB").save(buffer, "WEBP", lossless=True)
+    return buffer.getvalue()
 
 
 def noisy_thumbnail(seed: int) -> bytes:
     """A thumbnail that does not compress."""
-    out = io.BytesIO()
+    buffer = io.BytesIO()
     state, values = seed + 1, bytearray()
     for _ in range(64 * 64 * 3):
         state = state * 1103515245 + 12345 & 0x7FFFFFFF
         values.append(state >> 16 & 255)
-    Image.frombytes("RGB", (64, 64), bytes(values)).save(out, "WEBP", lossless=True)
-    return out.getvalue()
+    Image.frombytes("RGB", (64, 64), bytes(values)).save(buffer, "WEBP", lossless=True)
+    return buffer.getvalue()
 
 
 def ladder(image: int = 0, count: int = 6, first: int = 0, pictures: list[bytes] | None = None) -> bytes:
-    pictures = pictures or [thumbnail(first + 20 * place) for place in range(count)]
-    rungs = tuple(Keyframe(step=place * 10, thumbnail=one) for place, one in enumerate(pictures))
-    return encode(Ladder(job=JOB, image=image, of=1000, shape=(16, 8, 8), rungs=rungs))
+    pictures = pictures or [thumbnail(first + 20 * index) for index in range(count)]
+    keyframes = tuple(Keyframe(step=index * 10, thumbnail=one) for index, one in enumerate(pictures))
+    return encode(Ladder(job=JOB, image=image, of=1000, shape=(16, 8, 8), rungs=keyframes))
 
 
 def frames(payload: bytes) -> list[tuple[Image.Image, int]]:
-    found = []
-    with Image.open(io.BytesIO(payload)) as opened:
-        assert opened.format == "WEBP"
-        for place in range(getattr(opened, "n_frames", 1)):
-            opened.seek(place)
-            opened.load()
-            found.append((opened.convert("RGB"), opened.info.get("duration", 0)))
-    return found
+    shades = []
+    with Image.open(io.BytesIO(payload)) as film:
+        assert film.format == "WEBP"
+        for index in range(getattr(film, "n_frames", 1)):
+            film.seek(index)
+            film.load()
+            shades.append((film.convert("RGB"), film.info.get("duration", 0)))
+    return shades
 
 
-def grey(picture: Image.Image, at: tuple[int, int]) -> int:
-    value = picture.getpixel(at)
+def grey(picture: Image.Image, position: tuple[int, int]) -> int:
+    value = picture.getpixel(position)
     assert isinstance(value, tuple)
     return int(value[0])
 
@@ -90,8 +90,8 @@ def test_the_last_frame_shows_the_finished_pictures(side: int) -> None:
     """A small model's pictures are larger than its keyframes: enlarged keyframes would look blurred there."""
     chart = np.zeros((side, side, 3), dtype=np.uint8)
     chart[:, side // 2 :] = 255
-    finals = [encode_image(Image.fromarray(chart), "PNG")] * 2
-    pairs = frames(render_film([ladder(0), ladder(1)], finals=finals))
+    final_pictures = [encode_image(Image.fromarray(chart), "PNG")] * 2
+    pairs = frames(render_film([ladder(0), ladder(1)], finals=final_pictures))
     assert [round(grey(one, (128, 128)) / 20) for one, _ in pairs[:-1]] == [0, 1, 2, 3, 4]
     assert len({one.size for one, _ in pairs}) == 1
     last = pairs[-1][0]
@@ -109,9 +109,9 @@ def test_each_large_finished_picture_is_reduced_before_the_next_is_opened() -> N
 
 def test_a_single_keyframe_is_a_still_grid() -> None:
     ladders = [ladder(0), ladder(1, first=100)]
-    ((still, _),) = frames(render_keyframe(ladders, 2))
-    assert still.size == (512 + GAP, 256)
-    assert (grey(still, (100, 100)), grey(still, (400, 100))) == (pytest.approx(40, abs=4), pytest.approx(140, abs=4))
+    ((frame, _),) = frames(render_keyframe(ladders, 2))
+    assert frame.size == (512 + GAP, 256)
+    assert (grey(frame, (100, 100)), grey(frame, (400, 100))) == (pytest.approx(40, abs=4), pytest.approx(140, abs=4))
     for outside in (-1, 6):
         with pytest.raises(IndexError):
             render_keyframe(ladders, outside)
@@ -119,15 +119,15 @@ def test_a_single_keyframe_is_a_still_grid() -> None:
 
 def test_a_film_stays_within_its_size_limit() -> None:
     ladders = [
-        ladder(image, pictures=[noisy_thumbnail(image * 10 + place) for place in range(5)]) for image in range(4)
+        ladder(image, pictures=[noisy_thumbnail(image * 10 + index) for index in range(5)]) for image in range(4)
     ]
-    whole = render_film(ladders)
-    small = render_film(ladders, limit=len(whole) // 4)
-    assert len(small) <= len(whole) // 4
+    full_film = render_film(ladders)
+    small = render_film(ladders, limit=len(full_film) // 4)
+    assert len(small) <= len(full_film) // 4
     assert frames(small)[-1][1] == HOLD_MS
-    with pytest.raises(UserError, match="too large") as refused:
+    with pytest.raises(UserError, match="too large") as error:
         render_film(ladders, limit=100)
-    assert refused.value.status == 413
+    assert error.value.status == 413
 
 
 def test_thumbnails_of_any_sizes_make_frames_of_one_bounded_size() -> None:
@@ -137,15 +137,21 @@ def test_thumbnails_of_any_sizes_make_frames_of_one_bounded_size() -> None:
     pairs = frames(render_film([odd, odd, odd]))
     assert {one.size for one, _ in pairs} == {frames(render_film([odd, odd, odd]))[0][0].size}
     assert max(pairs[0][0].size) <= MAX_SIDE
-    huge = ladder(pictures=[thumbnail(40 + place, (1000, 1000)) for place in range(3)])
-    assert frames(render_film([huge] * 4))[0][0].size == (MAX_SIDE, MAX_SIDE)
+    huge_ladder = ladder(pictures=[thumbnail(40 + index, (1000, 1000)) for index in range(3)])
+    assert frames(render_film([huge_ladder] * 4))[0][0].size == (MAX_SIDE, MAX_SIDE)
 
 
 def test_an_invalid_ladder_is_refused() -> None:
-    oversized = ladder(pictures=[thumbnail(9, (1100, 1000))])
-    for wrong in (b"", b"\x00nonsense", ladder(count=6)[:-9], ladder(pictures=[b"no picture"]), oversized):
+    oversized_ladder = ladder(pictures=[thumbnail(9, (1100, 1000))])
+    for invalid_ladder in (
+        b"",
+        b"\x00nonsense",
+        ladder(count=6)[:-9],
+        ladder(pictures=[b"no picture"]),
+        oversized_ladder,
+    ):
         with pytest.raises(UnreadableImage):
-            render_film([wrong])
+            render_film([invalid_ladder])
     with pytest.raises(UnreadableImage, match="without rungs"):
         render_film([encode(Ladder(job=JOB, image=0, of=10, shape=(1,), rungs=()))])
     for number in (0, 5):

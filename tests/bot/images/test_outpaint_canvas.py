@@ -24,16 +24,16 @@ def picture(width: int = 64, height: int = 48) -> bytes:
     return encode_image(Image.fromarray(np.dstack([x, y, x * 0 + 90]).astype(np.uint8)), "PNG")
 
 
-def pixels_of(png: bytes) -> Pixels:
-    return np.asarray(decode_image(png), int)
+def pixels_of(content: bytes) -> Pixels:
+    return np.asarray(decode_image(content), int)
 
 
 def is_white(mask: bytes) -> Pixels:
     with Image.open(io.BytesIO(mask)) as grey:
         assert grey.mode == "L"
-        found = np.asarray(grey)
-    assert set(np.unique(found)) <= {0, 255}
-    return found == 255
+        values = np.asarray(grey)
+    assert set(np.unique(values)) <= {0, 255}
+    return values == 255
 
 
 @pytest.mark.parametrize("factor", [1.5, 2.0])
@@ -43,8 +43,8 @@ def test_zoom_out_centres_the_picture_and_masks_the_rest(factor: float) -> None:
     assert pixels.shape == (48, 64, 3)
     width, height = round(64 / factor), round(48 / factor)
     left, top = (64 - width) // 2, (48 - height) // 2
-    smaller = np.asarray(decode_image(picture()).resize((width, height), Image.Resampling.LANCZOS), int)
-    assert (pixels[top : top + height, left : left + width] == smaller).all()
+    smaller_picture = np.asarray(decode_image(picture()).resize((width, height), Image.Resampling.LANCZOS), int)
+    assert (pixels[top : top + height, left : left + width] == smaller_picture).all()
     inner = np.zeros_like(new)
     inner[top + 1 : top + height - 1, left + 1 : left + width - 1] = True
     assert (new == ~inner).all(), "the model repaints a seam of one pixel"
@@ -54,7 +54,7 @@ def test_zoom_out_centres_the_picture_and_masks_the_rest(factor: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("direction", "kept", "there"),
+    ("direction", "kept_region", "new_region"),
     [
         ("left", np.s_[:, :32], np.s_[:, 32:]),
         ("right", np.s_[:, 32:], np.s_[:, :32]),
@@ -63,14 +63,14 @@ def test_zoom_out_centres_the_picture_and_masks_the_rest(factor: float) -> None:
     ],
 )
 def test_pan_shifts_the_picture_and_masks_the_new_part(
-    direction: outpaint_canvas.Direction, kept: Any, there: Any
+    direction: outpaint_canvas.Direction, kept_region: Any, new_region: Any
 ) -> None:
     result, mask = outpaint_canvas.pan(picture(), direction)
-    assert (pixels_of(result)[there] == pixels_of(picture())[kept]).all()
+    assert (pixels_of(result)[new_region] == pixels_of(picture())[kept_region]).all()
     new = is_white(mask)
-    share = {"left": 32, "right": 32, "up": 24, "down": 24}[direction]
-    assert new.sum() == (share + 1) * (48 if share == 32 else 64)
-    assert not new[there][2:-2, 2:-2].any()
+    shift = {"left": 32, "right": 32, "up": 24, "down": 24}[direction]
+    assert new.sum() == (shift + 1) * (48 if shift == 32 else 64)
+    assert not new[new_region][2:-2, 2:-2].any()
     result, mask = outpaint_canvas.pan(picture(), direction, 0.25)
     assert is_white(mask).mean() == pytest.approx(0.25, abs=0.03)
 
@@ -78,12 +78,15 @@ def test_pan_shifts_the_picture_and_masks_the_new_part(
 @given(SIZES, st.sampled_from(sorted(outpaint_canvas.PAN_VECTORS)), st.floats(0.05, 0.95), st.floats(1.01, 4))
 @settings(max_examples=60, deadline=None)
 def test_canvas_and_mask_have_one_size(size: tuple[int, int], direction: Any, fraction: float, factor: float) -> None:
-    whole = picture(*size)
-    for result, mask in (outpaint_canvas.zoom_out(whole, factor), outpaint_canvas.pan(whole, direction, fraction)):
+    full_picture = picture(*size)
+    for result, mask in (
+        outpaint_canvas.zoom_out(full_picture, factor),
+        outpaint_canvas.pan(full_picture, direction, fraction),
+    ):
         assert decode_image(result).size == decode_image(mask).size == size
-    result, mask = outpaint_canvas.extend_to_square(whole)
+    result, mask = outpaint_canvas.extend_to_square(full_picture)
     assert decode_image(result).size == decode_image(mask).size == (max(size), max(size))
-    assert outpaint_canvas.extend_to_square(whole) == (result, mask), "a second call gives the same bytes"
+    assert outpaint_canvas.extend_to_square(full_picture) == (result, mask), "a second call gives the same bytes"
 
 
 def test_a_square_canvas_centres_the_picture_and_masks_the_rest() -> None:

@@ -35,73 +35,75 @@ Until = Callable[..., Any]
 
 
 @pytest_asyncio.fixture
-async def intake() -> AsyncIterator[UploadDecoder]:
-    opened = UploadDecoder()
-    yield opened
-    await opened.close()
+async def upload_decoder() -> AsyncIterator[UploadDecoder]:
+    decoder = UploadDecoder()
+    yield decoder
+    await decoder.close()
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def raw_png(width: int, height: int, bits: int, colour: int, data: bytes, *more: bytes) -> bytes:
+def raw_png(width: int, height: int, bits: int, colour: int, data: bytes, *chunks: bytes) -> bytes:
     """A PNG with any header and any data."""
     head = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + b"".join(more) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + b"".join(chunks) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
 @cache
 def deflated_zeros(length: int) -> bytes:
     """Deflates `length` zeros without holding them all in memory."""
-    deflate, block = zlib.compressobj(9), bytes(1 << 20)
-    parts = [deflate.compress(block[: min(len(block), length - at)]) for at in range(0, length, len(block))]
-    return b"".join(parts) + deflate.flush()
+    compressor, block = zlib.compressobj(9), bytes(1 << 20)
+    parts = [compressor.compress(block[: min(len(block), length - offset)]) for offset in range(0, length, len(block))]
+    return b"".join(parts) + compressor.flush()
 
 
-def saved(picture: Image.Image, form: str = "PNG", **options: Any) -> bytes:
-    out = io.BytesIO()
-    picture.save(out, form, **options)
-    return out.getvalue()
+def encode_picture(picture: Image.Image, form: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, form, **options)
+    return buffer.getvalue()
 
 
 def pixels(picture: DecodedImage) -> np.ndarray[Any, Any]:
-    with Image.open(io.BytesIO(picture.png)) as opened:
-        assert (opened.size, opened.info) == ((picture.width, picture.height), {})
-        return np.asarray(opened.convert("RGB"), int)
+    with Image.open(io.BytesIO(picture.png)) as opened_image:
+        assert (opened_image.size, opened_image.info) == ((picture.width, picture.height), {})
+        return np.asarray(opened_image.convert("RGB"), int)
 
 
-def is_near(found: DecodedImage, expected: np.ndarray[Any, Any], most: float = 6) -> bool:
-    actual = pixels(found)
-    return actual.shape == expected.shape and float(np.abs(actual - expected.astype(int)).mean()) < most
+def is_near(decoded: DecodedImage, expected: np.ndarray[Any, Any], max_difference: float = 6) -> bool:
+    actual = pixels(decoded)
+    return actual.shape == expected.shape and float(np.abs(actual - expected.astype(int)).mean()) < max_difference
 
 
-async def assert_refused(intake: UploadDecoder, content: bytes, match: str, status: int = 422) -> None:
-    with pytest.raises(UserError, match=match) as refusal:
-        await intake.decode_picture(content)
-    assert refusal.value.status == status
-    assert refusal.value.sentence.endswith(".")
+async def assert_refused(upload_decoder: UploadDecoder, content: bytes, match: str, status: int = 422) -> None:
+    with pytest.raises(UserError, match=match) as error:
+        await upload_decoder.decode_picture(content)
+    assert error.value.status == status
+    assert error.value.sentence.endswith(".")
 
 
-def decoder_processes(intake: UploadDecoder) -> list[psutil.Process]:
-    pids = {process.pid for process in intake._decoders}
-    found = [psutil.Process(pid) for pid in pids]
-    return [*found, *(one for parent in found for one in parent.children(recursive=True))]
+def decoder_processes(upload_decoder: UploadDecoder) -> list[psutil.Process]:
+    pids = {process.pid for process in upload_decoder._decoders}
+    processes = [psutil.Process(pid) for pid in pids]
+    return [*processes, *(one for parent in processes for one in parent.children(recursive=True))]
 
 
 @pytest.mark.parametrize("form", FORMATS)
-async def test_every_format_is_read(intake: UploadDecoder, form: str) -> None:
+async def test_every_format_is_read(upload_decoder: UploadDecoder, form: str) -> None:
     options = {"quality": 95} if form in ("JPEG", "WEBP", "AVIF") else {}
-    content = saved(Image.fromarray(HALVES), form, **options)
-    found = await intake.decode_picture(content)
-    assert is_near(found, HALVES)
-    assert found.notes == ()
-    assert (await intake.decode_picture(content)).sha256 == found.sha256, "the same bytes again, in another process"
-    assert validate_png(found.png, 64, RGB) == (48, 24)
+    content = encode_picture(Image.fromarray(HALVES), form, **options)
+    decoded = await upload_decoder.decode_picture(content)
+    assert is_near(decoded, HALVES)
+    assert decoded.notes == ()
+    assert (await upload_decoder.decode_picture(content)).sha256 == decoded.sha256, (
+        "the same bytes again, in another process"
+    )
+    assert validate_png(decoded.png, 64, RGB) == (48, 24)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
-async def test_every_mode_becomes_rgb(intake: UploadDecoder, mode: str) -> None:
+async def test_every_mode_becomes_rgb(upload_decoder: UploadDecoder, mode: str) -> None:
     grey = Image.linear_gradient("L").resize((64, 32))
     if mode == "I;16":
         picture = Image.fromarray(np.asarray(grey, np.uint16) * 257)
@@ -109,179 +111,214 @@ async def test_every_mode_becomes_rgb(intake: UploadDecoder, mode: str) -> None:
         picture = grey.convert("RGB").convert(mode) if mode == "RGBA" else grey.convert(mode)
     expected = np.asarray(grey.convert("1") if mode == "1" else grey, int)
     expected = np.where(expected == 1, 255, expected) if mode == "1" else expected
-    assert is_near(await intake.decode_picture(saved(picture)), np.repeat(expected[..., None], 3, 2), 8)
+    assert is_near(
+        await upload_decoder.decode_picture(encode_picture(picture)), np.repeat(expected[..., None], 3, 2), 8
+    )
 
 
-async def test_transparent_pixels_become_white(intake: UploadDecoder) -> None:
+async def test_transparent_pixels_become_white(upload_decoder: UploadDecoder) -> None:
     layer = np.dstack([HALVES, np.where(HALVES[..., 0] > 100, 255, 0).astype(np.uint8)])
     white = HALVES.copy()
     white[:, 24:] = 255
     for form in ("PNG", "WEBP"):
-        found = await intake.decode_picture(saved(Image.fromarray(layer), form, lossless=True))
-        assert is_near(found, white, 1)
-        assert found.notes == ("What is transparent in it was made white.",)
+        decoded = await upload_decoder.decode_picture(encode_picture(Image.fromarray(layer), form, lossless=True))
+        assert is_near(decoded, white, 1)
+        assert decoded.notes == ("What is transparent in it was made white.",)
     palette = Image.fromarray(HALVES).convert("P", palette=Image.Palette.ADAPTIVE, colors=2)
-    found = await intake.decode_picture(saved(palette, transparency=int(np.asarray(palette)[0, 30])))
-    assert is_near(found, white, 1)
+    decoded = await upload_decoder.decode_picture(encode_picture(palette, transparency=int(np.asarray(palette)[0, 30])))
+    assert is_near(decoded, white, 1)
 
 
-async def test_photographs_are_turned_upright_and_lose_their_metadata(intake: UploadDecoder) -> None:
+async def test_photographs_are_turned_upright_and_lose_their_metadata(upload_decoder: UploadDecoder) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     exif[ExifTags.Base.Make] = "A camera"
     exif.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitude] = (48.0, 8.0, 14.0)
-    content = saved(Image.fromarray(HALVES), "JPEG", quality=95, exif=exif, comment=b"my home")
+    content = encode_picture(Image.fromarray(HALVES), "JPEG", quality=95, exif=exif, comment=b"my home")
     assert b"A camera" in content
-    found = await intake.decode_picture(content)
-    assert is_near(found, np.rot90(HALVES, -1), 6)
-    assert validate_png(found.png, 64, RGB) == (24, 48)
+    decoded = await upload_decoder.decode_picture(content)
+    assert is_near(decoded, np.rot90(HALVES, -1), 6)
+    assert validate_png(decoded.png, 64, RGB) == (24, 48)
     text = PngInfo()
     text.add_text("parameters", "a secret prompt")
     text.add_itxt("XML:com.adobe.xmp", "<x:xmpmeta/>", zip=True)
-    for orientation, upright in ((3, np.rot90(HALVES, 2)), (8, np.rot90(HALVES)), (99, HALVES), (1, HALVES)):
-        exif[ExifTags.Base.Orientation] = orientation
-        assert is_near(await intake.decode_picture(saved(Image.fromarray(HALVES), exif=exif, pnginfo=text)), upright, 1)
+    for exif_orientation, expected_pixels in (
+        (3, np.rot90(HALVES, 2)),
+        (8, np.rot90(HALVES)),
+        (99, HALVES),
+        (1, HALVES),
+    ):
+        exif[ExifTags.Base.Orientation] = exif_orientation
+        assert is_near(
+            await upload_decoder.decode_picture(encode_picture(Image.fromarray(HALVES), exif=exif, pnginfo=text)),
+            expected_pixels,
+            1,
+        )
 
 
-async def test_circular_exif_is_read(intake: UploadDecoder) -> None:
+async def test_circular_exif_is_read(upload_decoder: UploadDecoder) -> None:
     """An IFD that names itself as the next one, and as its own EXIF part."""
     entry = struct.pack("<HHIIHHII", 0x8769, 4, 1, 8, 0x0112, 3, 1, 6)
     body = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entry + struct.pack("<I", 8)
-    found = await intake.decode_picture(saved(Image.fromarray(HALVES), "JPEG", quality=95, exif=body))
-    assert (found.width, found.height) in ((24, 48), (48, 24))
+    decoded = await upload_decoder.decode_picture(
+        encode_picture(Image.fromarray(HALVES), "JPEG", quality=95, exif=body)
+    )
+    assert (decoded.width, decoded.height) in ((24, 48), (48, 24))
 
 
-async def test_colour_profiles_are_applied(intake: UploadDecoder) -> None:
+async def test_colour_profiles_are_applied(upload_decoder: UploadDecoder) -> None:
     """A profile with red and blue exchanged changes the picture; a damaged profile is ignored."""
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
-    at = {bytes(profile[132 + 12 * n : 136 + 12 * n]): 132 + 12 * n for n in range(profile[131])}
-    red, blue = (profile[at[tag] + 4 : at[tag] + 12] for tag in (b"rXYZ", b"bXYZ"))
-    profile[at[b"rXYZ"] + 4 : at[b"rXYZ"] + 12], profile[at[b"bXYZ"] + 4 : at[b"bXYZ"] + 12] = blue, red
-    exchanged = await intake.decode_picture(saved(Image.fromarray(HALVES), icc_profile=bytes(profile)))
-    assert is_near(exchanged, HALVES[..., ::-1], 3)
-    for damaged in (b"no profile", bytes(profile[:200]), bytes(profile[:128]) + b"\xff" * 300):
-        assert is_near(await intake.decode_picture(saved(Image.fromarray(HALVES), icc_profile=damaged)), HALVES, 1)
+    offset = {bytes(profile[132 + 12 * n : 136 + 12 * n]): 132 + 12 * n for n in range(profile[131])}
+    red, blue = (profile[offset[tag] + 4 : offset[tag] + 12] for tag in (b"rXYZ", b"bXYZ"))
+    profile[offset[b"rXYZ"] + 4 : offset[b"rXYZ"] + 12], profile[offset[b"bXYZ"] + 4 : offset[b"bXYZ"] + 12] = blue, red
+    with_swapped_channels = await upload_decoder.decode_picture(
+        encode_picture(Image.fromarray(HALVES), icc_profile=bytes(profile))
+    )
+    assert is_near(with_swapped_channels, HALVES[..., ::-1], 3)
+    for damaged_profile in (b"no profile", bytes(profile[:200]), bytes(profile[:128]) + b"\xff" * 300):
+        assert is_near(
+            await upload_decoder.decode_picture(encode_picture(Image.fromarray(HALVES), icc_profile=damaged_profile)),
+            HALVES,
+            1,
+        )
 
 
-async def test_cmyk_pictures_ignore_the_profile_of_another_colour_space(intake: UploadDecoder) -> None:
+async def test_cmyk_pictures_ignore_the_profile_of_another_colour_space(upload_decoder: UploadDecoder) -> None:
     """CMYK with a LAB profile keeps its pixels."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
-    content = saved(Image.fromarray(HALVES).convert("CMYK"), "JPEG", quality=95, icc_profile=profile)
-    assert is_near(await intake.decode_picture(content), HALVES)
+    content = encode_picture(Image.fromarray(HALVES).convert("CMYK"), "JPEG", quality=95, icc_profile=profile)
+    assert is_near(await upload_decoder.decode_picture(content), HALVES)
 
 
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", *(["AVIF"] if "AVIF" in FORMATS else [])])
-async def test_of_an_animation_only_the_first_frame_is_taken(intake: UploadDecoder, form: str) -> None:
-    others = [Image.new("RGB", (48, 24), (0, shade, 0)) for shade in (90, 180)]
+async def test_of_an_animation_only_the_first_frame_is_taken(upload_decoder: UploadDecoder, form: str) -> None:
+    more_frames = [Image.new("RGB", (48, 24), (0, shade, 0)) for shade in (90, 180)]
     options = {} if form in ("GIF", "PNG") else {"quality": 95}
-    found = await intake.decode_picture(
-        saved(Image.fromarray(HALVES), form, save_all=True, append_images=others, **options)
+    decoded = await upload_decoder.decode_picture(
+        encode_picture(Image.fromarray(HALVES), form, save_all=True, append_images=more_frames, **options)
     )
-    assert is_near(found, HALVES)
-    assert found.notes == ("It is animated: its first picture is taken.",)
+    assert is_near(decoded, HALVES)
+    assert decoded.notes == ("It is animated: its first picture is taken.",)
 
 
-async def test_an_animation_of_ten_thousand_frames_is_read_quickly(intake: UploadDecoder) -> None:
-    content = saved(Image.new("P", (16, 16)), "GIF")
+async def test_an_animation_of_ten_thousand_frames_is_read_quickly(upload_decoder: UploadDecoder) -> None:
+    content = encode_picture(Image.new("P", (16, 16)), "GIF")
     frame = content[content.index(b"\x2c", 13) : -1]
-    began = time.monotonic()
-    found = await intake.decode_picture(content[:-1] + (b"\x21\xf9\x04\0\1\0\0\0" + frame) * 10_000 + b";")
-    assert time.monotonic() - began < 3
-    assert found.notes == ("It is animated: its first picture is taken.",)
+    started_at = time.monotonic()
+    decoded = await upload_decoder.decode_picture(content[:-1] + (b"\x21\xf9\x04\0\1\0\0\0" + frame) * 10_000 + b";")
+    assert time.monotonic() - started_at < 3
+    assert decoded.notes == ("It is animated: its first picture is taken.",)
 
 
-async def test_large_pictures_are_scaled_down(intake: UploadDecoder) -> None:
-    wide = Image.fromarray(HALVES).resize((4800, 2400), Image.Resampling.NEAREST)
+async def test_large_pictures_are_scaled_down(upload_decoder: UploadDecoder) -> None:
+    wide_picture = Image.fromarray(HALVES).resize((4800, 2400), Image.Resampling.NEAREST)
     for form in ("PNG", "JPEG"):
-        found = await intake.decode_picture(saved(wide, form))
-        assert (found.width, found.height) == (2048, 1024)
-        assert found.notes == ("It was made smaller, from 4800 × 2400 to 2048 × 1024.",)
-        shades = pixels(found)
+        decoded = await upload_decoder.decode_picture(encode_picture(wide_picture, form))
+        assert (decoded.width, decoded.height) == (2048, 1024)
+        assert decoded.notes == ("It was made smaller, from 4800 × 2400 to 2048 × 1024.",)
+        shades = pixels(decoded)
         assert np.abs(shades[500, 100] - HALVES[0, 0].astype(int)).max() < 4
         assert np.abs(shades[500, -100] - HALVES[0, -1].astype(int)).max() < 4
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
-    found = await intake.decode_picture(saved(wide, "JPEG", exif=exif))
-    assert found.notes == ("It was made smaller, from 2400 × 4800 to 1024 × 2048.",)
-    thin = await intake.decode_picture(saved(Image.new("RGB", (16_000, 1))))
-    assert (thin.width, thin.height) == (2048, 1)
+    decoded = await upload_decoder.decode_picture(encode_picture(wide_picture, "JPEG", exif=exif))
+    assert decoded.notes == ("It was made smaller, from 2400 × 4800 to 1024 × 2048.",)
+    thin_picture = await upload_decoder.decode_picture(encode_picture(Image.new("RGB", (16_000, 1))))
+    assert (thin_picture.width, thin_picture.height) == (2048, 1)
 
 
-async def test_oversized_pictures_are_refused_before_a_pixel_is_decoded(intake: UploadDecoder) -> None:
-    await intake.decode_picture(saved(Image.fromarray(HALVES)))  # starts the process
-    began = time.monotonic()
+async def test_oversized_pictures_are_refused_before_a_pixel_is_decoded(upload_decoder: UploadDecoder) -> None:
+    await upload_decoder.decode_picture(encode_picture(Image.fromarray(HALVES)))  # starts the process
+    started_at = time.monotonic()
     bomb = raw_png(30_000, 30_000, 1, 0, deflated_zeros(30_000 * 3751))
     assert len(bomb) < 200_000
-    await assert_refused(intake, bomb, r"The picture has too many pixels: up to 40 million are read\.", 413)
-    await assert_refused(intake, raw_png(2**31 - 1, 2**31 - 1, 8, 2, b""), "too many pixels", 413)
-    await assert_refused(intake, raw_png(16_385, 8, 8, 2, b""), "too long: up to 16384 pixels a side", 413)
-    await assert_refused(intake, bytes(MAX_UPLOAD_BYTES + 1), "too large: up to 16 MiB", 413)
-    lying = bytearray(saved(Image.new("P", (16, 16)), "GIF"))
-    at = lying.index(b"\x2c\0\0\0\0", 13)
-    lying[at + 5 : at + 9] = struct.pack("<HH", 65_535, 65_535)  # a frame larger than its screen
-    await assert_refused(intake, bytes(lying), "too many pixels", 413)
-    assert time.monotonic() - began < 5
+    await assert_refused(upload_decoder, bomb, r"The picture has too many pixels: up to 40 million are read\.", 413)
+    await assert_refused(upload_decoder, raw_png(2**31 - 1, 2**31 - 1, 8, 2, b""), "too many pixels", 413)
+    await assert_refused(upload_decoder, raw_png(16_385, 8, 8, 2, b""), "too long: up to 16384 pixels a side", 413)
+    await assert_refused(upload_decoder, bytes(MAX_UPLOAD_BYTES + 1), "too large: up to 16 MiB", 413)
+    lying_gif = bytearray(encode_picture(Image.new("P", (16, 16)), "GIF"))
+    offset = lying_gif.index(b"\x2c\0\0\0\0", 13)
+    lying_gif[offset + 5 : offset + 9] = struct.pack("<HH", 65_535, 65_535)  # a frame larger than its screen
+    await assert_refused(upload_decoder, bytes(lying_gif), "too many pixels", 413)
+    assert time.monotonic() - started_at < 5
 
 
-async def test_files_that_are_no_picture_are_refused(intake: UploadDecoder) -> None:
-    whole = saved(Image.fromarray(HALVES))
+async def test_files_that_are_no_picture_are_refused(upload_decoder: UploadDecoder) -> None:
+    valid_picture = encode_picture(Image.fromarray(HALVES))
     kinds = "has a format that is not supported here: PNG, JPEG, WebP, GIF"
     svg = b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>"
-    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/passwd) (r) file\n"
-    for content in (b"\0", b"hello" * 99, svg, postscript, saved(Image.fromarray(HALVES), "TIFF"), whole[8:]):
-        await assert_refused(intake, content, kinds)
-    await assert_refused(intake, b"", "is empty")
-    damaged = "is damaged and cannot be read"
-    for content in (whole[:60], whole[:-30], whole[:33], raw_png(0, 9, 8, 2, b""), b"\xff\xd8\xff\xe0", b"GIF89a"):
-        await assert_refused(intake, content, damaged)
-    half = await intake.decode_picture(raw_png(10, 10, 8, 2, zlib.compress((b"\0" + bytes(30)) * 5)))
+    postscript_file = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/passwd) (r) file\n"
+    for content in (
+        b"\0",
+        b"hello" * 99,
+        svg,
+        postscript_file,
+        encode_picture(Image.fromarray(HALVES), "TIFF"),
+        valid_picture[8:],
+    ):
+        await assert_refused(upload_decoder, content, kinds)
+    await assert_refused(upload_decoder, b"", "is empty")
+    damage_message = "is damaged and cannot be read"
+    for content in (
+        valid_picture[:60],
+        valid_picture[:-30],
+        valid_picture[:33],
+        raw_png(0, 9, 8, 2, b""),
+        b"\xff\xd8\xff\xe0",
+        b"GIF89a",
+    ):
+        await assert_refused(upload_decoder, content, damage_message)
+    half = await upload_decoder.decode_picture(raw_png(10, 10, 8, 2, zlib.compress((b"\0" + bytes(30)) * 5)))
     assert (half.width, half.height) == (10, 10), "it has five of its ten rows: Pillow reads the others as black"
     with pytest.raises(UserError, match="The second picture has a format that is not supported"):
-        await intake.decode_picture(b"hello", label="second picture")
+        await upload_decoder.decode_picture(b"hello", label="second picture")
 
 
-async def test_decompression_bombs_do_not_inflate_without_limit(intake: UploadDecoder) -> None:
+async def test_decompression_bombs_do_not_inflate_without_limit(upload_decoder: UploadDecoder) -> None:
     """In a text, in a profile, after the last row: none is inflated, or only up to a limit."""
-    rows, gigabyte = zlib.compress((b"\0" + bytes(30)) * 10), deflated_zeros(2**28)
-    for more in (chunk(b"zTXt", b"a\0\0" + gigabyte), chunk(b"iCCP", b"a\0\0" + gigabyte)):
-        began = time.monotonic()
-        await assert_refused(intake, raw_png(10, 10, 8, 2, rows, more), "is damaged")
-        assert time.monotonic() - began < 5
-    found = await intake.decode_picture(raw_png(10, 10, 8, 2, deflated_zeros(2**28)))
-    assert (found.width, found.height, len(found.png) < 1000) == (10, 10, True)
+    rows, bomb_data = zlib.compress((b"\0" + bytes(30)) * 10), deflated_zeros(2**28)
+    for chunks in (chunk(b"zTXt", b"a\0\0" + bomb_data), chunk(b"iCCP", b"a\0\0" + bomb_data)):
+        started_at = time.monotonic()
+        await assert_refused(upload_decoder, raw_png(10, 10, 8, 2, rows, chunks), "is damaged")
+        assert time.monotonic() - started_at < 5
+    decoded = await upload_decoder.decode_picture(raw_png(10, 10, 8, 2, deflated_zeros(2**28)))
+    assert (decoded.width, decoded.height, len(decoded.png) < 1000) == (10, 10, True)
 
 
 def slow_jpeg() -> bytes:
     """A progressive photograph of 25 million pixels that repeats an empty scan 20,000 times: a few MB, minutes."""
-    content = saved(Image.new("L", (5000, 5000)), "JPEG", progressive=True)
-    starts = [at for at in range(len(content) - 1) if content[at : at + 2] == b"\xff\xda"]
-    scan = content[starts[1] : starts[2]]
+    content = encode_picture(Image.new("L", (5000, 5000)), "JPEG", progressive=True)
+    scan_starts = [offset for offset in range(len(content) - 1) if content[offset : offset + 2] == b"\xff\xda"]
+    scan = content[scan_starts[1] : scan_starts[2]]
     scan = scan[: scan.index(b"\xff\xc4")] if b"\xff\xc4" in scan else scan
-    return content[: starts[2]] + scan * 20_000 + content[starts[2] :]
+    return content[: scan_starts[2]] + scan * 20_000 + content[scan_starts[2] :]
 
 
 async def test_a_picture_that_takes_too_long_is_refused() -> None:
-    content, intake = await asyncio.to_thread(slow_jpeg), UploadDecoder(timeout=1.0)
+    content, upload_decoder = await asyncio.to_thread(slow_jpeg), UploadDecoder(timeout=1.0)
     assert len(content) < MAX_UPLOAD_BYTES
     try:
-        began = time.monotonic()
-        await assert_refused(intake, content, "takes too long to be read")
-        assert 0.9 < time.monotonic() - began < 5
-        (reader,) = decoder_processes(intake)
-        assert (await intake.decode_picture(saved(Image.fromarray(HALVES)))).width == 48
-        assert [one.pid for one in decoder_processes(intake)] == [reader.pid], "only the child process ended"
+        started_at = time.monotonic()
+        await assert_refused(upload_decoder, content, "takes too long to be read")
+        assert 0.9 < time.monotonic() - started_at < 5
+        (reader,) = decoder_processes(upload_decoder)
+        assert (await upload_decoder.decode_picture(encode_picture(Image.fromarray(HALVES)))).width == 48
+        assert [one.pid for one in decoder_processes(upload_decoder)] == [reader.pid], "only the child process ended"
     finally:
-        await intake.close()
+        await upload_decoder.close()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux bounds an address space")
 async def test_a_picture_that_needs_too_much_memory_is_refused() -> None:
-    intake = UploadDecoder(memory=128 * 2**20)
+    upload_decoder = UploadDecoder(memory=128 * 2**20)
     try:
-        await assert_refused(intake, raw_png(6000, 6000, 8, 2, deflated_zeros(18_001 * 6000)), "too much memory", 413)
-        assert (await intake.decode_picture(saved(Image.fromarray(HALVES)))).width == 48
+        await assert_refused(
+            upload_decoder, raw_png(6000, 6000, 8, 2, deflated_zeros(18_001 * 6000)), "too much memory", 413
+        )
+        assert (await upload_decoder.decode_picture(encode_picture(Image.fromarray(HALVES)))).width == 48
     finally:
-        await intake.close()
+        await upload_decoder.close()
 
 
 @pytest.mark.slow
@@ -301,104 +338,114 @@ async def test_the_largest_accepted_picture_fits_into_less_memory(form: str, mod
     large = Image.new(mode, (6320, 6320), 100 if mode == "P" else (100, 90, 80, 70))
     if mode == "P":
         large.info["transparency"] = 0
-    content = await asyncio.to_thread(lambda: saved(large, form, **options.get(form, {})))
-    intake = UploadDecoder(memory=intake_module.MEMORY_LIMIT * 7 // 8, timeout=60)
+    content = await asyncio.to_thread(lambda: encode_picture(large, form, **options.get(form, {})))
+    upload_decoder = UploadDecoder(memory=intake_module.MEMORY_LIMIT * 7 // 8, timeout=60)
     try:
-        assert (await intake.decode_picture(content)).width == 2048
+        assert (await upload_decoder.decode_picture(content)).width == 2048
     finally:
-        await intake.close()
+        await upload_decoder.close()
 
 
-async def test_masks_become_grey_and_bad_masks_are_refused(intake: UploadDecoder) -> None:
-    strokes = Image.new("RGBA", (40, 30), (0, 0, 0, 0))
-    strokes.paste((255, 255, 255, 255), (5, 5, 20, 20))
-    found = await intake.decode_mask(saved(strokes), shape=(40, 30))
-    with Image.open(io.BytesIO(found.png)) as grey:
+async def test_masks_become_grey_and_bad_masks_are_refused(upload_decoder: UploadDecoder) -> None:
+    stroke_mask = Image.new("RGBA", (40, 30), (0, 0, 0, 0))
+    stroke_mask.paste((255, 255, 255, 255), (5, 5, 20, 20))
+    decoded = await upload_decoder.decode_mask(encode_picture(stroke_mask), shape=(40, 30))
+    with Image.open(io.BytesIO(decoded.png)) as grey:
         assert (grey.mode, grey.getextrema(), grey.getbbox()) == ("L", (0, 255), (5, 5, 20, 20))
-    assert found.notes == ()
+    assert decoded.notes == ()
     with pytest.raises(UserError, match=r"The mask has 40 × 30 pixels, and its picture 64 × 64"):
-        await intake.decode_mask(saved(strokes), shape=(64, 64))
+        await upload_decoder.decode_mask(encode_picture(stroke_mask), shape=(64, 64))
     for empty in (Image.new("L", (40, 30), 100), Image.new("RGBA", (40, 30), (255, 255, 255, 0))):
         with pytest.raises(UserError, match="Nothing is painted"):
-            await intake.decode_mask(saved(empty))
+            await upload_decoder.decode_mask(encode_picture(empty))
     with pytest.raises(UserError, match="The mask has a format that is not supported"):
-        await intake.decode_mask(b"hello")
+        await upload_decoder.decode_mask(b"hello")
 
 
-async def test_a_killed_decoder_process_ends_one_picture_only(until: Until) -> None:
+async def test_a_killed_decoder_process_ends_one_picture_only(wait_until: Until) -> None:
     """First the child is killed, then its parent: each ends one picture and nothing else."""
-    content, intake, small = await asyncio.to_thread(slow_jpeg), UploadDecoder(), saved(Image.fromarray(HALVES))
+    content, upload_decoder, small = (
+        await asyncio.to_thread(slow_jpeg),
+        UploadDecoder(),
+        encode_picture(Image.fromarray(HALVES)),
+    )
     try:
-        for which in (1, 0):
-            reading = asyncio.create_task(intake.decode_picture(content))
-            await until(lambda: len(decoder_processes(intake)) == 2)
-            decoder_processes(intake)[which].send_signal(signal.SIGKILL)
+        for process_index in (1, 0):
+            decode_task = asyncio.create_task(upload_decoder.decode_picture(content))
+            await wait_until(lambda: len(decoder_processes(upload_decoder)) == 2)
+            decoder_processes(upload_decoder)[process_index].send_signal(signal.SIGKILL)
             with pytest.raises(UserError, match="Reading the picture broke off"):
-                await reading
-            assert (await intake.decode_picture(small)).width == 48
-        idle = decoder_processes(intake)[0]
-        idle.send_signal(signal.SIGKILL)
-        await until(lambda: not [one for one in intake._decoders if one.is_ready])
-        assert (await intake.decode_picture(small)).width == 48
+                await decode_task
+            assert (await upload_decoder.decode_picture(small)).width == 48
+        idle_process = decoder_processes(upload_decoder)[0]
+        idle_process.send_signal(signal.SIGKILL)
+        await wait_until(lambda: not [one for one in upload_decoder._decoders if one.is_ready])
+        assert (await upload_decoder.decode_picture(small)).width == 48
     finally:
-        await intake.close()
-    assert not idle.is_running()
+        await upload_decoder.close()
+    assert not idle_process.is_running()
 
 
-async def test_decoder_processes_end_when_the_request_is_cancelled_or_the_bot_closes(until: Until) -> None:
-    content, intake = await asyncio.to_thread(slow_jpeg), UploadDecoder()
-    task = asyncio.create_task(intake.decode_picture(content))
-    await until(lambda: len(decoder_processes(intake)) == 2)
-    processes = decoder_processes(intake)
+async def test_decoder_processes_end_when_the_request_is_cancelled_or_the_bot_closes(wait_until: Until) -> None:
+    content, upload_decoder = await asyncio.to_thread(slow_jpeg), UploadDecoder()
+    task = asyncio.create_task(upload_decoder.decode_picture(content))
+    await wait_until(lambda: len(decoder_processes(upload_decoder)) == 2)
+    processes = decoder_processes(upload_decoder)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in processes))
-    task = asyncio.create_task(intake.decode_picture(content))
-    await until(lambda: len(decoder_processes(intake)) == 2)
-    processes = decoder_processes(intake)
-    await intake.close()
+    await wait_until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in processes))
+    task = asyncio.create_task(upload_decoder.decode_picture(content))
+    await wait_until(lambda: len(decoder_processes(upload_decoder)) == 2)
+    processes = decoder_processes(upload_decoder)
+    await upload_decoder.close()
     with pytest.raises(UserError, match="broke off"):
         await task
-    await until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in processes))
+    await wait_until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in processes))
     with pytest.raises(UserError):
-        await intake.decode_picture(content)
+        await upload_decoder.decode_picture(content)
 
 
-async def test_two_pictures_decode_at_once_and_the_queue_is_bounded(until: Until) -> None:
-    small, intake, most = saved(Image.fromarray(HALVES)), UploadDecoder(), 0
+async def test_two_pictures_decode_at_once_and_the_queue_is_bounded(wait_until: Until) -> None:
+    small, upload_decoder, max_running = encode_picture(Image.fromarray(HALVES)), UploadDecoder(), 0
     try:
-        tasks = [asyncio.create_task(intake.decode_picture(small)) for _ in range(MAX_WAITING)]
+        tasks = [asyncio.create_task(upload_decoder.decode_picture(small)) for _ in range(MAX_WAITING)]
         await asyncio.sleep(0)
-        with pytest.raises(UserError, match="Too many pictures") as refusal:
-            await intake.decode_picture(small)
-        assert refusal.value.status == 429
+        with pytest.raises(UserError, match="Too many pictures") as error:
+            await upload_decoder.decode_picture(small)
+        assert error.value.status == 429
         while not all(one.done() for one in tasks):
-            most = max(most, len(intake._decoders))
+            max_running = max(max_running, len(upload_decoder._decoders))
             await asyncio.sleep(0.005)
         assert len({one.result().sha256 for one in tasks}) == 1
-        assert most == 2
+        assert max_running == 2
     finally:
-        await intake.close()
+        await upload_decoder.close()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="bounds of other processes are read from /proc")
 async def test_the_decoder_process_has_no_secrets_files_or_rights(
-    until: Until, monkeypatch: pytest.MonkeyPatch
+    wait_until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DISCORD_TOKEN", "a secret")
-    content, intake = await asyncio.to_thread(slow_jpeg), UploadDecoder()
-    task = asyncio.create_task(intake.decode_picture(content))
+    content, upload_decoder = await asyncio.to_thread(slow_jpeg), UploadDecoder()
+    task = asyncio.create_task(upload_decoder.decode_picture(content))
     try:
-        await until(
+        await wait_until(
             lambda: (
-                len(decoder_processes(intake)) == 2
-                and decoder_processes(intake)[1].rlimit(psutil.RLIMIT_NOFILE) == (0, 0)
+                len(decoder_processes(upload_decoder)) == 2
+                and decoder_processes(upload_decoder)[1].rlimit(psutil.RLIMIT_NOFILE) == (0, 0)
             )
         )
-        parent, child = decoder_processes(intake)
-        for limit, most in (("FSIZE", 0), ("NPROC", 0), ("CORE", 0), ("AS", intake_module.MEMORY_LIMIT), ("CPU", 12)):
-            assert child.rlimit(getattr(psutil, f"RLIMIT_{limit}")) == (most, most)
+        parent, child = decoder_processes(upload_decoder)
+        for limit, expected_limit in (
+            ("FSIZE", 0),
+            ("NPROC", 0),
+            ("CORE", 0),
+            ("AS", intake_module.MEMORY_LIMIT),
+            ("CPU", 12),
+        ):
+            assert child.rlimit(getattr(psutil, f"RLIMIT_{limit}")) == (expected_limit, expected_limit)
         assert set(parent.environ()) | set(child.environ()) <= {"LC_CTYPE", "LD_LIBRARY_PATH"}
         status = await asyncio.to_thread(Path(f"/proc/{child.pid}/status").read_text)
         assert "NoNewPrivs:\t1" in status
@@ -408,15 +455,15 @@ async def test_the_decoder_process_has_no_secrets_files_or_rights(
         assert len([name for name in links if name.startswith("pipe:")]) == 1, (
             "it has its own pipe and none of the bot's"
         )
-        loaded = await asyncio.to_thread(Path(f"/proc/{parent.pid}/maps").read_text)
-        assert "PIL" in loaded
-        assert not any(name in loaded for name in ("sqlalchemy", "aiohttp", "msgspec", "numpy", "_ssl"))
+        mapped_files = await asyncio.to_thread(Path(f"/proc/{parent.pid}/maps").read_text)
+        assert "PIL" in mapped_files
+        assert not any(name in mapped_files for name in ("sqlalchemy", "aiohttp", "msgspec", "numpy", "_ssl"))
         parent.send_signal(signal.SIGKILL)
-        await until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+        await wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        await intake.close()
+        await upload_decoder.close()
 
 
 LIAR = """
@@ -445,17 +492,17 @@ def patch_decoder_process(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_patched_decoder_process_may_still_tell_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without this, the lies below could be refused because nothing runs at all."""
     patch_decoder_process(monkeypatch)
-    intake = UploadDecoder(timeout=20.0)
-    truth = f"from PIL import Image\nsaid = {GOOD} + image_decoding._encode_png(Image.new('RGB', (4, 4)))"
+    upload_decoder = UploadDecoder(timeout=20.0)
+    honest_script = f"from PIL import Image\nsaid = {GOOD} + image_decoding._encode_png(Image.new('RGB', (4, 4)))"
     try:
-        assert (await intake.decode_picture(truth.encode())).width == 4
+        assert (await upload_decoder.decode_picture(honest_script.encode())).width == 4
     finally:
-        await intake.close()
+        await upload_decoder.close()
 
 
 @pytest.mark.sampled
 @pytest.mark.parametrize(
-    "lie",
+    "lying_script",
     [
         "said = b''",
         "said = b'+'",
@@ -474,29 +521,31 @@ async def test_a_patched_decoder_process_may_still_tell_the_truth(monkeypatch: p
     ],
 )
 async def test_a_hostile_decoder_process_is_not_trusted(
-    lie: str, monkeypatch: pytest.MonkeyPatch, until: Until
+    lying_script: str, monkeypatch: pytest.MonkeyPatch, wait_until: Until
 ) -> None:
     """A picture has taken over the child, which now says or does anything."""
     patch_decoder_process(monkeypatch)
-    intake = UploadDecoder(timeout=2.0)
+    upload_decoder = UploadDecoder(timeout=2.0)
     try:
         with pytest.raises(UserError, match=r"broke off|too long"):
-            await intake.decode_picture(lie.replace("ends", "sys._getframe(2).f_locals['sink']").encode())
-        await until(lambda: len(decoder_processes(intake)) <= 1)
+            await upload_decoder.decode_picture(
+                lying_script.replace("ends", "sys._getframe(2).f_locals['sink']").encode()
+            )
+        await wait_until(lambda: len(decoder_processes(upload_decoder)) <= 1)
     finally:
-        await intake.close()
+        await upload_decoder.close()
 
 
 async def test_only_a_plain_png_is_accepted_from_a_decoder_process() -> None:
     rows = zlib.compress((b"\0" + bytes(30)) * 10)
     assert validate_png(raw_png(10, 10, 8, 2, rows), 10, RGB) == (10, 10)
-    good = raw_png(10, 10, 8, 2, rows)
-    for bad in (
-        good[:-1], good + b"\0", good[:40] + b"\1" + good[41:],
+    valid_png = raw_png(10, 10, 8, 2, rows)
+    for invalid_png in (
+        valid_png[:-1], valid_png + b"\0", valid_png[:40] + b"\1" + valid_png[41:],
         raw_png(11, 10, 8, 2, rows), raw_png(10, 10, 8, 0, rows),
         raw_png(10, 10, 8, 2, rows, chunk(b"tEXt", b"a\0b")), raw_png(10, 10, 8, 2, deflated_zeros(2**28)),
         raw_png(10, 10, 8, 2, zlib.compress((b"\5" + bytes(30)) * 10)), raw_png(10, 10, 8, 2, rows + b"\0"),
-        raw_png(10, 10, 8, 2, zlib.compress((b"\0" + bytes(30)) * 9)), b"", good[:8], good[:8] + bytes(40),
+        raw_png(10, 10, 8, 2, zlib.compress((b"\0" + bytes(30)) * 9)), b"", valid_png[:8], valid_png[:8] + bytes(40),
     ):  # fmt: skip
         with pytest.raises(InvalidPng):
-            validate_png(bad, 10, RGB)
+            validate_png(invalid_png, 10, RGB)

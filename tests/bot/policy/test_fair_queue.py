@@ -22,12 +22,12 @@ from engine.contract import BillingKey
 
 
 def tree(*users: str, weights: dict[str, float] | None = None, virtual: dict[str, float] | None = None):
-    found = {path for one in users for path in ancestor_paths(one)}
+    paths = {path for one in users for path in ancestor_paths(one)}
     return {
         path: Account(
             path, parent_path(path), (virtual or {}).get(path, 0.0), 0.0, (weights or {}).get(path, 1.0), 1, 0
         )
-        for path in found
+        for path in paths
     }
 
 
@@ -46,24 +46,24 @@ def test_paths_are_unambiguous_for_any_names():
 
 def test_newcomers_pass_the_flood_of_one_member():
     accounts = tree("p/t/g/flood", "p/t/g/b", "p/t/g/c", virtual={"p/t/g/flood": 80.0, "p/t/g/b": 80, "p/t/g/c": 80})
-    waiting = jobs("p/t/g/flood", [1.0] * 80) + jobs("p/t/g/b", [1.0] * 5) + jobs("p/t/g/c", [4.0] * 5)
-    first = list(itertools.islice(dispatch_order(accounts, waiting), 15))
+    waiting_jobs = jobs("p/t/g/flood", [1.0] * 80) + jobs("p/t/g/b", [1.0] * 5) + jobs("p/t/g/c", [4.0] * 5)
+    first = list(itertools.islice(dispatch_order(accounts, waiting_jobs), 15))
     assert sum("/b#" in job for job in first) == 5
     assert sum("/c#" in job for job in first) >= 2
 
 
 def test_a_guild_of_ten_members_gets_the_share_of_one_guild():
-    many = [f"p/t/big/u{number}" for number in range(10)]
-    accounts = tree(*many, "p/t/small/u")
-    waiting = [one for path in many for one in jobs(path, [1.0] * 10)] + jobs("p/t/small/u", [1.0] * 30)
-    first = list(itertools.islice(dispatch_order(accounts, waiting), 40))
+    member_paths = [f"p/t/big/u{number}" for number in range(10)]
+    accounts = tree(*member_paths, "p/t/small/u")
+    waiting_jobs = [one for path in member_paths for one in jobs(path, [1.0] * 10)] + jobs("p/t/small/u", [1.0] * 30)
+    first = list(itertools.islice(dispatch_order(accounts, waiting_jobs), 40))
     assert sum("/small/" in job for job in first) == 20
 
 
 def test_weights_decide_the_shares():
     accounts = tree("p/gold/g/a", "p/plain/g/b", weights={"p/gold": 3.0})
-    waiting = jobs("p/gold/g/a", [2.0] * 60) + jobs("p/plain/g/b", [2.0] * 60)
-    first = list(itertools.islice(dispatch_order(accounts, waiting), 40))
+    waiting_jobs = jobs("p/gold/g/a", [2.0] * 60) + jobs("p/plain/g/b", [2.0] * 60)
+    first = list(itertools.islice(dispatch_order(accounts, waiting_jobs), 40))
     assert sum("/gold/" in job for job in first) == 30
 
 
@@ -79,26 +79,26 @@ costs = st.floats(0.1, 50)
 
 @given(st.lists(st.tuples(users, costs), min_size=1, max_size=80))
 def test_each_job_is_served_once_and_each_members_jobs_in_order_of_arrival(requests):
-    waiting = [WaitingJob(f"{number:05}", account, cost) for number, (account, cost) in enumerate(requests)]
-    served = list(dispatch_order(tree(*{account for account, _ in requests}), waiting))
-    assert sorted(served) == [one.job for one in waiting]
+    waiting_jobs = [WaitingJob(f"{number:05}", account, cost) for number, (account, cost) in enumerate(requests)]
+    dispatched = list(dispatch_order(tree(*{account for account, _ in requests}), waiting_jobs))
+    assert sorted(dispatched) == [one.job for one in waiting_jobs]
     for account in {account for account, _ in requests}:
-        mine = [one.job for one in waiting if one.account == account]
-        assert [job for job in served if job in mine] == mine
+        account_jobs = [one.job for one in waiting_jobs if one.account == account]
+        assert [job for job in dispatched if job in account_jobs] == account_jobs
 
 
 @given(st.lists(st.tuples(users, costs), min_size=2, max_size=80), st.floats(0.5, 4))
 def test_no_sibling_gets_ahead_by_more_than_one_job_each(requests, weight):
     """SFQ's bound (Goyal et al. 1996, theorem 1): while two wait, their normalised service differs by l/w + l'/w'."""
     weights = {"p/s": weight}
-    waiting = [WaitingJob(f"{number:05}", account, cost) for number, (account, cost) in enumerate(requests)]
-    cost = {one.job: one.cost for one in waiting}
-    tier = {one.job: one.account.split("/")[1] for one in waiting}
-    remaining = {name: sum(one == name for one in tier.values()) for name in "st"}
+    waiting_jobs = [WaitingJob(f"{number:05}", account, cost) for number, (account, cost) in enumerate(requests)]
+    cost = {one.job: one.cost for one in waiting_jobs}
+    tier = {one.job: one.account.split("/")[1] for one in waiting_jobs}
+    remaining_by_tier = {name: sum(one == name for one in tier.values()) for name in "st"}
     service = {"s": 0.0, "t": 0.0}
-    for job in dispatch_order(tree(*{account for account, _ in requests}, weights=weights), waiting):
-        if not all(remaining.values()):
+    for job in dispatch_order(tree(*{account for account, _ in requests}, weights=weights), waiting_jobs):
+        if not all(remaining_by_tier.values()):
             break
         service[tier[job]] += cost[job] / (weight if tier[job] == "s" else 1.0)
-        remaining[tier[job]] -= 1
+        remaining_by_tier[tier[job]] -= 1
         assert abs(service["s"] - service["t"]) <= 50 / weight + 50 + 1e-6

@@ -26,30 +26,30 @@ NOW = 1_800_000_000.0
 DEFAULTS = Limits()
 
 
-def answer(check: Callable[[], None]) -> UserError | None:
+def check_answer(check: Callable[[], None]) -> UserError | None:
     try:
         check()
-    except UserError as refused:
-        return refused
+    except UserError as error:
+        return error
     return None
 
 
 def refusal(check: Callable[[], None]) -> UserError:
-    refused = answer(check)
-    assert refused is not None
-    assert refused.status == 429
-    return refused
+    error = check_answer(check)
+    assert error is not None
+    assert error.status == 429
+    return error
 
 
-def queue_check(usage: Usage, *, count: int = 1, by: str = "") -> Callable[[], None]:
-    return lambda: check_job_count(DEFAULTS.running, DEFAULTS.queued, usage, NOW, count=count, set_by=by)
+def queue_check(usage: Usage, *, count: int = 1, set_by: str = "") -> Callable[[], None]:
+    return lambda: check_job_count(DEFAULTS.running, DEFAULTS.queued, usage, NOW, count=count, set_by=set_by)
 
 
 def cost_check(
-    spent: list[Charge], cost: float, *, limit: float = DEFAULTS.cost_day, window: float = DAY_SECONDS,
-    now: float = NOW, **said: str,
+    charges: list[Charge], cost: float, *, limit: float = DEFAULTS.cost_day, window: float = DAY_SECONDS,
+    now: float = NOW, **options: str,
 ) -> Callable[[], None]:  # fmt: skip
-    return lambda: check_cost(limit, sum_spending(spent, now, window), cost, now, **said)
+    return lambda: check_cost(limit, sum_spending(charges, now, window), cost, now, **options)
 
 
 def test_default_limits() -> None:
@@ -59,12 +59,12 @@ def test_default_limits() -> None:
 def test_three_run_seven_wait_and_the_eleventh_is_refused() -> None:
     for jobs in range(10):
         queue_check(Usage(running=min(3, jobs), queued=max(0, jobs - 3)))()
-    refused = refusal(queue_check(Usage(running=3, queued=7, next_free_at=NOW + 90)))
-    assert refused.sentence == (
+    error = refusal(queue_check(Usage(running=3, queued=7, next_free_at=NOW + 90)))
+    assert error.sentence == (
         "Your queue is full: at most 3 of yours run at once and 7 more wait; you have 3 running and 7 waiting. "
         "A place frees in about 1 min 30 s."
     )
-    assert refused.retry_at == NOW + 90
+    assert error.retry_at == NOW + 90
 
 
 def test_ten_may_wait_while_nothing_runs() -> None:
@@ -85,46 +85,48 @@ def test_permutations_count_together() -> None:
 
 def test_a_server_can_have_its_own_queue_limit() -> None:
     check_shared_queue(20, Usage(queued=19), NOW, owner="This server's")
-    refused = refusal(
+    error = refusal(
         lambda: check_shared_queue(20, Usage(queued=20), NOW, owner="This server's", set_by="Ann set that.")
     )
-    assert refused.sentence == (
+    assert error.sentence == (
         "This server's queue is full: 20 of 20 waiting jobs are taken. A place frees when a job before it is done. "
         "Ann set that."
     )
-    soon = refusal(lambda: check_shared_queue(20, Usage(queued=20, next_free_at=NOW + 9), NOW, owner="This server's"))
-    assert soon.sentence.endswith("A place frees in about 9 s at the earliest.")
-    assert soon.retry_at is None
+    shared_error = refusal(
+        lambda: check_shared_queue(20, Usage(queued=20, next_free_at=NOW + 9), NOW, owner="This server's")
+    )
+    assert shared_error.sentence.endswith("A place frees in about 9 s at the earliest.")
+    assert shared_error.retry_at is None
 
 
 def test_the_daily_quota_has_a_rolling_window() -> None:
     cost_check([Charge(NOW - DAY_SECONDS, 1800.0)], 1800.0)()
-    refused = refusal(cost_check([Charge(NOW - DAY_SECONDS + 3600, 1000.0), Charge(NOW - 60, 700.0)], 200.0))
-    assert refused.sentence == (
+    error = refusal(cost_check([Charge(NOW - DAY_SECONDS + 3600, 1000.0), Charge(NOW - 60, 700.0)], 200.0))
+    assert error.sentence == (
         "Your day's limit is reached: 28 min 20 s of 30 min device time used in the last 24 hours, and this needs "
         "3 min 20 s of device time. Enough frees in about 1 h."
     )
-    assert refused.retry_at == NOW + 3600
+    assert error.retry_at == NOW + 3600
 
 
 def test_the_monthly_quota_has_a_rolling_window() -> None:
     cost_check([Charge(NOW - MONTH_SECONDS, 1800.0)], 1800.0, window=MONTH_SECONDS)()
-    refused = refusal(
+    error = refusal(
         cost_check([Charge(NOW - MONTH_SECONDS + 3600, 1800.0)], 60.0, window=MONTH_SECONDS, owner="This server's")
     )
-    assert refused.sentence == (
+    assert error.sentence == (
         "This server's month's limit is reached: 30 min of 30 min device time used in the last 30 days, and this needs "
         "1 min of device time. Enough frees in about 1 h."
     )
 
 
 def test_a_job_above_the_whole_quota_is_refused_without_a_time() -> None:
-    refused = refusal(cost_check([], 2000.0, set_by="Ann set that."))
-    assert refused.sentence == (
+    error = refusal(cost_check([], 2000.0, set_by="Ann set that."))
+    assert error.sentence == (
         "Too large: this needs 33 min 20 s of device time, and your limit is 30 min in 24 hours. Fewer --steps cost "
         "less. Ann set that."
     )
-    assert refused.retry_at is None
+    assert error.retry_at is None
 
 
 charges = st.lists(
@@ -134,34 +136,34 @@ charges = st.lists(
 
 @settings(deadline=None)
 @given(charges, st.floats(0, 1800))
-def test_a_refused_job_is_admitted_when_quota_frees(spent: list[Charge], cost: float) -> None:
-    refused = answer(cost_check(spent, cost))
-    if refused is None:
-        assert sum_spending(spent, NOW).total_cost + cost <= DEFAULTS.cost_day + COST_TOLERANCE
+def test_a_refused_job_is_admitted_when_quota_frees(charges: list[Charge], cost: float) -> None:
+    error = check_answer(cost_check(charges, cost))
+    if error is None:
+        assert sum_spending(charges, NOW).total_cost + cost <= DEFAULTS.cost_day + COST_TOLERANCE
         return
-    assert refused.retry_at is not None
-    assert NOW < refused.retry_at <= NOW + DAY_SECONDS
-    cost_check(spent, cost, now=refused.retry_at)()
+    assert error.retry_at is not None
+    assert NOW < error.retry_at <= NOW + DAY_SECONDS
+    cost_check(charges, cost, now=error.retry_at)()
 
 
 @settings(deadline=None)
 @given(st.integers(0, 20), st.integers(0, 20), st.integers(1, 10))
 def test_fewer_jobs_are_never_refused_where_more_are_admitted(running: int, queued: int, count: int) -> None:
-    refused = answer(queue_check(Usage(running, queued), count=count))
-    if refused is not None:
-        assert len(refused.sentence) <= 300
+    error = check_answer(queue_check(Usage(running, queued), count=count))
+    if error is not None:
+        assert len(error.sentence) <= 300
         return
     queue_check(Usage(max(0, running - 1), queued))()
 
 
 @settings(deadline=None)
 @given(charges, st.floats(0, 3000))
-def test_a_cheaper_job_is_never_refused_where_a_dearer_one_is_admitted(spent: list[Charge], cost: float) -> None:
-    refused = answer(cost_check(spent, cost))
-    if refused is not None:
-        assert len(refused.sentence) <= 300
+def test_a_cheaper_job_is_never_refused_where_a_dearer_one_is_admitted(charges: list[Charge], cost: float) -> None:
+    error = check_answer(cost_check(charges, cost))
+    if error is not None:
+        assert len(error.sentence) <= 300
         return
-    cost_check(spent[1:], cost / 2)()
+    cost_check(charges[1:], cost / 2)()
 
 
 @pytest.mark.parametrize("limit", [0.0, 1.0])

@@ -26,7 +26,7 @@ from bot.policy.permissions import (
     job_ref,
     role_of,
 )
-from shared.sample_views import a_view
+from shared.sample_views import make_view
 
 ROOT = Path(__file__).parents[3]
 HERE, ELSEWHERE = "discord:1", "discord:2"
@@ -117,52 +117,58 @@ FLAGS: dict[Role, str] = {
 MODERATED: set[Action] = {"cancel", "pause", "delete", "approve", "deny", "dismiss"}
 
 
-def a_member(who: Role, *, author: bool = False, guild: str = HERE) -> Member:
+def make_member(role: Role, *, author: bool = False, guild: str = HERE) -> Member:
     """A member of this role with only the flag that it needs: no flag implies a lower one."""
-    plain = Member(AUTHOR if author else "discord:other", "Ann" if author else "Bob", guild)
-    return plain if who == "member" else replace(plain, **{FLAGS[who]: True})
+    member = Member(AUTHOR if author else "discord:other", "Ann" if author else "Bob", guild)
+    return member if role == "member" else replace(member, **{FLAGS[role]: True})
 
 
-def a_case(relation: str, who: Role, *, direct: bool) -> tuple[Member, JobRef | None]:
+def make_case(relation: str, role: Role, *, direct: bool) -> tuple[Member, JobRef | None]:
     """A member in a server or alone with the bot, and the job that they act on."""
-    here = DIRECT if direct else HERE
+    guild_here = DIRECT if direct else HERE
     if relation == "none":
-        return a_member(who, guild=here), None
-    guild = ELSEWHERE if relation == "elsewhere" else here
-    member = a_member(who, author=relation == "own", guild=here)
+        return make_member(role, guild=guild_here), None
+    guild = ELSEWHERE if relation == "elsewhere" else guild_here
+    member = make_member(role, author=relation == "own", guild=guild_here)
     return member, JobRef(AUTHOR, "Ann", guild, is_private=relation == "private")
 
 
-def relations(action: Action) -> tuple[str, ...]:
+def list_relations(action: Action) -> tuple[str, ...]:
     return ("none",) if expected_cells(action)[1] == "-" else RELATIONS
 
 
 def every_case() -> Iterator[tuple[Action, str, Role, bool]]:
     for action in ACTIONS:
-        for relation, who, direct in itertools.product(relations(action), ROLES, (False, True)):
-            yield action, relation, who, direct
+        for relation, role, direct in itertools.product(list_relations(action), ROLES, (False, True)):
+            yield action, relation, role, direct
 
 
 @pytest.mark.parametrize("action", ACTIONS)
 def test_the_permission_table_matches_the_expected_one(action: Action) -> None:
-    own, others, private, elsewhere, place = expected_cells(action)
-    cells = {"none": own, "own": own, "another's": others, "private": private, "elsewhere": elsewhere}
-    for relation in relations(action):
+    own_cell, others_cell, private_cell, elsewhere_cell, place_cell = expected_cells(action)
+    cells = {
+        "none": own_cell,
+        "own": own_cell,
+        "another's": others_cell,
+        "private": private_cell,
+        "elsewhere": elsewhere_cell,
+    }
+    for relation in list_relations(action):
         cell = cells[relation]
         for direct in (False, True):
-            may = {
-                who
-                for who in ROLES
-                for member, subject in [a_case(relation, who, direct=direct)]
+            allowed_roles = {
+                role
+                for role in ROLES
+                for member, subject in [make_case(relation, role, direct=direct)]
                 if forbidden_reason(action, member, subject, in_direct_message=direct) is None
             }
-            assert may == (set() if direct and place == "server" else WHO[cell]), (relation, direct)
+            assert allowed_roles == (set() if direct and place_cell == "server" else WHO[cell]), (relation, direct)
 
 
 def test_an_action_about_no_job_rejects_a_job() -> None:
     for action in set(ACTIONS) - set(ABOUT_JOBS):
         with pytest.raises(ValueError, match="acts on no job"):
-            forbidden_reason(action, a_member("operator"), JobRef(AUTHOR, "Ann", HERE))
+            forbidden_reason(action, make_member("operator"), JobRef(AUTHOR, "Ann", HERE))
 
 
 def test_the_expected_table_lists_every_action() -> None:
@@ -171,30 +177,34 @@ def test_the_expected_table_lists_every_action() -> None:
 
 
 def test_an_author_can_always_cancel_and_delete_their_own_jobs() -> None:
-    jobs = [JobRef(AUTHOR, "Ann", guild, private) for guild in (HERE, ELSEWHERE, DIRECT) for private in (False, True)]
-    for who, subject, direct in itertools.product(ROLES, jobs, (False, True)):
-        author = a_member(who, author=True)
+    jobs = [
+        JobRef(AUTHOR, "Ann", guild, private_cell)
+        for guild in (HERE, ELSEWHERE, DIRECT)
+        for private_cell in (False, True)
+    ]
+    for role, subject, direct in itertools.product(ROLES, jobs, (False, True)):
+        author = make_member(role, author=True)
         assert forbidden_reason("cancel", author, subject, in_direct_message=direct) is None
         assert forbidden_reason("delete", author, subject, in_direct_message=direct) is None
 
 
 def test_only_the_operator_moderates_jobs_of_another_server() -> None:
-    for action, who in itertools.product(ABOUT_JOBS, ROLES):
-        member, subject = a_case("elsewhere", who, direct=False)
-        may = forbidden_reason(action, member, subject) is None
-        assert may == (who == "operator" and action in MODERATED)
+    for action, role in itertools.product(ABOUT_JOBS, ROLES):
+        member, subject = make_case("elsewhere", role, direct=False)
+        allowed_roles = forbidden_reason(action, member, subject) is None
+        assert allowed_roles == (role == "operator" and action in MODERATED)
 
 
 def test_plain_members_cannot_use_private_jobs_of_others() -> None:
     for action in ABOUT_JOBS:
-        member, subject = a_case("private", "member", direct=False)
+        member, subject = make_case("private", "member", direct=False)
         assert forbidden_reason(action, member, subject) is not None
 
 
 def test_only_the_author_can_use_a_private_job() -> None:
     """Moderators delete it or decide about held pictures; they cannot use it."""
-    for action, who in itertools.product(set(ABOUT_JOBS) - MODERATED, ROLES):
-        member, subject = a_case("private", who, direct=False)
+    for action, role in itertools.product(set(ABOUT_JOBS) - MODERATED, ROLES):
+        member, subject = make_case("private", role, direct=False)
         assert forbidden_reason(action, member, subject) == "That job is private: only its author may use it."
 
 
@@ -202,29 +212,29 @@ def test_a_higher_role_may_do_all_that_a_lower_role_may() -> None:
     rows: set[tuple[Action, str, bool]] = {(action, relation, direct) for action, relation, _, direct in every_case()}
     for action, relation, direct in rows:
         row = [
-            forbidden_reason(action, *a_case(relation, who, direct=direct), in_direct_message=direct) is None
-            for who in ROLES
+            forbidden_reason(action, *make_case(relation, role, direct=direct), in_direct_message=direct) is None
+            for role in ROLES
         ]
         assert row == sorted(row), (action, relation)
 
 
 def test_the_highest_role_counts() -> None:
     for values in itertools.product((False, True), repeat=4):
-        member = replace(a_member("member"), **dict(zip(FLAGS.values(), values, strict=True)))
-        highest = [role for role, has in zip(FLAGS, values, strict=True) if has]
-        assert role_of(member) == (highest[-1] if highest else "member")
+        member = replace(make_member("member"), **dict(zip(FLAGS.values(), values, strict=True)))
+        set_roles = [role for role, is_set in zip(FLAGS, values, strict=True) if is_set]
+        assert role_of(member) == (set_roles[-1] if set_roles else "member")
 
 
 def test_every_refusal_is_a_known_sentence() -> None:
     refusals = set[str]()
-    for action, relation, who, direct in every_case():
-        sentence = forbidden_reason(action, *a_case(relation, who, direct=direct), in_direct_message=direct)
+    for action, relation, role, direct in every_case():
+        sentence = forbidden_reason(action, *make_case(relation, role, direct=direct), in_direct_message=direct)
         refusals |= {sentence} if sentence else set()
     assert refusals == set(SENTENCES.strip().split("\n"))
 
 
 def test_the_subject_is_taken_from_the_view() -> None:
-    assert job_ref(a_view(is_private=True)) == JobRef("discord:1", "Alice", "discord:2", True)
+    assert job_ref(make_view(is_private=True)) == JobRef("discord:1", "Alice", "discord:2", True)
 
 
 # The functions of `bot` that check an action, and `respond`, which checks it before it answers.
@@ -248,8 +258,8 @@ def actions_in_code() -> set[str]:
     return {constant for constant in constants if isinstance(constant, str)}
 
 
-def _name(called: ast.expr) -> str:
-    return called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
+def _name(function: ast.expr) -> str:
+    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
 
 
 def test_the_code_uses_every_row_of_the_table() -> None:
@@ -266,8 +276,8 @@ def render_page() -> str:
     """`docs/access.md`, for admins."""
     role_names = {**ROLE_TITLES, "member": "everyone"}
 
-    def cell(least: Role | None) -> str:
-        return "–" if least is None else role_names[least].partition(" (")[0]
+    def cell(least_role: Role | None) -> str:
+        return "–" if least_role is None else role_names[least_role].partition(" (")[0]
 
     lines = [
         "# Who may do what",
@@ -278,7 +288,7 @@ def render_page() -> str:
         ),
         "every command, button and reaction. Each column names the lowest role that may act; every higher role may,",
         "too. From the lowest:",
-        ", ".join(role_names[who] for who in ROLES) + ".",
+        ", ".join(role_names[role] for role in ROLES) + ".",
         "",
         "Quotas and blocks are rules, not permissions: `/settings`. In `/moderation`, moderators may use `incidents`",
         "and `held`. `words`, `block`, `unblock`, `reports` and `check` change this server's settings, so admins may",
@@ -292,27 +302,32 @@ def render_page() -> str:
         f"| {' | '.join(COLUMNS)} |",
         "|---|---|---|---|---|---|",
     ]
-    for permit in PERMISSIONS.values():
-        others = [
-            cell(permit.others_role),
-            cell(permit.private_role),
-            "this bot's operator" if permit.operator_elsewhere else "–",
+    for permission in PERMISSIONS.values():
+        others_cell = [
+            cell(permission.others_role),
+            cell(permission.private_role),
+            "this bot's operator" if permission.operator_elsewhere else "–",
         ]
-        direct = "yes" if permit.in_direct_messages else "no"
-        cells = [permit.phrase, cell(permit.own_role), *(others if permit.concerns_jobs else ["", "", ""]), direct]
+        direct = "yes" if permission.in_direct_messages else "no"
+        cells = [
+            permission.phrase,
+            cell(permission.own_role),
+            *(others_cell if permission.concerns_jobs else ["", "", ""]),
+            direct,
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", "## Refusals", "", *(f"- {one}" for one in sorted(every_refusal())), ""])
 
 
 def every_refusal() -> set[str]:
     """Every refusal, with “the author” in place of a name."""
-    found = set[str]()
-    for action, relation, who, direct in every_case():
-        member, subject = a_case(relation, who, direct=direct)
+    used_reasons = set[str]()
+    for action, relation, role, direct in every_case():
+        member, subject = make_case(relation, role, direct=direct)
         if subject is not None:
             subject = JobRef(subject.author, "*the author*", subject.guild, subject.is_private)
-        found |= {forbidden_reason(action, member, subject, in_direct_message=direct) or ""}
-    return found - {""}
+        used_reasons |= {forbidden_reason(action, member, subject, in_direct_message=direct) or ""}
+    return used_reasons - {""}
 
 
 def test_the_page_for_admins_is_up_to_date() -> None:

@@ -39,14 +39,14 @@ def database() -> Iterator[Connection]:
     engine.dispose()
 
 
-def add_job(connection: Connection, user: str, now: float, tier: str = "standard", **more: Any) -> str:
+def add_job(connection: Connection, user: str, now: float, tier: str = "standard", **changes: Any) -> str:
     values: dict[str, Any] = {
         "id": str(ULID()),
         "action": "imagine",
         "prompt": "a lamp",
         "notes": (),
         "task": RECIPE,
-        "member": Member(user, user, more.pop("guild", "g"), tier),
+        "member": Member(user, user, changes.pop("guild", "g"), tier),
         "destination": Destination("web", {}),
         "pool": "default",
         "model": "embedded",
@@ -54,15 +54,15 @@ def add_job(connection: Connection, user: str, now: float, tier: str = "standard
         "created": now,
         "deadline": 10.0**9,
     }
-    (record,) = job_transitions.insert_jobs(connection, [NewJob(**(values | more))], None, {"meagre": 0.001})
+    (record,) = job_transitions.insert_jobs(connection, [NewJob(**(values | changes))], None, {"meagre": 0.001})
     return record.id
 
 
 def pick_job(
-    connection: Connection, passing: QueueBypass, now: float, *, overbook: float = 1.0, **more: Any
+    connection: Connection, queue_bypass: QueueBypass, now: float, *, overbook: float = 1.0, **changes: Any
 ) -> Transition | None:
-    wish = PickRequest("default", more.pop("models", ("embedded",)), 1000, bypass=passing, **more)
-    return job_transitions.pick_job(connection, wish, ROWS, overbook, now)
+    request = PickRequest("default", changes.pop("models", ("embedded",)), 1000, bypass=queue_bypass, **changes)
+    return job_transitions.pick_job(connection, request, ROWS, overbook, now)
 
 
 def finish_job(connection: Connection, job: str, now: float) -> None:
@@ -71,125 +71,129 @@ def finish_job(connection: Connection, job: str, now: float) -> None:
 
 @settings(max_examples=5, deadline=None)
 @given(st.integers(1, 3), st.lists(st.integers(1, 2), min_size=1, max_size=4), st.booleans())
-def test_every_wait_is_bounded_whatever_the_weight_and_the_newcomers(waiters, stream, newcomers):
+def test_every_wait_is_bounded_whatever_the_weight_and_the_newcomers(waiting_members, stream, has_newcomers):
     """Members of a tier of weight 0.001 wait while others keep coming. Each is dispatched within `EVERY` × (k + 1)
     dispatches after becoming overdue, where k members have waited longer. Newcomers cannot fill the overbooked rows.
     """
-    passing = QueueBypass(patience=PATIENCE, overdue_interval=EVERY)
+    queue_bypass = QueueBypass(patience=PATIENCE, overdue_interval=EVERY)
     with database() as connection:
-        poor = {add_job(connection, f"poor{n}", 0.0, "meagre"): n for n in range(waiters)}
-        more = [add_job(connection, f"poor{n}", 0.0, "meagre") for n in range(waiters)]  # a second job each, for later
-        now, coming, running, sends = 0.0, itertools.cycle(stream), list[tuple[float, str]](), 0
-        late: dict[str, int] = {}
+        waiting_by_job = {add_job(connection, f"poor{n}", 0.0, "meagre"): n for n in range(waiting_members)}
+        changes = [
+            add_job(connection, f"poor{n}", 0.0, "meagre") for n in range(waiting_members)
+        ]  # a second job each, for later
+        now, arrivals, running_jobs, late_dispatches = 0.0, itertools.cycle(stream), list[tuple[float, str]](), 0
+        dispatched_at: dict[str, int] = {}
         for number in itertools.count():
-            for one in range(next(coming)):
-                add_job(connection, f"new{number}.{one}" if newcomers else f"rich{one}", now)
-            while moved := pick_job(connection, passing, now):
-                running.append((now + SECONDS, moved.record.id))
-                sends += now > PATIENCE
-                if moved.record.id in poor:
-                    late[moved.record.id] = sends
-            if len(late) == len(poor):
+            for one in range(next(arrivals)):
+                add_job(connection, f"new{number}.{one}" if has_newcomers else f"rich{one}", now)
+            while picked := pick_job(connection, queue_bypass, now):
+                running_jobs.append((now + SECONDS, picked.record.id))
+                late_dispatches += now > PATIENCE
+                if picked.record.id in waiting_by_job:
+                    dispatched_at[picked.record.id] = late_dispatches
+            if len(dispatched_at) == len(waiting_by_job):
                 break
             now += SECONDS / 2
-            for ends, job in [one for one in running if one[0] <= now]:
+            for ends_at, job in [one for one in running_jobs if one[0] <= now]:
                 finish_job(connection, job, now)
-                running.remove((ends, job))
-            assert sends <= EVERY * (waiters + 1), "nobody may wait longer"
-        for job, sent in late.items():
-            assert sent <= EVERY * (poor[job] + 1)
-        assert more
+                running_jobs.remove((ends_at, job))
+            assert late_dispatches <= EVERY * (waiting_members + 1), "nobody may wait longer"
+        for job, dispatch_number in dispatched_at.items():
+            assert dispatch_number <= EVERY * (waiting_by_job[job] + 1)
+        assert changes
 
 
 def test_a_served_member_waits_again_and_a_flood_gains_nothing():
-    passing = QueueBypass(patience=PATIENCE, overdue_interval=2)
+    queue_bypass = QueueBypass(patience=PATIENCE, overdue_interval=2)
     with database() as connection:
         for _ in range(20):
             add_job(connection, "flood", 0.0)
         add_job(connection, "calm", 30.0)
-        served = []
+        picked_order = []
         for number in range(6):
-            moved = pick_job(connection, passing, 100.0 + number)
-            assert moved is not None
-            served.append(moved.record.member)
-            finish_job(connection, moved.record.id, 100.0 + number)
-        since = {row.path: row.since for row in connection.execute(select(accounts.c.path, accounts.c.since))}
-    assert served[:2] == ["calm", "flood"] or served[:2] == ["flood", "calm"]
-    assert since["default/standard/g/flood"] == 105.0
+            picked = pick_job(connection, queue_bypass, 100.0 + number)
+            assert picked is not None
+            picked_order.append(picked.record.member)
+            finish_job(connection, picked.record.id, 100.0 + number)
+        since_by_path = {row.path: row.since for row in connection.execute(select(accounts.c.path, accounts.c.since))}
+    assert picked_order[:2] == ["calm", "flood"] or picked_order[:2] == ["flood", "calm"]
+    assert since_by_path["default/standard/g/flood"] == 105.0
 
 
 def test_an_overdue_member_who_may_not_run_delays_no_one():
-    passing = QueueBypass(patience=PATIENCE, overdue_interval=1)
+    queue_bypass = QueueBypass(patience=PATIENCE, overdue_interval=1)
     with database() as connection:
         add_job(connection, "other", 0.0, model="elsewhere")
         add_job(connection, "capped", 1.0, running_everywhere=0)
         add_job(connection, "fine", 2.0)
-        moved = pick_job(connection, passing, 100.0)
-        assert moved is not None
-        assert moved.record.member == "fine"
+        picked = pick_job(connection, queue_bypass, 100.0)
+        assert picked is not None
+        assert picked.record.member == "fine"
 
 
-def count_loads(prefers: bool, jobs: list[str]) -> tuple[int, float]:
+def count_loads(prefers_loaded: bool, jobs: list[str]) -> tuple[int, float]:
     """Simulates a device that holds one model, and jobs of two members. Returns the number of loads, and the longest
     time for which a job that was next was bypassed.
     """
-    passing, load_seconds = QueueBypass(patience=10.0**6), 3.0  # of a load
+    queue_bypass, load_seconds = QueueBypass(patience=10.0**6), 3.0  # of a load
     with database() as connection:
         for number, model in enumerate(jobs):
             add_job(connection, f"of {model}", 0.0, model=model, id=f"{number:026}")
-        now, memory, count, first, longest = 0.0, "", 0, dict[str, float](), 0.0
+        now, memory, count, first, longest_wait = 0.0, "", 0, dict[str, float](), 0.0
         for _ in jobs:
-            warm = passing.bypass_models("default", {memory} if memory else set(), now) if prefers else None
+            loaded_models = (
+                queue_bypass.bypass_models("default", {memory} if memory else set(), now) if prefers_loaded else None
+            )
             head = _next_in_fair_order(connection, now)
             first.setdefault(head, now)
-            moved = pick_job(connection, passing, now, models=("a", "b"), loaded_models=warm)
-            assert moved is not None
-            longest = max(longest, now - first.pop(moved.record.id, now))
-            count += moved.record.model != memory
-            now += SECONDS / 10 + (load_seconds if moved.record.model != memory else 0.0)
-            memory = moved.record.model
-            finish_job(connection, moved.record.id, now)
-    return count, longest
+            picked = pick_job(connection, queue_bypass, now, models=("a", "b"), loaded_models=loaded_models)
+            assert picked is not None
+            longest_wait = max(longest_wait, now - first.pop(picked.record.id, now))
+            count += picked.record.model != memory
+            now += SECONDS / 10 + (load_seconds if picked.record.model != memory else 0.0)
+            memory = picked.record.model
+            finish_job(connection, picked.record.id, now)
+    return count, longest_wait
 
 
 def _next_in_fair_order(connection: Connection, now: float) -> str:
     """The job that would be next by the fair order alone."""
-    inside = connection.begin_nested()
-    moved = pick_job(connection, QueueBypass(patience=10.0**6), now, models=("a", "b"))
-    inside.rollback()
-    assert moved is not None
-    return moved.record.id
+    savepoint = connection.begin_nested()
+    picked = pick_job(connection, QueueBypass(patience=10.0**6), now, models=("a", "b"))
+    savepoint.rollback()
+    assert picked is not None
+    return picked.record.id
 
 
 def test_alternating_models_are_loaded_far_less_often():
-    without, _ = count_loads(False, ["a", "b"] * 10)
-    with_it, longest = count_loads(True, ["a", "b"] * 10)
-    assert without == 20
-    assert with_it <= without / 5
-    assert longest <= MAX_BYPASS_SECONDS + 5.0  # plus the job that was running
+    load_count_without, _ = count_loads(False, ["a", "b"] * 10)
+    load_count_with, longest_wait = count_loads(True, ["a", "b"] * 10)
+    assert load_count_without == 20
+    assert load_count_with <= load_count_without / 5
+    assert longest_wait <= MAX_BYPASS_SECONDS + 5.0  # plus the job that was running
 
 
 @settings(max_examples=5, deadline=None)
 @given(st.lists(st.sampled_from("ab"), min_size=1, max_size=20))
 def test_no_job_is_bypassed_for_longer_than_the_limit(models):
-    _, longest = count_loads(True, models)
-    assert longest <= MAX_BYPASS_SECONDS + 5.0
+    _, longest_wait = count_loads(True, models)
+    assert longest_wait <= MAX_BYPASS_SECONDS + 5.0
 
 
 def test_a_model_that_is_loading_goes_first_until_it_is_loaded():
-    passing = QueueBypass()
-    assert passing.bypass_models("p", {"a"}, 0.0) == {"a"}
-    passing.note_dispatch("p", "job", 1.0, loads_model="b")
-    assert passing.bypass_models("p", {"a"}, 2.0) == {"b"}
-    assert passing.bypass_models("p", {"a", "b"}, 3.0) == {"a", "b"}
-    assert passing.bypass_models("p", {"a"}, 1.0 + 1000 * MAX_BYPASS_SECONDS) == {"a"}, (
+    queue_bypass = QueueBypass()
+    assert queue_bypass.bypass_models("p", {"a"}, 0.0) == {"a"}
+    queue_bypass.note_dispatch("p", "job", 1.0, loads_model="b")
+    assert queue_bypass.bypass_models("p", {"a"}, 2.0) == {"b"}
+    assert queue_bypass.bypass_models("p", {"a", "b"}, 3.0) == {"a", "b"}
+    assert queue_bypass.bypass_models("p", {"a"}, 1.0 + 1000 * MAX_BYPASS_SECONDS) == {"a"}, (
         "a load that never ends is forgotten"
     )
 
 
 @given(st.lists(st.tuples(st.floats(0, 100), st.integers(0, 3)), max_size=60))
-def test_a_job_may_be_bypassed_for_a_limited_time(looks):
-    passing, first = QueueBypass(), dict[str, float]()
-    for now, job in sorted(looks):
-        since = first.setdefault(str(job), now)
-        assert passing.can_bypass(str(job), now) == (now - since < MAX_BYPASS_SECONDS)
+def test_a_job_may_be_bypassed_for_a_limited_time(look_times):
+    queue_bypass, first = QueueBypass(), dict[str, float]()
+    for now, job in sorted(look_times):
+        first_look = first.setdefault(str(job), now)
+        assert queue_bypass.can_bypass(str(job), now) == (now - first_look < MAX_BYPASS_SECONDS)

@@ -11,10 +11,10 @@ users = st.lists(st.integers(1, 30), max_size=20)
 
 
 @given(users, st.integers(0, 29))
-def test_every_member_gets_their_turns_before_the_job(counts: list[int], turn: int) -> None:
-    mine = turn + 1
-    jobs, work = WaitEstimate([*((count, 2.0) for count in counts), (mine, 2.0)]).estimate(turn)
-    assert jobs == sum(min(count, mine) for count in counts) + turn
+def test_every_member_gets_their_turns_before_the_job(counts: list[int], position: int) -> None:
+    own_turn = position + 1
+    jobs, work = WaitEstimate([*((count, 2.0) for count in counts), (own_turn, 2.0)]).estimate(position)
+    assert jobs == sum(min(count, own_turn) for count in counts) + position
     assert work == 2.0 * (jobs + 1)
 
 

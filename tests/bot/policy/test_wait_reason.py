@@ -11,7 +11,7 @@ COLD = {"model": "sd-1.5", "is_loaded": False}
 
 
 @pytest.mark.parametrize(
-    ("facts", "said"),
+    ("facts", "expected_reason"),
     [
         ({}, "Next in line: it starts when there is room."),
         ({"jobs_ahead": 1, "other_members": 1}, "1 ahead of it."),
@@ -49,5 +49,5 @@ COLD = {"model": "sd-1.5", "is_loaded": False}
         ({"startup_notice": "A worker is starting."}, "Next in line: it starts when there is room."),
     ],
 )  # fmt: skip
-def test_the_reason_for_waiting_follows_from_the_facts(facts: dict[str, object], said: str) -> None:
-    assert wait_reason(WaitFacts(**facts)) == said  # pyright: ignore[reportArgumentType] - a table of keywords
+def test_the_reason_for_waiting_follows_from_the_facts(facts: dict[str, object], expected_reason: str) -> None:
+    assert wait_reason(WaitFacts(**facts)) == expected_reason  # pyright: ignore[reportArgumentType] - a table of keywords

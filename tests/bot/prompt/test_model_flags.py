@@ -45,18 +45,18 @@ QUICK = msgspec.structs.replace(
 quick = settings(deadline=None, max_examples=150)
 
 
-def build_recipe(text: str, warm: ModelProfile = WARM, **options: object) -> Recipe:
-    (request,) = parse(text, warm, options=options).prompts
-    outcome = to_recipe(request, warm, 7)
+def build_recipe(text: str, profile: ModelProfile = WARM, **options: object) -> Recipe:
+    (request,) = parse(text, profile, options=options).prompts
+    outcome = to_recipe(request, profile, 7)
     assert decode(encode(outcome), Recipe) == outcome
     return outcome
 
 
-def refusal(text: str, warm: ModelProfile = WARM, **options: object) -> str:
-    with pytest.raises(UserError) as caught:
-        build_recipe(text, warm, **options)
-    assert len(caught.value.sentence) <= 500
-    return caught.value.sentence
+def refusal(text: str, profile: ModelProfile = WARM, **options: object) -> str:
+    with pytest.raises(UserError) as error:
+        build_recipe(text, profile, **options)
+    assert len(error.value.sentence) <= 500
+    return error.value.sentence
 
 
 SAMPLERS_BY_NAME: dict[str, Sampler] = {
@@ -68,20 +68,22 @@ SAMPLERS_BY_NAME: dict[str, Sampler] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("written", SAMPLERS_BY_NAME)
-@pytest.mark.parametrize("around", ["--sampler {} --seed 3", "--seed 3 --sampler {}", "--sampler '{}', cute --seed 3"])
-def test_a_sampler_is_known_by_every_common_name(written: str, around: str) -> None:
-    request = parse(f"red fox {around.format(written)}", None).prompts[0]
-    assert (request.sampler, request.seed) == (SAMPLERS_BY_NAME[written], 3)
+@pytest.mark.parametrize("typed_name", SAMPLERS_BY_NAME)
+@pytest.mark.parametrize(
+    "surroundings", ["--sampler {} --seed 3", "--seed 3 --sampler {}", "--sampler '{}', cute --seed 3"]
+)
+def test_a_sampler_is_known_by_every_common_name(typed_name: str, surroundings: str) -> None:
+    request = parse(f"red fox {surroundings.format(typed_name)}", None).prompts[0]
+    assert (request.sampler, request.seed) == (SAMPLERS_BY_NAME[typed_name], 3)
     assert request.words in ("red fox", "red fox , cute")
-    assert parse("fox", None, options={"sampler": written}).prompts[0].sampler == SAMPLERS_BY_NAME[written]
+    assert parse("fox", None, options={"sampler": typed_name}).prompts[0].sampler == SAMPLERS_BY_NAME[typed_name]
 
 
 def test_every_sampler_can_be_named_by_its_title() -> None:
     assert tuple(SAMPLER_TITLES) == SAMPLERS
     assert all(name in OUR_FLAGS["sampler"].value_range for name in SAMPLERS)
-    titled: list[Sampler] = [name for name in SAMPLERS if name != "native"]
-    assert [find_sampler(SAMPLER_TITLES[name]) for name in titled] == titled
+    titled_samplers: list[Sampler] = [name for name in SAMPLERS if name != "native"]
+    assert [find_sampler(SAMPLER_TITLES[name]) for name in titled_samplers] == titled_samplers
     assert [find_sampler(name) for name in SAMPLERS] == list(SAMPLERS)
 
 
@@ -89,8 +91,10 @@ def test_the_sampler_flag_takes_only_a_name_from_the_words_after_it() -> None:
     assert split_flags("--sampler euler a red fox")[0] == "a red fox"
     assert split_flags("--sampler dpm++ 2m karras style fox")[0] == "style fox"
     assert split_flags('--sampler "euler" karras fox')[0] == "karras fox"
-    for strange in ("DPM++ 2M SDE Karras", "DPM2 a", "DPM++ 3M SDE", "LCM Karras", "plms"):  # no silent substitute
-        assert f"--sampler {strange} is not possible: it takes ddpm, ddim," in refusal(f"fox --sampler {strange}")
+    for unknown_name in ("DPM++ 2M SDE Karras", "DPM2 a", "DPM++ 3M SDE", "LCM Karras", "plms"):  # no silent substitute
+        assert f"--sampler {unknown_name} is not possible: it takes ddpm, ddim," in refusal(
+            f"fox --sampler {unknown_name}"
+        )
 
 
 def test_an_unsupported_sampler_is_refused_with_the_supported_ones() -> None:
@@ -102,8 +106,11 @@ def test_fast_keeps_the_models_own_sampler_where_it_has_no_fast_one() -> None:
     assert (build_recipe("fox --fast").sampler, build_recipe("fox --fast").steps) == ("dpmpp_2m", 30)
     assert (build_recipe("fox --fast", PLAIN).sampler, build_recipe("fox --fast", PLAIN).steps) == ("ddpm", 30)
     assert (build_recipe("fox --fast", QUICK).sampler, build_recipe("fox --fast", QUICK).steps) == ("lcm", 4)
-    turbo = msgspec.structs.replace(QUICK, sampler="euler", samplers=("euler", "dpmpp_2m"))
-    assert (build_recipe("fox --fast", turbo).sampler, build_recipe("fox --fast", turbo).steps) == ("euler", 4)
+    turbo_profile = msgspec.structs.replace(QUICK, sampler="euler", samplers=("euler", "dpmpp_2m"))
+    assert (build_recipe("fox --fast", turbo_profile).sampler, build_recipe("fox --fast", turbo_profile).steps) == (
+        "euler",
+        4,
+    )
 
 
 def test_built_in_guidance_takes_a_scale_but_no_negative_prompt_or_interval() -> None:
@@ -119,18 +126,18 @@ def test_built_in_guidance_takes_a_scale_but_no_negative_prompt_or_interval() ->
 
 def test_the_guidance_interval_is_the_models_or_the_requested_one() -> None:
     assert (build_recipe("fox").guidance_start, build_recipe("fox").guidance_stop) == (0.1, 0.9)
-    for written in ("0.2-0.8", ".2-.8", "0.2–0.8", "0.2:0.8", "0.20-0.80"):
+    for typed_name in ("0.2-0.8", ".2-.8", "0.2–0.8", "0.2:0.8", "0.20-0.80"):
         assert (
-            build_recipe(f"fox --interval {written}").guidance_start,
-            build_recipe(f"fox --interval {written}").guidance_stop,
+            build_recipe(f"fox --interval {typed_name}").guidance_start,
+            build_recipe(f"fox --interval {typed_name}").guidance_stop,
         ) == (
             0.2,
             0.8,
         )
     assert build_recipe("fox --cfg-interval 0-1").v == 1  # it needs nothing new, so any worker can read it
     assert build_recipe("fox", interval=(0.25, 0.5)).guidance_start == 0.25
-    for bad in ("0.8-0.2", "0.5", "0-1.1", "1-2", "0.3-0.3", "a-b", "-0.1-0.5", "nan-1", ""):
-        assert OUR_FLAGS["interval"].value_range in refusal(f"fox --interval {bad}")
+    for invalid_value in ("0.8-0.2", "0.5", "0-1.1", "1-2", "0.3-0.3", "a-b", "-0.1-0.5", "nan-1", ""):
+        assert OUR_FLAGS["interval"].value_range in refusal(f"fox --interval {invalid_value}")
 
 
 def test_loras_are_named_by_flag_tag_or_option() -> None:
@@ -145,8 +152,8 @@ def test_loras_are_named_by_flag_tag_or_option() -> None:
     assert build_recipe("fox --lora x --lora X:2").loras == (Lora("x", 2.0, ""),)
     assert build_recipe("fox --lora x:0").loras == build_recipe("fox --lora none").loras == ()
     assert [one.loras[0].name for one in map(build_recipe, ("a <lora:x:1>", "a <lora:y:1>"))] == ["x", "y"]
-    both = parse("a {<lora:x:1>,<lora:y:1>} cat", None).prompts
-    assert [(one.words, one.loras) for one in both] == [
+    prompts = parse("a {<lora:x:1>,<lora:y:1>} cat", None).prompts
+    assert [(one.words, one.loras) for one in prompts] == [
         ("a cat", (RequestedLora("x", 1.0),)),
         ("a cat", (RequestedLora("y", 1.0),)),
     ]
@@ -159,10 +166,10 @@ def test_an_unknown_lora_is_refused_with_a_hint() -> None:
         "There is no LoRA for plain: this bot's operator can put one, as .safetensors, into loras/ in the worker's "
         "data folder."
     )
-    many = " ".join(f"--lora l{n}" for n in range(5))
-    assert refusal(f"fox {many}") == "--lora may stand for 4 LoRAs at once; these are 5."
-    for bad in ("x:5", "x:-4.5", "x:nan", "x:", "../x", "a:1:2", ""):
-        assert OUR_FLAGS["lora"].value_range in refusal(f"fox --lora {bad}")
+    too_many_loras = " ".join(f"--lora l{n}" for n in range(5))
+    assert refusal(f"fox {too_many_loras}") == "--lora may stand for 4 LoRAs at once; these are 5."
+    for invalid_value in ("x:5", "x:-4.5", "x:nan", "x:", "../x", "a:1:2", ""):
+        assert OUR_FLAGS["lora"].value_range in refusal(f"fox --lora {invalid_value}")
     assert "--lora a b:0.8 is not possible" in refusal("fox <lora:a b:0.8>")
 
 
@@ -179,9 +186,9 @@ def test_a_whole_pipeline_refuses_what_it_lacks_and_notes_the_rest(sampler: Samp
     assert lasting_notes((note, "other")) == ("other",)
 
 
-def remix(base: Recipe, text: str, warm: ModelProfile = WARM) -> Recipe:
+def remix(base: Recipe, text: str, profile: ModelProfile = WARM) -> Recipe:
     (request,) = parse(text, None).prompts
-    return remix_recipe(base, request, warm)
+    return remix_recipe(base, request, profile)
 
 
 def test_a_remix_keeps_what_its_prompt_does_not_change() -> None:
@@ -204,12 +211,12 @@ def test_a_repeated_recipe_uses_the_current_loras_and_says_so() -> None:
     base = build_recipe("fox --lora style-v2:0.5 --sampler euler")
     assert renew_recipe(base, CatalogEntry(WARM, DEFAULT_POOL, True)) == (base, ())
     now = msgspec.structs.replace(WARM, loras=(Lora("Style-v2", 1.0, "new"),))
-    again, notes = renew_recipe(base, CatalogEntry(now, DEFAULT_POOL, True))
-    assert again.loras == (Lora("Style-v2", 0.5, "new"),)
+    renewed_again, notes = renew_recipe(base, CatalogEntry(now, DEFAULT_POOL, True))
+    assert renewed_again.loras == (Lora("Style-v2", 0.5, "new"),)
     assert notes == ("Made with another version of the LoRA Style-v2: it will differ.",)
-    for changed in (PLAIN, msgspec.structs.replace(WARM, samplers=("ddpm",))):
+    for changed_profile in (PLAIN, msgspec.structs.replace(WARM, samplers=("ddpm",))):
         with pytest.raises(UserError):
-            renew_recipe(base, CatalogEntry(changed, DEFAULT_POOL, True))
+            renew_recipe(base, CatalogEntry(changed_profile, DEFAULT_POOL, True))
 
 
 @pytest.mark.parametrize(
@@ -244,9 +251,9 @@ def test_a_long_prompt_is_measured_without_its_emphasis() -> None:
 def test_few_steps_get_no_note_for_a_model_or_sampler_made_for_them() -> None:
     (request,) = parse("fox", None).prompts
     assert make_remarks(request, QUICK) == ()
-    slow = msgspec.structs.replace(WARM, steps=40)
-    assert make_remarks(replace(request, sampler="ddpm"), slow) != ()
-    assert make_remarks(replace(request, sampler="dpmpp_2m_karras"), slow) == ()
+    slow_profile = msgspec.structs.replace(WARM, steps=40)
+    assert make_remarks(replace(request, sampler="ddpm"), slow_profile) != ()
+    assert make_remarks(replace(request, sampler="dpmpp_2m_karras"), slow_profile) == ()
 
 
 PIECES = ["--sampler ", "--lora ", "<lora:", ">", ":", "x", "0.5", "--interval ", "euler a", " ", "-", "(", ")", "::",
@@ -258,8 +265,8 @@ PIECES = ["--sampler ", "--lora ", "<lora:", ">", ":", "x", "0.5", "--interval "
 def test_any_text_becomes_a_valid_recipe_or_one_sentence(text: str) -> None:
     try:
         outcome: Recipe | UserError = build_recipe("fox " + text)
-    except UserError as refused:
-        outcome = refused
+    except UserError as error:
+        outcome = error
     if isinstance(outcome, UserError):
         sentence = outcome.sentence
         assert 0 < len(sentence) <= 500

@@ -39,15 +39,15 @@ def parse_single(text: str, **options: object):
 def parse_or_refusal(text: str) -> ParseResult | UserError:
     try:
         return parse_text(text)
-    except UserError as refused:
-        return refused
+    except UserError as error:
+        return error
 
 
 def refusal(text: str, **options: object) -> str:
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as error:
         parse_text(text, **options)
-    assert caught.value.sentence.count("\n") == 0
-    return caught.value.sentence
+    assert error.value.sentence.count("\n") == 0
+    return error.value.sentence
 
 
 def test_a_plain_prompt_is_one_concept_without_notes() -> None:
@@ -79,10 +79,10 @@ def test_every_flag_is_read() -> None:
 
 
 def test_fast_is_thirty_steps_of_dpm_unless_flags_say_otherwise() -> None:
-    fast = build_recipe(parse_single("fox --fast"), WARM, 0)
-    assert (fast.steps, fast.sampler) == (30, "dpmpp_2m")
-    custom = build_recipe(parse_single("fox --fast --steps 12 --sampler ddim"), WARM, 0)
-    assert (custom.steps, custom.sampler) == (12, "ddim")
+    fast_recipe = build_recipe(parse_single("fox --fast"), WARM, 0)
+    assert (fast_recipe.steps, fast_recipe.sampler) == (30, "dpmpp_2m")
+    custom_recipe = build_recipe(parse_single("fox --fast --steps 12 --sampler ddim"), WARM, 0)
+    assert (custom_recipe.steps, custom_recipe.sampler) == (12, "ddim")
 
 
 @pytest.mark.parametrize("dash", ["--", "—", "–", "––", "―", "-—"])
@@ -113,10 +113,14 @@ def test_a_weight_follows_its_concept() -> None:
 @quick
 @given(st.lists(st.tuples(words, st.integers(1, 20)), min_size=1, max_size=8), st.integers(2, 5))
 def test_only_the_ratio_of_weights_counts(parts: list[tuple[str, int]], factor: int) -> None:
-    once = build_recipe(parse_single(" ".join(f"{text}::{weight}" for text, weight in parts)), WARM, 0)
-    more = build_recipe(parse_single(" ".join(f"{text}::{weight * factor}" for text, weight in parts)), WARM, 0)
-    assert [part.weight for part in once.concepts] == pytest.approx([part.weight for part in more.concepts])
-    assert sum(part.weight for part in once.concepts) == pytest.approx(1.0)
+    base_recipe = build_recipe(parse_single(" ".join(f"{text}::{weight}" for text, weight in parts)), WARM, 0)
+    scaled_recipe = build_recipe(
+        parse_single(" ".join(f"{text}::{weight * factor}" for text, weight in parts)), WARM, 0
+    )
+    assert [part.weight for part in base_recipe.concepts] == pytest.approx(
+        [part.weight for part in scaled_recipe.concepts]
+    )
+    assert sum(part.weight for part in base_recipe.concepts) == pytest.approx(1.0)
 
 
 @quick
@@ -147,7 +151,7 @@ def test_permutations_nest_and_escape() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("{a,b,c,d} {e,f,g}", "12 jobs; at most 10"),
         ("{a,b}" * 300, "more than 1000 jobs; at most 10"),
@@ -172,12 +176,12 @@ def test_permutations_nest_and_escape() -> None:
         ("fox --model embeded", "no model embeded; the nearest is embedded"),
     ],
 )
-def test_refusals_say_what_is_wrong(text: str, says: str) -> None:
-    assert says in refusal(text)
+def test_refusals_say_what_is_wrong(text: str, message: str) -> None:
+    assert message in refusal(text)
 
 
 @pytest.mark.parametrize(
-    ("flag", "bad"),
+    ("flag", "invalid_value"),
     [
         ("steps", ["0", "1001", "4.5", "many", "", "-3", "9" * 30]),
         ("seed", ["-1", "4294967296", "", "1e3"]),
@@ -189,8 +193,8 @@ def test_refusals_say_what_is_wrong(text: str, says: str) -> None:
         ("model", ["", "../secret"]),
     ],
 )
-def test_a_value_out_of_range_names_flag_value_and_range(flag: str, bad: list[str]) -> None:
-    for value in bad:
+def test_a_value_out_of_range_names_flag_value_and_range(flag: str, invalid_value: list[str]) -> None:
+    for value in invalid_value:
         sentence = refusal(f"fox --{flag} {value}")
         assert f"--{flag}" in sentence
         assert value[:20] in sentence
@@ -203,11 +207,14 @@ def test_midjourney_flags_are_accepted_ignored_and_named() -> None:
     assert (request.words, request.seed) == ("a red fox", 7)
     (note,) = parsed.notes
     assert "without effect here: --v 6.1, --stylize 750, --weird 3, --niji 5, --sref" in note
-    more = parse_text(
+    with_more_flags = parse_text(
         "fox --personalize ab12 cd34 --zoom 1.5 --mode relax --stylise 80 --motion low --exp 10 --ow 20 --raw cub"
     )
-    assert more.prompts[0].words == "fox cub"
-    assert "--personalize ab12 cd34, --zoom 1.5, --mode relax, --stylise 80, --motion low, --exp 10" in more.notes[0]
+    assert with_more_flags.prompts[0].words == "fox cub"
+    assert (
+        "--personalize ab12 cd34, --zoom 1.5, --mode relax, --stylise 80, --motion low, --exp 10"
+        in with_more_flags.notes[0]
+    )
     assert parse_single("fox --niji cub").words == "fox cub"  # not a number, so not its value
 
 
@@ -240,10 +247,14 @@ def test_broken_characters_are_repaired_before_parsing() -> None:
 
 
 def test_notes_name_the_limits_of_a_model() -> None:
-    slow = msgspec.structs.replace(WARM, steps=400)
-    (note,) = make_remarks(parse_single("fox"), slow)
+    slow_profile = msgspec.structs.replace(WARM, steps=400)
+    (note,) = make_remarks(parse_single("fox"), slow_profile)
     assert note == "400 steps on this machine; --steps 1000 asks for the full course."
-    assert make_remarks(parse_single("fox --steps 9"), slow) == make_remarks(parse_single("fox --fast"), slow) == ()
+    assert (
+        make_remarks(parse_single("fox --steps 9"), slow_profile)
+        == make_remarks(parse_single("fox --fast"), slow_profile)
+        == ()
+    )
     (note,) = parse_text("fox --ar 3:2").notes
     assert "trained on squares of 64 px" in note
     assert make_remarks(parse_single("fox --ar 3:2"), LARGE) == ()
@@ -260,15 +271,16 @@ def test_without_a_worker_any_valid_model_name_is_accepted() -> None:
 
 @quick
 @given(st.integers(1, 300), st.integers(1, 300), st.sampled_from([WARM, LARGE]))
-def test_sizes_fit_the_model(width: int, height: int, warm: ModelProfile) -> None:
+def test_sizes_fit_the_model(width: int, height: int, profile: ModelProfile) -> None:
     if max(width, height) > 4 * min(width, height):
         return
-    result = fit_size((width, height), warm)
-    assert all(side % warm.multiple == 0 and 16 <= side <= 4096 for side in result)
-    assert result[0] * result[1] <= warm.max_pixels
-    assert 0.5 <= result[0] * result[1] / warm.size**2 <= 2
+    result = fit_size((width, height), profile)
+    assert all(side % profile.multiple == 0 and 16 <= side <= 4096 for side in result)
+    assert result[0] * result[1] <= profile.max_pixels
+    assert 0.5 <= result[0] * result[1] / profile.size**2 <= 2
     assert (
-        result[::-1] == fit_size((height, width), warm) or abs(result[0] * result[1] - warm.size**2) < warm.size**2 / 2
+        result[::-1] == fit_size((height, width), profile)
+        or abs(result[0] * result[1] - profile.size**2) < profile.size**2 / 2
     )
     assert 0.6 <= (result[0] / result[1]) / (width / height) <= 1.6
 
@@ -310,9 +322,9 @@ HOSTILE = ["::", "--", "{", "\\", "{a,", " --a", "-—", "a::", "&#", "Ã", "0",
 
 
 @pytest.mark.timeout(10)
-@pytest.mark.parametrize("piece", [*HOSTILE, "{,,,,}", "{a,b}", " \u200b", "::1", "-" * 500 + " "])
-def test_no_prompt_of_the_allowed_length_hangs(piece: str) -> None:
-    text = (piece * 2000)[:2000]
+@pytest.mark.parametrize("fragment", [*HOSTILE, "{,,,,}", "{a,b}", " \u200b", "::1", "-" * 500 + " "])
+def test_no_prompt_of_the_allowed_length_hangs(fragment: str) -> None:
+    text = (fragment * 2000)[:2000]
     for prompt in (text, text[:-1] + "x", "fox " + text[:1996]):
         outcome = parse_or_refusal(prompt)
         assert isinstance(outcome, UserError) or len(outcome.prompts) <= MAX_JOBS

@@ -11,7 +11,7 @@ from bot.prompt.suffix import add_suffix, add_walk_suffix
 
 
 @pytest.mark.parametrize(
-    ("text", "suffix", "made"),
+    ("text", "suffix", "combined"),
     [
         ("red apple", "at dawn", "red apple at dawn"),
         ("red apple ", ", at dawn", "red apple, at dawn"),
@@ -23,8 +23,8 @@ from bot.prompt.suffix import add_suffix, add_walk_suffix
         ("", "at dawn", " at dawn"),
     ],
 )
-def test_a_suffix_goes_after_the_words_and_before_the_flags(text: str, suffix: str, made: str) -> None:
-    assert add_suffix(text, suffix) == made
+def test_a_suffix_goes_after_the_words_and_before_the_flags(text: str, suffix: str, combined: str) -> None:
+    assert add_suffix(text, suffix) == combined
 
 
 def test_what_is_typed_wins_over_the_suffix() -> None:
@@ -33,7 +33,7 @@ def test_what_is_typed_wins_over_the_suffix() -> None:
 
 
 @pytest.mark.parametrize(
-    ("suffix", "made"),
+    ("suffix", "combined"),
     [
         ("soft light --ar 3:2", "a cat soft light"),
         (", soft light --no fog, text", "a cat, soft light"),
@@ -45,11 +45,11 @@ def test_what_is_typed_wins_over_the_suffix() -> None:
         ("", "a cat"),
     ],
 )
-def test_the_end_of_an_interpolation_takes_only_the_words_of_a_suffix(suffix: str, made: str) -> None:
-    assert add_walk_suffix("a cat", suffix, {"mine": "pale --seed 7"}) == made
+def test_the_end_of_an_interpolation_takes_only_the_words_of_a_suffix(suffix: str, combined: str) -> None:
+    assert add_walk_suffix("a cat", suffix, {"mine": "pale --seed 7"}) == combined
 
 
 @given(st.text(max_size=80), st.text(max_size=40))
 def test_a_suffix_is_added_only_once(text: str, suffix: str) -> None:
-    once = add_suffix(text, suffix)
-    assert add_suffix(once, suffix) == once
+    suffixed_once = add_suffix(text, suffix)
+    assert add_suffix(suffixed_once, suffix) == suffixed_once

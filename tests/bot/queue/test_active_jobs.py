@@ -35,22 +35,22 @@ def a_frame(job: str, step: int) -> Frame:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_the_remaining_cost_equals_a_fresh_count(seed: int) -> None:
-    chance, board = random.Random(seed), ActiveJobs()
+    rng, active_jobs = random.Random(seed), ActiveJobs()
     for _ in range(300):
-        job, step = chance.choice(JOBS), chance.randrange(21)
-        match chance.choice(["put", "frame", "frame", "drop"]):
+        job, step = rng.choice(JOBS), rng.randrange(21)
+        match rng.choice(["put", "frame", "frame", "drop"]):
             case "put":
-                board.put(a_record(job, chance.choice(["default", "large"]), chance.random(), step), 1.0)
+                active_jobs.put(a_record(job, rng.choice(["default", "large"]), rng.random(), step), 1.0)
             case "frame":
-                board.record_frame(a_frame(job, step), 2.0)
+                active_jobs.record_frame(a_frame(job, step), 2.0)
             case _:
-                board.remove(job)
+                active_jobs.remove(job)
         for pool in ("default", "large", "nobody's"):
-            expected = sum(run.remaining_cost for run in board.by_id.values() if run.record.pool == pool)
-            assert board.remaining_cost(pool) == pytest.approx(expected, abs=1e-9)
+            expected = sum(run.remaining_cost for run in active_jobs.by_id.values() if run.record.pool == pool)
+            assert active_jobs.remaining_cost(pool) == pytest.approx(expected, abs=1e-9)
     for job in JOBS:
-        board.remove(job)
-    assert board.remaining_cost("default") == 0.0
+        active_jobs.remove(job)
+    assert active_jobs.remaining_cost("default") == 0.0
 
 
 def a_loading(job: str, epoch: int, model: str = "embedded") -> JobModelLoading:
@@ -58,42 +58,42 @@ def a_loading(job: str, epoch: int, model: str = "embedded") -> JobModelLoading:
 
 
 def test_model_loading_counts_as_a_heartbeat_unless_it_is_foreign_or_late() -> None:
-    board = ActiveJobs()
-    board.put(a_record(JOBS[0], "default", 1.0), 1.0)
+    active_jobs = ActiveJobs()
+    active_jobs.put(a_record(JOBS[0], "default", 1.0), 1.0)
     foreign = a_loading(JOBS[1], 1), a_loading(JOBS[0], 0), a_loading(JOBS[0], 2**62), a_loading(JOBS[0], 1, "large")
-    for bad in foreign:
-        assert board.record_loading(bad, 2.0) is None
-    run = board.by_id[JOBS[0]]
+    for foreign_update in foreign:
+        assert active_jobs.record_loading(foreign_update, 2.0) is None
+    run = active_jobs.by_id[JOBS[0]]
     assert run.last_heartbeat == 1.0
-    assert board.record_loading(a_loading(JOBS[0], 1), 2.0) is run
+    assert active_jobs.record_loading(a_loading(JOBS[0], 1), 2.0) is run
     assert run.last_heartbeat == 2.0
-    assert board.record_frame(a_frame(JOBS[0], 1), 3.0) is run
-    assert board.record_loading(a_loading(JOBS[0], 1), 4.0) is None, "a preview came before"
-    board.put(a_record(JOBS[0], "default", 1.0), 5.0)
-    assert board.record_loading(a_loading(JOBS[0], 1), 6.0) is None
-    board.put(replace(a_record(JOBS[0], "default", 1.0), epoch=2), 7.0)
-    assert board.record_loading(a_loading(JOBS[0], 2), 8.0) is not None, "another worker loads it"
+    assert active_jobs.record_frame(a_frame(JOBS[0], 1), 3.0) is run
+    assert active_jobs.record_loading(a_loading(JOBS[0], 1), 4.0) is None, "a preview came before"
+    active_jobs.put(a_record(JOBS[0], "default", 1.0), 5.0)
+    assert active_jobs.record_loading(a_loading(JOBS[0], 1), 6.0) is None
+    active_jobs.put(replace(a_record(JOBS[0], "default", 1.0), epoch=2), 7.0)
+    assert active_jobs.record_loading(a_loading(JOBS[0], 2), 8.0) is not None, "another worker loads it"
 
 
 def test_a_frame_of_another_epoch_changes_nothing() -> None:
-    board = ActiveJobs()
-    run = board.put(a_record(JOBS[0], "p", 8.0, step=3), 1.0)
+    active_jobs = ActiveJobs()
+    run = active_jobs.put(a_record(JOBS[0], "p", 8.0, step=3), 1.0)
     for epoch in (0, 2, 2**62):
-        assert board.record_frame(replace_frame(a_frame(JOBS[0], 20), epoch=epoch), 2.0) is None
-    assert (run.epoch, run.step, run.last_heartbeat, board.remaining_cost("p")) == (1, 3, 1.0, 8.0 * 17 / 20)
+        assert active_jobs.record_frame(replace_frame(a_frame(JOBS[0], 20), epoch=epoch), 2.0) is None
+    assert (run.epoch, run.step, run.last_heartbeat, active_jobs.remaining_cost("p")) == (1, 3, 1.0, 8.0 * 17 / 20)
 
 
 def test_a_frame_before_the_start_report_is_shown_but_counts_no_step() -> None:
-    board = ActiveJobs()
-    waiting = _as_sent(a_record(JOBS[0], "p", 8.0))
-    run = board.put(waiting, 1.0)
-    assert board.record_frame(a_frame(JOBS[0], 20), 2.0) is None, "it is of the earlier claim"
-    assert board.record_frame(replace_frame(a_frame(JOBS[0], 20), epoch=2**62), 2.0) is run
-    assert (run.step, board.remaining_cost("p")) == (0, 8.0)
-    began = board.put(replace(waiting, state="running", epoch=7), 3.0)
-    assert board.record_loading(a_loading(JOBS[0], 7), 4.0) is None, "a preview came before"
-    assert board.record_frame(replace_frame(a_frame(JOBS[0], 5), epoch=7), 4.0) is began
-    assert began.step == 5
+    active_jobs = ActiveJobs()
+    sent_record = _as_sent(a_record(JOBS[0], "p", 8.0))
+    run = active_jobs.put(sent_record, 1.0)
+    assert active_jobs.record_frame(a_frame(JOBS[0], 20), 2.0) is None, "it is of the earlier claim"
+    assert active_jobs.record_frame(replace_frame(a_frame(JOBS[0], 20), epoch=2**62), 2.0) is run
+    assert (run.step, active_jobs.remaining_cost("p")) == (0, 8.0)
+    active_job = active_jobs.put(replace(sent_record, state="running", epoch=7), 3.0)
+    assert active_jobs.record_loading(a_loading(JOBS[0], 7), 4.0) is None, "a preview came before"
+    assert active_jobs.record_frame(replace_frame(a_frame(JOBS[0], 5), epoch=7), 4.0) is active_job
+    assert active_job.step == 5
 
 
 def _as_sent(record: JobRecord) -> JobRecord:
@@ -101,17 +101,17 @@ def _as_sent(record: JobRecord) -> JobRecord:
 
 
 def test_rows_of_paused_jobs_are_spare_if_their_workers_agree() -> None:
-    board, first, second, third = ActiveJobs(), *JOBS[:3]
+    active_jobs, first, second, third = ActiveJobs(), *JOBS[:3]
     for job in (first, second):
-        board.put(a_record(job, "p", 1.0), 0.0)
-    assert board.count_paused_rows("p", 16, 8, 1.0) == 0, "no job is paused: the workers only lag behind"
-    board.paused_since[first] = 1.0
-    assert board.count_paused_rows("p", 16, 0, 2.0) == 0, "it continues, or another job has its rows"
-    assert board.count_paused_rows("p", 16, 8, 2.0) == 8
-    assert board.count_paused_rows("p", 16, 16, 2.0) == 8, "no more rows than the paused jobs have"
-    assert board.count_paused_rows("q", 16, 8, 2.0) == 0
-    board.put(_as_sent(a_record(third, "p", 1.0)), 0.0)
-    assert board.count_paused_rows("p", 16, 8, 2.0) == 8, "the third job counts as using its rows"
-    assert board.count_paused_rows("p", 16, 8, 1.0 + MAX_PAUSE_SECONDS) == 0
-    board.record_frame(a_frame(first, 5), 3.0)
-    assert first not in board.paused_since, "it continues"
+        active_jobs.put(a_record(job, "p", 1.0), 0.0)
+    assert active_jobs.count_paused_rows("p", 16, 8, 1.0) == 0, "no job is paused: the workers only lag behind"
+    active_jobs.paused_since[first] = 1.0
+    assert active_jobs.count_paused_rows("p", 16, 0, 2.0) == 0, "it continues, or another job has its rows"
+    assert active_jobs.count_paused_rows("p", 16, 8, 2.0) == 8
+    assert active_jobs.count_paused_rows("p", 16, 16, 2.0) == 8, "no more rows than the paused jobs have"
+    assert active_jobs.count_paused_rows("q", 16, 8, 2.0) == 0
+    active_jobs.put(_as_sent(a_record(third, "p", 1.0)), 0.0)
+    assert active_jobs.count_paused_rows("p", 16, 8, 2.0) == 8, "the third job counts as using its rows"
+    assert active_jobs.count_paused_rows("p", 16, 8, 1.0 + MAX_PAUSE_SECONDS) == 0
+    active_jobs.record_frame(a_frame(first, 5), 3.0)
+    assert first not in active_jobs.paused_since, "it continues"

@@ -17,19 +17,21 @@ from bot.store import Store
 from bot.store.jobs import queries
 from bot.store.transitions.pool_changes import PAGE_SIZE
 from engine.contract import ModelProfile, Presence, UpscaleTask
-from shared.stored_jobs import RECIPE, draft
+from shared.stored_jobs import RECIPE, make_new_job
 
-WARM = ModelProfile(
+PROFILE = ModelProfile(
     name="embedded", revision="1", dtype="float32", size=64, multiple=8, max_pixels=128 * 128, tokens=24, steps=40,
     sampler="ddim", guidance=3.0, row_ms=1.0, encode_ms=1.0, decode_ms=1.0,
 )  # fmt: skip
 
 
 def presence(
-    worker: str, pool: str, row_ms: float, free: int = 8, revision: str = "1", model: str = "embedded"
+    worker: str, pool: str, row_ms: float, free_rows: int = 8, revision: str = "1", model: str = "embedded"
 ) -> Presence:  # fmt: skip
-    offered = msgspec.structs.replace(WARM, name=model, revision=revision, row_ms=row_ms)
-    return Presence(worker=worker, pools=(pool,), models=(offered,), device="none", rows=8, free=free, build="test")
+    profile = msgspec.structs.replace(PROFILE, name=model, revision=revision, row_ms=row_ms)
+    return Presence(
+        worker=worker, pools=(pool,), models=(profile,), device="none", rows=8, free=free_rows, build="test"
+    )
 
 
 def choose_pool(*workers: Presence, revision: str = "", model: str = "embedded") -> str | None:
@@ -39,22 +41,22 @@ def choose_pool(*workers: Presence, revision: str = "", model: str = "embedded")
 
 def test_a_job_goes_to_the_cheapest_pool_and_among_equals_to_the_least_busy():
     assert choose_pool() is None
-    assert choose_pool(presence("a", "cpu", 400.0), presence("b", "gpu", 4.0, free=0)) == "gpu"
-    assert choose_pool(presence("a", "one", 4.0, free=2), presence("b", "two", 4.5, free=6)) == "two"
+    assert choose_pool(presence("a", "cpu", 400.0), presence("b", "gpu", 4.0, free_rows=0)) == "gpu"
+    assert choose_pool(presence("a", "one", 4.0, free_rows=2), presence("b", "two", 4.5, free_rows=6)) == "two"
     assert choose_pool(presence("a", "cpu", 400.0), presence("b", "gpu", 4.0, model="other")) == "cpu"
 
 
 def test_another_revision_is_another_model():
-    both = presence("a", "cpu", 400.0, revision="1"), presence("b", "gpu", 4.0, revision="2")
-    assert choose_pool(*both) == "gpu"
-    assert choose_pool(*both, revision="1") == "cpu"
-    assert choose_pool(*both, revision="3") is None
+    presences = presence("a", "cpu", 400.0, revision="1"), presence("b", "gpu", 4.0, revision="2")
+    assert choose_pool(*presences) == "gpu"
+    assert choose_pool(*presences, revision="1") == "cpu"
+    assert choose_pool(*presences, revision="3") is None
 
 
 def test_loaded_models_count_where_rows_are_free():
-    idle, full = presence("a", "p", 4.0), presence("b", "p", 4.0, free=0, model="other")
-    assert group_by_pool({"a": idle, "b": full})["p"].loaded_models == {"embedded"}
-    assert group_by_pool({"b": full})["p"].loaded_models == {"other"}
+    idle_worker, full_worker = presence("a", "p", 4.0), presence("b", "p", 4.0, free_rows=0, model="other")
+    assert group_by_pool({"a": idle_worker, "b": full_worker})["p"].loaded_models == {"embedded"}
+    assert group_by_pool({"b": full_worker})["p"].loaded_models == {"other"}
 
 
 async def _have_moved(app: Any, jobs: list[str]) -> bool:
@@ -64,32 +66,32 @@ async def _have_moved(app: Any, jobs: list[str]) -> bool:
 
 
 @pytest.mark.asyncio
-async def test_jobs_of_a_dead_pool_run_in_another(workplace, until, ann, here):
-    app = await workplace.house()
-    first = await workplace.hand("first")
+async def test_jobs_of_a_dead_pool_run_in_another(harness, wait_until, ann, destination):
+    app = await harness.open_app()
+    first = await harness.make_worker("first")
     await first.announce()
-    await until(lambda: app.services.live_workers())
-    tickets = [(await app.services.jobs.imagine("a lamp --count 4", ann, here))[0].job for _ in range(5)]
+    await wait_until(lambda: app.services.live_workers())
+    jobs = [(await app.services.jobs.imagine("a lamp --count 4", ann, destination))[0].job for _ in range(5)]
     await app.queue.dispatcher.run_round()
-    records = await app.store.query(queries.get_jobs, tickets)
+    records = await app.store.query(queries.get_jobs, jobs)
     assert {record.pool for record in records.values()} == {"default"}
     assert {record.state for record in records.values()} == {"sent", "queued"}
-    second = await workplace.hand("second")
+    second = await harness.make_worker("second")
     second.pools = ("other",)
-    announcing = asyncio.create_task(_keep_announcing(second))
-    await until(lambda: set(app.services.live_workers()) == {"second"})
-    await until(lambda: _have_moved(app, tickets))
-    history = await app.store.query(queries.list_audit, tickets)
-    assert sum(entry.why.startswith("from pool default") for entry in history) == len(tickets)
+    announce_task = asyncio.create_task(_keep_announcing(second))
+    await wait_until(lambda: set(app.services.live_workers()) == {"second"})
+    await wait_until(lambda: _have_moved(app, jobs))
+    history = await app.store.query(queries.list_audit, jobs)
+    assert sum(entry.why.startswith("from pool default") for entry in history) == len(jobs)
     for _ in range(5):
         await app.queue.dispatcher.run_round()
-    records = await app.store.query(queries.get_jobs, tickets)
+    records = await app.store.query(queries.get_jobs, jobs)
     assert sum(record.state == "sent" for record in records.values()) == 3, "only as many as may run at once"
     delivered = await second.bus.pull_job(["other"], timeout=5)
     assert delivered is not None
-    assert delivered.value.id in tickets
-    announcing.cancel()
-    await asyncio.wait([announcing])
+    assert delivered.value.id in jobs
+    announce_task.cancel()
+    await asyncio.wait([announce_task])
 
 
 async def _keep_announcing(worker: Any) -> None:
@@ -101,17 +103,22 @@ async def _keep_announcing(worker: Any) -> None:
 # More jobs wait in a dead pool than one round looks at
 
 
-def build_rerouting(store: Store, *workers: Presence) -> tuple[JobRerouter, dict[str, Presence]]:
+def make_rerouter(store: Store, *workers: Presence) -> tuple[JobRerouter, dict[str, Presence]]:
     """A rerouting over the store alone, and the workers that it sees, to which a test may add."""
-    crew = {one.worker: one for one in workers}
-    models, closing = ModelCatalog(store, lambda: crew, lambda: 0.0), SimpleNamespace(on_rows_freed=lambda: None)
-    return JobRerouter(store, None, ActiveJobs(), closing, models, lambda: crew), crew  # pyright: ignore[reportArgumentType]
+    workers_by_name = {one.worker: one for one in workers}
+    models, dispatcher_stub = (
+        ModelCatalog(store, lambda: workers_by_name, lambda: 0.0),
+        SimpleNamespace(on_rows_freed=lambda: None),
+    )
+    return JobRerouter(store, None, ActiveJobs(), dispatcher_stub, models, lambda: workers_by_name), workers_by_name  # pyright: ignore[reportArgumentType]
 
 
 async def queue_jobs(store: Store, pool: str, count: int, *, model: str = "embedded", revision: str = "") -> list[str]:
     """Queues `count` jobs, each younger than all before it."""
     first = len(await store.query(queries.list_queued, None, 10_000))
-    one = replace(draft(), pool=pool, model=model, task=msgspec.structs.replace(RECIPE, model=model, revision=revision))
+    one = replace(
+        make_new_job(), pool=pool, model=model, task=msgspec.structs.replace(RECIPE, model=model, revision=revision)
+    )
     drafts = [replace(one, id=f"{first + number:026}") for number in range(count)]
     await store.admit_jobs(drafts, None, lambda batch, _ledger: batch, 1.0)
     return [each.id for each in drafts]
@@ -125,25 +132,25 @@ async def queued_jobs(store: Store, pool: str) -> list[str]:
 @pytest.mark.asyncio
 async def test_jobs_that_no_pool_can_run_do_not_block_others(store):
     stay = await queue_jobs(store, "gpu", PAGE_SIZE + 50, model="sdxl")
-    go = await queue_jobs(store, "gpu", 5)
-    rerouting, _ = build_rerouting(store, presence("a", "cpu", 400.0))
-    await rerouting.run_round()
-    assert await queued_jobs(store, "cpu") == go
+    queued_ids = await queue_jobs(store, "gpu", 5)
+    rerouter, _ = make_rerouter(store, presence("a", "cpu", 400.0))
+    await rerouter.run_round()
+    assert await queued_jobs(store, "cpu") == queued_ids
     assert await queued_jobs(store, "gpu") == stay
 
 
 @pytest.mark.asyncio
 async def test_jobs_that_cannot_move_are_skipped_and_checked_again(store):
     stay = await queue_jobs(store, "gpu", PAGE_SIZE + 50, revision="7")
-    go = await queue_jobs(store, "gpu", 5)
+    queued_ids = await queue_jobs(store, "gpu", 5)
     await queue_jobs(store, "cpu", 1)
-    rerouting, crew = build_rerouting(store, presence("a", "cpu", 400.0))
+    rerouter, workers_by_name = make_rerouter(store, presence("a", "cpu", 400.0))
     for _ in range(2):
-        await rerouting.run_round()
-    assert (await queued_jobs(store, "cpu"))[:-1] == go
-    crew["b"] = presence("b", "new", 4.0, revision="7")
+        await rerouter.run_round()
+    assert (await queued_jobs(store, "cpu"))[:-1] == queued_ids
+    workers_by_name["b"] = presence("b", "new", 4.0, revision="7")
     for _ in range(2):
-        await rerouting.run_round()
+        await rerouter.run_round()
     assert await queued_jobs(store, "new") == stay
     assert await queued_jobs(store, "gpu") == []
 
@@ -151,20 +158,20 @@ async def test_jobs_that_cannot_move_are_skipped_and_checked_again(store):
 @pytest.mark.asyncio
 async def test_the_oldest_jobs_move_first(store):
     jobs = await queue_jobs(store, "gpu", PAGE_SIZE + 50)
-    rerouting, _ = build_rerouting(store, presence("a", "cpu", 400.0))
-    await rerouting.run_round()
+    rerouter, _ = make_rerouter(store, presence("a", "cpu", 400.0))
+    await rerouter.run_round()
     assert await queued_jobs(store, "cpu") == jobs[:PAGE_SIZE]
-    await rerouting.run_round()
+    await rerouter.run_round()
     assert await queued_jobs(store, "cpu") == jobs
 
 
 @pytest.mark.asyncio
 async def test_a_job_for_any_worker_leaves_only_a_dead_pool(store):
-    one = replace(draft(), model="", task=UpscaleTask(source="a" * 64))
+    one = replace(make_new_job(), model="", task=UpscaleTask(source="a" * 64))
     await queue_jobs(store, "gpu", 1, model="sdxl")
     drafts = [replace(one, id=pool.upper().rjust(26, "0"), pool=pool) for pool in ("cpu", "gpu")]
     await store.admit_jobs(drafts, None, lambda batch, _ledger: batch, 1.0)
-    rerouting, _ = build_rerouting(store, presence("a", "cpu", 400.0), presence("b", "new", 4.0, model="other"))
-    await rerouting.run_round()
+    rerouter, _ = make_rerouter(store, presence("a", "cpu", 400.0), presence("b", "new", 4.0, model="other"))
+    await rerouter.run_round()
     assert await queued_jobs(store, "cpu") == [each.id for each in drafts]
     assert len(await queued_jobs(store, "gpu")) == 1

@@ -51,19 +51,29 @@ async def test_a_model_on_disk_is_offered_and_counts_as_loaded_once_any_worker_h
     await models.refresh()
     assert store.version == version, "loading a model into memory writes nothing"
     workers.clear()
-    again = ModelCatalog(store, lambda: workers, lambda: 0.0)
-    await again.load()
-    assert {one.profile.name: one.is_live for one in again.entries()} == {"embedded": False, "large": False}
-    assert again.find_entry("large").profile.samplers == ("ddim", "heun")
+    second_catalog = ModelCatalog(store, lambda: workers, lambda: 0.0)
+    await second_catalog.load()
+    assert {one.profile.name: one.is_live for one in second_catalog.entries()} == {"embedded": False, "large": False}
+    assert second_catalog.find_entry("large").profile.samplers == ("ddim", "heun")
 
 
 def test_a_pool_is_full_for_a_model_when_every_worker_that_has_it_is_full() -> None:
     large = msgspec.structs.replace(SHIPPED_MODEL, name="large")
-    busy, idle = msgspec.structs.replace(presence_with("a", SHIPPED_MODEL), free=0), presence_with("b", large)
-    crew = group_by_pool({"a": busy, "b": idle})["default"]
-    assert crew.free_rows == 8
-    assert [crew.is_full(model) for model in ("embedded", "large", "", "unknown")] == [True, False, False, False]
-    crew = group_by_pool({"a": busy, "b": idle, "c": presence_with("c", SHIPPED_MODEL)})["default"]
-    assert not crew.is_full("embedded")
-    crew = group_by_pool({"a": busy})["default"]
-    assert [crew.is_full(model) for model in ("embedded", "", "unknown")] == [True, True, True]
+    busy_worker, idle_worker = (
+        msgspec.structs.replace(presence_with("a", SHIPPED_MODEL), free=0),
+        presence_with("b", large),
+    )
+    pool_workers = group_by_pool({"a": busy_worker, "b": idle_worker})["default"]
+    assert pool_workers.free_rows == 8
+    assert [pool_workers.is_full(model) for model in ("embedded", "large", "", "unknown")] == [
+        True,
+        False,
+        False,
+        False,
+    ]
+    pool_workers = group_by_pool({"a": busy_worker, "b": idle_worker, "c": presence_with("c", SHIPPED_MODEL)})[
+        "default"
+    ]
+    assert not pool_workers.is_full("embedded")
+    pool_workers = group_by_pool({"a": busy_worker})["default"]
+    assert [pool_workers.is_full(model) for model in ("embedded", "", "unknown")] == [True, True, True]

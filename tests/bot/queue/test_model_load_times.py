@@ -21,15 +21,15 @@ def test_a_silent_load_counts_as_done_and_the_next_one_takes_as_long():
     loads = ModelLoadTimes()
     loads.record_progress("j", "m", 0.2, 100.0)
     loads.record_progress("j", "m", 0.6, 102.0)
-    later = 102.1 + SILENT_SECONDS
-    assert loads.get_progress("m", later) is None
-    assert loads.estimate_seconds("m", later) == pytest.approx(5.0)
+    silent_until = 102.1 + SILENT_SECONDS
+    assert loads.get_progress("m", silent_until) is None
+    assert loads.estimate_seconds("m", silent_until) == pytest.approx(5.0)
 
 
 def test_another_load_starts_anew():
     loads = ModelLoadTimes()
-    for now, done in ((0.0, 0.0), (4.0, 1.0), (30.0, 0.1)):
-        loads.record_progress("j", "m", done, now)
+    for now, progress in ((0.0, 0.0), (4.0, 1.0), (30.0, 0.1)):
+        loads.record_progress("j", "m", progress, now)
     assert loads.estimate_seconds("m", 30.0) == pytest.approx(4.0 * 0.9)
     loads.record_progress("k", "m", 0.5, 31.0)
     assert loads.estimate_seconds("m", 31.0) == pytest.approx(4.0 * 0.5)

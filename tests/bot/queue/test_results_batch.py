@@ -15,7 +15,7 @@ JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 KINDS = ("picture", "picture", "picture", "ladder", "finished", "failed", "started")
 
 
-def make_report(kind, epoch, image, size, good):
+def make_report(kind, epoch, image, size, is_good):
     values = {
         "started": lambda: JobStarted(job=JOB, epoch=epoch, worker="hand"),
         "failed": lambda: JobFailed(job=JOB, epoch=epoch, reason="no", blame="model"),
@@ -25,7 +25,7 @@ def make_report(kind, epoch, image, size, good):
         job=JOB, image=image, epoch=epoch, kind="ladder" if kind == "ladder" else "image", sha256="0" * 64, bytes=size,
         width=64, height=64,
     )  # fmt: skip
-    return SimpleNamespace(value=value, good=good)
+    return SimpleNamespace(value=value, good=is_good)
 
 
 REPORTS = st.builds(
@@ -35,14 +35,14 @@ REPORTS = st.builds(
 
 
 @given(st.lists(REPORTS, min_size=1, max_size=12))
-def test_a_bundle_is_the_longest_prefix_that_may_be_stored_together(waiting):
-    prefix = select_batch(waiting, is_good, 100)
+def test_a_bundle_is_the_longest_prefix_that_may_be_stored_together(reports):
+    prefix = select_batch(reports, is_good, 100)
     assert prefix
-    assert prefix == waiting[: len(prefix)]
+    assert prefix == reports[: len(prefix)]
     if len(prefix) > 1:
         assert all(can_join(prefix[:count], prefix[count]) for count in range(1, len(prefix)))
-    if len(prefix) < len(waiting) and is_good_picture(waiting[0]):
-        assert not can_join(prefix, waiting[len(prefix)])
+    if len(prefix) < len(reports) and is_good_picture(reports[0]):
+        assert not can_join(prefix, reports[len(prefix)])
 
 
 def is_good(one: Any) -> bool:

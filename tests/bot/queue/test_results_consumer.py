@@ -30,29 +30,29 @@ JPEG = b"\xff\xd8\xff\xe0"
 UNKNOWN = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 
 
-async def wait_for_results(app, until):
+async def wait_for_results(app, wait_until):
     """Waits until every report is handled."""
 
     async def is_empty():
         info = await app.queue.result_consumer._bus.js.stream_info(subjects.RESULTS)
         return info.state.messages == 0
 
-    await until(is_empty, 15)
+    await wait_until(is_empty, 15)
 
 
 @pytest.fixture
-def open_job(workplace, until, ann, here):
+def open_job(harness, wait_until, ann, destination):
     """A running bot, a worker that the test drives, and one job that it holds at epoch 10."""
 
     async def make(text="a lamp --count 1"):
-        app = await workplace.house()
-        worker = await workplace.hand("hand")
+        app = await harness.open_app()
+        worker = await harness.make_worker("hand")
         await worker.announce()
-        await until(lambda: app.services.live_workers())
-        (ticket,) = await app.services.jobs.imagine(text, ann, here)
-        job = await worker.handed()
-        await worker.say(JobStarted(job=ticket.job, epoch=10, worker="hand"))
-        await wait_for_results(app, until)
+        await wait_until(lambda: app.services.live_workers())
+        (accepted,) = await app.services.jobs.imagine(text, ann, destination)
+        job = await worker.take_job()
+        await worker.publish_result(JobStarted(job=accepted.job, epoch=10, worker="hand"))
+        await wait_for_results(app, wait_until)
         return app, worker, job
 
     return make
@@ -63,28 +63,28 @@ def finished_report(job, epoch=10):
 
 
 @pytest.mark.asyncio
-async def test_stale_repeated_and_late_reports_change_nothing(open_job, until):
+async def test_stale_repeated_and_late_reports_change_nothing(open_job, wait_until):
     app, worker, job = await open_job()
-    await worker.say(JobFailed(job=job.id, epoch=9, reason="stale", blame="worker"))
-    await worker.say(JobCancelled(job=job.id, epoch=9, steps=0, cost=0.0))
-    await worker.say(JobStarted(job=job.id, epoch=9, worker="stale"))
-    await worker.picture(job, 10, 0)
-    await worker.ladder(job, 10, 0)
+    await worker.publish_result(JobFailed(job=job.id, epoch=9, reason="stale", blame="worker"))
+    await worker.publish_result(JobCancelled(job=job.id, epoch=9, steps=0, cost=0.0))
+    await worker.publish_result(JobStarted(job=job.id, epoch=9, worker="stale"))
+    await worker.publish_picture(job, 10, 0)
+    await worker.publish_ladder(job, 10, 0)
     for _ in range(2):
-        await worker.say(finished_report(job))
-    await worker.say(JobFailed(job=job.id, epoch=11, reason="late", blame="member"))
-    await wait_for_results(app, until)
+        await worker.publish_result(finished_report(job))
+    await worker.publish_result(JobFailed(job=job.id, epoch=11, reason="late", blame="member"))
+    await wait_for_results(app, wait_until)
     view = await app.services.job_views.load_view(job.id)
     assert (view.state, view.reason, len(view.pictures), view.ladder_images) == ("finished", "", 1, (0,))
     assert (await app.store.get_job(job.id)).worker == "hand"
 
 
 @pytest.mark.asyncio
-async def test_reports_about_unknown_jobs_are_acknowledged_and_dropped(open_job, until):
+async def test_reports_about_unknown_jobs_are_acknowledged_and_dropped(open_job, wait_until):
     app, worker, job = await open_job()
-    await worker.say(JobStarted(job=UNKNOWN, epoch=1, worker="hand"))
-    await worker.say(JobFinished(job=UNKNOWN, epoch=1, cost=1.0, seconds=1.0, ms_per_step=1.0))
-    await wait_for_results(app, until)
+    await worker.publish_result(JobStarted(job=UNKNOWN, epoch=1, worker="hand"))
+    await worker.publish_result(JobFinished(job=UNKNOWN, epoch=1, cost=1.0, seconds=1.0, ms_per_step=1.0))
+    await wait_for_results(app, wait_until)
     assert app.queue.result_consumer._bus.dead_letters.count == {}
     assert (await app.services.job_views.load_view(job.id)).state == "running"
 
@@ -94,7 +94,7 @@ async def test_reports_about_unknown_jobs_are_acknowledged_and_dropped(open_job,
 @pytest.mark.parametrize(
     "fault", ["size", "nine times", "bytes", "missing", "not a png", "torn", "garbage", "ladder", "empty ladder"]
 )
-async def test_a_bad_picture_becomes_a_dead_letter_and_the_job_runs_again(open_job, until, fault):
+async def test_a_bad_picture_becomes_a_dead_letter_and_the_job_runs_again(open_job, wait_until, fault):
     app, worker, job = await open_job()
     valid = encode_image(Image.effect_noise((job.task.width, job.task.height), 50), "PNG")
     contents = {
@@ -104,55 +104,57 @@ async def test_a_bad_picture_becomes_a_dead_letter_and_the_job_runs_again(open_j
     content = contents.get(fault, b"")
     sha = await worker.bus.put_blob(content) if content else None
     if "ladder" in fault:
-        await worker.picture(job, 10, 0)
+        await worker.publish_picture(job, 10, 0)
     if fault == "size":
-        await worker.keep(job, 10, 0, "image", b"\x89PNG", 72)
+        await worker.publish_blob(job, 10, 0, "image", b"\x89PNG", 72)
     elif fault == "nine times":
-        await worker.keep(job, 10, 0, "image", b"\x89PNG", 9 * 64)
+        await worker.publish_blob(job, 10, 0, "image", b"\x89PNG", 9 * 64)
     else:
         picture = PictureReady(
             job=job.id, image=0, epoch=10, kind="ladder" if "ladder" in fault else "image", sha256=sha or "0" * 64,
             bytes=len(content) or 5, width=64, height=64,
         )  # fmt: skip
-        await worker.say(picture)
-    await worker.say(finished_report(job))
-    await until(lambda: app.queue.result_consumer._bus.dead_letters.count["results"] == 1)
+        await worker.publish_result(picture)
+    await worker.publish_result(finished_report(job))
+    await wait_until(lambda: app.queue.result_consumer._bus.dead_letters.count["results"] == 1)
 
     async def is_queued_again():
         return (await app.store.get_job(job.id)).attempt == 2
 
-    await until(is_queued_again)
-    again = await worker.handed()
-    assert (again.id, again.attempt) == (job.id, 2)
-    await worker.say(JobStarted(job=job.id, epoch=20, worker="hand"))
-    await worker.picture(job, 20, 0)
-    await worker.ladder(job, 20, 0)
-    await worker.say(finished_report(job, 20))
-    await wait_for_results(app, until)
+    await wait_until(is_queued_again)
+    second_pull = await worker.take_job()
+    assert (second_pull.id, second_pull.attempt) == (job.id, 2)
+    await worker.publish_result(JobStarted(job=job.id, epoch=20, worker="hand"))
+    await worker.publish_picture(job, 20, 0)
+    await worker.publish_ladder(job, 20, 0)
+    await worker.publish_result(finished_report(job, 20))
+    await wait_for_results(app, wait_until)
     assert (await app.services.job_views.load_view(job.id)).state == "finished"
 
 
 @pytest.mark.asyncio
-async def test_a_full_disk_is_waited_out_without_counting_an_attempt(open_job, until, monkeypatch):
+async def test_a_full_disk_is_waited_out_without_counting_an_attempt(open_job, wait_until, monkeypatch):
     monkeypatch.setattr(consumer, "OUTAGE_PAUSE", 0.05)
     app, worker, job = await open_job()
-    tries = []
+    attempt_times = []
     take = app.queue.result_consumer.apply_result
 
-    async def count_and_take(value, **more):
-        tries.append(type(value))
-        await take(value, **more)
+    async def count_and_take(value, **options):
+        attempt_times.append(type(value))
+        await take(value, **options)
 
     monkeypatch.setattr(app.queue.result_consumer, "apply_result", count_and_take)
-    blocked = Path(app.services.gallery._pictures._folder) / "sha256"
-    blocked.write_bytes(b"in the way of every picture")
-    await worker.picture(job, 10, 0)
-    await until(lambda: tries)
-    await worker.ladder(job, 10, 0)
-    await worker.say(finished_report(job))
-    await until(lambda: min(tries.count(PictureReady), tries.count(JobFinished)) > 2 * consumer.MAX_TRIES)
-    blocked.unlink()
-    await wait_for_results(app, until)
+    blocked_folder = Path(app.services.gallery._pictures._folder) / "sha256"
+    blocked_folder.write_bytes(b"in the way of every picture")
+    await worker.publish_picture(job, 10, 0)
+    await wait_until(lambda: attempt_times)
+    await worker.publish_ladder(job, 10, 0)
+    await worker.publish_result(finished_report(job))
+    await wait_until(
+        lambda: min(attempt_times.count(PictureReady), attempt_times.count(JobFinished)) > 2 * consumer.MAX_TRIES
+    )
+    blocked_folder.unlink()
+    await wait_for_results(app, wait_until)
     record = await app.store.get_job(job.id)
     assert (record.state, record.attempt, app.queue.result_consumer._bus.dead_letters.count) == ("finished", 1, {})
     assert not app.queue.result_consumer._delayed_pictures
@@ -160,51 +162,52 @@ async def test_a_full_disk_is_waited_out_without_counting_an_attempt(open_job, u
 
 @pytest.mark.sampled
 @pytest.mark.asyncio
-@pytest.mark.parametrize(("blame", "share"), [("member", 1.0), ("model", 0.0), ("worker", 0.0), ("us", 0.0)])
-async def test_only_a_members_fault_is_charged(open_job, until, blame, share):
+@pytest.mark.parametrize(("blame", "charged_share"), [("member", 1.0), ("model", 0.0), ("worker", 0.0), ("us", 0.0)])
+async def test_only_a_members_fault_is_charged(open_job, wait_until, blame, charged_share):
     app, worker, job = await open_job()
     async with app.feed.subscribe(job.id) as events:
-        await worker.say(JobFailed(job=job.id, epoch=10, reason="It broke.", blame=blame))
+        await worker.publish_result(JobFailed(job=job.id, epoch=10, reason="It broke.", blame=blame))
         async with asyncio.timeout(10):
             while not isinstance(event := await anext(events), JobEnded):
                 continue
     assert event == JobEnded(job.id, "failed", "It broke.")
     record = await app.store.get_job(job.id)
-    assert (record.blame, record.charged) == (blame, pytest.approx(share * record.cost))
+    assert (record.blame, record.charged) == (blame, pytest.approx(charged_share * record.cost))
 
 
 @pytest.mark.asyncio
-async def test_a_worker_that_starts_an_ended_job_is_told_to_stop(open_job, until):
+async def test_a_worker_that_starts_an_ended_job_is_told_to_stop(open_job, wait_until):
     app, worker, job = await open_job()
-    await worker.say(JobFailed(job=job.id, epoch=10, reason="It broke.", blame="model"))
-    await wait_for_results(app, until)
+    await worker.publish_result(JobFailed(job=job.id, epoch=10, reason="It broke.", blame="model"))
+    await wait_for_results(app, wait_until)
     assert not await worker.bus.is_cancelled(job.id)
-    await worker.say(JobStarted(job=job.id, epoch=30, worker="hand"))
-    await wait_for_results(app, until)
+    await worker.publish_result(JobStarted(job=job.id, epoch=30, worker="hand"))
+    await wait_for_results(app, wait_until)
     assert await worker.bus.is_cancelled(job.id)
     assert (await app.services.job_views.load_view(job.id)).state == "failed"
 
 
 @pytest.mark.asyncio
-async def test_only_frames_that_fit_their_job_are_shown(open_job, until):
+async def test_only_frames_that_fit_their_job_are_shown(open_job, wait_until):
     app, worker, job = await open_job("a lamp --count 2 --steps 40")
 
-    def frame(**more):
+    def make_frame(**options):
         values = {"job": job.id, "image": 0, "epoch": 10, "step": 20, "of": 40, "picture": JPEG, "seconds_left": 90.0}
-        return Frame(**(values | more))
+        return Frame(**(values | options))
 
     async with app.feed.subscribe(job.id) as events:
         assert isinstance(await anext(events), JobProgress)
-        for bad in (
-            frame(epoch=9), frame(job=UNKNOWN), frame(image=2), frame(of=50), frame(picture=b"<svg>"),
-            frame(step=41, of=41),
+        for invalid_frame in (
+            make_frame(epoch=9), make_frame(job=UNKNOWN), make_frame(image=2), make_frame(of=50),
+            make_frame(picture=b"<svg>"),
+            make_frame(step=41, of=41),
         ):  # fmt: skip
-            await worker.bus.publish_frame(bad)
-        await worker.bus.publish_frame(frame())
+            await worker.bus.publish_frame(invalid_frame)
+        await worker.bus.publish_frame(make_frame())
         async with asyncio.timeout(5):
             assert await anext(events) == JobProgress(job.id, 20, 40, 90.0, {0: JPEG})
     await worker.announce()  # on a busy machine the first announcement may be older than a lease
-    await until(app.services.live_workers)
+    await wait_until(app.services.live_workers)
     view = await app.services.job_views.load_view(job.id)
     assert (view.step, view.total_steps) == (20, 40)
     assert view.eta == pytest.approx(90.0, abs=30.0)  # less the time since then, which is long on a busy machine
@@ -214,14 +217,14 @@ async def test_only_frames_that_fit_their_job_are_shown(open_job, until):
 async def test_only_loading_progress_that_fits_its_job_is_shown_watched_or_not(open_job):
     app, worker, job = await open_job("a lamp --count 2 --steps 40")
 
-    def loading(**more):
-        return JobModelLoading(**({"job": job.id, "epoch": 10, "model": "embedded", "done": 0.4} | more))
+    def make_loading(**options):
+        return JobModelLoading(**({"job": job.id, "epoch": 10, "model": "embedded", "done": 0.4} | options))
 
     async with app.feed.subscribe(job.id, with_previews=False) as events:
         assert isinstance(await anext(events), JobProgress)
-        for bad in (loading(epoch=9), loading(job=UNKNOWN), loading(model="another")):
-            await worker.bus.publish_loading(bad)
-        await worker.bus.publish_loading(loading())
+        for invalid_frame in (make_loading(epoch=9), make_loading(job=UNKNOWN), make_loading(model="another")):
+            await worker.bus.publish_loading(invalid_frame)
+        await worker.bus.publish_loading(make_loading())
         async with asyncio.timeout(5):
             assert await anext(events) == ModelLoading(job.id, "embedded", 0.4)
 
@@ -229,30 +232,32 @@ async def test_only_loading_progress_that_fits_its_job_is_shown_watched_or_not(o
 @pytest.mark.asyncio
 async def test_the_worker_learns_which_jobs_are_watched(open_job):
     app, worker, job = await open_job()
-    wants = worker.bus.watch_preview_requests()
-    reading = asyncio.ensure_future(anext(wants))
+    preview_requests = worker.bus.watch_preview_requests()
+    read_task = asyncio.ensure_future(anext(preview_requests))
     await asyncio.sleep(0.1)
     async with asyncio.timeout(5), app.feed.subscribe(job.id):
-        assert await reading == job.id
-    await wants.aclose()
+        assert await read_task == job.id
+    await preview_requests.aclose()
 
 
 @pytest.mark.slow
 @pytest.mark.asyncio
-async def test_reports_from_while_the_bot_was_closed_are_handled_at_the_next_start(workplace, until, ann, here):
-    async with workplace.visit() as app:
-        worker = await workplace.hand("hand")
+async def test_reports_from_while_the_bot_was_closed_are_handled_at_the_next_start(
+    harness, wait_until, ann, destination
+):
+    async with harness.open_temporary_app() as app:
+        worker = await harness.make_worker("hand")
         await worker.announce()
-        await until(lambda: app.services.live_workers())
-        (ticket,) = await app.services.jobs.imagine("a lamp --count 1", ann, here)
-        job = await worker.handed()
-    await worker.say(JobStarted(job=job.id, epoch=10, worker="hand"))
-    await worker.picture(job, 10, 0)
-    await worker.ladder(job, 10, 0)
-    await worker.say(finished_report(job))
-    app = await workplace.house()
-    await wait_for_results(app, until)
-    assert (await app.services.job_views.load_view(ticket.job)).state == "finished"
+        await wait_until(lambda: app.services.live_workers())
+        (accepted,) = await app.services.jobs.imagine("a lamp --count 1", ann, destination)
+        job = await worker.take_job()
+    await worker.publish_result(JobStarted(job=job.id, epoch=10, worker="hand"))
+    await worker.publish_picture(job, 10, 0)
+    await worker.publish_ladder(job, 10, 0)
+    await worker.publish_result(finished_report(job))
+    app = await harness.open_app()
+    await wait_for_results(app, wait_until)
+    assert (await app.services.job_views.load_view(accepted.job)).state == "finished"
 
 
 def test_only_a_png_has_a_size():
@@ -261,12 +266,12 @@ def test_only_a_png_has_a_size():
 
 
 @pytest.mark.asyncio
-async def test_a_job_deleted_while_it_runs_is_cancelled_without_an_error(open_job, until, ann, caplog):
+async def test_a_job_deleted_while_it_runs_is_cancelled_without_an_error(open_job, wait_until, ann, caplog):
     app, worker, job = await open_job()
     await app.services.moderation.delete_pictures(job.id, ann)
-    await worker.picture(job, 10, 0)
-    await worker.say(finished_report(job))
-    await wait_for_results(app, until)
+    await worker.publish_picture(job, 10, 0)
+    await worker.publish_result(finished_report(job))
+    await wait_for_results(app, wait_until)
     record = await app.store.get_job(job.id)
     assert (record.state, record.attempt) == ("cancelled", 1)
     assert record.charged == pytest.approx(min(record.cost, 1.0))
@@ -289,49 +294,49 @@ async def hold_reports(app, job, length):
 
 
 @pytest.mark.asyncio
-async def test_waiting_reports_of_one_job_are_stored_with_its_end_in_one_transaction(open_job, until, monkeypatch):
+async def test_waiting_reports_of_one_job_are_stored_with_its_end_in_one_transaction(open_job, wait_until, monkeypatch):
     app, worker, job = await open_job("a lamp --count 4")
     calls, take_in = [], app.store.record_pictures
     monkeypatch.setattr(app.store, "record_pictures", lambda *args: (calls.append(args), take_in(*args))[1])
-    ends = []
-    monkeypatch.setattr(app.queue.result_consumer._completion, "_on_end", ends.append)
+    end_events = []
+    monkeypatch.setattr(app.queue.result_consumer._completion, "_on_end", end_events.append)
     async with hold_reports(app, job, 9):
         for image in range(4):
-            await worker.picture(job, 10, image)
-            await worker.ladder(job, 10, image)
-        await worker.say(finished_report(job))
-    await wait_for_results(app, until)
+            await worker.publish_picture(job, 10, image)
+            await worker.publish_ladder(job, 10, image)
+        await worker.publish_result(finished_report(job))
+    await wait_for_results(app, wait_until)
     view = await app.services.job_views.load_view(job.id)
     assert (view.state, len(view.pictures), view.ladder_images) == ("finished", 4, (0, 1, 2, 3))
     assert len(await app.services.gallery.read_all_for_members(job.id)) == 4
-    assert (len(ends), len(calls), len(calls[0][2])) == (1, 1, 8)
+    assert (len(end_events), len(calls), len(calls[0][2])) == (1, 1, 8)
 
 
 @pytest.mark.asyncio
-async def test_a_bad_picture_among_waiting_reports_spoils_no_other(open_job, until):
+async def test_a_bad_picture_among_waiting_reports_spoils_no_other(open_job, wait_until):
     app, worker, job = await open_job("a lamp --count 2")
     async with hold_reports(app, job, 5):
         for image in range(2):
-            await worker.ladder(job, 10, image)
-        await worker.picture(job, 10, 0)
-        await worker.keep(job, 10, 1, "image", b"GIF89a" * 10, 64)
-        await worker.say(finished_report(job))
-    await until(lambda: app.queue.result_consumer._bus.dead_letters.count["results"] == 1)
+            await worker.publish_ladder(job, 10, image)
+        await worker.publish_picture(job, 10, 0)
+        await worker.publish_blob(job, 10, 1, "image", b"GIF89a" * 10, 64)
+        await worker.publish_result(finished_report(job))
+    await wait_until(lambda: app.queue.result_consumer._bus.dead_letters.count["results"] == 1)
 
     async def is_queued_again():
         return (await app.store.get_job(job.id)).attempt == 2
 
-    await until(is_queued_again)
+    await wait_until(is_queued_again)
     view = await app.services.job_views.load_view(job.id)
-    assert ([shot.index for shot in view.pictures], view.ladder_images) == ([0], (0, 1))
+    assert ([picture.index for picture in view.pictures], view.ladder_images) == ([0], (0, 1))
 
 
 @pytest.mark.slow
 @pytest.mark.asyncio
-async def test_a_picture_larger_than_announced_is_not_fetched(open_job, until):
+async def test_a_picture_larger_than_announced_is_not_fetched(open_job, wait_until):
     app, worker, job = await open_job()
     sha = await worker.bus.put_blob(encode_image(Image.effect_noise((64, 64), 50), "PNG"))
     report = PictureReady(job=job.id, image=0, epoch=10, kind="image", sha256=sha, bytes=99, width=64, height=64)
-    await worker.say(report)
-    await until(lambda: app.queue.result_consumer._bus.dead_letters.count["results"] == 1)
+    await worker.publish_result(report)
+    await wait_until(lambda: app.queue.result_consumer._bus.dead_letters.count["results"] == 1)
     assert (await app.services.job_views.load_view(job.id)).pictures == ()

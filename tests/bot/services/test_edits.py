@@ -20,7 +20,7 @@ BOB = Member("local:bob", "Bob", "local")
 
 
 @pytest.fixture
-def kept(tmp_path):
+def stored_names(tmp_path):
     """The names of all files in the picture store."""
 
     def names() -> set[str]:
@@ -29,69 +29,73 @@ def kept(tmp_path):
     return names
 
 
-async def over(app, job, until):
+async def wait_for_end(app, job, wait_until):
     async def is_done() -> bool:
         return (await app.services.job_views.load_view(job)).state not in ("queued", "sent", "running")
 
-    await until(is_done)
+    await wait_until(is_done)
     return await app.services.job_views.load_view(job)
 
 
-async def opened(workplace, until):
-    app = await workplace.house()
-    worker, _ = await workplace.worker()
-    await until(lambda: app.services.live_workers())
+async def open_app_and_worker(harness, wait_until):
+    app = await harness.open_app()
+    worker, _ = await harness.start_worker()
+    await wait_until(lambda: app.services.live_workers())
     return app, worker
 
 
-async def finished(workplace, until, ann, here, text="a lamp --seed 7 --count 2 --steps 40"):
-    app, worker = await opened(workplace, until)
-    (ticket,) = await app.services.jobs.imagine(text, ann, here)
-    return app, worker, await over(app, ticket.job, until)
+async def finish_job(harness, wait_until, ann, destination, text="a lamp --seed 7 --count 2 --steps 40"):
+    app, worker = await open_app_and_worker(harness, wait_until)
+    (accepted,) = await app.services.jobs.imagine(text, ann, destination)
+    return app, worker, await wait_for_end(app, accepted.job, wait_until)
 
 
 @pytest.mark.slow
-async def test_an_init_image_is_kept_sent_to_the_worker_and_deleted_with_its_job(workplace, until, ann, here, kept):
-    app, worker = await opened(workplace, until)
-    fetched: list[bytes] = []
+async def test_an_init_image_is_kept_sent_to_the_worker_and_deleted_with_its_job(
+    harness, wait_until, ann, destination, stored_names
+):
+    app, worker = await open_app_and_worker(harness, wait_until)
+    fetched_files: list[bytes] = []
     services = app.services
-    (ticket,) = await services.jobs.imagine("", ann, here, init_images=InitImages((png(32, 32),)), strength=0.3)
-    view = await over(app, ticket.job, until)
+    (accepted,) = await services.jobs.imagine(
+        "", ann, destination, init_images=InitImages((png(32, 32),)), strength=0.3
+    )
+    view = await wait_for_end(app, accepted.job, wait_until)
     sha = view.task.start.pictures[0].sha256
     content = await app.picture_store.get(sha)
     assert view.task.start == ImageToImage((InitImage(sha),), 0.3)
     assert (view.task.concepts, view.task.guidance) == ((Concept(""),), 1.0), "without a prompt there is no guidance"
-    fetched.append(await worker.bus.get_blob(sha, 1 << 20))
-    assert fetched == [content], "the worker finds the image at the broker"
-    assert sha in kept()
+    fetched_files.append(await worker.bus.get_blob(sha, 1 << 20))
+    assert fetched_files == [content], "the worker finds the image at the broker"
+    assert sha in stored_names()
     rows = [one for one in await app.store.query(queries.list_pictures, [view.id]) if one.kind == "input"]
     assert [(one.sha256, one.bytes, one.width, one.height) for one in rows] == [(sha, len(content), 32, 32)]
-    varied = await services.variations.vary(view.id, 0, BOB, here)
-    assert (await services.job_views.load_view(varied.job)).task.start == view.task.start
-    await over(app, varied.job, until)
+    variation = await services.variations.vary(view.id, 0, BOB, destination)
+    assert (await services.job_views.load_view(variation.job)).task.start == view.task.start
+    await wait_for_end(app, variation.job, wait_until)
     await app.services.moderation.delete_pictures(view.id, ann)
-    assert sha not in kept(), "the variation stays, without its init image"
-    assert (await services.job_views.load_view(varied.job)).state == "finished"
+    assert sha not in stored_names(), "the variation stays, without its init image"
+    assert (await services.job_views.load_view(variation.job)).state == "finished"
 
 
-async def test_a_refused_job_keeps_no_init_image(workplace, until, ann, here, kept):
-    app, _ = await opened(workplace, until)
-    bring = InitImages((png(32, 32),))
+async def test_a_refused_job_keeps_no_init_image(harness, wait_until, ann, destination, stored_names):
+    app, _ = await open_app_and_worker(harness, wait_until)
+    init_images = InitImages((png(32, 32),))
     with pytest.raises(UserError, match="--steps"):
-        await app.services.jobs.imagine("a lamp --steps 5000", ann, here, init_images=bring)
+        await app.services.jobs.imagine("a lamp --steps 5000", ann, destination, init_images=init_images)
     with pytest.raises(UserError, match="heun"):
-        await app.services.jobs.imagine("a lamp --sampler heun", ann, here, init_images=bring)
+        await app.services.jobs.imagine("a lamp --sampler heun", ann, destination, init_images=init_images)
     await app.services.rule_admin.set_rule(
         Member("local:o", "O", "local", is_owner=True, is_admin=True), "guild", "", "steps", "10"
     )
     with pytest.raises(UserError, match="at most 10"):
-        await app.services.jobs.imagine("a lamp --steps 40", ann, here, init_images=bring)
-    assert kept() == set()
+        await app.services.jobs.imagine("a lamp --steps 40", ann, destination, init_images=init_images)
+    assert stored_names() == set()
 
 
-async def test_invalid_init_images_are_refused_with_a_reason(workplace, until, ann, here):
-    app, _ = await opened(workplace, until)
-    for bring, reason in (
+async def test_invalid_init_images_are_refused_with_a_reason(harness, wait_until, ann, destination):
+    app, _ = await open_app_and_worker(harness, wait_until)
+    for init_images, reason in (
         (InitImages((b"no picture",)), "not supported here"),
         (InitImages(), "One to 5 pictures"),
         (InitImages((png(8, 8),) * 6), "One to 5 pictures"),
@@ -99,102 +103,106 @@ async def test_invalid_init_images_are_refused_with_a_reason(workplace, until, a
         (InitImages((png(32, 32),), png(32, 16, 255)), "of one shape"),
     ):
         with pytest.raises(UserError, match=reason):
-            await app.services.jobs.imagine("a lamp", ann, here, init_images=bring)
+            await app.services.jobs.imagine("a lamp", ann, destination, init_images=init_images)
     with pytest.raises(UserError, match="The prompt is empty"):
-        await app.services.jobs.imagine("", ann, here)
-    (ticket,) = await app.services.jobs.imagine("a lamp --iw 2", ann, here)
-    assert any("--strength and --iw" in note for note in ticket.notes)
+        await app.services.jobs.imagine("", ann, destination)
+    (accepted,) = await app.services.jobs.imagine("a lamp --iw 2", ann, destination)
+    assert any("--strength and --iw" in note for note in accepted.notes)
 
 
-async def test_several_init_images_are_blended_with_their_weights(workplace, until, ann, here):
-    app, _ = await opened(workplace, until)
-    bring = InitImages((png(16, 16, 10), png(16, 16, 200)), weights=(1, 3))
-    (ticket,) = await app.services.jobs.imagine("", ann, here, init_images=bring, action="blend")
-    view = await app.services.job_views.load_view(ticket.job)
+async def test_several_init_images_are_blended_with_their_weights(harness, wait_until, ann, destination):
+    app, _ = await open_app_and_worker(harness, wait_until)
+    init_images = InitImages((png(16, 16, 10), png(16, 16, 200)), weights=(1, 3))
+    (accepted,) = await app.services.jobs.imagine("", ann, destination, init_images=init_images, action="blend")
+    view = await app.services.job_views.load_view(accepted.job)
     assert [one.weight for one in view.task.start.pictures] == [1, 3]
-    (wide,) = await app.services.jobs.imagine("", ann, here, init_images=InitImages((png(40, 20),)))
-    recipe = (await app.services.job_views.load_view(wide.job)).task
+    (wide_job,) = await app.services.jobs.imagine("", ann, destination, init_images=InitImages((png(40, 20),)))
+    recipe = (await app.services.job_views.load_view(wide_job.job)).task
     assert recipe.width == 2 * recipe.height, "the shape of the init image"
     assert (view.action, view.task.start.strength) == ("blend", 0.5)
 
 
 @pytest.mark.slow
-async def test_a_finished_picture_can_be_edited_zoomed_out_and_panned(workplace, until, ann, here):
-    app, _, first = await finished(workplace, until, ann, here)
-    services, shot = app.services, first.pictures[1]
-    white = png(shot.width, shot.height, 255)
-    ticket = await services.edits.edit(first.id, 1, white, BOB, here, text="a red lamp --no fog")
-    view = await over(app, ticket.job, until)
-    assert view.task.start.pictures == (InitImage(shot.sha256),)
+async def test_a_finished_picture_can_be_edited_zoomed_out_and_panned(harness, wait_until, ann, destination):
+    app, _, first = await finish_job(harness, wait_until, ann, destination)
+    services, second_picture = app.services, first.pictures[1]
+    white = png(second_picture.width, second_picture.height, 255)
+    accepted = await services.edits.edit(first.id, 1, white, BOB, destination, text="a red lamp --no fog")
+    view = await wait_for_end(app, accepted.job, wait_until)
+    assert view.task.start.pictures == (InitImage(second_picture.sha256),)
     assert view.task.start.mask == hashlib.sha256(await app.picture_store.get(view.task.start.mask)).hexdigest()
     assert (view.task.concepts, view.task.negative) == ((Concept("a red lamp"),), "fog")
     assert (view.action, view.parent_image, view.state) == ("edit", (first.id, 1), "finished")
     for child, action in (
-        (await services.edits.zoom(first.id, 1, 2.0, BOB, here), "zoom"),
-        (await services.edits.pan(first.id, 1, "left", BOB, here), "pan"),
+        (await services.edits.zoom(first.id, 1, 2.0, BOB, destination), "zoom"),
+        (await services.edits.pan(first.id, 1, "left", BOB, destination), "pan"),
     ):
-        view = await over(app, child.job, until)
+        view = await wait_for_end(app, child.job, wait_until)
         assert (view.action, view.state) == (action, "finished")
         assert view.task.start.mask is not None
         assert view.task.seed != first.task.seed
         assert (view.task.width, view.task.height) == (first.task.width, first.task.height)
     with pytest.raises(UserError, match="Zoom out by"):
-        await services.edits.zoom(first.id, 1, 3.0, BOB, here)
+        await services.edits.zoom(first.id, 1, 3.0, BOB, destination)
     with pytest.raises(UserError):
-        await services.edits.edit(first.id, 1, b"no mask", BOB, here)
+        await services.edits.edit(first.id, 1, b"no mask", BOB, destination)
 
 
 @pytest.mark.slow
-async def test_a_branch_keeps_the_recipe_except_for_what_is_changed(workplace, until, ann, here):
-    app, worker, first = await finished(workplace, until, ann, here)
+async def test_a_branch_keeps_the_recipe_except_for_what_is_changed(harness, wait_until, ann, destination):
+    app, worker, first = await finish_job(harness, wait_until, ann, destination)
     services = app.services
     assert await services.edits.list_branch_steps(first.id, 1, BOB) == (10, 20)
     rows = {(one.kind, one.image): one for one in await app.store.query(queries.list_pictures, [first.id])}
     sha = rows["ladder", 1].sha256
-    same = await services.edits.branch(first.id, 1, 20, BOB, here)
-    assert same.notes == ()
-    view = await over(app, same.job, until)
+    same_recipe = await services.edits.branch(first.id, 1, 20, BOB, destination)
+    assert same_recipe.notes == ()
+    view = await wait_for_end(app, same_recipe.job, wait_until)
     base = msgspec.structs.replace(first.task, seed=8, count=1)
     assert view.task == msgspec.structs.replace(base, start=Branch(ladder=sha, step=20))
     assert (view.action, view.parent_image, view.state) == ("branch", (first.id, 1), "finished")
     assert await worker.bus.get_blob(sha, 1 << 20) == await app.picture_store.get(sha)
-    near = await services.edits.branch(first.id, 1, 17, BOB, here, text="a red lamp --guidance 5")
-    assert near.notes == ("Branched at step 10: the nearest to 17 that keeps its latents.",)
-    recipe = (await services.job_views.load_view(near.job)).task
+    near_branch = await services.edits.branch(first.id, 1, 17, BOB, destination, text="a red lamp --guidance 5")
+    assert near_branch.notes == ("Branched at step 10: the nearest to 17 that keeps its latents.",)
+    recipe = (await services.job_views.load_view(near_branch.job)).task
     assert (recipe.concepts, recipe.guidance, recipe.start.step, recipe.start.fresh) == (
         (Concept("a red lamp"),), 5.0, 10, False
     )  # fmt: skip
-    other = await services.edits.branch(first.id, 1, 20, BOB, here, seed=99)
+    other = await services.edits.branch(first.id, 1, 20, BOB, destination, seed=99)
     recipe = (await services.job_views.load_view(other.job)).task
     assert (recipe.seed, recipe.concepts, recipe.start.fresh) == (99, first.task.concepts, True)
     with pytest.raises(UserError, match="its sampler cannot be changed"):
-        await services.edits.branch(first.id, 1, 20, BOB, here, text="a lamp --sampler euler")
+        await services.edits.branch(first.id, 1, 20, BOB, destination, text="a lamp --sampler euler")
     with pytest.raises(UserError, match="One branch at a time"):
-        await services.edits.branch(first.id, 1, 20, BOB, here, text="a {red, blue} lamp")
+        await services.edits.branch(first.id, 1, 20, BOB, destination, text="a {red, blue} lamp")
 
 
 @pytest.mark.slow
-async def test_the_rest_of_a_branch_may_take_more_steps_or_fewer(workplace, until, ann, here):
-    app, _, first = await finished(workplace, until, ann, here)
-    services, warm = app.services, app.services.catalog.find_profile(None)
+async def test_the_rest_of_a_branch_may_take_more_steps_or_fewer(harness, wait_until, ann, destination):
+    app, _, first = await finish_job(harness, wait_until, ann, destination)
+    services, profile = app.services, app.services.catalog.find_profile(None)
     recipes = {}
     for steps, text in ((100, "a lamp --steps 100"), (31, "a lamp --steps 31"), (80, "a lamp --quality 2")):
-        branch = await services.edits.branch(first.id, 1, 20, BOB, here, text=text)
+        branch = await services.edits.branch(first.id, 1, 20, BOB, destination, text=text)
         recipes[steps] = (await services.job_views.load_view(branch.job)).task
         start = recipes[steps].start
         assert (recipes[steps].steps, start.rung, start.keyframe_step, start.fresh) == (steps, 20, 20, False)
         assert (recipes[steps].first_step, recipes[steps].end_step) == (-(-20 * steps // 40), steps)
-    assert estimate_cost(recipes[100], warm) > estimate_cost(recipes[80], warm) > estimate_cost(recipes[31], warm)
     assert (
-        await services.job_views.load_view((await services.edits.branch(first.id, 1, 20, BOB, here, steps=40)).job)
+        estimate_cost(recipes[100], profile) > estimate_cost(recipes[80], profile) > estimate_cost(recipes[31], profile)
+    )
+    assert (
+        await services.job_views.load_view(
+            (await services.edits.branch(first.id, 1, 20, BOB, destination, steps=40)).job
+        )
     ).task.start.rung is None
     with pytest.raises(UserError, match="Of 1 steps none is left from step 20 of 40 on"):
-        await services.edits.branch(first.id, 1, 20, BOB, here, steps=1)
+        await services.edits.branch(first.id, 1, 20, BOB, destination, steps=1)
 
 
-async def test_a_stopped_job_can_go_on_to_its_end(workplace, until, ann, here):
-    app, _, first = await finished(workplace, until, ann, here, "a lamp --seed 7 --steps 40 --stop 50")
+async def test_a_stopped_job_can_go_on_to_its_end(harness, wait_until, ann, destination):
+    app, _, first = await finish_job(harness, wait_until, ann, destination, "a lamp --seed 7 --steps 40 --stop 50")
     assert (first.task.until, first.task.end_step) == (0.5, 20)
-    on = await app.services.edits.branch(first.id, 1, 40, BOB, here)
-    recipe = (await over(app, on.job, until)).task
+    latest_branch = await app.services.edits.branch(first.id, 1, 40, BOB, destination)
+    recipe = (await wait_for_end(app, latest_branch.job, wait_until)).task
     assert (recipe.start.step, recipe.until, recipe.end_step) == (20, 1.0, 40)

@@ -12,7 +12,7 @@ import pytest_asyncio
 from bot.images.picture_store import PictureStore
 from bot.services.storage.file_cleanup import DAY_SECONDS, MIN_SUSPICIOUS, OrphanFiles
 from bot.store import Store
-from shared.stored_jobs import content, draft, files, finished
+from shared.stored_jobs import finish_job, list_contents, make_content, make_new_job
 
 pytestmark = pytest.mark.asyncio
 
@@ -26,32 +26,34 @@ def orphan_sweeper(store: Store, pictures: PictureStore, days: float = 2.0) -> O
     return OrphanFiles(store, pictures, clock=lambda: time.time() + days * DAY_SECONDS)
 
 
-async def test_a_file_that_no_job_names_is_deleted_after_a_day(local, pictures, tmp_path):
-    await finished(local, pictures, draft(), "named")
-    await pictures.put(content("lost"))
-    assert await orphan_sweeper(local, pictures, days=0.5).sweep() == 0
-    assert await orphan_sweeper(local, pictures).sweep() == 1
-    assert await asyncio.to_thread(files, tmp_path / "pictures") == {"named"}
-    assert await orphan_sweeper(local, pictures).sweep() == 0
+async def test_a_file_that_no_job_names_is_deleted_after_a_day(sqlite_store, pictures, tmp_path):
+    await finish_job(sqlite_store, pictures, make_new_job(), "named")
+    await pictures.put(make_content("lost"))
+    assert await orphan_sweeper(sqlite_store, pictures, days=0.5).sweep() == 0
+    assert await orphan_sweeper(sqlite_store, pictures).sweep() == 1
+    assert await asyncio.to_thread(list_contents, tmp_path / "pictures") == {"named"}
+    assert await orphan_sweeper(sqlite_store, pictures).sweep() == 0
 
 
-async def test_a_file_that_a_job_names_during_the_sweep_stays(local, pictures):
-    await finished(local, pictures, draft(), "named")
-    name = await pictures.put(content("late"))
-    sweeper = orphan_sweeper(local, pictures)
+async def test_a_file_that_a_job_names_during_the_sweep_stays(sqlite_store, pictures):
+    await finish_job(sqlite_store, pictures, make_new_job(), "named")
+    name = await pictures.put(make_content("late"))
+    sweeper = orphan_sweeper(sqlite_store, pictures)
     async with pictures.lock(name):
         task = asyncio.create_task(sweeper.sweep())
         await asyncio.sleep(0.2)
-        await finished(local, pictures, draft(), "late")
+        await finish_job(sqlite_store, pictures, make_new_job(), "late")
     assert await task == 0
     assert await pictures.has(name)
 
 
-@pytest.mark.parametrize(("own", "foreign"), [(0, 2), (MIN_SUSPICIOUS + 2, MIN_SUSPICIOUS + 1)])
-async def test_the_picture_store_of_another_database_is_not_touched(local, pictures, caplog, own, foreign):
-    for number in range(own):
-        await finished(local, pictures, draft(), f"own {number}")
-    names = [await pictures.put(content(str(number))) for number in range(foreign)]
-    assert await orphan_sweeper(local, pictures).sweep() == 0
+@pytest.mark.parametrize(("own_count", "foreign_count"), [(0, 2), (MIN_SUSPICIOUS + 2, MIN_SUSPICIOUS + 1)])
+async def test_the_picture_store_of_another_database_is_not_touched(
+    sqlite_store, pictures, caplog, own_count, foreign_count
+):
+    for number in range(own_count):
+        await finish_job(sqlite_store, pictures, make_new_job(), f"own {number}")
+    names = [await pictures.put(make_content(str(number))) for number in range(foreign_count)]
+    assert await orphan_sweeper(sqlite_store, pictures).sweep() == 0
     assert "is it this database's?" in caplog.text
     assert all([await pictures.has(name) for name in names])

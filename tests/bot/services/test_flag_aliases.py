@@ -30,7 +30,7 @@ MODELS = ["embedded", "large"]
 
 
 @pytest.mark.parametrize(
-    ("typed", "read"),
+    ("typed_prompt", "read"),
     [
         ("terrier --mine", "terrier --ar 3:2 --steps 200"),
         ("terrier —Mine", "terrier --ar 3:2 --steps 200"),
@@ -43,8 +43,8 @@ MODELS = ["embedded", "large"]
         ("terrier, 3--warm", "terrier, 3--warm"),
     ],
 )
-def test_an_alias_adds_its_words_to_the_prompt_and_its_flags_to_the_flags(typed, read):
-    assert expand_flag_aliases(typed, ALIASES)[0] == read
+def test_an_alias_adds_its_words_to_the_prompt_and_its_flags_to_the_flags(typed_prompt, read):
+    assert expand_flag_aliases(typed_prompt, ALIASES)[0] == read
 
 
 def test_what_an_alias_stands_for_is_said_once():
@@ -75,7 +75,7 @@ def test_only_unknown_flags_are_looked_up_as_aliases():
 
 
 @pytest.mark.parametrize(
-    ("value", "why"),
+    ("value", "reason"),
     [
         ("--steps 9999", "--steps 9999 is not possible: it takes 1 to 1000."),
         ("--mine", "There is no flag --mine"),
@@ -85,8 +85,8 @@ def test_only_unknown_flags_are_looked_up_as_aliases():
         (" \u200b ", "say which"),
     ],
 )
-def test_an_invalid_value_of_an_alias_is_refused(value, why):
-    with pytest.raises(UserError, match=why):
+def test_an_invalid_value_of_an_alias_is_refused(value, reason):
+    with pytest.raises(UserError, match=reason):
         parse_alias_value(value, MODELS)
 
 
@@ -126,38 +126,38 @@ async def test_aliases_are_exported_and_forgotten(store):
 
 
 @pytest.mark.asyncio
-async def test_aliases_work_in_every_prompt_and_rules_check_what_they_stand_for(workplace, until, ann, here):
-    app = await workplace.house()
-    await workplace.worker()
-    await until(lambda: app.services.live_workers())
-    services, desk = app.services, app.services
-    await desk.flag_aliases.set_alias(ann.id, "mine", "in fog --seed 5 --count 2 --steps 40")
-    (ticket,) = await services.jobs.imagine("a lamp --mine", ann, here)
-    assert ticket.notes[0] == "--mine stands for “in fog --seed 5 --count 2 --steps 40”."
+async def test_aliases_work_in_every_prompt_and_rules_check_what_they_stand_for(harness, wait_until, ann, destination):
+    app = await harness.open_app()
+    await harness.start_worker()
+    await wait_until(lambda: app.services.live_workers())
+    services = app.services
+    await services.flag_aliases.set_alias(ann.id, "mine", "in fog --seed 5 --count 2 --steps 40")
+    (accepted,) = await services.jobs.imagine("a lamp --mine", ann, destination)
+    assert accepted.notes[0] == "--mine stands for “in fog --seed 5 --count 2 --steps 40”."
 
     async def is_finished():
-        return (await services.job_views.load_view(ticket.job)).state == "finished"
+        return (await services.job_views.load_view(accepted.job)).state == "finished"
 
-    await until(is_finished)
-    view = await services.job_views.load_view(ticket.job)
+    await wait_until(is_finished)
+    view = await services.job_views.load_view(accepted.job)
     assert view.prompt == "a lamp in fog --seed 5 --count 2 --steps 40"
     assert (view.task.concepts, view.task.seed) == ((Concept("a lamp in fog"),), 5)
     with pytest.raises(UserError, match="There is no flag --mine"):
-        await services.jobs.imagine("a lamp --mine", Member("local:bob", "Bob", "local"), here)
-    (other,) = await services.variations.remix(view.id, None, "a tree --mine", ann, here)
-    await desk.flag_aliases.set_alias(ann.id, "red", "red, in rain")
-    near = await services.edits.branch(view.id, 0, 20, ann, here, text="a tree --red")
-    assert "--red stands for “red, in rain”." in near.notes
-    for job, words in ((other.job, "a tree in fog"), (near.job, "a tree red, in rain")):
+        await services.jobs.imagine("a lamp --mine", Member("local:bob", "Bob", "local"), destination)
+    (other,) = await services.variations.remix(view.id, None, "a tree --mine", ann, destination)
+    await services.flag_aliases.set_alias(ann.id, "red", "red, in rain")
+    near_branch = await services.edits.branch(view.id, 0, 20, ann, destination, text="a tree --red")
+    assert "--red stands for “red, in rain”." in near_branch.notes
+    for job, words in ((other.job, "a tree in fog"), (near_branch.job, "a tree red, in rain")):
         assert (await services.job_views.load_view(job)).task.concepts == (Concept(words),)
     owner = Member("local:o", "O", "local", is_owner=True, is_admin=True)
-    await desk.rule_admin.set_rule(owner, "guild", "", "words", "fog")
-    await desk.rule_admin.set_rule(owner, "guild", "", "steps", "30")
+    await services.rule_admin.set_rule(owner, "guild", "", "words", "fog")
+    await services.rule_admin.set_rule(owner, "guild", "", "steps", "30")
     with pytest.raises(UserError, match="“fog” may not be in a prompt"):
-        await services.jobs.imagine("a lamp --mine", ann, here)
-    await desk.flag_aliases.set_alias(ann.id, "mine", "--steps 40")
+        await services.jobs.imagine("a lamp --mine", ann, destination)
+    await services.flag_aliases.set_alias(ann.id, "mine", "--steps 40")
     with pytest.raises(UserError, match="at most 30"):
-        await services.jobs.imagine("a lamp --mine", ann, here)
+        await services.jobs.imagine("a lamp --mine", ann, destination)
 
 
 def test_the_terminal_has_its_own_aliases(tmp_path, capsys):
@@ -169,11 +169,21 @@ def test_the_terminal_has_its_own_aliases(tmp_path, capsys):
     flag_aliases.flag_alias("warm", "warm", data=tmp_path)
     flag_aliases.flag_alias(data=tmp_path)
     flag_aliases.flag_alias("warm", delete=True, data=tmp_path)
-    mine, warm = "--mine  --ar 3:2 --count 2", "--warm  warm"
-    assert capsys.readouterr().out.splitlines() == [mine, warm, mine, warm, "--warm is deleted."]
+    first_alias, second_alias = "--mine  --ar 3:2 --count 2", "--warm  warm"
+    assert capsys.readouterr().out.splitlines() == [
+        first_alias,
+        second_alias,
+        first_alias,
+        second_alias,
+        "--warm is deleted.",
+    ]
     aliases = flag_aliases.load_aliases("{a fox} --mine", load_settings(data=tmp_path))
-    wish, count, notes = _resolve_request(ImagineRequest("{a fox} --mine", {}, tmp_path, False, False), aliases)
-    assert (wish.prompt, count, notes) == ("a fox --ar 3:2 --count 2", 2, ["--mine stands for “--ar 3:2 --count 2”."])
+    request, count, notes = _resolve_request(ImagineRequest("{a fox} --mine", {}, tmp_path, False, False), aliases)
+    assert (request.prompt, count, notes) == (
+        "a fox --ar 3:2 --count 2",
+        2,
+        ["--mine stands for “--ar 3:2 --count 2”."],
+    )
     assert flag_aliases.load_aliases("a fox --mine", load_settings(data=tmp_path / "nowhere")) == {}
     with pytest.raises(UserError, match="A name goes with"):
         flag_aliases.flag_alias("mine", data=tmp_path)

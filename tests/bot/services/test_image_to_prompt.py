@@ -37,37 +37,43 @@ from bot.services.prompt_tools.image_to_prompt import (
 )
 from engine.bus import NoWorkerAnswers
 from engine.contract import MAX_CANDIDATES, MAX_FRAME_BYTES, MAX_NOISINGS, DescribeRequest, ModelProfile
-from shared.fake_describer import Describer
+from shared.fake_describer import FakeDescriber
 
 ANN, BOB = Member("discord:1", "Ann", "discord:9"), Member("discord:2", "Bob", "discord:9")
 
 
-def png(width: int = 80, height: int = 60) -> bytes:
-    out = io.BytesIO()
-    Image.effect_noise((width, height), 100).convert("RGB").save(out, "PNG")
-    return out.getvalue()
+def make_png(width: int = 80, height: int = 60) -> bytes:
+    buffer = io.BytesIO()
+    Image.effect_noise((width, height), 100).convert("RGB").save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 @pytest_asyncio.fixture
-async def intake() -> AsyncIterator[UploadDecoder]:
-    opened = UploadDecoder()
-    yield opened
-    await opened.close()
+async def upload_decoder() -> AsyncIterator[UploadDecoder]:
+    decoder = UploadDecoder()
+    yield decoder
+    await decoder.close()
 
 
-def describing(
-    ask: Any, intake: UploadDecoder, *, warm: ModelProfile = SHIPPED_MODEL, rules: tuple[Rule, ...] = ()
+def make_service(
+    send_request: Any,
+    upload_decoder: UploadDecoder,
+    *,
+    profile: ModelProfile = SHIPPED_MODEL,
+    rules: tuple[Rule, ...] = (),
 ) -> ImageToPrompt:
     async def terms(member: Member) -> Any:
         return resolve(rules, member, Limits())
 
-    models: Any = SimpleNamespace(find_entry=lambda name: SimpleNamespace(profile={None: warm, warm.name: warm}[name]))
+    models: Any = SimpleNamespace(
+        find_entry=lambda name: SimpleNamespace(profile={None: profile, profile.name: profile}[name])
+    )
 
-    async def read(_member: Member, piece: bytes | RemoteFile) -> DecodedImage:
-        assert isinstance(piece, bytes)
-        return await intake.decode_picture(piece)
+    async def read(_member: Member, source: bytes | RemoteFile) -> DecodedImage:
+        assert isinstance(source, bytes)
+        return await upload_decoder.decode_picture(source)
 
-    return ImageToPrompt(ask, read, models, terms)
+    return ImageToPrompt(send_request, read, models, terms)
 
 
 def rule(setting: str, value: Any) -> Rule:
@@ -85,9 +91,9 @@ def test_the_embedded_model_knows_every_word_of_its_list() -> None:
 
 
 def test_extra_words_surround_the_subject_or_stand_alone() -> None:
-    extras = ["{}, blue background", "red {}"]
-    assert build_prompt("fox", extras) == "red fox, blue background"
-    assert build_prompt("", extras[:1]) == "blue background"
+    extra_templates = ["{}, blue background", "red {}"]
+    assert build_prompt("fox", extra_templates) == "red fox, blue background"
+    assert build_prompt("", extra_templates[:1]) == "blue background"
     assert build_prompt("fox", []) == "fox"
 
 
@@ -105,30 +111,38 @@ def test_errors_are_relative_to_the_error_of_an_empty_prompt() -> None:
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize(
-    ("fits", "found"),
+    ("fits", "expected_prompts"),
     [
         (("fox", "blue background"), "fox, blue background"),
         (("octopus", "purple octopus", "3d render"), "purple octopus, 3d render"),
         (("teddy bear",), "teddy bear"),
     ],
 )
-async def test_the_search_finds_words_from_coarse_to_fine(fits: tuple[str, ...], found: str) -> None:
-    describer = Describer(*fits)
-    tried, best = await PromptSearch(describer.errors, SHIPPED_MODEL, png(64, 64)).find_prompts(EMBEDDED_VOCABULARY)
-    assert best[0].prompt == found
-    assert best[0].error_reduction == max(one.error_reduction for one in best) == pytest.approx(0.2 * len(fits))
-    texts = {text for request in describer.asked for text in request.texts} - {EMPTY_TEXT}
-    assert tried == len(texts)
-    rows = sum(len(request.texts) * request.draws for request in describer.asked)
+async def test_the_search_finds_words_from_coarse_to_fine(fits: tuple[str, ...], expected_prompts: str) -> None:
+    describer = FakeDescriber(*fits)
+    tried_texts, best_prompts = await PromptSearch(describer.errors, SHIPPED_MODEL, make_png(64, 64)).find_prompts(
+        EMBEDDED_VOCABULARY
+    )
+    assert best_prompts[0].prompt == expected_prompts
+    assert (
+        best_prompts[0].error_reduction
+        == max(one.error_reduction for one in best_prompts)
+        == pytest.approx(0.2 * len(fits))
+    )
+    texts = {text for request in describer.requests for text in request.texts} - {EMPTY_TEXT}
+    assert tried_texts == len(texts)
+    rows = sum(len(request.texts) * request.draws for request in describer.requests)
     assert rows * SHIPPED_MODEL.row_ms / 1000 <= 1.3 * estimate_cost(SHIPPED_MODEL, EMBEDDED_VOCABULARY) < MAX_COST
-    assert all(len(request.texts) <= MAX_CANDIDATES and request.draws <= MAX_NOISINGS for request in describer.asked)
+    assert all(len(request.texts) <= MAX_CANDIDATES and request.draws <= MAX_NOISINGS for request in describer.requests)
 
 
 @pytest.mark.asyncio
 async def test_no_words_are_suggested_if_none_help() -> None:
-    _, best = await PromptSearch(Describer().errors, SHIPPED_MODEL, png(64, 64)).find_prompts(EMBEDDED_VOCABULARY)
-    assert best == ()
-    sentence = PromptSuggestions("embedded", 341, best).sentence
+    _, best_prompts = await PromptSearch(FakeDescriber().errors, SHIPPED_MODEL, make_png(64, 64)).find_prompts(
+        EMBEDDED_VOCABULARY
+    )
+    assert best_prompts == ()
+    sentence = PromptSuggestions("embedded", 341, best_prompts).sentence
     assert sentence.startswith("Under none of the 341 words that were tried does embedded predict")
     assert sentence.endswith("it does not see as a person does.")
     assert PromptSuggestions("embedded", 341, (ScoredPrompt("fox", 0.5),)).sentence.startswith(
@@ -137,37 +151,37 @@ async def test_no_words_are_suggested_if_none_help() -> None:
 
 
 @pytest.mark.asyncio
-async def test_the_image_is_sent_small_and_square_and_the_answer_names_the_model(intake: UploadDecoder) -> None:
-    describer = Describer("fox")
-    found = await describing(describer.errors, intake).suggest_prompts(png(300, 200), ANN)
-    assert (found.model, found.prompts[0].prompt) == ("embedded", "fox")
-    assert {png_size(one.picture) for one in describer.asked} == {(64, 64)}
-    assert png_size(crop_square(png(2000, 900), 1024)) == (MAX_SIDE, MAX_SIDE)
-    assert len(crop_square(png(600, 600), 1024)) <= MAX_FRAME_BYTES
+async def test_the_image_is_sent_small_and_square_and_the_answer_names_the_model(upload_decoder: UploadDecoder) -> None:
+    describer = FakeDescriber("fox")
+    suggestions = await make_service(describer.errors, upload_decoder).suggest_prompts(make_png(300, 200), ANN)
+    assert (suggestions.model, suggestions.prompts[0].prompt) == ("embedded", "fox")
+    assert {png_size(one.picture) for one in describer.requests} == {(64, 64)}
+    assert png_size(crop_square(make_png(2000, 900), 1024)) == (MAX_SIDE, MAX_SIDE)
+    assert len(crop_square(make_png(600, 600), 1024)) <= MAX_FRAME_BYTES
 
 
 @pytest.mark.asyncio
-async def test_each_member_has_one_request_at_a_time_and_the_queue_is_short(intake: UploadDecoder) -> None:
-    go, waiting = asyncio.Event(), Describer("fox")
+async def test_each_member_has_one_request_at_a_time_and_the_queue_is_short(upload_decoder: UploadDecoder) -> None:
+    answer_gate, describer = asyncio.Event(), FakeDescriber("fox")
 
-    async def ask(request: DescribeRequest) -> Any:
-        await go.wait()
-        return await waiting.errors(request)
+    async def answer_when_open(request: DescribeRequest) -> Any:
+        await answer_gate.wait()
+        return await describer.errors(request)
 
-    desk = describing(ask, intake)
+    service = make_service(answer_when_open, upload_decoder)
     members = [Member(f"discord:{number}", "Ann", "discord:9") for number in range(MAX_MEMBERS)]
-    tasks = [asyncio.create_task(desk.suggest_prompts(png(), one)) for one in members]
+    tasks = [asyncio.create_task(service.suggest_prompts(make_png(), one)) for one in members]
     await asyncio.sleep(0)
-    while len(desk._waiting_members) < MAX_MEMBERS:
+    while len(service._waiting_members) < MAX_MEMBERS:
         await asyncio.sleep(0.01)
     with pytest.raises(UserError, match="A picture of yours"):
-        await desk.suggest_prompts(png(), members[0])
-    with pytest.raises(UserError, match="Others are having") as refused:
-        await desk.suggest_prompts(png(), Member("discord:99", "Zoe", "discord:9"))
-    assert refused.value.status == 429
-    go.set()
+        await service.suggest_prompts(make_png(), members[0])
+    with pytest.raises(UserError, match="Others are having") as error:
+        await service.suggest_prompts(make_png(), Member("discord:99", "Zoe", "discord:9"))
+    assert error.value.status == 429
+    answer_gate.set()
     assert [one.prompts[0].prompt for one in await asyncio.gather(*tasks)] == ["fox"] * MAX_MEMBERS
-    assert (await desk.suggest_prompts(png(), members[0])).prompts[0].prompt == "fox"
+    assert (await service.suggest_prompts(make_png(), members[0])).prompts[0].prompt == "fox"
 
 
 @pytest.mark.asyncio
@@ -180,24 +194,26 @@ async def test_each_member_has_one_request_at_a_time_and_the_queue_is_short(inta
         ((Rule("user", "discord:1", "blocked", True, guild="discord:9"),), "You are blocked"),
     ],
 )
-async def test_rules_hold_for_image_to_prompt(rules: tuple[Rule, ...], reason: str, intake: UploadDecoder) -> None:
-    describer = Describer("fox")
+async def test_rules_hold_for_image_to_prompt(
+    rules: tuple[Rule, ...], reason: str, upload_decoder: UploadDecoder
+) -> None:
+    describer = FakeDescriber("fox")
     with pytest.raises(UserError, match=reason):
-        await describing(describer.errors, intake, rules=rules).suggest_prompts(png(), ANN)
-    assert not describer.asked
+        await make_service(describer.errors, upload_decoder, rules=rules).suggest_prompts(make_png(), ANN)
+    assert not describer.requests
 
 
 @pytest.mark.asyncio
-async def test_every_failure_is_a_sentence(intake: UploadDecoder) -> None:
-    async def nobody(request: DescribeRequest) -> Any:
+async def test_every_failure_is_a_sentence(upload_decoder: UploadDecoder) -> None:
+    async def raise_no_worker(request: DescribeRequest) -> Any:
         raise NoWorkerAnswers("No worker that is online has embedded in memory: draw something with it first.")
 
     with pytest.raises(UserError, match="No worker that is online"):
-        await describing(nobody, intake).suggest_prompts(png(), ANN)
+        await make_service(raise_no_worker, upload_decoder).suggest_prompts(make_png(), ANN)
     with pytest.raises(UserError, match="has a format that is not supported"):
-        await describing(nobody, intake).suggest_prompts(b"no picture at all", ANN)
+        await make_service(raise_no_worker, upload_decoder).suggest_prompts(b"no picture at all", ANN)
     with pytest.raises(UserError, match="There is no model called sdxl"):
-        await describing(nobody, intake).suggest_prompts(png(), ANN, "sdxl")
-    slow = changed(SHIPPED_MODEL, row_ms=2000.0)
+        await make_service(raise_no_worker, upload_decoder).suggest_prompts(make_png(), ANN, "sdxl")
+    slow_model = changed(SHIPPED_MODEL, row_ms=2000.0)
     with pytest.raises(UserError, match="would take about"):
-        await describing(nobody, intake, warm=slow).suggest_prompts(png(), BOB)
+        await make_service(raise_no_worker, upload_decoder, profile=slow_model).suggest_prompts(make_png(), BOB)

@@ -18,193 +18,197 @@ from bot.store.fairness.ledger import run_with_ledger
 from bot.store.jobs import queries
 from bot.store.moderation import reviews
 from tests.bot.conftest import png
-from tests.bot.services.test_edits import kept, opened, over
+from tests.bot.services.test_edits import open_app_and_worker, stored_names, wait_for_end
 
-__all__ = ["kept"]
+__all__ = ["stored_names"]
 pytestmark = pytest.mark.asyncio
 BOB, EVE = Member("local:bob", "Bob", "local"), Member("local:eve", "Eve", "local")
 MOD = Member("local:mo", "Mo", "local", is_moderator=True)
 INPUT_KINDS = ("input", "mask", "branch")
 
 
-async def start_finished_job(workplace, until, ann, here):
+async def start_finished_job(harness, wait_until, ann, destination):
     """A finished job of Ann's, by a worker whose pictures all differ."""
-    house, apprentice = await opened(workplace, until)
+    app, worker = await open_app_and_worker(harness, wait_until)
 
     async def picture(job, epoch, image):
-        out, noise = io.BytesIO(), random.Random(f"{job.id} {image}").randbytes(64 * 64 * 3)
-        Image.frombytes("RGB", (64, 64), noise).save(out, "PNG")
-        await apprentice.keep(job, epoch, image, "image", out.getvalue(), 64)
+        buffer, noise = io.BytesIO(), random.Random(f"{job.id} {image}").randbytes(64 * 64 * 3)
+        Image.frombytes("RGB", (64, 64), noise).save(buffer, "PNG")
+        await worker.publish_blob(job, epoch, image, "image", buffer.getvalue(), 64)
 
-    apprentice.picture = picture
-    (ticket,) = await house.services.jobs.imagine("a lamp --seed 7 --count 2 --steps 40 --ar 1:1", ann, here)
-    return house, apprentice, await over(house, ticket.job, until)
+    worker.publish_picture = picture
+    (accepted,) = await app.services.jobs.imagine("a lamp --seed 7 --count 2 --steps 40 --ar 1:1", ann, destination)
+    return app, worker, await wait_for_end(app, accepted.job, wait_until)
 
 
-async def derive_jobs(house, first, until, here):
+async def derive_jobs(app, first, wait_until, destination):
     """A job of each kind from Ann's second picture, and a reroll of the zoom."""
-    services, white = house.services, png(64, 64, 255)
-    tickets = {
-        "edit": await services.edits.edit(first.id, 1, white, BOB, here),
-        "zoom": await services.edits.zoom(first.id, 1, 2.0, BOB, here),
-        "pan": await services.edits.pan(first.id, 1, "left", BOB, here),
-        "branch": await services.edits.branch(first.id, 1, 20, EVE, here),
-        "shots": (await services.jobs.imagine("a cat", EVE, here, init_images=InitImages((JobImageRef(first.id, 1),))))[
-            0
-        ],
+    services, white = app.services, png(64, 64, 255)
+    accepted_jobs = {
+        "edit": await services.edits.edit(first.id, 1, white, BOB, destination),
+        "zoom": await services.edits.zoom(first.id, 1, 2.0, BOB, destination),
+        "pan": await services.edits.pan(first.id, 1, "left", BOB, destination),
+        "branch": await services.edits.branch(first.id, 1, 20, EVE, destination),
+        "shots": (
+            await services.jobs.imagine("a cat", EVE, destination, init_images=InitImages((JobImageRef(first.id, 1),)))
+        )[0],
     }
-    views = {name: await over(house, ticket.job, until) for name, ticket in tickets.items()}
-    again = await services.variations.reroll(views["zoom"].id, EVE, here)
-    return {**views, "again": await over(house, again.job, until)}
+    views = {name: await wait_for_end(app, accepted.job, wait_until) for name, accepted in accepted_jobs.items()}
+    reroll = await services.variations.reroll(views["zoom"].id, EVE, destination)
+    return {**views, "again": await wait_for_end(app, reroll.job, wait_until)}
 
 
-async def contents(house, job, *kinds):
-    return {one.sha256 for one in await house.store.query(queries.list_pictures, [job]) if one.kind in kinds}
+async def contents(app, job, *kinds):
+    return {one.sha256 for one in await app.store.query(queries.list_pictures, [job]) if one.kind in kinds}
 
 
-async def assert_all_refused(house, views, here, sentence, status):
+async def assert_all_refused(app, views, destination, sentence, status):
     for name, view in views.items():
-        for ask in (
-            house.services.variations.reroll(view.id, BOB, here),
-            house.services.variations.reproduce(view.id, BOB, here),
-            house.services.variations.vary(view.id, 0, BOB, here),
-            house.services.variations.remix(view.id, 0, "a dog", BOB, here),
+        for request in (
+            app.services.variations.reroll(view.id, BOB, destination),
+            app.services.variations.reproduce(view.id, BOB, destination),
+            app.services.variations.vary(view.id, 0, BOB, destination),
+            app.services.variations.remix(view.id, 0, "a dog", BOB, destination),
         ):  # fmt: skip
-            with pytest.raises(UserError, match=sentence) as refused:
-                await ask
-            assert refused.value.status == status, name
+            with pytest.raises(UserError, match=sentence) as error:
+                await request
+            assert error.value.status == status, name
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["deleted", "forgotten"])
+@pytest.mark.parametrize("deletion_method", ["deleted", "forgotten"])
 async def test_init_images_go_with_their_source_and_derived_pictures_stay(
-    workplace, until, ann, here, kept, way
+    harness, wait_until, ann, destination, stored_names, deletion_method
 ):  # fmt: skip
-    house, _, first = await start_finished_job(workplace, until, ann, here)
-    views = await derive_jobs(house, first, until, here)
-    independent = await house.services.edits.zoom(views["edit"].id, 0, 2.0, EVE, here)
-    independent = await over(house, independent.job, until)
-    files = await contents(house, first.id, "image", "ladder")
+    app, _, first = await start_finished_job(harness, wait_until, ann, destination)
+    views = await derive_jobs(app, first, wait_until, destination)
+    independent_job = await app.services.edits.zoom(views["edit"].id, 0, 2.0, EVE, destination)
+    independent_job = await wait_for_end(app, independent_job.job, wait_until)
+    files = await contents(app, first.id, "image", "ladder")
     for view in views.values():
-        files |= await contents(house, view.id, "input", "branch")
+        files |= await contents(app, view.id, "input", "branch")
     assert len(files) == 6, "two pictures and ladders, two canvases"
-    assert files <= kept()
-    if way == "deleted":
-        await house.services.moderation.delete_pictures(first.id, ann)
+    assert files <= stored_names()
+    if deletion_method == "deleted":
+        await app.services.moderation.delete_pictures(first.id, ann)
     else:
-        await house.services.data_deletion.request_deletion(ann.id)
-        await until(lambda: not files & kept())
-    assert not files & kept()
-    await assert_all_refused(house, views, here, INIT_IMAGE_GONE, 404)
-    for view in (*views.values(), independent):
-        assert len(await house.services.gallery.read_all_for_members(view.id)) == view.task.count
-    assert await house.services.variations.reroll(independent.id, BOB, here), "the edit is an independent picture"
-    await house.services.edits.edit(views["edit"].id, 0, png(64, 64, 255), BOB, here)
+        await app.services.data_deletion.request_deletion(ann.id)
+        await wait_until(lambda: not files & stored_names())
+    assert not files & stored_names()
+    await assert_all_refused(app, views, destination, INIT_IMAGE_GONE, 404)
+    for view in (*views.values(), independent_job):
+        assert len(await app.services.gallery.read_all_for_members(view.id)) == view.task.count
+    assert await app.services.variations.reroll(independent_job.id, BOB, destination), (
+        "the edit is an independent picture"
+    )
+    await app.services.edits.edit(views["edit"].id, 0, png(64, 64, 255), BOB, destination)
 
 
 @pytest.mark.slow
 async def test_a_canvas_goes_with_its_zoom_as_well_as_with_its_source(
-    workplace, until, ann, here, kept
+    harness, wait_until, ann, destination, stored_names
 ):  # fmt: skip
-    house, _, first = await start_finished_job(workplace, until, ann, here)
-    zoom = await over(house, (await house.services.edits.zoom(first.id, 1, 2.0, BOB, here)).job, until)
-    again = await over(house, (await house.services.variations.reroll(zoom.id, EVE, here)).job, until)
-    canvas = await contents(house, again.id, "input")
-    assert canvas == await contents(house, zoom.id, "input")
-    await house.services.moderation.delete_pictures(zoom.id, BOB)
-    assert not await contents(house, again.id, "input")
-    await house.services.moderation.delete_pictures(first.id, ann)
-    await until(lambda: not canvas & kept())
-    assert len(await house.services.gallery.read_all_for_members(again.id)) == again.task.count
+    app, _, first = await start_finished_job(harness, wait_until, ann, destination)
+    zoom = await wait_for_end(app, (await app.services.edits.zoom(first.id, 1, 2.0, BOB, destination)).job, wait_until)
+    reroll = await wait_for_end(app, (await app.services.variations.reroll(zoom.id, EVE, destination)).job, wait_until)
+    canvas = await contents(app, reroll.id, "input")
+    assert canvas == await contents(app, zoom.id, "input")
+    await app.services.moderation.delete_pictures(zoom.id, BOB)
+    assert not await contents(app, reroll.id, "input")
+    await app.services.moderation.delete_pictures(first.id, ann)
+    await wait_until(lambda: not canvas & stored_names())
+    assert len(await app.services.gallery.read_all_for_members(reroll.id)) == reroll.task.count
 
 
-async def test_deletion_by_age_leaves_derived_jobs_whole(workplace, until, ann, here, kept):
-    house, _, first = await start_finished_job(workplace, until, ann, here)
-    ticket = await house.services.edits.edit(first.id, 1, png(64, 64, 255), BOB, here)
-    edited = await over(house, ticket.job, until)
-    inputs = await contents(house, edited.id, *INPUT_KINDS)
-    assert await house.store.write(retention.mark_removed, [first.id], "age", 5.0) == [first.id]
-    await house.retention.sweep()
-    assert await house.store.get_job(first.id) is None
-    assert inputs <= kept()
-    again = await house.services.variations.reroll(edited.id, BOB, here)
-    assert (await over(house, again.job, until)).state == "finished"
-
-
-@pytest.mark.slow
-async def test_an_uploaded_init_image_belongs_to_its_uploader(workplace, until, ann, here, kept):
-    house, _, _ = await start_finished_job(workplace, until, ann, here)
-    services, bring = house.services, InitImages((png(32, 32),))
-    (mine,) = await services.jobs.imagine("", ann, here, init_images=bring)
-    (hers,) = await services.jobs.imagine("", EVE, here, init_images=bring)
-    views = [await over(house, ticket.job, until) for ticket in (mine, hers)]
-    varied = [(await services.variations.vary(view.id, 0, BOB, here)).job for view in views]
-    for job in varied:
-        await over(house, job, until)
-    (content,) = await contents(house, hers.job, "input")
-    await house.services.moderation.delete_pictures(mine.job, ann)
-    assert content in kept()
-    assert [await contents(house, job, "input") for job in varied] == [set(), {content}]
-    await house.services.moderation.delete_pictures(hers.job, EVE)
-    assert content not in kept()
+async def test_deletion_by_age_leaves_derived_jobs_whole(harness, wait_until, ann, destination, stored_names):
+    app, _, first = await start_finished_job(harness, wait_until, ann, destination)
+    accepted = await app.services.edits.edit(first.id, 1, png(64, 64, 255), BOB, destination)
+    edited = await wait_for_end(app, accepted.job, wait_until)
+    inputs = await contents(app, edited.id, *INPUT_KINDS)
+    assert await app.store.write(retention.mark_removed, [first.id], "age", 5.0) == [first.id]
+    await app.retention.sweep()
+    assert await app.store.get_job(first.id) is None
+    assert inputs <= stored_names()
+    reroll = await app.services.variations.reroll(edited.id, BOB, destination)
+    assert (await wait_for_end(app, reroll.job, wait_until)).state == "finished"
 
 
 @pytest.mark.slow
-async def test_no_job_starts_again_from_a_held_init_image(workplace, until, ann, here):
-    house, _, first = await start_finished_job(workplace, until, ann, here)
-    views = await derive_jobs(house, first, until, here)
-    await house.store.write(reviews.review_picture, first.id, 1, "hidden", MOD, 1.0)
-    await assert_all_refused(house, views, here, "stays hidden: a moderator has looked at it", 403)
-    await house.store.write(reviews.review_picture, first.id, 1, "shown", MOD, 2.0)
+async def test_an_uploaded_init_image_belongs_to_its_uploader(harness, wait_until, ann, destination, stored_names):
+    app, _, _ = await start_finished_job(harness, wait_until, ann, destination)
+    services, init_images = app.services, InitImages((png(32, 32),))
+    (ann_job,) = await services.jobs.imagine("", ann, destination, init_images=init_images)
+    (eve_job,) = await services.jobs.imagine("", EVE, destination, init_images=init_images)
+    views = [await wait_for_end(app, accepted.job, wait_until) for accepted in (ann_job, eve_job)]
+    variations = [(await services.variations.vary(view.id, 0, BOB, destination)).job for view in views]
+    for job in variations:
+        await wait_for_end(app, job, wait_until)
+    (content,) = await contents(app, eve_job.job, "input")
+    await app.services.moderation.delete_pictures(ann_job.job, ann)
+    assert content in stored_names()
+    assert [await contents(app, job, "input") for job in variations] == [set(), {content}]
+    await app.services.moderation.delete_pictures(eve_job.job, EVE)
+    assert content not in stored_names()
+
+
+@pytest.mark.slow
+async def test_no_job_starts_again_from_a_held_init_image(harness, wait_until, ann, destination):
+    app, _, first = await start_finished_job(harness, wait_until, ann, destination)
+    views = await derive_jobs(app, first, wait_until, destination)
+    await app.store.write(reviews.review_picture, first.id, 1, "hidden", MOD, 1.0)
+    await assert_all_refused(app, views, destination, "stays hidden: a moderator has looked at it", 403)
+    await app.store.write(reviews.review_picture, first.id, 1, "shown", MOD, 2.0)
     for view in views.values():
-        await over(house, (await house.services.variations.reroll(view.id, BOB, here)).job, until)
+        await wait_for_end(app, (await app.services.variations.reroll(view.id, BOB, destination)).job, wait_until)
 
 
-async def test_a_waiting_job_fails_if_its_init_image_is_deleted(workplace, until, ann, here):
-    house, apprentice, first = await start_finished_job(workplace, until, ann, here)
-    await house.services.rule_admin.set_rule(replace(ann, is_admin=True), "guild", "", "running", "1")
-    apprentice.go.clear()
-    running = await house.services.jobs.imagine("a cat", BOB, here)
-    ticket = await house.services.edits.edit(first.id, 0, png(64, 64, 255), BOB, here)
-    await until(lambda: running[0].job in apprentice.begun)
-    await house.services.moderation.delete_pictures(first.id, ann)
-    apprentice.go.set()
-    view = await over(house, ticket.job, until)
+async def test_a_waiting_job_fails_if_its_init_image_is_deleted(harness, wait_until, ann, destination):
+    app, worker, first = await start_finished_job(harness, wait_until, ann, destination)
+    await app.services.rule_admin.set_rule(replace(ann, is_admin=True), "guild", "", "running", "1")
+    worker.run_gate.clear()
+    running_job = await app.services.jobs.imagine("a cat", BOB, destination)
+    accepted = await app.services.edits.edit(first.id, 0, png(64, 64, 255), BOB, destination)
+    await wait_until(lambda: running_job[0].job in worker.started_jobs)
+    await app.services.moderation.delete_pictures(first.id, ann)
+    worker.run_gate.set()
+    view = await wait_for_end(app, accepted.job, wait_until)
     assert (view.state, view.reason) == ("failed", INIT_IMAGE_GONE)
     assert view.cost == 0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["zoom", "shots"])
-async def test_a_deletion_during_the_request_wins(workplace, until, ann, here, way):
-    house, _, first = await start_finished_job(workplace, until, ann, here)
-    take = house.services.jobs._job_maker.admit
+@pytest.mark.parametrize("deletion_method", ["zoom", "shots"])
+async def test_a_deletion_during_the_request_wins(harness, wait_until, ann, destination, deletion_method):
+    app, _, first = await start_finished_job(harness, wait_until, ann, destination)
+    take = app.services.jobs._job_maker.admit
 
-    async def late(*args, **more):
-        await house.services.moderation.delete_pictures(first.id, ann)
-        return await take(*args, **more)
+    async def delete_first(*args, **options):
+        await app.services.moderation.delete_pictures(first.id, ann)
+        return await take(*args, **options)
 
-    house.services.jobs._job_maker.admit = late
-    ask = house.services.edits.zoom(first.id, 0, 2.0, BOB, here)
-    if way == "shots":
-        ask.close()
-        ask = house.services.jobs.imagine("a cat", BOB, here, init_images=InitImages((JobImageRef(first.id, 0),)))
+    app.services.jobs._job_maker.admit = delete_first
+    request = app.services.edits.zoom(first.id, 0, 2.0, BOB, destination)
+    if deletion_method == "shots":
+        request.close()
+        request = app.services.jobs.imagine(
+            "a cat", BOB, destination, init_images=InitImages((JobImageRef(first.id, 0),))
+        )
     with pytest.raises(UserError, match=INIT_IMAGE_GONE):
-        await ask
+        await request
 
 
-async def test_an_init_image_counts_as_deleted_while_its_file_still_exists(workplace, until, ann, here):
-    house, _, first = await start_finished_job(workplace, until, ann, here)
-    other = await contents(house, first.id, "image")
+async def test_an_init_image_counts_as_deleted_while_its_file_still_exists(harness, wait_until, ann, destination):
+    app, _, first = await start_finished_job(harness, wait_until, ann, destination)
+    other = await contents(app, first.id, "image")
     assert (
-        await house.store.query(run_with_ledger, ann, 1.0, lambda ledger: ledger.is_input_deleted(None, sorted(other)))
+        await app.store.query(run_with_ledger, ann, 1.0, lambda ledger: ledger.is_input_deleted(None, sorted(other)))
         is False
     )
-    await house.store.write(deletion_steps.mark_deleted, [first.id], (ann.id, "Ann"), 1.0)
+    await app.store.write(deletion_steps.mark_deleted, [first.id], (ann.id, "Ann"), 1.0)
     for parent, names in ((None, sorted(other)), (first.id, ["0" * 64])):
-        assert await house.store.query(
+        assert await app.store.query(
             run_with_ledger, ann, 1.0, lambda ledger, p=parent, n=names: ledger.is_input_deleted(p, n)
         )
-    assert not await house.store.query(
+    assert not await app.store.query(
         run_with_ledger, ann, 1.0, lambda ledger: ledger.is_input_deleted(None, ["0" * 64])
     )

@@ -23,7 +23,7 @@ from bot.images.moderation_status import NO_CHECK, held_images, hold_reasons, is
 from bot.store.jobs.records import StoredPicture
 from bot.store.schema.tables import incidents
 from engine.contract import Presence
-from shared.painter import Painter, stop
+from shared.painter import PaintingWorker, cancel_task
 
 MODERATOR = Member("local:mo", "Mo", "local", is_moderator=True)
 BOB = Member("local:bob", "Bob", "local")
@@ -38,26 +38,26 @@ def draw_face(form: str = "PNG", size: tuple[int, int] = (256, 192)) -> bytes:
     for x in (80, 150):
         draw.ellipse((x, 60, x + 30, 90), fill="black")
     draw.arc((80, 90, 180, 150), 0, 180, fill="red", width=6)
-    out = io.BytesIO()
-    picture.save(out, form)
-    return out.getvalue()
+    buffer = io.BytesIO()
+    picture.save(buffer, form)
+    return buffer.getvalue()
 
 
 def detail(picture: Image.Image) -> float:
     """How much of a picture is finer than an eighth of it: its mean difference from itself smoothed."""
-    smooth = picture.resize((8, 8), Image.Resampling.BOX).resize(picture.size, Image.Resampling.BICUBIC)
-    difference = ImageChops.difference(picture.convert("L"), smooth.convert("L"))
+    smooth_picture = picture.resize((8, 8), Image.Resampling.BOX).resize(picture.size, Image.Resampling.BICUBIC)
+    difference = ImageChops.difference(picture.convert("L"), smooth_picture.convert("L"))
     return sum(difference.tobytes()) / len(difference.tobytes())
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG"])
 def test_a_blurred_picture_cannot_be_recognised_or_sharpened(form: Any) -> None:
     source = draw_face(form)
-    hidden = decode_image(blur_picture(source, form))
-    assert hidden.size == (256, 192)
+    blurred_picture = decode_image(blur_picture(source, form))
+    assert blurred_picture.size == (256, 192)
     assert detail(decode_image(source)) > 20
-    assert detail(hidden) < 2
-    assert detail(hidden.filter(ImageFilter.UnsharpMask(40, 500, 0))) < 8
+    assert detail(blurred_picture) < 2
+    assert detail(blurred_picture.filter(ImageFilter.UnsharpMask(40, 500, 0))) < 8
     assert blur_picture(source, form) == blur_picture(source, form)
 
 
@@ -75,7 +75,7 @@ def test_a_blurred_picture_keeps_its_shape_and_loses_its_metadata() -> None:
 
 
 @pytest.mark.parametrize(
-    ("check", "verdict", "reviewed", "expected"),
+    ("has_check", "verdict", "reviewed_status", "expected"),
     [
         (True, "passed", "", False), (True, "flagged", "", True), (True, "unchecked", "", True),
         (True, "flagged", "shown", False), (True, "unchecked", "shown", False), (True, "flagged", "hidden", True),
@@ -84,17 +84,17 @@ def test_a_blurred_picture_keeps_its_shape_and_loses_its_metadata() -> None:
     ],
 )  # fmt: skip
 def test_the_verdict_and_the_review_decide_what_is_held(
-    check: bool, verdict: str, reviewed: str, expected: bool
+    has_check: bool, verdict: str, reviewed_status: str, expected: bool
 ) -> None:
-    assert is_held(check, StoredPicture("J", 0, "image", "a" * 64, 1, 64, 64, verdict, reviewed)) is expected
+    assert is_held(has_check, StoredPicture("J", 0, "image", "a" * 64, 1, 64, 64, verdict, reviewed_status)) is expected
 
 
 def test_a_job_that_no_worker_can_check_says_so() -> None:
-    plain = Presence(worker="one", pools=("default",), models=(), device="", rows=1, free=1, build="")
-    able = presence_with_check(plain, "two")
-    assert unchecked_notes(True, "default", {}) == unchecked_notes(True, "default", {"one": plain}) == (NO_CHECK,)
-    assert unchecked_notes(True, "other", {"two": able}) == (NO_CHECK,)
-    assert unchecked_notes(True, "default", {"one": plain, "two": able}) == ()
+    presence = Presence(worker="one", pools=("default",), models=(), device="", rows=1, free=1, build="")
+    other_presence = presence_with_check(presence, "two")
+    assert unchecked_notes(True, "default", {}) == unchecked_notes(True, "default", {"one": presence}) == (NO_CHECK,)
+    assert unchecked_notes(True, "other", {"two": other_presence}) == (NO_CHECK,)
+    assert unchecked_notes(True, "default", {"one": presence, "two": other_presence}) == ()
     assert unchecked_notes(False, "default", {}) == ()
 
 
@@ -109,18 +109,18 @@ class CheckedApp:
     """An app with the picture check on, and a worker whose verdicts a test chooses."""
 
     app: App
-    painter: Painter
-    until: Any
+    painter: PaintingWorker
+    wait_until: Any
 
-    async def ask(self, text: str, member: Member = BOB) -> str:
-        (ticket,) = await self.app.services.jobs.imagine(text, member, Destination("web", {}))
-        return ticket.job
+    async def imagine(self, text: str, member: Member = BOB) -> str:
+        (accepted,) = await self.app.services.jobs.imagine(text, member, Destination("web", {}))
+        return accepted.job
 
-    async def done(self, job: str) -> JobView:
+    async def wait_for_end(self, job: str) -> JobView:
         async def is_over() -> bool:
             return (await self.app.services.job_views.load_view(job)).state == "finished"
 
-        await self.until(is_over)
+        await self.wait_until(is_over)
         return await self.app.services.job_views.load_view(job)
 
     async def incidents(self) -> list[tuple[str, str, str]]:
@@ -130,14 +130,14 @@ class CheckedApp:
 
 
 @pytest_asyncio.fixture
-async def checked_app(workplace: Any, until: Any) -> AsyncIterator[CheckedApp]:
-    app, painter = await workplace.house(), Painter(await workplace.bus())
-    painter.checks = True
+async def checked_app(harness: Any, wait_until: Any) -> AsyncIterator[CheckedApp]:
+    app, painter = await harness.open_app(), PaintingWorker(await harness.connect())
+    painter.has_picture_check = True
     await check_all(app)
     task = asyncio.create_task(painter.run())
-    await until(lambda: app.services.live_workers())
-    yield CheckedApp(app, painter, until)
-    await stop(task)
+    await wait_until(lambda: app.services.live_workers())
+    yield CheckedApp(app, painter, wait_until)
+    await cancel_task(task)
 
 
 ADMIN = Member("local:ada", "Ada", "local", is_admin=True)
@@ -151,10 +151,10 @@ async def check_all(app: App, value: str = "on") -> None:
 @pytest.mark.asyncio
 async def test_one_held_picture_does_not_hold_the_others(checked_app: CheckedApp) -> None:
     checked_app.painter.verdicts = {1: "flagged", 2: "unchecked"}
-    job = await checked_app.ask("a lamp --seed 3")
-    view = await checked_app.done(job)
+    job = await checked_app.imagine("a lamp --seed 3")
+    view = await checked_app.wait_for_end(job)
     assert view.needs_check
-    assert [shot.verdict for shot in view.pictures] == ["passed", "flagged", "unchecked", "passed"]
+    assert [picture.verdict for picture in view.pictures] == ["passed", "flagged", "unchecked", "passed"]
     assert held_images(view) == (1, 2)
     assert hold_reasons(view) == [
         "Picture 2 is held by the picture check until a moderator has looked at it.",
@@ -164,9 +164,9 @@ async def test_one_held_picture_does_not_hold_the_others(checked_app: CheckedApp
     for index in (0, 3):
         assert await services.gallery.read_picture(job, index) == await services.gallery.read_for_members(job, index)
     for index in (1, 2):
-        with pytest.raises(UserError, match=f"Picture {index + 1} ") as refused:
+        with pytest.raises(UserError, match=f"Picture {index + 1} ") as error:
             await services.gallery.read_picture(job, index)
-        assert refused.value.status == 403
+        assert error.value.status == 403
         assert await services.gallery.read_for_members(job, index) == blur_picture(
             await checked_app.app.services.picture_review._gallery.read_unblurred(job, index)
         )
@@ -176,34 +176,34 @@ async def test_one_held_picture_does_not_hold_the_others(checked_app: CheckedApp
 @pytest.mark.asyncio
 async def test_a_held_picture_cannot_be_used_until_it_is_shown(checked_app: CheckedApp) -> None:
     checked_app.painter.verdicts = {1: "flagged"}
-    job = await checked_app.ask("a lamp --seed 3")
-    await checked_app.done(job)
-    services, place = checked_app.app.services, Destination("web", {})
-    for act in (services.variations.vary, services.variations.upscale):
+    job = await checked_app.imagine("a lamp --seed 3")
+    await checked_app.wait_for_end(job)
+    services, destination = checked_app.app.services, Destination("web", {})
+    for request in (services.variations.vary, services.variations.upscale):
         with pytest.raises(UserError, match="Picture 2 is held by the picture check"):
-            await act(job, 1, BOB, place)
+            await request(job, 1, BOB, destination)
     with pytest.raises(UserError, match="Picture 2 is held by the picture check"):
-        await services.variations.interpolate_pictures(job, BOB, place)
-    await services.variations.upscale(job, 0, BOB, place)
+        await services.variations.interpolate_pictures(job, BOB, destination)
+    await services.variations.upscale(job, 0, BOB, destination)
     view = await checked_app.app.services.picture_review.decide(job, 1, MODERATOR, show=True)
     assert held_images(view) == ()
     assert await services.gallery.read_picture(job, 1)
     checked_app.painter.verdicts = {0: "flagged"}
-    upscaled = (await services.variations.upscale(job, 1, BOB, place)).job
-    assert held_images(await checked_app.done(upscaled)) == (0,), "an upscaled picture has a check of its own"
+    upscale = (await services.variations.upscale(job, 1, BOB, destination)).job
+    assert held_images(await checked_app.wait_for_end(upscale)) == (0,), "an upscaled picture has a check of its own"
 
 
 @pytest.mark.asyncio
 async def test_the_film_leaves_out_held_pictures(checked_app: CheckedApp) -> None:
     checked_app.painter.verdicts = {0: "flagged"}
-    job, services = await checked_app.ask("a lamp --count 2"), checked_app.app.services
-    await checked_app.done(job)
+    job, services = await checked_app.imagine("a lamp --count 2"), checked_app.app.services
+    await checked_app.wait_for_end(job)
     without_it = decode_image(await services.gallery.render_keyframe_grid(job, 0))
     await checked_app.app.services.picture_review.decide(job, 0, MODERATOR, show=True)
     with_it = decode_image(await services.gallery.render_keyframe_grid(job, 0))
     assert with_it.width > 1.5 * without_it.width
-    single = await checked_app.ask("a lamp --count 1")
-    await checked_app.done(single)
+    single = await checked_app.imagine("a lamp --count 1")
+    await checked_app.wait_for_end(single)
     for request in (
         services.gallery.render_film(single),
         services.gallery.keyframe_steps(single),
@@ -216,8 +216,8 @@ async def test_the_film_leaves_out_held_pictures(checked_app: CheckedApp) -> Non
 @pytest.mark.asyncio
 async def test_moderators_decide_and_every_decision_is_recorded(checked_app: CheckedApp) -> None:
     checked_app.painter.verdicts = {0: "flagged", 1: "unchecked"}
-    job, review = await checked_app.ask("a lamp --count 3"), checked_app.app.services.picture_review
-    await checked_app.done(job)
+    job, review = await checked_app.imagine("a lamp --count 3"), checked_app.app.services.picture_review
+    await checked_app.wait_for_end(job)
     entries = [("held", BOB.id, "Picture 1 was flagged by the picture check."),
              ("held", BOB.id, "Picture 2 could not be checked.")]  # fmt: skip
     assert await checked_app.incidents() == entries
@@ -251,17 +251,17 @@ async def seed_of(checked_app: CheckedApp, job: str) -> int:
 async def test_invalid_decisions_are_refused(checked_app: CheckedApp) -> None:
     checked_app.painter.verdicts = {0: "flagged"}
     review = checked_app.app.services.picture_review
-    checked_app.painter.going.clear()
-    job = await checked_app.ask("a lamp --count 2")
+    checked_app.painter.step_gate.clear()
+    job = await checked_app.imagine("a lamp --count 2")
     with pytest.raises(UserError, match="not finished"):
         await review.decide(job, 0, MODERATOR, show=True)
-    checked_app.painter.going.set()
-    await checked_app.done(job)
+    checked_app.painter.step_gate.set()
+    await checked_app.wait_for_end(job)
     for member in (BOB, Member("local:eve", "Eve", "elsewhere", is_moderator=True)):
-        for act in (review.load_held_pictures(job, member), review.decide(job, 0, member, show=True)):
-            with pytest.raises(UserError) as refused:
-                await act
-            assert refused.value.status == 403
+        for request in (review.load_held_pictures(job, member), review.decide(job, 0, member, show=True)):
+            with pytest.raises(UserError) as error:
+                await request
+            assert error.value.status == 403
     with pytest.raises(UserError, match="Picture 2 is not held"):
         await review.decide(job, 1, MODERATOR, show=False)
     with pytest.raises(UserError, match="no such picture"):
@@ -276,23 +276,23 @@ async def test_invalid_decisions_are_refused(checked_app: CheckedApp) -> None:
 @pytest.mark.slow
 @pytest.mark.asyncio
 async def test_previews_are_blurred_until_the_check_has_passed_their_image(checked_app: CheckedApp) -> None:
-    checked_app.painter.early = {1: "flagged"}
+    checked_app.painter.preview_verdicts = {1: "flagged"}
     checked_app.painter.paint, checked_app.painter.speed = draw_chequered, 0.05
     frames: dict[int, list[tuple[int, bytes]]] = {0: [], 1: []}
     async with checked_app.app.feed.subscribe() as events:
-        await checked_app.ask("a lamp --count 2")
+        await checked_app.imagine("a lamp --count 2")
         async for event in events:
             if isinstance(event, JobProgress):
                 for image, jpeg in event.frames.items():
                     frames[image].append((event.step, jpeg))
             if isinstance(event, JobEnded):
                 break
-    clear = {
+    clear_steps = {
         image: [step for step, jpeg in previews if detail(decode_image(jpeg)) > 5] for image, previews in frames.items()
     }
-    assert clear[1] == []
-    assert clear[0]
-    assert min(clear[0]) >= 8, "40 % of 20 steps"
+    assert clear_steps[1] == []
+    assert clear_steps[0]
+    assert min(clear_steps[0]) >= 8, "40 % of 20 steps"
     assert [step for step, jpeg in frames[0] if detail(decode_image(jpeg)) <= 5]
 
 
@@ -302,11 +302,13 @@ def draw_chequered(recipe: Any, image: int, step: int, form: Any) -> bytes:
 
 @pytest.mark.asyncio
 async def test_without_a_worker_that_checks_every_picture_is_held(checked_app: CheckedApp) -> None:
-    checked_app.painter.checks = False
-    await checked_app.until(lambda: not any(one.checks for one in checked_app.app.services.live_workers().values()))
-    (ticket,) = await checked_app.app.services.jobs.imagine("a lamp", BOB, Destination("web", {}))
-    assert NO_CHECK in ticket.notes
-    view = await checked_app.done(ticket.job)
+    checked_app.painter.has_picture_check = False
+    await checked_app.wait_until(
+        lambda: not any(one.checks for one in checked_app.app.services.live_workers().values())
+    )
+    (accepted,) = await checked_app.app.services.jobs.imagine("a lamp", BOB, Destination("web", {}))
+    assert NO_CHECK in accepted.notes
+    view = await checked_app.wait_for_end(accepted.job)
     assert held_images(view) == (0, 1, 2, 3)
     assert NO_CHECK in view.notes
     assert [kind for kind, _, _ in await checked_app.incidents()] == ["held"] * 4
@@ -315,11 +317,13 @@ async def test_without_a_worker_that_checks_every_picture_is_held(checked_app: C
 @pytest.mark.asyncio
 async def test_nothing_is_held_without_the_rule_or_in_age_restricted_channels(checked_app: CheckedApp) -> None:
     checked_app.painter.verdicts = {0: "flagged"}
-    grown = replace(BOB, age_restricted=True)
-    adults = await checked_app.done(await checked_app.ask("a lamp --count 1", grown))
+    member_in_adult_channel = replace(BOB, age_restricted=True)
+    unchecked_view = await checked_app.wait_for_end(
+        await checked_app.imagine("a lamp --count 1", member_in_adult_channel)
+    )
     await check_all(checked_app.app, "off")
-    plain = await checked_app.done(await checked_app.ask("a lamp --count 1"))
-    for view in (adults, plain):
+    presence = await checked_app.wait_for_end(await checked_app.imagine("a lamp --count 1"))
+    for view in (unchecked_view, presence):
         assert not view.needs_check
         assert held_images(view) == ()
         assert await checked_app.app.services.gallery.read_picture(view.id, 0)
@@ -329,12 +333,12 @@ async def test_nothing_is_held_without_the_rule_or_in_age_restricted_channels(ch
 @pytest.mark.asyncio
 async def test_moderators_see_the_pictures_that_wait_for_them(checked_app: CheckedApp) -> None:
     checked_app.painter.verdicts = {0: "flagged"}
-    first = await checked_app.ask("a lamp --count 1")
-    await checked_app.done(first)
-    second = await checked_app.ask("a lamp --count 2")
-    await checked_app.done(second)
+    first = await checked_app.imagine("a lamp --count 1")
+    await checked_app.wait_for_end(first)
+    second = await checked_app.imagine("a lamp --count 2")
+    await checked_app.wait_for_end(second)
     checked_app.painter.verdicts = {}
-    await checked_app.done(await checked_app.ask("a chair"))
+    await checked_app.wait_for_end(await checked_app.imagine("a chair"))
     review = checked_app.app.services.picture_review
     assert [view.id for view in await review.list_waiting(MODERATOR, 10)] == [first, second]
     assert [view.id for view in await review.list_waiting(MODERATOR, 1)] == [first]

@@ -15,108 +15,116 @@ pytestmark = pytest.mark.asyncio
 BOB = Member("local:bob", "Bob", "local")
 
 
-async def wait_for_end(house, job, until):
+async def wait_for_end(app, job, wait_until):
     async def is_finished():
-        return (await house.services.job_views.load_view(job)).state == "finished"
+        return (await app.services.job_views.load_view(job)).state == "finished"
 
-    await until(is_finished)
-    return await house.services.job_views.load_view(job)
-
-
-async def start_finished_job(workplace, until, ann, here, text="a lamp --seed 7 --count 2 --no fog --steps 30"):
-    house = await workplace.house()
-    await workplace.worker()
-    await until(lambda: house.services.live_workers())
-    (ticket,) = await house.services.jobs.imagine(text, ann, here)
-    return house, await wait_for_end(house, ticket.job, until)
+    await wait_until(is_finished)
+    return await app.services.job_views.load_view(job)
 
 
-async def test_a_reproduction_is_the_same_recipe_with_its_batch_shape_pinned(workplace, until, ann, here):
-    house, first = await start_finished_job(workplace, until, ann, here)
-    ticket = await house.services.variations.reproduce(first.id, BOB, here, key="one")
-    assert ticket.notes == (NOT_EXACT,)
-    again = await house.services.job_views.load_view(ticket.job)
-    assert again.task == pin_batch_shape(first.task)
-    assert (again.action, again.parent_image, again.prompt) == ("reproduce", (first.id, 0), first.prompt)
-    assert (await house.services.variations.reproduce(first.id, BOB, here, key="one")).job == ticket.job
-    third = await house.services.variations.reproduce(ticket.job, BOB, here)
+async def start_finished_job(
+    harness, wait_until, ann, destination, text="a lamp --seed 7 --count 2 --no fog --steps 30"
+):
+    app = await harness.open_app()
+    await harness.start_worker()
+    await wait_until(lambda: app.services.live_workers())
+    (accepted,) = await app.services.jobs.imagine(text, ann, destination)
+    return app, await wait_for_end(app, accepted.job, wait_until)
+
+
+async def test_a_reproduction_is_the_same_recipe_with_its_batch_shape_pinned(harness, wait_until, ann, destination):
+    app, first = await start_finished_job(harness, wait_until, ann, destination)
+    accepted = await app.services.variations.reproduce(first.id, BOB, destination, key="one")
+    assert accepted.notes == (NOT_EXACT,)
+    reloaded_view = await app.services.job_views.load_view(accepted.job)
+    assert reloaded_view.task == pin_batch_shape(first.task)
+    assert (reloaded_view.action, reloaded_view.parent_image, reloaded_view.prompt) == (
+        "reproduce",
+        (first.id, 0),
+        first.prompt,
+    )
+    assert (await app.services.variations.reproduce(first.id, BOB, destination, key="one")).job == accepted.job
+    third = await app.services.variations.reproduce(accepted.job, BOB, destination)
     assert third.notes == (), "an exact run is reproduced to the byte"
-    enlarged = await house.services.variations.upscale(first.id, 0, ann, here)
+    upscale = await app.services.variations.upscale(first.id, 0, ann, destination)
     with pytest.raises(UserError, match="reproduce its original"):
-        await house.services.variations.reproduce(enlarged.job, BOB, here)
+        await app.services.variations.reproduce(upscale.job, BOB, destination)
 
 
-async def test_a_remix_uses_another_prompt_with_the_same_noise(workplace, until, ann, here):
-    house, first = await start_finished_job(workplace, until, ann, here)
-    (ticket,) = await house.services.variations.remix(first.id, None, "a blue lamp", BOB, here)
-    view = await house.services.job_views.load_view(ticket.job)
+async def test_a_remix_uses_another_prompt_with_the_same_noise(harness, wait_until, ann, destination):
+    app, first = await start_finished_job(harness, wait_until, ann, destination)
+    (accepted,) = await app.services.variations.remix(first.id, None, "a blue lamp", BOB, destination)
+    view = await app.services.job_views.load_view(accepted.job)
     assert view.task == msgspec.structs.replace(first.task, concepts=(Concept("a blue lamp"),))
     assert (view.action, view.parent_image, view.prompt) == ("remix", (first.id, 0), "a blue lamp")
-    assert ticket.notes == ()
-    (plain,) = await house.services.variations.remix(
-        first.id, None, "a blue lamp --steps 12 --ar 2:1", BOB, here, negative=""
+    assert accepted.notes == ()
+    (remix,) = await app.services.variations.remix(
+        first.id, None, "a blue lamp --steps 12 --ar 2:1", BOB, destination, negative=""
     )
-    recipe = (await house.services.job_views.load_view(plain.job)).task
+    recipe = (await app.services.job_views.load_view(remix.job)).task
     assert (recipe.negative, recipe.steps, recipe.width / recipe.height) == ("", 12, 2)
 
 
-async def test_a_remix_of_one_picture_varies_it_and_a_reroll_uses_new_noise(workplace, until, ann, here):
-    house, first = await start_finished_job(workplace, until, ann, here)
-    (ticket,) = await house.services.variations.remix(
-        first.id, 1, "a blue lamp", BOB, here, strength=VARIATION_STRENGTHS["strong"]
+async def test_a_remix_of_one_picture_varies_it_and_a_reroll_uses_new_noise(harness, wait_until, ann, destination):
+    app, first = await start_finished_job(harness, wait_until, ann, destination)
+    (accepted,) = await app.services.variations.remix(
+        first.id, 1, "a blue lamp", BOB, destination, strength=VARIATION_STRENGTHS["strong"]
     )
-    view = await house.services.job_views.load_view(ticket.job)
+    view = await app.services.job_views.load_view(accepted.job)
     assert view.task.lineage == (NoiseAncestor(seed=7, index=1, strength=0.6),)
     assert view.parent_image == (first.id, 1)
-    (reroll,) = await house.services.variations.remix(first.id, None, "a blue lamp", BOB, here, strength=1)
-    recipe = (await house.services.job_views.load_view(reroll.job)).task
+    (reroll,) = await app.services.variations.remix(first.id, None, "a blue lamp", BOB, destination, strength=1)
+    recipe = (await app.services.job_views.load_view(reroll.job)).task
     assert recipe.seed != 7
     assert recipe.lineage == ()
-    enlarged = await wait_for_end(house, (await house.services.variations.upscale(first.id, 1, ann, here)).job, until)
-    (remix,) = await house.services.variations.remix(enlarged.id, 0, "a red lamp", BOB, here, strength=0.15)
-    assert (await house.services.job_views.load_view(remix.job)).parent_image == (first.id, 1), (
+    upscale = await wait_for_end(
+        app, (await app.services.variations.upscale(first.id, 1, ann, destination)).job, wait_until
+    )
+    (remix,) = await app.services.variations.remix(upscale.id, 0, "a red lamp", BOB, destination, strength=0.15)
+    assert (await app.services.job_views.load_view(remix.job)).parent_image == (first.id, 1), (
         "the parent is the original picture"
     )
 
 
-async def test_braces_make_several_remixes_and_all_are_admitted_or_none(workplace, until, ann, here):
-    house, first = await start_finished_job(workplace, until, ann, here)
-    red, blue = await house.services.variations.remix(first.id, None, "a {red, blue} lamp", BOB, here)
+async def test_braces_make_several_remixes_and_all_are_admitted_or_none(harness, wait_until, ann, destination):
+    app, first = await start_finished_job(harness, wait_until, ann, destination)
+    red, blue = await app.services.variations.remix(first.id, None, "a {red, blue} lamp", BOB, destination)
     assert (red.prompt, blue.prompt) == ("a red lamp", "a blue lamp")
-    before = len(await house.services.job_views.load_recent())
-    for wrong in ("", "a lamp --model other", "a lamp --sampler nothing", "x" * 2001):
+    before = len(await app.services.job_views.load_recent())
+    for invalid_text in ("", "a lamp --model other", "a lamp --sampler nothing", "x" * 2001):
         with pytest.raises(UserError):
-            await house.services.variations.remix(first.id, None, wrong, BOB, here)
+            await app.services.variations.remix(first.id, None, invalid_text, BOB, destination)
     with pytest.raises(UserError, match="no such picture"):
-        await house.services.variations.remix(first.id, 3, "a lamp", BOB, here)
+        await app.services.variations.remix(first.id, 3, "a lamp", BOB, destination)
     for strength in (0, -1, 1.5):
         with pytest.raises(UserError, match="strength"):
-            await house.services.variations.vary(first.id, 0, BOB, here, strength=strength)
-    assert len(await house.services.job_views.load_recent()) == before
+            await app.services.variations.vary(first.id, 0, BOB, destination, strength=strength)
+    assert len(await app.services.job_views.load_recent()) == before
 
 
-async def test_a_remix_of_an_exact_job_is_exact(workplace, until, ann, here):
-    _, first = await start_finished_job(workplace, until, ann, here)
+async def test_a_remix_of_an_exact_job_is_exact(harness, wait_until, ann, destination):
+    _, first = await start_finished_job(harness, wait_until, ann, destination)
     from bot.prompt import parse
     from bot.queue.model_catalog import SHIPPED_MODEL
 
-    exact = pin_batch_shape(first.task)
-    assert exact.bucket == 4
+    pinned_recipe = pin_batch_shape(first.task)
+    assert pinned_recipe.bucket == 4
     (request,) = parse("a lamp:: a table:: a cat:: a dog", None).prompts
-    assert remix_recipe(exact, request, SHIPPED_MODEL).bucket == 16
+    assert remix_recipe(pinned_recipe, request, SHIPPED_MODEL).bucket == 16
 
 
-async def test_a_job_above_todays_limit_says_how_to_ask_for_less(workplace, until, ann, here):
-    house, first = await start_finished_job(workplace, until, ann, here, "a lamp --steps 30")
-    ada = Member("local:ada", "Ada", first.guild, is_moderator=True, is_admin=True)
-    await house.services.rule_admin.set_rule(ada, "guild", "", "steps", "20")
+async def test_a_job_above_todays_limit_says_how_to_ask_for_less(harness, wait_until, ann, destination):
+    app, first = await start_finished_job(harness, wait_until, ann, destination, "a lamp --steps 30")
+    admin = Member("local:ada", "Ada", first.guild, is_moderator=True, is_admin=True)
+    await app.services.rule_admin.set_rule(admin, "guild", "", "steps", "20")
     for action in (
-        house.services.variations.vary(first.id, 0, ann, here),
-        house.services.variations.reroll(first.id, ann, here),
+        app.services.variations.vary(first.id, 0, ann, destination),
+        app.services.variations.reroll(first.id, ann, destination),
     ):
         with pytest.raises(UserError, match="at most 20 are allowed here: remix it with --steps 20"):
             await action
     with pytest.raises(UserError, match="here: add --steps 20"):
-        await house.services.variations.remix(first.id, None, "a blue lamp", ann, here)
-    (ticket,) = await house.services.variations.remix(first.id, None, "a blue lamp --steps 20", ann, here)
-    assert ticket.steps == 20
+        await app.services.variations.remix(first.id, None, "a blue lamp", ann, destination)
+    (accepted,) = await app.services.variations.remix(first.id, None, "a blue lamp --steps 20", ann, destination)
+    assert accepted.steps == 20

@@ -17,33 +17,35 @@ from bot.store.drivers.group_commit import DatabaseUnavailable
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.may_block("acts of these tests wait, on the store's own thread")]
 
-Act = Callable[[Connection], object]
+WriteFunction = Callable[[Connection], object]
 
 
 @pytest_asyncio.fixture
 async def writer(database: str) -> AsyncIterator[Database]:
     """A database with a table of numbers."""
-    db = await asyncio.to_thread(select_driver, database)
-    await db.run_write(lambda connection: connection.execute(text("CREATE TABLE numbers (n INTEGER UNIQUE)")) and None)
-    yield db
-    await db.run_write(lambda connection: connection.execute(text("DROP TABLE numbers")) and None)
-    await db.close()
+    driver = await asyncio.to_thread(select_driver, database)
+    await driver.run_write(
+        lambda connection: connection.execute(text("CREATE TABLE numbers (n INTEGER UNIQUE)")) and None
+    )
+    yield driver
+    await driver.run_write(lambda connection: connection.execute(text("DROP TABLE numbers")) and None)
+    await driver.close()
 
 
-def insert(number: int) -> Act:
-    def act(connection: Connection) -> int:
+def insert(number: int) -> WriteFunction:
+    def insert_number(connection: Connection) -> int:
         connection.exec_driver_sql(f"INSERT INTO numbers VALUES ({number})")
         return number
 
-    return act
+    return insert_number
 
 
-def insert_and_refuse(number: int) -> Act:
-    def act(connection: Connection) -> None:
+def insert_and_refuse(number: int) -> WriteFunction:
+    def create_table(connection: Connection) -> None:
         insert(number)(connection)
         raise UserError("Not this one.", 403)
 
-    return act
+    return create_table
 
 
 def _numbers(connection: Connection) -> list[int]:
@@ -56,23 +58,23 @@ async def numbers(writer: Database) -> list[int]:
 
 async def block_writer(writer: Database) -> tuple[asyncio.Task[object], threading.Event]:
     """Starts a write that blocks, so that others wait behind it."""
-    go, has_started = threading.Event(), threading.Event()
+    release, has_started = threading.Event(), threading.Event()
 
-    def act(_: Connection) -> None:
+    def block_thread(_: Connection) -> None:
         has_started.set()
-        go.wait(20)
+        release.wait(20)
 
-    task = asyncio.create_task(writer.run_write(act))
+    task = asyncio.create_task(writer.run_write(block_thread))
     while not has_started.is_set():
         await asyncio.sleep(0.005)
-    return task, go
+    return task, release
 
 
-async def write_together(writer: Database, *acts: Act) -> list[object]:
-    first, go = await block_writer(writer)
-    tasks = [asyncio.create_task(writer.run_write(act)) for act in acts]
+async def write_together(writer: Database, *actions: WriteFunction) -> list[object]:
+    first, release = await block_writer(writer)
+    tasks = [asyncio.create_task(writer.run_write(block_thread)) for block_thread in actions]
     await asyncio.sleep(0.05)
-    go.set()
+    release.set()
     await first
     return await asyncio.gather(*tasks, return_exceptions=True)
 
@@ -98,14 +100,14 @@ async def test_only_the_write_that_raises_is_undone(writer: Database) -> None:
 
 
 async def test_a_stop_iteration_keeps_no_one_waiting(writer: Database) -> None:
-    def ends(_: Connection) -> object:
+    def end_transaction(_: Connection) -> object:
         return next(iter(()))
 
     async with asyncio.timeout(60):
         for run in (writer.run_write, writer.run_read):
             with pytest.raises(RuntimeError, match="StopIteration"):
-                await run(ends)
-        results = await write_together(writer, insert(1), ends)
+                await run(end_transaction)
+        results = await write_together(writer, insert(1), end_transaction)
     assert [type(each) for each in results] == [int, RuntimeError]
 
 
@@ -121,10 +123,10 @@ async def test_each_write_sees_those_before_it(writer: Database) -> None:
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 async def test_a_database_error_fails_every_write_of_the_commit(writer: Database) -> None:
 
-    def broken(connection: Connection) -> None:
+    def fail_after_insert(connection: Connection) -> None:
         connection.exec_driver_sql("SELECT * FROM nowhere")  # an OperationalError, as a full disk is
 
-    results = await write_together(writer, insert(1), broken, insert(2))
+    results = await write_together(writer, insert(1), fail_after_insert, insert(2))
     assert [type(each) for each in results] == [DatabaseUnavailable] * 3
     assert len({id(each) for each in results}) == 3, "each has its own, since raising one adds to its traceback"
     assert all(
@@ -135,12 +137,12 @@ async def test_a_database_error_fails_every_write_of_the_commit(writer: Database
 
 
 async def test_a_write_cancelled_before_its_turn_is_left_out(writer: Database) -> None:
-    first, go = await block_writer(writer)
-    cancelled, stays = (asyncio.create_task(writer.run_write(insert(number))) for number in (1, 2))
+    first, release = await block_writer(writer)
+    cancelled_write, other_write = (asyncio.create_task(writer.run_write(insert(number))) for number in (1, 2))
     await asyncio.sleep(0.05)
-    cancelled.cancel()
+    cancelled_write.cancel()
     await asyncio.sleep(0.05)
-    go.set()
+    release.set()
     await first
-    assert await stays == 2
+    assert await other_write == 2
     assert await numbers(writer) == [2]

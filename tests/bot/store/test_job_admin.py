@@ -9,14 +9,14 @@ from bot.store import NewJob, PickRequest
 from bot.store.jobs import queries, queue_metrics
 from bot.store.transitions import job_admin
 from bot.store.transitions.job_admin import JobFilter
-from shared.sample_views import a_recipe
+from shared.sample_views import make_recipe
 
 IDS = [f"01JZ000000000000000000000{number}" for number in range(4)]
 
 
 async def admit_job(store, number: int, *, guild: str = "local", tier: str = "standard") -> None:
     draft = NewJob(
-        IDS[number], "imagine", "a lamp", (), a_recipe(), Member(f"{guild}:ann", "Ann", guild, tier),
+        IDS[number], "imagine", "a lamp", (), make_recipe(), Member(f"{guild}:ann", "Ann", guild, tier),
         Destination("web", {}), "default", "embedded", 8.0, 100.0 + number, 9000.0,
     )  # fmt: skip
     await store.admit_jobs([draft], None, lambda drafts, _ledger: drafts, 100.0 + number)
@@ -28,12 +28,14 @@ async def test_jobs_are_found_and_counted(store):
         await admit_job(
             store, number, guild="local" if number else "discord:7", tier="relaxed" if number else "standard"
         )
-    sent = await store.pick_job(PickRequest("default", ["embedded"], 3), 32, 1.0, 120.0)
+    dispatched = await store.pick_job(PickRequest("default", ["embedded"], 3), 32, 1.0, 120.0)
     assert await store.query(job_admin.list_job_ids, IDS[0][:-1], 2) == [IDS[2], IDS[1]]
     assert await store.query(job_admin.list_job_ids, "01%", 2) == []
     assert [one.id for one in await store.query(job_admin.list_jobs, JobFilter())] == IDS[2::-1]
     assert [one.id for one in await store.query(job_admin.list_jobs, JobFilter(oldest_first=True, limit=1))] == [IDS[0]]
-    assert [one.id for one in await store.query(job_admin.list_jobs, JobFilter(states=("sent",)))] == [sent.record.id]
+    assert [one.id for one in await store.query(job_admin.list_jobs, JobFilter(states=("sent",)))] == [
+        dispatched.record.id
+    ]
     assert [one.id for one in await store.query(job_admin.list_jobs, JobFilter(guild="discord:7"))] == [IDS[0]]
     assert [one.id for one in await store.query(job_admin.list_jobs, JobFilter(member="local:ann"))] == [IDS[2], IDS[1]]
     groups = await store.query(queue_metrics.count_open_jobs)
@@ -52,13 +54,18 @@ async def test_the_audit_shows_each_change_by_the_operator_once(store):
     start = await store.query(job_admin.read_last_line)
     assert await store.query(job_admin.list_external_changes, start) == (start, {})
     assert (await store.write(job_admin.cancel_job, IDS[2], 130.0)).state == "cancelled"
-    running = await store.write(job_admin.cancel_job, IDS[1], 131.0)
-    assert (running.state, running.cancelling) == ("sent", True)
+    cancelled_job = await store.write(job_admin.cancel_job, IDS[1], 131.0)
+    assert (cancelled_job.state, cancelled_job.cancelling) == ("sent", True)
     assert await store.write(job_admin.requeue_job, IDS[1], 132.0) is None
     assert await store.write(job_admin.requeue_job, IDS[2], 133.0) is None
     assert await store.write(job_admin.requeue_job, "01JZ000000000000000000000X", 133.0) is None
-    again = await store.write(job_admin.requeue_job, IDS[0], 134.0)
-    assert (again.record.state, again.record.attempt, again.record.barren, again.record.worker) == ("queued", 2, 0, "")
+    requeued_twice = await store.write(job_admin.requeue_job, IDS[0], 134.0)
+    assert (
+        requeued_twice.record.state,
+        requeued_twice.record.attempt,
+        requeued_twice.record.barren,
+        requeued_twice.record.worker,
+    ) == ("queued", 2, 0, "")
     last, changes = await store.query(job_admin.list_external_changes, start)
     assert last > start
     assert [(one.job, one.target, one.why) for one in changes.values()] == [
@@ -66,6 +73,6 @@ async def test_the_audit_shows_each_change_by_the_operator_once(store):
         (IDS[0], "queued", job_admin.REQUEUE_NOTE),
     ]  # fmt: skip
     assert [one.source for one in await store.query(queries.list_audit, [IDS[2]])][-1] == "queued"
-    moved = await store.pick_job(PickRequest("default", ["embedded"], 3), 32, 1.0, 140.0)
-    assert (moved.record.id, moved.record.attempt) == (IDS[0], 2)
-    assert moved.record.billed == 8.0
+    picked_job = await store.pick_job(PickRequest("default", ["embedded"], 3), 32, 1.0, 140.0)
+    assert (picked_job.record.id, picked_job.record.attempt) == (IDS[0], 2)
+    assert picked_job.record.billed == 8.0

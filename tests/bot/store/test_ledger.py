@@ -21,7 +21,7 @@ from bot.policy.rules.effective_rules import UsageScope
 from bot.store import JobRecord, NewJob, PickRequest, Store, Transition
 from bot.store.fairness.ledger import Ledger, run_with_ledger
 from engine.contract import Concept, Recipe
-from shared.migrated_database import migrated
+from shared.migrated_database import make_migrated_database
 
 NOW = 1_800_000_000.0
 RECIPE = Recipe(
@@ -36,13 +36,13 @@ MEMBERS = [
 COST = 10.0
 
 
-def draft(member: Member, **more: Any) -> NewJob:
+def draft(member: Member, **changes: Any) -> NewJob:
     values: dict[str, Any] = {
         "id": str(ULID()), "action": "imagine", "prompt": "a lamp", "notes": (), "task": RECIPE, "member": member,
         "destination": Destination("web", {"message": "1"}), "pool": "default", "model": "embedded", "cost": COST,
         "created": NOW, "deadline": NOW + 3600,
     }  # fmt: skip
-    return NewJob(**(values | more))
+    return NewJob(**(values | changes))
 
 
 def admit_all(drafts: Sequence[NewJob], _ledger: Ledger) -> Sequence[NewJob]:
@@ -63,51 +63,53 @@ class Bookkeeper:
 
     def __init__(self) -> None:
         self.jobs: dict[str, Member] = {}
-        self.charged: dict[str, float] = {}
-        self.open: set[str] = set()
+        self.charges: dict[str, float] = {}
+        self.open_jobs: set[str] = set()
 
     def record_admission(self, job: str, member: Member) -> None:
         self.jobs[job] = member
-        self.open.add(job)
-        self.charged[job] = 0.0 if member.tier == "relaxed" else COST
+        self.open_jobs.add(job)
+        self.charges[job] = 0.0 if member.tier == "relaxed" else COST
 
     def record_end(self, record: JobRecord) -> None:
         """Happens once for each job, so that no refund is repeated."""
-        assert record.id in self.open
-        self.open.remove(record.id)
-        assert 0.0 <= record.charged <= self.charged[record.id]
-        self.charged[record.id] = record.charged
+        assert record.id in self.open_jobs
+        self.open_jobs.remove(record.id)
+        assert 0.0 <= record.charged <= self.charges[record.id]
+        self.charges[record.id] = record.charged
 
-    def sums(self, whose: UsageScope, asker: Member) -> tuple[float, int]:
+    def sums(self, usage_scope: UsageScope, asker: Member) -> tuple[float, int]:
         """Device-seconds charged, and jobs that are open."""
-        jobs = [job for job, member in self.jobs.items() if _counts(whose, member, asker)]
-        return sum(self.charged[job] for job in jobs), sum(job in self.open for job in jobs)
+        jobs = [job for job, member in self.jobs.items() if _counts(usage_scope, member, asker)]
+        return sum(self.charges[job] for job in jobs), sum(job in self.open_jobs for job in jobs)
 
 
-def _counts(whose: UsageScope, member: Member, asker: Member) -> bool:
-    if whose == "member everywhere":
+def _counts(usage_scope: UsageScope, member: Member, asker: Member) -> bool:
+    if usage_scope == "member everywhere":
         return member.id == asker.id
     if member.guild != asker.guild:
         return False
-    return {"member here": member.id == asker.id, "channel": member.channel == asker.channel}.get(whose, True)
+    return {"member here": member.id == asker.id, "channel": member.channel == asker.channel}.get(usage_scope, True)
 
 
-async def act(store: Store, book: Bookkeeper, action: str, which: int, epoch: int, step: int, spent: float | None):
-    if action == "admit" or not book.jobs:
-        member = MEMBERS[which % len(MEMBERS)]
+async def apply_action(
+    store: Store, bookkeeper: Bookkeeper, action: str, job_index: int, epoch: int, step: int, cost: float | None
+):
+    if action == "admit" or not bookkeeper.jobs:
+        member = MEMBERS[job_index % len(MEMBERS)]
         records, _ = await store.admit_jobs([draft(member)], None, admit_all, NOW)
-        book.record_admission(records[0].id, member)
+        bookkeeper.record_admission(records[0].id, member)
         return None
     if action == "pick":
         return await store.pick_job(EVERYTHING, 16, 1.0, NOW + 1)
-    job = list(book.jobs)[which % len(book.jobs)]
+    job = list(bookkeeper.jobs)[job_index % len(bookkeeper.jobs)]
     if action == "start":
         return await store.start_job(job, epoch, "w", step, NOW + 2)
     if action == "requeue":
         return await store.requeue_job(job, NOW + 3, step=step, audit_note="w")
     if action == "wish":
         return (await store.request_cancel(job, NOW + 4))[1]
-    return await store.end_job(action, job, NOW + 5, spent, epoch=epoch)  # pyright: ignore[reportArgumentType]
+    return await store.end_job(action, job, NOW + 5, cost, epoch=epoch)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.slow
@@ -115,33 +117,36 @@ async def act(store: Store, book: Bookkeeper, action: str, which: int, epoch: in
 @given(actions)
 def test_usage_is_the_cost_spent_and_is_refunded_once(sequence) -> None:
     async def scenario(folder: str) -> None:
-        file, book = Path(folder) / "d.sqlite", Bookkeeper()
-        file.write_bytes(migrated())
+        file, bookkeeper = Path(folder) / "d.sqlite", Bookkeeper()
+        file.write_bytes(make_migrated_database())
         store = await Store.open(f"sqlite:///{file}")
         for step in sequence:
-            moved: Transition | None = await act(store, book, *step)
-            if moved is not None and is_end(moved.record.state):
-                book.record_end(moved.record)
-            await compare(store, book)
+            transition: Transition | None = await apply_action(store, bookkeeper, *step)
+            if transition is not None and is_end(transition.record.state):
+                bookkeeper.record_end(transition.record)
+            await compare(store, bookkeeper)
         await store.close()
 
-    migrated()
+    make_migrated_database()
     with tempfile.TemporaryDirectory() as folder:
         asyncio.run(scenario(folder))
 
 
-async def compare(store: Store, book: Bookkeeper) -> None:
+async def compare(store: Store, bookkeeper: Bookkeeper) -> None:
     def read(ledger: Ledger) -> list[tuple[float, int]]:
-        populations: tuple[UsageScope, ...] = get_args(UsageScope)
-        found = [(ledger.get_spending(whose, DAY_SECONDS).total_cost, ledger.get_usage(whose)) for whose in populations]
-        return [(spent, usage.running + usage.queued) for spent, usage in found]
+        usage_scopes: tuple[UsageScope, ...] = get_args(UsageScope)
+        spending_and_usage = [
+            (ledger.get_spending(usage_scope, DAY_SECONDS).total_cost, ledger.get_usage(usage_scope))
+            for usage_scope in usage_scopes
+        ]
+        return [(cost, usage.running + usage.queued) for cost, usage in spending_and_usage]
 
     for asker in MEMBERS[:3]:
-        found = await store.query(run_with_ledger, asker, NOW + 6, read)
-        expected = [book.sums(whose, asker) for whose in get_args(UsageScope)]
-        assert [count for _, count in found] == [count for _, count in expected]
-        assert [spent for spent, _ in found] == pytest.approx([spent for spent, _ in expected])
-        assert min(spent for spent, _ in found) >= 0.0
+        actual = await store.query(run_with_ledger, asker, NOW + 6, read)
+        expected = [bookkeeper.sums(usage_scope, asker) for usage_scope in get_args(UsageScope)]
+        assert [count for _, count in actual] == [count for _, count in expected]
+        assert [cost for cost, _ in actual] == pytest.approx([cost for cost, _ in expected])
+        assert min(cost for cost, _ in actual) >= 0.0
 
 
 @pytest.mark.asyncio
@@ -151,12 +156,18 @@ async def test_quota_frees_at_the_same_time_for_one_member_and_for_all(store):
     )
 
     def read(ledger: Ledger) -> list[tuple[float, float]]:
-        mine, everybodys = ledger.get_spending("member here", DAY_SECONDS), ledger.get_spending("guild", DAY_SECONDS)
-        return [(mine.frees_at(excess), everybodys.frees_at(excess)) for excess in (0.5, 5.0, 5.5, 9.0, 14.9, 15.0)]
+        member_spending, guild_spending = (
+            ledger.get_spending("member here", DAY_SECONDS),
+            ledger.get_spending("guild", DAY_SECONDS),
+        )
+        return [
+            (member_spending.frees_at(excess), guild_spending.frees_at(excess))
+            for excess in (0.5, 5.0, 5.5, 9.0, 14.9, 15.0)
+        ]
 
-    found = await store.query(run_with_ledger, MEMBERS[0], NOW, read)
-    assert [mine for mine, _ in found] == [NOW + DAY_SECONDS - 10 * n for n in (5, 5, 4, 4, 1, 1)]
-    assert all(mine == everybodys for mine, everybodys in found)
+    times = await store.query(run_with_ledger, MEMBERS[0], NOW, read)
+    assert [member_spending for member_spending, _ in times] == [NOW + DAY_SECONDS - 10 * n for n in (5, 5, 4, 4, 1, 1)]
+    assert all(member_spending == guild_spending for member_spending, guild_spending in times)
 
 
 @pytest.mark.asyncio
@@ -165,29 +176,29 @@ async def test_every_query_uses_an_index_however_many_jobs_there_are(store):
     await store.admit_jobs([draft(MEMBERS[n % 4]) for n in range(200)], None, admit_all, NOW)
     statements: list[tuple[str, Any]] = []
 
-    def keep(_connection, _cursor, statement, parameters, _context, _many):
+    def record_statement(_connection, _cursor, statement, parameters, _context, _executemany):
         statements.append((statement, parameters))
 
     def read(ledger: Ledger) -> None:
         ledger.load_rules()
-        for whose in get_args(UsageScope):
-            ledger.get_usage(whose)
+        for usage_scope in get_args(UsageScope):
+            ledger.get_usage(usage_scope)
             for window in (DAY_SECONDS, MONTH_SECONDS):
-                ledger.get_spending(whose, window).frees_at(1.0)
+                ledger.get_spending(usage_scope, window).frees_at(1.0)
 
-    event.listen(store.database.reader, "before_cursor_execute", keep)
+    event.listen(store.database.reader, "before_cursor_execute", record_statement)
     await store.query(run_with_ledger, MEMBERS[0], NOW, read)
-    event.remove(store.database.reader, "before_cursor_execute", keep)
-    selects = [(sql, values) for sql, values in statements if sql.startswith("SELECT")]
-    assert len(selects) == 1 + 4 + 4 + 8 * 2  # spent cost: from jobs, and from what is left of deleted ones
+    event.remove(store.database.reader, "before_cursor_execute", record_statement)
+    select_statements = [(sql, values) for sql, values in statements if sql.startswith("SELECT")]
+    assert len(select_statements) == 1 + 4 + 4 + 8 * 2  # spent cost: from jobs, and from what is left of deleted ones
 
     def plans(connection: Connection) -> list[str]:
         return [
             "\n".join(row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", values))
-            for sql, values in selects
+            for sql, values in select_statements
         ]
 
-    for (sql, _), plan in zip(selects, await store.query(plans), strict=True):
+    for (sql, _), plan in zip(select_statements, await store.query(plans), strict=True):
         assert "SCAN jobs" not in plan, sql
         assert "SCAN rules" not in plan, sql
         if "jobs.member =" in sql:
@@ -213,10 +224,10 @@ async def test_no_query_runs_twice(store):
 
 @pytest.mark.asyncio
 async def test_a_job_without_cost_frees_no_quota(store):
-    relaxed = draft(MEMBERS[3], created=NOW - 500.0)
-    await store.admit_jobs([relaxed, draft(MEMBERS[0], created=NOW - 100.0)], None, admit_all, NOW)
+    relaxed_draft = draft(MEMBERS[3], created=NOW - 500.0)
+    await store.admit_jobs([relaxed_draft, draft(MEMBERS[0], created=NOW - 100.0)], None, admit_all, NOW)
 
-    def frees(ledger: Ledger) -> list[float]:
-        return [ledger.get_spending(whose, DAY_SECONDS).frees_at(0.0) for whose in get_args(UsageScope)]
+    def list_free_times(ledger: Ledger) -> list[float]:
+        return [ledger.get_spending(usage_scope, DAY_SECONDS).frees_at(0.0) for usage_scope in get_args(UsageScope)]
 
-    assert await store.query(run_with_ledger, MEMBERS[0], NOW, frees) == [NOW - 100.0 + DAY_SECONDS] * 4
+    assert await store.query(run_with_ledger, MEMBERS[0], NOW, list_free_times) == [NOW - 100.0 + DAY_SECONDS] * 4

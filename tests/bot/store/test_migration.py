@@ -37,7 +37,7 @@ RECIPE = Recipe(
 )  # fmt: skip
 
 
-def row(job: str, state: str, **more: Any) -> dict[str, Any]:
+def row(job: str, state: str, **columns: Any) -> dict[str, Any]:
     values: dict[str, Any] = {
         "id": job, "ordinal": 0, "state": state, "action": "imagine", "prompt": "a lamp", "notes": [],
         "task": encode(RECIPE), "member": "discord:1", "member_name": "Ann", "guild": "discord:2", "tier": "standard",
@@ -45,7 +45,7 @@ def row(job: str, state: str, **more: Any) -> dict[str, Any]:
         "charged": 9.0, "billed": 0.0, "attempt": 1, "barren": 0, "step": 0, "epoch": 0, "worker": "",
         "cancelling": False, "created": 1.0, "deadline": 2.0, "reason": "", "blame": "",
     }  # fmt: skip
-    return values | more
+    return values | columns
 
 
 def reflect_tables(connection: Connection) -> MetaData:
@@ -57,31 +57,31 @@ def reflect_tables(connection: Connection) -> MetaData:
 
 def fill_first_version(connection: Connection) -> None:
     """Adds three jobs: one shown, one not shown yet, and one of the web page."""
-    where = [
+    locations = [
         ("discord", {"channel": "30", "message": "40", "token": "t"}), ("discord", {"channel": "31", "token": "u"}),
         ("web", {}),
     ]  # fmt: skip
     migrate_tables(connection, "0001")
     tables = reflect_tables(connection).tables
-    for n, (kind, address) in enumerate(where):
+    for n, (kind, address) in enumerate(locations):
         connection.execute(tables["jobs"].insert().values(**row(str(n) * 26, "finished")))
-        destination = {"job": str(n) * 26, "kind": kind, "where": address, "delivered": None}
-        connection.execute(tables["places"].insert().values(**destination))
+        row_ = {"job": str(n) * 26, "kind": kind, "where": address, "delivered": None}
+        connection.execute(tables["places"].insert().values(**row_))
 
 
-async def upgrade_database(url: str, act: Callable[[Connection], None]) -> None:
+async def upgrade_database(url: str, function: Callable[[Connection], None]) -> None:
     database = await asyncio.to_thread(select_driver, url)
     try:
-        await database.upgrade(act)
+        await database.upgrade(function)
     finally:
         await database.close()
 
 
 @pytest.mark.asyncio
 @pytest.mark.may_block("migrations are read on the store's own thread")
-async def test_jobs_of_the_first_version_keep_their_messages_and_channels(bare: str):
-    await upgrade_database(bare, fill_first_version)
-    store = await Store.open(bare)
+async def test_jobs_of_the_first_version_keep_their_messages_and_channels(empty_database: str):
+    await upgrade_database(empty_database, fill_first_version)
+    store = await Store.open(empty_database)
     try:
         assert await store.query(destinations.find_job, "40") == "0" * 26
         delivery = (await store.query(destinations.list_deliveries, "0" * 26))["answer"]
@@ -93,13 +93,13 @@ async def test_jobs_of_the_first_version_keep_their_messages_and_channels(bare: 
         assert (await store.query(destinations.list_deliveries, "1" * 26))["answer"].message == ""
         records = [await store.get_job(str(n) * 26) for n in range(3)]
         assert [one and (one.channel, one.task) for one in records] == [("30", RECIPE), ("31", RECIPE), ("", RECIPE)]
-        near = await store.query(history.list_nearby_jobs, "discord:9", "discord:2", "30", 10)
-        assert [one.id for one in near] == ["0" * 26]
+        nearby_jobs = await store.query(history.list_nearby_jobs, "discord:9", "discord:2", "30", 10)
+        assert [one.id for one in nearby_jobs] == ["0" * 26]
     finally:
         await store.close()
 
 
-def versions() -> list[str]:
+def list_versions() -> list[str]:
     return sorted(path.stem.partition("_")[0] for path in (MIGRATIONS / "versions").glob("0*.py"))
 
 
@@ -135,10 +135,10 @@ def count_rows(connection: Connection) -> dict[str, int]:
 @pytest.mark.sampled
 @pytest.mark.asyncio
 @pytest.mark.may_block("migrations are read on the store's own thread")
-@pytest.mark.parametrize("version", versions())
-async def test_a_database_of_any_earlier_version_keeps_all_its_rows(bare: str, version):
-    await upgrade_database(bare, fill_each_table(version))
-    store = await Store.open(bare)
+@pytest.mark.parametrize("version", list_versions())
+async def test_a_database_of_any_earlier_version_keeps_all_its_rows(empty_database: str, version):
+    await upgrade_database(empty_database, fill_each_table(version))
+    store = await Store.open(empty_database)
     try:
         assert await store.query(lambda one: compare_metadata(MigrationContext.configure(one), metadata)) == []
         counts = await store.query(count_rows)

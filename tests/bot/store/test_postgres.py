@@ -324,7 +324,7 @@ async def test_the_outcome_of_a_commit_whose_reply_is_lost_is_found_out(postgres
 
 
 async def test_every_acknowledged_admission_survives_crashes_of_the_server(
-    server_and_store: tuple[Server, Store], until: Callable[..., Any]
+    server_and_store: tuple[Server, Store], wait_until: Callable[..., Any]
 ) -> None:
     server, store = server_and_store
     acknowledged: list[str] = []
@@ -340,7 +340,7 @@ async def test_every_acknowledged_admission_survives_crashes_of_the_server(
                 await asyncio.sleep(0.02)
 
     async def wait_for_answers(count: int) -> None:
-        await until(lambda: len(acknowledged) > count, 60)
+        await wait_until(lambda: len(acknowledged) > count, 60)
 
     members = [asyncio.create_task(member(f"u{number}")) for number in range(6)]
     try:
@@ -350,7 +350,7 @@ async def test_every_acknowledged_admission_survives_crashes_of_the_server(
                 await asyncio.to_thread(server.crash)
             else:
                 await asyncio.to_thread(server.stop)
-                await until(lambda before=len(refusals): len(refusals) > before, 60)
+                await wait_until(lambda before=len(refusals): len(refusals) > before, 60)
                 await asyncio.to_thread(server.start)
             await wait_for_answers(len(acknowledged) + 20)
     finally:

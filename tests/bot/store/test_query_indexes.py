@@ -25,11 +25,11 @@ RECIPE = Recipe(
 )  # fmt: skip
 
 
-def draft(user: str, channel: str, **more: Any) -> NewJob:
+def draft(user: str, channel: str, **changes: Any) -> NewJob:
     return NewJob(
         id=str(ULID()), action="imagine", prompt="a lamp", notes=(), task=RECIPE,
         member=Member(user, user, "g", channel=channel), destination=Destination("web", {}), pool="default",
-        model="embedded", cost=1.0, created=1.0, deadline=2.0, **more,
+        model="embedded", cost=1.0, created=1.0, deadline=2.0, **changes,
     )  # fmt: skip
 
 
@@ -41,29 +41,31 @@ class StatementRecorder:
         self.statements: list[tuple[str, Any]] = []
 
     def __enter__(self) -> list[tuple[str, Any]]:
-        event.listen(self._engine, "before_cursor_execute", self._keep)
+        event.listen(self._engine, "before_cursor_execute", self._record_statement)
         return self.statements
 
     def __exit__(self, *_: object) -> None:
-        event.remove(self._engine, "before_cursor_execute", self._keep)
+        event.remove(self._engine, "before_cursor_execute", self._record_statement)
 
-    def _keep(self, _connection: Connection, _cursor: Any, statement: str, parameters: Any, _context: Any, _many: bool):
+    def _record_statement(
+        self, _connection: Connection, _cursor: Any, statement: str, parameters: Any, _context: Any, _executemany: bool
+    ):
         if statement.startswith(self._kinds):
             self.statements.append((statement, parameters))
 
 
-def explain(connection: Connection, statements: list[tuple[str, Any]]) -> list[str]:
+def explain_statements(connection: Connection, statements: list[tuple[str, Any]]) -> list[str]:
     """The query plan of each statement."""
-    lite = connection.dialect.name == "sqlite"
-    way, last = ("EXPLAIN QUERY PLAN", 3) if lite else ("EXPLAIN", 0)
-    found = [connection.exec_driver_sql(f"{way} {sql}", parameters).all() for sql, parameters in statements]
-    return ["\n".join(row[last] for row in rows) for rows in found]
+    is_sqlite = connection.dialect.name == "sqlite"
+    keyword, last = ("EXPLAIN QUERY PLAN", 3) if is_sqlite else ("EXPLAIN", 0)
+    plan_rows = [connection.exec_driver_sql(f"{keyword} {sql}", parameters).all() for sql, parameters in statements]
+    return ["\n".join(row[last] for row in rows) for rows in plan_rows]
 
 
 async def plans(store: Store, question: Callable[..., Any], *args: Any) -> list[str]:
     with StatementRecorder(store.database.reader, "SELECT") as statements:
         await store.query(question, *args)
-    return await store.query(explain, statements)
+    return await store.query(explain_statements, statements)
 
 
 async def fill_queue(store: Store) -> None:
@@ -74,25 +76,27 @@ async def fill_queue(store: Store) -> None:
 @pytest.mark.asyncio
 async def test_pick_and_admission_use_indexes_however_long_the_queue_is(store):
     await fill_queue(store)
-    with StatementRecorder(store.database.writer, "SELECT", "UPDATE") as picking:
+    with StatementRecorder(store.database.writer, "SELECT", "UPDATE") as pick_recorder:
         assert await store.pick_job(PickRequest("default", ("embedded",), member_limit=10**6), 1000, 1.0, 1001.0)
-    with StatementRecorder(store.database.writer, "SELECT", "UPDATE") as admitting:
+    with StatementRecorder(store.database.writer, "SELECT", "UPDATE") as admit_recorder:
         await store.admit_jobs([draft("ann", "1")], "key", read_all_limits, 1.0)
-    assert 8 <= len(picking) <= 20
-    assert 8 <= len(admitting) <= 30
-    for plan in await store.query(explain, picking + admitting):
+    assert 8 <= len(pick_recorder) <= 20
+    assert 8 <= len(admit_recorder) <= 30
+    for plan in await store.query(explain_statements, pick_recorder + admit_recorder):
         assert not [table for table in ("jobs", "accounts", "moves", "places") if f"Seq Scan on {table}" in plan], plan
         assert not [table for table in ("jobs", "accounts", "moves", "places") if f"SCAN {table}" in plan], plan
-    assert not [plan for plan in await store.query(explain, picking) if "TEMP B-TREE" in plan or "Sort" in plan]
+    assert not [
+        plan for plan in await store.query(explain_statements, pick_recorder) if "TEMP B-TREE" in plan or "Sort" in plan
+    ]
 
 
-def read_all_limits(taken: Sequence[NewJob], ledger: Ledger) -> Sequence[NewJob]:
+def read_all_limits(drafts: Sequence[NewJob], ledger: Ledger) -> Sequence[NewJob]:
     """Reads as much as a rule that needs everything."""
     ledger.load_rules()
-    for whose in get_args(UsageScope):
-        ledger.get_usage(whose)
-        ledger.get_spending(whose, DAY_SECONDS)
-    return taken
+    for usage_scope in get_args(UsageScope):
+        ledger.get_usage(usage_scope)
+        ledger.get_spending(usage_scope, DAY_SECONDS)
+    return drafts
 
 
 @pytest.mark.asyncio
@@ -105,23 +109,23 @@ async def test_the_newest_jobs_of_a_member_and_of_a_channel_use_indexes(store):
         draft("bob", "1", private=True),
         draft("bob", "1"),
     ]
-    await store.admit_jobs(drafts, None, lambda taken, _ledger: taken, 1.0)
+    await store.admit_jobs(drafts, None, lambda requests, _ledger: requests, 1.0)
     first, _, third, _, last = (one.id for one in drafts)
     assert [one.id for one in await store.query(history.list_nearby_jobs, "ann", "g", "1", 9)] == [last, third, first]
     assert [one.id for one in await store.query(history.list_nearby_jobs, "ann", "g", "1", 2)] == [last, third]
-    found = await plans(store, history.list_nearby_jobs, "ann", "g", "1", 2)
-    assert len(found) == 2
-    assert not [plan for plan in found if "SCAN" in plan or "TEMP B-TREE" in plan]
+    query_plans = await plans(store, history.list_nearby_jobs, "ann", "g", "1", 2)
+    assert len(query_plans) == 2
+    assert not [plan for plan in query_plans if "SCAN" in plan or "TEMP B-TREE" in plan]
 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 async def test_leftovers_are_found_by_the_index_of_deleted_jobs(store):
-    await store.admit_jobs([draft("ann", "1") for _ in range(3)], None, lambda taken, _ledger: taken, 1.0)
-    (everywhere,), (one,) = (
+    await store.admit_jobs([draft("ann", "1") for _ in range(3)], None, lambda requests, _ledger: requests, 1.0)
+    (plan_without_guild,), (one,) = (
         await plans(store, deletion_steps.list_leftover_files),
         await plans(store, deletion_steps.list_leftover_files, ["0" * 26]),
     )
-    assert "SCAN pictures" not in everywhere + one
+    assert "SCAN pictures" not in plan_without_guild + one
     assert "SCAN jobs" not in one
-    assert "INDEX jobs_deleted" in everywhere
+    assert "INDEX jobs_deleted" in plan_without_guild

@@ -42,10 +42,10 @@ class Jobs(RuleBasedStateMachine):
     """Jobs of three accounts, and every report that a broker may repeat or delay."""
 
     @initialize()
-    def open(self) -> None:
+    def open_database(self) -> None:
         self.connection: Connection = create_engine("sqlite://").connect()
         metadata.create_all(self.connection)
-        self.now, self.ends = 0.0, dict[str, tuple[str, float]]()
+        self.now, self.end_states = 0.0, dict[str, tuple[str, float]]()
         self.reports: list[tuple[Any, ...]] = []  # of workers, to be repeated
         self.admit("ann", "standard", 8.0)
 
@@ -53,14 +53,14 @@ class Jobs(RuleBasedStateMachine):
         if hasattr(self, "connection"):
             self.connection.close()
 
-    def _job(self, which: int) -> str:
+    def _job(self, job_index: int) -> str:
         ids = self.connection.execute(select(jobs.c.id).order_by(jobs.c.id)).scalars().all()
-        return ids[which % len(ids)]
+        return ids[job_index % len(ids)]
 
-    def _note(self, moved: Any) -> None:
-        if moved is not None and moved.record.state in END_STATES:
-            assert moved.record.id not in self.ends, "a job ends once"
-            self.ends[moved.record.id] = (moved.record.state, moved.record.charged)
+    def _record_transition(self, transition: Any) -> None:
+        if transition is not None and transition.record.state in END_STATES:
+            assert transition.record.id not in self.end_states, "a job ends once"
+            self.end_states[transition.record.id] = (transition.record.state, transition.record.charged)
 
     @rule(user=st.sampled_from(["ann", "bob"]), tier=st.sampled_from(["standard", "relaxed"]), cost=st.floats(0.5, 50))
     def admit(self, user: str, tier: str, cost: float) -> None:
@@ -69,42 +69,46 @@ class Jobs(RuleBasedStateMachine):
     @rule(pool=st.sampled_from(POOLS), rows=st.sampled_from([0, 8, 16, 64]), seconds=st.floats(0, 400))
     def send(self, pool: str, rows: int, seconds: float) -> None:
         self.now += seconds
-        self._note(job_transitions.pick_job(self.connection, PickRequest(pool, ("embedded",), 3), rows, 1.0, self.now))
+        self._record_transition(
+            job_transitions.pick_job(self.connection, PickRequest(pool, ("embedded",), 3), rows, 1.0, self.now)
+        )
 
-    @rule(which=st.integers(0, 9), pool=st.sampled_from(POOLS))
-    def move_away(self, which: int, pool: str) -> None:
-        pool_changes.reroute_job(self.connection, self._job(which), pool, {}, self.now)
+    @rule(job_index=st.integers(0, 9), pool=st.sampled_from(POOLS))
+    def move_away(self, job_index: int, pool: str) -> None:
+        pool_changes.reroute_job(self.connection, self._job(job_index), pool, {}, self.now)
 
-    @rule(which=st.integers(0, 9), epoch=st.integers(0, 4), step=st.integers(0, 45), kind=st.sampled_from(
-        ["start", "requeue", "finish", "fail", "cancel"]), spent=st.floats(0, 1000))  # fmt: skip
-    def report(self, which: int, epoch: int, step: int, kind: str, spent: float) -> None:
-        self.reports.append((kind, self._job(which), epoch, step, spent))
+    @rule(job_index=st.integers(0, 9), epoch=st.integers(0, 4), step=st.integers(0, 45), kind=st.sampled_from(
+        ["start", "requeue", "finish", "fail", "cancel"]), cost=st.floats(0, 1000))  # fmt: skip
+    def report(self, job_index: int, epoch: int, step: int, kind: str, cost: float) -> None:
+        self.reports.append((kind, self._job(job_index), epoch, step, cost))
         self._apply(*self.reports[-1])
 
     @precondition(lambda self: self.reports)
-    @rule(which=st.integers(0, 99))
-    def repeat_report(self, which: int) -> None:
-        kind, job, *more = self.reports[which % len(self.reports)]
+    @rule(job_index=st.integers(0, 99))
+    def repeat_report(self, job_index: int) -> None:
+        kind, job, *arguments = self.reports[job_index % len(self.reports)]
         before = self._row(job)
-        self._apply(kind, job, *more)
-        if before["state"] in END_STATES or before["epoch"] > more[0]:
+        self._apply(kind, job, *arguments)
+        if before["state"] in END_STATES or before["epoch"] > arguments[0]:
             assert self._row(job) == before, "a report of an ended job or an older epoch changes nothing"
 
     def _row(self, job: str) -> dict[str, Any]:
         return dict(self.connection.execute(select(jobs).where(jobs.c.id == job)).mappings().one())
 
-    def _apply(self, kind: Any, job: str, epoch: int, step: int, spent: float) -> None:
+    def _apply(self, kind: Any, job: str, epoch: int, step: int, cost: float) -> None:
         if kind == "start":
-            moved = job_transitions.start_job(self.connection, job, epoch, "w", step, self.now)
+            transition = job_transitions.start_job(self.connection, job, epoch, "w", step, self.now)
         elif kind == "requeue":
-            moved = job_transitions.requeue_job(self.connection, job, self.now, step=step, audit_note="w", epoch=epoch)
+            transition = job_transitions.requeue_job(
+                self.connection, job, self.now, step=step, audit_note="w", epoch=epoch
+            )
         else:
-            moved = job_transitions.end_job(self.connection, kind, job, self.now, spent, epoch=epoch)
-        self._note(moved)
+            transition = job_transitions.end_job(self.connection, kind, job, self.now, cost, epoch=epoch)
+        self._record_transition(transition)
 
-    @rule(which=st.integers(0, 9))
-    def request_cancel(self, which: int) -> None:
-        self._note(job_transitions.request_cancel(self.connection, self._job(which), self.now)[1])
+    @rule(job_index=st.integers(0, 9))
+    def request_cancel(self, job_index: int) -> None:
+        self._record_transition(job_transitions.request_cancel(self.connection, self._job(job_index), self.now)[1])
 
     @invariant()
     def all_agree(self) -> None:
@@ -117,26 +121,26 @@ class Jobs(RuleBasedStateMachine):
             self._check_audit(row)
 
     def _check_ends(self, rows: list[dict[str, Any]]) -> None:
-        over = {row["id"]: (row["state"], row["charged"]) for row in rows if row["state"] in END_STATES}
-        assert over == self.ends
+        ended_jobs = {row["id"]: (row["state"], row["charged"]) for row in rows if row["state"] in END_STATES}
+        assert ended_jobs == self.end_states
         assert all(0 <= row["charged"] <= row["cost"] for row in rows)
 
     def _check_counts(self, rows: list[dict[str, Any]]) -> None:
         expected: dict[str, list[float]] = {}
         for row in rows:
             for level in ancestor_paths(row["account"]):
-                queued, active, billed = expected.setdefault(level, [0, 0, 0.0])
+                queued, active, charged_cost = expected.setdefault(level, [0, 0, 0.0])
                 state = row["state"]
                 expected[level] = [
                     queued + (state == "queued"),
                     active + (state in ACTIVE_STATES),
-                    billed + row["billed"],
+                    charged_cost + row["billed"],
                 ]
         for one in self.connection.execute(select(accounts)):
-            queued, active, billed = expected.get(one.path, [0, 0, 0.0])
+            queued, active, charged_cost = expected.get(one.path, [0, 0, 0.0])
             assert (one.queued, one.active) == (queued, active), one.path
             if one.parent == "":  # on lower levels, an idle member comes back at the present virtual time
-                assert one.virtual == pytest.approx(billed, abs=1e-6)
+                assert one.virtual == pytest.approx(charged_cost, abs=1e-6)
 
     def _check_audit(self, row: dict[str, Any]) -> None:
         """The audit of a job follows the table of transitions to its present state."""
@@ -144,9 +148,9 @@ class Jobs(RuleBasedStateMachine):
         assert (lines[0].source, lines[-1].target, lines[-1].epoch) == ("new", row["state"], row["epoch"])
         for last, line in itertools.pairwise(lines):
             assert line.source == last.target
-            moved = line.source == line.target == "queued"  # into another pool
+            is_pool_change = line.source == line.target == "queued"  # into another pool
             matches = [one for one in TRANSITIONS.values() if line.source in one.sources and one.target == line.target]
-            assert moved or matches
+            assert is_pool_change or matches
             assert line.epoch >= last.epoch
         assert sum(line.target in END_STATES for line in lines) == (row["state"] in END_STATES)
         requeued_epochs = [line.epoch for line in lines if line.source in ACTIVE_STATES and line.target == "queued"]

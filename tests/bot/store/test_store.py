@@ -82,14 +82,14 @@ async def test_an_admitted_job_reads_back_unchanged(store):
 
 @pytest.mark.asyncio
 async def test_writes_are_durable_and_the_migrations_match_the_tables(store):
-    def ask(connection: Connection) -> tuple:
+    def read_pragmas(connection: Connection) -> tuple:
         names = ("journal_mode", "synchronous") if connection.dialect.name == "sqlite" else ()
-        pragmas = [connection.execute(text(f"PRAGMA {name}")).scalar() for name in names]
-        return (*pragmas, compare_metadata(MigrationContext.configure(connection), metadata))
+        values = [connection.execute(text(f"PRAGMA {name}")).scalar() for name in names]
+        return (*values, compare_metadata(MigrationContext.configure(connection), metadata))
 
-    durable = ("wal", 2) if store.database.writer.dialect.name == "sqlite" else ()
-    assert await store.query(ask) == (*durable, [])
-    assert await store.write(ask) == (*durable, [])
+    durable_values = ("wal", 2) if store.database.writer.dialect.name == "sqlite" else ()
+    assert await store.query(read_pragmas) == (*durable_values, [])
+    assert await store.write(read_pragmas) == (*durable_values, [])
 
 
 @pytest.mark.asyncio
@@ -104,9 +104,9 @@ async def test_opening_a_store_again_changes_nothing(database: str):
 @pytest.mark.asyncio
 async def test_the_same_idempotency_key_returns_the_same_jobs(store):
     first, new = await store.admit_jobs([draft(), draft()], "interaction 1", admit_all, 1000.0)
-    again, old = await store.admit_jobs([draft(), draft()], "interaction 1", admit_all, 1000.0)
+    repeated_records, old = await store.admit_jobs([draft(), draft()], "interaction 1", admit_all, 1000.0)
     assert (new, old) == (True, False)
-    assert [record.id for record in first] == [record.id for record in again]
+    assert [record.id for record in first] == [record.id for record in repeated_records]
     assert await query(store, "SELECT count(*) FROM jobs") == [(2,)]
 
 
@@ -119,18 +119,18 @@ async def test_twenty_requests_at_once_with_one_key_make_one_job(store):
 
 @pytest.mark.asyncio
 async def test_limits_hold_under_concurrent_requests_and_a_refusal_writes_nothing(store):
-    def decide(drafts, ledger):
+    def admit_up_to_limit(drafts, ledger):
         check_job_count(3, 4, ledger.get_usage("member everywhere"), 1000.0)
         return drafts
 
-    async def ask():
+    async def request_job():
         try:
-            await store.admit_jobs([draft(cost=1.0)], None, decide, 1000.0)
+            await store.admit_jobs([draft(cost=1.0)], None, admit_up_to_limit, 1000.0)
         except UserError:
             return 0
         return 1
 
-    assert sum(await asyncio.gather(*(ask() for _ in range(20)))) == 7
+    assert sum(await asyncio.gather(*(request_job() for _ in range(20)))) == 7
     for table in ("jobs", "places", "moves"):
         assert await query(store, f"SELECT count(*) FROM {table}") == [(7,)]
     assert await query(store, "SELECT DISTINCT queued FROM accounts") == [(7,)]
@@ -143,12 +143,12 @@ async def test_usage_counts_running_and_waiting_jobs_and_a_days_charges(store):
     ann = Member("ann", "ann", "g")
 
     def count_usage(ledger: Ledger) -> tuple[int, int, int, float, float]:
-        mine, all_of_them = ledger.get_usage("member here"), ledger.get_usage("guild")
-        spent = (
+        member_usage, guild_usage = ledger.get_usage("member here"), ledger.get_usage("guild")
+        total_costs = (
             ledger.get_spending("member here", DAY_SECONDS).total_cost,
             ledger.get_spending("guild", DAY_SECONDS).total_cost,
         )
-        return (mine.running, mine.queued, all_of_them.queued, *spent)
+        return (member_usage.running, member_usage.queued, guild_usage.queued, *total_costs)
 
     assert await store.query(ledger, ann, 1002.0, count_usage) == (1, 2, 3, 20.0, 30.0)
     await store.end_job("cancel", jobs[1], 1003.0, 0.0)
@@ -164,8 +164,8 @@ async def test_older_epochs_are_rejected_and_an_ended_job_stays_ended(store):
     assert await store.end_job("finish", job, 1004.0, 3.0, epoch=4) is None
     assert not await store.record_picture(StoredPicture(job, 0, "image", "a" * 64, 1, 64, 64), 4, 1.0)
     assert await store.record_picture(StoredPicture(job, 0, "image", "a" * 64, 1, 64, 64), 5, 1.0)
-    moved = await store.end_job("finish", job, 1004.0, 3.0, epoch=5)
-    assert (moved.record.state, moved.record.charged, moved.record.ended) == ("finished", 3.0, 1004.0)
+    transition = await store.end_job("finish", job, 1004.0, 3.0, epoch=5)
+    assert (transition.record.state, transition.record.charged, transition.record.ended) == ("finished", 3.0, 1004.0)
     assert await store.end_job("fail", job, 1005.0, 0.0, epoch=6) is None
     assert await store.end_job("cancel", job, 1005.0, 0.0) is None
     assert not await store.record_picture(StoredPicture(job, 1, "image", "b" * 64, 1, 64, 64), 6, 1.0)
@@ -180,8 +180,8 @@ async def test_older_epochs_are_rejected_and_an_ended_job_stays_ended(store):
 async def test_a_charge_never_exceeds_the_reserve_while_the_fair_order_counts_everything(store):
     (job,) = await queue_jobs(store, draft(cost=10.0))
     await store.pick_job(EVERYTHING, 32, 1.0, 1001.0)
-    moved = await store.end_job("finish", job, 1002.0, 25.0)
-    assert (moved.record.charged, moved.record.billed) == (10.0, 25.0)
+    transition = await store.end_job("finish", job, 1002.0, 25.0)
+    assert (transition.record.charged, transition.record.billed) == (10.0, 25.0)
     assert await query(store, "SELECT virtual FROM accounts WHERE path = 'default/standard/g/ann'") == [(25.0,)]
 
 
@@ -190,16 +190,16 @@ async def test_a_worker_that_lies_about_its_progress_gains_no_endless_attempts(s
     (job,) = await queue_jobs(store, draft())
     await store.pick_job(EVERYTHING, 8, 0, 1001.0)
     runs = 0
-    while (moved := await store.start_job(job, runs + 1, "liar", 10 * runs, 1002.0)).record.state == "running":
-        assert moved.record.step <= RECIPE.steps
+    while (transition := await store.start_job(job, runs + 1, "liar", 10 * runs, 1002.0)).record.state == "running":
+        assert transition.record.step <= RECIPE.steps
         runs += 1
     assert POISON_ATTEMPTS < runs <= RECIPE.steps // 10 + POISON_ATTEMPTS
-    assert (moved.record.state, moved.record.charged) == ("failed", 0.0)
+    assert (transition.record.state, transition.record.charged) == ("failed", 0.0)
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("way", ["claimed again", "queued again"])
-async def test_a_job_fails_after_twenty_attempts_even_if_each_makes_progress(store, way):
+@pytest.mark.parametrize("restart_method", ["claimed again", "queued again"])
+async def test_a_job_fails_after_twenty_attempts_even_if_each_makes_progress(store, restart_method):
     (job,) = await queue_jobs(store, draft())
     await store.pick_job(EVERYTHING, 8, 0, 1001.0)
     for number in range(1, MAX_ATTEMPTS + 1):
@@ -207,15 +207,15 @@ async def test_a_job_fails_after_twenty_attempts_even_if_each_makes_progress(sto
         assert (await store.start_job(job, number, "w", number, 1002.0)).record.state == "running", (
             "a repeated report counts once"
         )
-        if way == "queued again" and number < MAX_ATTEMPTS:
+        if restart_method == "queued again" and number < MAX_ATTEMPTS:
             await store.requeue_job(job, 1003.0, step=number, audit_note="lost")
             await store.pick_job(EVERYTHING, 8, 0, 1003.5)
-    if way == "queued again":
-        moved = await store.requeue_job(job, 1004.0, step=30, audit_note="lost")
+    if restart_method == "queued again":
+        transition = await store.requeue_job(job, 1004.0, step=30, audit_note="lost")
     else:
-        moved = await store.start_job(job, MAX_ATTEMPTS + 1, "w", 30, 1004.0)
-    assert (moved.record.state, moved.record.charged, moved.record.blame) == ("failed", 0.0, "worker")
-    assert moved.record.reason == "It was tried 20 times and never finished."
+        transition = await store.start_job(job, MAX_ATTEMPTS + 1, "w", 30, 1004.0)
+    assert (transition.record.state, transition.record.charged, transition.record.blame) == ("failed", 0.0, "worker")
+    assert transition.record.reason == "It was tried 20 times and never finished."
 
 
 @pytest.mark.asyncio
@@ -231,8 +231,8 @@ async def test_three_attempts_without_progress_are_poison_and_progress_resets_th
         assert (await store.start_job(job, epoch, "w", 20, 1006.0)).record.state == "running"
     assert await store.start_job(job, 4, "stale", 0, 1006.5) is None
     assert (await store.start_job(job, 6, "w", 20, 1006.6, preview_step=20)).record.barren == 2
-    moved = await store.start_job(job, 7, "w", 20, 1007.0)
-    assert (moved.record.state, moved.record.blame, moved.record.charged) == ("failed", "worker", 0.0)
+    transition = await store.start_job(job, 7, "w", 20, 1007.0)
+    assert (transition.record.state, transition.record.blame, transition.record.charged) == ("failed", "worker", 0.0)
 
 
 @pytest.mark.asyncio
@@ -242,8 +242,8 @@ async def test_a_job_that_the_broker_lost_may_start_over(store):
     await store.start_job(job, 1, "w", 0, 1002.0)
     assert (await store.start_job(job, 2, "w", 0, 1003.0)).record.barren == 1
     for epoch in range(3, 9):
-        moved = await store.start_job(job, epoch, "w", 0, 1004.0, snapshots_lost=True)
-        assert (moved.record.state, moved.record.barren, moved.record.step) == ("running", 1, 0)
+        transition = await store.start_job(job, epoch, "w", 0, 1004.0, snapshots_lost=True)
+        assert (transition.record.state, transition.record.barren, transition.record.step) == ("running", 1, 0)
     (job,) = await queue_jobs(store, draft())
     await store.pick_job(EVERYTHING, 32, 1.0, 1005.0)
     await store.start_job(job, 11, "w", 30, 1006.0)
@@ -261,8 +261,8 @@ async def test_workers_that_shut_down_in_order_poison_no_job(store):
     (job,) = await queue_jobs(store, draft())
     await store.pick_job(EVERYTHING, 32, 1.0, 1001.0)
     for epoch in range(1, 8):  # seven restarts before its first step
-        moved = await store.start_job(job, epoch, "w", 0, 1002.0)
-        assert (moved.record.state, moved.record.barren) == ("running", 0)
+        transition = await store.start_job(job, epoch, "w", 0, 1002.0)
+        assert (transition.record.state, transition.record.barren) == ("running", 0)
         assert [
             await store.write(picture_writes.record_hand_back, job, number) for number in (epoch - 1, epoch, epoch)
         ] == [
@@ -279,8 +279,13 @@ async def test_workers_that_shut_down_in_order_poison_no_job(store):
 async def test_a_requeue_counts_attempts_and_is_not_billed_twice(store):
     (job,) = await queue_jobs(store, draft(cost=10.0))
     await store.pick_job(EVERYTHING, 32, 1.0, 1001.0)
-    again = await store.requeue_job(job, 1002.0, step=12, audit_note="lost")
-    assert (again.record.state, again.record.attempt, again.record.barren, again.record.step) == ("queued", 2, 0, 12)
+    requeued = await store.requeue_job(job, 1002.0, step=12, audit_note="lost")
+    assert (requeued.record.state, requeued.record.attempt, requeued.record.barren, requeued.record.step) == (
+        "queued",
+        2,
+        0,
+        12,
+    )
     await store.pick_job(EVERYTHING, 32, 1.0, 1003.0)
     assert await query(store, "SELECT DISTINCT virtual, queued, active FROM accounts") == [(10.0, 0, 1)]
     states = [(await store.requeue_job(job, 1004.0, step=12, audit_note="lost")).record.state]
@@ -295,26 +300,26 @@ async def test_a_requeue_counts_attempts_and_is_not_billed_twice(store):
 
 @pytest.mark.asyncio
 async def test_cancelling_ends_a_waiting_job_at_once_and_asks_a_sent_one_to_stop(store):
-    waits, runs = await queue_jobs(store, draft(), draft(user="bob"))
-    record, moved = await store.request_cancel(waits, 1001.0)
-    assert (record.state, record.charged, moved.old_state) == ("cancelled", 0.0, "queued")
+    waiting_job, running_job = await queue_jobs(store, draft(), draft(user="bob"))
+    record, transition = await store.request_cancel(waiting_job, 1001.0)
+    assert (record.state, record.charged, transition.old_state) == ("cancelled", 0.0, "queued")
     await store.pick_job(EVERYTHING, 32, 1.0, 1002.0)
-    record, moved = await store.request_cancel(runs, 1003.0)
-    assert (record.state, record.cancelling, moved) == ("sent", True, None)
-    moved = await store.requeue_job(runs, 1004.0, step=10, audit_note="lost")
-    assert (moved.record.state, moved.record.charged) == ("cancelled", 2.5)
-    assert (await store.request_cancel(runs, 1005.0))[0].state == "cancelled"
+    record, transition = await store.request_cancel(running_job, 1003.0)
+    assert (record.state, record.cancelling, transition) == ("sent", True, None)
+    transition = await store.requeue_job(running_job, 1004.0, step=10, audit_note="lost")
+    assert (transition.record.state, transition.record.charged) == ("cancelled", 2.5)
+    assert (await store.request_cancel(running_job, 1005.0))[0].state == "cancelled"
     assert await store.request_cancel("0" * 26, 1005.0) == (None, None)
 
 
 @pytest.mark.asyncio
 async def test_dispatched_rows_fit_the_pool_and_newcomers_still_get_in(store):
     await queue_jobs(store, *(draft() for _ in range(9)))
-    picked = [await store.pick_job(EVERYTHING, 32, 0.5, 1001.0) for _ in range(5)]
-    assert [moved is not None for moved in picked] == [True] * 4 + [False]
+    picked_jobs = [await store.pick_job(EVERYTHING, 32, 0.5, 1001.0) for _ in range(5)]
+    assert [transition is not None for transition in picked_jobs] == [True] * 4 + [False]
     await queue_jobs(store, draft(user="bob"), draft(user="bob"), draft(user="cyd"), draft(user="dan"))
-    late = [await store.pick_job(EVERYTHING, 32, 0.5, 1002.0) for _ in range(3)]
-    assert [moved.record.member if moved else None for moved in late] == ["bob", "cyd", None]
+    later_picks = [await store.pick_job(EVERYTHING, 32, 0.5, 1002.0) for _ in range(3)]
+    assert [transition.record.member if transition else None for transition in later_picks] == ["bob", "cyd", None]
     assert await store.pick_job(EVERYTHING, 0, 1.0, 1003.0) is None
 
 
@@ -328,9 +333,9 @@ async def test_a_job_larger_than_its_pool_runs_there_alone(store):
 @pytest.mark.asyncio
 async def test_a_members_running_jobs_are_limited_and_others_go_past(store):
     await queue_jobs(store, *(draft(guild=guild) for guild in "ghijk"), draft(user="bob", guild="z"))
-    capped = PickRequest("default", ("embedded",), member_limit=2)
-    picked = [await store.pick_job(capped, 1000, 1.0, 1001.0) for _ in range(4)]
-    assert sorted(moved.record.member for moved in picked if moved) == ["ann", "ann", "bob"]
+    limited_request = PickRequest("default", ("embedded",), member_limit=2)
+    picked_jobs = [await store.pick_job(limited_request, 1000, 1.0, 1001.0) for _ in range(4)]
+    assert sorted(transition.record.member for transition in picked_jobs if transition) == ["ann", "ann", "bob"]
 
 
 @pytest.mark.asyncio
@@ -360,27 +365,27 @@ def run_with_store(scenario, url: str) -> None:
 
 
 @pytest.mark.parametrize(("kind", "examples"), [("sqlite", 25), ("postgres", 6)])
-def test_sql_picks_jobs_in_the_fair_order(fresh, kind, examples):
+def test_sql_picks_jobs_in_the_fair_order(new_database_url, kind, examples):
     async def serve(store: Store, first: list[tuple], second: list[tuple]) -> None:
         for wave in (first, second):
             await queue_jobs(store, *(draft(user, guild, tier, cost) for tier, guild, user, cost in wave))
             queue = await store.query(queries.load_waiting_queue, 1000)
             assert queue is not None
-            waiting, accounts = queue
-            expected = list(dispatch_order(accounts, [one for one, _ in waiting]))
-            served = []
+            waiting_jobs, accounts = queue
+            expected = list(dispatch_order(accounts, [one for one, _ in waiting_jobs]))
+            picked_order = []
             for _ in expected if wave is second else expected[: len(expected) // 2]:
-                moved = await store.pick_job(EVERYTHING, 10**6, 1.0, 1001.0)
-                assert moved is not None
-                served.append(moved.record.id)
-            assert served == expected[: len(served)]
+                transition = await store.pick_job(EVERYTHING, 10**6, 1.0, 1001.0)
+                assert transition is not None
+                picked_order.append(transition.record.id)
+            assert picked_order == expected[: len(picked_order)]
 
     @settings(max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(requests, requests)
-    def holds(first: list[tuple], second: list[tuple]) -> None:
-        run_with_store(lambda store: serve(store, first, second), fresh(kind))
+    def check_pick_order(first: list[tuple], second: list[tuple]) -> None:
+        run_with_store(lambda store: serve(store, first, second), new_database_url(kind))
 
-    holds()
+    check_pick_order()
 
 
 actions = st.lists(
@@ -392,12 +397,14 @@ actions = st.lists(
 )  # fmt: skip
 
 
-async def _apply_action(store: Store, jobs: list[str], action: str, which: int, epoch: int, step: int, spent: float):
+async def _apply_action(
+    store: Store, jobs: list[str], action: str, job_index: int, epoch: int, step: int, total_costs: float
+):
     if action == "admit" or not jobs:
-        jobs += await queue_jobs(store, draft(user=f"u{which % 3}"))
+        jobs += await queue_jobs(store, draft(user=f"u{job_index % 3}"))
     elif action == "pick":
         return await store.pick_job(EVERYTHING, 16, 1.0, 1001.0)
-    job = jobs[which % len(jobs)]
+    job = jobs[job_index % len(jobs)]
     if action == "start":
         return await store.start_job(job, epoch, "w", step, 1002.0)
     if action == "requeue":
@@ -405,116 +412,120 @@ async def _apply_action(store: Store, jobs: list[str], action: str, which: int, 
     if action == "wish":
         return (await store.request_cancel(job, 1004.0))[1]
     if action in ("finish", "fail", "cancel"):
-        return await store.end_job(action, job, 1005.0, spent, epoch=epoch)
+        return await store.end_job(action, job, 1005.0, total_costs, epoch=epoch)
     return None
 
 
 @pytest.mark.parametrize(("kind", "examples"), [("sqlite", 40), ("postgres", 8)])
-def test_any_sequence_of_actions_ends_a_job_once_and_charges_it_once(fresh, kind, examples):
-    async def act(store: Store, sequence: list[tuple]) -> None:
+def test_any_sequence_of_actions_ends_a_job_once_and_charges_it_once(new_database_url, kind, examples):
+    async def run_actions(store: Store, sequence: list[tuple]) -> None:
         jobs: list[str] = []
-        ends: dict[str, tuple] = {}
+        end_states: dict[str, tuple] = {}
         for step in sequence:
-            moved = await _apply_action(store, jobs, *step)
-            if moved is not None and moved.record.state in END_STATES:
-                assert moved.record.id not in ends
-                ends[moved.record.id] = (moved.record.state, moved.record.charged)
-        await _check_invariants(store, ends)
+            transition = await _apply_action(store, jobs, *step)
+            if transition is not None and transition.record.state in END_STATES:
+                assert transition.record.id not in end_states
+                end_states[transition.record.id] = (transition.record.state, transition.record.charged)
+        await _check_invariants(store, end_states)
 
     @settings(max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(actions)
-    def holds(sequence: list[tuple]) -> None:
-        run_with_store(lambda store: act(store, sequence), fresh(kind))
+    def check_pick_order(sequence: list[tuple]) -> None:
+        run_with_store(lambda store: run_actions(store, sequence), new_database_url(kind))
 
-    holds()
+    check_pick_order()
 
 
-async def _check_invariants(store: Store, ends: dict[str, tuple]) -> None:
+async def _check_invariants(store: Store, end_states: dict[str, tuple]) -> None:
     rows = await query(store, "SELECT id, state, charged, cost, billed FROM jobs")
-    assert {job: (state, charged) for job, state, charged, _, _ in rows if state in END_STATES} == ends
+    assert {job: (state, charged) for job, state, charged, _, _ in rows if state in END_STATES} == end_states
     assert all(0 <= charged <= cost for _, _, charged, cost, _ in rows)
-    counted = await query(
+    account_counts = await query(
         store, "SELECT job, count(*) FROM moves WHERE target IN ('finished','failed','cancelled') GROUP BY job"
     )
-    assert dict(counted) == dict.fromkeys(ends, 1)
-    waiting = sum(state == "queued" for _, state, *_ in rows)
+    assert dict(account_counts) == dict.fromkeys(end_states, 1)
+    queued_count = sum(state == "queued" for _, state, *_ in rows)
     active = sum(state in ("sent", "running") for _, state, *_ in rows)
     for (parent,) in await query(store, "SELECT DISTINCT parent FROM accounts"):
         sums = await query(
             store, f"SELECT sum(queued), sum(active), sum(virtual) FROM accounts WHERE parent = '{parent}'"
         )
-        assert sums[0][:2] == (waiting, active)
+        assert sums[0][:2] == (queued_count, active)
         if parent == "":
-            assert sums[0][2] == pytest.approx(sum(billed for *_, billed in rows))
+            assert sums[0][2] == pytest.approx(sum(charged_cost for *_, charged_cost in rows))
 
 
 @pytest.mark.asyncio
 async def test_a_place_in_a_long_queue_is_estimated_without_listing_it(store):
     jobs = await queue_jobs(store, *(draft("flood", cost=2.0) for _ in range(50)))
-    (mine,) = await queue_jobs(store, draft("late", cost=2.0))
+    (late_job,) = await queue_jobs(store, draft("late", cost=2.0))
     assert await store.query(queries.load_waiting_queue, 50) is None
-    crowd = WaitEstimate((await store.query(queries.summarise_waiting))["default"])
-    turn = await store.query(queries.count_earlier_jobs, await store.get_job(mine))
-    assert crowd.estimate(turn) == (1, pytest.approx(4.0))  # the flood's first job, and itself
+    estimate = WaitEstimate((await store.query(queries.summarise_waiting))["default"])
+    earlier_count = await store.query(queries.count_earlier_jobs, await store.get_job(late_job))
+    assert estimate.estimate(earlier_count) == (1, pytest.approx(4.0))  # the flood's first job, and itself
     assert await store.query(queries.count_earlier_jobs, await store.get_job(jobs[-1])) == 49
-    assert crowd.estimate(49) == (50, pytest.approx(102.0))
+    assert estimate.estimate(49) == (50, pytest.approx(102.0))
 
 
 @pytest.mark.asyncio
 async def test_destinations_are_merged_and_deliveries_end(store):
-    one, two = await queue_jobs(store, draft(), draft(destination=Destination("discord", {"token": "t"})))
-    await store.write(destinations.update_destination, two, {"message": "9", "token": "u"})
+    one, discord_job = await queue_jobs(store, draft(), draft(destination=Destination("discord", {"token": "t"})))
+    await store.write(destinations.update_destination, discord_job, {"message": "9", "token": "u"})
     assert await store.query(destinations.list_undelivered, "discord") == [], "a waiting job has nothing to deliver"
     for _ in range(2):
         await store.pick_job(EVERYTHING, 32, 1.0, 1000.5)
-    owed = await store.query(destinations.list_undelivered, "discord")
-    assert [(record.id, place.address) for record, place in owed] == [(two, {"token": "u", "message": "9"})]
-    await store.write(destinations.mark_delivered, two, 1001.0)
+    undelivered = await store.query(destinations.list_undelivered, "discord")
+    assert [(record.id, destination.address) for record, destination in undelivered] == [
+        (discord_job, {"token": "u", "message": "9"})
+    ]
+    await store.write(destinations.mark_delivered, discord_job, 1001.0)
     assert await store.query(destinations.list_undelivered, "discord") == []
     assert [record.id for record, _ in await store.query(destinations.list_undelivered, "web")] == [one]
 
 
 @pytest.mark.asyncio
 async def test_an_unreadable_row_blocks_no_one_and_fails_without_a_charge(store, caplog):
-    ended_job, waits, sent, fine = await queue_jobs(store, *(draft(user) for user in ("a", "b", "c", "d")))
+    ended_job, waiting_job, sent_job, valid_job = await queue_jobs(
+        store, *(draft(user) for user in ("a", "b", "c", "d"))
+    )
     await store.end_job("finish", ended_job, 1001.0, 1.0)
     await store.pick_job(PickRequest("default", ("embedded",), member_limit=1), 8, 0, 1001.0)
-    spoil = update(jobs).where(jobs.c.id != fine).values(task=b"\0")
-    await store.write(lambda connection: connection.execute(spoil) and None)
-    assert [one.id for one in await store.query(queries.list_newest, None, 9)] == [fine]
-    assert f"job {sent}: its row cannot be read" in caplog.text
-    assert await store.write(fail_unreadable_jobs, 1002.0) == [waits, sent]
+    corrupt_tasks = update(jobs).where(jobs.c.id != valid_job).values(task=b"\0")
+    await store.write(lambda connection: connection.execute(corrupt_tasks) and None)
+    assert [one.id for one in await store.query(queries.list_newest, None, 9)] == [valid_job]
+    assert f"job {sent_job}: its row cannot be read" in caplog.text
+    assert await store.write(fail_unreadable_jobs, 1002.0) == [waiting_job, sent_job]
     assert await store.write(fail_unreadable_jobs, 1003.0) == []
     failures = await query(store, "SELECT state, blame, charged, billed FROM jobs WHERE reason LIKE '%cannot be read%'")
     assert failures == [("failed", "us", 0.0, 0.0)] * 2
     assert await query(store, "SELECT queued, active FROM accounts WHERE path = 'default'") == [(1, 0)]
-    assert (await store.pick_job(EVERYTHING, 8, 0, 1004.0)).record.id == fine
+    assert (await store.pick_job(EVERYTHING, 8, 0, 1004.0)).record.id == valid_job
 
 
 @pytest.mark.asyncio
 async def test_an_unreadable_profile_of_a_model_is_left_out(store):
-    spoil = models.insert().values(name="old", warm=b"\0", pool="default", seen=1.0)
-    await store.write(lambda connection: connection.execute(spoil) and None)
+    corrupt_model = models.insert().values(name="old", warm=b"\0", pool="default", seen=1.0)
+    await store.write(lambda connection: connection.execute(corrupt_model) and None)
     assert await store.query(queries.list_models) == []
 
 
 @pytest.mark.asyncio
 async def test_a_models_profile_is_remembered_once(store):
-    warm = ModelProfile(
+    profile = ModelProfile(
         name="embedded", revision="1", dtype="bfloat16", size=64, multiple=8, max_pixels=4096, tokens=24, steps=100,
         sampler="ddpm", guidance=4.0, row_ms=3.0, encode_ms=1.0, decode_ms=1.0,
     )  # fmt: skip
-    await store.save_model(warm, "old", 1.0)
-    await store.save_model(warm, "default", 2.0)
-    assert await store.query(queries.list_models) == [(warm, "default")]
+    await store.save_model(profile, "old", 1.0)
+    await store.save_model(profile, "default", 2.0)
+    assert await store.query(queries.list_models) == [(profile, "default")]
 
 
 @pytest.mark.asyncio
 async def test_overdue_jobs_are_found_whatever_their_state(store):
-    late, later, never = await queue_jobs(store, draft(), draft(), draft(deadline=9000.0))
+    late_job, later_job, far_job = await queue_jobs(store, draft(), draft(), draft(deadline=9000.0))
     await store.pick_job(EVERYTHING, 8, 0.0, 1001.0)
-    assert [record.id for record in await store.query(queries.list_overdue, 2000.0)] == [late, later]
-    assert never not in [record.id for record in await store.query(queries.list_overdue, 8999.0)]
+    assert [record.id for record in await store.query(queries.list_overdue, 2000.0)] == [late_job, later_job]
+    assert far_job not in [record.id for record in await store.query(queries.list_overdue, 8999.0)]
 
 
 @pytest.mark.asyncio

@@ -24,7 +24,7 @@ from bot.services import Services
 from bot.web.app import build_app, run_server
 from engine.bus import Bus
 from engine.bus.broker.embedded import Broker
-from shared.painter import Painter, disc, stop
+from shared.painter import PaintingWorker, cancel_task, paint_disc
 
 STEPS = 24
 FLAGS = [
@@ -40,26 +40,26 @@ FLAGS = [
 
 
 @dataclass
-class Room:
+class WebServer:
     """A running web page: its address, a client that authenticates as the terminal, and the objects behind it."""
 
     url: str
     port: int
     client: aiohttp.ClientSession
-    desk: Services
+    services: Services
     app: web.Application
     settings: Settings
-    drawers: list[Painter] = field(default_factory=list)
+    workers: list[PaintingWorker] = field(default_factory=list)
 
-    async def ask(self, method: str, path: str, body: object = None, **headers: str) -> tuple[int, Any]:
+    async def request_json(self, method: str, path: str, body: object = None, **headers: str) -> tuple[int, Any]:
         """Status and JSON of one request. Names in `headers` have `_` for `-`."""
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        async with self.client.request(method, self.url + path, json=body, headers=named) as answer:
+        header_values = {name.replace("_", "-"): value for name, value in headers.items()}
+        async with self.client.request(method, self.url + path, json=body, headers=header_values) as answer:
             return answer.status, await answer.json()
 
     async def imagine(self, prompt: str, **options: object) -> str:
         """Requests a job and returns its id."""
-        status, reply = await self.ask("POST", "/api/jobs", {"prompt": prompt, **options})
+        status, reply = await self.request_json("POST", "/api/jobs", {"prompt": prompt, **options})
         assert status == 201, reply
         return str(reply["id"])
 
@@ -75,7 +75,7 @@ class Room:
                 elif key == "data":
                     yield name, json.loads(value)
 
-    async def end_of(self, job: str) -> dict[str, Any]:
+    async def wait_for_end(self, job: str) -> dict[str, Any]:
         """The job once it has ended."""
         async for name, value in self.events(f"/api/jobs/{job}/events"):
             if name in {"finished", "failed", "cancelled"}:
@@ -83,68 +83,68 @@ class Room:
         raise AssertionError("the stream ended before the job")
 
 
-OpenRoom = Callable[..., Any]
+OpenServer = Callable[..., Any]
 
 
 @pytest.fixture
-def open_room(tmp_path: Path, broker: Broker) -> OpenRoom:
+def open_server(tmp_path: Path, broker: Broker) -> OpenServer:
     """`async with open_room(port=…, workers=1, **settings)`: a web page on the test's folder and broker."""
 
     @asynccontextmanager
-    async def opening(*, port: int = 0, workers: int = 1, **chosen: Any) -> AsyncIterator[Room]:
+    async def open_server(*, port: int = 0, workers: int = 1, **options: Any) -> AsyncIterator[WebServer]:
         settings = await asyncio.to_thread(
-            load_settings, data=tmp_path, **{"host": "127.0.0.1", "discord_token": None, **chosen}
+            load_settings, data=tmp_path, **{"host": "127.0.0.1", "discord_token": None, **options}
         )
         async with AsyncExitStack() as parts:
-            bot_app = await parts.enter_async_context(open_app(settings, await _bus(parts, broker)))
+            bot_app = await parts.enter_async_context(open_app(settings, await connect(parts, broker)))
             app = await asyncio.to_thread(build_app, settings, bot_app.services, metrics_snapshot=bot_app.metrics_page)
-            real = await parts.enter_async_context(run_server(app, "127.0.0.1", port))
+            real_port = await parts.enter_async_context(run_server(app, "127.0.0.1", port))
             client = await parts.enter_async_context(aiohttp.ClientSession(read_bufsize=1 << 20))
-            room = Room(f"http://127.0.0.1:{real}", real, client, bot_app.services, app, settings)
+            server = WebServer(f"http://127.0.0.1:{real_port}", real_port, client, bot_app.services, app, settings)
             for _ in range(workers):
-                room.drawers.append(await parts.enter_async_context(working(broker)))
-            await _until(lambda: len(room.desk.live_workers()) >= workers)
-            yield room
+                server.workers.append(await parts.enter_async_context(start_worker(broker)))
+            await wait_until(lambda: len(server.services.live_workers()) >= workers)
+            yield server
 
-    return opening
+    return open_server
 
 
 @asynccontextmanager
-async def working(broker: Broker) -> AsyncIterator[Painter]:
+async def start_worker(broker: Broker) -> AsyncIterator[PaintingWorker]:
     """A worker online, on a connection of its own."""
     async with AsyncExitStack() as parts:
-        drawer = Painter(await _bus(parts, broker), steps=STEPS, paint=disc, speed=0.02)
-        task = asyncio.create_task(drawer.run())
+        worker = PaintingWorker(await connect(parts, broker), steps=STEPS, paint=paint_disc, speed=0.02)
+        task = asyncio.create_task(worker.run())
         try:
-            yield drawer
+            yield worker
         finally:
-            await stop(task)
+            await cancel_task(task)
 
 
-async def _bus(parts: AsyncExitStack, broker: Broker) -> Bus:
+async def connect(parts: AsyncExitStack, broker: Broker) -> Bus:
     bus = await Bus.connect(broker.url, broker.token)
     parts.push_async_callback(bus.close)
     await bus.declare()
     return bus
 
 
-async def _until(holds: Callable[[], bool], seconds: float = 20) -> None:
+async def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
     async with asyncio.timeout(seconds):
-        while not holds():
+        while not condition():
             await asyncio.sleep(0.02)
 
 
 @pytest_asyncio.fixture
 async def broker(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Broker]:
-    async with Broker(tmp_path_factory.mktemp("nats"), token="a-token-for-tests") as running:
-        yield running
+    async with Broker(tmp_path_factory.mktemp("nats"), token="a-token-for-tests") as broker:
+        yield broker
 
 
 @pytest_asyncio.fixture
-async def room(open_room: OpenRoom) -> AsyncIterator[Room]:
+async def server(open_server: OpenServer) -> AsyncIterator[WebServer]:
     """A web page with one worker."""
-    async with open_room() as one:
-        yield one
+    async with open_server() as server:
+        yield server
 
 
 @pytest_asyncio.fixture
@@ -153,18 +153,22 @@ async def browser(needs: Callable[..., str], tmp_path_factory: pytest.TempPathFa
     program = needs("chromium", "chromium-browser", "google-chrome")
     folder, path = str(tmp_path_factory.mktemp("chromium")), os.environ.get("PATH", "")
     async with async_playwright() as playwright:
-        one = await playwright.chromium.launch(executable_path=program, args=FLAGS, env={"HOME": folder, "PATH": path})
-        yield one
-        await one.close()
+        browser = await playwright.chromium.launch(
+            executable_path=program, args=FLAGS, env={"HOME": folder, "PATH": path}
+        )
+        yield browser
+        await browser.close()
 
 
 @pytest_asyncio.fixture
 async def page(browser: Browser) -> AsyncIterator[Page]:
     """An empty page. An error or warning in its console fails the test, except for answers of 4xx."""
-    one = await browser.new_page(viewport={"width": 1180, "height": 820})
+    page = await browser.new_page(viewport={"width": 1180, "height": 820})
     complaints: list[str] = []
-    one.on("pageerror", lambda error: complaints.append(str(error)))
-    one.on("console", lambda message: complaints.append(message.text) if message.type in {"error", "warning"} else None)
-    yield one
-    serious = [text for text in complaints if "Failed to load resource" not in text]
-    assert serious == []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on(
+        "console", lambda message: complaints.append(message.text) if message.type in {"error", "warning"} else None
+    )
+    yield page
+    serious_complaints = [text for text in complaints if "Failed to load resource" not in text]
+    assert serious_complaints == []

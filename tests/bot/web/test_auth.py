@@ -103,17 +103,17 @@ def test_requests_of_our_own_page_are_accepted(door: HostPolicy, method: str, he
     ],
 )
 def test_requests_that_another_site_could_send_are_refused(method: str, headers: dict[str, str], status: int) -> None:
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(UserError) as error:
         HERE.check_request(method, headers)
-    assert refused.value.status == status
+    assert error.value.status == status
 
 
 @pytest.mark.parametrize("header", ["Forwarded", "X-Forwarded-For", "X-Real-IP"])
 def test_a_page_for_this_computer_accepts_no_one_from_a_proxy(header: str) -> None:
     headers = {"Host": "localhost:1", header: "for=192.0.2.9"}
-    with pytest.raises(UserError, match="behind a proxy: set PUBLIC_URL") as refused:
+    with pytest.raises(UserError, match="behind a proxy: set PUBLIC_URL") as error:
         HERE.check_request("GET", headers)
-    assert refused.value.status == 403
+    assert error.value.status == 403
     PROXIED.check_request("GET", headers)
 
 

@@ -20,46 +20,46 @@ from bot.cli.describe import describe
 from bot.cli.instance_lock import RunningInstance, announce_instance, withdraw_instance
 from bot.domain.errors import UserError
 from bot.prompt.vocabulary import GENERAL_VOCABULARY
-from shared.fake_describer import Describer
-from shared.web_visitor import visit
+from shared.fake_describer import FakeDescriber
+from shared.web_visitor import open_page
 
 if TYPE_CHECKING:
-    from tests.bot.web.conftest import Room
+    from tests.bot.web.conftest import WebServer
 
 pytestmark = pytest.mark.asyncio
 
 
-def png(colour: str = "#c63") -> bytes:
-    out = io.BytesIO()
-    Image.new("RGB", (80, 60), colour).save(out, "PNG")
-    return out.getvalue()
+def make_png(colour: str = "#c63") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (80, 60), colour).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
-async def start_describer(room: Room, *fits: str) -> Describer:
+async def start_describer(server: WebServer, *fitting_texts: str) -> FakeDescriber:
     """Starts a worker that knows which words fit."""
-    worker, bus = Describer(*fits), room.drawers[0].bus
+    worker, bus = FakeDescriber(*fitting_texts), server.workers[0].bus
     await bus.serve_describe(["embedded"], worker)
     await bus.client.flush()
     return worker
 
 
-async def send_form(room: Room, *pictures: bytes, request: Any = None, **parts: bytes) -> tuple[int, Any]:
+async def send_form(server: WebServer, *pictures: bytes, request: Any = None, **parts: bytes) -> tuple[int, Any]:
     form = aiohttp.FormData()
     form.add_field("request", json.dumps(request or {}), content_type="application/json")
     for name, content in (*(("picture", one) for one in pictures), *parts.items()):
         form.add_field(name, content, filename="it")
-    async with room.client.post(room.url + "/api/describe", data=form, headers={"X-Darkroom": "test"}) as answer:
+    async with server.client.post(server.url + "/api/describe", data=form, headers={"X-Darkroom": "test"}) as answer:
         return answer.status, await answer.json()
 
 
-async def test_a_picture_is_answered_with_suggested_prompts(room: Room) -> None:
-    status, reply = await send_form(room, png())
+async def test_a_picture_is_answered_with_suggested_prompts(server: WebServer) -> None:
+    status, reply = await send_form(server, make_png())
     assert (status, reply["error"]) == (
         422,
         "No worker that is online has embedded in memory: draw something with it first.",
     )
-    worker = await start_describer(room, "fox", "watercolor", "in the snow")
-    status, reply = await send_form(room, png())
+    worker = await start_describer(server, "fox", "watercolor", "in the snow")
+    status, reply = await send_form(server, make_png())
     assert status == 200, reply
     assert reply["prompts"][0]["prompt"] == "fox, watercolor, in the snow"
     assert reply["prompts"][0]["error_reduction"] == pytest.approx(0.6)
@@ -68,37 +68,37 @@ async def test_a_picture_is_answered_with_suggested_prompts(room: Room) -> None:
     assert reply["sentence"].startswith(
         f"These are the words, out of {reply['tried_texts']} that were tried, under which"
     )
-    assert {len({request.model, "embedded"}) for request in worker.asked} == {1}
-    assert await room.ask("GET", "/api/jobs") == (200, {"jobs": []}), "nothing is kept, and no job is made"
+    assert {len({request.model, "embedded"}) for request in worker.requests} == {1}
+    assert await server.request_json("GET", "/api/jobs") == (200, {"jobs": []}), "nothing is kept, and no job is made"
 
 
-async def test_an_invalid_form_is_refused(room: Room) -> None:
-    worker = await start_describer(room, "fox")
-    assert (await send_form(room, b"no picture"))[0] == 422
+async def test_an_invalid_form_is_refused(server: WebServer) -> None:
+    worker = await start_describer(server, "fox")
+    assert (await send_form(server, b"no picture"))[0] == 422
     for status, reply in (
-        await send_form(room),
-        await send_form(room, png(), png()),
-        await send_form(room, png(), mask=png()),
+        await send_form(server),
+        await send_form(server, make_png(), make_png()),
+        await send_form(server, make_png(), mask=make_png()),
     ):
         assert (status, reply["error"]) == (400, "The form needs one part `picture`, beside `request`.")
-    assert (await send_form(room, png(), request={"model": "sdxl"}))[1][
+    assert (await send_form(server, make_png(), request={"model": "sdxl"}))[1][
         "error"
     ] == "There is no model called sdxl here."
-    assert (await send_form(room, png(), request={"modell": "x"}))[0] == 400
-    assert not worker.asked
+    assert (await send_form(server, make_png(), request={"modell": "x"}))[0] == 400
+    assert not worker.requests
 
 
 @pytest.mark.slow
-async def test_the_describe_button_suggests_a_prompt(page: Page, room: Room) -> None:
-    await visit(page, room)
+async def test_the_describe_button_suggests_a_prompt(page: Page, server: WebServer) -> None:
+    await open_page(page, server)
     button = page.get_by_role("button", name="Describe", exact=True)
     await expect(button).to_be_hidden()
-    chooser = page.locator(".file-chooser")
-    await chooser.set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": png()})
+    source_chooser = page.locator(".file-chooser")
+    await source_chooser.set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": make_png()})
     await expect(button).to_be_visible()
     await button.click()
     await expect(page.locator("#notice")).to_contain_text("No worker that is online has")
-    await start_describer(room, "fox", "watercolor")
+    await start_describer(server, "fox", "watercolor")
     await button.click()
     suggestions = page.get_by_role("list", name="Suggested prompts").get_by_role("button")
     await expect(suggestions.first).to_have_text("fox, watercolor")
@@ -106,15 +106,15 @@ async def test_the_describe_button_suggests_a_prompt(page: Page, room: Room) -> 
     await expect(page.locator(".suggestions-note")).to_contain_text("it does not see as a person does")
     await suggestions.first.click()
     await expect(page.locator("#prompt")).to_have_value("fox, watercolor")
-    await chooser.set_input_files({"name": "b.png", "mimeType": "image/png", "buffer": png("#36c")})
+    await source_chooser.set_input_files({"name": "b.png", "mimeType": "image/png", "buffer": make_png("#36c")})
     await expect(button).to_be_hidden()
     await expect(page.locator(".suggestions")).to_be_hidden()
 
 
 @asynccontextmanager
-async def announce_room(room: Room) -> AsyncIterator[Path]:
-    data = room.settings.data
-    await asyncio.to_thread(lambda: announce_instance(data, RunningInstance(room.url, os.getpid())))
+async def announce_room(server: WebServer) -> AsyncIterator[Path]:
+    data = server.settings.data
+    await asyncio.to_thread(lambda: announce_instance(data, RunningInstance(server.url, os.getpid())))
     try:
         yield data
     finally:
@@ -122,23 +122,23 @@ async def announce_room(room: Room) -> AsyncIterator[Path]:
 
 
 async def test_the_terminal_asks_the_running_bot(
-    room: Room, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    server: WebServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picture = tmp_path / "a fox.png"
-    await asyncio.to_thread(picture.write_bytes, png())
+    await asyncio.to_thread(picture.write_bytes, make_png())
     with pytest.raises(UserError, match="No Darkroom is running on this data folder"):
         await asyncio.to_thread(describe, picture, data=tmp_path / "empty")
-    await start_describer(room, "fox", "watercolor")
-    async with announce_room(room) as data:
+    await start_describer(server, "fox", "watercolor")
+    async with announce_room(server) as data:
         await asyncio.to_thread(describe, picture, data=data)
-        plain = capsys.readouterr()
+        captured = capsys.readouterr()
         await asyncio.to_thread(describe, picture, as_json=True, data=data)
         reply = json.loads(capsys.readouterr().out)
         with pytest.raises(UserError, match="There is no model called sdxl"):
             await asyncio.to_thread(describe, picture, "sdxl", data=data)
         with pytest.raises(UserError, match="cannot be read"):
             await asyncio.to_thread(describe, tmp_path / "none.png", data=data)
-    assert plain.out.splitlines()[0] == "fox, watercolor"
-    assert "it does not see as a person does" in plain.err
-    assert "40 % less error than without words" in plain.err
+    assert captured.out.splitlines()[0] == "fox, watercolor"
+    assert "it does not see as a person does" in captured.err
+    assert "40 % less error than without words" in captured.err
     assert (reply["picture"], reply["prompts"][0]["prompt"]) == (str(picture), "fox, watercolor")

@@ -12,14 +12,14 @@ from bot.web import serializers
 from bot.web.middleware import SESSION_TOKENS
 
 if TYPE_CHECKING:
-    from tests.bot.web.conftest import OpenRoom, Room
+    from tests.bot.web.conftest import OpenServer, WebServer
 
 pytestmark = pytest.mark.asyncio
 UNKNOWN_JOB = "/api/jobs/01ARZ3NDEKTSV4RRFFQ69G5FAV"
 
 
-async def send_refused(room: Room, method: str, path: str, **how: Any) -> tuple[int, str]:
-    async with room.client.request(method, room.url + path, **how) as answer:
+async def send_refused(server: WebServer, method: str, path: str, **options: Any) -> tuple[int, str]:
+    async with server.client.request(method, server.url + path, **options) as answer:
         assert answer.content_type == "application/json"
         reply = await answer.json()
         assert set(reply) == {"error"}
@@ -45,28 +45,28 @@ MALFORMED = [
 ]
 
 
-async def test_a_malformed_request_is_400(room: Room, subtests: pytest.Subtests) -> None:
+async def test_a_malformed_request_is_400(server: WebServer, subtests: pytest.Subtests) -> None:
     for body in MALFORMED:
         with subtests.test(body=body[:40]):
             kind = {"Content-Type": "application/json"}
-            status, _ = await send_refused(room, "POST", "/api/jobs", data=body, headers=kind)
+            status, _ = await send_refused(server, "POST", "/api/jobs", data=body, headers=kind)
             assert status == 400
 
 
-async def test_an_unknown_field_is_named(room: Room) -> None:
-    _, sentence = await send_refused(room, "POST", "/api/jobs", json={"prompt": "a", "stpes": 40})
+async def test_an_unknown_field_is_named(server: WebServer) -> None:
+    _, sentence = await send_refused(server, "POST", "/api/jobs", json={"prompt": "a", "stpes": 40})
     assert "stpes" in sentence
 
 
-async def test_a_form_is_400(room: Room) -> None:
-    status, sentence = await send_refused(room, "POST", "/api/jobs", data={"prompt": "a"})
+async def test_a_form_is_400(server: WebServer) -> None:
+    status, sentence = await send_refused(server, "POST", "/api/jobs", data={"prompt": "a"})
     assert status == 400
     assert "application/json" in sentence
 
 
-async def test_a_too_long_idempotency_key_is_400(room: Room) -> None:
+async def test_a_too_long_idempotency_key_is_400(server: WebServer) -> None:
     headers = {"Idempotency-Key": "k" * 201}
-    status, _ = await send_refused(room, "POST", "/api/jobs", json={"prompt": "a"}, headers=headers)
+    status, _ = await send_refused(server, "POST", "/api/jobs", json={"prompt": "a"}, headers=headers)
     assert status == 400
 
 
@@ -80,7 +80,7 @@ FOREIGN = [
 ]
 
 
-async def test_another_site_is_403_whatever_it_requests(room: Room, subtests: pytest.Subtests) -> None:
+async def test_another_site_is_403_whatever_it_requests(server: WebServer, subtests: pytest.Subtests) -> None:
     for headers in FOREIGN:
         for method, path in (
             ("POST", "/api/jobs"),
@@ -89,15 +89,15 @@ async def test_another_site_is_403_whatever_it_requests(room: Room, subtests: py
             ("DELETE", UNKNOWN_JOB),
         ):
             with subtests.test(headers=headers, method=method, path=path):
-                status, _ = await send_refused(room, method, path, headers=headers)
+                status, _ = await send_refused(server, method, path, headers=headers)
                 assert status == 403
-    _, reply = await room.ask("GET", "/api/jobs")
+    _, reply = await server.request_json("GET", "/api/jobs")
     assert reply["jobs"] == []
 
 
-async def test_our_own_page_may_send_requests(room: Room) -> None:
-    headers = {"Origin": room.url, "Sec-Fetch-Site": "same-origin"}
-    async with room.client.post(f"{room.url}/api/jobs", json={"prompt": "a"}, headers=headers) as answer:
+async def test_our_own_page_may_send_requests(server: WebServer) -> None:
+    headers = {"Origin": server.url, "Sec-Fetch-Site": "same-origin"}
+    async with server.client.post(f"{server.url}/api/jobs", json={"prompt": "a"}, headers=headers) as answer:
         assert answer.status == 201
 
 
@@ -119,35 +119,35 @@ MISSING = [
 ]
 
 
-async def test_unknown_paths_and_jobs_are_404(room: Room, subtests: pytest.Subtests) -> None:
+async def test_unknown_paths_and_jobs_are_404(server: WebServer, subtests: pytest.Subtests) -> None:
     for method, path in MISSING:
         with subtests.test(method=method, path=path):
-            status, _ = await send_refused(room, method, path)
+            status, _ = await send_refused(server, method, path)
             assert status == 404
 
 
-async def test_pictures_of_an_unfinished_job_are_404(room: Room) -> None:
-    room.drawers[0].going.clear()
-    job = await room.imagine("terrier")
+async def test_pictures_of_an_unfinished_job_are_404(server: WebServer) -> None:
+    server.workers[0].step_gate.clear()
+    job = await server.imagine("terrier")
     for path in ("pictures/1.png", "grid.png", "film.webp", "keyframes", "keyframes/0.webp"):
-        status, _ = await send_refused(room, "GET", f"/api/jobs/{job}/{path}")
+        status, _ = await send_refused(server, "GET", f"/api/jobs/{job}/{path}")
         assert status == 404, path
     for path in ("vary/1", "upscale/1"):
-        async with room.client.post(f"{room.url}/api/jobs/{job}/{path}") as answer:
+        async with server.client.post(f"{server.url}/api/jobs/{job}/{path}") as answer:
             assert answer.status in {404, 422}
-    await room.ask("DELETE", f"/api/jobs/{job}")
+    await server.request_json("DELETE", f"/api/jobs/{job}")
 
 
-async def test_a_wrong_method_is_405_and_names_the_allowed_ones(room: Room, subtests: pytest.Subtests) -> None:
+async def test_a_wrong_method_is_405_and_names_the_allowed_ones(server: WebServer, subtests: pytest.Subtests) -> None:
     for method, path in (("PUT", "/api/jobs"), ("POST", "/api/events"), ("PATCH", UNKNOWN_JOB)):
         with subtests.test(method=method, path=path):
-            status, sentence = await send_refused(room, method, path)
+            status, sentence = await send_refused(server, method, path)
             assert status == 405
             assert "GET" in sentence
 
 
-async def test_a_large_body_is_413(room: Room) -> None:
-    status, _ = await send_refused(room, "POST", "/api/jobs", json={"prompt": "a" * 70_000})
+async def test_a_large_body_is_413(server: WebServer) -> None:
+    status, _ = await send_refused(server, "POST", "/api/jobs", json={"prompt": "a" * 70_000})
     assert status == 413
 
 
@@ -172,22 +172,22 @@ INVALID: list[dict[str, object]] = [
 ]
 
 
-async def test_an_invalid_prompt_or_option_is_422(room: Room, subtests: pytest.Subtests) -> None:
+async def test_an_invalid_prompt_or_option_is_422(server: WebServer, subtests: pytest.Subtests) -> None:
     for body in INVALID:
         with subtests.test(body=str(body)[:60]):
-            status, _ = await send_refused(room, "POST", "/api/jobs", json=body)
+            status, _ = await send_refused(server, "POST", "/api/jobs", json=body)
             assert status == 422
 
 
-async def test_the_nearest_flag_is_named(room: Room) -> None:
-    _, sentence = await send_refused(room, "POST", "/api/jobs", json={"prompt": "terrier --sede 4"})
+async def test_the_nearest_flag_is_named(server: WebServer) -> None:
+    _, sentence = await send_refused(server, "POST", "/api/jobs", json={"prompt": "terrier --sede 4"})
     assert "--seed" in sentence
 
 
-async def test_more_jobs_than_the_limit_are_429_and_name_it(room: Room) -> None:
-    room.drawers[0].going.clear()
+async def test_more_jobs_than_the_limit_are_429_and_name_it(server: WebServer) -> None:
+    server.workers[0].step_gate.clear()
     for _ in range(40):
-        async with room.client.post(f"{room.url}/api/jobs", json={"prompt": "terrier"}) as answer:
+        async with server.client.post(f"{server.url}/api/jobs", json={"prompt": "terrier"}) as answer:
             if answer.status != 201:
                 assert answer.status == 429
                 assert any(digit.isdigit() for digit in (await answer.json())["error"])
@@ -196,43 +196,43 @@ async def test_more_jobs_than_the_limit_are_429_and_name_it(room: Room) -> None:
         pytest.fail("no limit in forty jobs")
 
 
-async def test_the_number_of_open_streams_is_limited(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_number_of_open_streams_is_limited(server: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bot.web.sse.MAX_STREAMS", 1)
-    async with room.client.get(f"{room.url}/api/events") as first:
+    async with server.client.get(f"{server.url}/api/events") as first:
         assert first.status == 200
-        status, _ = await send_refused(room, "GET", "/api/events")
+        status, _ = await send_refused(server, "GET", "/api/events")
         assert status == 429
 
 
-async def test_one_guest_cannot_use_up_all_streams(open_room: OpenRoom, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_guest_cannot_use_up_all_streams(open_server: OpenServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bot.web.sse.MAX_VISITOR_STREAMS", 1)
-    async with open_room(host="0.0.0.0") as room:
-        tokens = room.app[SESSION_TOKENS]
+    async with open_server(host="0.0.0.0") as server:
+        tokens = server.app[SESSION_TOKENS]
         one, other = (
             {"Cookie": f"darkroom={tokens.sign_cookie(tokens.create_visitor(is_operator=False))}"} for _ in "ab"
         )
-        async with room.client.get(f"{room.url}/api/events", headers=one) as first:
+        async with server.client.get(f"{server.url}/api/events", headers=one) as first:
             assert first.status == 200
-            status, _ = await send_refused(room, "GET", "/api/events", headers=one)
+            status, _ = await send_refused(server, "GET", "/api/events", headers=one)
             assert status == 429
-            async with room.client.get(f"{room.url}/api/events", headers=other) as second:
+            async with server.client.get(f"{server.url}/api/events", headers=other) as second:
                 assert second.status == 200
 
 
-async def test_an_idle_connection_is_closed(open_room: OpenRoom, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_idle_connection_is_closed(open_server: OpenServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bot.web.app.KEEPALIVE_SECONDS", 0.2)
-    async with open_room(workers=0) as room:
-        reader, writer = await asyncio.open_connection("127.0.0.1", room.port)
+    async with open_server(workers=0) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         async with asyncio.timeout(10):
             assert await reader.read() == b""
         writer.close()
 
 
 @pytest.mark.slow
-async def test_a_body_that_does_not_arrive_is_408(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_body_that_does_not_arrive_is_408(server: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bot.web.request_body.BODY_TIMEOUT", 0.2)
-    reader, writer = await asyncio.open_connection("127.0.0.1", room.port)
-    head = f"POST /api/jobs HTTP/1.1\r\nHost: 127.0.0.1:{room.port}\r\nContent-Type: application/json\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    head = f"POST /api/jobs HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nContent-Type: application/json\r\n"
     writer.write(f"{head}Content-Length: 50\r\n\r\n{{".encode())
     async with asyncio.timeout(10):
         reply = await reader.read()  # until the connection is closed
@@ -241,39 +241,39 @@ async def test_a_body_that_does_not_arrive_is_408(room: Room, monkeypatch: pytes
     assert b"took too long" in reply
 
 
-async def test_a_missing_page_is_answered_with_a_page(room: Room) -> None:
-    async with room.client.get(f"{room.url}/<script>") as answer:
+async def test_a_missing_page_is_answered_with_a_page(server: WebServer) -> None:
+    async with server.client.get(f"{server.url}/<script>") as answer:
         assert answer.status == 404
         assert answer.content_type == "text/html"
         assert "<script>" not in await answer.text()
 
 
-async def test_an_internal_error_is_500_and_reveals_nothing(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_internal_error_is_500_and_reveals_nothing(server: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("secret detail")
 
     monkeypatch.setattr(serializers, "serialize_workers", fail)
-    status, sentence = await send_refused(room, "GET", "/api/workers")
+    status, sentence = await send_refused(server, "GET", "/api/workers")
     assert status == 500
     assert "secret" not in sentence
 
 
 async def test_a_database_that_is_away_is_503_and_reported(
-    room: Room, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    server: WebServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def fail(*_: object) -> None:
         raise DatabaseUnavailable("The database cannot be used now: secret detail.")
 
-    monkeypatch.setattr(room.desk.job_views, "load_recent", fail)
-    status, sentence = await send_refused(room, "GET", "/api/jobs")
+    monkeypatch.setattr(server.services.job_views, "load_recent", fail)
+    status, sentence = await send_refused(server, "GET", "/api/jobs")
     assert status == 503
     assert "database" in sentence
     assert "secret" not in sentence
-    _ = [event async for event in room.events("/api/events")]  # it ends by itself
+    _ = [event async for event in server.events("/api/events")]  # it ends by itself
     assert "a live stream ended: The database cannot be used now" in caplog.text
 
 
-async def test_every_answer_has_security_headers(room: Room) -> None:
+async def test_every_answer_has_security_headers(server: WebServer) -> None:
     for path in (
         "/",
         "/discord",
@@ -284,7 +284,7 @@ async def test_every_answer_has_security_headers(room: Room) -> None:
         "/api/nothing",
         "/api/events",
     ):
-        async with room.client.get(room.url + path) as answer:
+        async with server.client.get(server.url + path) as answer:
             policy = answer.headers["Content-Security-Policy"]
             assert "default-src 'none'" in policy
             assert "frame-ancestors 'none'" in policy
@@ -294,19 +294,21 @@ async def test_every_answer_has_security_headers(room: Room) -> None:
             assert "aiohttp" not in answer.headers["Server"].lower()
 
 
-async def test_static_files_stay_in_their_folder(room: Room) -> None:
+async def test_static_files_stay_in_their_folder(server: WebServer) -> None:
     for path in ("/static/../app.py", "/static/..%2fapp.py", "/static/%2e%2e/app.py", "/static/"):
-        async with room.client.get(room.url + path) as answer:
+        async with server.client.get(server.url + path) as answer:
             assert answer.status in {403, 404}
 
 
-async def test_a_guest_cannot_cancel_a_job_of_another_visitor(open_room: OpenRoom) -> None:
-    async with open_room(host="0.0.0.0") as room:
-        gate = room.app[SESSION_TOKENS]
+async def test_a_guest_cannot_cancel_a_job_of_another_visitor(open_server: OpenServer) -> None:
+    async with open_server(host="0.0.0.0") as server:
+        gate = server.app[SESSION_TOKENS]
         owner, guest = (gate.sign_cookie(gate.create_visitor(is_operator=role)) for role in (True, False))
-        room.drawers[0].going.clear()
-        job = (await room.ask("POST", "/api/jobs", {"prompt": "terrier"}, Cookie=f"darkroom={owner}"))[1]["id"]
-        status, reply = await room.ask("DELETE", f"/api/jobs/{job}", Cookie=f"darkroom={guest}")
+        server.workers[0].step_gate.clear()
+        job = (await server.request_json("POST", "/api/jobs", {"prompt": "terrier"}, Cookie=f"darkroom={owner}"))[1][
+            "id"
+        ]
+        status, reply = await server.request_json("DELETE", f"/api/jobs/{job}", Cookie=f"darkroom={guest}")
         assert status == 403, reply
-        status, _ = await room.ask("DELETE", f"/api/jobs/{job}", Cookie=f"darkroom={owner}")
+        status, _ = await server.request_json("DELETE", f"/api/jobs/{job}", Cookie=f"darkroom={owner}")
         assert status == 200

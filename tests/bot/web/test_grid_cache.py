@@ -19,18 +19,18 @@ class Composer:
     """Replaces the real composer: it is slow, counts its calls, and returns about 100 bytes."""
 
     def __init__(self) -> None:
-        self.made: list[str] = []
-        self.now = self.most = 0
+        self.made_grids: list[str] = []
+        self.now = self.max_running = 0
         self._lock = threading.Lock()
 
     def compose(self, pictures: Sequence[bytes], cell: int) -> bytes:
         with self._lock:
             self.now += 1
-            self.most = max(self.most, self.now)
+            self.max_running = max(self.max_running, self.now)
         time.sleep(0.05)
         with self._lock:
             self.now -= 1
-            self.made.append(pictures[0].decode())
+            self.made_grids.append(pictures[0].decode())
         return pictures[0].ljust(100) + bytes(cell)
 
 
@@ -53,8 +53,8 @@ async def test_at_most_two_grids_are_composed_at_a_time_and_each_once(composer: 
     names = [*"abcdef"] * 3
     results = await asyncio.gather(*(fetch_grid(cache, name) for name in names))
     assert [one.strip().decode() for one in results] == names
-    assert sorted(composer.made) == [*"abcdef"]
-    assert composer.most <= grid_cache.MAX_CONCURRENT
+    assert sorted(composer.made_grids) == [*"abcdef"]
+    assert composer.max_running <= grid_cache.MAX_CONCURRENT
 
 
 @pytest.mark.parametrize(("bound", "value"), [("MAX_GRIDS", 2), ("MAX_BYTES", 250)])
@@ -67,7 +67,7 @@ async def test_the_least_recently_used_grid_is_dropped(
         await fetch_grid(cache, name)
     for name in "acb":
         await fetch_grid(cache, name)
-    assert composer.made == [*"abcb"]
+    assert composer.made_grids == [*"abcb"]
 
 
 async def test_a_grid_that_failed_is_tried_again(composer: Composer) -> None:

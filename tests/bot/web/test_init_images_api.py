@@ -13,21 +13,21 @@ from PIL import Image
 
 from bot.images.films.formats import MEDIA_TYPES, available_formats
 from bot.web.request_body import MEMBER_LIMIT
-from shared.painter import solid
+from shared.painter import paint_solid
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.bot.web.conftest import Room
+    from tests.bot.web.conftest import WebServer
 
 pytestmark = pytest.mark.asyncio
 PAGE_HEADERS = {"X-Darkroom": "test"}
 
 
-def png(colour: str = "#c33", size: tuple[int, int] = (64, 64), form: str = "PNG") -> bytes:
-    out = io.BytesIO()
-    Image.new("RGB", size, colour).save(out, form)
-    return out.getvalue()
+def make_png(colour: str = "#c33", size: tuple[int, int] = (64, 64), form: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, colour).save(buffer, form)
+    return buffer.getvalue()
 
 
 def form(request: object, *files: tuple[str, bytes]) -> aiohttp.FormData:
@@ -39,49 +39,53 @@ def form(request: object, *files: tuple[str, bytes]) -> aiohttp.FormData:
 
 
 async def send(
-    room: Room, path: str, data: aiohttp.FormData, headers: dict[str, str] = PAGE_HEADERS
+    server: WebServer, path: str, data: aiohttp.FormData, headers: dict[str, str] = PAGE_HEADERS
 ) -> tuple[int, Any]:
-    async with room.client.post(room.url + path, data=data, headers=headers) as answer:
+    async with server.client.post(server.url + path, data=data, headers=headers) as answer:
         return answer.status, await answer.json()
 
 
-async def test_one_init_image_starts_a_job_without_a_prompt(room: Room) -> None:
-    status, reply = await send(room, "/api/jobs", form({"prompt": "", "strength": 0.4}, ("picture", png(form="JPEG"))))
+async def test_one_init_image_starts_a_job_without_a_prompt(server: WebServer) -> None:
+    status, reply = await send(
+        server, "/api/jobs", form({"prompt": "", "strength": 0.4}, ("picture", make_png(form="JPEG")))
+    )
     assert status == 201, reply
-    job = await room.end_of(reply["id"])
+    job = await server.wait_for_end(reply["id"])
     assert job["state"] == "finished"
     assert job["action"] == "imagine"
     assert job["start"] == {"pictures": 1, "strength": 0.4, "mask": False}
 
 
 @pytest.mark.slow
-async def test_several_pictures_are_blended_and_a_mask_keeps_a_part(room: Room) -> None:
-    pictures = [("picture", png(colour)) for colour in ("#c33", "#3a5", "#36c")]
-    status, reply = await send(room, "/api/jobs", form({"prompt": ""}, *pictures))
+async def test_several_pictures_are_blended_and_a_mask_keeps_a_part(server: WebServer) -> None:
+    pictures = [("picture", make_png(colour)) for colour in ("#c33", "#3a5", "#36c")]
+    status, reply = await send(server, "/api/jobs", form({"prompt": ""}, *pictures))
     assert status == 201, reply
-    job = await room.end_of(reply["id"])
+    job = await server.wait_for_end(reply["id"])
     assert (job["action"], job["start"]["pictures"]) == ("blend", 3)
     status, reply = await send(
-        room, "/api/jobs", form({"prompt": "a lamp"}, ("picture", png()), ("mask", png("white")))
+        server, "/api/jobs", form({"prompt": "a lamp"}, ("picture", make_png()), ("mask", make_png("white")))
     )
     assert status == 201, reply
-    assert (await room.end_of(reply["id"]))["start"]["mask"]
+    assert (await server.wait_for_end(reply["id"]))["start"]["mask"]
 
 
-async def test_a_picture_may_be_larger_than_a_json_body(room: Room) -> None:
+async def test_a_picture_may_be_larger_than_a_json_body(server: WebServer) -> None:
     noise = io.BytesIO()
     Image.effect_noise((512, 512), 80).convert("RGB").save(noise, "PNG")
     assert len(noise.getvalue()) > 128 * 1024
-    status, reply = await send(room, "/api/jobs", form({"prompt": "a lamp"}, ("picture", noise.getvalue())))
+    status, reply = await send(server, "/api/jobs", form({"prompt": "a lamp"}, ("picture", noise.getvalue())))
     assert status == 201, reply
 
 
 @pytest.mark.slow
-async def test_a_finished_picture_can_be_an_init_image(room: Room) -> None:
-    first = await room.end_of(await room.imagine("terrier", count=2))
-    status, reply = await room.ask("POST", "/api/jobs", {"prompt": "a cat", "init_images": [f"{first['id']}/2"]})
+async def test_a_finished_picture_can_be_an_init_image(server: WebServer) -> None:
+    first = await server.wait_for_end(await server.imagine("terrier", count=2))
+    status, reply = await server.request_json(
+        "POST", "/api/jobs", {"prompt": "a cat", "init_images": [f"{first['id']}/2"]}
+    )
     assert status == 201, reply
-    assert (await room.end_of(reply["id"]))["start"]["pictures"] == 1
+    assert (await server.wait_for_end(reply["id"]))["start"]["pictures"] == 1
 
 
 @pytest.mark.sampled
@@ -90,124 +94,124 @@ async def test_a_finished_picture_can_be_an_init_image(room: Room) -> None:
     [
         ([("picture", b"no picture at all")], "picture"),
         ([("picture", b"")], "empty"),
-        ([("picture", png())] * 6, "5 pictures"),
-        ([("sketch", png())], "no other"),
-        ([("picture", png()), ("mask", png()), ("mask", png())], "one `mask`"),
+        ([("picture", make_png())] * 6, "5 pictures"),
+        ([("sketch", make_png())], "no other"),
+        ([("picture", make_png()), ("mask", make_png()), ("mask", make_png())], "one `mask`"),
     ],
 )
 async def test_an_invalid_form_is_refused_in_one_sentence(
-    room: Room, files: list[tuple[str, bytes]], words: str
+    server: WebServer, files: list[tuple[str, bytes]], words: str
 ) -> None:  # fmt: skip
-    status, reply = await send(room, "/api/jobs", form({"prompt": "a"}, *files))
+    status, reply = await send(server, "/api/jobs", form({"prompt": "a"}, *files))
     assert 400 <= status < 500
     assert words in reply["error"]
-    assert (await room.ask("GET", "/api/jobs"))[1]["jobs"] == []
+    assert (await server.request_json("GET", "/api/jobs"))[1]["jobs"] == []
 
 
 @pytest.mark.slow
-async def test_another_sites_form_is_refused(room: Room) -> None:
-    data = form({"prompt": "a"}, ("picture", png()))
-    assert (await send(room, "/api/jobs", data, {}))[0] == 400
-    data = form({"prompt": "a"}, ("picture", png()))
-    assert (await send(room, "/api/jobs", data, {**PAGE_HEADERS, "Origin": "https://evil.example"}))[0] == 403
+async def test_another_sites_form_is_refused(server: WebServer) -> None:
+    data = form({"prompt": "a"}, ("picture", make_png()))
+    assert (await send(server, "/api/jobs", data, {}))[0] == 400
+    data = form({"prompt": "a"}, ("picture", make_png()))
+    assert (await send(server, "/api/jobs", data, {**PAGE_HEADERS, "Origin": "https://evil.example"}))[0] == 403
 
 
-async def test_a_part_of_a_picture_is_inpainted(room: Room) -> None:
-    job = await room.end_of(await room.imagine("terrier --seed 7", count=2))
+async def test_a_part_of_a_picture_is_inpainted(server: WebServer) -> None:
+    job = await server.wait_for_end(await server.imagine("terrier --seed 7", count=2))
     address = f"/api/jobs/{job['id']}/edit/2"
-    status, reply = await send(room, address, form({"prompt": "a cat", "strength": 0.8}, ("mask", png("white"))))
+    status, reply = await send(server, address, form({"prompt": "a cat", "strength": 0.8}, ("mask", make_png("white"))))
     assert status == 201, reply
-    child = await room.end_of(reply["id"])
+    child = await server.wait_for_end(reply["id"])
     assert (child["action"], child["parent"]) == ("edit", {"id": job["id"], "picture": 2})
     assert child["start"] == {"pictures": 1, "strength": 0.8, "mask": True}
-    assert (await send(room, address, form({"prompt": "a cat"})))[0] == 400
+    assert (await send(server, address, form({"prompt": "a cat"})))[0] == 400
 
 
-async def test_a_wide_picture_is_made_a_square(room: Room) -> None:
-    room.drawers[0].paint = solid
-    job = await room.end_of(await room.imagine("terrier --ar 2:1 --count 1"))
+async def test_a_wide_picture_is_made_a_square(server: WebServer) -> None:
+    server.workers[0].paint = paint_solid
+    job = await server.wait_for_end(await server.imagine("terrier --ar 2:1 --count 1"))
     address = f"/api/jobs/{job['id']}/zoom/1"
-    status, reply = await room.ask("POST", address, {"square": True})
+    status, reply = await server.request_json("POST", address, {"square": True})
     assert status == 201, reply
-    child = await room.end_of(reply["id"])
+    child = await server.wait_for_end(reply["id"])
     assert (child["action"], child["pictures"][0]["width"]) == ("zoom", child["pictures"][0]["height"])
-    status, reply = await room.ask("POST", f"/api/jobs/{child['id']}/zoom/1", {"square": True})
+    status, reply = await server.request_json("POST", f"/api/jobs/{child['id']}/zoom/1", {"square": True})
     assert (status, reply["error"]) == (422, "This picture is a square already.")
 
 
 @pytest.mark.slow
-async def test_zoom_pan_and_branch_start_from_a_picture(room: Room) -> None:
-    job = await room.end_of(await room.imagine("terrier --seed 7 --count 2"))
+async def test_zoom_pan_and_branch_start_from_a_picture(server: WebServer) -> None:
+    job = await server.wait_for_end(await server.imagine("terrier --seed 7 --count 2"))
     assert job["prompt_text"] == "terrier"
     base = f"/api/jobs/{job['id']}"
-    steps = (await room.ask("GET", job["pictures"][1]["branch"]))[1]["steps"]
+    steps = (await server.request_json("GET", job["pictures"][1]["branch"]))[1]["steps"]
     requests = {"zoom": {"factor": 1.5}, "pan": {"direction": "up"}, "branch": {"step": steps[1], "steps": 48}}
     child: dict[str, Any] = {}
     for verb, body in requests.items():
-        status, reply = await room.ask("POST", f"{base}/{verb}/2", body)
+        status, reply = await server.request_json("POST", f"{base}/{verb}/2", body)
         assert status == 201, reply
-        child = await room.end_of(reply["id"])
+        child = await server.wait_for_end(reply["id"])
         assert (child["state"], child["action"], child["parent"]["picture"]) == ("finished", verb, 2)
     assert child["start"] == {"step": steps[1], "new_noise": False}
     assert (child["steps"], child["stopped_at"]) == (48, None)
 
 
 @pytest.mark.slow
-async def test_films_come_in_every_available_format(room: Room) -> None:
-    job = await room.end_of(await room.imagine("terrier --count 1"))
+async def test_films_come_in_every_available_format(server: WebServer) -> None:
+    job = await server.wait_for_end(await server.imagine("terrier --count 1"))
     assert set(job["films"]) == set(available_formats()) >= {"webp", "gif"}
-    addresses = [
+    urls = [
         *job["films"].items(),
         ("webp", job["pictures"][0]["dissolve"]),
         ("webp", job["pictures"][0]["round_trip"]),
     ]
-    for kind, address in addresses:
-        async with room.client.get(room.url + address) as answer:
+    for kind, address in urls:
+        async with server.client.get(server.url + address) as answer:
             content = await answer.read()
             assert (answer.status, answer.content_type) == (200, MEDIA_TYPES[kind])
         if kind != "mp4":
             with Image.open(io.BytesIO(content)) as film:
                 assert (film.format, film.n_frames > 4) == (kind.upper(), True)  # type: ignore[attr-defined]
-    status, _ = await room.ask("GET", f"/api/jobs/{job['id']}/film.exe")
+    status, _ = await server.request_json("GET", f"/api/jobs/{job['id']}/film.exe")
     assert status == 404
 
 
-async def test_a_prompt_may_begin_with_the_address_of_a_picture_on_the_page(room: Room) -> None:
-    first = await room.end_of(await room.imagine("terrier", count=2))
-    address = f"{room.url}/api/jobs/{first['id']}/pictures/2.png"
-    job = await room.end_of(await room.imagine(f"{address} a cat --iw 1"))
+async def test_a_prompt_may_begin_with_the_address_of_a_picture_on_the_page(server: WebServer) -> None:
+    first = await server.wait_for_end(await server.imagine("terrier", count=2))
+    address = f"{server.url}/api/jobs/{first['id']}/pictures/2.png"
+    job = await server.wait_for_end(await server.imagine(f"{address} a cat --iw 1"))
     assert (job["action"], job["prompt"]) == ("imagine", "a cat --iw 1")
     assert job["start"] == {"pictures": 1, "strength": 0.6, "mask": False}
-    status, reply = await room.ask("POST", "/api/jobs", {"prompt": "https://evil.example/a.png a cat"})
+    status, reply = await server.request_json("POST", "/api/jobs", {"prompt": "https://evil.example/a.png a cat"})
     assert (status, "Only pictures that were uploaded" in reply["error"]) == (422, True)
 
 
-async def test_a_visitors_second_form_waits_unread_and_another_visitors_does_not(room: Room) -> None:
-    rest = asyncio.Event()
+async def test_a_visitors_second_form_waits_unread_and_another_visitors_does_not(server: WebServer) -> None:
+    remainder_gate = asyncio.Event()
     head = b'--x\r\nContent-Disposition: form-data; name="request"\r\n\r\n{"prompt": "a lamp"}\r\n--x\r\n'
-    part = b'Content-Disposition: form-data; name="picture"; filename="a"\r\n\r\n' + png() + b"\r\n--x--\r\n"
+    part = b'Content-Disposition: form-data; name="picture"; filename="a"\r\n\r\n' + make_png() + b"\r\n--x--\r\n"
 
     async def stream_slowly() -> AsyncIterator[bytes]:
         yield head
-        await rest.wait()
+        await remainder_gate.wait()
         yield part
 
     async def send_slowly() -> int:
         kind = {**PAGE_HEADERS, "Content-Type": "multipart/form-data; boundary=x"}
-        async with room.client.post(f"{room.url}/api/jobs", data=stream_slowly(), headers=kind) as answer:
+        async with server.client.post(f"{server.url}/api/jobs", data=stream_slowly(), headers=kind) as answer:
             return answer.status
 
     first = asyncio.create_task(send_slowly())
-    while not room.app[MEMBER_LIMIT]._queues:
+    while not server.app[MEMBER_LIMIT]._queues:
         await asyncio.sleep(0.01)
-    second = asyncio.create_task(send(room, "/api/jobs", form({"prompt": "a cat"}, ("picture", png()))))
+    second = asyncio.create_task(send(server, "/api/jobs", form({"prompt": "a cat"}, ("picture", make_png()))))
     async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as other:
-        async with other.get(room.url):
+        async with other.get(server.url):
             pass
-        data = form({"prompt": "a dog"}, ("picture", png()))
-        async with other.post(f"{room.url}/api/jobs", data=data, headers=PAGE_HEADERS) as answer:
+        data = form({"prompt": "a dog"}, ("picture", make_png()))
+        async with other.post(f"{server.url}/api/jobs", data=data, headers=PAGE_HEADERS) as answer:
             assert answer.status == 201
     assert not second.done()
-    rest.set()
+    remainder_gate.set()
     assert (await first, (await second)[0]) == (201, 201)
-    assert room.app[MEMBER_LIMIT]._queues == {}
+    assert server.app[MEMBER_LIMIT]._queues == {}

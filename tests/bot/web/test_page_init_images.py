@@ -11,12 +11,12 @@ from PIL import Image
 from playwright.async_api import Locator, Page, expect
 
 from engine.contract import ImageToImage, Recipe
-from shared.web_visitor import card_of, finished, picture_of, visit
+from shared.web_visitor import draw_picture, open_page, wait_for_card, wait_until_finished
 
 if TYPE_CHECKING:
     from playwright.async_api import FilePayload
 
-    from tests.bot.web.conftest import Room
+    from tests.bot.web.conftest import WebServer
 
 pytestmark = pytest.mark.asyncio
 TRANSFER = """([files, uri]) => {
@@ -30,69 +30,69 @@ TRANSFER = """([files, uri]) => {
 }"""
 
 
-def png(colour: str = "#36c") -> bytes:
-    out = io.BytesIO()
-    Image.new("RGB", (48, 48), colour).save(out, "PNG")
-    return out.getvalue()
+def make_png(colour: str = "#36c") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (48, 48), colour).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def file(name: str, content: bytes | None = None, kind: str = "image/png") -> FilePayload:
-    return {"name": name, "mimeType": kind, "buffer": png() if content is None else content}
+    return {"name": name, "mimeType": kind, "buffer": make_png() if content is None else content}
 
 
-async def choose(page: Page, *files: FilePayload) -> None:
+async def choose_files(page: Page, *files: FilePayload) -> None:
     async with page.expect_file_chooser() as chooser:
         await page.get_by_role("button", name="Add init images").click()
     await (await chooser.value).set_files(list(files))
 
 
 async def drop(page: Page, files: int, uri: str = "") -> None:
-    text = base64.b64encode(png()).decode()
-    moved = await page.evaluate_handle(TRANSFER, [[text] * files, uri])
+    text = base64.b64encode(make_png()).decode()
+    transfer = await page.evaluate_handle(TRANSFER, [[text] * files, uri])
     for kind in ("dragover", "drop"):
-        await page.dispatch_event("#log", kind, {"dataTransfer": moved, "bubbles": True, "cancelable": True})
+        await page.dispatch_event("#log", kind, {"dataTransfer": transfer, "bubbles": True, "cancelable": True})
 
 
 @pytest.mark.slow
-async def test_a_chosen_picture_starts_a_job_without_a_prompt(page: Page, room: Room) -> None:
-    await visit(page, room)
-    await choose(page, file("a cat.png"))
+async def test_a_chosen_picture_starts_a_job_without_a_prompt(page: Page, server: WebServer) -> None:
+    await open_page(page, server)
+    await choose_files(page, file("a cat.png"))
     thumbs = page.get_by_role("list", name="Init images").get_by_role("listitem")
     await expect(thumbs).to_have_count(1)
-    middle = "one => [...one.getContext('2d').getImageData(64, 64, 1, 1).data]"
-    assert await thumbs.locator("canvas").evaluate(middle) == [0x33, 0x66, 0xCC, 255]
+    centre_pixel = "one => [...one.getContext('2d').getImageData(64, 64, 1, 1).data]"
+    assert await thumbs.locator("canvas").evaluate(centre_pixel) == [0x33, 0x66, 0xCC, 255]
     slider = page.get_by_role("slider", name="Strength")
     await expect(slider).to_have_value("60")
     await slider.focus()
     await page.keyboard.press("ArrowLeft")
     await page.get_by_role("button", name="Imagine").click()
-    card = await card_of(page, 0)
+    card = await wait_for_card(page, 0)
     await expect(card.locator(".action")).to_have_text("used an init image, strength 55 %")
     await expect(thumbs).to_have_count(0)
-    await finished(card)
+    await wait_until_finished(card)
 
 
 @pytest.mark.slow
-async def test_dropped_and_pasted_pictures_are_blended(page: Page, room: Room) -> None:
-    await visit(page, room)
+async def test_dropped_and_pasted_pictures_are_blended(page: Page, server: WebServer) -> None:
+    await open_page(page, server)
     await drop(page, 2)
-    moved = await page.evaluate_handle(TRANSFER, [[base64.b64encode(png("#c33")).decode()], ""])
+    transfer = await page.evaluate_handle(TRANSFER, [[base64.b64encode(make_png("#c33")).decode()], ""])
     await page.evaluate(
         "moved => document.getElementById('prompt').dispatchEvent("
         "new ClipboardEvent('paste', {clipboardData: moved, bubbles: true}))",
-        moved,
+        transfer,
     )
     await expect(page.locator(".thumbs li")).to_have_count(3)
     await expect(page.locator(".strength-title")).to_contain_text("3 init images, blended")
     await page.keyboard.press("Enter")
-    card = await card_of(page, 0)
+    card = await wait_for_card(page, 0)
     await expect(card.locator(".action")).to_have_text("blended 3 init images, strength 50 %")
-    await finished(card)
+    await wait_until_finished(card)
 
 
-async def init_image_of(room: Room, card: Locator) -> ImageToImage:
+async def init_image_of(server: WebServer, card: Locator) -> ImageToImage:
     """The init image of a message's job."""
-    recipe = (await room.desk.job_views.load_view(str(await card.get_attribute("id")).removeprefix("job-"))).task
+    recipe = (await server.services.job_views.load_view(str(await card.get_attribute("id")).removeprefix("job-"))).task
     assert isinstance(recipe, Recipe)
     assert isinstance(recipe.start, ImageToImage)
     return recipe.start
@@ -109,11 +109,11 @@ async def paint_stroke(page: Page) -> None:
 
 
 @pytest.mark.slow
-async def test_the_slider_of_each_picture_sets_its_weight(page: Page, room: Room) -> None:
-    await visit(page, room)
-    await choose(page, file("one.png"))
+async def test_the_slider_of_each_picture_sets_its_weight(page: Page, server: WebServer) -> None:
+    await open_page(page, server)
+    await choose_files(page, file("one.png"))
     await expect(page.get_by_text("Weight of each picture")).to_be_hidden()
-    await choose(page, file("two.png", png("#c33")))
+    await choose_files(page, file("two.png", make_png("#c33")))
     first, second = (page.get_by_role("slider", name=f"Weight of picture {number}") for number in (1, 2))
     await expect(first).to_have_attribute("aria-valuetext", "50 %")
     await first.focus()
@@ -121,19 +121,19 @@ async def test_the_slider_of_each_picture_sets_its_weight(page: Page, room: Room
         await page.keyboard.press("ArrowLeft")
     await second.fill("3")
     await expect(page.locator(".weight output")).to_have_text(["25 %", "75 %"])
-    await choose(page, file("three.png"))
+    await choose_files(page, file("three.png"))
     await page.get_by_role("button", name="Remove picture 3: three.png").click()
     await expect(page.locator(".weight output")).to_have_text(["25 %", "75 %"])  # what was chosen stays
     await page.get_by_role("button", name="Imagine").click()
-    card = await card_of(page, 0)
-    await finished(card)
-    assert [one.weight for one in (await init_image_of(room, card)).pictures] == [1, 3]
+    card = await wait_for_card(page, 0)
+    await wait_until_finished(card)
+    assert [one.weight for one in (await init_image_of(server, card)).pictures] == [1, 3]
 
 
 @pytest.mark.slow
-async def test_a_part_of_an_init_image_can_be_masked(page: Page, room: Room) -> None:
-    await visit(page, room)
-    await choose(page, file("a cat.png"))
+async def test_a_part_of_an_init_image_can_be_masked(page: Page, server: WebServer) -> None:
+    await open_page(page, server)
+    await choose_files(page, file("a cat.png"))
     await page.get_by_role("button", name="Paint a mask").click()
     dialog = page.get_by_role("dialog")
     await paint_stroke(page)
@@ -144,56 +144,56 @@ async def test_a_part_of_an_init_image_can_be_masked(page: Page, room: Room) -> 
     await dialog.get_by_role("button", name="Use this mask").click()
     await expect(page.locator(".thumbs .stripes")).to_be_visible()
     await expect(page.get_by_role("slider", name="Strength inside the mask")).to_have_value("90")
-    room.drawers[0].going.clear()
+    server.workers[0].step_gate.clear()
     await page.get_by_role("button", name="Imagine").click()
-    card = await card_of(page, 0)
-    start = await init_image_of(room, card)
+    card = await wait_for_card(page, 0)
+    start = await init_image_of(server, card)
     assert start.mask is not None
-    with Image.open(io.BytesIO(await room.drawers[0].bus.get_blob(start.mask, 1 << 20))) as mask:
+    with Image.open(io.BytesIO(await server.workers[0].bus.get_blob(start.mask, 1 << 20))) as mask:
         assert mask.size == (48, 48)
-        assert [mask.convert("L").getpixel(at) for at in ((10, 24), (10, 4), (44, 24))] == [255, 0, 0]
-    room.drawers[0].going.set()
+        assert [mask.convert("L").getpixel(position) for position in ((10, 24), (10, 4), (44, 24))] == [255, 0, 0]
+    server.workers[0].step_gate.set()
     await expect(card.locator(".action")).to_have_text("used an init image with a mask, strength 90 %")
     await expect(page.locator(".init-images")).to_be_hidden()
-    await finished(card)
+    await wait_until_finished(card)
 
 
 @pytest.mark.slow
-async def test_a_mask_waits_while_there_are_several_pictures_and_can_be_cleared(page: Page, room: Room) -> None:
-    card = await picture_of(page, room)
+async def test_a_mask_waits_while_there_are_several_pictures_and_can_be_cleared(page: Page, server: WebServer) -> None:
+    card = await draw_picture(page, server)
     await card.get_by_role("button", name="More actions on picture 1").click()
     await card.get_by_role("button", name="Use picture 1 as an init image").click()
     await page.get_by_role("button", name="Paint a mask").click()
     await paint_stroke(page)
     await page.get_by_role("dialog").get_by_role("button", name="Use this mask").click()
-    await choose(page, file("other.png"))
+    await choose_files(page, file("other.png"))
     await expect(page.get_by_role("alert")).to_contain_text("A mask works with one init image only")
     await expect(page.locator(".thumbs .stripes")).to_have_count(0)
     await page.get_by_role("button", name="Remove picture 2: other.png").click()
     await expect(page.locator(".thumbs .stripes")).to_be_visible()
     await page.get_by_role("button", name="Imagine").click()
-    child = await card_of(page, 1)
+    child = await wait_for_card(page, 1)
     await expect(child.locator(".action")).to_contain_text("used an init image with a mask")
-    assert (await init_image_of(room, child)).mask is not None
-    await finished(child)
-    await choose(page, file("a cat.png"))
-    for painting in (True, False):
-        await page.get_by_role("button", name="Paint a mask" if painting else "Change the mask").click()
+    assert (await init_image_of(server, child)).mask is not None
+    await wait_until_finished(child)
+    await choose_files(page, file("a cat.png"))
+    for with_mask in (True, False):
+        await page.get_by_role("button", name="Paint a mask" if with_mask else "Change the mask").click()
         await (
-            paint_stroke(page) if painting else page.get_by_role("dialog").get_by_role("button", name="Clear").click()
+            paint_stroke(page) if with_mask else page.get_by_role("dialog").get_by_role("button", name="Clear").click()
         )
         await page.get_by_role("dialog").get_by_role("button", name="Use this mask").click()
     await expect(page.get_by_role("button", name="Paint a mask")).to_be_visible()
     await expect(page.locator(".thumbs .stripes")).to_have_count(0)
     await page.get_by_role("button", name="Remove picture 1").click()
-    await choose(page, file("odd.png", b"\x89PNG and no more"))
+    await choose_files(page, file("odd.png", b"\x89PNG and no more"))
     await page.get_by_role("button", name="Paint a mask").click()
     await expect(page.get_by_role("alert")).to_contain_text("you cannot paint a mask on it")
 
 
-async def test_a_picture_can_be_removed_by_keyboard(page: Page, room: Room) -> None:
-    await visit(page, room)
-    await choose(page, file("one.png"), file("two.png"))
+async def test_a_picture_can_be_removed_by_keyboard(page: Page, server: WebServer) -> None:
+    await open_page(page, server)
+    await choose_files(page, file("one.png"), file("two.png"))
     await page.get_by_role("button", name="Remove picture 2: two.png").focus()
     await page.keyboard.press("Enter")
     await expect(page.get_by_role("button", name="Remove picture 1: one.png")).to_be_focused()
@@ -203,16 +203,16 @@ async def test_a_picture_can_be_removed_by_keyboard(page: Page, room: Room) -> N
 
 
 @pytest.mark.slow
-async def test_an_invalid_file_is_refused_in_one_sentence(page: Page, room: Room) -> None:
-    await visit(page, room)
-    await choose(page, file("notes.txt", b"words", "text/plain"))
+async def test_an_invalid_file_is_refused_in_one_sentence(page: Page, server: WebServer) -> None:
+    await open_page(page, server)
+    await choose_files(page, file("notes.txt", b"words", "text/plain"))
     await expect(page.get_by_role("alert")).to_contain_text("notes.txt")
     await expect(page.locator(".init-images")).to_be_hidden()
-    await choose(page, *(file(f"{n}.png") for n in range(6)))
+    await choose_files(page, *(file(f"{n}.png") for n in range(6)))
     await expect(page.get_by_role("alert")).to_contain_text("up to 5 init images")
     await expect(page.locator(".thumbs li")).to_have_count(5)
     await page.reload()
-    await choose(page, file("<b>broken</b>.png", b"\x89PNG and no more"))
+    await choose_files(page, file("<b>broken</b>.png", b"\x89PNG and no more"))
     await page.locator("#prompt").fill("a lamp")
     await page.get_by_role("button", name="Imagine").click()
     await expect(page.get_by_role("alert")).to_contain_text("The picture")  # what the server says
@@ -221,27 +221,27 @@ async def test_an_invalid_file_is_refused_in_one_sentence(page: Page, room: Room
 
 
 @pytest.mark.slow
-async def test_a_finished_picture_is_an_init_image_alone_or_beside_a_file(page: Page, room: Room) -> None:
-    card = await picture_of(page, room)
+async def test_a_finished_picture_is_an_init_image_alone_or_beside_a_file(page: Page, server: WebServer) -> None:
+    card = await draw_picture(page, server)
     for number in range(2):
         await card.get_by_role("button", name="More actions on picture 1").click()
         await card.get_by_role("button", name="Use picture 1 as an init image").click()
         await expect(page.locator("#prompt")).to_be_focused()
         if number:
-            await choose(page, file("other.png"))
+            await choose_files(page, file("other.png"))
         await page.keyboard.type("a cat --count 1")
         await page.get_by_role("button", name="Imagine").click()
-        child = await card_of(page, number + 1)
-        what = "blended 2 init images, strength 50 %" if number else "used an init image, strength 60 %"
-        await expect(child.locator(".action")).to_have_text(what)
-        await finished(child)
+        child = await wait_for_card(page, number + 1)
+        description = "blended 2 init images, strength 50 %" if number else "used an init image, strength 60 %"
+        await expect(child.locator(".action")).to_have_text(description)
+        await wait_until_finished(child)
         if not number:
             await card.get_by_role("button", name="More actions on picture 1").click()
 
 
 @pytest.mark.slow
-async def test_a_picture_of_the_page_can_be_dropped_but_none_of_another_site(page: Page, room: Room) -> None:
-    card = await picture_of(page, room)
+async def test_a_picture_of_the_page_can_be_dropped_but_none_of_another_site(page: Page, server: WebServer) -> None:
+    card = await draw_picture(page, server)
     await drop(page, 0, str(await card.locator(".tile").evaluate("one => one.href")))
     await expect(page.get_by_role("button", name="Remove picture 1: picture 1 of a job")).to_be_visible()
     await drop(page, 0, "https://elsewhere.example/api/jobs/01ARZ3NDEKTSV4RRFFQ69G5FAV/pictures/1.png")

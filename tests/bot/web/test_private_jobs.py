@@ -19,12 +19,12 @@ from bot.domain.texts import PICTURES_DELETED
 from bot.policy.permissions import OTHER_GUILD, PRIVATE_JOB
 from bot.services.job_permissions import ORIGINAL_FORBIDDEN
 from bot.services.jobs.job_service import Member
-from shared.painter import stop
+from shared.painter import cancel_task
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.bot.web.conftest import Room
+    from tests.bot.web.conftest import WebServer
 
 pytestmark = pytest.mark.asyncio
 
@@ -35,9 +35,9 @@ def open_session() -> aiohttp.ClientSession:
     return aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True))
 
 
-async def page_events(browser: aiohttp.ClientSession, room: Room) -> AsyncIterator[tuple[str, Any]]:
+async def page_events(browser: aiohttp.ClientSession, server: WebServer) -> AsyncIterator[tuple[str, Any]]:
     """The events that a page in this browser receives."""
-    async with browser.get(f"{room.url}/api/events") as answer:
+    async with browser.get(f"{server.url}/api/events") as answer:
         name = ""
         async for raw in answer.content:
             key, _, value = raw.decode().rstrip("\r\n").partition(": ")
@@ -47,142 +47,144 @@ async def page_events(browser: aiohttp.ClientSession, room: Room) -> AsyncIterat
                 yield name, json.loads(value)
 
 
-async def test_only_its_author_sees_a_private_job(room: Room) -> None:
-    await room.desk.preferences.set_preference(AUTHOR.id, "results", "private")
-    room.drawers[0].going.clear()
-    job = await room.imagine("a secret lamp")
+async def test_only_its_author_sees_a_private_job(server: WebServer) -> None:
+    await server.services.preferences.set_preference(AUTHOR.id, "results", "private")
+    server.workers[0].step_gate.clear()
+    job = await server.imagine("a secret lamp")
     async with open_session() as other:
-        async with other.get(room.url):  # gets a cookie
+        async with other.get(server.url):  # gets a cookie
             pass
         events: list[tuple[str, Any]] = []
-        watching = asyncio.create_task(collect_events(other, room, events))
+        watch_task = asyncio.create_task(collect_events(other, server, events))
         for path in ("", "/events", "/grid.png", "/film.webp", "/keyframes", "/keyframes/0.webp", "/pictures/1.png"):
-            async with other.get(f"{room.url}/api/jobs/{job}{path}") as answer:
+            async with other.get(f"{server.url}/api/jobs/{job}{path}") as answer:
                 assert (answer.status, (await answer.json())["error"]) == (404, "There is no such job."), path
         for path in ("vary/1", "upscale/1", "reroll"):
-            async with other.post(f"{room.url}/api/jobs/{job}/{path}") as answer:
+            async with other.post(f"{server.url}/api/jobs/{job}/{path}") as answer:
                 assert answer.status == 404, path
-        async with other.get(f"{room.url}/api/jobs") as answer:
+        async with other.get(f"{server.url}/api/jobs") as answer:
             assert (await answer.json())["jobs"] == []
-        _, mine = await room.ask("GET", "/api/jobs")
-        assert [one["id"] for one in mine["jobs"]] == [job]
-        room.drawers[0].going.set()
-        assert (await room.end_of(job))["state"] == "finished"
-        await room.desk.preferences.set_preference(AUTHOR.id, "results", "public")
-        public = await room.imagine("a public lamp")
+        _, own_jobs = await server.request_json("GET", "/api/jobs")
+        assert [one["id"] for one in own_jobs["jobs"]] == [job]
+        server.workers[0].step_gate.set()
+        assert (await server.wait_for_end(job))["state"] == "finished"
+        await server.services.preferences.set_preference(AUTHOR.id, "results", "public")
+        public_job = await server.imagine("a public lamp")
         async with asyncio.timeout(20):
-            while not any(value.get("id") == public and value.get("state") == "finished" for _, value in events):
+            while not any(value.get("id") == public_job and value.get("state") == "finished" for _, value in events):
                 await asyncio.sleep(0.05)
-        await stop(watching)
+        await cancel_task(watch_task)
         assert job not in json.dumps(events)
         assert "secret" not in json.dumps(events)
 
 
-async def collect_events(browser: aiohttp.ClientSession, room: Room, events: list[tuple[str, Any]]) -> None:
-    async for event in page_events(browser, room):
+async def collect_events(browser: aiohttp.ClientSession, server: WebServer, events: list[tuple[str, Any]]) -> None:
+    async for event in page_events(browser, server):
         events.append(event)
 
 
-async def test_the_operator_may_cancel_a_private_job_without_seeing_it(room: Room) -> None:
-    await room.desk.preferences.set_preference(AUTHOR.id, "results", "private")
-    room.drawers[0].going.clear()
-    job = await room.imagine("a secret lamp")
+async def test_the_operator_may_cancel_a_private_job_without_seeing_it(server: WebServer) -> None:
+    await server.services.preferences.set_preference(AUTHOR.id, "results", "private")
+    server.workers[0].step_gate.clear()
+    job = await server.imagine("a secret lamp")
     async with open_session() as owner:  # on this computer everyone is one
-        async with owner.get(room.url):
+        async with owner.get(server.url):
             pass
-        async with owner.delete(f"{room.url}/api/jobs/{job}") as answer:
+        async with owner.delete(f"{server.url}/api/jobs/{job}") as answer:
             assert answer.status == 200
             assert "secret" not in await answer.text()
-    room.drawers[0].going.set()
-    assert (await room.end_of(job))["state"] == "cancelled"
+    server.workers[0].step_gate.set()
+    assert (await server.wait_for_end(job))["state"] == "cancelled"
 
 
-async def test_a_job_of_another_server_cannot_be_used_by_its_id(room: Room) -> None:
-    elsewhere = Member("discord:1", "ann", "discord:2")
-    (ticket,) = await room.desk.jobs.imagine("a lamp", elsewhere, Destination("web"))
+async def test_a_job_of_another_server_cannot_be_used_by_its_id(server: WebServer) -> None:
+    member_elsewhere = Member("discord:1", "ann", "discord:2")
+    (accepted,) = await server.services.jobs.imagine("a lamp", member_elsewhere, Destination("web"))
     async with asyncio.timeout(20):
-        while (await room.desk.job_views.load_view(ticket.job)).state != "finished":
+        while (await server.services.job_views.load_view(accepted.job)).state != "finished":
             await asyncio.sleep(0.05)
     for method, path in (
         ("POST", "vary/1"), ("POST", "upscale/1"), ("POST", "reroll"), ("GET", "film.webp"), ("GET", "keyframes"),
         ("GET", "keyframes/0.webp"),
     ):  # fmt: skip
-        status, reply = await room.ask(method, f"/api/jobs/{ticket.job}/{path}")
+        status, reply = await server.request_json(method, f"/api/jobs/{accepted.job}/{path}")
         assert (status, reply["error"]) == (403, OTHER_GUILD), path
-    assert (await room.ask("GET", f"/api/jobs/{ticket.job}"))[0] == 200, "the operator may look"
+    assert (await server.request_json("GET", f"/api/jobs/{accepted.job}"))[0] == 200, "the operator may look"
 
 
-async def test_deleted_pictures_are_gone_from_the_page_and_the_api(room: Room) -> None:
-    job = await room.imagine("a lamp")
-    await room.end_of(job)
-    async with room.client.get(f"{room.url}/api/jobs/{job}/grid.png") as answer:
+async def test_deleted_pictures_are_gone_from_the_page_and_the_api(server: WebServer) -> None:
+    job = await server.imagine("a lamp")
+    await server.wait_for_end(job)
+    async with server.client.get(f"{server.url}/api/jobs/{job}/grid.png") as answer:
         assert answer.status == 200, "the grid is cached from now on"
     events: list[tuple[str, Any]] = []
-    watching = asyncio.create_task(collect_events(room.client, room, events))
+    watch_task = asyncio.create_task(collect_events(server.client, server, events))
     async with asyncio.timeout(10):
         while "jobs" not in [name for name, _ in events]:
             await asyncio.sleep(0.02)
-    await room.desk.moderation.delete_pictures(job, AUTHOR)
+    await server.services.moderation.delete_pictures(job, AUTHOR)
     for path in ("", "/events", "/grid.png", "/film.webp", "/keyframes", "/keyframes/0.webp", "/pictures/1.png"):
-        async with room.client.get(f"{room.url}/api/jobs/{job}{path}") as answer:
+        async with server.client.get(f"{server.url}/api/jobs/{job}{path}") as answer:
             assert (answer.status, (await answer.json())["error"]) == (404, PICTURES_DELETED), path
     for path in ("vary/1", "upscale/1", "reroll"):
-        status, reply = await room.ask("POST", f"/api/jobs/{job}/{path}")
+        status, reply = await server.request_json("POST", f"/api/jobs/{job}/{path}")
         assert (status, reply["error"]) == (404, PICTURES_DELETED), path
-    assert (await room.ask("GET", "/api/jobs"))[1]["jobs"] == []
+    assert (await server.request_json("GET", "/api/jobs"))[1]["jobs"] == []
     async with asyncio.timeout(10):
         while ("gone", {"id": job, "reason": PICTURES_DELETED}) not in events:
             await asyncio.sleep(0.02)
-    await stop(watching)
+    await cancel_task(watch_task)
 
 
-async def test_the_stream_of_a_job_deleted_while_it_runs_ends_and_says_so(room: Room) -> None:
-    room.drawers[0].speed = 0.1
-    job = await room.imagine("a lamp")
-    received: list[tuple[str, Any]] = []
-    async for event in room.events(f"/api/jobs/{job}/events"):
-        received.append(event)
-        if event[0] == "frame" and len(received) < 4:
-            await room.desk.moderation.delete_pictures(job, AUTHOR)
-    assert received[-1] == ("deleted", {"id": job, "state": "deleted", "reason": PICTURES_DELETED})
+async def test_the_stream_of_a_job_deleted_while_it_runs_ends_and_says_so(server: WebServer) -> None:
+    server.workers[0].speed = 0.1
+    job = await server.imagine("a lamp")
+    received_events: list[tuple[str, Any]] = []
+    async for event in server.events(f"/api/jobs/{job}/events"):
+        received_events.append(event)
+        if event[0] == "frame" and len(received_events) < 4:
+            await server.services.moderation.delete_pictures(job, AUTHOR)
+    assert received_events[-1] == ("deleted", {"id": job, "state": "deleted", "reason": PICTURES_DELETED})
 
 
-async def test_the_terminal_says_that_its_job_was_deleted(room: Room) -> None:
-    room.drawers[0].going.clear()
+async def test_the_terminal_says_that_its_job_was_deleted(server: WebServer) -> None:
+    server.workers[0].step_gate.clear()
 
     async def delete_it() -> None:
-        while not (queue := await room.desk.job_views.load_queue("local")):
+        while not (queue := await server.services.job_views.load_queue("local")):
             await asyncio.sleep(0.02)
-        await room.desk.moderation.delete_pictures(queue[0].id, Member("local:mod", "Mo", "local", is_moderator=True))
-        room.drawers[0].going.set()
+        await server.services.moderation.delete_pictures(
+            queue[0].id, Member("local:mod", "Mo", "local", is_moderator=True)
+        )
+        server.workers[0].step_gate.set()
 
-    deleting = asyncio.create_task(delete_it())
+    delete_task = asyncio.create_task(delete_it())
     with ProgressDisplay(Console(quiet=True), 1) as screen, pytest.raises(GenerationError, match=PICTURES_DELETED):
         await http_client.generate(
-            room.url, "", ApiRequest("/api/jobs", {"prompt": "a lamp"}), film=False, display=screen
+            server.url, "", ApiRequest("/api/jobs", {"prompt": "a lamp"}), film=False, display=screen
         )
-    await deleting
+    await delete_task
 
 
-async def test_a_public_upscale_does_not_open_its_private_original(room: Room) -> None:
-    await room.desk.preferences.set_preference(AUTHOR.id, "results", "private")
-    job = (await room.end_of(await room.imagine("a secret lamp", count=1)))["id"]
-    await room.desk.preferences.set_preference(AUTHOR.id, "results", "public")
-    _, reply = await room.ask("POST", f"/api/jobs/{job}/upscale/1")
-    upscaled = (await room.end_of(reply["id"]))["id"]
+async def test_a_public_upscale_does_not_open_its_private_original(server: WebServer) -> None:
+    await server.services.preferences.set_preference(AUTHOR.id, "results", "private")
+    job = (await server.wait_for_end(await server.imagine("a secret lamp", count=1)))["id"]
+    await server.services.preferences.set_preference(AUTHOR.id, "results", "public")
+    _, reply = await server.request_json("POST", f"/api/jobs/{job}/upscale/1")
+    upscaled_job = (await server.wait_for_end(reply["id"]))["id"]
     requests: dict[str, Any] = {"zoom": {"factor": 2}, "pan": {"direction": "up"}, "branch": {"step": 12}, "vary": {}}
     async with open_session() as other:
-        async with other.get(room.url):
+        async with other.get(server.url):
             pass
-        async with other.get(f"{room.url}/api/jobs/{upscaled}/pictures/1.png") as answer:
+        async with other.get(f"{server.url}/api/jobs/{upscaled_job}/pictures/1.png") as answer:
             assert answer.status == 200, "the upscale is public"
-        async with other.get(f"{room.url}/api/jobs/{upscaled}/branch/1") as answer:
+        async with other.get(f"{server.url}/api/jobs/{upscaled_job}/branch/1") as answer:
             assert (answer.status, (await answer.json())["error"]) == (403, ORIGINAL_FORBIDDEN.format(PRIVATE_JOB))
         for verb, body in requests.items():
-            async with other.post(f"{room.url}/api/jobs/{upscaled}/{verb}/1", json=body) as answer:
+            async with other.post(f"{server.url}/api/jobs/{upscaled_job}/{verb}/1", json=body) as answer:
                 assert (answer.status, (await answer.json())["error"]) == (
                     403,
                     ORIGINAL_FORBIDDEN.format(PRIVATE_JOB),
                 ), verb
-    status, reply = await room.ask("GET", f"/api/jobs/{upscaled}/branch/1")
+    status, reply = await server.request_json("GET", f"/api/jobs/{upscaled_job}/branch/1")
     assert (status, bool(reply["steps"])) == (200, True)

@@ -19,24 +19,24 @@ INVALID_PRESENCE = Presence(
 )  # fmt: skip
 
 
-async def _doctor_findings(room: Any) -> list[doctor.Finding]:
-    await asyncio.to_thread(announce_instance, room.settings.data, RunningInstance(room.url, 1))
-    return await asyncio.to_thread(lambda: list(doctor.check_workers(room.settings)))
+async def _doctor_findings(server: Any) -> list[doctor.Finding]:
+    await asyncio.to_thread(announce_instance, server.settings.data, RunningInstance(server.url, 1))
+    return await asyncio.to_thread(lambda: list(doctor.check_workers(server.settings)))
 
 
 @pytest.mark.asyncio
-async def test_the_doctor_names_a_worker_that_is_refused(open_room: Any, broker: Any) -> None:
-    async with open_room(workers=0) as room:
-        [fine] = await _doctor_findings(room)
-        assert (fine.name, fine.ok) == ("workers", True)
-        stranger = await Bus.connect(broker.url, broker.token)
-        await stranger.declare()
-        await stranger.announce(INVALID_PRESENCE)
+async def test_the_doctor_names_a_worker_that_is_refused(open_server: Any, broker: Any) -> None:
+    async with open_server(workers=0) as server:
+        [ok_finding] = await _doctor_findings(server)
+        assert (ok_finding.name, ok_finding.ok) == ("workers", True)
+        foreign_bus = await Bus.connect(broker.url, broker.token)
+        await foreign_bus.declare()
+        await foreign_bus.announce(INVALID_PRESENCE)
         async with asyncio.timeout(10):
-            while not (await room.ask("GET", "/api/rejections"))[1]["rejections"]:
+            while not (await server.request_json("GET", "/api/rejections"))[1]["rejections"]:
                 await asyncio.sleep(0.05)
-        await stranger.close()
-        [finding] = await _doctor_findings(room)
+        await foreign_bus.close()
+        [finding] = await _doctor_findings(server)
     assert not finding.ok
     assert finding.says.startswith("worker easel announces rows 50000, which this bot refuses: ")
     assert "1024" in finding.says
@@ -44,12 +44,17 @@ async def test_the_doctor_names_a_worker_that_is_refused(open_room: Any, broker:
 
 
 @pytest.mark.asyncio
-async def test_only_owners_see_the_refused_workers(open_room: Any) -> None:
-    async with open_room(workers=0, public_url="https://pictures.example", metrics_token="a-token-of-length") as room:
-        for sent in ("", "Bearer a-token-of-length"):
-            assert (await room.ask("GET", "/api/rejections", Authorization=sent))[0] == 403
-        key = await asyncio.to_thread(terminal_key, room.settings.data)
-        assert await room.ask("GET", "/api/rejections", Authorization=f"Bearer {key}") == (200, {"rejections": []})
+async def test_only_owners_see_the_refused_workers(open_server: Any) -> None:
+    async with open_server(
+        workers=0, public_url="https://pictures.example", metrics_token="a-token-of-length"
+    ) as server:
+        for token in ("", "Bearer a-token-of-length"):
+            assert (await server.request_json("GET", "/api/rejections", Authorization=token))[0] == 403
+        key = await asyncio.to_thread(terminal_key, server.settings.data)
+        assert await server.request_json("GET", "/api/rejections", Authorization=f"Bearer {key}") == (
+            200,
+            {"rejections": []},
+        )
 
 
 def test_the_doctor_says_nothing_about_workers_where_no_darkroom_runs(tmp_path: Any) -> None:

@@ -104,21 +104,21 @@ async def test_a_folder_allows_one_broker(tmp_path: Path) -> None:
     async with Broker(tmp_path):
         with pytest.raises(BrokerError, match="already running"):
             await Broker(tmp_path).__aenter__()
-    async with Broker(tmp_path) as again:
-        assert again.pid is not None
+    async with Broker(tmp_path) as second_broker:
+        assert second_broker.pid is not None
 
 
 @pytest.mark.asyncio
 async def test_an_orphaned_server_is_stopped_before_a_new_one_starts(tmp_path: Path) -> None:
     broker = Broker(tmp_path)
     await asyncio.to_thread(broker._prepare)
-    orphan = await asyncio.create_subprocess_exec(str(broker._server), "-c", str(broker.folder / "nats.conf"))
+    orphan_server = await asyncio.create_subprocess_exec(str(broker._server), "-c", str(broker.folder / "nats.conf"))
     await wait_until((tmp_path / "nats.pid").exists)
     assert broker._lock is not None
     os.close(broker._lock)
-    async with Broker(tmp_path, port=broker.port) as successor:
-        assert orphan.returncode is not None or await asyncio.wait_for(orphan.wait(), 5) is not None
-        assert successor.pid != orphan.pid
+    async with Broker(tmp_path, port=broker.port) as next_broker:
+        assert orphan_server.returncode is not None or await asyncio.wait_for(orphan_server.wait(), 5) is not None
+        assert next_broker.pid != orphan_server.pid
 
 
 @pytest.mark.asyncio

@@ -73,18 +73,18 @@ async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
 
 
 @pytest_asyncio.fixture
-async def join(broker: Broker) -> AsyncIterator[Callable[[], Any]]:
+async def connect_bus(broker: Broker) -> AsyncIterator[Callable[[], Any]]:
     """Makes as many connections as a test wants, each with its streams declared."""
-    joined: list[Bus] = []
+    buses: list[Bus] = []
 
     async def connect() -> Bus:
         bus = await Bus.connect(broker.url, broker.token, limits=BusLimits(lease=LEASE))
-        joined.append(bus)
+        buses.append(bus)
         await bus.declare()
         return bus
 
     yield connect
-    for bus in joined:
+    for bus in buses:
         await bus.close()
 
 
@@ -105,8 +105,8 @@ async def take_values(source: AsyncIterator[Any], count: int, seconds: float = 1
 
 
 @pytest.mark.asyncio
-async def test_a_repeated_dispatch_is_one_message(join: Any) -> None:
-    bus: Bus = await join()
+async def test_a_repeated_dispatch_is_one_message(connect_bus: Any) -> None:
+    bus: Bus = await connect_bus()
     assert await bus.dispatch(make_job()) is True
     assert await bus.dispatch(make_job()) is False
     assert await bus.dispatch(make_job(attempt=2)) is True
@@ -118,73 +118,73 @@ async def test_a_repeated_dispatch_is_one_message(join: Any) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_job_reaches_exactly_one_waiting_worker_at_once(join: Any) -> None:
-    bot, one, two = await join(), await join(), await join()
-    waiting = [asyncio.create_task(bus.pull_job(["default"], timeout=3.0)) for bus in (one, two)]
+async def test_a_job_reaches_exactly_one_waiting_worker_at_once(connect_bus: Any) -> None:
+    bot, one, second = await connect_bus(), await connect_bus(), await connect_bus()
+    pull_tasks = [asyncio.create_task(bus.pull_job(["default"], timeout=3.0)) for bus in (one, second)]
     await asyncio.sleep(0.3)
     await bot.dispatch(make_job())
     await bot.dispatch(make_job(OTHER))
-    received = [task.value.id for task in await asyncio.gather(*waiting) if task]
-    assert sorted(received) == [JOB, OTHER]
+    received_ids = [task.value.id for task in await asyncio.gather(*pull_tasks) if task]
+    assert sorted(received_ids) == [JOB, OTHER]
 
 
 @pytest.mark.slow
 @pytest.mark.asyncio
-async def test_a_job_is_redelivered_after_the_lease_unless_heartbeats_hold_it(join: Any) -> None:
-    bot, one, two = await join(), await join(), await join()
+async def test_a_job_is_redelivered_after_the_lease_unless_heartbeats_hold_it(connect_bus: Any) -> None:
+    bot, one, second = await connect_bus(), await connect_bus(), await connect_bus()
     await bot.dispatch(make_job())
-    mine = await one.pull_job(["default"])
+    delivery = await one.pull_job(["default"])
     for _ in range(4):
         await asyncio.sleep(LEASE * 0.4)
-        await mine.in_progress()
-        assert await two.pull_job(["default"], timeout=0.05) is None
-    again = await two.pull_job(["default"], timeout=LEASE * 3)
-    assert (again.value, again.delivery_count) == (make_job(), 2)
-    await again.ack()
+        await delivery.in_progress()
+        assert await second.pull_job(["default"], timeout=0.05) is None
+    redelivery = await second.pull_job(["default"], timeout=LEASE * 3)
+    assert (redelivery.value, redelivery.delivery_count) == (make_job(), 2)
+    await redelivery.ack()
     assert await one.pull_job(["default"], timeout=LEASE * 1.5) is None
 
 
 @pytest.mark.asyncio
-async def test_a_job_handed_back_is_redelivered_at_once(join: Any) -> None:
-    bus: Bus = await join()
+async def test_a_job_handed_back_is_redelivered_at_once(connect_bus: Any) -> None:
+    bus: Bus = await connect_bus()
     await bus.dispatch(make_job())
     first = await bus.pull_job(["default"])
     assert first is not None
     await first.nak()
-    again = await bus.pull_job(["default"], timeout=LEASE / 2)
-    assert again is not None
-    assert again.delivery_count == 2
+    redelivery = await bus.pull_job(["default"], timeout=LEASE / 2)
+    assert redelivery is not None
+    assert redelivery.delivery_count == 2
 
 
 @pytest.mark.asyncio
-async def test_a_worker_that_stops_pulling_holds_no_job_back(join: Any) -> None:
-    bot, one, two = await join(), await join(), await join()
+async def test_a_worker_that_stops_pulling_holds_no_job_back(connect_bus: Any) -> None:
+    bot, one, second = await connect_bus(), await connect_bus(), await connect_bus()
     await one.pull_job(["default"], timeout=0.01)  # leaves a request behind that has not expired yet
     pull = asyncio.create_task(one.pull_job(["default"], timeout=5.0))
     await asyncio.sleep(0.1)
     pull.cancel()
     await one.stop_pulling()
     await bot.dispatch(make_job())
-    assert (await two.pull_job(["default"], timeout=LEASE / 2)).value == make_job()
+    assert (await second.pull_job(["default"], timeout=LEASE / 2)).value == make_job()
 
 
 @pytest.mark.asyncio
-async def test_a_job_in_flight_to_a_stopping_worker_is_handed_back(join: Any) -> None:
-    bot, one, two = await join(), await join(), await join()
+async def test_a_job_in_flight_to_a_stopping_worker_is_handed_back(connect_bus: Any) -> None:
+    bot, one, second = await connect_bus(), await connect_bus(), await connect_bus()
     assert await one.pull_job(["default"], timeout=0.1) is None
     for round in range(20):
         pull = asyncio.create_task(one.pull_job(["default"], timeout=5.0))
         await asyncio.sleep(0.02)
         pull.cancel()
         await asyncio.gather(bot.dispatch(make_job(attempt=round + 1)), one.stop_pulling())
-        delivered = await two.pull_job(["default"], timeout=LEASE / 2)
+        delivered = await second.pull_job(["default"], timeout=LEASE / 2)
         assert delivered is not None
         await delivered.ack()
 
 
 @pytest.mark.asyncio
-async def test_pools_are_separate_even_with_dots_in_their_names(join: Any) -> None:
-    bus: Bus = await join()
+async def test_pools_are_separate_even_with_dots_in_their_names(connect_bus: Any) -> None:
+    bus: Bus = await connect_bus()
     await bus.dispatch(make_job(pool="gpu.large"))
     assert await bus.pull_job(["gpu"], timeout=0.2) is None
     delivered = await bus.pull_job(["gpu", "gpu.large"], timeout=1.0)
@@ -193,8 +193,8 @@ async def test_pools_are_separate_even_with_dots_in_their_names(join: Any) -> No
 
 
 @pytest.mark.asyncio
-async def test_settling_removes_a_jobs_messages(join: Any) -> None:
-    bus: Bus = await join()
+async def test_settling_removes_a_jobs_messages(connect_bus: Any) -> None:
+    bus: Bus = await connect_bus()
     for attempt in (1, 2):
         await bus.dispatch(make_job(attempt=attempt))
     await bus.dispatch(make_job(OTHER))
@@ -211,8 +211,8 @@ async def test_settling_removes_a_jobs_messages(join: Any) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_claim_has_one_holder_and_one_epoch_through_renewals(join: Any) -> None:
-    bus: Bus = await join()
+async def test_a_claim_has_one_holder_and_one_epoch_through_renewals(connect_bus: Any) -> None:
+    bus: Bus = await connect_bus()
     claim = await bus.claim_job(JOB, "one.local")
     assert claim is not None
     epoch = claim.epoch
@@ -234,37 +234,37 @@ async def test_a_claim_has_one_holder_and_one_epoch_through_renewals(join: Any) 
 
 
 @pytest.mark.asyncio
-async def test_a_pull_without_wait_takes_only_jobs_that_no_other_worker_waits_for(join: Any) -> None:
-    bot, idle, full = await join(), await join(), await join()
-    begin = time.monotonic()
-    assert await full.pull_job(["default"], 5.0, wait=False) is None
-    assert time.monotonic() - begin < 4.0
-    assert await idle.pull_job(["default"], 0.1) is None
+async def test_a_pull_without_wait_takes_only_jobs_that_no_other_worker_waits_for(connect_bus: Any) -> None:
+    bot, idle_worker, full_worker = await connect_bus(), await connect_bus(), await connect_bus()
+    started_at = time.monotonic()
+    assert await full_worker.pull_job(["default"], 5.0, wait=False) is None
+    assert time.monotonic() - started_at < 4.0
+    assert await idle_worker.pull_job(["default"], 0.1) is None
     for _ in range(10):
-        waiting = asyncio.create_task(idle.pull_job(["default"], 5.0))
-        looks = [await full.pull_job(["default"], 5.0, wait=False) for _ in range(3)]
+        pull_task = asyncio.create_task(idle_worker.pull_job(["default"], 5.0))
+        empty_pulls = [await full_worker.pull_job(["default"], 5.0, wait=False) for _ in range(3)]
         await bot.dispatch(make_job())
-        looks.append(await full.pull_job(["default"], 5.0, wait=False))
-        delivered = await waiting
+        empty_pulls.append(await full_worker.pull_job(["default"], 5.0, wait=False))
+        delivered = await pull_task
         assert delivered is not None
         await delivered.ack()
-        assert looks == [None] * 4
+        assert empty_pulls == [None] * 4
     await bot.dispatch(make_job())
-    delivered = await full.pull_job(["default"], 5.0, wait=False)
+    delivered = await full_worker.pull_job(["default"], 5.0, wait=False)
     assert delivered is not None
     assert delivered.value == make_job()
 
 
 @pytest.mark.asyncio
-async def test_one_of_many_concurrent_claims_wins(join: Any) -> None:
-    buses = [await join() for _ in range(4)]
-    claims = await asyncio.gather(*(bus.claim_job(JOB, f"w{at}") for at, bus in enumerate(buses)))
+async def test_one_of_many_concurrent_claims_wins(connect_bus: Any) -> None:
+    buses = [await connect_bus() for _ in range(4)]
+    claims = await asyncio.gather(*(bus.claim_job(JOB, f"w{number}") for number, bus in enumerate(buses)))
     assert sum(claim is not None for claim in claims) == 1
 
 
 @pytest.mark.asyncio
-async def test_an_unrenewed_claim_expires(join: Any) -> None:
-    bus: Bus = await join()
+async def test_an_unrenewed_claim_expires(connect_bus: Any) -> None:
+    bus: Bus = await connect_bus()
     claim = await bus.claim_job(JOB, "one")
     assert claim is not None
     await asyncio.sleep(LEASE * 1.7)
@@ -273,8 +273,8 @@ async def test_an_unrenewed_claim_expires(join: Any) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_renewal_whose_answer_is_lost_keeps_the_claim(join: Any) -> None:
-    bus: Bus = await join()
+async def test_a_renewal_whose_answer_is_lost_keeps_the_claim(connect_bus: Any) -> None:
+    bus: Bus = await connect_bus()
     claim = await bus.claim_job(JOB, "one")
     assert claim is not None
     before = claim.revision
@@ -285,8 +285,8 @@ async def test_a_renewal_whose_answer_is_lost_keeps_the_claim(join: Any) -> None
 
 
 @pytest.mark.asyncio
-async def test_a_claim_is_revoked_even_if_its_worker_renews_it_meanwhile(join: Any, monkeypatch: Any) -> None:
-    worker, bot = await join(), await join()
+async def test_a_claim_is_revoked_even_if_its_worker_renews_it_meanwhile(connect_bus: Any, monkeypatch: Any) -> None:
+    worker, bot = await connect_bus(), await connect_bus()
     claim = await worker.claim_job(JOB, "one")
     bucket = bot._claims._bucket
     delete, renewals = bucket.delete, []
@@ -304,8 +304,8 @@ async def test_a_claim_is_revoked_even_if_its_worker_renews_it_meanwhile(join: A
 
 
 @pytest.mark.asyncio
-async def test_a_late_release_does_not_remove_the_next_holders_claim(join: Any, monkeypatch: Any) -> None:
-    worker, bot = await join(), await join()
+async def test_a_late_release_does_not_remove_the_next_holders_claim(connect_bus: Any, monkeypatch: Any) -> None:
+    worker, bot = await connect_bus(), await connect_bus()
     claim = await worker.claim_job(JOB, "one")
     bucket = worker._claims._bucket
     delete, next_claims = bucket.delete, []
@@ -323,8 +323,8 @@ async def test_a_late_release_does_not_remove_the_next_holders_claim(join: Any, 
 
 
 @pytest.mark.asyncio
-async def test_epochs_grow_even_when_the_store_is_lost(join: Any, broker: Broker) -> None:
-    bus: Bus = await join()
+async def test_epochs_grow_even_when_the_store_is_lost(connect_bus: Any, broker: Broker) -> None:
+    bus: Bus = await connect_bus()
     claim = await bus.claim_job(JOB, "one")
     assert claim is not None
     await asyncio.to_thread(lose_store, broker)
@@ -349,20 +349,20 @@ def lose_store(broker: Broker) -> None:
 
 
 @pytest.mark.asyncio
-async def test_bot_and_worker_continue_when_the_store_is_lost(join: Any, broker: Broker) -> None:
-    bot, worker = await join(), await join()
+async def test_bot_and_worker_continue_when_the_store_is_lost(connect_bus: Any, broker: Broker) -> None:
+    bot, worker = await connect_bus(), await connect_bus()
     results = bot.consume_results()
     first = asyncio.create_task(anext(results))
     assert await worker.pull_job(["default"], timeout=0.1) is None
-    published = asyncio.Event()
+    publish_event = asyncio.Event()
 
-    async def republish() -> None:
+    async def publish_late() -> None:
         await bot.dispatch(make_job())
-        published.set()
+        publish_event.set()
 
-    bot.add_reconnect_callback(republish)
+    bot.add_reconnect_callback(publish_late)
     await asyncio.to_thread(lose_store, broker)
-    await asyncio.wait_for(published.wait(), 15)
+    await asyncio.wait_for(publish_event.wait(), 15)
     async with asyncio.timeout(10):
         while (delivered := await patient_pull(worker)) is None:
             pass
@@ -391,29 +391,29 @@ async def test_two_stores_never_start_at_the_same_epoch() -> None:
 
 
 @pytest.mark.asyncio
-async def test_results_wait_in_order_until_the_bot_acknowledges_them(join: Any) -> None:
-    worker, bot = await join(), await join()
-    sent = [JobStarted(job=JOB, epoch=1, worker="one")] + [
-        PictureReady(job=JOB, image=at, epoch=1, kind="image", sha256="a" * 64, bytes=9, width=64, height=64)
-        for at in range(4)
+async def test_results_wait_in_order_until_the_bot_acknowledges_them(connect_bus: Any) -> None:
+    worker, bot = await connect_bus(), await connect_bus()
+    sent_results = [JobStarted(job=JOB, epoch=1, worker="one")] + [
+        PictureReady(job=JOB, image=number, epoch=1, kind="image", sha256="a" * 64, bytes=9, width=64, height=64)
+        for number in range(4)
     ]
-    for result in sent:
+    for result in sent_results:
         await worker.publish_result("one.local", result)
-    received = await take_values(bot.consume_results(), 5)
-    assert [delivered.value for delivered in received] == sent
-    for delivered in received[:4]:
+    received_results = await take_values(bot.consume_results(), 5)
+    assert [delivered.value for delivered in received_results] == sent_results
+    for delivered in received_results[:4]:
         await delivered.ack()
-    await received[4].nak()
-    again = await take_values(bot.consume_results(), 1)
-    assert (again[0].value, again[0].delivery_count) == (sent[4], 2)
-    await again[0].ack()
+    await received_results[4].nak()
+    redelivered = await take_values(bot.consume_results(), 1)
+    assert (redelivered[0].value, redelivered[0].delivery_count) == (sent_results[4], 2)
+    await redelivered[0].ack()
     assert (await bot.js.stream_info("results")).state.messages == 0
 
 
 @pytest.mark.slow
 @pytest.mark.asyncio
-async def test_an_unreadable_message_becomes_a_dead_letter_and_blocks_nothing(join: Any) -> None:
-    bus: Bus = await join()
+async def test_an_unreadable_message_becomes_a_dead_letter_and_blocks_nothing(connect_bus: Any) -> None:
+    bus: Bus = await connect_bus()
     await bus.js.publish(f"results.one.{JOB}", b"\xff garbage")
     await bus.js.publish(f"work.default.{JOB}.1", encode(make_job().task))
     await bus.client.publish(f"frames.{JOB}", b"no frame")
@@ -434,8 +434,8 @@ async def test_an_unreadable_message_becomes_a_dead_letter_and_blocks_nothing(jo
 
 
 @pytest.mark.asyncio
-async def test_a_job_of_a_newer_version_stays_for_a_newer_worker(join: Any) -> None:
-    bot, worker = await join(), await join()
+async def test_a_job_of_a_newer_version_stays_for_a_newer_worker(connect_bus: Any) -> None:
+    bot, worker = await connect_bus(), await connect_bus()
     fields = msgspec.msgpack.decode(encode(make_job()))
     await bot.js.publish(f"work.default.{JOB}.1", msgspec.msgpack.encode({**fields, "v": VERSION + 1}))
     await bot.dispatch(make_job(OTHER))
@@ -449,9 +449,9 @@ async def test_a_job_of_a_newer_version_stays_for_a_newer_worker(join: Any) -> N
 
 @pytest.mark.asyncio
 async def test_jobs_are_reduced_to_what_an_old_worker_in_the_pool_can_read(
-    join: Any, caplog: pytest.LogCaptureFixture
+    connect_bus: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bot, worker = await join(), await join()
+    bot, worker = await connect_bus(), await connect_bus()
     await bot.watch_workers()
     task = UpscaleTask(source="a" * 64, method="gan")
     await bot.dispatch(make_job(task=task))
@@ -469,8 +469,8 @@ async def test_jobs_are_reduced_to_what_an_old_worker_in_the_pool_can_read(
 
 
 @pytest.mark.asyncio
-async def test_a_slow_reader_of_previews_gets_the_newest_frames(join: Any) -> None:
-    worker, bot = await join(), await join()
+async def test_a_slow_reader_of_previews_gets_the_newest_frames(connect_bus: Any) -> None:
+    worker, bot = await connect_bus(), await connect_bus()
     frames = bot.watch_frames()
     first = asyncio.create_task(anext(frames))
     await asyncio.sleep(0.1)
@@ -489,8 +489,8 @@ async def test_a_slow_reader_of_previews_gets_the_newest_frames(join: Any) -> No
 
 
 @pytest.mark.asyncio
-async def test_a_slow_reader_of_loading_messages_gets_the_newest_of_each_job(join: Any) -> None:
-    worker, bot = await join(), await join()
+async def test_a_slow_reader_of_loading_messages_gets_the_newest_of_each_job(connect_bus: Any) -> None:
+    worker, bot = await connect_bus(), await connect_bus()
     loadings, frames = bot.watch_loadings(), bot.watch_frames()
     first, frame = asyncio.create_task(anext(loadings)), asyncio.create_task(anext(frames))
     await asyncio.sleep(0.1)
@@ -514,35 +514,35 @@ def make_frame() -> Frame:
 
 
 @pytest.mark.asyncio
-async def test_a_snapshot_of_an_older_epoch_is_refused(join: Any) -> None:
-    one, two = await join(), await join()
+async def test_a_snapshot_of_an_older_epoch_is_refused(connect_bus: Any) -> None:
+    one, second = await connect_bus(), await connect_bus()
     await one.put_snapshot(make_snapshot(5, k=1))
     await one.put_snapshot(make_snapshot(5, image=1, k=1))
     await one.put_snapshot(make_snapshot(5, k=2))
-    assert [(s.image, s.k) for s in await two.get_snapshots(JOB)] == [(0, 2), (1, 1)]
-    await two.put_snapshot(make_snapshot(9, k=3))
+    assert [(s.image, s.k) for s in await second.get_snapshots(JOB)] == [(0, 2), (1, 1)]
+    await second.put_snapshot(make_snapshot(9, k=3))
     with pytest.raises(StaleEpoch):
         await one.put_snapshot(make_snapshot(5, k=99))
     assert [(s.image, s.k) for s in await one.get_snapshots(JOB)] == [(0, 3), (1, 1)]
-    await two.drop_snapshots(JOB)
+    await second.drop_snapshots(JOB)
     assert await one.get_snapshots(JOB) == []
-    assert await two.get_snapshots(OTHER) == []
+    assert await second.get_snapshots(OTHER) == []
 
 
 @pytest.mark.asyncio
-async def test_a_snapshot_larger_than_a_message_is_stored_and_leaves_no_blobs_behind(join: Any) -> None:
-    one, two = await join(), await join()
-    big = 7 * 1024 * 1024
-    await one.put_snapshot(make_snapshot(5, size=big))
-    await one.put_snapshot(make_snapshot(5, k=2, size=big))
-    assert [(s.k, len(s.x)) for s in await two.get_snapshots(JOB)] == [(2, big)]
+async def test_a_snapshot_larger_than_a_message_is_stored_and_leaves_no_blobs_behind(connect_bus: Any) -> None:
+    one, second = await connect_bus(), await connect_bus()
+    limit_bytes = 7 * 1024 * 1024
+    await one.put_snapshot(make_snapshot(5, size=limit_bytes))
+    await one.put_snapshot(make_snapshot(5, k=2, size=limit_bytes))
+    assert [(s.k, len(s.x)) for s in await second.get_snapshots(JOB)] == [(2, limit_bytes)]
     await one.drop_snapshots(JOB)
-    assert (await one.js.stream_info("OBJ_blobs")).state.bytes < big
+    assert (await one.js.stream_info("OBJ_blobs")).state.bytes < limit_bytes
 
 
 @pytest.mark.asyncio
-async def test_an_unreadable_snapshot_is_skipped_and_may_be_overwritten(join: Any) -> None:
-    bus: Bus = await join()
+async def test_an_unreadable_snapshot_is_skipped_and_may_be_overwritten(connect_bus: Any) -> None:
+    bus: Bus = await connect_bus()
     await bus.js.publish(f"$KV.snapshots.{JOB}.0", b"garbage")
     assert await bus.get_snapshots(JOB) == []
     await bus.put_snapshot(make_snapshot(1))
@@ -550,22 +550,22 @@ async def test_an_unreadable_snapshot_is_skipped_and_may_be_overwritten(join: An
 
 
 @pytest.mark.asyncio
-async def test_blobs_are_named_by_their_hash(join: Any) -> None:
-    one, two = await join(), await join()
+async def test_blobs_are_named_by_their_hash(connect_bus: Any) -> None:
+    one, second = await connect_bus(), await connect_bus()
     for content in (b"small", os.urandom(3 * 1024 * 1024 + 7)):
         sha = await one.put_blob(content)
         assert sha == hashlib.sha256(content).hexdigest()
         assert await one.put_blob(content) == sha
-        assert await two.get_blob(sha, len(content)) == content
+        assert await second.get_blob(sha, len(content)) == content
         with pytest.raises(BlobMissing, match="larger"):
-            await two.get_blob(sha, len(content) - 1)
+            await second.get_blob(sha, len(content) - 1)
     with pytest.raises(BlobMissing, match="no blob"):
-        await two.get_blob("f" * 64, 10)
+        await second.get_blob("f" * 64, 10)
 
 
 @pytest.mark.asyncio
-async def test_a_damaged_blob_is_refused(join: Any) -> None:
-    bus: Bus = await join()
+async def test_a_damaged_blob_is_refused(connect_bus: Any) -> None:
+    bus: Bus = await connect_bus()
     await put_raw_blob(bus, "a" * 64, ["$O.blobs.C.abc.0"], b"not what the name says")
     with pytest.raises(BlobMissing, match="damaged"):
         await bus.get_blob("a" * 64, 100)
@@ -574,8 +574,8 @@ async def test_a_damaged_blob_is_refused(join: Any) -> None:
 async def put_raw_blob(bus: Bus, sha: str, parts: list[str], content: bytes) -> None:
     """Stores a blob whose bytes lie on these subjects, with parts of equal length."""
     size = len(content) // len(parts)
-    for at, subject in enumerate(parts):
-        await bus.js.publish(subject, content[at * size : (at + 1) * size])
+    for number, subject in enumerate(parts):
+        await bus.js.publish(subject, content[number * size : (number + 1) * size])
     await bus.js.publish(subjects.blob_entry(sha), msgspec.json.encode(BlobEntry(sha, "blobs", "abc", len(content))))
 
 
@@ -588,24 +588,24 @@ async def test_streams_of_an_older_version_are_updated_without_loss(broker: Brok
     try:
         for config in build_stream_configs(limits, 1000.0):
             if config.allow_direct:
-                most = -1 if config.name == "OBJ_blobs" else 1
-                await bus.js.add_stream(config.evolve(allow_rollup_hdrs=True, max_msgs_per_subject=most))
+                expected_limit = -1 if config.name == "OBJ_blobs" else 1
+                await bus.js.add_stream(config.evolve(allow_rollup_hdrs=True, max_msgs_per_subject=expected_limit))
         await put_raw_blob(bus, sha, ["$O.blobs.C.abc"] * 2, content)
         await bus.cancel(JOB)
         before = {
             name: await get_stream_config(bus, name)
             for name in ("KV_claims", "KV_workers", "KV_cancelled", "OBJ_blobs")
         }
-        for most in (-1, 1):  # while a subject has two parts, and afterwards
+        for expected_limit in (-1, 1):  # while a subject has two parts, and afterwards
             await bus.declare()
             for name, old in before.items():
-                bound = most if name == "OBJ_blobs" else 1
+                bound = expected_limit if name == "OBJ_blobs" else 1
                 assert await get_stream_config(bus, name) == old.evolve(
                     allow_rollup_hdrs=False, max_msgs_per_subject=bound
                 )
             assert await bus.get_blob(sha, len(content)) == content
             assert await bus.is_cancelled(JOB)
-            if most < 0:
+            if expected_limit < 0:
                 await bus.blobs.drop(sha)
                 sha = await bus.put_blob(content := os.urandom(3 * 1024 * 1024))
                 await bus.js.purge_stream("OBJ_blobs", subject="$O.blobs.C.abc")
@@ -618,42 +618,42 @@ async def get_stream_config(bus: Bus, stream: str) -> StreamConfig:
 
 
 @pytest.mark.asyncio
-async def test_a_cancellation_is_heard_at_once_and_can_be_read_later(join: Any) -> None:
-    bot, worker = await join(), await join()
-    cancelled = worker.watch_cancelled()
-    first = asyncio.create_task(anext(cancelled))
+async def test_a_cancellation_is_heard_at_once_and_can_be_read_later(connect_bus: Any) -> None:
+    bot, worker = await connect_bus(), await connect_bus()
+    cancelled_jobs = worker.watch_cancelled()
+    first = asyncio.create_task(anext(cancelled_jobs))
     await asyncio.sleep(0.1)
     assert await worker.is_cancelled(JOB) is False
     await bot.cancel(JOB)
     assert await asyncio.wait_for(first, 1.0) == JOB
     assert await worker.is_cancelled(JOB) is True
     assert await worker.is_cancelled(OTHER) is False
-    await cancelled.aclose()
+    await cancelled_jobs.aclose()
 
 
 @pytest.mark.asyncio
-async def test_a_worker_hears_requests_for_previews(join: Any) -> None:
-    bot, worker = await join(), await join()
-    wants = worker.watch_preview_requests()
-    first = asyncio.create_task(anext(wants))
+async def test_a_worker_hears_requests_for_previews(connect_bus: Any) -> None:
+    bot, worker = await connect_bus(), await connect_bus()
+    preview_requests = worker.watch_preview_requests()
+    first = asyncio.create_task(anext(preview_requests))
     await asyncio.sleep(0.1)
     await bot.request_previews(JOB)
     assert await asyncio.wait_for(first, 1.0) == JOB
-    await wants.aclose()
+    await preview_requests.aclose()
 
 
-def make_presence(worker: str, free: int = 8) -> Presence:
-    return Presence(worker=worker, pools=("default",), models=(), device="cpu", rows=8, free=free, build="test")
+def make_presence(worker: str, free_rows: int = 8) -> Presence:
+    return Presence(worker=worker, pools=("default",), models=(), device="cpu", rows=8, free=free_rows, build="test")
 
 
 @pytest.mark.asyncio
-async def test_workers_appear_change_depart_and_expire(join: Any) -> None:
-    bot, one = await join(), await join()
+async def test_workers_appear_change_depart_and_expire(connect_bus: Any) -> None:
+    bot, one = await connect_bus(), await connect_bus()
     changes: list[int] = []
     await one.announce(make_presence("one.local"))
     await bot.watch_workers(lambda: changes.append(1))
     assert bot.workers == {"one.local": make_presence("one.local")}
-    await one.announce(make_presence("one.local", free=2))
+    await one.announce(make_presence("one.local", free_rows=2))
     await one.announce(make_presence("two"))
     await wait_until(lambda: len(bot.workers) == 2)
     assert bot.workers["one.local"].free == 2
@@ -666,34 +666,34 @@ async def test_workers_appear_change_depart_and_expire(join: Any) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_worker_of_several_pools_is_listed_once_with_its_announced_pools(join: Any) -> None:
-    bot, one = await join(), await join()
+async def test_a_worker_of_several_pools_is_listed_once_with_its_announced_pools(connect_bus: Any) -> None:
+    bot, one = await connect_bus(), await connect_bus()
     changes: list[int] = []
-    both = msgspec.structs.replace(make_presence("one.local"), pools=("gpu.large", "default"))
-    await one.announce(both)
+    presence_of_two_pools = msgspec.structs.replace(make_presence("one.local"), pools=("gpu.large", "default"))
+    await one.announce(presence_of_two_pools)
     await bot.watch_workers(lambda: changes.append(1))
-    assert bot.workers == {"one.local": both}
+    assert bot.workers == {"one.local": presence_of_two_pools}
     count = len(changes)
-    await one.announce(both)
-    await one.announce(msgspec.structs.replace(both, free=1))
+    await one.announce(presence_of_two_pools)
+    await one.announce(msgspec.structs.replace(presence_of_two_pools, free=1))
     await wait_until(lambda: bot.workers["one.local"].free == 1)
     await bot.client.flush()
     assert len(changes) == count + 1
     for _ in range(4):
         await asyncio.sleep(LEASE * 0.4)
-        await one.js.publish("$KV.workers.one=local.default", encode(both))
+        await one.js.publish("$KV.workers.one=local.default", encode(presence_of_two_pools))
     await wait_until(lambda: "one.local" in bot.workers)
-    assert bot.workers == {"one.local": msgspec.structs.replace(both, pools=("default",))}
-    await one.announce(both)
-    await wait_until(lambda: bot.workers == {"one.local": both})
+    assert bot.workers == {"one.local": msgspec.structs.replace(presence_of_two_pools, pools=("default",))}
+    await one.announce(presence_of_two_pools)
+    await wait_until(lambda: bot.workers == {"one.local": presence_of_two_pools})
     await one.remove_presence("one.local")
     await wait_until(lambda: bot.workers == {}, LEASE / 2)
 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("key", ["one", "one.gpu", "one.gpu.large", "one.default.x", "two.default", "one=.default"])
-async def test_a_presence_counts_only_in_the_pool_of_its_subject(join: Any, key: str) -> None:
-    bot, one = await join(), await join()
+async def test_a_presence_counts_only_in_the_pool_of_its_subject(connect_bus: Any, key: str) -> None:
+    bot, one = await connect_bus(), await connect_bus()
     await one.js.publish(f"$KV.workers.{key}", encode(make_presence("one")))
     await bot.watch_workers()
     await one.js.publish(f"$KV.workers.{key}", encode(make_presence("one")))
@@ -703,8 +703,8 @@ async def test_a_presence_counts_only_in_the_pool_of_its_subject(join: Any, key:
 
 
 @pytest.mark.asyncio
-async def test_any_capable_worker_embeds_texts(join: Any) -> None:
-    bot, worker = await join(), await join()
+async def test_any_capable_worker_embeds_texts(connect_bus: Any) -> None:
+    bot, worker = await connect_bus(), await connect_bus()
     with pytest.raises(NoWorkerAnswers, match="No worker"):
         await bot.embed(["a cat"])
 
@@ -716,17 +716,17 @@ async def test_any_capable_worker_embeds_texts(join: Any) -> None:
     await worker.serve_embed(embed)
     await worker.client.flush()
     assert await bot.embed(["a", "b"]) == ((1.0, 0.0), (1.0, 0.0))
-    with pytest.raises(NoWorkerAnswers, match="failed") as failed:
+    with pytest.raises(NoWorkerAnswers, match="failed") as error:
         await bot.embed(["boom"])
-    assert "secret" not in str(failed.value)
+    assert "secret" not in str(error.value)
     answer = await bot.client.request("embed", b"garbage", timeout=2)
     assert b"malformed" in answer.data
     assert await bot.embed(["still here"]) == ((1.0, 0.0),)
 
 
 @pytest.mark.asyncio
-async def test_an_unreachable_broker_raises_in_bounded_time_and_recovers(join: Any, broker: Broker) -> None:
-    bus: Bus = await join()
+async def test_an_unreachable_broker_raises_in_bounded_time_and_recovers(connect_bus: Any, broker: Broker) -> None:
+    bus: Bus = await connect_bus()
     await bus.dispatch(make_job())
     assert broker.pid is not None
     os.kill(broker.pid, signal.SIGSTOP)
@@ -744,8 +744,8 @@ async def test_an_unreachable_broker_raises_in_bounded_time_and_recovers(join: A
 
 
 @pytest.mark.asyncio
-async def test_a_dead_letter_of_maximum_size_disconnects_nobody(join: Any) -> None:
-    bus, other = await join(), await join()
+async def test_a_dead_letter_of_maximum_size_disconnects_nobody(connect_bus: Any) -> None:
+    bus, other = await connect_bus(), await connect_bus()
     await other.client.publish(f"results.one.{JOB}", b"\xc1" * MAX_PAYLOAD)
     await other.publish_result("one", JobStarted(job=JOB, epoch=1, worker="one"))
     result = (await take_values(bus.consume_results(), 1))[0]
@@ -756,22 +756,22 @@ async def test_a_dead_letter_of_maximum_size_disconnects_nobody(join: Any) -> No
 
 
 @pytest.mark.asyncio
-async def test_a_connection_that_the_server_ends_for_good_raises_ended(join: Any) -> None:
-    bus, other = await join(), await join()
-    holding, others = asyncio.create_task(bus.wait_closed()), asyncio.create_task(other.wait_closed())
+async def test_a_connection_that_the_server_ends_for_good_raises_ended(connect_bus: Any) -> None:
+    bus, other = await connect_bus(), await connect_bus()
+    close_task, other_close_task = asyncio.create_task(bus.wait_closed()), asyncio.create_task(other.wait_closed())
     # The header makes the message too large; only the server notices.
     await bus.client.publish("anything", b"x" * MAX_PAYLOAD, headers={"Reason": "none"})
     with pytest.raises(ConnectionEnded, match=r"(?i)payload"):
-        await asyncio.wait_for(holding, 10)
-    assert not others.done()
+        await asyncio.wait_for(close_task, 10)
+    assert not other_close_task.done()
     await other.close()
-    await asyncio.wait_for(others, 5)  # closed by ourselves: no error
+    await asyncio.wait_for(other_close_task, 5)  # closed by ourselves: no error
 
 
 def test_stream_sizes_are_bounded_and_fit_the_brokers_storage() -> None:
     bounds = {config.name: config.max_bytes or 0 for config in build_stream_configs(BusLimits(), 0.0)}
     assert {"work", "results", "dead", "KV_snapshots", "OBJ_blobs"} <= {
-        name for name, most in bounds.items() if most > 0
+        name for name, expected_limit in bounds.items() if expected_limit > 0
     }
     assert sum(bounds.values()) <= FILE_BYTES
 
@@ -783,11 +783,11 @@ async def test_full_streams_refuse_jobs_and_results_and_drop_the_oldest_blob(bro
     try:
         await bus.declare()
         with pytest.raises(BrokerUnreachable, match="maximum bytes"):
-            await await_in_turn(bus.dispatch(make_job(attempt=at + 1)) for at in range(40))
+            await await_in_turn(bus.dispatch(make_job(attempt=number + 1)) for number in range(40))
         with pytest.raises(BrokerUnreachable, match="maximum bytes"):
-            await await_in_turn(publish_picture(bus, at) for at in range(40))
+            await await_in_turn(publish_picture(bus, number) for number in range(40))
         assert [d.value.image for d in await take_values(bus.consume_results(), 2)] == [0, 1]
-        shas = [await bus.put_blob(bytes([at]) * 30_000) for at in range(5)]
+        shas = [await bus.put_blob(bytes([number]) * 30_000) for number in range(5)]
         assert len(await bus.get_blob(shas[-1], 30_000)) == 30_000
         with pytest.raises(BlobMissing):
             await bus.get_blob(shas[0], 30_000)
@@ -795,31 +795,33 @@ async def test_full_streams_refuse_jobs_and_results_and_drop_the_oldest_blob(bro
         await bus.close()
 
 
-async def publish_picture(bus: Bus, at: int) -> None:
-    picture = PictureReady(job=JOB, image=at % 4, epoch=at, kind="image", sha256="a" * 64, bytes=9, width=64, height=64)
+async def publish_picture(bus: Bus, number: int) -> None:
+    picture = PictureReady(
+        job=JOB, image=number % 4, epoch=number, kind="image", sha256="a" * 64, bytes=9, width=64, height=64
+    )
     await bus.publish_result("one", picture)
 
 
-async def await_in_turn(acts: Iterable[Awaitable[object]]) -> None:
-    for act in acts:
-        await act
+async def await_in_turn(awaitables: Iterable[Awaitable[object]]) -> None:
+    for awaitable in awaitables:
+        await awaitable
 
 
 @pytest.mark.asyncio
-async def test_an_unreadable_claim_has_no_holder_and_one_worker_claims_the_job_anew(join: Any) -> None:
-    first, second, bot = await join(), await join(), await join()
+async def test_an_unreadable_claim_has_no_holder_and_one_worker_claims_the_job_anew(connect_bus: Any) -> None:
+    first, second, bot = await connect_bus(), await connect_bus(), await connect_bus()
     old_claim = await first.claim_job(JOB, "one")
     await bot.js.publish(f"$KV.claims.{JOB}", b"\xc1 garbage")
     assert await bot.get_holder(JOB) is None
     claims = await asyncio.gather(
         *(bus.claim_job(JOB, name) for bus, name in ((first, "a"), (second, "b"), (bot, "c")))
     )
-    winners = [claim for claim in claims if claim is not None]
-    assert len(winners) == 1
-    assert winners[0].epoch > old_claim.epoch
+    granted_claims = [claim for claim in claims if claim is not None]
+    assert len(granted_claims) == 1
+    assert granted_claims[0].epoch > old_claim.epoch
     assert not await first.renew_claim(old_claim)
-    assert (await bot.get_holder(JOB)).worker == winners[0].worker
+    assert (await bot.get_holder(JOB)).worker == granted_claims[0].worker
     await bot.js.publish(f"$KV.claims.{JOB}", b"")
     assert not await first.renew_claim(old_claim)  # nor now: another worker has had it since
-    assert not await second.renew_claim(winners[0])
+    assert not await second.renew_claim(granted_claims[0])
     assert await bot.get_holder(JOB) is None

@@ -37,24 +37,24 @@ async def sleep_until_timeout() -> None:
 @pytest.mark.asyncio
 @pytest.mark.parametrize("call", [swallow_cancellation, swallow_cancellation_and_fail])
 async def test_a_loop_ends_even_if_the_library_swallows_its_cancellation(call: Callable[[], Awaitable[None]]) -> None:
-    turns: list[str] = []
+    order: list[str] = []
 
     async def loop() -> None:
         while True:
             try:
                 with translate_errors("ask"):
                     await call()
-                turns.append("answered")
+                order.append("answered")
             except BrokerUnreachable:
-                turns.append("failed")
+                order.append("failed")
 
     task = asyncio.create_task(loop())
     await asyncio.sleep(0)
     task.cancel()
-    done, _ = await asyncio.wait([task], timeout=1.0)
-    assert done
+    done_tasks, _ = await asyncio.wait([task], timeout=1.0)
+    assert done_tasks
     assert task.cancelled()
-    assert turns == []
+    assert order == []
 
 
 @pytest.mark.asyncio

@@ -45,9 +45,9 @@ async def bot(broker: Broker) -> AsyncIterator[Bus]:
     await bus.close()
 
 
-async def until(true: Any, seconds: float = 60.0) -> None:
+async def wait_until(condition: Any, seconds: float = 60.0) -> None:
     async with asyncio.timeout(seconds):
-        while not true():
+        while not condition():
             await asyncio.sleep(0.02)
 
 
@@ -62,13 +62,13 @@ async def test_a_starting_worker_reports_its_loading_until_it_is_ready(
     gates = {"load": threading.Event(), "measure": threading.Event()}
     open_model, measure = discovery._load_family, discovery.calibrate
 
-    def open_slowly(source: Any, place: Any, report: Any) -> Any:
-        def wait_halfway(done: float) -> None:
-            report(done)
-            if 0.0 < done < 1.0:
+    def open_slowly(source: Any, target: Any, report: Any) -> Any:
+        def wait_halfway(fraction: float) -> None:
+            report(fraction)
+            if 0.0 < fraction < 1.0:
                 gates["load"].wait(30)
 
-        return open_model(source, place, wait_halfway)
+        return open_model(source, target, wait_halfway)
 
     def calibrate_later(*args: Any) -> Any:
         gates["measure"].wait(30)
@@ -82,7 +82,7 @@ async def test_a_starting_worker_reports_its_loading_until_it_is_ready(
     )  # fmt: skip
     task = asyncio.create_task(main.run_worker(settings))
     try:
-        await until(lambda: (now := bot.get_startup_progress("big")) and 0.0 < now.done < 1.0)
+        await wait_until(lambda: (now := bot.get_startup_progress("big")) and 0.0 < now.done < 1.0)
         now = bot.get_startup_progress("big")
         assert now is not None
         assert (now.model, now.phase) == ("tiny", "load")
@@ -94,9 +94,9 @@ async def test_a_starting_worker_reports_its_loading_until_it_is_ready(
         assert bot.get_startup_progress("default") is None
         assert bot.workers == {}, "a starting worker takes no jobs"
         gates["load"].set()
-        await until(lambda: (now := bot.get_startup_progress()) and now.phase == "measure")
+        await wait_until(lambda: (now := bot.get_startup_progress()) and now.phase == "measure")
         gates["measure"].set()
-        await until(lambda: "far" in bot.workers)
+        await wait_until(lambda: "far" in bot.workers)
         assert bot.get_startup_progress() is None, "a ready worker is not starting"
         assert (progress := bot.model_progress.get_progress("far")) is not None
         assert progress.phase == "ready"
@@ -118,7 +118,7 @@ async def test_invalid_progress_is_refused_and_a_flood_is_bounded(bot: Bus) -> N
     await bot.client.publish("progress._far.default", encode(ModelProgress()))
     for number in range(MAX_ENTRIES + 10):
         await bot.publish_progress(f"w{number}", ("default",), ModelProgress(model=f"m{number}", phase="load", size=5))
-    await until(lambda: bot.model_progress.get_progress(f"w{MAX_ENTRIES + 9}") is not None)
+    await wait_until(lambda: bot.model_progress.get_progress(f"w{MAX_ENTRIES + 9}") is not None)
     assert len(bot.model_progress._reports) == len(bot.model_progress._sizes) == MAX_ENTRIES
     assert bot.model_progress.get_progress("w0") is None
     assert {one.subject for one in bot.rejections.list_recent()} >= {
@@ -130,7 +130,7 @@ async def test_invalid_progress_is_refused_and_a_flood_is_bounded(bot: Bus) -> N
 @pytest.mark.asyncio
 async def test_a_silent_worker_no_longer_counts_as_starting(monkeypatch: pytest.MonkeyPatch, bot: Bus) -> None:
     await bot.publish_progress("far", ("default",), ModelProgress())
-    await until(bot.get_startup_progress)
+    await wait_until(bot.get_startup_progress)
     monkeypatch.setattr("engine.bus.model_progress.EXPIRY_SECONDS", -1.0)
     assert bot.get_startup_progress() is None
     assert ModelProgressRegistry(RejectionLog()).get_newest(None) is None
@@ -140,30 +140,30 @@ def test_the_loading_message_of_a_job_keeps_its_fields() -> None:
     """An older bot refuses unknown fields, so sizes come on a subject of their own."""
     fields = msgspec.msgpack.decode(encode(JobModelLoading(job=JOB, epoch=1, model="sd15", done=0.5)))
     assert sorted(fields) == ["done", "epoch", "job", "model", "type", "v"]
-    plain = {"type": "ModelProgress", "model": "sd15", "phase": "load"}
-    assert decode(msgspec.msgpack.encode(plain), ModelProgress).size == 0
+    old_message = {"type": "ModelProgress", "model": "sd15", "phase": "load"}
+    assert decode(msgspec.msgpack.encode(old_message), ModelProgress).size == 0
 
 
 def test_progress_lines_come_at_each_stage_and_at_intervals() -> None:
     lines: list[str] = []
-    hear = ProgressLines(lines.append, "cpu").update
+    update_lines = ProgressLines(lines.append, "cpu").update
     one = ModelProgress(model="sd15", phase="load", size=2 * GB)
-    hear(ModelProgress(), 0.0)
-    hear(one, 1.0)
+    update_lines(ModelProgress(), 0.0)
+    update_lines(one, 1.0)
     for moment in range(2, 13):
-        hear(msgspec.structs.replace(one, done=0.6), float(moment))
-    hear(msgspec.structs.replace(one, phase="measure"), 12.5)
-    hear(msgspec.structs.replace(one, phase="ready"), 13.0)
-    hear(msgspec.structs.replace(one, phase="ready"), 14.0 + LINE_INTERVAL_SECONDS)
+        update_lines(msgspec.structs.replace(one, done=0.6), float(moment))
+    update_lines(msgspec.structs.replace(one, phase="measure"), 12.5)
+    update_lines(msgspec.structs.replace(one, phase="ready"), 13.0)
+    update_lines(msgspec.structs.replace(one, phase="ready"), 14.0 + LINE_INTERVAL_SECONDS)
     assert lines == [
         "loading sd15, 2 GB", "loading sd15, 1.2 of 2.0 GB", "measuring sd15", "sd15 is ready on cpu after 12 s"
     ]  # fmt: skip
-    hear(ModelProgress(model="other", phase="ready"), 30.0)
+    update_lines(ModelProgress(model="other", phase="ready"), 30.0)
     assert len(lines) == 4, "a model without a first line has no last one"
 
 
 @pytest.mark.parametrize(
-    ("done", "size", "said"),
+    ("fraction", "size", "expected_text"),
     [
         (0.6, 2 * GB, "loading sd15, 1.2 of 2.0 GB"), (0.0, 2 * GB, "loading sd15, 0.0 of 2.0 GB"),
         (1.0, 2 * GB, "loading sd15, 2.0 of 2.0 GB"), (0.999, 2 * GB, "loading sd15, 1.9 of 2.0 GB"),
@@ -171,17 +171,17 @@ def test_progress_lines_come_at_each_stage_and_at_intervals() -> None:
         (0.404, 0, "loading sd15, 40 %"), (0.9999, 0, "loading sd15, 100 %"),
     ],
 )  # fmt: skip
-def test_loading_progress_is_formatted_with_sizes(done: float, size: int, said: str) -> None:
-    assert load_progress.format_loading("sd15", done, size) == said
+def test_loading_progress_is_formatted_with_sizes(fraction: float, size: int, expected_text: str) -> None:
+    assert load_progress.format_loading("sd15", fraction, size) == expected_text
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.integers(1, 10**15))
 def test_formatted_progress_never_falls_and_is_full_only_at_the_end(one: float, other: float, size: int) -> None:
-    def loaded_part(done: float) -> float:
-        return float(load_progress.format_loaded_part(done, size).split()[0])
+    def loaded_part(fraction: float) -> float:
+        return float(load_progress.format_loaded_part(fraction, size).split()[0])
 
-    least, most = sorted((one, other))
-    whole = float(load_progress.format_loaded_part(1.0, size).split()[2])
-    assert loaded_part(least) <= loaded_part(most) <= whole
-    assert loaded_part(1.0) == whole
-    assert most == 1.0 or loaded_part(most) < whole
+    smaller, larger = sorted((one, other))
+    full_size = float(load_progress.format_loaded_part(1.0, size).split()[2])
+    assert loaded_part(smaller) <= loaded_part(larger) <= full_size
+    assert loaded_part(1.0) == full_size
+    assert larger == 1.0 or loaded_part(larger) < full_size

@@ -64,7 +64,7 @@ DAY = "2026-11-26"
 SEED = worker_keys.create_key("far", ["default"], DAY)[1]
 
 
-def a_job(job: str = JOB, pool: str = "default") -> Job:
+def make_job(job: str = JOB, pool: str = "default") -> Job:
     task = Recipe(
         concepts=(Concept("a cat"),), model="embedded", sampler="ddim", steps=4, seed=1, guidance=4.0, width=64,
         height=64, dtype="float32",
@@ -76,29 +76,29 @@ def a_presence(name: str) -> Presence:
     return Presence(worker=name, pools=("default",), models=(), device="none", rows=1, free=1, build="test")
 
 
-async def until(true: Callable[[], object], seconds: float = 10.0) -> None:
+async def wait_until(condition: Callable[[], object], seconds: float = 10.0) -> None:
     async with asyncio.timeout(seconds):
-        while not true():
+        while not condition():
             await asyncio.sleep(0.02)
 
 
-class Site:
+class BrokerSite:
     """A broker, its keys, and any number of connections."""
 
     def __init__(self, stack: AsyncExitStack, folder: Path, broker: Broker) -> None:
         self._stack, self.folder, self.broker = stack, folder, broker
         self.file = folder / "worker-keys.json"
-        self.enrolment = WorkerKeyAdmin(self.file, folder / "nats")
+        self.worker_keys = WorkerKeyAdmin(self.file, folder / "nats")
 
-    async def key(self, name: str, *pools: str) -> str:
-        _, seed, is_active = await asyncio.to_thread(self.enrolment.add_key, name, pools or ("default",), DAY)
+    async def create_key(self, name: str, *pools: str) -> str:
+        _, seed, is_active = await asyncio.to_thread(self.worker_keys.add_key, name, pools or ("default",), DAY)
         assert is_active
         return seed
 
-    async def revoke(self, name: str) -> None:
-        assert await asyncio.to_thread(self.enrolment.revoke_key, name)
+    async def revoke_key(self, name: str) -> None:
+        assert await asyncio.to_thread(self.worker_keys.revoke_key, name)
 
-    async def join(self, name: str = "darkroom", key: str = "", *, pools: tuple[str, ...] = ("default",)) -> Bus:
+    async def connect(self, name: str = "darkroom", key: str = "", *, pools: tuple[str, ...] = ("default",)) -> Bus:
         """Connects as the bot, or with a key as its worker."""
         token = "" if key else self.broker.token
         bus = await Bus.connect(self.broker.url, token, name=name, key=key, limits=BusLimits(lease=LEASE), timeout=3.0)
@@ -108,31 +108,33 @@ class Site:
 
 
 @pytest_asyncio.fixture
-async def site(tmp_path: Path) -> AsyncIterator[Site]:
+async def site(tmp_path: Path) -> AsyncIterator[BrokerSite]:
     async with AsyncExitStack() as stack:
         broker = await stack.enter_async_context(Broker(tmp_path / "nats", workers=tmp_path / "worker-keys.json"))
-        yield Site(stack, tmp_path, broker)
+        yield BrokerSite(stack, tmp_path, broker)
 
 
-async def wait_for_first(source: AsyncIterator[Any], say: Callable[[], Any]) -> Any:
+async def wait_for_first(source: AsyncIterator[Any], publish: Callable[[], Any]) -> Any:
     """Repeats `say` until the iterator yields its first value; returns it."""
-    coming = asyncio.ensure_future(anext(source))
+    first_value = asyncio.ensure_future(anext(source))
     async with asyncio.timeout(10):
-        while not coming.done():
-            await say()
-            await asyncio.wait((coming,), timeout=0.1)
+        while not first_value.done():
+            await publish()
+            await asyncio.wait((first_value,), timeout=0.1)
     await source.aclose()  # pyright: ignore[reportAttributeAccessIssue]
-    return coming.result()
+    return first_value.result()
 
 
 @pytest.mark.asyncio
-async def test_a_key_allows_everything_that_a_worker_does(site: Site) -> None:
-    bot = await site.join()
+async def test_a_key_allows_everything_that_a_worker_does(site: BrokerSite) -> None:
+    bot = await site.connect()
     await bot.watch_workers()
-    worker = await site.join("far.away", await site.key("far.away", "default", "big"), pools=("default", "big"))
-    waiting = asyncio.create_task(worker.pull_job(["default", "big"], timeout=8))
-    assert await bot.dispatch(a_job())
-    delivered = await waiting
+    worker = await site.connect(
+        "far.away", await site.create_key("far.away", "default", "big"), pools=("default", "big")
+    )
+    pull_task = asyncio.create_task(worker.pull_job(["default", "big"], timeout=8))
+    assert await bot.dispatch(make_job())
+    delivered = await pull_task
     assert delivered is not None
     claim = await worker.claim_job(JOB, "far.away")
     assert claim is not None
@@ -140,7 +142,7 @@ async def test_a_key_allows_everything_that_a_worker_does(site: Site) -> None:
     assert (await worker.get_holder(JOB)) is not None
     await delivered.in_progress()
     await worker.announce(a_presence("far.away"))
-    await until(lambda: "far.away" in bot.workers)
+    await wait_until(lambda: "far.away" in bot.workers)
     await worker.publish_result("far.away", JobStarted(job=JOB, epoch=claim.epoch, worker="far.away"))
     async for result in bot.consume_results():
         assert result.value == JobStarted(job=JOB, epoch=claim.epoch, worker="far.away")
@@ -151,7 +153,7 @@ async def test_a_key_allows_everything_that_a_worker_does(site: Site) -> None:
     await delivered.ack()
     await worker.release_claim(claim)
     await worker.remove_presence("far.away")
-    await until(lambda: not bot.workers)
+    await wait_until(lambda: not bot.workers)
     await worker.stop_pulling()
     assert worker.client.last_error is None
 
@@ -202,10 +204,12 @@ async def _check_requests(worker: Bus, bot: Bus, name: str = "far.away") -> None
     assert await worker.is_cancelled(OTHER)
     frame = Frame(job=JOB, image=0, epoch=1, step=1, of=4, picture=b"\xff\xd8\xff", seconds_left=1.0)
     assert await wait_for_first(bot.watch_frames(), lambda: worker.publish_frame(frame)) == frame
-    loading = JobModelLoading(job=JOB, epoch=1, model="embedded", done=0.5)
-    assert await wait_for_first(bot.watch_loadings(), lambda: worker.publish_loading(loading)) == loading
+    loading_message = JobModelLoading(job=JOB, epoch=1, model="embedded", done=0.5)
+    assert (
+        await wait_for_first(bot.watch_loadings(), lambda: worker.publish_loading(loading_message)) == loading_message
+    )
     await worker.publish_progress(name, ("default",), ModelProgress())
-    await until(lambda: bot.model_progress.get_progress(name) == ModelProgress())
+    await wait_until(lambda: bot.model_progress.get_progress(name) == ModelProgress())
 
 
 FORBIDDEN = [
@@ -217,8 +221,8 @@ FORBIDDEN = [
     "$JS.ACK.work.pool-big.1.1.1.1.0", "$JS.ACK.results.settle.1.1.1.1.0", "$JS.API.INFO",
     "$JS.API.STREAM.NAMES", "$JS.API.STREAM.LIST",
     *(
-        f"$JS.API.STREAM.{deed}.{stream}"
-        for deed in ("CREATE", "UPDATE", "DELETE", "PURGE", "INFO", "MSG.GET", "MSG.DELETE", "SNAPSHOT")
+        f"$JS.API.STREAM.{action}.{stream}"
+        for action in ("CREATE", "UPDATE", "DELETE", "PURGE", "INFO", "MSG.GET", "MSG.DELETE", "SNAPSHOT")
         for stream in ("work", "results", "KV_claims", "KV_snapshots", "OBJ_blobs")
     ),
     "$JS.API.DIRECT.GET.results", f"$JS.API.DIRECT.GET.results.results.other.{JOB}", "$JS.API.DIRECT.GET.KV_snapshots",
@@ -237,11 +241,11 @@ FORBIDDEN_SUBSCRIPTIONS = [
 
 
 @pytest.mark.asyncio
-async def test_a_key_allows_nothing_else(site: Site) -> None:
-    bot = await site.join()
-    await bot.dispatch(a_job(OTHER, pool="big"))
-    worker = await site.join("far", await site.key("far"))
-    client, refused = worker.client, set[str]()
+async def test_a_key_allows_nothing_else(site: BrokerSite) -> None:
+    bot = await site.connect()
+    await bot.dispatch(make_job(OTHER, pool="big"))
+    worker = await site.connect("far", await site.create_key("far"))
+    client, refused_subjects = worker.client, set[str]()
     errors: list[str] = []
 
     async def note(error: Exception) -> None:
@@ -249,17 +253,19 @@ async def test_a_key_allows_nothing_else(site: Site) -> None:
 
     client._error_cb = note
     for subject in FORBIDDEN:
-        await client.publish(subject, b"{}", f"_INBOX.far.{len(refused)}")
+        await client.publish(subject, b"{}", f"_INBOX.far.{len(refused_subjects)}")
     for subject in FORBIDDEN_SUBSCRIPTIONS:
         await client.subscribe(subject)
     await client.flush()
-    await until(lambda: len(errors) >= len(FORBIDDEN) + len(FORBIDDEN_SUBSCRIPTIONS))
-    violations = [re.search(r'permissions violation for (publish|subscription) to "([^"]+)"', one) for one in errors]
-    refused = {(one[1], one[2]) for one in violations if one}
+    await wait_until(lambda: len(errors) >= len(FORBIDDEN) + len(FORBIDDEN_SUBSCRIPTIONS))
+    violation_matches = [
+        re.search(r'permissions violation for (publish|subscription) to "([^"]+)"', one) for one in errors
+    ]
+    refused_subjects = {(one[1], one[2]) for one in violation_matches if one}
     expected = {("publish", one.lower()) for one in FORBIDDEN} | {
         ("subscription", one.lower()) for one in FORBIDDEN_SUBSCRIPTIONS
     }
-    assert refused == expected
+    assert refused_subjects == expected
     assert worker.is_connected
     for stream in ("results", "KV_cancelled", "KV_workers", "KV_leaders", "dead"):
         assert (await bot.js.stream_info(stream)).state.messages == 0, stream
@@ -290,20 +296,20 @@ FOREIGN_SUBJECTS = [
 
 
 @pytest.mark.asyncio
-async def test_answers_never_leave_the_account_of_their_request(site: Site) -> None:
+async def test_answers_never_leave_the_account_of_their_request(site: BrokerSite) -> None:
     """The server checks no permission for a reply subject, so its answers could do what a worker may not."""
-    bot, other = await site.join(), await site.join("other", await site.key("other"))
-    worker = await site.join("far", await site.key("far"))
+    bot, other = await site.connect(), await site.connect("other", await site.create_key("other"))
+    worker = await site.connect("far", await site.create_key("far"))
     await bot._prepare_pool("default")
     assert await other.claim_job(JOB, "other")
     await bot.js.publish(f"dead.work.big.{OTHER}.1", b"somebody's job")
     await bot.js.publish("$KV.leaders.bot", encode(ClaimHolder(worker="bot-a")))
     streams = [f"KV_{name}" for name in ("claims", "leaders", "cancelled", "workers")] + ["dead", "work", "results"]
     before = {name: await last_sequence(bot, name) for name in streams}
-    arrived: list[str] = []
+    received_subjects: list[str] = []
 
     async def note(msg: Any) -> None:
-        arrived.append(msg.subject)
+        received_subjects.append(msg.subject)
 
     for one in (f"results.other.{JOB}", "want.*", "steer.*", "embed", "describe.*", "vectors.*", "$JS.API.>"):
         await bot.client.subscribe(one, cb=note)
@@ -313,13 +319,13 @@ async def test_answers_never_leave_the_account_of_their_request(site: Site) -> N
         await bus.client.flush()
     await worker.js.publish(f"$KV.snapshots.{JOB}.0", SPY_CONSUMER)
     for request, content in REQUESTS.items():
-        for elsewhere in FOREIGN_SUBJECTS:
-            await worker.client.publish(request, content, reply=elsewhere)
+        for foreign_subject in FOREIGN_SUBJECTS:
+            await worker.client.publish(request, content, reply=foreign_subject)
     assert await worker.get_holder(OTHER) is None  # it is asked last, so all others have been answered
     await bot.client.flush()
     await asyncio.sleep(0.3)
     assert worker.client.last_error is None
-    assert set(arrived) <= set(REQUESTS)
+    assert set(received_subjects) <= set(REQUESTS)
     after = {name: await last_sequence(bot, name) for name in streams}
     assert after == before | {"results": len(FOREIGN_SUBJECTS)}
     assert (await bot.js.stream_info("dead")).state.messages == 1
@@ -328,25 +334,25 @@ async def test_answers_never_leave_the_account_of_their_request(site: Site) -> N
     assert await bot.js.consumers_info("dead") == []
 
 
-async def join_as_attacker(site: Site, who: str) -> Bus:
+async def join_as_attacker(site: BrokerSite, attacker_kind: str) -> Bus:
     """Joins with a worker's key, or with the local token, to send answers to any subject."""
-    return await site.join("far", await site.key("far") if who == "key" else "")
+    return await site.connect("far", await site.create_key("far") if attacker_kind == "key" else "")
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("who", ["key", "token"])
-async def test_a_redirected_answer_is_never_taken_for_a_message(site: Site, who: str) -> None:
+@pytest.mark.parametrize("attacker_kind", ["key", "token"])
+async def test_a_redirected_answer_is_never_taken_for_a_message(site: BrokerSite, attacker_kind: str) -> None:
     """A worker that may read snapshots can name any reply subject, and it wrote the snapshot's content itself."""
-    bot = await site.join()
+    bot = await site.connect()
     await bot.watch_workers()
-    worker = await join_as_attacker(site, who)
-    forged = {
+    worker = await join_as_attacker(site, attacker_kind)
+    forged_messages = {
         f"results.other.{JOB}": encode(JobStarted(job=JOB, epoch=1, worker="other")),
-        f"work.big.{JOB}.1": encode(a_job(pool="big")),
+        f"work.big.{JOB}.1": encode(make_job(pool="big")),
         "$KV.workers.other.default": encode(a_presence("other")),
         "$KV.workers.far.big": encode(replace(a_presence("far"), pools=("big",))),
     }
-    for number, (subject, content) in enumerate(forged.items()):
+    for number, (subject, content) in enumerate(forged_messages.items()):
         key = f"$KV.snapshots.{JOB}.{number}"
         await worker.js.publish(key, content)
         await worker.client.publish(f"$JS.API.DIRECT.GET.KV_snapshots.{key}", b"", reply=subject)
@@ -356,58 +362,58 @@ async def test_a_redirected_answer_is_never_taken_for_a_message(site: Site, who:
         assert result.value == JobStarted(job=OTHER, epoch=1, worker="true")
         break
     assert await bot.pull_job(["big"], timeout=0.3) is None
-    late = await site.join()
-    await late.watch_workers()
-    assert (set(bot.workers), set(late.workers)) == (set(), set())
-    assert bot.dead_letters.count == ({} if who == "key" else {"results": 1, "work": 1})
+    late_bus = await site.connect()
+    await late_bus.watch_workers()
+    assert (set(bot.workers), set(late_bus.workers)) == (set(), set())
+    assert bot.dead_letters.count == ({} if attacker_kind == "key" else {"results": 1, "work": 1})
 
 
 @pytest.mark.asyncio
-async def test_no_worker_announces_another(site: Site) -> None:
-    bot = await site.join()
+async def test_no_worker_announces_another(site: BrokerSite) -> None:
+    bot = await site.connect()
     await bot.watch_workers()
-    worker = await site.join("far", await site.key("far"))
+    worker = await site.connect("far", await site.create_key("far"))
     await worker.js.publish("$KV.workers.far.default", encode(a_presence("other")))
-    late = await site.join()
-    await late.watch_workers()
-    assert (set(bot.workers), set(late.workers)) == (set(), set())
+    late_bus = await site.connect()
+    await late_bus.watch_workers()
+    assert (set(bot.workers), set(late_bus.workers)) == (set(), set())
 
 
 @pytest.mark.asyncio
-async def test_a_worker_counts_only_in_the_pools_of_its_key(site: Site) -> None:
-    bot = await site.join()
+async def test_a_worker_counts_only_in_the_pools_of_its_key(site: BrokerSite) -> None:
+    bot = await site.connect()
     await bot.watch_workers()
-    worker = await site.join("far", await site.key("far", "guest", "guest.two"), pools=())
+    worker = await site.connect("far", await site.create_key("far", "guest", "guest.two"), pools=())
     presence = replace(a_presence("far"), pools=("default", "guest", "guest.two"), rows=1000, free=1000)
     await worker.announce(replace(presence, pools=presence.pools[1:]))
-    await until(lambda: "far" in bot.workers)
+    await wait_until(lambda: "far" in bot.workers)
     for pool in ("guest", "guest=two"):
         await worker.js.publish(f"$KV.workers.far.{pool}", encode(presence))
     await worker.client.publish("$KV.workers.far.default", encode(presence))
     await worker.client.publish("$KV.workers.far", encode(presence))
     await worker.js.publish("$KV.workers.far.guest", encode(replace(presence, free=7)))
-    await until(lambda: bot.workers["far"].free == 7)
-    late = await site.join()
-    await late.watch_workers()
-    for bus in (bot, late):
+    await wait_until(lambda: bot.workers["far"].free == 7)
+    late_bus = await site.connect()
+    await late_bus.watch_workers()
+    for bus in (bot, late_bus):
         assert [one.pools for one in bus.workers.values()] == [("guest", "guest.two")]
     assert "permissions violation" in str(worker.client.last_error)
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("who", ["key", "token"])
-async def test_a_redirected_empty_answer_removes_no_other_worker(site: Site, who: str) -> None:
+@pytest.mark.parametrize("attacker_kind", ["key", "token"])
+async def test_a_redirected_empty_answer_removes_no_other_worker(site: BrokerSite, attacker_kind: str) -> None:
     """The broker answers a request for a missing message without content."""
-    bot, other = await site.join(), await site.join()
+    bot, other = await site.connect(), await site.connect()
     await bot.watch_workers()
-    worker = await join_as_attacker(site, who)
+    worker = await join_as_attacker(site, attacker_kind)
     await other.announce(a_presence("other"))
-    await until(lambda: "other" in bot.workers)
+    await wait_until(lambda: "other" in bot.workers)
     subscription = await bot.client.subscribe("$KV.workers.other.default")
     await bot.client.flush()
-    missing = f"$JS.API.DIRECT.GET.KV_snapshots.$KV.snapshots.{JOB}.0"
-    await worker.client.publish(missing, b"", reply="$KV.workers.other.default")
-    if who == "key":
+    missing_subject = f"$JS.API.DIRECT.GET.KV_snapshots.$KV.snapshots.{JOB}.0"
+    await worker.client.publish(missing_subject, b"", reply="$KV.workers.other.default")
+    if attacker_kind == "key":
         assert await worker.get_holder(OTHER) is None
         with pytest.raises(TimeoutError):
             await subscription.next_msg(0.3)
@@ -419,23 +425,23 @@ async def test_a_redirected_empty_answer_removes_no_other_worker(site: Site, who
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("scope", ["all", "sub"])
-async def test_a_worker_cannot_purge_a_stream_by_a_header(site: Site, scope: str) -> None:
-    bot = await site.join()
-    worker = await site.join("far", await site.key("far"))
+async def test_a_worker_cannot_purge_a_stream_by_a_header(site: BrokerSite, scope: str) -> None:
+    bot = await site.connect()
+    worker = await site.connect("far", await site.create_key("far"))
     await bot.claim_job(OTHER, "other")
     await bot.put_snapshot(Snapshot(job=OTHER, image=0, epoch=1, k=1, shape=(1,), x=b"x", h=b""))
     sha = await bot.put_blob(b"theirs")
     await bot.js.publish(f"dead.work.default.{OTHER}.1", b"theirs")
     await bot.publish_result("other", JobStarted(job=OTHER, epoch=1, worker="other"))
     await bot.announce(a_presence("other"))
-    refused = set[str]()
+    refused_subjects = set[str]()
     for subject in worker_permissions.list_publish_subjects("far", ["default"]):
         if not subject.startswith(("$JS.", "frames.", "loading.", "progress.")):
-            concrete = subject.replace("*", "one").replace(">", "one")
+            concrete_subject = subject.replace("*", "one").replace(">", "one")
             with pytest.raises(APIError, match="rollup not permitted"):
-                await worker.js.publish(concrete, b"", headers={"Nats-Rollup": scope})
-            refused.add(subject.rsplit(".", 2)[0])
-    assert len(refused) >= 6
+                await worker.js.publish(concrete_subject, b"", headers={"Nats-Rollup": scope})
+            refused_subjects.add(subject.rsplit(".", 2)[0])
+    assert len(refused_subjects) >= 6
     for stream in ("KV_claims", "KV_snapshots", "KV_workers", "results", "dead"):
         assert (await bot.js.stream_info(stream)).state.messages == 1, stream
     assert await bot.get_blob(sha, 10) == b"theirs"
@@ -454,10 +460,10 @@ async def write_with(bus: Bus, subject: str, block: bytes, content: bytes) -> No
     await write(bus, b"HPUB %s %s\r\n%s%s\r\n" % (subject.encode(), sizes, block, content))
 
 
-async def wait_until_stored(bot: Bus, stream: str, publishing: Awaitable[None]) -> None:
+async def wait_until_stored(bot: Bus, stream: str, publish: Awaitable[None]) -> None:
     """Awaits `publishing` and returns once the stream has stored it, which is later than the broker's confirmation."""
     before = await last_sequence(bot, stream)
-    await publishing
+    await publish
     async with asyncio.timeout(5):
         while await last_sequence(bot, stream) == before:
             await asyncio.sleep(0.01)
@@ -479,27 +485,27 @@ ODD_BLOCKS = (
 
 
 @pytest.mark.asyncio
-async def test_no_message_of_a_worker_stops_the_bots_subscriptions(site: Site) -> None:
+async def test_no_message_of_a_worker_stops_the_bots_subscriptions(site: BrokerSite) -> None:
     """The server accepts all of these; most of them ended the client library's read loop."""
-    bot = await site.join()
-    worker = await site.join("far", await site.key("far"))
+    bot = await site.connect()
+    worker = await site.connect("far", await site.create_key("far"))
     results, frames = bot.consume_results(), bot.watch_frames()
     next_result, next_frame = asyncio.ensure_future(anext(results)), asyncio.ensure_future(anext(frames))
     await asyncio.sleep(0.2)
-    for stem in (b"results.far.", b"frames."):
+    for prefix in (b"results.far.", b"frames."):
         for name in ODD_NAMES:
-            await write(worker, b"PUB %s%s 3\r\nabc\r\n" % (stem, name))
-        await write(worker, b"PUB %sa a\xff\x0bb 3\r\nabc\r\n" % stem)
+            await write(worker, b"PUB %s%s 3\r\nabc\r\n" % (prefix, name))
+        await write(worker, b"PUB %sa a\xff\x0bb 3\r\nabc\r\n" % prefix)
     for block in ODD_BLOCKS:
         await write_with(worker, f"results.far.{JOB}", block, b"abc")
         await write_with(worker, f"frames.{JOB}", block, b"abc")
     assert worker.client.last_error is None
-    good = JobStarted(job=JOB, epoch=1, worker="far")
-    await worker.publish_result("far", good)
+    valid_result = JobStarted(job=JOB, epoch=1, worker="far")
+    await worker.publish_result("far", valid_result)
     frame = Frame(job=JOB, image=0, epoch=1, step=1, of=4, picture=b"\xff\xd8\xff", seconds_left=1.0)
     await worker.publish_frame(frame)
     result = await asyncio.wait_for(next_result, 10)
-    assert (result.value, await asyncio.wait_for(next_frame, 10)) == (good, frame)
+    assert (result.value, await asyncio.wait_for(next_frame, 10)) == (valid_result, frame)
     await result.ack()
     odd = len(ODD_NAMES) + 1 + len(ODD_BLOCKS)
     assert bot.dead_letters.count == {"results": odd, "frames": odd}
@@ -511,7 +517,7 @@ async def test_no_message_of_a_worker_stops_the_bots_subscriptions(site: Site) -
 
 @pytest.mark.sampled
 @pytest.mark.asyncio
-@pytest.mark.parametrize("who", ["key", "token"])
+@pytest.mark.parametrize("attacker_kind", ["key", "token"])
 @pytest.mark.parametrize(
     "block",
     [
@@ -522,49 +528,54 @@ async def test_no_message_of_a_worker_stops_the_bots_subscriptions(site: Site) -
         b"\xff" * 20,
     ],
 )
-async def test_no_headers_disguise_an_answer_as_a_message(site: Site, block: bytes, who: str) -> None:
+async def test_no_headers_disguise_an_answer_as_a_message(site: BrokerSite, block: bytes, attacker_kind: str) -> None:
     """The broker appends its headers to the message's own and cuts two bytes that it takes for their end."""
-    bot = await site.join()
+    bot = await site.connect()
     await bot.watch_workers()
-    worker = await join_as_attacker(site, who)
-    forged = {
+    worker = await join_as_attacker(site, attacker_kind)
+    forged_messages = {
         f"results.other.{JOB}": encode(JobStarted(job=JOB, epoch=1, worker="other")),
         "$KV.workers.other.default": encode(a_presence("other")),
     }
-    for number, (subject, content) in enumerate(forged.items()):
+    for number, (subject, content) in enumerate(forged_messages.items()):
         key = f"$KV.snapshots.{JOB}.{number}"
         await write_with(worker, key, block, content)
         await worker.client.publish(f"$JS.API.DIRECT.GET.KV_snapshots.{key}", b"", reply=subject)
     assert await worker.get_holder(OTHER) is None
     async with asyncio.timeout(5):
-        while who == "token" and not all([await last_sequence(bot, stream) for stream in ("results", "KV_workers")]):
+        while attacker_kind == "token" and not all(
+            [await last_sequence(bot, stream) for stream in ("results", "KV_workers")]
+        ):
             await asyncio.sleep(0.02)
-    late = await site.join()
-    await late.watch_workers()
+    late_bus = await site.connect()
+    await late_bus.watch_workers()
     await bot.publish_result("true", JobStarted(job=OTHER, epoch=1, worker="true"))
     async for result in bot.consume_results():
         assert result.value == JobStarted(job=OTHER, epoch=1, worker="true")
         break
-    assert bot.dead_letters.count == ({} if who == "key" else {"results": 1})
-    assert await last_sequence(bot, "KV_workers") == (0 if who == "key" else 1)
-    assert (bot.workers, late.workers) == ({}, {})
+    assert bot.dead_letters.count == ({} if attacker_kind == "key" else {"results": 1})
+    assert await last_sequence(bot, "KV_workers") == (0 if attacker_kind == "key" else 1)
+    assert (bot.workers, late_bus.workers) == ({}, {})
 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize(
     "block", [b"NATS/1.0", b"NATS/1.0\r\nStatus: abc\r\n\r\n", b"NATS/1.0\r\nStatus: 500\r\n\r\n", b"\xff" * 20]
 )
-async def test_odd_headers_of_a_claim_or_blob_count_as_missing(site: Site, block: bytes) -> None:
-    bot = await site.join()
-    worker, other = await site.join("far", await site.key("far")), await site.join("other", await site.key("other"))
+async def test_odd_headers_of_a_claim_or_blob_count_as_missing(site: BrokerSite, block: bytes) -> None:
+    bot = await site.connect()
+    worker, other = (
+        await site.connect("far", await site.create_key("far")),
+        await site.connect("other", await site.create_key("other")),
+    )
     claim = await other.claim_job(JOB, "other")
     assert claim is not None
     await wait_until_stored(bot, "KV_claims", write_with(worker, f"$KV.claims.{JOB}", block, b""))
     assert await bot.get_holder(JOB) is None
     assert not await other.renew_claim(claim)
-    again = await other.claim_job(JOB, "other")
-    assert again is not None
-    assert again.epoch > claim.epoch
+    second_claim = await other.claim_job(JOB, "other")
+    assert second_claim is not None
+    assert second_claim.epoch > claim.epoch
     await wait_until_stored(bot, subjects.BLOBS_STREAM, write_with(worker, subjects.blob_entry("a" * 64), block, b""))
     with pytest.raises(BlobMissing):
         await bot.get_blob("a" * 64, 100)
@@ -573,125 +584,127 @@ async def test_odd_headers_of_a_claim_or_blob_count_as_missing(site: Site, block
 UNTERMINATED = b"NATS/1.0\r\na: b\r\n\r\nc: dXX"  # an empty line and no terminator
 
 
-async def overwrite_lease(worker: Bus, how: str) -> None:
+async def overwrite_lease(worker: Bus, overwrite_kind: str) -> None:
     """Makes the broker answer onto the leader's key; this needs the token and the bots' account."""
     request = MISSING_CLAIM
-    if how != "empty":
+    if overwrite_kind != "empty":
         tombstone = b"NATS/1.0\r\nKV-Operation: DEL\r\n\r\n"
-        block = {"tombstone": tombstone, "holder": b"NATS/1.0\r\n\r\n", "hidden": UNTERMINATED}[how]
-        content = b"" if how == "tombstone" else encode(ClaimHolder(worker="bot-false"))
+        block = {"tombstone": tombstone, "holder": b"NATS/1.0\r\n\r\n", "hidden": UNTERMINATED}[overwrite_kind]
+        content = b"" if overwrite_kind == "tombstone" else encode(ClaimHolder(worker="bot-false"))
         await write_with(worker, f"$KV.snapshots.{JOB}.0", block, content)
         request = f"$JS.API.DIRECT.GET.KV_snapshots.$KV.snapshots.{JOB}.0"
     await worker.client.publish(request, b"", reply="$KV.leaders.bot")
     await worker.client.flush()
 
 
-async def overwrite_and_wait(bot: Bus, worker: Bus, how: str) -> None:
-    await wait_until_stored(bot, "KV_leaders", overwrite_lease(worker, how))
+async def overwrite_and_wait(bot: Bus, worker: Bus, overwrite_kind: str) -> None:
+    await wait_until_stored(bot, "KV_leaders", overwrite_lease(worker, overwrite_kind))
 
 
 OVERWRITES = ["empty", "holder", "hidden", "tombstone"]
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("how", OVERWRITES)
-async def test_an_overwritten_leader_lease_neither_ends_nor_moves_it(site: Site, how: str) -> None:
-    bot, second = await site.join(), await site.join("second")
-    worker = await site.join("far")
-    mine, theirs = open_leader_lease(bot.js, 1.0), open_leader_lease(second.js, 1.0)
-    claim = await mine.acquire("bot-a")
+@pytest.mark.parametrize("overwrite_kind", OVERWRITES)
+async def test_an_overwritten_leader_lease_neither_ends_nor_moves_it(site: BrokerSite, overwrite_kind: str) -> None:
+    bot, second = await site.connect(), await site.connect("second")
+    worker = await site.connect("far")
+    own_lease, other_lease = open_leader_lease(bot.js, 1.0), open_leader_lease(second.js, 1.0)
+    claim = await own_lease.acquire("bot-a")
     assert claim is not None
-    assert await theirs.acquire("bot-b") is None
-    await overwrite_and_wait(bot, worker, how)
-    assert await theirs.acquire("bot-b") is None
+    assert await other_lease.acquire("bot-b") is None
+    await overwrite_and_wait(bot, worker, overwrite_kind)
+    assert await other_lease.acquire("bot-b") is None
     assert await open_leader_lease(second.js, 1.0).acquire("bot-c") is None  # a newly started bot
-    assert await theirs.get_holder() is None
-    assert not await mine.renew(claim)
-    again = await mine.acquire("bot-a")
-    assert again is not None
-    assert await mine.renew(again)
-    assert await theirs.acquire("bot-b") is None
-    assert (await theirs.get_holder() or ClaimHolder(worker="none")).worker == "bot-a"
-    await mine.release(again)
-    assert await theirs.acquire("bot-b") is not None  # at once
+    assert await other_lease.get_holder() is None
+    assert not await own_lease.renew(claim)
+    reacquired = await own_lease.acquire("bot-a")
+    assert reacquired is not None
+    assert await own_lease.renew(reacquired)
+    assert await other_lease.acquire("bot-b") is None
+    assert (await other_lease.get_holder() or ClaimHolder(worker="none")).worker == "bot-a"
+    await own_lease.release(reacquired)
+    assert await other_lease.acquire("bot-b") is not None  # at once
 
 
 @pytest.mark.asyncio
-async def test_a_garbage_lease_without_a_leader_is_replaced(site: Site) -> None:
-    bot = await site.join()
-    worker = await site.join("far")
-    mine = open_leader_lease(bot.js, 0.5)
+async def test_a_garbage_lease_without_a_leader_is_replaced(site: BrokerSite) -> None:
+    bot = await site.connect()
+    worker = await site.connect("far")
+    own_lease = open_leader_lease(bot.js, 0.5)
     lease = None
     async with asyncio.timeout(10):
         while lease is None:
             await overwrite_and_wait(bot, worker, "empty")
-            lease = await mine.acquire("bot-a")
+            lease = await own_lease.acquire("bot-a")
             await asyncio.sleep(0.1)
-    assert (await mine.get_holder() or ClaimHolder(worker="none")).worker == "bot-a"
+    assert (await own_lease.get_holder() or ClaimHolder(worker="none")).worker == "bot-a"
 
 
 @pytest.mark.sampled
 @pytest.mark.asyncio
-@pytest.mark.parametrize("how", OVERWRITES)
-async def test_a_leader_keeps_leading_while_its_lease_is_overwritten(site: Site, how: str, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("overwrite_kind", OVERWRITES)
+async def test_a_leader_keeps_leading_while_its_lease_is_overwritten(
+    site: BrokerSite, overwrite_kind: str, monkeypatch: Any
+) -> None:
     monkeypatch.setattr(leading_module, "RENEW_SECONDS", 0.2)
-    bot, second = await site.join(), await site.join("second")
-    worker = await site.join("far")
-    lost, theirs = list[str](), open_leader_lease(second.js, 4.0)
-    async with keep_lead(bot, print, on_lost=lost.append):
-        name = (await theirs.get_holder() or ClaimHolder(worker="none")).worker
+    bot, second = await site.connect(), await site.connect("second")
+    worker = await site.connect("far")
+    loss_reasons, other_lease = list[str](), open_leader_lease(second.js, 4.0)
+    async with keep_lead(bot, print, on_lost=loss_reasons.append):
+        name = (await other_lease.get_holder() or ClaimHolder(worker="none")).worker
         for _ in range(8):
-            await overwrite_and_wait(bot, worker, how)
-            assert await theirs.acquire("bot-b") is None
+            await overwrite_and_wait(bot, worker, overwrite_kind)
+            assert await other_lease.acquire("bot-b") is None
             await asyncio.sleep(0.15)
         await asyncio.sleep(0.5)
-        assert (await theirs.get_holder() or ClaimHolder(worker="none")).worker == name
+        assert (await other_lease.get_holder() or ClaimHolder(worker="none")).worker == name
         assert name.startswith("bot-")
-    assert lost == []
+    assert loss_reasons == []
 
 
 @pytest.mark.asyncio
-async def test_a_revoked_worker_is_disconnected_and_another_takes_its_job(site: Site) -> None:
-    bot = await site.join()
-    await bot.dispatch(a_job())
-    far = await site.join("far", await site.key("far"))
-    near = await site.join("near", await site.key("near"))
-    process, socket = site.broker.pid, near.client.stats["reconnects"]
-    mine = await far.pull_job(["default"], timeout=5)
-    assert mine is not None
-    assert await far.claim_job(JOB, "far")
-    holding = [asyncio.create_task(bus.wait_closed()) for bus in (far, near, bot)]
-    await site.revoke("far")
+async def test_a_revoked_worker_is_disconnected_and_another_takes_its_job(site: BrokerSite) -> None:
+    bot = await site.connect()
+    await bot.dispatch(make_job())
+    remote_bus = await site.connect("far", await site.create_key("far"))
+    local_bus = await site.connect("near", await site.create_key("near"))
+    process, socket = site.broker.pid, local_bus.client.stats["reconnects"]
+    delivery = await remote_bus.pull_job(["default"], timeout=5)
+    assert delivery is not None
+    assert await remote_bus.claim_job(JOB, "far")
+    close_tasks = [asyncio.create_task(bus.wait_closed()) for bus in (remote_bus, local_bus, bot)]
+    await site.revoke_key("far")
     with pytest.raises(ConnectionEnded, match=r"(?i)authorization violation"):
-        await asyncio.wait_for(holding[0], 10)
-    again = await near.pull_job(["default"], timeout=LEASE * 5)
-    assert again is not None
-    assert again.value.id == JOB
+        await asyncio.wait_for(close_tasks[0], 10)
+    redelivery = await local_bus.pull_job(["default"], timeout=LEASE * 5)
+    assert redelivery is not None
+    assert redelivery.value.id == JOB
     async with asyncio.timeout(LEASE * 5):
-        while await near.claim_job(JOB, "near") is None:
+        while await local_bus.claim_job(JOB, "near") is None:
             await asyncio.sleep(0.05)
-    assert not holding[1].done()
-    assert not holding[2].done()
-    assert (near.client.stats["reconnects"], bot.client.stats["reconnects"]) == (socket, 0)
+    assert not close_tasks[1].done()
+    assert not close_tasks[2].done()
+    assert (local_bus.client.stats["reconnects"], bot.client.stats["reconnects"]) == (socket, 0)
     assert (site.broker.pid, site.broker.restarts) == (process, 0)
-    for task in holding[1:]:
+    for task in close_tasks[1:]:
         task.cancel()
-    await asyncio.gather(*holding[1:], return_exceptions=True)
+    await asyncio.gather(*close_tasks[1:], return_exceptions=True)
 
 
 @pytest.mark.asyncio
-async def test_a_key_is_valid_for_one_name_and_its_pools_until_revoked(site: Site) -> None:
-    await site.join()
-    key = await site.key("far")
+async def test_a_key_is_valid_for_one_name_and_its_pools_until_revoked(site: BrokerSite) -> None:
+    await site.connect()
+    key = await site.create_key("far")
     with pytest.raises(BrokerUnreachable, match=r"does not let this key serve big.*pool-big"):
-        await site.join("far", key, pools=("default", "big"))
+        await site.connect("far", key, pools=("default", "big"))
     with pytest.raises(BrokerUnreachable, match="does not let this key serve default"):
-        await site.join("other", key)
-    await site.revoke("far")
+        await site.connect("other", key)
+    await site.revoke_key("far")
     with pytest.raises(BrokerUnreachable, match=r"(?i)authorization"):
-        await site.join("far", key)
+        await site.connect("far", key)
     with pytest.raises(BadKey, match="No worker named far has a key"):
-        await site.revoke("far")
+        await site.revoke_key("far")
 
 
 @pytest.mark.asyncio
@@ -703,19 +716,19 @@ async def test_keys_survive_restarts_and_a_crash_of_the_server(tmp_path: Path) -
     assert seed not in await asyncio.to_thread(file.read_text)
     async with AsyncExitStack() as stack:
         broker = await stack.enter_async_context(Broker(folder, workers=file))
-        site = Site(stack, tmp_path, broker)
-        await site.join()
-        later = await site.key("later")
+        site = BrokerSite(stack, tmp_path, broker)
+        await site.connect()
+        later_key = await site.create_key("later")
         assert stat.S_IMODE((folder / "nats.conf").stat().st_mode) == 0o600
-        worker, first = await site.join("far", seed), broker.pid
+        worker, first = await site.connect("far", seed), broker.pid
         assert first is not None
         os.kill(first, signal.SIGKILL)
-        await until(lambda: broker.restarts == 1 and broker.pid != first)
-        await until(lambda: worker.is_connected)
-        await site.join("later", later)
+        await wait_until(lambda: broker.restarts == 1 and broker.pid != first)
+        await wait_until(lambda: worker.is_connected)
+        await site.connect("later", later_key)
         with pytest.raises(BadKey, match="far has a key already"):
-            await site.key("far")
-    assert [one.name for one in await asyncio.to_thread(site.enrolment.list_keys)] == [record.name, "later"]
+            await site.create_key("far")
+    assert [one.name for one in await asyncio.to_thread(site.worker_keys.list_keys)] == [record.name, "later"]
 
 
 @pytest.mark.parametrize(
@@ -795,7 +808,7 @@ async def test_the_printed_accounts_suffice_for_an_external_broker(tmp_path: Pat
             await asyncio.sleep(0.5)
         worker = await Bus.connect(f"nats://127.0.0.1:{port}", name="far", key=seed)
         await worker.declare(record.pools)
-        await bot.dispatch(a_job(pool="big.one"))
+        await bot.dispatch(make_job(pool="big.one"))
         delivered = await worker.pull_job(record.pools, timeout=5)
         assert delivered is not None
         await delivered.ack()
@@ -813,25 +826,25 @@ async def test_the_printed_accounts_suffice_for_an_external_broker(tmp_path: Pat
 @pytest.mark.asyncio
 async def test_with_a_certificate_the_broker_accepts_only_tls(tmp_path: Path, needs: Any) -> None:
     certificate, secret = tmp_path / "broker.pem", tmp_path / "broker.key"
-    making = await asyncio.create_subprocess_exec(
+    openssl = await asyncio.create_subprocess_exec(
         needs("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
         "-keyout", str(secret), "-out", str(certificate), "-days", "3", "-subj", "/CN=broker.example",
         "-addext", "subjectAltName=DNS:broker.example", stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    assert await making.wait() == 0
-    at = ListenAddress(certificate=certificate, certificate_key=secret)
+    assert await openssl.wait() == 0
+    address = ListenAddress(certificate=certificate, certificate_key=secret)
     async with AsyncExitStack() as stack:
         broker = await stack.enter_async_context(
-            Broker(tmp_path / "nats", listen_address=at, workers=tmp_path / "worker-keys.json")
+            Broker(tmp_path / "nats", listen_address=address, workers=tmp_path / "worker-keys.json")
         )
-        site = Site(stack, tmp_path, broker)
+        site = BrokerSite(stack, tmp_path, broker)
         assert broker.url.startswith("tls://127.0.0.1:")
-        for name, token, key in (("darkroom", broker.token, ""), ("far", "", await site.key("far"))):
+        for name, token, key in (("darkroom", broker.token, ""), ("far", "", await site.create_key("far"))):
             bus = await Bus.connect(broker.url, token, name=name, key=key, ca_file=certificate)
             await bus.declare(["default"])
             await bus.close()
-        for url, authority in ((broker.url, None), (broker.url.replace("tls:", "nats:"), None)):
+        for url, ca_file in ((broker.url, None), (broker.url.replace("tls:", "nats:"), None)):
             with pytest.raises(BrokerUnreachable, match=r"(?i)certificate"):
-                await Bus.connect(url, broker.token, ca_file=authority, timeout=1.0)
+                await Bus.connect(url, broker.token, ca_file=ca_file, timeout=1.0)
         with pytest.raises(BrokerUnreachable, match="cannot be read"):
             await Bus.connect(broker.url, broker.token, ca_file=secret)

@@ -42,20 +42,20 @@ class SimulatedSpeed:
     decode_ms: float = 1.0
     now: float = 0.0
     forwards: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])  # rows and side
-    decodes: list[int] = field(default_factory=list[int])
+    decode_sizes: list[int] = field(default_factory=list[int])
 
     def __post_init__(self) -> None:
         self.family.size, self.family.max_pixels = 512, 1024 * 1024
         denoise, finish, condition = self.family.denoise, self.family.finish, self.family.encode_conditioning
         native_columns = self.family.latent_shape(self.family.size, self.family.size)[-1]
 
-        def timed_denoise(x: torch.Tensor, *rest: Any) -> torch.Tensor:
+        def timed_denoise(x: torch.Tensor, *arguments: Any) -> torch.Tensor:
             self.forwards.append((len(x), 8 * x.shape[-1]))
             self.now += self.row_ms * len(x) * (x.shape[-1] / native_columns) ** 2 / 1000
-            return denoise(x, *rest)
+            return denoise(x, *arguments)
 
         def timed_finish(latents: torch.Tensor) -> Any:
-            self.decodes.append(8 * latents.shape[-1])
+            self.decode_sizes.append(8 * latents.shape[-1])
             self.now += self.decode_ms * (latents.shape[-1] / native_columns) ** 2 / 1000
             return finish(latents)
 
@@ -76,18 +76,18 @@ class SimulatedSpeed:
 
 def test_time_of_other_programs_is_not_counted(affine: Any) -> None:
     """A forward of 40 ms in which each of our threads ran for 1 ms counts as 1 ms."""
-    wall, ran = count(0.0, 0.04), count(0.0, 0.001 * torch.get_num_threads())
-    clock = Clock(lambda: next(wall), lambda: next(ran))
+    wall, cpu_clock = count(0.0, 0.04), count(0.0, 0.001 * torch.get_num_threads())
+    clock = Clock(lambda: next(wall), lambda: next(cpu_clock))
     assert clock.time_once(lambda: None, affine.device) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("row_ms", [1500.0, 3000.0, 20_000.0])
 def test_a_slow_model_is_estimated_from_small_pictures(affine: Any, row_ms: float) -> None:
-    slow = SimulatedSpeed(affine, row_ms, decode_ms=2 * row_ms)
-    calibration = measure_calibration(affine, slow.clock)
-    assert slow.now <= BUDGET_SECONDS + row_ms / 1000 / 16 + 0.01
-    assert {side for _, side in slow.forwards} == {128}, "no forward of the native size"
-    assert len(slow.forwards) <= 4
+    slow_family = SimulatedSpeed(affine, row_ms, decode_ms=2 * row_ms)
+    calibration = measure_calibration(affine, slow_family.clock)
+    assert slow_family.now <= BUDGET_SECONDS + row_ms / 1000 / 16 + 0.01
+    assert {side for _, side in slow_family.forwards} == {128}, "no forward of the native size"
+    assert len(slow_family.forwards) <= 4
     assert calibration.bucket_ms == pytest.approx({1: row_ms, 2: 2 * row_ms})
     assert calibration.row_ms == pytest.approx(row_ms)
     assert calibration.decode_ms == pytest.approx(2 * row_ms)
@@ -95,38 +95,40 @@ def test_a_slow_model_is_estimated_from_small_pictures(affine: Any, row_ms: floa
 
 
 def test_the_slowest_model_is_measured_with_one_forward(affine: Any) -> None:
-    slow = SimulatedSpeed(affine, 1_000_000.0, encode_ms=5000.0, decode_ms=1.0)
-    calibration = measure_calibration(affine, slow.clock)
-    assert slow.forwards == [(1, 128)]
-    assert slow.decodes == [], "the first real decode measures it"
+    slow_family = SimulatedSpeed(affine, 1_000_000.0, encode_ms=5000.0, decode_ms=1.0)
+    calibration = measure_calibration(affine, slow_family.clock)
+    assert slow_family.forwards == [(1, 128)]
+    assert slow_family.decode_sizes == [], "the first real decode measures it"
     assert calibration.encode_ms == pytest.approx(5000.0)
 
 
 def test_only_the_number_format_of_the_files_is_timed(affine: Any) -> None:
     affine.dtypes = ("bfloat16",)
-    slow = SimulatedSpeed(affine, 3000.0)
-    calibration = measure_calibration(affine, slow.clock)
+    slow_family = SimulatedSpeed(affine, 3000.0)
+    calibration = measure_calibration(affine, slow_family.clock)
     assert (calibration.dtype, set(calibration.dtype_ms)) == ("bfloat16", {"bfloat16"})
-    assert len(slow.forwards) == 2
+    assert len(slow_family.forwards) == 2
 
 
 @settings(deadline=None)
 @given(row_ms=st.floats(0.01, 1e5), encode_ms=st.floats(0.01, 2000.0), decode_ms=st.floats(0.01, 1e5))
 def test_the_budget_holds_at_any_speed(row_ms: float, encode_ms: float, decode_ms: float) -> None:
     """A measurement that runs is not cut short: at most a small forward, a small decode or the text encoding."""
-    slow = SimulatedSpeed(Affine(SCHEDULE), row_ms, encode_ms, decode_ms)
-    measure_calibration(slow.family, slow.clock)
+    slow_family = SimulatedSpeed(Affine(SCHEDULE), row_ms, encode_ms, decode_ms)
+    measure_calibration(slow_family.family, slow_family.clock)
     small = row_ms / 16 + decode_ms / 64 + 2 * encode_ms
-    assert slow.now <= BUDGET_SECONDS + BUCKETS_BUDGET_SECONDS + small / 1000 + 1e-6
-    assert slow.now <= BUDGET_SECONDS + small / 1000 + 1e-6 or len({rows for rows, _ in slow.forwards}) > 1
+    assert slow_family.now <= BUDGET_SECONDS + BUCKETS_BUDGET_SECONDS + small / 1000 + 1e-6
+    assert (
+        slow_family.now <= BUDGET_SECONDS + small / 1000 + 1e-6 or len({rows for rows, _ in slow_family.forwards}) > 1
+    )
 
 
 def test_a_fast_model_is_measured_at_its_native_size(affine: Any) -> None:
-    slow = SimulatedSpeed(affine, 20.0, decode_ms=30.0)
-    calibration = measure_calibration(affine, slow.clock)
+    slow_family = SimulatedSpeed(affine, 20.0, decode_ms=30.0)
+    calibration = measure_calibration(affine, slow_family.clock)
     assert calibration.bucket_ms == pytest.approx({rows: 20.0 * rows for rows in calibration.bucket_ms})
-    assert {rows for rows, side in slow.forwards if side == 512} >= {1, 2, 4, 8}
-    assert 512 in slow.decodes
+    assert {rows for rows, side in slow_family.forwards if side == 512} >= {1, 2, 4, 8}
+    assert 512 in slow_family.decode_sizes
 
 
 def test_calibration_is_measured_once_and_then_read(affine: Any, tmp_path: Path) -> None:
@@ -156,15 +158,15 @@ def test_another_revision_is_stored_beside_the_first(affine: Any, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "spoilt",
+    "corrupt_content",
     [b"", b"{", b"\xff\xfe", b"[]", b'{"key": {}}', b'{"key": {"dtype": "int4"}}', b"[" * 100_000, b"null"],
     ids=["empty", "cut", "not text", "a list", "no fields", "unknown dtype", "deep", "null"],
 )
 def test_a_damaged_file_is_measured_anew_and_replaced(
-    affine: Any, tmp_path: Path, spoilt: bytes, caplog: pytest.LogCaptureFixture
+    affine: Any, tmp_path: Path, corrupt_content: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "c.json"
-    path.write_bytes(spoilt)
+    path.write_bytes(corrupt_content)
     with caplog.at_level(logging.WARNING):
         calibration = calibrate(affine, path)
     assert "measuring anew" in caplog.text
@@ -225,9 +227,9 @@ def test_the_embedded_models_calibration_is_consistent(embedded: StableDiffusion
     assert calibration.rows in TIMED_BUCKETS
     assert list(calibration.bucket_ms.values()) == sorted(calibration.bucket_ms.values())
     assert plan(embedded.scheduler_config, calibration.sampler, calibration.steps).steps == calibration.steps
-    warm = calibration.to_model_profile(embedded)
-    assert decode(encode(warm), ModelProfile) == warm
-    assert (warm.name, warm.size, warm.multiple, warm.tokens) == ("embedded", 64, 16, 24)
+    profile = calibration.to_model_profile(embedded)
+    assert decode(encode(profile), ModelProfile) == profile
+    assert (profile.name, profile.size, profile.multiple, profile.tokens) == ("embedded", 64, 16, 24)
 
 
 def test_a_models_usual_steps_are_its_default(affine: Any) -> None:

@@ -34,10 +34,12 @@ def test_one_step_refines_nothing_and_a_few_steps_do() -> None:
     assert refinement.refine() is None
     for _ in range(MIN_SAMPLES):
         refinement.note_forward(2, 6000.0)
-    refined = refinement.refine()
-    assert refined is not None
-    assert (refined.row_ms, refined.rows) == (pytest.approx(3000.0), 2)
-    assert refined.bucket_ms == pytest.approx({1: 3000.0, 2: 6000.0}), "batch sizes that did not run scale alike"
+    refined_calibration = refinement.refine()
+    assert refined_calibration is not None
+    assert (refined_calibration.row_ms, refined_calibration.rows) == (pytest.approx(3000.0), 2)
+    assert refined_calibration.bucket_ms == pytest.approx({1: 3000.0, 2: 6000.0}), (
+        "batch sizes that did not run scale alike"
+    )
     assert refinement.refine() is None, "no new measurement"
 
 
@@ -49,12 +51,12 @@ def test_real_decodes_replace_the_estimate() -> None:
 
 
 @given(st.lists(st.floats(1.0, 1e6), min_size=MAX_SAMPLES // 2, max_size=MAX_SAMPLES // 2), st.floats(1.0, 1e6))
-def test_slow_outliers_do_not_change_the_calibration(busy: list[float], true: float) -> None:
+def test_slow_outliers_do_not_change_the_calibration(outliers: list[float], true_ms: float) -> None:
     refinement = Refinement(ESTIMATE)
-    for ms in [*busy, *[true] * (MAX_SAMPLES - len(busy))]:
+    for ms in [*outliers, *[true_ms] * (MAX_SAMPLES - len(outliers))]:
         refinement.note_forward(2, ms)
     refinement.refine()
-    assert refinement.calibration.row_ms == pytest.approx(true / 2, rel=0.11)
+    assert refinement.calibration.row_ms == pytest.approx(true_ms / 2, rel=0.11)
 
 
 @given(st.dictionaries(st.sampled_from((1, 2, 4, 8, 16, 32)), st.floats(0.1, 1e6)))
@@ -64,11 +66,15 @@ def test_refinement_keeps_the_frozen_fields(times: dict[int, float]) -> None:
         for _ in range(MIN_SAMPLES):
             refinement.note_forward(rows, ms)
     refinement.refine()
-    refined = refinement.calibration
-    assert (refined.dtype, refined.steps, refined.sampler) == (ESTIMATE.dtype, ESTIMATE.steps, ESTIMATE.sampler)
-    order = sorted(refined.bucket_ms)
-    assert [refined.bucket_ms[rows] for rows in order] == sorted(refined.bucket_ms.values())
-    assert 1 <= refined.rows <= 32
+    refined_calibration = refinement.calibration
+    assert (refined_calibration.dtype, refined_calibration.steps, refined_calibration.sampler) == (
+        ESTIMATE.dtype,
+        ESTIMATE.steps,
+        ESTIMATE.sampler,
+    )
+    order = sorted(refined_calibration.bucket_ms)
+    assert [refined_calibration.bucket_ms[rows] for rows in order] == sorted(refined_calibration.bucket_ms.values())
+    assert 1 <= refined_calibration.rows <= 32
 
 
 def test_a_faster_model_gets_larger_batches() -> None:

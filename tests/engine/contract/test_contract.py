@@ -45,22 +45,24 @@ def values_of(kind: Any) -> st.SearchStrategy[Any]:
             return st.builds(cls, **{field.name: values_of(field.type) for field in fields})
         case inspect.UnionType(types=types):
             return st.one_of([values_of(each) for each in types])
-        case inspect.LiteralType(values=allowed):
-            return st.sampled_from(list(allowed))
-        case inspect.VarTupleType(item_type=item, min_length=least, max_length=most):
-            return st.lists(values_of(item), min_size=least or 0, max_size=min(most or 0, 3)).map(tuple)
+        case inspect.LiteralType(values=literals):
+            return st.sampled_from(list(literals))
+        case inspect.VarTupleType(item_type=item, min_length=lower, max_length=upper):
+            return st.lists(values_of(item), min_size=lower or 0, max_size=min(upper or 0, 3)).map(tuple)
         case inspect.TupleType(item_types=items):
             return st.tuples(*(values_of(item) for item in items))
         case inspect.StrType(pattern=str(pattern)):
             return st.from_regex(pattern, fullmatch=True, alphabet=st.characters(codec="ascii"))
-        case inspect.StrType(min_length=least, max_length=most):
-            return st.text(min_size=least or 0, max_size=min(most or 0, 50))
-        case inspect.BytesType(min_length=least, max_length=most):
-            return st.binary(min_size=least or 0, max_size=min(most or 0, 100))
-        case inspect.IntType(ge=least, le=most, lt=below):
-            return st.integers(least, most if most is not None else (below or 0) - 1)
-        case inspect.FloatType(ge=least, gt=above, le=most):
-            return st.floats(least if least is not None else above, most, exclude_min=above is not None)
+        case inspect.StrType(min_length=lower, max_length=upper):
+            return st.text(min_size=lower or 0, max_size=min(upper or 0, 50))
+        case inspect.BytesType(min_length=lower, max_length=upper):
+            return st.binary(min_size=lower or 0, max_size=min(upper or 0, 100))
+        case inspect.IntType(ge=lower, le=upper, lt=exclusive_upper):
+            return st.integers(lower, upper if upper is not None else (exclusive_upper or 0) - 1)
+        case inspect.FloatType(ge=lower, gt=exclusive_lower, le=upper):
+            return st.floats(
+                lower if lower is not None else exclusive_lower, upper, exclude_min=exclusive_lower is not None
+            )
         case inspect.BoolType():
             return st.booleans()
         case inspect.NoneType():
@@ -97,31 +99,34 @@ def test_a_damaged_value_is_malformed_or_still_within_its_bounds(value: Any, dat
     for _ in range(data.draw(st.integers(1, 4))):
         payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))
     try:
-        survivor = decode(bytes(payload), type(value))
+        decoded = decode(bytes(payload), type(value))
     except MalformedMessage:
         return
-    assert decode(encode(survivor), type(value)) == survivor
+    assert decode(encode(decoded), type(value)) == decoded
 
 
-def replace_each_float(plain: Any, by: float) -> Iterator[Any]:
+def replace_each_float(builtins_value: Any, replacement: float) -> Iterator[Any]:
     """Yields one copy for every float in a nested plain value, with that float replaced."""
-    if isinstance(plain, float):
-        yield by
-    elif isinstance(plain, dict):
-        for key, inner in plain.items():
-            yield from ({**plain, key: other} for other in replace_each_float(inner, by))
-    elif isinstance(plain, list):
-        for at, inner in enumerate(plain):
-            yield from ([*plain[:at], other, *plain[at + 1 :]] for other in replace_each_float(inner, by))
+    if isinstance(builtins_value, float):
+        yield replacement
+    elif isinstance(builtins_value, dict):
+        for key, inner in builtins_value.items():
+            yield from ({**builtins_value, key: other} for other in replace_each_float(inner, replacement))
+    elif isinstance(builtins_value, list):
+        for index, inner in enumerate(builtins_value):
+            yield from (
+                [*builtins_value[:index], other, *builtins_value[index + 1 :]]
+                for other in replace_each_float(inner, replacement)
+            )
 
 
 @pytest.mark.slow
 @given(ANY_VALUE, st.sampled_from([math.nan, math.inf, -math.inf]))
 @settings(max_examples=200, deadline=None)
-def test_no_float_is_infinite_or_not_a_number(value: Any, bad: float) -> None:
-    for plain in replace_each_float(msgspec.msgpack.decode(encode(value)), bad):
+def test_no_float_is_infinite_or_not_a_number(value: Any, invalid_float: float) -> None:
+    for builtins_value in replace_each_float(msgspec.msgpack.decode(encode(value)), invalid_float):
         with pytest.raises(MalformedMessage):
-            decode(msgspec.msgpack.encode(plain), type(value))
+            decode(msgspec.msgpack.encode(builtins_value), type(value))
 
 
 def find_unbounded(kind: Any, path: str) -> Iterator[str]:
@@ -135,14 +140,14 @@ def find_unbounded(kind: Any, path: str) -> Iterator[str]:
         case inspect.UnionType(types=types):
             for each in types:
                 yield from find_unbounded(each, path)
-        case inspect.VarTupleType(item_type=item, max_length=most):
-            if most is None:
+        case inspect.VarTupleType(item_type=item, max_length=upper):
+            if upper is None:
                 yield path
             yield from find_unbounded(item, f"{path}[]")
         case inspect.TupleType(item_types=items):
             for item in items:
                 yield from find_unbounded(item, f"{path}[]")
-        case inspect.StrType(pattern=pattern, max_length=most) if pattern is None and most is None:
+        case inspect.StrType(pattern=pattern, max_length=upper) if pattern is None and upper is None:
             yield path
         case inspect.BytesType(max_length=None):
             yield path
@@ -178,19 +183,19 @@ def test_ids_cannot_smuggle_anything_into_a_subject(ending: str) -> None:
 
 
 def test_messages_of_another_version_are_refused() -> None:
-    plain = msgspec.msgpack.decode(encode(make_recipe()))
+    builtins_value = msgspec.msgpack.decode(encode(make_recipe()))
     for changes in ({"v": contract.VERSION + 1}, {"v": 0}, {"lora": "x"}, {"type": "Enlarge"}):
         with pytest.raises(MalformedMessage):
-            decode(msgspec.msgpack.encode({**plain, **changes}), Recipe)
+            decode(msgspec.msgpack.encode({**builtins_value, **changes}), Recipe)
 
 
 def test_messages_of_an_older_version_are_read_with_defaults_for_new_fields() -> None:
     share = BillingKey(tier="a", guild="b", user="c")
     job = Job(id="0" * 26, task=make_recipe(), share=share, cost=1.0, deadline=2e9, check=True)
-    plain = {**msgspec.msgpack.decode(encode(job)), "v": 1}
-    del plain["check"]
-    older = decode(msgspec.msgpack.encode(plain), Job)
-    assert (older.v, older.check, older.task) == (1, False, job.task)
+    builtins_value = {**msgspec.msgpack.decode(encode(job)), "v": 1}
+    del builtins_value["check"]
+    decoded_job = decode(msgspec.msgpack.encode(builtins_value), Job)
+    assert (decoded_job.v, decoded_job.check, decoded_job.task) == (1, False, job.task)
 
 
 def test_jobs_results_and_presences_from_before_the_super_resolver_are_read() -> None:
@@ -203,14 +208,16 @@ def test_jobs_results_and_presences_from_before_the_super_resolver_are_read() ->
     presence = contract.Presence(
         worker="w", pools=("default",), models=(make_warm(),), device="cpu", rows=8, free=8, build="b"
     )  # fmt: skip
-    for value, missing in ((upscale, ()), (picture, ("method",)), (presence, ("enlarge_ms",))):
+    for value, missing_fields in ((upscale, ()), (picture, ("method",)), (presence, ("enlarge_ms",))):
         for version in (1, 2):
-            plain = {**msgspec.msgpack.decode(encode(value)), "v": version}
-            for name in missing:
-                del plain[name]
-            for model in plain.get("models", ()):
+            builtins_value = {**msgspec.msgpack.decode(encode(value)), "v": version}
+            for name in missing_fields:
+                del builtins_value[name]
+            for model in builtins_value.get("models", ()):
                 del model["enlargement"]
-            assert decode(msgspec.msgpack.encode(plain), type(value)) == msgspec.structs.replace(value, v=version)
+            assert decode(msgspec.msgpack.encode(builtins_value), type(value)) == msgspec.structs.replace(
+                value, v=version
+            )
     assert (upscale.task, picture.method) == (UpscaleTask(source=sha, factor=4, method="lanczos"), None)
     assert (presence.enlarge_ms, presence.models[0].enlargement) == (0.0, 1)
 
@@ -227,45 +234,50 @@ def test_a_worker_of_version_2_can_read_every_job_that_it_is_sent() -> None:
     share = BillingKey(tier="a", guild="b", user="c")
     for task in (make_recipe(), UpscaleTask(source="a" * 64), UpscaleTask(source="a" * 64, factor=3, method="gan")):
         job = Job(id="0" * 26, task=task, share=share, cost=1.0, deadline=2e9, check=True)
-        plain = msgspec.msgpack.decode(encode(contract.downgrade_job(job, 2)))
-        assert set(plain) == V2_JOB
-        assert plain["v"] <= 2
-        assert plain["task"].get("v", 1) <= 2
+        builtins_value = msgspec.msgpack.decode(encode(contract.downgrade_job(job, 2)))
+        assert set(builtins_value) == V2_JOB
+        assert builtins_value["v"] <= 2
+        assert builtins_value["task"].get("v", 1) <= 2
         if isinstance(task, UpscaleTask):
-            assert plain["task"] == {
+            assert builtins_value["task"] == {
                 "type": "Enlarge", "v": 1, "source": "a" * 64, "factor": task.factor, "method": "lanczos",
             }  # fmt: skip
         else:
-            assert set(plain["task"]) <= V2_RECIPE  # what is left out has its default there too
+            assert set(builtins_value["task"]) <= V2_RECIPE  # what is left out has its default there too
         assert contract.downgrade_job(job, contract.VERSION) == job
 
 
 def test_newer_messages_are_distinguished_from_damaged_ones() -> None:
     share = BillingKey(tier="a", guild="b", user="c")
     job = Job(id="0" * 26, task=make_recipe(), share=share, cost=1.0, deadline=2e9)
-    plain = msgspec.msgpack.decode(encode(job))
-    later = contract.VERSION + 1
-    for changes in ({"v": later, "hue": 1}, {"task": {"type": "Video", "v": later}}):
-        with pytest.raises(contract.NewerVersion, match=f"version {later} .* update it"):
-            decode(msgspec.msgpack.encode({**plain, **changes}), Job)
+    builtins_value = msgspec.msgpack.decode(encode(job))
+    later_version = contract.VERSION + 1
+    for changes in ({"v": later_version, "hue": 1}, {"task": {"type": "Video", "v": later_version}}):
+        with pytest.raises(contract.NewerVersion, match=f"version {later_version} .* update it"):
+            decode(msgspec.msgpack.encode({**builtins_value, **changes}), Job)
     for changes in ({"hue": 1}, {"v": "9"}, {"task": {"type": "Video", "v": 1}}):
-        with pytest.raises(MalformedMessage) as damaged:
-            decode(msgspec.msgpack.encode({**plain, **changes}), Job)
-        assert not isinstance(damaged.value, contract.NewerVersion)
+        with pytest.raises(MalformedMessage) as error:
+            decode(msgspec.msgpack.encode({**builtins_value, **changes}), Job)
+        assert not isinstance(error.value, contract.NewerVersion)
     with pytest.raises(contract.NewerVersion, match="the worker 'w' says version"):
-        decode(msgspec.msgpack.encode({"type": "Presence", "v": later, "worker": "w"}), contract.Presence)
+        decode(msgspec.msgpack.encode({"type": "Presence", "v": later_version, "worker": "w"}), contract.Presence)
 
 
 def test_a_deeply_nested_bomb_is_malformed() -> None:
-    for bomb in (b"\x91" * 100_000, b"\x81\xa4task" * 20_000, b"\xdd\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff"):
+    for hostile_payload in (
+        b"\x91" * 100_000,
+        b"\x81\xa4task" * 20_000,
+        b"\xdd\xff\xff\xff\xff",
+        b"\xc6\xff\xff\xff\xff",
+    ):
         with pytest.raises(MalformedMessage):
-            decode(bomb, Job)
+            decode(hostile_payload, Job)
 
 
 def test_a_result_is_recognised_by_its_tag() -> None:
-    finished = contract.JobFinished(job="0" * 26, epoch=3, cost=1.0, seconds=2.0, ms_per_step=5.0)
+    message = contract.JobFinished(job="0" * 26, epoch=3, cost=1.0, seconds=2.0, ms_per_step=5.0)
     kind: Any = Result
-    assert decode(encode(finished), kind) == finished
+    assert decode(encode(message), kind) == message
     with pytest.raises(MalformedMessage):
         decode(encode(make_recipe()), kind)
 

@@ -18,14 +18,14 @@ from engine.models.families.stable_diffusion import StableDiffusion
 from engine.plan import COLUMNS
 from shared.init_image_jobs import (
     Blobs,
-    begun,
-    developed,
-    forward,
-    ladder_of,
-    raw,
-    saved,
-    scene,
-    stored,
+    draw_scene,
+    encode_ladder,
+    encode_picture,
+    hash_blobs,
+    load_init,
+    make_image_to_image,
+    run_job,
+    to_bytes,
 )
 
 Make = Callable[..., Any]
@@ -49,21 +49,21 @@ def draw_unbranched(
 
     def make(**fields: Any) -> tuple[LatentsDone, Blobs]:
         one = job(build_recipe(**fields))
-        [original] = developed(one, {}, embedded)
-        return original, stored(ladder_of(original, one))
+        [original] = run_job(one, {}, embedded)
+        return original, hash_blobs(encode_ladder(original, one))
 
     return make
 
 
-def branch(blobs: Blobs, rung: int, of: int, steps: int, **fields: Any) -> Branch:
-    return Branch(next(iter(blobs)), map_step(rung, of, steps), rung=rung, **fields)
+def branch(blobs: Blobs, keyframe_step: int, total_steps: int, steps: int, **fields: Any) -> Branch:
+    return Branch(next(iter(blobs)), map_step(keyframe_step, total_steps, steps), rung=keyframe_step, **fields)
 
 
 def single_keyframe_ladder(family: StableDiffusion, history: bytes | None) -> Blobs:
     """A ladder of eight steps with one keyframe after the fourth."""
     shape = tuple(family.latent_shape(64, 64))
-    rungs = (Keyframe(4, b"", raw(torch.ones(shape)), history),)
-    return stored(encode(Ladder(job="01J00000000000000000000000", image=0, of=8, shape=shape, rungs=rungs)))
+    keyframes = (Keyframe(4, b"", to_bytes(torch.ones(shape)), history),)
+    return hash_blobs(encode(Ladder(job="01J00000000000000000000000", image=0, of=8, shape=shape, rungs=keyframes)))
 
 
 def relative_distance(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -84,8 +84,10 @@ def test_a_branch_with_double_the_steps_predicts_the_same_next_x0(
 ) -> None:
     original, blobs = draw_unbranched(steps=24, sampler=sampler, until=13 / 24)
     start = branch(blobs, 12, 24, 48)
-    [more] = developed(job(build_recipe(steps=48, sampler=sampler, start=start, until=25 / 48)), blobs, embedded)
-    before, after = ({rung.step: rung.x0 for rung in one.keyframes} for one in (original, more))
+    [with_more_steps] = run_job(
+        job(build_recipe(steps=48, sampler=sampler, start=start, until=25 / 48)), blobs, embedded
+    )
+    before, after = ({keyframe.step: keyframe.x0 for keyframe in one.keyframes} for one in (original, with_more_steps))
     assert list(after) == [25]
     assert relative_distance(after[25], before[13]) < 0.02
     assert relative_distance(after[25], before[13]) < relative_distance(before[12], before[13])
@@ -98,7 +100,7 @@ def test_a_branch_of_a_deterministic_sampler_ends_near_the_original(
 ) -> None:
     original, blobs = draw_unbranched(steps=24, sampler=sampler)
     start = branch(blobs, 16, 24, steps)
-    [other] = developed(job(build_recipe(steps=steps, sampler=sampler, start=start)), blobs, embedded)
+    [other] = run_job(job(build_recipe(steps=steps, sampler=sampler, start=start)), blobs, embedded)
     assert 0.0 < relative_distance(other.latents, original.latents) < 0.1
 
 
@@ -111,8 +113,8 @@ def test_a_picture_that_stopped_early_continues_bit_for_bit(
     original, _ = draw_unbranched(steps=9, sampler=sampler)
     _, blobs = draw_unbranched(steps=9, sampler=sampler, until=0.6)
     start = Branch(next(iter(blobs)), 5)
-    [on] = developed(job(build_recipe(steps=9, sampler=sampler, start=start)), blobs, embedded)
-    assert torch.equal(on.latents, original.latents)
+    [continued] = run_job(job(build_recipe(steps=9, sampler=sampler, start=start)), blobs, embedded)
+    assert torch.equal(continued.latents, original.latents)
 
 
 @pytest.mark.slow
@@ -120,18 +122,20 @@ def test_a_branch_of_a_branch_or_of_an_init_image_draws_the_remaining_noise(
     embedded: StableDiffusion, build_recipe: Make, job: Make, draw_unbranched: Make
 ) -> None:
     """A branch of an image-to-image job, and a branch of a branch with another number of steps."""
-    picture, blobs = forward([saved(scene())], 0.9)
+    picture, blobs = make_image_to_image([encode_picture(draw_scene())], 0.9)
     _, ladder = draw_unbranched(steps=8)
-    more = branch(ladder, 4, 8, 10)
-    for begins, needed in ((picture, blobs), (more, ladder)):
-        one = job(build_recipe(steps=10, start=begins))
-        [original] = developed(one, needed, embedded)
-        steps_with_latents = [rung.step for rung in original.keyframes if rung.latents is not None]
-        again = stored(ladder_of(original, one))
-        [same] = developed(
-            job(build_recipe(steps=10, start=Branch(next(iter(again)), steps_with_latents[0]))), again, embedded
+    with_more_steps = branch(ladder, 4, 8, 10)
+    for job_start, needed_blobs in ((picture, blobs), (with_more_steps, ladder)):
+        one = job(build_recipe(steps=10, start=job_start))
+        [original] = run_job(one, needed_blobs, embedded)
+        steps_with_latents = [keyframe.step for keyframe in original.keyframes if keyframe.latents is not None]
+        ladder_of_branch = hash_blobs(encode_ladder(original, one))
+        [same_branch] = run_job(
+            job(build_recipe(steps=10, start=Branch(next(iter(ladder_of_branch)), steps_with_latents[0]))),
+            ladder_of_branch,
+            embedded,
         )
-        assert torch.equal(same.latents, original.latents)
+        assert torch.equal(same_branch.latents, original.latents)
 
 
 def test_a_branch_never_draws_the_noise_of_earlier_steps_again(
@@ -139,7 +143,7 @@ def test_a_branch_never_draws_the_noise_of_earlier_steps_again(
 ) -> None:
     _, blobs = draw_unbranched(steps=12)
     one = job(build_recipe(steps=4, start=branch(blobs, 8, 12, 4)))
-    [image] = build_images(one, {"embedded": embedded}, init_latents=begun(one, blobs, embedded))
+    [image] = build_images(one, {"embedded": embedded}, init_latents=load_init(one, blobs, embedded))
     assert isinstance(image, Trajectory)
     straight_on = Noise(one.task, 0, tuple(embedded.latent_shape(64, 64)))
     plan = embedded.plan("ddpm", 12, 0.0, 64, 64)
@@ -150,26 +154,26 @@ def test_a_multistep_sampler_drops_history_of_another_step_size(
     embedded: StableDiffusion, build_recipe: Make, job: Make, draw_unbranched: Make
 ) -> None:
     _, blobs = draw_unbranched(steps=8, sampler="dpmpp_2m", until=0.5)
-    for steps, remembers in ((8, True), (16, False)):
+    for steps, keeps_history in ((8, True), (16, False)):
         start = Branch(next(iter(blobs)), 4) if steps == 8 else branch(blobs, 4, 8, steps)
         one = job(build_recipe(steps=steps, sampler="dpmpp_2m", start=start))
-        [image] = build_images(one, {"embedded": embedded}, init_latents=begun(one, blobs, embedded))
+        [image] = build_images(one, {"embedded": embedded}, init_latents=load_init(one, blobs, embedded))
         assert isinstance(image, Trajectory)
         m = COLUMNS.index("M")
-        assert bool(image.plan.table[start.step, m]) is remembers
+        assert bool(image.plan.table[start.step, m]) is keeps_history
         assert image.plan.table[start.step + 1, m] != 0.0
 
 
 @pytest.mark.parametrize(
-    ("step", "rung", "steps"), [(9, 4, 16), (8, 4, 8), (4, 8, 8), (4, None, 16), (8, 8, 16)], ids=str
+    ("step", "keyframe_step", "steps"), [(9, 4, 16), (8, 4, 8), (4, 8, 8), (4, None, 16), (8, 8, 16)], ids=str
 )  # fmt: skip
 def test_a_branch_whose_step_does_not_match_its_keyframe_is_refused(
-    embedded: StableDiffusion, build_recipe: Make, job: Make, step: int, rung: int | None, steps: int
+    embedded: StableDiffusion, build_recipe: Make, job: Make, step: int, keyframe_step: int | None, steps: int
 ) -> None:
-    blobs = single_keyframe_ladder(embedded, raw(torch.ones(embedded.latent_shape(64, 64))))
-    start = Branch(next(iter(blobs)), step, rung=rung)
+    blobs = single_keyframe_ladder(embedded, to_bytes(torch.ones(embedded.latent_shape(64, 64))))
+    start = Branch(next(iter(blobs)), step, rung=keyframe_step)
     with pytest.raises(JobRejected, match="another number of steps"):
-        begun(job(build_recipe(steps=steps, start=start)), blobs, embedded)
+        load_init(job(build_recipe(steps=steps, start=start)), blobs, embedded)
 
 
 def test_a_ladder_without_x0_refuses_another_number_of_steps(
@@ -178,4 +182,4 @@ def test_a_ladder_without_x0_refuses_another_number_of_steps(
     blobs = single_keyframe_ladder(embedded, None)
     one = job(build_recipe(steps=16, start=branch(blobs, 4, 8, 16)))
     with pytest.raises(JobRejected, match="earlier version"):
-        build_images(one, {"embedded": embedded}, init_latents=begun(one, blobs, embedded))
+        build_images(one, {"embedded": embedded}, init_latents=load_init(one, blobs, embedded))

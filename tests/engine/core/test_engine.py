@@ -38,12 +38,12 @@ def test_different_samplers_steps_and_texts_share_a_forward(affine: Any, recipe:
     engine = Engine({"affine": affine})
     for each in jobs:
         engine.add(each)
-    together = finish(engine)
+    shared_latents = finish(engine)
     assert affine.shapes[0] == 12  # 2 + 2·2 + 1 + 4 rows, padded to a bucket
     assert len(affine.shapes) == 12  # as many forwards as the longest has steps
     for each in jobs:
         for image, latents in run_alone(affine, each, finish).items():
-            torch.testing.assert_close(together[each.id, image], latents, rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(shared_latents[each.id, image], latents, rtol=1e-6, atol=1e-6)
 
 
 def test_one_step_applies_guidance_and_the_plans_coefficients(
@@ -54,12 +54,12 @@ def test_one_step_applies_guidance_and_the_plans_coefficients(
     latents = run_alone(affine, job(one), finish)[0]
     row = plan(affine.scheduler_config, "ddim", 1).table[0]
     x = torch.randn(4, 4, 4, generator=torch.Generator().manual_seed(7))
-    u, sea, red = (
+    unconditional, sea_output, red_output = (
         affine.denoise(x[None], torch.tensor([row[0]]), (affine.encode_conditioning(text, one)[0][None],), "float32")[0]
         for text in ("fog", "sea", "red")
     )
-    out = u + 3.0 * (2.0 * (sea - u) - 0.5 * (red - u))
-    torch.testing.assert_close(latents, (row[2] * x + row[3] * out).float(), rtol=1e-5, atol=1e-5)
+    expected_output = unconditional + 3.0 * (2.0 * (sea_output - unconditional) - 0.5 * (red_output - unconditional))
+    torch.testing.assert_close(latents, (row[2] * x + row[3] * expected_output).float(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -81,9 +81,9 @@ def test_the_charged_rows_are_the_rows_that_run(affine: Any, recipe: Make, field
 
 def test_the_empty_text_takes_no_row_if_guidance_cancels_it(affine: Any, recipe: Make, job: Make, finish: Make) -> None:
     halves = (Concept("a", 0.5), Concept("b", 0.5))
-    plain = run_alone(affine, job(recipe(guidance=1.0, concepts=halves)), finish)[0]
-    almost = run_alone(affine, job(recipe(guidance=1.0 + 1e-6, concepts=halves)), finish)[0]
-    torch.testing.assert_close(plain, almost, rtol=1e-4, atol=1e-4)
+    without_guidance = run_alone(affine, job(recipe(guidance=1.0, concepts=halves)), finish)[0]
+    with_small_guidance = run_alone(affine, job(recipe(guidance=1.0 + 1e-6, concepts=halves)), finish)[0]
+    torch.testing.assert_close(without_guidance, with_small_guidance, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
@@ -92,14 +92,14 @@ def test_a_variation_moves_away_from_its_parent_by_its_strength(
 ) -> None:
     """DDPM draws noise at every step, so the whole noise stream must follow the parent's."""
     parent = run_alone(affine, job(recipe(sampler=sampler, steps=30, count=3)), finish)[2]
-    same, near, far = (
+    same_latents, near_variation, far_variation = (
         run_alone(
             affine, job(recipe(sampler=sampler, steps=30, seed=99, lineage=(NoiseAncestor(7, 2, strength),))), finish
         )[0]
         for strength in (0.0, 0.1, 0.8)
     )
-    torch.testing.assert_close(same, parent, rtol=1e-5, atol=1e-5)
-    assert 0 < float((near - parent).norm()) < float((far - parent).norm()) / 3
+    torch.testing.assert_close(same_latents, parent, rtol=1e-5, atol=1e-5)
+    assert 0 < float((near_variation - parent).norm()) < float((far_variation - parent).norm()) / 3
 
 
 def test_forwards_are_padded_to_buckets(affine: Any, recipe: Make, job: Make) -> None:
@@ -157,37 +157,37 @@ def test_events_report_every_step_and_the_finished_images(affine: Any, recipe: M
 
 def test_x0_is_reported_only_for_watched_jobs(affine: Any, recipe: Make, job: Make) -> None:
     engine = Engine({"affine": affine})
-    watched, unseen = job(recipe(steps=20)), job(recipe(steps=20))
-    for each in (watched, unseen):
+    watched_job, unwatched_job = job(recipe(steps=20)), job(recipe(steps=20))
+    for each in (watched_job, unwatched_job):
         engine.add(each)
-    engine.watch(watched.id)
+    engine.watch(watched_job.id)
     steps = [event for _ in range(20) for event in engine.step() if isinstance(event, StepDone)]
-    assert {event.job for event in steps if event.x0 is not None} == {watched.id}
-    assert all(event.x0 is not None for event in steps if event.job == watched.id)
+    assert {event.job for event in steps if event.x0 is not None} == {watched_job.id}
+    assert all(event.x0 is not None for event in steps if event.job == watched_job.id)
 
 
 def test_the_ladder_has_keyframes_with_states_to_branch_from(affine: Any, recipe: Make, job: Make) -> None:
     engine = Engine({"affine": affine})
     engine.add(job(recipe(steps=16, sampler="dpmpp_2m")))
-    developed = next(event for _ in range(16) for event in engine.step() if isinstance(event, LatentsDone))
-    assert [rung.step for rung in developed.keyframes] == list(range(1, 17))
-    assert [rung.step for rung in developed.keyframes if rung.latents is not None] == [4, 8, 12, 16]
-    assert developed.keyframes[-1].latents is not None
-    assert torch.equal(developed.keyframes[-1].latents, developed.latents)
+    latents_done = next(event for _ in range(16) for event in engine.step() if isinstance(event, LatentsDone))
+    assert [keyframe.step for keyframe in latents_done.keyframes] == list(range(1, 17))
+    assert [keyframe.step for keyframe in latents_done.keyframes if keyframe.latents is not None] == [4, 8, 12, 16]
+    assert latents_done.keyframes[-1].latents is not None
+    assert torch.equal(latents_done.keyframes[-1].latents, latents_done.latents)
 
 
 def test_cancel_frees_the_rows_at_once(affine: Any, recipe: Make, job: Make, finish: Make) -> None:
     engine = Engine({"affine": affine}, rows=16)
-    remaining, cancelled = job(recipe(steps=6)), job(recipe(steps=900, count=4))
-    engine.add(remaining)
-    engine.add(cancelled)
+    remaining_job, cancelled_job = job(recipe(steps=6)), job(recipe(steps=900, count=4))
+    engine.add(remaining_job)
+    engine.add(cancelled_job)
     for _ in range(3):
         engine.step()
     assert engine.free_rows == 6
-    assert engine.cancel(cancelled.id) == 3
-    assert engine.cancel(cancelled.id) == 0
+    assert engine.cancel(cancelled_job.id) == 3
+    assert engine.cancel(cancelled_job.id) == 0
     assert engine.free_rows == 14
-    assert set(finish(engine)) == {(remaining.id, 0)}
+    assert set(finish(engine)) == {(remaining_job.id, 0)}
 
 
 def test_a_job_that_is_added_twice_runs_once(affine: Any, recipe: Make, job: Make, finish: Make) -> None:
@@ -200,16 +200,16 @@ def test_a_job_that_is_added_twice_runs_once(affine: Any, recipe: Make, job: Mak
 def test_a_non_finite_row_fails_only_its_job(affine: Any, recipe: Make, job: Make) -> None:
     affine._spoilt = "poison"
     engine = Engine({"affine": affine})
-    good, bad = job(recipe(steps=30)), job(recipe("poison", steps=30, count=2))
-    engine.add(good)
-    engine.add(bad)
+    valid_job, failing_job = job(recipe(steps=30)), job(recipe("poison", steps=30, count=2))
+    engine.add(valid_job)
+    engine.add(failing_job)
     events = [event for _ in range(30) for event in engine.step()]
-    failed = [event for event in events if isinstance(event, JobFailure)]
-    developed = [event for event in events if isinstance(event, LatentsDone)]
-    assert [(event.job, event.blame) for event in failed] == [(bad.id, "model")]
-    assert [event.job for event in developed] == [good.id]
-    assert bool(developed[0].latents.isfinite().all())
-    assert max(event.step for event in events if isinstance(event, StepDone) and event.job == bad.id) <= 10
+    failures = [event for event in events if isinstance(event, JobFailure)]
+    finished_images = [event for event in events if isinstance(event, LatentsDone)]
+    assert [(event.job, event.blame) for event in failures] == [(failing_job.id, "model")]
+    assert [event.job for event in finished_images] == [valid_job.id]
+    assert bool(finished_images[0].latents.isfinite().all())
+    assert max(event.step for event in events if isinstance(event, StepDone) and event.job == failing_job.id) <= 10
 
 
 def test_a_non_finite_last_step_is_noticed(affine: Any, recipe: Make, job: Make) -> None:
@@ -236,12 +236,14 @@ def test_out_of_memory_halves_the_batch_and_changes_no_picture(
 def test_a_job_that_never_fits_in_memory_fails_alone(affine: Any, recipe: Make, job: Make) -> None:
     affine.memory = 3
     engine = Engine({"affine": affine})
-    pinned, free = job(recipe(bucket=8, steps=3)), job(recipe(steps=3))
-    engine.add(pinned)
-    engine.add(free)
+    pinned_job, unpinned_job = job(recipe(bucket=8, steps=3)), job(recipe(steps=3))
+    engine.add(pinned_job)
+    engine.add(unpinned_job)
     events = [event for _ in range(8) for event in engine.step()]
-    assert [(event.job, event.blame) for event in events if isinstance(event, JobFailure)] == [(pinned.id, "worker")]
-    assert [event.job for event in events if isinstance(event, LatentsDone)] == [free.id]
+    assert [(event.job, event.blame) for event in events if isinstance(event, JobFailure)] == [
+        (pinned_job.id, "worker")
+    ]
+    assert [event.job for event in events if isinstance(event, LatentsDone)] == [unpinned_job.id]
 
 
 def test_a_size_that_never_fits_does_not_shrink_batches_of_other_sizes(affine: Any, recipe: Make, job: Make) -> None:
@@ -264,21 +266,21 @@ def test_out_of_memory_errors_of_cuda_libraries_are_recognised(text: str) -> Non
     assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
 
 
-@pytest.mark.parametrize("cap", [1, 4, 8])
+@pytest.mark.parametrize("batch_limit", [1, 4, 8])
 def test_a_pinned_forward_is_filled_at_any_batch_limit(
-    affine: Any, recipe: Make, job: Make, finish: Make, cap: int
+    affine: Any, recipe: Make, job: Make, finish: Make, batch_limit: int
 ) -> None:
-    engine = Engine({"affine": affine}, rows=cap)
+    engine = Engine({"affine": affine}, rows=batch_limit)
     engine.add(job(recipe(bucket=8, count=4, steps=3)))
     finish(engine)
     assert affine.shapes == [8] * 3
 
 
 def test_an_absent_job_is_not_watched(affine: Any, recipe: Make, job: Make) -> None:
-    engine, absent = Engine({"affine": affine}), job(recipe(steps=1))
-    engine.add(absent)
+    engine, absent_job = Engine({"affine": affine}), job(recipe(steps=1))
+    engine.add(absent_job)
     engine.step()
-    engine.watch(absent.id)
+    engine.watch(absent_job.id)
     assert not engine._watched_jobs
 
 
@@ -286,10 +288,10 @@ def break_network(affine: Any, monkeypatch: pytest.MonkeyPatch, *marks: float) -
     """Makes the network raise if the batch has a text with one of these values; without values, always."""
     denoise = affine.denoise
 
-    def fail(x: torch.Tensor, t: torch.Tensor, texts: Any, *rest: Any) -> torch.Tensor:
+    def fail(x: torch.Tensor, t: torch.Tensor, texts: Any, *arguments: Any) -> torch.Tensor:
         if not marks or any(mark in texts[0][:, 0, 0].tolist() for mark in marks):
             raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
-        return denoise(x, t, texts, *rest)
+        return denoise(x, t, texts, *arguments)
 
     monkeypatch.setattr(affine, "denoise", fail)
 
@@ -300,12 +302,15 @@ def test_an_error_that_one_job_causes_fails_only_that_job(
     affine.encode_conditioning = lambda text, *_, **__: (torch.full((4, 2), len(text) / 16),)  # exact in float32
     break_network(affine, monkeypatch, len("guilty") / 16)
     engine = Engine({"affine": affine})
-    guilty, good = job(recipe("guilty", count=2, steps=3)), [job(recipe(text, steps=3)) for text in ("a", "be")]
-    for each in (good[0], guilty, good[1]):
+    guilty_job, valid_job = (
+        job(recipe("guilty", count=2, steps=3)),
+        [job(recipe(text, steps=3)) for text in ("a", "be")],
+    )
+    for each in (valid_job[0], guilty_job, valid_job[1]):
         engine.add(each)
     events = [event for _ in range(3) for event in engine.step()]
-    assert [(event.job, event.blame) for event in events if isinstance(event, JobFailure)] == [(guilty.id, "model")]
-    assert {event.job for event in events if isinstance(event, LatentsDone)} == {each.id for each in good}
+    assert [(event.job, event.blame) for event in events if isinstance(event, JobFailure)] == [(guilty_job.id, "model")]
+    assert {event.job for event in events if isinstance(event, LatentsDone)} == {each.id for each in valid_job}
     assert engine.is_idle
 
 
@@ -340,17 +345,17 @@ def test_any_other_error_is_raised_and_changes_no_state(
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "euler", "dpmpp_2m"])
 def test_a_job_resumes_exactly_from_its_snapshots(affine: Any, recipe: Make, job: Make, sampler: str) -> None:
     one = job(recipe(sampler=sampler, eta=0.5, steps=60, count=2, bucket=4))
-    uninterrupted, interrupted, resumed = (Engine({"affine": affine}) for _ in range(3))
-    uninterrupted.add(one)
-    interrupted.add(one)
+    reference_engine, interrupted_engine, resumed_engine = (Engine({"affine": affine}) for _ in range(3))
+    reference_engine.add(one)
+    interrupted_engine.add(one)
     for _ in range(23):
-        interrupted.step()
-    resumed.add(one, interrupted.take_snapshots(one.id, epoch=3))
-    expected = [event for _ in range(60) for event in uninterrupted.step() if isinstance(event, LatentsDone)]
-    actual = [event for _ in range(37) for event in resumed.step() if isinstance(event, LatentsDone)]
+        interrupted_engine.step()
+    resumed_engine.add(one, interrupted_engine.take_snapshots(one.id, epoch=3))
+    expected = [event for _ in range(60) for event in reference_engine.step() if isinstance(event, LatentsDone)]
+    actual = [event for _ in range(37) for event in resumed_engine.step() if isinstance(event, LatentsDone)]
     for left, right in zip(expected, actual, strict=True):
         assert torch.equal(left.latents, right.latents)
-        assert [rung.step for rung in left.keyframes] == [rung.step for rung in right.keyframes]
+        assert [keyframe.step for keyframe in left.keyframes] == [keyframe.step for keyframe in right.keyframes]
         for a, b in zip(left.keyframes, right.keyframes, strict=True):
             assert torch.equal(a.x0, b.x0)
             assert (a.latents is None) == (b.latents is None)
@@ -369,22 +374,22 @@ def test_a_snapshot_of_a_finished_image_only_needs_decoding(affine: Any, recipe:
 
 
 @pytest.mark.parametrize(
-    "spoil",
+    "snapshot_changes",
     [
         {"x": b"\0" * 12}, {"x": b"\0" * 13}, {"k": 900}, {"shape": (1, 2, 3)}, {"h": b"\0" * 256},
         {"x": b"\xff" * 256},        {"rungs": ((999, b"\0" * 256),)}, {"rungs": ((2, b""),)}, {"image": 3},
     ],
 )  # fmt: skip
 def test_a_damaged_snapshot_restarts_the_image(
-    affine: Any, recipe: Make, job: Make, finish: Make, spoil: dict[str, Any]
+    affine: Any, recipe: Make, job: Make, finish: Make, snapshot_changes: dict[str, Any]
 ) -> None:
-    one, engine, fresh = job(recipe()), Engine({"affine": affine}), Engine({"affine": affine})
+    one, engine, new_engine = job(recipe()), Engine({"affine": affine}), Engine({"affine": affine})
     engine.add(one)
     engine.step()
-    snapshot = msgspec.structs.replace(engine.take_snapshots(one.id, 1)[0], **spoil)
-    fresh.add(one, [snapshot])
-    assert fresh.take_snapshots(one.id, 1)[0].k == 0
-    torch.testing.assert_close(finish(fresh)[one.id, 0], finish(engine)[one.id, 0])
+    snapshot = msgspec.structs.replace(engine.take_snapshots(one.id, 1)[0], **snapshot_changes)
+    new_engine.add(one, [snapshot])
+    assert new_engine.take_snapshots(one.id, 1)[0].k == 0
+    torch.testing.assert_close(finish(new_engine)[one.id, 0], finish(engine)[one.id, 0])
 
 
 @pytest.mark.parametrize(
@@ -404,19 +409,19 @@ def test_unfit_jobs_are_refused_with_a_sentence(
     if sentence is None:
         engine.add(job(recipe(**fields)))
         return
-    with pytest.raises(JobRejected) as refused:
+    with pytest.raises(JobRejected) as error:
         engine.add(job(recipe(**fields)))
-    assert sentence in refused.value.sentence
-    assert refused.value.blame == blame
+    assert sentence in error.value.sentence
+    assert error.value.blame == blame
     assert engine.is_idle
 
 
 def test_a_limit_of_the_model_is_not_blamed_on_the_member(affine: Any, recipe: Make, job: Make) -> None:
     affine.scheduler_config = affine.scheduler_config | {"timestep_spacing": "leading"}  # counts to 1000 of 0…999
-    with pytest.raises(JobRejected) as refused:
+    with pytest.raises(JobRejected) as error:
         Engine({"affine": affine}).add(job(recipe(steps=1000)))
-    assert refused.value.sentence.startswith("affine cannot take 1000 steps with the sampler ddpm;")
-    assert refused.value.blame == "model"
+    assert error.value.sentence.startswith("affine cannot take 1000 steps with the sampler ddpm;")
+    assert error.value.blame == "model"
 
 
 def test_the_engine_refuses_an_upscale(affine: Any, job: Make) -> None:
@@ -431,4 +436,4 @@ def test_a_layout_points_every_image_at_its_own_rows(affine: Any, recipe: Make, 
     assert layout.owner.tolist() == [0, 1, 1, 1, 2, 2, 0, 0]
     assert layout.base.tolist() == [0, 1, 4]
     assert [row.tolist() for row, _ in layout.slots] == [[0, 2, 5], [0, 3, 4]]
-    assert [steer.flatten().tolist() for _, steer in layout.slots] == [[0, 2, 2], [0, 2, 0]]
+    assert [coefficients.flatten().tolist() for _, coefficients in layout.slots] == [[0, 2, 2], [0, 2, 0]]

@@ -40,17 +40,17 @@ def test_other_jobs_in_the_batch_change_no_bit(
     rng = random.Random(seed)
     one = job(exact_recipe(steps=14, dtype=dtype))
     expected = run_alone(embedded, one, finish)
-    engine, others, latents = Engine({"embedded": embedded}), [], None
-    for turn in range(40):
+    engine, other_jobs, latents = Engine({"embedded": embedded}), [], None
+    for round_number in range(40):
         if rng.random() < 0.5:
-            others.append(job(exact_recipe(rng.choice(["a dog", "a tree"]), steps=rng.randint(1, 9),
+            other_jobs.append(job(exact_recipe(rng.choice(["a dog", "a tree"]), steps=rng.randint(1, 9),
                                            count=rng.randint(1, 2), sampler=rng.choice(["ddpm", "dpmpp_2m"]),
                                            dtype=dtype)))  # fmt: skip
-            engine.add(others[-1])
-        if turn == 3:
+            engine.add(other_jobs[-1])
+        if round_number == 3:
             engine.add(one)
-        if others and rng.random() < 0.3:
-            engine.cancel(rng.choice(others).id)
+        if other_jobs and rng.random() < 0.3:
+            engine.cancel(rng.choice(other_jobs).id)
         for event in engine.step():
             if isinstance(event, LatentsDone) and event.job == one.id:
                 latents = event.latents

@@ -34,7 +34,15 @@ from engine.plan.samplers import FLOW_SCHEDULERS, TABLED
 from engine.worker.engine_thread import EngineThread
 from engine.worker.heartbeats import Stuck
 from engine.worker.watchdog import Watchdog
-from shared.worker_harness import JOB, OTHER, Shop, a_job, midway, uninterrupted, until
+from shared.worker_harness import (
+    JOB,
+    OTHER_JOB,
+    WorkerHarness,
+    hash_local_pictures,
+    make_job,
+    wait_until,
+    wait_until_midway,
+)
 
 Make = Callable[..., Any]
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
@@ -60,10 +68,10 @@ class FaultyFamily:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._family, name)
 
-    def denoise(self, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, *others: Any) -> torch.Tensor:
+    def denoise(self, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, *loras: Any) -> torch.Tensor:
         conditioning = self._before(x, conditioning) or conditioning
         self.shapes.append(len(x))
-        return self._family.denoise(x, t, conditioning, *others)
+        return self._family.denoise(x, t, conditioning, *loras)
 
 
 @pytest.fixture
@@ -71,10 +79,10 @@ def picture(recipe: Make) -> Make:
     """Builds a recipe of the embedded model or of another family."""
 
     def make(text: str = "a red cat", family: Any = None, **fields: Any) -> Any:
-        usual: dict[str, Any] = {"model": "embedded", "guidance": 3.5, "width": 64, "height": 64, "steps": 12}
+        defaults: dict[str, Any] = {"model": "embedded", "guidance": 3.5, "width": 64, "height": 64, "steps": 12}
         if family is not None:
-            usual |= {"model": family.name, "guides": family.guides}
-        return recipe(text, **(usual | fields))
+            defaults |= {"model": family.name, "guides": family.guides}
+        return recipe(text, **(defaults | fields))
 
     return make
 
@@ -100,24 +108,24 @@ def test_out_of_memory_retries_the_same_step_in_half_the_rows_bit_for_bit(
     embedded: StableDiffusion, picture: Make, job: Make, finish: Make
 ) -> None:
     jobs = [job(picture(text, steps=5), user=text) for text in ("a cat", "a dog", "a tree", "a house")]
-    undisturbed, snapshots, refused = Engine({"embedded": embedded}, rows=4), [], []
+    reference_engine, snapshots, refused_sizes = Engine({"embedded": embedded}, rows=4), [], []
 
     def run_out_of_memory(x: torch.Tensor, _: Conditioning) -> None:
         snapshots.append([engine.take_snapshots(each.id, 1) for each in jobs])
         if len(x) > 4:
-            refused.append(len(x))
+            refused_sizes.append(len(x))
             raise torch.OutOfMemoryError("the test's memory is full")
 
     engine = Engine({"embedded": FaultyFamily(embedded, run_out_of_memory)})  # pyright: ignore[reportArgumentType]
     for each in jobs:
         engine.add(each)
-        undisturbed.add(each)
+        reference_engine.add(each)
     first = engine.step()
-    assert refused == [8]
+    assert refused_sizes == [8]
     assert snapshots[0] == snapshots[1]
     assert [event.step for event in first if isinstance(event, StepDone)] == [1, 1]
-    latents, expected = finish(engine), finish(undisturbed)
-    assert refused == [8]
+    latents, expected = finish(engine), finish(reference_engine)
+    assert refused_sizes == [8]
     assert latents.keys() == expected.keys()
     assert all(torch.equal(latents[key], expected[key]) for key in expected)
 
@@ -130,46 +138,52 @@ def test_out_of_memory_retries_the_same_step_in_half_the_rows_bit_for_bit(
 def test_a_nan_row_fails_its_job_and_changes_no_other_row(
     embedded: StableDiffusion, picture: Make, job: Make, bucket: int | None
 ) -> None:
-    good = [job(picture(text, steps=11, bucket=bucket), user=text) for text in ("a cat", "a dog")]
+    valid_jobs = [job(picture(text, steps=11, bucket=bucket), user=text) for text in ("a cat", "a dog")]
     other = job(picture("a spoilt picture", steps=11, bucket=bucket), user="bob")
     mark = embedded.encode_conditioning("a spoilt picture", other.task)[0]
 
-    def spoil(_: torch.Tensor, texts: Conditioning) -> Conditioning:
-        spoilt = (texts[0] == mark).flatten(1).all(dim=1).view(-1, 1, 1)
-        return (torch.where(spoilt, float("nan"), texts[0]), *texts[1:])
+    def corrupt_conditioning(_: torch.Tensor, texts: Conditioning) -> Conditioning:
+        is_marked = (texts[0] == mark).flatten(1).all(dim=1).view(-1, 1, 1)
+        return (torch.where(is_marked, float("nan"), texts[0]), *texts[1:])
 
     outcomes = list[Any]()
-    for family in (embedded, FaultyFamily(embedded, spoil)):
+    for family in (embedded, FaultyFamily(embedded, corrupt_conditioning)):
         engine = Engine({"embedded": family})  # pyright: ignore[reportArgumentType]
-        for each in (good[0], other, good[1]):
+        for each in (valid_jobs[0], other, valid_jobs[1]):
             engine.add(each)
         outcomes.append(run_until_idle(engine))
-    plain, spoilt = outcomes
-    assert [(event.job, event.blame) for event in spoilt if isinstance(event, JobFailure)] == [(other.id, "model")]
-    finished = {event.job: event.latents for event in spoilt if isinstance(event, LatentsDone)}
-    assert finished.keys() == {each.id for each in good}
-    for event in plain:
+    events_without_fault, events_with_fault = outcomes
+    assert [(event.job, event.blame) for event in events_with_fault if isinstance(event, JobFailure)] == [
+        (other.id, "model")
+    ]
+    latents_by_job = {event.job: event.latents for event in events_with_fault if isinstance(event, LatentsDone)}
+    assert latents_by_job.keys() == {each.id for each in valid_jobs}
+    for event in events_without_fault:
         if isinstance(event, LatentsDone) and event.job != other.id and bucket:
-            assert torch.equal(finished[event.job], event.latents)  # a pinned batch shape keeps every bit
+            assert torch.equal(latents_by_job[event.job], event.latents)  # a pinned batch shape keeps every bit
         elif isinstance(event, LatentsDone) and event.job != other.id:
-            torch.testing.assert_close(finished[event.job], event.latents, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(latents_by_job[event.job], event.latents, rtol=1e-4, atol=1e-4)
 
 
 def test_rows_beside_a_nan_row_keep_their_bits_in_any_batch_shape(
     embedded: StableDiffusion, picture: Make, job: Make
 ) -> None:
     """Without a pinned shape this holds for ten steps; then the engine looks for NaN."""
-    good, bad, fine = job(picture("a cat")), job(picture("a dog"), user="bob"), job(picture("a dog"), user="bob")
+    valid_job, failing_job, other_valid_job = (
+        job(picture("a cat")),
+        job(picture("a dog"), user="bob"),
+        job(picture("a dog"), user="bob"),
+    )
     snapshots = list[Any]()
-    for mate, spoilt in ((bad, True), (fine, False)):
+    for other_job, is_failing in ((failing_job, True), (other_valid_job, False)):
         engine = Engine({"embedded": embedded})
-        for each in (good, mate):
+        for each in (valid_job, other_job):
             engine.add(each)
-        if spoilt:
-            engine._images[mate.id][0].x *= float("nan")  # pyright: ignore[reportAttributeAccessIssue]
+        if is_failing:
+            engine._images[other_job.id][0].x *= float("nan")  # pyright: ignore[reportAttributeAccessIssue]
         for _ in range(9):
             engine.step()
-        snapshots.append(engine.take_snapshots(good.id, 1))
+        snapshots.append(engine.take_snapshots(valid_job.id, 1))
     assert snapshots[0] == snapshots[1]
 
 
@@ -187,16 +201,16 @@ def test_a_faulty_job_fails_and_the_engine_continues(
     embedded: StableDiffusion, picture: Make, job: Make, finish: Make, jobs: int
 ) -> None:
     family = FaultyFamily(embedded, fail_for_pictures)
-    engine, bad = Engine({"embedded": family}), [job(picture(count=2)) for _ in range(jobs)]  # pyright: ignore
-    for each in bad:
+    engine, failing_jobs = Engine({"embedded": family}), [job(picture(count=2)) for _ in range(jobs)]  # pyright: ignore
+    for each in failing_jobs:
         engine.add(each)
-    failed = [event for event in run_until_idle(engine) if isinstance(event, JobFailure)]
-    assert sorted((event.job, event.blame) for event in failed) == sorted((each.id, "model") for each in bad)
+    failures = [event for event in run_until_idle(engine) if isinstance(event, JobFailure)]
+    assert sorted((event.job, event.blame) for event in failures) == sorted((each.id, "model") for each in failing_jobs)
     assert family.shapes == [2]  # only the harmless probe ran, in the shape of one image's own forward
     family._before = lambda *_: None
-    good = job(picture(steps=3))
-    engine.add(good)
-    assert torch.equal(finish(engine)[good.id, 0], run_uninterrupted(embedded, good, finish)[good.id, 0])
+    valid_job = job(picture(steps=3))
+    engine.add(valid_job)
+    assert torch.equal(finish(engine)[valid_job.id, 0], run_uninterrupted(embedded, valid_job, finish)[valid_job.id, 0])
 
 
 def test_an_engine_that_fails_on_harmless_input_blames_no_job(
@@ -213,16 +227,16 @@ def test_an_engine_that_fails_on_harmless_input_blames_no_job(
     assert engine.take_snapshots(one.id, 1) == before
 
 
-@pytest.mark.parametrize("harmless", [True, False])
+@pytest.mark.parametrize("is_harmless", [True, False])
 def test_a_failing_forward_of_a_whole_pipeline_is_blamed_the_same_way(
-    tmp_path: Path, picture: Make, job: Make, monkeypatch: pytest.MonkeyPatch, harmless: bool
+    tmp_path: Path, picture: Make, job: Make, monkeypatch: pytest.MonkeyPatch, is_harmless: bool
 ) -> None:
     save_small_pipeline("sd", tmp_path / "sd")
     family: Any = models.load_folder(str(tmp_path / "sd"), "sd")
     forward = family.pipeline.unet.forward
 
     def fail_or_forward(sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        if bool(sample.any()) or not harmless:
+        if bool(sample.any()) or not is_harmless:
             raise RuntimeError(BROKEN)
         return forward(sample, *args, **kwargs)
 
@@ -230,9 +244,9 @@ def test_a_failing_forward_of_a_whole_pipeline_is_blamed_the_same_way(
     engine = Engine({"sd": family})
     try:
         engine.add(job(picture(model="sd", sampler="unipc", steps=3)))
-        if harmless:
-            failed = [event for event in run_until_idle(engine) if isinstance(event, JobFailure)]
-            assert [event.blame for event in failed] == ["model"]
+        if is_harmless:
+            failures = [event for event in run_until_idle(engine) if isinstance(event, JobFailure)]
+            assert [event.blame for event in failures] == ["model"]
         else:
             with pytest.raises(RuntimeError, match="mat1"):
                 run_until_idle(engine)
@@ -244,24 +258,24 @@ def test_a_failing_forward_of_a_whole_pipeline_is_blamed_the_same_way(
 
 
 def run_with_kills(
-    family: Any, one: Job, luck: random.Random, finish: Make
+    family: Any, one: Job, rng: random.Random, finish: Make
 ) -> tuple[int, dict[tuple[str, int], torch.Tensor]]:
     """Runs the job in one engine after another; each dies after some steps and leaves only its snapshots."""
-    snapshots, kills = list[Snapshot](), 0
+    snapshots, kill_count = list[Snapshot](), 0
     while True:
-        engine = Engine({family.name: family}, rows=luck.choice([1, 4, 32]))
+        engine = Engine({family.name: family}, rows=rng.choice([1, 4, 32]))
         engine.add(one, snapshots)
-        for _ in range(luck.randint(1, 4)):
+        for _ in range(rng.randint(1, 4)):
             engine.step()
         if (
             engine.is_idle
             or min((each.k for each in engine.take_snapshots(one.id, 1)), default=99) > one.task.steps - 3  # pyright: ignore[reportAttributeAccessIssue]
         ):
             break
-        snapshots, kills = engine.take_snapshots(one.id, epoch=kills + 1), kills + 1
+        snapshots, kill_count = engine.take_snapshots(one.id, epoch=kill_count + 1), kill_count + 1
     engine = Engine({family.name: family})
     engine.add(one, snapshots)
-    return kills, finish(engine)
+    return kill_count, finish(engine)
 
 
 INTERVALS = [(0.0, 1.0), (0.3, 0.7)]
@@ -273,12 +287,12 @@ INTERVALS = [(0.0, 1.0), (0.3, 0.7)]
 def test_random_kills_change_no_bit(
     embedded: StableDiffusion, picture: Make, job: Make, finish: Make, sampler: str, interval: tuple[float, float]
 ) -> None:
-    luck = random.Random(f"{sampler} {interval}")
+    rng = random.Random(f"{sampler} {interval}")
     fields: dict[str, Any] = {"guidance_start": interval[0], "guidance_stop": interval[1]}
     fields["eta"] = 0.5 if sampler == "ddim" else 0.0
-    one = job(picture(sampler=sampler, steps=8, bucket=2, seed=luck.randrange(1000), **fields))
-    kills, latents = run_with_kills(embedded, one, luck, finish)
-    assert kills >= 1
+    one = job(picture(sampler=sampler, steps=8, bucket=2, seed=rng.randrange(1000), **fields))
+    kill_count, latents = run_with_kills(embedded, one, rng, finish)
+    assert kill_count >= 1
     expected = run_uninterrupted(embedded, one, finish)
     assert all(torch.equal(latents[key], expected[key]) for key in expected)
 
@@ -288,11 +302,11 @@ def test_random_kills_change_no_bit(
 def test_random_kills_change_no_bit_of_flow_matching(
     flow: Any, picture: Make, job: Make, finish: Make, sampler: str, interval: tuple[float, float]
 ) -> None:
-    luck = random.Random(f"flow {sampler} {interval}")
+    rng = random.Random(f"flow {sampler} {interval}")
     fields: dict[str, Any] = {"guidance_start": interval[0], "guidance_stop": interval[1]}
     one = job(picture(family=flow, sampler=sampler, steps=8, count=2, bucket=4, **fields))
-    kills, latents = run_with_kills(flow, one, luck, finish)
-    assert kills >= 1
+    kill_count, latents = run_with_kills(flow, one, rng, finish)
+    assert kill_count >= 1
     expected = run_uninterrupted(flow, one, finish)
     assert all(torch.equal(latents[key], expected[key]) for key in expected)
 
@@ -300,17 +314,17 @@ def test_random_kills_change_no_bit_of_flow_matching(
 # --- moved to another shape
 
 
-def run_moved(family: Any, one: Job, mates: Sequence[Job], steps: int, finish: Make) -> torch.Tensor:
+def run_moved(family: Any, one: Job, other_jobs: Sequence[Job], steps: int, finish: Make) -> torch.Tensor:
     """Starts the job beside others in a wide engine and ends it alone in a narrow one with other buckets."""
-    wide = Engine({family.name: family}, rows=16, buckets=(1, 2, 4, 8, 16))
-    for each in (*mates, one):
-        wide.add(each)
+    wide_engine = Engine({family.name: family}, rows=16, buckets=(1, 2, 4, 8, 16))
+    for each in (*other_jobs, one):
+        wide_engine.add(each)
     for _ in range(steps):
-        wide.step()
-    narrow = Engine({family.name: family}, rows=1, buckets=(1, 3))
-    narrow.add(one, wide.take_snapshots(one.id, 1))
-    assert narrow.take_snapshots(one.id, 1)[0].k == steps
-    return finish(narrow)[one.id, 0]
+        wide_engine.step()
+    narrow_engine = Engine({family.name: family}, rows=1, buckets=(1, 3))
+    narrow_engine.add(one, wide_engine.take_snapshots(one.id, 1))
+    assert narrow_engine.take_snapshots(one.id, 1)[0].k == steps
+    return finish(narrow_engine)[one.id, 0]
 
 
 @pytest.mark.sampled
@@ -318,8 +332,8 @@ def run_moved(family: Any, one: Job, mates: Sequence[Job], steps: int, finish: M
 def test_a_job_that_moves_to_other_batch_shapes_draws_the_same_picture(
     embedded: StableDiffusion, picture: Make, job: Make, finish: Make, sampler: str
 ) -> None:
-    one, mate = job(picture(sampler=sampler, steps=8)), job(picture("a dog", count=3), user="bob")
-    latents = run_moved(embedded, one, [mate], 4, finish)
+    one, other_job = job(picture(sampler=sampler, steps=8)), job(picture("a dog", count=3), user="bob")
+    latents = run_moved(embedded, one, [other_job], 4, finish)
     assert decoded_psnr(embedded, latents, run_uninterrupted(embedded, one, finish)[one.id, 0]) >= LEAST_PSNR
 
 
@@ -327,11 +341,11 @@ def test_a_job_that_moves_to_other_batch_shapes_draws_the_same_picture(
 def test_a_flow_matching_job_that_moves_draws_the_same_picture(
     flow: Any, picture: Make, job: Make, finish: Make, sampler: str
 ) -> None:
-    one, mate = (
+    one, other_job = (
         job(picture(family=flow, sampler=sampler)),
         job(picture("a dog", flow, sampler="euler", count=3), user="bob"),
     )
-    latents = run_moved(flow, one, [mate], 5, finish)
+    latents = run_moved(flow, one, [other_job], 5, finish)
     assert decoded_psnr(flow, latents, run_uninterrupted(flow, one, finish)[one.id, 0]) >= LEAST_PSNR
 
 
@@ -340,53 +354,55 @@ def test_a_flow_matching_job_that_moves_draws_the_same_picture(
 
 @pytest.mark.slow
 @pytest.mark.asyncio
-async def test_a_faulty_job_fails_and_its_worker_takes_the_next(shop: Shop) -> None:
-    usual: dict[str, Family] = shop.loaded
-    faulty = FaultyFamily(usual["embedded"], fail_for_pictures)
-    shop.loaded = {"embedded": faulty}  # pyright: ignore[reportAttributeAccessIssue]
-    _, task = await shop.worker()
-    await shop.bot.dispatch(a_job())
-    end = (await shop.results())[-1]
+async def test_a_faulty_job_fails_and_its_worker_takes_the_next(harness: WorkerHarness) -> None:
+    defaults: dict[str, Family] = harness.families
+    faulty_family = FaultyFamily(defaults["embedded"], fail_for_pictures)
+    harness.families = {"embedded": faulty_family}  # pyright: ignore[reportAttributeAccessIssue]
+    _, task = await harness.start_worker()
+    await harness.bot.dispatch(make_job())
+    end = (await harness.collect_results())[-1]
     assert isinstance(end, FailedJob)
     assert end.blame == "model"
-    faulty._before = lambda *_: None
-    await shop.bot.dispatch(a_job(OTHER))
-    assert isinstance((await shop.results(OTHER))[-1], JobFinished)
+    faulty_family._before = lambda *_: None
+    await harness.bot.dispatch(make_job(OTHER_JOB))
+    assert isinstance((await harness.collect_results(OTHER_JOB))[-1], JobFinished)
     assert not task.done()
 
 
 @pytest.mark.slow
 @pytest.mark.asyncio
-async def test_after_a_lost_device_another_worker_resumes_from_the_snapshot(shop: Shop) -> None:
-    usual, lost = shop.loaded, list[bool]()
+async def test_after_a_lost_device_another_worker_resumes_from_the_snapshot(harness: WorkerHarness) -> None:
+    defaults, fail_once = harness.families, list[bool]()
 
-    def lose(*_: object) -> None:
+    def raise_device_error(*_: object) -> None:
         time.sleep(STEP_SECONDS)
-        if lost:
+        if fail_once:
             raise RuntimeError("CUDA error: device-side assert triggered")
 
-    shop.loaded = {"embedded": FaultyFamily(usual["embedded"], lose)}  # pyright: ignore[reportAttributeAccessIssue]
-    job = a_job(steps=STEPS)
-    worker, task = await shop.worker("one")
-    await shop.bot.dispatch(job)
-    run = await midway(worker)
-    await until(lambda: run.steps_saved)
-    lost.append(True)
+    harness.families = {"embedded": FaultyFamily(defaults["embedded"], raise_device_error)}  # pyright: ignore[reportAttributeAccessIssue]
+    job = make_job(steps=STEPS)
+    worker, task = await harness.start_worker("one")
+    await harness.bot.dispatch(job)
+    run = await wait_until_midway(worker)
+    await wait_until(lambda: run.steps_saved)
+    fail_once.append(True)
     with pytest.raises(Stuck, match="device-side assert"):
         await asyncio.wait_for(task, 30)
-    shop.loaded = usual
-    snapshots = await shop.bot.get_snapshots(JOB)
-    await shop.worker("two")
-    results = await shop.results()
-    starts = [value for value in results if isinstance(value, JobStarted)]
-    assert [(start.worker, start.step) for start in starts] == [("one", 0), ("two", snapshots[0].k)]
+    harness.families = defaults
+    snapshots = await harness.bot.get_snapshots(JOB)
+    await harness.start_worker("two")
+    results = await harness.collect_results()
+    start_messages = [value for value in results if isinstance(value, JobStarted)]
+    assert [(start.worker, start.step) for start in start_messages] == [("one", 0), ("two", snapshots[0].k)]
     assert snapshots[0].k > 0
-    assert [value.sha256 for value in results if isinstance(value, PictureReady)] == await uninterrupted(shop, job)
+    assert [value.sha256 for value in results if isinstance(value, PictureReady)] == await hash_local_pictures(
+        harness, job
+    )
 
 
-@pytest.mark.parametrize("lost", [True, False])
+@pytest.mark.parametrize("is_device_lost", [True, False])
 def test_a_lost_device_before_the_first_step_is_told_from_a_failing_model(
-    embedded: StableDiffusion, monkeypatch: pytest.MonkeyPatch, lost: bool
+    embedded: StableDiffusion, monkeypatch: pytest.MonkeyPatch, is_device_lost: bool
 ) -> None:
     class FailingEncoder(FaultyFamily):
         def encode_conditioning(self, *_: object, **__: object) -> Conditioning:
@@ -402,16 +418,16 @@ def test_a_lost_device_before_the_first_step_is_told_from_a_failing_model(
         thread = EngineThread(engine, Watchdog(), lambda *_: None, errors.append)
         thread.start()
         try:
-            await thread.call(lambda each: each.add(a_job()))
+            await thread.call(lambda each: each.add(make_job()))
         finally:
             await thread.stop()
             await asyncio.sleep(0)
 
-    if lost:
+    if is_device_lost:
         monkeypatch.setattr("engine.core.fault_isolation.torch.zeros", fail)
-    with pytest.raises(DeviceLost if lost else JobRejected):
+    with pytest.raises(DeviceLost if is_device_lost else JobRejected):
         asyncio.run(add())
-    assert [type(each) for each in errors] == ([DeviceLost] if lost else [])
+    assert [type(each) for each in errors] == ([DeviceLost] if is_device_lost else [])
 
 
 @pytest.mark.parametrize("kind", ["memory", "text"])
@@ -440,32 +456,34 @@ program._exit_now(program.main(sys.argv[1:]))
 
 @pytest.mark.slow
 @pytest.mark.asyncio
-@pytest.mark.parametrize("shop", [BusLimits().lease], indirect=True)
+@pytest.mark.parametrize("harness", [BusLimits().lease], indirect=True)
 async def test_a_worker_process_with_a_lost_device_ends_with_the_stuck_exit_code(
-    shop: Shop, tmp_path: Path, calibration: Path
+    harness: WorkerHarness, tmp_path: Path, calibration: Path
 ) -> None:
     await asyncio.to_thread(shutil.copy, calibration, tmp_path)
     mark = tmp_path / "lost"
     environment = {
-        **os.environ, "DARKROOM_NATS_TOKEN": shop.broker.token, "OMP_NUM_THREADS": "1", "LOST": str(mark),
+        **os.environ, "DARKROOM_NATS_TOKEN": harness.broker.token, "OMP_NUM_THREADS": "1", "LOST": str(mark),
         "SLOWLY": str(STEP_SECONDS),
     }  # fmt: skip
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", PROGRAM, "serve", "--nats", shop.broker.url, "--name", "one", "--data", str(tmp_path),
+        sys.executable, "-c", PROGRAM, "serve", "--nats", harness.broker.url, "--name", "one", "--data", str(tmp_path),
         env=environment,
     )  # fmt: skip
-    await until(lambda: "one" in shop.bot.workers or process.returncode is not None, 120)
-    job = a_job(steps=STEPS)
-    await shop.bot.dispatch(job)
-    assert (await shop.started()).worker == "one"
+    await wait_until(lambda: "one" in harness.bot.workers or process.returncode is not None, 120)
+    job = make_job(steps=STEPS)
+    await harness.bot.dispatch(job)
+    assert (await harness.wait_for_start()).worker == "one"
     async with asyncio.timeout(60):
-        while not (snapshots := await shop.bot.get_snapshots(JOB)):
+        while not (snapshots := await harness.bot.get_snapshots(JOB)):
             await asyncio.sleep(0.05)
     await asyncio.to_thread(mark.touch)
     assert await asyncio.wait_for(process.wait(), 30) == EXIT_STUCK
-    await shop.worker("two")
-    results = await shop.results()
-    starts = [value for value in results if isinstance(value, JobStarted)]
-    assert [start.worker for start in starts] == ["two"]
-    assert starts[0].step >= snapshots[0].k > 0
-    assert [value.sha256 for value in results if isinstance(value, PictureReady)] == await uninterrupted(shop, job)
+    await harness.start_worker("two")
+    results = await harness.collect_results()
+    start_messages = [value for value in results if isinstance(value, JobStarted)]
+    assert [start.worker for start in start_messages] == ["two"]
+    assert start_messages[0].step >= snapshots[0].k > 0
+    assert [value.sha256 for value in results if isinstance(value, PictureReady)] == await hash_local_pictures(
+        harness, job
+    )

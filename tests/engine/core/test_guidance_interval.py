@@ -34,13 +34,15 @@ def compute_by_hand(affine: Any, recipe: Recipe) -> torch.Tensor:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(recipe.seed)) * table.init_sigma
     words, empty = (affine.encode_conditioning(text, recipe)[0] for text in (recipe.concepts[0].text, ""))
     for k in range(recipe.steps):
-        at = dict(zip(COLUMNS, table.table[k].tolist(), strict=True))
+        coefficients = dict(zip(COLUMNS, table.table[k].tolist(), strict=True))
         conditional, unconditional = (
-            affine.denoise(x[None] * at["c"], torch.tensor([at["t"]]), (each[None],), "float32")[0]
+            affine.denoise(x[None] * coefficients["c"], torch.tensor([coefficients["t"]]), (each[None],), "float32")[0]
             for each in (words, empty)
         )
-        out = unconditional + recipe.guidance * (conditional - unconditional) if is_guided(recipe, k) else conditional
-        x = at["A"] * x + at["B"] * out
+        output = (
+            unconditional + recipe.guidance * (conditional - unconditional) if is_guided(recipe, k) else conditional
+        )
+        x = coefficients["A"] * x + coefficients["B"] * output
     return x
 
 
@@ -79,18 +81,20 @@ def test_a_pinned_forward_is_smaller_outside_the_interval(affine: Any, recipe: M
 
 
 def test_rows_are_counted_and_charged_as_they_are_used(recipe: Make) -> None:
-    whole, half = recipe(count=4, guidance=4.0), recipe(count=4, guidance=4.0, guidance_start=0.5)
+    fully_guided, half_guided = recipe(count=4, guidance=4.0), recipe(count=4, guidance=4.0, guidance_start=0.5)
     assert (
-        count_rows(half),
-        count_rows(half, is_guidance_on=False),
-        count_row_steps(whole),
-        count_row_steps(half),
+        count_rows(half_guided),
+        count_rows(half_guided, is_guidance_on=False),
+        count_row_steps(fully_guided),
+        count_row_steps(half_guided),
     ) == (8, 4, 80, 60)
-    three = recipe(concepts=(Concept("a", 2.0), Concept("b", 1.0), Concept("c", -1.0)), guidance_stop=0.5)
-    assert (count_rows(three), count_rows(three, is_guidance_on=False)) == (4, 4)
-    away = recipe(concepts=(Concept("a", 1.0), Concept("b", -1.0)), guidance_stop=0.5)
-    assert count_rows(away, is_guidance_on=False) == count_rows(away) == 3
-    assert [pinned_bucket(each, False) for each in (recipe(bucket=8), recipe(bucket=8, guidance_start=0.5), whole)] == [
+    three_concepts = recipe(concepts=(Concept("a", 2.0), Concept("b", 1.0), Concept("c", -1.0)), guidance_stop=0.5)
+    assert (count_rows(three_concepts), count_rows(three_concepts, is_guidance_on=False)) == (4, 4)
+    with_negative = recipe(concepts=(Concept("a", 1.0), Concept("b", -1.0)), guidance_stop=0.5)
+    assert count_rows(with_negative, is_guidance_on=False) == count_rows(with_negative) == 3
+    assert [
+        pinned_bucket(each, False) for each in (recipe(bucket=8), recipe(bucket=8, guidance_start=0.5), fully_guided)
+    ] == [
         4,
         4,
         None,
@@ -101,10 +105,12 @@ def test_rows_are_counted_and_charged_as_they_are_used(recipe: Make) -> None:
 def test_the_cost_falls_with_the_rows(recipe: Make) -> None:
     from bot.queue.model_catalog import SHIPPED_MODEL
 
-    whole, half = (recipe(guidance=4.0, guidance_start=start, width=64, height=64) for start in (0.0, 0.5))
+    fully_guided, half_guided = (
+        recipe(guidance=4.0, guidance_start=start, width=64, height=64) for start in (0.0, 0.5)
+    )
     other = SHIPPED_MODEL.encode_ms * 2 / 1000 + SHIPPED_MODEL.decode_ms / 1000
-    assert estimate_cost(half, SHIPPED_MODEL) - other == pytest.approx(
-        0.75 * (estimate_cost(whole, SHIPPED_MODEL) - other)
+    assert estimate_cost(half_guided, SHIPPED_MODEL) - other == pytest.approx(
+        0.75 * (estimate_cost(fully_guided, SHIPPED_MODEL) - other)
     )
 
 

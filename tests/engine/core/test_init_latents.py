@@ -22,7 +22,15 @@ from engine.core.init_latents import InitLatents, load_init_latents
 from engine.core.noise import slerp
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.worker.simulated_model import SimulatedModel
-from shared.init_image_jobs import Blobs, forward, half_mask, raw, saved, scene, stored
+from shared.init_image_jobs import (
+    Blobs,
+    draw_half_mask,
+    draw_scene,
+    encode_picture,
+    hash_blobs,
+    make_image_to_image,
+    to_bytes,
+)
 
 Make = Callable[..., Any]
 JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
@@ -30,14 +38,14 @@ LATENTS = torch.arange(64, dtype=torch.float32).view(4, 4, 4) / 10
 
 
 def recipe_with_init_images(recipe: Make, pictures: list[bytes], mask: bytes | None = None) -> tuple[Recipe, Blobs]:
-    start, blobs = forward(pictures, 0.5, mask)
+    start, blobs = make_image_to_image(pictures, 0.5, mask)
     return recipe(model="embedded", width=64, height=64, start=start), blobs
 
 
 def read_init(one: Recipe, blobs: Blobs, family: Any) -> InitLatents:
-    beginning = load_init_latents(one, blobs, family)
-    assert beginning is not None
-    return beginning
+    init_latents = load_init_latents(one, blobs, family)
+    assert init_latents is not None
+    return init_latents
 
 
 def test_a_recipe_without_an_init_image_has_no_init_latents(embedded: StableDiffusion, recipe: Make) -> None:
@@ -46,39 +54,41 @@ def test_a_recipe_without_an_init_image_has_no_init_latents(embedded: StableDiff
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
 def test_an_init_image_is_cropped_to_the_size_and_encoded(embedded: StableDiffusion, recipe: Make, form: str) -> None:
-    content = saved(scene((200, 120)), form)
-    beginning = read_init(*recipe_with_init_images(recipe, [content]), embedded)
+    content = encode_picture(draw_scene((200, 120)), form)
+    init_latents = read_init(*recipe_with_init_images(recipe, [content]), embedded)
     with Image.open(BytesIO(content)) as picture:
-        fitted = ImageOps.fit(picture.convert("RGB"), (64, 64), Image.Resampling.LANCZOS)
-    assert torch.equal(beginning.latents, embedded.encode_image(fitted))
-    assert (beginning.mask, beginning.x0, beginning.init_image) == (None, None, None)
+        fitted_picture = ImageOps.fit(picture.convert("RGB"), (64, 64), Image.Resampling.LANCZOS)
+    assert torch.equal(init_latents.latents, embedded.encode_image(fitted_picture))
+    assert (init_latents.mask, init_latents.x0, init_latents.init_image) == (None, None, None)
 
 
 def test_several_init_images_are_blended_by_weight(embedded: StableDiffusion, recipe: Make) -> None:
-    pictures = [saved(scene(colour=colour)) for colour in ("red", "yellow", "white")]
-    names = [name for each in pictures for name in stored(each)]
-    z = [embedded.encode_image(scene(colour=colour)) for colour in ("red", "yellow", "white")]
+    pictures = [encode_picture(draw_scene(colour=colour)) for colour in ("red", "yellow", "white")]
+    names = [name for each in pictures for name in hash_blobs(each)]
+    z = [embedded.encode_image(draw_scene(colour=colour)) for colour in ("red", "yellow", "white")]
 
-    def blend(*weights: float) -> torch.Tensor:
+    def blend_latents(*weights: float) -> torch.Tensor:
         start = ImageToImage(tuple(map(InitImage, names[: len(weights)], weights)), 0.5)
-        return read_init(recipe(width=64, height=64, start=start), stored(*pictures), embedded).latents
+        return read_init(recipe(width=64, height=64, start=start), hash_blobs(*pictures), embedded).latents
 
-    torch.testing.assert_close(blend(1, 3), slerp(z[0], z[1], 0.75))
-    torch.testing.assert_close(blend(1, 1, 2), slerp(slerp(z[0], z[1], 0.5), z[2], 0.5))
-    torch.testing.assert_close(blend(100, 1e-6), z[0], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(blend_latents(1, 3), slerp(z[0], z[1], 0.75))
+    torch.testing.assert_close(blend_latents(1, 1, 2), slerp(slerp(z[0], z[1], 0.5), z[2], 0.5))
+    torch.testing.assert_close(blend_latents(100, 1e-6), z[0], rtol=1e-3, atol=1e-3)
 
 
 def test_a_mask_becomes_binary_and_is_scaled_to_the_latents(embedded: StableDiffusion, recipe: Make) -> None:
     """It equals the mask of diffusers' mask processor and interpolation."""
-    mask = half_mask().rotate(30, Image.Resampling.BICUBIC)
-    beginning = read_init(*recipe_with_init_images(recipe, [saved(scene())], mask=saved(mask)), embedded)
+    mask = draw_half_mask().rotate(30, Image.Resampling.BICUBIC)
+    init_latents = read_init(
+        *recipe_with_init_images(recipe, [encode_picture(draw_scene())], mask=encode_picture(mask)), embedded
+    )
     processor: Any = VaeImageProcessor(do_normalize=False, do_binarize=True, do_convert_grayscale=True)
     expected = torch.nn.functional.interpolate(processor.preprocess(mask, 64, 64), size=(8, 8))[0]
-    assert beginning.mask is not None
-    assert torch.equal(beginning.mask, expected)
+    assert init_latents.mask is not None
+    assert torch.equal(init_latents.mask, expected)
     assert 0 < float(expected.mean()) < 1
-    assert beginning.init_image is not None
-    assert beginning.init_image.size == (64, 64)
+    assert init_latents.init_image is not None
+    assert init_latents.init_image.size == (64, 64)
 
 
 def giant_png(width: int, height: int) -> bytes:
@@ -93,43 +103,45 @@ def giant_png(width: int, height: int) -> bytes:
 HOSTILE = {
     "nothing": (b"", "cannot be read"),
     "text": (b"<svg/>", "cannot be read"),
-    "cut off": (saved(scene())[:200], "cannot be read"),
-    "a GIF": (saved(scene(), "GIF"), "cannot be read"),
-    "a BMP": (saved(scene(), "BMP"), "cannot be read"),
+    "cut off": (encode_picture(draw_scene())[:200], "cannot be read"),
+    "a GIF": (encode_picture(draw_scene(), "GIF"), "cannot be read"),
+    "a BMP": (encode_picture(draw_scene(), "BMP"), "cannot be read"),
     "too large": (giant_png(5000, 5000), "too large"),
     "far too large": (giant_png(50_000, 50_000), "too large"),
     "no pixels": (giant_png(64, 64), "cannot be read"),
 }
 
 
-@pytest.mark.parametrize("which", ["picture", "mask"])
-@pytest.mark.parametrize(("content", "why"), HOSTILE.values(), ids=list(HOSTILE))
-def test_a_hostile_picture_is_refused_with_a_sentence(recipe: Make, content: bytes, why: str, which: str) -> None:
-    pictures, mask = ([content], None) if which == "picture" else ([saved(scene())], content)
-    with pytest.raises(JobRejected, match=why) as refused:
+@pytest.mark.parametrize("blob_name", ["picture", "mask"])
+@pytest.mark.parametrize(("content", "reason"), HOSTILE.values(), ids=list(HOSTILE))
+def test_a_hostile_picture_is_refused_with_a_sentence(
+    recipe: Make, content: bytes, reason: str, blob_name: str
+) -> None:
+    pictures, mask = ([content], None) if blob_name == "picture" else ([encode_picture(draw_scene())], content)
+    with pytest.raises(JobRejected, match=reason) as error:
         load_init_latents(*recipe_with_init_images(recipe, pictures, mask=mask), SimulatedModel(0.1))
-    assert refused.value.blame == "us"
+    assert error.value.blame == "us"
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_a_damaged_picture_is_read_or_refused_with_a_sentence(data: st.DataObject) -> None:
     form = data.draw(st.sampled_from(["PNG", "JPEG", "WEBP"]))
-    content = bytearray(saved(scene((16, 16)), form))
+    content = bytearray(encode_picture(draw_scene((16, 16)), form))
     for _ in range(data.draw(st.integers(1, 8))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    start, blobs = forward([bytes(content)], 0.5)
+    start, blobs = make_image_to_image([bytes(content)], 0.5)
     with suppress(JobRejected):
         assert read_init(make_simulated_recipe(start), blobs, SimulatedModel(0.1)).latents.shape == (4, 4, 4)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (17, 5)])
 def test_odd_picture_sizes_are_fitted(size: tuple[int, int]) -> None:
-    start, blobs = forward([saved(scene(size))], 0.5, saved(half_mask(size)))
-    beginning = read_init(make_simulated_recipe(start), blobs, SimulatedModel(0.1))
-    assert beginning.latents.shape == (4, 4, 4)
-    assert beginning.mask is not None
-    assert beginning.mask.shape == (1, 4, 4)
+    start, blobs = make_image_to_image([encode_picture(draw_scene(size))], 0.5, encode_picture(draw_half_mask(size)))
+    init_latents = read_init(make_simulated_recipe(start), blobs, SimulatedModel(0.1))
+    assert init_latents.latents.shape == (4, 4, 4)
+    assert init_latents.mask is not None
+    assert init_latents.mask.shape == (1, 4, 4)
 
 
 def make_simulated_recipe(start: Any, **fields: Any) -> Recipe:
@@ -141,19 +153,19 @@ def make_simulated_recipe(start: Any, **fields: Any) -> Recipe:
 
 
 def test_a_missing_blob_is_blamed_on_us() -> None:
-    start, blobs = forward([saved(scene())], 0.5, saved(half_mask()))
+    start, blobs = make_image_to_image([encode_picture(draw_scene())], 0.5, encode_picture(draw_half_mask()))
     for name in blobs:
-        with pytest.raises(JobRejected, match="no longer stored") as refused:
+        with pytest.raises(JobRejected, match="no longer stored") as error:
             load_init_latents(
                 make_simulated_recipe(start),
                 {other: blobs[other] for other in blobs if other != name},
                 SimulatedModel(0.1),
             )
-        assert refused.value.blame == "us"
+        assert error.value.blame == "us"
 
 
 def make_ladder(**fields: Any) -> bytes:
-    keyframes = [Keyframe(step, b"", raw(LATENTS + step), raw(LATENTS - step)) for step in (2, 4)]
+    keyframes = [Keyframe(step, b"", to_bytes(LATENTS + step), to_bytes(LATENTS - step)) for step in (2, 4)]
     defaults: dict[str, Any] = {
         "job": JOB,
         "image": 0,
@@ -165,40 +177,43 @@ def make_ladder(**fields: Any) -> bytes:
 
 
 def read_branch(content: bytes, step: int = 4, **fields: Any) -> InitLatents:
-    (name,) = stored(content)
+    (name,) = hash_blobs(content)
     return read_init(make_simulated_recipe(Branch(name, step), **fields), {name: content}, SimulatedModel(0.1))
 
 
 def test_a_branch_starts_from_the_latents_and_x0_of_its_keyframe() -> None:
-    beginning = read_branch(make_ladder())
-    assert torch.equal(beginning.latents, LATENTS + 4)
-    assert beginning.x0 is not None
-    assert torch.equal(beginning.x0, LATENTS - 4)
+    init_latents = read_branch(make_ladder())
+    assert torch.equal(init_latents.latents, LATENTS + 4)
+    assert init_latents.x0 is not None
+    assert torch.equal(init_latents.x0, LATENTS - 4)
 
 
 @pytest.mark.parametrize("step", [1, 3, 7])
 def test_a_branch_from_a_keyframe_without_latents_is_refused(step: int) -> None:
-    with pytest.raises(JobRejected, match=f"no keyframe at step {step}, only at 2, 4") as refused:
+    with pytest.raises(JobRejected, match=f"no keyframe at step {step}, only at 2, 4") as error:
         read_branch(make_ladder(), step)
-    assert refused.value.blame == "member"
+    assert error.value.blame == "member"
 
 
 NAN = torch.full((4, 4, 4), float("nan"))
 BAD_LADDERS = {
     "no ladder": (b"\x00", "cannot be read"),
-    "a picture": (saved(scene()), "cannot be read"),
+    "a picture": (encode_picture(draw_scene()), "cannot be read"),
     "another shape": (make_ladder(shape=(4, 8, 8)), "another size"),
     "more steps": (make_ladder(of=9), "another number of steps"),
     "fewer steps": (make_ladder(of=7), "another number of steps"),
-    "short latents": (make_ladder(rungs=(Keyframe(4, b"", raw(LATENTS)[:-4], raw(LATENTS)),)), "wrong size"),
-    "long history": (make_ladder(rungs=(Keyframe(4, b"", raw(LATENTS), raw(LATENTS) * 2),)), "wrong size"),
-    "no numbers": (make_ladder(rungs=(Keyframe(4, b"", raw(NAN), raw(LATENTS)),)), "not finite"),
-    "an infinite estimate": (make_ladder(rungs=(Keyframe(4, b"", raw(LATENTS), raw(LATENTS / 0)),)), "not finite"),
+    "short latents": (make_ladder(rungs=(Keyframe(4, b"", to_bytes(LATENTS)[:-4], to_bytes(LATENTS)),)), "wrong size"),
+    "long history": (make_ladder(rungs=(Keyframe(4, b"", to_bytes(LATENTS), to_bytes(LATENTS) * 2),)), "wrong size"),
+    "no numbers": (make_ladder(rungs=(Keyframe(4, b"", to_bytes(NAN), to_bytes(LATENTS)),)), "not finite"),
+    "an infinite estimate": (
+        make_ladder(rungs=(Keyframe(4, b"", to_bytes(LATENTS), to_bytes(LATENTS / 0)),)),
+        "not finite",
+    ),
     "no latents at all": (make_ladder(rungs=(Keyframe(4, b""),)), "has no keyframe to branch from"),
 }
 
 
-@pytest.mark.parametrize(("content", "why"), BAD_LADDERS.values(), ids=list(BAD_LADDERS))
-def test_a_hostile_ladder_is_refused_with_a_sentence(content: bytes, why: str) -> None:
-    with pytest.raises(JobRejected, match=why):
+@pytest.mark.parametrize(("content", "reason"), BAD_LADDERS.values(), ids=list(BAD_LADDERS))
+def test_a_hostile_ladder_is_refused_with_a_sentence(content: bytes, reason: str) -> None:
+    with pytest.raises(JobRejected, match=reason):
         read_branch(content)

@@ -24,7 +24,7 @@ from engine.contract.rejection import JobRejected
 from engine.core.job_images import build_images
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.output.image_encoding import format_parameters
-from shared.init_image_jobs import developed
+from shared.init_image_jobs import run_job
 
 Make = Callable[..., Any]
 
@@ -43,17 +43,17 @@ def build_recipe(recipe: Make) -> Make:
 def test_an_interpolation_has_plain_pictures_at_its_ends_and_a_mixed_middle(
     embedded: StableDiffusion, build_recipe: Make, job: Make, sampler: str
 ) -> None:
-    common = {"steps": 6, "sampler": sampler, "seed": 9}
-    frames = developed(job(build_recipe("cat", count=3, walk=Interpolation("dog", 0, 3), **common)), {}, embedded)
+    common_fields = {"steps": 6, "sampler": sampler, "seed": 9}
+    frames = run_job(job(build_recipe("cat", count=3, walk=Interpolation("dog", 0, 3), **common_fields)), {}, embedded)
     half = (Concept("cat", 0.5), Concept("dog", 0.5))
-    plain = [
-        build_recipe("cat", **common),
-        build_recipe(concepts=half, mixed=True, **common),
-        build_recipe("dog", **common),
+    plain_jobs = [
+        build_recipe("cat", **common_fields),
+        build_recipe(concepts=half, mixed=True, **common_fields),
+        build_recipe("dog", **common_fields),
     ]
-    for frame, one in zip(frames, plain, strict=True):
-        [alone] = developed(job(one), {}, embedded)
-        assert torch.equal(frame.latents, alone.latents)
+    for frame, one in zip(frames, plain_jobs, strict=True):
+        [lone_image] = run_job(job(one), {}, embedded)
+        assert torch.equal(frame.latents, lone_image.latents)
     assert float((frames[0].latents - frames[2].latents).abs().max()) > 0.1
 
 
@@ -66,12 +66,12 @@ def test_several_jobs_form_one_interpolation(recipe: Make) -> None:
     assert images[-1].concepts == (Concept("dog"),)
     assert [image.mixed for image in images] == [False, *[True] * 8, False]
     shares = [sum(one.weight for one in image.concepts if one.text == "dog") for image in images]
-    assert shares == pytest.approx([place / 9 for place in range(10)])
+    assert shares == pytest.approx([index / 9 for index in range(10)])
     assert all(sum(one.weight for one in image.concepts) == pytest.approx(1.0) for image in images)
     assert {noise_seed(part, image) for part in parts for image in range(part.count)} == {parts[0].seed}
     assert [count_rows(part) for part in parts] == [count_rows(recipe("cat", count=part.count)) for part in parts]
     assert all(
-        recipe_for_image(image, place % 4) == image for place, image in enumerate(images[:4])
+        recipe_for_image(image, index % 4) == image for index, image in enumerate(images[:4])
     )  # it is idempotent
 
 
@@ -84,15 +84,15 @@ def test_an_interpolation_between_seeds_passes_through_every_seed(recipe: Make) 
         ]
         images = [recipe_for_image(part, image) for part in parts for image in range(part.count)]
         assert [image.seed for image in images if not image.lineage] == list(seeds)
-        legs = len(seeds) - 1
-        for place, image in enumerate(images):
-            leg, share = divmod(place * legs / 12, 1)
+        leg_count = len(seeds) - 1
+        for index, image in enumerate(images):
+            leg_index, share = divmod(index * leg_count / 12, 1)
             if image.lineage:
                 (left,) = image.lineage
-                assert (left.seed, left.index, left.strength) == (seeds[int(leg)], 0, pytest.approx(share))
-                assert image.seed == seeds[int(leg) + 1]
-            assert recipe_for_image(image, place % 4) == image
-            assert noise_seed(image, place % 4) == image.seed
+                assert (left.seed, left.index, left.strength) == (seeds[int(leg_index)], 0, pytest.approx(share))
+                assert image.seed == seeds[int(leg_index) + 1]
+            assert recipe_for_image(image, index % 4) == image
+            assert noise_seed(image, index % 4) == image.seed
             assert image.concepts == grid.concepts
 
 
@@ -100,21 +100,21 @@ def test_an_interpolation_between_seeds_passes_through_every_seed(recipe: Make) 
 def test_an_interpolation_between_seeds_contains_the_grids_pictures(
     embedded: StableDiffusion, build_recipe: Make, job: Make
 ) -> None:
-    grid = developed(job(build_recipe("cat", steps=4, seed=7, count=2)), {}, embedded)
-    frames = developed(
+    grid = run_job(job(build_recipe("cat", steps=4, seed=7, count=2)), {}, embedded)
+    frames = run_job(
         job(build_recipe("cat", steps=4, seed=7, count=3, walk=Interpolation(None, 0, 3, (7, 8)))), {}, embedded
     )
     assert torch.equal(frames[0].latents, grid[0].latents)
     assert torch.equal(frames[2].latents, grid[1].latents)
     half = build_recipe("cat", steps=4, seed=8, lineage=(NoiseAncestor(7, 0, 0.5),))
-    [middle] = developed(job(half), {}, embedded)
-    assert torch.equal(frames[1].latents, middle.latents)
+    [middle_image] = run_job(job(half), {}, embedded)
+    assert torch.equal(frames[1].latents, middle_image.latents)
 
 
 def test_an_interpolation_has_recipe_version_5_and_parameters_per_picture() -> None:
-    known: dict[str, Any] = {"sampler": "ddim", "steps": 9, "guidance": 3.0, "width": 64, "height": 64}
+    known_fields: dict[str, Any] = {"sampler": "ddim", "steps": 9, "guidance": 3.0, "width": 64, "height": 64}
     one = Recipe(
-        concepts=(Concept("cat"),), model="m", seed=5, dtype="float32", walk=Interpolation("dog", 4, 9), **known
+        concepts=(Concept("cat"),), model="m", seed=5, dtype="float32", walk=Interpolation("dog", 4, 9), **known_fields
     )
     assert one.v == 5
     assert decode(encode(one), Recipe) == one

@@ -45,4 +45,6 @@ def test_keyframes_are_evenly_spaced_in_log_snr() -> None:
 
 
 def test_every_fourth_keyframe_keeps_latents() -> None:
-    assert [rung for rung in range(MAX_KEYFRAMES) if has_latents(rung)] == list(range(3, 48, 4))
+    assert [keyframe_index for keyframe_index in range(MAX_KEYFRAMES) if has_latents(keyframe_index)] == list(
+        range(3, 48, 4)
+    )

@@ -21,14 +21,14 @@ from engine.output.decode_worker import DecodeWorker
 from engine.worker.local_run import run_locally
 from shared.init_image_jobs import (
     Blobs,
-    added,
-    developed,
-    forward,
-    half_mask,
-    ladder_of,
-    saved,
-    scene,
-    stored,
+    add_job,
+    draw_half_mask,
+    draw_scene,
+    encode_ladder,
+    encode_picture,
+    hash_blobs,
+    make_image_to_image,
+    run_job,
 )
 
 Make = Callable[..., Any]
@@ -49,10 +49,10 @@ def build_recipe(recipe: Make) -> Make:
 def run_together(family: StableDiffusion, jobs: list[tuple[Job, Blobs]]) -> dict[tuple[str, int], torch.Tensor]:
     """Runs all jobs in one engine, each added two steps after the one before."""
     engine, latents_by_image = Engine({"embedded": family}), dict[tuple[str, int], torch.Tensor]()
-    waiting = list(jobs)
-    while waiting or not engine.is_idle:
-        if waiting:
-            added(engine, *waiting.pop(0), family)
+    waiting_jobs = list(jobs)
+    while waiting_jobs or not engine.is_idle:
+        if waiting_jobs:
+            add_job(engine, *waiting_jobs.pop(0), family)
         for event in (*engine.step(), *engine.step()):
             if isinstance(event, LatentsDone):
                 latents_by_image[event.job, event.image] = event.latents
@@ -63,43 +63,45 @@ def run_together(family: StableDiffusion, jobs: list[tuple[Job, Blobs]]) -> dict
 def test_all_kinds_of_jobs_in_one_batch_draw_the_same_as_alone(
     embedded: StableDiffusion, build_recipe: Make, job: Make
 ) -> None:
-    start, blobs = forward([saved(scene())], 0.6)
-    masked, both = forward([saved(scene())], 0.8, saved(half_mask()))
+    start, blobs = make_image_to_image([encode_picture(draw_scene())], 0.6)
+    masked_start, blended_start = make_image_to_image(
+        [encode_picture(draw_scene())], 0.8, encode_picture(draw_half_mask())
+    )
     jobs = [
         (job(build_recipe(steps=9)), {}),
         (job(build_recipe(steps=9, start=start, sampler="dpmpp_2m")), blobs),
-        (job(build_recipe(steps=8, start=masked, count=2)), both),
+        (job(build_recipe(steps=8, start=masked_start, count=2)), blended_start),
         (job(build_recipe(steps=7, tile=True, sampler="euler")), {}),
         (job(build_recipe(steps=9, until=0.5, sampler="ddim")), {}),
         (job(build_recipe(steps=6, mixed=True, concepts=(Concept("a dog"), Concept("a tree", 2.0)))), {}),
     ]
-    together = run_together(embedded, jobs)
-    for each, needed in jobs:
-        for event in developed(each, needed, embedded):
-            assert torch.equal(together[each.id, event.image], event.latents), each.task
+    shared_images = run_together(embedded, jobs)
+    for each, job_blobs in jobs:
+        for event in run_job(each, job_blobs, embedded):
+            assert torch.equal(shared_images[each.id, event.image], event.latents), each.task
 
 
 def test_a_lower_strength_stays_nearer_to_the_init_image(
     embedded: StableDiffusion, build_recipe: Make, job: Make
 ) -> None:
-    z = embedded.encode_image(scene())
+    z = embedded.encode_image(draw_scene())
     distances = []
     for strength in (0.05, 0.5, 1.0):
-        start, blobs = forward([saved(scene())], strength)
-        [event] = developed(job(build_recipe(steps=10, start=start, sampler="ddim")), blobs, embedded)
+        start, blobs = make_image_to_image([encode_picture(draw_scene())], strength)
+        [event] = run_job(job(build_recipe(steps=10, start=start, sampler="ddim")), blobs, embedded)
         distances.append(float((event.latents - z).square().mean()))
     assert distances[0] < 0.1 * distances[2]
     assert distances[0] < distances[1] < distances[2]
 
 
 def test_a_ladder_covers_only_the_steps_that_run(affine: Any, recipe: Make, job: Make) -> None:
-    start, blobs = forward([saved(scene())], 0.5)
-    [event] = developed(job(recipe(steps=200, start=start, until=0.8)), blobs, affine)
-    steps = [rung.step for rung in event.keyframes]
+    start, blobs = make_image_to_image([encode_picture(draw_scene())], 0.5)
+    [event] = run_job(job(recipe(steps=200, start=start, until=0.8)), blobs, affine)
+    steps = [keyframe.step for keyframe in event.keyframes]
     assert steps[0] == 101
     assert steps[-1] == 160
     assert 30 <= len(steps) <= 48
-    with_latents = [rung for rung in event.keyframes if rung.latents is not None]
+    with_latents = [keyframe for keyframe in event.keyframes if keyframe.latents is not None]
     assert len(with_latents) == len(steps) // 4
 
 
@@ -108,21 +110,21 @@ def test_a_ladder_covers_only_the_steps_that_run(affine: Any, recipe: Make, job:
 def test_an_unchanged_branch_equals_the_original_bit_for_bit(
     embedded: StableDiffusion, build_recipe: Make, job: Make, sampler: str
 ) -> None:
-    straight = job(build_recipe(steps=12, sampler=sampler))
-    [original] = developed(straight, {}, embedded)
-    blobs = stored(ladder_of(original, straight))
+    straight_job = job(build_recipe(steps=12, sampler=sampler))
+    [original] = run_job(straight_job, {}, embedded)
+    blobs = hash_blobs(encode_ladder(original, straight_job))
     for step in (4, 8):
         start = Branch(next(iter(blobs)), step)
-        [again] = developed(job(build_recipe(steps=12, sampler=sampler, start=start)), blobs, embedded)
-        assert torch.equal(again.latents, original.latents)
-        [other] = developed(job(build_recipe("a blue car", steps=12, sampler=sampler, start=start)), blobs, embedded)
-        [fresh] = developed(
+        [branch_image] = run_job(job(build_recipe(steps=12, sampler=sampler, start=start)), blobs, embedded)
+        assert torch.equal(branch_image.latents, original.latents)
+        [other] = run_job(job(build_recipe("a blue car", steps=12, sampler=sampler, start=start)), blobs, embedded)
+        [fresh_image] = run_job(
             job(build_recipe(steps=12, sampler=sampler, start=Branch(start.ladder, step, fresh=True), seed=8)),
             blobs,
             embedded,
         )
-        for changed in (other, fresh):
-            assert float((changed.latents - original.latents).abs().max()) > 0.01
+        for different_image in (other, fresh_image):
+            assert float((different_image.latents - original.latents).abs().max()) > 0.01
 
 
 @pytest.mark.slow
@@ -130,13 +132,13 @@ def test_fresh_branches_of_one_keyframe_differ_from_each_other(
     embedded: StableDiffusion, build_recipe: Make, job: Make
 ) -> None:
     """DDIM draws no noise on its way: without fresh noise all branches would be the same picture."""
-    straight = job(build_recipe(steps=12, sampler="ddim"))
-    [original] = developed(straight, {}, embedded)
-    blobs = stored(ladder_of(original, straight))
+    straight_job = job(build_recipe(steps=12, sampler="ddim"))
+    [original] = run_job(straight_job, {}, embedded)
+    blobs = hash_blobs(encode_ladder(original, straight_job))
     images = {}
-    for fresh in (False, True):
-        start = Branch(next(iter(blobs)), 4, fresh=fresh)
-        images[fresh] = developed(job(build_recipe(steps=12, sampler="ddim", start=start, count=2)), blobs, embedded)
+    for is_fresh in (False, True):
+        start = Branch(next(iter(blobs)), 4, fresh=is_fresh)
+        images[is_fresh] = run_job(job(build_recipe(steps=12, sampler="ddim", start=start, count=2)), blobs, embedded)
     assert torch.equal(images[False][0].latents, images[False][1].latents)
     assert float((images[True][0].latents - images[True][1].latents).abs().max()) > 0.01
 
@@ -147,68 +149,70 @@ def test_a_ladder_of_an_earlier_version_works_as_far_as_its_data_goes(
     embedded: StableDiffusion, build_recipe: Make, job: Make, sampler: str
 ) -> None:
     """Version 4 stored no x0 for samplers without history."""
-    straight = job(build_recipe(steps=12, sampler=sampler))
-    [original] = developed(straight, {}, embedded)
-    old = decode(ladder_of(original, straight), Ladder)
-    rungs = tuple(msgspec.structs.replace(rung, history=None) for rung in old.rungs)
-    blobs = stored(encode(msgspec.structs.replace(old, rungs=rungs)))
+    straight_job = job(build_recipe(steps=12, sampler=sampler))
+    [original] = run_job(straight_job, {}, embedded)
+    old = decode(encode_ladder(original, straight_job), Ladder)
+    keyframes = tuple(msgspec.structs.replace(keyframe, history=None) for keyframe in old.rungs)
+    blobs = hash_blobs(encode(msgspec.structs.replace(old, rungs=keyframes)))
     start = Branch(next(iter(blobs)), 4)
     one = job(build_recipe(steps=12, sampler=sampler, start=start))
     if sampler == "dpmpp_2m":
         with pytest.raises(JobRejected, match="earlier version"):
-            developed(one, blobs, embedded)
+            run_job(one, blobs, embedded)
     else:
-        assert torch.equal(developed(one, blobs, embedded)[0].latents, original.latents)
-    fresh = job(build_recipe(steps=12, sampler=sampler, start=Branch(start.ladder, 4, fresh=True)))
-    with pytest.raises(JobRejected, match="earlier version") as refused:
-        developed(fresh, blobs, embedded)
-    assert refused.value.blame == "member"
+        assert torch.equal(run_job(one, blobs, embedded)[0].latents, original.latents)
+    fresh_job = job(build_recipe(steps=12, sampler=sampler, start=Branch(start.ladder, 4, fresh=True)))
+    with pytest.raises(JobRejected, match="earlier version") as error:
+        run_job(fresh_job, blobs, embedded)
+    assert error.value.blame == "member"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["ddpm", "dpmpp_2m"])
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("has_mask", [False, True])
 def test_a_resumed_job_with_an_init_image_draws_the_same_picture(
-    embedded: StableDiffusion, build_recipe: Make, job: Make, sampler: str, masked: bool
+    embedded: StableDiffusion, build_recipe: Make, job: Make, sampler: str, has_mask: bool
 ) -> None:
-    start, blobs = forward([saved(scene())], 0.8, saved(half_mask()) if masked else None)
+    start, blobs = make_image_to_image(
+        [encode_picture(draw_scene())], 0.8, encode_picture(draw_half_mask()) if has_mask else None
+    )
     one = job(build_recipe(steps=15, sampler=sampler, start=start, count=2))
-    expected = developed(one, blobs, embedded)
+    expected = run_job(one, blobs, embedded)
     snapshots: list[Any] = []
     for steps in (3, 4, 2):
         engine = Engine({"embedded": embedded})
-        added(engine, one, blobs, embedded, snapshots)
+        add_job(engine, one, blobs, embedded, snapshots)
         for _ in range(steps):
             engine.step()
         snapshots = engine.take_snapshots(one.id, epoch=1)
     assert [snapshot.k for snapshot in snapshots] == [3 + 9, 3 + 9]
-    for event, other in zip(developed(one, blobs, embedded, snapshots), expected, strict=True):
+    for event, other in zip(run_job(one, blobs, embedded, snapshots), expected, strict=True):
         assert torch.equal(event.latents, other.latents)
-        assert [rung.step for rung in event.keyframes] == [rung.step for rung in other.keyframes]
-        for mine, theirs in zip(event.keyframes, other.keyframes, strict=True):
-            assert torch.equal(mine.x0, theirs.x0)
-            assert (mine.latents is None) == (theirs.latents is None)
+        assert [keyframe.step for keyframe in event.keyframes] == [keyframe.step for keyframe in other.keyframes]
+        for actual_keyframe, expected_keyframe in zip(event.keyframes, other.keyframes, strict=True):
+            assert torch.equal(actual_keyframe.x0, expected_keyframe.x0)
+            assert (actual_keyframe.latents is None) == (expected_keyframe.latents is None)
 
 
 def test_a_snapshot_from_before_the_first_step_is_ignored(
     embedded: StableDiffusion, build_recipe: Make, job: Make
 ) -> None:
-    start, blobs = forward([saved(scene())], 0.5)
+    start, blobs = make_image_to_image([encode_picture(draw_scene())], 0.5)
     one = job(build_recipe(steps=10, start=start))
     engine = Engine({"embedded": embedded})
-    added(engine, one, blobs, embedded)
+    add_job(engine, one, blobs, embedded)
     [snapshot] = engine.take_snapshots(one.id, epoch=1)
-    early = msgspec.structs.replace(snapshot, k=2, x=b"\0" * len(snapshot.x))
-    [event] = developed(one, blobs, embedded, [early])
-    assert torch.equal(event.latents, developed(one, blobs, embedded)[0].latents)
+    early_snapshot = msgspec.structs.replace(snapshot, k=2, x=b"\0" * len(snapshot.x))
+    [event] = run_job(one, blobs, embedded, [early_snapshot])
+    assert torch.equal(event.latents, run_job(one, blobs, embedded)[0].latents)
 
 
 def test_latents_outside_the_mask_stay_unchanged(embedded: StableDiffusion, build_recipe: Make, job: Make) -> None:
-    start, blobs = forward([saved(scene())], 1.0, saved(half_mask()))
-    z = embedded.encode_image(scene())
+    start, blobs = make_image_to_image([encode_picture(draw_scene())], 1.0, encode_picture(draw_half_mask()))
+    z = embedded.encode_image(draw_scene())
     one = job(build_recipe(steps=8, start=start))
     engine, all_latents = Engine({"embedded": embedded}), []
-    added(engine, one, blobs, embedded)
+    add_job(engine, one, blobs, embedded)
     engine.watch(one.id)
     while not engine.is_idle:
         for event in engine.step():
@@ -221,26 +225,36 @@ def test_latents_outside_the_mask_stay_unchanged(embedded: StableDiffusion, buil
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("until", "last"), [(0.5, 10), (0.01, 1), (0.97, 19), (1.0, 20)])
+@pytest.mark.parametrize(("end_fraction", "last"), [(0.5, 10), (0.01, 1), (0.97, 19), (1.0, 20)])
 def test_an_early_end_returns_the_x0_of_that_step(
-    embedded: StableDiffusion, build_recipe: Make, job: Make, until: float, last: int
+    embedded: StableDiffusion, build_recipe: Make, job: Make, end_fraction: float, last: int
 ) -> None:
-    [original] = developed(job(build_recipe(steps=20)), {}, embedded)
-    one = job(build_recipe(steps=20, until=until))
-    [event] = developed(one, {}, embedded)
+    [original] = run_job(job(build_recipe(steps=20)), {}, embedded)
+    one = job(build_recipe(steps=20, until=end_fraction))
+    [event] = run_job(one, {}, embedded)
     assert event.keyframes[-1].step == last
-    expected = original.latents if last == 20 else next(rung.x0 for rung in original.keyframes if rung.step == last)
+    expected = (
+        original.latents
+        if last == 20
+        else next(keyframe.x0 for keyframe in original.keyframes if keyframe.step == last)
+    )
     assert torch.equal(event.latents, expected)
 
 
 def test_a_text_mixed_with_itself_equals_the_text_in_as_many_rows(
     embedded: StableDiffusion, build_recipe: Make, job: Make
 ) -> None:
-    alone = job(build_recipe("a red cat", steps=6))
-    twice = job(build_recipe(steps=6, mixed=True, concepts=(Concept("a red cat", 0.5), Concept("a red cat", 2.5))))
-    [image], [other] = (build_images(each, {"embedded": embedded}) for each in (alone, twice))
+    single_concept_job = job(build_recipe("a red cat", steps=6))
+    repeated_concept_job = job(
+        build_recipe(steps=6, mixed=True, concepts=(Concept("a red cat", 0.5), Concept("a red cat", 2.5)))
+    )
+    [image], [other] = (
+        build_images(each, {"embedded": embedded}) for each in (single_concept_job, repeated_concept_job)
+    )
     assert image.rows == other.rows == 2
-    torch.testing.assert_close(developed(alone, {}, embedded)[0].latents, developed(twice, {}, embedded)[0].latents)
+    torch.testing.assert_close(
+        run_job(single_concept_job, {}, embedded)[0].latents, run_job(repeated_concept_job, {}, embedded)[0].latents
+    )
 
 
 @pytest.mark.slow
@@ -251,11 +265,11 @@ def test_mixed_texts_draw_latents_between_those_of_each_text(
 
     def latents(first: float, second: float) -> torch.Tensor:
         concepts = (Concept("red apple", first), Concept("blue car", second))
-        [event] = developed(job(build_recipe(steps=8, mixed=True, sampler="ddim", concepts=concepts)), {}, embedded)
+        [event] = run_job(job(build_recipe(steps=8, mixed=True, sampler="ddim", concepts=concepts)), {}, embedded)
         return event.latents
 
-    [apple] = developed(job(build_recipe("red apple", steps=8, sampler="ddim")), {}, embedded)
-    distances = [float((latents(1, share) - apple.latents).square().mean()) for share in (0.02, 0.5, 5.0)]
+    [apple_image] = run_job(job(build_recipe("red apple", steps=8, sampler="ddim")), {}, embedded)
+    distances = [float((latents(1, share) - apple_image.latents).square().mean()) for share in (0.02, 0.5, 5.0)]
     assert distances[0] < distances[1] < distances[2]
 
 
@@ -267,7 +281,7 @@ def test_mixed_conditions_are_the_weighted_mean(affine: Any, recipe: Make, job: 
 
 
 @pytest.mark.parametrize(
-    ("fields", "why", "blame"),
+    ("fields", "reason", "blame"),
     [
         ({"mixed": True, "concepts": (Concept("sea"), Concept("fog", -1.0))}, "needs a weight above 0", "member"),
         ({"mixed": True, "concepts": (Concept("sea"), Concept("fog", 0.0))}, "needs a weight above 0", "member"),
@@ -277,11 +291,11 @@ def test_mixed_conditions_are_the_weighted_mean(affine: Any, recipe: Make, job: 
     ],
 )
 def test_a_job_that_cannot_start_is_refused_in_one_sentence(
-    affine: Any, recipe: Make, job: Make, fields: dict[str, Any], why: str, blame: str
+    affine: Any, recipe: Make, job: Make, fields: dict[str, Any], reason: str, blame: str
 ) -> None:
-    with pytest.raises(JobRejected, match=why) as refused:
+    with pytest.raises(JobRejected, match=reason) as error:
         build_images(job(recipe(steps=10, **fields)), {"affine": affine})
-    assert refused.value.blame == blame
+    assert error.value.blame == blame
 
 
 @pytest.mark.parametrize(
@@ -293,50 +307,54 @@ def test_options_that_whole_pipelines_lack_name_a_sampler_to_use(
     embedded: StableDiffusion, build_recipe: Make, job: Make, fields: dict[str, Any]
 ) -> None:
     one = job(build_recipe(steps=10, sampler="unipc", **fields))
-    lane = DecodeWorker({"embedded": embedded})
+    decode_worker = DecodeWorker({"embedded": embedded})
     try:
         if "start" in fields:
             with pytest.raises(JobRejected, match="take the sampler ddim"):
-                lane.encode_init_images(one, {}).result(TIMEOUT)
+                decode_worker.encode_init_images(one, {}).result(TIMEOUT)
         with pytest.raises(JobRejected, match="take the sampler ddim"):
             build_images(one, {"embedded": embedded})
     finally:
-        lane.close()
+        decode_worker.close()
 
 
 def test_a_network_without_neighbourhood_draws_the_same_with_tiling(affine: Any, recipe: Make, job: Make) -> None:
     """The shift before the network is undone after it."""
-    plain, tile = (developed(job(recipe(steps=10, tile=each)), {}, affine)[0] for each in (False, True))
-    assert torch.equal(plain.latents, tile.latents)
+    plain_image, tiled_image = (run_job(job(recipe(steps=10, tile=each)), {}, affine)[0] for each in (False, True))
+    assert torch.equal(plain_image.latents, tiled_image.latents)
 
 
 def test_tiling_shifts_the_seam_through_every_position(affine: Any, recipe: Make, job: Make) -> None:
     engine, one = Engine({"affine": affine}), job(recipe(steps=48, tile=True))
     engine.add(one)
     [image] = engine._images[one.id]
-    shifts = set[Any]()
+    shift_pairs = set[Any]()
     while not engine.is_idle:
-        shifts.add(getattr(image, "shift", None))
+        shift_pairs.add(getattr(image, "shift", None))
         engine.step()
-    assert {down for down, _ in shifts} == {right for _, right in shifts} == set(range(4))
-    assert len(shifts) == 16
+    assert {down for down, _ in shift_pairs} == {right for _, right in shift_pairs} == set(range(4))
+    assert len(shift_pairs) == 16
 
 
 def measure_seam(content: bytes) -> float:
     """The mean jump across opposite edges, relative to that between neighbouring rows and columns."""
     pixels = np.asarray(Image.open(BytesIO(content)).convert("RGB"), dtype=np.float64)
-    both = [pixels, pixels.transpose(1, 0, 2)]
-    over = np.mean([np.abs(each[0] - each[-1]).mean() for each in both])
-    return float(over / np.mean([np.abs(np.diff(each, axis=0)).mean() for each in both]))
+    both_directions = [pixels, pixels.transpose(1, 0, 2)]
+    edge_difference = np.mean([np.abs(each[0] - each[-1]).mean() for each in both_directions])
+    return float(edge_difference / np.mean([np.abs(np.diff(each, axis=0)).mean() for each in both_directions]))
 
 
 @pytest.mark.slow
 def test_the_edges_of_a_tile_fit_each_other(embedded: StableDiffusion, build_recipe: Make, job: Make) -> None:
     """The init image has very different opposite edges, and the strength keeps enough of it."""
     gradient = Image.linear_gradient("L")
-    start, blobs = forward([saved(Image.merge("RGB", (gradient, gradient.rotate(90), gradient)))], 0.5)
-    seams = {}
-    for tile in (False, True):
-        one = job(build_recipe("green tree", steps=30, tile=tile, start=start, count=2), ladder=False)
-        seams[tile] = np.mean([measure_seam(each) for each in run_locally(one, {"embedded": embedded}, blobs).pictures])
-    assert seams[True] < 0.5 * seams[False]
+    start, blobs = make_image_to_image(
+        [encode_picture(Image.merge("RGB", (gradient, gradient.rotate(90), gradient)))], 0.5
+    )
+    seam_differences = {}
+    for tiled_image in (False, True):
+        one = job(build_recipe("green tree", steps=30, tile=tiled_image, start=start, count=2), ladder=False)
+        seam_differences[tiled_image] = np.mean(
+            [measure_seam(each) for each in run_locally(one, {"embedded": embedded}, blobs).pictures]
+        )
+    assert seam_differences[True] < 0.5 * seam_differences[False]

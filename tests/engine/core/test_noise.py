@@ -35,21 +35,21 @@ def test_a_draw_depends_only_on_its_position(recipe: Recipes, lineage: tuple[Noi
 
 
 def test_a_variation_of_strength_zero_is_its_ancestor_and_of_one_is_independent(recipe: Recipes) -> None:
-    ancestor, own = Noise(recipe(seed=5), 2, SHAPE), Noise(recipe(seed=100), 0, SHAPE)
-    same, other = (Noise(recipe(seed=100, lineage=(NoiseAncestor(5, 2, s),)), 0, SHAPE) for s in (0.0, 1.0))
-    torch.testing.assert_close(same.initial_noise(), ancestor.initial_noise())
-    torch.testing.assert_close(other.initial_noise(), own.initial_noise())
+    ancestor, own_noise = Noise(recipe(seed=5), 2, SHAPE), Noise(recipe(seed=100), 0, SHAPE)
+    same_noise, other = (Noise(recipe(seed=100, lineage=(NoiseAncestor(5, 2, s),)), 0, SHAPE) for s in (0.0, 1.0))
+    torch.testing.assert_close(same_noise.initial_noise(), ancestor.initial_noise())
+    torch.testing.assert_close(other.initial_noise(), own_noise.initial_noise())
 
 
 def test_a_weak_variation_stays_close_to_its_ancestor_at_every_draw(recipe: Recipes) -> None:
     table = plan(CONFIG, "ddpm", 10)
     ancestor = Noise(recipe(seed=5), 0, SHAPE)
-    near = Noise(recipe(seed=100, lineage=(NoiseAncestor(5, 0, 0.1),)), 0, SHAPE)
-    far = Noise(recipe(seed=100, lineage=(NoiseAncestor(5, 0, 0.5),)), 0, SHAPE)
+    near_noise = Noise(recipe(seed=100, lineage=(NoiseAncestor(5, 0, 0.1),)), 0, SHAPE)
+    far_noise = Noise(recipe(seed=100, lineage=(NoiseAncestor(5, 0, 0.5),)), 0, SHAPE)
     for k in (0, 4, 8):
         reference = ancestor.step_noise(k, table)
-        assert cosine(reference, near.step_noise(k, table)) > 0.97
-        assert 0.5 < cosine(reference, far.step_noise(k, table)) < 0.9
+        assert cosine(reference, near_noise.step_noise(k, table)) > 0.97
+        assert 0.5 < cosine(reference, far_noise.step_noise(k, table)) < 0.9
 
 
 def test_variations_of_variations_mix_noise_in_order(recipe: Recipes) -> None:

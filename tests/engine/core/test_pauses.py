@@ -19,7 +19,17 @@ from engine.worker import run_control
 from engine.worker.engine_thread import EngineThread
 from engine.worker.watchdog import Watchdog
 from engine.worker.worker import Worker
-from shared.worker_harness import JOB, LEASE, OTHER, Shop, Slowly, a_job, midway, uninterrupted, until
+from shared.worker_harness import (
+    JOB,
+    LEASE,
+    OTHER_JOB,
+    SlowFamily,
+    WorkerHarness,
+    hash_local_pictures,
+    make_job,
+    wait_until,
+    wait_until_midway,
+)
 
 Make = Callable[..., Any]
 STEPS = 60  # at 20 ms each: more than a second
@@ -27,13 +37,13 @@ STEPS = 60  # at 20 ms each: more than a second
 
 def run_steps(engine: Engine, steps: int) -> dict[str, int]:
     """Runs steps of the engine; returns the image-steps of each job."""
-    done: dict[str, int] = {}
+    steps_by_job: dict[str, int] = {}
     for _ in range(steps):
         for event in engine.step():
             assert not isinstance(event, JobFailure), event
             if isinstance(event, StepDone):
-                done[event.job] = done.get(event.job, 0) + 1
-    return done
+                steps_by_job[event.job] = steps_by_job.get(event.job, 0) + 1
+    return steps_by_job
 
 
 def test_a_paused_job_takes_no_steps_and_resumes_bit_for_bit(
@@ -75,22 +85,27 @@ def test_an_engine_with_only_paused_jobs_is_idle_until_one_resumes(affine: Any, 
 
 def test_a_weight_divides_the_rows_of_one_user_only(affine: Any, recipe: Make, job: Make) -> None:
     engine = Engine({"affine": affine}, rows=8)
-    light, heavy = (job(recipe(steps=1000, count=4)) for _ in range(2))
-    stranger = job(recipe(steps=1000, count=4), user="bob")
-    for each in (light, heavy, stranger):
+    light_job, heavy_job = (job(recipe(steps=1000, count=4)) for _ in range(2))
+    other_job = job(recipe(steps=1000, count=4), user="bob")
+    for each in (light_job, heavy_job, other_job):
         engine.add(each)
     run_steps(engine, 20)
-    engine.set_job_weight(heavy.id, 3.0)
-    done = run_steps(engine, 100)
-    assert done[heavy.id] / done[light.id] == pytest.approx(3.0, rel=0.1)
-    assert done[stranger.id] == pytest.approx(done[heavy.id] + done[light.id], rel=0.05)
+    engine.set_job_weight(heavy_job.id, 3.0)
+    steps_by_job = run_steps(engine, 100)
+    assert steps_by_job[heavy_job.id] / steps_by_job[light_job.id] == pytest.approx(3.0, rel=0.1)
+    assert steps_by_job[other_job.id] == pytest.approx(
+        steps_by_job[heavy_job.id] + steps_by_job[light_job.id], rel=0.05
+    )
     with pytest.raises(ValueError, match="at most 1000"):
-        engine.set_job_weight(heavy.id, 0.0)
+        engine.set_job_weight(heavy_job.id, 0.0)
 
 
 def test_the_cost_of_a_row_is_the_models_times_the_area(affine: Any, recipe: Make, job: Make) -> None:
-    priced, plain = Engine({"affine": affine}, row_ms_by_model={"affine": 1.5}), Engine({"affine": affine})
-    for engine, price in ((priced, 6.0), (plain, 4.0)):
+    priced_engine, plain_engine = (
+        Engine({"affine": affine}, row_ms_by_model={"affine": 1.5}),
+        Engine({"affine": affine}),
+    )
+    for engine, price in ((priced_engine, 6.0), (plain_engine, 4.0)):
         one = job(recipe(width=64, height=64))
         engine.add(one)
         assert [image.row_ms for image in engine._images[one.id]] == [price]
@@ -101,8 +116,8 @@ def test_users_of_large_and_small_pictures_get_equal_device_time(affine: Any, re
     small, large = job(recipe(steps=1000)), job(recipe(steps=1000, width=64, height=64), user="bob")
     for each in (small, large):
         engine.add(each)
-    done = run_steps(engine, 500)
-    assert done[small.id] / done[large.id] == pytest.approx(4.0, rel=0.1)
+    steps_by_job = run_steps(engine, 500)
+    assert steps_by_job[small.id] / steps_by_job[large.id] == pytest.approx(4.0, rel=0.1)
 
 
 def test_a_pinned_batch_shape_is_filled_despite_the_batch_limit(
@@ -157,106 +172,108 @@ async def test_the_engine_thread_takes_no_steps_while_all_jobs_are_paused(
     thread = EngineThread(engine, Watchdog(), lambda *_: None, lambda error: pytest.fail(repr(error)))
     thread.start()
     await thread.call(lambda engine: engine.add(one))
-    await until(lambda: step_count[0] > 3)
+    await wait_until(lambda: step_count[0] > 3)
     await thread.call(lambda engine: engine.pause(one.id))
     before = step_count[0]
     await asyncio.sleep(0.2)
     assert step_count[0] == before
     await thread.call(lambda engine: engine.resume(one.id))
-    await until(lambda: step_count[0] > before)
+    await wait_until(lambda: step_count[0] > before)
     await thread.stop()
 
 
-async def start_slow_worker(shop: Shop) -> tuple[Worker, asyncio.Task[None]]:
-    usual, shop.loaded = shop.loaded, {"embedded": Slowly(shop.loaded["embedded"])}  # pyright: ignore
+async def start_slow_worker(harness: WorkerHarness) -> tuple[Worker, asyncio.Task[None]]:
+    original_families, harness.families = harness.families, {"embedded": SlowFamily(harness.families["embedded"])}  # pyright: ignore
     try:
-        return await shop.worker("one")
+        return await harness.start_worker("one")
     finally:
-        shop.loaded = usual
+        harness.families = original_families
 
 
 @pytest.mark.slow
 @pytest.mark.asyncio
-async def test_a_job_paused_over_the_broker_keeps_its_claim_and_resumes(shop: Shop) -> None:
-    job = a_job(steps=STEPS)
-    worker, _ = await start_slow_worker(shop)
-    await shop.bot.dispatch(job)
-    run = await midway(worker)
-    await shop.bot.client.publish("steer." + JOB, b"\x93garbage")
-    await shop.bot.send_control(ControlMessage(job=OTHER, deed="pause"))  # no worker runs this job
-    await shop.bot.send_control(ControlMessage(job=JOB, deed="weigh", weight=0.5))
-    await shop.bot.send_control(ControlMessage(job=JOB, deed="pause"))
-    await until(lambda: run.pause_timer is not None and run.weight == 0.5 and worker.free_rows == 8)
+async def test_a_job_paused_over_the_broker_keeps_its_claim_and_resumes(harness: WorkerHarness) -> None:
+    job = make_job(steps=STEPS)
+    worker, _ = await start_slow_worker(harness)
+    await harness.bot.dispatch(job)
+    run = await wait_until_midway(worker)
+    await harness.bot.client.publish("steer." + JOB, b"\x93garbage")
+    await harness.bot.send_control(ControlMessage(job=OTHER_JOB, deed="pause"))  # no worker runs this job
+    await harness.bot.send_control(ControlMessage(job=JOB, deed="weigh", weight=0.5))
+    await harness.bot.send_control(ControlMessage(job=JOB, deed="pause"))
+    await wait_until(lambda: run.pause_timer is not None and run.weight == 0.5 and worker.free_rows == 8)
     await worker.active_runs.thread.call(lambda engine: engine.is_idle)
     await asyncio.sleep(0.1)
     k = run.steps_done[0]
     await asyncio.sleep(1.5 * LEASE)
     assert run.steps_done[0] == k < job.task.steps  # pyright: ignore[reportAttributeAccessIssue]
-    holder = await shop.bot.get_holder(JOB)
+    holder = await harness.bot.get_holder(JOB)
     assert holder is not None
-    assert (await shop.bot.get_snapshots(JOB))[0].k == k
-    await shop.bot.send_control(ControlMessage(job=JOB, deed="resume"))
-    results = await shop.results()
+    assert (await harness.bot.get_snapshots(JOB))[0].k == k
+    await harness.bot.send_control(ControlMessage(job=JOB, deed="resume"))
+    results = await harness.collect_results()
     assert [type(value) for value in results] == [JobStarted, PictureReady, JobFinished]
-    assert results[1].sha256 == (await uninterrupted(shop, job))[0]
+    assert results[1].sha256 == (await hash_local_pictures(harness, job))[0]
 
 
 @pytest.mark.slow
 @pytest.mark.asyncio
-async def test_a_pause_ends_after_its_limit(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_pause_ends_after_its_limit(harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run_control.MAX_PAUSE_SECONDS == 15 * 60
     monkeypatch.setattr(run_control, "MAX_PAUSE_SECONDS", 0.5)
-    worker, _ = await start_slow_worker(shop)
-    await shop.bot.dispatch(a_job(steps=STEPS))
-    run = await midway(worker)
-    await shop.bot.send_control(ControlMessage(job=JOB, deed="pause"))
-    await until(lambda: run.pause_timer is not None)
-    assert isinstance((await shop.results())[-1], JobFinished)
+    worker, _ = await start_slow_worker(harness)
+    await harness.bot.dispatch(make_job(steps=STEPS))
+    run = await wait_until_midway(worker)
+    await harness.bot.send_control(ControlMessage(job=JOB, deed="pause"))
+    await wait_until(lambda: run.pause_timer is not None)
+    assert isinstance((await harness.collect_results())[-1], JobFinished)
     assert run.pause_timer is None
 
 
 @pytest.mark.slow
 @pytest.mark.asyncio
-async def test_all_pauses_of_a_job_share_one_limit(shop: Shop) -> None:
-    worker, _ = await start_slow_worker(shop)
-    await shop.bot.dispatch(a_job(steps=1000))
-    run = await midway(worker)
-    await shop.bot.send_control(ControlMessage(job=JOB, deed="pause"))
-    await until(lambda: run.pause_timer is not None)
+async def test_all_pauses_of_a_job_share_one_limit(harness: WorkerHarness) -> None:
+    worker, _ = await start_slow_worker(harness)
+    await harness.bot.dispatch(make_job(steps=1000))
+    run = await wait_until_midway(worker)
+    await harness.bot.send_control(ControlMessage(job=JOB, deed="pause"))
+    await wait_until(lambda: run.pause_timer is not None)
     first = run.pause_timer
-    await shop.bot.send_control(ControlMessage(job=JOB, deed="pause"))
-    await shop.bot.send_control(ControlMessage(job=JOB, deed="weigh", weight=0.5))
-    await until(lambda: run.weight == 0.5)
+    await harness.bot.send_control(ControlMessage(job=JOB, deed="pause"))
+    await harness.bot.send_control(ControlMessage(job=JOB, deed="weigh", weight=0.5))
+    await wait_until(lambda: run.weight == 0.5)
     assert run.pause_timer is first
-    await shop.bot.send_control(ControlMessage(job=JOB, deed="resume"))
-    await until(lambda: run.pause_timer is None)
+    await harness.bot.send_control(ControlMessage(job=JOB, deed="resume"))
+    await wait_until(lambda: run.pause_timer is None)
     assert 0 < run.paused_seconds < 30
     run.paused_seconds = run_control.MAX_PAUSE_SECONDS - 0.5
-    await shop.bot.send_control(ControlMessage(job=JOB, deed="pause"))
-    await until(lambda: run.pause_timer is not None)
-    await until(lambda: run.pause_timer is None, 10)
-    await shop.bot.send_control(ControlMessage(job=JOB, deed="pause"))
-    await shop.bot.send_control(ControlMessage(job=JOB, deed="weigh", weight=0.25))
-    await until(lambda: run.weight == 0.25)
+    await harness.bot.send_control(ControlMessage(job=JOB, deed="pause"))
+    await wait_until(lambda: run.pause_timer is not None)
+    await wait_until(lambda: run.pause_timer is None, 10)
+    await harness.bot.send_control(ControlMessage(job=JOB, deed="pause"))
+    await harness.bot.send_control(ControlMessage(job=JOB, deed="weigh", weight=0.25))
+    await wait_until(lambda: run.weight == 0.25)
     assert run.pause_timer is None
-    await shop.bot.cancel(JOB)
+    await harness.bot.cancel(JOB)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shop", [30.0], indirect=True)  # long enough that no lease lapses if the machine stalls
+@pytest.mark.parametrize("harness", [30.0], indirect=True)  # long enough that no lease lapses if the machine stalls
 @pytest.mark.asyncio
-async def test_a_paused_job_that_moves_to_another_worker_runs_there(shop: Shop) -> None:
-    job = a_job(steps=STEPS)
-    first, task = await start_slow_worker(shop)
-    await shop.bot.dispatch(job)
-    run = await midway(first)
-    await shop.bot.send_control(ControlMessage(job=JOB, deed="pause"))
-    await until(lambda: run.pause_timer is not None)
+async def test_a_paused_job_that_moves_to_another_worker_runs_there(harness: WorkerHarness) -> None:
+    job = make_job(steps=STEPS)
+    first, task = await start_slow_worker(harness)
+    await harness.bot.dispatch(job)
+    run = await wait_until_midway(first)
+    await harness.bot.send_control(ControlMessage(job=JOB, deed="pause"))
+    await wait_until(lambda: run.pause_timer is not None)
     first.drain()
     await task
-    await shop.worker("two")
-    results = await shop.results()
-    starts = [value for value in results if isinstance(value, JobStarted)]
-    assert [start.worker for start in starts] == ["one", "two"]
-    assert starts[1].step >= 3
-    assert [value.sha256 for value in results if isinstance(value, PictureReady)] == await uninterrupted(shop, job)
+    await harness.start_worker("two")
+    results = await harness.collect_results()
+    start_messages = [value for value in results if isinstance(value, JobStarted)]
+    assert [start.worker for start in start_messages] == ["one", "two"]
+    assert start_messages[1].step >= 3
+    assert [value.sha256 for value in results if isinstance(value, PictureReady)] == await hash_local_pictures(
+        harness, job
+    )

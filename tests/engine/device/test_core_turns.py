@@ -34,15 +34,15 @@ class Work:
         self._gate.__enter__()
 
     def put(self, kind: WorkKind, name: str, seconds: float) -> None:
-        thread = threading.Thread(target=self._compute, args=(kind, name, seconds))
-        waiting = self.cores.waiting_count
+        thread = threading.Thread(target=self._hold_core, args=(kind, name, seconds))
+        waiting_count = self.cores.waiting_count
         thread.start()
-        until = time.monotonic() + TIMEOUT
-        while self.cores.waiting_count == waiting and time.monotonic() < until:
+        deadline = time.monotonic() + TIMEOUT
+        while self.cores.waiting_count == waiting_count and time.monotonic() < deadline:
             time.sleep(0.0002)
         self._threads.append(thread)
 
-    def _compute(self, kind: WorkKind, name: str, seconds: float) -> None:
+    def _hold_core(self, kind: WorkKind, name: str, seconds: float) -> None:
         with self.cores.hold(kind):
             self.order.append(name)
             self.now += seconds
@@ -86,38 +86,38 @@ def test_finished_pictures_go_before_previews() -> None:
 def test_a_step_waits_for_the_share_of_other_work_plus_one_task(
     pieces: list[tuple[WorkKind, float]], step: float
 ) -> None:
-    work, lasts = Work(), {str(number): seconds for number, (_, seconds) in enumerate(pieces)}
+    work, durations = Work(), {str(number): seconds for number, (_, seconds) in enumerate(pieces)}
     for number, (kind, seconds) in enumerate(pieces):
         work.put(kind, str(number), seconds)
     order = work.run(step)
-    assert sorted(order) == sorted(lasts)
-    since: list[float] = []
-    for place, name in enumerate(order):
+    assert sorted(order) == sorted(durations)
+    decode_gaps: list[float] = []
+    for position, name in enumerate(order):
         kind, seconds = pieces[int(name)]
         if kind is WorkKind.STEP:
-            step, since = seconds, []
-        elif any(pieces[int(later)][0] is WorkKind.STEP for later in order[place:]):
-            assert sum(since) < OTHER_WORK_SHARE * step or not since
-            since.append(seconds)
+            step, decode_gaps = seconds, []
+        elif any(pieces[int(later_name)][0] is WorkKind.STEP for later_name in order[position:]):
+            assert sum(decode_gaps) < OTHER_WORK_SHARE * step or not decode_gaps
+            decode_gaps.append(seconds)
 
 
 def test_only_one_thread_computes_at_a_time() -> None:
-    cores, inside, most = CoreTurns(), 0, 0
+    cores, running_count, max_running = CoreTurns(), 0, 0
     lock = threading.Lock()
 
-    def compute(kind: WorkKind) -> None:
-        nonlocal inside, most
+    def hold_core(kind: WorkKind) -> None:
+        nonlocal running_count, max_running
         with cores.hold(kind):
             with lock:
-                inside += 1
-                most = max(most, inside)
+                running_count += 1
+                max_running = max(max_running, running_count)
             time.sleep(0.0005)
             with lock:
-                inside -= 1
+                running_count -= 1
 
     with ThreadPoolExecutor(6) as pool:
-        list(pool.map(compute, WORK_KINDS * 10))
-    assert most == 1
+        list(pool.map(hold_core, WORK_KINDS * 10))
+    assert max_running == 1
 
 
 def test_a_failing_thread_releases_the_cores() -> None:
@@ -131,28 +131,28 @@ def test_a_failing_thread_releases_the_cores() -> None:
 def test_spare_work_runs_neither_before_a_step_nor_right_after_one() -> None:
     now = 0.0
     cores = CoreTurns(clock=lambda: now)
-    with cores.hold_for_spare(TIMEOUT) as free:
-        assert free, "nothing has ever run here"
-    with cores.hold(WorkKind.STEP), cores.hold_for_spare(0.001) as free:
-        assert not free
+    with cores.hold_for_spare(TIMEOUT) as is_free:
+        assert is_free, "nothing has ever run here"
+    with cores.hold(WorkKind.STEP), cores.hold_for_spare(0.001) as is_free:
+        assert not is_free
     assert cores.waiting_count == 0
-    with cores.hold_for_spare(0.001) as free:
-        assert not free, "the next step of the same job is about to come"
+    with cores.hold_for_spare(0.001) as is_free:
+        assert not is_free, "the next step of the same job is about to come"
     now += IDLE_SECONDS
-    with cores.hold_for_spare(TIMEOUT) as free:
-        assert free
+    with cores.hold_for_spare(TIMEOUT) as is_free:
+        assert is_free
 
 
 def test_spare_work_gets_a_small_share_of_endless_steps() -> None:
-    now, spare = 0.0, 0.0
+    now, spare_seconds = 0.0, 0.0
     cores = CoreTurns(clock=lambda: now)
     for _ in range(2000):
         with cores.hold(WorkKind.STEP):
             now += 1.0
-        with cores.hold_for_spare(0.0) as free:
-            if free:
-                now, spare = now + 0.3, spare + 0.3
-    assert spare == pytest.approx(2000 * SPARE_SHARE - SPARE_SECONDS, abs=0.4)
+        with cores.hold_for_spare(0.0) as is_free:
+            if is_free:
+                now, spare_seconds = now + 0.3, spare_seconds + 0.3
+    assert spare_seconds == pytest.approx(2000 * SPARE_SHARE - SPARE_SECONDS, abs=0.4)
 
 
 def test_nothing_waits_on_a_gpu() -> None:
@@ -167,12 +167,12 @@ def test_an_interrupted_thread_leaves_the_queue(monkeypatch: pytest.MonkeyPatch)
     with cores.hold(WorkKind.STEP):
         pass
     with cores.hold(WorkKind.OTHER):  # more than its share: the next turn is a step's
-        monkeypatch.setattr(cores._condition, "wait_for", _interrupt)
+        monkeypatch.setattr(cores._condition, "wait_for", raise_interrupt)
         with pytest.raises(KeyboardInterrupt), cores.hold(WorkKind.STEP):
             pass
         monkeypatch.undo()
     assert cores.waiting_count == 0
 
 
-def _interrupt(condition: object, timeout: float | None) -> None:
+def raise_interrupt(condition: object, timeout: float | None) -> None:
     raise KeyboardInterrupt

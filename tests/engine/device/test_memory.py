@@ -21,15 +21,15 @@ def resident_mb() -> float:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc and glibc are Linux's")
 def test_the_heap_returns_freed_memory_to_the_system() -> None:
-    libc = ctypes.CDLL(None)
-    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-    libc.free.argtypes = [ctypes.c_void_p]
-    blocks = [libc.malloc(BLOCK) for _ in range(COUNT)]
+    c_library = ctypes.CDLL(None)
+    c_library.malloc.restype, c_library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    c_library.free.argtypes = [ctypes.c_void_p]
+    blocks = [c_library.malloc(BLOCK) for _ in range(COUNT)]
     for block in blocks:
         ctypes.memset(block, 1, BLOCK)
     for block in blocks[:-1]:  # the last one keeps the heap from shrinking at its end
-        libc.free(block)
+        c_library.free(block)
     before = resident_mb()
     trim_heap()
     assert resident_mb() < before - 80
-    libc.free(blocks[-1])
+    c_library.free(blocks[-1])

@@ -16,12 +16,12 @@ from engine.process.load_progress import format_size
 from engine.process.settings import SettingError, load_settings, parse_size
 
 
-def build_stock(budget: int, *names: str, size: int = 4) -> LoadedModels:
-    stock = LoadedModels(budget)
+def make_loaded_models(budget: int, *names: str, size: int = 4) -> LoadedModels:
+    loaded_models = LoadedModels(budget)
     for name in names:
-        assert stock.reserve(name, size)
-        stock.add(name, _family(name))
-    return stock
+        assert loaded_models.reserve(name, size)
+        loaded_models.add(name, _family(name))
+    return loaded_models
 
 
 def _family(name: str) -> Any:
@@ -29,46 +29,46 @@ def _family(name: str) -> Any:
 
 
 def test_the_least_recently_used_model_is_evicted_first_and_no_more_than_needed() -> None:
-    stock = build_stock(12, "a", "b", "c")
-    stock.acquire("a")
-    stock.release("a")
-    assert stock.reserve("d", 4)
-    assert sorted(stock.families) == ["a", "c"]
+    loaded_models = make_loaded_models(12, "a", "b", "c")
+    loaded_models.acquire("a")
+    loaded_models.release("a")
+    assert loaded_models.reserve("d", 4)
+    assert sorted(loaded_models.families) == ["a", "c"]
 
 
 def test_a_model_in_use_stays_and_no_other_is_evicted_in_vain() -> None:
-    stock = build_stock(8, "a", "b")
-    stock.acquire("a")
-    assert not stock.reserve("d", 8)
-    assert sorted(stock.families) == ["a", "b"]
-    stock.release("a")
-    assert stock.reserve("d", 8)
-    assert dict(stock.families) == {}
+    loaded_models = make_loaded_models(8, "a", "b")
+    loaded_models.acquire("a")
+    assert not loaded_models.reserve("d", 8)
+    assert sorted(loaded_models.families) == ["a", "b"]
+    loaded_models.release("a")
+    assert loaded_models.reserve("d", 8)
+    assert dict(loaded_models.families) == {}
 
 
 def test_spared_models_stay_and_a_cancelled_reservation_frees_its_memory() -> None:
-    stock = build_stock(8, "a", "b")
-    assert not stock.reserve("d", 8, frozenset({"b"}))
-    assert stock.reserve("d", 4, frozenset({"a"}))
-    assert stock.used_bytes == 8
-    stock.cancel_reservation("d")
-    assert (stock.used_bytes, sorted(stock.families)) == (4, ["a"])
+    loaded_models = make_loaded_models(8, "a", "b")
+    assert not loaded_models.reserve("d", 8, frozenset({"b"}))
+    assert loaded_models.reserve("d", 4, frozenset({"a"}))
+    assert loaded_models.used_bytes == 8
+    loaded_models.cancel_reservation("d")
+    assert (loaded_models.used_bytes, sorted(loaded_models.families)) == (4, ["a"])
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from(["take", "use", "leave"])), max_size=60))
-def test_the_budget_holds_and_no_model_in_use_is_evicted(acts: list[tuple[str, str]]) -> None:
-    sizes, stock, users = dict(zip("abcdef", (1, 2, 3, 4, 5, 6), strict=True)), LoadedModels(9), list[str]()
-    for name, act in acts:
-        if act == "take" and name not in stock.families and stock.reserve(name, sizes[name]):
-            stock.add(name, _family(name))
-        elif act == "use" and name in stock.families:
-            stock.acquire(name)
+def test_the_budget_holds_and_no_model_in_use_is_evicted(actions: list[tuple[str, str]]) -> None:
+    sizes, loaded_models, users = dict(zip("abcdef", (1, 2, 3, 4, 5, 6), strict=True)), LoadedModels(9), list[str]()
+    for name, action in actions:
+        if action == "take" and name not in loaded_models.families and loaded_models.reserve(name, sizes[name]):
+            loaded_models.add(name, _family(name))
+        elif action == "use" and name in loaded_models.families:
+            loaded_models.acquire(name)
             users.append(name)
-        elif act == "leave" and name in users:
-            stock.release(name)
+        elif action == "leave" and name in users:
+            loaded_models.release(name)
             users.remove(name)
-        assert sum(sizes[each] for each in stock.families) == stock.used_bytes <= 9
-        assert set(users) <= set(stock.families)
+        assert sum(sizes[each] for each in loaded_models.families) == loaded_models.used_bytes <= 9
+        assert set(users) <= set(loaded_models.families)
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ from engine.worker.main import load_all_models
 from engine.worker.watchdog import Watchdog
 from engine.worker.worker import Worker
 from engine.worker.worker_profile import WorkerProfile
-from shared.ldm_checkpoint import write
+from shared.ldm_checkpoint import write_ldm_checkpoint
 
 JOBS = [f"01ARZ3NDEKTSV4RRFFQ69G5FA{letter}" for letter in "ABCDEFG"]
 NAMES = ("one", "two", "three")
@@ -69,10 +69,10 @@ def settings(data: Path, *names: str, memory: str = "") -> Any:
 
 def budget(data: Path, models: float) -> str:
     """The memory budget for this number of small models."""
-    return str(int(models * discovery.discover_models(["one"], place(data))[0].size))
+    return str(int(models * discovery.discover_models(["one"], make_path(data))[0].size))
 
 
-def place(data: Path) -> LoadContext:
+def make_path(data: Path) -> LoadContext:
     """The worker's place for models, so that its stored measurements are found."""
     return LoadContext(data, torch.device("cpu"), SuperResolver.load(None), main.build_label())
 
@@ -82,25 +82,25 @@ def place(data: Path) -> LoadContext:
 
 @pytest.mark.slow
 def test_at_the_start_only_the_first_and_unknown_models_are_loaded(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    measured: list[str] = []
+    measured_names: list[str] = []
     monkeypatch.setattr(
-        "engine.calibration.calibration.measure_calibration", lambda family: measured.append(family.name)
+        "engine.calibration.calibration.measure_calibration", lambda family: measured_names.append(family.name)
     )
     ready = load_all_models(settings(data))
     assert list(ready.model_store.families) == ["one"]
     assert [model.name for model, _ in ready.models] == list(NAMES)
-    assert measured == []
+    assert measured_names == []
 
 
 @pytest.mark.slow
 def test_a_model_with_changed_weights_is_measured_again_and_no_other(data: Path, tmp_path: Path) -> None:
     data_copy = shutil.copytree(data, tmp_path / "data")
-    known = catalog_file.read_catalog(data_copy)
+    known_models = catalog_file.read_catalog(data_copy)
     weights = next((data_copy / "models" / "two" / "unet").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     ready = load_all_models(settings(data_copy, memory=budget(data_copy, 1.5)))
     assert list(ready.model_store.families) == ["one"]
-    assert len(catalog_file.read_catalog(data_copy)) == len(known) + 1
+    assert len(catalog_file.read_catalog(data_copy)) == len(known_models) + 1
     (data_copy / catalog_file.FILE_NAME).write_text("{")
     assert len(load_all_models(settings(data_copy)).model_store.families) == 3
 
@@ -113,15 +113,15 @@ def test_a_model_larger_than_the_budget_is_refused_at_the_start(data: Path) -> N
 def test_two_models_with_one_name_are_refused(data: Path, tmp_path: Path) -> None:
     shutil.copytree(data / "models" / "one", tmp_path / "one")
     with pytest.raises(JobRejected, match="Two models are called one"):
-        discover_models(["one", str(tmp_path / "one")], place(data))
+        discover_models(["one", str(tmp_path / "one")], make_path(data))
 
 
 def test_a_new_lora_makes_the_stored_catalogue_entry_stale(data: Path, tmp_path: Path) -> None:
     data_copy = shutil.copytree(data, tmp_path / "data")
-    assert all(one.catalog_entry for one in discover_models(NAMES, place(data_copy)))
+    assert all(one.catalog_entry for one in discover_models(NAMES, make_path(data_copy)))
     (data_copy / "loras").mkdir()
     save_file({"a": torch.zeros(1)}, data_copy / "loras" / "new.safetensors")
-    assert not any(one.catalog_entry for one in discover_models(NAMES, place(data_copy)))
+    assert not any(one.catalog_entry for one in discover_models(NAMES, make_path(data_copy)))
 
 
 def test_a_model_of_the_hub_is_downloaded_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +132,7 @@ def test_a_model_of_the_hub_is_downloaded_once(data: Path, tmp_path: Path, monke
         return data / "models" / "one"
 
     monkeypatch.setattr("engine.models.files.model_source._download", fake_download)
-    (one,) = discover_models(["owner/name"], place(tmp_path))
+    (one,) = discover_models(["owner/name"], make_path(tmp_path))
     family: Any = one.load(None)
     assert (family.name, family.lora_folder) == ("name", tmp_path / "loras")
     assert requests == ["owner/name"]
@@ -141,19 +141,19 @@ def test_a_model_of_the_hub_is_downloaded_once(data: Path, tmp_path: Path, monke
 def test_configurations_of_a_single_file_are_downloaded_at_the_start(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(data / "models" / "one", tmp_path / "old.safetensors", configs=False)
+    write_ldm_checkpoint(data / "models" / "one", tmp_path / "old.safetensors", configs=False)
     configs = shutil.ignore_patterns("*.safetensors")
-    configurations, requests = (
+    config_requests, requests = (
         shutil.copytree(data / "models" / "one", tmp_path / "fetched", ignore=configs),
         list[str](),
     )
 
     def fake_download(repository: str, **_: Any) -> str:
         requests.append(repository)
-        return str(configurations)
+        return str(config_requests)
 
     monkeypatch.setattr("engine.models.loading.single_file.snapshot_download", fake_download)
-    (one,) = discover_models([str(tmp_path / "old.safetensors")], place(tmp_path))
+    (one,) = discover_models([str(tmp_path / "old.safetensors")], make_path(tmp_path))
     assert len(requests) == 1
     assert one.load(None).name == "old"
     assert len(requests) == 1
@@ -177,24 +177,24 @@ async def test_a_slow_hub_does_not_count_as_slow_loading(data: Path, monkeypatch
 
 
 @dataclass
-class Opening:
+class GatedModelOpener:
     """Models whose loading waits at a gate and is recorded."""
 
     data: Path
     gate: threading.Event = field(default_factory=threading.Event)
     loads: list[str] = field(default_factory=list)
-    spoilt: str = ""
+    failing_model: str = ""
 
-    def shelf(self, models: float) -> ModelCache:
-        own_place = place(self.data)
+    def open_cache(self, models: float) -> ModelCache:
+        own_place = make_path(self.data)
         models_found = discover_models(NAMES, own_place)
-        stock = LoadedModels(int(float(budget(self.data, models))))
-        models_at_gate = [model for model, _ in load_models(models_found, own_place, stock)]
+        loaded_models = LoadedModels(int(float(budget(self.data, models))))
+        models_at_gate = [model for model, _ in load_models(models_found, own_place, loaded_models)]
         for model in models_at_gate:
-            model.load = self._gated(model)
-        return ModelCache(models_at_gate, stock)
+            model.load = self._make_gated_opener(model)
+        return ModelCache(models_at_gate, loaded_models)
 
-    def _gated(self, model: ModelEntry) -> Callable[[Any], Any]:
+    def _make_gated_opener(self, model: ModelEntry) -> Callable[[Any], Any]:
         open_model = model.load
 
         def open_at_gate(report: Any) -> Any:
@@ -202,7 +202,7 @@ class Opening:
             report(0.25)
             self.gate.wait(30)
             report(0.5)
-            if model.name == self.spoilt:
+            if model.name == self.failing_model:
                 raise ZeroDivisionError
             return open_model(report)
 
@@ -210,13 +210,13 @@ class Opening:
 
 
 @pytest.fixture
-def opening(data: Path) -> Opening:
-    return Opening(data)
+def model_opener(data: Path) -> GatedModelOpener:
+    return GatedModelOpener(data)
 
 
-async def until(true: Callable[[], object], seconds: float = 30.0) -> None:
+async def wait_until(condition: Callable[[], object], seconds: float = 30.0) -> None:
     async with asyncio.timeout(seconds):
-        while not true():
+        while not condition():
             await asyncio.sleep(0.02)
 
 
@@ -227,14 +227,14 @@ def loaded_names(cache: ModelCache) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.asyncio
 @pytest.mark.may_block
-async def test_two_jobs_for_one_model_load_it_once(opening: Opening) -> None:
-    cache = opening.shelf(2.5)
-    takes = [asyncio.create_task(cache.acquire("two", "float32")) for _ in range(2)]
-    await until(lambda: cache.get_loaded_fraction("two") == 0.25)
+async def test_two_jobs_for_one_model_load_it_once(model_opener: GatedModelOpener) -> None:
+    cache = model_opener.open_cache(2.5)
+    acquire_tasks = [asyncio.create_task(cache.acquire("two", "float32")) for _ in range(2)]
+    await wait_until(lambda: cache.get_loaded_fraction("two") == 0.25)
     assert loaded_names(cache) == ["one"]
-    opening.gate.set()
-    assert await asyncio.gather(*takes) == [True, True]
-    assert opening.loads == ["two"]
+    model_opener.gate.set()
+    assert await asyncio.gather(*acquire_tasks) == [True, True]
+    assert model_opener.loads == ["two"]
     assert loaded_names(cache) == ["one", "two"]
     assert await cache.acquire("two", "bfloat16")
     assert not await cache.acquire("unknown", "float32")
@@ -243,51 +243,53 @@ async def test_two_jobs_for_one_model_load_it_once(opening: Opening) -> None:
 @pytest.mark.slow
 @pytest.mark.asyncio
 @pytest.mark.may_block
-async def test_a_model_in_use_is_evicted_only_after_its_last_use(opening: Opening) -> None:
-    cache = opening.shelf(1.5)
-    opening.gate.set()
+async def test_a_model_in_use_is_evicted_only_after_its_last_use(model_opener: GatedModelOpener) -> None:
+    cache = model_opener.open_cache(1.5)
+    model_opener.gate.set()
     await cache.acquire("one", "float32")
-    waiting = asyncio.create_task(cache.acquire("two", "float32"))
+    acquire_task = asyncio.create_task(cache.acquire("two", "float32"))
     await asyncio.sleep(0.3)
     assert loaded_names(cache) == ["one"]
     assert await asyncio.wait_for(cache.acquire("one", "float32"), 1.0)
     for _ in range(2):
         cache.release("one")
-    await asyncio.wait_for(waiting, 30)
+    await asyncio.wait_for(acquire_task, 30)
     assert loaded_names(cache) == ["two"]
 
 
 @pytest.mark.slow
 @pytest.mark.asyncio
 @pytest.mark.may_block
-async def test_a_long_waiting_job_goes_before_newcomers(opening: Opening, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_long_waiting_job_goes_before_newcomers(
+    model_opener: GatedModelOpener, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(model_cache, "MAX_WAIT_SECONDS", 0.2)
-    cache = opening.shelf(1.5)
-    opening.gate.set()
+    cache = model_opener.open_cache(1.5)
+    model_opener.gate.set()
     await cache.acquire("one", "float32")
-    waiting = asyncio.create_task(cache.acquire("two", "float32"))
+    acquire_task = asyncio.create_task(cache.acquire("two", "float32"))
     await asyncio.sleep(0.4)
-    late = asyncio.create_task(cache.acquire("one", "float32"))
+    late_task = asyncio.create_task(cache.acquire("one", "float32"))
     await asyncio.sleep(0.1)
-    assert not late.done()
+    assert not late_task.done()
     cache.release("one")
-    await asyncio.wait_for(waiting, 30)
+    await asyncio.wait_for(acquire_task, 30)
     cache.release("two")
-    await asyncio.wait_for(late, 30)
-    assert opening.loads == ["two", "one"]
+    await asyncio.wait_for(late_task, 30)
+    assert model_opener.loads == ["two", "one"]
 
 
 @pytest.mark.slow
 @pytest.mark.asyncio
 @pytest.mark.may_block
-async def test_loading_stops_and_frees_memory_once_nobody_waits_for_it(opening: Opening) -> None:
-    cache = opening.shelf(1.5)
+async def test_loading_stops_and_frees_memory_once_nobody_waits_for_it(model_opener: GatedModelOpener) -> None:
+    cache = model_opener.open_cache(1.5)
     take = asyncio.create_task(cache.acquire("two", "float32"))
-    await until(lambda: cache.get_loaded_fraction("two") == 0.25)
+    await wait_until(lambda: cache.get_loaded_fraction("two") == 0.25)
     take.cancel()
     await asyncio.gather(take, return_exceptions=True)
-    opening.gate.set()
-    await until(lambda: cache._loaded_models.used_bytes == 0)
+    model_opener.gate.set()
+    await wait_until(lambda: cache._loaded_models.used_bytes == 0)
     assert loaded_names(cache) == []
     assert await asyncio.wait_for(cache.acquire("three", "float32"), 30)
 
@@ -295,26 +297,26 @@ async def test_loading_stops_and_frees_memory_once_nobody_waits_for_it(opening: 
 @pytest.mark.slow
 @pytest.mark.asyncio
 @pytest.mark.may_block
-async def test_a_failed_load_is_one_sentence_for_all_and_can_be_retried(opening: Opening) -> None:
-    cache = opening.shelf(2.5)
-    opening.spoilt = "two"
-    opening.gate.set()
-    takes = [asyncio.create_task(cache.acquire("two", "float32")) for _ in range(2)]
-    for outcome in await asyncio.gather(*takes, return_exceptions=True):
+async def test_a_failed_load_is_one_sentence_for_all_and_can_be_retried(model_opener: GatedModelOpener) -> None:
+    cache = model_opener.open_cache(2.5)
+    model_opener.failing_model = "two"
+    model_opener.gate.set()
+    acquire_tasks = [asyncio.create_task(cache.acquire("two", "float32")) for _ in range(2)]
+    for outcome in await asyncio.gather(*acquire_tasks, return_exceptions=True):
         assert isinstance(outcome, JobRejected)
         assert outcome.sentence == "The model two could not be loaded."
-    opening.spoilt = ""
+    model_opener.failing_model = ""
     assert await cache.acquire("two", "float32")
 
 
 @pytest.mark.slow
 @pytest.mark.asyncio
 @pytest.mark.may_block
-async def test_files_that_changed_since_the_start_are_refused(opening: Opening, tmp_path: Path) -> None:
-    opening.data = shutil.copytree(opening.data, tmp_path / "data")
-    cache = opening.shelf(2.5)
-    opening.gate.set()
-    weights = next((opening.data / "models" / "two" / "unet").glob("*.safetensors"))
+async def test_files_that_changed_since_the_start_are_refused(model_opener: GatedModelOpener, tmp_path: Path) -> None:
+    model_opener.data = shutil.copytree(model_opener.data, tmp_path / "data")
+    cache = model_opener.open_cache(2.5)
+    model_opener.gate.set()
+    weights = next((model_opener.data / "models" / "two" / "unet").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     with pytest.raises(JobRejected, match="The files of the model two have changed: restart this worker"):
         await cache.acquire("two", "float32")
@@ -324,30 +326,30 @@ async def test_files_that_changed_since_the_start_are_refused(opening: Opening, 
 
 
 @dataclass
-class Shop:
+class CacheHarness:
     broker: Broker
-    opening: Opening
+    model_opener: GatedModelOpener
     bot: Bus
     buses: list[Bus] = field(default_factory=list)
     loadings: list[JobModelLoading] = field(default_factory=list)
-    pulse: Watchdog = field(default_factory=Watchdog)
+    watchdog: Watchdog = field(default_factory=Watchdog)
     task: asyncio.Task[None] | None = None
 
-    async def worker(self, models: float) -> tuple[Worker, ModelCache]:
+    async def start_worker(self, models: float) -> tuple[Worker, ModelCache]:
         bus = await Bus.connect(self.broker.url, self.broker.token, limits=BusLimits(lease=LEASE))
         self.buses.append(bus)
-        cache = self.opening.shelf(models)
-        engine, lane = Engine(cache.families, rows=8), DecodeWorker(cache.families)
-        worker = Worker(bus, engine, lane, WorkerProfile("w", "cpu", rows=8), self.pulse, None, cache)
+        cache = self.model_opener.open_cache(models)
+        engine, decode_worker = Engine(cache.families, rows=8), DecodeWorker(cache.families)
+        worker = Worker(bus, engine, decode_worker, WorkerProfile("w", "cpu", rows=8), self.watchdog, None, cache)
         self.task = asyncio.create_task(worker.run())
-        self.task.add_done_callback(lambda _: lane.close())
+        self.task.add_done_callback(lambda _: decode_worker.close())
         return worker, cache
 
-    async def listen(self) -> None:
+    async def collect_loadings(self) -> None:
         async for loading in self.bot.watch_loadings():
             self.loadings.append(loading)
 
-    async def ends(self, *jobs: str) -> dict[str, Any]:
+    async def wait_for_ends(self, *jobs: str) -> dict[str, Any]:
         """Waits until all these jobs have ended; returns their last messages."""
         ends_by_job: dict[str, Any] = {}
         source: Any = self.bot.consume_results()
@@ -363,24 +365,24 @@ class Shop:
 
 
 @pytest_asyncio.fixture
-async def shop(opening: Opening, tmp_path: Path) -> AsyncIterator[Shop]:
+async def harness(model_opener: GatedModelOpener, tmp_path: Path) -> AsyncIterator[CacheHarness]:
     async with Broker(tmp_path / "nats") as broker:
         bot = await Bus.connect(broker.url, broker.token, limits=BusLimits(lease=LEASE))
         await bot.declare()
         await bot.watch_workers()
-        shop = Shop(broker, opening, bot)
-        listening = asyncio.create_task(shop.listen())
-        yield shop
-        opening.gate.set()
-        listening.cancel()
-        if shop.task is not None:
-            shop.task.cancel()
-            await asyncio.gather(shop.task, return_exceptions=True)
-        for bus in (*shop.buses, bot):
+        harness = CacheHarness(broker, model_opener, bot)
+        listener = asyncio.create_task(harness.collect_loadings())
+        yield harness
+        model_opener.gate.set()
+        listener.cancel()
+        if harness.task is not None:
+            harness.task.cancel()
+            await asyncio.gather(harness.task, return_exceptions=True)
+        for bus in (*harness.buses, bot):
             await bus.close()
 
 
-def a_job(job: str, model: str, steps: int = 3) -> Job:
+def make_job(job: str, model: str, steps: int = 3) -> Job:
     task = Recipe(
         concepts=(Concept("a cat"),), model=model, sampler="ddim", steps=steps, seed=1, guidance=1.0, width=32,
         height=32, count=1, dtype="float32",
@@ -397,100 +399,100 @@ def announced_models(bot: Bus) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.asyncio
 @pytest.mark.may_block
-async def test_a_job_waits_for_its_model_with_progress_while_other_jobs_run(shop: Shop) -> None:
-    await shop.worker(2.5)
-    await until(lambda: announced_models(shop.bot) == ["one"])
-    assert [each.name for each in shop.bot.workers["w"].models] == list(NAMES)
-    await shop.bot.dispatch(a_job(JOBS[0], "two"))
-    await until(lambda: len([each for each in shop.loadings if each.done == 0.25]) >= 2)
-    assert {(each.job, each.model) for each in shop.loadings} == {(JOBS[0], "two")}
-    assert "the loader" in shop.pulse._current_phases
-    assert shop.pulse._current_phases["the loader"][0] == "load"
-    await shop.bot.dispatch(a_job(JOBS[1], "one"))
-    assert isinstance((await shop.ends(JOBS[1]))[JOBS[1]], JobFinished)
-    shop.opening.gate.set()
-    assert isinstance((await shop.ends(JOBS[0]))[JOBS[0]], JobFinished)
-    await until(lambda: announced_models(shop.bot) == ["one", "two"])
-    assert "the loader" not in shop.pulse._current_phases
+async def test_a_job_waits_for_its_model_with_progress_while_other_jobs_run(harness: CacheHarness) -> None:
+    await harness.start_worker(2.5)
+    await wait_until(lambda: announced_models(harness.bot) == ["one"])
+    assert [each.name for each in harness.bot.workers["w"].models] == list(NAMES)
+    await harness.bot.dispatch(make_job(JOBS[0], "two"))
+    await wait_until(lambda: len([each for each in harness.loadings if each.done == 0.25]) >= 2)
+    assert {(each.job, each.model) for each in harness.loadings} == {(JOBS[0], "two")}
+    assert "the loader" in harness.watchdog._current_phases
+    assert harness.watchdog._current_phases["the loader"][0] == "load"
+    await harness.bot.dispatch(make_job(JOBS[1], "one"))
+    assert isinstance((await harness.wait_for_ends(JOBS[1]))[JOBS[1]], JobFinished)
+    harness.model_opener.gate.set()
+    assert isinstance((await harness.wait_for_ends(JOBS[0]))[JOBS[0]], JobFinished)
+    await wait_until(lambda: announced_models(harness.bot) == ["one", "two"])
+    assert "the loader" not in harness.watchdog._current_phases
 
 
 @pytest.mark.slow
 @pytest.mark.asyncio
 @pytest.mark.may_block
-async def test_a_budget_for_one_model_swaps_models_with_the_jobs(shop: Shop) -> None:
-    _, cache = await shop.worker(1.5)
-    shop.opening.gate.set()
+async def test_a_budget_for_one_model_swaps_models_with_the_jobs(harness: CacheHarness) -> None:
+    _, cache = await harness.start_worker(1.5)
+    harness.model_opener.gate.set()
     for job, model in zip(JOBS, ("one", "two", "three", "one"), strict=False):
-        await shop.bot.dispatch(a_job(job, model))
-        assert isinstance((await shop.ends(job))[job], JobFinished)
-        await until(lambda model=model: announced_models(shop.bot) == [model])
-        await until(lambda model=model: cache._loaded_models.count_users(model) == 0)
-    assert shop.opening.loads == ["two", "three", "one"]
+        await harness.bot.dispatch(make_job(job, model))
+        assert isinstance((await harness.wait_for_ends(job))[job], JobFinished)
+        await wait_until(lambda model=model: announced_models(harness.bot) == [model])
+        await wait_until(lambda model=model: cache._loaded_models.count_users(model) == 0)
+    assert harness.model_opener.loads == ["two", "three", "one"]
 
 
 @pytest.mark.slow
 @pytest.mark.asyncio
 @pytest.mark.may_block
-async def test_a_cancel_during_loading_ends_the_job_at_once(shop: Shop) -> None:
-    worker, cache = await shop.worker(1.5)
-    await shop.bot.dispatch(a_job(JOBS[0], "two"))
-    await until(lambda: cache.get_loaded_fraction("two") == 0.25)
-    await shop.bot.cancel(JOBS[0])
-    end = (await shop.ends(JOBS[0]))[JOBS[0]]
+async def test_a_cancel_during_loading_ends_the_job_at_once(harness: CacheHarness) -> None:
+    worker, cache = await harness.start_worker(1.5)
+    await harness.bot.dispatch(make_job(JOBS[0], "two"))
+    await wait_until(lambda: cache.get_loaded_fraction("two") == 0.25)
+    await harness.bot.cancel(JOBS[0])
+    end = (await harness.wait_for_ends(JOBS[0]))[JOBS[0]]
     assert isinstance(end, JobCancelled)
     assert end.steps == 0
     assert len(worker.active_runs) == 0
-    shop.opening.gate.set()
-    await shop.bot.dispatch(a_job(JOBS[1], "one"))
-    assert isinstance((await shop.ends(JOBS[1]))[JOBS[1]], JobFinished)
+    harness.model_opener.gate.set()
+    await harness.bot.dispatch(make_job(JOBS[1], "one"))
+    assert isinstance((await harness.wait_for_ends(JOBS[1]))[JOBS[1]], JobFinished)
     assert cache._loaded_models.count_users("two") == 0
 
 
 @pytest.mark.slow
 @pytest.mark.asyncio
 @pytest.mark.may_block
-async def test_a_failed_load_fails_its_jobs_and_the_worker_continues(shop: Shop) -> None:
-    await shop.worker(2.5)
-    shop.opening.spoilt = "two"
+async def test_a_failed_load_fails_its_jobs_and_the_worker_continues(harness: CacheHarness) -> None:
+    await harness.start_worker(2.5)
+    harness.model_opener.failing_model = "two"
     for job in JOBS[:2]:
-        await shop.bot.dispatch(a_job(job, "two"))
-    await until(lambda: "two" in shop.opening.loads)
-    shop.opening.gate.set()
-    for end in (await shop.ends(*JOBS[:2])).values():
+        await harness.bot.dispatch(make_job(job, "two"))
+    await wait_until(lambda: "two" in harness.model_opener.loads)
+    harness.model_opener.gate.set()
+    for end in (await harness.wait_for_ends(*JOBS[:2])).values():
         assert isinstance(end, JobFailed)
         assert (end.reason, end.blame) == ("The model two could not be loaded.", "worker")
-    await shop.bot.dispatch(a_job(JOBS[2], "one"))
-    assert isinstance((await shop.ends(JOBS[2]))[JOBS[2]], JobFinished)
+    await harness.bot.dispatch(make_job(JOBS[2], "one"))
+    assert isinstance((await harness.wait_for_ends(JOBS[2]))[JOBS[2]], JobFinished)
 
 
 @pytest.mark.slow
 @pytest.mark.asyncio
 @pytest.mark.may_block
-async def test_a_worker_that_stops_during_loading_hands_the_job_back(shop: Shop) -> None:
-    worker, cache = await shop.worker(2.5)
-    await shop.bot.dispatch(a_job(JOBS[0], "two"))
-    await until(lambda: cache.get_loaded_fraction("two") == 0.25)
+async def test_a_worker_that_stops_during_loading_hands_the_job_back(harness: CacheHarness) -> None:
+    worker, cache = await harness.start_worker(2.5)
+    await harness.bot.dispatch(make_job(JOBS[0], "two"))
+    await wait_until(lambda: cache.get_loaded_fraction("two") == 0.25)
     worker.drain()
-    assert shop.task is not None
-    await asyncio.wait_for(shop.task, 10)
-    again = await shop.bot.pull_job(["default"], timeout=LEASE / 2)
-    assert again is not None
-    assert again.value.id == JOBS[0]
+    assert harness.task is not None
+    await asyncio.wait_for(harness.task, 10)
+    redelivery = await harness.bot.pull_job(["default"], timeout=LEASE / 2)
+    assert redelivery is not None
+    assert redelivery.value.id == JOBS[0]
 
 
 @pytest.mark.slow
 @pytest.mark.asyncio
 @pytest.mark.may_block
 async def test_a_pause_ends_when_other_jobs_wait_for_the_memory_of_its_model(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
+    harness: CacheHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model_cache, "MAX_WAIT_SECONDS", 0.3)
-    worker, _ = await shop.worker(1.5)
-    shop.opening.gate.set()
-    await shop.bot.dispatch(a_job(JOBS[0], "one", steps=300))
-    await until(lambda: any(run.steps_done[0] > 0 for run in worker.active_runs))
-    await shop.bot.send_control(ControlMessage(job=JOBS[0], deed="pause"))
-    await until(lambda: any(run.pause_timer is not None for run in worker.active_runs))
-    await shop.bot.dispatch(a_job(JOBS[1], "two"))
-    ends = await asyncio.wait_for(shop.ends(*JOBS[:2]), 30)
-    assert all(isinstance(end, JobFinished) for end in ends.values())
+    worker, _ = await harness.start_worker(1.5)
+    harness.model_opener.gate.set()
+    await harness.bot.dispatch(make_job(JOBS[0], "one", steps=300))
+    await wait_until(lambda: any(run.steps_done[0] > 0 for run in worker.active_runs))
+    await harness.bot.send_control(ControlMessage(job=JOBS[0], deed="pause"))
+    await wait_until(lambda: any(run.pause_timer is not None for run in worker.active_runs))
+    await harness.bot.dispatch(make_job(JOBS[1], "two"))
+    end_messages = await asyncio.wait_for(harness.wait_for_ends(*JOBS[:2]), 30)
+    assert all(isinstance(end, JobFinished) for end in end_messages.values())

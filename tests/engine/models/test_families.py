@@ -39,16 +39,16 @@ OTHERS = [("sdxl", "ddim"), ("sdxl", "dpmpp_2m"), ("sd3", "dpmpp_2m"), ("flux", 
 @pytest.fixture(scope="module")
 def load_small(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any, Any]]:
     """(family, pipeline) of a kind, loaded separately from one folder."""
-    loaded: dict[str, tuple[Any, Any]] = {}
+    loaded_models: dict[str, tuple[Any, Any]] = {}
 
     def open_kind(kind: str) -> tuple[Any, Any]:
-        if kind not in loaded:
+        if kind not in loaded_models:
             folder: Path = tmp_path_factory.mktemp("small") / kind
             save_small_pipeline(kind, folder)
             pipeline = import_module("diffusers").DiffusionPipeline.from_pretrained(folder)
             pipeline.set_progress_bar_config(disable=True)
-            loaded[kind] = load_folder(str(folder), kind), pipeline
-        return loaded[kind]
+            loaded_models[kind] = load_folder(str(folder), kind), pipeline
+        return loaded_models[kind]
 
     return open_kind
 
@@ -68,9 +68,9 @@ def by_engine(family: Family, recipe: Recipe, job: Make, finish: Make) -> list[t
     return [latents[each.id, image] for image in range(recipe.count)]
 
 
-def error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+def error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """The largest difference; above 1 relative to the largest latent."""
-    return float((ours - theirs).abs().max()) / max(1.0, float(theirs.abs().max()))
+    return float((actual - expected).abs().max()) / max(1.0, float(expected.abs().max()))
 
 
 @pytest.mark.sampled
@@ -81,9 +81,9 @@ def test_latents_equal_the_pipelines(
 ) -> None:
     family, pipeline = load_small(kind)
     one = build_recipe(recipe, kind, family, sampler=sampler, guidance=guidance, count=2)
-    theirs = by_pipeline(pipeline, family, one)
-    for ours, expected in zip(by_engine(family, one, job, finish), theirs, strict=True):
-        assert error(ours, expected) <= 1e-4
+    expected_pictures = by_pipeline(pipeline, family, one)
+    for actual, expected in zip(by_engine(family, one, job, finish), expected_pictures, strict=True):
+        assert error(actual, expected) <= 1e-4
 
 
 @pytest.mark.parametrize("kind", BY_ROWS)
@@ -92,9 +92,9 @@ def test_a_negative_prompt_acts_as_in_the_pipeline(
 ) -> None:
     family, pipeline = load_small(kind)
     one = build_recipe(recipe, kind, family, guidance=4.0, negative="a dog in the grass")
-    (ours,) = by_engine(family, one, job, finish)
-    assert error(ours, by_pipeline(pipeline, family, one)[0]) <= 1e-4
-    assert error(ours, by_pipeline(pipeline, family, build_recipe(recipe, kind, family, guidance=4.0))[0]) > 1e-3
+    (actual,) = by_engine(family, one, job, finish)
+    assert error(actual, by_pipeline(pipeline, family, one)[0]) <= 1e-4
+    assert error(actual, by_pipeline(pipeline, family, build_recipe(recipe, kind, family, guidance=4.0))[0]) > 1e-3
 
 
 @pytest.mark.sampled
@@ -104,12 +104,12 @@ def test_prompts_and_guidance_change_the_latents_of_the_small_models(
 ) -> None:
     """Otherwise the comparisons with the pipeline would prove nothing."""
     family, _ = load_small(kind)
-    one, other, unguided = (
+    one, other, unguided_job = (
         by_engine(family, build_recipe(recipe, kind, family, text, guidance=guidance), job, finish)[0]
         for text, guidance in (("a cat", 4.0), ("a dog in the grass", 4.0), ("a cat", 1.0))
     )
     assert error(one, other) > 1e-3
-    assert error(one, unguided) > 1e-3
+    assert error(one, unguided_job) > 1e-3
 
 
 @pytest.mark.sampled
@@ -120,9 +120,9 @@ def test_users_share_forwards_and_get_the_pipelines_latents(
     family, pipeline = load_small(kind)
     rows, denoise = [], family.denoise
 
-    def count_rows(x: torch.Tensor, *rest: Any) -> torch.Tensor:
+    def count_rows(x: torch.Tensor, *arguments: Any) -> torch.Tensor:
         rows.append(len(x))
-        return denoise(x, *rest)
+        return denoise(x, *arguments)
 
     monkeypatch.setattr(family, "denoise", count_rows)
     first = job(build_recipe(recipe, kind, family, steps=5, guidance=4.0), user="ann")
@@ -148,9 +148,9 @@ def test_pictures_equal_the_pipelines(
 ) -> None:
     family, pipeline = load_small(kind)
     one = build_recipe(recipe, kind, family, guidance=3.0, width=size[0], height=size[1])
-    (ours,) = by_engine(family, one, job, finish)
-    picture = family.decode(ours)
-    assert ours.shape == family.latent_shape(*size)
+    (actual,) = by_engine(family, one, job, finish)
+    picture = family.decode(actual)
+    assert actual.shape == family.latent_shape(*size)
     assert picture.size == size
     assert psnr(picture, by_pipeline(pipeline, family, one, "pil")[0]) >= 60
 
@@ -162,8 +162,8 @@ def test_an_encoded_picture_equals_the_autoencoders_mean(load_small: Make, kind:
     latents = family.encode_image(picture)
     assert latents.shape == family.latent_shape(96, 64)
     with torch.inference_mode():
-        encoded = pipeline.vae.encode(pipeline.image_processor.preprocess(picture), return_dict=False)[0]
-    mean = encoded.mean[0] if hasattr(encoded, "mean") and not isinstance(encoded, torch.Tensor) else encoded[0]
+        posterior = pipeline.vae.encode(pipeline.image_processor.preprocess(picture), return_dict=False)[0]
+    mean = posterior.mean[0] if hasattr(posterior, "mean") and not isinstance(posterior, torch.Tensor) else posterior[0]
     config = pipeline.vae.config
     torch.testing.assert_close(latents / config.scaling_factor + (config.get("shift_factor") or 0.0), mean)
 
@@ -174,10 +174,10 @@ def test_half_precision_is_close_and_returns_float32(load_small: Make, recipe: M
     one = build_recipe(recipe, kind, family)
     texts = tuple(part[None] for part in family.encode_conditioning("a cat", one))
     x, t = torch.randn(1, *family.latent_shape(64, 64), generator=torch.manual_seed(0)), torch.tensor([500.0])
-    exact, near = (family.denoise(x, t, texts, dtype) for dtype in ("float32", "bfloat16"))
-    assert near.dtype == torch.float32
-    assert near.shape == exact.shape == x.shape
-    assert 0 < float((near - exact).std() / exact.std()) < 0.1
+    exact_output, bfloat16_output = (family.denoise(x, t, texts, dtype) for dtype in ("float32", "bfloat16"))
+    assert bfloat16_output.dtype == torch.float32
+    assert bfloat16_output.shape == exact_output.shape == x.shape
+    assert 0 < float((bfloat16_output - exact_output).std() / exact_output.std()) < 0.1
 
 
 @pytest.mark.sampled
@@ -194,9 +194,9 @@ def test_a_forward_gives_the_same_bits_after_any_other(load_small: Make, recipe:
         return family.denoise(x, t, tuple(torch.stack(each) for each in parts), dtype)
 
     first = predict("a cat", "a dog")
-    others = [predict("a longer text of trees " * 3, "") for _ in range(3)]
+    other_outputs = [predict("a longer text of trees " * 3, "") for _ in range(3)]
     assert torch.equal(predict("a cat", "a dog"), first)
-    assert all(torch.equal(other, others[0]) and not torch.equal(other, first) for other in others)
+    assert all(torch.equal(other, other_outputs[0]) and not torch.equal(other, first) for other in other_outputs)
 
 
 def test_each_family_announces_its_sizes_tokens_and_guidance(load_small: Make) -> None:
@@ -220,15 +220,15 @@ def test_a_latent_consistency_pipeline_loads_as_stable_diffusion_with_inner_guid
     assert isinstance(family, StableDiffusion)
     assert (family.guides, family.guidance, family.default_sampling) == ("network", 8.0, (8, "lcm"))
     one = build_recipe(recipe, "dreamy", family, sampler="lcm", steps=4, guidance=6.0)
-    (ours,) = by_engine(family, one, job, finish)
+    (actual,) = by_engine(family, one, job, finish)
     pipeline = import_module("diffusers").DiffusionPipeline.from_pretrained(tmp_path / "lcm")
     pipeline.set_progress_bar_config(disable=True)
     assert type(pipeline).__name__ == "LatentConsistencyModelPipeline"
-    theirs = pipeline(
+    expected = pipeline(
         "a cat", num_inference_steps=4, guidance_scale=6.0, width=64, height=64, output_type="latent",
         generator=torch.Generator().manual_seed(one.seed),
     ).images  # fmt: skip
-    assert error(ours, theirs[0]) <= 1e-4
+    assert error(actual, expected[0]) <= 1e-4
 
 
 @pytest.mark.parametrize("first", ["a cat", "a dog in the grass"])
@@ -238,25 +238,25 @@ def test_a_negative_concept_may_come_first(load_small: Make, recipe: Make, job: 
     weights = {"a cat": 1.0, "a dog in the grass": -0.5}
     second = next(text for text in weights if text != first)
     one = build_recipe(recipe, "flux", family)
-    (plain,) = by_engine(family, one, job, finish)
+    (plain_latents,) = by_engine(family, one, job, finish)
     orders = (tuple(Concept(each, weights[each]) for each in texts) for texts in ((first, second), (second, first)))
     latents = [
         by_engine(family, msgspec.structs.replace(one, concepts=concepts), job, finish)[0] for concepts in orders
     ]
     assert torch.equal(*latents)
-    assert error(latents[0], plain) > 1e-3
+    assert error(latents[0], plain_latents) > 1e-3
 
 
 @pytest.mark.parametrize(
-    ("name", "scheduler", "usual"),
+    ("name", "scheduler", "expected_steps"),
     [
         ("sdxl-turbo", "EulerAncestralDiscreteScheduler", (4, "euler")),
         ("lcm-sdxl", "EulerDiscreteScheduler", (8, "lcm")),
         ("dreamy", "LCMScheduler", (8, "lcm")), ("turbofan", "PNDMScheduler", None),
     ],
 )  # fmt: skip
-def test_few_step_models_default_to_few_steps(name: str, scheduler: str, usual: Any) -> None:
-    assert find_few_step_sampling(name, {"_class_name": scheduler}, ("euler", "lcm", "ddpm")) == usual
+def test_few_step_models_default_to_few_steps(name: str, scheduler: str, expected_steps: Any) -> None:
+    assert find_few_step_sampling(name, {"_class_name": scheduler}, ("euler", "lcm", "ddpm")) == expected_steps
     assert find_few_step_sampling(name, {"_class_name": scheduler}, ("native",)) is None
 
 
@@ -271,9 +271,9 @@ def test_a_distilled_model_is_recognised_by_its_name(name: str, guidance: float)
 def test_an_empty_negative_prompt_of_sdxl_is_all_zeros(load_small: Make, recipe: Make) -> None:
     family, _ = load_small("sdxl")
     one = build_recipe(recipe, "sdxl", family)
-    states, pooled, _ = family.encode_conditioning("", one, negative=True)
+    states, pooled_states, _ = family.encode_conditioning("", one, negative=True)
     assert not states.any()
-    assert not pooled.any()
+    assert not pooled_states.any()
     assert family.encode_conditioning("", one)[0].any()
 
 
@@ -289,17 +289,17 @@ def test_latents_with_a_mean_and_deviation_per_channel_are_normalised(
     """Like Playground 2.5: a mean and a deviation per channel."""
     family, _ = load_small("sdxl")
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
-    plain, scale = family.encode_image(picture), family._vae.config.scaling_factor
+    plain_latents, scale = family.encode_image(picture), family._vae.config.scaling_factor
     mean, deviation = [1.0, -2.0, 3.0, 0.5], [8.0, 5.0, 6.0, 4.0]
     config = {**family._vae.config, "latents_mean": mean, "latents_std": deviation}
     monkeypatch.setattr(family._vae, "_internal_dict", type(family._vae.config)(config))
-    centred = family.encode_image(picture)
+    centred_latents = family.encode_image(picture)
     centre, spread = (torch.tensor(each).view(-1, 1, 1) for each in (mean, deviation))
-    torch.testing.assert_close(centred * spread / scale + centre, plain / scale)
+    torch.testing.assert_close(centred_latents * spread / scale + centre, plain_latents / scale)
     monkeypatch.undo()
-    before = family.decode(plain)
+    before = family.decode(plain_latents)
     monkeypatch.setattr(family._vae, "_internal_dict", type(family._vae.config)(config))
-    assert psnr(family.decode(centred), before) >= 60
+    assert psnr(family.decode(centred_latents), before) >= 60
 
 
 def test_sd3_shifts_its_schedule_by_size_if_configured(
@@ -310,13 +310,13 @@ def test_sd3_shifts_its_schedule_by_size_if_configured(
     small, large = family.plan("euler", 4, 0.0, 64, 64), family.plan("euler", 4, 0.0, 128, 128)
     assert small.table[2, 0] < large.table[2, 0]
     one = build_recipe(recipe, "sd3", family, height=96, guidance=3.0)
-    (ours,) = by_engine(family, one, job, finish)
-    assert error(ours, by_pipeline(pipeline, family, one)[0]) <= 1e-4
+    (actual,) = by_engine(family, one, job, finish)
+    assert error(actual, by_pipeline(pipeline, family, one)[0]) <= 1e-4
 
 
 def test_sd3_refuses_sides_beyond_its_positions(load_small: Make, recipe: Make, job: Make) -> None:
     family, _ = load_small("sd3")
     each: Job = job(build_recipe(recipe, "sd3", family, width=264, height=16))
-    with pytest.raises(JobRejected, match="a side has at most 256 pixels") as refused:
+    with pytest.raises(JobRejected, match="a side has at most 256 pixels") as error:
         Engine({"sd3": family}).add(each)
-    assert refused.value.blame == "member"
+    assert error.value.blame == "member"

@@ -38,14 +38,14 @@ def no_thread_is_left() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
     """Loads a small model of a kind from a folder; each kind once."""
-    loaded: dict[str, Any] = {}
+    loaded_models: dict[str, Any] = {}
 
     def load(kind: str) -> Any:
-        if kind not in loaded:
+        if kind not in loaded_models:
             folder = tmp_path_factory.mktemp(kind) / kind
             save_small_pipeline(kind, folder)
-            loaded[kind] = models.load_folder(str(folder), kind)
-        return loaded[kind]
+            loaded_models[kind] = models.load_folder(str(folder), kind)
+        return loaded_models[kind]
 
     return load
 
@@ -83,9 +83,9 @@ def make_job_for(recipe: Make, job: Make) -> Make:
     return make
 
 
-def run_to_end(engine: Engine, most: int = 3000) -> list[Event]:
+def run_to_end(engine: Engine, max_steps: int = 3000) -> list[Event]:
     events: list[Event] = []
-    for _ in range(most):
+    for _ in range(max_steps):
         if engine.is_idle:
             return events
         events += engine.step()
@@ -100,12 +100,12 @@ def pictures(model: Any, events: list[Event]) -> dict[tuple[str, int], np.ndarra
     }
 
 
-def with_hook(forward: Any, tell: Callable[[], None]) -> Any:
+def with_hook(forward: Any, on_forward: Callable[[], None]) -> Any:
     """The same forward, but it calls `tell` before each call."""
 
     @wraps(forward)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        tell()
+        on_forward()
         return forward(*args, **kwargs)
 
     return wrapper
@@ -116,13 +116,13 @@ def draw_with_pipeline(model: Any, job: Job, image: int = 0) -> np.ndarray:
     task = job.task
     assert isinstance(task, Recipe)
     pipeline, before = model.pipeline, model.pipeline.scheduler
-    nothing = None if "XL" in type(pipeline).__name__ else ""
+    empty_negative = None if "XL" in type(pipeline).__name__ else ""
     parameters = inspect.signature(type(pipeline).__call__).parameters
     extra = {name: False for name in ("use_resolution_binning", "clean_caption") if name in parameters}
     pipeline.scheduler = model.make_scheduler(task.sampler) or before
     try:
         picture = pipeline(
-            prompt=task.concepts[0].text, negative_prompt=task.negative or nothing,
+            prompt=task.concepts[0].text, negative_prompt=task.negative or empty_negative,
             guidance_scale=task.guidance - 1.0 + model.no_guidance,
             num_inference_steps=task.steps, width=task.width, height=task.height,
             generator=torch.Generator().manual_seed(task.seed + image), **extra,
@@ -133,8 +133,8 @@ def draw_with_pipeline(model: Any, job: Job, image: int = 0) -> np.ndarray:
 
 
 def count_forwards(engine: Engine) -> tuple[int, int]:
-    gathering = engine._pipeline_batching.batcher
-    return gathering.forwards, gathering.rows
+    batcher = engine._pipeline_batching.batcher
+    return batcher.forwards, batcher.rows
 
 
 @pytest.mark.parametrize("kind", ["pixart", "lumina2"])
@@ -147,14 +147,16 @@ def test_an_unknown_pipeline_kind_gives_its_own_pictures(
     one = make_job_for(family)
     engine.add(one)
     assert np.array_equal(pictures(family, run_to_end(engine))[one.id, 0], draw_with_pipeline(family, one))
-    several = [
+    several_jobs = [
         make_job_for(family, words, user=words, steps=steps) for words, steps in (("dog", 4), ("sea", 6), ("red", 5))
     ]
-    for each in several:
+    for each in several_jobs:
         engine.add(each)
-    drawn = pictures(family, run_to_end(engine))
-    for each in several:
-        assert np.abs(drawn[each.id, 0] - draw_with_pipeline(family, each)).max() <= 1  # of 255: at most a rounding
+    drawn_pictures = pictures(family, run_to_end(engine))
+    for each in several_jobs:
+        assert (
+            np.abs(drawn_pictures[each.id, 0] - draw_with_pipeline(family, each)).max() <= 1
+        )  # of 255: at most a rounding
 
 
 def test_a_thresholding_scheduler_runs_as_a_whole_pipeline(tmp_path: Path, engines: Make, make_job_for: Make) -> None:
@@ -208,15 +210,15 @@ def test_every_family_can_run_as_a_whole_pipeline(
 ) -> None:
     """Latents are unpacked and guidance is scaled as in our own steps: plain euler gives the same picture."""
     family = model(kind)
-    engine, whole = engines(family), make_job_for(family, sampler=sampler, steps=5)
-    engine.add(whole)
-    drawn = pictures(family, run_to_end(engine))[whole.id, 0]
-    assert drawn.shape == (64, 64, 3)
+    engine, pipeline_job = engines(family), make_job_for(family, sampler=sampler, steps=5)
+    engine.add(pipeline_job)
+    drawn_pictures = pictures(family, run_to_end(engine))[pipeline_job.id, 0]
+    assert drawn_pictures.shape == (64, 64, 3)
     if sampler == "native":
-        native = "dpmpp_2m" if kind == "sana" else "euler"
-        stepped = make_job_for(family, sampler=native, steps=5)
-        engine.add(stepped)
-        assert np.abs(pictures(family, run_to_end(engine))[stepped.id, 0] - drawn).max() <= 1
+        native_sampler = "dpmpp_2m" if kind == "sana" else "euler"
+        stepped_job = make_job_for(family, sampler=native_sampler, steps=5)
+        engine.add(stepped_job)
+        assert np.abs(pictures(family, run_to_end(engine))[stepped_job.id, 0] - drawn_pictures).max() <= 1
 
 
 @pytest.mark.sampled
@@ -227,8 +229,8 @@ def test_prompts_are_encoded_once_before_the_threads_and_give_the_same_picture(
 ) -> None:
     """So a job that arrives meanwhile need not wait for a text encoder that a thread uses."""
     family, encoding_threads = model(kind), []
-    whole = make_job_for(family, sampler="native", guidance=guidance, count=3, negative="fog")
-    expected = [draw_with_pipeline(family, whole, image) for image in range(3)]
+    pipeline_job = make_job_for(family, sampler="native", guidance=guidance, count=3, negative="fog")
+    expected = [draw_with_pipeline(family, pipeline_job, image) for image in range(3)]
     family.clear_text_cache()
     for part, encoder in family.pipeline.components.items():
         if part.startswith("text_encoder"):
@@ -238,13 +240,13 @@ def test_prompts_are_encoded_once_before_the_threads_and_give_the_same_picture(
                 with_hook(encoder.forward, lambda: encoding_threads.append(threading.current_thread())),
             )
     engine = engines(family)
-    engine.add(whole)
+    engine.add(pipeline_job)
     before = len(encoding_threads)
-    drawn = pictures(family, run_to_end(engine))
+    drawn_pictures = pictures(family, run_to_end(engine))
     assert len(encoding_threads) == before
     assert set(encoding_threads) == {threading.current_thread()}
     for image in range(3):
-        assert np.abs(drawn[whole.id, image] - expected[image]).max() <= 1
+        assert np.abs(drawn_pictures[pipeline_job.id, image] - expected[image]).max() <= 1
 
 
 @pytest.mark.slow
@@ -266,15 +268,22 @@ def test_jobs_with_different_prompts_steps_and_samplers_share_forwards(
         single_runs.append((pictures(family, run_to_end(by_itself)), count_forwards(by_itself)))
         engine.add(each)
     run_to_end(engine)  # here the engine tries whether rows may share a forward
-    trials, expected = count_forwards(engine)[0], sum(count for _, (count, _) in single_runs)
+    trial_count, expected = count_forwards(engine)[0], sum(count for _, (count, _) in single_runs)
     for each in jobs:
         engine.add(each)
-    together = pictures(family, run_to_end(engine))
-    assert sorted(together) == sorted(key for drawn, _ in single_runs for key in drawn)
-    assert max(np.abs(together[key] - each).max() for drawn, _ in single_runs for key, each in drawn.items()) <= 1
-    print(f"{count_forwards(engine)[0] - trials} forwards for {expected}, {trials} with the trials")
-    assert trials < expected
-    assert count_forwards(engine)[0] - trials <= expected / 3
+    shared_pictures = pictures(family, run_to_end(engine))
+    assert sorted(shared_pictures) == sorted(key for drawn_pictures, _ in single_runs for key in drawn_pictures)
+    assert (
+        max(
+            np.abs(shared_pictures[key] - each).max()
+            for drawn_pictures, _ in single_runs
+            for key, each in drawn_pictures.items()
+        )
+        <= 1
+    )
+    print(f"{count_forwards(engine)[0] - trial_count} forwards for {expected}, {trial_count} with the trials")
+    assert trial_count < expected
+    assert count_forwards(engine)[0] - trial_count <= expected / 3
 
 
 def test_whole_pipelines_and_stepped_jobs_of_one_model_share_an_engine(
@@ -282,19 +291,19 @@ def test_whole_pipelines_and_stepped_jobs_of_one_model_share_an_engine(
 ) -> None:
     family = model("sd")
     engine, by_itself = engines(family), engines(family)
-    whole, stepped = (
+    pipeline_job, stepped_job = (
         make_job_for(family, sampler="heun", user="a"),
         make_job_for(family, sampler="euler", user="b", steps=20),
     )
-    by_itself.add(stepped)
-    expected = pictures(family, run_to_end(by_itself))[stepped.id, 0]
-    engine.add(whole)
-    engine.add(stepped)
+    by_itself.add(stepped_job)
+    expected = pictures(family, run_to_end(by_itself))[stepped_job.id, 0]
+    engine.add(pipeline_job)
+    engine.add(stepped_job)
     events = run_to_end(engine)
-    assert np.array_equal(pictures(family, events)[whole.id, 0], draw_with_pipeline(family, whole))
-    assert np.abs(pictures(family, events)[stepped.id, 0] - expected).max() <= 1
+    assert np.array_equal(pictures(family, events)[pipeline_job.id, 0], draw_with_pipeline(family, pipeline_job))
+    assert np.abs(pictures(family, events)[stepped_job.id, 0] - expected).max() <= 1
     kinds = [event.job for event in events if isinstance(event, LatentsDone)]
-    assert kinds == [whole.id, stepped.id]  # the short one did not wait behind the long one
+    assert kinds == [pipeline_job.id, stepped_job.id]  # the short one did not wait behind the long one
 
 
 def test_previews_and_keyframes_are_the_samplers_x0(model: Make, engines: Make, make_job_for: Make) -> None:
@@ -304,11 +313,11 @@ def test_previews_and_keyframes_are_the_samplers_x0(model: Make, engines: Make, 
         engine.add(one)
         engine.watch(one.id)
         events = run_to_end(engine)
-        estimates = [event.x0 for event in events if isinstance(event, StepDone)]
-        assert all(x0 is not None for x0 in estimates), kind
-        (done,) = [event for event in events if isinstance(event, LatentsDone)]
-        assert [rung.step for rung in done.keyframes] == [1, 2, 3, 4, 5]
-        last = np.asarray(family.decode(done.keyframes[-1].x0), dtype=np.float64)
+        x0_estimates = [event.x0 for event in events if isinstance(event, StepDone)]
+        assert all(x0 is not None for x0 in x0_estimates), kind
+        (latents_done,) = [event for event in events if isinstance(event, LatentsDone)]
+        assert [keyframe.step for keyframe in latents_done.keyframes] == [1, 2, 3, 4, 5]
+        last = np.asarray(family.decode(latents_done.keyframes[-1].x0), dtype=np.float64)
         assert np.abs(last - pictures(family, events)[one.id, 0]).max() <= 2, (kind, sampler)
 
 
@@ -316,26 +325,28 @@ def test_a_ladder_has_one_keyframe_if_the_sampler_gives_no_x0(model: Make, engin
     family = model("sd")
     engine, one = engines(family), make_job_for(family, sampler="native")  # PNDM
     engine.add(one)
-    (done,) = [event for event in run_to_end(engine) if isinstance(event, LatentsDone)]
-    assert [rung.step for rung in done.keyframes] == [4]
-    assert torch.equal(done.keyframes[0].x0, done.latents)
+    (latents_done,) = [event for event in run_to_end(engine) if isinstance(event, LatentsDone)]
+    assert [keyframe.step for keyframe in latents_done.keyframes] == [4]
+    assert torch.equal(latents_done.keyframes[0].x0, latents_done.latents)
 
 
 @pytest.mark.sampled
-@pytest.mark.parametrize("others", [0, 1, 5])
+@pytest.mark.parametrize("other_count", [0, 1, 5])
 def test_a_pinned_picture_has_the_same_bits_beside_any_other_jobs(
-    others: int, model: Make, engines: Make, make_job_for: Make
+    other_count: int, model: Make, engines: Make, make_job_for: Make
 ) -> None:
     family = model("sd")
-    empty, crowded = engines(family), engines(family)
+    empty_engine, crowded_engine = engines(family), engines(family)
     one = make_job_for(family, sampler="unipc", bucket=8, steps=6)
-    empty.add(one)
-    expected = next(event.latents for event in run_to_end(empty) if isinstance(event, LatentsDone))
-    for number in range(others):
-        crowded.add(make_job_for(family, "dog", "heun", user=str(number), bucket=8, steps=3 + number, seed=number))
-    crowded.add(one)
+    empty_engine.add(one)
+    expected = next(event.latents for event in run_to_end(empty_engine) if isinstance(event, LatentsDone))
+    for number in range(other_count):
+        crowded_engine.add(
+            make_job_for(family, "dog", "heun", user=str(number), bucket=8, steps=3 + number, seed=number)
+        )
+    crowded_engine.add(one)
     latents = next(
-        event.latents for event in run_to_end(crowded) if isinstance(event, LatentsDone) and event.job == one.id
+        event.latents for event in run_to_end(crowded_engine) if isinstance(event, LatentsDone) and event.job == one.id
     )
     assert torch.equal(latents, expected)
 
@@ -343,22 +354,24 @@ def test_a_pinned_picture_has_the_same_bits_beside_any_other_jobs(
 def test_a_cancelled_job_leaves_at_once_and_its_thread_ends(model: Make, engines: Make, make_job_for: Make) -> None:
     family = model("sd")
     engine = engines(family)
-    cancelled, remaining = (
+    cancelled_job, remaining_job = (
         make_job_for(family, sampler="heun", user="a", steps=50),
         make_job_for(family, sampler="heun", user="b", steps=5),
     )
-    engine.add(cancelled)
-    engine.add(remaining)
-    while not any(isinstance(event, StepDone) and event.job == cancelled.id for event in engine.step()):
+    engine.add(cancelled_job)
+    engine.add(remaining_job)
+    while not any(isinstance(event, StepDone) and event.job == cancelled_job.id for event in engine.step()):
         pass
-    assert engine.cancel(cancelled.id) >= 1
+    assert engine.cancel(cancelled_job.id) >= 1
     before = count_forwards(engine)[1]
     engine.step()
     assert count_forwards(engine)[1] - before <= 2  # the rows of the remaining job
-    assert np.array_equal(pictures(family, run_to_end(engine))[remaining.id, 0], draw_with_pipeline(family, remaining))
-    unstarted = make_job_for(family, sampler="heun")
-    engine.add(unstarted)
-    assert engine.cancel(unstarted.id) == 0
+    assert np.array_equal(
+        pictures(family, run_to_end(engine))[remaining_job.id, 0], draw_with_pipeline(family, remaining_job)
+    )
+    unstarted_job = make_job_for(family, sampler="heun")
+    engine.add(unstarted_job)
+    assert engine.cancel(unstarted_job.id) == 0
     assert engine.is_idle
 
 
@@ -371,31 +384,31 @@ def test_an_error_in_one_pipeline_fails_only_that_job(
     def encode_or_fail(self: Any, prompt: str, *args: Any, **kwargs: Any) -> Any:
         if prompt == "unreadable":
             raise RuntimeError("this text cannot be read")
-        states, empty = encode(self, prompt, *args, **kwargs)
-        return (states * float("nan") if prompt == "nan" else states), empty
+        states, empty_engine = encode(self, prompt, *args, **kwargs)
+        return (states * float("nan") if prompt == "nan" else states), empty_engine
 
-    prepare = family.pipeline.prepare_latents.__func__
+    original_prepare = family.pipeline.prepare_latents.__func__
 
     def prepare_or_fail(self: Any, *args: Any, **kwargs: Any) -> Any:
         if threading.current_thread().name.startswith(f"strand {jobs['bad'].id}"):
             raise RuntimeError("these latents cannot be made")
-        return prepare(self, *args, **kwargs)
+        return original_prepare(self, *args, **kwargs)
 
     monkeypatch.setattr(type(family.pipeline), "encode_prompt", encode_or_fail)
     monkeypatch.setattr(type(family.pipeline), "prepare_latents", prepare_or_fail)
     engine = engines(family)
     jobs = {words: make_job_for(family, words, "unipc", user=words, steps=12) for words in ("bad", "nan", "cat")}
-    with pytest.raises(JobRejected, match="before its first step") as refused:
+    with pytest.raises(JobRejected, match="before its first step") as error:
         engine.add(make_job_for(family, "unreadable", "unipc"))
-    assert refused.value.blame == "model"
+    assert error.value.blame == "model"
     assert engine.is_idle
     for each in jobs.values():
         engine.add(each)
     events = run_to_end(engine)
-    failed = {event.job: event.reason for event in events if isinstance(event, JobFailure)}
-    assert set(failed) == {jobs["bad"].id, jobs["nan"].id}
-    assert "not finite" in failed[jobs["nan"].id]
-    assert "pipeline failed" in failed[jobs["bad"].id]
+    reasons_by_job = {event.job: event.reason for event in events if isinstance(event, JobFailure)}
+    assert set(reasons_by_job) == {jobs["bad"].id, jobs["nan"].id}
+    assert "not finite" in reasons_by_job[jobs["nan"].id]
+    assert "pipeline failed" in reasons_by_job[jobs["bad"].id]
     assert np.abs(pictures(family, events)[jobs["cat"].id, 0] - draw_with_pipeline(family, jobs["cat"])).max() <= 1
 
 
@@ -403,12 +416,12 @@ def test_out_of_memory_halves_the_batch(
     model: Make, engines: Make, make_job_for: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     family = model("sd")
-    forward, largest = family.pipeline.unet.forward, []
+    forward, batch_rows = family.pipeline.unet.forward, []
 
     def small(sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if len(sample) > 4:
             raise torch.OutOfMemoryError("the test's memory is full")
-        largest.append(len(sample))
+        batch_rows.append(len(sample))
         return forward(sample, *args, **kwargs)
 
     monkeypatch.setattr(family.pipeline.unet, "forward", small)
@@ -416,11 +429,13 @@ def test_out_of_memory_halves_the_batch(
     for each in jobs:
         engine.add(each)
         engine.pause(each.id)
-    early = run_to_end(engine)  # until all four wait for their first forward: it has 8 rows, whichever thread is slow
+    early_events = run_to_end(
+        engine
+    )  # until all four wait for their first forward: it has 8 rows, whichever thread is slow
     for each in jobs:
         engine.resume(each.id)
-    assert len(pictures(family, early + run_to_end(engine))) == 4
-    assert max(largest) == 4
+    assert len(pictures(family, early_events + run_to_end(engine))) == 4
+    assert max(batch_rows) == 4
 
 
 @pytest.mark.parametrize(
@@ -436,9 +451,9 @@ def test_options_that_no_unmodified_pipeline_has_are_refused_with_a_sentence(
     fields: dict[str, Any], words: str, model: Make, engines: Make, make_job_for: Make
 ) -> None:
     engine = engines(model("sd"))
-    with pytest.raises(JobRejected, match=words) as refused:
+    with pytest.raises(JobRejected, match=words) as error:
         engine.add(make_job_for(model("sd"), sampler="heun", **fields))
-    assert refused.value.blame == "member"
+    assert error.value.blame == "member"
     assert engine.is_idle
 
 
@@ -456,19 +471,19 @@ def test_one_thread_at_a_time_encodes_prompts(
     model: Make, engines: Make, make_job_for: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tokenizer is set up anew for each text. Two threads in one at once sometimes gave a wrong picture."""
-    family, inside, most = model("sd"), [], []
+    family, threads_inside, thread_counts = model("sd"), [], []
     encode = type(family.pipeline).encode_prompt
 
-    def slow(*args: Any, **kwargs: Any) -> Any:
-        inside.append(1)
-        most.append(len(inside))
+    def run_slowly(*args: Any, **kwargs: Any) -> Any:
+        threads_inside.append(1)
+        thread_counts.append(len(threads_inside))
         time.sleep(0.02)
         try:
             return encode(*args, **kwargs)
         finally:
-            inside.pop()
+            threads_inside.pop()
 
-    monkeypatch.setattr(type(family.pipeline), "encode_prompt", slow)
+    monkeypatch.setattr(type(family.pipeline), "encode_prompt", run_slowly)
     engine = engines(family)
     for number in range(4):
         engine.add(make_job_for(family, sampler="unipc", user=str(number), count=2))
@@ -476,8 +491,8 @@ def test_one_thread_at_a_time_encodes_prompts(
         # This prompt is encoded in the engine's thread.
         engine.add(make_job_for(family, f"new {number}", sampler="euler", user=str(number)))
     run_to_end(engine)
-    assert len(most) >= 12
-    assert max(most) == 1
+    assert len(thread_counts) >= 12
+    assert max(thread_counts) == 1
 
 
 def test_an_error_in_a_preview_fails_only_that_job(
@@ -493,24 +508,26 @@ def test_an_error_in_a_preview_fails_only_that_job(
 
     monkeypatch.setattr(family, "to_preview_latents", show_or_fail)
     engine = engines(family)
-    sound, faulty = (
+    sound_job, faulty_job = (
         make_job_for(family, sampler="unipc", user="a"),
         make_job_for(family, sampler="unipc", user="b", height=16, count=2),
     )
-    unshown = make_job_for(family, sampler="native", user="c", height=16)  # PNDM: only the finished picture is shown
+    unshown_job = make_job_for(
+        family, sampler="native", user="c", height=16
+    )  # PNDM: only the finished picture is shown
     monkeypatch.setattr(
         family,
         "final_to_preview_latents",
         lambda final_latents: show_or_fail(final_latents, 32, final_latents.shape[1] * family.pixels_per_latent),
     )
-    for each in (sound, faulty, unshown):
+    for each in (sound_job, faulty_job, unshown_job):
         engine.add(each)
     events = run_to_end(engine)
-    failed = [event for event in events if isinstance(event, JobFailure)]
-    assert {event.job for event in failed} == {faulty.id, unshown.id}
-    assert len(failed) == 2
-    assert {event.blame for event in failed} == {"model"}
-    assert set(pictures(family, events)) == {(sound.id, 0)}
+    failures = [event for event in events if isinstance(event, JobFailure)]
+    assert {event.job for event in failures} == {faulty_job.id, unshown_job.id}
+    assert len(failures) == 2
+    assert {event.blame for event in failures} == {"model"}
+    assert set(pictures(family, events)) == {(sound_job.id, 0)}
 
 
 def test_the_last_preview_is_made_in_the_pipelines_thread(
@@ -519,9 +536,9 @@ def test_the_last_preview_is_made_in_the_pipelines_thread(
     """A model that gives pixels decodes and encodes for it, and the engine's thread must serve other jobs."""
     family, threads = model("sd"), []
 
-    def note_thread(finished: torch.Tensor) -> torch.Tensor:
+    def note_thread(latents: torch.Tensor) -> torch.Tensor:
         threads.append(threading.current_thread().name)
-        return finished
+        return latents
 
     monkeypatch.setattr(family, "final_to_preview_latents", note_thread)
     engine = engines(family)
@@ -557,10 +574,10 @@ def test_a_dropped_model_is_freed(tmp_path: Path, make_job_for: Make) -> None:
         engine.add(make_job_for(families["dropped"], user=str(number), bucket=8))
     assert len(pictures(families["dropped"], run_to_end(engine))) == 2
     assert engine._pipeline_batching.batcher._is_joinable
-    cancelled = make_job_for(families["dropped"], steps=50)  # it leaves while its thread still works
-    engine.add(cancelled)
+    cancelled_job = make_job_for(families["dropped"], steps=50)  # it leaves while its thread still works
+    engine.add(cancelled_job)
     engine.step()
-    engine.cancel(cancelled.id)
+    engine.cancel(cancelled_job.id)
     while any(each.name.startswith("strand") for each in threading.enumerate()):
         time.sleep(0.01)
     network = weakref.ref(families["dropped"].pipeline.transformer)

@@ -20,16 +20,16 @@ from engine.worker.main import load_all_models
 
 
 def test_an_offloaded_module_is_on_the_device_only_during_its_forward() -> None:
-    devices: list[str] = []
+    called_devices: list[str] = []
 
     class Encoder(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.weight = nn.Parameter(torch.ones(2))
 
-        def forward(self, fails: bool) -> torch.Tensor:
-            devices.append(self.weight.device.type)
-            if fails:
+        def forward(self, is_failing: bool) -> torch.Tensor:
+            called_devices.append(self.weight.device.type)
+            if is_failing:
                 raise RuntimeError("it failed")
             return torch.zeros(1)
 
@@ -39,19 +39,19 @@ def test_an_offloaded_module_is_on_the_device_only_during_its_forward() -> None:
     assert encoder.weight.device.type == "cpu"
     with pytest.raises(NotImplementedError, match="meta"):
         encoder(False)
-    assert devices == ["meta"]
+    assert called_devices == ["meta"]
 
 
 @pytest.mark.sampled
 @pytest.mark.parametrize("kind", ["sd", "sdxl", "sd3"])
 def test_offloaded_text_encoders_give_the_same_conditioning(kind: str, tmp_path: Path) -> None:
     save_small_pipeline(kind, tmp_path / kind)
-    plain, offloaded = (models.load_folder(str(tmp_path / kind), kind) for _ in range(2))
-    assert isinstance(offloaded, DiffusersFamily)
-    offloaded.offload()
-    offloaded.forward_runner.enable_cuda_graphs()  # this does nothing on a processor
+    plain_family, offloaded_family = (models.load_folder(str(tmp_path / kind), kind) for _ in range(2))
+    assert isinstance(offloaded_family, DiffusersFamily)
+    offloaded_family.offload()
+    offloaded_family.forward_runner.enable_cuda_graphs()  # this does nothing on a processor
     for one, other in zip(
-        *(each.encode_conditioning("cat", probe_recipe(each)) for each in (plain, offloaded)), strict=True
+        *(each.encode_conditioning("cat", probe_recipe(each)) for each in (plain_family, offloaded_family)), strict=True
     ):
         assert torch.equal(one, other)
 
@@ -88,11 +88,11 @@ def test_a_repeated_forward_gives_the_same_result_on_this_device() -> None:
     x = torch.randn(4, *family.latent_shape(family.size, family.size), device=device)
     texts = tuple(part.expand(4, *part.shape) for part in family.encode_conditioning("cat", probe_recipe(family)))
     times = torch.full((4,), 500.0, device=device)
-    plain = family.denoise(x, times, texts, "bfloat16")
+    plain_output = family.denoise(x, times, texts, "bfloat16")
     assert isinstance(family, DiffusersFamily)
     family.forward_runner.enable_cuda_graphs()
     for _ in range(5):
-        assert torch.equal(family.denoise(x, times, texts, "bfloat16"), plain)
+        assert torch.equal(family.denoise(x, times, texts, "bfloat16"), plain_output)
 
 
 def test_a_transfer_to_the_device_keeps_the_values() -> None:

@@ -23,7 +23,15 @@ from engine.models import load_folder
 from engine.models.families.embedded import build_pipeline
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.plan import build_scheduler
-from shared.init_image_jobs import Blobs, begun, developed, forward, half_mask, saved, scene
+from shared.init_image_jobs import (
+    Blobs,
+    draw_half_mask,
+    draw_scene,
+    encode_picture,
+    load_init,
+    make_image_to_image,
+    run_job,
+)
 
 pytestmark = [  # diffusers' own
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
@@ -56,18 +64,18 @@ class MeanAutoencoder(AutoencoderKL):
     """An autoencoder that encodes a picture to the mean and so draws no noise."""
 
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> Any:
-        encoded: Any = super().encode(x)
-        return SimpleNamespace(latents=encoded.latent_dist.mean)
+        posterior: Any = super().encode(x)
+        return SimpleNamespace(latents=posterior.latent_dist.mean)
 
 
-def by_diffusers(pipeline: Any, family: StableDiffusion, recipe: Recipe, image: Any, **more: Any) -> Any:
+def by_diffusers(pipeline: Any, family: StableDiffusion, recipe: Recipe, image: Any, **options: Any) -> Any:
     assert isinstance(recipe.start, ImageToImage)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = build_scheduler(family.scheduler_config, recipe.sampler)
     return pipeline(
         recipe.concepts[0].text, image=image, strength=recipe.start.strength, num_inference_steps=recipe.steps,
         guidance_scale=recipe.guidance, eta=recipe.eta, num_images_per_prompt=recipe.count, output_type="latent",
-        generator=[torch.Generator().manual_seed(recipe.seed + image) for image in range(recipe.count)], **more,
+        generator=[torch.Generator().manual_seed(recipe.seed + image) for image in range(recipe.count)], **options,
     ).images  # fmt: skip
 
 
@@ -78,15 +86,15 @@ def build_recipe(recipe: Make, family: StableDiffusion, sampler: str, eta: float
 
 
 def latents_of(job: Any, blobs: Blobs, family: StableDiffusion) -> torch.Tensor:
-    beginning = begun(job, blobs, family)
-    assert beginning is not None
-    return beginning.latents
+    init_latents = load_init(job, blobs, family)
+    assert init_latents is not None
+    return init_latents.latents
 
 
-def compare(job: Any, blobs: Blobs, family: StableDiffusion, theirs: torch.Tensor) -> None:
+def compare(job: Any, blobs: Blobs, family: StableDiffusion, pipeline_result: torch.Tensor) -> None:
     """Random weights make large numbers, so above 1 the tolerance is relative to the largest."""
-    scale = max(1.0, float(theirs.abs().max()))
-    for event, expected in zip(developed(job, blobs, family), theirs, strict=True):
+    scale = max(1.0, float(pipeline_result.abs().max()))
+    for event, expected in zip(run_job(job, blobs, family), pipeline_result, strict=True):
         assert float((event.latents - expected).abs().max()) <= 1e-4 * scale
 
 
@@ -96,7 +104,7 @@ def compare(job: Any, blobs: Blobs, family: StableDiffusion, theirs: torch.Tenso
 def test_image_to_image_equals_the_pipeline(
     small: StableDiffusion, parts: dict[str, Any], recipe: Make, job: Make, sampler: str, eta: float, strength: float
 ) -> None:
-    start, blobs = forward([saved(scene())], strength)
+    start, blobs = make_image_to_image([encode_picture(draw_scene())], strength)
     one = job(build_recipe(recipe, small, sampler, eta, start))
     pipeline = StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
     latents = latents_of(one, blobs, small)
@@ -109,17 +117,17 @@ def test_image_to_image_equals_the_pipeline(
 def test_inpainting_equals_the_pipeline(
     small: StableDiffusion, parts: dict[str, Any], recipe: Make, job: Make, sampler: str, eta: float, strength: float
 ) -> None:
-    mask = half_mask().rotate(30)
-    start, blobs = forward([saved(scene())], strength, saved(mask))
+    mask = draw_half_mask().rotate(30)
+    start, blobs = make_image_to_image([encode_picture(draw_scene())], strength, encode_picture(mask))
     one = job(build_recipe(recipe, small, sampler, eta, start))
     pipeline = StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False)
     latents = latents_of(one, blobs, small)
     size: dict[str, Any] = {"width": 64, "height": 64}
     masked_latents = torch.zeros_like(latents[None])  # the masked picture, which only inpainting networks use
-    theirs = by_diffusers(
+    expected = by_diffusers(
         pipeline, small, one.task, latents[None], mask_image=mask, masked_image_latents=masked_latents, **size
     )
-    compare(one, blobs, small, theirs)
+    compare(one, blobs, small, expected)
 
 
 @pytest.fixture(scope="module")
@@ -137,10 +145,10 @@ def embedded_parts() -> dict[str, Any]:
 def test_image_to_image_of_the_embedded_model_equals_the_pipeline(
     embedded: StableDiffusion, embedded_parts: dict[str, Any], recipe: Make, job: Make, sampler: str, strength: float
 ) -> None:
-    start, blobs = forward([saved(scene())], strength)
+    start, blobs = make_image_to_image([encode_picture(draw_scene())], strength)
     one = job(build_recipe(recipe, embedded, sampler, 0.0, start))
     pipeline = StableDiffusionImg2ImgPipeline(**embedded_parts, requires_safety_checker=False)
-    compare(one, blobs, embedded, by_diffusers(pipeline, embedded, one.task, [scene()] * 2))
+    compare(one, blobs, embedded, by_diffusers(pipeline, embedded, one.task, [draw_scene()] * 2))
 
 
 def inpaint_by_hand(
@@ -158,8 +166,8 @@ def inpaint_by_hand(
     draws = {"generator": generator} if one.sampler == "ddpm" else {}
     for t, after in zip(times, [*times[1:], None], strict=True):
         rows = torch.cat([scheduler.scale_model_input(x, t)] * 2)
-        plain, prompted = family.denoise(rows, t.float().expand(2), (texts,), "float32").chunk(2)
-        x = scheduler.step(plain + one.guidance * (prompted - plain), t, x, **draws).prev_sample
+        plain_output, prompted_output = family.denoise(rows, t.float().expand(2), (texts,), "float32").chunk(2)
+        x = scheduler.step(plain_output + one.guidance * (prompted_output - plain_output), t, x, **draws).prev_sample
         source = z[None] if after is None else scheduler.add_noise(z[None], noise, after[None])
         x = (1 - mask) * source + mask * x
     return x
@@ -171,12 +179,12 @@ def inpaint_by_hand(
 def test_inpainting_of_the_embedded_model_equals_the_pipelines_loop(
     embedded: StableDiffusion, recipe: Make, job: Make, sampler: str, strength: float
 ) -> None:
-    start, blobs = forward([saved(scene())], strength, saved(half_mask()))
+    start, blobs = make_image_to_image([encode_picture(draw_scene())], strength, encode_picture(draw_half_mask()))
     one = job(build_recipe(recipe, embedded, sampler, 0.0, start))
-    beginning = begun(one, blobs, embedded)
-    assert beginning is not None
-    assert beginning.mask is not None
+    init_latents = load_init(one, blobs, embedded)
+    assert init_latents is not None
+    assert init_latents.mask is not None
     scheduler = build_scheduler(embedded.scheduler_config, sampler)
-    expected = inpaint_by_hand(embedded, scheduler, one.task, beginning.latents, beginning.mask)
-    event = developed(one, blobs, embedded)[0]
+    expected = inpaint_by_hand(embedded, scheduler, one.task, init_latents.latents, init_latents.mask)
+    event = run_job(one, blobs, embedded)[0]
     assert float((event.latents - expected).abs().max()) <= 1e-4

@@ -72,11 +72,11 @@ def pipeline_of(folder: Path) -> Any:
 
 def random_matrices(module: Any, endings: tuple[str, ...], seed: int, rank: int = 2) -> dict[str, torch.Tensor]:
     """Random matrices for the layers with these name endings, under PEFT's names."""
-    chance, matrices = torch.Generator().manual_seed(seed), {}
+    generator, matrices = torch.Generator().manual_seed(seed), {}
     for name, layer in module.named_modules():
         if isinstance(layer, torch.nn.Linear) and name.endswith(endings):
-            matrices[f"{name}.lora_A.weight"] = torch.randn(rank, layer.in_features, generator=chance) * 0.3
-            matrices[f"{name}.lora_B.weight"] = torch.randn(layer.out_features, rank, generator=chance) * 0.3
+            matrices[f"{name}.lora_A.weight"] = torch.randn(rank, layer.in_features, generator=generator) * 0.3
+            matrices[f"{name}.lora_B.weight"] = torch.randn(layer.out_features, rank, generator=generator) * 0.3
     assert matrices
     return matrices
 
@@ -96,10 +96,11 @@ def write_family_lora(path: Path, family: Any, seed: int, *, network: bool = Tru
 
 
 def build_recipe(make: Make, family: Any, **fields: Any) -> Any:
-    usual = {"sana": "dpmpp_2m", "sd": "ddim"}.get(family.name, "euler")
+    default_sampler = {"sana": "dpmpp_2m", "sd": "ddim"}.get(family.name, "euler")
     side = min(64, family.size)
     defaults: dict[str, Any] = {
-        "model": family.name, "sampler": usual, "steps": 3, "width": side, "height": side, "guides": family.guides,
+        "model": family.name, "sampler": default_sampler, "steps": 3, "width": side, "height": side,
+        "guides": family.guides,
         "guidance": 3.0,
     }  # fmt: skip
     return make("a cat", **(defaults | fields))
@@ -115,15 +116,15 @@ def test_latents_equal_those_of_a_pipeline_that_loads_the_loras_itself(
     first = write_family_lora(tmp_path / "first.safetensors", family, 1, texts=TEXTS.get(kind, ()))
     second = write_family_lora(tmp_path / "second.v2" / "any.safetensors", family, 2)
     assert [lora.name for lora in family.list_loras()] == ["first", "second.v2"]
-    plain = by_engine(family, build_recipe(recipe, family), job, finish)[0]
+    without_lora = by_engine(family, build_recipe(recipe, family), job, finish)[0]
     for name, path in (("a", first), ("b", second)):
         pipeline.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name)
     for weights in ((0.7, -0.4), (1.0,)):
         loras = tuple(Lora(name, weight) for name, weight in zip(("first", "second.v2"), weights, strict=False))
         pipeline.set_adapters(["a", "b"][: len(weights)], list(weights))
-        (ours,) = by_engine(family, build_recipe(recipe, family, loras=loras), job, finish)
-        assert error(ours, by_pipeline(pipeline, family, build_recipe(recipe, family))[0]) <= 1e-5
-        assert error(ours, plain) > 1e-3
+        (actual,) = by_engine(family, build_recipe(recipe, family, loras=loras), job, finish)
+        assert error(actual, by_pipeline(pipeline, family, build_recipe(recipe, family))[0]) <= 1e-5
+        assert error(actual, without_lora) > 1e-3
 
 
 def test_a_lora_trained_by_darkroom_keeps_its_alpha(
@@ -134,8 +135,8 @@ def test_a_lora_trained_by_darkroom_keeps_its_alpha(
     pipeline.unet.add_adapter(LoraConfig(r=2, lora_alpha=6, target_modules=["to_q", "to_v"], init_lora_weights=False))
     write_lora(pipeline.unet, tmp_path / "mine")
     assert [lora.name for lora in family.list_loras()] == ["mine"]
-    (ours,) = by_engine(family, build_recipe(recipe, family, loras=(Lora("mine"),)), job, finish)
-    assert error(ours, by_pipeline(pipeline, family, build_recipe(recipe, family))[0]) <= 1e-5
+    (actual,) = by_engine(family, build_recipe(recipe, family, loras=(Lora("mine"),)), job, finish)
+    assert error(actual, by_pipeline(pipeline, family, build_recipe(recipe, family))[0]) <= 1e-5
 
 
 def test_the_embedded_model_accepts_loras(tmp_path: Path, recipe: Make, job: Make, finish: Make) -> None:
@@ -145,9 +146,9 @@ def test_the_embedded_model_accepts_loras(tmp_path: Path, recipe: Make, job: Mak
     assert [lora.name for lora in family.list_loras()] == ["one"]
     pipeline.load_lora_weights(str(tmp_path), weight_name="one.safetensors", adapter_name="a")
     pipeline.set_adapters(["a"], [0.1])
-    (ours,) = by_engine(family, build_recipe(recipe, family, sampler="ddim", loras=(Lora("one", 0.1),)), job, finish)
-    theirs = by_pipeline(pipeline, family, build_recipe(recipe, family, sampler="ddim"))[0]
-    assert error(ours, theirs) <= 1e-4
+    (actual,) = by_engine(family, build_recipe(recipe, family, sampler="ddim", loras=(Lora("one", 0.1),)), job, finish)
+    expected = by_pipeline(pipeline, family, build_recipe(recipe, family, sampler="ddim"))[0]
+    assert error(actual, expected) <= 1e-4
 
 
 def test_the_kohya_format_is_read(
@@ -164,8 +165,8 @@ def test_the_kohya_format_is_read(
     save_file(tensors, tmp_path / "kohya.safetensors")
     pipeline.load_lora_weights(str(tmp_path), weight_name="kohya.safetensors")
     assert [lora.name for lora in family.list_loras()] == ["kohya"]
-    (ours,) = by_engine(family, build_recipe(recipe, family, loras=(Lora("kohya"),)), job, finish)
-    assert error(ours, by_pipeline(pipeline, family, build_recipe(recipe, family))[0]) <= 1e-5
+    (actual,) = by_engine(family, build_recipe(recipe, family, loras=(Lora("kohya"),)), job, finish)
+    assert error(actual, by_pipeline(pipeline, family, build_recipe(recipe, family))[0]) <= 1e-5
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -174,17 +175,17 @@ def test_jobs_without_loras_keep_every_bit(
 ) -> None:
     family = load_small("sd")
     write_family_lora(tmp_path / "one.safetensors", family, 1, texts=TEXTS["sd"])
-    plain, with_one = (build_recipe(recipe, family, dtype=dtype, loras=loras) for loras in ((), (Lora("one"),)))
-    before = by_engine(family, plain, job, finish)[0]
-    conditioning = family.encode_conditioning("a cat", plain)[0]
-    between = by_engine(family, with_one, job, finish)[0]
+    plain_recipe, with_one = (build_recipe(recipe, family, dtype=dtype, loras=loras) for loras in ((), (Lora("one"),)))
+    before = by_engine(family, plain_recipe, job, finish)[0]
+    conditioning = family.encode_conditioning("a cat", plain_recipe)[0]
+    with_lora = by_engine(family, with_one, job, finish)[0]
     family._cached_conditioning.clear()
-    assert torch.equal(by_engine(family, plain, job, finish)[0], before)
-    assert torch.equal(family.encode_conditioning("a cat", plain)[0], conditioning)
-    assert not torch.equal(between, before)
-    assert torch.equal(by_engine(family, with_one, job, finish)[0], between)
-    changed = [type(layer).__name__ for layer in family.get_network(dtype).modules() if hasattr(layer, "lora_A")]
-    assert changed == []
+    assert torch.equal(by_engine(family, plain_recipe, job, finish)[0], before)
+    assert torch.equal(family.encode_conditioning("a cat", plain_recipe)[0], conditioning)
+    assert not torch.equal(with_lora, before)
+    assert torch.equal(by_engine(family, with_one, job, finish)[0], with_lora)
+    lora_layers = [type(layer).__name__ for layer in family.get_network(dtype).modules() if hasattr(layer, "lora_A")]
+    assert lora_layers == []
 
 
 @pytest.mark.slow
@@ -198,14 +199,14 @@ def test_jobs_with_different_loras_do_not_affect_each_other(
     jobs = [
         job(build_recipe(recipe, family, loras=loras), user=f"u{number}") for number, loras in enumerate(combinations)
     ]
-    alone = [by_engine(load_small("sd"), each.task, job, finish)[0] for each in jobs]
+    lone_pictures = [by_engine(load_small("sd"), each.task, job, finish)[0] for each in jobs]
     engine = Engine({"sd": family})
     for each in jobs:
         engine.add(each)
-    together = finish(engine)
-    for each, expected in zip(jobs, alone, strict=True):
-        assert torch.equal(together[each.id, 0], expected)
-    assert len({each.numpy().tobytes() for each in alone}) == len(combinations)
+    shared_latents = finish(engine)
+    for each, expected in zip(jobs, lone_pictures, strict=True):
+        assert torch.equal(shared_latents[each.id, 0], expected)
+    assert len({each.numpy().tobytes() for each in lone_pictures}) == len(combinations)
 
 
 @pytest.mark.slow
@@ -218,8 +219,8 @@ def test_whole_pipelines_apply_their_jobs_loras(
     for seed, name in enumerate(("one", "two")):
         write_family_lora(tmp_path / f"{name}.safetensors", family, seed, texts=TEXTS[kind])
         pipeline.load_lora_weights(str(tmp_path), weight_name=f"{name}.safetensors", adapter_name=name)
-    heun = {"sampler": "heun", "negative": "a dog", "steps": 6}
-    jobs = [job(build_recipe(recipe, family, loras=(Lora(name),), **heun), user=name) for name in ("one", "two")]
+    heun_fields = {"sampler": "heun", "negative": "a dog", "steps": 6}
+    jobs = [job(build_recipe(recipe, family, loras=(Lora(name),), **heun_fields), user=name) for name in ("one", "two")]
     other = job(build_recipe(recipe, family, steps=6, loras=(Lora("two", -1.0), Lora("one", 2.0))))
     engine = Engine({kind: family})
     for each in (*jobs, other):
@@ -228,7 +229,8 @@ def test_whole_pipelines_apply_their_jobs_loras(
     for each, name in zip(jobs, ("one", "two"), strict=True):
         pipeline.set_adapters([name])
         assert (
-            error(latents[each.id, 0], by_pipeline(pipeline, family, build_recipe(recipe, family, **heun))[0]) <= 1e-4
+            error(latents[each.id, 0], by_pipeline(pipeline, family, build_recipe(recipe, family, **heun_fields))[0])
+            <= 1e-4
         )
 
 
@@ -238,15 +240,17 @@ def test_a_network_switches_only_when_the_loras_change(
     family = load_small("sd")
     for seed, name in enumerate(("one", "two")):
         write_family_lora(tmp_path / f"{name}.safetensors", family, seed)
-    one, two = (family.with_loras(build_recipe(recipe, family, loras=(Lora(name),))).loras for name in ("one", "two"))
+    one, second_loras = (
+        family.with_loras(build_recipe(recipe, family, loras=(Lora(name),))).loras for name in ("one", "two")
+    )
     family.get_network("float32", one)
-    switches: list[Any] = []
+    switch_calls: list[Any] = []
     kind = type(family.get_text_pipeline(one))
     real = kind.set_adapters
-    monkeypatch.setattr(kind, "set_adapters", lambda *words: (switches.append(words), real(*words)))
-    nets = [family.get_network("float32", loras) for loras in (one, one, two, two, one)]
-    assert len(switches) == 2
-    assert all(net is nets[0] for net in nets)
+    monkeypatch.setattr(kind, "set_adapters", lambda *words: (switch_calls.append(words), real(*words)))
+    networks = [family.get_network("float32", loras) for loras in (one, one, second_loras, second_loras, one)]
+    assert len(switch_calls) == 2
+    assert all(net is networks[0] for net in networks)
 
 
 def test_a_lora_for_one_text_encoder_changes_only_its_conditioning(
@@ -254,13 +258,13 @@ def test_a_lora_for_one_text_encoder_changes_only_its_conditioning(
 ) -> None:
     family = load_small("sdxl")
     write_family_lora(tmp_path / "words.safetensors", family, 1, network=False, texts=("text_encoder_2",))
-    plain = build_recipe(recipe, family)
+    plain_recipe = build_recipe(recipe, family)
     conditioning = family.encode_conditioning(
         "a cat", family.with_loras(build_recipe(recipe, family, loras=(Lora("words"),)))
     )
-    states, others = conditioning[0], family.encode_conditioning("a cat", plain)[0]
-    assert torch.equal(states[:, :32], others[:, :32])
-    assert not torch.equal(states[:, 32:], others[:, 32:])
+    states, other_states = conditioning[0], family.encode_conditioning("a cat", plain_recipe)[0]
+    assert torch.equal(states[:, :32], other_states[:, :32])
+    assert not torch.equal(states[:, 32:], other_states[:, 32:])
 
 
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
@@ -270,9 +274,9 @@ def test_half_precision_applies_the_lora(load_small: Make, tmp_path: Path, recip
     one = family.with_loras(build_recipe(recipe, family, loras=(Lora("one", 2.0),), dtype="bfloat16"))
     texts = tuple(part[None] for part in family.encode_conditioning("a cat", one))
     x, t = torch.randn(1, *family.latent_shape(64, 64), generator=torch.manual_seed(0)), torch.tensor([500.0])
-    exact, near = (family.denoise(x, t, texts, dtype, one.loras) for dtype in ("float32", "bfloat16"))
-    plain = family.denoise(x, t, texts, "float32")
-    assert float((near - exact).std()) < 0.2 * float((exact - plain).std())
+    exact_output, bfloat16_output = (family.denoise(x, t, texts, dtype, one.loras) for dtype in ("float32", "bfloat16"))
+    plain_output = family.denoise(x, t, texts, "float32")
+    assert float((bfloat16_output - exact_output).std()) < 0.2 * float((exact_output - plain_output).std())
     kinds = {each.dtype for each in family.get_network("bfloat16", one.loras).parameters()}
     assert kinds == {torch.bfloat16}
 
@@ -287,8 +291,8 @@ def test_loras_beyond_the_cache_size_are_loaded_again(
         write_family_lora(tmp_path / f"{name}.safetensors", family, seed)
     recipes = [build_recipe(recipe, family, loras=(Lora(name),)) for name in names]
     first = [by_engine(family, each, job, finish)[0] for each in recipes]
-    again = [by_engine(family, each, job, finish)[0] for each in recipes]
-    for before, after in zip(first, again, strict=True):
+    repeated_pictures = [by_engine(family, each, job, finish)[0] for each in recipes]
+    for before, after in zip(first, repeated_pictures, strict=True):
         assert torch.equal(before, after)
 
 
@@ -301,8 +305,8 @@ def test_fitting_loras_are_announced_and_all_others_refused(
     save_file({"some.weight": torch.zeros(2)}, tmp_path / "none.safetensors")
     (tmp_path / "spoilt.safetensors").write_bytes(b"rubbish")
     torch.save({}, tmp_path / "old.pt")
-    (fits,) = CALIBRATION.to_model_profile(family).loras
-    assert (fits.name, fits.weight, len(fits.revision)) == ("fits", 1.0, 12)
+    (fitting_lora,) = CALIBRATION.to_model_profile(family).loras
+    assert (fitting_lora.name, fitting_lora.weight, len(fitting_lora.revision)) == ("fits", 1.0, 12)
     assert [lora.name for lora in CALIBRATION.to_model_profile(other).loras] == ["large"]
     assert {"large", "none", "spoilt", "old"} <= {word for line in caplog.messages for word in line.split()}
     for name, sentence in {
@@ -312,10 +316,10 @@ def test_fitting_loras_are_announced_and_all_others_refused(
         "old": "The LoRA old exists only as a pickle, which can run code when it is opened: convert it to safetensors.",
         "absent": "This worker has no LoRA called absent.",
     }.items():
-        with pytest.raises(JobRejected) as refused:
+        with pytest.raises(JobRejected) as error:
             Engine({"sd": family}).add(job(build_recipe(recipe, family, loras=(Lora(name),))))
-        assert refused.value.sentence == sentence
-    assert torch.isfinite(step_once(family, recipe, job, fits)).all()
+        assert error.value.sentence == sentence
+    assert torch.isfinite(step_once(family, recipe, job, fitting_lora)).all()
 
 
 def step_once(family: Any, recipe: Make, job: Make, lora: Lora) -> torch.Tensor:
@@ -334,9 +338,9 @@ def test_another_version_is_refused_and_a_new_file_is_another_version(
     write_family_lora(path, family, 2)
     (second,) = family.list_loras()
     assert first.revision != second.revision
-    with pytest.raises(JobRejected, match="another version of the LoRA one") as refused:
+    with pytest.raises(JobRejected, match="another version of the LoRA one") as error:
         family.with_loras(build_recipe(recipe, family, loras=(first,)))
-    assert refused.value.blame == "worker"
+    assert error.value.blame == "worker"
     assert (
         family.with_loras(build_recipe(recipe, family, loras=(Lora("one", 0.5),))).loras[0].revision == second.revision
     )

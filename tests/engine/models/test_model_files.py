@@ -39,9 +39,9 @@ def test_texts_are_encoded_alone_in_one_shape_and_cached(
     assert embedded.encode_text("a cat") is first
     for text in ("one", "two", "three"):
         embedded.encode_text(text)
-    again = embedded.encode_text("a cat")
-    assert again is not first
-    assert torch.equal(again, first)
+    repeated_encoding = embedded.encode_text("a cat")
+    assert repeated_encoding is not first
+    assert torch.equal(repeated_encoding, first)
 
 
 def test_a_folder_is_loaded_by_path_and_by_name_in_the_data_folder(small_folder: Path, tmp_path: Path) -> None:
@@ -57,11 +57,11 @@ def test_a_folder_is_loaded_by_path_and_by_name_in_the_data_folder(small_folder:
 
 
 def test_a_changed_weight_changes_the_revision(small_folder: Path, tmp_path: Path) -> None:
-    changed = tmp_path / "changed"
-    shutil.copytree(small_folder, changed)
-    weights = next((changed / "unet").glob("*.safetensors"))
+    changed_folder = tmp_path / "changed"
+    shutil.copytree(small_folder, changed_folder)
+    weights = next((changed_folder / "unet").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
-    assert fingerprint_folder(changed) != fingerprint_folder(small_folder)
+    assert fingerprint_folder(changed_folder) != fingerprint_folder(small_folder)
 
 
 def test_the_fingerprint_of_a_large_file_covers_the_ends_of_each_weight(
@@ -92,12 +92,12 @@ def test_the_fingerprint_of_any_other_large_file_covers_its_ends(
 
 
 def test_a_changed_tokenizer_changes_the_revision(small_folder: Path, tmp_path: Path) -> None:
-    changed = tmp_path / "changed"
-    shutil.copytree(small_folder, changed)
-    before = fingerprint_folder(changed)
-    (changed / "tokenizer").mkdir(exist_ok=True)
-    (changed / "tokenizer" / "merges.txt").write_text("#version: 0.2\nc a</w>\n")
-    assert fingerprint_folder(changed) != before
+    changed_folder = tmp_path / "changed"
+    shutil.copytree(small_folder, changed_folder)
+    before = fingerprint_folder(changed_folder)
+    (changed_folder / "tokenizer").mkdir(exist_ok=True)
+    (changed_folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\nc a</w>\n")
+    assert fingerprint_folder(changed_folder) != before
 
 
 def test_libraries_stay_quiet_until_the_last_load_ends() -> None:
@@ -111,13 +111,13 @@ def test_libraries_stay_quiet_until_the_last_load_ends() -> None:
 
 
 def test_pickled_weights_are_refused(small_folder: Path, tmp_path: Path) -> None:
-    pickled = tmp_path / "pickled"
-    shutil.copytree(small_folder, pickled)
-    next((pickled / "unet").glob("*.safetensors")).unlink()
-    torch.save({}, pickled / "unet" / "diffusion_pytorch_model.bin")
-    with pytest.raises(JobRejected, match="only as a pickle, which can run code") as refused:
-        load_model(str(pickled), tmp_path)
-    assert refused.value.blame == "model"
+    pickle_folder = tmp_path / "pickled"
+    shutil.copytree(small_folder, pickle_folder)
+    next((pickle_folder / "unet").glob("*.safetensors")).unlink()
+    torch.save({}, pickle_folder / "unet" / "diffusion_pytorch_model.bin")
+    with pytest.raises(JobRejected, match="only as a pickle, which can run code") as error:
+        load_model(str(pickle_folder), tmp_path)
+    assert error.value.blame == "model"
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
@@ -127,23 +127,23 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_corrupt_weights_are_refused(small_folder: Path, tmp_path: Path) -> None:
-    corrupt = tmp_path / "spoilt"
-    shutil.copytree(small_folder, corrupt)
-    next((corrupt / "unet").glob("*.safetensors")).write_bytes(b"rubbish")
+    corrupt_folder = tmp_path / "spoilt"
+    shutil.copytree(small_folder, corrupt_folder)
+    next((corrupt_folder / "unet").glob("*.safetensors")).write_bytes(b"rubbish")
     with pytest.raises(JobRejected, match="weights of the model's unet cannot be read: they are no safetensors"):
-        load_model(str(corrupt), tmp_path)
+        load_model(str(corrupt_folder), tmp_path)
 
 
 def test_a_network_that_also_takes_a_mask_is_refused(small_folder: Path, tmp_path: Path) -> None:
-    masked = tmp_path / "masked"
-    shutil.copytree(small_folder, masked)
+    masked_folder = tmp_path / "masked"
+    shutil.copytree(small_folder, masked_folder)
     network: Any = import_module("diffusers").UNet2DConditionModel
     network.from_config(network.load_config(small_folder / "unet") | {"in_channels": 9}).save_pretrained(
-        masked / "unet"
+        masked_folder / "unet"
     )
-    with pytest.raises(JobRejected, match="The model masked needs more than a prompt") as refused:
-        load_model(str(masked), tmp_path)
-    assert refused.value.blame == "model"
+    with pytest.raises(JobRejected, match="The model masked needs more than a prompt") as error:
+        load_model(str(masked_folder), tmp_path)
+    assert error.value.blame == "model"
 
 
 def test_an_altered_text_encoder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,15 +153,15 @@ def test_an_altered_text_encoder_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(
-    ("given", "name"),
+    ("model_name", "name"),
     [
         ("runwayml/stable-diffusion-v1-5", "stable-diffusion-v1-5"),
         ("/models/my model/", "my-model"),
         ("..hidden", "hidden"),
     ],
 )
-def test_a_name_is_safe_in_a_subject_and_a_file(given: str, name: str) -> None:
-    assert make_model_name(given) == name
+def test_a_name_is_safe_in_a_subject_and_a_file(model_name: str, name: str) -> None:
+    assert make_model_name(model_name) == name
 
 
 def test_an_empty_name_is_refused() -> None:

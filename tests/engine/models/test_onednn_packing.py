@@ -34,9 +34,9 @@ def test_a_packed_forward_gives_the_same_bits(embedded: StableDiffusion, rows: i
         def predict(network: Any, x: torch.Tensor = x, t: torch.Tensor = t) -> torch.Tensor:
             return network(x, t, encoder_hidden_states=texts[0].to(x.dtype), return_dict=False)[0]
 
-        plain = predict(net)
+        expected = predict(net)
         for _ in range(onednn_packing.FORWARDS_BEFORE_PACKING + 1):
-            assert torch.equal(packs.run(net, (dtype, height), predict), plain)
+            assert torch.equal(packs.run(net, (dtype, height), predict), expected)
     if dtype == "bfloat16":
         assert all(each is not net for each in packs._copies.values())
 
@@ -52,9 +52,9 @@ def test_a_subclass_of_a_layer_is_not_packed() -> None:
     net, x = nn.Sequential(nn.Linear(4, 4), DerivedLinear(4, 4)).bfloat16(), torch.ones(2, 4).bfloat16()
     packs = PackedCopies()
     with torch.inference_mode():
-        plain = net(x)
+        expected = net(x)
         for _ in range(4):
-            assert torch.equal(packs.run(net, "shape", lambda network: network(x)), plain)
+            assert torch.equal(packs.run(net, "shape", lambda network: network(x)), expected)
 
 
 class CountingForwards(nn.Module):
@@ -91,10 +91,10 @@ def test_the_copies_are_bounded_and_share_the_parameters() -> None:
 class Counting(nn.Module):
     """Counts its forwards. It is no layer that can be packed."""
 
-    reads = 0
+    read_count = 0
 
     def forward(self, text: torch.Tensor) -> torch.Tensor:
-        Counting.reads += 1
+        Counting.read_count += 1
         return text.square()
 
 
@@ -113,10 +113,10 @@ def test_a_repeated_text_is_processed_once() -> None:
     with torch.inference_mode():
 
         def step(text: torch.Tensor) -> int:
-            x, before = torch.randn(2, 4).bfloat16(), Counting.reads
-            out = packs.run(net, "shape", lambda network: network(x, text), (text,))
-            new_reads = Counting.reads - before
-            assert torch.equal(out, net(x, text))
+            x, before = torch.randn(2, 4).bfloat16(), Counting.read_count
+            output = packs.run(net, "shape", lambda network: network(x, text), (text,))
+            new_reads = Counting.read_count - before
+            assert torch.equal(output, net(x, text))
             return new_reads
 
         for _ in range(onednn_packing.FORWARDS_BEFORE_PACKING):
@@ -126,12 +126,12 @@ def test_a_repeated_text_is_processed_once() -> None:
 
 def test_the_next_step_reuses_the_batched_texts_of_the_last(embedded: StableDiffusion) -> None:
     texts = embedded.encode_conditioning("cat", probe_recipe(embedded))
-    batched = embedded.forward_runner.cast_conditioning(texts, torch.bfloat16)
-    assert embedded.forward_runner.cast_conditioning(texts, torch.bfloat16)[0] is batched[0]
+    batched_conditioning = embedded.forward_runner.cast_conditioning(texts, torch.bfloat16)
+    assert embedded.forward_runner.cast_conditioning(texts, torch.bfloat16)[0] is batched_conditioning[0]
     assert embedded.forward_runner.cast_conditioning(texts, torch.float32)[0].dtype == torch.float32
-    again = embedded.forward_runner.cast_conditioning((texts[0].clone(),), torch.bfloat16)[0]
-    assert again is not batched[0]
-    assert torch.equal(again, batched[0])
+    cast_again = embedded.forward_runner.cast_conditioning((texts[0].clone(),), torch.bfloat16)[0]
+    assert cast_again is not batched_conditioning[0]
+    assert torch.equal(cast_again, batched_conditioning[0])
 
 
 def test_a_large_network_is_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:

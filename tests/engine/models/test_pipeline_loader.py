@@ -30,7 +30,7 @@ from engine.models.loading.memory_estimate import (
 )
 from engine.models.loading.number_formats import FormatChooser, choose_single_format
 from engine.models.loading.pipeline_loader import load_folder_pipeline
-from shared.ldm_checkpoint import write
+from shared.ldm_checkpoint import write_ldm_checkpoint
 
 SMALL = FormatChooser(torch.device("cpu"))
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -52,9 +52,9 @@ def model_copy(small_folder: Path, tmp_path: Path) -> Path:
     return shutil.copytree(small_folder, tmp_path / "model")
 
 
-def update_index(folder: Path, **changed: Any) -> None:
+def update_index(folder: Path, **changes: Any) -> None:
     path = folder / "model_index.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def split_into_shards(folder: Path) -> None:
@@ -62,7 +62,10 @@ def split_into_shards(folder: Path) -> None:
     weights = load_file(folder / "unet" / WEIGHTS)
     (folder / "unet" / WEIGHTS).unlink()
     names = sorted(weights)
-    files = {f"diffusion_pytorch_model-0000{at + 1}-of-00002.safetensors": names[at::2] for at in (0, 1)}
+    files = {
+        f"diffusion_pytorch_model-0000{shard_index + 1}-of-00002.safetensors": names[shard_index::2]
+        for shard_index in (0, 1)
+    }
     for file, keys in files.items():
         save_file({key: weights[key] for key in keys}, folder / "unet" / file)
     index = {"metadata": {"total_size": 1}, "weight_map": {key: file for file, keys in files.items() for key in keys}}
@@ -73,14 +76,14 @@ def split_into_shards(folder: Path) -> None:
 
 
 def test_a_single_file_predicts_the_same_as_its_folder(small_folder: Path, tmp_path: Path) -> None:
-    write(small_folder, tmp_path / "old school.safetensors")
+    write_ldm_checkpoint(small_folder, tmp_path / "old school.safetensors")
     one, other = load_family(tmp_path / "old school.safetensors", tmp_path), load_family(small_folder, tmp_path)
     assert one.name == "old-school"
     assert torch.equal(one.encode_text("a cat"), other.encode_text("a cat"))
     for part in ("unet", "vae", "text_encoder"):
-        mine, theirs = (getattr(each.pipeline, part).state_dict() for each in (one, other))
-        assert mine.keys() == theirs.keys()
-        assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+        actual, expected = (getattr(each.pipeline, part).state_dict() for each in (one, other))
+        assert actual.keys() == expected.keys()
+        assert all(torch.equal(actual[key], expected[key]) for key in actual)
     torch.testing.assert_close(predict(one), predict(other))  # memory layout may change the last bits
 
 
@@ -89,7 +92,7 @@ def test_a_single_file_is_found_by_name_and_new_content_changes_its_fingerprint(
 ) -> None:
     (tmp_path / "models").mkdir()
     path = tmp_path / "models" / "old.safetensors"
-    write(small_folder, path)
+    write_ldm_checkpoint(small_folder, path)
     source = find_model("old", tmp_path)
     assert (source.path, source.name) == (path, "old")
     before = source.compute_fingerprint()
@@ -101,7 +104,7 @@ def test_a_single_file_is_found_by_name_and_new_content_changes_its_fingerprint(
 def test_a_single_file_without_configurations_asks_the_hub_for_them(
     small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(small_folder, tmp_path / "old.safetensors", configs=False)
+    write_ldm_checkpoint(small_folder, tmp_path / "old.safetensors", configs=False)
     requests: list[str] = []
 
     def fail_download(repository: str, **_: Any) -> str:
@@ -155,9 +158,9 @@ def test_names_without_a_model_are_refused(
     tmp_path: Path, name: str, sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine.models.files.model_source._download", _fail_download)
-    with pytest.raises(JobRejected, match=sentence) as refused:
+    with pytest.raises(JobRejected, match=sentence) as error:
         find_model(name, tmp_path / "data")
-    assert len(str(refused.value)) < 500
+    assert len(str(error.value)) < 500
 
 
 def _fail_download(source: str) -> Path:
@@ -174,7 +177,7 @@ def test_a_file_that_is_no_safetensors_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "sentence"),
+    ("changes", "sentence"),
     [
         ({"_class_name": "MyPipeline"}, "is of a kind that diffusers does not know"),
         ({"_class_name": "os"}, "is of a kind that diffusers does not know"),
@@ -194,9 +197,9 @@ def test_a_file_that_is_no_safetensors_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_an_index_that_names_foreign_code_is_refused_before_anything_runs(
-    model_copy: Path, tmp_path: Path, changed: dict[str, Any], sentence: str
+    model_copy: Path, tmp_path: Path, changes: dict[str, Any], sentence: str
 ) -> None:
-    update_index(model_copy, **changed)
+    update_index(model_copy, **changes)
     for module in ("my_unet.py", "pipeline.py", "unet/my_unet.py"):
         (model_copy / module).write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
     with pytest.raises(JobRejected, match=sentence):
@@ -206,8 +209,8 @@ def test_an_index_that_names_foreign_code_is_refused_before_anything_runs(
 
 def test_a_configuration_with_custom_code_runs_no_code(model_copy: Path, tmp_path: Path) -> None:
     config = model_copy / "text_encoder" / "config.json"
-    mine = {"AutoModel": "mine.Mine", "AutoConfig": "mine.Config"}
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"auto_map": mine}))
+    actual = {"AutoModel": "mine.Mine", "AutoConfig": "mine.Config"}
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"auto_map": actual}))
     (model_copy / "text_encoder" / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
     assert load_family(model_copy, tmp_path).encode_text("a cat").shape == (16, 32)
     assert not (tmp_path / "ran").exists()
@@ -260,7 +263,7 @@ def test_an_invalid_index_is_one_sentence_for_loading_and_fingerprint(
 
 
 @pytest.mark.parametrize(
-    ("part", "changed"),
+    ("part", "changes"),
     [
         ("text_encoder", {"num_attention_heads": 0}),
         ("text_encoder", {"hidden_size": "wide"}),
@@ -271,18 +274,18 @@ def test_an_invalid_index_is_one_sentence_for_loading_and_fingerprint(
 )
 @pytest.mark.filterwarnings("ignore")
 def test_a_configuration_that_builds_no_network_is_one_sentence(
-    model_copy: Path, tmp_path: Path, part: str, changed: dict[str, Any]
+    model_copy: Path, tmp_path: Path, part: str, changes: dict[str, Any]
 ) -> None:
     config = model_copy / part / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | changed))
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
     with pytest.raises(JobRejected, match=f"that can be loaded: its {part} is damaged"):
         load_model(str(model_copy), tmp_path)
 
 
-@pytest.mark.parametrize("where", ["adapter", "config"])
-def test_a_part_that_names_foreign_weights_is_refused(model_copy: Path, tmp_path: Path, where: str) -> None:
+@pytest.mark.parametrize("location", ["adapter", "config"])
+def test_a_part_that_names_foreign_weights_is_refused(model_copy: Path, tmp_path: Path, location: str) -> None:
     folder = model_copy / "text_encoder"
-    if where == "adapter":
+    if location == "adapter":
         (folder / "adapter_config.json").write_text("{}")
     else:
         config = json.loads((folder / "config.json").read_text())
@@ -292,7 +295,7 @@ def test_a_part_that_names_foreign_weights_is_refused(model_copy: Path, tmp_path
 
 
 def test_a_pickle_among_the_configurations_beside_a_file_is_refused(small_folder: Path, tmp_path: Path) -> None:
-    write(small_folder, tmp_path / "old.safetensors")
+    write_ldm_checkpoint(small_folder, tmp_path / "old.safetensors")
     (tmp_path / "old" / "text_encoder" / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
     with pytest.raises(JobRejected, match="The folder text_encoder of the model's configurations holds a pickle"):
         load_model(str(tmp_path / "old.safetensors"), tmp_path)
@@ -318,8 +321,8 @@ def test_loading_progress_grows_by_part_and_its_callback_can_stop_it(small_folde
     assert len(progress) == 4
     assert progress == sorted(set(progress))
 
-    def stop_loading(done: float) -> None:
-        if done > 0:
+    def stop_loading(fraction: float) -> None:
+        if fraction > 0:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -328,9 +331,9 @@ def test_loading_progress_grows_by_part_and_its_callback_can_stop_it(small_folde
 
 def test_the_memory_estimate_of_the_embedded_model_is_right(embedded: StableDiffusion) -> None:
     modules = [each for each in embedded.pipeline.components.values() if isinstance(each, torch.nn.Module)]
-    bytes_ = sum(each.numel() * 4 for module in modules for each in module.parameters())
+    byte_count = sum(each.numel() * 4 for module in modules for each in module.parameters())
     network = 2 * sum(each.numel() for each in embedded.pipeline.unet.parameters())
-    assert estimate_embedded_bytes() == pytest.approx(bytes_ + network, rel=0.02)
+    assert estimate_embedded_bytes() == pytest.approx(byte_count + network, rel=0.02)
 
 
 # Large models
@@ -362,14 +365,14 @@ def test_a_large_model_is_held_once_in_one_number_format(
     convert_weights: Callable[[str], Path], tmp_path: Path, dtype: str
 ) -> None:
     family = load_family(convert_weights(dtype), tmp_path, LARGE)
-    preferred = choose_single_format(torch.device("cpu"), "float32")
-    assert family.dtypes == (preferred,)
-    assert number_formats(family) == {TORCH_DTYPES[preferred]}
-    assert family.get_network(preferred) is family.pipeline.unet
+    chosen_format = choose_single_format(torch.device("cpu"), "float32")
+    assert family.dtypes == (chosen_format,)
+    assert number_formats(family) == {TORCH_DTYPES[chosen_format]}
+    assert family.get_network(chosen_format) is family.pipeline.unet
     assert type(family.pipeline.unet) is import_module("diffusers").UNet2DConditionModel
     assert torch.get_default_dtype() == torch.float32
     assert family.encode_text("a cat").dtype == torch.float32
-    assert predict(family, preferred).isfinite().all()
+    assert predict(family, chosen_format).isfinite().all()
 
 
 def test_a_small_model_is_float32_with_a_bfloat16_copy_of_its_network(small_folder: Path, tmp_path: Path) -> None:
@@ -383,9 +386,9 @@ def test_a_small_model_is_float32_with_a_bfloat16_copy_of_its_network(small_fold
 def test_a_large_model_is_reloaded_for_another_number_format(small_folder: Path, tmp_path: Path, single: bool) -> None:
     path = small_folder
     if single:
-        write(small_folder, path := tmp_path / "old.safetensors")
-    family, plain = load_family(path, tmp_path, LARGE), load_family(small_folder, tmp_path)
-    recipe = probe_recipe(plain)
+        write_ldm_checkpoint(small_folder, path := tmp_path / "old.safetensors")
+    family, plain_family = load_family(path, tmp_path, LARGE), load_family(small_folder, tmp_path)
+    recipe = probe_recipe(plain_family)
     assert recipe.dtype == "float32"
     first, picture = (
         family.get_network("bfloat16"),
@@ -399,13 +402,13 @@ def test_a_large_model_is_reloaded_for_another_number_format(small_folder: Path,
     assert not family.has_format("bfloat16")
     assert number_formats(family) == {torch.float32}
     assert family.get_network("float32") is family.pipeline.unet is not first
-    torch.testing.assert_close(states, plain.encode_conditioning("a cat", recipe)[0])
-    torch.testing.assert_close(family.encode_text("a cat"), plain.encode_text("a cat"))
+    torch.testing.assert_close(states, plain_family.encode_conditioning("a cat", recipe)[0])
+    torch.testing.assert_close(family.encode_text("a cat"), plain_family.encode_text("a cat"))
     assert not torch.equal(family.encode_text("a cat"), half)
-    torch.testing.assert_close(predict(family), predict(plain))
+    torch.testing.assert_close(predict(family), predict(plain_family))
     latents = family.encode_image(picture)
-    torch.testing.assert_close(latents, plain.encode_image(picture))
-    assert psnr(family.decode(latents), plain.decode(latents)) > 60
+    torch.testing.assert_close(latents, plain_family.encode_image(picture))
+    assert psnr(family.decode(latents), plain_family.decode(latents)) > 60
 
 
 def test_a_large_model_is_identical_when_its_number_format_comes_back(small_folder: Path, tmp_path: Path) -> None:
@@ -418,27 +421,27 @@ def test_a_large_model_is_identical_when_its_number_format_comes_back(small_fold
 
 
 def test_a_large_model_in_bfloat16_decodes_nearly_the_same_picture(small_folder: Path, tmp_path: Path) -> None:
-    half, plain = load_family(small_folder, tmp_path, LARGE), load_family(small_folder, tmp_path)
+    half, plain_family = load_family(small_folder, tmp_path, LARGE), load_family(small_folder, tmp_path)
     half.get_network("bfloat16")
     picture = Image.effect_mandelbrot((32, 32), (-2, -1, 1, 1), 20).convert("RGB")
-    latents = plain.encode_image(picture)
+    latents = plain_family.encode_image(picture)
     assert half.encode_image(picture).dtype == torch.float32
     torch.testing.assert_close(half.encode_image(picture), latents, rtol=0.05, atol=0.05)
-    assert psnr(half.decode(latents), plain.decode(latents)) > 35
+    assert psnr(half.decode(latents), plain_family.decode(latents)) > 35
 
 
 def test_a_float16_decoder_that_would_overflow_decodes_in_float32(small_folder: Path, tmp_path: Path) -> None:
-    family, plain = load_family(small_folder, tmp_path, LARGE), load_family(small_folder, tmp_path)
+    family, plain_family = load_family(small_folder, tmp_path, LARGE), load_family(small_folder, tmp_path)
     family.get_network("float16")
     vae = family.pipeline.vae
     assert vae.config.force_upcast
     with torch.no_grad():
-        for each in (family.pipeline.vae, plain.pipeline.vae):  # later layers overflow float16
+        for each in (family.pipeline.vae, plain_family.pipeline.vae):  # later layers overflow float16
             each.decoder.conv_in.weight.mul_(3e4)
             each.decoder.conv_in.bias.mul_(3e4)
     before = {key: value.clone() for key, value in vae.state_dict().items()}
     latents = torch.full((4, 16, 16), 3.0)
-    assert psnr(family.decode(latents), plain.decode(latents)) > 40
+    assert psnr(family.decode(latents), plain_family.decode(latents)) > 40
     assert {each.dtype for each in vae.parameters()} == {torch.float16}
     assert all(torch.equal(value, before[key]) for key, value in vae.state_dict().items())
 
@@ -477,7 +480,7 @@ def test_files_in_another_number_format_are_cast_by_slices_to_the_same_weights(
 ) -> None:
     path = convert_weights(dtype)
     if shape == "file":
-        write(path, path := tmp_path / "old.safetensors")
+        write_ldm_checkpoint(path, path := tmp_path / "old.safetensors")
     if shape == "shards":
         split_into_shards(path)
     oracle = (
@@ -490,8 +493,8 @@ def test_files_in_another_number_format_are_cast_by_slices_to_the_same_weights(
     family.get_network("bfloat16")
     for part in ("unet", "vae", "text_encoder"):
         if oracle is not None:
-            mine, theirs = (getattr(each, part).state_dict() for each in (family.pipeline, oracle))
-            assert mine.keys() == theirs.keys()
-            assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+            actual, expected = (getattr(each, part).state_dict() for each in (family.pipeline, oracle))
+            assert actual.keys() == expected.keys()
+            assert all(torch.equal(actual[key], expected[key]) for key in actual)
     assert number_formats(family) == {torch.bfloat16}
     assert predict(family, "bfloat16").isfinite().all()

@@ -45,11 +45,11 @@ def small_pipeline(small_folder: Path) -> Any:
 
 def by_diffusers(pipeline: Any, family: StableDiffusion, recipe: Recipe, output: str) -> Any:
     pipeline.scheduler = build_scheduler(family.scheduler_config, recipe.sampler)
-    generators = [torch.Generator().manual_seed(recipe.seed + image) for image in range(recipe.count)]
+    torch_generators = [torch.Generator().manual_seed(recipe.seed + image) for image in range(recipe.count)]
     return pipeline(
         recipe.concepts[0].text, negative_prompt=recipe.negative or None, num_inference_steps=recipe.steps,
         guidance_scale=recipe.guidance, eta=recipe.eta, num_images_per_prompt=recipe.count, width=recipe.width,
-        height=recipe.height, generator=generators, output_type=output,
+        height=recipe.height, generator=torch_generators, output_type=output,
     ).images  # fmt: skip
 
 
@@ -74,11 +74,11 @@ def test_the_embedded_model_draws_the_pipelines_picture_beside_other_jobs(
     embedded: StableDiffusion, embedded_pipeline: Any, recipe: Make, job: Make, finish: Make, sampler: str, eta: float
 ) -> None:
     one = recipe(model="embedded", sampler=sampler, eta=eta, guidance=3.5, width=64, height=64, steps=8)
-    mate = recipe("a tree", model="embedded", sampler="ddpm", guidance=1.0, width=64, height=64, steps=5, count=3)
+    other_job = recipe("a tree", model="embedded", sampler="ddpm", guidance=1.0, width=64, height=64, steps=5, count=3)
     engine, each = Engine({"embedded": embedded}), job(one)
     engine.add(each)
     engine.step()
-    engine.add(job(mate))
+    engine.add(job(other_job))
     picture = embedded.decode(finish(engine)[each.id, 0])
     assert psnr(picture, by_diffusers(embedded_pipeline, embedded, one, "pil")[0]) >= 60
 
@@ -116,7 +116,7 @@ def test_weighted_concepts_are_composed(embedded: StableDiffusion, recipe: Make,
     """A text twice with weights that sum to one equals the text once; a negative weight changes the latents."""
     fields = {"model": "embedded", "sampler": "ddim", "guidance": 3.0, "width": 64, "height": 64, "steps": 6}
     engine = Engine({"embedded": embedded})
-    whole, halves, away = (
+    whole_concept, two_halves, with_negative = (
         job(recipe(concepts=concepts, **fields))
         for concepts in (
             (Concept("a red cat"),),
@@ -124,8 +124,8 @@ def test_weighted_concepts_are_composed(embedded: StableDiffusion, recipe: Make,
             (Concept("a red cat"), Concept("red", -0.5)),
         )
     )
-    for each in (whole, halves, away):
+    for each in (whole_concept, two_halves, with_negative):
         engine.add(each)
     latents = finish(engine)
-    torch.testing.assert_close(latents[whole.id, 0], latents[halves.id, 0], rtol=1e-4, atol=1e-4)
-    assert float((latents[whole.id, 0] - latents[away.id, 0]).abs().max()) > 0.1
+    torch.testing.assert_close(latents[whole_concept.id, 0], latents[two_halves.id, 0], rtol=1e-4, atol=1e-4)
+    assert float((latents[whole_concept.id, 0] - latents[with_negative.id, 0]).abs().max()) > 0.1

@@ -27,16 +27,16 @@ def forward(net: Any, family: StableDiffusion, rows: int) -> torch.Tensor:
     return net(x.to(kind), t, encoder_hidden_states=texts.to(kind), return_dict=False)[0].float()
 
 
-def rms_difference(some: torch.Tensor, others: torch.Tensor) -> float:
-    return float((some - others).square().mean().sqrt())
+def rms_difference(first: torch.Tensor, second: torch.Tensor) -> float:
+    return float((first - second).square().mean().sqrt())
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7])
 def test_substitutes_are_as_close_to_float32_as_diffusers_layers(embedded: StableDiffusion, rows: int) -> None:
     original = place_network(copy.deepcopy(embedded.pipeline.unet), CPU, "bfloat16")
-    exact = forward(embedded.get_network("float32"), embedded, rows)
-    ours = rms_difference(forward(embedded.get_network("bfloat16"), embedded, rows), exact)
-    assert 0 < ours <= 1.05 * rms_difference(forward(original, embedded, rows), exact)
+    float32_output = forward(embedded.get_network("float32"), embedded, rows)
+    bfloat16_difference = rms_difference(forward(embedded.get_network("bfloat16"), embedded, rows), float32_output)
+    assert 0 < bfloat16_difference <= 1.05 * rms_difference(forward(original, embedded, rows), float32_output)
 
 
 def test_every_norm_and_attention_is_replaced_in_bfloat16_only(
@@ -68,15 +68,15 @@ def build_attention(**options: Any) -> Attention:
     return Attention(query_dim=8, heads=2, dim_head=4, **options)
 
 
-@pytest.mark.parametrize("told", [None, 5, 80])
-def test_substituted_attention_gives_the_same_result(told: int | None) -> None:
+@pytest.mark.parametrize("token_count", [None, 5, 80])
+def test_substituted_attention_gives_the_same_result(token_count: int | None) -> None:
     net = nn.Sequential(build_attention())
     original = copy.deepcopy(net)
     substitute_layers(net)
-    x, texts = torch.randn(2, 9, 8), None if told is None else torch.randn(2, told, 8)
+    x, texts = torch.randn(2, 9, 8), None if token_count is None else torch.randn(2, token_count, 8)
     assert type(net[0].processor) is not type(original[0].processor)
     assert torch.allclose(net[0](x, texts), original[0](x, texts), atol=1e-6)
-    mask = torch.zeros(2, 9 if told is None else told)
+    mask = torch.zeros(2, 9 if token_count is None else token_count)
     mask[:, 2:] = -1e4
     assert torch.allclose(net[0](x, texts, mask), original[0](x, texts, mask), atol=1e-6)
 

@@ -74,14 +74,14 @@ def test_a_tiled_decode_is_close_to_a_whole_one_and_has_no_seams(
         return vae.decode(latents, return_dict=False)[0]
 
     assert get_pixels_per_latent(vae) == embedded.pixels_per_latent
-    whole = decode(picture_latents[None]).clamp(-1, 1)
+    untiled = decode(picture_latents[None]).clamp(-1, 1)
     tiled = decode_tiles(decode, picture_latents[None], embedded.pixels_per_latent).clamp(-1, 1)
-    difference = tiled - whole
+    difference = tiled - untiled
     assert 10 * np.log10(4 / float((difference**2).mean())) > 38
     for steps in (difference.diff(dim=3).abs().mean((0, 1, 2)), difference.diff(dim=2).abs().mean((0, 1, 3))):
         edges = [64, 128, 192]  # edges of tiles; the picture's own edges differ more
-        nearby = torch.stack([steps[edge - 1] for edge in edges])
-        assert float(nearby.max()) < 2 * float(steps[8:-8].mean())  # no jump at a tile's edge
+        edge_steps = torch.stack([steps[edge - 1] for edge in edges])
+        assert float(edge_steps.max()) < 2 * float(steps[8:-8].mean())  # no jump at a tile's edge
 
 
 @pytest.mark.slow
@@ -93,10 +93,10 @@ def test_a_decode_that_does_not_fit_memory_is_always_tiled(
     size = estimate_decode_bytes(vae, picture_latents[None])
     assert size == 6 * 256 * 256 * 16 * 4 or size == 8 * 256 * 256 * 16 * 4
     monkeypatch.setattr(tiled_decode, "memory_for_pictures", lambda _: size)
-    whole = decode_within_memory(vae, picture_latents[None])
+    untiled = decode_within_memory(vae, picture_latents[None])
     monkeypatch.setattr(tiled_decode, "memory_for_pictures", lambda _: size - 1)
     first, second = (decode_within_memory(vae, picture_latents[None]) for _ in range(2))
-    assert not torch.equal(first, whole)
+    assert not torch.equal(first, untiled)
     assert torch.equal(first, second)
 
 

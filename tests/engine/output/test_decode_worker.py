@@ -33,17 +33,17 @@ TIMEOUT = 30.0
 
 
 @pytest.fixture
-def lane(affine: Any) -> Iterator[DecodeWorker]:
-    lane = DecodeWorker({"affine": affine})
-    yield lane
-    lane.close()
+def decode_worker(affine: Any) -> Iterator[DecodeWorker]:
+    decode_worker = DecodeWorker({"affine": affine})
+    yield decode_worker
+    decode_worker.close()
 
 
 def decode_ladder(ladder: bytes) -> Ladder:
     return decode(ladder, Ladder)
 
 
-def develop(affine: Any, job: Job) -> tuple[list[StepDone], LatentsDone]:
+def run_job(affine: Any, job: Job) -> tuple[list[StepDone], LatentsDone]:
     engine = Engine({"affine": affine})
     engine.add(job)
     engine.watch(job.id)
@@ -52,11 +52,11 @@ def develop(affine: Any, job: Job) -> tuple[list[StepDone], LatentsDone]:
 
 
 def test_a_picture_has_the_same_bytes_every_time_and_carries_its_parameters(
-    lane: DecodeWorker, affine: Any, recipe: Make, job: Make
+    decode_worker: DecodeWorker, affine: Any, recipe: Make, job: Make
 ) -> None:
     one = job(recipe("a cat", seed=41, steps=5))
-    _, developed = develop(affine, one)
-    first, second = (lane.render_picture(developed, one).result(TIMEOUT) for _ in range(2))
+    _, latents_done = run_job(affine, one)
+    first, second = (decode_worker.render_picture(latents_done, one).result(TIMEOUT) for _ in range(2))
     assert first == second
     with Image.open(BytesIO(first)) as picture:
         assert picture.size == (32, 32)
@@ -67,11 +67,11 @@ def test_a_picture_has_the_same_bytes_every_time_and_carries_its_parameters(
 
 
 def test_parameters_have_the_format_of_a1111(recipe: Make) -> None:
-    whole = recipe(
+    full_recipe = recipe(
         concepts=(Concept("sea"), Concept("fog", -0.5)), negative="people, text", sampler="ddim", eta=0.3, bucket=8,
         lineage=(NoiseAncestor(3, 2, 0.25),), seed=9,
     )  # fmt: skip
-    assert format_parameters(whole, 2, "abc").splitlines() == [
+    assert format_parameters(full_recipe, 2, "abc").splitlines() == [
         "sea fog::-0.5",
         "Negative prompt: people, text",
         (
@@ -82,7 +82,7 @@ def test_parameters_have_the_format_of_a1111(recipe: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "expected_text"),
     [
         ({"start": ImageToImage((InitImage("ab" * 32), InitImage("cd" * 32, 2.0)), 0.6)},
          "Denoising strength: 0.6, Begun with: ababababab@1 cdcdcdcdcd@2, Version"),
@@ -93,8 +93,10 @@ def test_parameters_have_the_format_of_a1111(recipe: Make) -> None:
         ({"chaos": 1.0, "count": 2}, "CFG scale: 3, Seed: 8"),
     ],
 )  # fmt: skip
-def test_parameters_name_init_images_branches_and_options(recipe: Make, fields: dict[str, Any], said: str) -> None:
-    assert said in format_parameters(recipe(**fields), 1, "abc").splitlines()[-1]
+def test_parameters_name_init_images_branches_and_options(
+    recipe: Make, fields: dict[str, Any], expected_text: str
+) -> None:
+    assert expected_text in format_parameters(recipe(**fields), 1, "abc").splitlines()[-1]
 
 
 def test_parameters_keep_text_beyond_latin_1() -> None:
@@ -103,97 +105,99 @@ def test_parameters_keep_text_beyond_latin_1() -> None:
 
 
 def test_the_ladder_holds_thumbnails_latents_and_history(
-    lane: DecodeWorker, affine: Any, recipe: Make, job: Make
+    decode_worker: DecodeWorker, affine: Any, recipe: Make, job: Make
 ) -> None:
     one = job(recipe(steps=9, sampler="dpmpp_2m"))
-    _, developed = develop(affine, one)
-    ladder = decode(lane.encode_ladder(developed, one).result(TIMEOUT), Ladder)
+    _, latents_done = run_job(affine, one)
+    ladder = decode(decode_worker.encode_ladder(latents_done, one).result(TIMEOUT), Ladder)
     assert (ladder.job, ladder.image, ladder.of, ladder.shape) == (one.id, 0, 9, (4, 4, 4))
-    assert [rung.step for rung in ladder.rungs] == list(range(1, 10))
-    assert [rung.step for rung in ladder.rungs if rung.latent] == [4, 8]
+    assert [keyframe.step for keyframe in ladder.rungs] == list(range(1, 10))
+    assert [keyframe.step for keyframe in ladder.rungs if keyframe.latent] == [4, 8]
     latent = torch.frombuffer(bytearray(ladder.rungs[3].latent or b""), dtype=torch.float32).view(4, 4, 4)
-    rung = developed.keyframes[3]
-    assert rung.latents is not None
-    assert torch.equal(latent, rung.latents)
-    assert ladder.rungs[3].history == rung.x0.numpy().tobytes()
+    third_keyframe = latents_done.keyframes[3]
+    assert third_keyframe.latents is not None
+    assert torch.equal(latent, third_keyframe.latents)
+    assert ladder.rungs[3].history == third_keyframe.x0.numpy().tobytes()
     assert ladder.rungs[2].history is None
-    assert [rung.estimate for rung in ladder.rungs] == [
-        rung.x0.half().numpy().tobytes() for rung in developed.keyframes
+    assert [keyframe.estimate for keyframe in ladder.rungs] == [
+        keyframe.x0.half().numpy().tobytes() for keyframe in latents_done.keyframes
     ]
     with Image.open(BytesIO(ladder.rungs[0].thumbnail)) as thumbnail:
         assert thumbnail.format == "JPEG"
 
 
 def test_an_exact_film_decodes_the_keyframes_of_a_small_model_only(
-    lane: DecodeWorker, affine: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch
+    decode_worker: DecodeWorker, affine: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, decoded, decode = job(recipe(steps=3)), list[torch.Tensor](), affine.decode
-    _, developed = develop(affine, one)
-    monkeypatch.setattr(affine, "decode", lambda x0: decoded.append(x0) or decode(x0))
-    lane.encode_ladder(developed, one).result(TIMEOUT)
-    assert not decoded
-    ladder = decode_ladder(lane.encode_ladder(developed, one, is_for_film=True).result(TIMEOUT))
-    assert len(decoded) == len(ladder.rungs) == 3
-    assert {rung.estimate for rung in ladder.rungs} == {None}, "the thumbnail is already exact"
+    one, decoded_latents, decode = job(recipe(steps=3)), list[torch.Tensor](), affine.decode
+    _, latents_done = run_job(affine, one)
+    monkeypatch.setattr(affine, "decode", lambda x0: decoded_latents.append(x0) or decode(x0))
+    decode_worker.encode_ladder(latents_done, one).result(TIMEOUT)
+    assert not decoded_latents
+    ladder = decode_ladder(decode_worker.encode_ladder(latents_done, one, is_for_film=True).result(TIMEOUT))
+    assert len(decoded_latents) == len(ladder.rungs) == 3
+    assert {keyframe.estimate for keyframe in ladder.rungs} == {None}, "the thumbnail is already exact"
     monkeypatch.setattr(affine, "size", 512)
-    lane.encode_ladder(developed, one, is_for_film=True).result(TIMEOUT)
-    assert len(decoded) == 3, "a large model would take minutes"
+    decode_worker.encode_ladder(latents_done, one, is_for_film=True).result(TIMEOUT)
+    assert len(decoded_latents) == 3, "a large model would take minutes"
 
 
-def test_only_the_newest_frame_is_rendered(lane: DecodeWorker, affine: Any, recipe: Make, job: Make) -> None:
+def test_only_the_newest_frame_is_rendered(decode_worker: DecodeWorker, affine: Any, recipe: Make, job: Make) -> None:
     one = job(recipe(steps=4))
-    steps, _ = develop(affine, one)
+    steps, _ = run_job(affine, one)
     gate = threading.Event()
-    lane._submit(0, gate.wait)  # keeps the decode worker busy
-    futures = [lane.render_frame(event, one, 7, 1.5) for event in steps]
+    decode_worker._submit(0, gate.wait)  # keeps the decode worker busy
+    frame_futures = [decode_worker.render_frame(event, one, 7, 1.5) for event in steps]
     gate.set()
-    frame = futures[-1].result(TIMEOUT)
+    frame = frame_futures[-1].result(TIMEOUT)
     assert (frame.job, frame.image, frame.epoch, frame.step, frame.of, frame.seconds_left) == (one.id, 0, 7, 4, 4, 1.5)
-    assert all(future.cancelled() for future in futures[:-1])
+    assert all(future.cancelled() for future in frame_futures[:-1])
     with Image.open(BytesIO(frame.picture)) as picture:
         assert picture.format == "JPEG"
 
 
 def test_pictures_go_before_frames_and_frames_before_ladders(
-    lane: DecodeWorker, affine: Any, recipe: Make, job: Make
+    decode_worker: DecodeWorker, affine: Any, recipe: Make, job: Make
 ) -> None:
     one = job(recipe(steps=3))
-    steps, developed = develop(affine, one)
+    steps, latents_done = run_job(affine, one)
     gate, order = threading.Event(), []
-    lane._submit(0, gate.wait)
+    decode_worker._submit(0, gate.wait)
     for name, future in (
-        ("ladder", lane.encode_ladder(developed, one)),
-        ("frame", lane.render_frame(steps[-1], one, 0, 0.0)),
-        ("picture", lane.render_picture(developed, one)),
+        ("ladder", decode_worker.encode_ladder(latents_done, one)),
+        ("frame", decode_worker.render_frame(steps[-1], one, 0, 0.0)),
+        ("picture", decode_worker.render_picture(latents_done, one)),
     ):
         future.add_done_callback(lambda _, name=name: order.append(name))
     gate.set()
-    lane.close()
+    decode_worker.close()
     assert order == ["picture", "frame", "ladder"]
 
 
-def test_forgetting_a_job_drops_its_waiting_work(lane: DecodeWorker, affine: Any, recipe: Make, job: Make) -> None:
+def test_forgetting_a_job_drops_its_waiting_work(
+    decode_worker: DecodeWorker, affine: Any, recipe: Make, job: Make
+) -> None:
     one, other = job(recipe(steps=6)), job(recipe(steps=6))
-    steps, _ = develop(affine, one)
+    steps, _ = run_job(affine, one)
     gate = threading.Event()
-    lane._submit(0, gate.wait)
-    frame = lane.render_frame(steps[-1], one, 0, 0.0)
-    other_frame = lane.render_frame(develop(affine, other)[0][-1], other, 0, 0.0)
-    lane.forget_job(one.id)
+    decode_worker._submit(0, gate.wait)
+    frame = decode_worker.render_frame(steps[-1], one, 0, 0.0)
+    other_frame = decode_worker.render_frame(run_job(affine, other)[0][-1], other, 0, 0.0)
+    decode_worker.forget_job(one.id)
     gate.set()
     assert frame.cancelled()
     assert other_frame.result(TIMEOUT)
 
 
 def test_a_jobs_error_goes_to_its_future_and_the_decode_worker_continues(
-    lane: DecodeWorker, affine: Any, recipe: Make, job: Make, caplog: pytest.LogCaptureFixture
+    decode_worker: DecodeWorker, affine: Any, recipe: Make, job: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     one = job(recipe(steps=2))
-    _, developed = develop(affine, one)
-    spoilt = LatentsDone(developed.job, 0, torch.zeros(1), ())
+    _, latents_done = run_job(affine, one)
+    corrupt_event = LatentsDone(latents_done.job, 0, torch.zeros(1), ())
     with pytest.raises(RuntimeError, match="dimensions"):
-        lane.render_picture(spoilt, one).result(TIMEOUT)
-    assert lane.render_picture(developed, one).result(TIMEOUT)
+        decode_worker.render_picture(corrupt_event, one).result(TIMEOUT)
+    assert decode_worker.render_picture(latents_done, one).result(TIMEOUT)
     assert "failed at one item" in caplog.text
 
 
@@ -228,13 +232,13 @@ def test_decoding_uses_all_cores_and_later_threads_keep_their_thread_count(
     monkeypatch.setattr(affine, "decode", lambda x: thread_counts.append(torch.get_num_threads()) or original(x))
     torch.set_num_threads(3)
     try:
-        lane = DecodeWorker({"affine": affine})
+        decode_worker = DecodeWorker({"affine": affine})
         order = job(recipe(steps=1, count=1))
-        lane.render_picture(develop(affine, order)[1], order).result(TIMEOUT)
-        later = threading.Thread(target=lambda: thread_counts.append(torch.get_num_threads()))
-        later.start()
-        later.join()
-        lane.close()
+        decode_worker.render_picture(run_job(affine, order)[1], order).result(TIMEOUT)
+        later_thread = threading.Thread(target=lambda: thread_counts.append(torch.get_num_threads()))
+        later_thread.start()
+        later_thread.join()
+        decode_worker.close()
     finally:
         torch.set_num_threads(cores)
     assert thread_counts == [3, 3]

@@ -81,7 +81,7 @@ def second_check(classifier: Path) -> RecordingCheck:
 class RecordingCheck(PictureCheck):
     """The real check, which records the thread of each call."""
 
-    fails = False
+    is_failing = False
 
     @classmethod
     def load(cls, *args: Any, **options: Any) -> RecordingCheck:
@@ -96,7 +96,7 @@ class RecordingCheck(PictureCheck):
 
     def __call__(self, picture: Image.Image) -> Any:
         self.threads.append(threading.current_thread().name)
-        if self.fails:
+        if self.is_failing:
             raise RuntimeError("out of memory")
         return super().__call__(picture)
 
@@ -117,13 +117,15 @@ def test_the_threshold_decides_the_verdict(classifier: Path) -> None:
 
 def test_unsafe_labels_add_up_unless_the_classifier_is_multi_label(tmp_path: Path) -> None:
     names = {0: "not_nsfw", 1: "Porn", 2: "hentai", 3: "non-explicit", 4: "sexy"}
-    together = PictureCheck.load(build_classifier(tmp_path / "one", names))
-    assert together.labels == ["Porn", "hentai", "sexy"]
-    apart = PictureCheck.load(build_classifier(tmp_path / "many", names, problem_type="multi_label_classification"))
+    softmax_check = PictureCheck.load(build_classifier(tmp_path / "one", names))
+    assert softmax_check.labels == ["Porn", "hentai", "sexy"]
+    sigmoid_check = PictureCheck.load(
+        build_classifier(tmp_path / "many", names, problem_type="multi_label_classification")
+    )
     grey = Image.new("RGB", (8, 8), "grey")
     one, e = torch.tensor(0.0).exp(), torch.tensor(-1.0).exp()
-    assert together.score(grey) == pytest.approx(float((2 * one + e) / (4 * one + e)))
-    assert apart.score(grey) == pytest.approx(0.5)
+    assert softmax_check.score(grey) == pytest.approx(float((2 * one + e) / (4 * one + e)))
+    assert sigmoid_check.score(grey) == pytest.approx(0.5)
 
 
 def test_labels_are_chosen_by_name(classifier: Path) -> None:
@@ -160,8 +162,8 @@ def remove_head(folder: Path) -> None:
 
 def add_own_code(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
-    own = {"AutoConfig": "mine.Config", "AutoModelForImageClassification": "mine.Model"}
-    config |= {"model_type": "mine", "auto_map": own}
+    auto_map = {"AutoConfig": "mine.Config", "AutoModelForImageClassification": "mine.Model"}
+    config |= {"model_type": "mine", "auto_map": auto_map}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "mine.py").write_text("raise SystemExit('code of the folder was run')")
 
@@ -174,7 +176,7 @@ def set_nan_bias(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("damage", "message"),
     [
         (shutil.rmtree, "is no folder with a model's config.json"),
         (remove_weights, "has no weights in safetensors"),
@@ -186,15 +188,15 @@ def set_nan_bias(folder: Path) -> None:
     ],
 )
 def test_an_unusable_folder_is_refused_in_one_sentence(
-    classifier: Path, tmp_path: Path, spoil: Callable[[Path], None], said: str
+    classifier: Path, tmp_path: Path, damage: Callable[[Path], None], message: str
 ) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(classifier, folder)
-    spoil(folder)
-    with pytest.raises(JobRejected, match=said) as refused:
+    damage(folder)
+    with pytest.raises(JobRejected, match=message) as error:
         PictureCheck.load(folder)
-    assert refused.value.sentence.startswith("The picture check cannot be used: copy ")
-    assert "\n" not in refused.value.sentence
+    assert error.value.sentence.startswith("The picture check cannot be used: copy ")
+    assert "\n" not in error.value.sentence
 
 
 def test_the_check_settings_come_from_options_and_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -238,8 +240,8 @@ def test_a_worker_refuses_an_unusable_folder_at_its_start(tmp_path: Path) -> Non
 # The decode worker
 
 
-def build_steps(job: Job, of: int, image: int = 0) -> list[StepDone]:
-    return [StepDone(job.id, image, k, of, torch.zeros(4, 4, 4)) for k in range(1, of + 1)]
+def build_steps(job: Job, total_steps: int, image: int = 0) -> list[StepDone]:
+    return [StepDone(job.id, image, k, total_steps, torch.zeros(4, 4, 4)) for k in range(1, total_steps + 1)]
 
 
 @pytest.fixture
@@ -252,65 +254,68 @@ def red_or_green(affine: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_previews_are_checked_once_per_image_after_two_fifths_of_the_steps(
     red_or_green: Any, check: RecordingCheck, recipe: Any, job: Any
 ) -> None:
-    one, lane = job(recipe(steps=10, count=2), check=True), DecodeWorker({"affine": red_or_green}, check)
+    one, decode_worker = job(recipe(steps=10, count=2), check=True), DecodeWorker({"affine": red_or_green}, check)
     red = [replace(step, x0=torch.ones(4, 4, 4)) for step in build_steps(one, 10, image=1)]
-    frames = [lane.render_frame(step, one, 1, 0.0).result(TIMEOUT) for step in (*build_steps(one, 10), *red)]
+    frames = [decode_worker.render_frame(step, one, 1, 0.0).result(TIMEOUT) for step in (*build_steps(one, 10), *red)]
     assert [frame.verdict for frame in frames] == (
         ["unchecked"] * 3 + ["passed"] * 7 + ["unchecked"] * 3 + ["flagged"] * 7
     )
     assert check.threads == ["lane"] * 2
-    lane.close()
+    decode_worker.close()
 
 
 def test_a_finished_picture_gets_its_own_verdict(
     red_or_green: Any, check: RecordingCheck, recipe: Any, job: Any
 ) -> None:
-    one, lane = job(recipe(steps=10), check=True), DecodeWorker({"affine": red_or_green}, check)
-    assert lane.render_frame(build_steps(one, 10)[5], one, 1, 0.0).result(TIMEOUT).verdict == "passed"
-    assert lane.check_picture(encode_png(RED, ""), one).result(TIMEOUT) == "flagged"
-    assert lane.render_frame(build_steps(one, 10)[9], one, 1, 0.0).result(TIMEOUT).verdict == "passed"
-    lane.close()
+    one, decode_worker = job(recipe(steps=10), check=True), DecodeWorker({"affine": red_or_green}, check)
+    assert decode_worker.render_frame(build_steps(one, 10)[5], one, 1, 0.0).result(TIMEOUT).verdict == "passed"
+    assert decode_worker.check_picture(encode_png(RED, ""), one).result(TIMEOUT) == "flagged"
+    assert decode_worker.render_frame(build_steps(one, 10)[9], one, 1, 0.0).result(TIMEOUT).verdict == "passed"
+    decode_worker.close()
 
 
 def test_forgetting_a_job_forgets_its_verdicts(red_or_green: Any, check: RecordingCheck, recipe: Any, job: Any) -> None:
-    one, lane = job(recipe(steps=10), check=True), DecodeWorker({"affine": red_or_green}, check)
-    lane.render_frame(build_steps(one, 10)[5], one, 1, 0.0).result(TIMEOUT)
-    lane.forget_job(one.id)
-    lane.render_frame(build_steps(one, 10)[5], one, 2, 0.0).result(TIMEOUT)
+    one, decode_worker = job(recipe(steps=10), check=True), DecodeWorker({"affine": red_or_green}, check)
+    decode_worker.render_frame(build_steps(one, 10)[5], one, 1, 0.0).result(TIMEOUT)
+    decode_worker.forget_job(one.id)
+    decode_worker.render_frame(build_steps(one, 10)[5], one, 2, 0.0).result(TIMEOUT)
     assert len(check.threads) in (1, 2)  # the decode worker forgets a job only when it has no other work
-    lane.forget_job(one.id)
-    lane.close()
-    assert lane._picture_verdicts._preview_verdicts == {}
+    decode_worker.forget_job(one.id)
+    decode_worker.close()
+    assert decode_worker._picture_verdicts._preview_verdicts == {}
 
 
 def test_a_failing_check_leaves_pictures_unchecked(
     red_or_green: Any, check: RecordingCheck, recipe: Any, job: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    one, lane = job(recipe(steps=10), check=True), DecodeWorker({"affine": red_or_green}, check)
-    check.fails = True
-    frames = [lane.render_frame(step, one, 1, 0.0).result(TIMEOUT) for step in build_steps(one, 10)]
+    one, decode_worker = job(recipe(steps=10), check=True), DecodeWorker({"affine": red_or_green}, check)
+    check.is_failing = True
+    frames = [decode_worker.render_frame(step, one, 1, 0.0).result(TIMEOUT) for step in build_steps(one, 10)]
     assert {frame.verdict for frame in frames} == {"unchecked"}
     assert len(check.threads) == 1  # the failure counts for all frames
-    assert lane.check_picture(encode_png(GREEN, ""), one).result(TIMEOUT) == "unchecked"
-    assert lane.check_picture(b"no picture", one).result(TIMEOUT) == "unchecked"
+    assert decode_worker.check_picture(encode_png(GREEN, ""), one).result(TIMEOUT) == "unchecked"
+    assert decode_worker.check_picture(b"no picture", one).result(TIMEOUT) == "unchecked"
     assert f"job {one.id}: the picture check failed" in caplog.text
-    check.fails = False
-    assert lane.check_picture(encode_png(GREEN, ""), one).result(TIMEOUT) == "passed"
-    lane.close()
+    check.is_failing = False
+    assert decode_worker.check_picture(encode_png(GREEN, ""), one).result(TIMEOUT) == "passed"
+    decode_worker.close()
 
 
 def test_without_a_request_or_a_check_nothing_is_checked(
     red_or_green: Any, check: RecordingCheck, recipe: Any, job: Any
 ) -> None:
-    asking, quiet = job(recipe(steps=10), check=True), job(recipe(steps=10))
-    with_check, without = DecodeWorker({"affine": red_or_green}, check), DecodeWorker({"affine": red_or_green})
-    for lane, one in ((with_check, quiet), (without, asking)):
-        assert {lane.render_frame(step, one, 1, 0.0).result(TIMEOUT).verdict for step in build_steps(one, 10)} == {
-            "unchecked"
-        }
-        assert lane.check_picture(encode_png(RED, ""), one).result(TIMEOUT) == "unchecked"
-        assert lane._picture_verdicts._preview_verdicts == {}
-        lane.close()
+    job_with_check, job_without_check = job(recipe(steps=10), check=True), job(recipe(steps=10))
+    worker_with_check, worker_without_check = (
+        DecodeWorker({"affine": red_or_green}, check),
+        DecodeWorker({"affine": red_or_green}),
+    )
+    for decode_worker, one in ((worker_with_check, job_without_check), (worker_without_check, job_with_check)):
+        assert {
+            decode_worker.render_frame(step, one, 1, 0.0).result(TIMEOUT).verdict for step in build_steps(one, 10)
+        } == {"unchecked"}
+        assert decode_worker.check_picture(encode_png(RED, ""), one).result(TIMEOUT) == "unchecked"
+        assert decode_worker._picture_verdicts._preview_verdicts == {}
+        decode_worker.close()
     assert check.threads == []
 
 
@@ -318,55 +323,55 @@ def test_without_a_request_or_a_check_nothing_is_checked(
 
 
 @dataclass
-class Shop:
+class CheckHarness:
     """A broker, the bot's end of the bus, and workers."""
 
     broker: Broker
     bot: Bus
     family: Any
     buses: list[Bus] = field(default_factory=list)
-    running: list[tuple[Worker, asyncio.Task[None], DecodeWorker]] = field(default_factory=list)
+    started_workers: list[tuple[Worker, asyncio.Task[None], DecodeWorker]] = field(default_factory=list)
     frames: list[Frame] = field(default_factory=list)
-    looking: list[asyncio.Task[None]] = field(default_factory=list)
+    watchers: list[asyncio.Task[None]] = field(default_factory=list)
 
-    async def worker(self, name: str, check: PictureCheck | None) -> tuple[Worker, asyncio.Task[None]]:
+    async def start_worker(self, name: str, check: PictureCheck | None) -> tuple[Worker, asyncio.Task[None]]:
         bus = await Bus.connect(self.broker.url, self.broker.token, limits=BusLimits(lease=5.0))
         self.buses.append(bus)
-        lane = await asyncio.to_thread(DecodeWorker, {"affine": self.family}, check)
-        offer = WorkerProfile(name, "cpu", rows=8, has_picture_check=lane.has_picture_check)
-        worker = Worker(bus, Engine({"affine": self.family}, rows=8), lane, offer, Watchdog())
+        decode_worker = await asyncio.to_thread(DecodeWorker, {"affine": self.family}, check)
+        profile = WorkerProfile(name, "cpu", rows=8, has_picture_check=decode_worker.has_picture_check)
+        worker = Worker(bus, Engine({"affine": self.family}, rows=8), decode_worker, profile, Watchdog())
         task = asyncio.create_task(worker.run())
-        self.running.append((worker, task, lane))
+        self.started_workers.append((worker, task, decode_worker))
         return worker, task
 
-    def watch(self, job: str) -> None:
-        self.looking += [asyncio.create_task(self._want(job)), asyncio.create_task(self._look())]
+    def watch_frames_of(self, job: str) -> None:
+        self.watchers += [asyncio.create_task(self._request_previews(job)), asyncio.create_task(self._collect_frames())]
 
-    async def _want(self, job: str) -> None:
+    async def _request_previews(self, job: str) -> None:
         while True:
             await self.bot.request_previews(job)
             await asyncio.sleep(0.05)
 
-    async def _look(self) -> None:
+    async def _collect_frames(self) -> None:
         async for frame in self.bot.watch_frames():
             self.frames.append(frame)
 
-    async def results(self, job: str) -> list[Any]:
-        found: list[Any] = []
+    async def collect_results(self, job: str) -> list[Any]:
+        results: list[Any] = []
         source: Any = self.bot.consume_results()
         async with asyncio.timeout(TIMEOUT):
             async for delivered in source:
                 await delivered.ack()
                 if delivered.value.job == job:
-                    found.append(delivered.value)
+                    results.append(delivered.value)
                 if delivered.value.job == job and isinstance(delivered.value, JobFinished | JobFailed):
                     break
         await source.aclose()
-        return found
+        return results
 
 
 @pytest_asyncio.fixture
-async def shop(tmp_path: Path, affine: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Shop]:
+async def harness(tmp_path: Path, affine: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[CheckHarness]:
     denoise = affine.denoise
 
     def denoise_slowly(*args: Any) -> Any:
@@ -379,85 +384,89 @@ async def shop(tmp_path: Path, affine: Any, monkeypatch: pytest.MonkeyPatch) -> 
         bot = await Bus.connect(broker.url, broker.token, limits=BusLimits(lease=5.0))
         await bot.declare()
         await bot.watch_workers()
-        shop = Shop(broker, bot, affine)
-        yield shop
-        for each in shop.looking:
+        harness = CheckHarness(broker, bot, affine)
+        yield harness
+        for each in harness.watchers:
             each.cancel()
-        await asyncio.gather(*shop.looking, return_exceptions=True)
-        for worker, task, lane in shop.running:
+        await asyncio.gather(*harness.watchers, return_exceptions=True)
+        for worker, task, decode_worker in harness.started_workers:
             worker.drain()
             await asyncio.gather(task, return_exceptions=True)
-            await asyncio.to_thread(lane.close)
-        for bus in (*shop.buses, bot):
+            await asyncio.to_thread(decode_worker.close)
+        for bus in (*harness.buses, bot):
             await bus.close()
 
 
-async def until(true: Callable[[], object]) -> None:
+async def wait_until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(TIMEOUT):
-        while not true():
+        while not condition():
             await asyncio.sleep(0.02)
 
 
 @pytest.mark.slow
 @pytest.mark.asyncio
 async def test_each_picture_has_its_own_verdict(
-    shop: Shop, check: RecordingCheck, second_check: RecordingCheck, recipe: Any, job: Any
+    harness: CheckHarness, check: RecordingCheck, second_check: RecordingCheck, recipe: Any, job: Any
 ) -> None:
-    await shop.worker("one", check)
-    await until(lambda: "one" in shop.bot.workers)
-    assert shop.bot.workers["one"].checks
+    await harness.start_worker("one", check)
+    await wait_until(lambda: "one" in harness.bot.workers)
+    assert harness.bot.workers["one"].checks
     one = job(recipe(steps=100, count=4, seed=1), check=True, ladder=True)
-    shop.watch(one.id)
-    await shop.bot.dispatch(one)
-    results = await shop.results(one.id)
+    harness.watch_frames_of(one.id)
+    await harness.bot.dispatch(one)
+    results = await harness.collect_results(one.id)
     pictures = {value.image: value for value in results if isinstance(value, PictureReady) and value.kind == "image"}
     for picture in pictures.values():
-        content = await shop.bot.get_blob(picture.sha256, picture.bytes)
+        content = await harness.bot.get_blob(picture.sha256, picture.bytes)
         assert picture.verdict == second_check(Image.open(BytesIO(content)))
     assert {picture.verdict for picture in pictures.values()} == {"passed", "flagged"}  # each has its own
     assert {value.verdict for value in results if isinstance(value, PictureReady) and value.kind == "ladder"} == {
         "unchecked"
     }
-    early = {frame.verdict for frame in shop.frames if frame.step < 40}
-    late = {frame.image: {each.verdict for each in shop.frames if each.step >= 40 and each.image == frame.image}
-            for frame in shop.frames if frame.step >= 40}  # fmt: skip
-    assert early == {"unchecked"}
-    assert late
-    assert all(len(verdicts) == 1 and verdicts != {"unchecked"} for verdicts in late.values())
-    assert check.threads == ["lane"] * (4 + len(late))
+    early_verdicts = {frame.verdict for frame in harness.frames if frame.step < 40}
+    late_frames = [frame for frame in harness.frames if frame.step >= 40]
+    late_verdicts = {
+        frame.image: {each.verdict for each in late_frames if each.image == frame.image} for frame in late_frames
+    }
+    assert early_verdicts == {"unchecked"}
+    assert late_verdicts
+    assert all(len(verdicts) == 1 and verdicts != {"unchecked"} for verdicts in late_verdicts.values())
+    assert check.threads == ["lane"] * (4 + len(late_verdicts))
 
 
 @pytest.mark.asyncio
-async def test_a_job_without_a_check_is_not_checked(shop: Shop, check: RecordingCheck, recipe: Any, job: Any) -> None:
-    await shop.worker("one", check)
+async def test_a_job_without_a_check_is_not_checked(
+    harness: CheckHarness, check: RecordingCheck, recipe: Any, job: Any
+) -> None:
+    await harness.start_worker("one", check)
     one = job(recipe(steps=50))
-    shop.watch(one.id)
-    await shop.bot.dispatch(one)
-    results = await shop.results(one.id)
+    harness.watch_frames_of(one.id)
+    await harness.bot.dispatch(one)
+    results = await harness.collect_results(one.id)
     assert {value.verdict for value in results if isinstance(value, PictureReady)} == {"unchecked"}
-    assert {frame.verdict for frame in shop.frames} == {"unchecked"}
+    assert {frame.verdict for frame in harness.frames} == {"unchecked"}
     assert check.threads == []
 
 
 @pytest.mark.slow
 @pytest.mark.asyncio
 async def test_the_next_worker_checks_again(
-    shop: Shop, check: RecordingCheck, second_check: RecordingCheck, recipe: Any, job: Any
+    harness: CheckHarness, check: RecordingCheck, second_check: RecordingCheck, recipe: Any, job: Any
 ) -> None:
     """A snapshot holds no verdicts: they belong to one worker's classifier, and a check is cheap."""
-    worker, task = await shop.worker("one", check)
+    worker, task = await harness.start_worker("one", check)
     one = job(recipe(steps=200), check=True)
-    shop.watch(one.id)
-    await shop.bot.dispatch(one)
-    await until(lambda: any(frame.verdict != "unchecked" for frame in shop.frames))
+    harness.watch_frames_of(one.id)
+    await harness.bot.dispatch(one)
+    await wait_until(lambda: any(frame.verdict != "unchecked" for frame in harness.frames))
     worker.drain()
     await task
-    shop.frames.clear()
-    await shop.worker("two", second_check)
-    results = await shop.results(one.id)
+    harness.frames.clear()
+    await harness.start_worker("two", second_check)
+    results = await harness.collect_results(one.id)
     assert [value.worker for value in results if isinstance(value, JobStarted)] == ["one", "two"]
     assert (len(check.threads), len(second_check.threads)) == (1, 2)
-    assert {frame.verdict for frame in shop.frames if frame.epoch == results[-1].epoch} <= {"passed", "flagged"}
+    assert {frame.verdict for frame in harness.frames if frame.epoch == results[-1].epoch} <= {"passed", "flagged"}
     assert [value.verdict for value in results if isinstance(value, PictureReady) and value.kind == "image"] != [
         "unchecked"
     ]
@@ -467,22 +476,24 @@ async def test_the_next_worker_checks_again(
 @pytest.mark.asyncio
 @pytest.mark.parametrize(("picture", "verdict"), [(RED, "flagged"), (GREEN, "passed")])
 async def test_an_upscaled_picture_is_checked(
-    shop: Shop, check: RecordingCheck, job: Any, picture: Image.Image, verdict: str
+    harness: CheckHarness, check: RecordingCheck, job: Any, picture: Image.Image, verdict: str
 ) -> None:
-    await shop.worker("one", check)
-    source = await shop.bot.put_blob(encode_png(picture, ""))
+    await harness.start_worker("one", check)
+    source = await harness.bot.put_blob(encode_png(picture, ""))
     one = job(UpscaleTask(source=source), check=True)
-    await shop.bot.dispatch(one)
-    results = await shop.results(one.id)
+    await harness.bot.dispatch(one)
+    results = await harness.collect_results(one.id)
     assert [value.verdict for value in results if isinstance(value, PictureReady)] == [verdict]
 
 
 @pytest.mark.asyncio
-async def test_a_failing_check_loses_no_picture(shop: Shop, check: RecordingCheck, recipe: Any, job: Any) -> None:
-    check.fails = True
-    await shop.worker("one", check)
+async def test_a_failing_check_loses_no_picture(
+    harness: CheckHarness, check: RecordingCheck, recipe: Any, job: Any
+) -> None:
+    check.is_failing = True
+    await harness.start_worker("one", check)
     one = job(recipe(steps=5, count=2), check=True)
-    await shop.bot.dispatch(one)
-    results = await shop.results(one.id)
+    await harness.bot.dispatch(one)
+    results = await harness.collect_results(one.id)
     assert isinstance(results[-1], JobFinished)
     assert {value.verdict for value in results if isinstance(value, PictureReady)} == {"unchecked"}

@@ -15,7 +15,7 @@ from engine.output.decode_worker import DecodeWorker
 from engine.output.postprocessing import composite, decode_tiled
 from engine.worker.local_run import run_locally
 from engine.worker.simulated_model import SimulatedModel
-from shared.init_image_jobs import begun, forward, half_mask, saved, scene
+from shared.init_image_jobs import draw_half_mask, draw_scene, encode_picture, load_init, make_image_to_image
 
 Make = Callable[..., Any]
 TIMEOUT = 60.0
@@ -39,47 +39,51 @@ def pixels(picture: Image.Image) -> np.ndarray:
 def test_unpainted_pixels_are_those_of_the_init_image(
     recipe: Make, job: Make, family: SimulatedModel, side: int
 ) -> None:
-    source = scene((300, 200))
-    start, blobs = forward([saved(source)], 0.9, saved(half_mask((300, 200))))
+    source = draw_scene((300, 200))
+    start, blobs = make_image_to_image([encode_picture(source)], 0.9, encode_picture(draw_half_mask((300, 200))))
     one = job(recipe(model="simulated", width=64, height=64, steps=6, start=start), ladder=False)
     [content] = run_locally(one, {"simulated": family}, blobs).pictures
     picture = Image.open(BytesIO(content))
     assert picture.size == (side, side)
     expected = ImageOps.fit(source, (side, side), Image.Resampling.LANCZOS)
-    soft = 4
-    assert np.array_equal(pixels(picture)[:, : side // 2 - soft], pixels(expected)[:, : side // 2 - soft])
-    assert np.abs(pixels(picture)[:, side // 2 + soft :] - pixels(expected)[:, side // 2 + soft :]).mean() > 5
+    feather = 4
+    assert np.array_equal(pixels(picture)[:, : side // 2 - feather], pixels(expected)[:, : side // 2 - feather])
+    assert np.abs(pixels(picture)[:, side // 2 + feather :] - pixels(expected)[:, side // 2 + feather :]).mean() > 5
 
 
 def test_a_redelivered_job_is_still_composited_over_its_init_image(recipe: Make, job: Make) -> None:
     """It was lost and came back at once: to forget the first delivery must not forget the second."""
     family = SimulatedModel(0.001)
-    start, blobs = forward([saved(scene())], 0.9, saved(half_mask()))
+    start, blobs = make_image_to_image([encode_picture(draw_scene())], 0.9, encode_picture(draw_half_mask()))
     one = job(recipe(model="simulated", width=64, height=64, steps=6, start=start))
-    lane = DecodeWorker({"simulated": family})
+    decode_worker = DecodeWorker({"simulated": family})
     try:
         futures = []
         for _ in range(2):
-            futures.append(lane.encode_init_images(one, blobs))
-            lane.forget_job(one.id)
-        futures.append(lane.encode_init_images(one, blobs))
+            futures.append(decode_worker.encode_init_images(one, blobs))
+            decode_worker.forget_job(one.id)
+        futures.append(decode_worker.encode_init_images(one, blobs))
         assert all(future.result(TIMEOUT) is not None for future in futures)
-        assert one.id in lane._init_latents
-        lane.forget_job(one.id)
-        lane.close()
-        assert not lane._init_latents
+        assert one.id in decode_worker._init_latents
+        decode_worker.forget_job(one.id)
+        decode_worker.close()
+        assert not decode_worker._init_latents
     finally:
-        if lane._thread.is_alive():
-            lane.close()
+        if decode_worker._thread.is_alive():
+            decode_worker.close()
 
 
 def test_blended_init_images_with_a_mask_are_not_composited(recipe: Make, job: Make) -> None:
-    start, blobs = forward([saved(scene()), saved(scene(colour="red"))], 0.9, saved(half_mask()))
-    beginning = begun(job(recipe(model="simulated", width=64, height=64, start=start)), blobs, SimulatedModel(0.1))
-    assert beginning is not None
-    assert beginning.mask is not None
-    plain = scene(colour="white")
-    assert composite(plain, beginning) is plain
+    start, blobs = make_image_to_image(
+        [encode_picture(draw_scene()), encode_picture(draw_scene(colour="red"))], 0.9, encode_picture(draw_half_mask())
+    )
+    init_latents = load_init(
+        job(recipe(model="simulated", width=64, height=64, start=start)), blobs, SimulatedModel(0.1)
+    )
+    assert init_latents is not None
+    assert init_latents.mask is not None
+    white_scene = draw_scene(colour="white")
+    assert composite(white_scene, init_latents) is white_scene
 
 
 @pytest.mark.parametrize("shape", [(4, 8, 8), (4, 2, 16), (4, 1, 1)])
@@ -93,6 +97,6 @@ def test_a_tile_is_decoded_with_wrapped_edges_and_cropped(shape: tuple[int, int,
 
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     assert np.array_equal(pixels(decode_tiled(decode, latents, True)), pixels(decode_tiled(decode, latents, False)))
-    around = min(4, *shape[1:])
-    assert torch.equal(inputs[0][:, around:-around, :around], latents[:, :, -around:])
-    assert torch.equal(inputs[0][:, :around, around:-around], latents[:, -around:, :])
+    overlap = min(4, *shape[1:])
+    assert torch.equal(inputs[0][:, overlap:-overlap, :overlap], latents[:, :, -overlap:])
+    assert torch.equal(inputs[0][:, :overlap, overlap:-overlap], latents[:, -overlap:, :])

@@ -28,13 +28,13 @@ TIMEOUT = 30.0
 
 
 @pytest.fixture
-def large(affine: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+def large_family(affine: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The affine family at a usual size, so that each latent becomes one pixel."""
     monkeypatch.setattr(affine, "size", 512)
     return affine
 
 
-def develop(family: Any, job: Job) -> tuple[StepDone, LatentsDone]:
+def run_job(family: Any, job: Job) -> tuple[StepDone, LatentsDone]:
     engine = Engine({family.name: family})
     engine.add(job)
     engine.watch(job.id)
@@ -49,15 +49,15 @@ def test_the_fit_recovers_a_linear_map(channels: int, reach: int, patch: int, he
     size = channels * reach**2 + 1
     weights = (random.uniform(-0.2, 0.2, (size, 3 * patch**2)) / size).astype(np.float32)
     weights[-1] = 0.5
-    true, fitting = LatentMap(weights, reach, patch), LatentMapFit(channels, reach, patch)
+    true_map, map_fit = LatentMap(weights, reach, patch), LatentMapFit(channels, reach, patch)
     for _ in range(40):
         latents = random.standard_normal((channels, height, width)).astype(np.float32)
-        fitting.add_picture(latents, true.render(latents))
-    fitted, new = fitting.solve(), random.standard_normal((channels, height, width)).astype(np.float32)
-    assert fitted.channels == channels
-    predicted, expected = fitted.render(new).astype(int), true.render(new).astype(int)
-    assert predicted.shape == (height * patch, width * patch, 3)
-    assert np.abs(predicted - expected).max() <= 3
+        map_fit.add_picture(latents, true_map.render(latents))
+    fitted_map, new = map_fit.solve(), random.standard_normal((channels, height, width)).astype(np.float32)
+    assert fitted_map.channels == channels
+    predicted_pixels, expected = fitted_map.render(new).astype(int), true_map.render(new).astype(int)
+    assert predicted_pixels.shape == (height * patch, width * patch, 3)
+    assert np.abs(predicted_pixels - expected).max() <= 3
 
 
 def test_columns_include_the_neighbours_of_a_latent_and_repeat_the_edge() -> None:
@@ -93,15 +93,15 @@ def test_the_rough_map_of_an_unknown_autoencoder_shows_contrast() -> None:
     assert pixels.std(axis=(0, 1)).min() > 15
 
 
-def test_the_rough_map_is_shown_until_the_fit_ends(large: Any) -> None:
-    previewer = Previewer(large)
+def test_the_rough_map_is_shown_until_the_fit_ends(large_family: Any) -> None:
+    previewer = Previewer(large_family)
     before = previewer.render(torch.ones(4, 4, 4))
     assert before.size == (4, 4)
     assert not previewer.is_fitted
     while not previewer.is_fitted:
         previewer.fit_one_more()
-    flat = large.encode_image(Image.new("RGB", (512, 512), (200, 40, 90)))
-    assert previewer.render(flat).getpixel((1, 1)) == pytest.approx((200, 40, 90), abs=3)
+    flat_latents = large_family.encode_image(Image.new("RGB", (512, 512), (200, 40, 90)))
+    assert previewer.render(flat_latents).getpixel((1, 1)) == pytest.approx((200, 40, 90), abs=3)
 
 
 def test_previews_of_a_small_model_have_native_size_before_and_after_the_fit(embedded: StableDiffusion) -> None:
@@ -118,33 +118,35 @@ def test_the_fitted_map_of_the_embedded_model_is_close_to_its_decoder(embedded: 
     picture.paste((220, 60, 30), (16, 16, 48, 48))
     latents = embedded.encode_image(picture)
     preview = fit_preview_map(embedded).render(to_array(latents)).astype(float)
-    decoded = np.asarray(embedded.decode(latents), dtype=float)
-    assert 10 * np.log10(255**2 / ((preview - decoded) ** 2).mean()) > 18
+    decoded_pixels = np.asarray(embedded.decode(latents), dtype=float)
+    assert 10 * np.log10(255**2 / ((preview - decoded_pixels) ** 2).mean()) > 18
 
 
-def test_a_fitted_map_is_stored_by_revision_and_not_fitted_again(large: Any, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_fitted_map_is_stored_by_revision_and_not_fitted_again(
+    large_family: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
     files = MapStore(tmp_path)
-    first = Previewer(large, files)
+    first = Previewer(large_family, files)
     while not first.is_fitted:
         first.fit_one_more()
-    again = Previewer(large, files)
-    assert again.is_fitted
-    assert np.array_equal(again.latent_map.weights, first.latent_map.weights)
-    monkeypatch.setattr(large, "revision", "r2")
-    assert not Previewer(large, files).is_fitted
+    reloaded = Previewer(large_family, files)
+    assert reloaded.is_fitted
+    assert np.array_equal(reloaded.latent_map.weights, first.latent_map.weights)
+    monkeypatch.setattr(large_family, "revision", "r2")
+    assert not Previewer(large_family, files).is_fitted
     assert [path.suffix for path in (tmp_path / "previews").iterdir()] == [".safetensors"]
 
 
-@pytest.mark.parametrize("spoilt", [b"", b"no map", b"\xff" * 100])
-def test_a_spoilt_map_file_is_fitted_again(large: Any, tmp_path: Path, spoilt: bytes) -> None:
+@pytest.mark.parametrize("corrupt_content", [b"", b"no map", b"\xff" * 100])
+def test_a_spoilt_map_file_is_fitted_again(large_family: Any, tmp_path: Path, corrupt_content: bytes) -> None:
     files = MapStore(tmp_path)
-    files.save_map("r1", fit_preview_map(large))
+    files.save_map("r1", fit_preview_map(large_family))
     (path,) = (tmp_path / "previews").iterdir()
-    path.write_bytes(spoilt)
-    assert not Previewer(large, files).is_fitted
+    path.write_bytes(corrupt_content)
+    assert not Previewer(large_family, files).is_fitted
 
 
-def test_a_stored_map_of_another_shape_or_with_nan_is_ignored(large: Any, tmp_path: Path) -> None:
+def test_a_stored_map_of_another_shape_or_with_nan_is_ignored(large_family: Any, tmp_path: Path) -> None:
     files = MapStore(tmp_path)
     files.save_map("r1", LatentMap(np.zeros((6, 3), dtype=np.float32)))
     assert files.load_map("r1", 4, 1, 1) is None
@@ -152,82 +154,82 @@ def test_a_stored_map_of_another_shape_or_with_nan_is_ignored(large: Any, tmp_pa
     assert files.load_map("r1", 4, 1, 1) is None
 
 
-def test_an_unwritable_folder_of_maps_raises_no_error(large: Any, tmp_path: Path) -> None:
+def test_an_unwritable_folder_of_maps_raises_no_error(large_family: Any, tmp_path: Path) -> None:
     (tmp_path / "previews").write_bytes(b"in the way")
-    MapStore(tmp_path).save_map("r1", fit_preview_map(large))
+    MapStore(tmp_path).save_map("r1", fit_preview_map(large_family))
 
 
 @pytest.fixture
 def blocked_lane(
-    large: Any, monkeypatch: pytest.MonkeyPatch
+    large_family: Any, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[DecodeWorker, threading.Event, list[str]]]:
     """A decode worker that blocks at its first task and records the order of encodes and decodes."""
     order, gate = list[str](), threading.Event()
-    encode, decode = large.encode_image, large.decode
-    monkeypatch.setattr(large, "encode_image", lambda picture: order.append("fit") or encode(picture))
-    monkeypatch.setattr(large, "decode", lambda latents: order.append("final") or decode(latents))
-    lane = DecodeWorker({"affine": large})
-    lane._submit(0, lambda: gate.wait(TIMEOUT))
-    yield lane, gate, order
+    encode, decode = large_family.encode_image, large_family.decode
+    monkeypatch.setattr(large_family, "encode_image", lambda picture: order.append("fit") or encode(picture))
+    monkeypatch.setattr(large_family, "decode", lambda latents: order.append("final") or decode(latents))
+    decode_worker = DecodeWorker({"affine": large_family})
+    decode_worker._submit(0, lambda: gate.wait(TIMEOUT))
+    yield decode_worker, gate, order
     gate.set()
-    lane.close()
+    decode_worker.close()
 
 
 def test_a_fit_waits_behind_frames_ladders_and_finals(
-    blocked_lane: tuple[DecodeWorker, threading.Event, list[str]], large: Any, recipe: Make, job: Make
+    blocked_lane: tuple[DecodeWorker, threading.Event, list[str]], large_family: Any, recipe: Make, job: Make
 ) -> None:
-    lane, gate, order = blocked_lane
+    decode_worker, gate, order = blocked_lane
     one = job(recipe(steps=3, count=1))
-    event, developed = develop(large, one)
-    lane.prepare_preview("affine")  # submitted first, runs last
-    frame, ladder, final = (
-        lane.render_frame(event, one, 0, 0.0),
-        lane.encode_ladder(developed, one),
-        lane.render_picture(developed, one),
+    event, latents_done = run_job(large_family, one)
+    decode_worker.prepare_preview("affine")  # submitted first, runs last
+    frame, ladder, final_picture = (
+        decode_worker.render_frame(event, one, 0, 0.0),
+        decode_worker.encode_ladder(latents_done, one),
+        decode_worker.render_picture(latents_done, one),
     )
     frame.add_done_callback(lambda _: order.append("frame"))
     ladder.add_done_callback(lambda _: order.append("ladder"))
     gate.set()
-    for future in (frame, ladder, final):
+    for future in (frame, ladder, final_picture):
         future.result(TIMEOUT)
     assert [name for name in order if name != "fit"] == ["final", "frame", "ladder"]
     assert order[:3] == ["final", "frame", "ladder"]
 
 
 def test_a_final_during_a_fit_waits_for_one_small_picture_at_most(
-    large: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch
+    large_family: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, order, encode = job(recipe(steps=3, count=1)), list[str](), large.encode_image
-    _, developed = develop(large, one)
-    lane = DecodeWorker({"affine": large})
+    one, order, encode = job(recipe(steps=3, count=1)), list[str](), large_family.encode_image
+    _, latents_done = run_job(large_family, one)
+    decode_worker = DecodeWorker({"affine": large_family})
 
     def encode_and_submit(picture: Image.Image) -> torch.Tensor:
         """Submits a final picture while the second picture is encoded."""
         order.append("fit")
         if len(order) == 2:
-            lane.render_picture(developed, one).add_done_callback(lambda _: order.append("final"))
+            decode_worker.render_picture(latents_done, one).add_done_callback(lambda _: order.append("final"))
         return encode(picture)
 
-    monkeypatch.setattr(large, "encode_image", encode_and_submit)
-    lane.prepare_preview("affine")
-    done = threading.Event()
-    while not done.is_set():  # a probe of the lowest priority runs after the fit's next picture
-        lane._submit(FIT_PRIORITY, lambda: done.set() if order.count("fit") == 16 else None).result(TIMEOUT)
-    lane.close()
+    monkeypatch.setattr(large_family, "encode_image", encode_and_submit)
+    decode_worker.prepare_preview("affine")
+    release = threading.Event()
+    while not release.is_set():  # a probe of the lowest priority runs after the fit's next picture
+        decode_worker._submit(FIT_PRIORITY, lambda: release.set() if order.count("fit") == 16 else None).result(TIMEOUT)
+    decode_worker.close()
     assert order == ["fit", "fit", "final", *["fit"] * 14]
 
 
 def test_closing_the_decode_worker_drops_a_fit(blocked_lane: tuple[DecodeWorker, threading.Event, list[str]]) -> None:
-    lane, gate, order = blocked_lane
-    lane.prepare_preview("affine")
-    lane._submit(CLOSE_PRIORITY, lane._stop)
+    decode_worker, gate, order = blocked_lane
+    decode_worker.prepare_preview("affine")
+    decode_worker._submit(CLOSE_PRIORITY, decode_worker._stop)
     gate.set()
-    lane._thread.join(TIMEOUT)
+    decode_worker._thread.join(TIMEOUT)
     assert "fit" not in order
 
 
 def test_a_model_whose_encoder_fails_keeps_the_rough_map(
-    large: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    large_family: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     calls = list[int]()
 
@@ -235,33 +237,33 @@ def test_a_model_whose_encoder_fails_keeps_the_rough_map(
         calls.append(1)
         raise RuntimeError("no encoder")
 
-    monkeypatch.setattr(large, "encode_image", fail_to_encode)
+    monkeypatch.setattr(large_family, "encode_image", fail_to_encode)
     one = job(recipe(steps=2, count=1))
-    event, _ = develop(large, one)
-    lane = DecodeWorker({"affine": large})
+    event, _ = run_job(large_family, one)
+    decode_worker = DecodeWorker({"affine": large_family})
     for _ in range(2):
-        lane.prepare_preview("affine")
-        assert lane.render_frame(event, one, 0, 0.0).result(TIMEOUT).picture
-    lane._submit(FIT_PRIORITY, lambda: None).result(TIMEOUT)
-    lane.close()
+        decode_worker.prepare_preview("affine")
+        assert decode_worker.render_frame(event, one, 0, 0.0).result(TIMEOUT).picture
+    decode_worker._submit(FIT_PRIORITY, lambda: None).result(TIMEOUT)
+    decode_worker.close()
     assert len(calls) == 1
 
 
 def test_a_fit_continues_once_the_model_is_reloaded(
-    large: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    large_family: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     loaded_formats = list[str]()
     stand_ins = {"is_single_format": True, "has_format": loaded_formats.__contains__, "get_network": lambda dtype: None}
     for name, value in stand_ins.items():
-        monkeypatch.setattr(large, name, value, raising=False)
-    lane = DecodeWorker({"affine": large})
-    lane.prepare_preview("affine")
-    lane._submit(FIT_PRIORITY, lambda: None).result(TIMEOUT)
-    previewer = lane._previewer_of("affine")
+        monkeypatch.setattr(large_family, name, value, raising=False)
+    decode_worker = DecodeWorker({"affine": large_family})
+    decode_worker.prepare_preview("affine")
+    decode_worker._submit(FIT_PRIORITY, lambda: None).result(TIMEOUT)
+    previewer = decode_worker._previewer_of("affine")
     assert not previewer.is_fitted
     loaded_formats.append("float32")
-    lane.prepare_preview("affine")
-    while not lane._submit(FIT_PRIORITY, lambda: previewer.is_fitted).result(TIMEOUT):
+    decode_worker.prepare_preview("affine")
+    while not decode_worker._submit(FIT_PRIORITY, lambda: previewer.is_fitted).result(TIMEOUT):
         pass
-    lane.close()
+    decode_worker.close()
     assert not caplog.records

@@ -48,11 +48,11 @@ def read_recipe(payload: bytes) -> dict[str, object]:
 
 
 def expect_recipe(seed: int, **other: object) -> dict[str, object]:
-    usual = {
+    common_fields = {
         "prompt": "terrier, looking up blue::-0.5", "negative": "fog, text", "sampler": "DPM++ 2M",
         "model": "embedded", "size": "64x48", "steps": "30", "seed": str(seed), "cfg_scale": "3.5",
     }  # fmt: skip
-    return usual | other
+    return common_fields | other
 
 
 @pytest.mark.parametrize("image", range(4))
@@ -69,10 +69,10 @@ def test_a_grid_carries_the_recipe_of_its_first_picture() -> None:
 @pytest.mark.parametrize("share", [0.9, 0.3])
 def test_a_shrunk_grid_keeps_the_recipe(share: float) -> None:
     sheet = grid.compose([picture(image) for image in range(4)])
-    shrunk = grid.shrink_to_fit(sheet, int(share * len(sheet)))
-    assert shrunk
-    assert shrunk[1] == "WEBP"
-    assert read_recipe(shrunk[0]) == expect_recipe(7)
+    smaller_grid = grid.shrink_to_fit(sheet, int(share * len(sheet)))
+    assert smaller_grid
+    assert smaller_grid[1] == "WEBP"
+    assert read_recipe(smaller_grid[0]) == expect_recipe(7)
 
 
 def test_an_upscaled_picture_keeps_the_recipe() -> None:
@@ -81,8 +81,8 @@ def test_an_upscaled_picture_keeps_the_recipe() -> None:
 
 def test_an_enlarged_final_keeps_the_recipes_size_and_names_its_upscaler() -> None:
     noise = Image.effect_noise((4 * RECIPE.width, 4 * RECIPE.height), 90).convert("RGB")
-    enlarged = encode_png(noise, format_parameters(RECIPE, 1, "abc123", 4, "Darkroom"))
-    for payload in (enlarged, grid.compose([enlarged, picture(2)]), upscale_picture(enlarged, 4).png):
+    upscaled_png = encode_png(noise, format_parameters(RECIPE, 1, "abc123", 4, "Darkroom"))
+    for payload in (upscaled_png, grid.compose([upscaled_png, picture(2)]), upscale_picture(upscaled_png, 4).png):
         assert read_recipe(payload) == expect_recipe(8)
         metadata = parse_parameters(payload).metadata
         assert (metadata["Hires upscale"], metadata["Hires upscaler"]) == ("4", "Darkroom")

@@ -18,125 +18,125 @@ def no_threads_remain() -> Iterator[None]:
     assert set(threading.enumerate()) <= before
 
 
-def ask_three_times(strand: CoroutineThread[int, int, int]) -> int:
-    return sum(strand.ask(number) for number in range(3))
+def ask_three_times(coroutine_thread: CoroutineThread[int, int, int]) -> int:
+    return sum(coroutine_thread.ask(number) for number in range(3))
 
 
 def test_a_strand_asks_gets_answers_and_returns_a_result() -> None:
-    strand = CoroutineThread(ask_three_times)
+    coroutine_thread = CoroutineThread(ask_three_times)
     questions: list[int] = []
-    while isinstance(rest := strand.poll(), Message):
-        questions.append(rest.content)
-        strand.answer(10 * rest.content)
+    while isinstance(message := coroutine_thread.poll(), Message):
+        questions.append(message.content)
+        coroutine_thread.answer(10 * message.content)
     assert questions == [0, 1, 2]
-    assert rest == ThreadEnd(30)
-    assert strand.poll() == ThreadEnd(30)  # the same at every later look
-    assert strand.join(5)
+    assert message == ThreadEnd(30)
+    assert coroutine_thread.poll() == ThreadEnd(30)  # the same at every later look
+    assert coroutine_thread.join(5)
 
 
 def test_a_strand_starts_no_thread_before_the_first_rest() -> None:
-    strand = CoroutineThread(ask_three_times)
-    assert not strand.is_started
-    strand.close()
-    assert isinstance(strand.poll(), ThreadEnd)
-    assert not strand.is_started
+    coroutine_thread = CoroutineThread(ask_three_times)
+    assert not coroutine_thread.is_started
+    coroutine_thread.close()
+    assert isinstance(coroutine_thread.poll(), ThreadEnd)
+    assert not coroutine_thread.is_started
 
 
 def test_many_strands_take_turns_in_any_order() -> None:
-    strands = [CoroutineThread(ask_three_times) for _ in range(8)]
-    ends: dict[int, int | None] = {}
-    while len(ends) < len(strands):
-        for number, strand in reversed(list(enumerate(strands))):
-            rest = strand.poll()
-            if isinstance(rest, Message):
-                strand.answer(rest.content + number)
-            elif rest is not None:
-                ends[number] = rest.result
-    assert ends == {number: 3 + 3 * number for number in range(8)}
-    assert all(strand.join(5) for strand in strands)
+    coroutine_threads = [CoroutineThread(ask_three_times) for _ in range(8)]
+    results: dict[int, int | None] = {}
+    while len(results) < len(coroutine_threads):
+        for number, coroutine_thread in reversed(list(enumerate(coroutine_threads))):
+            message = coroutine_thread.poll()
+            if isinstance(message, Message):
+                coroutine_thread.answer(message.content + number)
+            elif message is not None:
+                results[number] = message.result
+    assert results == {number: 3 + 3 * number for number in range(8)}
+    assert all(coroutine_thread.join(5) for coroutine_thread in coroutine_threads)
 
 
 def test_an_error_in_the_strand_reaches_its_owner() -> None:
-    def divide(strand: CoroutineThread[int, int, int]) -> int:
-        return 1 // strand.ask(1)
+    def divide_by_zero(coroutine_thread: CoroutineThread[int, int, int]) -> int:
+        return 1 // coroutine_thread.ask(1)
 
-    strand = CoroutineThread(divide)
-    assert strand.poll() == Message(1)
-    strand.answer(0)
-    rest = strand.poll()
-    assert isinstance(rest, ThreadEnd)
-    assert isinstance(rest.error, ZeroDivisionError)
-    assert strand.join(5)
+    coroutine_thread = CoroutineThread(divide_by_zero)
+    assert coroutine_thread.poll() == Message(1)
+    coroutine_thread.answer(0)
+    message = coroutine_thread.poll()
+    assert isinstance(message, ThreadEnd)
+    assert isinstance(message.error, ZeroDivisionError)
+    assert coroutine_thread.join(5)
 
 
 def test_closing_a_waiting_strand_unwinds_it_even_if_it_catches_exceptions() -> None:
-    unwound: list[str] = []
+    cleaned_up: list[str] = []
 
-    def stubborn(strand: CoroutineThread[int, int, int]) -> int:
+    def ignore_cancellation(coroutine_thread: CoroutineThread[int, int, int]) -> int:
         for _ in range(1000):
             try:
-                strand.ask(1)
+                coroutine_thread.ask(1)
             except Exception:
-                unwound.append("swallowed")
+                cleaned_up.append("swallowed")
             finally:
-                unwound.append("unwound")
+                cleaned_up.append("unwound")
         return 0
 
-    strand = CoroutineThread(stubborn)
-    assert strand.poll() == Message(1)
-    strand.close()
-    assert strand.join(5)
-    assert unwound == ["unwound"]
+    coroutine_thread = CoroutineThread(ignore_cancellation)
+    assert coroutine_thread.poll() == Message(1)
+    coroutine_thread.close()
+    assert coroutine_thread.join(5)
+    assert cleaned_up == ["unwound"]
 
 
 def test_a_strand_closed_while_running_ends_at_its_next_check() -> None:
-    go, started = threading.Event(), threading.Event()
+    release, start_event = threading.Event(), threading.Event()
 
-    def busy(strand: CoroutineThread[int, int, str]) -> str:
-        started.set()
-        go.wait(5)
-        strand.raise_if_closed()
+    def work_until_release(coroutine_thread: CoroutineThread[int, int, str]) -> str:
+        start_event.set()
+        release.wait(5)
+        coroutine_thread.raise_if_closed()
         return "went on"
 
-    strand = CoroutineThread(busy)
-    assert strand.poll(0) is None  # it runs, and its owner does not have to wait
-    assert started.wait(5)
-    assert strand.poll(0.01) is None
-    strand.close()
-    assert not strand.join(0.01)
-    go.set()
-    assert strand.join(5)
-    rest = strand.poll()
-    assert isinstance(rest, ThreadEnd)
-    assert isinstance(rest.error, ThreadClosed)
+    coroutine_thread = CoroutineThread(work_until_release)
+    assert coroutine_thread.poll(0) is None  # it runs, and its owner does not have to wait
+    assert start_event.wait(5)
+    assert coroutine_thread.poll(0.01) is None
+    coroutine_thread.close()
+    assert not coroutine_thread.join(0.01)
+    release.set()
+    assert coroutine_thread.join(5)
+    message = coroutine_thread.poll()
+    assert isinstance(message, ThreadEnd)
+    assert isinstance(message.error, ThreadClosed)
 
 
 def test_a_strand_closed_while_running_ends_at_its_next_question() -> None:
-    go = threading.Event()
+    release = threading.Event()
 
-    def busy(strand: CoroutineThread[int, int, int]) -> int:
-        go.wait(5)
-        return strand.ask(1)
+    def work_until_release(coroutine_thread: CoroutineThread[int, int, int]) -> int:
+        release.wait(5)
+        return coroutine_thread.ask(1)
 
-    strand = CoroutineThread(busy)
-    assert strand.poll(0) is None
-    strand.close()
-    go.set()
-    assert strand.join(5)
+    coroutine_thread = CoroutineThread(work_until_release)
+    assert coroutine_thread.poll(0) is None
+    coroutine_thread.close()
+    release.set()
+    assert coroutine_thread.join(5)
 
 
 def test_a_strand_computes_on_one_core_and_other_threads_keep_theirs() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        strand = CoroutineThread[int, int, int](lambda strand: torch.get_num_threads())
-        assert strand.poll() == ThreadEnd(1)
+        coroutine_thread = CoroutineThread[int, int, int](lambda coroutine_thread: torch.get_num_threads())
+        assert coroutine_thread.poll() == ThreadEnd(1)
         assert torch.get_num_threads() == 2
-        later: list[int] = []
-        thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+        later_counts: list[int] = []
+        thread = threading.Thread(target=lambda: later_counts.append(torch.get_num_threads()))
         thread.start()
         thread.join()
-        assert later == [2]
-        assert strand.join(5)
+        assert later_counts == [2]
+        assert coroutine_thread.join(5)
     finally:
         torch.set_num_threads(before)

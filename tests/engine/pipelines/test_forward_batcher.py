@@ -55,37 +55,41 @@ def wrap_network(name: str, net: Any) -> Forward:
 
 
 def run_together(
-    jobs: list[tuple[Any, dict[str, Any]]], gathering: ForwardBatcher, bucket: int | None = None
+    jobs: list[tuple[Any, dict[str, Any]]], batcher: ForwardBatcher, bucket: int | None = None
 ) -> tuple[list[torch.Tensor], list[list[SamplerProgress]], int]:
     """Runs all pipelines together; returns their pictures, their samplers' moves and the number of calls."""
-    moves: list[list[SamplerProgress]] = [[] for _ in jobs]
+    progress_by_job: list[list[SamplerProgress]] = [[] for _ in jobs]
 
-    def strand(
+    def make_thread(
         number: int, pipeline: Any, arguments: dict[str, Any]
     ) -> CoroutineThread[NetworkCall, Any, torch.Tensor]:
-        def work(here: CoroutineThread[NetworkCall, Any, torch.Tensor]) -> torch.Tensor:
-            return clone_pipeline(pipeline, here.ask, moves[number].append, wrap_network)(**arguments).images[0]
+        def work(coroutine_thread: CoroutineThread[NetworkCall, Any, torch.Tensor]) -> torch.Tensor:
+            return clone_pipeline(pipeline, coroutine_thread.ask, progress_by_job[number].append, wrap_network)(
+                **arguments
+            ).images[0]
 
         return CoroutineThread(work)
 
-    strands = [strand(number, *job) for number, job in enumerate(jobs)]
+    coroutine_threads = [make_thread(number, *job) for number, job in enumerate(jobs)]
     count = 0
-    while waiting := [(each, rest.content) for each in strands if isinstance(rest := each.poll(30), Message)]:
+    while pending_calls := [
+        (each, message.content) for each in coroutine_threads if isinstance(message := each.poll(30), Message)
+    ]:
         with torch.no_grad():
-            outputs = gathering.run([call for _, call in waiting], 64, bucket)
-        count += len(waiting)
-        for (each, _), output in zip(waiting, outputs, strict=True):
+            outputs = batcher.run([call for _, call in pending_calls], 64, bucket)
+        count += len(pending_calls)
+        for (each, _), output in zip(pending_calls, outputs, strict=True):
             each.answer(output)
-    ends = [each.poll() for each in strands]
+    results = [each.poll() for each in coroutine_threads]
     pictures = []
-    for each, end in zip(strands, ends, strict=True):
+    for each, end in zip(coroutine_threads, results, strict=True):
         assert each.join(5)
         assert isinstance(end, ThreadEnd)
         if end.error is not None:
             raise end.error
         assert end.result is not None
         pictures.append(end.result)
-    return pictures, moves, count
+    return pictures, progress_by_job, count
 
 
 @pytest.fixture(autouse=True)
@@ -99,26 +103,26 @@ def no_thread_is_left() -> Iterator[None]:
 @pytest.mark.sampled
 @pytest.mark.parametrize("kind", sorted(SIDES))
 def test_pipelines_share_forwards_and_give_the_same_pictures(kind: str) -> None:
-    pipeline, gathering = make_pipeline(kind), ForwardBatcher()
+    pipeline, batcher = make_pipeline(kind), ForwardBatcher()
     orders = [("cat", 1, 4), ("dog", 2, 6), ("sea", 3, 5)]
     expected_pictures = [pipeline(**call_arguments(kind, *each)).images[0] for each in orders]
-    pictures, _, count = run_together([(pipeline, call_arguments(kind, *each)) for each in orders], gathering)
+    pictures, _, count = run_together([(pipeline, call_arguments(kind, *each)) for each in orders], batcher)
     for picture, expected in zip(pictures, expected_pictures, strict=True):
         torch.testing.assert_close(picture, expected, rtol=0, atol=1e-5)
     print(kind, "max", max(float((a - b).abs().max()) for a, b in zip(pictures, expected_pictures, strict=True)),
-          "calls", count, "forwards", gathering.forwards)  # fmt: skip
-    again = ForwardBatcher()
-    again._is_joinable = gathering._is_joinable
-    _, _, count = run_together([(pipeline, call_arguments(kind, *each)) for each in orders], again)
-    assert again.forwards <= count / 2, f"{again.forwards} forwards for {count} calls"
+          "calls", count, "forwards", batcher.forwards)  # fmt: skip
+    second_batcher = ForwardBatcher()
+    second_batcher._is_joinable = batcher._is_joinable
+    _, _, count = run_together([(pipeline, call_arguments(kind, *each)) for each in orders], second_batcher)
+    assert second_batcher.forwards <= count / 2, f"{second_batcher.forwards} forwards for {count} calls"
 
 
 class SummingNetwork(torch.nn.Module):
     """A small network over rows, with positions for all rows. With `mixing` a row wrongly depends on the others."""
 
-    def __init__(self, mixing: bool = False, fails: bool = False) -> None:
+    def __init__(self, mixes_rows: bool = False, is_failing: bool = False) -> None:
         super().__init__()
-        self.mixing, self.fails = mixing, fails
+        self.mixes_rows, self.is_failing = mixes_rows, is_failing
         self.row_counts: list[int] = []
 
     def forward(
@@ -126,16 +130,16 @@ class SummingNetwork(torch.nn.Module):
         return_dict: bool = True,
     ) -> Any:  # fmt: skip
         self.row_counts.append(len(sample))
-        if self.fails and len(sample) > 2:
+        if self.is_failing and len(sample) > 2:
             raise ValueError("only two")
         t = torch.as_tensor(timestep, dtype=torch.float32).expand(len(sample)).view(-1, 1)
-        out = 2 * sample + t + (0 if ids is None else ids.sum()) + sum(residuals)
-        out = out + (more["added"] if more else 0) + (sample.mean() if self.mixing else 0)
-        return {"sample": out, "list": list(out)} if return_dict else (out, None, list(out))
+        output = 2 * sample + t + (0 if ids is None else ids.sum()) + sum(residuals)
+        output = output + (more["added"] if more else 0) + (sample.mean() if self.mixes_rows else 0)
+        return {"sample": output, "list": list(output)} if return_dict else (output, None, list(output))
 
 
 def read_calls(net: SummingNetwork, *each: tuple[Any, Any, dict[str, Any]]) -> list[NetworkCall]:
-    return [CallAnalyzer(Forward(net)).analyze((sample, t), more) for sample, t, more in each]
+    return [CallAnalyzer(Forward(net)).analyze((sample, t), keywords) for sample, t, keywords in each]
 
 
 def random_rows(count: int, seed: int) -> torch.Tensor:
@@ -143,7 +147,7 @@ def random_rows(count: int, seed: int) -> torch.Tensor:
 
 
 def make_inputs(kind: str, count: int, seed: int) -> tuple[Any, Any, dict[str, Any]]:
-    more: dict[str, dict[str, Any]] = {
+    keywords_by_case: dict[str, dict[str, Any]] = {
         "plain": {},
         "tuple": {"return_dict": False},
         "nested": {
@@ -152,45 +156,45 @@ def make_inputs(kind: str, count: int, seed: int) -> tuple[Any, Any, dict[str, A
         },
         "shared": {"ids": torch.arange(5.0)},
     }
-    return random_rows(count, seed), 10 * seed if seed % 2 else torch.tensor(10 * seed), more[kind]
+    return random_rows(count, seed), 10 * seed if seed % 2 else torch.tensor(10 * seed), keywords_by_case[kind]
 
 
 @pytest.mark.parametrize("kind", ["plain", "tuple", "nested", "shared"])
 def test_calls_of_one_and_two_rows_share_a_forward_and_get_their_own_outputs(kind: str) -> None:
-    net, gathering = SummingNetwork(), ForwardBatcher()
+    net, batcher = SummingNetwork(), ForwardBatcher()
     calls = read_calls(net, *(make_inputs(kind, count, seed) for count, seed in ((1, 1), (2, 3), (1, 5))))
-    gathering.run(calls, 32)
+    batcher.run(calls, 32)
     net.row_counts.clear()
-    outputs = gathering.run(calls, 32)
+    outputs = batcher.run(calls, 32)
     assert net.row_counts == [4]
     for output, call in zip(outputs, calls, strict=True):
         expected = call.forward(*call.arguments)
-        parts, others = (each.values() if isinstance(each, dict) else each for each in (output, expected))
-        for part, other in zip(parts, others, strict=True):
+        parts, expected_parts = (each.values() if isinstance(each, dict) else each for each in (output, expected))
+        for part, other in zip(parts, expected_parts, strict=True):
             assert type(part) is type(other)
             torch.testing.assert_close(part, other)
 
 
 def test_shared_inputs_must_be_equal() -> None:
     net = SummingNetwork()
-    one, same, other = read_calls(
+    one, same_call, other = read_calls(
         net,
-        *((random_rows(2, seed), 7, {"ids": torch.arange(5.0) + plus}) for seed, plus in ((1, 0), (2, 0), (3, 1))),
+        *((random_rows(2, seed), 7, {"ids": torch.arange(5.0) + offset}) for seed, offset in ((1, 0), (2, 0), (3, 1))),
     )
-    assert one.signature == same.signature
+    assert one.signature == same_call.signature
     assert one.signature != other.signature
     flag = read_calls(net, (random_rows(2, 1), 7, {"return_dict": False}))[0]
-    wide = CallAnalyzer(Forward(net)).analyze((torch.zeros(2, 4), 7), {})
-    assert len({one.signature, other.signature, flag.signature, wide.signature}) == 4
+    wide_call = CallAnalyzer(Forward(net)).analyze((torch.zeros(2, 4), 7), {})
+    assert len({one.signature, other.signature, flag.signature, wide_call.signature}) == 4
 
 
-@pytest.mark.parametrize("net", [SummingNetwork(mixing=True), SummingNetwork(fails=True)])
+@pytest.mark.parametrize("net", [SummingNetwork(mixes_rows=True), SummingNetwork(is_failing=True)])
 def test_a_network_with_dependent_rows_is_called_one_by_one(net: SummingNetwork) -> None:
-    gathering = ForwardBatcher()
+    batcher = ForwardBatcher()
     calls = read_calls(net, *(make_inputs("plain", 2, seed) for seed in (1, 3, 5)))
-    gathering.run(calls, 32)
+    batcher.run(calls, 32)
     net.row_counts.clear()
-    outputs = gathering.run(calls, 32)
+    outputs = batcher.run(calls, 32)
     assert net.row_counts == [2, 2, 2]
     for output, call in zip(outputs, calls, strict=True):
         torch.testing.assert_close(output["sample"], call.forward(*call.arguments)["sample"])
@@ -203,22 +207,22 @@ def test_out_of_memory_is_raised_and_does_not_stop_batching() -> None:
                 raise torch.OutOfMemoryError("full")
             return (sample,)
 
-    net, gathering = Full(), ForwardBatcher()
+    net, batcher = Full(), ForwardBatcher()
     calls = [CallAnalyzer(Forward(net)).analyze((random_rows(2, seed), seed), {}) for seed in (1, 2)]
     with pytest.raises(torch.OutOfMemoryError):
-        gathering.run(calls, 32)
-    assert len(gathering.run(calls, 2)) == 2
+        batcher.run(calls, 32)
+    assert len(batcher.run(calls, 2)) == 2
 
 
 def test_a_bucket_is_always_full_and_no_forward_exceeds_the_limit() -> None:
-    net, gathering = SummingNetwork(), ForwardBatcher()
+    net, batcher = SummingNetwork(), ForwardBatcher()
     calls = read_calls(net, *(make_inputs("plain", 2, seed) for seed in (1, 3, 5)))
-    gathering.run(calls, 32, 4)
+    batcher.run(calls, 32, 4)
     net.row_counts.clear()
-    gathering.run(calls, 32, 4)
+    batcher.run(calls, 32, 4)
     assert net.row_counts == [4, 4]
     net.row_counts.clear()
-    gathering.run(calls, 5)
+    batcher.run(calls, 5)
     assert max(net.row_counts) == 4
 
 
@@ -243,19 +247,19 @@ def test_a_list_of_tensors_counts_as_rows() -> None:
 
 def test_another_number_format_is_computed_and_converted_back() -> None:
     net = torch.nn.Linear(3, 3).to(torch.bfloat16)
-    out = Forward(net, torch.bfloat16)((random_rows(2, 1),), {})
-    assert out.dtype == torch.float32
-    torch.testing.assert_close(out, net(random_rows(2, 1).to(torch.bfloat16)).float())
+    output = Forward(net, torch.bfloat16)((random_rows(2, 1),), {})
+    assert output.dtype == torch.float32
+    torch.testing.assert_close(output, net(random_rows(2, 1).to(torch.bfloat16)).float())
 
 
 def test_a_network_without_other_references_is_freed() -> None:
-    net, gathering = SummingNetwork(), ForwardBatcher()
-    gathering.run(read_calls(net, *(make_inputs("plain", 2, seed) for seed in (1, 3))), 32)
-    assert gathering._is_joinable
-    alive = weakref.ref(net)
+    net, batcher = SummingNetwork(), ForwardBatcher()
+    batcher.run(read_calls(net, *(make_inputs("plain", 2, seed) for seed in (1, 3))), 32)
+    assert batcher._is_joinable
+    network_reference = weakref.ref(net)
     del net
     gc.collect()
-    assert alive() is None
-    fresh = SummingNetwork()
-    gathering.run(read_calls(fresh, *(make_inputs("plain", 2, seed) for seed in (1, 3))), 32)
-    assert fresh.row_counts == [2, 2, 4]  # the new network is tried anew
+    assert network_reference() is None
+    new_network = SummingNetwork()
+    batcher.run(read_calls(new_network, *(make_inputs("plain", 2, seed) for seed in (1, 3))), 32)
+    assert new_network.row_counts == [2, 2, 4]  # the new network is tried anew

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from engine.models.families.embedded import WEIGHTS_FOLDER
 from engine.plan import COLUMNS, TABLED, NotTabled, Plan, TimestepOptions, build_scheduler, plan
-from shared.scheduler_trajectories import Trajectory, apart, by_diffusers, by_plan, set_timesteps
+from shared.scheduler_trajectories import Trajectory, relative_difference, run_plan, run_scheduler, set_timesteps
 
 Config = dict[str, Any]
 
@@ -40,26 +40,29 @@ SDE = 2e-7  # DPM++ SDE multiplies its noise in float32 for latents of every for
 
 
 def oracle(
-    config: Config, sampler: str, steps: int, eta: float = 0.0, timing: TimestepOptions = TimestepOptions(), *,
-    double: bool, begin: bool = True,
+    config: Config, sampler: str, steps: int, eta: float = 0.0, timestep_options: TimestepOptions = TimestepOptions(),
+    *,
+    double: bool, sets_begin_index: bool = True,
 ) -> Trajectory:  # fmt: skip
     """`begin`: call `set_begin_index` as most pipelines do; it matters only if two steps share the first timestep."""
     scheduler = build_scheduler(config, sampler)
-    set_timesteps(scheduler, steps, timing)
-    if begin and hasattr(scheduler, "set_begin_index"):
+    set_timesteps(scheduler, steps, timestep_options)
+    if sets_begin_index and hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)
-    return by_diffusers(scheduler, eta, double)
+    return run_scheduler(scheduler, eta, double)
 
 
 def errors(
-    config: Config, sampler: str, steps: int, eta: float = 0.0, timing: TimestepOptions = TimestepOptions()
+    config: Config, sampler: str, steps: int, eta: float = 0.0, timestep_options: TimestepOptions = TimestepOptions()
 ) -> tuple[float, float]:
     """The distance of the plan from diffusers in float32 and in double precision."""
-    table = plan(config, sampler, steps, eta, timing)
+    table = plan(config, sampler, steps, eta, timestep_options)
     assert table.steps == steps
     draws = torch.float32 if sampler == "dpmpp_2m_sde" else None
-    single, double = (oracle(config, sampler, steps, eta, timing, double=each) for each in (False, True))
-    return apart(by_plan(table), single), apart(by_plan(table, double=True, draws=draws), double)
+    single, double = (oracle(config, sampler, steps, eta, timestep_options, double=each) for each in (False, True))
+    return relative_difference(run_plan(table), single), relative_difference(
+        run_plan(table, double=True, draws=draws), double
+    )
 
 
 def schedule(config: Config, sampler: str, steps: int) -> Config:
@@ -79,10 +82,10 @@ def test_a_plan_equals_the_scheduler(sampler: str, eta: float, config: Config, s
 
 
 LATER_STARTS = [
-    pytest.param(config, *way, id=f"{name}-{way[0]}-{way[1]}")
+    pytest.param(config, *sampler_and_eta, id=f"{name}-{sampler_and_eta[0]}-{sampler_and_eta[1]}")
     for name, config in (("epsilon", EPSILON), ("v", VELOCITY), ("flow", SD3))
-    for way in SAMPLERS
-    if config is not SD3 or way[0] in ("euler", "dpmpp_2m")
+    for sampler_and_eta in SAMPLERS
+    if config is not SD3 or sampler_and_eta[0] in ("euler", "dpmpp_2m")
 ]
 
 
@@ -98,10 +101,12 @@ def test_a_plan_that_starts_later_equals_the_scheduler_that_starts_there(
             set_timesteps(scheduler, steps)
             if hasattr(scheduler, "set_begin_index"):
                 scheduler.set_begin_index(first)
-            theirs = by_diffusers(scheduler, eta, double, first)
+            expected = run_scheduler(scheduler, eta, double, first)
             draws = torch.float32 if sampler == "dpmpp_2m_sde" else None
             differences.append(
-                apart(by_plan(table.starting_at(first), double, draws if double else None, first), theirs)
+                relative_difference(
+                    run_plan(table.starting_at(first), double, draws if double else None, first), expected
+                )
             )
         assert differences[0] <= FLOAT32, (steps, first)
         assert differences[1] <= (SDE if sampler == "dpmpp_2m_sde" else DOUBLE), (steps, first)
@@ -109,11 +114,11 @@ def test_a_plan_that_starts_later_equals_the_scheduler_that_starts_there(
 
 @pytest.mark.parametrize("sampler", TABLED)
 def test_a_plan_that_starts_later_counts_its_draws_from_there(sampler: str) -> None:
-    whole = plan(EPSILON, sampler, 12)
-    later = whole.starting_at(5)
-    assert [later.has_noise_draw(k) for k in range(5, 12)] == [whole.has_noise_draw(k) for k in range(5, 12)]
-    assert later.draw_counts[5] == 1
-    assert later.draw_counts[12] == 1 + sum(whole.has_noise_draw(k) for k in range(5, 12))
+    full_plan = plan(EPSILON, sampler, 12)
+    later_plan = full_plan.starting_at(5)
+    assert [later_plan.has_noise_draw(k) for k in range(5, 12)] == [full_plan.has_noise_draw(k) for k in range(5, 12)]
+    assert later_plan.draw_counts[5] == 1
+    assert later_plan.draw_counts[12] == 1 + sum(full_plan.has_noise_draw(k) for k in range(5, 12))
 
 
 @pytest.mark.parametrize("sampler", TABLED)
@@ -128,7 +133,7 @@ def test_the_noise_level_of_a_step_equals_the_schedulers_add_noise(sampler: str)
     assert table.noise_level(12) == (1.0, 0.0)
 
 
-@pytest.mark.parametrize(("sampler", "eta"), [way for way in SAMPLERS if way != ("ddim", 1.0)])
+@pytest.mark.parametrize(("sampler", "eta"), [pair for pair in SAMPLERS if pair != ("ddim", 1.0)])
 def test_a_plan_equals_the_scheduler_at_zero_terminal_snr(sampler: str, eta: float) -> None:
     for steps in (1, 2, 20, 50):
         single, double = errors(EMBEDDED, sampler, steps, eta)
@@ -136,13 +141,13 @@ def test_a_plan_equals_the_scheduler_at_zero_terminal_snr(sampler: str, eta: flo
         # Euler starts at sigma 4096, where diffusers loses digits in float32 (x + (x - x0)·dt/sigma cancels); the table
         # does not, so they differ by diffusers' rounding, which also depends on the processor. The difference shrinks
         # with more steps: 3e-4 at one and two, 1.1e-5 at twenty.
-        rounded = 4e-4 if steps <= 2 else max(FLOAT32, 4e-4 / steps)
-        assert single <= (rounded if sampler.startswith("euler") else FLOAT32), steps
+        tolerance = 4e-4 if steps <= 2 else max(FLOAT32, 4e-4 / steps)
+        assert single <= (tolerance if sampler.startswith("euler") else FLOAT32), steps
 
 
 @pytest.mark.sampled
 @pytest.mark.parametrize("config", [EMBEDDED, EPSILON], ids=["v, zero terminal SNR", "epsilon"])
-@pytest.mark.parametrize(("sampler", "eta"), [way for way in SAMPLERS if way != ("ddim", 1.0)])
+@pytest.mark.parametrize(("sampler", "eta"), [pair for pair in SAMPLERS if pair != ("ddim", 1.0)])
 def test_a_plan_of_a_thousand_steps_equals_the_scheduler(sampler: str, eta: float, config: Config) -> None:
     single, double = errors(schedule(config, sampler, 1000), sampler, 1000, eta)
     assert single <= FLOAT32
@@ -154,41 +159,50 @@ def levels(steps: int) -> tuple[float, ...]:
     return tuple(torch.linspace(1.0, 1 / steps, steps, dtype=torch.float64).tolist())
 
 
-@pytest.mark.parametrize("own", [False, True], ids=["", "own sigmas"])
+@pytest.mark.parametrize("has_own_sigmas", [False, True], ids=["", "own sigmas"])
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])
 @pytest.mark.parametrize(
     ("config", "mu"), [(SD3, None), (FLUX, 0.9), (QWEN, 0.7), (SANA, None)], ids=["SD3", "Flux", "Qwen", "Sana"]
 )
 def test_a_plan_equals_the_scheduler_of_flow_matching(
-    config: Config, mu: float | None, sampler: str, own: bool
+    config: Config, mu: float | None, sampler: str, has_own_sigmas: bool
 ) -> None:
     for steps in (2, 20, 50) if config is QWEN else (1, 2, 20, 50):  # one step of Qwen is refused, see below
-        differences = errors(config, sampler, steps, timing=TimestepOptions(mu, levels(steps) if own else None))
+        differences = errors(
+            config, sampler, steps, timestep_options=TimestepOptions(mu, levels(steps) if has_own_sigmas else None)
+        )
         assert max(differences) <= FLOAT32, steps
         assert differences[1] <= DOUBLE, steps
 
 
 @pytest.mark.sampled
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])
-@pytest.mark.parametrize("timing", [TimestepOptions(0.9, levels(1000)), TimestepOptions(0.9)], ids=["own sigmas", ""])
-def test_a_flow_plan_of_a_thousand_steps_equals_the_scheduler(sampler: str, timing: TimestepOptions) -> None:
+@pytest.mark.parametrize(
+    "timestep_options", [TimestepOptions(0.9, levels(1000)), TimestepOptions(0.9)], ids=["own sigmas", ""]
+)
+def test_a_flow_plan_of_a_thousand_steps_equals_the_scheduler(sampler: str, timestep_options: TimestepOptions) -> None:
     # Here diffusers in float32 differs from its double precision by 1.4e-5, the plan in float32 by 4.7e-6. So both
     # precisions of the plan are compared with diffusers in double precision.
-    table, truth = plan(FLUX, sampler, 1000, timing=timing), oracle(FLUX, sampler, 1000, 0.0, timing, double=True)
-    assert apart(by_plan(table), truth) <= FLOAT32
-    assert apart(by_plan(table, double=True), truth) <= DOUBLE
+    table, reference = (
+        plan(FLUX, sampler, 1000, timing=timestep_options),
+        oracle(FLUX, sampler, 1000, 0.0, timestep_options, double=True),
+    )
+    assert relative_difference(run_plan(table), reference) <= FLOAT32
+    assert relative_difference(run_plan(table, double=True), reference) <= DOUBLE
 
 
 def test_the_comparison_notices_a_wrong_coefficient() -> None:
     table = plan(EPSILON, "dpmpp_2m", 20)
-    wrong = table.table.copy()
-    wrong[7, COLUMNS.index("A")] *= 1 + 1e-4
-    assert apart(by_plan(Plan(wrong, table.init_sigma, table.draw_counts)), by_plan(table)) > FLOAT32
+    wrong_table = table.table.copy()
+    wrong_table[7, COLUMNS.index("A")] *= 1 + 1e-4
+    assert (
+        relative_difference(run_plan(Plan(wrong_table, table.init_sigma, table.draw_counts)), run_plan(table)) > FLOAT32
+    )
 
 
 def test_diffusers_needs_a_begin_index_if_two_steps_share_the_first_timestep() -> None:
     with pytest.raises(IndexError):  # it starts at the second of them and runs past its last step
-        oracle(EMBEDDED, "dpmpp_2m_karras", 50, double=False, begin=False)
+        oracle(EMBEDDED, "dpmpp_2m_karras", 50, double=False, sets_begin_index=False)
     assert errors(EMBEDDED, "dpmpp_2m_karras", 50) <= (FLOAT32, DOUBLE)
 
 
@@ -204,12 +218,12 @@ def test_trailing_spacing_does_not_count_down_to_timestep_minus_one(sampler: str
         right.set_timesteps(timesteps=scheduler.timesteps[:-1].tolist())
     table = plan(EMBEDDED, sampler, steps)
     assert table.steps == steps
-    assert apart(by_plan(table, double=True), by_diffusers(right, double=True)) <= DOUBLE
+    assert relative_difference(run_plan(table, double=True), run_scheduler(right, double=True)) <= DOUBLE
 
 
 @pytest.mark.sampled
 @pytest.mark.parametrize(
-    ("config", "sampler", "steps", "theirs"),
+    ("config", "sampler", "steps", "diffusers_error"),
     [
         (LEADING, "ddpm", 1000, IndexError),  # counts to timestep 1000 of 0…999
         (LEADING, "ddim", 1000, IndexError),
@@ -226,17 +240,17 @@ def test_trailing_spacing_does_not_count_down_to_timestep_minus_one(sampler: str
     ],
 )
 def test_schedules_that_fail_in_diffusers_are_refused(
-    config: Config, sampler: str, steps: int, theirs: type[Exception] | None
+    config: Config, sampler: str, steps: int, diffusers_error: type[Exception] | None
 ) -> None:
-    timing = TimestepOptions(0.7) if config is QWEN else TimestepOptions()
-    if theirs is None:
-        assert not oracle(config, sampler, steps, 0.0, timing, double=True)[-1].isfinite().all()
+    timestep_options = TimestepOptions(0.7) if config is QWEN else TimestepOptions()
+    if diffusers_error is None:
+        assert not oracle(config, sampler, steps, 0.0, timestep_options, double=True)[-1].isfinite().all()
     else:
-        with pytest.raises(theirs):
-            oracle(config, sampler, steps, 0.0, timing, double=True)
-    with pytest.raises(ValueError, match=f"^The sampler {sampler} cannot take {steps} steps with this") as refused:
-        plan(config, sampler, steps, timing=timing)
-    assert not isinstance(refused.value, NotTabled)
+        with pytest.raises(diffusers_error):
+            oracle(config, sampler, steps, 0.0, timestep_options, double=True)
+    with pytest.raises(ValueError, match=f"^The sampler {sampler} cannot take {steps} steps with this") as error:
+        plan(config, sampler, steps, timing=timestep_options)
+    assert not isinstance(error.value, NotTabled)
 
 
 SCHEDULES = st.fixed_dictionaries(
@@ -287,32 +301,36 @@ def test_any_schedule_equals_diffusers_or_is_refused(config: Config, sampler: st
 @settings(max_examples=75, deadline=None)
 @given(FLOWS, st.sampled_from(["euler", "dpmpp_2m"]), st.integers(1, 60), st.floats(0, 2), st.booleans())
 def test_any_flow_schedule_equals_diffusers_or_is_refused(
-    config: Config, sampler: str, steps: int, mu: float, own: bool
+    config: Config, sampler: str, steps: int, mu: float, has_own_sigmas: bool
 ) -> None:
-    assert_equal_or_refused(config, sampler, steps, 0.0, TimestepOptions(mu, levels(steps) if own else None))
+    assert_equal_or_refused(config, sampler, steps, 0.0, TimestepOptions(mu, levels(steps) if has_own_sigmas else None))
 
 
-def assert_equal_or_refused(config: Config, sampler: str, steps: int, eta: float, timing: TimestepOptions) -> None:
+def assert_equal_or_refused(
+    config: Config, sampler: str, steps: int, eta: float, timestep_options: TimestepOptions
+) -> None:
     """A plan equals diffusers. `NotTabled` means clipping; other errors mean that diffusers fails too."""
     try:
-        table = plan(config, sampler, steps, eta, timing)
+        table = plan(config, sampler, steps, eta, timestep_options)
     except NotTabled:
         settings_of_scheduler = build_scheduler(config, sampler).config
         assert settings_of_scheduler.get("thresholding") or settings_of_scheduler.get("clip_sample")
         return
     except ValueError:
-        assert not is_finite_in_diffusers(config, sampler, steps, eta, timing)
+        assert not is_finite_in_diffusers(config, sampler, steps, eta, timestep_options)
         return
-    if sampler == "ddim" and not is_finite_in_diffusers(config, sampler, steps, eta, timing):
+    if sampler == "ddim" and not is_finite_in_diffusers(config, sampler, steps, eta, timestep_options):
         eta *= 1 - 1e-6  # see test_full_noise_at_zero_terminal_snr_never_divides_by_zero
-    truth = oracle(config, sampler, steps, eta, timing, double=True)
+    reference = oracle(config, sampler, steps, eta, timestep_options, double=True)
     draws = torch.float32 if sampler == "dpmpp_2m_sde" else None
-    assert apart(by_plan(table, double=True, draws=draws), truth) <= (SDE if draws else 1e-9)
+    assert relative_difference(run_plan(table, double=True, draws=draws), reference) <= (SDE if draws else 1e-9)
 
 
-def is_finite_in_diffusers(config: Config, sampler: str, steps: int, eta: float, timing: TimestepOptions) -> bool:
+def is_finite_in_diffusers(
+    config: Config, sampler: str, steps: int, eta: float, timestep_options: TimestepOptions
+) -> bool:
     try:
-        return all(bool(x.isfinite().all()) for x in oracle(config, sampler, steps, eta, timing, double=True))
+        return all(bool(x.isfinite().all()) for x in oracle(config, sampler, steps, eta, timestep_options, double=True))
     except (AssertionError, IndexError, NotImplementedError, ValueError):
         return False
 
@@ -322,9 +340,9 @@ def test_full_noise_at_zero_terminal_snr_never_divides_by_zero(steps: int) -> No
     """Diffusers divides by zero if a rounding has the wrong sign, which depends on the processor."""
     table = plan(EMBEDDED, "ddim", steps, 1.0)
     assert abs(table.table).max() < 1e4
-    divides = not is_finite_in_diffusers(EMBEDDED, "ddim", steps, 1.0, TimestepOptions())
-    truth = oracle(EMBEDDED, "ddim", steps, 1 - 1e-6 if divides else 1.0, double=True)
-    assert apart(by_plan(table, double=True), truth) <= DOUBLE
+    divides_by_zero = not is_finite_in_diffusers(EMBEDDED, "ddim", steps, 1.0, TimestepOptions())
+    reference = oracle(EMBEDDED, "ddim", steps, 1 - 1e-6 if divides_by_zero else 1.0, double=True)
+    assert relative_difference(run_plan(table, double=True), reference) <= DOUBLE
 
 
 def test_noise_levels_follow_the_forward_process() -> None:
@@ -350,17 +368,23 @@ def test_a_plan_recovers_x0_from_an_exact_output(config: Config, sampler: str) -
     """An output that is exact for an x0 and a noise gives that x0 back (LCM mixes in some of its input)."""
     x0, noise = torch.tensor([0.3, -1.2, 2.0]).double(), torch.tensor([0.5, 0.1, -0.7]).double()
     for row in plan(config, sampler, 20).table[1:]:
-        at = dict(zip(COLUMNS, row.tolist(), strict=True))
-        x = at["alpha"] * x0 + at["sigma"] * noise
-        scale = (at["alpha"] ** 2 + at["sigma"] ** 2) ** 0.5  # Euler's alpha is 1
-        velocity = noise - x0 if config in (SD3, SANA) else (at["alpha"] * noise - at["sigma"] * x0) / scale
+        coefficients = dict(zip(COLUMNS, row.tolist(), strict=True))
+        x = coefficients["alpha"] * x0 + coefficients["sigma"] * noise
+        scale = (coefficients["alpha"] ** 2 + coefficients["sigma"] ** 2) ** 0.5  # Euler's alpha is 1
+        velocity = (
+            noise - x0
+            if config in (SD3, SANA)
+            else (coefficients["alpha"] * noise - coefficients["sigma"] * x0) / scale
+        )
         tolerance = 1e-2 if sampler == "lcm" else 1e-5
-        assert (at["P"] * x + at["Q"] * velocity).tolist() == pytest.approx(x0.tolist(), abs=tolerance)
+        assert (coefficients["P"] * x + coefficients["Q"] * velocity).tolist() == pytest.approx(
+            x0.tolist(), abs=tolerance
+        )
 
 
 def test_only_a_multistep_sampler_keeps_history() -> None:
-    keeping = {name for name in TABLED if plan(EMBEDDED, name, 20).has_history}
-    assert keeping == {"dpmpp_2m", "dpmpp_2m_karras", "dpmpp_2m_sde"}
+    samplers_with_history = {name for name in TABLED if plan(EMBEDDED, name, 20).has_history}
+    assert samplers_with_history == {"dpmpp_2m", "dpmpp_2m_karras", "dpmpp_2m_sde"}
     assert plan(SANA, "dpmpp_2m", 20).has_history
     assert not plan(SANA, "euler", 20).has_history
 
@@ -379,10 +403,10 @@ def test_draws_match_those_of_the_scheduler() -> None:
 def test_the_order_of_the_last_step_follows_the_configuration() -> None:
     """Each of these settings makes the last step of DPM++ 2M first order and changes no earlier step."""
     table = plan(EPSILON, "dpmpp_2m", 12).table
-    least = EPSILON | {"final_sigmas_type": "sigma_min", "lower_order_final": False}
+    base_config = EPSILON | {"final_sigmas_type": "sigma_min", "lower_order_final": False}
     changes = ({"final_sigmas_type": "zero"}, {"lower_order_final": True}, {"euler_at_final": True})
-    table, *others = (plan(least | change, "dpmpp_2m", 12).table for change in ({}, *changes))
-    for other in others:
+    table, *other_tables = (plan(base_config | change, "dpmpp_2m", 12).table for change in ({}, *changes))
+    for other in other_tables:
         assert (other[:-1] == table[:-1]).all()
         assert other[-1, COLUMNS.index("M")] == 0.0 != table[-1, COLUMNS.index("M")]
 
@@ -400,7 +424,9 @@ def test_plans_are_cached_by_all_their_inputs_and_read_only() -> None:
     table = plan(EMBEDDED, "ddpm", 20)
     assert plan(dict(EMBEDDED), "ddpm", 20) is table
     tables = [
-        plan(FLUX, "euler", 4, timing=TimestepOptions(mu, own)).table for mu in (0.5, 1.0) for own in (None, levels(4))
+        plan(FLUX, "euler", 4, timing=TimestepOptions(mu, has_own_sigmas)).table
+        for mu in (0.5, 1.0)
+        for has_own_sigmas in (None, levels(4))
     ]
     assert len({each.tobytes() for each in tables}) == 4
     with pytest.raises(ValueError, match="read-only"):

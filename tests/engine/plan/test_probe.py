@@ -47,7 +47,7 @@ def test_flow_schedulers_with_two_evaluations_a_step_get_no_table() -> None:
 @pytest.mark.parametrize("more", [{}, FLOW], ids=["noise", "flow"])
 @pytest.mark.parametrize(
     ("kind", "first"),
-    [(UniPCMultistepScheduler, 3), (lambda **all_: DPMSolverMultistepScheduler(solver_order=3, **all_), 5)],
+    [(UniPCMultistepScheduler, 3), (lambda **options: DPMSolverMultistepScheduler(solver_order=3, **options), 5)],
     ids=["UniPC", "DPM++ 3M"],
 )
 def test_schedulers_that_remember_more_than_one_step_get_no_table(kind: Any, first: int, more: dict[str, Any]) -> None:
@@ -91,44 +91,44 @@ def test_schedulers_that_threshold_samples_get_no_table(kind: Any, most: float, 
 Fault = Callable[[torch.Tensor, torch.Tensor, list[torch.Tensor]], torch.Tensor]  # x', x, all earlier x → another x'
 
 FAULTS: dict[str, Fault] = {
-    "clips beyond 1": lambda y, x, past: y.clamp(-1, 1),
-    "clips above 100 only": lambda y, x, past: y.clamp(max=100),
-    "clips beyond 1e5": lambda y, x, past: y.clamp(-1e5, 1e5),
-    "forgets what is small": lambda y, x, past: y * (y.abs() > 0.006),
-    "rounds": lambda y, x, past: (y * 1000).round() / 1000,
-    "bends a little": lambda y, x, past: y + 1e-7 * y * y.abs(),
-    "bends for large values": lambda y, x, past: 1e7 * torch.tanh(y / 1e7),
-    "adds a constant": lambda y, x, past: y + 1e-3,
-    "adds noise of its own": lambda y, x, past: y + torch.randn(y.shape) * 1e-3,
-    "multiplies x by itself": lambda y, x, past: y + 1e-3 * x * x,
-    "remembers the step before": lambda y, x, past: y + (1e-6 * past[-1] if past else 0),
-    "remembers two steps before": lambda y, x, past: y + (1e-3 * past[-2] if len(past) > 1 else 0),
-    "remembers the beginning": lambda y, x, past: y + (1e-3 * past[0] if len(past) > 8 else 0),
-    "clips at the last step": lambda y, x, past: y.clamp(-1, 1) if len(past) == 9 else y,
+    "clips beyond 1": lambda y, x, history: y.clamp(-1, 1),
+    "clips above 100 only": lambda y, x, history: y.clamp(max=100),
+    "clips beyond 1e5": lambda y, x, history: y.clamp(-1e5, 1e5),
+    "forgets what is small": lambda y, x, history: y * (y.abs() > 0.006),
+    "rounds": lambda y, x, history: (y * 1000).round() / 1000,
+    "bends a little": lambda y, x, history: y + 1e-7 * y * y.abs(),
+    "bends for large values": lambda y, x, history: 1e7 * torch.tanh(y / 1e7),
+    "adds a constant": lambda y, x, history: y + 1e-3,
+    "adds noise of its own": lambda y, x, history: y + torch.randn(y.shape) * 1e-3,
+    "multiplies x by itself": lambda y, x, history: y + 1e-3 * x * x,
+    "remembers the step before": lambda y, x, history: y + (1e-6 * history[-1] if history else 0),
+    "remembers two steps before": lambda y, x, history: y + (1e-3 * history[-2] if len(history) > 1 else 0),
+    "remembers the beginning": lambda y, x, history: y + (1e-3 * history[0] if len(history) > 8 else 0),
+    "clips at the last step": lambda y, x, history: y.clamp(-1, 1) if len(history) == 9 else y,
 }
 
 
-def build_spoilt_scheduler(wrong: Fault, kind: Any = DDIMScheduler) -> Any:
+def build_spoilt_scheduler(fault: Fault, kind: Any = DDIMScheduler) -> Any:
     """Builds a scheduler with `wrong` applied to each step."""
 
     class Spoilt(kind):
         def step(self, *args: Any, **kwargs: Any) -> Any:
             result = super().step(*args, **kwargs)
-            x, past = args[2].as_subclass(torch.Tensor), self.__dict__.setdefault("past", [])
-            result["prev_sample"] = wrong(result["prev_sample"].as_subclass(torch.Tensor), x, past)
-            past.append(x)
+            x, history = args[2].as_subclass(torch.Tensor), self.__dict__.setdefault("past", [])
+            result["prev_sample"] = fault(result["prev_sample"].as_subclass(torch.Tensor), x, history)
+            history.append(x)
             return result
 
     return Spoilt(**{DDIMScheduler: UNCLIPPED, EulerDiscreteScheduler: BETAS}.get(kind, {}))
 
 
 @pytest.mark.parametrize("kind", [DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler])
-@pytest.mark.parametrize("wrong", FAULTS.values(), ids=list(FAULTS))
-def test_a_step_that_is_not_linear_gets_no_table(wrong: Fault, kind: Any) -> None:
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=list(FAULTS))
+def test_a_step_that_is_not_linear_gets_no_table(fault: Fault, kind: Any) -> None:
     torch.manual_seed(0)
-    assert probe(build_spoilt_scheduler(lambda y, x, past: y, kind), 10) is not None
+    assert probe(build_spoilt_scheduler(lambda y, x, history: y, kind), 10) is not None
     with pytest.raises(NotTabled):
-        probe(build_spoilt_scheduler(wrong, kind), 10)
+        probe(build_spoilt_scheduler(fault, kind), 10)
 
 
 class TwoDraws(DDPMScheduler):

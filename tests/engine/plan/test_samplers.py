@@ -55,13 +55,13 @@ def test_each_configuration_offers_its_samplers_and_refuses_the_others(
     for name in names:
         assert build_scheduler(config, name) is not None
     for name in set(SAMPLERS) - set(names):
-        with pytest.raises(ValueError, match=r"^(The sampler|This model)[^.]+\.$") as refused:
+        with pytest.raises(ValueError, match=r"^(The sampler|This model)[^.]+\.$") as error:
             plan(config, name, 4)
-        assert not isinstance(refused.value, NotTabled)
+        assert not isinstance(error.value, NotTabled)
 
 
 @pytest.mark.parametrize(
-    ("config", "sampler", "kind", "fixed"),
+    ("config", "sampler", "kind", "fixed_settings"),
     [
         (SD15, "ddpm", "DDPMScheduler", {}),
         (SD15, "ddim", "DDIMScheduler", {}),
@@ -89,12 +89,12 @@ def test_each_configuration_offers_its_samplers_and_refuses_the_others(
     ],
 )
 def test_a_sampler_builds_its_scheduler_for_the_model(
-    config: dict[str, Any], sampler: str, kind: str, fixed: dict[str, Any]
+    config: dict[str, Any], sampler: str, kind: str, fixed_settings: dict[str, Any]
 ) -> None:
     scheduler = build_scheduler(config, sampler)
     assert type(scheduler).__name__ == kind
     config_of_scheduler = scheduler.config
-    assert {name: config_of_scheduler[name] for name in fixed} == fixed
+    assert {name: config_of_scheduler[name] for name in fixed_settings} == fixed_settings
     for name in ("beta_schedule", "beta_start", "beta_end"):  # the noise schedule of training never changes
         assert name not in config_of_scheduler or name not in config or config_of_scheduler[name] == config[name]
 
@@ -113,13 +113,13 @@ def test_solver_settings_of_the_configuration_are_kept() -> None:
 
 def test_latents_are_clipped_only_if_the_configuration_says_so() -> None:
     """diffusers' DDPM clips by default, which suits pixels. Without a setting we assume latents and do not clip."""
-    plain = {name: value for name, value in SD15.items() if name not in ("clip_sample", "steps_offset")}
-    config_of_scheduler = build_scheduler(plain, "ddpm").config
+    plain_config = {name: value for name, value in SD15.items() if name not in ("clip_sample", "steps_offset")}
+    config_of_scheduler = build_scheduler(plain_config, "ddpm").config
     assert (config_of_scheduler["clip_sample"], config_of_scheduler["steps_offset"]) == (False, 1)
-    assert plan(plain, "ddpm", 10).steps == 10
+    assert plan(plain_config, "ddpm", 10).steps == 10
     with pytest.raises(NotTabled, match="clips or thresholds"):
-        plan(plain | {"clip_sample": True}, "ddpm", 10)
-    assert plan(plain | {"clip_sample": True}, "euler", 10).steps == 10  # Euler has no clipping in diffusers
+        plan(plain_config | {"clip_sample": True}, "ddpm", 10)
+    assert plan(plain_config | {"clip_sample": True}, "euler", 10).steps == 10  # Euler has no clipping in diffusers
 
 
 @pytest.mark.parametrize("sampler", PIPELINE_SAMPLERS)

@@ -13,16 +13,17 @@ from engine.process.settings import OLD_VARIABLES, SettingError, load_settings, 
 
 
 def run(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    plain = {name: value for name, value in os.environ.items() if not name.startswith("DARKROOM_")}
+    clean_environment = {name: value for name, value in os.environ.items() if not name.startswith("DARKROOM_")}
     return subprocess.run(
-        [sys.executable, "-m", "engine", *args], env=plain | environment, capture_output=True, text=True, check=False,
+        [sys.executable, "-m", "engine", *args], env=clean_environment | environment, capture_output=True, text=True,
+        check=False,
         timeout=120,
     )  # fmt: skip
 
 
 @pytest.mark.sampled
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [
         ((), "Name the broker with --nats or DARKROOM_NATS."),
         (("--nats", "nonsense"), "DARKROOM_NATS: an address such as nats://127.0.0.1:4222 is needed."),
@@ -31,18 +32,18 @@ def run(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
         (("--nats", "nats://127.0.0.1:1", "--token-file", "nowhere"), "The file nowhere cannot be read"),
     ],
 )
-def test_a_bad_setting_is_named_in_one_line(args: tuple[str, ...], said: str) -> None:
-    done = run("serve", *args)
-    assert done.returncode == 2
-    assert done.stderr.startswith(said)
-    assert done.stderr.count("\n") == 1
+def test_a_bad_setting_is_named_in_one_line(args: tuple[str, ...], message: str) -> None:
+    completed = run("serve", *args)
+    assert completed.returncode == 2
+    assert completed.stderr.startswith(message)
+    assert completed.stderr.count("\n") == 1
 
 
 def test_an_unknown_option_gives_an_error_without_a_traceback() -> None:
-    done = run("serve", "--bogus")
-    assert done.returncode == 2
-    assert "--bogus" in done.stderr
-    assert "Traceback" not in done.stderr
+    completed = run("serve", "--bogus")
+    assert completed.returncode == 2
+    assert "--bogus" in completed.stderr
+    assert "Traceback" not in completed.stderr
 
 
 def test_the_command_line_overrides_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -63,8 +63,8 @@ def load_family() -> Callable[[str], Any]:
 )
 def test_brackets_weight_the_words_inside(text: str, expected: list[tuple[str, float]]) -> None:
     parts = split_by_weight(text)
-    assert [piece.text for piece in parts] == [words for words, _ in expected]
-    assert [piece.weight for piece in parts] == pytest.approx([weight for _, weight in expected])
+    assert [part.text for part in parts] == [words for words, _ in expected]
+    assert [part.weight for part in parts] == pytest.approx([weight for _, weight in expected])
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_escaped_brackets_are_plain_characters() -> None:
 def test_any_text_can_be_read(text: str) -> None:
     parts = split_by_weight(text)
     assert parts
-    assert all(abs(piece.weight) <= MAX_WEIGHT for piece in parts)
+    assert all(abs(part.weight) <= MAX_WEIGHT for part in parts)
     assert all(one.weight != other.weight for one, other in pairwise(parts))
     assert re.sub(r"[()\[\]\\:.\d\s+-]", "", strip_emphasis(text)) == re.sub(r"[()\[\]\\:.\d\s+-]", "", text)
 
@@ -104,9 +104,9 @@ def test_text_without_brackets_is_unchanged(text: str) -> None:
 
 
 @given(st.lists(st.sampled_from(["()", "[]", ":1.5", ":0.8"]), max_size=5))
-def test_nested_weights_multiply(around: list[str]) -> None:
+def test_nested_weights_multiply(brackets: list[str]) -> None:
     text, weight = "word", 1.0
-    for each in around:
+    for each in brackets:
         text = f"{each[0]}{text}{each[1]}" if each in ("()", "[]") else f"({text}{each})"
         weight *= {"()": 1.1, "[]": 1 / 1.1}.get(each) or float(each[1:])
     assert split_by_weight(text)[0] == ("word", pytest.approx(weight))
@@ -175,13 +175,13 @@ def test_reading_time_grows_linearly_with_the_text(shape: Callable[[int], str]) 
     """Sixteen times the text takes about sixteen times as long. Quadratic reading would take 256 times."""
 
     def seconds(text: str) -> float:
-        best = float("inf")
+        best_seconds = float("inf")
         for _ in range(5):
             split_by_weight.cache_clear()
-            begin = time.process_time()
+            started_at = time.process_time()
             split_by_weight(text)
-            best = min(best, time.process_time() - begin)
-        return best
+            best_seconds = min(best_seconds, time.process_time() - started_at)
+        return best_seconds
 
     assert seconds(shape(8000)) < 64 * seconds(shape(500))
 
@@ -219,16 +219,16 @@ def test_text_without_weights_is_encoded_as_by_the_pipeline(
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
 def test_the_tokens_of_a_weighted_word_are_multiplied(load_family: Make, recipe: Make, kind: str) -> None:
     family, text = load_family(kind), "a (bc:1.5) [d]"
-    weighted = family.encode_conditioning(text, make_recipe_for(recipe, family, text))
-    unweighted = encode_with_pipeline(family, "a bc d")
-    weights = torch.ones(len(unweighted), 1)
+    weighted_states = family.encode_conditioning(text, make_recipe_for(recipe, family, text))
+    unweighted_states = encode_with_pipeline(family, "a bc d")
+    weights = torch.ones(len(unweighted_states), 1)
     weights[2:4], weights[4] = 1.5, 1 / 1.1  # after the start and "a": a letter is a token
-    expected = unweighted * weights
+    expected = unweighted_states * weights
     if kind == "sd":
-        expected *= unweighted.mean() / expected.mean()
-    torch.testing.assert_close(weighted[0], expected)
+        expected *= unweighted_states.mean() / expected.mean()
+    torch.testing.assert_close(weighted_states[0], expected)
     if kind == "sdxl":
-        assert torch.equal(weighted[1], family.encode_conditioning("a bc d", make_recipe_for(recipe, family))[1])
+        assert torch.equal(weighted_states[1], family.encode_conditioning("a bc d", make_recipe_for(recipe, family))[1])
 
 
 def test_a_mean_near_zero_does_not_blow_up_the_states(load_family: Make, recipe: Make) -> None:
@@ -242,11 +242,11 @@ def test_a_mean_near_zero_does_not_blow_up_the_states(load_family: Make, recipe:
 def test_families_without_word_weights_drop_the_brackets(load_family: Make, recipe: Make, kind: str) -> None:
     family = load_family(kind)
     for text in ("(a cat:1.5)", "[a] (cat)", r"a cat"):
-        conditions = family.encode_conditioning(text, make_recipe_for(recipe, family, text))
-        for ours, expected in zip(
-            conditions, family.encode_conditioning("a cat", make_recipe_for(recipe, family)), strict=True
+        conditioning = family.encode_conditioning(text, make_recipe_for(recipe, family, text))
+        for actual, expected in zip(
+            conditioning, family.encode_conditioning("a cat", make_recipe_for(recipe, family)), strict=True
         ):
-            assert torch.equal(ours, expected)
+            assert torch.equal(actual, expected)
 
 
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
@@ -258,7 +258,7 @@ def test_a_long_text_is_read_in_chunks(load_family: Make, recipe: Make, kind: st
     for words, count in ((2 * size + 3, 3), (size + 1, 2), (size, 1), (290, 3)):
         text = letters[: 2 * words]
         states = family.encode_conditioning(text, make_recipe_for(recipe, family, text))[0]
-        parts = [letters[2 * at * size : 2 * min(words, (at + 1) * size)] for at in range(count)]
+        parts = [letters[2 * index * size : 2 * min(words, (index + 1) * size)] for index in range(count)]
         assert torch.equal(states, torch.cat([encode_with_pipeline(family, part) for part in parts]))
 
 
@@ -266,18 +266,20 @@ def test_a_long_text_is_read_in_chunks(load_family: Make, recipe: Make, kind: st
 def test_all_texts_of_an_image_are_padded_to_one_length(load_family: Make, recipe: Make, kind: str) -> None:
     family = load_family(kind)
     size = prompt_chunks.get_chunk_capacity(family.pipeline.tokenizer)
-    long = "a " * (size + 3)
-    both = make_recipe_for(recipe, family, concepts=(Concept(long), Concept("a cat")), negative="a dog")
-    shapes = {family.encode_conditioning(text, both)[0].shape for text in (long, "a cat")}
-    shapes.add(family.encode_conditioning("a dog", both, negative=True)[0].shape)
-    shapes.add(family.encode_conditioning("", both, negative=True)[0].shape)
+    long_text = "a " * (size + 3)
+    two_concepts = make_recipe_for(recipe, family, concepts=(Concept(long_text), Concept("a cat")), negative="a dog")
+    shapes = {family.encode_conditioning(text, two_concepts)[0].shape for text in (long_text, "a cat")}
+    shapes.add(family.encode_conditioning("a dog", two_concepts, negative=True)[0].shape)
+    shapes.add(family.encode_conditioning("", two_concepts, negative=True)[0].shape)
     assert [shape[0] for shape in shapes] == [2 * (size + 2)]
-    padded = family.encode_conditioning("a cat", both)[0]
-    assert torch.equal(padded, torch.cat([encode_with_pipeline(family, "a cat"), encode_with_pipeline(family, "")]))
-    negative = make_recipe_for(recipe, family, "a cat", negative=long)
-    assert len(family.encode_conditioning("a cat", negative)[0]) == 2 * (size + 2)
-    unused = make_recipe_for(recipe, family, "a cat", negative=long, guidance=1.0)
-    assert len(family.encode_conditioning("a cat", unused)[0]) == size + 2
+    padded_states = family.encode_conditioning("a cat", two_concepts)[0]
+    assert torch.equal(
+        padded_states, torch.cat([encode_with_pipeline(family, "a cat"), encode_with_pipeline(family, "")])
+    )
+    long_negative = make_recipe_for(recipe, family, "a cat", negative=long_text)
+    assert len(family.encode_conditioning("a cat", long_negative)[0]) == 2 * (size + 2)
+    unused_negative = make_recipe_for(recipe, family, "a cat", negative=long_text, guidance=1.0)
+    assert len(family.encode_conditioning("a cat", unused_negative)[0]) == size + 2
 
 
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
@@ -286,15 +288,15 @@ def test_jobs_with_long_and_short_prompts_each_match_their_run_alone(
 ) -> None:
     """The long one also matches the pipeline with the same text states."""
     family = load_family(kind)
-    long = "a b c d e f g h " * 9
-    jobs = [job(make_recipe_for(recipe, family, text), user=text[:5]) for text in (long, "a cat", "(a:1.4) cat")]
+    long_text = "a b c d e f g h " * 9
+    jobs = [job(make_recipe_for(recipe, family, text), user=text[:5]) for text in (long_text, "a cat", "(a:1.4) cat")]
     single_runs = [by_engine(family, each.task, job, finish)[0] for each in jobs]
     engine = Engine({kind: family})
     for each in jobs:
         engine.add(each)
-    together = finish(engine)
+    shared_latents = finish(engine)
     for each, expected in zip(jobs, single_runs, strict=True):
-        assert error(together[each.id, 0], expected) <= 1e-5
+        assert error(shared_latents[each.id, 0], expected) <= 1e-5
     assert error(single_runs[0], draw_with_pipeline(family, jobs[0].task)) <= 1e-4
 
 
@@ -305,10 +307,10 @@ def test_a_whole_pipeline_uses_the_same_text_states(
 ) -> None:
     family = load_family(kind)
     one = make_recipe_for(recipe, family, text, sampler="heun", negative="a [dog]")
-    (ours,) = by_engine(family, one, job, finish)
-    assert error(ours, draw_with_pipeline(family, one)) <= 1e-4
-    unweighted = make_recipe_for(recipe, family, "a b cat", sampler="heun", negative="a dog")
-    assert error(ours, by_engine(family, unweighted, job, finish)[0]) > 1e-4
+    (actual,) = by_engine(family, one, job, finish)
+    assert error(actual, draw_with_pipeline(family, one)) <= 1e-4
+    unweighted_states = make_recipe_for(recipe, family, "a b cat", sampler="heun", negative="a dog")
+    assert error(actual, by_engine(family, unweighted_states, job, finish)[0]) > 1e-4
 
 
 def draw_with_pipeline(family: Any, recipe: Any) -> torch.Tensor:
@@ -316,11 +318,11 @@ def draw_with_pipeline(family: Any, recipe: Any) -> torch.Tensor:
     pipeline: Any = type(family.pipeline)(**family.pipeline.components)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = build_scheduler(family.scheduler_config, recipe.sampler)
-    conditions = family.encode_conditioning(recipe.concepts[0].text, recipe)
+    conditioning = family.encode_conditioning(recipe.concepts[0].text, recipe)
     empty = family.encode_conditioning(recipe.negative, recipe, negative=True)
     names = ("prompt_embeds", "pooled_prompt_embeds")
     states = {
-        name: part[None] for name, part in zip(names, conditions[: 2 if family.name == "sdxl" else 1], strict=False)
+        name: part[None] for name, part in zip(names, conditioning[: 2 if family.name == "sdxl" else 1], strict=False)
     }
     states |= {f"negative_{name}": part[None] for (name, _), part in zip(list(states.items()), empty, strict=False)}
     return pipeline(
@@ -332,11 +334,11 @@ def draw_with_pipeline(family: Any, recipe: Any) -> torch.Tensor:
 
 def test_the_embedded_model_weights_words_and_reads_24_tokens(embedded: StableDiffusion, recipe: Make) -> None:
     """It was trained on no more, so more would be noise to it."""
-    unweighted, weighted = (
+    unweighted_states, weighted_states = (
         embedded.encode_text("apple, blue background"),
         embedded.encode_text("apple, (blue:1.5) background"),
     )
-    assert weighted.shape == embedded.encode_text("very " * 60).shape == (24, 384)
-    factor = (weighted / unweighted).nan_to_num(1.0).median(dim=1).values
+    assert weighted_states.shape == embedded.encode_text("very " * 60).shape == (24, 384)
+    factor = (weighted_states / unweighted_states).nan_to_num(1.0).median(dim=1).values
     assert factor.tolist() == pytest.approx([1.0] * 3 + [1.5] + [1.0] * 20)
     assert torch.equal(embedded.encode_text("(very:1.0) red"), embedded.encode_text("very red"))

@@ -28,7 +28,7 @@ class Image:
     forward_times: Mapping[int, float] = field(default_factory=dict)
 
 
-def share(user: str, guild: str = "g", tier: str = "t", weight: float = 1.0) -> BillingKey:
+def make_share(user: str, guild: str = "g", tier: str = "t", weight: float = 1.0) -> BillingKey:
     return BillingKey(tier=tier, guild=guild, user=user, weight=weight)
 
 
@@ -60,7 +60,7 @@ def build_scheduler(*images: Image) -> Scheduler[Image]:
 
 def build_image(number: int, user: str, guild: str, tier: str) -> Image:
     """An image of one of its user's ten jobs; the job decides rows and key."""
-    return Image(f"{tier}{guild}{user}{number}", share(user, guild, tier), 1 + number % 5, f"model {number % 2}")
+    return Image(f"{tier}{guild}{user}{number}", make_share(user, guild, tier), 1 + number % 5, f"model {number % 2}")
 
 
 image_lists = st.lists(
@@ -90,8 +90,8 @@ def test_a_batch_leaves_no_row_that_a_waiting_image_could_use(images: list[Image
         assert 0 < rows <= limit
         assert len({image.key for image in batch}) == 1
         assert len(set(map(id, batch))) == len(batch)
-        waiting = [image for image in images if image.key == batch[0].key and image not in batch]
-        assert all(rows + image.rows > limit for image in waiting)
+        waiting_images = [image for image in images if image.key == batch[0].key and image not in batch]
+        assert all(rows + image.rows > limit for image in waiting_images)
 
 
 @given(image_lists, st.integers(4, 20))
@@ -115,23 +115,23 @@ def test_removing_all_images_leaves_no_state(images: list[Image], data: st.DataO
 
 
 def test_a_user_with_one_job_gets_half_beside_a_user_with_twenty() -> None:
-    hog = [Image(f"hog{job}", share("hog")) for job in range(20)]
-    lone = [Image("lone", share("lone")) for _ in range(4)]
-    rows = count_rows(run(build_scheduler(*hog, *lone), 200, 8))
+    hog_images = [Image(f"hog{job}", make_share("hog")) for job in range(20)]
+    lone_images = [Image("lone", make_share("lone")) for _ in range(4)]
+    rows = count_rows(run(build_scheduler(*hog_images, *lone_images), 200, 8))
     assert rows["lone"] == pytest.approx(rows["hog"], rel=0.02)
 
 
 def test_guilds_of_any_size_get_equal_shares() -> None:
-    small = [Image("s", share("only", "small")) for _ in range(8)]
-    large = [Image(f"l{user}", share(f"user{user}", "large")) for user in range(20)]
+    small = [Image("s", make_share("only", "small")) for _ in range(8)]
+    large = [Image(f"l{user}", make_share(f"user{user}", "large")) for user in range(20)]
     rows = count_rows(run(build_scheduler(*small, *large), 300, 8), "guild")
     assert rows["small"] == pytest.approx(rows["large"], rel=0.02)
 
 
 def test_a_tier_of_weight_three_gets_three_quarters() -> None:
-    plain = [Image("p", share("p", tier="standard")) for _ in range(8)]
-    paying = [Image("q", share("q", tier="patron", weight=3.0)) for _ in range(8)]
-    rows = count_rows(run(build_scheduler(*plain, *paying), 400, 8), "tier")
+    standard_images = [Image("p", make_share("p", tier="standard")) for _ in range(8)]
+    patron_images = [Image("q", make_share("q", tier="patron", weight=3.0)) for _ in range(8)]
+    rows = count_rows(run(build_scheduler(*standard_images, *patron_images), 400, 8), "tier")
     assert rows["patron"] / rows["standard"] == pytest.approx(3.0, rel=0.05)
 
 
@@ -139,39 +139,42 @@ def test_a_tier_of_weight_three_gets_three_quarters() -> None:
 @settings(deadline=None, max_examples=25)
 def test_busy_users_stay_within_one_batch_of_each_other(jobs: list[int], limit: int) -> None:
     images = [
-        Image(f"{user}/{job}", share(str(user))) for user, count in enumerate(jobs) for job in range(count + limit)
+        Image(f"{user}/{job}", make_share(str(user))) for user, count in enumerate(jobs) for job in range(count + limit)
     ]
     rows = count_rows(run(build_scheduler(*images), 40, limit))
     assert max(rows.values()) - min(rows.values()) <= limit
 
 
 def test_a_newcomer_joins_the_next_batch_with_an_equal_share() -> None:
-    scheduler = build_scheduler(*(Image(f"old{job}", share("old")) for job in range(10)))
+    scheduler = build_scheduler(*(Image(f"old{job}", make_share("old")) for job in range(10)))
     run(scheduler, 200, 8)
-    scheduler.add(newcomer := Image("new", share("new")))
-    assert newcomer in scheduler.next_batch(8)
-    more = [newcomer, *(Image("new", share("new")) for _ in range(9))]
-    for image in more[1:]:
+    scheduler.add(new_image := Image("new", make_share("new")))
+    assert new_image in scheduler.next_batch(8)
+    new_images = [new_image, *(Image("new", make_share("new")) for _ in range(9))]
+    for image in new_images[1:]:
         scheduler.add(image)
     rows = count_rows(run(scheduler, 200, 8))
     assert rows["new"] == pytest.approx(rows["old"], rel=0.05)
 
 
 def test_a_modest_user_saves_up_no_lasting_credit() -> None:
-    modest, busy = Image("m", share("modest")), [Image(f"b{job}", share("busy")) for job in range(10)]
-    scheduler = build_scheduler(modest, *busy)
+    modest_image, busy_images = (
+        Image("m", make_share("modest")),
+        [Image(f"b{job}", make_share("busy")) for job in range(10)],
+    )
+    scheduler = build_scheduler(modest_image, *busy_images)
     run(scheduler, 1000, 8)  # modest took 2 of its 4 rows in each step
     for _ in range(10):
-        scheduler.add(Image("m", share("modest")))
+        scheduler.add(Image("m", make_share("modest")))
     rows = count_rows(run(scheduler, 400, 8))
     assert rows["busy"] > 0.3 * rows.total()
 
 
 def test_leaving_and_returning_gains_no_rows() -> None:
-    scheduler = build_scheduler(*(Image(f"s{job}", share("steady")) for job in range(10)))
+    scheduler = build_scheduler(*(Image(f"s{job}", make_share("steady")) for job in range(10)))
     rows = 0
-    for turn in range(100):
-        images = [Image(f"f{turn}", share("fickle")) for _ in range(10)]
+    for round_number in range(100):
+        images = [Image(f"f{round_number}", make_share("fickle")) for _ in range(10)]
         for image in images:
             scheduler.add(image)
         rows += count_rows(run(scheduler, 3, 8))["fickle"]
@@ -182,17 +185,17 @@ def test_leaving_and_returning_gains_no_rows() -> None:
 
 def test_groups_alternate_in_turns_of_several_steps() -> None:
     images = [
-        Image(f"{key}{job}", share(key), key=key) for key in ("m1", "m2") for job in range(4)
+        Image(f"{key}{job}", make_share(key), key=key) for key in ("m1", "m2") for job in range(4)
     ]  # one user per group
     keys = [batch[0].key for batch in run(build_scheduler(*images), 160, 8)]
-    switches = sum(a != b for a, b in pairwise(keys))
-    assert switches <= 160 / 8
+    switch_count = sum(a != b for a, b in pairwise(keys))
+    assert switch_count <= 160 / 8
     assert Counter(keys)["m1"] == pytest.approx(80, abs=9)
 
 
 def test_a_group_with_more_users_gets_more_of_the_device() -> None:
-    many = [Image(f"j{user}", share(f"user{user}"), key="m1") for user in range(4)]
-    batches = run(build_scheduler(*many, Image("l", share("lone"), key="m2")), 400, 8)
+    many_images = [Image(f"j{user}", make_share(f"user{user}"), key="m1") for user in range(4)]
+    batches = run(build_scheduler(*many_images, Image("l", make_share("lone"), key="m2")), 400, 8)
     times = Counter[Hashable]()
     for batch in batches:
         times[batch[0].key] += sum(image.rows for image in batch)
@@ -201,28 +204,28 @@ def test_a_group_with_more_users_gets_more_of_the_device() -> None:
 
 @pytest.mark.parametrize("sizes", [2, 3, 8])
 def test_a_user_with_many_sizes_gets_no_more_than_with_one(sizes: int) -> None:
-    many = [Image(f"m{size}", share("many"), key=f"size {size}") for size in range(sizes)]
-    rows = count_rows(run(build_scheduler(Image("l", share("lone"), key="lone"), *many), 1600, 8))
+    many_images = [Image(f"m{size}", make_share("many"), key=f"size {size}") for size in range(sizes)]
+    rows = count_rows(run(build_scheduler(Image("l", make_share("lone"), key="lone"), *many_images), 1600, 8))
     assert rows["lone"] == pytest.approx(rows["many"], rel=0.05)
 
 
 def test_a_wide_image_is_passed_over_only_briefly() -> None:
-    wide = Image("w", share("w"), rows=4)
-    scheduler = build_scheduler(wide, *(Image(f"n{user}", share(f"n{user}"), rows=3) for user in range(3)))
+    wide_image = Image("w", make_share("w"), rows=4)
+    scheduler = build_scheduler(wide_image, *(Image(f"n{user}", make_share(f"n{user}"), rows=3) for user in range(3)))
     batches = run(scheduler, 60, 6)
-    assert wide.k >= 15
+    assert wide_image.k >= 15
     assert max(len(batch) for batch in batches) == 2
 
 
 def test_an_image_wider_than_the_batch_runs_alone() -> None:
-    wide, narrow = Image("w", share("w"), rows=9), Image("n", share("n"), rows=1)
-    batches = run(build_scheduler(wide, narrow), 40, 4)
-    assert [wide] in batches
-    assert min(wide.k, narrow.k) > 0
+    wide_image, narrow_image = Image("w", make_share("w"), rows=9), Image("n", make_share("n"), rows=1)
+    batches = run(build_scheduler(wide_image, narrow_image), 40, 4)
+    assert [wide_image] in batches
+    assert min(wide_image.k, narrow_image.k) > 0
 
 
 def test_images_of_a_job_keep_pace() -> None:
-    images = [Image("j", share("u"), rows=2) for _ in range(4)]
+    images = [Image("j", make_share("u"), rows=2) for _ in range(4)]
     run(build_scheduler(*images), 30, 6)
     assert max(image.k for image in images) - min(image.k for image in images) <= 1
 
@@ -234,19 +237,19 @@ def total_cost(batches: list[list[Image]], user: str) -> float:
 @pytest.mark.sampled
 @pytest.mark.parametrize("price", [1.0, 5.0, 64.0])
 def test_users_get_equal_device_time_at_any_picture_size(price: float) -> None:
-    small = [Image(f"s{job}", share("small"), key="64", row_ms=1.0) for job in range(20)]
-    large = [Image(f"l{job}", share("large"), key="1024", row_ms=price) for job in range(20)]
+    small = [Image(f"s{job}", make_share("small"), key="64", row_ms=1.0) for job in range(20)]
+    large = [Image(f"l{job}", make_share("large"), key="1024", row_ms=price) for job in range(20)]
     batches = run(build_scheduler(*small, *large), 4000, 8)
     assert total_cost(batches, "small") == pytest.approx(total_cost(batches, "large"), rel=0.05)
 
 
 def test_a_user_alone_in_a_group_loses_nothing_to_a_shared_group() -> None:
-    modest = Image("m", share("modest"), key="shared")
-    busy = [Image(f"b{job}", share("busy"), key="shared") for job in range(10)]
-    lone = [Image(f"l{job}", share("lone"), key="alone") for job in range(10)]
-    batches = run(build_scheduler(modest, *busy, *lone), 900, 8)
+    modest_image = Image("m", make_share("modest"), key="shared")
+    busy_images = [Image(f"b{job}", make_share("busy"), key="shared") for job in range(10)]
+    lone_images = [Image(f"l{job}", make_share("lone"), key="alone") for job in range(10)]
+    batches = run(build_scheduler(modest_image, *busy_images, *lone_images), 900, 8)
     assert total_cost(batches, "lone") == pytest.approx(900 * 8 / 3, rel=0.03)
-    assert modest.k == pytest.approx(600, rel=0.03)  # it is in every batch of its group
+    assert modest_image.k == pytest.approx(600, rel=0.03)  # it is in every batch of its group
 
 
 def test_a_row_is_charged_as_it_was_at_the_choice() -> None:
@@ -258,9 +261,9 @@ def test_a_row_is_charged_as_it_was_at_the_choice() -> None:
             if name == "k":
                 self.rows, self.key = (2, "guided") if self.k % 100 < 80 else (1, "unguided")
 
-    halving = [ChangingImage(f"h{job}", share("halving")) for job in range(10)]
-    steady = [Image(f"s{job}", share("steady"), key="guided") for job in range(10)]
-    scheduler, rows = build_scheduler(*halving, *steady), Counter[str]()
+    halving_images = [ChangingImage(f"h{job}", make_share("halving")) for job in range(10)]
+    steady_images = [Image(f"s{job}", make_share("steady"), key="guided") for job in range(10)]
+    scheduler, rows = build_scheduler(*halving_images, *steady_images), Counter[str]()
     for _ in range(3000):
         batch = scheduler.next_batch(8)
         for image in batch:
@@ -268,11 +271,11 @@ def test_a_row_is_charged_as_it_was_at_the_choice() -> None:
             image.k += 1
         scheduler.charge(batch)
     assert rows["halving"] == pytest.approx(rows["steady"], rel=0.1)
-    assert max(image.k for image in halving) - min(image.k for image in halving) <= 20
+    assert max(image.k for image in halving_images) - min(image.k for image in halving_images) <= 20
 
 
 def test_a_paused_job_takes_no_rows_and_stays_registered() -> None:
-    images = [Image("one", share("u")) for _ in range(2)] + [Image("two", share("v")) for _ in range(2)]
+    images = [Image("one", make_share("u")) for _ in range(2)] + [Image("two", make_share("v")) for _ in range(2)]
     scheduler = build_scheduler(*images)
     scheduler.pause("one")
     assert scheduler.active_rows == 4
@@ -290,53 +293,55 @@ def test_a_paused_job_takes_no_rows_and_stays_registered() -> None:
 
 
 def test_an_image_added_to_a_paused_job_is_paused_too() -> None:
-    scheduler = build_scheduler(first := Image("j", share("u")))
+    scheduler = build_scheduler(first := Image("j", make_share("u")))
     scheduler.pause("j")
-    scheduler.add(second := Image("j", share("u")))
+    scheduler.add(second := Image("j", make_share("u")))
     assert scheduler.next_batch(8) == []
     scheduler.resume("j")
     assert set(map(id, scheduler.next_batch(8))) == {id(first), id(second)}
     scheduler.remove(first)
     scheduler.remove(second)
     scheduler.pause("j")  # the job is gone: there is nothing to pause, and a later job with this id is not paused
-    scheduler.add(Image("j", share("u")))
+    scheduler.add(Image("j", make_share("u")))
     assert scheduler.next_batch(8)
 
 
 def test_a_pause_earns_no_credit_and_clears_no_debt() -> None:
-    mine, others = ([Image(f"{user}{n}", share(user)) for n in range(10)] for user in ("mine", "others"))
-    scheduler = build_scheduler(*mine, *others)
-    for turn in range(60):
-        for image in mine:
-            (scheduler.pause if turn % 2 == 0 else scheduler.resume)(image.job)
+    own_images, other_images = (
+        [Image(f"{user}{n}", make_share(user)) for n in range(10)] for user in ("mine", "others")
+    )
+    scheduler = build_scheduler(*own_images, *other_images)
+    for round_number in range(60):
+        for image in own_images:
+            (scheduler.pause if round_number % 2 == 0 else scheduler.resume)(image.job)
         rows = count_rows(run(scheduler, 5, 8))
-        assert rows["mine"] == (0 if turn % 2 == 0 else pytest.approx(20, abs=4))
+        assert rows["mine"] == (0 if round_number % 2 == 0 else pytest.approx(20, abs=4))
 
 
 def test_repeated_pausing_and_resuming_gains_no_rows() -> None:
-    mine = Image("mine", share("mine"))
-    scheduler = build_scheduler(mine, *(Image(f"o{user}", share(f"o{user}")) for user in range(15)))
+    own_image = Image("mine", make_share("mine"))
+    scheduler = build_scheduler(own_image, *(Image(f"o{user}", make_share(f"o{user}")) for user in range(15)))
     for _ in range(400):
         scheduler.pause("mine")
         scheduler.resume("mine")
         run(scheduler, 1, 8)
-    assert mine.k <= 400 * 4 / 16 + 2
+    assert own_image.k <= 400 * 4 / 16 + 2
 
 
 def test_a_stream_of_one_step_jobs_gets_no_more_than_its_share() -> None:
-    scheduler = build_scheduler(*(Image(f"o{user}", share(f"o{user}")) for user in range(15)))
-    mine = 0
-    for turn in range(400):
-        scheduler.add(image := Image(f"mine{turn}", share("mine")))
-        mine += count_rows(run(scheduler, 1, 8))["mine"]
+    scheduler = build_scheduler(*(Image(f"o{user}", make_share(f"o{user}")) for user in range(15)))
+    own_rows = 0
+    for round_number in range(400):
+        scheduler.add(image := Image(f"mine{round_number}", make_share("mine")))
+        own_rows += count_rows(run(scheduler, 1, 8))["mine"]
         scheduler.remove(image)
-    assert mine <= 400 * 8 / 16 + 8 + 2
+    assert own_rows <= 400 * 8 / 16 + 8 + 2
 
 
 def test_priority_moves_rows_only_between_jobs_of_one_user() -> None:
-    mine = [Image(job, share("mine")) for job in ("dear", "dull") for _ in range(10)]
-    others = [Image("other", share("other")) for _ in range(10)]
-    scheduler = build_scheduler(*mine, *others)
+    own_images = [Image(job, make_share("mine")) for job in ("dear", "dull") for _ in range(10)]
+    other_images = [Image("other", make_share("other")) for _ in range(10)]
+    scheduler = build_scheduler(*own_images, *other_images)
     scheduler.set_job_weight("dear", 3.0)
     rows = Counter[str]()
     for batch in run(scheduler, 400, 8):
@@ -350,13 +355,13 @@ def test_priority_moves_rows_only_between_jobs_of_one_user() -> None:
 @pytest.mark.parametrize("weight", [0.0, -1.0, 1001.0, float("nan")])
 def test_an_invalid_weight_is_refused(weight: float) -> None:
     with pytest.raises(ValueError, match="a job's weight is above 0"):
-        build_scheduler(Image("j", share("u"))).set_job_weight("j", weight)
+        build_scheduler(Image("j", make_share("u"))).set_job_weight("j", weight)
 
 
 def test_an_expensive_group_ends_its_turn_by_cost() -> None:
-    dear = [Image(f"d{job}", share("dear"), key="1024", row_ms=200.0) for job in range(4)]
-    cheap = [Image(f"c{job}", share("cheap"), key="64", row_ms=1.0) for job in range(4)]
-    keys = [batch[0].key for batch in run(build_scheduler(*dear, *cheap), 2000, 8)]
+    dear_images = [Image(f"d{job}", make_share("dear"), key="1024", row_ms=200.0) for job in range(4)]
+    cheap_images = [Image(f"c{job}", make_share("cheap"), key="64", row_ms=1.0) for job in range(4)]
+    keys = [batch[0].key for batch in run(build_scheduler(*dear_images, *cheap_images), 2000, 8)]
     runs = [len(list(each)) for key, each in groupby(keys) if key == "1024"]
     assert max(runs) == 1  # a step of 8 rows costs 1.6 s, and the other group waits
 
@@ -372,52 +377,57 @@ def test_groups_share_the_device_by_their_users(groups: list[tuple[int, float]],
     for number, (users, price) in enumerate(groups):
         for user in range(users):
             for _ in range(5):
-                scheduler.add(Image(f"j{number}.{user}", share(f"{number}.{user}"), key=number, row_ms=price))
+                scheduler.add(Image(f"j{number}.{user}", make_share(f"{number}.{user}"), key=number, row_ms=price))
     times, spans = defaultdict[Hashable, float](float), dict[tuple[int, int], tuple[float, float]]()
     guests: list[Image] = []
     for length in [20, *visits, 20]:
         for guest in guests:
             scheduler.remove(guest)
-        guests = [Image(f"g{length}", share(f"guest {length}"), key=f"visit {length}", row_ms=9.0) for _ in range(3)]
+        guests = [
+            Image(f"g{length}", make_share(f"guest {length}"), key=f"visit {length}", row_ms=9.0) for _ in range(3)
+        ]
         for guest in guests:
             scheduler.add(guest)
         for [batch] in (run(scheduler, 1, 8) for _ in range(length)):
             times[batch[0].key] += sum(image.rows * image.row_ms for image in batch)
             for a, b in permutations(range(len(groups)), 2):
                 difference = times[a] / groups[a][0] - times[b] / groups[b][0]
-                least, most = spans.get((a, b), (0.0, 0.0))
-                spans[a, b] = min(least, difference), max(most, difference)
-    turn = [min(4 * 8 * price, 500.0 + 8 * price) for _, price in groups]
-    for (a, b), (least, most) in spans.items():
-        assert most - least <= turn[a] / groups[a][0] + turn[b] / groups[b][0] + 1e-6
+                lower, upper = spans.get((a, b), (0.0, 0.0))
+                spans[a, b] = min(lower, difference), max(upper, difference)
+    max_gaps = [min(4 * 8 * price, 500.0 + 8 * price) for _, price in groups]
+    for (a, b), (lower, upper) in spans.items():
+        assert upper - lower <= max_gaps[a] / groups[a][0] + max_gaps[b] / groups[b][0] + 1e-6
 
 
 def test_a_new_job_joins_the_next_batch_even_if_its_user_was_just_served() -> None:
-    scheduler = build_scheduler(*(Image(f"o{user}", share(f"o{user}")) for user in range(16)))
+    scheduler = build_scheduler(*(Image(f"o{user}", make_share(f"o{user}")) for user in range(16)))
     run(scheduler, 8, 8)
-    for turn in range(20):
+    for round_number in range(20):
         (batch,) = run(scheduler, 1, 8)
-        scheduler.add(newcomer := Image(f"new {turn}", batch[0].share))
+        scheduler.add(new_image := Image(f"new {round_number}", batch[0].share))
         (batch,) = run(scheduler, 1, 8)
-        assert newcomer in batch
-        scheduler.remove(newcomer)
+        assert new_image in batch
+        scheduler.remove(new_image)
 
 
 def test_a_passed_over_image_that_fits_beside_no_other_goes_first() -> None:
-    narrow = [Image("v", share("v")) for _ in range(4)]
-    wide, more = Image("u", share("u"), rows=7), [Image("u", share("u")) for _ in range(4)]
-    run(build_scheduler(*narrow, wide, *more), 100, 8)
-    assert wide.k >= 25
+    narrow_images = [Image("v", make_share("v")) for _ in range(4)]
+    wide_image, more_images = Image("u", make_share("u"), rows=7), [Image("u", make_share("u")) for _ in range(4)]
+    run(build_scheduler(*narrow_images, wide_image, *more_images), 100, 8)
+    assert wide_image.k >= 25
 
 
 def test_a_user_in_two_groups_gains_no_device_time() -> None:
-    both = [Image(f"b{job}", share("both"), key="shared" if job % 2 else "own") for job in range(20)]
-    lone = [Image(f"l{job}", share("lone"), key="shared") for job in range(10)]
-    batches = run(build_scheduler(*both, *lone), 1600, 8)
+    both_images = [Image(f"b{job}", make_share("both"), key="shared" if job % 2 else "own") for job in range(20)]
+    lone_images = [Image(f"l{job}", make_share("lone"), key="shared") for job in range(10)]
+    batches = run(build_scheduler(*both_images, *lone_images), 1600, 8)
     assert total_cost(batches, "both") == pytest.approx(total_cost(batches, "lone"), rel=0.05)
 
 
 def test_images_of_one_job_with_different_keys_keep_pace() -> None:
-    ahead, behind = Image("j", share("u"), key="unguided", k=20), Image("j", share("u"), key="guided")
-    run(build_scheduler(ahead, behind), 100, 8)
-    assert abs(ahead.k - behind.k) <= 8  # one turn
+    late_image, early_image = (
+        Image("j", make_share("u"), key="unguided", k=20),
+        Image("j", make_share("u"), key="guided"),
+    )
+    run(build_scheduler(late_image, early_image), 100, 8)
+    assert abs(late_image.k - early_image.k) <= 8  # one turn

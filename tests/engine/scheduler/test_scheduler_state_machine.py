@@ -25,18 +25,18 @@ class Image:
     share: BillingKey
     size: str
     first: int
-    later: int
-    turns: int
-    pinned: bool
+    later_steps: int
+    guided_steps: int
+    is_pinned: bool
     k: int = 0
 
     @property
     def rows(self) -> int:
-        return self.first if self.k < self.turns else self.later
+        return self.first if self.k < self.guided_steps else self.later_steps
 
     @property
     def key(self) -> Hashable:
-        return self.size, self.rows if self.pinned else None
+        return self.size, self.rows if self.is_pinned else None
 
     @property
     def row_ms(self) -> float:
@@ -54,64 +54,74 @@ class SchedulerMachine(RuleBasedStateMachine):
         super().__init__()
         self.scheduler: Scheduler[Image] = Scheduler(turn_steps=HOLD, quantum=QUANTUM)
         self.images: list[Image] = []
-        self.paused: set[str] = set()
-        self.waiting: list[str] = []  # jobs without a served row yet, in order of arrival
-        self.strangers: set[str] = set()  # jobs of owners that come once
-        self.arrived = 0
+        self.paused_jobs: set[str] = set()
+        self.waiting_jobs: list[str] = []  # jobs without a served row yet, in order of arrival
+        self.single_jobs: set[str] = set()  # jobs of owners that come once
+        self.arrival_count = 0
         self.key: Hashable = None
         self.turn_steps, self.turn_cost = 0, 0.0
-        self.vacated = False  # the group was empty at some time since its turn began
-        self.received: Counter[str] = Counter()
-        self.least: dict[tuple[str, str, Hashable], float] = {}  # m's smallest lead over f while f waits
+        self.was_empty = False  # the group was empty at some time since its turn began
+        self.received_cost: Counter[str] = Counter()
+        self.least_lead: dict[tuple[str, str, Hashable], float] = {}  # m's smallest lead over f while f waits
 
     @rule(
         owner=st.sampled_from([*"abcde", None]), count=st.integers(1, 4), size=st.sampled_from([*PRICES]),
-        first=st.sampled_from([1, 2, 2, 2, 4]), narrows=st.booleans(), turns=st.integers(0, 12), pinned=st.booleans(),
+        first=st.sampled_from([1, 2, 2, 2, 4]), size_changes=st.booleans(), guided_steps=st.integers(0, 12),
+        is_pinned=st.booleans(),
     )  # fmt: skip
-    def arrive(
-        self, owner: str | None, count: int, size: str, first: int, narrows: bool, turns: int, pinned: bool
+    def add_job(
+        self,
+        owner: str | None,
+        count: int,
+        size: str,
+        first: int,
+        size_changes: bool,
+        guided_steps: int,
+        is_pinned: bool,
     ) -> None:
-        self.arrived += 1
-        job = f"j{self.arrived}"
+        self.arrival_count += 1
+        job = f"j{self.arrival_count}"
         share = BillingKey("tier", "guild", owner) if owner else BillingKey("tier", f"guild of {job}", job)
         if not owner:
-            self.strangers.add(job)
+            self.single_jobs.add(job)
         for _ in range(count):
-            image = Image(job, share, size, first, max(1, first // 2) if narrows else first, turns, pinned)
+            image = Image(
+                job, share, size, first, max(1, first // 2) if size_changes else first, guided_steps, is_pinned
+            )
             self.images.append(image)
             self.scheduler.add(image)
-        self.waiting.append(job)
+        self.waiting_jobs.append(job)
 
     def _jobs(self) -> list[str]:
         return sorted({image.job for image in self.images})
 
     @precondition(lambda self: self.images)
     @rule(data=st.data())
-    def leave(self, data: st.DataObject) -> None:
+    def remove_job(self, data: st.DataObject) -> None:
         job = data.draw(st.sampled_from(self._jobs()))
         for image in [image for image in self.images if image.job == job]:
             self.scheduler.remove(image)
             self.images.remove(image)
-        self.paused.discard(job)
-        self.waiting = [each for each in self.waiting if each != job]
+        self.paused_jobs.discard(job)
+        self.waiting_jobs = [each for each in self.waiting_jobs if each != job]
 
     @precondition(lambda self: self.images)
     @rule(data=st.data())
     def pause(self, data: st.DataObject) -> None:
         job = data.draw(st.sampled_from(self._jobs()))
         self.scheduler.pause(job)
-        self.paused.add(job)
+        self.paused_jobs.add(job)
 
-    @precondition(lambda self: self.paused)
+    @precondition(lambda self: self.paused_jobs)
     @rule(data=st.data())
-    def resume(self, data: st.DataObject) -> None:
-        job = data.draw(st.sampled_from(sorted(self.paused)))
+    def resume_job(self, data: st.DataObject) -> None:
+        job = data.draw(st.sampled_from(sorted(self.paused_jobs)))
         self.scheduler.resume(job)
-        self.paused.discard(job)
+        self.paused_jobs.discard(job)
 
     @precondition(lambda self: self.images)
     @rule(data=st.data(), weight=st.sampled_from([0.5, 1.0, 2.0]))
-    def prioritise(self, data: st.DataObject, weight: float) -> None:
+    def set_priority(self, data: st.DataObject, weight: float) -> None:
         self.scheduler.set_job_weight(data.draw(st.sampled_from(self._jobs())), weight)
 
     @rule(steps=st.integers(1, 12))
@@ -120,7 +130,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.step()
 
     def step(self) -> None:
-        active = [image for image in self.images if image.job not in self.paused]
+        active = [image for image in self.images if image.job not in self.paused_jobs]
         batch = self.scheduler.next_batch(LIMIT)
         assert bool(batch) == bool(active)
         if not batch:
@@ -136,8 +146,8 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @invariant()
     def note_vacancy(self) -> None:
-        active = [image for image in self.images if image.job not in self.paused]
-        self.vacated = self.vacated or not any(image.key == self.key for image in active)
+        active = [image for image in self.images if image.job not in self.paused_jobs]
+        self.was_empty = self.was_empty or not any(image.key == self.key for image in active)
 
     def check_batch(self, batch: list[Image], active: list[Image]) -> None:
         """One key, no paused image, no image twice, and no free row that a waiting image could use."""
@@ -151,19 +161,19 @@ class SchedulerMachine(RuleBasedStateMachine):
     def check_newcomers(self, batch: list[Image], active: list[Image]) -> None:
         """A stranger's job is in the next batch of its group if earlier newcomers leave room."""
         rows = 0
-        for job in self.waiting:
-            mine = [image for image in active if image.job == job and image.key == batch[0].key]
-            rows += mine[0].rows if mine else 0
-            if mine and job in self.strangers and rows <= LIMIT:
+        for job in self.waiting_jobs:
+            own_images = [image for image in active if image.job == job and image.key == batch[0].key]
+            rows += own_images[0].rows if own_images else 0
+            if own_images and job in self.single_jobs and rows <= LIMIT:
                 assert any(image.job == job for image in batch), job
-        served = {image.job for image in batch}
-        self.waiting = [job for job in self.waiting if job not in served]
+        served_jobs = {image.job for image in batch}
+        self.waiting_jobs = [job for job in self.waiting_jobs if job not in served_jobs]
 
     def check_switch(self, batch: list[Image]) -> None:
         """A group changes only after its turn, or when it becomes empty."""
         if batch[0].key != self.key:
-            assert self.vacated or self.turn_steps >= HOLD or self.turn_cost >= QUANTUM
-            self.vacated = False
+            assert self.was_empty or self.turn_steps >= HOLD or self.turn_cost >= QUANTUM
+            self.was_empty = False
         if batch[0].key != self.key or self.turn_steps >= HOLD or self.turn_cost >= QUANTUM:
             self.key, self.turn_steps, self.turn_cost = batch[0].key, 0, 0.0
         self.turn_steps += 1
@@ -173,37 +183,41 @@ class SchedulerMachine(RuleBasedStateMachine):
         """Owners of equally wide images lead a waiting owner by at most a batch and an image-step each."""
         key = batch[0].key
         for image in batch:
-            self.received[f"{image.share.user} {key}"] += round(image.rows * image.row_ms)
+            self.received_cost[f"{image.share.user} {key}"] += round(image.rows * image.row_ms)
         bound = LIMIT * batch[0].row_ms + 2 * 4 * batch[0].row_ms
         for f in "abcde":
-            own = [image for image in active if image.share.user == f]
-            backlogged = all(image.key == key for image in own) and any(image not in batch for image in own)
+            own_images = [image for image in active if image.share.user == f]
+            is_backlogged = all(image.key == key for image in own_images) and any(
+                image not in batch for image in own_images
+            )
             for m in set("abcde") - {f}:
-                theirs = [image.rows for image in active if image.share.user == m and image.key == key]
-                fits = backlogged and max(image.rows for image in own) <= min(theirs, default=LIMIT)
-                lead = self.received[f"{m} {key}"] - self.received[f"{f} {key}"]
-                others = [pair for pair in self.least if pair[:2] == (f, m) and (not fits or pair[2] != key)]
-                for pair in others:
-                    del self.least[pair]
+                other_rows = [image.rows for image in active if image.share.user == m and image.key == key]
+                fits = is_backlogged and max(image.rows for image in own_images) <= min(other_rows, default=LIMIT)
+                lead = self.received_cost[f"{m} {key}"] - self.received_cost[f"{f} {key}"]
+                other_pairs = [pair for pair in self.least_lead if pair[:2] == (f, m) and (not fits or pair[2] != key)]
+                for pair in other_pairs:
+                    del self.least_lead[pair]
                 if fits:
-                    least = self.least[f, m, key] = min(self.least.get((f, m, key), lead), lead)
-                    assert lead - least <= bound, (f, m)
+                    least_lead = self.least_lead[f, m, key] = min(self.least_lead.get((f, m, key), lead), lead)
+                    assert lead - least_lead <= bound, (f, m)
 
     @invariant()
     def counts(self) -> None:
         assert len(self.scheduler) == len(self.images)
-        assert self.scheduler.active_rows == sum(image.rows for image in self.images if image.job not in self.paused)
-        assert self.scheduler.is_idle == all(image.job in self.paused for image in self.images)
+        assert self.scheduler.active_rows == sum(
+            image.rows for image in self.images if image.job not in self.paused_jobs
+        )
+        assert self.scheduler.is_idle == all(image.job in self.paused_jobs for image in self.images)
 
     def teardown(self) -> None:
         """No unpaused image starves. A step of four rows at 1024² costs as much as 80 of one row at 64²."""
-        before = {id(image): image.k for image in self.images if image.job not in self.paused}
+        before = {id(image): image.k for image in self.images if image.job not in self.paused_jobs}
         for _ in range(400 * len(before)):
             if all(image.k > before.get(id(image), -1) for image in self.images):
                 return
             self.step()
-        late = [image for image in self.images if image.k <= before.get(id(image), -1)]
-        assert not late, late
+        late_images = [image for image in self.images if image.k <= before.get(id(image), -1)]
+        assert not late_images, late_images
 
 
 TestSchedulerMachine = SchedulerMachine.TestCase

@@ -58,16 +58,16 @@ def run(images: list[Image], limit: int, times: ForwardTimes) -> tuple[float, di
     scheduler: Scheduler[Image] = Scheduler()
     for each in images:
         scheduler.add(each)
-    took, rows = 0.0, dict.fromkeys((each.share.user for each in images), 0)
+    duration, rows = 0.0, dict.fromkeys((each.share.user for each in images), 0)
     for _ in range(STEPS):
         batch = scheduler.next_batch(limit)
         assert batch == scheduler.next_batch(limit), "choosing a batch changed the next choice"
-        took += forward_ms(times, sum(each.rows for each in batch))
+        duration += forward_ms(times, sum(each.rows for each in batch))
         for each in batch:
             each.k += 1
             rows[each.share.user] += each.rows
         scheduler.charge(batch)
-    return took, rows
+    return duration, rows
 
 
 @given(forward_times(), st.lists(st.integers(1, 40), min_size=1, max_size=6), st.integers(1, 32))
@@ -79,73 +79,80 @@ def test_the_bound_is_between_one_and_the_batch_limit(times: ForwardTimes, rows:
 @given(forward_times(), st.integers(2, 16), st.integers(1, 4))
 def test_users_of_equal_demand_are_never_bounded(times: ForwardTimes, users: int, rows: int) -> None:
     demands = [Demand(user, rows, 1 / users) for user in range(users)]
-    padded = forward_ms(times, users * rows)
-    if padded <= users * forward_ms(times, rows):  # otherwise padding makes separate turns faster
+    padded_ms = forward_ms(times, users * rows)
+    if padded_ms <= users * forward_ms(times, rows):  # otherwise padding makes separate turns faster
         assert StepTimeLimiter().limit_rows(demands, 32, times) == 32
 
 
 @pytest.mark.slow
 @given(forward_times(), st.integers(1, 8), st.integers(8, 32), st.floats(0.1, 0.9))
 def test_steps_of_a_light_user_take_no_longer_than_turns_or_the_frugal_mean(
-    times: ForwardTimes, light: int, limit: int, share: float
+    times: ForwardTimes, light_rows: int, limit: int, share: float
 ) -> None:
-    patience, took = StepTimeLimiter(), 0.0
-    demands = [Demand("light", light, share), Demand("heavy", 40, 1 - share)]
-    least = min(limit, next((size for size in SIZES if size > light), 32))
-    frugal = efficient_ms(times, efficient_sizes(times, light + 1, limit)) if light < limit else 0.0
-    allowance, full = max(forward_ms(times, light) / share, frugal), forward_ms(times, limit)
+    limiter, duration = StepTimeLimiter(), 0.0
+    demands = [Demand("light", light_rows, share), Demand("heavy", 40, 1 - share)]
+    min_rows = min(limit, next((size for size in SIZES if size > light_rows), 32))
+    efficient_limit = efficient_ms(times, efficient_sizes(times, light_rows + 1, limit)) if light_rows < limit else 0.0
+    light_limit, full_rows = max(forward_ms(times, light_rows) / share, efficient_limit), forward_ms(times, limit)
     for _ in range(STEPS):
-        rows = patience.limit_rows(demands, limit, times)
-        patience.charge({"light": light, "heavy": max(0, rows - light)})
-        took += forward_ms(times, max(rows, light))
-    if forward_ms(times, least) <= allowance:
-        assert took / STEPS <= allowance + full / STEPS + 1e-6
+        rows = limiter.limit_rows(demands, limit, times)
+        limiter.charge({"light": light_rows, "heavy": max(0, rows - light_rows)})
+        duration += forward_ms(times, max(rows, light_rows))
+    if forward_ms(times, min_rows) <= light_limit:
+        assert duration / STEPS <= light_limit + full_rows / STEPS + 1e-6
 
 
 @given(forward_times(), st.integers(1, 32), st.integers(1, 32))
 def test_a_larger_efficient_batch_adds_ever_fewer_rows_a_millisecond(
-    times: ForwardTimes, least: int, full: int
+    times: ForwardTimes, min_rows: int, full_rows: int
 ) -> None:
-    sizes = efficient_sizes(times, least, full)
+    sizes = efficient_sizes(times, min_rows, full_rows)
     assert sizes == sorted(set(sizes))
-    assert sizes[-1] == full
-    gains = [
-        (many - few) / max(forward_ms(times, many) - forward_ms(times, few), 1e-9) for few, many in pairwise(sizes)
+    assert sizes[-1] == full_rows
+    marginal_gains = [
+        (more_rows - few) / max(forward_ms(times, more_rows) - forward_ms(times, few), 1e-9)
+        for few, more_rows in pairwise(sizes)
     ]
-    assert gains == sorted(gains, reverse=True)
+    assert marginal_gains == sorted(marginal_gains, reverse=True)
 
 
 @given(forward_times(), st.integers(1, 32), st.integers(1, 32))
-def test_mixtures_at_the_frugal_mean_keep_most_rows_per_second(times: ForwardTimes, least: int, full: int) -> None:
-    sizes = efficient_sizes(times, min(least, full), full)
-    frugal = efficient_ms(times, sizes)
-    few = max(size for size in sizes if forward_ms(times, size) <= frugal * (1 + 1e-9))
-    rest = [size for size in sizes if size > few]
-    gain = 0.0 if not rest else (rest[0] - few) / max(forward_ms(times, rest[0]) - forward_ms(times, few), 1e-9)
-    rows = few + gain * (frugal - forward_ms(times, few))
-    assert rows / frugal >= MIN_THROUGHPUT_SHARE * full / forward_ms(times, full) * (1 - 1e-6)
+def test_mixtures_at_the_frugal_mean_keep_most_rows_per_second(
+    times: ForwardTimes, min_rows: int, full_rows: int
+) -> None:
+    sizes = efficient_sizes(times, min(min_rows, full_rows), full_rows)
+    efficient_limit = efficient_ms(times, sizes)
+    few = max(size for size in sizes if forward_ms(times, size) <= efficient_limit * (1 + 1e-9))
+    larger_sizes = [size for size in sizes if size > few]
+    gain = (
+        0.0
+        if not larger_sizes
+        else (larger_sizes[0] - few) / max(forward_ms(times, larger_sizes[0]) - forward_ms(times, few), 1e-9)
+    )
+    rows = few + gain * (efficient_limit - forward_ms(times, few))
+    assert rows / efficient_limit >= MIN_THROUGHPUT_SHARE * full_rows / forward_ms(times, full_rows) * (1 - 1e-6)
 
 
-@pytest.mark.parametrize(("times", "limit", "slower"), [(FORWARD_MS[512], 8, 2.0), (LIGHT, 32, 2.8)])
+@pytest.mark.parametrize(("times", "limit", "slowdown"), [(FORWARD_MS[512], 8, 2.0), (LIGHT, 32, 2.8)])
 def test_one_picture_beside_a_flood_keeps_its_pace_at_the_cost_of_few_rows(
-    times: ForwardTimes, limit: int, slower: float
+    times: ForwardTimes, limit: int, slowdown: float
 ) -> None:
     flood = [image("flood", number, times) for number in range(20)]
-    took, rows = run([*flood, image("lone", 0, times)], limit, times)
+    duration, rows = run([*flood, image("lone", 0, times)], limit, times)
     assert rows["lone"] == 2 * STEPS
-    assert took <= STEPS * slower * times[2] + times[limit]
-    most = limit / times[limit]
-    assert sum(rows.values()) / took >= 0.84 * most
+    assert duration <= STEPS * slowdown * times[2] + times[limit]
+    most_efficient = limit / times[limit]
+    assert sum(rows.values()) / duration >= 0.84 * most_efficient
 
 
 @pytest.mark.slow
 @given(st.integers(1, 6), st.integers(1, 4))
 @settings(deadline=None, max_examples=25)
-def test_heavy_users_never_starve_beside_light_users(light: int, images: int) -> None:
-    heavy = [image("heavy", number, LIGHT) for number in range(20)]
-    few = [image(f"light {user}", number, LIGHT) for user in range(light) for number in range(images)]
-    run([*heavy, *few], 16, LIGHT)
-    assert all(each.k for each in [*heavy, *few])
+def test_heavy_users_never_starve_beside_light_users(light_rows: int, images: int) -> None:
+    heavy_images = [image("heavy", number, LIGHT) for number in range(20)]
+    few = [image(f"light {user}", number, LIGHT) for user in range(light_rows) for number in range(images)]
+    run([*heavy_images, *few], 16, LIGHT)
+    assert all(each.k for each in [*heavy_images, *few])
 
 
 def test_without_forward_times_batches_have_no_bound() -> None:

@@ -41,8 +41,8 @@ def draw_noise(width: int, height: int, seed: int = 1) -> Image.Image:
 
 
 def enlarge_untiled(resolver: SuperResolver, picture: Image.Image, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
-    with monkeypatch.context() as patched:
-        patched.setattr(super_resolver, "TILE_SIDE", 100_000)
+    with monkeypatch.context() as patches:
+        patches.setattr(super_resolver, "TILE_SIDE", 100_000)
         return np.asarray(resolver.upscale(picture), dtype=np.int16)
 
 
@@ -50,11 +50,11 @@ def enlarge_untiled(resolver: SuperResolver, picture: Image.Image, monkeypatch: 
 def test_tiles_leave_no_seam(resolver: SuperResolver, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     expected = enlarge_untiled(resolver, draw_noise(*size), monkeypatch)
     monkeypatch.setattr(super_resolver, "TILE_SIDE", 64)
-    beats: list[None] = []
-    tiled = np.asarray(resolver.upscale(draw_noise(*size), on_tile=lambda: beats.append(None)), dtype=np.int16)
+    heartbeats: list[None] = []
+    tiled = np.asarray(resolver.upscale(draw_noise(*size), on_tile=lambda: heartbeats.append(None)), dtype=np.int16)
     assert tiled.shape == (4 * size[1], 4 * size[0], 3)
     assert abs(tiled - expected).max() <= 1
-    assert len(beats) > 1
+    assert len(heartbeats) > 1
 
 
 def test_tiles_without_a_margin_leave_seams(resolver: SuperResolver, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,8 +70,8 @@ def test_tiles_leave_no_seam_at_other_factors(
     resolver: SuperResolver, factor: int, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = draw_noise(130, 66)
-    with monkeypatch.context() as patched:
-        patched.setattr(super_resolver, "TILE_SIDE", 100_000)
+    with monkeypatch.context() as patches:
+        patches.setattr(super_resolver, "TILE_SIDE", 100_000)
         expected = np.asarray(resolver.upscale(source, factor), dtype=np.int16)
     monkeypatch.setattr(super_resolver, "TILE_SIDE", 64)
     tiled = resolver.upscale(source, factor)
@@ -86,44 +86,44 @@ def test_the_edge_of_a_plain_picture_stays_plain(resolver: SuperResolver) -> Non
 
 
 def test_tiles_cover_the_picture_once_and_stay_small() -> None:
-    covered = np.zeros((1024, 1024), dtype=np.uint8)
-    for (left, top, right, bottom), outer in _tile_boxes((1024, 1024), 14):
-        covered[top:bottom, left:right] += 1
-        assert outer[2] - outer[0] <= super_resolver.TILE_SIDE
-        assert outer[3] - outer[1] <= super_resolver.TILE_SIDE
-    assert (covered == 1).all()
+    coverage = np.zeros((1024, 1024), dtype=np.uint8)
+    for (left, top, right, bottom), outer_box in _tile_boxes((1024, 1024), 14):
+        coverage[top:bottom, left:right] += 1
+        assert outer_box[2] - outer_box[0] <= super_resolver.TILE_SIDE
+        assert outer_box[3] - outer_box[1] <= super_resolver.TILE_SIDE
+    assert (coverage == 1).all()
 
 
 def test_the_same_picture_always_gives_the_same_bytes(weights: Make) -> None:
     path, source = weights(), encode_png(draw_noise(70, 40), "a cat")
     first, second = SuperResolver(path), SuperResolver(path)
     assert first.fingerprint == second.fingerprint != SuperResolver(weights(seed=1)).fingerprint
-    upscaled = upscale_picture(source, 4, "gan", first)
-    assert upscaled == upscale_picture(source, 4, "gan", second)
+    upscaled_picture = upscale_picture(source, 4, "gan", first)
+    assert upscaled_picture == upscale_picture(source, 4, "gan", second)
     upscaler = Upscaler(first)
-    assert upscaler.upscale(source, 4, "gan").result(TIMEOUT) == upscaled
+    assert upscaler.upscale(source, 4, "gan").result(TIMEOUT) == upscaled_picture
     assert upscaler.measure_ms_per_megapixel() > 0
     upscaler.close()
 
 
-@pytest.mark.parametrize(("scale", "around"), [(4, 14), (2, 14), (4, 66), (2, 66)])
+@pytest.mark.parametrize(("scale", "context_pixels"), [(4, 14), (2, 14), (4, 66), (2, 66)])
 def test_the_measured_cost_includes_all_pixels_that_the_network_processes(
-    scale: int, around: int, weights: Make, monkeypatch: pytest.MonkeyPatch
+    scale: int, context_pixels: int, weights: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Counts pixels in place of seconds: a ×2 network runs twice for ×4, and a wide receptive field repeats pixels."""
-    resolver, processed = SuperResolver(weights(scale=scale)), [0]
+    resolver, processed_pixels = SuperResolver(weights(scale=scale)), [0]
 
     def pixels(tile: np.ndarray) -> np.ndarray:
-        processed[0] += tile.shape[0] * tile.shape[1]
+        processed_pixels[0] += tile.shape[0] * tile.shape[1]
         return tile.repeat(scale, 0).repeat(scale, 1)
 
     monkeypatch.setattr(resolver, "_run_network", pixels)
-    monkeypatch.setattr(resolver, "_context", around)
-    monkeypatch.setattr(super_resolver.time, "thread_time", lambda: processed[0] / 1000)
+    monkeypatch.setattr(resolver, "_context", context_pixels)
+    monkeypatch.setattr(super_resolver.time, "thread_time", lambda: processed_pixels[0] / 1000)
     cost = resolver.measure_ms_per_megapixel()
-    processed[0] = 0
+    processed_pixels[0] = 0
     resolver.upscale(draw_noise(1024, 512), 4)
-    assert cost == pytest.approx(processed[0] / (1024 * 512 / 1e6), rel=0.25)
+    assert cost == pytest.approx(processed_pixels[0] / (1024 * 512 / 1e6), rel=0.25)
 
 
 class OverflowingNetwork:
@@ -161,19 +161,19 @@ def test_every_picture_mode_is_upscaled_to_rgb(resolver: SuperResolver, mode: st
 
 def test_parameters_name_the_upscaler(resolver: SuperResolver) -> None:
     small = encode_png(draw_noise(20, 10), "a cat\nSteps: 3")
-    upscaled = upscale_picture(small, 4, "gan", resolver)
-    with Image.open(BytesIO(upscaled.png)) as large:
+    upscaled_picture = upscale_picture(small, 4, "gan", resolver)
+    with Image.open(BytesIO(upscaled_picture.png)) as large:
         assert large.size == (80, 40)
         assert large.info["parameters"] == "a cat\nSteps: 3, Postprocess upscale by: 4, Postprocess upscaler: tiny4"
-    assert upscaled.method == "gan"
+    assert upscaled_picture.method == "gan"
 
 
 def test_without_a_super_resolver_lanczos_upscales_and_is_named() -> None:
     small = encode_png(draw_noise(20, 10), "a cat")
-    upscaled = upscale_picture(small, 4, "gan")
-    assert upscaled == upscale_picture(small, 4, "lanczos")
-    assert upscaled.method == "lanczos"
-    with Image.open(BytesIO(upscaled.png)) as large:
+    upscaled_picture = upscale_picture(small, 4, "gan")
+    assert upscaled_picture == upscale_picture(small, 4, "lanczos")
+    assert upscaled_picture.method == "lanczos"
+    with Image.open(BytesIO(upscaled_picture.png)) as large:
         assert large.info["parameters"].endswith("Postprocess upscaler: Lanczos")
     upscaler = Upscaler()
     assert upscaler.measure_ms_per_megapixel() == 0
@@ -189,21 +189,23 @@ def test_a_decompression_bomb_is_refused_before_the_decode(resolver: SuperResolv
 def test_finals_of_a_small_model_are_upscaled_but_previews_are_not(weights: Make, recipe: Any, job: Any) -> None:
     from engine.core.engine import LatentsDone, StepDone
 
-    plain = load_embedded()
-    resolvers = [SuperResolver(weights()), SuperResolver(weights(seed=1))]
-    families = [load_embedded(resolver=each) for each in resolvers]
+    plain_family = load_embedded()
+    two_resolvers = [SuperResolver(weights()), SuperResolver(weights(seed=1))]
+    families = [load_embedded(resolver=each) for each in two_resolvers]
     family = families[0]
-    assert (plain.upscale_factor, plain.upscaler) == (1, "")
+    assert (plain_family.upscale_factor, plain_family.upscaler) == (1, "")
     assert (family.upscale_factor, family.upscaler) == (4, "tiny4")
-    assert len({plain.revision, *(each.revision for each in families)}) == 3
+    assert len({plain_family.revision, *(each.revision for each in families)}) == 3
     one = job(recipe(model="embedded", width=64, height=64))
     latents = torch.randn(family.latent_shape(64, 64), generator=torch.Generator().manual_seed(1))
-    lane = DecodeWorker({"embedded": family})
-    upscaled, again = (lane.render_picture(LatentsDone(one.id, 0, latents, ()), one).result(TIMEOUT) for _ in range(2))
-    frame = lane.render_frame(StepDone(one.id, 0, 1, 10, latents), one, 0, 1.0).result(TIMEOUT)
-    lane.close()
-    assert upscaled == again
-    with Image.open(BytesIO(upscaled)) as large, Image.open(BytesIO(frame.picture)) as small:
+    decode_worker = DecodeWorker({"embedded": family})
+    upscaled_picture, upscaled_again = (
+        decode_worker.render_picture(LatentsDone(one.id, 0, latents, ()), one).result(TIMEOUT) for _ in range(2)
+    )
+    frame = decode_worker.render_frame(StepDone(one.id, 0, 1, 10, latents), one, 0, 1.0).result(TIMEOUT)
+    decode_worker.close()
+    assert upscaled_picture == upscaled_again
+    with Image.open(BytesIO(upscaled_picture)) as large, Image.open(BytesIO(frame.picture)) as small:
         assert (large.size, small.size) == ((256, 256), (64, 64))
         assert "Size: 64x64, Model hash: " in large.info["parameters"]
         assert "Hires upscale: 4, Hires upscaler: tiny4" in large.info["parameters"]
@@ -224,9 +226,9 @@ def test_a_large_model_uses_no_super_resolver(
     from engine.models.families import stable_diffusion
 
     monkeypatch.setattr(stable_diffusion, "SMALL_MODEL_SIZE", 31)
-    plain = load_folder(str(small_folder), "small")
+    plain_family = load_folder(str(small_folder), "small")
     with_resolver = load_folder(str(small_folder), "small", resolver=SuperResolver(weights()))
-    assert (with_resolver.upscale_factor, with_resolver.revision) == (1, plain.revision)
+    assert (with_resolver.upscale_factor, with_resolver.revision) == (1, plain_family.revision)
 
 
 def write_broken_weights(kind: str, weights: Make, folder: Path) -> Path:
@@ -280,11 +282,11 @@ def write_broken_weights(kind: str, weights: Make, folder: Path) -> Path:
     ],
 )
 def test_an_unusable_file_is_refused_in_one_sentence(kind: str, sentence: str, weights: Make, tmp_path: Path) -> None:
-    with pytest.raises(JobRejected) as refused:
+    with pytest.raises(JobRejected) as error:
         SuperResolver(write_broken_weights(kind, weights, tmp_path))
-    assert refused.value.blame == "worker"
-    assert refused.value.sentence.startswith("The upscaler ")
-    assert refused.value.sentence.endswith(sentence)
+    assert error.value.blame == "worker"
+    assert error.value.sentence.startswith("The upscaler ")
+    assert error.value.sentence.endswith(sentence)
 
 
 def test_without_spandrel_the_error_says_what_to_install(weights: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,12 +304,12 @@ def test_without_the_built_in_file_there_is_no_super_resolver(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("factor", "every"), [(2, 1), (3, 1), (4, 1), (8, 4)])  # ×8 takes a second per chart
-def test_the_built_in_super_resolver_does_not_overshoot_edges(factor: int, every: int) -> None:
+@pytest.mark.parametrize(("factor", "max_overshoot"), [(2, 1), (3, 1), (4, 1), (8, 4)])  # ×8 takes a second per chart
+def test_the_built_in_super_resolver_does_not_overshoot_edges(factor: int, max_overshoot: int) -> None:
     """Edges between two mid greys, far from clipping, at every angle and phase. Lanczos rings by some per cent."""
     resolver = SuperResolver(BUILT_IN)
-    overshoot_by_chart = measure_overshoots(lambda chart: resolver.upscale(chart, factor), every)
-    assert len(overshoot_by_chart) == 36 // every
+    overshoot_by_chart = measure_overshoots(lambda chart: resolver.upscale(chart, factor), max_overshoot)
+    assert len(overshoot_by_chart) == 36 // max_overshoot
     assert max(overshoot_by_chart.values()) <= 4
 
 
@@ -316,12 +318,12 @@ def test_clamping_removes_ringing_and_leaves_all_other_pixels() -> None:
     source[:, 3:] = (192, 64, 10)
     pixels = source.repeat(4, axis=0).repeat(4, axis=1)
     pixels[2, 13], pixels[2, 3], pixels[7, 9] = (255, 255, 0), (0, 0, 0), (128, 64, 40)
-    clamped = np.asarray(clamp_ringing(Image.fromarray(pixels), Image.fromarray(source)))
+    clamped_picture = np.asarray(clamp_ringing(Image.fromarray(pixels), Image.fromarray(source)))
     pixels[2, 13], pixels[2, 3] = (
         (192 + MAX_EXCESS, 64 + MAX_EXCESS, 10 - MAX_EXCESS),
         (64 - MAX_EXCESS,) * 3,
     )  # (128, 64, 40) may stay
-    assert np.array_equal(clamped, pixels)
+    assert np.array_equal(clamped_picture, pixels)
 
 
 def test_clamped_tiles_leave_no_seam(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,9 +334,9 @@ def test_clamped_tiles_leave_no_seam(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_only_weights_marked_in_their_header_are_clamped(weights: Make, tmp_path: Path) -> None:
     grey = Image.new("RGB", (16, 16), (90, 90, 90))
-    free = np.asarray(SuperResolver(weights()).upscale(grey))
-    assert np.ptp(free, axis=(0, 1)).max() > 2 * MAX_EXCESS
+    unclamped = np.asarray(SuperResolver(weights()).upscale(grey))
+    assert np.ptp(unclamped, axis=(0, 1)).max() > 2 * MAX_EXCESS
     save_file(load_file(weights()), tmp_path / "flat.safetensors", CLAMP_METADATA)
-    clamped = SuperResolver(tmp_path / "flat.safetensors")
-    assert np.ptp(np.asarray(clamped.upscale(grey)), axis=(0, 1)).max() <= 2 * MAX_EXCESS
-    assert clamped.fingerprint != SuperResolver(weights()).fingerprint
+    clamped_picture = SuperResolver(tmp_path / "flat.safetensors")
+    assert np.ptp(np.asarray(clamped_picture.upscale(grey)), axis=(0, 1)).max() <= 2 * MAX_EXCESS
+    assert clamped_picture.fingerprint != SuperResolver(weights()).fingerprint

@@ -32,21 +32,21 @@ from engine.worker.describe_service import BUSY_ERROR, STOPPING_ERROR, DescribeS
 from engine.worker.watchdog import Watchdog
 from engine.worker.worker import Worker
 from engine.worker.worker_profile import WorkerProfile
-from shared.worker_harness import LONG, Shop, a_job, midway, until
+from shared.worker_harness import LONG_STEPS, WorkerHarness, make_job, wait_until, wait_until_midway
 from training.latent_sampling import build_input, initial_noise, sample_latents
 
 
 def encode_png(picture: Image.Image | None = None, size: int = 64) -> bytes:
-    out = io.BytesIO()
-    (picture or Image.effect_noise((size, size), 80).convert("RGB")).save(out, "PNG")
-    return out.getvalue()
+    buffer = io.BytesIO()
+    (picture or Image.effect_noise((size, size), 80).convert("RGB")).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def make_request(*texts: str, picture: bytes | None = None, **fields: Any) -> DescribeRequest:
     return DescribeRequest(**({"model": "embedded", "picture": picture or encode_png(), "texts": texts} | fields))
 
 
-def make_warm(family: Family) -> ModelProfile:
+def make_profile(family: Family) -> ModelProfile:
     return ModelProfile(
         name=family.name, revision=family.revision, dtype="float32", size=family.size, multiple=family.multiple,
         max_pixels=family.max_pixels, tokens=family.tokens, steps=10, sampler="ddim", guidance=family.guidance,
@@ -54,12 +54,14 @@ def make_warm(family: Family) -> ModelProfile:
     )  # fmt: skip
 
 
-def shelf_of(family: Family) -> ModelCache:
+def make_cache(family: Family) -> ModelCache:
     """A model cache with this one model in memory."""
-    stock, warm = LoadedModels(10), make_warm(family)
-    stock.reserve(family.name, 1)
-    stock.add(family.name, family)
-    return ModelCache([ModelEntry(family.name, 1, warm, lambda report: family, lambda family: warm)], stock)
+    loaded_models, profile = LoadedModels(10), make_profile(family)
+    loaded_models.reserve(family.name, 1)
+    loaded_models.add(family.name, family)
+    return ModelCache(
+        [ModelEntry(family.name, 1, profile, lambda report: family, lambda family: profile)], loaded_models
+    )
 
 
 def test_an_exact_prediction_has_no_error(affine: Any) -> None:
@@ -67,17 +69,19 @@ def test_an_exact_prediction_has_no_error(affine: Any) -> None:
     samples = noise_image(affine, torch.randn(4, 4, 4), 0, 8)
     assert len({one.t for one in samples}) == 8, "each at its own noise level"
     assert all(300 < one.t < 900 for one in samples), "neither almost clean nor pure noise"
-    exact: Any = SimpleNamespace(
+    exact_family: Any = SimpleNamespace(
         name="exact", samplers=affine.samplers, guidance=2.0, guides="rows", size=32,
         encode_conditioning=lambda text, recipe: (torch.zeros(1),),
         denoise=lambda x, t, texts, dtype: torch.stack(
             [next(one.target for one in samples if torch.equal(one.x, row)) for row in x]
         ),
     )  # fmt: skip
-    error_list = prediction_errors(exact, ["a"], samples, [ClassifierRow(0, draw) for draw in range(8)], 8, "float32")
+    error_list = prediction_errors(
+        exact_family, ["a"], samples, [ClassifierRow(0, draw) for draw in range(8)], 8, "float32"
+    )
     assert max(error_list) == 0.0
-    again = noise_image(affine, torch.zeros(4, 4, 4), 5, 2)
-    assert [one.t for one in again] == [one.t for one in samples[5:7]], "one fixed sequence"
+    same_noise = noise_image(affine, torch.zeros(4, 4, 4), 5, 2)
+    assert [one.t for one in same_noise] == [one.t for one in samples[5:7]], "one fixed sequence"
 
 
 def test_the_error_is_the_error_of_the_predicted_noise(affine: Any) -> None:
@@ -88,8 +92,8 @@ def test_the_error_is_the_error_of_the_predicted_noise(affine: Any) -> None:
     assert one.weight == pytest.approx(1.0)
     assert torch.allclose(one.target, noise, atol=1e-4)
     (error,) = prediction_errors(affine, ["a cat"], [one], [ClassifierRow(0, 0)], 1, "float32")
-    out = affine.denoise(one.x[None], torch.tensor([one.t]), (affine._embed("a cat")[None],), "float32")[0]
-    assert error == pytest.approx(float((out - noise).square().mean()), rel=1e-4)
+    output = affine.denoise(one.x[None], torch.tensor([one.t]), (affine._embed("a cat")[None],), "float32")[0]
+    assert error == pytest.approx(float((output - noise).square().mean()), rel=1e-4)
 
 
 def test_every_text_is_scored_with_every_draw_in_forwards_of_one_shape(affine: Any) -> None:
@@ -99,12 +103,14 @@ def test_every_text_is_scored_with_every_draw_in_forwards_of_one_shape(affine: A
     assert [row for part in parts for row in part] == [
         ClassifierRow(text, draw) for text in range(5) for draw in range(3)
     ]
-    together = [one for part in parts for one in prediction_errors(affine, list("abcde"), samples, part, 4, "float32")]
+    batched_errors = [
+        one for part in parts for one in prediction_errors(affine, list("abcde"), samples, part, 4, "float32")
+    ]
     assert affine.shapes == [4] * 4
     one_by_one = [
         prediction_errors(affine, list("abcde"), samples, [row], 1, "float32")[0] for part in parts for row in part
     ]
-    assert together == pytest.approx(one_by_one, rel=1e-5)
+    assert batched_errors == pytest.approx(one_by_one, rel=1e-5)
     with pytest.raises(JobRejected, match="not finite"):
         prediction_errors(
             type(affine)(affine.scheduler_config, "b"), ["b"], samples, [ClassifierRow(0, 0)], 1, "float32"
@@ -140,34 +146,34 @@ def test_the_embedded_model_recognises_its_own_fox(embedded: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.asyncio
-async def test_a_worker_scores_texts_between_the_steps_of_a_running_job(shop: Shop) -> None:
-    family = shop.loaded["embedded"]
-    bus = await shop.join()
+async def test_a_worker_scores_texts_between_the_steps_of_a_running_job(harness: WorkerHarness) -> None:
+    family = harness.families["embedded"]
+    bus = await harness.connect()
     worker = Worker(
         bus,
-        Engine(shop.loaded, rows=8),
-        shop.lane,
+        Engine(harness.families, rows=8),
+        harness.decode_worker,
         WorkerProfile("one", "cpu", rows=8),
         Watchdog(),
-        model_cache=shelf_of(family),
+        model_cache=make_cache(family),
     )
-    shop.running.append((worker, asyncio.create_task(worker.run())))
+    harness.started_workers.append((worker, asyncio.create_task(worker.run())))
     await bus.serve_describe(worker.describe_service.models, worker.describe_service.answer_request)
     await bus.client.flush()
-    await shop.bot.dispatch(a_job(steps=LONG))
-    run = await midway(worker)
+    await harness.bot.dispatch(make_job(steps=LONG_STEPS))
+    run = await wait_until_midway(worker)
     before, request = min(run.steps_done.values()), make_request("a fox", "a car", "", draws=8)
-    scores = await shop.bot.describe(request)
+    scores = await harness.bot.describe(request)
     assert [len(one) for one in scores] == [8, 8, 8]
     assert min(run.steps_done.values()) > before, "the running job continued meanwhile"
-    assert scores == await shop.bot.describe(request), "the same bits, whatever else runs"
+    assert scores == await harness.bot.describe(request), "the same bits, whatever else runs"
     for request, reason in (
         (make_request("a", picture=b"no picture"), "cannot be read"),
         (make_request("a", model="other"), "No worker that is online has other in memory"),
     ):  # fmt: skip
         with pytest.raises(NoWorkerAnswers, match=reason):
-            await shop.bot.describe(request)
-    answer = await shop.bot.client.request("describe.embedded", b"garbage", timeout=5)
+            await harness.bot.describe(request)
+    answer = await harness.bot.client.request("describe.embedded", b"garbage", timeout=5)
     assert b"malformed" in answer.data
     assert worker._model_cache._loaded_models.count_users("embedded") == 1, "only the job holds the model"
 
@@ -176,32 +182,32 @@ class DescribingHarness:
     """A worker's `DescribeService` over the affine network. Its thread waits until `go` is set."""
 
     def __init__(self, affine: Any) -> None:
-        self.go, self.calls = asyncio.Event(), 0
-        shelf = shelf_of(affine)
-        self.lane = DecodeWorker(shelf.families)
-        self.shelf = shelf
-        self.describing = DescribeService(self, self.lane, shelf, 8)  # type: ignore[arg-type]
+        self.call_gate, self.calls = asyncio.Event(), 0
+        cache = make_cache(affine)
+        self.decode_worker = DecodeWorker(cache.families)
+        self.cache = cache
+        self.service = DescribeService(self, self.decode_worker, cache, 8)  # type: ignore[arg-type]
 
-    async def call(self, act: Callable[[Any], Any], kind: WorkKind) -> Any:
+    async def call(self, function: Callable[[Any], Any], kind: WorkKind) -> Any:
         self.calls += 1
-        await self.go.wait()
-        return await asyncio.to_thread(act, None)
+        await self.call_gate.wait()
+        return await asyncio.to_thread(function, None)
 
     async def answer(self, *texts: str, **fields: Any) -> DescribeReply:
-        return await self.describing.answer_request(make_request(*texts, model="affine", **fields))
+        return await self.service.answer_request(make_request(*texts, model="affine", **fields))
 
 
 @pytest.mark.asyncio
 async def test_one_request_runs_at_a_time_and_none_after_closing(affine: Any) -> None:
     harness = await asyncio.to_thread(DescribingHarness, affine)
     first = asyncio.create_task(harness.answer("a", "b"))
-    await until(lambda: harness.calls)
+    await wait_until(lambda: harness.calls)
     assert (await harness.answer("c")).error == BUSY_ERROR
-    harness.describing.close()
+    harness.service.close()
     assert (await first).error == STOPPING_ERROR
     assert (await harness.answer("c")).error == STOPPING_ERROR
-    assert harness.shelf._loaded_models.count_users("affine") == 0
-    await asyncio.to_thread(harness.lane.close)
+    assert harness.cache._loaded_models.count_users("affine") == 0
+    await asyncio.to_thread(harness.decode_worker.close)
 
 
 @pytest.mark.asyncio
@@ -209,7 +215,7 @@ async def test_an_error_is_answered_with_a_sentence_and_the_next_request_works(
     affine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     harness = await asyncio.to_thread(DescribingHarness, affine)
-    harness.go.set()
+    harness.call_gate.set()
     affine.memory = 2
     reply = await harness.answer("a", "b", draws=4)
     assert [len(one) for one in reply.errors] == [4, 4]
@@ -224,65 +230,65 @@ async def test_an_error_is_answered_with_a_sentence_and_the_next_request_works(
     monkeypatch.setattr(worker_describing, "TIMEOUT_SECONDS", 0.0)
     assert "too slow" in (await harness.answer("a")).error
     monkeypatch.undo()
-    assert (await harness.describing.answer_request(make_request("a", model="sdxl"))).error.startswith(
+    assert (await harness.service.answer_request(make_request("a", model="sdxl"))).error.startswith(
         "The model sdxl is not in memory"
     )
     assert (await harness.answer("a", revision="other")).error.startswith("This worker has another version of affine")
     assert len((await harness.answer("a", revision="r1")).errors) == 1
-    await asyncio.to_thread(harness.lane.close)
+    await asyncio.to_thread(harness.decode_worker.close)
 
 
 @pytest.mark.asyncio
 async def test_a_slower_device_gets_smaller_forwards(affine: Any) -> None:
     for row_ms, rows in ((1.0, 8), (300.0, 3), (5000.0, 1)):
         harness = await asyncio.to_thread(DescribingHarness, affine)
-        harness.go.set()
-        model = harness.shelf._models["affine"]
+        harness.call_gate.set()
+        model = harness.cache._models["affine"]
         model.profile = replace(model.profile, row_ms=row_ms)
         affine.shapes.clear()
         await harness.answer(*"abcdefgh")
         assert set(affine.shapes) == {rows}
-        await asyncio.to_thread(harness.lane.close)
+        await asyncio.to_thread(harness.decode_worker.close)
 
 
 @pytest.mark.asyncio
-async def test_a_request_refused_by_one_worker_goes_to_another(shop: Shop) -> None:
+async def test_a_request_refused_by_one_worker_goes_to_another(harness: WorkerHarness) -> None:
     requested_models: list[str] = []
 
-    async def busy(request: DescribeRequest) -> DescribeReply:
+    async def answer_busy(request: DescribeRequest) -> DescribeReply:
         requested_models.append(request.model)
         is_refused = len(requested_models) < 3
         return DescribeReply(error=BUSY_ERROR, elsewhere=True) if is_refused else DescribeReply(errors=((0.5,),))
 
-    worker = await shop.join()
-    await worker.serve_describe(["embedded"], busy)
+    worker = await harness.connect()
+    await worker.serve_describe(["embedded"], answer_busy)
     await worker.client.flush()
-    assert await shop.bot.describe(make_request("a", draws=1)) == ((0.5,),)
+    assert await harness.bot.describe(make_request("a", draws=1)) == ((0.5,),)
     assert len(requested_models) == 3
-    await worker.serve_describe(["other"], busy)  # `embedded` is no longer in memory
+    await worker.serve_describe(["other"], answer_busy)  # `embedded` is no longer in memory
     await worker.client.flush()
     with pytest.raises(NoWorkerAnswers, match="has embedded in memory"):
-        await shop.bot.describe(make_request("a", draws=1))
+        await harness.bot.describe(make_request("a", draws=1))
 
 
 @pytest.mark.asyncio
-async def test_an_answer_that_does_not_fit_the_request_is_refused(shop: Shop) -> None:
-    worker = await shop.join()
-    wrong = iter([((0.1,),), ((0.1, 0.2), (0.1,)), ()])
+async def test_an_answer_that_does_not_fit_the_request_is_refused(harness: WorkerHarness) -> None:
+    worker = await harness.connect()
+    wrong_replies = iter([((0.1,),), ((0.1, 0.2), (0.1,)), ()])
 
     async def describe(request: DescribeRequest) -> DescribeReply:
-        return DescribeReply(errors=next(wrong))
+        return DescribeReply(errors=next(wrong_replies))
 
     await worker.serve_describe(["embedded"], describe)
     await worker.client.flush()
     for _ in range(3):
         with pytest.raises(NoWorkerAnswers, match="wrong number"):
-            await shop.bot.describe(make_request("a", "b", draws=2))
-    bus: Bus = shop.bot
+            await harness.bot.describe(make_request("a", "b", draws=2))
+    bus: Bus = harness.bot
 
     async def odd(msg: Any) -> None:
         await msg.respond(encode(DescribeReply(errors=((float("nan"),),))))
 
     await bus.client.subscribe("describe.odd", cb=odd)
     with pytest.raises(NoWorkerAnswers, match="did not answer"):
-        await shop.bot.describe(make_request("a", model="odd"))
+        await harness.bot.describe(make_request("a", model="odd"))

@@ -20,7 +20,7 @@ from engine.output.image_encoding import encode_png
 from engine.output.picture_check import JobVerdicts
 from engine.worker.engine_thread import EngineThread
 from engine.worker.watchdog import Watchdog
-from shared.worker_harness import until
+from shared.worker_harness import wait_until
 
 Make = Callable[..., Any]
 
@@ -31,13 +31,13 @@ class RecordingCores(CoreTurns):
     def __init__(self) -> None:
         super().__init__()
         self.now: WorkKind | None = None
-        self.had: list[WorkKind] = []
+        self.held_kinds: list[WorkKind] = []
 
     @contextmanager
     def hold(self, kind: WorkKind) -> Iterator[None]:
         with super().hold(kind):
             self.now = kind
-            self.had.append(kind)
+            self.held_kinds.append(kind)
             try:
                 yield
             finally:
@@ -57,7 +57,7 @@ async def test_only_computing_calls_between_steps_wait_for_a_decode(affine: Any)
     with cores.hold(WorkKind.OTHER):
         assert await thread.call(lambda _: cores.now) is WorkKind.OTHER, "a cancel does not wait for a decode"
         encoding = asyncio.create_task(thread.call(lambda _: cores.now, WorkKind.PICTURE))
-        await until(lambda: cores.waiting_count)
+        await wait_until(lambda: cores.waiting_count)
         assert not encoding.done()
     assert await encoding is WorkKind.PICTURE
     with pytest.raises(ZeroDivisionError):
@@ -69,17 +69,17 @@ async def test_only_computing_calls_between_steps_wait_for_a_decode(affine: Any)
 
 
 def test_a_picture_check_holds_the_cores_during_each_check(job: Make, recipe: Make) -> None:
-    cores, holders = RecordingCores(), list[WorkKind | None]()
-    verdicts = JobVerdicts(lambda picture: holders.append(cores.now) or "passed", cores)  # pyright: ignore[reportArgumentType]
+    cores, kinds = RecordingCores(), list[WorkKind | None]()
+    verdicts = JobVerdicts(lambda picture: kinds.append(cores.now) or "passed", cores)  # pyright: ignore[reportArgumentType]
 
-    def estimate() -> Image.Image:
+    def estimate_picture() -> Image.Image:
         with cores.hold(WorkKind.OTHER):
             return Image.new("RGB", (8, 8))
 
     one = job(recipe(), check=True)
-    assert verdicts.check_preview(one, 0, 0.5, estimate) == "passed"
+    assert verdicts.check_preview(one, 0, 0.5, estimate_picture) == "passed"
     assert verdicts.check_final(one, encode_png(Image.new("RGB", (8, 8)), "")) == "passed"
-    assert holders == [WorkKind.OTHER, WorkKind.PICTURE]
+    assert kinds == [WorkKind.OTHER, WorkKind.PICTURE]
 
 
 @pytest.fixture
@@ -94,26 +94,28 @@ async def test_no_work_holds_the_cores_while_all_images_wait_for_their_threads(
     small_family: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A whole pipeline encodes its prompt in a thread of its own."""
-    go, reading, encode = threading.Event(), threading.Event(), type(small_family.pipeline).encode_prompt
+    release, encode_started, encode = threading.Event(), threading.Event(), type(small_family.pipeline).encode_prompt
 
     def encode_slowly(*args: Any, **kwargs: Any) -> Any:
         if threading.current_thread().name.startswith("strand"):
-            reading.set()
-            assert go.wait(20)
+            encode_started.set()
+            assert release.wait(20)
         return encode(*args, **kwargs)
 
     monkeypatch.setattr(type(small_family.pipeline), "encode_prompt", encode_slowly)
     cores, events, engine = RecordingCores(), list[Any](), Engine({"sd": small_family})
     thread = EngineThread(engine, Watchdog(), lambda new, _: events.extend(new), lambda error: None, cores)
     thread.start()
-    whole = job(recipe("cat", model="sd", sampler="heun", steps=3, width=64, height=64, guides=small_family.guides))
-    await thread.call(lambda engine: engine.add(whole))
-    await until(reading.is_set, 20)
+    pipeline_job = job(
+        recipe("cat", model="sd", sampler="heun", steps=3, width=64, height=64, guides=small_family.guides)
+    )
+    await thread.call(lambda engine: engine.add(pipeline_job))
+    await wait_until(encode_started.is_set, 20)
     for _ in range(3):  # three rounds of the engine
         await thread.call(lambda _: None)
-    assert cores.had == []
-    go.set()
-    await until(lambda: engine.is_idle)
+    assert cores.held_kinds == []
+    release.set()
+    await wait_until(lambda: engine.is_idle)
     assert max(event.step for event in events if isinstance(event, StepDone)) == 3
-    assert set(cores.had) == {WorkKind.STEP}
+    assert set(cores.held_kinds) == {WorkKind.STEP}
     await thread.stop()

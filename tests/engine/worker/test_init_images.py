@@ -18,18 +18,27 @@ from engine.contract import (
     decode,
 )
 from engine.worker.local_run import run_locally
-from shared.init_image_jobs import Blobs, forward, half_mask, saved, scene
-from shared.worker_harness import JOB, LONG, OTHER, Shop, a_job, midway, sha, until
+from shared.init_image_jobs import Blobs, draw_half_mask, draw_scene, encode_picture, make_image_to_image
+from shared.worker_harness import (
+    JOB,
+    LONG_STEPS,
+    OTHER_JOB,
+    WorkerHarness,
+    hash_content,
+    make_job,
+    wait_until,
+    wait_until_midway,
+)
 
 
-async def put_blobs(shop: Shop, blobs: Blobs) -> None:
+async def put_blobs(harness: WorkerHarness, blobs: Blobs) -> None:
     for name, content in blobs.items():
-        assert await shop.bot.put_blob(content) == name
+        assert await harness.bot.put_blob(content) == name
 
 
-async def draw_hashes(shop: Shop, job: Any, blobs: Blobs) -> list[str]:
-    result = await asyncio.to_thread(run_locally, job, shop.loaded, blobs)
-    return [sha(picture) for picture in result.pictures]
+async def draw_hashes(harness: WorkerHarness, job: Any, blobs: Blobs) -> list[str]:
+    result = await asyncio.to_thread(run_locally, job, harness.families, blobs)
+    return [hash_content(picture) for picture in result.pictures]
 
 
 def picture_hashes(results: list[Any], kind: str = "image") -> list[str]:
@@ -39,75 +48,75 @@ def picture_hashes(results: list[Any], kind: str = "image") -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.asyncio
-async def test_a_job_starts_from_an_init_image_and_a_branch_from_its_ladder(shop: Shop) -> None:
-    start, blobs = forward([saved(scene())], 0.6, saved(half_mask()))
-    job = a_job(steps=20, start=start, ladder=True)
-    await put_blobs(shop, blobs)
-    worker, _ = await shop.worker()
-    await shop.bot.dispatch(job)
-    results = await shop.results()
+async def test_a_job_starts_from_an_init_image_and_a_branch_from_its_ladder(harness: WorkerHarness) -> None:
+    start, blobs = make_image_to_image([encode_picture(draw_scene())], 0.6, encode_picture(draw_half_mask()))
+    job = make_job(steps=20, start=start, ladder=True)
+    await put_blobs(harness, blobs)
+    worker, _ = await harness.start_worker()
+    await harness.bot.dispatch(job)
+    results = await harness.collect_results()
     assert isinstance(results[0], JobStarted)
     assert isinstance(results[-1], JobFinished)
     assert results[0].step == 8
-    assert picture_hashes(results) == await draw_hashes(shop, job, blobs)
-    await until(lambda: len(worker.active_runs) == 0)
-    await until(lambda: not shop.lane._init_latents)
+    assert picture_hashes(results) == await draw_hashes(harness, job, blobs)
+    await wait_until(lambda: len(worker.active_runs) == 0)
+    await wait_until(lambda: not harness.decode_worker._init_latents)
     [ladder_sha] = picture_hashes(results, "ladder")
-    ladder = decode(await shop.bot.get_blob(ladder_sha, 10_000_000), Ladder)
-    assert (ladder.of, [rung.step for rung in ladder.rungs if rung.latent]) == (20, [12, 16, 20])
-    await shop.bot.dispatch(a_job(OTHER, steps=20, start=Branch(ladder_sha, 16)))
-    branched = await shop.results(OTHER)
-    assert isinstance(branched[-1], JobFinished)
-    assert branched[0].step == 16
+    ladder = decode(await harness.bot.get_blob(ladder_sha, 10_000_000), Ladder)
+    assert (ladder.of, [keyframe.step for keyframe in ladder.rungs if keyframe.latent]) == (20, [12, 16, 20])
+    await harness.bot.dispatch(make_job(OTHER_JOB, steps=20, start=Branch(ladder_sha, 16)))
+    branch_results = await harness.collect_results(OTHER_JOB)
+    assert isinstance(branch_results[-1], JobFinished)
+    assert branch_results[0].step == 16
 
 
 @pytest.mark.slow
 @pytest.mark.asyncio
-async def test_an_inpainting_job_resumes_at_another_worker_with_the_same_bytes(shop: Shop) -> None:
-    start, blobs = forward([saved(scene())], 0.9, saved(half_mask()))
-    job = a_job(steps=LONG, start=start, guidance=3.0, bucket=2)
-    expected = await draw_hashes(shop, job, blobs)
-    await put_blobs(shop, blobs)
-    worker, task = await shop.worker()
-    await shop.bot.dispatch(job)
-    await midway(worker, job.task.first_step + 3)  # pyright: ignore
-    await shop.worker("two")
+async def test_an_inpainting_job_resumes_at_another_worker_with_the_same_bytes(harness: WorkerHarness) -> None:
+    start, blobs = make_image_to_image([encode_picture(draw_scene())], 0.9, encode_picture(draw_half_mask()))
+    job = make_job(steps=LONG_STEPS, start=start, guidance=3.0, bucket=2)
+    expected = await draw_hashes(harness, job, blobs)
+    await put_blobs(harness, blobs)
+    worker, task = await harness.start_worker()
+    await harness.bot.dispatch(job)
+    await wait_until_midway(worker, job.task.first_step + 3)  # pyright: ignore
+    await harness.start_worker("two")
     worker.drain()
     await task
-    results = await shop.results()
-    starts = [value for value in results if isinstance(value, JobStarted)]
-    assert [value.worker for value in starts] == ["one", "two"]
-    assert starts[0].step == LONG // 10 < starts[1].step
+    results = await harness.collect_results()
+    start_messages = [value for value in results if isinstance(value, JobStarted)]
+    assert [value.worker for value in start_messages] == ["one", "two"]
+    assert start_messages[0].step == LONG_STEPS // 10 < start_messages[1].step
     assert picture_hashes(results) == expected
 
 
 @pytest.mark.asyncio
-async def test_a_missing_or_invalid_init_image_fails_with_a_sentence(shop: Shop) -> None:
-    await shop.worker()
-    start, _ = forward([saved(scene())], 0.5)
-    await shop.bot.dispatch(a_job(start=start))
-    end = (await shop.results())[-1]
+async def test_a_missing_or_invalid_init_image_fails_with_a_sentence(harness: WorkerHarness) -> None:
+    await harness.start_worker()
+    start, _ = make_image_to_image([encode_picture(draw_scene())], 0.5)
+    await harness.bot.dispatch(make_job(start=start))
+    end = (await harness.collect_results())[-1]
     assert isinstance(end, JobFailed)
     assert (end.blame, end.retry, end.reason) == (
         "worker", True, "The init image was no longer at the broker.",
     )  # fmt: skip
-    start, blobs = forward([b"no picture"], 0.5)
-    await put_blobs(shop, blobs)
-    await shop.bot.dispatch(a_job(OTHER, start=start))
-    end = (await shop.results(OTHER))[-1]
+    start, blobs = make_image_to_image([b"no picture"], 0.5)
+    await put_blobs(harness, blobs)
+    await harness.bot.dispatch(make_job(OTHER_JOB, start=start))
+    end = (await harness.collect_results(OTHER_JOB))[-1]
     assert isinstance(end, JobFailed)
     assert (end.blame, end.retry, end.reason) == ("us", False, "The init image cannot be read.")
 
 
 @pytest.mark.asyncio
-async def test_a_cancelled_job_with_an_init_image_is_charged_for_its_steps(shop: Shop) -> None:
-    start, blobs = forward([saved(scene())], 0.5)
-    await put_blobs(shop, blobs)
-    worker, _ = await shop.worker()
-    await shop.bot.dispatch(a_job(steps=LONG, start=start))
-    await midway(worker, LONG // 2 + 3)
-    await shop.bot.cancel(JOB)
-    end = (await shop.results())[-1]
+async def test_a_cancelled_job_with_an_init_image_is_charged_for_its_steps(harness: WorkerHarness) -> None:
+    start, blobs = make_image_to_image([encode_picture(draw_scene())], 0.5)
+    await put_blobs(harness, blobs)
+    worker, _ = await harness.start_worker()
+    await harness.bot.dispatch(make_job(steps=LONG_STEPS, start=start))
+    await wait_until_midway(worker, LONG_STEPS // 2 + 3)
+    await harness.bot.cancel(JOB)
+    end = (await harness.collect_results())[-1]
     assert isinstance(end, JobCancelled)
-    assert 3 <= end.steps < LONG // 2
-    assert end.cost == pytest.approx(8.0 * end.steps / (LONG // 2))
+    assert 3 <= end.steps < LONG_STEPS // 2
+    assert end.cost == pytest.approx(8.0 * end.steps / (LONG_STEPS // 2))

@@ -27,13 +27,13 @@ def test_a_job_yields_pictures_previews_and_ladders(embedded: StableDiffusion, r
     assert {frame.job for frame in frames} == {one.id}
     assert first.seconds > 0
     assert first.ms_per_step > 0
-    for png in first.pictures:
-        with Image.open(BytesIO(png)) as picture:
+    for content in first.pictures:
+        with Image.open(BytesIO(content)) as picture:
             assert (picture.format, picture.size) == ("PNG", (64, 64))
     assert [decode(ladder, Ladder).image for ladder in first.ladders] == [0, 1]
-    again = run_locally(one, {"embedded": embedded})
-    assert again.pictures == first.pictures
-    assert again.ladders == first.ladders
+    second_run = run_locally(one, {"embedded": embedded})
+    assert second_run.pictures == first.pictures
+    assert second_run.ladders == first.ladders
 
 
 def test_a_job_without_a_ladder_writes_none(affine: Any, recipe: Make, job: Make) -> None:

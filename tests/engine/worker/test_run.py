@@ -26,11 +26,11 @@ JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 
 
 def build_run(task: Task | None = None, **recipe: Any) -> JobRun:
-    plain: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "concepts": (Concept("a cat"),), "model": "embedded", "sampler": "ddim", "steps": 100, "seed": 1,
         "guidance": 4.0, "width": 64, "height": 64, "dtype": "float32",
     }  # fmt: skip
-    task = task or Recipe(**{**plain, **recipe})
+    task = task or Recipe(**{**defaults, **recipe})
     job = Job(id=JOB, task=task, share=BillingKey("standard", "guild", "ann"), cost=8.0, deadline=2e9)
     return JobRun(job, Claim(JOB, "one", 5, 5), start_time=0.0)
 

@@ -15,7 +15,7 @@ from engine.bus import Bus
 from engine.bus.broker.embedded import Broker
 from engine.contract import JobFinished
 from engine.worker.simulated_model import NAME
-from shared.worker_harness import JOB, a_job, until
+from shared.worker_harness import JOB, make_job, wait_until
 
 
 @pytest.mark.slow
@@ -26,14 +26,14 @@ async def test_every_log_line_is_json_and_names_its_worker_and_job(tmp_path: Pat
         bot = await Bus.connect(broker.url, broker.token)
         await bot.declare()
         await bot.watch_workers()
-        with log.open("wb") as out:
+        with log.open("wb") as output:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "engine", "serve", "--nats", broker.url, "--name", "shed", "--simulated",
-                env={**os.environ, "DARKROOM_NATS_TOKEN": broker.token, "DARKROOM_LOG_FORMAT": "json"}, stderr=out,
+                env={**os.environ, "DARKROOM_NATS_TOKEN": broker.token, "DARKROOM_LOG_FORMAT": "json"}, stderr=output,
             )  # fmt: skip
         try:
-            await until(lambda: "shed" in bot.workers or process.returncode is not None, 120)
-            await bot.dispatch(a_job(model=NAME, sampler="ddpm", bucket=None))
+            await wait_until(lambda: "shed" in bot.workers or process.returncode is not None, 120)
+            await bot.dispatch(make_job(model=NAME, sampler="ddpm", bucket=None))
             async for delivered in bot.consume_results():
                 await delivered.ack()
                 if isinstance(delivered.value, JobFinished):
@@ -50,8 +50,8 @@ async def test_every_log_line_is_json_and_names_its_worker_and_job(tmp_path: Pat
 
 
 def test_an_unknown_log_format_is_refused_in_one_sentence(tmp_path: Path) -> None:
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-m", "engine", "serve", "--nats", "nats://127.0.0.1:1"],
         env={**os.environ, "DARKROOM_LOG_FORMAT": "xml"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert (done.returncode, done.stderr) == (2, "DARKROOM_LOG_FORMAT: Input should be 'text' or 'json'.\n")
+    assert (completed.returncode, completed.stderr) == (2, "DARKROOM_LOG_FORMAT: Input should be 'text' or 'json'.\n")

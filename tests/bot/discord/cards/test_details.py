@@ -62,15 +62,15 @@ def test_parameters_name_loras_and_the_guidance_interval_as_other_tools_do() -> 
 
 def test_every_field_matches_what_the_engine_writes_to_the_png() -> None:
     encode = pytest.importorskip("engine.output.image_encoding", exc_type=ImportError)
-    varied = Recipe(
+    variation = Recipe(
         **{name: getattr(RECIPE, name) for name in RECIPE.__struct_fields__ if name != "lineage"},
         lineage=(NoiseAncestor(seed=3, index=1, strength=0.25),),
     )
-    added = Recipe(
+    with_lora = Recipe(
         **{name: getattr(RECIPE, name) for name in RECIPE.__struct_fields__ if name not in ("guidance_start", "loras")},
         guidance_start=0.25, loras=(Lora("ink", 0.5), Lora("paper")),
     )  # fmt: skip
-    for recipe in (RECIPE, varied, added):
+    for recipe in (RECIPE, variation, with_lora):
         *words, fields = render_parameters(make_view(task=recipe)).split("\n")
         *engines_words, engines_fields = encode.format_parameters(recipe, 0, "abc").split("\n")
         assert words == engines_words
@@ -85,8 +85,8 @@ def test_details_say_who_when_how_and_at_what_cost() -> None:
 
 
 def test_parameters_name_the_upscale_of_the_final_pictures() -> None:
-    shots = tuple(PictureRef(index, "0" * 64, 256, 192) for index in range(4))
-    assert "Size: 64x48, Model: embedded, Hires upscale: 4" in render_details(make_view(pictures=shots), NOW)
+    pictures = tuple(PictureRef(index, "0" * 64, 256, 192) for index in range(4))
+    assert "Size: 64x48, Model: embedded, Hires upscale: 4" in render_details(make_view(pictures=pictures), NOW)
     assert "Hires" not in render_details(make_view(), NOW)
 
 
@@ -132,17 +132,17 @@ def test_details_stay_within_limits_and_text_from_members_does_no_harm(prompt: s
     text = render_details(view, NOW)
     assert len(text) <= 2000
     assert text.count("```") in (0, 2)
-    kept = HistoryEntry(view, Destination("discord", {"guild": "1", "channel": "2", "message": "3"}), other, (0, 3))
-    for each in (text, render_entry(kept), escape_code_block(prompt, 500)):
+    entry = HistoryEntry(view, Destination("discord", {"guild": "1", "channel": "2", "message": "3"}), other, (0, 3))
+    for each in (text, render_entry(entry), escape_code_block(prompt, 500)):
         assert "@everyone" not in each
         assert "@here" not in each
     for each in (job_label(view, other, now=NOW), *(choice.name for choice in filter_jobs([view], "", "discord:1"))):
         assert 1 <= len(each) <= MAX_CHOICE_CHARS
 
 
-def make_page(jobs: int, which: Any = "all", number: int = 1, of: int = 3) -> HistoryPage:
+def make_page(jobs: int, page_filter: Any = "all", number: int = 1, job_count: int = 3) -> HistoryPage:
     words = "*" * 600
-    kept = tuple(
+    entries = tuple(
         HistoryEntry(
             make_view(
                 id=f"01ARZ3NDEKTSV4RRFFQ69G5FA{n}", prompt=words, wait_reason=words, reason=words, state="failed"
@@ -153,17 +153,17 @@ def make_page(jobs: int, which: Any = "all", number: int = 1, of: int = 3) -> Hi
         )
         for n in range(jobs)
     )
-    return HistoryPage(kept, which, number, of, jobs)
+    return HistoryPage(entries, page_filter, number, job_count, jobs)
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("which", FILTER_TITLES)
-async def test_the_fullest_page_is_within_discords_limits(which: Any) -> None:
-    page = make_page(5, which, 2)
-    menu = JobSelect([(kept.view.id, job_label(kept.view, now=NOW)) for kept in page.entries])
-    turns = [PageButton(each, 1, "f", is_current=each == which) for each in FILTER_TITLES]
-    ways = [[menu], turns, [PageButton(which, 1, "n"), PageButton(which, 3, "o")]]
-    sheet = MineLayout(page, [kept.view.id for kept in page.entries], ways)
+@pytest.mark.parametrize("page_filter", FILTER_TITLES)
+async def test_the_fullest_page_is_within_discords_limits(page_filter: Any) -> None:
+    page = make_page(5, page_filter, 2)
+    menu = JobSelect([(entry.view.id, job_label(entry.view, now=NOW)) for entry in page.entries])
+    filter_buttons = [PageButton(each, 1, "f", is_current=each == page_filter) for each in FILTER_TITLES]
+    button_rows = [[menu], filter_buttons, [PageButton(page_filter, 1, "n"), PageButton(page_filter, 3, "o")]]
+    sheet = MineLayout(page, [entry.view.id for entry in page.entries], button_rows)
     assert sheet.content_length() <= 4000
     assert sheet.total_children_count <= 40
     ids = [item.custom_id for item in sheet.walk_children() if hasattr(item, "custom_id")]  # pyright: ignore[reportAttributeAccessIssue]

@@ -13,19 +13,19 @@ from bot.discord.cards import job_cards
 from bot.discord.cards.job_cards import Card
 from bot.domain.dto import AcceptedJob, JobAction, PictureRef
 from engine.contract import Interpolation, Recipe, UpscaleTask
-from shared.sample_views import JOB, NOW, PARENT, a_view
+from shared.sample_views import JOB, NOW, PARENT, make_view
 
 
 def make_ticket(**changes: object) -> AcceptedJob:
-    ticket = AcceptedJob(
+    accepted = AcceptedJob(
         job=JOB, jobs_ahead=2, eta=90.0, has_worker=True, notes=(), prompt="terrier", steps=1000, sampler="ddpm",
         seed=7, count=4, cost=10.0,
     )  # fmt: skip
-    return replace(ticket, **changes)
+    return replace(accepted, **changes)
 
 
 def render_cards(prompt: str, name: str, note: str) -> list[Card]:
-    view = a_view(prompt=prompt, member_name=name, notes=(note, note), reason=note)
+    view = make_view(prompt=prompt, member_name=name, notes=(note, note), reason=note)
     return [
         job_cards.render_accepted(make_ticket(prompt=prompt, notes=(note,)), name, NOW),
         job_cards.render_waiting(view, 3, 20.0, NOW),
@@ -72,20 +72,20 @@ def test_the_first_answer_says_that_no_worker_is_online() -> None:
 
 
 def test_a_running_job_shows_percent_and_a_live_timestamp() -> None:
-    card = job_cards.render_progress(a_view(state="running"), 420, 1000, 33.0, NOW)
+    card = job_cards.render_progress(make_view(state="running"), 420, 1000, 33.0, NOW)
     assert "42 %" in card.content
     assert "step 420 of 1000" in card.content
     assert f"<t:{round(NOW + 33)}:R>" in card.content
 
 
 def test_a_finished_job_shows_its_recipe() -> None:
-    card = job_cards.render_ended(a_view())
+    card = job_cards.render_ended(make_view())
     assert "seed 7" in card.content
     assert card.alt == "terrier, looking up"
 
 
 def test_a_part_of_an_interpolation_without_pictures_points_to_the_film() -> None:
-    view = a_view(state="failed", reason="No memory left.")
+    view = make_view(state="failed", reason="No memory left.")
     assert isinstance(view.task, Recipe)
     part = replace(view, task=msgspec.structs.replace(view.task, walk=Interpolation("a cat", 8, 12)))
     for state in ("failed", "cancelled"):
@@ -98,16 +98,16 @@ def test_a_title_has_no_flags_and_a_hint_appears_once() -> None:
     prompt = "terrier --v 6 --seed 7"
     first = job_cards.render_accepted(make_ticket(prompt=prompt, notes=notes), "Alice", NOW).content
     assert "full course" in first
-    view = a_view(prompt=prompt, notes=notes)
+    view = make_view(prompt=prompt, notes=notes)
     for card in (first, job_cards.render_waiting(view, 1, 2.0, NOW).content, job_cards.render_ended(view).content):
         assert card.startswith("**terrier** · Alice\n")
         assert "2 jobs" in card
-    later = (
+    later_views = (
         job_cards.render_waiting(view, 1, 2.0, NOW),
         job_cards.render_progress(view, 1, 9, 2.0, NOW),
         job_cards.render_ended(view),
     )
-    assert not any("full course" in card.content for card in later)
+    assert not any("full course" in card.content for card in later_views)
     assert "seed 7" in job_cards.render_ended(view).content
 
 
@@ -116,13 +116,13 @@ def test_a_card_says_where_its_job_comes_from() -> None:
         "imagine": "· Alice", "reroll": "· Alice · another seed", "vary": "· Alice · variation of 3",
         "remix": "· Alice · remixed", "reproduce": "· Alice · made once more", "upscale": "· Alice · picture 3",
     }  # fmt: skip
-    for action, ends in endings.items():
-        head = job_cards.render_ended(a_view(action=action, parent_image=(PARENT, 2))).content.split("\n")[0]
-        assert head.endswith(ends)
+    for action, title in endings.items():
+        head = job_cards.render_ended(make_view(action=action, parent_image=(PARENT, 2))).content.split("\n")[0]
+        assert head.endswith(title)
 
 
 def test_an_upscale_names_its_method() -> None:
-    view = a_view(
+    view = make_view(
         task=UpscaleTask(source="0" * 64),
         action="upscale",
         parent_image=(PARENT, 2),
@@ -131,27 +131,29 @@ def test_an_upscale_names_its_method() -> None:
     card = job_cards.render_ended(view)
     assert "nlarged ×4" in card.content
     assert "by Lanczos" in card.content
-    resolved = job_cards.render_ended(replace(view, task=UpscaleTask(source="0" * 64, method="gan")))
-    assert "by our super-resolver" in resolved.content
+    super_resolved = job_cards.render_ended(replace(view, task=UpscaleTask(source="0" * 64, method="gan")))
+    assert "by our super-resolver" in super_resolved.content
 
 
 def test_upscaled_finals_say_so_beside_the_size_of_their_recipe() -> None:
-    shots = tuple(PictureRef(index, "0" * 64, 256, 256) for index in range(4))
-    assert "64×64, enlarged ×4" in job_cards.render_ended(a_view(pictures=shots)).content
-    assert "enlarged" not in job_cards.render_ended(a_view()).content
+    pictures = tuple(PictureRef(index, "0" * 64, 256, 256) for index in range(4))
+    assert "64×64, enlarged ×4" in job_cards.render_ended(make_view(pictures=pictures)).content
+    assert "enlarged" not in job_cards.render_ended(make_view()).content
 
 
 def test_the_queue_gives_reasons_and_never_overflows() -> None:
     assert "starts at once" in job_cards.render_queue([], NOW)
-    running = a_view(state="running", step=500, eta=10.0)
-    waiting = a_view(state="queued", jobs_ahead=1, eta=50.0, wait_reason="Bob has had less of the machine today")
-    text = job_cards.render_queue([running, waiting], NOW)
+    running_view = make_view(state="running", step=500, eta=10.0)
+    waiting_view = make_view(
+        state="queued", jobs_ahead=1, eta=50.0, wait_reason="Bob has had less of the machine today"
+    )
+    text = job_cards.render_queue([running_view, waiting_view], NOW)
     assert "50 %" in text
     assert "Bob has had less" in text
     assert f"<t:{round(NOW + 50)}:R>" in text
-    many = job_cards.render_queue([replace(waiting, prompt="*" * 500, wait_reason="_" * 500)] * 40, NOW)
-    assert len(many) <= job_cards.MAX_CONTENT
-    assert re.search(r"… and \d+ jobs more\.$", many)
+    long_queue_card = job_cards.render_queue([replace(waiting_view, prompt="*" * 500, wait_reason="_" * 500)] * 40, NOW)
+    assert len(long_queue_card) <= job_cards.MAX_CONTENT
+    assert re.search(r"… and \d+ jobs more\.$", long_queue_card)
 
 
 def test_a_refusal_quotes_the_member_without_harm() -> None:
@@ -161,11 +163,11 @@ def test_a_refusal_quotes_the_member_without_harm() -> None:
 
 
 def test_a_waiting_card_shows_which_model_loads_and_how_far() -> None:
-    card = job_cards.render_loading(a_view(), "sd-1.5", 0.404)
+    card = job_cards.render_loading(make_view(), "sd-1.5", 0.404)
     assert card.content.splitlines()[1] == "⏳ loading sd-1.5, 40 %"
-    card = job_cards.render_loading(a_view(), "sd15", 0.6, 2 * 10**9)
+    card = job_cards.render_loading(make_view(), "sd15", 0.6, 2 * 10**9)
     assert card.content.splitlines()[1] == "⏳ loading sd15, 1.2 of 2.0 GB"
     sentence = "A worker is starting: loading sd15, 1.2 of 2.0 GB."
-    card = job_cards.render_waiting(replace(a_view(), has_worker=False, startup_notice=sentence), 0, None, 0.0)
+    card = job_cards.render_waiting(replace(make_view(), has_worker=False, startup_notice=sentence), 0, None, 0.0)
     assert card.content.splitlines()[1] == f"⏳ {sentence}"
     assert [button.kind for row in card.rows for button in row] == ["cancel"]

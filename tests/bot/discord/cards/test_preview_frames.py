@@ -15,22 +15,27 @@ from bot.images.image_codec import decode_image
 pytestmark = pytest.mark.asyncio
 
 
-def jpeg(side: int, colour: str) -> bytes:
-    out = io.BytesIO()
-    Image.new("RGB", (side, side), colour).save(out, "JPEG")
-    return out.getvalue()
+def make_jpeg(side: int, colour: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (side, side), colour).save(buffer, "JPEG")
+    return buffer.getvalue()
 
 
 async def test_broken_and_huge_frames_are_left_out_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     view: Any = SimpleNamespace(id="JOB", task=SimpleNamespace(width=64, height=64, count=4))
-    frames = {0: jpeg(64, "red"), 1: b"\xff\xd8\xff and nothing", 2: jpeg(4040, "blue"), 3: jpeg(4040, "blue")}
+    frames = {
+        0: make_jpeg(64, "red"),
+        1: b"\xff\xd8\xff and nothing",
+        2: make_jpeg(4040, "blue"),
+        3: make_jpeg(4040, "blue"),
+    }
     picture = await pictures.render_preview(view, frames)
     assert picture
     pixels: Any = decode_image(picture.payload)
     assert pixels.size == (516, 516)
-    red, *others = [pixels.getpixel(at) for at in ((100, 100), (400, 100), (100, 400), (400, 400))]
+    red, *other_colours = [pixels.getpixel(position) for position in ((100, 100), (400, 100), (100, 400), (400, 400))]
     assert red[0] > 200
-    assert all(max(one) < 60 for one in others)
+    assert all(max(one) < 60 for one in other_colours)
     assert caplog.messages == ["job JOB: 3 of its frames cannot be read and are left out"]
     assert await pictures.render_preview(view, {0: b"\xff\xd8\xff"}), (
         "without a readable frame the grid has plain tiles"

@@ -69,7 +69,7 @@ def make_option(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("tree", "missed"),
+    ("tree", "missing_fields"),
     [
         ([make_command(name="One")], "names that Discord refuses"),
         ([make_command(name="two words")], "names that Discord refuses"),
@@ -103,8 +103,8 @@ def make_option(**changes: Any) -> dict[str, Any]:
         ([make_command(name=f"c{n}") for n in range(101)], "slash commands"),
     ],
 )
-def test_the_rows_catch_what_discord_refuses(tree: list[dict[str, Any]], missed: str) -> None:
-    assert any(row.name.startswith(missed) for row in check_limits(tree) if not row.is_within)
+def test_the_rows_catch_what_discord_refuses(tree: list[dict[str, Any]], missing_fields: str) -> None:
+    assert any(row.name.startswith(missing_fields) for row in check_limits(tree) if not row.is_within)
 
 
 def test_a_menu_may_have_capitals_and_spaces_and_needs_no_description() -> None:
@@ -129,10 +129,10 @@ def test_the_command_line_prints_the_tree_and_the_rows() -> None:
         [sys.executable, "-m", "bot", "commands", "--json"], capture_output=True, text=True, check=False
     )
     assert process.returncode == 0, process.stderr
-    found = json.loads(process.stdout)
-    assert {command["name"] for command in found["commands"]} >= MEMBERS | MENUS
-    assert all(row["pass"] for row in found["rows"])
-    assert {"name", "figure", "goal", "unit", "pass"} == set(found["rows"][0])
+    refused_names = json.loads(process.stdout)
+    assert {command["name"] for command in refused_names["commands"]} >= MEMBERS | MENUS
+    assert all(row["pass"] for row in refused_names["rows"])
+    assert {"name", "figure", "goal", "unit", "pass"} == set(refused_names["rows"][0])
 
 
 def test_every_command_has_an_action_of_the_permission_table() -> None:
@@ -151,9 +151,9 @@ def test_every_sampler_is_offered_with_advice() -> None:
 
 
 def test_loras_are_completed_one_after_another() -> None:
-    warm = msgspec.structs.replace(SHIPPED_MODEL, loras=(Lora("style", 0.8), Lora("detail")))
-    assert [one.value for one in autocomplete.lora_choices(warm, "")] == ["style:0.8", "detail:1"]
-    assert [one.value for one in autocomplete.lora_choices(warm, "style:0.5, d")] == ["style:0.5, detail:1"]
+    profile = msgspec.structs.replace(SHIPPED_MODEL, loras=(Lora("style", 0.8), Lora("detail")))
+    assert [one.value for one in autocomplete.lora_choices(profile, "")] == ["style:0.8", "detail:1"]
+    assert [one.value for one in autocomplete.lora_choices(profile, "style:0.5, d")] == ["style:0.5, detail:1"]
     assert autocomplete.lora_choices(SHIPPED_MODEL, "") == autocomplete.lora_choices(None, "") == []
 
 
@@ -165,12 +165,12 @@ def test_a_model_not_in_memory_is_offered_as_loaded_on_demand() -> None:
 
 
 def test_help_names_each_command_and_links_those_with_a_known_id() -> None:
-    plain = render_help(lambda name: f"`/{name}`", is_staff=True)
-    assert all(f"`/{name}`" in plain for name in MENTIONED_COMMANDS)
+    help_text = render_help(lambda name: f"`/{name}`", is_staff=True)
+    assert all(f"`/{name}`" in help_text for name in MENTIONED_COMMANDS)
     assert {name.partition(" ")[0] for name in MENTIONED_COMMANDS} == MEMBERS - {"help"} - SHORTCUTS
     assert len(render_help(lambda name: f"</{name}:1234567890123456789>", is_staff=True)) <= 2000
     assert "settings" not in render_help(lambda name: name, is_staff=False)
-    assert all(sign in plain for sign in (*BUTTON_EMOJI.values(), "**U**", "**V**", "✉️", "❌"))
+    assert all(symbol in help_text for symbol in (*BUTTON_EMOJI.values(), "**U**", "**V**", "✉️", "❌"))
 
 
 def test_the_list_of_preferences_says_how_to_change_one() -> None:
@@ -180,8 +180,8 @@ def test_the_list_of_preferences_says_how_to_change_one() -> None:
 
 
 def test_all_flag_aliases_fit_one_message() -> None:
-    many = {f"{'x' * 22}{n:02}": "*" * 500 for n in range(MAX_ALIASES)}
-    message = render_aliases(many, "</prefer option set:1234567890123456789>")
+    aliases = {f"{'x' * 22}{n:02}": "*" * 500 for n in range(MAX_ALIASES)}
+    message = render_aliases(aliases, "</prefer option set:1234567890123456789>")
     assert len(message) <= 2000
     assert message.count("`--") == MAX_ALIASES
 
@@ -189,16 +189,16 @@ def test_all_flag_aliases_fit_one_message() -> None:
 def test_prefer_set_offers_every_preference() -> None:
     group = next(command for command in COMMANDS if command.name == "prefer")
     assert isinstance(group, discord.app_commands.Group)
-    prefer = group.get_command("set")
-    assert isinstance(prefer, discord.app_commands.Command)
-    (name,) = [parameter for parameter in prefer.parameters if parameter.name == "name"]
+    set_command = group.get_command("set")
+    assert isinstance(set_command, discord.app_commands.Command)
+    (name,) = [parameter for parameter in set_command.parameters if parameter.name == "name"]
     assert [choice.value for choice in name.choices] == list(PREFERENCES)
 
 
 def test_the_readme_asks_for_exactly_the_permissions_that_the_bot_needs() -> None:
     """A locked thread needs one more; nobody should give that to a bot just in case."""
     (permissions,) = re.findall(r"the permissions\s+(\*[^;]+);", (ROOT / "README.md").read_text())
-    needed = {*PERMISSIONS_AFTER_TOKEN.values(), SEND_IN_THREADS, "Attach Files"}
+    needed_permissions = {*PERMISSIONS_AFTER_TOKEN.values(), SEND_IN_THREADS, "Attach Files"}
     assert {name.removesuffix("s") for name in re.findall(r"\*([^*]+)\*", permissions)} == {
-        name.removesuffix("s") for name in needed
+        name.removesuffix("s") for name in needed_permissions
     }

@@ -11,8 +11,8 @@ from bot.discord.cards.job_cards import MAX_CONTENT
 from bot.discord.commands.generation.describe import PROMPT_LINE, find_prompt, render_suggestions
 from bot.domain.errors import UserError
 from bot.services.prompt_tools.image_to_prompt import PromptSuggestions, ScoredPrompt
-from shared.discord_staff import said, text
-from shared.fake_describer import Describer
+from shared.discord_staff import read_followups, read_text
+from shared.fake_describer import FakeDescriber
 from shared.png_upload import png
 
 
@@ -21,11 +21,11 @@ def make_message(content: str) -> Any:
 
 
 def test_a_button_reads_its_prompt_from_the_message() -> None:
-    longest = "children's drawing of a glass of wine, black and white photo, in the mountains, close-up " * 2
+    longest_prompt = "children's drawing of a glass of wine, black and white photo, in the mountains, close-up " * 2
     words = (
         ScoredPrompt("red fox, blue background", 0.613),
         ScoredPrompt("t-rex", 0.004),
-        *(ScoredPrompt(longest.strip(), 0.001),) * 2,
+        *(ScoredPrompt(longest_prompt.strip(), 0.001),) * 2,
     )
     message = render_suggestions(
         PromptSuggestions("embedded" * 8, 341, words, ("It is animated: its first picture is taken.",))
@@ -48,15 +48,15 @@ async def test_describe_suggests_prompts_that_can_be_imagined_after_a_restart(op
     async with open_world() as world:
         image = ("fox.png", png(90, 60))
         without_worker = await world.alice.slash(world.channel, "describe", image=image)
-        assert "No worker that is online has embedded in memory" in said(without_worker)
-        await world.painter.bus.serve_describe(["embedded"], Describer("fox", "watercolor"))
+        assert "No worker that is online has embedded in memory" in read_followups(without_worker)
+        await world.painter.bus.serve_describe(["embedded"], FakeDescriber("fox", "watercolor"))
         reply = await world.alice.slash(world.channel, "describe", image=image, model="embedded")
         assert reply.ephemeral
-        assert text(reply).startswith("`1.` fox, watercolor --model embedded · 40 % less error than without words")
-        assert "does not see as a person does" in text(reply)
+        assert read_text(reply).startswith("`1.` fox, watercolor --model embedded · 40 % less error than without words")
+        assert "does not see as a person does" in read_text(reply)
         assert world.labels(reply.response)[0] == "Imagine 1"
         await world.restart()
-        await world.ended(await world.alice.click(reply.response, label="Imagine 1"))
+        await world.wait_for_end(await world.alice.click(reply.response, label="Imagine 1"))
         assert (await world.services.job_views.load_recent())[0].prompt == "fox, watercolor --model embedded"
 
 
@@ -64,10 +64,12 @@ async def test_describe_suggests_prompts_that_can_be_imagined_after_a_restart(op
 async def test_describe_refuses_bad_images_and_unknown_models(open_world: Any) -> None:
     async with open_world() as world:
         refusal = await world.alice.slash(world.channel, "describe", image=("fox.png", b"no picture"))
-        assert "has a format that is not supported here" in said(refusal)
-        unknown = await world.alice.slash(world.channel, "describe", image=("fox.png", png(9, 9)), model="sdxl")
-        assert "There is no model called sdxl here" in said(unknown)
-        await world.painter.bus.serve_describe(["embedded"], Describer())
-        none = await world.alice.slash(world.channel, "describe", image=("fox.png", png(9, 9)))
-        assert text(none).startswith("-# Under none of the ")
-        assert not world.labels(none.response)
+        assert "has a format that is not supported here" in read_followups(refusal)
+        unknown_model_reply = await world.alice.slash(
+            world.channel, "describe", image=("fox.png", png(9, 9)), model="sdxl"
+        )
+        assert "There is no model called sdxl here" in read_followups(unknown_model_reply)
+        await world.painter.bus.serve_describe(["embedded"], FakeDescriber())
+        no_worker_reply = await world.alice.slash(world.channel, "describe", image=("fox.png", png(9, 9)))
+        assert read_text(no_worker_reply).startswith("-# Under none of the ")
+        assert not world.labels(no_worker_reply.response)

@@ -26,17 +26,17 @@ def text(result: Any) -> str:
 
 def component_text(result: Any) -> str:
     """All text of a message that is made of components."""
-    found: list[str] = []
+    ids: list[str] = []
 
-    def visit(part: dict[str, Any]) -> None:
+    def collect_ids(part: dict[str, Any]) -> None:
         if "content" in part:
-            found.append(part["content"])
+            ids.append(part["content"])
         for inner in (*part.get("components", ()), *([part["accessory"]] if "accessory" in part else ())):
-            visit(inner)
+            collect_ids(inner)
 
     for part in result.response.components:
-        visit(part)
-    return "\n".join(found)
+        collect_ids(part)
+    return "\n".join(ids)
 
 
 def buttons(result: Any) -> dict[str, bool]:
@@ -47,9 +47,11 @@ def buttons(result: Any) -> dict[str, bool]:
     }
 
 
-async def imagine(world: Any, who: Any = None, prompt: str = "red apple", **options: Any) -> Any:
+async def imagine(world: Any, member: Any = None, prompt: str = "red apple", **options: Any) -> Any:
     """Finish a job and return its message."""
-    return await world.ended(await (who or world.alice).slash(world.channel, "imagine", prompt=prompt, **options))
+    return await world.wait_for_end(
+        await (member or world.alice).slash(world.channel, "imagine", prompt=prompt, **options)
+    )
 
 
 async def newest_view(world: Any) -> Any:
@@ -66,9 +68,9 @@ def create_moderator(world: Any, name: str = "carol") -> Any:
 
 async def test_cancel_offers_the_members_open_jobs_and_cancels_one(open_world: Any) -> None:
     async with open_world() as world:
-        world.painter.stand_at = 3
+        world.painter.pause_step = 3
         result = await world.alice.slash(world.channel, "imagine", prompt="red apple")
-        await world.until(lambda: world.painter.going.is_set() is False)
+        await world.wait_until(lambda: world.painter.step_gate.is_set() is False)
         (offer,) = await world.alice.autocomplete(world.channel, "cancel", "job", "")
         assert re.fullmatch(r"red apple · running, step \d+ of 20", offer["name"])
         assert await world.bob.autocomplete(world.channel, "cancel", "job", "") == []
@@ -79,37 +81,37 @@ async def test_cancel_offers_the_members_open_jobs_and_cancels_one(open_world: A
         assert reply.ephemeral
         assert "red apple" in text(reply)
         assert "Cancelling" in text(reply)
-        assert "ancelled" in (await world.ended(result)).content
-        late = await world.alice.slash(world.channel, "cancel", job=offer["value"])
-        assert "cancelled" in text(late).lower()
+        assert "ancelled" in (await world.wait_for_end(result)).content
+        late_reply = await world.alice.slash(world.channel, "cancel", job=offer["value"])
+        assert "cancelled" in text(late_reply).lower()
 
 
 async def test_cancel_all_cancels_all_jobs_of_the_member_and_no_others(open_world: Any) -> None:
     async with open_world() as world:
-        nothing = await world.alice.slash(world.channel, "cancel", job="all")
-        assert "Nothing of yours" in text(nothing)
-        world.painter.stand_at = 1
-        alices = [await world.alice.slash(world.channel, "imagine", prompt=f"apple {n}") for n in range(4)]
+        reply_without_jobs = await world.alice.slash(world.channel, "cancel", job="all")
+        assert "Nothing of yours" in text(reply_without_jobs)
+        world.painter.pause_step = 1
+        alice_replies = [await world.alice.slash(world.channel, "imagine", prompt=f"apple {n}") for n in range(4)]
         other = await world.bob.slash(world.channel, "imagine", prompt="pear")
         offers = await world.alice.autocomplete(world.channel, "cancel", "job", "")
         assert offers[0] == {"name": "All of mine: 4 jobs", "value": "all"}
         assert [choice["value"] for choice in await world.alice.autocomplete(world.channel, "cancel", "job", "2")] != []
         reply = await world.alice.slash(world.channel, "cancel", job="All")
         assert "4 jobs cancelled" in text(reply)
-        for result in alices:
-            assert "ancelled" in (await world.ended(result)).content
+        for result in alice_replies:
+            assert "ancelled" in (await world.wait_for_end(result)).content
         assert world.labels(world.message(other.response.id)) == ["Cancel"]
 
 
 async def test_moderators_cancel_others_jobs(open_world: Any) -> None:
     async with open_world() as world:
-        world.painter.stand_at = 1
+        world.painter.pause_step = 1
         result = await world.alice.slash(world.channel, "imagine", prompt="red apple")
-        carol = create_moderator(world)
-        (offer,) = await carol.autocomplete(world.channel, "cancel", "job", "apple")
+        moderator = create_moderator(world)
+        (offer,) = await moderator.autocomplete(world.channel, "cancel", "job", "apple")
         assert "by alice" in offer["name"]
-        assert "🚫" not in text(await carol.slash(world.channel, "cancel", job=offer["value"]))
-        assert "ancelled" in (await world.ended(result)).content
+        assert "🚫" not in text(await moderator.slash(world.channel, "cancel", job=offer["value"]))
+        assert "ancelled" in (await world.wait_for_end(result)).content
 
 
 # /queue
@@ -117,7 +119,7 @@ async def test_moderators_cancel_others_jobs(open_world: Any) -> None:
 
 async def test_the_queue_links_cancel_only_for_members_with_jobs(open_world: Any) -> None:
     async with open_world() as world:
-        world.painter.stand_at = 1
+        world.painter.pause_step = 1
         await world.alice.slash(world.channel, "imagine", prompt="red apple")
         assert re.search(r"</cancel:\d+>", text(await world.alice.slash(world.channel, "queue")))
         assert "cancel" not in text(await world.bob.slash(world.channel, "queue"))
@@ -169,14 +171,14 @@ async def test_mine_filters_jobs(open_world: Any) -> None:
     async with open_world() as world:
         await imagine(world)
         job = (await newest_view(world)).id
-        world.painter.stand_at = 1
+        world.painter.pause_step = 1
         await world.alice.slash(world.channel, "imagine", prompt="blue plum")
         result = await world.alice.slash(world.channel, "mine", which="waiting")
         assert "blue plum" in component_text(result)
         assert "red apple" not in component_text(result)
         await world.alice.click(result.response, label="Favourites")
         assert "No picture is a favourite" in component_text(result)
-        await world.house.store.write(preferences.toggle_favourite, f"discord:{world.alice.id}", job, 2, 1.0)
+        await world.app.store.write(preferences.toggle_favourite, f"discord:{world.alice.id}", job, 2, 1.0)
         await world.alice.click(result.response, label="All")
         await world.alice.click(result.response, label="Favourites")
         assert "red apple" in component_text(result)
@@ -213,9 +215,9 @@ async def test_mine_in_a_direct_message_lists_the_jobs_of_every_server(open_worl
 
 async def test_info_shows_the_members_limits_and_the_queue(open_world: Any) -> None:
     async with open_world() as world:
-        world.painter.stand_at = 1
+        world.painter.pause_step = 1
         await world.alice.slash(world.channel, "imagine", prompt="red apple")
-        await world.until(lambda: not world.painter.going.is_set())
+        await world.wait_until(lambda: not world.painter.step_gate.is_set())
         result = await world.alice.slash(world.channel, "info")
         assert result.ephemeral
         content = text(result)
@@ -229,9 +231,9 @@ async def test_info_shows_the_members_limits_and_the_queue(open_world: Any) -> N
 
 async def test_info_separates_models_in_memory_from_models_on_disk(open_world: Any) -> None:
     async with open_world() as world:
-        mine = world.painter.model
-        world.painter.models = (mine, msgspec.structs.replace(mine, name="large", loaded=False))
-        await world.until(lambda: len(world.services.catalog.list_profiles()) == 2)
+        profile = world.painter.model
+        world.painter.models = (profile, msgspec.structs.replace(profile, name="large", loaded=False))
+        await world.wait_until(lambda: len(world.services.catalog.list_profiles()) == 2)
         content = text(await world.alice.slash(world.channel, "info"))
         assert "• Models: embedded\n• Loaded on demand: large\n" in content
         models = await world.alice.autocomplete(world.channel, "imagine", "model", "")
@@ -266,21 +268,21 @@ async def test_prefer_shows_sets_and_resets_a_preference(open_world: Any) -> Non
         assert "`speed` **fast**" in text(reply)
         change = await world.alice.slash(world.channel, "prefer set", name="speed", value="Relaxed")
         assert "**relaxed**" in text(change)
-        assert (await world.house.services.preferences.load_preference(f"discord:{world.alice.id}")).speed == "relaxed"
+        assert (await world.app.services.preferences.load_preference(f"discord:{world.alice.id}")).speed == "relaxed"
         assert "**fast**" in text(await world.bob.slash(world.channel, "prefer set", name="speed"))
-        back = await world.alice.slash(world.channel, "prefer set", name="speed")
-        assert "**fast**" in text(back)
-        wrong = await world.alice.slash(world.channel, "prefer set", name="ping", value="perhaps")
-        assert "🚫" in text(wrong)
-        assert "on or off" in text(wrong)
+        default_reply = await world.alice.slash(world.channel, "prefer set", name="speed")
+        assert "**fast**" in text(default_reply)
+        invalid_reply = await world.alice.slash(world.channel, "prefer set", name="ping", value="perhaps")
+        assert "🚫" in text(invalid_reply)
+        assert "on or off" in text(invalid_reply)
 
 
 async def test_prefer_suggests_the_values_of_the_chosen_preference(open_world: Any) -> None:
     async with open_world() as world:
 
-        async def suggest(name: str, typed: str = "") -> list[str]:
-            found = await world.alice.autocomplete(world.channel, "prefer set", "value", typed, name=name)
-            return [choice["value"] for choice in found]
+        async def suggest(name: str, typed_text: str = "") -> list[str]:
+            choices = await world.alice.autocomplete(world.channel, "prefer set", "value", typed_text, name=name)
+            return [choice["value"] for choice in choices]
 
         assert await suggest("speed") == ["fast", "relaxed"]
         assert await suggest("ping") == ["on", "off"]
@@ -293,35 +295,35 @@ async def test_a_suffix_is_added_to_the_prompt_and_announced(open_world: Any) ->
         await world.alice.slash(world.channel, "prefer set", name="suffix", value="pale, at dawn --no fog")
         result = await world.alice.slash(world.channel, "imagine", prompt="red apple --no worm --seed 5")
         assert "Your suffix was added" in text(result)
-        await world.ended(result)
+        await world.wait_for_end(result)
         view = await newest_view(world)
         assert view.prompt == "red apple pale, at dawn --no fog --no worm --seed 5"
         assert view.task.negative == "worm", "what is typed wins"
-        again = await world.alice.slash(world.channel, "imagine", prompt=view.prompt)
-        assert "suffix" not in text(again), "it is there already"
+        second_reply = await world.alice.slash(world.channel, "imagine", prompt=view.prompt)
+        assert "suffix" not in text(second_reply), "it is there already"
         other = await world.bob.slash(world.channel, "imagine", prompt="red apple")
         assert "suffix" not in text(other)
 
 
 async def test_preference_commands_have_the_names_of_midjourney(open_world: Any) -> None:
     async with open_world() as world:
-        preferences, me = world.house.services.preferences, f"discord:{world.alice.id}"
+        preferences, alice_id = world.app.services.preferences, f"discord:{world.alice.id}"
         for command, name in (("prefer remix", "remix"), ("prefer auto_dm", "direct")):
-            for on in (True, False):
+            for is_on in (True, False):
                 result = await world.alice.slash(world.channel, command)
                 assert result.ephemeral
-                assert ("**on**" if on else "**off**") in text(result)
-                assert getattr(await preferences.load_preference(me), name) is on
+                assert ("**on**" if is_on else "**off**") in text(result)
+                assert getattr(await preferences.load_preference(alice_id), name) is is_on
         await world.alice.slash(world.channel, "prefer suffix", value="pale")
-        assert (await preferences.load_preference(me)).suffix == "pale"
+        assert (await preferences.load_preference(alice_id)).suffix == "pale"
         assert "**none**" in text(await world.alice.slash(world.channel, "prefer suffix"))
 
 
 async def test_flag_aliases_are_set_listed_used_and_deleted(open_world: Any) -> None:
     async with open_world() as world:
-        none = await world.alice.slash(world.channel, "prefer option list")
-        assert none.ephemeral
-        assert "no flag alias yet" in text(none)
+        empty_list_reply = await world.alice.slash(world.channel, "prefer option list")
+        assert empty_list_reply.ephemeral
+        assert "no flag alias yet" in text(empty_list_reply)
         change = await world.alice.slash(
             world.channel, "prefer option set", name="mine", value="pale `one` --seed 5 --count 1"
         )
@@ -329,15 +331,15 @@ async def test_flag_aliases_are_set_listed_used_and_deleted(open_world: Any) -> 
         assert "From now on: `--mine` stands for **pale" in text(change)
         result = await world.alice.slash(world.channel, "imagine", prompt="red apple --mine")
         assert "--mine stands for" in text(result)
-        await world.ended(result)
+        await world.wait_for_end(result)
         view = await newest_view(world)
         assert (view.prompt, view.task.seed) == ("red apple pale `one` --seed 5 --count 1", 5)
         assert "no flag --mine" in text(await world.bob.slash(world.channel, "imagine", prompt="red apple --mine"))
         (offer,) = await world.alice.autocomplete(world.channel, "prefer option set", "name", "mi")
         assert offer["value"] == "mine"
         assert "`--mine`" in text(await world.alice.slash(world.channel, "prefer option list"))
-        wrong = await world.alice.slash(world.channel, "prefer option set", name="other", value="--steps 9999")
-        assert "--steps 9999 is not possible" in text(wrong)
+        invalid_reply = await world.alice.slash(world.channel, "prefer option set", name="other", value="--steps 9999")
+        assert "--steps 9999 is not possible" in text(invalid_reply)
         deletion = await world.alice.slash(world.channel, "prefer option set", name="mine")
         assert "`--mine` is deleted" in text(deletion)
         assert "no option --mine" in text(await world.alice.slash(world.channel, "prefer option set", name="mine"))
@@ -358,7 +360,7 @@ async def test_reproduce_by_link_seed_id_and_choice(open_world: Any) -> None:
         for reference in (message.jump_url, footer, "41", first.id.lower(), offer["value"]):
             result = await world.bob.slash(world.channel, "reproduce", job=reference)
             assert not result.ephemeral, text(result)
-            await world.ended(result)
+            await world.wait_for_end(result)
             copy = await newest_view(world)
             assert copy.action == "reproduce"
             assert copy.member_name == "bob"
@@ -368,11 +370,11 @@ async def test_reproduce_by_link_seed_id_and_choice(open_world: Any) -> None:
 
 async def test_a_reference_without_a_job_is_refused_with_a_reason(open_world: Any) -> None:
     async with open_world() as world:
-        hello = await world.bob.send(world.channel, "hello")
+        plain_message = await world.bob.send(world.channel, "hello")
         for reference, content in (
             ("an apple", "names no job"),
             ("seed 99", "none has the seed 99"),
-            (hello.jump_url, "shows no job"),
+            (plain_message.jump_url, "shows no job"),
             ("01ARZ3NDEKTSV4RRFFQ69G5FAV", "no such job"),
         ):
             result = await world.alice.slash(world.channel, "reproduce", job=reference)
@@ -384,21 +386,21 @@ async def test_private_jobs_and_jobs_of_other_servers_are_out_of_reach(open_worl
     async with open_world() as world:
         message = await imagine(world)
         job = (await newest_view(world)).id
-        elsewhere = world.env.create_guild("Elsewhere")
-        dora = elsewhere.add_member(world.env.create_user("dora"))
-        room = elsewhere.create_text_channel("pictures")
+        other_guild = world.env.create_guild("Elsewhere")
+        other_member = other_guild.add_member(world.env.create_user("dora"))
+        room = other_guild.create_text_channel("pictures")
         for command in ("reproduce", "film", "info", "cancel"):
-            refusal = await dora.slash(room, command, job=job)
+            refusal = await other_member.slash(room, command, job=job)
             assert refusal.ephemeral
             assert "another server" in text(refusal)
             assert "apple" not in text(refusal)
-        assert await dora.autocomplete(room, "reproduce", "job", "") == []
+        assert await other_member.autocomplete(room, "reproduce", "job", "") == []
         await world.alice.slash(world.channel, "prefer set", name="results", value="private")
-        hidden = await world.alice.slash(world.channel, "imagine", prompt="secret plum")
-        await world.until(lambda: len(world.painter.done) == 2)
+        private_reply = await world.alice.slash(world.channel, "imagine", prompt="secret plum")
+        await world.wait_until(lambda: len(world.painter.finished_jobs) == 2)
         secret = await newest_view(world)
         assert secret.is_private
-        assert hidden.ephemeral
+        assert private_reply.ephemeral
         assert [choice["value"] for choice in await world.bob.autocomplete(world.channel, "info", "job", "")] == [job]
         for command in ("reproduce", "film", "info"):
             refusal = await world.bob.slash(world.channel, command, job=secret.id)
@@ -429,9 +431,9 @@ async def test_a_film_is_made_smaller_to_fit_or_is_refused(open_world: Any) -> N
     async with open_world() as world:
         await imagine(world)
         job = (await newest_view(world)).id
-        full = await world.services.gallery.render_film(job)
-        smaller = await world.services.gallery.render_film(job, len(full) - 1)
-        assert len(smaller) < len(full)
+        full_film = await world.services.gallery.render_film(job)
+        smaller_film = await world.services.gallery.render_film(job, len(full_film) - 1)
+        assert len(smaller_film) < len(full_film)
         with pytest.raises(UserError, match="too large"):
             await world.services.gallery.render_film(job, 10)
 
@@ -439,7 +441,7 @@ async def test_a_film_is_made_smaller_to_fit_or_is_refused(open_world: Any) -> N
 @pytest.mark.slow
 async def test_a_job_without_a_film_is_refused(open_world: Any) -> None:
     async with open_world() as world:
-        world.painter.stand_at = 1
+        world.painter.pause_step = 1
         await world.alice.slash(world.channel, "imagine", prompt="red apple")
         refusal = await world.alice.slash(world.channel, "film", job=(await newest_view(world)).id)
         assert refusal.ephemeral
@@ -467,8 +469,8 @@ async def test_the_menus_of_a_message_by_the_bot(open_world: Any) -> None:
         details = await world.bob.context_menu(world.channel, "Details", message)
         assert details.ephemeral
         assert "Seed: 5" in text(details)
-        again = await world.bob.context_menu(world.channel, "Reproduce", message)
-        assert not again.ephemeral
+        reproduced = await world.bob.context_menu(world.channel, "Reproduce", message)
+        assert not reproduced.ephemeral
         assert (await newest_view(world)).task.seed == 5
         reply = await world.bob.context_menu(world.channel, "Use as prompt", message)
         assert reply.modal["components"][0]["component"]["value"] == "red apple"
@@ -476,8 +478,8 @@ async def test_the_menus_of_a_message_by_the_bot(open_world: Any) -> None:
         accepted = await world.bob.submit_modal(reply, {"prompt": "red apple, at dawn"})
         assert "red apple, at dawn" in text(accepted)
         assert (await newest_view(world)).member_name == "bob"
-        wrong = await world.bob.context_menu(world.channel, "Use as prompt", message)
-        refusal = await world.bob.submit_modal(wrong, {"prompt": "red apple --stepps 5"})
+        invalid_reply = await world.bob.context_menu(world.channel, "Use as prompt", message)
+        refusal = await world.bob.submit_modal(invalid_reply, {"prompt": "red apple --stepps 5"})
         assert refusal.ephemeral
         assert "steps" in text(refusal)
 
@@ -485,14 +487,14 @@ async def test_the_menus_of_a_message_by_the_bot(open_world: Any) -> None:
 async def test_a_message_is_reported_by_its_menu(open_world: Any) -> None:
     async with open_world() as world:
         message = await imagine(world)
-        own = await world.alice.context_menu(world.channel, "Report", message)
-        assert own.ephemeral
-        assert "delete it instead" in text(own)
+        own_report = await world.alice.context_menu(world.channel, "Report", message)
+        assert own_report.ephemeral
+        assert "delete it instead" in text(own_report)
         form = await world.bob.context_menu(world.channel, "Report", message)
         reply = await world.bob.submit_modal(form, {"reason": "too red"})
         assert reply.ephemeral
         assert "Reported" in text(reply)
-        (incident,) = await world.house.services.moderation.list_incidents(make_moderator(world))
+        (incident,) = await world.app.services.moderation.list_incidents(make_moderator(world))
         assert incident.said == "too red"
 
 
@@ -509,8 +511,8 @@ async def test_the_menus_of_a_members_message(open_world: Any) -> None:
             refusal = await world.alice.context_menu(world.channel, menu, message)
             assert refusal.ephemeral
             assert "shows no job" in text(refusal)
-        bare = await world.bob.send(world.channel, "", attachments=[("a.png", b"x")])
-        assert "no words" in text(await world.alice.context_menu(world.channel, "Use as prompt", bare))
+        message_without_text = await world.bob.send(world.channel, "", attachments=[("a.png", b"x")])
+        assert "no words" in text(await world.alice.context_menu(world.channel, "Use as prompt", message_without_text))
 
 
 # the rules of a server
@@ -536,15 +538,15 @@ async def test_a_command_that_the_server_forbids_is_refused(open_world: Any) -> 
 async def test_an_internal_error_gives_an_apology(open_world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async with open_world() as world:
 
-        async def broken(*_: object, **__: object) -> None:
+        async def raise_error(*_: object, **__: object) -> None:
             raise DatabaseUnavailable("The database cannot be used now.")
 
         with monkeypatch.context() as broken_rules:
-            broken_rules.setattr(world.house.services.rule_admin, "check_command", broken)
+            broken_rules.setattr(world.app.services.rule_admin, "check_command", raise_error)
             at_the_door = await world.alice.slash(world.channel, "queue")
         assert at_the_door.ephemeral
         assert "Something broke on our side" in text(at_the_door)
-        monkeypatch.setattr(world.house.services.history, "load_page", broken)
+        monkeypatch.setattr(world.app.services.history, "load_page", raise_error)
         listing = await world.alice.slash(world.channel, "mine", which="all")
         assert "Something broke" in "".join(each.content for each in listing.followups)
         (error,) = world.env.errors

@@ -17,8 +17,10 @@ from bot.services.job_views.job_views import REMOVAL_SENTENCES
 pytestmark = pytest.mark.asyncio
 
 
-async def imagine(world: Any, who: Any, prompt: str) -> Any:
-    return await world.ended(await who.slash(world.channel, "imagine", prompt=f"{prompt} --count 1 --steps 2"))
+async def imagine(world: Any, member: Any, prompt: str) -> Any:
+    return await world.wait_for_end(
+        await member.slash(world.channel, "imagine", prompt=f"{prompt} --count 1 --steps 2")
+    )
 
 
 def text(result: Any) -> str:
@@ -26,11 +28,11 @@ def text(result: Any) -> str:
     return result.response.content
 
 
-async def wait_until_forgotten(world: Any, who: Any) -> None:
-    desk, member = world.house.services.data_deletion, f"discord:{who.id}"
-    await world.until(lambda: True)
-    while await desk.is_under_way(member):
-        await world.until(lambda: True)
+async def wait_until_forgotten(world: Any, member: Any) -> None:
+    data_deletion, member_id = world.app.services.data_deletion, f"discord:{member.id}"
+    await world.wait_until(lambda: True)
+    while await data_deletion.is_under_way(member_id):
+        await world.wait_until(lambda: True)
 
 
 async def test_my_data_packs_only_the_members_own_jobs_and_pictures(
@@ -43,13 +45,13 @@ async def test_my_data_packs_only_the_members_own_jobs_and_pictures(
         assert result.ephemeral
         assert "1 job, in `jobs.json`, and 1 picture" in text(result)
         (attachment,) = result.response.attachments
-        with zipfile.ZipFile(io.BytesIO(world.env.backend.cdn.get(attachment.url))) as packed:
-            exported = packed.read("jobs.json").decode()
-            (picture,) = [name for name in packed.namelist() if name != "jobs.json"]
-            assert packed.read(picture).startswith(b"\x89PNG")
-        assert [one["prompt"].partition(" --")[0] for one in json.loads(exported)["jobs"]] == ["red apple"]
-        assert "pear" not in exported
-        assert "token" not in exported
+        with zipfile.ZipFile(io.BytesIO(world.env.backend.cdn.get(attachment.url))) as archive:
+            exported_jobs = archive.read("jobs.json").decode()
+            (picture,) = [name for name in archive.namelist() if name != "jobs.json"]
+            assert archive.read(picture).startswith(b"\x89PNG")
+        assert [one["prompt"].partition(" --")[0] for one in json.loads(exported_jobs)["jobs"]] == ["red apple"]
+        assert "pear" not in exported_jobs
+        assert "token" not in exported_jobs
         monkeypatch.setattr(privacy, "MAX_EXPORT_BYTES", 1500)
         small = await world.alice.slash(world.channel, "my-data")
         assert "too large to be sent here" in text(small) or text(small).startswith(render_refusal("")[:1])
@@ -58,29 +60,32 @@ async def test_my_data_packs_only_the_members_own_jobs_and_pictures(
 @pytest.mark.slow
 async def test_forget_me_deletes_everything_of_the_member_after_a_confirmation(open_world: Any) -> None:
     async with open_world() as world:
-        mine, other = await imagine(world, world.alice, "red apple"), await imagine(world, world.bob, "green pear")
+        alice_message, other = (
+            await imagine(world, world.alice, "red apple"),
+            await imagine(world, world.bob, "green pear"),
+        )
         job = next(view for view in await world.services.job_views.load_recent() if "red apple" in view.prompt).id
         question = await world.alice.slash(world.channel, "forget-me")
         assert question.ephemeral
         assert "That is 1 job with their pictures" in text(question)
         assert "Blocks and moderators' decisions stay." in text(question)
-        assert "red apple" in mine.content, "nothing is deleted yet"
+        assert "red apple" in alice_message.content, "nothing is deleted yet"
         await world.restart()
         await world.alice.click(question.response, label="Remove everything")
         assert "under way: 1 job" in text(question)
         assert not question.response.components
         await wait_until_forgotten(world, world.alice)
         message_ids = [message.id for message in world.channel.history()]
-        assert mine.id not in message_ids
+        assert alice_message.id not in message_ids
         assert other.id in message_ids
-        assert await world.house.store.get_job(job) is None
+        assert await world.app.store.get_job(job) is None
         old_message = await world.client.get_partial_messageable(world.channel.id, guild_id=world.guild.id).send(
             "left", view=make_button_view(f"reroll:{job}")
         )
         reply = await world.bob.click(old_message, custom_id=f"reroll:{job}")
         assert text(reply) == render_refusal(REMOVAL_SENTENCES["forgotten"])
-        again = await world.alice.slash(world.channel, "forget-me")
-        assert "That is 0 jobs" in text(again)
+        second_request = await world.alice.slash(world.channel, "forget-me")
+        assert "That is 0 jobs" in text(second_request)
 
 
 def make_button_view(custom_id: str) -> discord.ui.View:
@@ -93,11 +98,11 @@ def make_button_view(custom_id: str) -> discord.ui.View:
 @pytest.mark.slow
 async def test_forget_me_cancels_running_jobs_and_passes_over_a_message_it_cannot_delete(open_world: Any) -> None:
     async with open_world() as world:
-        world.painter.stand_at = 1
+        world.painter.pause_step = 1
         result = await world.alice.slash(world.channel, "imagine", prompt="red apple --count 1")
-        await world.until(lambda: not world.painter.going.is_set())
+        await world.wait_until(lambda: not world.painter.step_gate.is_set())
         identity = result.response.id
-        await world.house.services.deliveries.update_address(
+        await world.app.services.deliveries.update_address(
             (await world.services.job_views.load_queue(None))[0].id, channel="1", token=""
         )
         question = await world.alice.slash(world.channel, "forget-me")

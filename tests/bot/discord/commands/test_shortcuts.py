@@ -16,8 +16,8 @@ from bot.discord.commands.generation.walk import join_prompts
 from bot.domain.errors import UserError
 from bot.images.films.formats import available_formats
 from engine.bus import Bus
-from shared.discord_jobs import made
-from shared.discord_staff import said, text
+from shared.discord_jobs import imagine
+from shared.discord_staff import read_followups, read_text
 
 
 async def newest_view(world: Any) -> Any:
@@ -45,12 +45,14 @@ def test_a_mix_refuses_weights_and_empty_prompts(first: str, reason: str) -> Non
 @pytest.mark.asyncio
 async def test_mix_puts_both_prompts_with_their_weights_into_one_recipe(open_world: Any) -> None:
     async with open_world() as world:
-        await world.ended(await world.alice.slash(world.channel, "mix", first="a cat", second="a dog", weight=0.75))
+        await world.wait_for_end(
+            await world.alice.slash(world.channel, "mix", first="a cat", second="a dog", weight=0.75)
+        )
         recipe = (await newest_view(world)).task
         assert recipe.mixed
-        cat, dog = recipe.concepts
-        assert (cat.text, dog.text) == ("a cat", "a dog")
-        assert cat.weight == pytest.approx(3 * dog.weight)
+        first_concept, second_concept = recipe.concepts
+        assert (first_concept.text, second_concept.text) == ("a cat", "a dog")
+        assert first_concept.weight == pytest.approx(3 * second_concept.weight)
 
 
 @pytest.mark.asyncio
@@ -63,10 +65,10 @@ async def test_shortcuts_set_a_preference_and_turbo_explains_the_speeds(open_wor
         ):  # fmt: skip
             result = await world.alice.slash(world.channel, command)
             assert result.ephemeral
-            assert f"**{value}**" in text(result)
+            assert f"**{value}**" in read_text(result)
             assert getattr(await preferences.load_preference(f"discord:{world.alice.id}"), name) == value
         before = await preferences.load_preference(f"discord:{world.alice.id}")
-        answer = text(await world.alice.slash(world.channel, "turbo"))
+        answer = read_text(await world.alice.slash(world.channel, "turbo"))
         assert "no third speed" in answer
         assert "`--fast` behind a prompt draws it in 30 steps" in answer
         assert await preferences.load_preference(f"discord:{world.alice.id}") == before
@@ -76,20 +78,20 @@ async def test_shortcuts_set_a_preference_and_turbo_explains_the_speeds(open_wor
 @pytest.mark.asyncio
 async def test_a_film_plays_in_each_direction_and_has_the_requested_format(open_world: Any) -> None:
     async with open_world() as world:
-        await made(world, count=2)
+        await imagine(world, count=2)
         job = (await newest_view(world)).id
-        for way, kind in (("developing", "gif"), ("dissolving", "webp"), ("both", "gif")):
-            reply = await world.bob.slash(world.channel, "film", job=job, format=kind, kind=way, picture=2)
+        for film_kind, kind in (("developing", "gif"), ("dissolving", "webp"), ("both", "gif")):
+            reply = await world.bob.slash(world.channel, "film", job=job, format=kind, kind=film_kind, picture=2)
             (attachment,) = reply.response.attachments
             assert attachment.filename.endswith(kind)
             film = Image.open(io.BytesIO(world.env.backend.cdn.get(attachment.url)))
             assert film.format == kind.upper()
-            assert getattr(film, "n_frames", 1) > 1, way
-        wrong = await world.bob.slash(world.channel, "film", job=job, kind="dissolving", picture=4)
-        assert "no such picture" in said(wrong)
+            assert getattr(film, "n_frames", 1) > 1, film_kind
+        invalid_reply = await world.bob.slash(world.channel, "film", job=job, kind="dissolving", picture=4)
+        assert "no such picture" in read_followups(invalid_reply)
         for kind in {"avif", "mp4"} - set(available_formats()):
             refusal = await world.bob.slash(world.channel, "film", job=job, format=kind)
-            assert "cannot be made here" in text(refusal)
+            assert "cannot be made here" in read_text(refusal)
             assert refusal.ephemeral
 
 
@@ -98,13 +100,13 @@ WEIGHTS = {"apple": 9.0, "red": 4.0, "table": 3.0}
 
 async def embed(texts: Sequence[str]) -> list[list[float]]:
     """Bags of words: each of three words is an axis, and all others hardly move the vector."""
-    found: list[list[float]] = []
+    frame_levels: list[list[float]] = []
     for one in texts:
         words = one.split()
         row = [*(weight * (word in words) for word, weight in WEIGHTS.items()), 0.01 * len(words) + 1e-9]
         length = math.hypot(*row)
-        found.append([value / length for value in row])
-    return found
+        frame_levels.append([value / length for value in row])
+    return frame_levels
 
 
 async def serve_text_encoder(world: Any) -> Bus:
@@ -120,15 +122,15 @@ async def test_shorten_weighs_words_and_a_shorter_prompt_is_imagined_after_a_res
     async with open_world() as world:
         prompt = "a very red `apple` upon (the:1.2) table, in soft light --ar 2:1 --count 1"
         without_worker = await world.alice.slash(world.channel, "shorten", prompt=prompt)
-        assert "No worker that understands text is online" in said(without_worker)
+        assert "No worker that understands text is online" in read_followups(without_worker)
         await serve_text_encoder(world)
         reply = await world.alice.slash(world.channel, "shorten", prompt=prompt.replace("`", ""))
         assert reply.ephemeral
-        assert "**apple**" in text(reply).split(" · ")[0], "the heaviest comes first"
-        assert "No picture was made for this" in text(reply)
+        assert "**apple**" in read_text(reply).split(" · ")[0], "the heaviest comes first"
+        assert "No picture was made for this" in read_text(reply)
         assert world.labels(reply.response) == [f"Imagine {number}" for number in range(1, 6)]
         await world.restart()
-        await world.ended(await world.alice.click(reply.response, label="Imagine 5"))
+        await world.wait_for_end(await world.alice.click(reply.response, label="Imagine 5"))
         view = await newest_view(world)
         assert view.prompt.startswith("red apple")
         assert view.task.width == 2 * view.task.height, "flags stay"
@@ -143,16 +145,16 @@ async def test_shorten_refuses_unsuitable_prompts(open_world: Any) -> None:
             ("a " * 130, "At most 126 words"), ("an apple --stepps 4", "no flag"),
         ):  # fmt: skip
             refusal = await world.alice.slash(world.channel, "shorten", prompt=prompt)
-            assert reason in text(refusal), prompt
+            assert reason in read_text(refusal), prompt
 
 
 @pytest.mark.asyncio
 async def test_an_interpolation_ends_in_its_film(open_world: Any) -> None:
     async with open_world() as world:
         await world.alice.slash(world.channel, "walk", **{"from": "a cat --seed 7", "to": "a dog", "frames": 6})
-        await world.until(lambda: len(world.painter.done) == 2)
+        await world.wait_until(lambda: len(world.painter.finished_jobs) == 2)
         views = await world.services.job_views.load_recent()
-        await world.until(lambda: not world.house.queue.active_jobs.by_id)
+        await world.wait_until(lambda: not world.app.queue.active_jobs.by_id)
         views = await world.services.job_views.load_recent()
         assert sorted(view.task.walk.first for view in views) == [0, 4]
         assert {view.task.seed for view in views} == {7}
@@ -162,7 +164,7 @@ async def test_an_interpolation_ends_in_its_film(open_world: Any) -> None:
             messages = world.env.backend.messages[world.channel.id].values()
             return {file["filename"] for message in messages for file in message.attachments}
 
-        await world.until(lambda: f"darkroom-{last.id}-walk.webp" in names())
+        await world.wait_until(lambda: f"darkroom-{last.id}-walk.webp" in names())
         [other] = [view for view in views if not view.ends_interpolation]
         reply = await world.bob.slash(world.channel, "film", job=other.id, kind="walk", format="gif")
         [film] = reply.response.attachments
@@ -172,12 +174,12 @@ async def test_an_interpolation_ends_in_its_film(open_world: Any) -> None:
 @pytest.mark.asyncio
 async def test_the_walk_button_interpolates_between_the_pictures(open_world: Any) -> None:
     async with open_world() as world:
-        grid = await made(world, count=2, seed=7)
+        grid = await imagine(world, count=2, seed=7)
         await world.restart()
         replies = [await world.bob.click(grid, label="Walk") for _ in range(2)]
-        assert "already on its way" in text(replies[1])
-        await world.until(lambda: len(world.painter.done) == 5)
-        await world.until(lambda: not world.house.queue.active_jobs.by_id)
+        assert "already on its way" in read_text(replies[1])
+        await world.wait_until(lambda: len(world.painter.finished_jobs) == 5)
+        await world.wait_until(lambda: not world.app.queue.active_jobs.by_id)
         views = [view for view in await world.services.job_views.load_recent() if view.action == "walk"]
         assert sorted(view.task.walk.first for view in views) == [0, 4, 8, 12]
         assert {view.task.walk.noises for view in views} == {(7, 8)}

@@ -47,31 +47,31 @@ def test_each_version_is_found_again_from_the_message_and_the_button(words: str,
     text = words.replace("`", "'") + flags
     if len(text) > MAX_PROMPT:
         return
-    weighed = asyncio.run(PromptShortener(embed_letters).weigh_prompt(text))
-    content = render_analysis(text, weighed)
+    weighed_words = asyncio.run(PromptShortener(embed_letters).weigh_prompt(text))
+    content = render_analysis(text, weighed_words)
     assert len(content) <= MAX_CONTENT
-    lengths = [len(one.version.word_indices) for one in weighed.shorter_prompts]
+    lengths = [len(one.version.word_indices) for one in weighed_words.shorter_prompts]
     assert lengths == sorted(set(lengths), reverse=True)
-    assert all(0 < length < len(weighed.words) for length in lengths)
-    assert math.isclose(sum(weighed.shares), 1)
-    for number, one in enumerate(weighed.shorter_prompts, 1):
+    assert all(0 < length < len(weighed_words.words) for length in lengths)
+    assert math.isclose(sum(weighed_words.shares), 1)
+    for number, one in enumerate(weighed_words.shorter_prompts, 1):
         button = ShortenButton(number, one.version.word_indices)
         assert len(button.item.custom_id or "") <= 100
         match = ShortenButton.__discord_ui_compiled_template__.fullmatch(button.item.custom_id or "")
         assert match
-        again = asyncio.run(ShortenButton.from_custom_id(SimpleNamespace(), button.item, match))  # type: ignore[arg-type]
+        parsed_button = asyncio.run(ShortenButton.from_custom_id(SimpleNamespace(), button.item, match))  # type: ignore[arg-type]
         message: Any = SimpleNamespace(content=content)
-        assert build_version(message, again.word_indices) == f"{one.version.text}{flags}"
+        assert build_version(message, parsed_button.word_indices) == f"{one.version.text}{flags}"
 
 
 def test_a_word_counts_by_how_far_its_absence_turns_the_text() -> None:
     words = ("a", "red", "apple")
     assert leave_one_out(words) == ["a red apple", "red apple", "a apple", "a red"]
-    moves = measure_movements([(1.0, 0.0), (1.0, 0.0), (0.8, 0.6), (0.0, 1.0)])
-    assert moves == pytest.approx((0.0, 0.2, 1.0))
-    assert movement_shares(moves) == pytest.approx((0, 1 / 6, 5 / 6))
-    assert rank_words(moves) == [2, 1, 0]
-    assert [one.text for one in build_short_prompts(words, moves)] == ["red apple", "apple"]
+    movements = measure_movements([(1.0, 0.0), (1.0, 0.0), (0.8, 0.6), (0.0, 1.0)])
+    assert movements == pytest.approx((0.0, 0.2, 1.0))
+    assert movement_shares(movements) == pytest.approx((0, 1 / 6, 5 / 6))
+    assert rank_words(movements) == [2, 1, 0]
+    assert [one.text for one in build_short_prompts(words, movements)] == ["red apple", "apple"]
 
 
 def test_without_any_effect_all_words_weigh_the_same() -> None:
@@ -87,10 +87,10 @@ def test_without_a_consistent_text_encoder_shortening_is_refused() -> None:
     async def no_worker(texts: Sequence[str]) -> list[list[float]]:
         raise NoWorkerAnswers("nobody")
 
-    async def inconsistent(texts: Sequence[str]) -> list[list[float]]:
+    async def embed_inconsistently(texts: Sequence[str]) -> list[list[float]]:
         return [[1.0] * (1 + len(text) % 2) for text in texts]
 
-    for embed, reason in ((no_worker, "online"), (inconsistent, "in different ways")):
+    for embed, reason in ((no_worker, "online"), (embed_inconsistently, "in different ways")):
         with pytest.raises(UserError, match=reason):
             asyncio.run(PromptShortener(embed).weigh_prompt("a red apple upon it"))
 

@@ -29,7 +29,7 @@ from bot.services.moderation.moderation import MAX_REASON
 from engine.contract import UpscaleTask
 from loopback.known_deviations import unexplained
 from loopback.openapi import FILE, Judge
-from shared.sample_views import JOB, a_recipe, a_view
+from shared.sample_views import JOB, make_recipe, make_view
 
 NASTY = "@everyone <@5> **x** {a, b} \\{c\\} [a](http://b.c) `y` \u202e"
 words = st.text(max_size=2000) | st.text(alphabet="{},\\ab -:", max_size=200)
@@ -37,10 +37,12 @@ words = st.text(max_size=2000) | st.text(alphabet="{},\\ab -:", max_size=200)
 
 @settings(max_examples=50, deadline=None)
 @given(words, words, st.sampled_from(sorted(FORM_TITLES)), st.sampled_from([None, 0, 3]))
-def test_a_remix_form_is_within_discords_limits(prompt: str, negative: str, how: Any, index: int | None) -> None:
-    recipe = a_recipe(4)
-    view = a_view(prompt=prompt, task=type(recipe)(**{**fields_of(recipe), "negative": negative[:2000]}))
-    modal = build_remix_form(view, how, index).to_dict()
+def test_a_remix_form_is_within_discords_limits(
+    prompt: str, negative_prompt: str, form_kind: Any, index: int | None
+) -> None:
+    recipe = make_recipe(4)
+    view = make_view(prompt=prompt, task=type(recipe)(**{**fields_of(recipe), "negative": negative_prompt[:2000]}))
+    modal = build_remix_form(view, form_kind, index).to_dict()
     validate_modal(modal)
     assert len(modal["title"]) <= 45
     for node in walk_components(modal["components"]):
@@ -57,12 +59,19 @@ def fields_of(recipe: Any) -> dict[str, Any]:
 @given(words)
 def test_a_prompt_in_a_form_is_taken_literally(text: str) -> None:
     """A prompt that is sent unchanged is one job with the same words."""
-    cleaned = clean_prompt(text).replace("--", "").replace("::", "").replace("—", "").replace("–", "").replace("―", "")
-    if not cleaned.strip() or len(escape_braces(cleaned)) > 2000 or "\\" in cleaned or clean_prompt(cleaned) != cleaned:
+    cleaned_text = (
+        clean_prompt(text).replace("--", "").replace("::", "").replace("—", "").replace("–", "").replace("―", "")
+    )
+    if (
+        not cleaned_text.strip()
+        or len(escape_braces(cleaned_text)) > 2000
+        or "\\" in cleaned_text
+        or clean_prompt(cleaned_text) != cleaned_text
+    ):
         return  # a second repair of mojibake may change more
-    parsed = parse(escape_braces(cleaned), None)
+    parsed = parse(escape_braces(cleaned_text), None)
     assert len(parsed.prompts) == 1
-    assert parsed.prompts[0].words == " ".join(cleaned.split())
+    assert parsed.prompts[0].words == " ".join(cleaned_text.split())
 
 
 def make_report(**changes: str) -> Report:
@@ -74,21 +83,23 @@ def make_report(**changes: str) -> Report:
 @pytest.mark.asyncio
 async def test_every_form_and_card_fits_discords_openapi_schema() -> None:
     judge, callback = Judge(), f"/interactions/{10**17}/token/callback"
-    for how in FORM_TITLES:
-        judge.hear("POST", callback, {}, {"type": 9, "data": build_remix_form(a_view(prompt=NASTY), how, 0).to_dict()})
-    others = (
+    for form_kind in FORM_TITLES:
+        judge.hear(
+            "POST", callback, {}, {"type": 9, "data": build_remix_form(make_view(prompt=NASTY), form_kind, 0).to_dict()}
+        )
+    other_forms = (
         reports.build_report_form(JOB),
-        build_edit_form(a_view(prompt=NASTY), 3),
-        build_branch_form(a_view(prompt=NASTY), 3, 1000),
+        build_edit_form(make_view(prompt=NASTY), 3),
+        build_branch_form(make_view(prompt=NASTY), 3, 1000),
     )
-    for modal in others:
+    for modal in other_forms:
         validate_modal(modal.to_dict())
         judge.hear("POST", callback, {}, {"type": 9, "data": modal.to_dict()})
-    shots = tuple(PictureRef(index, "0" * 64, 64, 64, verdict="flagged") for index in range(4))
-    several = a_view(needs_check=True, pictures=shots, ladder_images=(0, 1, 2, 3), prompt=NASTY)
-    upscale = a_view(task=UpscaleTask(source="0" * 64), pictures=shots[:1], action="upscale", prompt=NASTY)
-    found = [
-        job_cards.render_ended(several),
+    pictures = tuple(PictureRef(index, "0" * 64, 64, 64, verdict="flagged") for index in range(4))
+    grid_view = make_view(needs_check=True, pictures=pictures, ladder_images=(0, 1, 2, 3), prompt=NASTY)
+    upscale = make_view(task=UpscaleTask(source="0" * 64), pictures=pictures[:1], action="upscale", prompt=NASTY)
+    modals = [
+        job_cards.render_ended(grid_view),
         job_cards.render_ended(upscale),
         reports.render_report(make_report(), "https://discord.com/1"),
     ]
@@ -100,7 +111,7 @@ async def test_every_form_and_card_fits_discords_openapi_schema() -> None:
         body = {"content": "which", "components": menus.to_components(), "allowed_mentions": {"parse": []}}
         judge.hear("POST", callback, {}, {"type": 4, "data": body})
         menus.stop()
-    for card in [*found, job_cards.Card("Delete?", button_layout.build_confirm_rows(JOB))]:
+    for card in [*modals, job_cards.Card("Delete?", button_layout.build_confirm_rows(JOB))]:
         view = build_view(card)
         assert view
         validate_components(view.to_components(), flags=0)
@@ -113,8 +124,8 @@ async def test_every_form_and_card_fits_discords_openapi_schema() -> None:
 
 def test_a_report_card_quotes_members_without_harm() -> None:
     content = reports.render_report(make_report(reason=NASTY), "").content
-    for wrong in ("@everyone", "<@5>", "**x**", "\u202e"):
-        assert wrong not in content
+    for hostile_text in ("@everyone", "<@5>", "**x**", "\u202e"):
+        assert hostile_text not in content
 
 
 def make_interaction(custom_id: str, kind: discord.InteractionType = discord.InteractionType.modal_submit) -> Any:

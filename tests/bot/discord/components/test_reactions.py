@@ -13,7 +13,7 @@ from simcord.builders import ChannelHandle
 
 from bot.discord.components.reactions import MAX_REACTIONS, WINDOW_SECONDS, ReactionLimiter
 from bot.domain.errors import UserError
-from shared.discord_jobs import made, moderator
+from shared.discord_jobs import create_moderator, imagine
 
 pytestmark = pytest.mark.asyncio
 
@@ -27,10 +27,10 @@ def direct_messages(actor: Any) -> list[Any]:
 
 async def test_an_envelope_sends_the_pictures_to_the_member_who_reacts(open_world: Any) -> None:
     async with open_world() as world:
-        grid = await made(world, seed=7)
+        grid = await imagine(world, seed=7)
         (view,) = await world.services.job_views.load_recent()
         await world.bob.react(grid, ENVELOPE)
-        (direct_message,) = await world.until(lambda: direct_messages(world.bob))
+        (direct_message,) = await world.wait_until(lambda: direct_messages(world.bob))
         assert [one.filename for one in direct_message.attachments] == [
             f"darkroom-{view.id}-{n}.png" for n in (1, 2, 3, 4)
         ]
@@ -48,31 +48,31 @@ async def test_a_private_picture_goes_to_its_author_alone(open_world: Any) -> No
         await world.client.services.preferences.set_preference(f"discord:{world.alice.id}", "results", "private")
         result = await world.alice.slash(world.channel, "imagine", prompt="red apple")
         (view,) = await world.services.job_views.load_recent()
-        await world.until(lambda: world.painter.done)
-        await world.until(lambda: "Cancel" not in world.labels(result.response))
+        await world.wait_until(lambda: world.painter.finished_jobs)
+        await world.wait_until(lambda: "Cancel" not in world.labels(result.response))
         message = result.response.id
-        for actor in (world.bob, moderator(world)):
+        for actor in (world.bob, create_moderator(world)):
             await world.client.reactions.handle(make_reaction(world, message, actor, ENVELOPE))
             assert direct_messages(actor) == []
         await world.client.reactions.handle(make_reaction(world, message, world.alice, ENVELOPE))
         assert view.id in direct_messages(world.alice)[0].content
 
 
-def make_reaction(world: Any, message: int, actor: Any, sign: str, guild: Any = None, **changes: Any) -> Any:
+def make_reaction(world: Any, message: int, actor: Any, emoji: str, guild: Any = None, **changes: Any) -> Any:
     """A raw reaction event of a member of the server."""
-    there = world.client.get_guild((guild or world.guild).id)
+    discord_guild = world.client.get_guild((guild or world.guild).id)
     payload: Any = {
         "id": str(actor.id), "username": actor.name, "discriminator": "0", "avatar": None, "global_name": None,
     }  # fmt: skip
     member = discord.Member(
         data={
             "user": payload, "flags": 0, "joined_at": None, "premium_since": None, "deaf": False, "mute": False,
-            "roles": [str(each) for each in world.env.backend.get_guild(there.id).members[actor.id].role_ids],
+            "roles": [str(each) for each in world.env.backend.get_guild(discord_guild.id).members[actor.id].role_ids],
         },
-        guild=there, state=world.client._connection,
+        guild=discord_guild, state=world.client._connection,
     )  # fmt: skip
     values = {
-        "emoji": discord.PartialEmoji(name=sign), "user_id": actor.id, "member": member, "guild_id": there.id,
+        "emoji": discord.PartialEmoji(name=emoji), "user_id": actor.id, "member": member, "guild_id": discord_guild.id,
         "message_id": message, "channel_id": world.channel.id, "message_author_id": world.client.user.id,
     }  # fmt: skip
     return SimpleNamespace(**{**values, **changes})
@@ -80,71 +80,71 @@ def make_reaction(world: Any, message: int, actor: Any, sign: str, guild: Any = 
 
 async def test_the_authors_cross_cancels_a_running_job_and_deletes_a_finished_one(open_world: Any) -> None:
     async with open_world() as world:
-        world.painter.stand_at = 3
-        running = (await world.alice.slash(world.channel, "imagine", prompt="red apple")).response
-        await world.bob.react(running.message, CROSS)
+        world.painter.pause_step = 3
+        running_message = (await world.alice.slash(world.channel, "imagine", prompt="red apple")).response
+        await world.bob.react(running_message.message, CROSS)
         (view,) = await world.services.job_views.load_recent()
         assert not view.is_cancelling
-        await world.alice.react(running.message, CROSS)
-        await world.until(lambda: "ancelled" in world.message(running.id).content)
-        world.painter.stand_at = None
-        world.painter.going.set()
+        await world.alice.react(running_message.message, CROSS)
+        await world.wait_until(lambda: "ancelled" in world.message(running_message.id).content)
+        world.painter.pause_step = None
+        world.painter.step_gate.set()
 
-        grid = await made(world, seed=7)
+        grid = await imagine(world, seed=7)
         view = (await world.services.job_views.load_recent())[0]
         await world.bob.react(grid, CROSS)
         assert (await world.services.job_views.load_view(view.id)).deleted_at is None
         await world.alice.react(grid, CROSS)
-        await world.until(lambda: grid.id not in {one.id for one in world.channel.history()})
+        await world.wait_until(lambda: grid.id not in {one.id for one in world.channel.history()})
         with pytest.raises(UserError, match="deleted"):
             await world.services.job_views.load_view(view.id)
 
 
 async def test_a_moderators_cross_deletes_too(open_world: Any) -> None:
     async with open_world() as world:
-        may = discord.PermissionOverwrite(manage_messages=True)
-        world.channel = world.guild.create_text_channel("bob's room", overwrites={world.bob: may})
-        grid, mo = await made(world, seed=7), moderator(world)
+        moderator_permissions = discord.PermissionOverwrite(manage_messages=True)
+        world.channel = world.guild.create_text_channel("bob's room", overwrites={world.bob: moderator_permissions})
+        grid, moderator = await imagine(world, seed=7), create_moderator(world)
         await world.bob.react(grid, CROSS)
         assert (await world.services.job_views.load_recent())[0].deleted_at is None, (
             "a permission in one channel makes no moderator of the server"
         )
-        await mo.react(grid, CROSS)
-        await world.until(lambda: grid.id not in {one.id for one in world.channel.history()})
+        await moderator.react(grid, CROSS)
+        await world.wait_until(lambda: grid.id not in {one.id for one in world.channel.history()})
 
 
 async def test_other_emoji_other_messages_and_other_bots_cost_nothing(
     open_world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with open_world() as world:
-        grid = await made(world, seed=7)
+        grid = await imagine(world, seed=7)
         bobs_message = await world.bob.send(world.channel, "hello")
-        lookups: list[str] = []
+        looked_up: list[str] = []
         job_at = world.deliveries.find_job
 
         async def count_lookup(message: str) -> str | None:
-            lookups.append(message)
+            looked_up.append(message)
             return await job_at(message)
 
         monkeypatch.setattr(type(world.deliveries), "find_job", lambda _, message: count_lookup(message))
         before = len(world.env.http_requests)
-        for sign in (CROSS, ENVELOPE):
-            event = make_reaction(world, bobs_message.id, world.alice, sign, message_author_id=world.bob.id)
+        for emoji in (CROSS, ENVELOPE):
+            event = make_reaction(world, bobs_message.id, world.alice, emoji, message_author_id=world.bob.id)
             await world.client.reactions.handle(event)
         await world.alice.react(grid, "👍")
-        robot = world.guild.add_member(world.env.create_user("robot", bot=True))
-        await robot.react(grid, CROSS)
-        assert lookups == [], "the event says whose message it is"
-        unknown = make_reaction(world, bobs_message.id, world.alice, CROSS, message_author_id=None)
-        await world.client.reactions.handle(unknown)
-        assert lookups == [str(bobs_message.id)]
+        other_bot = world.guild.add_member(world.env.create_user("robot", bot=True))
+        await other_bot.react(grid, CROSS)
+        assert looked_up == [], "the event says whose message it is"
+        reaction_without_author = make_reaction(world, bobs_message.id, world.alice, CROSS, message_author_id=None)
+        await world.client.reactions.handle(reaction_without_author)
+        assert looked_up == [str(bobs_message.id)]
         assert len(world.env.http_requests) == before
         assert (await world.services.job_views.load_recent())[0].deleted_at is None
 
 
 async def test_of_a_hundred_reactions_only_the_first_few_are_handled(open_world: Any) -> None:
     async with open_world() as world:
-        grid = await made(world, seed=7, count=1)
+        grid = await imagine(world, seed=7, count=1)
         for _ in range(100):
             await world.client.reactions.handle(make_reaction(world, grid.id, world.bob, ENVELOPE))
         assert len(direct_messages(world.bob)) == MAX_REACTIONS
@@ -152,16 +152,16 @@ async def test_of_a_hundred_reactions_only_the_first_few_are_handled(open_world:
 
 async def test_the_reaction_limit_resets_and_is_per_member() -> None:
     now = [0.0]
-    turns = ReactionLimiter(lambda: now[0])
-    assert [turns.allow(1) for _ in range(MAX_REACTIONS + 1)] == [*[True] * MAX_REACTIONS, False]
-    assert turns.allow(2)
+    limiter = ReactionLimiter(lambda: now[0])
+    assert [limiter.allow(1) for _ in range(MAX_REACTIONS + 1)] == [*[True] * MAX_REACTIONS, False]
+    assert limiter.allow(2)
     now[0] = WINDOW_SECONDS + 0.1
-    assert turns.allow(1)
+    assert limiter.allow(1)
 
 
 async def test_closed_direct_messages_are_logged_once(open_world: Any, caplog: pytest.LogCaptureFixture) -> None:
     async with open_world() as world:
-        grid = await made(world, seed=7, count=1)
+        grid = await imagine(world, seed=7, count=1)
         world.env.inject_error(
             "POST", "/channels/*/messages", status=403, code=50007, message="Cannot send messages to this user",
             times=None,
@@ -177,40 +177,40 @@ async def test_reactions_work_in_a_direct_message(open_world: Any) -> None:
     async with open_world() as world:
         user = world.alice.user
         await user.slash("imagine", prompt="red apple")
-        await world.until(lambda: world.painter.done)
-        await world.until(lambda: "Cancel" not in world.labels(user.dm_channel.history()[-1]))
+        await world.wait_until(lambda: world.painter.finished_jobs)
+        await world.wait_until(lambda: "Cancel" not in world.labels(user.dm_channel.history()[-1]))
         message = user.dm_channel.history()[-1]
         await user.set_reaction(message, ENVELOPE, reacted=True)
-        await world.until(lambda: len(user.dm_channel.history()) == 2)
+        await world.wait_until(lambda: len(user.dm_channel.history()) == 2)
         await user.set_reaction(message, CROSS, reacted=True)
-        await world.until(lambda: message.id not in {one.id for one in user.dm_channel.history()})
+        await world.wait_until(lambda: message.id not in {one.id for one in user.dm_channel.history()})
 
 
 async def test_reactions_work_in_a_thread(open_world: Any) -> None:
     async with open_world() as world:
-        created = world.env.backend.create_thread(world.channel.id, "apples", world.alice.id, type=11)
-        created.thread_members[world.client.user.id] = world.env.backend.now_iso()
-        thread = ChannelHandle(world.env, world.guild, created)
+        thread_data = world.env.backend.create_thread(world.channel.id, "apples", world.alice.id, type=11)
+        thread_data.thread_members[world.client.user.id] = world.env.backend.now_iso()
+        thread = ChannelHandle(world.env, world.guild, thread_data)
         result = await world.alice.slash(thread, "imagine", prompt="red apple")
-        await world.until(lambda: "Cancel" not in world.labels(result.response))
+        await world.wait_until(lambda: "Cancel" not in world.labels(result.response))
         message = result.response.message
         await world.bob.react(message, ENVELOPE)
-        await world.until(lambda: direct_messages(world.bob))
+        await world.wait_until(lambda: direct_messages(world.bob))
         await world.bob.react(message, CROSS)
         assert message.id in {one.id for one in thread.history()}
-        await moderator(world).react(message, CROSS)
-        await world.until(lambda: message.id not in {one.id for one in thread.history()})
+        await create_moderator(world).react(message, CROSS)
+        await world.wait_until(lambda: message.id not in {one.id for one in thread.history()})
 
 
 async def test_reactions_from_another_server_have_no_effect(open_world: Any) -> None:
     async with open_world() as world:
-        grid = await made(world, seed=7)
-        elsewhere = world.env.create_guild("Elsewhere")
-        dora = elsewhere.add_member(world.env.create_user("dora"))
+        grid = await imagine(world, seed=7)
+        other_guild = world.env.create_guild("Elsewhere")
+        other_member = other_guild.add_member(world.env.create_user("dora"))
         await asyncio.sleep(0)
-        for sign in (ENVELOPE, CROSS):
-            await world.client.reactions.handle(make_reaction(world, grid.id, dora, sign, elsewhere))
-        assert direct_messages(dora) == []
+        for emoji in (ENVELOPE, CROSS):
+            await world.client.reactions.handle(make_reaction(world, grid.id, other_member, emoji, other_guild))
+        assert direct_messages(other_member) == []
         assert (await world.services.job_views.load_recent())[0].deleted_at is None
 
 
@@ -218,11 +218,11 @@ async def test_an_internal_error_is_logged_and_contained(
     open_world: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with open_world() as world:
-        grid = await made(world, seed=7)
+        grid = await imagine(world, seed=7)
 
-        async def broken(*_: object) -> str:
+        async def raise_error(*_: object) -> str:
             raise OSError("the disk is away")
 
-        monkeypatch.setattr(type(world.deliveries), "find_job", broken)
+        monkeypatch.setattr(type(world.deliveries), "find_job", raise_error)
         await world.alice.react(grid, CROSS)
         assert "a reaction to message" in caplog.text

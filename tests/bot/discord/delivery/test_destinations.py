@@ -32,12 +32,12 @@ def make_view(state: JobState = "finished", seconds: float = 10.0, *, private: b
     )  # fmt: skip
 
 
-def make_answer(**known: object) -> dict[DeliveryRole, Delivery]:
-    return {"answer": replace(Delivery("answer", Destination("discord", dict(GUILD)), "9"), **known)}  # pyright: ignore
+def make_answer(**fields: object) -> dict[DeliveryRole, Delivery]:
+    return {"answer": replace(Delivery("answer", Destination("discord", dict(GUILD)), "9"), **fields)}  # pyright: ignore
 
 
 @pytest.mark.parametrize(
-    ("view", "wishes", "known", "further"),
+    ("view", "prefs", "deliveries", "expected_roles"),
     [
         (make_view(), NotifyPrefs(), make_answer(), []),
         (make_view(seconds=60), NotifyPrefs(), make_answer(), ["notice"]),
@@ -64,9 +64,9 @@ def make_answer(**known: object) -> dict[DeliveryRole, Delivery]:
     ],
 )
 def test_lacking_names_the_deliveries_that_a_job_still_needs(
-    view: JobView, wishes: NotifyPrefs, known: dict[DeliveryRole, Delivery], further: list[DeliveryRole]
+    view: JobView, prefs: NotifyPrefs, deliveries: dict[DeliveryRole, Delivery], expected_roles: list[DeliveryRole]
 ) -> None:
-    assert destinations.missing_roles(view, known, wishes) == further
+    assert destinations.missing_roles(view, deliveries, prefs) == expected_roles
 
 
 @settings(max_examples=300, deadline=None)
@@ -75,52 +75,59 @@ def test_lacking_names_the_deliveries_that_a_job_still_needs(
     st.booleans(), st.sampled_from(["", "9"]), st.lists(st.booleans(), min_size=8, max_size=8), st.booleans(),
 )  # fmt: skip
 def test_with_any_failures_delivery_ends_and_uses_each_role_once(
-    state: JobState, seconds: float, private: bool, ping: bool, direct: bool, message: str, works: list[bool], dm: bool
+    state: JobState,
+    seconds: float,
+    private: bool,
+    ping: bool,
+    direct: bool,
+    message: str,
+    sends_succeed: list[bool],
+    dm: bool,
 ) -> None:
-    view, wishes = make_view(state, seconds, private=private), NotifyPrefs(ping, direct)
-    known = make_answer(message=message, destination=Destination("discord", {**GUILD, "guild": "" if dm else "1"}))
-    luck = iter(works)
+    view, prefs = make_view(state, seconds, private=private), NotifyPrefs(ping, direct)
+    deliveries = make_answer(message=message, destination=Destination("discord", {**GUILD, "guild": "" if dm else "1"}))
+    send_outcomes = iter(sends_succeed)
     for _ in range(12):
-        for role in destinations.missing_roles(view, known, wishes):
-            assert role not in known
-            known[role] = Delivery(role, Destination("discord", {}))
-        role = destinations.next_role(known)
+        for role in destinations.missing_roles(view, deliveries, prefs):
+            assert role not in deliveries
+            deliveries[role] = Delivery(role, Destination("discord", {}))
+        role = destinations.next_role(deliveries)
         if role is None:
             break
-        if role == "answer" and (not message or not next(luck)):
-            known[role] = replace(known[role], reason="Gone.")
+        if role == "answer" and (not message or not next(send_outcomes)):
+            deliveries[role] = replace(deliveries[role], reason="Gone.")
         else:
-            known[role] = replace(
-                known[role], delivered_at=1.0, reason="" if role == "answer" or next(luck) else "Shut."
+            deliveries[role] = replace(
+                deliveries[role], delivered_at=1.0, reason="" if role == "answer" or next(send_outcomes) else "Shut."
             )
-    assert destinations.next_role(known) is None, "it comes to an end"
-    if known["answer"].reason and state != "cancelled":
-        assert len(known) > 1, "another destination was tried"
+    assert destinations.next_role(deliveries) is None, "it comes to an end"
+    if deliveries["answer"].reason and state != "cancelled":
+        assert len(deliveries) > 1, "another destination was tried"
     if private:
-        assert "notice" not in known, "nothing about it in the channel"
+        assert "notice" not in deliveries, "nothing about it in the channel"
 
 
 def test_final_cards_fit_and_do_no_harm() -> None:
-    full = Card("\n".join(["x" * 99] * 20))
+    full_card = Card("\n".join(["x" * 99] * 20))
     view = replace(make_view(), prompt="@everyone `x`" * 100, member_name="@here")
     for card in (
-        notices.render_notice(full, "3"),
-        notices.render_direct(full, "Its <#5> was deleted."),
-        notices.with_full_size_link(full, "https://a.b/c"),
+        notices.render_notice(full_card, "3"),
+        notices.render_direct(full_card, "Its <#5> was deleted."),
+        notices.with_full_size_link(full_card, "https://a.b/c"),
         notices.render_collapsed(view, "https://discord.com/channels/1/2/3"),
     ):
         assert len(card.content) <= MAX_CONTENT
         assert "@everyone" not in card.content
         assert "@here" not in card.content
         assert "<#5>" not in card.content
-    assert notices.render_notice(full, "3").content.startswith("<@3>\n")
-    assert notices.render_direct(full, "") is full
+    assert notices.render_notice(full_card, "3").content.startswith("<@3>\n")
+    assert notices.render_direct(full_card, "") is full_card
     assert notices.message_link({"guild": "", "channel": "2", "message": "3"}) == "https://discord.com/channels/@me/2/3"
     assert notices.message_link({"channel": "2"}) == ""
 
 
 def test_a_collapsed_card_is_one_short_line() -> None:
     view = replace(make_view(), prompt="pear --seed 7", member_name="Alice")
-    at = "https://discord.com/channels/1/2/3"
-    assert notices.render_collapsed(view, at).content == f"✅ **pear** · Alice · [Done]({at})"
+    url = "https://discord.com/channels/1/2/3"
+    assert notices.render_collapsed(view, url).content == f"✅ **pear** · Alice · [Done]({url})"
     assert notices.render_collapsed(replace(view, state="failed"), "").content == "❌ **pear** · Alice · It failed"

@@ -27,41 +27,43 @@ class World:
     now: float = 0.0
     in_flight: list[tuple[float, bool, Edit[int]]] = field(default_factory=list)
     spans: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
-    newest: dict[str, Edit[int]] = field(default_factory=dict)
-    started: list[tuple[float, Edit[int]]] = field(default_factory=list)
+    newest_edits: dict[str, Edit[int]] = field(default_factory=dict)
+    started_edits: list[tuple[float, Edit[int]]] = field(default_factory=list)
 
     def offer(self, one: Edit[int], due: float = math.inf) -> None:
         if self.edits.offer(one, due):
-            self.newest[one.job] = one
+            self.newest_edits[one.job] = one
 
-    def send(self, took: float, good: bool) -> Edit[int] | None:
+    def send(self, duration: float, succeeds: bool) -> Edit[int] | None:
         one = self.edits.take_next(self.now)
         if one is None:
-            known = self.edits.next_wake(self.now)
+            next_wake = self.edits.next_wake(self.now)
             self.edits._dirty_buckets.update(self.edits._buckets)
-            assert known <= self.edits.next_wake(self.now), "something could be sent earlier than it says"
+            assert next_wake <= self.edits.next_wake(self.now), "something could be sent earlier than it says"
             return None
         self._check(one)
         self.edits.mark_rendered(one)
-        self.in_flight.append((self.now + took, good, one))
-        self.spans[one.bucket].append((self.now, self.now + took))
-        self.started.append((self.now, one))
+        self.in_flight.append((self.now + duration, succeeds, one))
+        self.spans[one.bucket].append((self.now, self.now + duration))
+        self.started_edits.append((self.now, one))
         return one
 
     def _check(self, one: Edit[int]) -> None:
         assert one.bucket not in {each.bucket for _, _, each in self.in_flight}, "two in flight in one bucket"
-        assert one.content == self.newest[one.job].content, "an old frame was sent"
+        assert one.content == self.newest_edits[one.job].content, "an old frame was sent"
         if one.kind != "final":
-            finals = [job for job, each in self.newest.items() if each.kind == "final" and each.bucket == one.bucket]
-            waiting = [job for job in finals if job in self.edits._waiting_edits]
-            delayed = [job for job in waiting if self.edits._not_before.get(job, -math.inf) > self.now]
-            assert waiting == delayed, "a preview went before a final"
+            final_jobs = [
+                job for job, each in self.newest_edits.items() if each.kind == "final" and each.bucket == one.bucket
+            ]
+            waiting_finals = [job for job in final_jobs if job in self.edits._waiting_edits]
+            delayed_finals = [job for job in waiting_finals if self.edits._not_before.get(job, -math.inf) > self.now]
+            assert waiting_finals == delayed_finals, "a preview went before a final"
 
     def end_one(self) -> None:
         self.in_flight.sort(key=lambda each: each[0])
-        at, good, one = self.in_flight.pop(0)
-        self.now = max(self.now, at)
-        if good:
+        ends_at, succeeds, one = self.in_flight.pop(0)
+        self.now = max(self.now, ends_at)
+        if succeeds:
             self.edits.mark_sent(one, self.now)
         else:
             self.edits.mark_failed(one, self.now, delay=1.0)
@@ -82,23 +84,23 @@ steps = st.lists(
 @given(steps)
 def test_no_script_exceeds_the_edit_budget_of_a_bucket(script: list[tuple[str, int, float, bool]]) -> None:
     world, count = World(EditPolicy(RateBudget(preview_interval=0.1))), itertools.count()
-    for what, number, took, good in script:
+    for action, number, duration, succeeds in script:
         job, bucket = f"job{number}", f"c{number % 3}"
-        if what == "offer":
-            world.offer(edit(job, "preview", next(count), world.now, bucket), world.now + 10 * took)
-        elif what == "final":
+        if action == "offer":
+            world.offer(edit(job, "preview", next(count), world.now, bucket), world.now + 10 * duration)
+        elif action == "final":
             world.offer(edit(job, "final", next(count), world.now, bucket))
-        elif what == "take":
-            world.send(took, good)
-        elif what == "end" and world.in_flight:
+        elif action == "take":
+            world.send(duration, succeeds)
+        elif action == "end" and world.in_flight:
             world.end_one()
         else:
-            world.now += took
-    pace = world.edits.budget
+            world.now += duration
+    budget = world.edits.budget
     for spans in world.spans.values():
-        for early, late in zip(spans, spans[pace.limit :], strict=False):
+        for first_span, later_span in zip(spans, spans[budget.limit :], strict=False):
             # this holds even if every request arrives at the worst moment of its span
-            assert late[0] >= early[1] + pace.window - 1e-9, "more than the budget in one window"
+            assert later_span[0] >= first_span[1] + budget.window - 1e-9, "more than the budget in one window"
 
 
 @settings(max_examples=100, deadline=None)
@@ -107,21 +109,23 @@ def test_a_learnt_limit_holds_from_then_on(script: list[tuple[str, int, float, b
     world, count = World(EditPolicy()), itertools.count()
     for bucket in ("c0", "c1"):
         world.edits.apply_limits(bucket, limit, limit, 0.0)
-    for what, number, took, good in script:
+    for action, number, duration, succeeds in script:
         job, bucket = f"job{number}", f"c{number % 2}"
-        if what in ("offer", "final"):
-            kind: EditKind = "final" if what == "final" else "preview"
+        if action in ("offer", "final"):
+            kind: EditKind = "final" if action == "final" else "preview"
             world.offer(edit(job, kind, next(count), world.now, bucket))
-        elif what == "take":
-            if one := world.send(took, good):
+        elif action == "take":
+            if one := world.send(duration, succeeds):
                 world.end_one()
                 left = max(0, limit - sum(end > world.now - 5 for _, end in world.spans[one.bucket]))
                 world.edits.apply_limits(one.bucket, limit, left, world.now + 5.0)
         else:
-            world.now += took
+            world.now += duration
     for spans in world.spans.values():
-        for early, late in zip(spans, spans[limit:], strict=False):
-            assert late[0] >= early[1] + world.edits.budget.window - 1e-9, "more than Discord allows in one window"
+        for first_span, later_span in zip(spans, spans[limit:], strict=False):
+            assert later_span[0] >= first_span[1] + world.edits.budget.window - 1e-9, (
+                "more than Discord allows in one window"
+            )
 
 
 @settings(max_examples=50, deadline=None)
@@ -131,40 +135,40 @@ def test_a_learnt_limit_holds_from_then_on(script: list[tuple[str, int, float, b
     st.lists(st.tuples(st.floats(0.02, 1.5), st.booleans()), min_size=1, max_size=20),
 )
 def test_every_final_arrives_once_and_no_bucket_starves(
-    jobs: int, buckets: int, nature: list[tuple[float, bool]]
+    jobs: int, buckets: int, outcomes: list[tuple[float, bool]]
 ) -> None:
-    world, natures = World(EditPolicy()), itertools.chain(nature, itertools.repeat((0.1, True)))
+    world, endless_outcomes = World(EditPolicy()), itertools.chain(outcomes, itertools.repeat((0.1, True)))
     for number in range(jobs):
         world.offer(edit(f"job{number}", "preview", 0, 0.0, f"c{number % buckets}"))
         world.offer(edit(f"job{number}", "final", 1, 0.0, f"c{number % buckets}"))
     for _ in range(5000):
-        took, good = next(natures)
-        if world.send(took, good):
+        duration, succeeds = next(endless_outcomes)
+        if world.send(duration, succeeds):
             continue
         if world.in_flight:
             world.end_one()
-        elif math.isfinite(wake := world.edits.next_wake(world.now)):
-            assert wake > world.now
-            world.now = wake
+        elif math.isfinite(wake_at := world.edits.next_wake(world.now)):
+            assert wake_at > world.now
+            world.now = wake_at
         else:
             break
-    ended = [one.job for _, one in world.started if one.kind == "final"]
-    assert set(ended) == {f"job{number}" for number in range(jobs)}
+    finished_finals = [one.job for _, one in world.started_edits if one.kind == "final"]
+    assert set(finished_finals) == {f"job{number}" for number in range(jobs)}
     assert math.isinf(world.edits.next_wake(world.now)), "something still waits"
 
 
-def simulate(world: World, jobs: int, seconds: float, buckets: int, finals: str | None = None) -> None:
+def simulate(world: World, jobs: int, seconds: float, buckets: int, final_job: str | None = None) -> None:
     """Frames of every job ten times a second; each request takes 0.15 s; `finals`: a bucket that gets one a second."""
     sequence = itertools.count()
     for tick in range(round(seconds * 20)):
         world.now = tick / 20
-        while world.in_flight and min(at for at, _, _ in world.in_flight) <= world.now:
+        while world.in_flight and min(ends_at for ends_at, _, _ in world.in_flight) <= world.now:
             world.end_one()
         if tick % 2 == 0:
             for number in range(jobs):
                 world.offer(edit(f"job{number}", "preview", next(sequence), world.now, f"c{number % buckets}"))
-        if finals and tick % 20 == 0:
-            world.offer(edit(f"end{tick}", "final", next(sequence), world.now, finals))
+        if final_job and tick % 20 == 0:
+            world.offer(edit(f"end{tick}", "final", next(sequence), world.now, final_job))
         while world.send(0.15, True):
             pass
 
@@ -172,28 +176,28 @@ def simulate(world: World, jobs: int, seconds: float, buckets: int, finals: str 
 def test_a_busy_channel_does_not_starve_the_others_nor_its_own_jobs() -> None:
     world = World(EditPolicy())
     simulate(world, jobs=9, seconds=40, buckets=3)
-    served = defaultdict(list)
-    for at, one in world.started:
-        served[one.job].append(at)
-    assert len(served) == 9
-    counts = [len(times) for times in served.values()]
+    edits_by_job = defaultdict(list)
+    for ends_at, one in world.started_edits:
+        edits_by_job[one.job].append(ends_at)
+    assert len(edits_by_job) == 9
+    counts = [len(times) for times in edits_by_job.values()]
     assert max(counts) - min(counts) <= 1, "three jobs of one channel share it evenly"
-    assert max(b - a for times in served.values() for a, b in itertools.pairwise(times)) < 6
+    assert max(b - a for times in edits_by_job.values() for a, b in itertools.pairwise(times)) < 6
 
 
 def test_finals_of_one_channel_leave_another_channels_previews_alone() -> None:
-    alone, beside = World(EditPolicy()), World(EditPolicy())
-    simulate(alone, jobs=1, seconds=20, buckets=1)
-    simulate(beside, jobs=1, seconds=20, buckets=1, finals="other")
-    mine = [one for _, one in beside.started if one.bucket == "c0"]
-    assert len(mine) == len(alone.started) >= 14
+    lone_world, shared_world = World(EditPolicy()), World(EditPolicy())
+    simulate(lone_world, jobs=1, seconds=20, buckets=1)
+    simulate(shared_world, jobs=1, seconds=20, buckets=1, final_job="other")
+    own_edits = [one for _, one in shared_world.started_edits if one.bucket == "c0"]
+    assert len(own_edits) == len(lone_world.started_edits) >= 14
 
 
 def test_ten_seconds_show_at_least_six_previews_and_the_first_at_once() -> None:
     world = World(EditPolicy())
     simulate(world, jobs=3, seconds=10, buckets=3)
     for number in range(3):
-        times = [at for at, one in world.started if one.job == f"job{number}"]
+        times = [ends_at for ends_at, one in world.started_edits if one.job == f"job{number}"]
         assert len(times) >= 6
         assert times[0] == 0.0
 
@@ -214,17 +218,23 @@ def test_intervals_widen_with_the_jobs_in_a_bucket() -> None:
 def test_many_jobs_share_the_global_preview_limit_evenly() -> None:
     world = World(EditPolicy())
     simulate(world, jobs=100, seconds=20, buckets=100)
-    times = [at for at, _ in world.started]
-    most = world.edits.budget.previews_per_second
-    assert all(late - early >= 1.0 for early, late in zip(times, times[most:], strict=False))
+    times = [ends_at for ends_at, _ in world.started_edits]
+    max_previews = world.edits.budget.previews_per_second
+    assert all(
+        later_span - first_span >= 1.0 for first_span, later_span in zip(times, times[max_previews:], strict=False)
+    )
     spans = sorted(span for each in world.spans.values() for span in each)
-    ends = sorted(end for _, end in spans)
-    assert all(start >= end + 1.0 for end, (start, _) in zip(ends, spans[most:], strict=False)), "also where they bunch"
+    end_times = sorted(end for _, end in spans)
+    assert all(start >= end + 1.0 for end, (start, _) in zip(end_times, spans[max_previews:], strict=False)), (
+        "also where they bunch"
+    )
     times_by_job = defaultdict(list)
-    for at, one in world.started:
-        times_by_job[one.job].append(at)
+    for ends_at, one in world.started_edits:
+        times_by_job[one.job].append(ends_at)
     assert {len(each) for each in times_by_job.values()} <= {3, 4, 5}, "every job has about as many as any other"
-    gaps = [late - early for each in times_by_job.values() for early, late in itertools.pairwise(each)]
+    gaps = [
+        later_span - first_span for each in times_by_job.values() for first_span, later_span in itertools.pairwise(each)
+    ]
     assert min(gaps) > 3.3, "and they lie evenly: a round takes five seconds"
 
 
@@ -237,15 +247,15 @@ def test_a_new_job_is_shown_soon_and_no_job_waits_for_ever() -> None:
         assert first
         edits.mark_sent(first, float(now))
         edits.offer(edit(first.job, "preview", 1, float(now), first.bucket))
-    served = set()
+    served_jobs = set()
     for now in range(4, 40):
         edits.offer(edit(f"new{now}", "preview", 0, float(now), f"new{now}"))
         one = edits.take_next(float(now))
         assert one
-        served.add(one.job)
+        served_jobs.add(one.job)
         edits.mark_sent(one, float(now))
-    assert "new4" in served
-    assert {f"old{number}" for number in range(4)} <= served, "old jobs get their turn among endless new ones"
+    assert "new4" in served_jobs
+    assert {f"old{number}" for number in range(4)} <= served_jobs, "old jobs get their turn among endless new ones"
 
 
 def test_while_a_preview_is_rendered_only_finals_start() -> None:
@@ -257,9 +267,9 @@ def test_while_a_preview_is_rendered_only_finals_start() -> None:
     assert edits.take_next(0.1) is None
     assert math.isinf(edits.next_wake(0.1)), "no wake-up: the rendered preview reports itself"
     edits.offer(edit("c", "final", 1, 0.2, "c"))
-    final = edits.take_next(0.2)
-    assert final
-    assert final.job == "c"
+    final_edit = edits.take_next(0.2)
+    assert final_edit
+    assert final_edit.job == "c"
     edits.mark_rendered(first)
     second = edits.take_next(0.3)
     assert second
@@ -277,10 +287,10 @@ def test_a_late_frame_never_covers_a_final() -> None:
     edits.offer(edit("a", "final", 1))
     assert edits.take_next(0.1) is None, "one at a time"
     edits.mark_failed(in_flight, 0.2)
-    final = edits.take_next(0.2)
-    assert final
-    assert (final.kind, final.content) == ("final", 1)
-    edits.mark_sent(final, 0.3)
+    final_edit = edits.take_next(0.2)
+    assert final_edit
+    assert (final_edit.kind, final_edit.content) == ("final", 1)
+    edits.mark_sent(final_edit, 0.3)
     assert not edits.offer(edit("a", "preview", 2))
     assert edits.take_next(60.0) is None
 
@@ -329,46 +339,46 @@ def test_a_failed_edit_gives_way_to_a_newer_one() -> None:
     edits.offer(edit("a", "preview", 1, 0.5))
     edits.mark_failed(old, 1.0, delay=2.0)
     assert edits.take_next(2.9) is None
-    newer = edits.take_next(3.0)
-    assert newer
-    assert newer.content == 1
+    newer_edit = edits.take_next(3.0)
+    assert newer_edit
+    assert newer_edit.content == 1
     edits.offer(edit("a", "final", 2, 3.1))
-    final = edits.take_next(3.1)
-    assert final is None
-    edits.mark_failed(newer, 3.2)
+    final_edit = edits.take_next(3.1)
+    assert final_edit is None
+    edits.mark_failed(newer_edit, 3.2)
     last = edits.take_next(3.2)
     assert last
     edits.mark_failed(last, 3.3, delay=1.0)
-    again = edits.take_next(4.3)
-    assert again
-    assert again.content == last.content == 2
-    edits.mark_sent(again, 4.4)
+    repeated_edit = edits.take_next(4.3)
+    assert repeated_edit
+    assert repeated_edit.content == last.content == 2
+    edits.mark_sent(repeated_edit, 4.4)
     assert math.isinf(edits.next_wake(4.4)), "the old preview does not come back"
 
 
-@pytest.mark.parametrize("dropped", [False, True])
+@pytest.mark.parametrize("is_dropped", [False, True])
 @pytest.mark.parametrize("failed_first", [False, True])
-def test_the_pause_of_a_failed_preview_does_not_delay_its_final(failed_first: bool, dropped: bool) -> None:
+def test_the_pause_of_a_failed_preview_does_not_delay_its_final(failed_first: bool, is_dropped: bool) -> None:
     edits: EditPolicy[int] = EditPolicy()
     edits.offer(edit("a", "preview", 0))
     preview = edits.take_next(0.0)
     assert preview
     if failed_first:
         edits.mark_failed(preview, 0.1, delay=30.0)
-    if dropped:
+    if is_dropped:
         edits.discard("a")
     edits.offer(edit("a", "final", 1, 0.2))
     if not failed_first:
         edits.mark_failed(preview, 0.3, delay=30.0)
-    final = edits.take_next(0.4)
-    assert final
-    assert final.final
-    edits.mark_failed(final, 0.5, delay=2.0)
+    final_edit = edits.take_next(0.4)
+    assert final_edit
+    assert final_edit.final
+    edits.mark_failed(final_edit, 0.5, delay=2.0)
     assert edits.take_next(1.0) is None
     edits.offer(edit("a", "final", 1, 1.0))
     assert edits.take_next(1.0) is None, "its own pause holds"
     assert edits.take_next(2.6)
-    edits.mark_sent(final, 2.7)
+    edits.mark_sent(final_edit, 2.7)
     assert edits._not_before == {}
 
 
@@ -378,9 +388,9 @@ def test_a_preview_in_flight_at_the_hand_over_never_follows_the_final() -> None:
     preview = edits.take_next(0.0)
     assert preview
     edits.offer(edit("a", "final", 1, 0.5, bucket="channel"))
-    final = edits.take_next(0.5)
-    assert final
-    edits.mark_sent(final, 0.6)
+    final_edit = edits.take_next(0.5)
+    assert final_edit
+    edits.mark_sent(final_edit, 0.6)
     edits.mark_failed(preview, 0.7)
     assert edits.take_next(9.0) is None
 

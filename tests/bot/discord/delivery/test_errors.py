@@ -13,19 +13,19 @@ from bot.discord.delivery.errors import DestinationGone, RequestRejected, RetryL
 PAGE = "<!DOCTYPE html><title>Attention Required! | Cloudflare</title>"
 
 
-def translate_error(status: int, said: str | dict[str, Any]) -> Exception:
-    with pytest.raises(Exception) as caught, translate_errors():  # noqa: PT011
-        raise discord.HTTPException(SimpleNamespace(status=status, reason=""), said)  # type: ignore[arg-type]
-    return caught.value
+def translate_error(status: int, body: str | dict[str, Any]) -> Exception:
+    with pytest.raises(Exception) as error, translate_errors():  # noqa: PT011
+        raise discord.HTTPException(SimpleNamespace(status=status, reason=""), body)  # type: ignore[arg-type]
+    return error.value
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 429, 502])
-@pytest.mark.parametrize("said", [PAGE, {"code": 0, "message": "no"}])
-def test_an_error_without_discords_code_never_means_gone(status: int, said: str | dict[str, Any]) -> None:
-    error = translate_error(status, said)
+@pytest.mark.parametrize("body", [PAGE, {"code": 0, "message": "no"}])
+def test_an_error_without_discords_code_never_means_gone(status: int, body: str | dict[str, Any]) -> None:
+    error = translate_error(status, body)
     assert isinstance(error, RetryLater)
     assert error.outage or status in (401, 429)
-    if said == PAGE and status != 502:
+    if body == PAGE and status != 502:
         assert error.seconds >= 60.0
     assert error.rate_limited == (status == 429)
 

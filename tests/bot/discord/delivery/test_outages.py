@@ -20,7 +20,7 @@ from bot.discord.delivery.edit_policy import Edit
 from bot.discord.delivery.errors import DestinationGone, RetryLater
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
-from shared.discord_jobs import begun, noted
+from shared.discord_jobs import start_paused_job, wait_until_delivered
 
 pytestmark = pytest.mark.asyncio
 
@@ -40,19 +40,19 @@ def has_picture(message: discord.Message) -> bool:
 @pytest.mark.parametrize("status", [429, 500, 503])
 async def test_an_outage_delays_a_final_but_does_not_lose_it(open_world: Any, status: int) -> None:
     async with open_world() as world:
-        result = await begun(world)
+        result = await start_paused_job(world)
         world.env.inject_error("PATCH", "*", status=status, times=2)
-        world.painter.going.set()
-        assert has_picture(await world.ended(result))
+        world.painter.step_gate.set()
+        assert has_picture(await world.wait_for_end(result))
 
 
 @pytest.mark.slow
 async def test_a_dead_token_falls_back_to_the_channel(open_world: Any) -> None:
     async with open_world() as world:
         world.env.inject_error("PATCH", BY_TOKEN, status=401, code=50027, message="Invalid Webhook Token", times=None)
-        result = await begun(world)
-        world.painter.going.set()
-        assert has_picture(await world.ended(result))
+        result = await start_paused_job(world)
+        world.painter.step_gate.set()
+        assert has_picture(await world.wait_for_end(result))
         by_token = [path for path in edit_paths(world) if path.startswith("/webhooks/")]
         assert len(by_token) == 1, "a dead token is not tried again: Discord counts such requests"
         assert len(edit_paths(world)) >= 3
@@ -62,27 +62,27 @@ async def test_a_dead_token_falls_back_to_the_channel(open_world: Any) -> None:
 
 async def test_with_a_valid_token_no_channel_route_is_used(open_world: Any) -> None:
     async with open_world() as world:
-        result = await begun(world)
-        world.painter.going.set()
-        await world.ended(result)
+        result = await start_paused_job(world)
+        world.painter.step_gate.set()
+        await world.wait_for_end(result)
         assert edit_paths(world)
         assert not any(path.startswith("/channels/") for path in edit_paths(world))
 
 
 async def test_a_job_that_ended_while_the_bot_was_away_is_shown_once(open_world: Any) -> None:
     async with open_world() as world:
-        result = await begun(world)
+        result = await start_paused_job(world)
         await world.stop_courier()
-        world.painter.going.set()
-        await world.until(lambda: world.painter.done)
-        (job,) = world.painter.done
+        world.painter.step_gate.set()
+        await world.wait_until(lambda: world.painter.finished_jobs)
+        (job,) = world.painter.finished_jobs
         while (await world.services.job_views.load_view(job)).state != "finished":
             await asyncio.sleep(0.02)
         await world.restart()
-        final = await world.ended(result)
-        assert has_picture(final)
+        final_message = await world.wait_for_end(result)
+        assert has_picture(final_message)
         assert len(world.channel.history()) == 1
-        await noted(world)
+        await wait_until_delivered(world)
         before = len(edit_paths(world))
         await world.restart()
         await asyncio.sleep(0.5)
@@ -93,33 +93,33 @@ async def test_a_final_missed_in_a_store_outage_is_delivered_later(
     open_world: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with open_world() as world:
-        result = await begun(world)
+        result = await start_paused_job(world)
         await world.stop_courier()
-        ask, failing = world.deliveries.answer_destination, [True]
+        original, is_failing = world.deliveries.answer_destination, [True]
 
-        async def unavailable(job: str) -> Any:
-            if failing[0]:
+        async def fail_or_answer(job: str) -> Any:
+            if is_failing[0]:
                 raise OSError("the disk is away")
-            return await ask(job)
+            return await original(job)
 
         monkeypatch.setattr(courier, "SWEEP_SECONDS", 0.2)
-        monkeypatch.setattr(world.deliveries, "answer_destination", unavailable)
+        monkeypatch.setattr(world.deliveries, "answer_destination", fail_or_answer)
         monkeypatch.setattr(world.deliveries, "list_undelivered", fail_three_times(world.deliveries.list_undelivered))
         await world.restart()
-        world.painter.going.set()
-        await world.until(lambda: "was not handled" in caplog.text)
-        await world.until(lambda: world.painter.done)
-        failing[0] = False
-        assert has_picture(await world.ended(result))
+        world.painter.step_gate.set()
+        await world.wait_until(lambda: "was not handled" in caplog.text)
+        await world.wait_until(lambda: world.painter.finished_jobs)
+        is_failing[0] = False
+        assert has_picture(await world.wait_for_end(result))
 
 
-def fail_three_times(ask: Any) -> Any:
+def fail_three_times(original: Any) -> Any:
     answers = [OSError("the disk is away")] * 3
 
     async def fail_first(kind: Any) -> Any:
         if answers:
             raise answers.pop()
-        return await ask(kind)
+        return await original(kind)
 
     return fail_first
 
@@ -129,14 +129,14 @@ async def test_a_message_whose_id_was_not_stored_is_found_again(
 ) -> None:
     monkeypatch.setattr(progress, "ID_GRACE_SECONDS", 0.5)
     async with open_world() as world:
-        result = await begun(world)
+        result = await start_paused_job(world)
         await world.stop_courier()
         (view,) = await world.services.job_views.load_recent()
         await world.deliveries.update_address(view.id, message="")
-        world.painter.going.set()
-        await world.until(lambda: world.painter.done)
+        world.painter.step_gate.set()
+        await world.wait_until(lambda: world.painter.finished_jobs)
         await world.restart()
-        assert has_picture(await world.ended(result))
+        assert has_picture(await world.wait_for_end(result))
         assert len(world.channel.history()) == 1
 
 
@@ -147,17 +147,17 @@ async def test_a_slow_first_answer_is_not_given_up(open_world: Any, monkeypatch:
     async with open_world() as world:
         show = responses._send_card
 
-        async def slow(*args: Any, **kwargs: Any) -> int:
+        async def record_slowly(*args: Any, **kwargs: Any) -> int:
             if not kwargs["is_first"]:
-                await world.until(lambda: len(world.painter.done) == 2)
+                await world.wait_until(lambda: len(world.painter.finished_jobs) == 2)
                 await asyncio.sleep(1.0)
             return await show(*args, **kwargs)
 
-        monkeypatch.setattr(responses, "_send_card", slow)
+        monkeypatch.setattr(responses, "_send_card", record_slowly)
         await world.alice.slash(world.channel, "imagine", prompt="{red, blue} apple")
-        await world.until(lambda: [len(each.attachments) for each in world.channel.history()] == [1, 1])
-        await world.until(lambda: not world.client.pending_tokens)
-        await noted(world)
+        await world.wait_until(lambda: [len(each.attachments) for each in world.channel.history()] == [1, 1])
+        await world.wait_until(lambda: not world.client.pending_tokens)
+        await wait_until_delivered(world)
         assert [has_picture(each) for each in world.channel.history()] == [True, True]
         first, message = world.channel.history()
         job = await world.deliveries.find_job(str(message.id))
@@ -165,50 +165,50 @@ async def test_a_slow_first_answer_is_not_given_up(open_world: Any, monkeypatch:
         await world.deliveries.mark_delivered(job, "answer", progress.RESPONSE_NEVER_ARRIVED)
         await message.edit(content="it came all the same", attachments=[], view=None)
         await world.deliveries.update_address(job, message=str(message.id))
-        await world.until(lambda: world.message(message.id).attachments)
-        await noted(world)
+        await world.wait_until(lambda: world.message(message.id).attachments)
+        await wait_until_delivered(world)
         assert (await world.deliveries.list_deliveries(job))["answer"].reason == ""
         assert world.message(first.id).content == first.content
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kept", [b"", b"\x89PNG\r\n\x1a\n and nothing that it promised"])
+@pytest.mark.parametrize("stored_content", [b"", b"\x89PNG\r\n\x1a\n and nothing that it promised"])
 async def test_a_missing_or_broken_picture_leaves_no_message_stuck(
-    open_world: Any, monkeypatch: pytest.MonkeyPatch, kept: bytes
+    open_world: Any, monkeypatch: pytest.MonkeyPatch, stored_content: bytes
 ) -> None:
     async with open_world() as world:
-        result = await begun(world)
+        result = await start_paused_job(world)
 
         async def pictures(*_: object) -> list[bytes]:
-            if not kept:
+            if not stored_content:
                 raise UserError("This picture is not kept any more.", 404)
-            return 4 * [kept]
+            return 4 * [stored_content]
 
         monkeypatch.setattr(world.services.gallery, "read_all_for_members", pictures)
-        world.painter.going.set()
-        final = await world.ended(result)
-        assert "Its picture cannot be shown" in final.content
-        await noted(world)
+        world.painter.step_gate.set()
+        final_message = await world.wait_for_end(result)
+        assert "Its picture cannot be shown" in final_message.content
+        await wait_until_delivered(world)
 
 
 async def test_a_picture_that_is_too_large_is_made_smaller(open_world: Any) -> None:
     async with open_world() as world:
-        result = await begun(world)
+        result = await start_paused_job(world)
         world.env.inject_error("PATCH", "*", status=413, code=40005, message="Request entity too large", times=3)
-        world.painter.going.set()
-        assert has_picture(await world.ended(result))
+        world.painter.step_gate.set()
+        assert has_picture(await world.wait_for_end(result))
 
 
 async def test_an_old_message_that_takes_no_more_edits_counts_as_gone(open_world: Any) -> None:
     async with open_world() as world:
-        old = await begun(world)
+        old = await start_paused_job(world)
         (view,) = await world.services.job_views.load_recent()
         await world.deliveries.update_address(view.id, token_until="0")
         await world.restart()
         path = f"/channels/*/messages/{old.response.id}"
         world.env.inject_error("PATCH", path, status=429, code=30046, message="Maximum number of edits", times=None)
-        world.painter.going.set()
-        (direct_message,) = await world.until(world.alice.user.dm_channel.history)
+        world.painter.step_gate.set()
+        (direct_message,) = await world.wait_until(world.alice.user.dm_channel.history)
         assert "too old to be changed" in direct_message.content
 
 
@@ -217,20 +217,20 @@ async def test_an_outage_costs_one_rendering_and_one_warning(
     open_world: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(backoff, "FIRST_PAUSE", 0.1)
-    renderings, render = [], pictures._encode_pictures
+    rendered_jobs, original_encode = [], pictures._encode_pictures
 
     def count_rendering(*args: Any) -> Any:
-        renderings.append(args)
-        return render(*args)
+        rendered_jobs.append(args)
+        return original_encode(*args)
 
     monkeypatch.setattr(pictures, "_encode_pictures", count_rendering)
     monkeypatch.setattr(errors, "_delivery_error", lambda error: RetryLater(0.0, error, outage=True))
     async with open_world() as world:
-        result = await begun(world)
+        result = await start_paused_job(world)
         world.env.inject_error("PATCH", "*", status=503, times=4)
-        world.painter.going.set()
-        assert has_picture(await world.ended(result))
-    assert len(renderings) == 1
+        world.painter.step_gate.set()
+        assert has_picture(await world.wait_for_end(result))
+    assert len(rendered_jobs) == 1
     assert caplog.text.count("Discord is unreachable") == 1
 
 
@@ -241,20 +241,20 @@ async def test_a_given_up_delivery_is_retried_without_a_restart(
     monkeypatch.setattr(backoff, "FIRST_JOB_PAUSE", 0.5)
     monkeypatch.setattr(courier, "SWEEP_SECONDS", 0.2)
     async with open_world() as world:
-        result = await begun(world)
-        original, full = world.deliveries.mark_delivered, [True]
+        result = await start_paused_job(world)
+        original, is_disk_full = world.deliveries.mark_delivered, [True]
 
-        async def delivered(*args: Any) -> None:
-            if full[0]:
-                full[0] = False
+        async def mark_or_fail(*args: Any) -> None:
+            if is_disk_full[0]:
+                is_disk_full[0] = False
                 raise OSError("the disk is full")
             await original(*args)
 
-        monkeypatch.setattr(world.deliveries, "mark_delivered", delivered)
-        world.painter.going.set()
-        assert has_picture(await world.ended(result))
-        await world.until(lambda: not full[0])
-        await noted(world)
+        monkeypatch.setattr(world.deliveries, "mark_delivered", mark_or_fail)
+        world.painter.step_gate.set()
+        assert has_picture(await world.wait_for_end(result))
+        await world.wait_until(lambda: not is_disk_full[0])
+        await wait_until_delivered(world)
 
 
 async def test_a_final_card_that_discord_rejects_ends_with_a_reason(
@@ -262,66 +262,66 @@ async def test_a_final_card_that_discord_rejects_ends_with_a_reason(
 ) -> None:
     monkeypatch.setattr(retry, "MAX_ATTEMPTS", 1)
     async with open_world() as world:
-        await begun(world)
-        mistake = {"status": 400, "code": 50035, "message": "Invalid Form Body", "times": None}
-        world.env.inject_error("PATCH", "*", **mistake)
-        world.env.inject_error("POST", "/channels/*/messages", **mistake)
-        world.painter.going.set()
+        await start_paused_job(world)
+        form_error = {"status": 400, "code": 50035, "message": "Invalid Form Body", "times": None}
+        world.env.inject_error("PATCH", "*", **form_error)
+        world.env.inject_error("POST", "/channels/*/messages", **form_error)
+        world.painter.step_gate.set()
         (view,) = await world.services.job_views.load_recent()
         while (await world.services.job_views.load_view(view.id)).state != "finished":
             await asyncio.sleep(0.02)
-        await noted(world)
-        unshown = await world.deliveries.list_undeliverable(view.member_id)
-        assert unshown == {view.id: f"{errors.UNKNOWN_REASON} {errors.UNKNOWN_REASON}"}
+        await wait_until_delivered(world)
+        undeliverable = await world.deliveries.list_undeliverable(view.member_id)
+        assert undeliverable == {view.id: f"{errors.UNKNOWN_REASON} {errors.UNKNOWN_REASON}"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("readable", [True, False])
+@pytest.mark.parametrize("is_readable", [True, False])
 async def test_a_notice_from_before_a_long_absence_in_a_busy_channel_is_not_repeated(
-    open_world: Any, monkeypatch: pytest.MonkeyPatch, readable: bool
+    open_world: Any, monkeypatch: pytest.MonkeyPatch, is_readable: bool
 ) -> None:
     monkeypatch.setattr(message_search, "CLOCK_MARGIN", 1000 * 86_400.0)  # the simulated Discord has another clock
     async with open_world() as world:
         admin = Member("discord:1", "admin", f"discord:{world.guild.id}", is_admin=True)
-        await world.house.services.rule_admin.set_rule(admin, "guild", "", "long_ping", "0")
-        await begun(world)
-        moved, blocked = world.deliveries.update_address, asyncio.Event()
+        await world.app.services.rule_admin.set_rule(admin, "guild", "", "long_ping", "0")
+        await start_paused_job(world)
+        original_update, block_event = world.deliveries.update_address, asyncio.Event()
 
-        async def block_at_notice(job: str, role: Any = "answer", /, **where: str) -> None:
-            if role == "notice" and "message" in where:
-                blocked.set()
+        async def block_at_notice(job: str, role: Any = "answer", /, **address: str) -> None:
+            if role == "notice" and "message" in address:
+                block_event.set()
                 await asyncio.Event().wait()
-            await moved(job, role, **where)
+            await original_update(job, role, **address)
 
         monkeypatch.setattr(world.deliveries, "update_address", block_at_notice)
-        world.painter.going.set()
-        await blocked.wait()
+        world.painter.step_gate.set()
+        await block_event.wait()
         await world.stop_courier()
-        monkeypatch.setattr(world.deliveries, "update_address", moved)
-        if not readable:
+        monkeypatch.setattr(world.deliveries, "update_address", original_update)
+        if not is_readable:
             monkeypatch.setattr(discord_api, "NONCE_SECONDS", 0.0)
-            closed = {"status": 403, "code": 50001, "message": "Missing Access", "times": None}
-            world.env.inject_error("GET", "/channels/*/messages", **closed)
+            closed_error = {"status": 403, "code": 50001, "message": "Missing Access", "times": None}
+            world.env.inject_error("GET", "/channels/*/messages", **closed_error)
         else:
             for number in range(55):
                 await world.bob.send(world.channel, f"talk {number}")
         await world.restart()
-        await noted(world)
+        await wait_until_delivered(world)
         notices = [each for each in world.channel.history() if each.content.startswith("<@")]
         assert len(notices) == 1
         (view,) = await world.services.job_views.load_recent()
         assert (await world.deliveries.list_deliveries(view.id))["notice"].reason == (
-            "" if readable else discord_api.CANNOT_READ_CHANNEL
+            "" if is_readable else discord_api.CANNOT_READ_CHANNEL
         )
 
 
 async def test_a_too_large_preview_is_replaced_by_text(open_world: Any, caplog: pytest.LogCaptureFixture) -> None:
     async with open_world() as world:
         world.env.inject_error("PATCH", "*", status=413, code=40005, message="Request entity too large", times=1)
-        result = await begun(world)
+        result = await start_paused_job(world)
         assert world.message(result.response.id).attachments == []
-        world.painter.going.set()
-        assert has_picture(await world.ended(result))
+        world.painter.step_gate.set()
+        assert has_picture(await world.wait_for_end(result))
         assert "was not edited" not in caplog.text
 
 
@@ -330,57 +330,57 @@ async def test_a_preview_that_hangs_does_not_hold_up_its_final(
 ) -> None:
     monkeypatch.setattr(progress, "EDIT_TIMEOUT", 0.5)
     async with open_world() as world:
-        request, hung = world.client.http.request, []
-        everywhere = world.client.http._global_over = asyncio.Event()
+        request, hung_routes = world.client.http.request, []
+        global_limit = world.client.http._global_over = asyncio.Event()
 
-        async def hangs(route: Any, **kwargs: Any) -> Any:
+        async def hang_on_edit(route: Any, **kwargs: Any) -> Any:
             if route.method == "PATCH" and kwargs.get("files") and "darkroom-" not in str(kwargs["files"][0].filename):
-                hung.append(route)
+                hung_routes.append(route)
                 await asyncio.sleep(1.0)
-                everywhere.set()  # as the library does after its sleep
+                global_limit.set()  # as the library does after its sleep
                 await asyncio.sleep(60.0)
             return await request(route, **kwargs)
 
-        world.client.http.request = hangs
-        world.painter.stand_at = 5
+        world.client.http.request = hang_on_edit
+        world.painter.pause_step = 5
         result = await world.alice.slash(world.channel, "imagine", prompt="red apple")
-        await world.until(lambda: hung)
-        world.painter.stand_at = None
-        world.painter.going.set()
+        await world.wait_until(lambda: hung_routes)
+        world.painter.pause_step = None
+        world.painter.step_gate.set()
         async with asyncio.timeout(15):
-            assert has_picture(await world.ended(result))
-        assert everywhere.is_set(), "the library sleeps to the end"
+            assert has_picture(await world.wait_for_end(result))
+        assert global_limit.is_set(), "the library sleeps to the end"
 
 
 async def test_a_rate_limit_by_the_library_counts_as_gone_for_an_old_message(open_world: Any) -> None:
     async with open_world() as world:
         for age, kind in ((7200.0, DestinationGone), (60.0, RetryLater)):
             message = discord.utils.time_snowflake(datetime.fromtimestamp(time.time() - age, UTC))
-            where = {"channel": str(world.channel.id), "message": str(message)}
+            address = {"channel": str(world.channel.id), "message": str(message)}
 
-            async def limited(*_: object, **__: object) -> None:
+            async def raise_rate_limit(*_: object, **__: object) -> None:
                 raise discord.RateLimited(40.0)
 
-            world.client.http.edit_message = limited
+            world.client.http.edit_message = raise_rate_limit
             with pytest.raises(kind):
-                await MessageClient(world.client).edit(where, Card("words"), None, time.time())
+                await MessageClient(world.client).edit(address, Card("words"), None, time.time())
 
 
-@pytest.mark.parametrize(("times", "held"), [(3, True), (4, False)])
-async def test_an_endless_limit_holds_up_one_message_and_not_its_bucket(times: int, held: bool) -> None:
-    desk = SimpleNamespace(job_views=None, deliveries=None, rule_admin=None)
-    post = courier.Courier(desk, None)  # type: ignore[arg-type]
+@pytest.mark.parametrize(("times", "held_method"), [(3, True), (4, False)])
+async def test_an_endless_limit_holds_up_one_message_and_not_its_bucket(times: int, held_method: bool) -> None:
+    services = SimpleNamespace(job_views=None, deliveries=None, rule_admin=None)
+    post = courier.Courier(services, None)  # type: ignore[arg-type]
     case = SimpleNamespace(rate_limit_count=0, frames={}, has_new_frames=False)
     post._messages = {"a": case}  # type: ignore[assignment]
 
-    async def limited(*_: object) -> None:
+    async def raise_rate_limit(*_: object) -> None:
         raise RetryLater(5.0, "limited", rate_limited=True)
 
-    post._try_send = limited  # type: ignore[method-assign]
+    post._try_send = raise_rate_limit  # type: ignore[method-assign]
     for _ in range(times):
         post.edit_policy._get_bucket("c").blocked_until = 0.0
         await post._send_edit(Edit("a", "c", "final", courier.FinalMessage("a", "answer"), 0.0))
-    assert (post.edit_policy._get_bucket("c").blocked_until > 0.0) == held
+    assert (post.edit_policy._get_bucket("c").blocked_until > 0.0) == held_method
 
 
 async def test_commands_are_registered_once_and_not_at_each_start(open_world: Any) -> None:
@@ -402,10 +402,10 @@ async def test_an_internal_error_gives_an_apology_and_a_log_line(
 ) -> None:
     async with open_world() as world:
 
-        async def broken(*_args: object, **_named: object) -> None:
+        async def raise_error(*_args: object, **_kwargs: object) -> None:
             raise ZeroDivisionError("a bug")
 
-        monkeypatch.setattr(world.services.jobs, "imagine", broken)
+        monkeypatch.setattr(world.services.jobs, "imagine", raise_error)
         result = await world.alice.slash(world.channel, "imagine", prompt="red apple")
         assert result.ephemeral
         assert "Something broke on our side" in result.response.content

@@ -55,7 +55,7 @@ async def test_the_policy_follows_the_rate_limit_headers() -> None:
 
 
 @pytest.mark.parametrize(
-    "said",
+    "header_values",
     [
         *(("3", "2", after) for after in ("", "nan", "inf", "-1", None)),
         ("three", "2", "1"),
@@ -63,7 +63,10 @@ async def test_the_policy_follows_the_rate_limit_headers() -> None:
         ("0", "0", "1"),
     ],
 )
-def test_senseless_headers_are_ignored(said: tuple[str | None, ...]) -> None:
+def test_senseless_headers_are_ignored(header_values: tuple[str | None, ...]) -> None:
     names = ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset-After")
-    assert parse_limits({name: value for name, value in zip(names, said, strict=True) if value is not None}) is None
+    assert (
+        parse_limits({name: value for name, value in zip(names, header_values, strict=True) if value is not None})
+        is None
+    )
     assert parse_limits(dict(zip(names, ("3", "2", "0.5"), strict=True))) == (3, 2, 0.5)

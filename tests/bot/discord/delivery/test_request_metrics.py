@@ -14,7 +14,7 @@ EDIT = Edit("job", "bucket", "final", object(), 0.0)
 
 
 @pytest.mark.parametrize(
-    ("raised", "outcome"),
+    ("raised_error", "outcome"),
     [
         (None, "done"),
         (RetryLater(1.0, "slow", rate_limited=True), "limited"),
@@ -24,18 +24,18 @@ EDIT = Edit("job", "bucket", "final", object(), 0.0)
         (RequestRejected("no", 50035), "failed"),
     ],
 )
-def test_each_outcome_is_counted_and_errors_propagate(raised, outcome):
+def test_each_outcome_is_counted_and_errors_propagate(raised_error, outcome):
     counts: list[tuple[str, str]] = []
 
     def run_edit() -> None:
         with count_request(EDIT, "job", SimpleNamespace(response_lost=False), lambda *one: counts.append(one)):  # type: ignore[arg-type]
-            if raised is not None:
-                raise raised
+            if raised_error is not None:
+                raise raised_error
 
-    if raised is None:
+    if raised_error is None:
         run_edit()
     else:
-        with pytest.raises(type(raised)):
+        with pytest.raises(type(raised_error)):
             run_edit()
     assert counts == [("final", outcome)]
 

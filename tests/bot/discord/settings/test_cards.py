@@ -62,47 +62,60 @@ def rules(draw: st.DrawFn) -> Rule:
 
 @st.composite
 def changes(draw: st.DrawFn) -> RuleChange:
-    found = draw(st.lists(rules(), max_size=12))
-    steps = tuple(RuleStep(r.scope, r.subject, r.setting, draw(st.none() | st.just(r.value)), r.value) for r in found)
+    drawn_rules = draw(st.lists(rules(), max_size=12))
+    steps = tuple(
+        RuleStep(r.scope, r.subject, r.setting, draw(st.none() | st.just(r.value)), r.value) for r in drawn_rules
+    )
     name = draw(st.text(max_size=128) | st.just(NASTY[:128]))
-    what = draw(st.sampled_from(sorted(texts.ACTION_VERBS)))
+    action = draw(st.sampled_from(sorted(texts.ACTION_VERBS)))
     return RuleChange(
-        draw(st.integers(1, 10**9)), GUILD, 1.7e9, "discord:1", name, what, steps, None, draw(st.none() | ids.map(int))
+        draw(st.integers(1, 10**9)),
+        GUILD,
+        1.7e9,
+        "discord:1",
+        name,
+        action,
+        steps,
+        None,
+        draw(st.none() | ids.map(int)),
     )
 
 
 def check_card(view: ui.LayoutView) -> list[dict[str, Any]]:
     """Assert that Discord would accept the card and that each id has a handler; return the components."""
     components = validate_components(view.to_components(), flags=COMPONENTS_V2_FLAG)
-    found = list(walk_components(components))
-    assert len(found) <= 40
-    text = "".join(each["content"] for each in found if each["type"] == 10)
+    parts = list(walk_components(components))
+    assert len(parts) <= 40
+    text = "".join(each["content"] for each in parts if each["type"] == 10)
     assert "@everyone" not in text
     assert re.search(r"(?<!\\)\]\(", text) is None, "no link from a member"
-    for each in found:
+    for each in parts:
         if "custom_id" in each and not each.get("disabled"):
             assert each["custom_id"].split(":")[1] in HANDLERS
-    return found
+    return parts
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(rules(), max_size=60, unique_by=lambda rule: rule.key), st.integers(0, 5))
-def test_overview_and_exceptions_fit(found: list[Rule], page: int) -> None:
-    terms = resolve(found, Member("", "", GUILD), Limits())
-    check_card(cards.build_overview(terms, found, cards.build_notice("✅ Something changed.", 10**9)))
+def test_overview_and_exceptions_fit(rule_list: list[Rule], page: int) -> None:
+    terms = resolve(rule_list, Member("", "", GUILD), Limits())
+    check_card(cards.build_overview(terms, rule_list, cards.build_notice("✅ Something changed.", 10**9)))
     for scope in ("channel", "role", "user"):
-        check_card(cards.build_exceptions(scope, found, page, cards.build_notice("✅ Something changed.", 10**9)))
+        check_card(cards.build_exceptions(scope, rule_list, page, cards.build_notice("✅ Something changed.", 10**9)))
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(changes(), max_size=12, unique_by=lambda change: change.number), st.integers(0, 3))
-def test_the_history_fits(found: list[RuleChange], page: int) -> None:
+def test_the_history_fits(change_list: list[RuleChange], page: int) -> None:
     check_card(
         cards.build_history(
-            found, page, [1], cards.build_notice(rule_changes.describe_undo(found[0]) if found else "x")
+            change_list,
+            page,
+            [1],
+            cards.build_notice(rule_changes.describe_undo(change_list[0]) if change_list else "x"),
         )
     )
-    for change in found:
+    for change in change_list:
         check_card(cards.build_result(texts.describe_change(change), undo_number=change.number))
         check_card(
             cards.build_question(
@@ -130,16 +143,17 @@ def test_the_other_forms_are_valid() -> None:
 @pytest.mark.skipif(not FILE.exists(), reason="Discord's own description of its API is not there")
 def test_every_form_and_card_fits_discords_openapi_schema() -> None:
     judge, callback = Judge(), f"/interactions/{10**17}/token/callback"
-    every: list[ui.Modal] = [forms.build_words_form(["a"], [], "a" * 16), forms.build_close_form("x")]
-    every += [forms.build_add_form(scope) for scope in ("channel", "role", "user")]
+    all_forms: list[ui.Modal] = [forms.build_words_form(["a"], [], "a" * 16), forms.build_close_form("x")]
+    all_forms += [forms.build_add_form(scope) for scope in ("channel", "role", "user")]
     for one in SETTINGS.values():
-        every += [forms.build_change_form(one, None), forms.build_rule_form("user", f"discord:{10**17}", one, None)]
-    for form in every:
+        all_forms += [forms.build_change_form(one, None), forms.build_rule_form("user", f"discord:{10**17}", one, None)]
+    for form in all_forms:
         judge.hear("POST", callback, {}, {"type": 9, "data": form.to_dict()})
-    found = [Rule("role", "7", "running", 3, GUILD), Rule("guild", "", "closed", "x", GUILD)]
-    terms, change = resolve(found, Member("", "", GUILD), Limits()), RuleChange(1, GUILD, 1.0, "a", "b", "set", ())
+    rule_list = [Rule("role", "7", "running", 3, GUILD), Rule("guild", "", "closed", "x", GUILD)]
+    terms, change = resolve(rule_list, Member("", "", GUILD), Limits()), RuleChange(1, GUILD, 1.0, "a", "b", "set", ())
     for view in (
-        cards.build_overview(terms, found, cards.build_notice("x", 3)), cards.build_exceptions("role", found, 0),
+        cards.build_overview(terms, rule_list, cards.build_notice("x", 3)),
+        cards.build_exceptions("role", rule_list, 0),
         cards.build_history([change], 0, [1]), cards.build_explanation("a", [("", ["b"]), ("c", ["d"])], "5"),
         cards.build_result("x", undo_number=1), cards.build_question(["a"], ui_parts.button("x", "apply", "y")),
     ):  # fmt: skip
@@ -165,18 +179,18 @@ def test_every_setting_has_a_title_and_a_place() -> None:
 
 @pytest.mark.parametrize("name", sorted(SETTINGS))
 def test_suggestions_fit(name: str) -> None:
-    known = {"1": NASTY, "a" * 101: "too long to be a choice"}
-    for typed in ("", "o", "ddim, ", "xyz"):
-        found = autocomplete.suggest_values(SETTINGS[name], typed, known)
-        assert len(found) <= 25
-        assert all(1 <= len(each.name) <= 100 and 1 <= len(str(each.value)) <= 100 for each in found)
-    assert autocomplete.suggest_values(None, "", known) == []
+    role_names = {"1": NASTY, "a" * 101: "too long to be a choice"}
+    for typed_text in ("", "o", "ddim, ", "xyz"):
+        suggestions = autocomplete.suggest_values(SETTINGS[name], typed_text, role_names)
+        assert len(suggestions) <= 25
+        assert all(1 <= len(each.name) <= 100 and 1 <= len(str(each.value)) <= 100 for each in suggestions)
+    assert autocomplete.suggest_values(None, "", role_names) == []
 
 
 def test_a_list_is_completed_name_by_name() -> None:
-    found = autocomplete.suggest_values(SETTINGS["samplers"], "ddim, eu", {})
+    suggestions = autocomplete.suggest_values(SETTINGS["samplers"], "ddim, eu", {})
     names = ("euler", "euler_karras", "euler_ancestral", "heun")
-    assert [each.value for each in found] == [f"ddim, {name}" for name in names]
+    assert [each.value for each in suggestions] == [f"ddim, {name}" for name in names]
     assert "all" in [each.value for each in autocomplete.suggest_values(SETTINGS["samplers"], "", {})]
 
 
@@ -186,24 +200,24 @@ def test_the_commands_are_within_discords_limits() -> None:
         tree.add_command(group)
     for group in tree.get_commands():
         data = group.to_dict(tree)
-        length = sum(len(each[part]) for each in walk(data) for part in ("name", "description") if part in each)
+        length = sum(len(each[part]) for each in walk_options(data) for part in ("name", "description") if part in each)
         assert length < 8000
         assert len(data["options"]) <= 25
-        for each in walk(data):
+        for each in walk_options(data):
             assert 1 <= len(each["description"]) <= 100
             assert set(each["name"]) <= {*string.ascii_lowercase, "_"}
             assert len(each.get("choices") or ()) <= 25
     assert {scope for one in SETTINGS.values() for scope in one.scopes} == set(SCOPES)
 
 
-def walk(node: Any) -> list[Any]:
-    return [node, *(each for child in node.get("options") or () for each in walk(child))]
+def walk_options(node: Any) -> list[Any]:
+    return [node, *(each for child in node.get("options") or () for each in walk_options(child))]
 
 
 def test_no_limit_reads_the_same_everywhere() -> None:
-    most = SETTINGS["cost_month"].maximum
-    found = [Rule("guild", "", "cost_month", most, GUILD)]
-    components = check_card(cards.build_overview(resolve(found, Member("", "", GUILD), Limits()), found))
+    maximum = SETTINGS["cost_month"].maximum
+    rule_list = [Rule("guild", "", "cost_month", maximum, GUILD)]
+    components = check_card(cards.build_overview(resolve(rule_list, Member("", "", GUILD), Limits()), rule_list))
     text = "\n".join(each["content"] for each in components if each["type"] == 10)
     assert "Device time a month · **no limit**" in text
     assert "### All together\nRunning · no limit\nWaiting · no limit\nTime a day · no limit" in text
@@ -223,23 +237,23 @@ def test_the_lines_of_a_change_are_in_the_order_of_the_card() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(rules(), max_size=40, unique_by=lambda rule: rule.key), st.text(max_size=400) | st.just(NASTY * 2))
-def test_an_explanation_fits(found: list[Rule], reason: str) -> None:
-    each = [Explanation(one.setting, reason[:200], "", reason, one, 1.7e9, 0.5) for one in found]
+def test_an_explanation_fits(rule_list: list[Rule], reason: str) -> None:
+    each = [Explanation(one.setting, reason[:200], "", reason, one, 1.7e9, 0.5) for one in rule_list]
     check_card(cards.build_explanation("## What holds", explanations.build_sections(each), "5"))
 
 
 def test_what_stops_a_member_comes_first_and_then_the_fullest_limit() -> None:
-    blocked, full, half = (
+    blocked_reason, full_use, half_use = (
         Explanation("blocked", "on", "", "why", Rule("user", "discord:5", "blocked", True, GUILD)),
         Explanation("cost_day", "1 h", "1 h of 1 h", "why", None, 1.7e9, 1.0),
         Explanation("running", "2", "1 of 2", "why", None, None, 0.5),
     )
-    ((heading, lines), (below, rest)) = explanations.build_sections(
-        [half, full, Explanation("steps", "1000", "", "why"), blocked]
+    ((heading, lines), (second_heading, second_lines)) = explanations.build_sections(
+        [half_use, full_use, Explanation("steps", "1000", "", "why"), blocked_reason]
     )
-    assert (heading, below) == ("Now", "By default")
+    assert (heading, second_heading) == ("Now", "By default")
     assert [line.split("\n")[0] for line in lines] == [
         "⛔ Blocked · **yes**", "⛔ Device time a day · **1 h of 1 h**, some frees <t:1700000000:R>",
         "Running at once · **1 of 2**",
     ]  # fmt: skip
-    assert rest == ["-# Most steps · 1000"]
+    assert second_lines == ["-# Most steps · 1000"]

@@ -7,150 +7,156 @@ from typing import Any
 import pytest
 
 from bot.domain.dto import Member
-from shared.discord_staff import buttons, fields, hired, text
+from shared.discord_staff import create_staff, list_button_labels, read_form_fields, read_text
 
 pytestmark = pytest.mark.asyncio
 
 
 async def test_the_word_filter_is_edited_in_a_form_and_holds_at_once(open_world: Any) -> None:
     async with open_world() as world:
-        staff = await hired(world)
+        staff = await create_staff(world)
         form = await staff.slash(staff.admin, "moderation words")
-        assert {"words", "patterns"} == set(fields(form))
+        assert {"words", "patterns"} == set(read_form_fields(form))
         result = await staff.admin.submit_modal(form, {"words": "bloodbath\n\n gore ", "patterns": "kn[i1]fe{1,2}"})
-        assert "Refused words: no rule → **2 words**" in text(result)
-        assert "Refused patterns: no rule → **1 pattern**" in text(result)
+        assert "Refused words: no rule → **2 words**" in read_text(result)
+        assert "Refused patterns: no rule → **1 pattern**" in read_text(result)
         for prompt in ("a bl00dbath", "a kn1fe"):
             refusal = await staff.slash(staff.member, "imagine", prompt=prompt)
             assert refusal.ephemeral
-            assert "🚫" in text(refusal)
-        again = await staff.slash(staff.admin, "moderation words")
-        assert fields(again)["words"]["value"] == "bloodbath\ngore"
-        await staff.admin.submit_modal(again, {"words": "bloodbath", "patterns": ""})
-        await world.ended(await staff.slash(staff.member, "imagine", prompt="gore, kn1fe"))
+            assert "🚫" in read_text(refusal)
+        second_card = await staff.slash(staff.admin, "moderation words")
+        assert read_form_fields(second_card)["words"]["value"] == "bloodbath\ngore"
+        await staff.admin.submit_modal(second_card, {"words": "bloodbath", "patterns": ""})
+        await world.wait_for_end(await staff.slash(staff.member, "imagine", prompt="gore, kn1fe"))
 
 
 async def test_a_bad_pattern_changes_neither_list_and_returns_the_typed_text(open_world: Any) -> None:
     async with open_world(worker=False) as world:
-        staff = await hired(world)
+        staff = await create_staff(world)
         form = await staff.slash(staff.admin, "moderation words")
         refusal = await staff.admin.submit_modal(form, {"words": "gore", "patterns": "(unclosed"})
-        assert "🚫" in text(refusal)
+        assert "🚫" in read_text(refusal)
         (attachment,) = refusal.response.attachments
-        typed = world.env.backend.cdn.get(attachment.url).decode()
-        assert "gore" in typed
-        assert "(unclosed" in typed
-        assert await world.house.services.rule_admin.list_rules(f"discord:{staff.guild.id}") == []
+        typed_words = world.env.backend.cdn.get(attachment.url).decode()
+        assert "gore" in typed_words
+        assert "(unclosed" in typed_words
+        assert await world.app.services.rule_admin.list_rules(f"discord:{staff.guild.id}") == []
 
 
 async def test_an_outdated_form_overwrites_nothing(open_world: Any) -> None:
     async with open_world(worker=False) as world:
-        staff = await hired(world)
+        staff = await create_staff(world)
         form = await staff.slash(staff.admin, "moderation words")
         await staff.slash(staff.owner, "moderation words", add="gore")
-        late = await staff.admin.submit_modal(form, {"words": "bloodbath", "patterns": ""})
-        assert "nothing was saved" in text(late)
-        (attachment,) = late.response.attachments
+        late_reply = await staff.admin.submit_modal(form, {"words": "bloodbath", "patterns": ""})
+        assert "nothing was saved" in read_text(late_reply)
+        (attachment,) = late_reply.response.attachments
         assert "bloodbath" in world.env.backend.cdn.get(attachment.url).decode()
-        again = await staff.slash(staff.admin, "moderation words")
-        assert fields(again)["words"]["value"] == "gore"
-        assert "2 words" in text(await staff.admin.submit_modal(again, {"words": "gore\nbloodbath", "patterns": ""}))
+        reopened_card = await staff.slash(staff.admin, "moderation words")
+        assert read_form_fields(reopened_card)["words"]["value"] == "gore"
+        assert "2 words" in read_text(
+            await staff.admin.submit_modal(reopened_card, {"words": "gore\nbloodbath", "patterns": ""})
+        )
 
 
 async def test_words_are_added_and_removed_by_command(open_world: Any) -> None:
     async with open_world(worker=False) as world:
-        staff = await hired(world)
-        assert "**2 words**" in text(await staff.slash(staff.admin, "moderation words", add="gore, bloodbath"))
-        one = text(await staff.slash(staff.admin, "moderation words", remove="Gore"))
+        staff = await create_staff(world)
+        assert "**2 words**" in read_text(await staff.slash(staff.admin, "moderation words", add="gore, bloodbath"))
+        one = read_text(await staff.slash(staff.admin, "moderation words", remove="Gore"))
         assert "**1 word (+0, −1)**" in one
-        assert "Nothing changed" in text(await staff.slash(staff.admin, "moderation words", add="bloodbath"))
-        missing = text(await staff.slash(staff.admin, "moderation words", remove="gore"))
-        assert "not on the list: gore" in missing
-        none = text(await staff.slash(staff.admin, "moderation words", remove="bloodbath"))
-        assert "no rule" in none
+        assert "Nothing changed" in read_text(await staff.slash(staff.admin, "moderation words", add="bloodbath"))
+        missing_reply = read_text(await staff.slash(staff.admin, "moderation words", remove="gore"))
+        assert "not on the list: gore" in missing_reply
+        empty_reply = read_text(await staff.slash(staff.admin, "moderation words", remove="bloodbath"))
+        assert "no rule" in empty_reply
 
 
 async def test_a_blocked_member_makes_no_pictures_until_unblocked(open_world: Any) -> None:
     async with open_world() as world:
-        staff = await hired(world)
-        blocked = await staff.slash(staff.admin, "moderation block", member=staff.member, reason="spam @everyone")
-        assert f"<@{staff.member.id}> is blocked" in text(blocked)
-        assert "@everyone" not in text(blocked)
+        staff = await create_staff(world)
+        block_reply = await staff.slash(staff.admin, "moderation block", member=staff.member, reason="spam @everyone")
+        assert f"<@{staff.member.id}> is blocked" in read_text(block_reply)
+        assert "@everyone" not in read_text(block_reply)
         refusal = await staff.slash(staff.member, "imagine", prompt="red apple")
         assert refusal.ephemeral
-        assert "block" in text(refusal)
+        assert "block" in read_text(refusal)
         listing = await staff.slash(staff.moderator, "moderation incidents", which="all")
-        assert "blocked a member: member" in text(listing)
-        assert "spam" in text(listing)
-        assert "blocked already" in text(await staff.slash(staff.admin, "moderation block", member=staff.member))
-        assert "no longer" in text(await staff.slash(staff.admin, "moderation unblock", member=staff.member))
-        await world.ended(await staff.slash(staff.member, "imagine", prompt="red apple"))
-        assert "not blocked here" in text(await staff.slash(staff.admin, "moderation unblock", member=staff.member))
-        assert "That is you" in text(await staff.slash(staff.admin, "moderation block", member=staff.admin))
-        stranger = world.env.create_user("stranger")
-        assert "is blocked" in text(await staff.slash(staff.admin, "moderation block", member=stranger))
+        assert "blocked a member: member" in read_text(listing)
+        assert "spam" in read_text(listing)
+        assert "blocked already" in read_text(await staff.slash(staff.admin, "moderation block", member=staff.member))
+        assert "no longer" in read_text(await staff.slash(staff.admin, "moderation unblock", member=staff.member))
+        await world.wait_for_end(await staff.slash(staff.member, "imagine", prompt="red apple"))
+        assert "not blocked here" in read_text(
+            await staff.slash(staff.admin, "moderation unblock", member=staff.member)
+        )
+        assert "That is you" in read_text(await staff.slash(staff.admin, "moderation block", member=staff.admin))
+        outside_user = world.env.create_user("stranger")
+        assert "is blocked" in read_text(await staff.slash(staff.admin, "moderation block", member=outside_user))
 
 
 async def test_a_whole_role_can_be_blocked(open_world: Any) -> None:
     async with open_world() as world:
-        staff = await hired(world)
-        await staff.slash(staff.admin, "settings set", setting="blocked", value="on", role=staff.crew)
-        assert "block" in text(await staff.slash(staff.member, "imagine", prompt="red apple"))
-        await world.ended(await staff.slash(staff.moderator, "imagine", prompt="red apple"))
-        still = text(await staff.slash(staff.admin, "moderation unblock", member=staff.member))
-        assert "not blocked themselves; their role" in still
-        await staff.slash(staff.admin, "settings unset", setting="blocked", role=staff.crew)
-        await world.ended(await staff.slash(staff.member, "imagine", prompt="red apple"))
+        staff = await create_staff(world)
+        await staff.slash(staff.admin, "settings set", setting="blocked", value="on", role=staff.member_role)
+        assert "block" in read_text(await staff.slash(staff.member, "imagine", prompt="red apple"))
+        await world.wait_for_end(await staff.slash(staff.moderator, "imagine", prompt="red apple"))
+        second_reply = read_text(await staff.slash(staff.admin, "moderation unblock", member=staff.member))
+        assert "not blocked themselves; their role" in second_reply
+        await staff.slash(staff.admin, "settings unset", setting="blocked", role=staff.member_role)
+        await world.wait_for_end(await staff.slash(staff.member, "imagine", prompt="red apple"))
 
 
 async def test_reports_wait_in_the_list_until_a_moderator_closes_them(open_world: Any) -> None:
     async with open_world() as world:
-        staff = await hired(world)
-        card = await world.ended(await staff.slash(staff.member, "imagine", prompt="red apple"))
+        staff = await create_staff(world)
+        card = await world.wait_for_end(await staff.slash(staff.member, "imagine", prompt="red apple"))
         (view,) = await world.services.job_views.load_recent()
         for number in range(1, 8):
-            who = world.guild.add_member(world.env.create_user(f"witness{number}"))
-            reporter = make_member(who, staff)
-            await world.house.services.moderation.report_picture(view.id, reporter, f"number {number} **bold**")
+            witness = world.guild.add_member(world.env.create_user(f"witness{number}"))
+            reporter = make_member(witness, staff)
+            await world.app.services.moderation.report_picture(view.id, reporter, f"number {number} **bold**")
         listing = await staff.slash(staff.moderator, "moderation incidents")
-        assert "Waiting for a moderator" in text(listing)
-        assert "number 7" in text(listing)
-        assert "**bold**" not in text(listing)
-        assert str(card.id) in text(listing), "a link to the picture"
-        assert buttons(listing).count("Close") == 5
+        assert "Waiting for a moderator" in read_text(listing)
+        assert "number 7" in read_text(listing)
+        assert "**bold**" not in read_text(listing)
+        assert str(card.id) in read_text(listing), "a link to the picture"
+        assert list_button_labels(listing).count("Close") == 5
         second = await staff.moderator.click(listing.response, label="▶")
-        assert "number 1" in text(second)
+        assert "number 1" in read_text(second)
         first = await staff.moderator.click(second.response, label="◀")
-        (newest, *_) = await world.house.services.moderation.list_incidents(
-            make_member(staff.moderator, staff, mod=True), 1
+        (newest_incident, *_) = await world.app.services.moderation.list_incidents(
+            make_member(staff.moderator, staff, is_moderator=True), 1
         )
-        closed = await staff.moderator.click(first.response, custom_id=f"settings:shut:{newest.number}:waiting:0")
-        assert f"No. {newest.number} is closed" in text(closed)
-        assert "number 7" not in text(closed)
-        everything = await staff.moderator.click(closed.response, label="Show all")
-        assert "number 7" in text(everything)
-        assert "Only moderators" in text(await staff.slash(staff.member, "moderation incidents"))
+        closed_card = await staff.moderator.click(
+            first.response, custom_id=f"settings:shut:{newest_incident.number}:waiting:0"
+        )
+        assert f"No. {newest_incident.number} is closed" in read_text(closed_card)
+        assert "number 7" not in read_text(closed_card)
+        all_incidents = await staff.moderator.click(closed_card.response, label="Show all")
+        assert "number 7" in read_text(all_incidents)
+        assert "Only moderators" in read_text(await staff.slash(staff.member, "moderation incidents"))
 
 
-def make_member(who: Any, staff: Any, *, mod: bool = False) -> Any:
-    return Member(f"discord:{who.id}", who.name, f"discord:{staff.guild.id}", is_moderator=mod)
+def make_member(actor: Any, staff: Any, *, is_moderator: bool = False) -> Any:
+    return Member(f"discord:{actor.id}", actor.name, f"discord:{staff.guild.id}", is_moderator=is_moderator)
 
 
 async def test_reports_go_to_a_channel(open_world: Any) -> None:
     async with open_world(worker=False) as world:
-        staff = await hired(world)
+        staff = await create_staff(world)
         room = staff.guild.create_text_channel("moderators")
         result = await staff.slash(staff.admin, "moderation reports", channel=room)
-        assert f"<#{room.id}>" in text(result)
+        assert f"<#{room.id}>" in read_text(result)
         card = await staff.slash(staff.admin, "settings show")
-        assert f"Reports go to · **<#{room.id}>**" in text(card)
-        assert "no rule" in text(await staff.slash(staff.admin, "moderation reports"))
+        assert f"Reports go to · **<#{room.id}>**" in read_text(card)
+        assert "no rule" in read_text(await staff.slash(staff.admin, "moderation reports"))
 
 
 async def test_reports_never_go_to_a_channel_of_another_server(open_world: Any) -> None:
     async with open_world() as world:
         foreign = world.channel
-        staff = await hired(world)
+        staff = await create_staff(world)
         sheet = f"server:\n  reports: '{foreign.id}'\n".encode()
         for command, options in (
             ("settings set", {"setting": "reports", "value": str(foreign.id)}),
@@ -158,15 +164,15 @@ async def test_reports_never_go_to_a_channel_of_another_server(open_world: Any) 
             ("settings import", {"file": ("a.yaml", sheet)}),
         ):
             refusal = await staff.slash(staff.admin, command, **options)
-            assert "channel of this server" in text(refusal), command
-        administration, here = world.house.services.rule_admin, f"discord:{staff.guild.id}"
-        assert await administration.list_rules(here) == []
-        admin = Member("discord:1", "Ada", here, is_moderator=True, is_admin=True)
+            assert "channel of this server" in read_text(refusal), command
+        rule_admin, guild_id = world.app.services.rule_admin, f"discord:{staff.guild.id}"
+        assert await rule_admin.list_rules(guild_id) == []
+        admin = Member("discord:1", "Ada", guild_id, is_moderator=True, is_admin=True)
         # an older rule, or one whose channel is gone
-        await administration.set_rule(admin, "guild", "", "reports", str(foreign.id))
-        await world.ended(await staff.slash(staff.member, "imagine", prompt="red apple"))
+        await rule_admin.set_rule(admin, "guild", "", "reports", str(foreign.id))
+        await world.wait_for_end(await staff.slash(staff.member, "imagine", prompt="red apple"))
         (view,) = await world.services.job_views.load_recent()
-        reply = await world.house.services.moderation.report_picture(
+        reply = await world.app.services.moderation.report_picture(
             view.id, make_member(staff.moderator, staff), "x" * 400
         )
         assert "list of the moderators" in reply
@@ -175,17 +181,17 @@ async def test_reports_never_go_to_a_channel_of_another_server(open_world: Any) 
 
 async def test_the_picture_check_says_when_no_worker_can_do_it(open_world: Any) -> None:
     async with open_world() as world:
-        staff = await hired(world)
-        on = text(await staff.slash(staff.admin, "moderation check", switch="on"))
-        assert "Picture check: no rule → **on**" in on
-        assert "No worker can check pictures now" in on
-        off = text(await staff.slash(staff.admin, "moderation check", switch="off"))
-        assert "No worker" not in off
+        staff = await create_staff(world)
+        switched_on = read_text(await staff.slash(staff.admin, "moderation check", switch="on"))
+        assert "Picture check: no rule → **on**" in switched_on
+        assert "No worker can check pictures now" in switched_on
+        switched_off = read_text(await staff.slash(staff.admin, "moderation check", switch="off"))
+        assert "No worker" not in switched_off
 
 
 async def test_moderation_commands_refuse_members_and_moderators(open_world: Any) -> None:
     async with open_world(worker=False) as world:
-        staff = await hired(world)
+        staff = await create_staff(world)
         calls: dict[str, dict[str, Any]] = {
             "words": {},
             "block": {"member": staff.admin},
@@ -194,8 +200,8 @@ async def test_moderation_commands_refuse_members_and_moderators(open_world: Any
             "check": {"switch": "on"},
         }
         for name, options in calls.items():
-            for who in (staff.moderator, staff.member):
-                refusal = await staff.slash(who, f"moderation {name}", **options)
+            for actor in (staff.moderator, staff.member):
+                refusal = await staff.slash(actor, f"moderation {name}", **options)
                 assert refusal.ephemeral
-                assert "Only admins (who may manage this server)" in text(refusal), (name, who.name)
-        assert await world.house.services.rule_admin.list_rules(f"discord:{staff.guild.id}") == []
+                assert "Only admins (who may manage this server)" in read_text(refusal), (name, actor.name)
+        assert await world.app.services.rule_admin.list_rules(f"discord:{staff.guild.id}") == []
