@@ -81,10 +81,10 @@ def offline_note(entry: CatalogEntry, any_worker: bool) -> str:
     )
 
 
-def check_fits(draft: NewJob) -> None:
+def check_fits(new_job: NewJob) -> None:
     """Check that workers would accept the job. Raises `UserError` (400) now, which avoids a dead letter later."""
     try:
-        decode(encode(draft.to_job()), Job)
+        decode(encode(new_job.to_job()), Job)
     except MalformedMessage as error:
         raise UserError(f"No worker would accept this job: {error}.", 400) from error
 

@@ -2,8 +2,9 @@
 
     network input = c·x        x0 = P·x + Q·out        x' = A·x + B·out + M·h + N·noise        h' = x0
 
-It tests at every step that a step does nothing else, at three magnitudes and with other values each time. A clipping or
-thresholding step fails for the magnitudes; one that remembers more than the previous x0 fails for the values.
+At every step it checks that the result is exactly this linear formula, at three magnitudes and with other values each
+time. A clipping or thresholding step fails for the magnitudes; one that remembers more than the previous x0 fails for
+the values.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from engine.plan.timesteps import TimestepOptions, set_timesteps
 
 COLUMNS = ("t", "c", "A", "B", "M", "N", "P", "Q", "alpha", "sigma")
 
-X, OUT, HISTORY, NOISE, NOISE_TWICE = range(5)  # rows of the basis: one of each, noise twice, then the tests
+X, OUT, HISTORY, NOISE, NOISE_TWICE = range(5)  # rows 0–2: unit x, out, h; rows 3–4: noise only; then the test rows
 MAGNITUDES = (0.01, 300.0, 1e6)  # Euler's latents at zero terminal SNR reach 2e4; beyond, no picture results
 _SEED = 7
 _TOLERANCE = 1e-9
@@ -240,7 +241,10 @@ def _noise_level_at(scheduler: Any, t: torch.Tensor) -> torch.Tensor:
 
 
 def _bases(steps: int) -> torch.Tensor:
-    """Return `[steps, rows, 3]`: x, out and h of each row. The tests differ per step, so no memory can fit them."""
+    """Return `[steps, rows, 3]`: x, out and h of each row. The test rows differ per step.
+
+    So a scheduler that remembers earlier steps fails the test.
+    """
     basis_rows = torch.eye(NOISE_TWICE + 1, HISTORY + 1, dtype=torch.float64).expand(steps, -1, -1)
     test_values = torch.rand(
         steps, len(MAGNITUDES), 3, generator=torch.Generator().manual_seed(_SEED), dtype=torch.float64

@@ -2,8 +2,8 @@
 
 Start-time fair queueing answers two questions. Images of equal key may share a forward and form a *group*:
 `group_turns` decides which group has the device. `group` decides which of its images are in the batch. A new job starts
-level with the least served, so it is in the very next batch of its group. The most served images pause. So nobody waits
-behind someone's thousand steps, and nobody gains credit while away or paused.
+level with the least served, so it is in the very next batch of its group. The most served images are left out
+of the batch. So nobody waits behind someone's thousand steps, and nobody gains credit while away or paused.
 
 Bounds for siblings f and m at any level, with weights w; W is their cost over any interval:
 
@@ -128,7 +128,7 @@ class Scheduler(Generic[E]):
         return [seat.entry for seat in batch]
 
     def charge(self, batch: Sequence[E], cost: float | None = None) -> None:
-        """Charge a batch that has run, at the rows and costs of its proposal, even if it has moved on since.
+        """Charge a batch that has run, at the costs of its proposal, even if an image's next step has other rows.
 
         `cost`: the forward's cost if it is not the sum of its rows (padding); it is charged to the group.
         """

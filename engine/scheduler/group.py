@@ -20,7 +20,7 @@ MAX_OVERTAKEN_STEPS = 8  # steps for which new jobs may delay an overtaken image
 class Group(Generic[E]):
     """`newcomers`: jobs that were never served; serving one removes it.
 
-    `rates`: what a device-millisecond of this group adds to the time of each node of the whole tree.
+    `rates`: (node of the whole tree, virtual milliseconds charged per device-millisecond of this group).
     """
 
     def __init__(self, key: Hashable, newcomers: set[str]) -> None:
@@ -110,24 +110,27 @@ class Group(Generic[E]):
             if not batch or seat.rows <= limit:
                 _add_to_batch(seat, batch)
                 limit -= seat.rows
-        _sort_beneath(self.group_root)
+        _build_heaps(self.group_root)
         too_wide: list[Seat[E]] = []
         while limit > 0 and self.group_root.heap:
-            job = self.group_root
-            while not job.queue:
-                job = job.heap[0][3]
-            seat = job.queue.pop()
+            node = self.group_root
+            while not node.queue:
+                node = node.heap[0][3]
+            seat = node.queue.pop()
             if batch and seat.rows > limit:
                 too_wide.append(seat)
             else:
                 _add_to_batch(seat, batch)
                 limit -= seat.rows
                 self._mark_overtaken(too_wide)
-            _update_heaps(job)
+            _update_heaps(node)
         return batch
 
     def _mark_overtaken(self, too_wide: list[Seat[E]]) -> None:
-        """Mark seats that are too wide for the remaining rows as overtaken; each user's first goes first next time."""
+        """Mark seats that are too wide for the remaining rows as overtaken.
+
+        The first such seat of each user leads the next batch.
+        """
         for seat in too_wide:
             assert seat.group_node is not None
             assert seat.group_node.parent is not None
@@ -152,7 +155,10 @@ class Group(Generic[E]):
         return list(leading.values())
 
     def _can_lead(self, seat: Seat[E]) -> bool:
-        """A new job goes first unless its owner is more than a batch ahead; so many one-step jobs gain nothing."""
+        """Return whether a new job's seat may lead the batch: no owner level is more than one batch ahead.
+
+        So splitting work into many one-step jobs gains nothing.
+        """
         assert seat.group_node is not None
         owners = [*seat.group_node.path()][1:]
         return all(
@@ -200,8 +206,8 @@ def _add_to_batch(seat: Seat[E], batch: list[Seat[E]]) -> None:
         node.planned_time += seat.cost / (node.weight * node.work_share)
 
 
-def _sort_beneath(node: ShareNode[E]) -> bool:
-    """Sort everything beneath the node, the least served first. Return False if nothing is left."""
+def _build_heaps(node: ShareNode[E]) -> bool:
+    """Build the queues and heaps, the least served first. Return whether any unchosen seat is beneath."""
     if node.seats:
         node.queue = [seat for seat in node.seats if not seat.is_chosen]
         if len(node.queue) > 1:
@@ -210,7 +216,7 @@ def _sort_beneath(node: ShareNode[E]) -> bool:
     node.heap = [
         (child.planned_time, child.last_step, child.serial, child)
         for child in node.children.values()
-        if _sort_beneath(child)
+        if _build_heaps(child)
     ]
     heapify(node.heap)
     return bool(node.heap)
@@ -228,7 +234,11 @@ def _update_heaps(job: ShareNode[E]) -> None:
 
 
 def _catch_up_served(parent: ShareNode[E]) -> None:
-    """Raise nodes that got everything they asked for to the least served waiting sibling: nothing is owed to them."""
+    """Keep fully served nodes from saving credit.
+
+    If all of a node's images were in the batch, lift its virtual time to that of its least served sibling with images
+    left out.
+    """
     children = parent.children.values()
     waiting = [child.time for child in children if child.served_count < child.image_count]
     least_time = min(waiting) if waiting else max(child.time for child in children)

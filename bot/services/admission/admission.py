@@ -47,14 +47,14 @@ class Admission:
     ) -> list[AcceptedJob]:
         """Admit the requests as jobs. The same `key` again returns the jobs that it made before. Raises `UserError`."""
         now = self._clock()
-        drafts = [self._build_draft(request, member, destination, now) for request in requests]
-        for draft in drafts:
-            check_fits(draft)
-        await self._word_filter.check_words(drafts, member)
+        new_jobs = [self._build_new_job(request, member, destination, now) for request in requests]
+        for new_job in new_jobs:
+            check_fits(new_job)
+        await self._word_filter.check_words(new_jobs, member)
         relaxed, key = any(request.relaxed for request in requests), member_key(key, member)
         try:
             records, is_new = await self._write_jobs(
-                drafts, key, relaxed, QueueState(now, has_workers=bool(self._workers()))
+                new_jobs, key, relaxed, QueueState(now, has_workers=bool(self._workers()))
             )
         except UserError as error:
             if error.status != TOO_MANY:
@@ -62,7 +62,7 @@ class Admission:
             queue_state = await self._queue_state(
                 member, now
             )  # only a refusal says when a place becomes free, and that takes reads
-            records, is_new = await self._write_jobs(drafts, key, relaxed, queue_state)
+            records, is_new = await self._write_jobs(new_jobs, key, relaxed, queue_state)
         if is_new:
             self._on_admitted()
         return [await self._job_views.accepted_job(record) for record in records]
@@ -102,31 +102,31 @@ class Admission:
         await self._store.query(run_with_ledger, member, queue_state.now, decide)
 
     async def _write_jobs(
-        self, drafts: Sequence[NewJob], key: str | None, relaxed: bool, queue_state: QueueState
+        self, new_jobs: Sequence[NewJob], key: str | None, relaxed: bool, queue_state: QueueState
     ) -> tuple[list[JobRecord], bool]:
-        member, workers = drafts[0].member, dict(self._workers())
+        member, workers = new_jobs[0].member, dict(self._workers())
 
-        def decide(requested_drafts: Sequence[NewJob], ledger: Ledger) -> Sequence[NewJob]:
-            if any(_is_input_gone(draft, ledger) for draft in requested_drafts):
+        def decide(requested_jobs: Sequence[NewJob], ledger: Ledger) -> Sequence[NewJob]:
+            if any(_is_input_gone(new_job, ledger) for new_job in requested_jobs):
                 raise UserError(INIT_IMAGE_GONE, 404)
             rules = resolve(ledger.load_rules(), member, self._limits)
-            admitted_drafts = apply_rules(
-                requested_drafts,
+            admitted_jobs = apply_rules(
+                requested_jobs,
                 rules,
                 ledger,
                 known_preferences(ledger.load_preferences()),
                 queue_state,
                 relaxed=relaxed,
             )
-            return [_with_picture_check(draft, workers) for draft in admitted_drafts]
+            return [_with_picture_check(new_job, workers) for new_job in admitted_jobs]
 
-        return await self._store.admit_jobs(drafts, key, decide, queue_state.now)
+        return await self._store.admit_jobs(new_jobs, key, decide, queue_state.now)
 
     async def _queue_state(self, member: Member, now: float) -> QueueState:
         member_frees_at, queue_frees_at = await self._job_views.next_free_at(member.id), self._job_views.any_free_at()
         return QueueState(now, member_frees_at, queue_frees_at, bool(self._workers()))
 
-    def _build_draft(self, request: JobRequest, member: Member, destination: Destination, now: float) -> NewJob:
+    def _build_new_job(self, request: JobRequest, member: Member, destination: Destination, now: float) -> NewJob:
         short_named = replace(member, name=member.name[:MAX_NAME])
         return NewJob(
             id=str(ULID()), action=request.action, prompt=request.prompt, notes=request.notes, task=request.task,
@@ -135,13 +135,15 @@ class Admission:
         )  # fmt: skip
 
 
-def _is_input_gone(draft: NewJob, ledger: Ledger) -> bool:
+def _is_input_gone(new_job: NewJob, ledger: Ledger) -> bool:
     """Return whether an init image was deleted since the request found it. Once written, the job keeps the image."""
-    hashes = [file.sha256 for file in draft.inputs]
-    return bool(hashes) and ledger.is_input_deleted(draft.parent[0] if draft.parent else None, hashes)
+    hashes = [file.sha256 for file in new_job.inputs]
+    return bool(hashes) and ledger.is_input_deleted(new_job.parent[0] if new_job.parent else None, hashes)
 
 
-def _with_picture_check(draft: NewJob, workers: Mapping[str, Presence]) -> NewJob:
+def _with_picture_check(new_job: NewJob, workers: Mapping[str, Presence]) -> NewJob:
     """Apply the picture check: never in an age-restricted channel; with a note if no worker can check."""
-    needs_check = draft.check and not draft.member.age_restricted
-    return replace(draft, check=needs_check, notes=(*draft.notes, *unchecked_notes(needs_check, draft.pool, workers)))
+    needs_check = new_job.check and not new_job.member.age_restricted
+    return replace(
+        new_job, check=needs_check, notes=(*new_job.notes, *unchecked_notes(needs_check, new_job.pool, workers))
+    )

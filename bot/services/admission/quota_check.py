@@ -51,28 +51,28 @@ class QueueState:
 
 
 def apply_rules(
-    drafts: Sequence[NewJob], rules: EffectiveRules, ledger: Ledger, preference: Preference, queue_state: QueueState, *,
-    relaxed: bool = False,
+    new_jobs: Sequence[NewJob], rules: EffectiveRules, ledger: Ledger, preference: Preference,
+    queue_state: QueueState, *, relaxed: bool = False,
 ) -> list[NewJob]:  # fmt: skip
     """Return the jobs as they may be written: with tier, privacy, picture check and running limits. Raises `UserError`.
 
     `relaxed`: the member asked for that speed in this request, not only in their preferences.
     """
     check_open(rules)
-    for draft in drafts:
-        check_task(rules, draft)
+    for new_job in new_jobs:
+        check_task(rules, new_job)
     tier, tier_notes = _choose_tier(rules, preference, relaxed)
     is_private, privacy_notes = _choose_privacy(rules, preference)
-    cost = sum(draft.cost for draft in drafts)
-    _check_usage(len(drafts), cost, rules, ledger, queue_state, is_free=tier == RELAXED_TIER)
+    cost = sum(new_job.cost for new_job in new_jobs)
+    _check_usage(len(new_jobs), cost, rules, ledger, queue_state, is_free=tier == RELAXED_TIER)
     limit_here, limit_everywhere = _running_limit(rules, "member here"), _running_limit(rules, "member everywhere")
     return [
         replace(
-            draft, member=replace(draft.member, tier=tier), private=is_private, check=draft.check or rules.check,
-            weight=TIER_WEIGHTS.get(tier, 1.0), notes=(*draft.notes, *tier_notes, *privacy_notes),
+            new_job, member=replace(new_job.member, tier=tier), private=is_private, check=new_job.check or rules.check,
+            weight=TIER_WEIGHTS.get(tier, 1.0), notes=(*new_job.notes, *tier_notes, *privacy_notes),
             running_here=limit_here, running_everywhere=limit_everywhere,
         )
-        for draft in drafts
+        for new_job in new_jobs
     ]  # fmt: skip
 
 
@@ -127,10 +127,10 @@ def check_model(rules: EffectiveRules, model: str) -> None:
         raise UserError(_with_allowed(rules, "models", f"The model {model} is not allowed here"), 403)
 
 
-def check_task(rules: EffectiveRules, draft: NewJob) -> None:
+def check_task(rules: EffectiveRules, new_job: NewJob) -> None:
     """Raise `UserError` if the rules forbid the job, regardless of usage."""
-    check_action(rules, draft.action)
-    task = draft.task
+    check_action(rules, new_job.action)
+    task = new_job.task
     if not isinstance(task, Recipe):
         return
     check_model(rules, task.model)
@@ -142,7 +142,7 @@ def check_task(rules: EffectiveRules, draft: NewJob) -> None:
             noun = {"steps": "steps", "count": "pictures"}[name]
             sentence = (
                 f"This asks for {requested_count} {noun}, and at most {limit} are allowed here: "
-                f"{_lower_hint(draft, name, limit)}."
+                f"{_lower_hint(new_job, name, limit)}."
             )
             raise UserError(
                 _with_setter(
@@ -155,10 +155,10 @@ def check_task(rules: EffectiveRules, draft: NewJob) -> None:
         raise UserError(_with_setter(sentence, rules, "pixels"))
 
 
-def _lower_hint(draft: NewJob, name: str, limit: int) -> str:
+def _lower_hint(new_job: NewJob, name: str, limit: int) -> str:
     """Say how to stay below the limit: a button on an older job takes no flags, but its remix does."""
     flag = f"--{name} {limit}"
-    return f"add {flag}" if draft.action in ("imagine", "remix") else f"remix it with {flag}"
+    return f"add {flag}" if new_job.action in ("imagine", "remix") else f"remix it with {flag}"
 
 
 def _with_allowed(rules: EffectiveRules, setting: str, sentence: str) -> str:
@@ -171,8 +171,9 @@ def _with_setter(sentence: str, rules: EffectiveRules, setting: str) -> str:
 
 
 def _choose_tier(rules: EffectiveRules, preference: Preference, wants_relaxed: bool) -> tuple[str, tuple[str, ...]]:
-    """Return the tier, with a note. A requested speed must be allowed; a preferred one gives way, with a note if the
-    job then waits longer.
+    """Return the tier, with a note. Raises `UserError` if the requested speed is forbidden.
+
+    If the preferred speed is forbidden, the other one is used, with a note if the job then waits longer.
     """
     if wants_relaxed and not rules.allows("speeds", "relaxed"):
         raise UserError(_with_allowed(rules, "speeds", "The relaxed speed is not allowed here"), 403)
@@ -202,15 +203,16 @@ def _choose_privacy(rules: EffectiveRules, preference: Preference) -> tuple[bool
 
 
 def _running_limit(rules: EffectiveRules, whose: str) -> int | None:
-    return min((cap.limit for cap in rules.limits_of("running") if cap.usage_scope == whose), default=None)
+    limits = (usage_limit.limit for usage_limit in rules.limits_of("running") if usage_limit.usage_scope == whose)
+    return min(limits, default=None)
 
 
-def _running_besides(rules: EffectiveRules, cap: UsageLimit, usage: Usage) -> int:
-    """Return how many jobs may run besides the `cap.limit` that may wait, counted as `cap` counts.
+def _running_besides(rules: EffectiveRules, usage_limit: UsageLimit, usage: Usage) -> int:
+    """Return the running limit for the same jobs that `usage_limit` counts.
 
     Without a limit on running jobs over all servers, each server allows its own.
     """
-    if cap.usage_scope != "member everywhere":
+    if usage_limit.usage_scope != "member everywhere":
         return rules.running
     limit_everywhere = _running_limit(rules, "member everywhere")
     return max(rules.running, usage.running) if limit_everywhere is None else limit_everywhere
@@ -219,7 +221,7 @@ def _running_besides(rules: EffectiveRules, cap: UsageLimit, usage: Usage) -> in
 def _check_usage(
     count: int, cost: float | None, rules: EffectiveRules, ledger: Ledger, queue_state: QueueState, *, is_free: bool
 ) -> None:  # fmt: skip
-    """Check all limits. If several are reached, raise the one that frees last, since its time holds for all.
+    """Check all limits. If several refuse, raise the refusal with the latest `retry_at`: by then all others allow it.
 
     `cost`: of all these jobs, in device-seconds; None: unknown, but above 0.
     """
@@ -250,28 +252,29 @@ def _queue_checks(
     count: int, rules: EffectiveRules, ledger: Ledger, queue_state: QueueState
 ) -> Iterator[Callable[[], None]]:
     now, has_workers = queue_state.now, queue_state.has_workers
-    for cap in rules.limits_of("queued"):
-        usage = ledger.get_usage(cap.usage_scope)
+    for usage_limit in rules.limits_of("queued"):
+        usage = ledger.get_usage(usage_limit.usage_scope)
         usage = replace(usage, next_free_at=queue_state.member_frees_at, has_workers=has_workers)
-        running, set_by = _running_besides(rules, cap, usage), set_by_sentence(cap.rule)
-        yield partial(check_job_count, running, cap.limit, usage, now, count=count, set_by=set_by)
-    for cap in rules.limits_of("together_queued"):
-        usage = ledger.get_usage(cap.usage_scope)
+        running, set_by = _running_besides(rules, usage_limit, usage), set_by_sentence(usage_limit.rule)
+        yield partial(check_job_count, running, usage_limit.limit, usage, now, count=count, set_by=set_by)
+    for usage_limit in rules.limits_of("together_queued"):
+        usage = ledger.get_usage(usage_limit.usage_scope)
         usage = replace(usage, next_free_at=queue_state.any_frees_at, has_workers=has_workers)
-        owner, set_by = SHARED_OWNERS[cap.usage_scope], set_by_sentence(cap.rule)
-        yield partial(check_shared_queue, cap.limit, usage, now, owner=owner, count=count, set_by=set_by)
+        owner, set_by = SHARED_OWNERS[usage_limit.usage_scope], set_by_sentence(usage_limit.rule)
+        yield partial(check_shared_queue, usage_limit.limit, usage, now, owner=owner, count=count, set_by=set_by)
 
 
 def _cost_checks(
     cost: float | None, rules: EffectiveRules, ledger: Ledger, queue_state: QueueState
 ) -> Iterator[Callable[[], None]]:
+    now = queue_state.now
     hint = RELAXED_HINT if rules.allows("speeds", "relaxed") else ""
     for setting, window in COST_WINDOWS.items():
-        for cap in (*rules.limits_of(setting), *rules.limits_of(f"together_{setting}")):
-            spending = ledger.get_spending(cap.usage_scope, window)
-            set_by = f"{set_by_sentence(cap.rule)} {hint}".strip()
-            owner = SHARED_OWNERS.get(cap.usage_scope, "Your")
+        for usage_limit in (*rules.limits_of(setting), *rules.limits_of(f"together_{setting}")):
+            spending = ledger.get_spending(usage_limit.usage_scope, window)
+            set_by = f"{set_by_sentence(usage_limit.rule)} {hint}".strip()
+            owner = SHARED_OWNERS.get(usage_limit.usage_scope, "Your")
             if cost is None:
-                yield partial(check_cost_left, cap.limit, spending, queue_state.now, owner=owner, set_by=set_by)
+                yield partial(check_cost_left, usage_limit.limit, spending, now, owner=owner, set_by=set_by)
             else:
-                yield partial(check_cost, cap.limit, spending, cost, queue_state.now, owner=owner, set_by=set_by)
+                yield partial(check_cost, usage_limit.limit, spending, cost, now, owner=owner, set_by=set_by)

@@ -55,7 +55,7 @@ class WordFilter:
         if effective_rules.blocked:
             await self._note_incident(member, "blocked", shorten(prompt, 200))
 
-    async def check_words(self, drafts: Sequence[NewJob], member: Member) -> None:
+    async def check_words(self, new_jobs: Sequence[NewJob], member: Member) -> None:
         """Check that no request contains a forbidden word or pattern. Raises `UserError` (422, 429)."""
 
         def resolve_rules(ledger: Ledger) -> tuple[list[Rule], EffectiveRules]:
@@ -64,11 +64,11 @@ class WordFilter:
 
         rules, effective_rules = await self._store.query(run_with_ledger, member, self._clock(), resolve_rules)
         if effective_rules.blocked:  # admission refuses it; here we only note it
-            await self._note_incident(member, "blocked", shorten(drafts[0].prompt, 200))
+            await self._note_incident(member, "blocked", shorten(new_jobs[0].prompt, 200))
             return
         if not effective_rules.words and not effective_rules.patterns:
             return
-        texts = tuple(dict.fromkeys(text for draft in drafts for text in member_texts(draft)))
+        texts = tuple(dict.fromkeys(text for new_job in new_jobs for text in member_texts(new_job)))
         match, text = await self._match_texts(texts, effective_rules, member)
         if match is not None:
             await self._note_incident(member, "word", f"{_entry_text(match)} in “{shorten(text, 300)}”")
@@ -95,14 +95,14 @@ class WordFilter:
         await self._store.write(incidents.write_incident, *row)
 
 
-def member_texts(draft: NewJob) -> Iterable[str]:
+def member_texts(new_job: NewJob) -> Iterable[str]:
     """Yield every text of a request that a member wrote, in it or in its parent."""
-    yield draft.prompt
-    if isinstance(draft.task, Recipe):
-        yield " ".join(concept.text for concept in draft.task.concepts)
-        yield draft.task.negative
-        if draft.task.walk is not None and draft.task.walk.to is not None:
-            yield draft.task.walk.to
+    yield new_job.prompt
+    if isinstance(new_job.task, Recipe):
+        yield " ".join(concept.text for concept in new_job.task.concepts)
+        yield new_job.task.negative
+        if new_job.task.walk is not None and new_job.task.walk.to is not None:
+            yield new_job.task.walk.to
 
 
 def _first_match(texts: Sequence[str], effective_rules: EffectiveRules) -> tuple[Match | None, str]:

@@ -43,11 +43,11 @@ _INSERT_ACCOUNT = accounts.insert()
 _REACTIVATE_ACCOUNT = (
     update(accounts)
     .where(accounts.c.path == bindparam("level"))
-    .values(virtual=bindparam("come"), since=bindparam("from"))
+    .values(virtual=bindparam("virtual_time"), since=bindparam("waiting_since"))
 )
 _ADJUST_COUNTS = update(accounts).where(_IS_ON_PATH)
 _ADJUST_COUNTS = _ADJUST_COUNTS.values(
-    queued=accounts.c.queued + bindparam("queue"), active=accounts.c.active + bindparam("act")
+    queued=accounts.c.queued + bindparam("queued_delta"), active=accounts.c.active + bindparam("active_delta")
 )
 _ADD_COST = (
     update(accounts).where(_IS_ON_PATH).values(virtual=accounts.c.virtual + bindparam("cost") / accounts.c.weight)
@@ -62,9 +62,10 @@ AccountFilter = Literal["children", "users", "newcomers", "overdue"]  # which ac
 
 @dataclass(frozen=True)
 class PickRequest:
-    """The room that a pool has. `models`: those that live workers offer. `member_limit`: the most jobs that a member
-    may run over all guilds, for jobs without a limit of their own. `guild_caps`: caps on all members of a guild or
-    channel.
+    """What the dispatcher asks the store for: the next job of `pool`. `models`: those that live workers offer.
+
+    `member_limit`: the most jobs that a member may run over all guilds, for jobs without a limit of their own.
+    `running_limits`: limits on the running jobs of all members of a guild or channel.
 
     `newcomers_only`: consider only members with no active job.
     """
@@ -82,7 +83,7 @@ class PickRequest:
 
 
 def enter_accounts(connection: Connection, path: str, weights: Mapping[str, float], now: float) -> None:
-    """Create the accounts of a new job's member, or advance idle ones to the virtual time served now.
+    """Create the accounts of a new job's member. An account with no queued job moves up to its parent's floor.
 
     The member's wait for a turn begins. `weights`: tier → weight; other new accounts have the weight 1.
     """
@@ -102,8 +103,8 @@ def enter_accounts(connection: Connection, path: str, weights: Mapping[str, floa
         elif account.queued == 0:
             params = {
                 "level": level,
-                "come": entry_time(account.virtual, floor),
-                "from": now if level == path else None,
+                "virtual_time": entry_time(account.virtual, floor),
+                "waiting_since": now if level == path else None,
             }
             connection.execute(_REACTIVATE_ACCOUNT, params)
 
@@ -111,7 +112,8 @@ def enter_accounts(connection: Connection, path: str, weights: Mapping[str, floa
 def adjust_counts(connection: Connection, path: str, *, queued: int = 0, active: int = 0) -> None:
     """Add to the job counts of every level."""
     if queued or active:
-        connection.execute(_ADJUST_COUNTS, {"levels": ancestor_paths(path), "queue": queued, "act": active})
+        params = {"levels": ancestor_paths(path), "queued_delta": queued, "active_delta": active}
+        connection.execute(_ADJUST_COUNTS, params)
 
 
 def add_cost(connection: Connection, path: str, cost: float) -> None:
@@ -176,13 +178,13 @@ def find_longest_waiting_job(connection: Connection, request: PickRequest, waiti
 
 
 def _find_full_channels(connection: Connection, guild: str, guild_caps: RunningLimits) -> list[str] | None:
-    """Return the guild's channels that are at their cap; None if the whole guild is."""
-    guild_cap, channels = guild_caps.limit_of(guild), guild_caps.channel_limits_of(guild)
-    if guild_cap is None and not channels:
+    """Return the guild's channels that are at their limit; None if the whole guild is."""
+    guild_limit, channels = guild_caps.limit_of(guild), guild_caps.channel_limits_of(guild)
+    if guild_limit is None and not channels:
         return []
     running_query = select(jobs.c.channel).where(jobs.c.guild == guild, jobs.c.state.in_(ACTIVE_STATES))
     active_channels = connection.execute(running_query).scalars().all()
-    if guild_cap is not None and len(active_channels) >= guild_cap:
+    if guild_limit is not None and len(active_channels) >= guild_limit:
         return None
     return [channel for channel, limit in channels.items() if active_channels.count(channel) >= limit]
 
@@ -205,7 +207,7 @@ def _model_params(request: PickRequest) -> dict[str, object]:
 
 
 def _iter_pages(connection: Connection, account_filter: AccountFilter, params: Mapping[str, object]) -> Iterator[str]:
-    """Yield paths by rank, a page at a time: a thousand guilds cost nothing when the first one has a job."""
+    """Yield paths by rank. Reads one account first, then pages of 32."""
     size = 1
     page: Sequence[Any] = connection.execute(
         _build_page_query(account_filter, is_next_page=False), {**params, "size": size}

@@ -109,10 +109,14 @@ def pick_job(
 ) -> Transition | None:
     """Mark the next job in fair order as sent if it fits. `rows`: all that the pool's workers take at once.
 
-    The head of the order waits until it fits: nothing passes it, or large jobs would starve. There are three
-    exceptions. The member who has waited longest for a turn gets one now and then (`bot.policy.queue_bypass`). A job
-    whose model is in memory passes one that needs another model. A member with no active job may exceed `rows` by one
-    job, within `overbook_share` × `rows` more rows. So may the longest wait, or newcomers would always fill those rows.
+    The head of the order waits until it fits. Only these may pass it, or large jobs would starve:
+
+    1. now and then, a job of the member who has waited longest for a turn (`bot.policy.queue_bypass`);
+    2. for a limited time, a job whose model is in memory, if the head's is not;
+    3. a job of a member with no active job, if the head does not fit.
+
+    The jobs of 1 and 3 may exceed `rows` by up to `overbook_share` × `rows`. Without that, the jobs of 3 would always
+    fill these rows before the member of 1.
     """
     if rows <= 0:
         return None
@@ -183,7 +187,7 @@ def start_job(
     connection: Connection, job: str, epoch: int, worker: str, step: int, now: float, *,
     preview_step: int = 0, snapshots_lost: bool = False,
 ) -> Transition | None:  # fmt: skip
-    """Record a worker's claim at `step`, or fail the job after too many attempts without progress (see the record).
+    """Record a worker's claim at `step`, or fail the job: after 3 attempts without progress, or 20 in all.
 
     `preview_step`: the furthest step that previews have shown, which is progress too. `snapshots_lost`: since the last
     claim the broker lost its store and the job's snapshots; that does not count as an attempt without progress.
@@ -209,7 +213,7 @@ def requeue_job(
     connection: Connection, job: str, now: float, *, step: int, audit_note: str, reason: str = "",
     epoch: int | None = None,
 ) -> Transition | None:  # fmt: skip
-    """Queue the job again as its next attempt, or fail it after too many without progress (see the record).
+    """Queue the job again as its next attempt, or fail it: after 3 without progress, or 20 in all.
 
     `step`: the furthest step known. `reason`: the sentence for the member if it fails.
     """
@@ -240,9 +244,8 @@ def request_cancel(connection: Connection, job: str, now: float) -> tuple[JobRec
     if old_row is None:
         return None, None
     if old_row["state"] == "queued":
-        transition = end_job(
-            connection, "cancel", job, now, old_row["cost"] * _done_fraction(old_row, 0), audit_note="wished"
-        )
+        actual_cost = old_row["cost"] * _done_fraction(old_row, 0)
+        transition = end_job(connection, "cancel", job, now, actual_cost, audit_note="cancelled on request")
         return (transition.record if transition else None), transition
     if old_row["state"] in ACTIVE_STATES:
         statement = update(jobs).where(jobs.c.id == job).values(cancelling=True).returning(jobs)
