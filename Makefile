@@ -40,7 +40,7 @@ tests: .venv/.dev ## pytest, without the tests marked slow
 tests-all: .venv/.dev ## pytest, all of it
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
-coverage: .venv/.dev ## all tests with coverage by lines and branches, a row for each room
+coverage: .venv/.dev ## all tests with coverage by lines and branches, a row for each package
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --cov --cov-report= && $(BIN)/coverage json -q -o out/coverage.json && $(BIN)/python tests/coverage_by_room.py out/coverage.json
 
 audit: .venv/.dev ## known vulnerabilities of the pinned versions; asks PyPI, so it needs the internet
@@ -49,10 +49,10 @@ audit: .venv/.dev ## known vulnerabilities of the pinned versions; asks PyPI, so
 docs: .venv/.dev ## build the pages of docs/ as a site in out/site; a broken link or anchor fails
 	$(BIN)/zensical build --strict --clean
 
-chaos: .venv/.dev ## pull KILLS=20 plugs of a whole Darkroom, about half of them SIGKILL; ENGINE=simulated or real, DATABASE=sqlite or postgres, SEED=n
+chaos: .venv/.dev ## inject KILLS=20 faults into a complete installation, about half of them SIGKILL; ENGINE=simulated or real, DATABASE=sqlite or postgres, SEED=n
 	PYTHONPATH=tests $(BIN)/python -m chaos --kills $(KILLS) --engine $(ENGINE) --database $(DATABASE) $(if $(SEED),--seed $(SEED))
 
-fuzz: .venv/.dev ## bring CASES=10000 damaged pictures to the real intake, and see what holds; SEED=n
+fuzz: .venv/.dev ## decode CASES=10000 damaged pictures with the real upload decoder; SEED=n
 	PYTHONPATH=tests $(BIN)/python -m fuzz --cases $(CASES) $(if $(SEED),--seed $(SEED))
 
 format: .venv/.dev ## let ruff put things in order
