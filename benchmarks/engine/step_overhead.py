@@ -166,8 +166,8 @@ def measure_flood_slowdown(family: Family, load: Workload, forward_times: Mappin
 
 def reassign_job(job: Job, job_number: int) -> Job:
     """Return the same job under another id, for one other user."""
-    share = msgspec.structs.replace(job.share, user="the other")
-    return msgspec.structs.replace(job, id=f"{job_number:026d}", share=share)
+    billing_key = msgspec.structs.replace(job.billing_key, user="the other")
+    return msgspec.structs.replace(job, id=f"{job_number:026d}", billing_key=billing_key)
 
 
 def _time_lone_job(

@@ -72,7 +72,9 @@ class Workload:
             start=image_to_image,
         )  # fmt: skip
         share = BillingKey("standard", "bench", f"user-{user_number}")
-        return Job(id=f"{user_number:026d}", task=recipe, share=share, cost=1.0, deadline=DEADLINE, ladder=self.ladder)
+        return Job(
+            id=f"{user_number:026d}", task=recipe, billing_key=share, cost=1.0, deadline=DEADLINE, ladder=self.ladder
+        )
 
 
 def make_image_to_image() -> ImageToImage:

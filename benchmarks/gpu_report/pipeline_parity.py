@@ -83,7 +83,7 @@ def _make_recipe(family: Family, sampler: Sampler) -> Recipe:
     """Return a recipe of one picture: of several, the one that ends first need not be the first one."""
     return Recipe(
         concepts=(Concept("a cat"),), model=family.name, sampler=sampler, steps=STEPS, seed=SEED, guidance=GUIDANCE,
-        width=IMAGE_SIDE, height=IMAGE_SIDE, dtype="float32", guides=family.guides,
+        width=IMAGE_SIDE, height=IMAGE_SIDE, dtype="float32", guidance_kind=family.guides,
         count=1,
     )  # fmt: skip
 

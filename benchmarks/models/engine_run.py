@@ -68,7 +68,7 @@ def _make_job(run_spec: dict[str, Any], model_profile: ModelProfile, seed: int) 
         concepts=(Concept(run_spec["prompt"]),), model=model_profile.name,
         sampler=run_spec["sampler"] or model_profile.sampler, steps=run_spec["steps"], seed=seed,
         guidance=run_spec["guidance"], width=run_spec["side"], height=run_spec["side"], count=1,
-        dtype=model_profile.dtype, guides=model_profile.guides,
+        dtype=model_profile.dtype, guidance_kind=model_profile.guidance_kind,
     )  # fmt: skip
     return make_job(recipe, seed)
 

@@ -42,7 +42,7 @@ class Arrival:
 def generate_day(seed: int) -> list[Arrival]:
     """Return the arrivals in order of time; the same seed gives the same day."""
     random = Random(seed)
-    requests = [*_draw_single_requests(random), *_draw_floods(random), *_draw_rushes(random)]
+    requests = [*_draw_single_requests(random), *_draw_floods(random), *draw_bursts(random)]
     return [_draw_arrival(random, number, *request) for number, request in enumerate(sorted(requests))]
 
 
@@ -66,7 +66,7 @@ def _draw_floods(random: Random) -> Iterator[tuple[float, int]]:
         yield from ((start_time + 2.0 * number, member) for number in range(random.randint(10, 20)))
 
 
-def _draw_rushes(random: Random) -> Iterator[tuple[float, int]]:
+def draw_bursts(random: Random) -> Iterator[tuple[float, int]]:
     for _ in range(RUSH_COUNT):
         start_time = random.uniform(0.4, 0.95) * DAY_SECONDS
         yield from (

@@ -62,7 +62,7 @@ class SimulatedImage:
 
     def __init__(self, arrival: Arrival) -> None:
         self.arrival, self.job, self.k = arrival, arrival.job_id, 0
-        self.share = BillingKey("standard", arrival.guild, arrival.member)
+        self.billing_key = BillingKey("standard", arrival.guild, arrival.member)
         self.key = arrival.size
         self.row_ms = FORWARD_MS[arrival.size][BATCH_LIMIT] / BATCH_LIMIT
         self.forward_times = FORWARD_MS[arrival.size]
@@ -117,7 +117,7 @@ class BatchedSimulation:
             step_ms = compute_forward_ms(batch[0].key, rows)
             self.result.forwards_by_rows[rows] += 1
             for image in batch:
-                self.result.cost_by_member[image.share.user] += image.rows * image.row_ms
+                self.result.cost_by_member[image.billing_key.user] += image.rows * image.row_ms
             yield self._environment.timeout(step_ms / 1000.0)
             self._finish_step(batch, step_ms)
 

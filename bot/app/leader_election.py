@@ -41,8 +41,8 @@ NOTICE_SECONDS = 2.0  # above TRUST_SECONDS: how long an old leader has to notic
 BLOCKING_SECONDS = 3.0  # for one read of the term while the event loop is blocked
 EXIT_CODE = 75  # EX_TEMPFAIL: after a restart it stands by, or is refused while the other bot lives
 OTHER_DATABASE = (
-    "The bot at work on this broker ({name}) has another database: set DATABASE_URL to that one's, and PICTURES_URL to "
-    "storage that both reach."
+    "The bot that leads on this broker ({name}) has another database: set DATABASE_URL to that one's, and PICTURES_URL "
+    "to storage that both reach."
 )
 
 
@@ -69,14 +69,14 @@ class Leader:
         self._lease_until = 0.0  # until then no other bot can have the lease
         self._proven_until = 0.0  # until then no other bot can have begun a term
         self._checked_at = boot_seconds()
-        self._confirm_thread = ThreadPoolExecutor(1, "lead")  # reads the term while the event loop is blocked
+        self._confirm_thread = ThreadPoolExecutor(1, "confirm-term")  # reads the term while the event loop is blocked
         self._earlier_holders: set[str] = set()  # earlier holders of the lease
         self._shared_store_id = ""  # the id of the store that the leader and this bot share
 
     def tasks(self) -> dict[str, Coroutine[Any, Any, None]]:
         """Return the tasks that must run while this bot leads."""
-        lease = {} if self._lease_client is None else {"lead": self.renew_lease(self._lease_client)}
-        return {**lease, "term": self.confirm_periodically(), "beat": self.write_heartbeats()}
+        lease = {} if self._lease_client is None else {"renew-lease": self.renew_lease(self._lease_client)}
+        return {**lease, "confirm-term": self.confirm_periodically(), "heartbeat": self.write_heartbeats()}
 
     async def wait_elected(self, announce: Callable[[str], None]) -> None:
         """Wait until the lease is ours. `announce` receives a sentence about the current leader.
@@ -110,7 +110,7 @@ class Leader:
                 raise UserError(OTHER_DATABASE.format(name=name), 400)
             self._shared_store_id = store_id
         if not self._earlier_holders:
-            announce(f"Another bot is at work on this broker{name and f' ({name})'}: this one stands by.")
+            announce(f"Another bot leads on this broker{name and f' ({name})'}: this one stands by.")
         self._earlier_holders.add(name)
 
     async def begin_term(self, store: Store) -> None:
@@ -129,7 +129,7 @@ class Leader:
         self._name = f"{self._name}.{new_term.store}"
         if self._claim is not None:
             self._claim.worker = self._name  # the next renewal writes the store's id
-        if not old_term.over:
+        if not old_term.is_ended:
             log.info("took over: the old leader has %.1f s to notice", NOTICE_SECONDS)
             await asyncio.sleep(NOTICE_SECONDS)
         store.ends_term_on_close = True  # not earlier: a bot that follows at once would not know of the old leader
@@ -139,9 +139,9 @@ class Leader:
         still leads.
         """
         newest = await store.query(leader_terms.read_newest_term)
-        if not (newest.over or newest.holder in self._earlier_holders) and await is_leader_alive(store):
+        if not (newest.is_ended or newest.holder in self._earlier_holders) and await is_leader_alive(store):
             name = f" ({newest.holder})" if newest.holder else ""
-            raise UserError(f"Another bot is at work on this database{name}: stop it first, or set DATABASE_URL.")
+            raise UserError(f"Another bot leads on this database{name}: stop it first, or set DATABASE_URL.")
         return newest
 
     def note_close(self) -> None:

@@ -33,7 +33,7 @@ async def is_leader_alive(store: Store) -> bool:
     """Return whether a bot leads now. Raises `DatabaseUnavailable`."""
     term, beat_count = await store.query(leader_terms.read_newest_term), 0
     deadline = boot_seconds() + DEAD_SECONDS
-    while not term.over and boot_seconds() < deadline:
+    while not term.is_ended and boot_seconds() < deadline:
         await asyncio.sleep(POLL_SECONDS)
         newest = await store.query(leader_terms.read_newest_term)
         if newest != term:

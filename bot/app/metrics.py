@@ -69,7 +69,9 @@ class Metrics:
         self._job_seconds.labels(record.state).observe(max(0.0, (record.ended or record.created) - record.created))
         if record.state == "failed":
             self._failures.labels(record.blame or "us").inc()
-            self._poisoned_jobs.inc(int(record.blame == "worker" and record.barren >= POISON_ATTEMPTS))
+            self._poisoned_jobs.inc(
+                int(record.blame == "worker" and record.attempts_without_progress >= POISON_ATTEMPTS)
+            )
         if record.state == "finished" and record.model and record.ms_per_step:
             self._step_seconds.labels(self._model_label(record.model)).observe(record.ms_per_step / 1000.0)
         self._count_refund(record)

@@ -52,19 +52,19 @@ class App:
         queue = self.queue
         return {
             "bus": self.bus.wait_closed(),
-            "settle": queue.result_consumer.run(),
+            "result-consumer": queue.result_consumer.run(),
             "dispatcher": queue.dispatcher.run(),
             "patrol": queue.patrol.run(),
-            "rerouting": queue.rerouter.run(),
-            "shutting": queue.closed_guilds.run(),
-            "noticing": queue.external_changes.run(),
+            "job-rerouter": queue.rerouter.run(),
+            "closed-guilds": queue.closed_guilds.run(),
+            "external-changes": queue.external_changes.run(),
             "previews": queue.previews.publish_frames(),
-            "loadings": queue.previews.publish_loadings(),
-            "wants": queue.previews.request_frames(),
-            "sweep": self.services.moderation.run_sweeps(),
+            "loading-progress": queue.previews.publish_loadings(),
+            "preview-requests": queue.previews.request_frames(),
+            "moderation-sweep": self.services.moderation.run_sweeps(),
             "retention": self.retention.run(),
-            "orphans": self.orphan_files.run(),
-            "forgetting": self.services.data_deletion.run(),
+            "orphan-files": self.orphan_files.run(),
+            "data-deletion": self.services.data_deletion.run(),
         }
 
 
@@ -96,7 +96,7 @@ async def open_app(
     """
     await asyncio.to_thread(settings.data.mkdir, mode=0o700, parents=True, exist_ok=True)
     picture_store = await asyncio.to_thread(PictureStore, settings.pictures)
-    store, filter_thread = await Store.open(settings.database), ThreadPoolExecutor(1, "screening")
+    store, filter_thread = await Store.open(settings.database), ThreadPoolExecutor(1, "word-filter")
     upload_decoder, session = UploadDecoder(), aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar())
     try:
         if leader is not None:

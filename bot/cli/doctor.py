@@ -9,7 +9,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,16 +28,16 @@ MAX_REFUSED_LINES = 8  # lines
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. `mend`: what to do where something is wrong or could be better."""
+    """One line of the report. `remedy`: what to do where something is wrong or could be better."""
 
     name: str
     ok: bool
-    says: str
-    mend: str = ""
+    summary: str
+    remedy: str = ""
 
     def __str__(self) -> str:
-        line = f"{'ok ' if self.ok else 'BAD'} {self.name:<9} {self.says}"
-        return f"{line}\n              → {self.mend}" if self.mend else line
+        line = f"{'ok ' if self.ok else 'BAD'} {self.name:<9} {self.summary}"
+        return f"{line}\n              → {self.remedy}" if self.remedy else line
 
 
 def run_checks(settings: Settings, *, remeasure: bool = False) -> Iterator[Finding]:
@@ -110,7 +110,7 @@ def check_database(settings: Settings) -> Finding:
         status = asyncio.run(check_database(settings.database))
     except (UserError, DatabaseUnavailable) as error:
         return Finding("database", False, str(error).rstrip("."), "Check DATABASE_URL, and that it runs.")
-    return Finding("database", not status.fix, status.summary, status.fix)
+    return Finding("database", not status.remedy, status.summary, status.remedy)
 
 
 def check_chatroom_port(settings: Settings) -> Finding:
@@ -197,4 +197,9 @@ def check_engine(settings: Settings, remeasure: bool) -> Iterator[Finding]:
 
 
 def findings_to_json(findings: Sequence[Finding]) -> str:
-    return json.dumps([asdict(finding) for finding in findings], indent=1, ensure_ascii=False)
+    """Return the findings as JSON; programs read its keys, so they stay."""
+    rows = [
+        {"name": finding.name, "ok": finding.ok, "says": finding.summary, "mend": finding.remedy}
+        for finding in findings
+    ]
+    return json.dumps(rows, indent=1, ensure_ascii=False)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     Interaction = discord.Interaction[DarkroomClient]
 
-# Each command's and menu's action in the table. Missing ones act on a job and check it themselves.
+# Each command's and menu's action in the table. /settings, /moderation and the menu Report check theirs themselves.
 COMMAND_ACTIONS: Mapping[str, Action] = MappingProxyType(
     {
         "imagine": "imagine", "mix": "imagine", "walk": "imagine", "blend": "blend", "shorten": "prompt",

@@ -151,5 +151,5 @@ async def _render_film(interaction: discord.Interaction[DarkroomClient], view: J
     if request.film_type == "both":
         return await services.gallery.render_dissolve_and_back(view.id, request.index, request.file_format, limit)
     if request.film_type == "walk":
-        return await services.gallery.render_walk(view.id, limit, request.file_format)
+        return await services.gallery.render_interpolation_film(view.id, limit, request.file_format)
     return await services.gallery.render_film(view.id, limit, request.file_format)

@@ -35,16 +35,16 @@ MAX_DETAIL = 500  # characters
 
 @dataclass(frozen=True)
 class Incident:
-    """One incident. `at` and `closed`: seconds since 1970; `job` may be empty; `said`: further text."""
+    """One incident. `created_at` and `closed`: seconds since 1970; `job` may be empty; `text`: further text."""
 
     number: int
     guild: str
-    at: float
+    created_at: float
     kind: IncidentKind
     actor: str
     actor_name: str
     job: str
-    said: str
+    text: str
     closed: float | None = None
 
     @property
@@ -56,5 +56,5 @@ class Incident:
 def incident_sentence(incident: Incident, limit: int = 300) -> str:
     """Return an incident as one sentence. It quotes members, so front ends must escape it."""
     summary = SENTENCES[incident.kind].format(actor=shorten(incident.actor_name, 40) or "Somebody")
-    detail = shorten(incident.said, limit)
+    detail = shorten(incident.text, limit)
     return f"{summary}: {detail}" if detail else f"{summary}."

@@ -134,7 +134,7 @@ def format_job_count(count: int) -> str:
     return f"{count} job" if count == 1 else f"{count} jobs"
 
 
-def lasting_notes(notes: Sequence[str]) -> tuple[str, ...]:
+def drop_one_time_notes(notes: Sequence[str]) -> tuple[str, ...]:
     """Return the notes that stay under a job's picture; the others are said once."""
     return tuple(note for note in notes if not note.endswith((ALL_STEPS_ENDING, WHOLE_PIPELINE_ENDING)))
 

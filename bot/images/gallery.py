@@ -108,13 +108,15 @@ class Gallery:
         thumbnails = await self._thumbnail_decoder.decode_thumbnails(job, ladder_files)
         return await self._render_cached(("film", film_format, str(limit)), parts, make, NO_FILM, thumbnails)
 
-    async def render_walk(self, job: str, limit: int = MAX_FILM_BYTES, film_format: FilmFormat = "webp") -> bytes:
+    async def render_interpolation_film(
+        self, job: str, limit: int = MAX_FILM_BYTES, film_format: FilmFormat = "webp"
+    ) -> bytes:
         """Return the film of all jobs of a walk, there and back, at most `limit` bytes; held pictures are left out."""
         check_film_format(film_format)
         limit, walk_images = min(limit, MAX_FILM_BYTES), await self._walk_images(job)
 
         def make(contents: Sequence[bytes]) -> bytes:
-            return interpolation_film.render_walk(contents, film_format=film_format, limit=limit)
+            return interpolation_film.render_interpolation_film(contents, film_format=film_format, limit=limit)
 
         return await self._render_cached(("walk", film_format, str(limit)), walk_images, make, PICTURE_GONE)
 
@@ -246,7 +248,7 @@ class Gallery:
     async def keyframe_steps(self, job: str) -> list[int]:
         """Return the step of each keyframe, for a slider."""
         try:
-            return await asyncio.to_thread(ladder_film.keyframe_steps, await self._without_latents(job))
+            return await asyncio.to_thread(ladder_film.list_keyframe_steps, await self._without_latents(job))
         except UnreadableImage as error:
             raise UserError(NO_FILM, 404) from error
 

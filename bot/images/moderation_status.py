@@ -52,5 +52,5 @@ def hold_reasons(view: JobView) -> list[str]:
 
 def unchecked_notes(check: bool, pool: str, workers: Mapping[str, Presence]) -> tuple[str, ...]:
     """Return the note on an accepted job whose pictures no worker can check."""
-    can_check = any(worker.checks and pool in worker.pools for worker in workers.values())
+    can_check = any(worker.has_picture_check and pool in worker.pools for worker in workers.values())
     return (NO_CHECK,) if check and not can_check else ()

@@ -87,9 +87,12 @@ def _take_next(nodes: dict[str, _Node], node: _Node) -> tuple[str, float]:
     return job, cost
 
 
-def account_paths(pool: str, share: BillingKey) -> tuple[str, str, str, str]:
+def account_paths(pool: str, billing_key: BillingKey) -> tuple[str, str, str, str]:
     """Return the accounts that a job is charged to, from its pool down to its user."""
-    parts = [part.replace("%", "%25").replace("/", "%2F") for part in (pool, share.tier, share.guild, share.user)]
+    parts = [
+        part.replace("%", "%25").replace("/", "%2F")
+        for part in (pool, billing_key.tier, billing_key.guild, billing_key.user)
+    ]
     return (parts[0], "/".join(parts[:2]), "/".join(parts[:3]), "/".join(parts))
 
 
@@ -104,7 +107,7 @@ def parent_path(path: str) -> str:
     return path.rpartition("/")[0]
 
 
-def member_of(path: str) -> str:
+def member_id_of_path(path: str) -> str:
     """Return the user's id at the end of a path."""
     return path.rpartition("/")[2].replace("%2F", "/").replace("%25", "%")
 

@@ -68,7 +68,7 @@ def parse(
 
 
 def _count_jobs(parsed_prompt: ParsedPrompt) -> int:
-    return -(-parsed_prompt.frames // MAX_COUNT) if parsed_prompt.walk else 1
+    return -(-parsed_prompt.frames // MAX_COUNT) if parsed_prompt.end_prompt else 1
 
 
 def _parse_prompt(

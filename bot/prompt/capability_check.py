@@ -20,7 +20,9 @@ def choose_interval(
     """Return the guidance interval: the requested one, else the usual one if sampler and model allow a choice."""
     if requested_interval is not None:
         return requested_interval
-    return FULL_INTERVAL if sampler in PIPELINE_SAMPLERS or model_profile.guides == "network" else default_interval
+    return (
+        FULL_INTERVAL if sampler in PIPELINE_SAMPLERS or model_profile.guidance_kind == "network" else default_interval
+    )
 
 
 def check_capabilities(recipe: Recipe, model_profile: ModelProfile) -> None:
@@ -30,7 +32,7 @@ def check_capabilities(recipe: Recipe, model_profile: ModelProfile) -> None:
             f"{model_profile.name} does not take the sampler {recipe.sampler}: it takes "
             f"{join_names(model_profile.samplers)}."
         )
-    if model_profile.guides == "network":
+    if model_profile.guidance_kind == "network":
         _check_built_in_guidance(recipe)
     check_sampler(recipe)
     if recipe.mixed and any(concept.weight <= 0 for concept in recipe.concepts):
@@ -62,7 +64,11 @@ def check_sampler(recipe: Recipe) -> None:
         raise UserError(f"{pipeline_text}, which guides at every step: leave out --interval, or take another sampler.")
     if recipe.start is not None:
         raise UserError(f"{pipeline_text}, which begins with noise alone: take another sampler, such as ddim.")
-    unsupported_features = ((recipe.tile, "--tile"), (recipe.until < 1, "--stop"), (recipe.walk is not None, "--walk"))
+    unsupported_features = (
+        (recipe.tile, "--tile"),
+        (recipe.stop_at < 1, "--stop"),
+        (recipe.interpolation is not None, "--walk"),
+    )
     for is_used, flag in unsupported_features:
         if is_used:
             raise UserError(f"{pipeline_text}, which cannot do {flag}: leave it out, or take another sampler.")

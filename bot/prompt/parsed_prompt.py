@@ -74,7 +74,7 @@ class ParsedPrompt:
     chaos: float = 0.0
     repeat: int = 1
     quality: float = 1.0
-    walk: str = ""
+    end_prompt: str = ""
     frames: int = DEFAULT_FRAMES
     text: str = ""
     words: str = ""
@@ -110,9 +110,9 @@ def build_recipe(
         bucket=bucket,
         guidance_start=start,
         guidance_stop=stop,
-        guides=model_profile.guides,
+        guidance_kind=model_profile.guidance_kind,
         loras=resolve_loras(parsed_prompt.loras or (), model_profile),
-        until=1.0 if parsed_prompt.stop_at is None else parsed_prompt.stop_at,
+        stop_at=1.0 if parsed_prompt.stop_at is None else parsed_prompt.stop_at,
         tile=parsed_prompt.tile,
         mixed=parsed_prompt.mix and len(parsed_prompt.concepts) > 1,
         chaos=parsed_prompt.chaos,

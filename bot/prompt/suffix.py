@@ -23,7 +23,7 @@ def add_suffix(text: str, suffix: str) -> str:
     return f"{words}{separator}{suffix}{' ' if flags else ''}{flags}"
 
 
-def add_walk_suffix(walk_end: str, suffix: str, aliases: Mapping[str, str]) -> str:
+def add_end_prompt_suffix(walk_end: str, suffix: str, aliases: Mapping[str, str]) -> str:
     """Append the words of `suffix` to the end of a walk; its flags are in the prompt and apply to the whole walk.
 
     `aliases`: the member's flag aliases. A suffix with braces differs in each prompt, and one with weights cannot be

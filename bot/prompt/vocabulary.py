@@ -31,7 +31,7 @@ NATURE = """
 flower, rose, tulip, sunflower, tree, cactus, leaf, herb, seedling, mountain, volcano, island, ocean, wave,
 fire, water, rainbow, cloud, sun, moon, star, snowflake, snowman, lightning, umbrella, comet, earth, planet
 """
-THINGS = """
+OBJECTS = """
 house, castle, church, tent, bridge, fountain, clock, watch, lamp, light bulb, candle, book, newspaper,
 pencil, pen, scissors, key, lock, hammer, axe, sword, shield, wrench, screwdriver, bomb, bell, drum,
 guitar, violin, trumpet, piano, saxophone, microphone, camera, television, computer, phone, keyboard, printer,
@@ -93,7 +93,7 @@ class Vocabulary:
         return sum(map(len, (*self.scenes, *self.slots)))
 
 
-COMMON_SUBJECTS = _split_list(",".join((ANIMALS, FOOD, NATURE, THINGS, VEHICLES, PEOPLE)))
+COMMON_SUBJECTS = _split_list(",".join((ANIMALS, FOOD, NATURE, OBJECTS, VEHICLES, PEOPLE)))
 COLOUR_TEMPLATES = tuple(f"{hue} {{}}" for hue in _split_list(HUES))
 EMBEDDED_VOCABULARY = Vocabulary(
     COMMON_SUBJECTS,

@@ -98,7 +98,11 @@ class ActiveJobs:
         active_job = self.by_id.get(frame.job)
         if active_job is None or not active_job.accepts_epoch(frame.epoch):
             return None
-        if frame.image >= active_job.record.image_count or frame.of != active_job.record.steps or frame.step > frame.of:
+        if (
+            frame.image >= active_job.record.image_count
+            or frame.total_steps != active_job.record.steps
+            or frame.step > frame.total_steps
+        ):
             return None
         old_cost = active_job.remaining_cost
         if frame.step > active_job.step:  # the job runs, so a pause is over
@@ -125,7 +129,7 @@ class ActiveJobs:
         if loading.model != active_job.record.model:
             return None
         active_job.epoch, active_job.last_heartbeat = loading.epoch, now
-        self.load_times.record_progress(loading.job, loading.model, loading.done, now)
+        self.load_times.record_progress(loading.job, loading.model, loading.loaded_share, now)
         return active_job
 
     def remaining_cost(self, pool: str) -> float:

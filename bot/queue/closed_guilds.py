@@ -34,7 +34,7 @@ class ClosedGuildWatcher:
         """Cancel open jobs in servers that were already closed a round ago, so that `/settings close` comes first."""
         closed_before, self._closed_guilds = (
             self._closed_guilds,
-            (await self._store.query(rules.load_guild_caps)).closed_guilds,
+            (await self._store.query(rules.load_guild_limits)).closed_guilds,
         )
         for guild in sorted(self._closed_guilds & closed_before):
             job_ids = await self._store.query(queries.list_open_ids, None if guild == EVERYWHERE else guild)

@@ -108,19 +108,19 @@ class Dispatcher:
             await self.republish()
             self._must_republish = False
         await self._models.refresh()
-        guild_caps = self._forecast.guild_caps = await self._store.query(rules.load_guild_caps)
+        guild_limits = self._forecast.guild_limits = await self._store.query(rules.load_guild_limits)
         for pool_info in group_by_pool(self._bus.workers).values():
-            while transition := await self._pick_next(pool_info, guild_caps):
+            while transition := await self._pick_next(pool_info, guild_limits):
                 self._active_jobs.put(transition.record, self._clock())
                 await self._submit_or_fail(transition.record)
         await self._publish_places()
 
-    async def _pick_next(self, pool_info: PoolSummary, guild_caps: RunningLimits) -> Transition | None:
+    async def _pick_next(self, pool_info: PoolSummary, guild_limits: RunningLimits) -> Transition | None:
         """Mark the pool's next job as sent in SQL, and return the transition."""
         now = self._clock()
         loaded_models = self._bypass.bypass_models(pool_info.pool, pool_info.loaded_models, now)
         request = PickRequest(
-            pool_info.pool, pool_info.models, self._limits.running, guild_caps=guild_caps, bypass=self._bypass,
+            pool_info.pool, pool_info.models, self._limits.running, running_limits=guild_limits, bypass=self._bypass,
             paused_rows=self._active_jobs.count_paused_rows(pool_info.pool, pool_info.rows, pool_info.free_rows, now),
             loaded_models=None if pool_info.models <= loaded_models else pool_info.models & loaded_models,
         )  # fmt: skip

@@ -25,7 +25,7 @@ from bot.store.jobs import queries
 from engine.contract import ModelProgress, Presence
 
 MAX_JOBS = 1000  # a longer queue is not laid out; its places are estimates
-CHEAP_SECONDS = 0.005  # seconds; a layout that took less is repeated at each call
+FRESH_LAYOUT_SECONDS = 0.005  # seconds; a layout that took less is repeated at each call
 REUSE_FACTOR = 20  # a slower layout is reused for rough answers for this many times its duration
 
 
@@ -66,7 +66,7 @@ class Forecast:
     ) -> None:  # fmt: skip
         self._get_startup_progress, self._get_model_size = get_startup_progress, get_model_size
         self._store, self._active_jobs, self._workers, self._clock = store, active_jobs, workers, clock
-        self.guild_caps = RunningLimits()  # as the dispatcher last read it
+        self.guild_limits = RunningLimits()  # as the dispatcher last read it
         self._layout_version, self._reuse_until = -1, 0.0
         self._layout, self._layout_lock = QueueLayout(), asyncio.Lock()
 
@@ -77,7 +77,7 @@ class Forecast:
             if version != self._layout_version and (started_at >= self._reuse_until or not allow_stale):
                 self._layout, self._layout_version = await self._build_layout(), version
                 duration = time.monotonic() - started_at
-                self._reuse_until = started_at + (REUSE_FACTOR * duration if duration > CHEAP_SECONDS else 0.0)
+                self._reuse_until = started_at + (REUSE_FACTOR * duration if duration > FRESH_LAYOUT_SECONDS else 0.0)
         return self._layout
 
     async def _build_layout(self) -> QueueLayout:
@@ -176,9 +176,9 @@ class Forecast:
             member_running=sum(one.member == record.member for one in active_records),
             member_limit=member_limit,
             guild_running=len(guild_records),
-            guild_limit=self.guild_caps.limit_of(record.guild),
+            guild_limit=self.guild_limits.limit_of(record.guild),
             channel_running=sum(one.channel == record.channel for one in guild_records),
-            channel_limit=self.guild_caps.channel_limits_of(record.guild).get(record.channel),
+            channel_limit=self.guild_limits.channel_limits_of(record.guild).get(record.channel),
             jobs_ahead=place.jobs_ahead if place else 0,
             other_members=place.members_ahead if place else 0,
         )
@@ -197,10 +197,8 @@ def _iter_places(
         set[str](),
     )
     for jobs_ahead, job in enumerate(dispatch_order(accounts, [one for one, _ in waiting_jobs])):
-        one, model = by_id[job]
-        device_seconds += one.cost
-        yield (
-            job,
-            QueuePlace(jobs_ahead, device_seconds, one.account.partition("/")[0], model, len(members - {one.account})),
-        )
-        members.add(one.account)
+        waiting_job, model = by_id[job]
+        device_seconds += waiting_job.cost
+        pool, other_members = waiting_job.account.partition("/")[0], members - {waiting_job.account}
+        yield job, QueuePlace(jobs_ahead, device_seconds, pool, model, len(other_members))
+        members.add(waiting_job.account)

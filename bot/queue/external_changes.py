@@ -49,10 +49,10 @@ class ExternalChangeWatcher:
             return
         last_line, entries = await self._store.query(job_admin.list_external_changes, self._last_line)
         for number, entry in entries.items():
-            if (number, entry.at) not in self._handled:
+            if (number, entry.created_at) not in self._handled:
                 with log_context(entry.job):
                     await self._apply_change(entry)
-                self._handled.add((number, entry.at))
+                self._handled.add((number, entry.created_at))
         self._last_line, self._handled = last_line, self._handled & _line_keys(entries)
 
     async def _apply_change(self, entry: AuditEntry) -> None:
@@ -60,18 +60,18 @@ class ExternalChangeWatcher:
         if record is None:
             return
         self._store.version += 1  # another process changed the queue
-        if entry.why == job_admin.CANCEL_NOTE:
-            log.info("job %s: %s", entry.job, entry.why)
-        if entry.why == job_admin.CANCEL_NOTE and record.state == "cancelled" and entry.target == "cancelled":
+        if entry.reason == job_admin.CANCEL_NOTE:
+            log.info("job %s: %s", entry.job, entry.reason)
+        if entry.reason == job_admin.CANCEL_NOTE and record.state == "cancelled" and entry.target == "cancelled":
             self._completion.announce_end(Transition(record, cast(JobState, entry.source)))
             await self._completion.clear_broker(record, tombstone=True)
-        elif entry.why == job_admin.CANCEL_NOTE and not is_end(record.state):
+        elif entry.reason == job_admin.CANCEL_NOTE and not is_end(record.state):
             await self._cancel(entry.job)
-        elif entry.why == job_admin.REQUEUE_NOTE and record.attempt == entry.attempt and not is_end(record.state):
-            await self._completion.announce_requeue(record, entry.why, "operator")
+        elif entry.reason == job_admin.REQUEUE_NOTE and record.attempt == entry.attempt and not is_end(record.state):
+            await self._completion.announce_requeue(record, entry.reason, "operator")
             if entry.epoch:  # the old claim; another worker may have a new one by now
                 await self._completion.revoke_claim(record.id, entry.epoch)
 
 
 def _line_keys(entries: Mapping[int, AuditEntry]) -> set[tuple[int, float]]:
-    return {(number, entry.at) for number, entry in entries.items()}
+    return {(number, entry.created_at) for number, entry in entries.items()}

@@ -54,7 +54,11 @@ def renew_recipe(old: Recipe, entry: CatalogEntry) -> tuple[Recipe, tuple[str, .
     profile = entry.profile
     loras = resolve_loras((RequestedLora(lora.name, lora.weight) for lora in old.loras), profile)
     new = msgspec.structs.replace(
-        old, revision=profile.revision or old.revision, dtype=profile.dtype, guides=profile.guides, loras=loras
+        old,
+        revision=profile.revision or old.revision,
+        dtype=profile.dtype,
+        guidance_kind=profile.guidance_kind,
+        loras=loras,
     )
     check_capabilities(new, profile)
     return new, tuple(_changed_notes(old, new))

@@ -21,7 +21,7 @@ SIMILAR_COST = 1.25  # pools whose costs differ by less count as equal
 # The embedded model until a worker announces it: all its steps, as measured on two slow cores.
 SHIPPED_MODEL = ModelProfile(
     name="embedded", revision="", dtype="float32", size=64, multiple=16, max_pixels=128 * 128, tokens=24, steps=1000,
-    sampler="ddpm", guidance=4.0, row_ms=4.0, encode_ms=10.0, decode_ms=60.0, enlargement=4, guidance_start=0.3,
+    sampler="ddpm", guidance=4.0, row_ms=4.0, encode_ms=10.0, decode_ms=60.0, upscale_factor=4, guidance_start=0.3,
     guidance_stop=0.8,
 )  # fmt: skip
 
@@ -99,7 +99,7 @@ class ModelCatalog:
         workers = [worker for worker in self._workers().values() if pool in worker.pools]
         if any(worker.v < SUPER_RESOLVER_VERSION for worker in workers):
             return 0.0
-        return max((worker.enlarge_ms for worker in workers), default=None)
+        return max((worker.upscale_ms for worker in workers), default=None)
 
     def _live_entries(self) -> dict[str, CatalogEntry]:
         """Return the models of live workers. Of several workers with one model, the first by name defines it, so that

@@ -33,20 +33,20 @@ class JobControl:
         self._bus, self._active_jobs, self._clock = bus, active_jobs, clock
 
     async def pause(self, record: JobRecord) -> str:
-        await self._send(record, ControlMessage(job=record.id, deed="pause"))
+        await self._send(record, ControlMessage(job=record.id, action="pause"))
         self._active_jobs.paused_since.setdefault(
             record.id, self._clock()
         )  # a second pause gets the remaining time of the first
         return PAUSED_TEXT
 
     async def resume(self, record: JobRecord) -> str:
-        await self._send(record, ControlMessage(job=record.id, deed="resume"))
+        await self._send(record, ControlMessage(job=record.id, action="resume"))
         self._active_jobs.paused_since.pop(record.id, None)
         return RESUMED_TEXT
 
     async def prioritise(self, record: JobRecord, weight: float) -> str:
         """Set the job's weight among the author's jobs: above 0, at most 1000, default 1."""
-        await self._send(record, ControlMessage(job=record.id, deed="weigh", weight=weight))
+        await self._send(record, ControlMessage(job=record.id, action="weigh", weight=weight))
         return PRIORITY_TEXT.format(weight)
 
     async def _send(self, record: JobRecord, message: ControlMessage) -> None:

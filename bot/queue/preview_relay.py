@@ -48,7 +48,9 @@ class PreviewRelay:
                     if frame.job in self._active_jobs.by_id:  # it may have ended meanwhile
                         pictures = {frame.image: picture}
                         step = max(active_job.step, frame.step)
-                        self._feed.publish(JobProgress(frame.job, step, frame.of, frame.seconds_left, pictures))
+                        self._feed.publish(
+                            JobProgress(frame.job, step, frame.total_steps, frame.seconds_left, pictures)
+                        )
             except BrokerUnreachable as error:
                 log.warning("previews: %s", error)
                 await asyncio.sleep(1.0)
@@ -60,7 +62,7 @@ class PreviewRelay:
                 async for loading in self._bus.watch_loadings():
                     if self._active_jobs.record_loading(loading, self._clock()) is not None:
                         size = self._bus.model_progress.get_model_size(loading.model)
-                        self._feed.publish(ModelLoading(loading.job, loading.model, loading.done, size))
+                        self._feed.publish(ModelLoading(loading.job, loading.model, loading.loaded_share, size))
             except BrokerUnreachable as error:
                 log.warning("previews: %s", error)
                 await asyncio.sleep(1.0)

@@ -60,13 +60,13 @@ class LadderDecoder:
 
     def _is_quick(self, recipe: Recipe, pool: str, count: int) -> bool:
         """Return whether a live worker of the pool has this revision in memory and decodes fast enough."""
-        able = (
+        capable_workers = (
             worker for worker in self._workers().values() if worker.v >= X0_ESTIMATES_VERSION and pool in worker.pools
         )
         required = (recipe.model, recipe.revision, True)
         models = (
             model_profile
-            for worker in able
+            for worker in capable_workers
             for model_profile in worker.models
             if (model_profile.name, model_profile.revision, model_profile.loaded) == required
         )

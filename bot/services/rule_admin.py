@@ -40,7 +40,7 @@ from bot.policy.rules.explanations import (
 )
 from bot.policy.rules.rule import normalise_subject
 from bot.policy.rules.value_parser import find_setting, parse_list, parse_value
-from bot.services.admission.quota_check import check_action, check_open
+from bot.services.admission.quota_check import check_action, refuse_if_closed_or_blocked
 from bot.services.admission.quota_report import QuotaReport, quota_line, report_quotas
 from bot.store import Store
 from bot.store import rules as kept
@@ -80,7 +80,7 @@ class RuleAdmin:
         if action not in LIMITABLE_COMMANDS:
             return
         effective_rules = await self.effective_rules(member)
-        check_open(replace(effective_rules, closed=""))
+        refuse_if_closed_or_blocked(replace(effective_rules, closed=""))
         check_action(effective_rules, action)
 
     async def report_quotas(self, member: Member) -> QuotaReport:
@@ -119,8 +119,8 @@ class RuleAdmin:
             [rule for rule in rules if rule.setting == name and is_applicable(rule, member)],
         )
         lines = {cap: quota_line(cap, ledger) for cap in effective_rules.limits_of(name)}
-        tightest_cap = min(lines, key=lambda cap: (cap.limit - lines[cap].used, cap.limit), default=None)
-        if tightest_cap is None:
+        tightest_limit = min(lines, key=lambda cap: (cap.limit - lines[cap].used, cap.limit), default=None)
+        if tightest_limit is None:
             explanation = explain_decision(definition, effective_rules, matching_rules, self._limits, names)
             return Explanation(
                 name,
@@ -130,12 +130,12 @@ class RuleAdmin:
                 effective_rules.deciding_rules.get(name),
             )
         explanation, frees_at = (
-            explain_decision(definition, effective_rules, matching_rules, self._limits, names, tightest_cap),
-            lines[tightest_cap].frees_at,
+            explain_decision(definition, effective_rules, matching_rules, self._limits, names, tightest_limit),
+            lines[tightest_limit].frees_at,
         )
         return Explanation(
-            name, format_for_sentence(name, tightest_cap.limit), lines[tightest_cap].usage_text, explanation,
-            tightest_cap.rule, frees_at, lines[tightest_cap].used_share,
+            name, format_for_sentence(name, tightest_limit.limit), lines[tightest_limit].usage_text, explanation,
+            tightest_limit.rule, frees_at, lines[tightest_limit].used_share,
         )  # fmt: skip
 
     def _resolve_rules(self, ledger: Ledger, member: Member) -> EffectiveRules:

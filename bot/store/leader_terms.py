@@ -7,7 +7,7 @@ clocks. A store without a term is not fenced.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from sqlalchemy import Connection, inspect, select, update
 from ulid import ULID
@@ -27,12 +27,15 @@ class NotLeader(DatabaseUnavailable):
 
 @dataclass(frozen=True)
 class LeaderTerm:
-    """A leader term. `beat` grows while its holder lives. `over`: it ended cleanly. `store`: the store's id."""
+    """A leader term. `heartbeat_count` grows while its holder lives. `is_ended`: it ended cleanly.
+
+    `store`: the store's id.
+    """
 
     term: int = 0
     holder: str = ""
-    beat: int = 0
-    over: bool = True
+    heartbeat_count: int = 0
+    is_ended: bool = True
     store: str = ""
 
 
@@ -43,9 +46,9 @@ def begin_term(connection: Connection, holder: str = "", expected_term: int | No
         return None
     new_term = LeaderTerm(old_term.term + 1, holder, 0, False, old_term.store or str(ULID()))
     if old_term.term:
-        connection.execute(update(leader_terms).where(leader_terms.c.name == TERM_NAME).values(**asdict(new_term)))
+        connection.execute(update(leader_terms).where(leader_terms.c.name == TERM_NAME).values(**_to_row(new_term)))
     else:
-        connection.execute(leader_terms.insert().values(name=TERM_NAME, **asdict(new_term)))
+        connection.execute(leader_terms.insert().values(name=TERM_NAME, **_to_row(new_term)))
     return new_term
 
 
@@ -89,4 +92,14 @@ def read_store_id(connection: Connection) -> str:
 def _read_term(connection: Connection, *, lock: bool = False) -> LeaderTerm:
     query = select(leader_terms).where(leader_terms.c.name == TERM_NAME)
     row = connection.execute(query.with_for_update() if lock else query).mappings().first()
-    return LeaderTerm(**{name: value for name, value in row.items() if name != "name"}) if row else LeaderTerm()
+    if row is None:
+        return LeaderTerm()
+    return LeaderTerm(row["term"], row["holder"], row["beat"], row["over"], row["store"])
+
+
+def _to_row(term: LeaderTerm) -> dict[str, object]:
+    """Return the values of the columns, without the row's name."""
+    return {
+        "term": term.term, "holder": term.holder, "beat": term.heartbeat_count, "over": term.is_ended,
+        "store": term.store,
+    }  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -35,7 +35,7 @@ def list_guild_rules(connection: Connection, guild: str) -> list[Rule]:
     return [_to_rule(row) for row in connection.execute(query).mappings()]
 
 
-def load_guild_caps(connection: Connection) -> RunningLimits:
+def load_guild_limits(connection: Connection) -> RunningLimits:
     """Return the caps on the running jobs of all members together, for every guild that has such a rule."""
     result = connection.execute(select(kept).where(kept.c.setting.in_(LIMIT_SETTINGS)))
     return RunningLimits.from_rules([_to_rule(row) for row in result.mappings()])
@@ -128,7 +128,7 @@ def _find_undoable(
     connection: Connection, guild: str, check_permission: Callable[[RuleChange], None]
 ) -> RuleChange | None:
     for candidate in _select_changes(connection, guild, rule_changes.c.undoes.is_(None), limit=MAX_CHANGES):
-        if candidate.undone is None:
+        if candidate.undone_by is None:
             with suppress(UserError):
                 check_permission(candidate)
                 return candidate
@@ -154,8 +154,10 @@ def _to_change(row: RowMapping) -> RuleChange:
         RuleStep(step[0], step[1], step[2], _to_optional_value(step[3]), _to_optional_value(step[4]))
         for step in row["steps"]
     )
-    values: Mapping[str, Any] = {name: value for name, value in row.items() if name not in ("id", "steps")}
-    return RuleChange(number=row["id"], steps=steps, **values)
+    return RuleChange(
+        number=row["id"], guild=row["guild"], changed_at=row["at"], actor=row["actor"], actor_name=row["actor_name"],
+        action=row["what"], steps=steps, undone_change=row["undoes"], undone_by=row["undone"],
+    )  # fmt: skip
 
 
 def _to_json(value: RuleValue | None) -> Any:

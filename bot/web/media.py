@@ -81,7 +81,7 @@ async def get_interpolation_film(request: web.Request) -> web.Response:
         _require_finished(await require_permitted(request, "film")),
         parse_film_format(request.match_info["kind"]),
     )
-    payload = await request.app[SERVICES].gallery.render_walk(view.id, film_format=kind)
+    payload = await request.app[SERVICES].gallery.render_interpolation_film(view.id, film_format=kind)
     response = _file_response(payload, MEDIA_TYPES[kind], f"{view.id}-walk.{kind}", view)
     response.headers["Cache-Control"] = NO_STORE
     return response

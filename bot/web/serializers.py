@@ -129,7 +129,7 @@ def _serialize_recipe(recipe: Recipe) -> dict[str, Any]:
         "count": recipe.count,
         "exact": recipe.bucket is not None,
         "start": _serialize_start(recipe.start),
-        "walk": _serialize_interpolation(recipe.walk),
+        "walk": _serialize_interpolation(recipe.interpolation),
         "can_interpolate": can_interpolate(recipe),
         "stopped_at": recipe.end_step if recipe.end_step < recipe.steps else None,
     }
@@ -138,7 +138,7 @@ def _serialize_recipe(recipe: Recipe) -> dict[str, Any]:
 def _serialize_start(start: ImageToImage | Branch | None) -> dict[str, Any] | None:
     """Return how it begins: the number of init images, or a step of its parent; None for noise."""
     if isinstance(start, Branch):
-        return {"step": start.keyframe_step, "new_noise": start.fresh}
+        return {"step": start.keyframe_step, "new_noise": start.has_new_noise}
     if isinstance(start, ImageToImage):
         return {"pictures": len(start.pictures), "strength": start.strength, "mask": start.mask is not None}
     return None
@@ -149,7 +149,12 @@ def _serialize_interpolation(walk: Interpolation | None) -> dict[str, Any] | Non
     if walk is None:
         return None
     seeds = list(walk.noises)
-    return {"to_prompt": walk.to, "first_frame": walk.first, "total_frames": walk.of, "noise_seeds": seeds}
+    return {
+        "to_prompt": walk.end_prompt,
+        "first_frame": walk.first,
+        "total_frames": walk.total_frames,
+        "noise_seeds": seeds,
+    }
 
 
 @cache
@@ -225,7 +230,7 @@ def _serialize_model(model: ModelProfile) -> dict[str, Any]:
     payload = {
         "name": model.name,
         "size": model.size,
-        "upscale_factor": model.enlargement,
+        "upscale_factor": model.upscale_factor,
         "steps": model.steps,
         "loaded": model.loaded,
         "samplers": list(model.samplers),

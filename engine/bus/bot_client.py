@@ -78,7 +78,7 @@ class BotClient(BusBase):
         with translate_errors("dispatch"):
             try:
                 await self._prepare_pool(job.pool)
-                await self.js.publish(subjects.work(job), payload, stream=subjects.WORK)
+                await self.js.publish(subjects.make_work_subject(job), payload, stream=subjects.WORK)
             except APIError as error:
                 if error.err_code == STREAM_FULL and "per subject" in (error.description or ""):
                     return False
@@ -98,7 +98,7 @@ class BotClient(BusBase):
 
     async def remove_dispatched(self, job: Job, *, every_attempt: bool = False) -> None:
         """Remove a job's dispatched message from the queue: this attempt's, or every attempt's. None there is fine."""
-        subject = subjects.all_attempts(job.pool, job.id) if every_attempt else subjects.work(job)
+        subject = subjects.all_attempts(job.pool, job.id) if every_attempt else subjects.make_work_subject(job)
         with translate_errors("settle"):
             await self.js.purge_stream(subjects.WORK, subject=subject)
 
@@ -139,12 +139,12 @@ class BotClient(BusBase):
     async def request_previews(self, job: str) -> None:
         """Ask for a job's previews. Repeat every 5 s while somebody watches: a worker believes it for 10 s."""
         with translate_errors("ask for previews"):
-            await self.client.publish(subjects.preview_request(job))
+            await self.client.publish(subjects.make_preview_request_subject(job))
 
-    async def send_control(self, steer: ControlMessage) -> None:
+    async def send_control(self, control_message: ControlMessage) -> None:
         """Pause, resume or reweigh a job at the worker that runs it now. Sent once and not stored."""
         with translate_errors("steer a job"):
-            await self.client.publish(subjects.control(steer.job), encode(steer))
+            await self.client.publish(subjects.make_control_subject(control_message.job), encode(control_message))
 
     async def cancel(self, job: str) -> None:
         """Write a tombstone. Workers read it when they claim the job, and listen for it while they run it."""
@@ -203,7 +203,7 @@ class BotClient(BusBase):
         """
         reply = await self._describe(request, timeout)
         for _ in range(DESCRIBE_TRIES - 1):
-            if not (reply.error and reply.elsewhere):
+            if not (reply.error and reply.may_retry_elsewhere):
                 break
             await asyncio.sleep(DESCRIBE_PAUSE)
             reply = await self._describe(request, timeout)
@@ -217,7 +217,8 @@ class BotClient(BusBase):
         with translate_errors("describe"):
             try:
                 return decode(
-                    await self._request(subjects.describe(request.model), encode(request), timeout), DescribeReply
+                    await self._request(subjects.make_describe_subject(request.model), encode(request), timeout),
+                    DescribeReply,
                 )
             except NoRespondersError as error:
                 text = f"No worker that is online has {request.model} in memory: draw something with it first."
@@ -230,7 +231,8 @@ class BotClient(BusBase):
         with translate_errors("decode"):
             try:
                 reply = decode(
-                    await self._request(subjects.decode(pool, request.model), encode(request), timeout), DecodeReply
+                    await self._request(subjects.make_decode_subject(pool, request.model), encode(request), timeout),
+                    DecodeReply,
                 )
             except (NoRespondersError, TimeoutError, MalformedMessage) as error:
                 raise NoWorkerAnswers("No worker can decode this now.") from error
@@ -240,7 +242,7 @@ class BotClient(BusBase):
 
     async def _request(self, subject: str, request: bytes, timeout: float) -> bytes:
         """Send a request and return the reply. Uses a reply subject that remote workers may publish to."""
-        reply_subject = subjects.reply(secrets.token_hex(16))
+        reply_subject = subjects.make_reply_subject(secrets.token_hex(16))
         subscription = await self.client.subscribe(reply_subject)
         try:
             await self.client.publish(subject, request, reply=reply_subject)

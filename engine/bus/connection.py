@@ -91,7 +91,7 @@ class Credentials:
                 derive_public_key(self.key)
             except BadKey as error:
                 raise BrokerUnreachable(str(error)) from error
-            return {"nkeys_seed_str": self.key, "inbox_prefix": subjects.inbox(self.name)}
+            return {"nkeys_seed_str": self.key, "inbox_prefix": subjects.make_inbox_subject(self.name)}
         user, colon, password = self.token.partition(":")  # as in an address: token@host, user:password@host
         return {"user": user, "password": password} if colon else {"token": self.token or None}
 

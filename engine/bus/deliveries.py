@@ -64,7 +64,9 @@ class DeadLetters:
             one_line = reason.replace("\r", " ").replace("\n", " ")[:500]
             headers = {"Reason": one_line, "Bytes": str(len(msg.data))}
             payload = msg.data[:MAX_DEAD_BYTES]
-            await self._js.publish(subjects.dead_letter(msg.subject), payload, headers=headers, timeout=ANSWER_SECONDS)
+            await self._js.publish(
+                subjects.make_dead_letter_subject(msg.subject), payload, headers=headers, timeout=ANSWER_SECONDS
+            )
             await msg.term()
 
     def record_bad_message(self, subject: str, reason: str) -> None:

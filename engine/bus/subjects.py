@@ -39,12 +39,12 @@ def to_token(name: str) -> str:
     return name.replace(".", "=")
 
 
-def inbox(worker: str) -> str:
+def make_inbox_subject(worker: str) -> str:
     """Return where replies to a worker with its own key go: no other worker can subscribe there."""
     return f"_INBOX.{to_token(worker)}"
 
 
-def work(job: Job) -> str:
+def make_work_subject(job: Job) -> str:
     """Return a dispatch subject. It contains the attempt, so a requeue is never taken for a duplicate."""
     return f"{WORK}.{to_token(job.pool)}.{job.id}.{job.attempt}"
 
@@ -62,7 +62,7 @@ def pool_consumer(pool: str) -> str:
     return f"pool-{to_token(pool)}"
 
 
-def result(worker: str, job: str) -> str:
+def make_result_subject(worker: str, job: str) -> str:
     return f"{RESULTS}.{to_token(worker)}.{job}"
 
 
@@ -73,40 +73,40 @@ def parse_result_subject(subject: str) -> tuple[str, str]:
     return worker.replace("=", "."), job
 
 
-def frames(job: str) -> str:
+def make_frame_subject(job: str) -> str:
     return f"frames.{job}"
 
 
-def loading(job: str) -> str:
+def make_loading_subject(job: str) -> str:
     """Return the subject of loading progress: not a frame, which an older bot would take for a broken preview."""
     return f"loading.{job}"
 
 
-def preview_request(job: str) -> str:
+def make_preview_request_subject(job: str) -> str:
     return f"want.{job}"
 
 
-def control(job: str) -> str:
+def make_control_subject(job: str) -> str:
     """Return the subject for pause, resume and weight of a job; the worker that runs it listens."""
     return f"steer.{job}"
 
 
-def reply(request: str) -> str:
+def make_reply_subject(request: str) -> str:
     """Return the subject for a reply to the bot: remote workers cannot reach its inboxes."""
     return f"vectors.{request}"
 
 
-def describe(model: str) -> str:
+def make_describe_subject(model: str) -> str:
     """Return the subject of image-to-prompt requests, for workers with this model."""
     return f"describe.{to_token(model)}"
 
 
-def decode(pool: str, model: str) -> str:
+def make_decode_subject(pool: str, model: str) -> str:
     """Return the subject of decode requests, for workers with this model in the pool that made the picture."""
     return f"decode.{to_token(pool)}.{to_token(model)}"
 
 
-def progress(worker: str, pool: str) -> str:
+def make_progress_subject(worker: str, pool: str) -> str:
     """Return the subject of a worker's loading progress: one for each of its pools, stored nowhere."""
     return f"progress.{presence_key(worker, pool)}"
 
@@ -117,7 +117,7 @@ def parse_progress_subject(subject: str) -> tuple[str, str]:
     return worker.replace("=", "."), pool.replace("=", ".")
 
 
-def dead_letter(subject: str) -> str:
+def make_dead_letter_subject(subject: str) -> str:
     return f"{DEAD_LETTERS}.{subject}"
 
 
@@ -142,14 +142,14 @@ def blob_entry(sha: str) -> str:
     return f"$O.{BLOBS}.M.{urlsafe_b64encode(sha.encode()).decode()}"
 
 
-def blob_chunk(nuid: str, number: int | str) -> str:
+def blob_chunk(chunk_id: str, number: int | str) -> str:
     """Return the subject of one chunk of a blob; a newer message replaces it."""
-    return f"{legacy_blob_chunks(nuid)}.{number}"
+    return f"{legacy_blob_chunks(chunk_id)}.{number}"
 
 
-def legacy_blob_chunks(nuid: str) -> str:
+def legacy_blob_chunks(chunk_id: str) -> str:
     """Return the subject that older data folders use for all chunks of a blob."""
-    return f"$O.{BLOBS}.C.{nuid}"
+    return f"$O.{BLOBS}.C.{chunk_id}"
 
 
 def kv_stream(bucket: str) -> str:

@@ -113,19 +113,19 @@ class WorkerClient(BusBase):
 
     async def publish_frame(self, frame: Frame) -> None:
         with translate_errors("send a preview"):
-            await self.client.publish(subjects.frames(frame.job), encode(frame))
+            await self.client.publish(subjects.make_frame_subject(frame.job), encode(frame))
 
     async def publish_loading(self, loading: JobModelLoading) -> None:
         """Publish how much of a job's model is in memory. Not stored, like a preview."""
         with translate_errors("report how much of a model is loaded"):
-            await self.client.publish(subjects.loading(loading.job), encode(loading))
+            await self.client.publish(subjects.make_loading_subject(loading.job), encode(loading))
 
     async def publish_progress(self, worker: str, pools: Sequence[str], progress: ModelProgress) -> None:
         """Publish what this worker does before it is ready. Not stored, like a preview."""
         payload = encode(progress)
         with translate_errors("report this worker's progress"):
             for pool in pools:
-                await self.client.publish(subjects.progress(worker, pool), payload)
+                await self.client.publish(subjects.make_progress_subject(worker, pool), payload)
 
     async def publish_result(self, worker: str, result: Result) -> None:
         """Return when the broker has stored the result.
@@ -134,7 +134,7 @@ class WorkerClient(BusBase):
         """
         payload = encode(result)
         headers = {"Nats-Msg-Id": hashlib.blake2b(payload, digest_size=16, key=self._salt).hexdigest()}
-        subject = subjects.result(worker, result.job)
+        subject = subjects.make_result_subject(worker, result.job)
         with translate_errors("publish a result"):
             await self.js.publish(subject, payload, stream=subjects.RESULTS, headers=headers)
 
@@ -172,7 +172,7 @@ class WorkerClient(BusBase):
     def watch_control_messages(self) -> AsyncIterator[ControlMessage]:
         """Yield pauses, resumes and weights of all jobs: the newest pause or resume and the newest weight of each."""
         return self._iter_latest(
-            subjects.CONTROL_ALL, ControlMessage, lambda message: (message.job, message.deed == "weigh")
+            subjects.CONTROL_ALL, ControlMessage, lambda message: (message.job, message.action == "weigh")
         )
 
     async def _iter_job_ids(self, subject: str) -> AsyncIterator[str]:
@@ -223,7 +223,7 @@ class WorkerClient(BusBase):
         with translate_errors("offer image-to-prompt"):
             for model in set(models) - self._describe_subscriptions.keys():
                 subscription = await self.client.subscribe(
-                    subjects.describe(model), queue=subjects.DESCRIBE_GROUP, cb=answer
+                    subjects.make_describe_subject(model), queue=subjects.DESCRIBE_GROUP, cb=answer
                 )
                 self._describe_subscriptions[model] = subscription
             for model in self._describe_subscriptions.keys() - set(models):
@@ -240,7 +240,7 @@ class WorkerClient(BusBase):
             self._reply_tasks.add(task)
             task.add_done_callback(self._reply_tasks.discard)
 
-        wanted_subjects = {subjects.decode(pool, model) for pool in pools for model in models}
+        wanted_subjects = {subjects.make_decode_subject(pool, model) for pool in pools for model in models}
         with translate_errors("offer decoding"):
             for subject in wanted_subjects - self._decode_subscriptions.keys():
                 subscription = await self.client.subscribe(subject, queue=subjects.DECODE_GROUP, cb=answer)

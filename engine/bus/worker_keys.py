@@ -25,12 +25,12 @@ class BadKey(ValueError):
 
 
 class WorkerKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A stored key. `made`: the day of its creation."""
+    """A stored key. `created_on`: the day of its creation."""
 
     name: Name
     public: Annotated[str, Meta(pattern=r"^U[A-Z2-7]{55}\Z")]
     pools: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=16)]
-    made: Annotated[str, Meta(max_length=10)]
+    created_on: Annotated[str, Meta(max_length=10)] = msgspec.field(name="made")
 
 
 def create_key(name: str, pools: Sequence[str], day: str) -> tuple[WorkerKey, str]:

@@ -58,7 +58,7 @@ class Calibration(Struct, frozen=True, forbid_unknown_fields=True):
             name=family.name, revision=family.revision, dtype=self.dtype, size=family.size, multiple=family.multiple,
             max_pixels=family.max_pixels, tokens=family.tokens, steps=self.steps, sampler=self.sampler,
             guidance=family.guidance, row_ms=self.row_ms, encode_ms=self.encode_ms, decode_ms=self.decode_ms,
-            enlargement=family.upscale_factor, samplers=family.samplers, guides=family.guides,
+            upscale_factor=family.upscale_factor, samplers=family.samplers, guidance_kind=family.guides,
             guidance_start=family.interval[0], guidance_stop=family.interval[1],
             loras=family.list_loras() if isinstance(family, TakesLoras) else (),
         )  # fmt: skip

@@ -75,7 +75,7 @@ def probe_recipe(family: Family) -> Recipe:
     return Recipe(
         concepts=(Concept(PROBE_PROMPT),), model=family.name, sampler=family.samplers[0], steps=1, seed=0,
         guidance=family.guidance, width=family.size, height=family.size, dtype=candidate_dtypes(family)[0],
-        guides=family.guides,
+        guidance_kind=family.guides,
     )  # fmt: skip
 
 
@@ -92,7 +92,7 @@ class _Measurement:
         decode_ms = self._time_decode()
         if 2 * row_ms * MIN_FORWARDS * len(self._dtypes) <= max(0.0, self._budget_left):
             dtype_ms = self._time_dtypes()
-            bucket_ms = self._time_buckets(min(dtype_ms, key=lambda each: dtype_ms[each]))
+            bucket_ms = self._time_buckets(min(dtype_ms, key=lambda dtype: dtype_ms[dtype]))
         else:
             dtype_ms = self._estimate_dtypes(2 * row_ms)
             row_ms = min(dtype_ms.values()) / 2

@@ -25,7 +25,9 @@ def estimate_cost(recipe: Recipe, model: ModelProfile) -> float:
     """
     area = recipe.width * recipe.height / (model.size * model.size)
     step_ms = count_row_steps(recipe) * model.row_ms * area
-    text_ms = (len(recipe.concepts) + 1 + bool(recipe.walk and recipe.walk.to)) * model.encode_ms
+    text_ms = (
+        len(recipe.concepts) + 1 + bool(recipe.interpolation and recipe.interpolation.end_prompt)
+    ) * model.encode_ms
     init_image_count = len(recipe.start.pictures) if isinstance(recipe.start, ImageToImage) else 0
     return (step_ms + text_ms + (recipe.count + init_image_count) * model.decode_ms * area) / 1000.0
 

@@ -33,7 +33,7 @@ def needs_unconditional_row(recipe: Recipe, is_guidance_on: bool = True) -> bool
     1/Σ wᵢ, so that u cancels. If a concept has a weight of 0 or less, the scale is 1 and u stays: a sum near 0 would
     blow everything up.
     """
-    if recipe.guides == "network":
+    if recipe.guidance_kind == "network":
         return False
     if not is_guidance_on:
         return has_negative_weight(recipe)

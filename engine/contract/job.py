@@ -65,7 +65,7 @@ class Job(VersionedValue, frozen=True, kw_only=True):
     v: Version = PICTURE_CHECK_VERSION
     id: Id
     task: Task
-    share: BillingKey
+    billing_key: BillingKey = msgspec.field(name="share")
     cost: Seconds
     pool: Name = "default"
     attempt: Annotated[int, Meta(ge=1, le=1_000_000)] = 1

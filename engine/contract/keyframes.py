@@ -29,7 +29,7 @@ class Keyframe(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tr
     """One keyframe: an x0 thumbnail (JPEG, WebP); at every fourth also the latents to continue from (fp32, C-order).
 
     A stopped picture also keeps latents at its last keyframe. `history` is x0 as latents; before version 5 workers kept
-    it only for multistep samplers. `drawn`, since version 5: how many noise draws came before. `estimate`, since
+    it only for multistep samplers. `draw_count`, since version 5: how many noise draws came before. `estimate`, since
     version 6: x0 in float16 where a linear map made the thumbnail, to decode it on request.
     """
 
@@ -37,7 +37,7 @@ class Keyframe(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tr
     thumbnail: Annotated[bytes, Meta(max_length=MAX_FRAME_BYTES)]
     latent: Annotated[bytes, Meta(max_length=4 * 1024 * 1024)] | None = None
     history: Annotated[bytes, Meta(max_length=4 * 1024 * 1024)] | None = None
-    drawn: Annotated[int, Meta(ge=1, le=2 * MAX_STEPS)] | None = None
+    draw_count: Annotated[int, Meta(ge=1, le=2 * MAX_STEPS)] | None = msgspec.field(default=None, name="drawn")
     estimate: Annotated[bytes, Meta(max_length=MAX_ESTIMATE_BYTES)] | None = None
 
 
@@ -50,27 +50,29 @@ class Ladder(VersionedValue, frozen=True, kw_only=True):
     v: Version = INIT_IMAGES_VERSION
     job: Id
     image: Index
-    of: Step
+    total_steps: Step = msgspec.field(name="of")
     shape: Annotated[tuple[TensorSide, ...], Meta(max_length=4)]
-    rungs: Annotated[tuple[Keyframe, ...], Meta(max_length=MAX_KEYFRAMES)]
+    keyframes: Annotated[tuple[Keyframe, ...], Meta(max_length=MAX_KEYFRAMES)] = msgspec.field(name="rungs")
 
     def __post_init__(self) -> None:
-        if any(rung.estimate is not None for rung in self.rungs):
+        if any(keyframe.estimate is not None for keyframe in self.keyframes):
             msgspec.structs.force_setattr(self, "v", max(self.v, X0_ESTIMATES_VERSION))
 
 
 class Snapshot(VersionedValue, frozen=True, kw_only=True):
-    """An unfinished image, enough to continue elsewhere: next step `k`, latents `x`, history `h` (fp32, C-order).
+    """An unfinished image, enough to continue elsewhere: its next step, latents `x` and history (fp32, C-order).
 
-    It holds no noise: that is a function of the recipe and the step. `rungs` holds the x0 latents (fp32) of the
+    It holds no noise: that is a function of the recipe and the step. `keyframes` holds the x0 latents (fp32) of the
     keyframes so far, each with its step.
     """
 
     job: Id
     image: Index
     epoch: Epoch
-    k: Step
+    next_step: Step = msgspec.field(name="k")
     shape: Annotated[tuple[TensorSide, ...], Meta(max_length=4)]
     x: LatentBytes
-    h: LatentBytes
-    rungs: Annotated[tuple[tuple[Step, LatentBytes], ...], Meta(max_length=MAX_KEYFRAMES)] = ()
+    history: LatentBytes = msgspec.field(name="h")
+    keyframes: Annotated[tuple[tuple[Step, LatentBytes], ...], Meta(max_length=MAX_KEYFRAMES)] = msgspec.field(
+        default=(), name="rungs"
+    )

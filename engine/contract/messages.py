@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from msgspec import Meta
+from msgspec import Meta, field
 
 from engine.contract.fields import (
     MAX_FRAME_BYTES,
@@ -31,14 +31,14 @@ from engine.contract.fields import (
 
 
 class Frame(VersionedValue, frozen=True, kw_only=True):
-    """A live preview of one image: the model's x0 at step `step` of `of`."""
+    """A live preview of one image: the model's x0 at step `step` of `total_steps`."""
 
     v: Version = PICTURE_CHECK_VERSION
     job: Id
     image: Index
     epoch: Epoch
     step: Step
-    of: Step
+    total_steps: Step = field(name="of")
     picture: Annotated[bytes, Meta(max_length=MAX_FRAME_BYTES)]  # JPEG
     seconds_left: Seconds
     verdict: Verdict = "unchecked"  # of the image's single early check, not of this frame
@@ -47,8 +47,8 @@ class Frame(VersionedValue, frozen=True, kw_only=True):
 class PictureReady(VersionedValue, frozen=True, kw_only=True, tag="Picture"):
     """One finished output, one message each. Its bytes lie in the blob bucket under `sha256`.
 
-    `width` and `height` are the picture's own: `ModelProfile.enlargement` times its recipe's. For a ladder they are the
-    recipe's. `verdict` is about the finished picture; a ladder has none. `method` is the one that an `UpscaleTask`
+    `width` and `height` are the picture's own: `ModelProfile.upscale_factor` times its recipe's. For a ladder they are
+    the recipe's. `verdict` is about the finished picture; a ladder has none. `method` is the one that an `UpscaleTask`
     really used.
     """
 
@@ -81,7 +81,7 @@ class JobModelLoading(VersionedValue, frozen=True, kw_only=True, tag="Loading"):
     job: Id
     epoch: Epoch
     model: Name
-    done: Fraction
+    loaded_share: Fraction = field(name="done")
 
 
 class ControlMessage(VersionedValue, frozen=True, kw_only=True, tag="Steer"):
@@ -93,7 +93,7 @@ class ControlMessage(VersionedValue, frozen=True, kw_only=True, tag="Steer"):
 
     v: Version = MODELS_VERSION
     job: Id
-    deed: Literal["pause", "resume", "weigh"]
+    action: Literal["pause", "resume", "weigh"] = field(name="deed")
     weight: Annotated[float, Meta(gt=0, le=1000)] = 1.0
 
 

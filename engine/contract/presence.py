@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from engine.contract.fields import (
     INIT_IMAGES_VERSION,
@@ -41,9 +41,9 @@ class ModelProfile(Struct, frozen=True, forbid_unknown_fields=True):
     row_ms: Milliseconds  # milliseconds a row-step at native size, at the calibrated batch limit
     encode_ms: Milliseconds
     decode_ms: Milliseconds  # a finished picture, upscaling included
-    enlargement: Annotated[int, Meta(ge=1, le=8)] = 1  # upscaling factor of finished pictures
+    upscale_factor: Annotated[int, Meta(ge=1, le=8)] = field(default=1, name="enlargement")  # of finished pictures
     samplers: Annotated[tuple[Sampler, ...], Meta(max_length=32)] = VERSION_1_SAMPLERS
-    guides: GuidanceKind = "rows"
+    guidance_kind: GuidanceKind = field(default="rows", name="guides")
     guidance_start: Fraction = 0.0  # defaults
     guidance_stop: Fraction = 1.0
     loras: Annotated[tuple[Lora, ...], Meta(max_length=256)] = ()  # LoRAs that fit it, each with its usual weight
@@ -60,9 +60,9 @@ class Presence(VersionedValue, frozen=True, kw_only=True):
     device: Annotated[str, Meta(max_length=128)]
     rows: Annotated[int, Meta(ge=0, le=MAX_ROWS)]  # rows it runs at once
     free: Annotated[int, Meta(ge=0, le=MAX_ROWS)]  # of these, still free
-    build: Annotated[str, Meta(max_length=128)]
-    checks: bool = False  # whether it has a picture check
-    enlarge_ms: Milliseconds = 0.0  # per megapixel of a picture for its super-resolver; 0: it has none
+    software_build: Annotated[str, Meta(max_length=128)] = field(name="build")
+    has_picture_check: bool = field(default=False, name="checks")
+    upscale_ms: Milliseconds = field(default=0.0, name="enlarge_ms")  # a megapixel by its super-resolver; 0: none
 
 
 class ModelProgress(VersionedValue, frozen=True, kw_only=True):

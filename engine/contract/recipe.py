@@ -80,32 +80,32 @@ class ImageToImage(Struct, frozen=True, tag="Forward", forbid_unknown_fields=Tru
 class Branch(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     """Continue from a keyframe of another image, whose latents are in a `Ladder` (named by its SHA-256).
 
-    `step` counts the recipe's steps. `rung` counts the ladder's steps where their number differs (`map_step`). The
-    noise of the following steps is the recipe's own. `fresh` also draws the noise within the latents anew,
+    `step` counts the recipe's steps. `ladder_step` counts the ladder's steps where their number differs (`map_step`).
+    The noise of the following steps is the recipe's own. `has_new_noise` also draws the noise within the latents anew,
     x = alpha·x0 + sigma·noise, since many samplers draw none in their steps.
     """
 
     ladder: Sha256
     step: Annotated[int, Meta(ge=1, lt=MAX_STEPS)]
-    fresh: bool = False
-    rung: Annotated[int, Meta(ge=1, lt=MAX_STEPS)] | None = None
+    has_new_noise: bool = msgspec.field(default=False, name="fresh")
+    ladder_step: Annotated[int, Meta(ge=1, lt=MAX_STEPS)] | None = msgspec.field(default=None, name="rung")
 
     @property
     def keyframe_step(self) -> int:
         """The keyframe's step, counted in the steps of the image that the branch leaves."""
-        return self.step if self.rung is None else self.rung
+        return self.step if self.ladder_step is None else self.ladder_step
 
 
 class Interpolation(Struct, frozen=True, forbid_unknown_fields=True):
-    """Interpolation: image `i` is frame `first + i` of `of` evenly spaced frames (`recipe_for_image`).
+    """Interpolation: image `i` is frame `first + i` of `total_frames` evenly spaced frames (`recipe_for_image`).
 
-    With `to`, the frames go from the recipe's prompt to this one, between their embeddings. With `noises`, they go from
-    seed to seed, along an arc between neighbours. Without `noises`, all frames share the recipe's noise.
+    With `end_prompt`, the frames go from the recipe's prompt to this one, between their embeddings. With `noises`, they
+    go from seed to seed, along an arc between neighbours. Without `noises`, all frames share the recipe's noise.
     """
 
-    to: Text | None
+    end_prompt: Text | None = msgspec.field(name="to")
     first: Annotated[int, Meta(ge=0, lt=MAX_INTERPOLATION_FRAMES)]
-    of: Annotated[int, Meta(ge=2, le=MAX_INTERPOLATION_FRAMES)]
+    total_frames: Annotated[int, Meta(ge=2, le=MAX_INTERPOLATION_FRAMES)] = msgspec.field(name="of")
     noises: Annotated[tuple[Seed, ...], Meta(max_length=MAX_COUNT)] = ()
 
 
@@ -122,14 +122,14 @@ class Recipe(VersionedValue, frozen=True, kw_only=True, omit_defaults=True):
     - `bucket`: pins the batch shape (`exact` mode).
     - `guidance_start`, `guidance_stop`: guidance holds between them, as fractions of the steps. Outside, the prompt
       alone is predicted, which takes fewer rows (Kynkäänniemi et al. 2024; fractions as in diffusers' guiders).
-    - `guides`: how the model takes guidance.
+    - `guidance_kind`: how the model takes guidance.
     - `start`: what replaces the initial noise.
-    - `until`: the fraction of the steps after which it stops and returns the x0 of that step.
+    - `stop_at`: the fraction of the steps after which it stops and returns the x0 of that step.
     - `tile`: opposite edges match.
     - `mixed`: the concepts become one text, the weighted mean of their embeddings, in place of a composition of
       predictions; all weights are above 0.
     - `chaos`: how far apart the images' guidance scales lie (`recipe_for_image`).
-    - `walk`: the interpolation that the images belong to (`recipe_for_image`).
+    - `interpolation`: the interpolation that the images belong to (`recipe_for_image`).
     """
 
     concepts: Annotated[tuple[Concept, ...], Meta(min_length=1, max_length=MAX_CONCEPTS)]
@@ -149,22 +149,22 @@ class Recipe(VersionedValue, frozen=True, kw_only=True, omit_defaults=True):
     lineage: Annotated[tuple[NoiseAncestor, ...], Meta(max_length=8)] = ()
     guidance_start: Fraction = 0.0
     guidance_stop: Fraction = 1.0
-    guides: GuidanceKind = "rows"
+    guidance_kind: GuidanceKind = msgspec.field(default="rows", name="guides")
     loras: Annotated[tuple[Lora, ...], Meta(max_length=MAX_LORAS)] = ()
     start: ImageToImage | Branch | None = None
-    until: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    stop_at: Annotated[float, Meta(gt=0, le=1)] = msgspec.field(default=1.0, name="until")
     tile: bool = False
     mixed: bool = False
     chaos: Fraction = 0.0
-    walk: Interpolation | None = None
+    interpolation: Interpolation | None = msgspec.field(default=None, name="walk")
 
     def __post_init__(self) -> None:
-        if self.start or self.until != 1.0 or self.tile or self.mixed or self.chaos or self.walk:
+        if self.start or self.stop_at != 1.0 or self.tile or self.mixed or self.chaos or self.interpolation:
             msgspec.structs.force_setattr(self, "v", max(self.v, INIT_IMAGES_VERSION))
         if (
             self.guidance_interval != FULL_INTERVAL
             or self.loras
-            or self.guides != "rows"
+            or self.guidance_kind != "rows"
             or self.sampler not in VERSION_1_SAMPLERS
         ):
             msgspec.structs.force_setattr(self, "v", max(self.v, MODELS_VERSION))
@@ -185,8 +185,8 @@ class Recipe(VersionedValue, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def end_step(self) -> int:
-        """The step before which it ends: `steps`, unless `until` stops it earlier."""
-        return max(1, round(self.steps * self.until))
+        """The step before which it ends: `steps`, unless `stop_at` stops it earlier."""
+        return max(1, round(self.steps * self.stop_at))
 
     @property
     def required_blobs(self) -> tuple[str, ...]:

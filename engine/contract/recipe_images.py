@@ -15,8 +15,8 @@ def recipe_for_image(recipe: Recipe, image: int) -> Recipe:
     both prompts, or its own noise between two seeds. The first and last frame, and a frame that falls on a given seed,
     have that prompt or seed alone.
     """
-    if recipe.walk is not None:
-        return _interpolated_recipe(recipe, recipe.walk, image)
+    if recipe.interpolation is not None:
+        return _interpolated_recipe(recipe, recipe.interpolation, image)
     if not recipe.chaos or recipe.count == 1:
         return recipe
     octaves = recipe.chaos * (2 * image / (recipe.count - 1) - 1)
@@ -25,12 +25,12 @@ def recipe_for_image(recipe: Recipe, image: int) -> Recipe:
 
 
 def _interpolated_recipe(recipe: Recipe, interpolation: Interpolation, image: int) -> Recipe:
-    last_frame = interpolation.of - 1
+    last_frame = interpolation.total_frames - 1
     frame = min(interpolation.first + image, last_frame)
-    if interpolation.to is not None:
+    if interpolation.end_prompt is not None:
         end_concepts = (
             Concept(recipe.concepts[0].text, 1.0 - frame / last_frame),
-            Concept(interpolation.to, frame / last_frame),
+            Concept(interpolation.end_prompt, frame / last_frame),
         )
         concepts = tuple(concept for concept in end_concepts if concept.weight)
         recipe = msgspec.structs.replace(recipe, concepts=concepts, mixed=len(concepts) > 1)
@@ -49,7 +49,7 @@ def _interpolated_recipe(recipe: Recipe, interpolation: Interpolation, image: in
 
 def noise_seed(recipe: Recipe, image: int) -> int:
     """Return the seed of an image's noise, from its own recipe (`recipe_for_image`)."""
-    return recipe.seed if recipe.walk is not None else recipe.seed + image
+    return recipe.seed if recipe.interpolation is not None else recipe.seed + image
 
 
 def map_step(keyframe_step: int, keyframe_steps: int, steps: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from msgspec import Meta
+from msgspec import Meta, field
 
 from engine.contract.fields import (
     INIT_IMAGES_VERSION,
@@ -60,7 +60,7 @@ class DescribeRequest(VersionedValue, frozen=True, kw_only=True):
 class DescribeReply(VersionedValue, frozen=True, kw_only=True):
     """For each text the mean squared error of the noise at each draw, or the reason why there is none.
 
-    `elsewhere`: this worker cannot answer now, another may.
+    `may_retry_elsewhere`: this worker cannot answer now, another may.
     """
 
     v: Version = INIT_IMAGES_VERSION
@@ -68,7 +68,7 @@ class DescribeReply(VersionedValue, frozen=True, kw_only=True):
         tuple[Annotated[tuple[SquaredError, ...], Meta(max_length=MAX_NOISINGS)], ...], Meta(max_length=MAX_CANDIDATES)
     ] = ()
     error: Sentence = ""
-    elsewhere: bool = False
+    may_retry_elsewhere: bool = field(default=False, name="elsewhere")
 
 
 class DecodeRequest(VersionedValue, frozen=True, kw_only=True):

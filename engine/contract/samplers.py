@@ -12,8 +12,9 @@ Sampler = Literal[
 ]  # fmt: skip
 # All that workers before version 4 have.
 VERSION_1_SAMPLERS: tuple[Sampler, ...] = ("ddpm", "ddim", "euler", "dpmpp_2m")
-# These take more than one linear evaluation a step, or use the model's own scheduler. The image runs through the
-# unmodified pipeline; it shares forwards but cannot move to another worker midway.
+# A step of these takes several forwards, corrects an earlier step, remembers more than one step, or is the model's own
+# scheduler's (`NOT_TABLED_REASONS` in `engine.plan`). The image runs through the unmodified pipeline; it shares
+# forwards but cannot move to another worker midway.
 PIPELINE_SAMPLERS: tuple[Sampler, ...] = ("heun", "unipc", "kdpm2", "dpmpp_3m", "native")
 # As AUTOMATIC1111's web UI writes them, where it has them: pictures carry their recipe in that format.
 SAMPLER_TITLES: Mapping[Sampler, str] = MappingProxyType(

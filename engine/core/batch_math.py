@@ -52,7 +52,8 @@ class RowLayout:
             has_slot = [slot < len(coefficients_of_image) for coefficients_of_image in coefficients]
             row = [start + 1 + slot if is_used else start for start, is_used in zip(base_rows, has_slot, strict=True)]
             slot_coefficients = [
-                each[slot] if there else 0.0 for each, there in zip(coefficients, has_slot, strict=True)
+                each[slot] if has_coefficient else 0.0
+                for each, has_coefficient in zip(coefficients, has_slot, strict=True)
             ]
             slots.append(
                 (torch.tensor(row, device=device), torch.tensor(slot_coefficients, device=device).view(-1, 1, 1, 1))

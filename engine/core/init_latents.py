@@ -122,28 +122,30 @@ def _load_keyframe(start: Branch, recipe: Recipe, blob: bytes, family: Family) -
         ladder = decode(blob, Ladder)
     except MalformedMessage as error:
         raise JobRejected("The keyframes that the picture branches from cannot be read.", "us") from error
-    if ladder.shape != tuple(shape) or not _is_at_keyframe(start, ladder.of, recipe.steps):
+    if ladder.shape != tuple(shape) or not _is_at_keyframe(start, ladder.total_steps, recipe.steps):
         raise JobRejected("The keyframes have another size or another number of steps than the branch.", "us")
     branchable = {
         keyframe.step: keyframe
-        for keyframe in ladder.rungs
-        if keyframe.latent is not None and keyframe.step < ladder.of
+        for keyframe in ladder.keyframes
+        if keyframe.latent is not None and keyframe.step < ladder.total_steps
     }
     rung = branchable.get(start.keyframe_step)
     if rung is None or rung.latent is None:
         raise JobRejected(_no_keyframe_sentence(start.keyframe_step, sorted(branchable)), "member")
     x0 = None if rung.history is None else _decode_latents(rung.history, shape, family.device)
-    init_latents = InitLatents(_decode_latents(rung.latent, shape, family.device), x0, draw_count=rung.drawn)
+    init_latents = InitLatents(_decode_latents(rung.latent, shape, family.device), x0, draw_count=rung.draw_count)
     return (
-        init_latents if start.rung is None else _with_noise_level(init_latents, start.rung, ladder.of, recipe, family)
+        init_latents
+        if start.ladder_step is None
+        else _with_noise_level(init_latents, start.ladder_step, ladder.total_steps, recipe, family)
     )
 
 
 def _is_at_keyframe(start: Branch, ladder_steps: int, steps: int) -> bool:
     """Return whether the branch starts at the step of its keyframe."""
-    if start.rung is None:
+    if start.ladder_step is None:
         return ladder_steps == steps
-    return ladder_steps > start.rung and start.step == map_step(start.rung, ladder_steps, steps)
+    return ladder_steps > start.ladder_step and start.step == map_step(start.ladder_step, ladder_steps, steps)
 
 
 def _with_noise_level(

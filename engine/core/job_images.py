@@ -72,10 +72,10 @@ def _plan_from_start(plan: Plan, recipe: Recipe, init_latents: InitLatents | Non
         raise JobRejected("The init image or keyframe of this picture did not reach the engine.", "us")
     if init_latents is None or not isinstance(start, Branch):
         return plan.starting_at(recipe.first_step)
-    needs_x0 = start.fresh or start.rung is not None or plan.has_history
+    needs_x0 = start.has_new_noise or start.ladder_step is not None or plan.has_history
     if needs_x0 and init_latents.x0 is None:
         raise JobRejected("An earlier version stored these keyframes, and kept too little for such a branch.", "member")
-    plan = plan if start.rung is None else plan.without_history(start.step)
+    plan = plan if start.ladder_step is None else plan.without_history(start.step)
     return plan if init_latents.draw_count is None else plan.with_draw_count(start.step, init_latents.draw_count)
 
 
@@ -127,12 +127,12 @@ def _check_steps(recipe: Recipe) -> None:
         raise JobRejected(f"The picture would end after step {end_step}, but begin after step {first_step}.", "member")
     if recipe.mixed and any(concept.weight <= 0 for concept in recipe.concepts):
         raise JobRejected("Every concept of a mixed prompt needs a weight above 0.", "member")
-    interpolation = recipe.walk
+    interpolation = recipe.interpolation
     if interpolation is None:
         return
     if (
-        interpolation.to is not None and len(recipe.concepts) > 1
-    ) or interpolation.first + recipe.count > interpolation.of:
+        interpolation.end_prompt is not None and len(recipe.concepts) > 1
+    ) or interpolation.first + recipe.count > interpolation.total_frames:
         raise JobRejected("A walk goes from one text to another, and not beyond its end.", "us")
     if interpolation.noises and recipe.lineage:
         raise JobRejected("A walk between noises begins with no variation.", "us")
@@ -152,11 +152,11 @@ def _find_family(recipe: Recipe, families: Mapping[str, Family]) -> Family:
     reason = _model_mismatch(recipe, None if family is None else family.revision)
     if family is None or reason:
         raise JobRejected(reason, "worker")
-    if recipe.guides != family.guides:
+    if recipe.guidance_kind != family.guides:
         raise JobRejected(f"{family.name} takes guidance in another way than this recipe says.", "us")
     if recipe.guidance_start > recipe.guidance_stop:
         raise JobRejected("Guidance cannot stop before it starts.", "member")
-    if recipe.guides == "network" and recipe.guidance_interval != FULL_INTERVAL:
+    if recipe.guidance_kind == "network" and recipe.guidance_interval != FULL_INTERVAL:
         raise JobRejected(f"{family.name} has guidance built into its network, so it holds at every step.", "member")
     return family
 

@@ -24,7 +24,7 @@ from engine.device.memory import is_out_of_memory
 from engine.models.family import EncodesPrompts, TakesLoras
 from engine.pipelines.call_arguments import make_arguments
 from engine.pipelines.coroutine_thread import CoroutineThread, Message, ThreadEnd
-from engine.pipelines.network_call import Forward, NetworkCall
+from engine.pipelines.network_call import NetworkCall, NetworkForward
 from engine.pipelines.pipeline_clone import SamplerProgress, clone_pipeline
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class PipelineSource(Protocol):
         """Return the scheduler for the pipeline. Raises ValueError with a sentence."""
         ...
 
-    def make_forward(self, attribute: str, net: Any, dtype: Dtype, loras: tuple[Lora, ...]) -> Forward:
+    def make_forward(self, attribute: str, net: Any, dtype: Dtype, loras: tuple[Lora, ...]) -> NetworkForward:
         """Return the forward that replaces the pipeline's part `net` of this name."""
         ...
 
@@ -82,7 +82,7 @@ class PipelineImage:
     forward_times: Mapping[int, float] = MappingProxyType({})
 
     def __init__(self, job: Job, recipe: Recipe, image: int, source: PipelineSource) -> None:
-        self.job, self.image, self.share, self.model = job.id, image, job.share, source.name
+        self.job, self.image, self.billing_key, self.model = job.id, image, job.billing_key, source.name
         self.bucket, self.steps, self.k = recipe.bucket, recipe.steps, 0
         size = (recipe.width, recipe.height)
         self.key: Hashable = ("whole", source.name, recipe.dtype, recipe.loras, size, recipe.bucket)
@@ -106,7 +106,7 @@ class PipelineImage:
         )
         self._sampler_count = sum(isinstance(part, SchedulerMixin) for part in vars(self._pipeline_clone).values())
         self.pipeline_thread: CoroutineThread[NetworkCall, Any, torch.Tensor] = CoroutineThread(
-            self._run_pipeline, f"strand {job.id} {image}"
+            self._run_pipeline, f"pipeline {job.id} {image}"
         )
 
     @property
@@ -206,7 +206,7 @@ class PipelineImage:
         self._lock_stack.close()
         return self.pipeline_thread.ask(call)
 
-    def _make_forward(self, attribute: str, net: Any) -> Forward:
+    def _make_forward(self, attribute: str, net: Any) -> NetworkForward:
         return self._source.make_forward(attribute, net, self._recipe.dtype, self._recipe.loras)
 
     def _on_scheduler_step(self, scheduler_step: SamplerProgress) -> None:

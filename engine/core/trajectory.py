@@ -85,7 +85,7 @@ class Trajectory:
     ) -> None:
         recipe = recipe_for_image(recipe, image)
         shape = family.latent_shape(recipe.width, recipe.height)
-        self.job, self.image, self.share, self.plan = job.id, image, job.share, plan
+        self.job, self.image, self.billing_key, self.plan = job.id, image, job.billing_key, plan
         self.recipe, self.model, self.loras = recipe, family.name, recipe.loras
         self.dtype: Dtype = recipe.dtype
         self.noise = Noise(recipe, image, shape)
@@ -159,25 +159,25 @@ class Trajectory:
             for keyframe in self.keyframes
         )
         return Snapshot(
-            job=self.job, image=self.image, epoch=epoch, k=self.k, shape=tuple(self.x.shape),
-            x=_encode_tensor(self.x), h=_encode_tensor(self.h), rungs=keyframes,
+            job=self.job, image=self.image, epoch=epoch, next_step=self.k, shape=tuple(self.x.shape),
+            x=_encode_tensor(self.x), history=_encode_tensor(self.h), keyframes=keyframes,
         )  # fmt: skip
 
     def restore(self, snapshot: Snapshot) -> None:
         """Continue from a snapshot. Raises ValueError, and changes nothing, if it belongs to another image."""
         if (snapshot.job, snapshot.image, snapshot.shape) != (self.job, self.image, tuple(self.x.shape)):
             raise ValueError("the snapshot is of another image")
-        is_foreign = any(step not in self._keyframe_numbers for step, _ in snapshot.rungs)
-        if is_foreign or not self.recipe.first_step <= snapshot.k <= self.end_step:
+        is_foreign = any(step not in self._keyframe_numbers for step, _ in snapshot.keyframes)
+        if is_foreign or not self.recipe.first_step <= snapshot.next_step <= self.end_step:
             raise ValueError("the snapshot is of another plan")
         x, keyframes = (
             self._decode_tensors(snapshot.x),
-            [self._decode_keyframe(step, content) for step, content in snapshot.rungs],
+            [self._decode_keyframe(step, content) for step, content in snapshot.keyframes],
         )
-        h = self._decode_tensors(snapshot.h)
+        h = self._decode_tensors(snapshot.history)
         if len(x) != 1 or len(h) != (self.h is not None):
             raise ValueError("the snapshot's latents have the wrong size")
-        self.k, self.x, self.h, self.keyframes = snapshot.k, x[0], h[0] if h else None, keyframes
+        self.k, self.x, self.h, self.keyframes = snapshot.next_step, x[0], h[0] if h else None, keyframes
 
     def _decode_keyframe(self, step: int, content: bytes) -> LatentKeyframe:
         tensors = self._decode_tensors(content)
@@ -211,7 +211,7 @@ def build_conditioning(
     if recipe.mixed:
         conditionings, weights = [_mix_conditionings(conditionings, weights)], [1.0]
     unguided_scale = 1.0 if has_negative_weight(recipe) else 1.0 / sum(weights)
-    scale = recipe.guidance if is_guidance_on and recipe.guides == "rows" else unguided_scale
+    scale = recipe.guidance if is_guidance_on and recipe.guidance_kind == "rows" else unguided_scale
     coefficients = [scale * weight for weight in weights]
     if needs_unconditional_row(recipe, is_guidance_on):
         conditionings, coefficients = (
@@ -247,7 +247,7 @@ def _first_latents(recipe: Recipe, plan: Plan, noise: Noise, init_latents: InitL
         return noise.initial_noise() * plan.init_sigma
     clean, (alpha, sigma) = init_latents.latents, plan.noise_level(first_step)
     if isinstance(start, Branch):
-        if not start.fresh or init_latents.x0 is None:
+        if not start.has_new_noise or init_latents.x0 is None:
             return init_latents.at_noise_level((alpha, sigma))
         clean = init_latents.x0
     return alpha * clean + sigma * noise.initial_noise().to(clean.device)

@@ -83,15 +83,15 @@ class CoreTurns:
         """Return whether the turn came within `timeout` seconds (None: no limit)."""
         with self._condition:
             self._ticket_count += 1
-            ticket = kind, self._ticket_count
-            self._waiting.append(ticket)
+            turn_request = kind, self._ticket_count
+            self._waiting.append(turn_request)
             is_acquired = False
             try:
                 is_acquired = self._condition.wait_for(
-                    lambda: not self._is_taken and self._next_ticket() == ticket, timeout
+                    lambda: not self._is_taken and self._next_ticket() == turn_request, timeout
                 )
             finally:  # after a keyboard interrupt, too: leave the line, so that nobody waits for this turn
-                self._waiting.remove(ticket)
+                self._waiting.remove(turn_request)
                 if is_acquired:
                     self._is_taken = True
                 else:
@@ -115,7 +115,7 @@ class CoreTurns:
         other = min(
             (ticket for ticket in self._waiting if ticket[0] in (WorkKind.PICTURE, WorkKind.OTHER)), default=None
         )
-        step = min((each for each in self._waiting if each[0] is WorkKind.STEP), default=None)
+        step = min((turn_request for turn_request in self._waiting if turn_request[0] is WorkKind.STEP), default=None)
         spare = min((each for each in self._waiting if each[0] is WorkKind.SPARE), default=None)
         if spare is not None and other is None and (self._spare_seconds > 0.0 or (step is None and self._is_idle())):
             return spare

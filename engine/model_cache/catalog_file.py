@@ -29,8 +29,8 @@ FORMAT_VERSION = 2  # raise it when entries would now come out differently, such
 class CalibratedModel(Struct, frozen=True, forbid_unknown_fields=True):
     """A catalog entry. `size`: bytes that the model takes, by its files."""
 
-    warm: ModelProfile
-    found: Calibration
+    model_profile: ModelProfile = msgspec.field(name="warm")
+    calibration: Calibration = msgspec.field(name="found")
     size: Annotated[int, Meta(ge=0)]
 
 

@@ -108,7 +108,10 @@ def load_models(
         for model in (*discovered[1:], discovered[0])
     }
     _write_catalog(discovered, entries, context.data)
-    return [(_make_model_entry(model, entries[model.name], context), entries[model.name].found) for model in discovered]
+    return [
+        (_make_model_entry(model, entries[model.name], context), entries[model.name].calibration)
+        for model in discovered
+    ]
 
 
 def _discover(
@@ -200,14 +203,18 @@ def _make_model_entry(model: DiscoveredModel, entry: CalibratedModel, context: L
     entries = [entry]
 
     def make_info(family: Family) -> ModelProfile:
-        return entries[-1].found.to_model_profile(family)
+        return entries[-1].calibration.to_model_profile(family)
 
     def save_calibration(calibration: Calibration, family: Family) -> None:
-        entries[:] = [CalibratedModel(calibration.with_current_costs(entries[-1].warm), calibration, model.size)]
+        entries[:] = [
+            CalibratedModel(calibration.with_current_costs(entries[-1].model_profile), calibration, model.size)
+        ]
         store_calibration(context.data / CALIBRATION_FILE, family, calibration)
         catalog_file.write_entries(context.data, {model.catalog_key: entries[-1]})
 
-    return ModelEntry(model.name, model.size, entry.warm, model.load, make_info, save_calibration, model.size_by_format)
+    return ModelEntry(
+        model.name, model.size, entry.model_profile, model.load, make_info, save_calibration, model.size_by_format
+    )
 
 
 def _write_catalog(discovered: Sequence[DiscoveredModel], entries: dict[str, CalibratedModel], data: Path) -> None:

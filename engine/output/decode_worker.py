@@ -74,7 +74,7 @@ class DecodeWorker:
         )  # used only in the thread; what follows, only by the caller
         self._frame_futures: dict[tuple[str, int], Future[Frame]] = {}
         self._thread = threading.Thread(
-            target=self._run_thread, args=(torch.get_num_threads(),), name="lane", daemon=True
+            target=self._run_thread, args=(torch.get_num_threads(),), name="decode-worker", daemon=True
         )
         self._thread.start()
 
@@ -176,7 +176,7 @@ class DecodeWorker:
         )
         picture = self._render_preview(recipe, x0)
         return Frame(
-            job=event.job, image=event.image, epoch=epoch, step=event.step, of=event.total_steps,
+            job=event.job, image=event.image, epoch=epoch, step=event.step, total_steps=event.total_steps,
             picture=encode_jpeg(picture), seconds_left=max(0.0, seconds_left), verdict=verdict,
         )  # fmt: skip
 
@@ -243,7 +243,7 @@ class DecodeWorker:
             _to_message(keyframe, encode_thumbnail(render(keyframe.x0)), is_mapped) for keyframe in event.keyframes
         )
         steps, shape = recipe.steps, tuple(event.latents.shape)
-        return wire.encode(Ladder(job=event.job, image=event.image, of=steps, shape=shape, rungs=rungs))
+        return wire.encode(Ladder(job=event.job, image=event.image, total_steps=steps, shape=shape, keyframes=rungs))
 
 
 def _fulfil_future(future: Future[T], work: Callable[[], T]) -> None:

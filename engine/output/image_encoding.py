@@ -87,7 +87,7 @@ def _start_fields(recipe: Recipe) -> dict[str, str]:
         fields |= {"Mask": recipe.start.mask[:10]} if recipe.start.mask else {}
     if isinstance(recipe.start, Branch):
         fields["Branched from"] = f"{recipe.start.ladder[:10]} at {recipe.start.keyframe_step}"
-    if recipe.until < 1:
+    if recipe.stop_at < 1:
         fields["Stopped after"] = f"{recipe.end_step}"
     fields |= {"Tiling": "True"} if recipe.tile else {}
     return fields | ({"Mixed": "True"} if recipe.mixed else {})

@@ -21,7 +21,7 @@ def refuse_unsupported_recipe(recipe: Recipe) -> None:
         raise JobRejected(f"{prefix} supports no variations.", "member")
     if recipe.guidance_interval != FULL_INTERVAL:
         raise JobRejected(f"{prefix} applies guidance at every step.", "member")
-    if recipe.start is not None or recipe.until < 1.0 or recipe.tile or recipe.mixed or recipe.walk:
+    if recipe.start is not None or recipe.stop_at < 1.0 or recipe.tile or recipe.mixed or recipe.interpolation:
         limits = "starts from noise, runs to the end, and supports no tiles, mixed prompts or walks"
         raise JobRejected(
             f"{prefix} {limits}: take the sampler ddim, or another model where this one has none.", "member"
@@ -37,7 +37,7 @@ def make_arguments(pipeline: Any, recipe: Recipe, image: int, output_type: str, 
     parameters = inspect.signature(type(pipeline).__call__).parameters
     scale = recipe.guidance - 1.0 + no_guidance
     has_guidance_rows = (
-        "true_cfg_scale" in parameters and recipe.guides == "rows"
+        "true_cfg_scale" in parameters and recipe.guidance_kind == "rows"
     )  # guidance_scale is then an input of the network
     arguments: dict[str, Any] = {
         "prompt": " ".join(strip_emphasis(concept.text) for concept in recipe.concepts),

@@ -41,7 +41,7 @@ class CoroutineThread(Generic[Q, A, T]):
     One other thread owns it: only the owner may call `poll`, `answer`, `close` and `join`.
     """
 
-    def __init__(self, work: Callable[[CoroutineThread[Q, A, T]], T], name: str = "strand") -> None:
+    def __init__(self, work: Callable[[CoroutineThread[Q, A, T]], T], name: str = "coroutine-thread") -> None:
         self._work, self._name = work, name
         self._thread: threading.Thread | None = None
         self._outbox: SimpleQueue[Message[Q] | ThreadEnd[T] | None] = SimpleQueue()

@@ -22,7 +22,7 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Forward:
+class NetworkForward:
     """A network's forward, computed in `dtype` and returned in float32; None: unchanged. Timesteps keep their dtype."""
 
     net: Any
@@ -49,7 +49,7 @@ class Forward:
 class NetworkCall:
     """Calls may be joined only if their `signature` is equal. `rows`: of the network's batch."""
 
-    forward: Forward
+    forward: NetworkForward
     argument_names: tuple[str, ...]  # of the positional arguments
     arguments: Arguments
     rows: int
@@ -60,7 +60,7 @@ class NetworkCall:
 class CallAnalyzer:
     """Analyses one caller's calls to `forward`; caches digests of tensors that come again unchanged."""
 
-    def __init__(self, forward: Forward) -> None:
+    def __init__(self, forward: NetworkForward) -> None:
         self.forward, self._parameter_names = forward, forward.parameter_names
         self._digests: dict[str, tuple[torch.Tensor, int, str]] = {}
 

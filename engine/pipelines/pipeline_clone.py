@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from engine.pipelines.network_call import CallAnalyzer, Forward, NetworkCall
+from engine.pipelines.network_call import CallAnalyzer, NetworkCall, NetworkForward
 
 NETWORK_NAMES = (
     "unet",
@@ -32,7 +32,7 @@ MULTISTEP_SCHEDULERS = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler"
 
 RunCall = Callable[[NetworkCall], Any]
 OnSamplerStep = Callable[["SamplerProgress"], None]
-MakeForward = Callable[[str, Any], Forward]  # attribute name and the pipeline's network → the forward to run
+MakeForward = Callable[[str, Any], NetworkForward]  # attribute name and the pipeline's network → the forward to run
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def _is_pipeline(part: Any) -> bool:
     return isinstance(part, DiffusionPipeline)
 
 
-def wrap_network(real_forward: Forward, run_call: RunCall) -> Any:
+def wrap_network(real_forward: NetworkForward, run_call: RunCall) -> Any:
     """Return a network with the same weights whose forward calls `run_call`. It reports float32 as its dtype."""
     network_copy, analyzer = copy.copy(real_forward.net), CallAnalyzer(real_forward)
 

@@ -152,7 +152,7 @@ class _ProbeResults(NamedTuple):
 
 
 def _probe_steps(scheduler: Any, bases: torch.Tensor, eta: float) -> _ProbeResults:
-    probe_step, pristine, step_results = (
+    probe_step, scheduler_before, step_results = (
         _build_step_probe(scheduler, eta),
         copy.copy(scheduler),
         _ProbeResults([], [], [], [], []),
@@ -165,7 +165,7 @@ def _probe_steps(scheduler: Any, bases: torch.Tensor, eta: float) -> _ProbeResul
         )
         next_sample, x0, drew = probe_step(t, x, out, h)
         step_results.next_samples.append(next_sample)
-        step_results.x0s.append(_step_to_x0(pristine, k, t, x, out) if x0 is None else x0)
+        step_results.x0s.append(_step_to_x0(scheduler_before, k, t, x, out) if x0 is None else x0)
         step_results.drew_noise.append(drew)
     return step_results
 

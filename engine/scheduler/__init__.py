@@ -42,7 +42,7 @@ class Scheduler(Generic[E]):
         self._seats: dict[int, Seat[E]] = {}  # by the entry's id
         self._paused: dict[int, Seat[E]] = {}
         self._paused_jobs: set[str] = set()
-        self._newcomers: set[str] = set()  # jobs that were never served
+        self._unserved_jobs: set[str] = set()  # jobs that were never served
         self._weights: dict[str, float] = {}  # of jobs, among jobs of the same user
         self._proposal: tuple[Group[E], dict[int, float]] | None = None  # the proposal of `next_batch`, and its costs
         self._is_stale = False
@@ -66,11 +66,11 @@ class Scheduler(Generic[E]):
         return any(seat.account_path[3] == job for seats in (self._seats, self._paused) for seat in seats.values())
 
     def add(self, entry: E) -> None:
-        share = entry.share
+        share = entry.billing_key
         names = (share.tier, share.guild, share.user, entry.job)
         self._arrival_count += 1
         if entry.job not in self:
-            self._newcomers.add(entry.job)
+            self._unserved_jobs.add(entry.job)
         seat = Seat(entry, self._arrival_count, names, self._group_turns.root)
         self._paused[id(entry)] = seat
         if entry.job not in self._paused_jobs:
@@ -83,7 +83,7 @@ class Scheduler(Generic[E]):
         del self._paused[id(entry)]
         if entry.job not in self:
             self._paused_jobs.discard(entry.job)
-            self._newcomers.discard(entry.job)
+            self._unserved_jobs.discard(entry.job)
             self._weights.pop(entry.job, None)
 
     def pause(self, job: str) -> None:
@@ -150,7 +150,7 @@ class Scheduler(Generic[E]):
         return [entry_id for entry_id, seat in seats.items() if seat.account_path[3] == job]
 
     def _path_weights(self, seat: Seat[E]) -> tuple[float, ...]:
-        weight = seat.entry.share.weight
+        weight = seat.entry.billing_key.weight
         return weight, weight, weight, self._weights.get(seat.account_path[3], 1.0)
 
     def _activate(self, entry_id: int) -> None:
@@ -167,7 +167,7 @@ class Scheduler(Generic[E]):
 
     def _join_group(self, seat: Seat[E], key: Hashable) -> None:
         if key not in self._groups:
-            self._groups[key] = Group(key, self._newcomers)
+            self._groups[key] = Group(key, self._unserved_jobs)
         self._groups[key].join(seat)
 
     def _leave_group(self, seat: Seat[E]) -> None:

@@ -18,13 +18,13 @@ MAX_OVERTAKEN_STEPS = 8  # steps for which new jobs may delay an overtaken image
 
 
 class Group(Generic[E]):
-    """`newcomers`: jobs that were never served; serving one removes it.
+    """`unserved_jobs`: jobs that were never served; serving one removes it.
 
     `rates`: (node of the whole tree, virtual milliseconds charged per device-millisecond of this group).
     """
 
-    def __init__(self, key: Hashable, newcomers: set[str]) -> None:
-        self.key, self._newcomers = key, newcomers
+    def __init__(self, key: Hashable, unserved_jobs: set[str]) -> None:
+        self.key, self._unserved_jobs = key, unserved_jobs
         self.group_root: ShareNode[E] = ShareNode()
         self.seats: dict[int, Seat[E]] = {}  # by number
         self.rates: list[tuple[ShareNode[E], float]] = []
@@ -146,7 +146,7 @@ class Group(Generic[E]):
         newcomers: dict[tuple[str, ...], Seat[E]] = {}  # one of each user
         for seat in self.seats.values():
             if (
-                seat.account_path[3] in self._newcomers
+                seat.account_path[3] in self._unserved_jobs
                 and seat.account_path[:3] not in newcomers
                 and self._can_lead(seat)
             ):
@@ -177,7 +177,7 @@ class Group(Generic[E]):
         for seat, cost in zip(served, costs, strict=True):
             assert seat.group_node is not None
             seat.overtaken_at = None
-            self._newcomers.discard(seat.account_path[3])
+            self._unserved_jobs.discard(seat.account_path[3])
             for node in seat.group_node.path():
                 node.time += cost / (node.weight * node.work_share)
                 node.served_count += 1

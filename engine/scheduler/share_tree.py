@@ -27,7 +27,7 @@ class Entry(Protocol):
     """
 
     job: str
-    share: BillingKey
+    billing_key: BillingKey
     k: int
 
     @property

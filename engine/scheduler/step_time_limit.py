@@ -29,43 +29,43 @@ class StepTimeLimiter:
 
     def __init__(self) -> None:
         self._saved_ms: dict[Hashable, float] = {}  # milliseconds; negative: a debt
-        self._allowances: dict[Hashable, tuple[int, float]] = {}  # (rows, milliseconds) of the last proposal
+        self._step_budgets: dict[Hashable, tuple[int, float]] = {}  # (rows, milliseconds) of the last proposal
         self._forward_times: ForwardTimes = {}
         self._full_batch_ms = 0.0
 
     def limit_rows(self, demands: Sequence[Demand], limit: int, forward_times: ForwardTimes) -> int:
         """Return the most rows of the next batch, at most `limit`."""
-        self._allowances, self._forward_times = {}, forward_times
+        self._step_budgets, self._forward_times = {}, forward_times
         if len(demands) < 2 or not forward_times:
             return limit
         full_rows = min(limit, sum(demand.rows for demand in demands))
         self._full_batch_ms = forward_ms(forward_times, full_rows)
-        self._allowances = {
+        self._step_budgets = {
             each.user: (min(each.rows, full_rows), forward_ms(forward_times, min(each.rows, full_rows)) / each.share)
             for each in demands
         }
         limited_users = {
-            user for user, (_, allowance) in self._allowances.items() if allowance < self._full_batch_ms * (1 - 1e-9)
+            user for user, (_, allowance) in self._step_budgets.items() if allowance < self._full_batch_ms * (1 - 1e-9)
         }
         if not limited_users:
             return limit
-        min_rows = 1 + sum(self._allowances[user][0] for user in limited_users)
+        min_rows = 1 + sum(self._step_budgets[user][0] for user in limited_users)
         sizes = efficient_sizes(forward_times, min_rows, full_rows)
         efficient_time = efficient_ms(forward_times, sizes)
         for user in limited_users:
-            rows, allowance = self._allowances[user]
-            self._allowances[user] = rows, max(allowance, efficient_time)
-        available_ms = min(self._allowances[user][1] + self._saved_ms.get(user, 0.0) for user in limited_users)
+            rows, allowance = self._step_budgets[user]
+            self._step_budgets[user] = rows, max(allowance, efficient_time)
+        available_ms = min(self._step_budgets[user][1] + self._saved_ms.get(user, 0.0) for user in limited_users)
         return max((size for size in sizes if forward_ms(forward_times, size) <= available_ms), default=sizes[0])
 
     def charge(self, rows: Mapping[Hashable, int]) -> None:
         """Account for the rows of each user that ran in one batch."""
-        batch_ms = forward_ms(self._forward_times, sum(rows.values())) if self._allowances else 0.0
+        batch_ms = forward_ms(self._forward_times, sum(rows.values())) if self._step_budgets else 0.0
         balances: dict[Hashable, float] = {}
-        for user, (user_rows, allowance) in self._allowances.items():
+        for user, (user_rows, allowance) in self._step_budgets.items():
             balance = self._saved_ms.get(user, 0.0) + allowance * rows.get(user, 0) / user_rows - batch_ms
             balances[user] = max(-self._full_batch_ms, min(self._full_batch_ms, balance))
-        self._saved_ms, self._allowances = balances, {}
+        self._saved_ms, self._step_budgets = balances, {}
 
 
 def forward_ms(forward_times: ForwardTimes, rows: int) -> float:
@@ -96,15 +96,15 @@ def efficient_ms(forward_times: ForwardTimes, sizes: Sequence[int]) -> float:
     They must give at least `MIN_THROUGHPUT_SHARE` of the largest size's rows a millisecond.
     """
     min_throughput = MIN_THROUGHPUT_SHARE * sizes[-1] / forward_ms(forward_times, sizes[-1])
-    few = sizes[0]
-    for many in sizes[1:]:
-        if few / forward_ms(forward_times, few) >= min_throughput:
+    smaller_size = sizes[0]
+    for larger_size in sizes[1:]:
+        if smaller_size / forward_ms(forward_times, smaller_size) >= min_throughput:
             break
-        if many / forward_ms(forward_times, many) >= min_throughput:
-            marginal = _marginal_throughput(forward_times, few, many)
-            return (marginal * forward_ms(forward_times, few) - few) / (marginal - min_throughput)
-        few = many
-    return forward_ms(forward_times, few)
+        if larger_size / forward_ms(forward_times, larger_size) >= min_throughput:
+            marginal = _marginal_throughput(forward_times, smaller_size, larger_size)
+            return (marginal * forward_ms(forward_times, smaller_size) - smaller_size) / (marginal - min_throughput)
+        smaller_size = larger_size
+    return forward_ms(forward_times, smaller_size)
 
 
 def _marginal_throughput(forward_times: ForwardTimes, few: int, many: int) -> float:

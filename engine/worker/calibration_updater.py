@@ -43,7 +43,7 @@ class CalibrationUpdater:
         self._unsynchronized_steps.append((batch, ms))
         if batch.is_synchronised:
             forward_ms = sum(each for _, each in self._unsynchronized_steps) / sum(
-                one.forward_count for one, _ in self._unsynchronized_steps
+                batch_run.forward_count for batch_run, _ in self._unsynchronized_steps
             )
             self._unsynchronized_steps.clear()
             self._record_forward(batch, forward_ms)

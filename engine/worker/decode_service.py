@@ -47,7 +47,7 @@ class DecodeService:
     async def _answer_request(self, request: DecodeRequest) -> DecodeReply:
         try:
             model_use = use_model(self._model_cache, request.model, request.revision)
-            async with self._slot.occupy(TIMEOUT_SECONDS), model_use as (family, info):
+            async with self._slot.hold_slot(TIMEOUT_SECONDS), model_use as (family, info):
                 _check_time(request, info)
                 return DecodeReply(thumbnails=await self._decode_thumbnails(request, family))
         except JobRejected as error:

@@ -49,7 +49,7 @@ class DescribeService:
     async def answer_request(self, request: DescribeRequest) -> DescribeReply:
         """Return the prediction errors, or the reason why there are none. Raises only cancellation."""
         if not self._slot.is_free:
-            return DescribeReply(error=STOPPING_ERROR if self._slot.is_closed else BUSY_ERROR, elsewhere=True)
+            return DescribeReply(error=STOPPING_ERROR if self._slot.is_closed else BUSY_ERROR, may_retry_elsewhere=True)
         return await self._answer_request(request)
 
     def close(self) -> None:
@@ -59,16 +59,16 @@ class DescribeService:
     async def _answer_request(self, request: DescribeRequest) -> DescribeReply:
         try:
             async with (
-                self._slot.occupy(TIMEOUT_SECONDS),
+                self._slot.hold_slot(TIMEOUT_SECONDS),
                 use_model(self._model_cache, request.model, request.revision) as (family, info),
             ):
                 return DescribeReply(errors=await self._compute_errors(request, family, info))
         except JobRejected as error:
-            return DescribeReply(error=error.sentence[:500], elsewhere=error.blame == "worker")
+            return DescribeReply(error=error.sentence[:500], may_retry_elsewhere=error.blame == "worker")
         except TimeoutError:
-            return DescribeReply(error=STOPPING_ERROR if self._slot.is_closed else SLOW_ERROR, elsewhere=True)
+            return DescribeReply(error=STOPPING_ERROR if self._slot.is_closed else SLOW_ERROR, may_retry_elsewhere=True)
         except DeviceLost:  # the engine's thread finds out too, and ends the worker
-            return DescribeReply(error="This worker has lost its device.", elsewhere=True)
+            return DescribeReply(error="This worker has lost its device.", may_retry_elsewhere=True)
         except Exception:
             log.exception("a picture could not be described")
             return DescribeReply(error="This worker failed to describe the picture.")

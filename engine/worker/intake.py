@@ -61,11 +61,11 @@ class Intake:
             return
         with log_context(job.id):
             if reason := self._find_rejection(job):
-                await self._pass_on(delivery, reason)
+                await self._hand_back_unclaimed(delivery, reason)
             elif (claim := await self._claim_job(delivery)) is not None:
                 await self._begin_run(self._enter_run(delivery, claim))
 
-    async def _pass_on(self, delivery: BusMessage[Job], reason: str) -> None:
+    async def _hand_back_unclaimed(self, delivery: BusMessage[Job], reason: str) -> None:
         """Hand the job to another worker of the pool, without a result and without counting an attempt."""
         job_id = delivery.value.id
         if job_id not in self._passed_on_jobs:

@@ -66,7 +66,7 @@ class ModelFetcher:
         while (fraction := self._model_cache.get_loaded_fraction(model)) is not None:
             try:
                 await self._bus.publish_loading(
-                    JobModelLoading(job=run.job.id, epoch=run.claim.epoch, model=model, done=min(1.0, fraction))
+                    JobModelLoading(job=run.job.id, epoch=run.claim.epoch, model=model, loaded_share=min(1.0, fraction))
                 )
             except BrokerUnreachable as error:
                 log.debug("job %s: %s", run.job.id, error)

@@ -27,7 +27,7 @@ class RequestSlot:
         return not self._lock.locked() and not self.is_closed
 
     @asynccontextmanager
-    async def occupy(self, seconds: float) -> AsyncIterator[None]:
+    async def hold_slot(self, seconds: float) -> AsyncIterator[None]:
         """Run the body alone. Raises `TimeoutError` where it takes longer, or the worker ends."""
         async with self._lock:
             try:

@@ -75,7 +75,9 @@ class JobRun:
         """Record the images' progress from snapshots, and return the least step."""
         for snapshot in snapshots:
             if snapshot.image in self.steps_done:
-                self.steps_done[snapshot.image] = self.steps_saved[snapshot.image] = min(snapshot.k, self.end_step)
+                self.steps_done[snapshot.image] = self.steps_saved[snapshot.image] = min(
+                    snapshot.next_step, self.end_step
+                )
         return min(self.steps_done.values(), default=0)
 
     def record_step(self, images: Sequence[tuple[int, int]], moment: float) -> None:

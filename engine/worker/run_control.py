@@ -60,9 +60,9 @@ class RunControl:
         run = self._active_runs.get(message.job)
         if run is None or run.is_ended or not isinstance(run.job.task, Recipe):
             return
-        if message.deed == "weigh":
+        if message.action == "weigh":
             run.weight = message.weight
-        elif message.deed == "pause":
+        elif message.action == "pause":
             self._pause(run)
         else:
             _unpause(run)

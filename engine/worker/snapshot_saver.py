@@ -79,7 +79,7 @@ class SnapshotSaver:
         async with self._write_slots:
             if not run.is_ended and time.monotonic() - max(run.start_time, run.renewal_time) < self._bus.limits.lease:
                 await self._bus.put_snapshot(snapshot)
-                run.steps_saved[snapshot.image] = snapshot.k
+                run.steps_saved[snapshot.image] = snapshot.next_step
 
     async def hand_back_all(self) -> None:
         """Snapshot, release and hand back every run, so that another worker continues from the same step."""

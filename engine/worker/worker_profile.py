@@ -24,5 +24,5 @@ class WorkerProfile:
         """Return the presence to announce now."""
         return Presence(
             worker=self.name, pools=self.pools, models=self.models, device=self.device, rows=self.rows, free=free_rows,
-            build=self.build, checks=self.has_picture_check, enlarge_ms=self.upscale_ms,
+            software_build=self.build, has_picture_check=self.has_picture_check, upscale_ms=self.upscale_ms,
         )  # fmt: skip

@@ -84,7 +84,7 @@ class FakeWorker:
         presence = Presence(
             worker=self.name, pools=self.pools, device="none",
             models=tuple(make_profile(model, self.revision) for model in self.models), rows=self.rows,
-            free=max(0, self.rows - 8 * len(self.running_jobs)), build="test", enlarge_ms=self.enlarge_ms,
+            free=max(0, self.rows - 8 * len(self.running_jobs)), software_build="test", upscale_ms=self.enlarge_ms,
         )  # fmt: skip
         await self.bus.announce(presence)
 
@@ -194,7 +194,7 @@ class FakeWorker:
     async def publish_frame(self, job: Job, epoch: int, image: int, step: int) -> None:
         assert isinstance(job.task, Recipe)
         frame = Frame(
-            job=job.id, image=image, epoch=epoch, step=step, of=job.task.steps, picture=JPEG, seconds_left=3.0
+            job=job.id, image=image, epoch=epoch, step=step, total_steps=job.task.steps, picture=JPEG, seconds_left=3.0
         )
         await self.bus.publish_frame(frame)
 
@@ -209,7 +209,7 @@ class FakeWorker:
         keyframes = tuple(
             Keyframe(step=step, thumbnail=png(8, 8, step), latent=LATENTS.get(step)) for step in (0, 10, 20)
         )
-        content = encode(Ladder(job=job.id, image=image, of=40, shape=(1, 1), rungs=keyframes))
+        content = encode(Ladder(job=job.id, image=image, total_steps=40, shape=(1, 1), keyframes=keyframes))
         await self.publish_blob(job, epoch, image, "ladder", content, 64)
 
     async def publish_blob(

@@ -10,7 +10,7 @@ ENDS = ("finished", "failed", "cancelled")
 
 @dataclass(frozen=True)
 class Wish:
-    """A recipe that members repeat. The flag `--exact` pins its batch, so that the real engine repeats its bytes."""
+    """A recipe that members repeat. The API field `exact` pins its batch, so that the real engine repeats its bytes."""
 
     prompt: str
     seed: int

@@ -1,7 +1,7 @@
 """Draws from a seed which plug is pulled next, on what target, and for how long. Pure.
 
-A seed repeats the plan of a campaign, but not what the processes do at that moment. Knows names of plugs; `pulling`
-pulls them.
+A seed repeats the plan of a campaign, but not what the processes do at that moment. Knows only names
+of faults; `fault_injector` injects them.
 """
 
 from __future__ import annotations

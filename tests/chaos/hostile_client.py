@@ -83,7 +83,13 @@ class Liar:
     async def giants(self, job: str, claimed: Claimed, chance: random.Random) -> None:
         """Messages as large as the broker allows, as a frame and as a result."""
         frame = Frame(
-            job=job, image=0, epoch=claimed.epoch, step=1, of=1, picture=chance.randbytes(256 * 1024), seconds_left=1.0
+            job=job,
+            image=0,
+            epoch=claimed.epoch,
+            step=1,
+            total_steps=1,
+            picture=chance.randbytes(256 * 1024),
+            seconds_left=1.0,
         )
         await self._bus.publish_frame(frame)
         await self._bus.client.publish(f"frames.{job}", bytes(LIMIT))

@@ -91,7 +91,7 @@ class SimulatedWorkers(PaintingWorker):
     def _presence_of(self, worker: str) -> Presence:
         return Presence(
             worker=worker, pools=("default",), models=(self.model,), device="a simulated device", rows=MAX_ROWS,
-            free=MAX_ROWS, build="bench",
+            free=MAX_ROWS, software_build="bench",
         )  # fmt: skip
 
     async def _work(self, delivered: BusMessage[Job]) -> None:
@@ -139,7 +139,7 @@ class SimulatedWorkers(PaintingWorker):
             picture = self._frame_pictures[next(self._serial) % len(self._frame_pictures)]
             await self.bus.publish_frame(
                 Frame(
-                    job=name, image=image, epoch=claim.epoch, step=step, of=recipe.steps, picture=picture,
+                    job=name, image=image, epoch=claim.epoch, step=step, total_steps=recipe.steps, picture=picture,
                     seconds_left=max(0.0, ends - now),
                 )
             )  # fmt: skip
@@ -153,7 +153,9 @@ class SimulatedWorkers(PaintingWorker):
         for image in range(recipe.count):
             picture = _make_unique(self._pictures[next(self._serial) % len(self._pictures)], f"{job.id} {image}")
             await self._deliver_file(job, claim, image, picture, (64, 64))
-            ladder = Ladder(job=job.id, image=image, of=recipe.steps, shape=(4, 8, 8), rungs=self._keyframes)
+            ladder = Ladder(
+                job=job.id, image=image, total_steps=recipe.steps, shape=(4, 8, 8), keyframes=self._keyframes
+            )
             await self._deliver_file(job, claim, image, encode(ladder), (64, 64), "ladder")
         await self._tell(JobFinished(job=job.id, epoch=claim.epoch, cost=0.2, seconds=1.0, ms_per_step=1.0))
         print(json.dumps({"job": job.id, "at": time.monotonic()}), flush=True)

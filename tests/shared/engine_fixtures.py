@@ -149,7 +149,7 @@ def job() -> Callable[..., Job]:
         number = next(numbers)
         identity = "01" + "".join(ALPHABET[number >> shift & 31] for shift in range(115, -5, -5))
         share = BillingKey(tier="t", guild="g", user=user, weight=weight)
-        return Job(id=identity, task=task, share=share, cost=1.0, deadline=2e9, **fields)
+        return Job(id=identity, task=task, billing_key=share, cost=1.0, deadline=2e9, **fields)
 
     return make
 

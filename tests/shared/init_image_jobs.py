@@ -63,7 +63,7 @@ def encode_ladder(image: LatentsDone, job: Job) -> bytes:
         for keyframe in image.keyframes
     )
     shape = tuple(image.latents.shape)
-    return encode(Ladder(job=job.id, image=image.image, of=recipe.steps, shape=shape, rungs=keyframes))
+    return encode(Ladder(job=job.id, image=image.image, total_steps=recipe.steps, shape=shape, keyframes=keyframes))
 
 
 def to_bytes(tensor: torch.Tensor) -> bytes:

@@ -153,9 +153,9 @@ class PaintingWorker:
     async def _watch_control_messages(self) -> None:
         async for message in self.bus.watch_control_messages():
             self.control_messages.append(message)
-            if message.deed == "pause":
+            if message.action == "pause":
                 self._paused.add(message.job)
-            elif message.deed == "resume":
+            elif message.action == "resume":
                 self._paused.discard(message.job)
 
     async def _announce_forever(self) -> None:
@@ -167,7 +167,7 @@ class PaintingWorker:
     def _make_presence(self) -> Presence:
         return Presence(
             worker=self.name, pools=("default",), models=self.models or (self.model,), device="paper and ink", rows=32,
-            free=32, build="test", checks=self.has_picture_check, enlarge_ms=self.enlarge_ms,
+            free=32, software_build="test", has_picture_check=self.has_picture_check, upscale_ms=self.enlarge_ms,
         )  # fmt: skip
 
     def _find_verdict(self, job: Job, verdicts: dict[int, Verdict], image: int) -> Verdict:
@@ -203,7 +203,7 @@ class PaintingWorker:
             self.step_gate.clear()
         for progress in self.loading_progress:
             await self.bus.publish_loading(
-                JobModelLoading(job=job.id, epoch=claim.epoch, model=recipe.model, done=progress)
+                JobModelLoading(job=job.id, epoch=claim.epoch, model=recipe.model, loaded_share=progress)
             )
             await asyncio.sleep(self.speed)
         for step in range(1, recipe.steps + 1):
@@ -249,7 +249,7 @@ class PaintingWorker:
                 self._find_verdict(job, self.preview_verdicts, image) if step >= 0.4 * recipe.steps else "unchecked"
             )
             frame = Frame(
-                job=job.id, image=image, epoch=claim.epoch, step=step, of=recipe.steps, picture=picture,
+                job=job.id, image=image, epoch=claim.epoch, step=step, total_steps=recipe.steps, picture=picture,
                 seconds_left=seconds_left, verdict=verdict,
             )  # fmt: skip
             await self.bus.publish_frame(frame)
@@ -268,7 +268,7 @@ class PaintingWorker:
             Keyframe(step=step, thumbnail=self.paint(recipe, image, step, "WEBP"), latent=make_latents(step))
             for step in steps
         )
-        return encode(Ladder(job=job, image=image, of=recipe.steps, shape=(4, 8, 8), rungs=keyframes))
+        return encode(Ladder(job=job, image=image, total_steps=recipe.steps, shape=(4, 8, 8), keyframes=keyframes))
 
     async def _upscale(self, job: Job, task: UpscaleTask, claim: Claim) -> None:
         source = Image.open(io.BytesIO(await self.bus.get_blob(task.source, 1 << 24)))

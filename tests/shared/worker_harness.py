@@ -34,7 +34,7 @@ def make_job(job: str = JOB, *, attempt: int = 1, ladder: bool = False, **recipe
     }  # fmt: skip
     share = BillingKey("standard", "guild", "ann")
     task = Recipe(**{**defaults, **recipe})
-    return Job(id=job, task=task, share=share, cost=8.0, deadline=2e9, attempt=attempt, ladder=ladder)
+    return Job(id=job, task=task, billing_key=share, cost=8.0, deadline=2e9, attempt=attempt, ladder=ladder)
 
 
 class SlowFamily:

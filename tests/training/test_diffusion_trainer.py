@@ -46,7 +46,7 @@ from training.pictures.captions import (
     make_caption,
 )
 from training.pictures.variants import (
-    FIRST_HELD_BACK,
+    FIRST_VALIDATION_NUMBER,
     find_dominant_hue,
     nearest_hue,
     number_variants,
@@ -227,7 +227,7 @@ def test_an_unnamed_background_is_white() -> None:
 
 def test_training_never_uses_validation_numbers() -> None:
     pairs = number_variants([draw_artwork("ball", group=3), draw_artwork("up arrow", group=8)])
-    assert max(number for _, number in pairs) < FIRST_HELD_BACK
+    assert max(number for _, number in pairs) < FIRST_VALIDATION_NUMBER
     assert {index: number + 1 for index, number in pairs} == {0: 4, 1: 1}  # flat design: a tenth of its spread
 
 

@@ -49,7 +49,7 @@ from training.evaluation.picture_sampler import PictureSampler
 from training.pictures.artwork import Artwork
 from training.pictures.captions import HELD_OUT_WORDS, clean_description, has_held_out_word
 from training.pictures.masked_pictures import as_images
-from training.pictures.variants import BACKGROUND_COLOURS, FIRST_HELD_BACK, HUE_DEGREES, render_variant
+from training.pictures.variants import BACKGROUND_COLOURS, FIRST_VALIDATION_NUMBER, HUE_DEGREES, render_variant
 
 SMALL = SampleSizes(per_colour=1, per_pair=1, per_word=1, seed_groups=2, guidance_prompts=3)
 RGB = tuple[int, int, int]
@@ -183,7 +183,7 @@ def test_every_named_background_and_hue_is_recognised() -> None:
         )
         assert isinstance(colour, tuple)
         assert measures.name_subject_hue(square((colour[0], colour[1], colour[2]))) == hue
-    assert measures.nearest_background(render_variant(art, FIRST_HELD_BACK, 0).pixels) in BACKGROUND_COLOURS
+    assert measures.nearest_background(render_variant(art, FIRST_VALIDATION_NUMBER, 0).pixels) in BACKGROUND_COLOURS
 
 
 def test_retrieval_counts_the_wanted_label_among_the_best() -> None:
@@ -212,7 +212,7 @@ def test_psnr_counts_only_what_is_inside_the_mask() -> None:
 
 def test_the_mask_covers_the_composed_drawing() -> None:
     art = drawing("ball", 0)
-    for number in range(FIRST_HELD_BACK, FIRST_HELD_BACK + 6):
+    for number in range(FIRST_VALIDATION_NUMBER, FIRST_VALIDATION_NUMBER + 6):
         picture, mask = render_variant(art, number, 3).pixels, reconstruction.subject_mask(art, number, 3)
         away = np.abs(picture.astype(int) - measures.border_colour(picture)).max(axis=-1) > 60
         assert mask.any()
@@ -253,7 +253,7 @@ def test_the_judge_learns_its_labels() -> None:
     losses = [trainer.step(0.2)["loss"] for _ in range(40)]
     assert losses[-1] < 0.7 * first
     assert look.evaluate()["at_1"] > 60
-    assert all(number >= FIRST_HELD_BACK for _, number in look.pairs)
+    assert all(number >= FIRST_VALIDATION_NUMBER for _, number in look.pairs)
 
 
 def test_the_judge_resumes_exactly() -> None:
@@ -293,7 +293,7 @@ def test_a_judge_saved_in_half_precision_gives_the_same_scores(tmp_path: Path) -
     save_judge(judge, tmp_path)
     again, pictures = (
         load_judge(tmp_path),
-        render_pairs(trainer.pictures, [(0, FIRST_HELD_BACK), (3, FIRST_HELD_BACK)], 0),
+        render_pairs(trainer.pictures, [(0, FIRST_VALIDATION_NUMBER), (3, FIRST_VALIDATION_NUMBER)], 0),
     )
     assert again.labels == read_labels(tmp_path) == THINGS
     assert again.own_scores == {"at_1": 70.0, "at_5": 88.0}

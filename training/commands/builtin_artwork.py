@@ -23,7 +23,7 @@ from training.diffusion.latent_cache import (
 from training.diffusion.models import refuse_incomplete
 from training.pictures import artwork
 from training.pictures.artwork import Artwork
-from training.pictures.variants import FIRST_HELD_BACK, number_variants
+from training.pictures.variants import FIRST_VALIDATION_NUMBER, number_variants
 
 VALIDATION_PICTURES = 1024
 
@@ -45,7 +45,10 @@ def open_variants(cache: Path | None, encoders: Encoders, seed: int) -> tuple[La
     """Return latents and token states to train on, and the held-back ones."""
     pictures = load_drawings(cache)
     held_back_index = np.random.default_rng(seed).choice(len(pictures), VALIDATION_PICTURES, replace=False)
-    pair_lists = (number_variants(pictures), [(int(index), FIRST_HELD_BACK) for index in np.sort(held_back_index)])
+    pair_lists = (
+        number_variants(pictures),
+        [(int(index), FIRST_VALIDATION_NUMBER) for index in np.sort(held_back_index)],
+    )
     caches: list[LatentCache] = []
     for name, pairs in zip(("encoding variants", "encoding held-back variants"), pair_lists, strict=True):
         with show_progress(name) as report_progress:

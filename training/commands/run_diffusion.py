@@ -49,17 +49,19 @@ def train_on_artwork(session: Session, source: str, cache: Path | None, override
         }
     )
     vae, caption_encoder = builtin_artwork.load_encoders(weights)
-    train_cache, held_back_cache = builtin_artwork.open_variants(cache, (vae, caption_encoder), settings.seed)
+    train_cache, validation_cache = builtin_artwork.open_variants(cache, (vae, caption_encoder), settings.seed)
     scheduler = builtin_artwork.load_schedule(weights)
     unet = weights / "unet"
     network = build_network(unet, settings.seed) if source == SCRATCH else load_network(unet)
     trainer = _make_trainer(network, train_cache, scheduler, settings)
-    evaluator = DiffusionEvaluator(trainer, held_back_cache, caption_encoder(SHEET_PROMPTS), vae, scheduler)
+    evaluator = DiffusionEvaluator(trainer, validation_cache, caption_encoder(SHEET_PROMPTS), vae, scheduler)
     return session.train(trainer, evaluator, lambda: _write_result(session, load_model(parts_model), trainer))
 
 
 def train_on_dataset(session: Session, source: str, data: Path, flip: bool, overrides: dict[str, float | None]) -> int:
-    settings = session.resolve_settings(DiffusionSettings if source == SCRATCH else _gentle_settings, **overrides)
+    settings = session.resolve_settings(
+        DiffusionSettings if source == SCRATCH else make_small_dataset_settings, **overrides
+    )
     parts_model = _parts_model(source)
     if (folder := find_model_folder(parts_model)) and (
         folder / "unet"
@@ -112,7 +114,7 @@ def _make_network(model: LoadedModel, source: str, seed: int) -> UNet2DCondition
     return add_text_embedding(network) if network.config.cross_attention_dim % POOLING_HEADS == 0 else network
 
 
-def _gentle_settings(**overrides: Any) -> DiffusionSettings:
+def make_small_dataset_settings(**overrides: Any) -> DiffusionSettings:
     """Return settings for few pictures, seen often: small steps, so that the network forgets little."""
     return DiffusionSettings(**{"rate": DATASET_RATE, "batch": DATASET_BATCH, "warm": 20} | overrides)
 

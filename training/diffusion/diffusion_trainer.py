@@ -154,14 +154,14 @@ class DiffusionEvaluator:
     """
 
     trainer: DiffusionTrainer
-    held_back_cache: LatentCache
+    validation_cache: LatentCache
     prompt_states: Tensor
     autoencoder: AutoencoderKL
     scheduler: DDIMScheduler
     metric_name: str = "v_mse"
 
     def evaluate(self) -> Metrics:
-        return {self.metric_name: measure_v_mse(self.trainer.average, self.held_back_cache, self.trainer.alphas)}
+        return {self.metric_name: measure_v_mse(self.trainer.average, self.validation_cache, self.trainer.alphas)}
 
     def draw_sheet(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ from training.evaluation.judge import DEFAULT_WIDTHS, JudgeNetwork, LabelJudge
 from training.evaluation.measures import retrieval_at
 from training.pictures.artwork import Artwork
 from training.pictures.masked_pictures import as_images, as_pictures
-from training.pictures.variants import FIRST_HELD_BACK, render_variant
+from training.pictures.variants import FIRST_VALIDATION_NUMBER, render_variant
 
 SHEET_PICTURES = 64
 RENDERINGS_PER_DRAWING = 8  # renderings of each drawing in memory: half a gigabyte saves a quarter of the time
@@ -168,7 +168,7 @@ def held_back_pairs(pictures: Sequence[Artwork], per_label: int, seed: int) -> l
         by_label.setdefault(art.description.label, []).append(index)
     first_numbers = np.random.default_rng(seed).integers(0, 1 << 16, len(by_label))
     return [
-        (drawings[int(start + number) % len(drawings)], FIRST_HELD_BACK + number)
+        (drawings[int(start + number) % len(drawings)], FIRST_VALIDATION_NUMBER + number)
         for start, (_, drawings) in zip(first_numbers, sorted(by_label.items()), strict=True)
         for number in range(per_label)
     ]

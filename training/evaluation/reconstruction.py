@@ -15,7 +15,7 @@ from training.evaluation import goals
 from training.evaluation.context import EvaluationContext
 from training.evaluation.measures import masked_psnr
 from training.pictures.artwork import Artwork, is_held_out
-from training.pictures.variants import FIRST_HELD_BACK, render_variant
+from training.pictures.variants import FIRST_VALIDATION_NUMBER, render_variant
 
 UNKNOWN_TRAINING_NOTE = "held out if its autoencoder was trained with `darkroom train autoencoder`, else not known"
 Trip = Callable[[np.ndarray], np.ndarray]
@@ -26,8 +26,8 @@ def check_reconstruction(context: EvaluationContext) -> list[FigureRow]:
     held_out = [drawing for drawing in context.artwork if is_held_out(drawing.key)]
     if not held_out:
         raise ValueError("None of the artwork is held out, so there is nothing to measure a reconstruction with.")
-    real = np.stack([render_variant(drawing, FIRST_HELD_BACK, context.seed).pixels for drawing in held_out])
-    masks = np.stack([subject_mask(drawing, FIRST_HELD_BACK, context.seed) for drawing in held_out])
+    real = np.stack([render_variant(drawing, FIRST_VALIDATION_NUMBER, context.seed).pixels for drawing in held_out])
+    masks = np.stack([subject_mask(drawing, FIRST_VALIDATION_NUMBER, context.seed) for drawing in held_out])
     reconstructed = np.stack([_round_trip(context, picture) for picture in real])
     scores, training_note = (
         masked_psnr(real, reconstructed, masks),

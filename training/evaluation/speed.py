@@ -81,5 +81,5 @@ def _time_grid(context: EvaluationContext, steps: int, sampler: Sampler) -> floa
         guidance=family.guidance, width=family.size, height=family.size, count=4, dtype=dtype,
     )  # fmt: skip
     share = BillingKey(tier="standard", guild="local", user="local", weight=1.0)
-    job = Job(id=f"{1:026}", task=recipe, share=share, cost=1.0, deadline=2e9)
+    job = Job(id=f"{1:026}", task=recipe, billing_key=share, cost=1.0, deadline=2e9)
     return run_locally(job, {family.name: family}).seconds

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from training.pictures.artwork import Artwork, is_held_out
-from training.pictures.variants import FIRST_HELD_BACK, number_variants, render_variant
+from training.pictures.variants import FIRST_VALIDATION_NUMBER, number_variants, render_variant
 
 SUBJECT_THRESHOLD = 12  # of 255: a pixel that differs more from the background belongs to the subject
 
@@ -80,5 +80,5 @@ def render_artwork(
         train_pictures.append(render_variant(train_drawings[index], number, seed).pixels)
         on_progress(len(train_pictures), len(pairs))
     return mask_pictures(train_pictures), mask_pictures(
-        [render_variant(drawing, FIRST_HELD_BACK, seed).pixels for drawing in held_out_drawings]
+        [render_variant(drawing, FIRST_VALIDATION_NUMBER, seed).pixels for drawing in held_out_drawings]
     )

@@ -1,7 +1,7 @@
 """Renders many variants of a drawing: backgrounds, hues, sizes, positions, each with a matching caption.
 
-A variant is a pure function of (drawing, number, seed). Numbers from `FIRST_HELD_BACK` on are never trained on; they
-are for validation.
+A variant is a pure function of (drawing, number, seed). Numbers from `FIRST_VALIDATION_NUMBER` on are never trained on;
+they are for validation.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from training.pictures.artwork import Artwork
 from training.pictures.captions import COLOURS, Appearance, is_held_out_pair, make_caption
 
 SIDE = 64
-FIRST_HELD_BACK = 1_000_000
+FIRST_VALIDATION_NUMBER = 1_000_000
 BACKGROUND_COLOURS = {
     "white": (255, 255, 255), "black": (12, 12, 14), "grey": (128, 128, 130), "red": (214, 40, 40),
     "orange": (245, 140, 30), "yellow": (250, 215, 60), "green": (60, 165, 75), "blue": (45, 105, 220),

@@ -70,7 +70,7 @@ class TimestampWorker:
         while True:
             presence = Presence(
                 worker=WORKER_NAME, pools=("default",), models=(MODEL,), device="a clock", rows=32, free=32,
-                build="bench",
+                software_build="bench",
             )  # fmt: skip
             await self._bus.announce(presence)
             await asyncio.sleep(HEARTBEAT_SECONDS)
@@ -95,7 +95,7 @@ class TimestampWorker:
             await asyncio.sleep(max(0.0, start_time + number * self._pause - time.monotonic()))
             await self._bus.publish_frame(
                 Frame(
-                    job=claim.job, image=0, epoch=claim.epoch, step=min(number + 1, steps), of=steps,
+                    job=claim.job, image=0, epoch=claim.epoch, step=min(number + 1, steps), total_steps=steps,
                     picture=add_timestamp(self._jpeg), seconds_left=1.0,
                 )
             )  # fmt: skip

@@ -16,7 +16,7 @@ import tarfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -31,9 +31,12 @@ CHUNK_BYTES = 1024 * 1024
 
 @dataclass(frozen=True)
 class Manifest:
-    """A backup's description of itself. `database`: its SHA-256, empty if the backup has only pictures."""
+    """A backup's description of itself. `created_at`: seconds since 1970.
 
-    made: float
+    `database`: its SHA-256, empty if the backup has only pictures.
+    """
+
+    created_at: float
     database: str
     pictures: int
     format: int = FORMAT_VERSION
@@ -55,7 +58,11 @@ class ArchiveWriter:
         self._tar = tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT)  # noqa: SIM115 - closed by `close`
 
     def add_manifest(self, manifest: Manifest) -> None:
-        self._add(MANIFEST_NAME, json.dumps(asdict(manifest)).encode())
+        values = {
+            "made": manifest.created_at, "database": manifest.database, "pictures": manifest.pictures,
+            "format": manifest.format,
+        }  # fmt: skip
+        self._add(MANIFEST_NAME, json.dumps(values).encode())
 
     def add_database(self, file: Path) -> None:
         with file.open("rb") as stream:
@@ -144,7 +151,7 @@ def _parse_manifest(content: bytes) -> Manifest:
         manifest = Manifest(
             float(values["made"]), str(values["database"]), int(values["pictures"]), int(values["format"])
         )  # fmt: skip
-        if not math.isfinite(manifest.made):
+        if not math.isfinite(manifest.created_at):
             raise ValueError("not a time")
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UserError("This is no backup of Darkroom: its manifest cannot be read.") from error

@@ -23,7 +23,7 @@ from bot.cli.imagine.result import GenerationError, ImagineResult
 from bot.cli.store_session import load_store_settings, run_with_store
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
-from bot.images.films.interpolation_film import render_walk as walk_of
+from bot.images.films.interpolation_film import render_interpolation_film as walk_of
 from bot.images.films.ladder_film import render_film as film_of
 from bot.images.gallery import Gallery
 from bot.images.keyframes import ladder_keyframes
@@ -87,7 +87,7 @@ def _generate_here(
     init_images = _load_init_images(inputs, display)
     family, model_profile = _load_model(_model_name(prompt, options), data, display)
     recipes = _build_recipes(prompt, {**options, "model": None}, model_profile, display, init_images)
-    is_walk, contents = recipes[0].walk is not None, init_images.new_contents if init_images else {}
+    is_walk, contents = recipes[0].interpolation is not None, init_images.new_contents if init_images else {}
     results = [_run_job(part, contents, family, model_profile, film and not is_walk, display, data) for part in recipes]
     return _join_walk(results) if is_walk else results[0]
 
@@ -111,7 +111,10 @@ def _run_job(
     from engine.preview_maps.map_store import MapStore
     from engine.worker import local_run
 
-    job, first_index = _make_job(job_recipe, model_profile, film), job_recipe.walk.first if job_recipe.walk else 0
+    job, first_index = (
+        _make_job(job_recipe, model_profile, film),
+        job_recipe.interpolation.first if job_recipe.interpolation else 0,
+    )
     models, maps = {family.name: family}, MapStore(data)
     run_result = local_run.run_locally(
         job, models, contents, on_frame=lambda frame: _show_frame(frame, display, first_index), map_store=maps
@@ -208,7 +211,9 @@ def _build_recipes(
     for note in (*parsed.notes, *unused_strength_note(request, init_images)):
         display.print_note(note)
     job_recipe = with_init_images(build_recipe(request, model_profile, secrets.randbelow(2**32)), request, init_images)
-    recipes = interpolation_recipes(job_recipe, request.walk, request.frames) if request.walk else [job_recipe]
+    recipes = (
+        interpolation_recipes(job_recipe, request.end_prompt, request.frames) if request.end_prompt else [job_recipe]
+    )
     check_capabilities(recipes[0], model_profile)
     return [pin_batch_shape(part) for part in recipes]
 
@@ -250,7 +255,7 @@ def _make_job(job_recipe: Recipe, model_profile: ModelProfile, film: bool) -> Jo
     return Job(
         id=str(ULID()),
         task=job_recipe,
-        share=TERMINAL_BILLING_KEY,
+        billing_key=TERMINAL_BILLING_KEY,
         cost=estimate_cost(job_recipe, model_profile),
         deadline=time.time() + DAY_SECONDS,
         ladder=film,
@@ -258,5 +263,5 @@ def _make_job(job_recipe: Recipe, model_profile: ModelProfile, film: bool) -> Jo
 
 
 def _show_frame(frame: Frame, display: ProgressDisplay, first_index: int) -> None:
-    display.show_step(frame.step, frame.of, frame.seconds_left)
+    display.show_step(frame.step, frame.total_steps, frame.seconds_left)
     display.show_frame(first_index + frame.image, frame.picture)

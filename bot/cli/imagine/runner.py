@@ -83,7 +83,7 @@ def _resolve_request(request: ImagineRequest, aliases: Mapping[str, str]) -> tup
         )
     picture_count = (
         first_request.frames
-        if first_request.walk
+        if first_request.end_prompt
         else first_request.count or (1 if request.inputs.keyframe else MAX_COUNT)
     )
     if not aliases:

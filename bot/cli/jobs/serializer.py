@@ -12,6 +12,7 @@ import msgspec
 from bot.cli.jobs.admin import JobDetails
 from bot.domain.dto import Delivery
 from bot.store import JobRecord
+from bot.store.jobs.records import AuditEntry
 from engine.contract import Recipe
 
 DESTINATION_FIELDS = ("guild", "channel", "message")  # the parts of a destination that are shown
@@ -30,7 +31,7 @@ def record_to_dict(record: JobRecord) -> dict[str, Any]:
     return {
         **values,
         "images": record.image_count,
-        "attempts_without_progress": record.barren,
+        "attempts_without_progress": record.attempts_without_progress,
         "parent": parent,
         "notes": list(record.notes),
     }
@@ -42,10 +43,17 @@ def details_to_dict(details: JobDetails) -> dict[str, Any]:
     return {
         **record_to_dict(details.record),
         kind: msgspec.to_builtins(details.record.task),
-        "states": [{name: value for name, value in vars(item).items() if name != "job"} for item in details.history],
+        "states": [_audit_entry_to_dict(entry) for entry in details.history],
         "destinations": [_destination_to_dict(item) for item in details.deliveries],
         "pictures": [{name: value for name, value in vars(item).items() if name != "job"} for item in details.pictures],
     }
+
+
+def _audit_entry_to_dict(entry: AuditEntry) -> dict[str, Any]:
+    return {
+        "at": entry.created_at, "source": entry.source, "target": entry.target, "attempt": entry.attempt,
+        "epoch": entry.epoch, "why": entry.reason,
+    }  # fmt: skip
 
 
 def _destination_to_dict(delivery: Delivery) -> dict[str, Any]:

@@ -125,8 +125,8 @@ def _task_facts(record: JobRecord) -> Iterator[tuple[str, str]]:
 
 def _describe_attempts(record: JobRecord) -> str:
     parts = [f"attempt {record.attempt}"]
-    if record.barren:
-        parts.append(f"{record.barren} without progress")
+    if record.attempts_without_progress:
+        parts.append(f"{record.attempts_without_progress} without progress")
     if record.worker:
         parts.append(f"worker {record.worker}, epoch {record.epoch}")
     return ", ".join([*parts, f"step {record.step} of {record.steps}"])
@@ -140,10 +140,10 @@ def _state_table(history: Sequence[AuditEntry]) -> RenderableType:
     table.add_column(overflow="fold")
     previous_time = None
     for entry in history:
-        delay_text = "" if previous_time is None else f"+{max(0.0, entry.at - previous_time):.1f} s"
-        previous_time = entry.at
+        delay_text = "" if previous_time is None else f"+{max(0.0, entry.created_at - previous_time):.1f} s"
+        previous_time = entry.created_at
         state = entry.target if entry.source != entry.target else f"{entry.target}, still"
-        table.add_row("", format_time(entry.at), Text(delay_text), Text(state), Text(one_line(entry.why)))
+        table.add_row("", format_time(entry.created_at), Text(delay_text), Text(state), Text(one_line(entry.reason)))
     return table
 
 

@@ -64,7 +64,7 @@ def show(guild: Guild = EVERYWHERE, as_json: AsJson = False, data: Data = None) 
     def format_value(rule: Rule) -> str:
         return format_setting_value(_find_setting(rule.setting), rule.value).replace("\n", ", ")
 
-    rules = administer(data, lambda admin: admin.list_rules(guild))
+    rules = run_with_rule_admin(data, lambda admin: admin.list_rules(guild))
     if as_json:
         names = ("guild", "scope", "subject", "setting", "value")
         _print_json([{name: getattr(rule, name) for name in names} | {"text": format_value(rule)} for rule in rules])
@@ -81,7 +81,9 @@ def set_rule(
 ) -> None:  # fmt: skip
     """Set one rule."""
     scope, subject = _resolve_scope(guild, channel, role, user, ceiling)
-    print_change(administer(data, lambda admin: admin.set_rule(operator_member(guild), scope, subject, setting, value)))
+    print_change(
+        run_with_rule_admin(data, lambda admin: admin.set_rule(operator_member(guild), scope, subject, setting, value))
+    )
 
 
 @app.command()
@@ -92,7 +94,9 @@ def unset(
 ) -> None:  # fmt: skip
     """Remove one rule."""
     scope, subject = _resolve_scope(guild, channel, role, user, ceiling)
-    print_change(administer(data, lambda admin: admin.unset_rule(operator_member(guild), scope, subject, setting)))
+    print_change(
+        run_with_rule_admin(data, lambda admin: admin.unset_rule(operator_member(guild), scope, subject, setting))
+    )
 
 
 @app.command()
@@ -108,7 +112,7 @@ def budget(
         if not equals:
             raise UserError(f"“{limit[:40]}” is no SETTING=VALUE, as in cost_day=1h.")
         values[name.strip()] = value.strip() or None
-    print_change(administer(data, lambda admin: admin.set_ceilings(operator_member(guild), guild, **values)))
+    print_change(run_with_rule_admin(data, lambda admin: admin.set_ceilings(operator_member(guild), guild, **values)))
 
 
 @app.command()
@@ -127,9 +131,10 @@ def explain(
     from bot.domain.dto import Member
 
     member = Member(user, user, guild, roles=tuple(role or ()), channel=channel)
-    explanations = administer(data, lambda admin: admin.explain(guild, member, setting))
+    explanations = run_with_rule_admin(data, lambda admin: admin.explain(guild, member, setting))
     if as_json:
-        _print_json([asdict(explanation) for explanation in explanations])
+        rows = [asdict(explanation) for explanation in explanations]
+        _print_json([row | {"frees": row.pop("frees_at"), "taken": row.pop("used_share")} for row in rows])
     else:
         typer.echo(
             "\n".join(
@@ -148,7 +153,7 @@ def export(
     data: Data = None,
 ) -> None:
     """Print or write a server's rules as YAML."""
-    text = administer(data, lambda admin: admin.export_yaml(guild))
+    text = run_with_rule_admin(data, lambda admin: admin.export_yaml(guild))
     if out is None:
         typer.echo(text, nl=False)
     else:
@@ -166,7 +171,7 @@ def import_rules(
 
     with file.open("rb") as stream:
         text = stream.read(MAX_BYTES + 1).decode("utf-8", "replace")
-    print_change(administer(data, lambda admin: admin.import_yaml(operator_member(guild), text)))
+    print_change(run_with_rule_admin(data, lambda admin: admin.import_yaml(operator_member(guild), text)))
 
 
 @app.command()
@@ -178,9 +183,9 @@ def log(
     """Show who changed what, the newest first."""
     from bot.policy.rules.explanations import summarise_change
 
-    changes = administer(data, lambda admin: admin.list_changes(guild, limit))
+    changes = run_with_rule_admin(data, lambda admin: admin.list_changes(guild, limit))
     for change in changes:
-        typer.echo(f"{time.strftime('%Y-%m-%d %H:%M', time.localtime(change.at))}  {summarise_change(change)}")
+        typer.echo(f"{time.strftime('%Y-%m-%d %H:%M', time.localtime(change.changed_at))}  {summarise_change(change)}")
     if not changes:
         typer.echo("Nothing was changed.")
 
@@ -192,7 +197,7 @@ def undo(
     data: Data = None,
 ) -> None:
     """Undo a change."""
-    print_change(administer(data, lambda admin: admin.undo_change(operator_member(guild), number)))
+    print_change(run_with_rule_admin(data, lambda admin: admin.undo_change(operator_member(guild), number)))
 
 
 def operator_member(guild: str) -> Member:
@@ -213,7 +218,7 @@ def _resolve_scope(guild: str, channel: str, role: str, user: str, ceiling: bool
     return choices[0] if choices else ("house" if guild == EVERYWHERE else "guild", "")
 
 
-def administer(data: Path | None, action: Callable[[RuleAdmin], Awaitable[Any]]) -> Any:
+def run_with_rule_admin(data: Path | None, action: Callable[[RuleAdmin], Awaitable[Any]]) -> Any:
     """Open the store, run `action` on its `RuleAdmin`, close the store."""
     from bot.app.settings import load_settings
     from bot.cli.store_session import run_with_store

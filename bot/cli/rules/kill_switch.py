@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from bot.cli.rules.commands import EVERYWHERE, Data, Guild, administer, operator_member, print_change
+from bot.cli.rules.commands import EVERYWHERE, Data, Guild, operator_member, print_change, run_with_rule_admin
 
 OPERATOR_NAME = "this bot's operator"  # the operator's name, as members read it
 
@@ -21,7 +21,7 @@ Reason = Annotated[str, typer.Option(metavar="TEXT", help="Why; members read it 
 def close(reason: Reason = "", guild: Guild = EVERYWHERE, data: Data = None) -> None:
     """Stop a server, or without --guild all: take no new jobs, cancel open ones and refund what they did not use."""
     operator = replace(operator_member(guild), name=OPERATOR_NAME)
-    change = administer(data, lambda admin: admin.mark_closed(operator, reason))
+    change = run_with_rule_admin(data, lambda admin: admin.mark_closed(operator, reason))
     if change is None:
         typer.echo("It is closed already.")
         return
@@ -31,4 +31,4 @@ def close(reason: Reason = "", guild: Guild = EVERYWHERE, data: Data = None) -> 
 
 def reopen(guild: Guild = EVERYWHERE, data: Data = None) -> None:
     """Take new jobs again after close."""
-    print_change(administer(data, lambda admin: admin.open_guild(operator_member(guild))))
+    print_change(run_with_rule_admin(data, lambda admin: admin.open_guild(operator_member(guild))))

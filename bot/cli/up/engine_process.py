@@ -36,7 +36,7 @@ class EngineProcess:
 
     async def __aenter__(self) -> EngineProcess:
         await self._start()
-        self._supervisor = asyncio.create_task(self._supervise(), name="workshop")
+        self._supervisor = asyncio.create_task(self._supervise(), name="engine-supervisor")
         return self
 
     async def __aexit__(

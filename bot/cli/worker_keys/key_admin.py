@@ -87,7 +87,9 @@ def list_keys(settings: Settings, *, as_json: bool) -> str:
         raise UserError(str(error), 400) from error
     if as_json:
         return _to_json([_to_dict(key) for key in keys])
-    return "\n".join(f"{key.name:<24} {key.made}  {','.join(key.pools)}" for key in keys) or "No worker has a key."
+    return (
+        "\n".join(f"{key.name:<24} {key.created_on}  {','.join(key.pools)}" for key in keys) or "No worker has a key."
+    )
 
 
 def broker_address(settings: Settings) -> str:
@@ -126,7 +128,7 @@ def _describe_pools(key: WorkerKey) -> str:
 
 
 def _to_dict(key: WorkerKey) -> dict[str, Any]:
-    return {"name": key.name, "public": key.public, "pools": list(key.pools), "made": key.made}
+    return {"name": key.name, "public": key.public, "pools": list(key.pools), "made": key.created_on}
 
 
 def _to_json(value: Sequence[Any] | dict[str, Any]) -> str:

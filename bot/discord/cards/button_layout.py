@@ -110,7 +110,7 @@ def build_report_rows(job: str, incident: int | None) -> tuple[ButtonRow, ...]:
 def _build_picture_rows(view: JobView) -> tuple[ButtonRow, ...]:
     if not isinstance(view.task, Recipe):
         subtle, strong = Button("subtle", view.id, "Vary (Subtle)", 0), Button("strong", view.id, "Vary (Strong)", 0)
-        zoom_some, zoom_twice, *pans, edit, branch = (
+        zoom_1_5, zoom_twice, *pans, edit, branch = (
             Button(kind, view.id, label, 0) for kind, label in COMMON_ACTION_LABELS.items()
         )
         rare_buttons = tuple(
@@ -119,7 +119,7 @@ def _build_picture_rows(view: JobView) -> tuple[ButtonRow, ...]:
             if kind not in COMMON_ACTION_LABELS
         )
         return (
-            (subtle, strong, zoom_some, zoom_twice, branch),
+            (subtle, strong, zoom_1_5, zoom_twice, branch),
             (*pans, edit),
             *((rare_buttons,) if rare_buttons else ()),
         )

@@ -9,7 +9,7 @@ from bot.discord.cards.job_cards import MAX_CONTENT, job_title
 from bot.domain import texts
 from bot.domain.dto import JobView
 from bot.domain.job_states import is_end
-from bot.domain.texts import clean_text, escape_discord, lasting_notes
+from bot.domain.texts import clean_text, drop_one_time_notes, escape_discord
 from engine.contract import FULL_INTERVAL, SAMPLER_TITLES, Recipe
 
 STATE_EMOJI = {"finished": "✅", "failed": "❌", "cancelled": "⏹️", "running": "▶️", "sent": "▶️", "queued": "⏳"}
@@ -23,7 +23,7 @@ def render_details(view: JobView, now: float) -> str:
         _render_state(view, now),
     ]
     head += [line for line in (_render_times(view), _render_origin(view), _render_reason(view)) if line]
-    head += [f"-# {escape_discord(note, 200)}" for note in lasting_notes(view.notes)[:4]]
+    head += [f"-# {escape_discord(note, 200)}" for note in drop_one_time_notes(view.notes)[:4]]
     foot = f"-# Job `{view.id}`"
     space_left = MAX_CONTENT - sum(len(line) + 1 for line in (*head, foot)) - len("```\n\n```\n")
     block = (
@@ -55,8 +55,8 @@ def render_parameters(view: JobView) -> str:
         settings["Guidance interval"] = f"{interval[0]:g}-{interval[1]:g}"
     if view.enlargement > 1:
         settings["Hires upscale"] = view.enlargement
-    if recipe.walk and recipe.walk.to:
-        settings["Walk to"] = recipe.walk.to
+    if recipe.interpolation and recipe.interpolation.end_prompt:
+        settings["Walk to"] = recipe.interpolation.end_prompt
     if recipe.lineage:
         settings["Variation of"] = " ".join(
             f"{entry.seed + entry.index}@{entry.strength:g}" for entry in recipe.lineage

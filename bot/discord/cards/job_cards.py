@@ -13,7 +13,7 @@ from bot.discord.cards import button_layout
 from bot.discord.cards.button_layout import ButtonRow
 from bot.domain import texts
 from bot.domain.dto import AcceptedJob, JobAction, JobView
-from bot.domain.texts import escape_discord, lasting_notes
+from bot.domain.texts import drop_one_time_notes, escape_discord
 from bot.images import moderation_status
 from bot.prompt.flags import prompt_title
 from engine.contract import Recipe
@@ -45,7 +45,7 @@ def render_waiting(view: JobView, ahead: int, eta: float | None, now: float) -> 
     """Return the card of a job that has not started."""
     text = _waiting_text(ahead, eta, view, now)
     return Card(
-        _render_content(view.prompt, _author_and_origin(view), [f"⏳ {text}"], lasting_notes(view.notes)),
+        _render_content(view.prompt, _author_and_origin(view), [f"⏳ {text}"], drop_one_time_notes(view.notes)),
         button_layout.build_cancel_rows(view.id),
     )
 
@@ -54,7 +54,7 @@ def render_loading(view: JobView, model: str, fraction: float, model_bytes: int 
     """Return the card of a job whose worker loads its model."""
     lines = [f"⏳ {escape_discord(texts.format_loading(model, fraction, model_bytes), 120)}"]
     return Card(
-        _render_content(view.prompt, _author_and_origin(view), lines, lasting_notes(view.notes)),
+        _render_content(view.prompt, _author_and_origin(view), lines, drop_one_time_notes(view.notes)),
         button_layout.build_cancel_rows(view.id),
     )
 
@@ -67,7 +67,7 @@ def render_progress(view: JobView, step: int, total_steps: int, seconds_left: fl
     )
     lines = [f"{progress} · done {_timestamp(now + seconds_left)}"]
     return Card(
-        _render_content(view.prompt, _author_and_origin(view), lines, lasting_notes(view.notes)),
+        _render_content(view.prompt, _author_and_origin(view), lines, drop_one_time_notes(view.notes)),
         button_layout.build_cancel_rows(view.id),
         _alt_text(view),
     )
@@ -78,14 +78,16 @@ def render_ended(view: JobView) -> Card:
     if view.state == "finished":
         lines = [_render_footer(view), *(f"🔒 {line}" for line in moderation_status.hold_reasons(view))]
         return Card(
-            _render_content(view.prompt, _author_and_origin(view), lines, lasting_notes(view.notes)),
+            _render_content(view.prompt, _author_and_origin(view), lines, drop_one_time_notes(view.notes)),
             button_layout.build_finished_rows(view),
             _alt_text(view),
         )
     is_cancelled = view.state == "cancelled"
     reason = view.reason or (texts.format_cancellation(view.step, view.total_steps) if is_cancelled else "It failed.")
     lines = [f"{'⏹️' if is_cancelled else '❌'} {escape_discord(reason, 500)}"]
-    if isinstance(view.task, Recipe) and view.task.walk is not None:  # its finished parts have their own messages
+    if (
+        isinstance(view.task, Recipe) and view.task.interpolation is not None
+    ):  # its finished parts have their own messages
         lines.append(f"-# {PARTIAL_FILM_HINT}")
     return Card(_render_content(view.prompt, _author_and_origin(view), lines, ()), button_layout.build_retry_rows(view))
 

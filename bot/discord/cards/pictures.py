@@ -131,7 +131,7 @@ def to_discord_file(card: Card, picture: PictureFile) -> discord.File:
 async def _render_interpolation(gallery: Gallery, view: JobView, limit: int) -> PictureFile | None:
     """Return the film of the interpolation that this job completes; None if too few of its frames may be shown."""
     try:
-        return PictureFile(f"darkroom-{view.id}-walk.webp", await gallery.render_walk(view.id, limit))
+        return PictureFile(f"darkroom-{view.id}-walk.webp", await gallery.render_interpolation_film(view.id, limit))
     except UserError as error:
         log.info("job %s: no film of its walk: %s", view.id, error.sentence)
         return None

@@ -40,7 +40,7 @@ class DarkroomCommandTree(app_commands.CommandTree["DarkroomClient"]):
     """The commands. An unexpected error is logged, and the member is told."""
 
     def __init__(self, client: DarkroomClient) -> None:
-        super().__init__(  # servers only: pictures are messages in channels of the bot
+        super().__init__(  # servers and direct messages with the bot; no user installs, no private channels
             client,
             allowed_installs=app_commands.AppInstallationType(guild=True, user=False),
             allowed_contexts=app_commands.AppCommandContext(guild=True, dm_channel=True, private_channel=False),

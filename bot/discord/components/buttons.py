@@ -133,11 +133,11 @@ async def _run_action(interaction: Interaction, button: Button, view: JobView) -
         case "more":
             await more_menu.open_more_menu(interaction, view)
         case "walk":
-            submit_walk = interaction.client.services.variations.interpolate_pictures
+            submit_interpolation = interaction.client.services.variations.interpolate_pictures
             await submit_once(
                 interaction,
                 button.custom_id,
-                lambda member, destination, key: submit_walk(view.id, member, destination, key=key),
+                lambda member, destination, key: submit_interpolation(view.id, member, destination, key=key),
             )
         case _ if button.kind in picture_actions.PICTURE_ACTIONS:
             await picture_actions.run_picture_action(interaction, button, view)

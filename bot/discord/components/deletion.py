@@ -42,7 +42,7 @@ async def send_confirmation(interaction: Interaction, view: JobView) -> None:
     """Ask the presser, in private, to confirm."""
     has_several = len(view.pictures) > 1
     subject = f"the {len(view.pictures)} pictures" if has_several else "the picture"
-    subject = "all pictures of the walk" if isinstance(view.task, Recipe) and view.task.walk else subject
+    subject = "all pictures of the walk" if isinstance(view.task, Recipe) and view.task.interpolation else subject
     author = "" if view.member_id == member_of(interaction).id else f" of {escape_discord(view.member_name, 64)}"
     question = (
         f"Delete {subject} of **{escape_discord(view.prompt or NO_PROMPT, 300)}**{author} for good, with all "

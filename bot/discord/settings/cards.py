@@ -28,23 +28,23 @@ def build_overview(
     effective_rules: EffectiveRules, rules: Sequence[Rule], notice: Sequence[ui.Item] = ()
 ) -> ui.LayoutView:
     """Return the card of what holds for everyone, with the number of exceptions and every possible change."""
-    items: list[ui.Item] = [*notice, ui_parts.text("## Settings of this server")]
+    items: list[ui.Item] = [*notice, ui_parts.make_text("## Settings of this server")]
     if effective_rules.closed:
         closed_text = f"🔴 **Closed**: {escape_discord(effective_rules.closed, 300)}"
         items.append(
-            ui_parts.text_with_button(closed_text, ui_parts.button("Open", "open", style=ui_parts.Style.success))
+            ui_parts.text_with_button(closed_text, ui_parts.make_button("Open", "open", style=ui_parts.Style.success))
         )
     items += [
-        ui_parts.text("### Each member", *(_setting_line(name, effective_rules) for name in texts.MEMBER_LIMITS)),
-        ui_parts.text(
+        ui_parts.make_text("### Each member", *(_setting_line(name, effective_rules) for name in texts.MEMBER_LIMITS)),
+        ui_parts.make_text(
             "### All together",
             *(_setting_line(name, effective_rules, texts.shared_limit_title(name)) for name in texts.SHARED_LIMITS),
         ),
-        ui_parts.text(
+        ui_parts.make_text(
             "### This server",
             *(_setting_line(name, effective_rules) for name in (*texts.SWITCHES, "words", "patterns")),
         ),
-        ui_parts.text(LEGEND, PRECEDENCE),
+        ui_parts.make_text(LEGEND, PRECEDENCE),
         ui_parts.select(
             "Change a limit of each member …", _select_options(texts.MEMBER_LIMITS, effective_rules), "change"
         ),
@@ -57,13 +57,13 @@ def build_overview(
         ui.ActionRow(
             ui.UserSelect(placeholder="What may one member do, and why? …", custom_id=ui_parts.component_id("explain"))
         ),
-        ui_parts.row(
+        ui_parts.make_row(
             *(_exceptions_button(scope, rules) for scope in EXCEPTION_TITLES),
-            ui_parts.button("Incidents", "incidents", "waiting", 0),
+            ui_parts.make_button("Incidents", "incidents", "waiting", 0),
         ),
         _action_buttons(is_closed=bool(effective_rules.closed)),
     ]
-    return ui_parts.layout(*items, colour=RED if effective_rules.closed else BLUE)
+    return ui_parts.make_layout(*items, colour=RED if effective_rules.closed else BLUE)
 
 
 def build_exceptions(scope: Scope, rules: Sequence[Rule], page: int, notice: Sequence[ui.Item] = ()) -> ui.LayoutView:
@@ -78,13 +78,15 @@ def build_exceptions(scope: Scope, rules: Sequence[Rule], page: int, notice: Seq
         f"**{texts.format_for_card(rule.setting, rule.value)}**"
         for number, rule in numbered_rules
     ]
-    items: list[ui.Item] = [*notice, ui_parts.text(f"## {EXCEPTION_TITLES[scope]} with rules of their own")]
-    items.append(ui_parts.text(*(lines or ["None."])))
+    items: list[ui.Item] = [*notice, ui_parts.make_text(f"## {EXCEPTION_TITLES[scope]} with rules of their own")]
+    items.append(ui_parts.make_text(*(lines or ["None."])))
     if numbered_rules:
         items.append(ui_parts.select("Change or remove one …", map(_rule_option, numbered_rules), "change", "rule"))
-    items += ui_parts.pager("page", scope, page=page, pages=pages)
-    items.append(ui_parts.row(ui_parts.button("Back", "show"), ui_parts.button("Add a rule", "add", scope)))
-    return ui_parts.layout(*items, colour=BLUE)
+    items += ui_parts.make_pager("page", scope, page=page, pages=pages)
+    items.append(
+        ui_parts.make_row(ui_parts.make_button("Back", "show"), ui_parts.make_button("Add a rule", "add", scope))
+    )
+    return ui_parts.make_layout(*items, colour=BLUE)
 
 
 def build_explanation(header: str, sections: Sequence[Section], user: str) -> ui.LayoutView:
@@ -93,16 +95,16 @@ def build_explanation(header: str, sections: Sequence[Section], user: str) -> ui
         (f"user/discord:{user}/{name}", texts.setting_title(name), SETTINGS[name].description)
         for name in texts.MEMBER_LIMITS
     ]
-    characters_left, items = ui_parts.LAYOUT_CHARACTERS - len(header), list[ui.Item]([ui_parts.text(header)])
+    characters_left, items = ui_parts.LAYOUT_CHARACTERS - len(header), list[ui.Item]([ui_parts.make_text(header)])
     for heading, lines in sections:
         fitting_lines = texts.fit_lines([f"### {heading}", *lines] if heading else lines, characters_left)
         characters_left -= len("\n".join(fitting_lines))
-        items += [ui.Separator(), ui_parts.text(*fitting_lines)]
+        items += [ui.Separator(), ui_parts.make_text(*fitting_lines)]
     items += [
         ui_parts.select("Set something for this member …", options, "change", "member"),
-        ui_parts.row(ui_parts.button("All settings", "show")),
+        ui_parts.make_row(ui_parts.make_button("All settings", "show")),
     ]
-    return ui_parts.layout(*items, colour=BLUE)
+    return ui_parts.make_layout(*items, colour=BLUE)
 
 
 def build_history(
@@ -111,19 +113,19 @@ def build_history(
     """Return one page of changes, the newest first; the reader may undo those of the numbers `undoable`."""
     pages = max(1, -(-len(changes) // CHANGES_PER_PAGE))
     page = max(0, min(page, pages - 1))
-    items: list[ui.Item] = [*notice, ui_parts.text("## What was changed here")]
+    items: list[ui.Item] = [*notice, ui_parts.make_text("## What was changed here")]
     if not changes:
-        items.append(ui_parts.text("Nothing yet."))
+        items.append(ui_parts.make_text("Nothing yet."))
     for change in changes[page * CHANGES_PER_PAGE : (page + 1) * CHANGES_PER_PAGE]:
-        disabled = change.undone is not None or change.number not in undoable
+        disabled = change.undone_by is not None or change.number not in undoable
         items.append(
             ui_parts.text_with_button(
-                texts.format_entry(change), ui_parts.button("Undo", "back", change.number, page, disabled=disabled)
+                texts.format_entry(change), ui_parts.make_button("Undo", "back", change.number, page, disabled=disabled)
             )
         )
-    items += ui_parts.pager("log", page=page, pages=pages)
-    items.append(ui_parts.row(ui_parts.button("All settings", "show")))
-    return ui_parts.layout(*items, colour=BLUE)
+    items += ui_parts.make_pager("log", page=page, pages=pages)
+    items.append(ui_parts.make_row(ui_parts.make_button("All settings", "show")))
+    return ui_parts.make_layout(*items, colour=BLUE)
 
 
 def build_notice(line: str, undo_number: int | None = None) -> list[ui.Item]:
@@ -131,24 +133,26 @@ def build_notice(line: str, undo_number: int | None = None) -> list[ui.Item]:
     reverts.
     """
     if undo_number is None:
-        return [ui_parts.text(line), ui.Separator()]
-    return [ui_parts.text_with_button(line, ui_parts.button("Undo", "undo", undo_number)), ui.Separator()]
+        return [ui_parts.make_text(line), ui.Separator()]
+    return [ui_parts.text_with_button(line, ui_parts.make_button("Undo", "undo", undo_number)), ui.Separator()]
 
 
 def build_question(lines: Sequence[str], confirm_button: ui.Button) -> ui.LayoutView:
     """Return a card that shows what would change, and asks."""
     fitting_lines = texts.fit_lines(lines, ui_parts.LAYOUT_CHARACTERS)
-    return ui_parts.layout(
-        ui_parts.text(*fitting_lines), ui_parts.row(confirm_button, ui_parts.button("Cancel", "dismiss")), colour=BLUE
+    return ui_parts.make_layout(
+        ui_parts.make_text(*fitting_lines),
+        ui_parts.make_row(confirm_button, ui_parts.make_button("Cancel", "dismiss")),
+        colour=BLUE,
     )
 
 
 def build_result(line: str, *, undo_number: int | None = None, success: bool = True) -> ui.LayoutView:
     """Return one sentence, with buttons to undo and to go back."""
-    buttons = [ui_parts.button("All settings", "show")]
+    buttons = [ui_parts.make_button("All settings", "show")]
     if undo_number is not None:
-        buttons.insert(0, ui_parts.button("Undo", "undo", undo_number))
-    return ui_parts.layout(ui_parts.text(line), ui_parts.row(*buttons), colour=GREEN if success else RED)
+        buttons.insert(0, ui_parts.make_button("Undo", "undo", undo_number))
+    return ui_parts.make_layout(ui_parts.make_text(line), ui_parts.make_row(*buttons), colour=GREEN if success else RED)
 
 
 def _setting_line(name: str, effective_rules: EffectiveRules, title: str = "") -> str:
@@ -185,7 +189,7 @@ def _rules_of_scope(scope: Scope, rules: Sequence[Rule]) -> list[Rule]:
 
 
 def _exceptions_button(scope: Scope, rules: Sequence[Rule]) -> ui.Button:
-    return ui_parts.button(f"{EXCEPTION_TITLES[scope]}: {len(_rules_of_scope(scope, rules))}", "page", scope, 0)
+    return ui_parts.make_button(f"{EXCEPTION_TITLES[scope]}: {len(_rules_of_scope(scope, rules))}", "page", scope, 0)
 
 
 def _rule_option(numbered_rule: tuple[int, Rule]) -> tuple[str, str, str]:
@@ -204,11 +208,11 @@ def rule_id(rule: Rule) -> str:
 
 def _action_buttons(*, is_closed: bool) -> ui.ActionRow:
     buttons = [
-        ui_parts.button("History", "log", 0),
-        ui_parts.button("Presets", "presets"),
-        ui_parts.button("Words", "words"),
-        ui_parts.button("Export", "export"),
+        ui_parts.make_button("History", "log", 0),
+        ui_parts.make_button("Presets", "presets"),
+        ui_parts.make_button("Words", "words"),
+        ui_parts.make_button("Export", "export"),
     ]
     if not is_closed:
-        buttons.append(ui_parts.button("Close", "close", style=ui_parts.Style.danger))
-    return ui_parts.row(*buttons)
+        buttons.append(ui_parts.make_button("Close", "close", style=ui_parts.Style.danger))
+    return ui_parts.make_row(*buttons)

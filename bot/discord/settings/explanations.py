@@ -30,7 +30,7 @@ def build_sections(explanations: Sequence[Explanation]) -> list[Section]:
     """Return all settings under their headings, the fullest limit first; empty groups are left out."""
     limiting = sorted(
         filter(_is_limiting, explanations),
-        key=lambda explanation: -1.0 if explanation.setting in STOP_SETTINGS else 1 - (explanation.taken or 0),
+        key=lambda explanation: -1.0 if explanation.setting in STOP_SETTINGS else 1 - (explanation.used_share or 0),
     )
     by_rule = [
         explanation for explanation in explanations if explanation.rule is not None and explanation not in limiting
@@ -52,7 +52,7 @@ def build_sections(explanations: Sequence[Explanation]) -> list[Section]:
 def format_entry(explanation: Explanation) -> str:
     """Return a setting's value, and below it why it holds."""
     reason = explanation.sentence.removeprefix(f"{explanation.setting} is {explanation.value}: ")
-    stop_mark = "⛔ " if _is_stopping(explanation) or (explanation.taken or 0) >= 1 else ""
+    stop_mark = "⛔ " if _is_stopping(explanation) or (explanation.used_share or 0) >= 1 else ""
     return f"{stop_mark}{format_line(explanation, '**')}\n-# {_insert_mentions(reason)}"
 
 
@@ -62,13 +62,15 @@ def format_line(explanation: Explanation, emphasis: str = "") -> str:
         ("yes" if explanation.value == "on" else "no") if explanation.setting == "blocked" else explanation.value
     )
     frees_text = (
-        f", some frees <t:{round(explanation.frees)}:R>" if explanation.frees is not None and explanation.taken else ""
+        f", some frees <t:{round(explanation.frees_at)}:R>"
+        if explanation.frees_at is not None and explanation.used_share
+        else ""
     )
     return f"{texts.setting_title(explanation.setting)} · {emphasis}{escape_discord(value, 90)}{emphasis}{frees_text}"
 
 
 def _is_limiting(explanation: Explanation) -> bool:
-    return _is_stopping(explanation) or bool(explanation.taken)
+    return _is_stopping(explanation) or bool(explanation.used_share)
 
 
 def _is_stopping(explanation: Explanation) -> bool:

@@ -73,18 +73,20 @@ def build_incident_list(
     """Return one page; an incident that waits for a moderator has a button to close it."""
     items: list[ui.Item] = [
         *notice,
-        ui_parts.text("## Waiting for a moderator" if list_name == WAITING else "## Incidents"),
+        ui_parts.make_text("## Waiting for a moderator" if list_name == WAITING else "## Incidents"),
     ]
     if not page_incidents:
-        items.append(ui_parts.text("Nothing waits." if list_name == WAITING else "Nothing yet."))
+        items.append(ui_parts.make_text("Nothing waits." if list_name == WAITING else "Nothing yet."))
     for incident in page_incidents:
         text = format_entry(incident, links.get(incident.job, ""))
-        close_button = ui_parts.button("Close", "shut", incident.number, list_name, page)
-        items.append(ui_parts.text_with_button(text, close_button) if incident.is_undecided else ui_parts.text(text))
-    items += ui_parts.pager("incidents", list_name, page=page, pages=pages)
+        close_button = ui_parts.make_button("Close", "shut", incident.number, list_name, page)
+        items.append(
+            ui_parts.text_with_button(text, close_button) if incident.is_undecided else ui_parts.make_text(text)
+        )
+    items += ui_parts.make_pager("incidents", list_name, page=page, pages=pages)
     other_list = ("Show all", ALL) if list_name == WAITING else ("Only what waits", WAITING)
-    items.append(ui_parts.row(ui_parts.button(other_list[0], "incidents", other_list[1], 0)))
-    return ui_parts.layout(*items, colour=cards.BLUE)
+    items.append(ui_parts.make_row(ui_parts.make_button(other_list[0], "incidents", other_list[1], 0)))
+    return ui_parts.make_layout(*items, colour=cards.BLUE)
 
 
 def format_entry(incident: Incident, job_link: str) -> str:
@@ -92,5 +94,5 @@ def format_entry(incident: Incident, job_link: str) -> str:
     link_text = f" · {job_link}" if job_link else ""
     return (
         f"**{incident.number}.** {escape_discord(incident_sentence(incident), TEXT_LENGTH)}\n-# "
-        f"<t:{round(incident.at)}:R>{link_text}"
+        f"<t:{round(incident.created_at)}:R>{link_text}"
     )

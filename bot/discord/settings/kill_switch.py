@@ -46,8 +46,8 @@ async def close_guild(interaction: Interaction, press: CardPress) -> None:
     async def build_reply(member: Member) -> Reply:
         number = await rule_pages.get_administration(interaction).close_guild(member, press.first_value("reason"))
         text = f"🔴 **Closed.** {_cancelled_jobs_text(number)}\nNothing is made here until `/settings open`."
-        button = ui_parts.button("Open", "open", style=ui_parts.Style.success)
-        return Reply(view=ui_parts.layout(ui_parts.text_with_button(text, button), colour=cards.RED))
+        button = ui_parts.make_button("Open", "open", style=ui_parts.Style.success)
+        return Reply(view=ui_parts.make_layout(ui_parts.text_with_button(text, button), colour=cards.RED))
 
     await respond(interaction, "close", build_reply)
 
@@ -83,14 +83,14 @@ async def change_budget(interaction: Interaction, guild: str, limits: Mapping[st
         if not limits:
             rules = [rule for rule in await administration.list_rules(guild_id) if rule.scope == "house"]
             lines = [_rule_line(rule) for rule in rules] or ["None: nothing but the bot's defaults."]
-            return Reply(view=ui_parts.layout(ui_parts.text(heading, *lines), colour=cards.BLUE))
+            return Reply(view=ui_parts.make_layout(ui_parts.make_text(heading, *lines), colour=cards.BLUE))
         if not all(limits) or not all(limits.values()):
             raise UserError("A ceiling needs both: which setting, and its value.")
         values = {name: None if text.strip().casefold() in REMOVAL_WORDS else text for name, text in limits.items()}
         change = await administration.set_ceilings(member, guild_id, **values)
         return Reply(
-            view=ui_parts.layout(
-                ui_parts.text(heading, texts.describe_change(change), *texts.format_steps(change.steps)),
+            view=ui_parts.make_layout(
+                ui_parts.make_text(heading, texts.describe_change(change), *texts.format_steps(change.steps)),
                 colour=cards.GREEN,
             )
         )

@@ -100,7 +100,9 @@ async def describe_result(interaction: Interaction, change: RuleChange) -> str:
 def _missing_requirements(interaction: Interaction, step: RuleStep) -> list[str]:
     """Return what a setting still needs to work: a worker that can check, a channel that we may write in."""
     if step.setting == "check" and step.after is True:
-        has_checker = any(presence.checks for presence in interaction.client.services.live_workers().values())
+        has_checker = any(
+            presence.has_picture_check for presence in interaction.client.services.live_workers().values()
+        )
         return [] if has_checker else [NO_CHECKER]
     if step.setting != "reports" or interaction.guild is None:
         return []
@@ -190,7 +192,7 @@ async def undo_in_history(interaction: Interaction, press: CardPress) -> None:
 def describe_undo(change: RuleChange) -> str:
     """Return what an undo did."""
     return "\n".join(
-        [f"↩️ No. {change.undoes} was taken back:", *texts.fit_lines(texts.format_steps(change.steps), 700)]
+        [f"↩️ No. {change.undone_change} was taken back:", *texts.fit_lines(texts.format_steps(change.steps), 700)]
     )
 
 
@@ -201,13 +203,15 @@ async def show_presets(interaction: Interaction, press: CardPress) -> None:
         preset_rows: Sequence[ui.Item] = [
             ui_parts.text_with_button(
                 f"**{preset.name}**\n{preset.description}",
-                ui_parts.button("See", "preset", preset.name.replace(" ", "-")),
+                ui_parts.make_button("See", "preset", preset.name.replace(" ", "-")),
             )
             for preset in presets.PRESETS.values()
         ]
-        back_row = ui_parts.row(ui_parts.button("All settings", "show"))
+        back_row = ui_parts.make_row(ui_parts.make_button("All settings", "show"))
         return Reply(
-            view=ui_parts.layout(ui_parts.text("## Presets", PRESETS_INTRO), *preset_rows, back_row, colour=cards.BLUE)
+            view=ui_parts.make_layout(
+                ui_parts.make_text("## Presets", PRESETS_INTRO), *preset_rows, back_row, colour=cards.BLUE
+            )
         )
 
     await respond(interaction, "set", build_reply)
@@ -219,7 +223,7 @@ async def preview_preset(interaction: Interaction, name: str) -> None:
     async def build_reply(member: Member) -> Reply:
         preset = presets.find_preset(name)
         steps = change_plan.plan_rules(await load_own_rules(interaction, member), presets.preset_rules(preset))
-        confirm_button = ui_parts.button(
+        confirm_button = ui_parts.make_button(
             "Apply", "apply", preset.name.replace(" ", "-"), style=discord.ButtonStyle.primary
         )
         header = [

@@ -53,8 +53,8 @@ async def offer_import(interaction: Interaction, attachment: discord.Attachment)
             [f"**This changes {len(steps)} rules:**", *texts.format_steps(steps)], MESSAGE_CHARACTERS
         )
         view = ui.View(timeout=None)
-        view.add_item(ui_parts.button("Import", "bring", style=discord.ButtonStyle.primary))
-        view.add_item(ui_parts.button("Cancel", "leave"))
+        view.add_item(ui_parts.make_button("Import", "bring", style=discord.ButtonStyle.primary))
+        view.add_item(ui_parts.make_button("Cancel", "leave"))
         return Reply(content="\n".join(lines), view=view, files=(_yaml_file(text),))
 
     await respond(interaction, "set", build_reply)

@@ -161,9 +161,11 @@ def describe_overrides(step: RuleStep, rules: Sequence[Rule]) -> list[str]:
 def format_entry(change: RuleChange) -> str:
     """Return a change in the history: who, what, when, and its first lines."""
     actor = escape_discord(change.actor_name, 32)
-    verb = f"undid no. {change.undoes}" if change.undoes else ACTION_VERBS.get(change.what, change.what)
-    head = f"**{change.number}.** {actor} {verb} · <t:{round(change.at)}:R>"
-    undone_note = [f"-# taken back by no. {change.undone}"] if change.undone else []
+    verb = (
+        f"undid no. {change.undone_change}" if change.undone_change else ACTION_VERBS.get(change.action, change.action)
+    )
+    head = f"**{change.number}.** {actor} {verb} · <t:{round(change.changed_at)}:R>"
+    undone_note = [f"-# taken back by no. {change.undone_by}"] if change.undone_by else []
     return "\n".join([*fit_lines([head, *format_steps(change.steps)], MAX_ENTRY_CHARACTERS, 4), *undone_note])
 
 

@@ -27,7 +27,9 @@ def component_id(verb: str, *parts: object) -> str:
     return ":".join((ID_PREFIX, verb, *(str(part) for part in parts)))
 
 
-def button(label: str, verb: str, *parts: object, style: Style = Style.secondary, disabled: bool = False) -> ui.Button:
+def make_button(
+    label: str, verb: str, *parts: object, style: Style = Style.secondary, disabled: bool = False
+) -> ui.Button:
     """Return a button; its id says what it does."""
     return ui.Button(label=label, style=style, custom_id=component_id(verb, *parts), disabled=disabled)
 
@@ -44,18 +46,18 @@ def select(placeholder: str, options: Iterable[tuple[str, str, str]], verb: str,
     return ui.ActionRow(menu)
 
 
-def row(*buttons: ui.Button) -> ui.ActionRow:
+def make_row(*buttons: ui.Button) -> ui.ActionRow:
     return ui.ActionRow(*buttons)
 
 
-def layout(*items: ui.Item, colour: int | None = None) -> ui.LayoutView:
+def make_layout(*items: ui.Item, colour: int | None = None) -> ui.LayoutView:
     """Return a card of one container, so that it reads as one thing."""
     view = ui.LayoutView(timeout=None)
     view.add_item(ui.Container(*items, accent_colour=colour))
     return view
 
 
-def text(*lines: str) -> ui.TextDisplay:
+def make_text(*lines: str) -> ui.TextDisplay:
     return ui.TextDisplay("\n".join(lines))
 
 
@@ -69,11 +71,11 @@ def escape_name(name: str) -> str:
     return escape_discord(name, 80)
 
 
-def pager(verb: str, *parts: object, page: int, pages: int) -> list[ui.ActionRow]:
+def make_pager(verb: str, *parts: object, page: int, pages: int) -> list[ui.ActionRow]:
     """Return buttons back and forth, if there is more than one page; pages count from 0."""
     if pages <= 1:
         return []
-    previous_button = button("◀", verb, *parts, page - 1, disabled=page <= 0)
-    next_button = button("▶", verb, *parts, page + 1, disabled=page >= pages - 1)
-    page_button = button(f"{page + 1} of {pages}", "nothing", disabled=True)
-    return [row(previous_button, page_button, next_button)]
+    previous_button = make_button("◀", verb, *parts, page - 1, disabled=page <= 0)
+    next_button = make_button("▶", verb, *parts, page + 1, disabled=page >= pages - 1)
+    page_button = make_button(f"{page + 1} of {pages}", "nothing", disabled=True)
+    return [make_row(previous_button, page_button, next_button)]

@@ -19,7 +19,9 @@ MAX_SIDE = 512  # pixels of the longer side at most: a film has up to 91 frames,
 MIN_SIDE = 256
 
 
-def render_walk(pictures: Sequence[bytes], *, film_format: FilmFormat = "webp", limit: int = MAX_FILM_BYTES) -> bytes:
+def render_interpolation_film(
+    pictures: Sequence[bytes], *, film_format: FilmFormat = "webp", limit: int = MAX_FILM_BYTES
+) -> bytes:
     """Return two to sixteen pictures of one size as a looping film, at most `limit` bytes.
 
     The film pauses at both ends. Raises `UnreadableImage` for bytes that are no picture, and `ValueError` for fewer
@@ -30,7 +32,7 @@ def render_walk(pictures: Sequence[bytes], *, film_format: FilmFormat = "webp", 
 
 
 def animate_walk(pictures: Sequence[bytes]) -> Animation:
-    """Return the frames of `render_walk`."""
+    """Return the frames of `render_interpolation_film`."""
     if len(pictures) < 2:
         raise ValueError("a walk has two pictures at least")
     tiles = [decode_image(picture) for picture in pictures]

@@ -60,12 +60,12 @@ def drop_latents(ladders: Sequence[bytes]) -> list[bytes]:
 
 def _drop_ladder_latents(ladder: Ladder) -> Ladder:
     keyframes = (
-        msgspec.structs.replace(keyframe, latent=None, history=None, estimate=None) for keyframe in ladder.rungs
+        msgspec.structs.replace(keyframe, latent=None, history=None, estimate=None) for keyframe in ladder.keyframes
     )
-    return msgspec.structs.replace(ladder, rungs=tuple(keyframes))
+    return msgspec.structs.replace(ladder, keyframes=tuple(keyframes))
 
 
-def keyframe_steps(ladders: Sequence[bytes]) -> list[int]:
+def list_keyframe_steps(ladders: Sequence[bytes]) -> list[int]:
     """Return the step of each keyframe, for a slider; of the image with the most keyframes."""
     return [keyframe.step for keyframe in max(_sorted_keyframes(ladders), key=len)]
 
@@ -96,9 +96,9 @@ def _decode_ladders(ladders: Sequence[bytes]) -> list[Ladder]:
 
 def _sorted_keyframes(ladders: Sequence[bytes]) -> list[tuple[Keyframe, ...]]:
     decoded = _decode_ladders(ladders)
-    if not all(ladder.rungs for ladder in decoded):
+    if not all(ladder.keyframes for ladder in decoded):
         raise UnreadableImage("a ladder without rungs")
-    return [tuple(sorted(ladder.rungs, key=lambda keyframe: keyframe.step)) for ladder in decoded]
+    return [tuple(sorted(ladder.keyframes, key=lambda keyframe: keyframe.step)) for ladder in decoded]
 
 
 def _open_final(picture: bytes) -> Image.Image:

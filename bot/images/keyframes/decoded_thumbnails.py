@@ -17,7 +17,7 @@ from engine.contract import Ladder, MalformedMessage, decode, encode
 def read_estimates(ladder: bytes) -> tuple[bytes, ...]:
     """Return the estimate of each keyframe; empty if one has none, or if the bytes are no ladder."""
     try:
-        keyframes = decode(ladder, Ladder).rungs
+        keyframes = decode(ladder, Ladder).keyframes
     except MalformedMessage:
         return ()
     images = tuple(keyframe.estimate for keyframe in keyframes if keyframe.estimate)
@@ -39,6 +39,7 @@ def replace_thumbnails(ladder: bytes, thumbnails: Sequence[bytes]) -> bytes:
     except MalformedMessage as error:
         raise UnreadableImage(f"not a ladder: {error}") from error
     keyframes = (
-        replace(keyframe, thumbnail=thumbnail) for keyframe, thumbnail in zip(decoded.rungs, thumbnails, strict=True)
+        replace(keyframe, thumbnail=thumbnail)
+        for keyframe, thumbnail in zip(decoded.keyframes, thumbnails, strict=True)
     )
-    return encode(replace(decoded, rungs=tuple(keyframes)))
+    return encode(replace(decoded, keyframes=tuple(keyframes)))

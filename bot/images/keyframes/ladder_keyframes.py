@@ -35,10 +35,10 @@ def read_keyframes(ladder: bytes) -> list[KeyframeThumbnail]:
         raise UserError(UNREADABLE, 404) from error
     full_bytes = 4 * math.prod(decoded.shape)
     keyframes: dict[int, KeyframeThumbnail] = {}
-    for entry in decoded.rungs:
+    for entry in decoded.keyframes:
         has_latents = entry.latent is not None and len(entry.latent) == full_bytes
         # After the last step nothing is left to change, and before the first nothing has been done.
-        keyframe = KeyframeThumbnail(entry.step, has_latents and 1 <= entry.step < decoded.of, entry.thumbnail)
+        keyframe = KeyframeThumbnail(entry.step, has_latents and 1 <= entry.step < decoded.total_steps, entry.thumbnail)
         if keyframe.can_branch or entry.step not in keyframes:
             keyframes[entry.step] = keyframe
     return [keyframes[step] for step in sorted(keyframes)]

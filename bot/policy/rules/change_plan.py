@@ -96,8 +96,8 @@ def plan_undo(current_rules: RulesByKey, change: RuleChange, later_change: int |
 
     `later_change`: the newest later change of one of its rules, for the sentence.
     """
-    if change.undone is not None:
-        raise UserError(f"Change {change.number} is undone already, by change {change.undone}.")
+    if change.undone_by is not None:
+        raise UserError(f"Change {change.number} is undone already, by change {change.undone_by}.")
     for step in change.steps:
         if current_rules.get(step.key) != step.after:
             change_note = f" by change {later_change}" if later_change else ""

@@ -28,8 +28,8 @@ class Explanation:
     """The effective value of one setting: `value` as text, `used` so far ("2 of 3"; empty if nothing is counted).
 
     `rule` decides, None for the bot's default; of several limits it is the one with least left. `sentence` says so, and
-    what else applies. `frees`: when a part of the usage expires (seconds since 1970), None if unknown. `taken`: the
-    used share of the limit, 1 for all of it; None if nothing is counted.
+    what else applies. `frees_at`: when a part of the usage expires (seconds since 1970), None if unknown. `used_share`:
+    of the limit, 1 for all of it; None if nothing is counted.
     """
 
     setting: str
@@ -37,8 +37,8 @@ class Explanation:
     used: str
     sentence: str
     rule: Rule | None = None
-    frees: float | None = None
-    taken: float | None = None
+    frees_at: float | None = None
+    used_share: float | None = None
 
 
 def set_by_sentence(rule: Rule | None) -> str:
@@ -80,9 +80,9 @@ def summarise_change(change: RuleChange, names: DisplayNames = NO_NAMES) -> str:
     """Return a change as one sentence."""
     number = len(change.steps)
     summary = describe_step(change.steps[0], names) if number == 1 else f"{number} rules"
-    undone_note = f" (undone by {change.undone})" if change.undone else ""
-    undo_note = f" of change {change.undoes}" if change.undoes else ""
-    return f"{change.number}: {change.what}{undo_note} by {shorten(change.actor_name, 40)}: {summary}{undone_note}"
+    undone_note = f" (undone by {change.undone_by})" if change.undone_by else ""
+    undo_note = f" of change {change.undone_change}" if change.undone_change else ""
+    return f"{change.number}: {change.action}{undo_note} by {shorten(change.actor_name, 40)}: {summary}{undone_note}"
 
 
 def explain_decision(

@@ -70,13 +70,13 @@ class RuleChange:
 
     number: int
     guild: str
-    at: float
+    changed_at: float
     actor: str
     actor_name: str
-    what: str
+    action: str
     steps: tuple[RuleStep, ...]
-    undoes: int | None = None
-    undone: int | None = None
+    undone_change: int | None = None
+    undone_by: int | None = None
 
 
 def normalise_subject(guild: str, scope: Scope, subject: str) -> str:

@@ -74,7 +74,7 @@ class ResultConsumer:
                     pending.append(message)
                     continue
                 self._pending[job] = deque([message])
-                group.create_task(self._handle_job(job), name=f"settle {job}")
+                group.create_task(self._handle_job(job), name=f"results {job}")
 
     async def _handle_job(self, job: str) -> None:
         """Handle the fetched results of one job, until none is left."""
@@ -110,7 +110,7 @@ class ResultConsumer:
         The caller then handles them one by one, so that a fault affects only its own result.
         """
         pictures = [each_message.value for each_message in batch if isinstance(each_message.value, PictureReady)]
-        finished = next((one.value for one in batch if isinstance(one.value, JobFinished)), None)
+        finished = next((message.value for message in batch if isinstance(message.value, JobFinished)), None)
         try:
             _, transition = await self._ingest.ingest_pictures(pictures, finished)
             if finished is not None and transition is None:

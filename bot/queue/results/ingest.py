@@ -143,7 +143,7 @@ def check_picture(picture: PictureReady, content: bytes) -> None:
         ladder = decode(content, Ladder)
         if (ladder.job, ladder.image) != (picture.job, picture.image):
             raise WrongPicture("the ladder belongs to another picture")
-        if not ladder.rungs:
+        if not ladder.keyframes:
             raise WrongPicture("the ladder has no keyframes")
     elif png_size(content) != (picture.width, picture.height):
         raise WrongPicture("the picture is not the PNG that was announced")

@@ -18,7 +18,7 @@ from bot.images.moderation_status import unchecked_notes
 from bot.policy.limits import Limits
 from bot.policy.rules import resolve
 from bot.queue.job_request import JobRequest, check_fits, member_key
-from bot.services.admission.quota_check import QueueState, apply_rules, check_early
+from bot.services.admission.quota_check import QueueState, apply_rules, check_before_content
 from bot.services.admission.word_filter import WordFilter
 from bot.services.job_views.job_views import JobViews
 from bot.services.preferences import known_preferences
@@ -67,7 +67,7 @@ class Admission:
             self._on_admitted()
         return [await self._job_views.accepted_job(record) for record in records]
 
-    async def check_early(
+    async def check_before_content(
         self, action: JobAction, member: Member, key: str | None, prompt: str, *, count: int = 1, relaxed: bool = False
     ) -> list[AcceptedJob]:
         """Check a request before reading its slow parts. Returns the jobs that the same `key` made before, else none.
@@ -95,7 +95,7 @@ class Admission:
     ) -> None:
         def decide(ledger: Ledger) -> None:
             rules = resolve(ledger.load_rules(), member, self._limits)
-            check_early(
+            check_before_content(
                 action, count, rules, ledger, known_preferences(ledger.load_preferences()), queue_state, relaxed=relaxed
             )
 

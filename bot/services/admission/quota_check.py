@@ -58,7 +58,7 @@ def apply_rules(
 
     `relaxed`: the member asked for that speed in this request, not only in their preferences.
     """
-    check_open(rules)
+    refuse_if_closed_or_blocked(rules)
     for new_job in new_jobs:
         check_task(rules, new_job)
     tier, tier_notes = _choose_tier(rules, preference, relaxed)
@@ -76,21 +76,21 @@ def apply_rules(
     ]  # fmt: skip
 
 
-def check_early(
+def check_before_content(
     action: str, count: int, rules: EffectiveRules, ledger: Ledger, preference: Preference, queue_state: QueueState, *,
     relaxed: bool = False,
 ) -> None:  # fmt: skip
     """Check `count` jobs before their content and cost are known. Raises `UserError` only where `apply_rules` would
     too.
     """
-    check_open(rules)
+    refuse_if_closed_or_blocked(rules)
     check_action(rules, action)
     tier, _ = _choose_tier(rules, preference, relaxed)
     _choose_privacy(rules, preference)
     _check_usage(count, None, rules, ledger, queue_state, is_free=tier == RELAXED_TIER)
 
 
-def check_open(rules: EffectiveRules) -> None:
+def refuse_if_closed_or_blocked(rules: EffectiveRules) -> None:
     """Raise `UserError` (403) if the server is closed or the member blocked."""
     if rules.closed:
         closing_rule = rules.deciding_rules.get("closed")
@@ -146,7 +146,9 @@ def check_task(rules: EffectiveRules, new_job: NewJob) -> None:
             )
             raise UserError(
                 _with_setter(
-                    sentence if task.walk is None or name == "steps" else NO_INTERPOLATION.format(limit), rules, name
+                    sentence if task.interpolation is None or name == "steps" else NO_INTERPOLATION.format(limit),
+                    rules,
+                    name,
                 )
             )
     if task.width * task.height > rules.pixels:

@@ -101,8 +101,8 @@ def member_texts(new_job: NewJob) -> Iterable[str]:
     if isinstance(new_job.task, Recipe):
         yield " ".join(concept.text for concept in new_job.task.concepts)
         yield new_job.task.negative
-        if new_job.task.walk is not None and new_job.task.walk.to is not None:
-            yield new_job.task.walk.to
+        if new_job.task.interpolation is not None and new_job.task.interpolation.end_prompt is not None:
+            yield new_job.task.interpolation.end_prompt
 
 
 def _first_match(texts: Sequence[str], effective_rules: EffectiveRules) -> tuple[Match | None, str]:

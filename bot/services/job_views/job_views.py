@@ -54,8 +54,8 @@ class JobViews:
         """
         ancestor: JobRecord | None = record
         while ancestor is not None and isinstance(ancestor.task, Recipe):
-            if ancestor.task.walk is not None:
-                return ancestor.task.walk.to is not None
+            if ancestor.task.interpolation is not None:
+                return ancestor.task.interpolation.end_prompt is not None
             parent = await self._store.get_job(ancestor.parent[0]) if ancestor.parent else None
             ancestor = parent if parent is not None and parent.prompt == ancestor.prompt else None
         return False
@@ -120,7 +120,9 @@ class JobViews:
         stored_files: dict[str, list[StoredPicture]] = {}
         for file in await self._store.query(queries.list_pictures, [record.id for record in records]):
             stored_files.setdefault(file.job, []).append(file)
-        interpolated = [one for one in records if isinstance(one.task, Recipe) and one.task.walk is not None]
+        interpolated = [
+            record for record in records if isinstance(record.task, Recipe) and record.task.interpolation is not None
+        ]
         film_enders = (
             await self._store.query(interpolations.find_last_finished, interpolated) if interpolated else set[str]()
         )

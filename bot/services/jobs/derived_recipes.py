@@ -42,7 +42,7 @@ def vary_recipe(recipe: Recipe, index: int, strength: float, seed: int) -> Recip
     stream. So it resembles its parent less than `strength` says, by the drift of one step. Raises `UserError` if the
     sampler cannot make variations.
     """
-    recipe, index = (without_interpolation(recipe, index), 0) if recipe.walk else (recipe, index)
+    recipe, index = (without_interpolation(recipe, index), 0) if recipe.interpolation else (recipe, index)
     ancestor = NoiseAncestor(seed=recipe.seed, index=index, strength=strength)
     lineage = (*recipe.lineage, ancestor)[-MAX_ANCESTORS:]
     variation = msgspec.structs.replace(recipe, seed=seed, lineage=lineage)
@@ -52,12 +52,14 @@ def vary_recipe(recipe: Recipe, index: int, strength: float, seed: int) -> Recip
 
 def without_interpolation(recipe: Recipe, index: int) -> Recipe:
     """Return the recipe without its interpolation: all of its images use the conditioning of image `index`."""
-    return msgspec.structs.replace(recipe_for_image(recipe, index), walk=None) if recipe.walk else recipe
+    return (
+        msgspec.structs.replace(recipe_for_image(recipe, index), interpolation=None) if recipe.interpolation else recipe
+    )
 
 
 def interpolation_frame(recipe: Recipe, index: int) -> Recipe:
     """Return image `index` of an interpolation alone, with its own noise; any other recipe unchanged."""
-    return msgspec.structs.replace(without_interpolation(recipe, index), count=1) if recipe.walk else recipe
+    return msgspec.structs.replace(without_interpolation(recipe, index), count=1) if recipe.interpolation else recipe
 
 
 def interpolation_recipes(recipe: Recipe, target_prompt: str, frames: int) -> list[Recipe]:
@@ -65,7 +67,7 @@ def interpolation_recipes(recipe: Recipe, target_prompt: str, frames: int) -> li
     return [
         msgspec.structs.replace(
             recipe,
-            walk=Interpolation(target_prompt, first, frames),
+            interpolation=Interpolation(target_prompt, first, frames),
             count=min(MAX_COUNT, frames - first),
             chaos=0.0,
             mixed=False,
@@ -76,7 +78,7 @@ def interpolation_recipes(recipe: Recipe, target_prompt: str, frames: int) -> li
 
 def can_interpolate(recipe: Recipe) -> bool:
     """Return whether its pictures can be interpolated: several that differ in noise only, and no variations."""
-    differs_in_noise = recipe.walk is None and not recipe.lineage and not recipe.chaos
+    differs_in_noise = recipe.interpolation is None and not recipe.lineage and not recipe.chaos
     return (
         differs_in_noise
         and recipe.count > 1
@@ -97,17 +99,20 @@ def interpolate_images(recipe: Recipe) -> list[Recipe]:
         (first, min(MAX_COUNT, INTERPOLATION_FRAMES - first)) for first in range(0, INTERPOLATION_FRAMES, MAX_COUNT)
     )
     return [
-        msgspec.structs.replace(recipe, walk=Interpolation(None, first, INTERPOLATION_FRAMES, noises), count=count)
+        msgspec.structs.replace(
+            recipe, interpolation=Interpolation(None, first, INTERPOLATION_FRAMES, noises), count=count
+        )
         for first, count in ranges
     ]
 
 
 def reroll_recipe(recipe: Recipe, seed: int) -> Recipe:
     """Return the same recipe with other noise."""
-    walk = recipe.walk
-    if walk is not None:
-        walk = msgspec.structs.replace(walk, noises=tuple(seed + offset for offset in range(len(walk.noises))))
-    return msgspec.structs.replace(recipe, seed=seed, walk=walk)
+    interpolation = recipe.interpolation
+    if interpolation is not None:
+        noises = tuple(seed + offset for offset in range(len(interpolation.noises)))
+        interpolation = msgspec.structs.replace(interpolation, noises=noises)
+    return msgspec.structs.replace(recipe, seed=seed, interpolation=interpolation)
 
 
 def remix_recipe(recipe: Recipe, parsed_prompt: ParsedPrompt, model_profile: ModelProfile) -> Recipe:
@@ -116,7 +121,7 @@ def remix_recipe(recipe: Recipe, parsed_prompt: ParsedPrompt, model_profile: Mod
     Raises `UserError` if the shape does not fit the model, if the model lacks a feature, or if another model is
     requested: its noise is not comparable.
     """
-    if parsed_prompt.walk:
+    if parsed_prompt.end_prompt:
         raise UserError("A walk begins with a prompt of its own: ask for it anew.")
     if parsed_prompt.model not in (None, recipe.model):
         raise UserError(f"A remix keeps its model, {recipe.model}: ask for another one by a new prompt.")
@@ -140,7 +145,7 @@ def remix_recipe(recipe: Recipe, parsed_prompt: ParsedPrompt, model_profile: Mod
         height=height,
         guidance_start=interval_bounds[0],
         guidance_stop=interval_bounds[1],
-        walk=None,
+        interpolation=None,
         mixed=recipe.mixed or (parsed_prompt.mix and len(parsed_prompt.concepts) > 1),
         loras=recipe.loras if parsed_prompt.loras is None else resolve_loras(parsed_prompt.loras, model_profile),
     )

@@ -82,7 +82,7 @@ class EditService:
         new_prompt = (
             None if text is None else parse_one(text, {"negative": recipe.negative}, self._catalog.model_names(), "job")
         )
-        if existing_jobs := await self._admission.check_early(
+        if existing_jobs := await self._admission.check_before_content(
             "edit", member, key, record.prompt if text is None else text
         ):
             return existing_jobs[0]
@@ -129,7 +129,7 @@ class EditService:
     ) -> AcceptedJob:  # fmt: skip
         """Outpaint a larger canvas around the picture; one at a time for each member."""
         record, recipe, index = await self._find_picture(action, job, index, member)
-        if existing_jobs := await self._admission.check_early(action, member, key, record.prompt):
+        if existing_jobs := await self._admission.check_before_content(action, member, key, record.prompt):
             return existing_jobs[0]
         async with self._init_image_loader.reserve_turn(member):
             canvas_and_mask = await asyncio.to_thread(draw_canvas, await self._gallery.read_picture(record.id, index))
@@ -154,7 +154,7 @@ class EditService:
         keyframe anew; `list_branch_steps` counts the whole schedule. `exact` pins the batch shape.
         """
         record, recipe, index = await self._find_picture("branch", job, index, member)
-        if existing_jobs := await self._admission.check_early(
+        if existing_jobs := await self._admission.check_before_content(
             "branch", member, key, record.prompt if text is None else text
         ):
             return existing_jobs[0]

@@ -16,7 +16,7 @@ from bot.images.gallery import Gallery
 from bot.policy.permissions import JobRef, forbidden_reason
 from bot.prompt import ParsedPrompt, ParseResult, build_recipe, make_remarks, parse
 from bot.prompt.capability_check import check_capabilities
-from bot.prompt.suffix import add_suffix, add_walk_suffix
+from bot.prompt.suffix import add_end_prompt_suffix, add_suffix
 from bot.queue.cancellation import JobCanceller
 from bot.queue.job_request import JobRequest, offline_note
 from bot.queue.model_catalog import CatalogEntry, ModelCatalog
@@ -43,13 +43,13 @@ class JobService:
     def __init__(
         self, store: Store, catalog: ModelCatalog, job_views: JobViews, gallery: Gallery, admission: Admission,
         init_image_loader: InitImageLoader, flag_aliases: FlagAliases, job_maker: JobMaker,
-        cancelling: JobCanceller, job_control: JobControl, workers: Callable[[], Mapping[str, Presence]],
+        canceller: JobCanceller, job_control: JobControl, workers: Callable[[], Mapping[str, Presence]],
         page_addresses: PageAddresses, *,
         clock: Callable[[], float] = time.time, draw_seed: Callable[[], int] = draw_seed,
     ) -> None:  # fmt: skip
         self._store, self._catalog, self._job_views, self._gallery = store, catalog, job_views, gallery
         self._admission, self._init_image_loader, self._flag_aliases = admission, init_image_loader, flag_aliases
-        self._job_maker, self._cancelling, self._job_control = job_maker, cancelling, job_control
+        self._job_maker, self._cancelling, self._job_control = job_maker, canceller, job_control
         self._workers, self._page_addresses = workers, page_addresses
         self._clock, self._draw_seed = clock, draw_seed
 
@@ -73,14 +73,14 @@ class JobService:
         text, init_images = split_leading_urls(text, init_images, self._page_addresses)
         full_text = add_suffix(text, suffix if text else "")
         parsed = await self._parse(text, full_text, suffix, member, options, allow_empty=init_images is not None)
-        if key is None and any(parsed_prompt.walk for parsed_prompt in parsed.prompts):
+        if key is None and any(parsed_prompt.end_prompt for parsed_prompt in parsed.prompts):
             key = f"walk:{self._clock()}:{self._draw_seed()}"  # links the jobs of an interpolation
         if init_images is None:
             requests = self._build_requests(parsed, action, None, is_exact=is_exact)
             return await self._job_maker.admit(requests, member, destination, key)
         action = "blend" if len(init_images.pictures) > 1 else action
         count, relaxed = len(parsed.prompts), any(parsed_prompt.relaxed for parsed_prompt in parsed.prompts)
-        if existing_jobs := await self._admission.check_early(
+        if existing_jobs := await self._admission.check_before_content(
             action, member, key, full_text, count=count, relaxed=relaxed
         ):
             return existing_jobs
@@ -100,8 +100,8 @@ class JobService:
         )  # fmt: skip
         suffix_notes = (SUFFIX_ADDED.format(shorten(suffix, 100)),) if full_text != text else ()
         parsed_prompts = tuple(
-            replace(parsed_prompt, walk=add_walk_suffix(parsed_prompt.walk, suffix, aliases))
-            if parsed_prompt.walk
+            replace(parsed_prompt, end_prompt=add_end_prompt_suffix(parsed_prompt.end_prompt, suffix, aliases))
+            if parsed_prompt.end_prompt
             else parsed_prompt
             for parsed_prompt in parsed.prompts
         )
@@ -167,8 +167,8 @@ def _build_recipes(
     base_recipe = build_recipe(with_input_aspect(parsed_prompt, loaded_images), entry.profile, seed)
     base_recipe = with_init_images(base_recipe, parsed_prompt, loaded_images)
     recipes = (
-        interpolation_recipes(base_recipe, parsed_prompt.walk, parsed_prompt.frames)
-        if parsed_prompt.walk
+        interpolation_recipes(base_recipe, parsed_prompt.end_prompt, parsed_prompt.frames)
+        if parsed_prompt.end_prompt
         else [base_recipe]
     )
     check_capabilities(recipes[0], entry.profile)

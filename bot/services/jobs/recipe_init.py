@@ -50,8 +50,10 @@ def unused_strength_note(parsed: ParsedPrompt, loaded_images: LoadedInitImages |
 
 def single_image(recipe: Recipe, image: int) -> Recipe:
     """Return the recipe of one image alone, run to its last step: the same noise stream, the same guidance."""
-    alone = recipe_for_image(recipe, image)
-    return msgspec.structs.replace(alone, seed=noise_seed(alone, image), count=1, chaos=0.0, until=1.0, walk=None)
+    image_recipe = recipe_for_image(recipe, image)
+    return msgspec.structs.replace(
+        image_recipe, seed=noise_seed(image_recipe, image), count=1, chaos=0.0, stop_at=1.0, interpolation=None
+    )
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,10 @@ def branch_recipe(
         if getattr(branch, name) != getattr(base, name):
             raise UserError(FIXED_SETTING.format({"width": "shape", "height": "shape"}.get(name, name)))
     branch_point = _move_branch_point(
-        step, base.steps, branch.steps, Branch(ladder=ladder, step=step, fresh=has_new_noise or branch.count > 1)
+        step,
+        base.steps,
+        branch.steps,
+        Branch(ladder=ladder, step=step, has_new_noise=has_new_noise or branch.count > 1),
     )
     return msgspec.structs.replace(branch, start=branch_point, lineage=() if has_new_noise else base.lineage)
 
@@ -115,7 +120,7 @@ def _move_branch_point(step: int, old_steps: int, new_steps: int, branch_point: 
     moved_step = map_step(step, old_steps, new_steps)
     if moved_step >= new_steps:
         raise UserError(NO_STEPS_LEFT.format(new_steps, step, old_steps))
-    return msgspec.structs.replace(branch_point, step=moved_step, rung=step)
+    return msgspec.structs.replace(branch_point, step=moved_step, ladder_step=step)
 
 
 def _parse_edit(edit: BranchEdit, base: Recipe, models: Sequence[str]) -> ParsedPrompt:

@@ -134,7 +134,7 @@ class VariationService:
         record, recipe, index = await self._job_maker.find_original("remix", job, index, member)
         if strength is not None:
             seed = self._draw_seed()
-            rerolled_recipe = reroll_recipe(msgspec.structs.replace(recipe, walk=None), seed)
+            rerolled_recipe = reroll_recipe(msgspec.structs.replace(recipe, interpolation=None), seed)
             recipe = rerolled_recipe if index is None else vary_recipe(recipe, index, _check_strength(strength), seed)
         elif index is not None:
             recipe = interpolation_frame(recipe, index)
@@ -194,7 +194,7 @@ class VariationService:
                 remix_recipe(base, parsed_prompt, entry.profile),
                 " ".join(parsed_prompt.text.split()),
             )
-            has_other_noise = base.walk is not None and new_recipe.count > 1 and parsed_prompt.seed is None
+            has_other_noise = base.interpolation is not None and new_recipe.count > 1 and parsed_prompt.seed is None
             job_cost, noise_note = estimate_cost(new_recipe, entry.profile), (NOISE_DIFFERS,) if has_other_noise else ()
             requests.append(
                 JobRequest(

@@ -55,11 +55,11 @@ class Moderation:
     """`effective_rules` returns a member's rules where they are. The front end posts reports."""
 
     def __init__(
-        self, store: Store, picture_store: PictureStore, cancelling: JobCanceller, feed: Feed,
+        self, store: Store, picture_store: PictureStore, canceller: JobCanceller, feed: Feed,
         effective_rules: Callable[[Member], Awaitable[EffectiveRules]], front_end: FrontEndActions, *,
         clock: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
-        self._store, self._cancelling, self._feed = store, cancelling, feed
+        self._store, self._cancelling, self._feed = store, canceller, feed
         self.remove_files = FileCleanup(store, picture_store)
         self._effective_rules, self._front_end, self._clock = effective_rules, front_end, clock
 

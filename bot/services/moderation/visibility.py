@@ -34,5 +34,5 @@ def _job_texts(view: JobView) -> Iterable[str]:
     yield view.prompt
     if isinstance(view.task, Recipe):
         yield " ".join(concept.text for concept in view.task.concepts)
-        if view.task.walk is not None and view.task.walk.to is not None:
-            yield view.task.walk.to
+        if view.task.interpolation is not None and view.task.interpolation.end_prompt is not None:
+            yield view.task.interpolation.end_prompt

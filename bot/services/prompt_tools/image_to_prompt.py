@@ -22,7 +22,7 @@ from bot.policy.rules import EffectiveRules
 from bot.prompt.prompt_scores import EMPTY_TEXT, PromptScores
 from bot.prompt.vocabulary import Vocabulary, build_prompt, choose_vocabulary
 from bot.queue.model_catalog import ModelCatalog
-from bot.services.admission.quota_check import check_action, check_model, check_open
+from bot.services.admission.quota_check import check_action, check_model, refuse_if_closed_or_blocked
 from bot.services.init_images.request import RemoteFile
 from engine.bus import NoWorkerAnswers
 from engine.contract import MAX_CANDIDATES, DescribeRequest, ModelProfile
@@ -126,7 +126,7 @@ class ImageToPrompt:
     async def _check_allowed(self, member: Member, model_profile: ModelProfile) -> None:
         """Raise `UserError` if the rules forbid it, or if it would take too long."""
         rules = await self._effective_rules(member)
-        check_open(rules)
+        refuse_if_closed_or_blocked(rules)
         check_action(rules, "describe")
         check_model(rules, model_profile.name)
         if (seconds := estimate_cost(model_profile, choose_vocabulary(model_profile))) > MAX_COST:
@@ -218,10 +218,10 @@ class PromptSearch:
         """Drop the words that do not clearly improve the score, checking the last one first."""
         words = list(chosen_words)
         for word in reversed(chosen_words):
-            without = [other_word for other_word in words if other_word is not word]
-            full_text, reduced_text = build_prompt(subject, words), build_prompt(subject, without)
+            remaining_words = [other_word for other_word in words if other_word is not word]
+            full_text, reduced_text = build_prompt(subject, words), build_prompt(subject, remaining_words)
             await self._score_texts([full_text, reduced_text], FINAL_DRAWS)
-            words = words if self._tally.is_clearly_better(full_text, reduced_text, FINAL_DRAWS) else without
+            words = words if self._tally.is_clearly_better(full_text, reduced_text, FINAL_DRAWS) else remaining_words
         return words
 
     async def _score_texts(self, texts: Iterable[str], draws: range) -> None:

@@ -23,10 +23,10 @@ SCHEMA_TEXTS: dict[SchemaAge, str] = {
 
 @dataclass(frozen=True)
 class DatabaseReport:
-    """One line about the database. `fix`: how to fix a problem; empty where there is none."""
+    """One line about the database. `remedy`: how to fix a problem; empty where there is none."""
 
     summary: str
-    fix: str = ""
+    remedy: str = ""
 
 
 async def check_database(url: str) -> DatabaseReport:

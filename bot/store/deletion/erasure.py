@@ -31,25 +31,26 @@ DELETED_MEMBER = "deleted member"
 
 @dataclass(frozen=True)
 class ErasureRequest:
-    """A request to be forgotten: everywhere, or in one `guild`. Data newer than `asked` stays."""
+    """A request to be forgotten: everywhere, or in one `guild`. Data newer than `requested_at` stays."""
 
     member: str
     guild: str
-    asked: float
+    requested_at: float
 
 
 def request_erasure(connection: Connection, request: ErasureRequest) -> int:
     """Record the request and return how many jobs it covers. A pending one is extended to newer jobs."""
     conditions = (erasure_requests.c.member == request.member, erasure_requests.c.guild == request.guild)
     connection.execute(erasure_requests.delete().where(*conditions))
-    connection.execute(erasure_requests.insert().values(**vars(request)))
+    values = {"member": request.member, "guild": request.guild, "asked": request.requested_at}
+    connection.execute(erasure_requests.insert().values(**values))
     return int(connection.execute(select(func.count()).select_from(jobs).where(_is_covered_job(request))).scalar_one())
 
 
 def list_requests(connection: Connection) -> list[ErasureRequest]:
     """Return every pending request, the oldest first."""
     rows = connection.execute(select(erasure_requests).order_by(erasure_requests.c.asked)).mappings()
-    return [ErasureRequest(**row) for row in rows]
+    return [ErasureRequest(row["member"], row["guild"], row["asked"]) for row in rows]
 
 
 def mark_batch_deleted(connection: Connection, request: ErasureRequest, now: float) -> list[str]:
@@ -74,14 +75,14 @@ def mark_batch_deleted(connection: Connection, request: ErasureRequest, now: flo
 
 def erase_member_data(connection: Connection, request: ErasureRequest) -> None:
     """Delete the member's data that belongs to no job: preferences, favourites, and their name in incidents."""
-    favourite_conditions = [favourites.c.member == request.member, favourites.c.at <= request.asked]
+    favourite_conditions = [favourites.c.member == request.member, favourites.c.at <= request.requested_at]
     if request.guild:
         favourite_conditions.append(favourites.c.job.in_(select(jobs.c.id).where(jobs.c.guild == request.guild)))
     else:
         connection.execute(preferences.delete().where(preferences.c.member == request.member))
         connection.execute(flag_aliases.delete().where(flag_aliases.c.member == request.member))
     connection.execute(favourites.delete().where(*favourite_conditions))
-    incident_conditions = [incidents.c.actor == request.member, incidents.c.at <= request.asked]
+    incident_conditions = [incidents.c.actor == request.member, incidents.c.at <= request.requested_at]
     incident_conditions += [incidents.c.guild == request.guild] if request.guild else []
     is_members_incident = and_(*incident_conditions, incidents.c.kind.in_(MEMBER_INCIDENT_KINDS))
     connection.execute(incidents.delete().where(is_members_incident, incidents.c.closed.is_not(None)))
@@ -123,13 +124,13 @@ def close_request(connection: Connection, request: ErasureRequest) -> bool:
     conditions = (
         erasure_requests.c.member == request.member,
         erasure_requests.c.guild == request.guild,
-        erasure_requests.c.asked == request.asked,
+        erasure_requests.c.asked == request.requested_at,
     )
     return connection.execute(erasure_requests.delete().where(*conditions)).rowcount > 0
 
 
 def _is_covered_job(request: ErasureRequest) -> ColumnElement[bool]:
-    is_members_job = and_(jobs.c.member == request.member, jobs.c.created <= request.asked)
+    is_members_job = and_(jobs.c.member == request.member, jobs.c.created <= request.requested_at)
     return and_(is_members_job, jobs.c.guild == request.guild) if request.guild else is_members_job
 
 

@@ -28,14 +28,14 @@ from sqlalchemy import (
 )  # fmt: skip
 
 from bot.domain.job_states import ACTIVE_STATES
-from bot.policy.fair_queue import ancestor_paths, entry_time, member_of, parent_path
+from bot.policy.fair_queue import ancestor_paths, entry_time, member_id_of_path, parent_path
 from bot.policy.queue_bypass import QueueBypass
 from bot.policy.rules.running_limits import RunningLimits
 from bot.store.schema.tables import accounts, jobs
 
 PAGE_SIZE = 32
-MISSING_FLOOR = 0.0
-NO_CAPS = RunningLimits()  # no caps
+FLOOR_WITHOUT_PARENT = 0.0
+NO_LIMITS = RunningLimits()
 # Each admission and each dispatch runs these. They are built once: building takes longer than SQLite takes to run them.
 _IS_ON_PATH = accounts.c.path.in_(bindparam("levels", expanding=True))
 _SELECT_ACCOUNTS = select(accounts).where(_IS_ON_PATH).with_for_update()
@@ -74,7 +74,7 @@ class PickRequest:
     models: Collection[str]
     member_limit: int
     newcomers_only: bool = False
-    guild_caps: RunningLimits = NO_CAPS
+    running_limits: RunningLimits = NO_LIMITS
     paused_rows: int = 0  # rows of active jobs that are free, since the jobs are paused
     loaded_models: Collection[str] | None = (
         None  # those of `models` that workers with room have in memory; None: irrelevant
@@ -91,12 +91,12 @@ def enter_accounts(connection: Connection, path: str, weights: Mapping[str, floa
     accounts_by_path = {row.path: row for row in connection.execute(_SELECT_ACCOUNTS, {"levels": levels})}
     for level in levels:
         parent_account = accounts_by_path.get(parent_path(level))
-        floor = parent_account.floor if parent_account is not None else MISSING_FLOOR
+        floor = parent_account.floor if parent_account is not None else FLOOR_WITHOUT_PARENT
         account = accounts_by_path.get(level)
         if account is None:
             values = {
                 "path": level, "parent": parent_path(level), "virtual": floor, "floor": 0.0, "queued": 0, "active": 0,
-                "weight": weights.get(member_of(level), 1.0) if level.count("/") == 1 else 1.0,
+                "weight": weights.get(member_id_of_path(level), 1.0) if level.count("/") == 1 else 1.0,
                 "since": now if level == path else None,
             }  # fmt: skip
             connection.execute(_INSERT_ACCOUNT, values)
@@ -151,7 +151,7 @@ def find_next_job(connection: Connection, request: PickRequest) -> RowMapping | 
     """Return the next job's row in fair order that the request allows, or None. Reads no more accounts than needed."""
     for tier in _iter_children(connection, request.pool):
         for guild in _iter_children(connection, tier):
-            full_channels = _find_full_channels(connection, member_of(guild), request.guild_caps)
+            full_channels = _find_full_channels(connection, member_id_of_path(guild), request.running_limits)
             if full_channels is None:
                 continue
             for account in _iter_members(connection, guild, request):
@@ -169,7 +169,7 @@ def find_longest_waiting_job(connection: Connection, request: PickRequest, waiti
     for account in _iter_pages(connection, "overdue", path_params | _model_params(request)):
         guild = parent_path(account)
         if guild not in full_by_guild:
-            full_by_guild[guild] = _find_full_channels(connection, member_of(guild), request.guild_caps)
+            full_by_guild[guild] = _find_full_channels(connection, member_id_of_path(guild), request.running_limits)
         full_channels = full_by_guild[guild]
         row = None if full_channels is None else _find_first_job(connection, account, request, full_channels)
         if row is not None:
@@ -177,9 +177,9 @@ def find_longest_waiting_job(connection: Connection, request: PickRequest, waiti
     return None
 
 
-def _find_full_channels(connection: Connection, guild: str, guild_caps: RunningLimits) -> list[str] | None:
+def _find_full_channels(connection: Connection, guild: str, guild_limits: RunningLimits) -> list[str] | None:
     """Return the guild's channels that are at their limit; None if the whole guild is."""
-    guild_limit, channels = guild_caps.limit_of(guild), guild_caps.channel_limits_of(guild)
+    guild_limit, channels = guild_limits.limit_of(guild), guild_limits.channel_limits_of(guild)
     if guild_limit is None and not channels:
         return []
     running_query = select(jobs.c.channel).where(jobs.c.guild == guild, jobs.c.state.in_(ACTIVE_STATES))

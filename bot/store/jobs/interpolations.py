@@ -57,14 +57,14 @@ def _split_interpolations(request_jobs: Iterable[JobRecord]) -> list[list[JobRec
 
 
 def _get_interpolation(job_record: JobRecord) -> Interpolation | None:
-    return job_record.task.walk if isinstance(job_record.task, Recipe) else None
+    return job_record.task.interpolation if isinstance(job_record.task, Recipe) else None
 
 
 def _is_same_interpolation(job_record: JobRecord, other: JobRecord) -> bool:
     """Return True if recipe and interpolation are equal but for the position. A request may make several."""
     first, second = (
-        msgspec.structs.replace(either.task, count=1, bucket=None, walk=None)
-        for either in (job_record, other) if isinstance(either.task, Recipe)
+        msgspec.structs.replace(record.task, count=1, bucket=None, interpolation=None)
+        for record in (job_record, other) if isinstance(record.task, Recipe)
     )  # fmt: skip
     interpolations = {
         msgspec.structs.replace(interpolation, first=0)

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Select, bindparam, func, select
 
 from bot.domain.job_states import ACTIVE_STATES, OPEN_STATES
 from bot.policy.fair_queue import Account, WaitingJob
-from bot.store.jobs.records import AuditEntry, JobRecord, StoredPicture, decode_record
+from bot.store.jobs.records import AuditEntry, JobRecord, StoredPicture, decode_audit_entry, decode_record
 from bot.store.schema.tables import accounts, audit_lines, jobs, models, pictures
 from engine.contract import MalformedMessage, ModelProfile, decode
 
@@ -124,8 +124,7 @@ def list_pictures(connection: Connection, ids: Sequence[str]) -> list[StoredPict
 def list_audit(connection: Connection, ids: Sequence[str]) -> list[AuditEntry]:
     """Return the audit lines of these jobs, in order."""
     query = select(audit_lines).where(audit_lines.c.job.in_(ids)).order_by(audit_lines.c.id)
-    rows = [dict(row) for row in connection.execute(query).mappings()]
-    return [AuditEntry(**{name: value for name, value in row.items() if name != "id"}) for row in rows]
+    return [decode_audit_entry(row) for row in connection.execute(query).mappings()]
 
 
 def list_models(connection: Connection) -> list[tuple[ModelProfile, str]]:

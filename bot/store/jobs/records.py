@@ -57,8 +57,8 @@ class NewJob:
     def to_job(self) -> Job:
         """Return the wire value of the first attempt."""
         return Job(
-            id=self.id, task=self.task, share=self.billing_key, cost=self.cost, pool=self.pool, deadline=self.deadline,
-            check=self.check,
+            id=self.id, task=self.task, billing_key=self.billing_key, cost=self.cost, pool=self.pool,
+            deadline=self.deadline, check=self.check,
         )  # fmt: skip
 
     def to_row(self, key: str | None, ordinal: int) -> dict[str, object]:
@@ -138,7 +138,7 @@ class JobRecord:
     charged: float
     billed: float
     attempt: int
-    barren: int
+    attempts_without_progress: int
     step: int
     epoch: int
     worker: str
@@ -180,7 +180,7 @@ class JobRecord:
         """Return the wire value of this attempt."""
         billing_key = BillingKey(tier=self.tier, guild=self.guild, user=self.member, weight=self.weight)
         return Job(
-            id=self.id, task=self.task, share=billing_key, cost=self.cost, pool=self.pool, attempt=self.attempt,
+            id=self.id, task=self.task, billing_key=billing_key, cost=self.cost, pool=self.pool, attempt=self.attempt,
             deadline=self.deadline, check=self.check,
         )  # fmt: skip
 
@@ -202,15 +202,15 @@ class StoredPicture:
 
 @dataclass(frozen=True)
 class AuditEntry:
-    """One audit line: a transition of a job, with its time and reason."""
+    """One audit line: a transition of a job, with its reason. `created_at`: seconds since 1970."""
 
     job: str
-    at: float
+    created_at: float
     source: str
     target: str
     attempt: int
     epoch: int
-    why: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -229,4 +229,13 @@ def decode_record(row: RowMapping) -> JobRecord:
     values["notes"] = tuple(values["notes"])
     values["task"] = decode(values["task"], cast("type[Task]", Recipe | UpscaleTask))
     values["blame"] = values["blame"] or None
+    values["attempts_without_progress"] = values.pop("barren")
     return JobRecord(**values)
+
+
+def decode_audit_entry(row: RowMapping) -> AuditEntry:
+    """Convert a row of the audit."""
+    return AuditEntry(
+        job=row["job"], created_at=row["at"], source=row["source"], target=row["target"], attempt=row["attempt"],
+        epoch=row["epoch"], reason=row["why"],
+    )  # fmt: skip

@@ -108,5 +108,7 @@ def _count_incidents(connection: Connection, *conditions: ColumnElement[bool]) -
 
 
 def _to_incident(row: RowMapping) -> Incident:
-    values = {name: value for name, value in row.items() if name != "id"}
-    return Incident(number=row["id"], **values)  # pyright: ignore[reportArgumentType]
+    return Incident(
+        number=row["id"], guild=row["guild"], created_at=row["at"], kind=row["kind"], actor=row["actor"],
+        actor_name=row["actor_name"], job=row["job"], text=row["said"], closed=row["closed"],
+    )  # fmt: skip

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, func, select, update
 
 from bot.domain.job_states import JobState
 from bot.store.jobs import queries
-from bot.store.jobs.records import AuditEntry, JobRecord, Transition
+from bot.store.jobs.records import AuditEntry, JobRecord, Transition, decode_audit_entry
 from bot.store.schema.tables import audit_lines, jobs
 from bot.store.transitions.job_transitions import make_transition, request_cancel, write_audit_line
 
@@ -91,5 +91,5 @@ def list_external_changes(connection: Connection, after_line: int) -> tuple[int,
     )
     entries: dict[int, AuditEntry] = {}
     for row in connection.execute(query.order_by(audit_lines.c.id)).mappings():
-        entries[row["id"]] = AuditEntry(**{name: value for name, value in row.items() if name != "id"})
+        entries[row["id"]] = decode_audit_entry(row)
     return last_line, entries

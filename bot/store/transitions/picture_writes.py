@@ -49,7 +49,7 @@ def insert_pictures(
     }
     for image, kind in slots & old_verdicts.keys():
         connection.execute(_DELETE_PICTURE, {"job": job, "at": image, "as": kind})
-    connection.execute(_INSERT_PICTURES, [vars(one) for one in new_pictures])
+    connection.execute(_INSERT_PICTURES, [vars(picture) for picture in new_pictures])
     if method is not None:
         _set_upscale_method(connection, job, row["task"], method)
     if row["check"]:

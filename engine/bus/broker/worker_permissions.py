@@ -29,7 +29,7 @@ def list_publish_subjects(name: str, pools: Sequence[str]) -> list[str]:
     worker_token = subjects.to_token(name)
     claims = subjects.kv_subject(subjects.CLAIMS, "*")
     workers = (subjects.kv_subject(subjects.WORKERS, subjects.presence_key(name, pool)) for pool in pools)
-    progress = (subjects.progress(name, pool) for pool in pools)
+    progress = (subjects.make_progress_subject(name, pool) for pool in pools)
     snapshots = subjects.kv_subject(subjects.SNAPSHOTS, "*.*")
     chunk_subjects, entry_subjects = subjects.blob_chunk("*", "*"), f"$O.{subjects.BLOBS}.M.*"
     return [
@@ -53,7 +53,7 @@ def _pull_subjects(pool: str) -> tuple[str, ...]:
         f"{API}.CONSUMER.INFO.{consumer}",
         f"{API}.CONSUMER.MSG.NEXT.{consumer}",
         f"$JS.ACK.{consumer}.>",
-        subjects.dead_letter(subjects.pool_filter(pool)),
+        subjects.make_dead_letter_subject(subjects.pool_filter(pool)),
     )
 
 
@@ -64,12 +64,12 @@ def list_subscribe_subjects(name: str, pools: Sequence[str]) -> list[str]:
     """
     groups = (f"{subjects.EMBED} {subjects.EMBED}", f"{subjects.DESCRIBE_ALL} {subjects.DESCRIBE_GROUP}")
     decode_subjects = (f"{subject} {subjects.DECODE_GROUP}" for subject in _decode_subjects(pools))
-    return [f"{subjects.inbox(name)}.>", *BROADCASTS, *groups, *decode_subjects]
+    return [f"{subjects.make_inbox_subject(name)}.>", *BROADCASTS, *groups, *decode_subjects]
 
 
 def _decode_subjects(pools: Sequence[str]) -> list[str]:
     """Return the subjects of decode requests for any model in these pools."""
-    return [subjects.decode(pool, "*") for pool in pools]
+    return [subjects.make_decode_subject(pool, "*") for pool in pools]
 
 
 def build_exports() -> list[dict[str, str]]:

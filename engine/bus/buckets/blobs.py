@@ -30,11 +30,11 @@ class BlobMissing(LookupError):
 
 
 class BlobEntry(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An object's metadata as its bucket stores it (NATS ADR-20). `nuid` names the subjects of its chunks."""
+    """An object's metadata as its bucket stores it (NATS ADR-20). `chunk_id` names the subjects of its chunks."""
 
     name: str
     bucket: str
-    nuid: str
+    chunk_id: str = msgspec.field(name="nuid")
     size: int = 0
     mtime: str = ""
     chunks: int = 0
@@ -56,12 +56,12 @@ class BlobStore:
         old_entry = await self._read_entry(sha)
         if old_entry is not None and self._is_fresh(old_entry):
             return sha
-        nuid, chunks = secrets.token_hex(16), range(0, len(content), CHUNK_BYTES)
+        chunk_id, chunks = secrets.token_hex(16), range(0, len(content), CHUNK_BYTES)
         for number, start in enumerate(chunks):
-            await self._js.publish(subjects.blob_chunk(nuid, number), content[start : start + CHUNK_BYTES])
+            await self._js.publish(subjects.blob_chunk(chunk_id, number), content[start : start + CHUNK_BYTES])
         digest = f"SHA-256={base64.urlsafe_b64encode(sha_bytes).decode()}"
         written = datetime.now(UTC).isoformat()
-        await self._write_entry(BlobEntry(sha, subjects.BLOBS, nuid, len(content), written, len(chunks), digest))
+        await self._write_entry(BlobEntry(sha, subjects.BLOBS, chunk_id, len(content), written, len(chunks), digest))
         if old_entry is not None:
             await self._remove_chunks(old_entry)
         return sha
@@ -79,7 +79,7 @@ class BlobStore:
             entry = msgspec.json.decode(msg.data or b"", type=BlobEntry)
         except (NotFoundError, msgspec.DecodeError, UnicodeDecodeError):
             return None
-        return None if entry.deleted or not _is_token(entry.nuid) else entry
+        return None if entry.deleted or not _is_token(entry.chunk_id) else entry
 
     async def _write_entry(self, entry: BlobEntry) -> None:
         await self._js.publish(subjects.blob_entry(entry.name), msgspec.json.encode(entry))
@@ -87,10 +87,10 @@ class BlobStore:
     async def _remove_chunks(self, entry: BlobEntry) -> None:
         """Remove the chunks. A client that may not purge overwrites them with empty ones."""
         if not self._has_worker_key:
-            await self._js.purge_stream(subjects.BLOBS_STREAM, subject=subjects.blob_chunk(entry.nuid, ">"))
+            await self._js.purge_stream(subjects.BLOBS_STREAM, subject=subjects.blob_chunk(entry.chunk_id, ">"))
             return
         for number in range(min(entry.chunks, MAX_CHUNKS)):
-            await self._js.publish(subjects.blob_chunk(entry.nuid, number), b"")
+            await self._js.publish(subjects.blob_chunk(entry.chunk_id, number), b"")
 
     async def get(self, sha: str, limit: int) -> bytes:
         """Return the bytes. Raises `BlobMissing`, also for more than `limit` bytes."""
@@ -109,9 +109,9 @@ class BlobStore:
 
     async def _read_content(self, entry: BlobEntry) -> bytes:
         try:
-            return await self._read_chunks(subjects.blob_chunk(entry.nuid, ">"), entry.size)
+            return await self._read_chunks(subjects.blob_chunk(entry.chunk_id, ">"), entry.size)
         except NotFoundError:
-            return await self._read_chunks(subjects.legacy_blob_chunks(entry.nuid), entry.size)
+            return await self._read_chunks(subjects.legacy_blob_chunks(entry.chunk_id), entry.size)
 
     async def _read_chunks(self, subject: str, size: int) -> bytes:
         """Read chunk after chunk by direct requests: no consumer, and no waiting for a missing chunk."""
@@ -128,13 +128,13 @@ class BlobStore:
         """Remove a blob that is no longer needed; a missing one is fine."""
         entry = await self._read_entry(sha)
         if entry is not None:
-            await self._write_entry(BlobEntry(sha, subjects.BLOBS, entry.nuid, deleted=True))
+            await self._write_entry(BlobEntry(sha, subjects.BLOBS, entry.chunk_id, deleted=True))
             await self._remove_chunks(entry)
 
 
-def _is_token(nuid: str) -> bool:
-    """Whether `nuid`, which comes from outside, is one subject token."""
-    return nuid.isascii() and nuid.isalnum()
+def _is_token(chunk_id: str) -> bool:
+    """Whether `chunk_id`, which comes from outside, is one subject token."""
+    return chunk_id.isascii() and chunk_id.isalnum()
 
 
 async def _hash_content(content: bytes) -> bytes:

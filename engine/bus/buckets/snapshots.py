@@ -24,7 +24,7 @@ LARGEST_VALUE = 6 * 1024 * 1024  # below the broker's 8 MB a message
 LARGEST_SNAPSHOT = 1024 * 1024 * 1024
 
 
-class Elsewhere(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+class SnapshotBlobRef(msgspec.Struct, frozen=True, tag="Elsewhere", forbid_unknown_fields=True):
     """Names the blob of a snapshot that is too large for a message."""
 
     epoch: Epoch
@@ -68,7 +68,7 @@ class SnapshotStore:
         if len(value) <= LARGEST_VALUE:
             return value, ""
         sha = await self._blobs.put(value)
-        return encode(Elsewhere(epoch=snapshot.epoch, sha256=sha)), sha
+        return encode(SnapshotBlobRef(epoch=snapshot.epoch, sha256=sha)), sha
 
     async def _read_stored(self, key: str) -> tuple[int, int, str]:
         """Return (epoch, revision, blob) of the stored value. Anyone may overwrite an unreadable value."""
@@ -78,11 +78,11 @@ class SnapshotStore:
             return 0, (error.entry.revision or 0) if error.entry else 0, ""
         revision = entry.revision or 0
         try:
-            value = decode(entry.value or b"", Snapshot | Elsewhere)  # pyright: ignore[reportArgumentType]
+            value = decode(entry.value or b"", Snapshot | SnapshotBlobRef)  # pyright: ignore[reportArgumentType]
         except MalformedMessage as error:
             log.error("snapshot %s is unreadable: %s", key, error)
             return 0, revision, ""
-        return value.epoch, revision, value.sha256 if isinstance(value, Elsewhere) else ""
+        return value.epoch, revision, value.sha256 if isinstance(value, SnapshotBlobRef) else ""
 
     async def get(self, job: str) -> list[Snapshot]:
         """Return a job's snapshots in the order of its images. Unreadable ones are logged and left out."""
@@ -93,8 +93,8 @@ class SnapshotStore:
         key = subjects.snapshot_key(job, image)
         try:
             entry = await self._bucket.get(key)
-            value = decode(entry.value or b"", Snapshot | Elsewhere)  # pyright: ignore[reportArgumentType]
-            if isinstance(value, Elsewhere):
+            value = decode(entry.value or b"", Snapshot | SnapshotBlobRef)  # pyright: ignore[reportArgumentType]
+            if isinstance(value, SnapshotBlobRef):
                 value = decode(await self._blobs.get(value.sha256, LARGEST_SNAPSHOT), Snapshot)
         except KeyNotFoundError:
             return None

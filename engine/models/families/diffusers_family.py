@@ -76,8 +76,8 @@ class DiffusersFamily(WholePipelineSupport, ABC):
         self.latent_space: LatentSpace = make_latent_space(pipeline.vae.config, int(pipeline.vae_scale_factor))
         self._is_offloaded = False
         self._move_to_device()
-        self.forward_runner = ForwardRunner(self._master, self.device)
-        self._networks: Networks = NetworkCopies(self._master, self.device)
+        self.forward_runner = ForwardRunner(self._loaded_network, self.device)
+        self._networks: Networks = NetworkCopies(self._loaded_network, self.device)
         self._cached_conditioning: OrderedDict[PromptKey, Conditioning] = OrderedDict()
         self._loras = LoraCollection(pipeline, self.network_name)
 
@@ -98,19 +98,19 @@ class DiffusersFamily(WholePipelineSupport, ABC):
     def use_single_format(self, dtype: Dtype, reload: Reload) -> None:
         """Keep a large model in memory once, in `dtype`; `reload` loads the pipeline in another format."""
 
-        def reload_master(new_dtype: Dtype) -> Any:
+        def reload_network(new_dtype: Dtype) -> Any:
             replace_modules(self.pipeline, reload(new_dtype))
             self._move_to_device()
             detach_from_file(self._vae)
-            return self._master
+            return self._loaded_network
 
         self.forward_runner.release()
         detach_from_file(self._vae)
-        self._networks = SingleNetwork(self._master, dtype, self.device, reload_master, self._release_weights)
+        self._networks = SingleNetwork(self._loaded_network, dtype, self.device, reload_network, self._release_weights)
 
     def _move_to_device(self) -> None:
         """Move the pipeline's parts to the device; a network moves only when a dtype is used."""
-        self._master = getattr(self.pipeline, self.network_name).eval().requires_grad_(False)
+        self._loaded_network = getattr(self.pipeline, self.network_name).eval().requires_grad_(False)
         self._vae: Any = self.pipeline.vae.eval().requires_grad_(False).to(self.device)
         if self.channels_last:
             self._vae.to(memory_format=torch.channels_last)
@@ -123,7 +123,7 @@ class DiffusersFamily(WholePipelineSupport, ABC):
         self._loras.release()
         self.forward_runner.release()
         self._cached_conditioning.clear()
-        self._master = self._vae = None
+        self._loaded_network = self._vae = None
         drop_modules(self.pipeline)
 
     def offload(self) -> None:
@@ -175,7 +175,7 @@ class DiffusersFamily(WholePipelineSupport, ABC):
 
     def get_text_pipeline(self, loras: tuple[Lora, ...]) -> Any:
         """Return the pipeline whose text encoders have these LoRAs; without LoRAs this pipeline."""
-        return self._loras.apply_to_text_encoders(loras, self._master) if loras else self.pipeline
+        return self._loras.apply_to_text_encoders(loras, self._loaded_network) if loras else self.pipeline
 
     def encode_conditioning(self, text: str, recipe: Recipe, *, negative: bool = False) -> Conditioning:
         if self.is_single_format:

@@ -53,6 +53,6 @@ class _AttentionProcessor(AttnProcessor2_0):
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         projections = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
         dtype = torch.float32 if context.shape[1] < MIN_BFLOAT16_KEYS else hidden_states.dtype
-        q, k, v = (each.unflatten(-1, (attn.heads, -1)).transpose(1, 2).to(dtype) for each in projections)
+        q, k, v = (projection.unflatten(-1, (attn.heads, -1)).transpose(1, 2).to(dtype) for projection in projections)
         attended = functional.scaled_dot_product_attention(q, k, v).to(hidden_states.dtype)
         return attn.to_out[0](attended.transpose(1, 2).flatten(2))

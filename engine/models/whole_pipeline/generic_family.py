@@ -24,7 +24,7 @@ from engine.models.autoencoder.tiled_decode import decode_within_memory
 from engine.models.family import TORCH_DTYPES, Conditioning
 from engine.models.whole_pipeline.pipeline_traits import PipelineTraits
 from engine.pipelines.call_arguments import make_arguments
-from engine.pipelines.network_call import Forward, NetworkCall, join_calls
+from engine.pipelines.network_call import NetworkCall, NetworkForward, join_calls
 from engine.pipelines.pipeline_clone import NETWORK_NAMES, clone_pipeline
 from engine.plan import NotTabled, Plan, build_scheduler
 from engine.preview_maps.known_maps import LatentSpace
@@ -117,7 +117,7 @@ class GenericFamily:
     def make_scheduler(self, sampler: str) -> Any:
         return None if sampler == "native" else build_scheduler(self.pipeline.scheduler.config, sampler)
 
-    def make_forward(self, attribute: str, net: Any, dtype: Dtype, loras: tuple[Lora, ...]) -> Forward:
+    def make_forward(self, attribute: str, net: Any, dtype: Dtype, loras: tuple[Lora, ...]) -> NetworkForward:
         if loras:
             raise JobRejected(f"{self.name} takes no LoRA.", "member")
         key = id(net), dtype
@@ -127,7 +127,7 @@ class GenericFamily:
             )  # a large network exists once, in its files' format
             self._networks[key] = net if has_same_dtype else copy.deepcopy(net)
             torch.nn.Module.to(self._networks[key], self.device, TORCH_DTYPES[dtype])
-        return Forward(self._networks[key], None if dtype == "float32" else TORCH_DTYPES[dtype])
+        return NetworkForward(self._networks[key], None if dtype == "float32" else TORCH_DTYPES[dtype])
 
     def extract_latents(self, output: Any, width: int, height: int) -> torch.Tensor:
         if output[0].size != (width, height):
@@ -162,14 +162,14 @@ class GenericFamily:
             calls.append(call)
             return call.forward(*call.arguments)
 
-        def record_forward(attribute: str, net: Any) -> Forward:
+        def record_forward(attribute: str, net: Any) -> NetworkForward:
             forward = self.make_forward(attribute, net, dtype, ())
             originals[id(forward.net)] = net
             return forward
 
         recipe = Recipe(
             concepts=(Concept(TEST_PROMPT),), model=self.name, sampler=self.samplers[0], steps=2, seed=0, guidance=1.0,
-            width=self.size, height=self.size, dtype=dtype, guides=self.guides,
+            width=self.size, height=self.size, dtype=dtype, guidance_kind=self.guides,
         )  # fmt: skip
         try:
             clone = clone_pipeline(self.pipeline, record_call, lambda progress: None, record_forward)

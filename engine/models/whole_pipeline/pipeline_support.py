@@ -13,7 +13,7 @@ import torch
 
 from engine.contract import Dtype, Lora, Sampler
 from engine.models.family import TORCH_DTYPES
-from engine.pipelines.network_call import Forward
+from engine.pipelines.network_call import NetworkForward
 from engine.plan import build_scheduler
 
 
@@ -37,9 +37,9 @@ class WholePipelineSupport:
             raise ValueError(f"This model's pipeline cannot run the sampler {sampler}.")
         return build_scheduler(self.scheduler_config, sampler)
 
-    def make_forward(self, attribute: str, net: Any, dtype: Dtype, loras: tuple[Lora, ...]) -> Forward:
+    def make_forward(self, attribute: str, net: Any, dtype: Dtype, loras: tuple[Lora, ...]) -> NetworkForward:
         own_network = self.get_network(dtype) if attribute == self.network_name and not loras else net
-        return Forward(own_network, None if dtype == "float32" else TORCH_DTYPES[dtype])
+        return NetworkForward(own_network, None if dtype == "float32" else TORCH_DTYPES[dtype])
 
     def extract_latents(self, output: Any, width: int, height: int) -> torch.Tensor:
         return self._unpack(output, width, height)[0].float()

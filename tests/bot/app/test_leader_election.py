@@ -89,7 +89,7 @@ async def test_a_standby_says_so_and_takes_over_when_the_leader_resigns(harness,
     async with keep_lead(first, notices.append, on_lost=loss_reasons.append) as leader:
         follow_task = asyncio.create_task(follow())
         await wait_until(lambda: notices)
-        assert re.fullmatch(r"Another bot is at work on this broker \(bot-.+\): this one stands by\.", notices[0])
+        assert re.fullmatch(r"Another bot leads on this broker \(bot-.+\): this one stands by\.", notices[0])
         await asyncio.sleep(1.5)  # longer than the lease: it is renewed
         assert not follow_task.done()
         store = await Store.open(harness.settings.database)
@@ -163,7 +163,7 @@ async def test_without_a_shared_broker_a_second_bot_is_refused_while_the_first_l
 ):
     loss_reasons: list[str] = []
     async with lead_with_store(database, loss_reasons) as (first, _):
-        with pytest.raises(UserError, match=r"Another bot is at work on this database \(bot-.+\): stop it first"):
+        with pytest.raises(UserError, match=r"Another bot leads on this database \(bot-.+\): stop it first"):
             async with lead_with_store(database, loss_reasons):
                 pass
         assert await first.is_leader()
@@ -223,7 +223,7 @@ async def test_a_bot_stopped_before_its_predecessor_can_notice_leaves_its_term_o
             await asyncio.sleep(0.02)
     bot_task.cancel()
     await asyncio.wait([bot_task])
-    assert not (await before.query(leader_terms.read_newest_term)).over
+    assert not (await before.query(leader_terms.read_newest_term)).is_ended
     await before.close()
 
 
@@ -311,7 +311,7 @@ async def test_a_database_of_an_earlier_version_has_no_id(empty_database: str):
         await old.run_write(lambda connection: connection.exec_driver_sql("INSERT INTO terms VALUES ('bot', 7)"))
         assert await old.run_read(leader_terms.read_store_id) == ""
         await old.upgrade(migrate_tables)
-        assert await old.run_read(leader_terms.read_newest_term) == LeaderTerm(7, over=False)
+        assert await old.run_read(leader_terms.read_newest_term) == LeaderTerm(7, is_ended=False)
     finally:
         await old.close()
 

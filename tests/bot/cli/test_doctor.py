@@ -57,28 +57,28 @@ async def _check_token(tmp_path: Path, token: str, status: int = 200) -> Finding
 @pytest.mark.asyncio
 async def test_a_valid_token_is_reported_with_its_bot(tmp_path: Path) -> None:
     findings = await _check_token(tmp_path, "good")
-    assert (findings.ok, findings.says, findings.mend) == (True, "the token is valid: darkroom", "")
+    assert (findings.ok, findings.summary, findings.remedy) == (True, "the token is valid: darkroom", "")
 
 
 @pytest.mark.asyncio
 async def test_a_wrong_token_is_reported_with_where_to_get_a_new_one(tmp_path: Path) -> None:
     findings = await _check_token(tmp_path, "bad-secret")
     assert not findings.ok
-    assert "Reset Token" in findings.mend
+    assert "Reset Token" in findings.remedy
     assert "bad-secret" not in str(findings)
 
 
 @pytest.mark.asyncio
 async def test_a_discord_outage_does_not_blame_the_token(tmp_path: Path) -> None:
     findings = await _check_token(tmp_path, "good", status=503)
-    assert (findings.ok, findings.says) == (False, "Discord answered 503")
+    assert (findings.ok, findings.summary) == (False, "Discord answered 503")
 
 
 def test_an_unreachable_discord_leaves_the_token_unchecked(tmp_path: Path, free_port: int) -> None:
     api = f"http://127.0.0.1:{free_port}/api"
     findings = check_discord(_settings(tmp_path, discord_token="secret-token", discord_api=api))
     assert not findings.ok
-    assert "unchecked" in findings.says
+    assert "unchecked" in findings.summary
     assert "secret-token" not in str(findings)
 
 
@@ -86,7 +86,7 @@ def test_no_token_is_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delenv("DISCORD_TOKEN", raising=False)
     findings = check_discord(_settings(tmp_path))
     assert findings.ok
-    assert "DISCORD_TOKEN" in findings.mend
+    assert "DISCORD_TOKEN" in findings.remedy
 
 
 def test_a_port_in_use_is_reported(tmp_path: Path, free_port: int) -> None:
@@ -95,22 +95,22 @@ def test_a_port_in_use_is_reported(tmp_path: Path, free_port: int) -> None:
     with socket.create_server(("127.0.0.1", free_port)):
         findings = check_chatroom_port(settings)
         assert not findings.ok
-        assert "--port" in findings.mend
+        assert "--port" in findings.remedy
 
 
 def test_a_stale_announcement_is_ignored(tmp_path: Path, free_port: int) -> None:
     announce_instance(tmp_path, RunningInstance(f"http://127.0.0.1:{free_port}", 1))
-    assert check_chatroom_port(_settings(tmp_path, port=free_port)).says == f"127.0.0.1:{free_port} is free"
+    assert check_chatroom_port(_settings(tmp_path, port=free_port)).summary == f"127.0.0.1:{free_port} is free"
 
 
 def test_a_full_or_unusable_disk_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert check_disk(tmp_path / "not" / "yet" / "there").ok or "GiB" in check_disk(tmp_path).says
+    assert check_disk(tmp_path / "not" / "yet" / "there").ok or "GiB" in check_disk(tmp_path).summary
     monkeypatch.setattr(doctor, "MIN_FREE_BYTES", 1)
     assert check_disk(tmp_path).ok
     monkeypatch.setattr(doctor, "MIN_FREE_BYTES", 2**62)
     findings = check_disk(tmp_path)
     assert not findings.ok
-    assert "DARKROOM_DATA" in findings.mend
+    assert "DARKROOM_DATA" in findings.remedy
     (tmp_path / "file").touch()
     assert not check_disk(tmp_path / "file").ok
 
@@ -120,7 +120,7 @@ def test_an_unreachable_broker_is_reported(tmp_path: Path, free_port: int) -> No
     url = f"nats://127.0.0.1:{free_port}"
     findings = check_broker(_settings(tmp_path, nats=url))
     assert not findings.ok
-    assert "DARKROOM_NATS" in findings.mend
+    assert "DARKROOM_NATS" in findings.remedy
     with socket.create_server(("127.0.0.1", free_port)):
         assert check_broker(_settings(tmp_path, nats=url)).ok
 

@@ -128,7 +128,7 @@ async def test_a_running_bot_notices_a_cancelled_job(harness, run_command, ann, 
     assert "a running bot tells its worker within seconds" in output
     await wait_for(wait_until, web_app, second_job.job, "cancelled")
     history = await web_app.store.query(queries.list_audit, [second_job.job])
-    assert [entry.why for entry in history if entry.source == entry.target] == ["cancelled at the command line"]
+    assert [entry.reason for entry in history if entry.source == entry.target] == ["cancelled at the command line"]
     record = await web_app.store.get_job(second_job.job)
     assert 0 < record.charged < record.cost
     outcome = {"outcome": "cancelled"}

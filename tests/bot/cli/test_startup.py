@@ -56,7 +56,7 @@ async def test_the_engine_warms_up_until_it_announces_itself(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     presence = Presence(
-        worker=LOCAL_WORKER, pools=("default",), models=(WARM,), device="paper", rows=1, free=1, build="test"
+        worker=LOCAL_WORKER, pools=("default",), models=(WARM,), device="paper", rows=1, free=1, software_build="test"
     )
     assert "embedded is warm: paper" in await _output_while_warming(
         LIVES, tmp_path / "engine.log", {}, capsys, presence
@@ -103,7 +103,13 @@ def _check_picture_check(tmp_path: Path) -> None:
 async def test_a_model_loaded_on_demand_is_not_called_warm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     large = replace(WARM, name="large", loaded=False)
     presence = Presence(
-        worker=LOCAL_WORKER, pools=("default",), models=(WARM, large), device="paper", rows=1, free=1, build="test"
+        worker=LOCAL_WORKER,
+        pools=("default",),
+        models=(WARM, large),
+        device="paper",
+        rows=1,
+        free=1,
+        software_build="test",
     )
     output = await _output_while_warming(LIVES, tmp_path / "engine.log", {}, capsys, presence)
     assert "large is offered, and loaded when somebody asks for it." in output
@@ -158,7 +164,7 @@ async def test_two_data_folders_with_one_database_run_one_bot_at_a_time(tmp_path
             await _wait_until_open(first)
             second = await start("second")
             _, output = await second.communicate()
-            assert b"Another bot is at work on this database (bot-" in output
+            assert b"Another bot leads on this database (bot-" in output
             assert first.returncode is None
         finally:
             first.terminate()

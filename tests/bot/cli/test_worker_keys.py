@@ -195,7 +195,7 @@ async def test_a_worker_with_a_key_cannot_report_as_others_or_about_their_jobs(
     await evil_worker.publish_result(JobStarted(job=job, epoch=epoch, worker="evil"))
     await evil_worker.publish_result(JobFailed(job=job, epoch=epoch, reason="Spoilt.", blame="member"))
     await evil_worker.publish_result(JobFinished(job=job, epoch=epoch, cost=9.0, seconds=1.0, ms_per_step=1.0))
-    subject = subjects.result("evil", "01ARZ3NDEKTSV4RRFFQ69G5FAV")
+    subject = subjects.make_result_subject("evil", "01ARZ3NDEKTSV4RRFFQ69G5FAV")
     await evil_worker.bus.js.publish(
         subject, encode(JobFailed(job=job, epoch=epoch + 1, reason="Spoilt.", blame="member"))
     )

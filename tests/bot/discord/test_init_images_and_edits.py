@@ -222,7 +222,7 @@ async def test_a_branch_by_contact_sheet_menu_and_form(open_world: Any) -> None:
         view = await newest_view(world)
         assert (view.action, view.parent_image, view.prompt) == ("branch", (first.id, 1), "red apple")
         assert (view.task.steps, view.task.start.keyframe_step) == (60, 8)
-        assert (view.task.start.fresh, view.task.seed) == (True, 9)
+        assert (view.task.start.has_new_noise, view.task.seed) == (True, 9)
         form = await world.bob.select(reply.response, ["8"], custom_id=menu["custom_id"])
         invalid_reply = await world.bob.submit_modal(
             form, {"prompt": "pear --sampler ddim", "seed": "", "guidance": ""}

@@ -6,7 +6,7 @@ pictures, so an allowed press stops at the next check: one world serves all pres
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
@@ -18,6 +18,7 @@ from simcord.components import walk_components
 from bot.discord.cards.button_layout import Button, ButtonKind
 from bot.discord.cards.job_cards import render_refusal
 from bot.discord.channel_visibility import CHANNEL_HIDDEN
+from bot.discord.commands import registry
 from bot.discord.components import buttons
 from bot.discord.responses import INTERNAL_ERROR
 from bot.discord.settings import HANDLERS
@@ -386,6 +387,21 @@ async def test_every_role_presses_every_button_of_the_settings(open_world: Any) 
                 check_answer(
                     scene.find_forbidden_reason(CARDS[verb], actor, None), result, f"settings:{verb} by {actor.name}"
                 )
+
+
+async def test_the_matrix_has_every_command_and_menu() -> None:
+    """The fast part of the slow tests: a new command that is missing here fails at once."""
+    commands = [command for command in registry.COMMANDS if not isinstance(command, discord.app_commands.ContextMenu)]
+    assert set(list_leaf_names(commands)) == set(COMMANDS)
+    assert {command.name for command in registry.COMMANDS} - {command.name for command in commands} == set(MENUS)
+
+
+def list_leaf_names(commands: Iterable[Any]) -> Iterator[str]:
+    for command in commands:
+        if is_leaf(command):
+            yield command.qualified_name
+        else:
+            yield from (inner.qualified_name for inner in command.walk_commands() if is_leaf(inner))
 
 
 async def test_every_action_of_the_permission_table_is_covered() -> None:

@@ -38,7 +38,7 @@ def ladder(job: str, image: int, *, is_complete: bool = True) -> bytes:
         Image.new("RGB", (64, 64), (10 * step, 40, 60 * image)).save(buffer, "WEBP", lossless=True)
         latent = LATENTS if is_complete and step % 4 == 0 else None
         keyframes.append(Keyframe(step=step, thumbnail=buffer.getvalue(), latent=latent))
-    return encode(Ladder(job=job, image=image, of=12, shape=(4, 8, 8), rungs=tuple(keyframes)))
+    return encode(Ladder(job=job, image=image, total_steps=12, shape=(4, 8, 8), keyframes=tuple(keyframes)))
 
 
 class GalleryRig:

@@ -13,7 +13,7 @@ from PIL import Image
 from bot.domain.errors import UserError
 from bot.images.films import ladder_film as film_module
 from bot.images.films.animation import FRAME_MS, HOLD_MS, MAX_SIDE
-from bot.images.films.ladder_film import keyframe_steps, render_film, render_keyframe
+from bot.images.films.ladder_film import list_keyframe_steps, render_film, render_keyframe
 from bot.images.grid import GAP
 from bot.images.image_codec import UnreadableImage, encode_image
 from engine.contract import Keyframe, Ladder, encode
@@ -41,7 +41,7 @@ def noisy_thumbnail(seed: int) -> bytes:
 def ladder(image: int = 0, count: int = 6, first: int = 0, pictures: list[bytes] | None = None) -> bytes:
     pictures = pictures or [thumbnail(first + 20 * index) for index in range(count)]
     keyframes = tuple(Keyframe(step=index * 10, thumbnail=one) for index, one in enumerate(pictures))
-    return encode(Ladder(job=JOB, image=image, of=1000, shape=(16, 8, 8), rungs=keyframes))
+    return encode(Ladder(job=JOB, image=image, total_steps=1000, shape=(16, 8, 8), keyframes=keyframes))
 
 
 def frames(payload: bytes) -> list[tuple[Image.Image, int]]:
@@ -82,7 +82,7 @@ def test_a_shorter_ladder_repeats_its_last_keyframe() -> None:
     ladders = [ladder(0, 6), ladder(1, 3, first=100)]
     last = frames(render_film(ladders))[-1][0]
     assert (grey(last, (100, 100)), grey(last, (400, 100))) == (pytest.approx(100, abs=4), pytest.approx(140, abs=4))
-    assert keyframe_steps(ladders) == [0, 10, 20, 30, 40, 50]
+    assert list_keyframe_steps(ladders) == [0, 10, 20, 30, 40, 50]
 
 
 @pytest.mark.parametrize("side", [256, 512])
@@ -153,7 +153,7 @@ def test_an_invalid_ladder_is_refused() -> None:
         with pytest.raises(UnreadableImage):
             render_film([invalid_ladder])
     with pytest.raises(UnreadableImage, match="without rungs"):
-        render_film([encode(Ladder(job=JOB, image=0, of=10, shape=(1,), rungs=()))])
+        render_film([encode(Ladder(job=JOB, image=0, total_steps=10, shape=(1,), keyframes=()))])
     for number in (0, 5):
         with pytest.raises(ValueError, match="1 to 4"):
             render_film([ladder()] * number)
@@ -163,4 +163,4 @@ def test_an_invalid_ladder_is_refused() -> None:
 @given(st.lists(st.integers(1, 8), min_size=1, max_size=4))
 def test_any_ladders_make_a_film_as_long_as_the_longest(counts: list[int]) -> None:
     ladders = [ladder(image, count) for image, count in enumerate(counts)]
-    assert len(frames(render_film(ladders, 64))) == max(counts) == len(keyframe_steps(ladders))
+    assert len(frames(render_film(ladders, 64))) == max(counts) == len(list_keyframe_steps(ladders))

@@ -41,7 +41,7 @@ def make_keyframe(step: int, *, with_latents: bool, shade: int = 90, size: tuple
 
 
 def ladder(*keyframes: Keyframe, total_steps: int = 1000) -> bytes:
-    return encode(Ladder(job=JOB, image=0, of=total_steps, shape=(4, 2, 2), rungs=keyframes))
+    return encode(Ladder(job=JOB, image=0, total_steps=total_steps, shape=(4, 2, 2), keyframes=keyframes))
 
 
 def branchable_ladder(*steps: int, total_steps: int = 1000) -> bytes:
@@ -56,7 +56,7 @@ def real_job() -> tuple[bytes, bytes]:
         concepts=(Concept(text="a red apple"),), model=family.name, sampler="ddim", steps=18, seed=7, guidance=3.0,
         width=64, height=64, count=1, dtype="float32",
     )  # fmt: skip
-    job = Job(id=JOB, task=recipe, share=BillingKey("standard", "guild", "user"), cost=1.0, deadline=1e11)
+    job = Job(id=JOB, task=recipe, billing_key=BillingKey("standard", "guild", "user"), cost=1.0, deadline=1e11)
     result = run_locally(job, {family.name: family})
     return result.pictures[0], result.ladders[0]
 
@@ -70,7 +70,7 @@ def test_a_real_ladder_can_be_branched_where_the_engine_stored_latents(
     assert [stage.can_branch for stage in stages] == [engines.has_latents(index) for index in range(18)]
     assert branch_steps(real_job[1]) == (4, 8, 12, 16)
     assert [nearest_branch_step(real_job[1], step) for step in (1, 4, 7, 8, 15, 18)] == [4, 4, 4, 8, 12, 16]
-    assert [stage.thumbnail for stage in stages] == [one.thumbnail for one in decode(real_job[1], Ladder).rungs]
+    assert [stage.thumbnail for stage in stages] == [one.thumbnail for one in decode(real_job[1], Ladder).keyframes]
     sheet = decode_image(make_contact_sheet(real_job[1]))
     assert sheet.size == (4 * (CELL_SIZE + GAP) - GAP, CELL_SIZE + 27)
     assert decode_image(compose_side_by_side([real_job[0], real_job[0]], ["parent", "branch"])).size == (516, 256 + 33)

@@ -45,7 +45,7 @@ def ladder(count: int = 5) -> bytes:
         buffer = io.BytesIO()
         Image.new("RGB", (64, 64), (10 + 40 * index,) * 3).save(buffer, "WEBP", lossless=True)
         keyframes.append(Keyframe(step=1 + index, thumbnail=buffer.getvalue()))
-    return encode(Ladder(job=JOB, image=0, of=count, shape=(4, 8, 8), rungs=tuple(keyframes)))
+    return encode(Ladder(job=JOB, image=0, total_steps=count, shape=(4, 8, 8), keyframes=tuple(keyframes)))
 
 
 def frames(payload: bytes) -> tuple[list[Image.Image], list[int]]:

@@ -432,7 +432,8 @@ def test_the_limits_page_names_every_setting_and_preset() -> None:
     for one in SETTINGS.values():
         assert all(choice in rows[one.name] for choice in one.choices)
         said = rows[one.name].split("|")[3].strip()
-        named = {"server": "guild"}
+        named = {"server": "guild", "ceiling": "house"}
+        assert "house" not in said, "the word of the stored value"
         listed = list(one.scopes) if said == "all" else [named.get(word, word) for word in said.split(", ")]
         assert set(listed) == set(one.scopes), one.name
     for one in presets.PRESETS.values():

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bot.domain.errors import UserError
-from bot.domain.texts import lasting_notes
+from bot.domain.texts import drop_one_time_notes
 from bot.prompt import build_recipe as to_recipe
 from bot.prompt import make_remarks, parse
 from bot.prompt.emphasis import remove_emphasis
@@ -40,7 +40,7 @@ WARM = ModelProfile(
 )  # fmt: skip
 PLAIN = msgspec.structs.replace(WARM, name="plain", samplers=("ddpm", "ddim"), loras=())
 QUICK = msgspec.structs.replace(
-    WARM, name="quick", samplers=("lcm", "dpmpp_2m", "heun"), sampler="lcm", steps=4, guides="network"
+    WARM, name="quick", samplers=("lcm", "dpmpp_2m", "heun"), sampler="lcm", steps=4, guidance_kind="network"
 )
 quick = settings(deadline=None, max_examples=150)
 
@@ -115,7 +115,7 @@ def test_fast_keeps_the_models_own_sampler_where_it_has_no_fast_one() -> None:
 
 def test_built_in_guidance_takes_a_scale_but_no_negative_prompt_or_interval() -> None:
     one = build_recipe("red fox::2 snow:: --guidance 8", QUICK)
-    assert (one.guides, one.guidance, len(one.concepts)) == ("network", 8.0, 2)
+    assert (one.guidance_kind, one.guidance, len(one.concepts)) == ("network", 8.0, 2)
     assert (one.guidance_start, one.guidance_stop) == (0.0, 1.0)
     assert refusal("fox --no fog", QUICK) == (
         "quick takes no negative prompt, since guidance is built into its network: leave out --no."
@@ -183,7 +183,7 @@ def test_a_whole_pipeline_refuses_what_it_lacks_and_notes_the_rest(sampler: Samp
         vary_recipe(one, 0, 0.2, 9)
     (note,) = parse(f"fox --sampler {sampler}", WARM).notes
     assert note.endswith(": the whole picture goes through the unmodified pipeline; midway it cannot go on elsewhere.")
-    assert lasting_notes((note, "other")) == ("other",)
+    assert drop_one_time_notes((note, "other")) == ("other",)
 
 
 def remix(base: Recipe, text: str, profile: ModelProfile = WARM) -> Recipe:

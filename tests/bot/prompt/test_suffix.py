@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bot.prompt import parse
-from bot.prompt.suffix import add_suffix, add_walk_suffix
+from bot.prompt.suffix import add_end_prompt_suffix, add_suffix
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_what_is_typed_wins_over_the_suffix() -> None:
     ],
 )
 def test_the_end_of_an_interpolation_takes_only_the_words_of_a_suffix(suffix: str, combined: str) -> None:
-    assert add_walk_suffix("a cat", suffix, {"mine": "pale --seed 7"}) == combined
+    assert add_end_prompt_suffix("a cat", suffix, {"mine": "pale --seed 7"}) == combined
 
 
 @given(st.text(max_size=80), st.text(max_size=40))

@@ -23,14 +23,15 @@ def a_record(job: str, pool: str, cost: float, step: int = 0) -> JobRecord:
     return JobRecord(
         id=job, key=None, ordinal=0, state="running", action="imagine", parent=None, prompt="apple", notes=(),
         task=RECIPE, member="a", member_name="A", guild="g", tier="standard", weight=1.0, pool=pool, model="embedded",
-        account="a", rows=8, cost=cost, charged=cost, billed=0.0, attempt=1, barren=0, step=step, epoch=1, worker="w",
+        account="a", rows=8, cost=cost, charged=cost, billed=0.0, attempt=1, attempts_without_progress=0, step=step,
+        epoch=1, worker="w",
         cancelling=False, created=0.0, deadline=9.0, sent=1.0, started=2.0, ended=None, seconds=None, ms_per_step=None,
         reason="", blame=None,
     )  # fmt: skip
 
 
 def a_frame(job: str, step: int) -> Frame:
-    return Frame(job=job, image=0, epoch=1, step=step, of=20, picture=b"\xff\xd8\xff", seconds_left=1.0)
+    return Frame(job=job, image=0, epoch=1, step=step, total_steps=20, picture=b"\xff\xd8\xff", seconds_left=1.0)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -54,7 +55,7 @@ def test_the_remaining_cost_equals_a_fresh_count(seed: int) -> None:
 
 
 def a_loading(job: str, epoch: int, model: str = "embedded") -> JobModelLoading:
-    return JobModelLoading(job=job, epoch=epoch, model=model, done=0.5)
+    return JobModelLoading(job=job, epoch=epoch, model=model, loaded_share=0.5)
 
 
 def test_model_loading_counts_as_a_heartbeat_unless_it_is_foreign_or_late() -> None:

@@ -30,7 +30,7 @@ def presence(
 ) -> Presence:  # fmt: skip
     profile = msgspec.structs.replace(PROFILE, name=model, revision=revision, row_ms=row_ms)
     return Presence(
-        worker=worker, pools=(pool,), models=(profile,), device="none", rows=8, free=free_rows, build="test"
+        worker=worker, pools=(pool,), models=(profile,), device="none", rows=8, free=free_rows, software_build="test"
     )
 
 
@@ -82,7 +82,7 @@ async def test_jobs_of_a_dead_pool_run_in_another(harness, wait_until, ann, dest
     await wait_until(lambda: set(app.services.live_workers()) == {"second"})
     await wait_until(lambda: _have_moved(app, jobs))
     history = await app.store.query(queries.list_audit, jobs)
-    assert sum(entry.why.startswith("from pool default") for entry in history) == len(jobs)
+    assert sum(entry.reason.startswith("from pool default") for entry in history) == len(jobs)
     for _ in range(5):
         await app.queue.dispatcher.run_round()
     records = await app.store.query(queries.get_jobs, jobs)

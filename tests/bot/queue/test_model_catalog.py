@@ -14,7 +14,7 @@ from engine.contract import ModelProfile, Presence
 
 def presence(worker: str, ms: float, version: int = 3, pool: str = "default") -> Presence:
     return Presence(
-        v=version, worker=worker, pools=(pool,), models=(), device="", rows=8, free=8, build="", enlarge_ms=ms
+        v=version, worker=worker, pools=(pool,), models=(), device="", rows=8, free=8, software_build="", upscale_ms=ms
     )  # fmt: skip
 
 

@@ -99,7 +99,8 @@ async def test_a_bad_picture_becomes_a_dead_letter_and_the_job_runs_again(open_j
     valid = encode_image(Image.effect_noise((job.task.width, job.task.height), 50), "PNG")
     contents = {
         "not a png": b"GIF89a" * 10, "torn": valid[: len(valid) // 2], "garbage": valid[:33] + b"garbage" * 9,
-        "ladder": b"no ladder", "empty ladder": encode(Ladder(job=job.id, image=0, of=40, shape=(1, 1), rungs=())),
+        "ladder": b"no ladder",
+        "empty ladder": encode(Ladder(job=job.id, image=0, total_steps=40, shape=(1, 1), keyframes=())),
     }  # fmt: skip
     content = contents.get(fault, b"")
     sha = await worker.bus.put_blob(content) if content else None

@@ -121,7 +121,7 @@ async def test_all_data_of_a_member_is_deleted_and_none_of_others(store, picture
     assert (await missing_job_error(store, jobs["done"])).status == 410
     assert (before, await sum_charges(store, ANN)) == (8.0, 4.0), "spent cost stays; the job that never ran is refunded"
     (report,) = await store.query(incidents.list_incidents, "local", 9, open_only=True)
-    assert (report.actor_name, report.said, report.job) == (erasure.DELETED_MEMBER, "rude", jobs["bob's"])
+    assert (report.actor_name, report.text, report.job) == (erasure.DELETED_MEMBER, "rude", jobs["bob's"])
     assert await store.query(preferences.list_favourites, BOB) == []
 
 
@@ -304,7 +304,7 @@ async def test_the_command_leaves_it_to_a_bot_on_another_machine(tmp_path, datab
     assert "all their data are deleted" in capsys.readouterr().out
     assert await after.get_job(job) is None
     term = await after.query(leader_terms.read_newest_term)
-    assert (term.term, term.over) == (2, True), "it wrote under its own leader term, which has ended"
+    assert (term.term, term.is_ended) == (2, True), "it wrote under its own leader term, which has ended"
     await after.close()
 
 

@@ -165,12 +165,12 @@ async def test_a_branch_keeps_the_recipe_except_for_what_is_changed(harness, wai
     near_branch = await services.edits.branch(first.id, 1, 17, BOB, destination, text="a red lamp --guidance 5")
     assert near_branch.notes == ("Branched at step 10: the nearest to 17 that keeps its latents.",)
     recipe = (await services.job_views.load_view(near_branch.job)).task
-    assert (recipe.concepts, recipe.guidance, recipe.start.step, recipe.start.fresh) == (
+    assert (recipe.concepts, recipe.guidance, recipe.start.step, recipe.start.has_new_noise) == (
         (Concept("a red lamp"),), 5.0, 10, False
     )  # fmt: skip
     other = await services.edits.branch(first.id, 1, 20, BOB, destination, seed=99)
     recipe = (await services.job_views.load_view(other.job)).task
-    assert (recipe.seed, recipe.concepts, recipe.start.fresh) == (99, first.task.concepts, True)
+    assert (recipe.seed, recipe.concepts, recipe.start.has_new_noise) == (99, first.task.concepts, True)
     with pytest.raises(UserError, match="its sampler cannot be changed"):
         await services.edits.branch(first.id, 1, 20, BOB, destination, text="a lamp --sampler euler")
     with pytest.raises(UserError, match="One branch at a time"):
@@ -186,7 +186,8 @@ async def test_the_rest_of_a_branch_may_take_more_steps_or_fewer(harness, wait_u
         branch = await services.edits.branch(first.id, 1, 20, BOB, destination, text=text)
         recipes[steps] = (await services.job_views.load_view(branch.job)).task
         start = recipes[steps].start
-        assert (recipes[steps].steps, start.rung, start.keyframe_step, start.fresh) == (steps, 20, 20, False)
+        assert (recipes[steps].steps, start.ladder_step, start.keyframe_step) == (steps, 20, 20)
+        assert start.has_new_noise is False
         assert (recipes[steps].first_step, recipes[steps].end_step) == (-(-20 * steps // 40), steps)
     assert (
         estimate_cost(recipes[100], profile) > estimate_cost(recipes[80], profile) > estimate_cost(recipes[31], profile)
@@ -195,14 +196,14 @@ async def test_the_rest_of_a_branch_may_take_more_steps_or_fewer(harness, wait_u
         await services.job_views.load_view(
             (await services.edits.branch(first.id, 1, 20, BOB, destination, steps=40)).job
         )
-    ).task.start.rung is None
+    ).task.start.ladder_step is None
     with pytest.raises(UserError, match="Of 1 steps none is left from step 20 of 40 on"):
         await services.edits.branch(first.id, 1, 20, BOB, destination, steps=1)
 
 
 async def test_a_stopped_job_can_go_on_to_its_end(harness, wait_until, ann, destination):
     app, _, first = await finish_job(harness, wait_until, ann, destination, "a lamp --seed 7 --steps 40 --stop 50")
-    assert (first.task.until, first.task.end_step) == (0.5, 20)
+    assert (first.task.stop_at, first.task.end_step) == (0.5, 20)
     latest_branch = await app.services.edits.branch(first.id, 1, 40, BOB, destination)
     recipe = (await wait_for_end(app, latest_branch.job, wait_until)).task
-    assert (recipe.start.step, recipe.until, recipe.end_step) == (20, 1.0, 40)
+    assert (recipe.start.step, recipe.stop_at, recipe.end_step) == (20, 1.0, 40)

@@ -14,7 +14,7 @@ from bot.cli.imagine.progress_display import ProgressDisplay
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
 from bot.images.films.animation import HOLD_MS
-from bot.images.films.interpolation_film import FRAMES_BETWEEN, animate_walk, render_walk
+from bot.images.films.interpolation_film import FRAMES_BETWEEN, animate_walk, render_interpolation_film
 from bot.prompt import parse
 from bot.prompt.capability_check import check_sampler
 from bot.prompt.flags import prompt_title
@@ -42,7 +42,7 @@ FOX = Recipe(
 
 def test_an_interpolation_is_requested_by_a_flag_with_a_prompt():
     (one,) = parse("a fox, blue --walk a terrier, red --frames 8 --no fog", None).prompts
-    assert (one.words, one.walk, one.frames, one.negative) == ("a fox, blue", "a terrier, red", 8, "fog")
+    assert (one.words, one.end_prompt, one.frames, one.negative) == ("a fox, blue", "a terrier, red", 8, "fog")
     assert parse("a fox", None, options={"walk": "a cat"}).prompts[0].frames == 12
     assert prompt_title("a (fox:1.2) --walk a cat --frames 8 --no fog") == "a fox → a cat (no fog)"
     assert "changes nothing" in parse("a fox --walk a cat --count 2", None).notes[0]
@@ -76,7 +76,7 @@ def test_a_whole_pipeline_draws_no_interpolation(sampler):
 def film_frames(frames: int) -> list[tuple[int, int]]:
     """The shade and the milliseconds of each frame."""
     pictures = [png(32, 32, round(200 * frame_index / (frames - 1))) for frame_index in range(frames)]
-    film = Image.open(io.BytesIO(render_walk(pictures)))
+    film = Image.open(io.BytesIO(render_interpolation_film(pictures)))
     frames_seen = []
     for frame_index in range(getattr(film, "n_frames", 1)):
         film.seek(frame_index)
@@ -94,7 +94,7 @@ def test_the_film_goes_forth_and_back_through_every_picture():
     assert frames[4 * FRAMES_BETWEEN][1] >= HOLD_MS <= frames[-1][1]
     assert animate_walk([png(64, 32), png(64, 32)]).size == (512, 256)
     with pytest.raises(ValueError, match="two pictures"):
-        render_walk([png(8, 8)])
+        render_interpolation_film([png(8, 8)])
 
 
 async def wait_for_end(app, jobs, wait_until):
@@ -118,10 +118,10 @@ async def test_the_jobs_of_an_interpolation_differ_only_in_place_and_share_one_f
     accepted_jobs = await services.jobs.imagine("a fox --walk a cat --frames 6 --steps 20 --seed 7", ann, destination)
     assert len(accepted_jobs) == 2
     views = await wait_for_end(app, [one.job for one in accepted_jobs], wait_until)
-    assert [view.task.walk for view in views] == [Interpolation("a cat", 0, 6), Interpolation("a cat", 4, 6)]
+    assert [view.task.interpolation for view in views] == [Interpolation("a cat", 0, 6), Interpolation("a cat", 4, 6)]
     assert [(view.task.count, view.task.seed) for view in views] == [(4, 7), (2, 7)]
     assert sum(view.ends_interpolation for view in views) == 1, "one of the jobs has the film"
-    films = [await services.gallery.render_walk(view.id) for view in views]
+    films = [await services.gallery.render_interpolation_film(view.id) for view in views]
     assert films[0] == films[1]
     assert [part.id for part in await app.store.query(interpolations.list_parts, views[1].id)] == [
         view.id for view in views
@@ -131,13 +131,13 @@ async def test_the_jobs_of_an_interpolation_differ_only_in_place_and_share_one_f
     (view,) = await wait_for_end(app, [other.job], wait_until)
     assert not view.ends_interpolation
     with pytest.raises(UserError, match="no film of a walk"):
-        await services.gallery.render_walk(view.id)
+        await services.gallery.render_interpolation_film(view.id)
     with pytest.raises(UserError, match="A walk begins with a prompt of its own"):
         await services.variations.remix(view.id, 0, "a dog --walk a cat", ann, destination)
 
     variation = await services.variations.vary(views[1].id, 0, BOB, destination)
     recipe = (await services.job_views.load_view(variation.job)).task
-    assert (recipe.walk, recipe.mixed, recipe.lineage) == (None, True, (NoiseAncestor(7, 0, 0.2),))
+    assert (recipe.interpolation, recipe.mixed, recipe.lineage) == (None, True, (NoiseAncestor(7, 0, 0.2),))
     await wait_for_end(app, [variation.job], wait_until)
     for job in (views[1].id, variation.job):
         for strength in (None, 0.6):
@@ -159,7 +159,7 @@ async def test_the_jobs_of_an_interpolation_differ_only_in_place_and_share_one_f
     near_branch = await services.edits.branch(views[1].id, 0, 10, BOB, destination, steps=40)
     recipe = (await services.job_views.load_view(near_branch.job)).task
     assert [one.text for one in recipe.concepts] == ["a fox", "a cat"]
-    assert (recipe.walk, recipe.mixed, recipe.seed) == (None, True, 7)
+    assert (recipe.interpolation, recipe.mixed, recipe.seed) == (None, True, 7)
 
 
 @pytest.mark.asyncio
@@ -216,7 +216,7 @@ async def test_an_unfinished_interpolation_has_no_film_yet(harness, wait_until, 
     assert len(accepted_jobs) == 3
     for accepted in accepted_jobs:
         with pytest.raises(UserError, match="still under way"):
-            await app.services.gallery.render_walk(accepted.job)
+            await app.services.gallery.render_interpolation_film(accepted.job)
 
 
 def test_a_frame_of_an_interpolation_becomes_a_plain_recipe_for_later_jobs():
@@ -224,7 +224,7 @@ def test_a_frame_of_an_interpolation_becomes_a_plain_recipe_for_later_jobs():
     parts = interpolation_recipes(recipe, "a cat", 9)
     assert [part.count for part in parts] == [4, 4, 1]
     remaining_text = without_interpolation(parts[1], 0)
-    assert (remaining_text.walk, remaining_text.mixed, remaining_text.seed) == (None, True, recipe.seed)
+    assert (remaining_text.interpolation, remaining_text.mixed, remaining_text.seed) == (None, True, recipe.seed)
     assert [one.weight for one in remaining_text.concepts] == [0.5, 0.5]
     assert single_image(parts[1], 3).seed == recipe.seed
     assert vary_recipe(parts[0], 3, 0.2, 1).lineage[-1] == NoiseAncestor(recipe.seed, 0, 0.2)
@@ -261,7 +261,7 @@ async def test_an_interpolation_between_pictures_goes_through_each(harness, wait
     assert [image.seed for image in images if not image.lineage] == [7, 8, 9]
     assert len(images) == 13
     assert sum(view.ends_interpolation for view in views) == 1
-    film = Image.open(io.BytesIO(await services.gallery.render_walk(views[0].id, film_format="gif")))
+    film = Image.open(io.BytesIO(await services.gallery.render_interpolation_film(views[0].id, film_format="gif")))
     assert film.format == "GIF"
     (varied_ones,) = await wait_for_end(
         app, [(await services.variations.vary(grid.id, 0, ann, destination)).job], wait_until
@@ -271,4 +271,4 @@ async def test_an_interpolation_between_pictures_goes_through_each(harness, wait
             await services.variations.interpolate_pictures(other.id, ann, destination)
     reroll = await services.variations.reroll(views[0].id, ann, destination)
     recipe = (await services.job_views.load_view(reroll.job)).task
-    assert recipe.walk.noises == (recipe.seed, recipe.seed + 1, recipe.seed + 2)
+    assert recipe.interpolation.noises == (recipe.seed, recipe.seed + 1, recipe.seed + 2)

@@ -369,7 +369,7 @@ async def test_an_upscale_names_the_method_that_was_used(harness, wait_until, an
     worker, job = await _finish_job(app, harness, wait_until, ann, destination)
     worker.enlarge_ms = 10_000.0
     await worker.announce()
-    await wait_until(lambda: any(one.enlarge_ms for one in app.services.live_workers().values()))
+    await wait_until(lambda: any(one.upscale_ms for one in app.services.live_workers().values()))
     for method in ("gan", "lanczos"):
         worker.upscale_method = method
         accepted = await app.services.variations.upscale(job, 0, ann, destination)

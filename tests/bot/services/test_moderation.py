@@ -68,7 +68,7 @@ async def test_a_forbidden_word_is_refused_in_any_field_and_recorded(harness, an
     await app.services.jobs.imagine("Scunthorpe, denuded hills, gored", ann, destination)
     entries = await app.services.moderation.list_incidents(MOD)
     assert {(one.kind, one.actor_name, one.job, one.is_undecided) for one in entries} == {("word", "Ann", "", False)}
-    assert entries[-1].said == "“gore” in “a g0re scene”"
+    assert entries[-1].text == "“gore” in “a g0re scene”"
     assert incident_sentence(entries[-1]) == (
         "Ann used a forbidden word or pattern: “gore” in “a g0re scene”"
     )  # fmt: skip
@@ -230,7 +230,7 @@ async def test_deleted_pictures_are_gone_everywhere(harness, wait_until, ann, de
     assert [(one.kind, one.actor_name, one.job) for one in entries] == [
         ("deleted", "Ann", job), ("report", "Bob", job),
     ], "deleting a reported picture of one's own is recorded"  # fmt: skip
-    assert (entries[0].said, entries[1].is_undecided) == ("with 1 upscaled", False)
+    assert (entries[0].text, entries[1].is_undecided) == ("with 1 upscaled", False)
 
 
 async def test_the_owner_moderators_and_the_operator_may_delete(harness, ann, destination):
@@ -346,7 +346,7 @@ async def test_a_report_reaches_the_moderators_list_and_their_channel(harness, w
     assert sentence == "Reported: it stands in the list of the moderators of this server. Thank you."
     (undecided_incident,) = await moderation.list_incidents(MOD, undecided_only=True)
     assert (undecided_incident.kind, undecided_incident.actor_name, undecided_incident.job,
-    undecided_incident.said) == (
+    undecided_incident.text) == (
         "report", "Bob", accepted.job, "not nice @everyone",
     )  # fmt: skip
     assert (await refusal_of(moderation.report_picture(accepted.job, BOB, "again"))).sentence == (
@@ -418,7 +418,7 @@ async def test_moderators_close_incidents_of_their_own_server(harness, ann, dest
     assert (await moderation.close_incident(number, MOD)).closed is not None
     await moderation.close_incident(number, MOD)
     assert await moderation.list_incidents(MOD, undecided_only=True) == []
-    assert [(one.kind, one.said) for one in await moderation.list_incidents(MOD)] == [
+    assert [(one.kind, one.text) for one in await moderation.list_incidents(MOD)] == [
         ("closed", f"number {number}"), ("report", "no"),
     ]  # fmt: skip
 
@@ -457,6 +457,6 @@ async def test_a_decision_about_a_held_picture_closes_its_incident(store):
         incidents.write_incident, "g", "held", "m", "M", "Picture 2 was flagged by the picture check.", 1.0, "j"
     )
     await store.write(incidents.close_held_incident, "j", "Picture 1 ", 2.0)
-    assert [one.said[:9] for one in await store.query(incidents.list_incidents, "g", 9, open_only=True)] == [
+    assert [one.text[:9] for one in await store.query(incidents.list_incidents, "g", 9, open_only=True)] == [
         "Picture 2"
     ]

@@ -90,7 +90,7 @@ def test_the_verdict_and_the_review_decide_what_is_held(
 
 
 def test_a_job_that_no_worker_can_check_says_so() -> None:
-    presence = Presence(worker="one", pools=("default",), models=(), device="", rows=1, free=1, build="")
+    presence = Presence(worker="one", pools=("default",), models=(), device="", rows=1, free=1, software_build="")
     other_presence = presence_with_check(presence, "two")
     assert unchecked_notes(True, "default", {}) == unchecked_notes(True, "default", {"one": presence}) == (NO_CHECK,)
     assert unchecked_notes(True, "other", {"two": other_presence}) == (NO_CHECK,)
@@ -100,7 +100,7 @@ def test_a_job_that_no_worker_can_check_says_so() -> None:
 
 def presence_with_check(one: Presence, name: str) -> Presence:
     return Presence(
-        worker=name, pools=one.pools, models=(), device="", rows=1, free=1, build="", checks=True
+        worker=name, pools=one.pools, models=(), device="", rows=1, free=1, software_build="", has_picture_check=True
     )  # fmt: skip
 
 
@@ -304,7 +304,7 @@ def draw_chequered(recipe: Any, image: int, step: int, form: Any) -> bytes:
 async def test_without_a_worker_that_checks_every_picture_is_held(checked_app: CheckedApp) -> None:
     checked_app.painter.has_picture_check = False
     await checked_app.wait_until(
-        lambda: not any(one.checks for one in checked_app.app.services.live_workers().values())
+        lambda: not any(one.has_picture_check for one in checked_app.app.services.live_workers().values())
     )
     (accepted,) = await checked_app.app.services.jobs.imagine("a lamp", BOB, Destination("web", {}))
     assert NO_CHECK in accepted.notes

@@ -59,7 +59,7 @@ async def refusal(awaitable) -> UserError:
 async def test_a_rule_is_set_explained_and_unset(store):
     rule_admin = make_rule_admin(store)
     first = await rule_admin.set_rule(ANN, "guild", "", "cost_day", "30 min")
-    assert (first.what, first.actor, first.actor_name, first.at) == ("set", "discord:1", "Ann", NOW)
+    assert (first.action, first.actor, first.actor_name, first.changed_at) == ("set", "discord:1", "Ann", NOW)
     await rule_admin.set_rule(ANN, "role", "9", "cost_day", "1 h")
     await rule_admin.set_ceilings(OPERATOR, "g", cost_day="2 h")
     (explanation,) = await rule_admin.explain("g", BOB, "cost day", {"9": "@artists"})
@@ -74,7 +74,7 @@ async def test_a_rule_is_set_explained_and_unset(store):
     deciding_rule = (await rule_admin.effective_rules(BOB)).deciding_rules["cost_day"]
     assert deciding_rule is not None
     assert deciding_rule.scope == "guild"
-    assert [change.what for change in await rule_admin.list_changes("g")] == ["unset", "budget", "set", "set"]
+    assert [change.action for change in await rule_admin.list_changes("g")] == ["unset", "budget", "set", "set"]
     assert await rule_admin.list_changes("elsewhere") == []
 
 
@@ -93,7 +93,7 @@ async def test_of_several_limits_in_force_the_one_with_the_least_left_is_explain
     job_drafts = [replace(draft(replace(BOB, id=f"discord:{n}", channel="8")), cost=3595.0) for n in range(2)]
     await store.admit_jobs(job_drafts, None, lambda drafts, _ledger: drafts, NOW)
     (explanation,) = await rule_admin.explain("g", BOB, "together_cost_day")
-    assert (explanation.value, explanation.used, explanation.frees) == ("2 h", "2 h of 2 h", NOW + DAY_SECONDS)
+    assert (explanation.value, explanation.used, explanation.frees_at) == ("2 h", "2 h of 2 h", NOW + DAY_SECONDS)
     assert explanation.sentence == (
         "together_cost_day is 2 h: the server's rule decides, as it has the least left; "
         "also in force is channel 7's 1 h."
@@ -184,7 +184,7 @@ async def test_undo_reverts_the_newest_change_and_then_the_one_before(store):
     await rule_admin.set_rule(ANN, "guild", "", "running", "1")
     await rule_admin.apply_preset(ANN, "large server")
     undone_change = await rule_admin.undo_change(ANN)
-    assert (undone_change.what, undone_change.undoes) == ("undo", 2)
+    assert (undone_change.action, undone_change.undone_change) == ("undo", 2)
     assert [(rule.setting, rule.value) for rule in await rule_admin.list_rules("g")] == [("running", 1)]
     await rule_admin.undo_change(ANN)
     assert await rule_admin.list_rules("g") == []
@@ -214,7 +214,7 @@ async def test_undo_needs_the_permission_of_the_change(store):
     await rule_admin.close_guild(OWNER, "holidays")
     assert (await refusal(rule_admin.undo_change(ANN, budget.number))).status == 403
     assert (await refusal(rule_admin.undo_change(ANN, budget.number + 1))).status == 403
-    assert (await rule_admin.undo_change(ANN)).undoes == 1, "the newest change that an admin may undo"
+    assert (await rule_admin.undo_change(ANN)).undone_change == 1, "the newest change that an admin may undo"
     await rule_admin.undo_change(OWNER)
     await rule_admin.undo_change(OPERATOR, budget.number)
     assert await rule_admin.list_rules("g") == []
@@ -408,7 +408,7 @@ def test_undoing_every_change_in_turn_leaves_no_rules(plan: list[tuple[str, int,
                 continue
             history.append((change, before))
         for change, before in reversed(history):
-            assert (await rule_admin.undo_change(ANN)).undoes == change.number
+            assert (await rule_admin.undo_change(ANN)).undone_change == change.number
             assert await rule_admin.list_rules("g") == before
         assert await rule_admin.list_rules("g") == []
         await store.close()

@@ -63,12 +63,12 @@ async def test_the_audit_shows_each_change_by_the_operator_once(store):
     assert (
         requeued_twice.record.state,
         requeued_twice.record.attempt,
-        requeued_twice.record.barren,
         requeued_twice.record.worker,
-    ) == ("queued", 2, 0, "")
+    ) == ("queued", 2, "")
+    assert requeued_twice.record.attempts_without_progress == 0
     last, changes = await store.query(job_admin.list_external_changes, start)
     assert last > start
-    assert [(one.job, one.target, one.why) for one in changes.values()] == [
+    assert [(one.job, one.target, one.reason) for one in changes.values()] == [
         (IDS[2], "cancelled", job_admin.CANCEL_NOTE), (IDS[1], "sent", job_admin.CANCEL_NOTE),
         (IDS[0], "queued", job_admin.REQUEUE_NOTE),
     ]  # fmt: skip

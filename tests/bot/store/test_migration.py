@@ -151,7 +151,7 @@ async def test_a_database_of_any_earlier_version_keeps_all_its_rows(empty_databa
         assert next(iter((await store.query(destinations.list_deliveries, "0" * 26)).values())).destination.address == {
             "a": ["b"]
         }
-        assert (await store.query(queries.list_audit, ["0" * 26]))[0].why == "x"
+        assert (await store.query(queries.list_audit, ["0" * 26]))[0].reason == "x"
         assert set(counts.values()) <= {0, 1}
     finally:
         await store.close()

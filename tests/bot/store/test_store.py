@@ -75,7 +75,7 @@ async def test_an_admitted_job_reads_back_unchanged(store):
     assert record is not None
     assert (record.state, record.task, record.notes, record.parent) == ("queued", RECIPE, ("a note",), ("0" * 26, 2))
     assert (record.rows, record.charged, record.epoch, record.attempt) == (8, 10.0, 0, 1)
-    assert record.to_job().share.user == "ann"
+    assert record.to_job().billing_key.user == "ann"
     assert await store.query(destinations.get_destination, job) == Destination("web", {"message": "1"})
     assert await store.get_job("0" * 26) is None
 
@@ -225,12 +225,12 @@ async def test_three_attempts_without_progress_are_poison_and_progress_resets_th
     await store.start_job(job, 1, "w", 0, 1002.0)
     await store.start_job(job, 2, "w", 0, 1003.0)
     await store.start_job(job, 3, "w", 0, 1004.0)
-    assert (await store.get_job(job)).barren == POISON_ATTEMPTS - 1
-    assert (await store.start_job(job, 4, "w", 20, 1005.0)).record.barren == 0
+    assert (await store.get_job(job)).attempts_without_progress == POISON_ATTEMPTS - 1
+    assert (await store.start_job(job, 4, "w", 20, 1005.0)).record.attempts_without_progress == 0
     for epoch in (5, 6):
         assert (await store.start_job(job, epoch, "w", 20, 1006.0)).record.state == "running"
     assert await store.start_job(job, 4, "stale", 0, 1006.5) is None
-    assert (await store.start_job(job, 6, "w", 20, 1006.6, preview_step=20)).record.barren == 2
+    assert (await store.start_job(job, 6, "w", 20, 1006.6, preview_step=20)).record.attempts_without_progress == 2
     transition = await store.start_job(job, 7, "w", 20, 1007.0)
     assert (transition.record.state, transition.record.blame, transition.record.charged) == ("failed", "worker", 0.0)
 
@@ -240,17 +240,21 @@ async def test_a_job_that_the_broker_lost_may_start_over(store):
     (job,) = await queue_jobs(store, draft())
     await store.pick_job(EVERYTHING, 32, 1.0, 1001.0)
     await store.start_job(job, 1, "w", 0, 1002.0)
-    assert (await store.start_job(job, 2, "w", 0, 1003.0)).record.barren == 1
+    assert (await store.start_job(job, 2, "w", 0, 1003.0)).record.attempts_without_progress == 1
     for epoch in range(3, 9):
         transition = await store.start_job(job, epoch, "w", 0, 1004.0, snapshots_lost=True)
-        assert (transition.record.state, transition.record.barren, transition.record.step) == ("running", 1, 0)
+        assert (transition.record.state, transition.record.attempts_without_progress, transition.record.step) == (
+            "running",
+            1,
+            0,
+        )
     (job,) = await queue_jobs(store, draft())
     await store.pick_job(EVERYTHING, 32, 1.0, 1005.0)
     await store.start_job(job, 11, "w", 30, 1006.0)
     await store.start_job(job, 12, "w", 0, 1007.0, snapshots_lost=True)
     assert (
         await store.start_job(job, 13, "w", 10, 1008.0)
-    ).record.barren == 0  # fewer steps than before the loss, but progress
+    ).record.attempts_without_progress == 0  # fewer steps than before the loss, but progress
     for epoch in (14, 15):
         assert (await store.start_job(job, epoch, "w", 10, 1009.0)).record.state == "running"
     assert (await store.start_job(job, 16, "w", 10, 1010.0)).record.state == "failed"
@@ -262,7 +266,7 @@ async def test_workers_that_shut_down_in_order_poison_no_job(store):
     await store.pick_job(EVERYTHING, 32, 1.0, 1001.0)
     for epoch in range(1, 8):  # seven restarts before its first step
         transition = await store.start_job(job, epoch, "w", 0, 1002.0)
-        assert (transition.record.state, transition.record.barren) == ("running", 0)
+        assert (transition.record.state, transition.record.attempts_without_progress) == ("running", 0)
         assert [
             await store.write(picture_writes.record_hand_back, job, number) for number in (epoch - 1, epoch, epoch)
         ] == [
@@ -280,12 +284,12 @@ async def test_a_requeue_counts_attempts_and_is_not_billed_twice(store):
     (job,) = await queue_jobs(store, draft(cost=10.0))
     await store.pick_job(EVERYTHING, 32, 1.0, 1001.0)
     requeued = await store.requeue_job(job, 1002.0, step=12, audit_note="lost")
-    assert (requeued.record.state, requeued.record.attempt, requeued.record.barren, requeued.record.step) == (
+    assert (requeued.record.state, requeued.record.attempt, requeued.record.step) == (
         "queued",
         2,
-        0,
         12,
     )
+    assert requeued.record.attempts_without_progress == 0
     await store.pick_job(EVERYTHING, 32, 1.0, 1003.0)
     assert await query(store, "SELECT DISTINCT virtual, queued, active FROM accounts") == [(10.0, 0, 1)]
     states = [(await store.requeue_job(job, 1004.0, step=12, audit_note="lost")).record.state]

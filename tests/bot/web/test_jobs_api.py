@@ -247,7 +247,7 @@ async def test_a_running_job_is_paused_and_goes_on(server: WebServer) -> None:
     status, reply = await server.request_json("POST", f"/api/jobs/{job}/resume")
     assert (status, reply["sentence"]) == (200, "Resumed.")
     assert (await server.wait_for_end(job))["state"] == "finished"
-    messages = [(message.job, message.deed, message.weight) for message in server.workers[0].control_messages]
+    messages = [(message.job, message.action, message.weight) for message in server.workers[0].control_messages]
     assert messages == [(job, "pause", 1.0), (job, "weigh", 2.0), (job, "resume", 1.0)]
 
 

@@ -15,7 +15,7 @@ from engine.bus import Bus
 from engine.contract import Presence
 
 INVALID_PRESENCE = Presence(
-    worker="easel", pools=("default",), models=(), device="paper", rows=50_000, free=0, build="\x1b[31mtest"
+    worker="easel", pools=("default",), models=(), device="paper", rows=50_000, free=0, software_build="\x1b[31mtest"
 )  # fmt: skip
 
 
@@ -38,9 +38,9 @@ async def test_the_doctor_names_a_worker_that_is_refused(open_server: Any, broke
         await foreign_bus.close()
         [finding] = await _doctor_findings(server)
     assert not finding.ok
-    assert finding.says.startswith("worker easel announces rows 50000, which this bot refuses: ")
-    assert "1024" in finding.says
-    assert finding.mend
+    assert finding.summary.startswith("worker easel announces rows 50000, which this bot refuses: ")
+    assert "1024" in finding.summary
+    assert finding.remedy
 
 
 @pytest.mark.asyncio

@@ -63,7 +63,7 @@ def make_job(job: str = JOB, **changes: Any) -> Job:
 
 
 def make_snapshot(epoch: int, image: int = 0, k: int = 1, size: int = 16) -> Snapshot:
-    return Snapshot(job=JOB, image=image, epoch=epoch, k=k, shape=(1, 4), x=b"x" * size, h=b"")
+    return Snapshot(job=JOB, image=image, epoch=epoch, next_step=k, shape=(1, 4), x=b"x" * size, history=b"")
 
 
 @pytest_asyncio.fixture
@@ -478,7 +478,7 @@ async def test_a_slow_reader_of_previews_gets_the_newest_frames(connect_bus: Any
     for step in range(200):
         for image in (0, 1):
             await worker.publish_frame(
-                Frame(job=JOB, image=image, epoch=1, step=step, of=200, picture=b"j" * 1000, seconds_left=1.0)
+                Frame(job=JOB, image=image, epoch=1, step=step, total_steps=200, picture=b"j" * 1000, seconds_left=1.0)
             )
     await worker.client.flush()
     await first
@@ -496,13 +496,13 @@ async def test_a_slow_reader_of_loading_messages_gets_the_newest_of_each_job(con
     await asyncio.sleep(0.1)
     await worker.client.publish(f"loading.{JOB}", b"no loading")
     await worker.client.publish(f"loading.{JOB}", encode(make_frame()))
-    await worker.publish_loading(JobModelLoading(job=JOB, epoch=1, model="large", done=0.0))
+    await worker.publish_loading(JobModelLoading(job=JOB, epoch=1, model="large", loaded_share=0.0))
     await worker.publish_frame(make_frame())
     await worker.client.flush()
     assert ((await first).done, (await frame).step) == (0.0, 3)
     for percent in range(101):
         for job in (JOB, OTHER):
-            await worker.publish_loading(JobModelLoading(job=job, epoch=1, model="large", done=percent / 100))
+            await worker.publish_loading(JobModelLoading(job=job, epoch=1, model="large", loaded_share=percent / 100))
     await worker.client.flush()
     await asyncio.sleep(0.3)
     assert {(one.job, one.done) for one in await take_values(loadings, 2)} == {(JOB, 1.0), (OTHER, 1.0)}
@@ -510,7 +510,7 @@ async def test_a_slow_reader_of_loading_messages_gets_the_newest_of_each_job(con
 
 
 def make_frame() -> Frame:
-    return Frame(job=JOB, image=0, epoch=1, step=3, of=200, picture=b"j", seconds_left=1.0)
+    return Frame(job=JOB, image=0, epoch=1, step=3, total_steps=200, picture=b"j", seconds_left=1.0)
 
 
 @pytest.mark.asyncio
@@ -643,7 +643,9 @@ async def test_a_worker_hears_requests_for_previews(connect_bus: Any) -> None:
 
 
 def make_presence(worker: str, free_rows: int = 8) -> Presence:
-    return Presence(worker=worker, pools=("default",), models=(), device="cpu", rows=8, free=free_rows, build="test")
+    return Presence(
+        worker=worker, pools=("default",), models=(), device="cpu", rows=8, free=free_rows, software_build="test"
+    )
 
 
 @pytest.mark.asyncio

@@ -138,7 +138,7 @@ async def test_a_silent_worker_no_longer_counts_as_starting(monkeypatch: pytest.
 
 def test_the_loading_message_of_a_job_keeps_its_fields() -> None:
     """An older bot refuses unknown fields, so sizes come on a subject of their own."""
-    fields = msgspec.msgpack.decode(encode(JobModelLoading(job=JOB, epoch=1, model="sd15", done=0.5)))
+    fields = msgspec.msgpack.decode(encode(JobModelLoading(job=JOB, epoch=1, model="sd15", loaded_share=0.5)))
     assert sorted(fields) == ["done", "epoch", "job", "model", "type", "v"]
     old_message = {"type": "ModelProgress", "model": "sd15", "phase": "load"}
     assert decode(msgspec.msgpack.encode(old_message), ModelProgress).size == 0

@@ -28,7 +28,7 @@ from engine.bus.rejections import (
 )
 from engine.contract import MAX_ROWS, Presence, encode
 
-GOOD = Presence(worker="easel", pools=("default",), models=(), device="paper", rows=4, free=4, build="test")
+GOOD = Presence(worker="easel", pools=("default",), models=(), device="paper", rows=4, free=4, software_build="test")
 
 
 class Clock:
@@ -163,7 +163,7 @@ async def test_a_flood_of_bad_frames_is_fully_counted_but_partly_logged(
     listen_task = asyncio.create_task(listen())
     await asyncio.sleep(0.2)
     for number in range(200):
-        await bot.client.publish(subjects.frames(f"{number:026}"), b"no frame")
+        await bot.client.publish(subjects.make_frame_subject(f"{number:026}"), b"no frame")
     await wait_until(lambda: bot.dead_letters.count["frames"] == 200)
     listen_task.cancel()
     await asyncio.gather(listen_task, return_exceptions=True)

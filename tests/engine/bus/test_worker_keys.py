@@ -69,11 +69,11 @@ def make_job(job: str = JOB, pool: str = "default") -> Job:
         concepts=(Concept("a cat"),), model="embedded", sampler="ddim", steps=4, seed=1, guidance=4.0, width=64,
         height=64, dtype="float32",
     )  # fmt: skip
-    return Job(id=job, task=task, share=BillingKey("standard", "guild", "ann"), cost=1.0, deadline=2e9, pool=pool)
+    return Job(id=job, task=task, billing_key=BillingKey("standard", "guild", "ann"), cost=1.0, deadline=2e9, pool=pool)
 
 
 def a_presence(name: str) -> Presence:
-    return Presence(worker=name, pools=("default",), models=(), device="none", rows=1, free=1, build="test")
+    return Presence(worker=name, pools=("default",), models=(), device="none", rows=1, free=1, software_build="test")
 
 
 async def wait_until(condition: Callable[[], object], seconds: float = 10.0) -> None:
@@ -163,7 +163,7 @@ async def _check_storage(worker: Bus, bot: Bus, epoch: int) -> None:
     for content in (b"small", os.urandom(2 * 1024 * 1024 + 7)):
         assert await bot.get_blob(await worker.put_blob(content), len(content)) == content
     for k, size in ((1, 16), (2, 7 * 1024 * 1024), (3, 16)):
-        one = Snapshot(job=JOB, image=1, epoch=epoch, k=k, shape=(1, 4), x=b"x" * size, h=b"")
+        one = Snapshot(job=JOB, image=1, epoch=epoch, next_step=k, shape=(1, 4), x=b"x" * size, history=b"")
         await worker.put_snapshot(one)
         assert await bot.get_snapshots(JOB) == [one]
     await worker.drop_snapshots(JOB)
@@ -197,14 +197,14 @@ async def _check_requests(worker: Bus, bot: Bus, name: str = "far.away") -> None
     assert await wait_for_first(worker.watch_preview_requests(), lambda: bot.request_previews(JOB)) == JOB
     assert (
         await wait_for_first(
-            worker.watch_control_messages(), lambda: bot.send_control(ControlMessage(job=JOB, deed="pause"))
+            worker.watch_control_messages(), lambda: bot.send_control(ControlMessage(job=JOB, action="pause"))
         )
-    ).deed == "pause"
+    ).action == "pause"
     assert await wait_for_first(worker.watch_cancelled(), lambda: bot.cancel(OTHER)) == OTHER
     assert await worker.is_cancelled(OTHER)
-    frame = Frame(job=JOB, image=0, epoch=1, step=1, of=4, picture=b"\xff\xd8\xff", seconds_left=1.0)
+    frame = Frame(job=JOB, image=0, epoch=1, step=1, total_steps=4, picture=b"\xff\xd8\xff", seconds_left=1.0)
     assert await wait_for_first(bot.watch_frames(), lambda: worker.publish_frame(frame)) == frame
-    loading_message = JobModelLoading(job=JOB, epoch=1, model="embedded", done=0.5)
+    loading_message = JobModelLoading(job=JOB, epoch=1, model="embedded", loaded_share=0.5)
     assert (
         await wait_for_first(bot.watch_loadings(), lambda: worker.publish_loading(loading_message)) == loading_message
     )
@@ -429,7 +429,7 @@ async def test_a_worker_cannot_purge_a_stream_by_a_header(site: BrokerSite, scop
     bot = await site.connect()
     worker = await site.connect("far", await site.create_key("far"))
     await bot.claim_job(OTHER, "other")
-    await bot.put_snapshot(Snapshot(job=OTHER, image=0, epoch=1, k=1, shape=(1,), x=b"x", h=b""))
+    await bot.put_snapshot(Snapshot(job=OTHER, image=0, epoch=1, next_step=1, shape=(1,), x=b"x", history=b""))
     sha = await bot.put_blob(b"theirs")
     await bot.js.publish(f"dead.work.default.{OTHER}.1", b"theirs")
     await bot.publish_result("other", JobStarted(job=OTHER, epoch=1, worker="other"))
@@ -502,7 +502,7 @@ async def test_no_message_of_a_worker_stops_the_bots_subscriptions(site: BrokerS
     assert worker.client.last_error is None
     valid_result = JobStarted(job=JOB, epoch=1, worker="far")
     await worker.publish_result("far", valid_result)
-    frame = Frame(job=JOB, image=0, epoch=1, step=1, of=4, picture=b"\xff\xd8\xff", seconds_left=1.0)
+    frame = Frame(job=JOB, image=0, epoch=1, step=1, total_steps=4, picture=b"\xff\xd8\xff", seconds_left=1.0)
     await worker.publish_frame(frame)
     result = await asyncio.wait_for(next_result, 10)
     assert (result.value, await asyncio.wait_for(next_frame, 10)) == (valid_result, frame)

@@ -172,7 +172,7 @@ def make_recipe(**changes: Any) -> Recipe:
 @pytest.mark.parametrize("ending", ["\n", "\r\n", " ", ".", "*", ">"])
 def test_ids_cannot_smuggle_anything_into_a_subject(ending: str) -> None:
     """Python's `$` would accept a trailing newline."""
-    frame = Frame(job="0" * 26 + ending, image=0, epoch=1, step=1, of=2, picture=b"", seconds_left=0)
+    frame = Frame(job="0" * 26 + ending, image=0, epoch=1, step=1, total_steps=2, picture=b"", seconds_left=0)
     with pytest.raises(MalformedMessage, match="job"):
         decode(encode(frame), Frame)
     with pytest.raises(MalformedMessage, match="source"):
@@ -191,7 +191,7 @@ def test_messages_of_another_version_are_refused() -> None:
 
 def test_messages_of_an_older_version_are_read_with_defaults_for_new_fields() -> None:
     share = BillingKey(tier="a", guild="b", user="c")
-    job = Job(id="0" * 26, task=make_recipe(), share=share, cost=1.0, deadline=2e9, check=True)
+    job = Job(id="0" * 26, task=make_recipe(), billing_key=share, cost=1.0, deadline=2e9, check=True)
     builtins_value = {**msgspec.msgpack.decode(encode(job)), "v": 1}
     del builtins_value["check"]
     decoded_job = decode(msgspec.msgpack.encode(builtins_value), Job)
@@ -200,13 +200,13 @@ def test_messages_of_an_older_version_are_read_with_defaults_for_new_fields() ->
 
 def test_jobs_results_and_presences_from_before_the_super_resolver_are_read() -> None:
     share = BillingKey(tier="a", guild="b", user="c")
-    upscale = Job(id="0" * 26, task=UpscaleTask(source="a" * 64), share=share, cost=1.0, deadline=2e9)
+    upscale = Job(id="0" * 26, task=UpscaleTask(source="a" * 64), billing_key=share, cost=1.0, deadline=2e9)
     sha = "a" * 64
     picture = contract.PictureReady(
         job="0" * 26, image=0, epoch=1, kind="image", sha256=sha, bytes=1, width=64, height=64
     )
     presence = contract.Presence(
-        worker="w", pools=("default",), models=(make_warm(),), device="cpu", rows=8, free=8, build="b"
+        worker="w", pools=("default",), models=(make_warm(),), device="cpu", rows=8, free=8, software_build="b"
     )  # fmt: skip
     for value, missing_fields in ((upscale, ()), (picture, ("method",)), (presence, ("enlarge_ms",))):
         for version in (1, 2):
@@ -219,7 +219,7 @@ def test_jobs_results_and_presences_from_before_the_super_resolver_are_read() ->
                 value, v=version
             )
     assert (upscale.task, picture.method) == (UpscaleTask(source=sha, factor=4, method="lanczos"), None)
-    assert (presence.enlarge_ms, presence.models[0].enlargement) == (0.0, 1)
+    assert (presence.upscale_ms, presence.models[0].upscale_factor) == (0.0, 1)
 
 
 V2_JOB = {"type", "v", "id", "task", "share", "cost", "pool", "attempt", "deadline", "ladder", "check"}
@@ -233,7 +233,7 @@ def test_a_worker_of_version_2_can_read_every_job_that_it_is_sent() -> None:
     """An unknown field or a later `v` would make it refuse the job as a dead letter."""
     share = BillingKey(tier="a", guild="b", user="c")
     for task in (make_recipe(), UpscaleTask(source="a" * 64), UpscaleTask(source="a" * 64, factor=3, method="gan")):
-        job = Job(id="0" * 26, task=task, share=share, cost=1.0, deadline=2e9, check=True)
+        job = Job(id="0" * 26, task=task, billing_key=share, cost=1.0, deadline=2e9, check=True)
         builtins_value = msgspec.msgpack.decode(encode(contract.downgrade_job(job, 2)))
         assert set(builtins_value) == V2_JOB
         assert builtins_value["v"] <= 2
@@ -249,7 +249,7 @@ def test_a_worker_of_version_2_can_read_every_job_that_it_is_sent() -> None:
 
 def test_newer_messages_are_distinguished_from_damaged_ones() -> None:
     share = BillingKey(tier="a", guild="b", user="c")
-    job = Job(id="0" * 26, task=make_recipe(), share=share, cost=1.0, deadline=2e9)
+    job = Job(id="0" * 26, task=make_recipe(), billing_key=share, cost=1.0, deadline=2e9)
     builtins_value = msgspec.msgpack.decode(encode(job))
     later_version = contract.VERSION + 1
     for changes in ({"v": later_version, "hue": 1}, {"task": {"type": "Video", "v": later_version}}):

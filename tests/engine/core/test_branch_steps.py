@@ -56,14 +56,16 @@ def draw_unbranched(
 
 
 def branch(blobs: Blobs, keyframe_step: int, total_steps: int, steps: int, **fields: Any) -> Branch:
-    return Branch(next(iter(blobs)), map_step(keyframe_step, total_steps, steps), rung=keyframe_step, **fields)
+    return Branch(next(iter(blobs)), map_step(keyframe_step, total_steps, steps), ladder_step=keyframe_step, **fields)
 
 
 def single_keyframe_ladder(family: StableDiffusion, history: bytes | None) -> Blobs:
     """A ladder of eight steps with one keyframe after the fourth."""
     shape = tuple(family.latent_shape(64, 64))
     keyframes = (Keyframe(4, b"", to_bytes(torch.ones(shape)), history),)
-    return hash_blobs(encode(Ladder(job="01J00000000000000000000000", image=0, of=8, shape=shape, rungs=keyframes)))
+    return hash_blobs(
+        encode(Ladder(job="01J00000000000000000000000", image=0, total_steps=8, shape=shape, keyframes=keyframes))
+    )
 
 
 def relative_distance(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -82,10 +84,10 @@ def test_a_keyframe_maps_to_the_same_share_of_the_steps_or_just_after() -> None:
 def test_a_branch_with_double_the_steps_predicts_the_same_next_x0(
     embedded: StableDiffusion, build_recipe: Make, job: Make, draw_unbranched: Make, sampler: str
 ) -> None:
-    original, blobs = draw_unbranched(steps=24, sampler=sampler, until=13 / 24)
+    original, blobs = draw_unbranched(steps=24, sampler=sampler, stop_at=13 / 24)
     start = branch(blobs, 12, 24, 48)
     [with_more_steps] = run_job(
-        job(build_recipe(steps=48, sampler=sampler, start=start, until=25 / 48)), blobs, embedded
+        job(build_recipe(steps=48, sampler=sampler, start=start, stop_at=25 / 48)), blobs, embedded
     )
     before, after = ({keyframe.step: keyframe.x0 for keyframe in one.keyframes} for one in (original, with_more_steps))
     assert list(after) == [25]
@@ -111,7 +113,7 @@ def test_a_picture_that_stopped_early_continues_bit_for_bit(
 ) -> None:
     """The last keyframe always keeps its latents."""
     original, _ = draw_unbranched(steps=9, sampler=sampler)
-    _, blobs = draw_unbranched(steps=9, sampler=sampler, until=0.6)
+    _, blobs = draw_unbranched(steps=9, sampler=sampler, stop_at=0.6)
     start = Branch(next(iter(blobs)), 5)
     [continued] = run_job(job(build_recipe(steps=9, sampler=sampler, start=start)), blobs, embedded)
     assert torch.equal(continued.latents, original.latents)
@@ -153,7 +155,7 @@ def test_a_branch_never_draws_the_noise_of_earlier_steps_again(
 def test_a_multistep_sampler_drops_history_of_another_step_size(
     embedded: StableDiffusion, build_recipe: Make, job: Make, draw_unbranched: Make
 ) -> None:
-    _, blobs = draw_unbranched(steps=8, sampler="dpmpp_2m", until=0.5)
+    _, blobs = draw_unbranched(steps=8, sampler="dpmpp_2m", stop_at=0.5)
     for steps, keeps_history in ((8, True), (16, False)):
         start = Branch(next(iter(blobs)), 4) if steps == 8 else branch(blobs, 4, 8, steps)
         one = job(build_recipe(steps=steps, sampler="dpmpp_2m", start=start))
@@ -171,7 +173,7 @@ def test_a_branch_whose_step_does_not_match_its_keyframe_is_refused(
     embedded: StableDiffusion, build_recipe: Make, job: Make, step: int, keyframe_step: int | None, steps: int
 ) -> None:
     blobs = single_keyframe_ladder(embedded, to_bytes(torch.ones(embedded.latent_shape(64, 64))))
-    start = Branch(next(iter(blobs)), step, rung=keyframe_step)
+    start = Branch(next(iter(blobs)), step, ladder_step=keyframe_step)
     with pytest.raises(JobRejected, match="another number of steps"):
         load_init(job(build_recipe(steps=steps, start=start)), blobs, embedded)
 

@@ -376,8 +376,8 @@ def test_a_snapshot_of_a_finished_image_only_needs_decoding(affine: Any, recipe:
 @pytest.mark.parametrize(
     "snapshot_changes",
     [
-        {"x": b"\0" * 12}, {"x": b"\0" * 13}, {"k": 900}, {"shape": (1, 2, 3)}, {"h": b"\0" * 256},
-        {"x": b"\xff" * 256},        {"rungs": ((999, b"\0" * 256),)}, {"rungs": ((2, b""),)}, {"image": 3},
+        {"x": b"\0" * 12}, {"x": b"\0" * 13}, {"next_step": 900}, {"shape": (1, 2, 3)}, {"history": b"\0" * 256},
+        {"x": b"\xff" * 256},        {"keyframes": ((999, b"\0" * 256),)}, {"keyframes": ((2, b""),)}, {"image": 3},
     ],
 )  # fmt: skip
 def test_a_damaged_snapshot_restarts_the_image(
@@ -388,7 +388,7 @@ def test_a_damaged_snapshot_restarts_the_image(
     engine.step()
     snapshot = msgspec.structs.replace(engine.take_snapshots(one.id, 1)[0], **snapshot_changes)
     new_engine.add(one, [snapshot])
-    assert new_engine.take_snapshots(one.id, 1)[0].k == 0
+    assert new_engine.take_snapshots(one.id, 1)[0].next_step == 0
     torch.testing.assert_close(finish(new_engine)[one.id, 0], finish(engine)[one.id, 0])
 
 

@@ -81,7 +81,7 @@ def picture(recipe: Make) -> Make:
     def make(text: str = "a red cat", family: Any = None, **fields: Any) -> Any:
         defaults: dict[str, Any] = {"model": "embedded", "guidance": 3.5, "width": 64, "height": 64, "steps": 12}
         if family is not None:
-            defaults |= {"model": family.name, "guides": family.guides}
+            defaults |= {"model": family.name, "guidance_kind": family.guides}
         return recipe(text, **(defaults | fields))
 
     return make
@@ -269,7 +269,7 @@ def run_with_kills(
             engine.step()
         if (
             engine.is_idle
-            or min((each.k for each in engine.take_snapshots(one.id, 1)), default=99) > one.task.steps - 3  # pyright: ignore[reportAttributeAccessIssue]
+            or min((each.next_step for each in engine.take_snapshots(one.id, 1)), default=99) > one.task.steps - 3  # pyright: ignore[reportAttributeAccessIssue]
         ):
             break
         snapshots, kill_count = engine.take_snapshots(one.id, epoch=kill_count + 1), kill_count + 1
@@ -323,7 +323,7 @@ def run_moved(family: Any, one: Job, other_jobs: Sequence[Job], steps: int, fini
         wide_engine.step()
     narrow_engine = Engine({family.name: family}, rows=1, buckets=(1, 3))
     narrow_engine.add(one, wide_engine.take_snapshots(one.id, 1))
-    assert narrow_engine.take_snapshots(one.id, 1)[0].k == steps
+    assert narrow_engine.take_snapshots(one.id, 1)[0].next_step == steps
     return finish(narrow_engine)[one.id, 0]
 
 
@@ -393,8 +393,8 @@ async def test_after_a_lost_device_another_worker_resumes_from_the_snapshot(harn
     await harness.start_worker("two")
     results = await harness.collect_results()
     start_messages = [value for value in results if isinstance(value, JobStarted)]
-    assert [(start.worker, start.step) for start in start_messages] == [("one", 0), ("two", snapshots[0].k)]
-    assert snapshots[0].k > 0
+    assert [(start.worker, start.step) for start in start_messages] == [("one", 0), ("two", snapshots[0].next_step)]
+    assert snapshots[0].next_step > 0
     assert [value.sha256 for value in results if isinstance(value, PictureReady)] == await hash_local_pictures(
         harness, job
     )
@@ -483,7 +483,7 @@ async def test_a_worker_process_with_a_lost_device_ends_with_the_stuck_exit_code
     results = await harness.collect_results()
     start_messages = [value for value in results if isinstance(value, JobStarted)]
     assert [start.worker for start in start_messages] == ["two"]
-    assert start_messages[0].step >= snapshots[0].k > 0
+    assert start_messages[0].step >= snapshots[0].next_step > 0
     assert [value.sha256 for value in results if isinstance(value, PictureReady)] == await hash_local_pictures(
         harness, job
     )

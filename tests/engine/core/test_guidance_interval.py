@@ -115,8 +115,8 @@ def test_the_cost_falls_with_the_rows(recipe: Make) -> None:
 
 
 def test_a_network_with_guidance_as_an_input_takes_one_row_per_text(recipe: Make) -> None:
-    assert count_rows(recipe(guides="network", guidance=3.5)) == 1
-    assert count_rows(recipe("a", "b", guides="network")) == 2
+    assert count_rows(recipe(guidance_kind="network", guidance=3.5)) == 1
+    assert count_rows(recipe("a", "b", guidance_kind="network")) == 2
 
 
 @pytest.mark.parametrize("weight", [-0.5, -0.9, -0.999, -1.0, -1.5])

@@ -171,7 +171,7 @@ def make_ladder(**fields: Any) -> bytes:
         "image": 0,
         "of": 8,
         "shape": (4, 4, 4),
-        "rungs": (Keyframe(1, b""), *keyframes),
+        "keyframes": (Keyframe(1, b""), *keyframes),
     }
     return encode(Ladder(**(defaults | fields)))
 
@@ -202,14 +202,14 @@ BAD_LADDERS = {
     "another shape": (make_ladder(shape=(4, 8, 8)), "another size"),
     "more steps": (make_ladder(of=9), "another number of steps"),
     "fewer steps": (make_ladder(of=7), "another number of steps"),
-    "short latents": (make_ladder(rungs=(Keyframe(4, b"", to_bytes(LATENTS)[:-4], to_bytes(LATENTS)),)), "wrong size"),
-    "long history": (make_ladder(rungs=(Keyframe(4, b"", to_bytes(LATENTS), to_bytes(LATENTS) * 2),)), "wrong size"),
-    "no numbers": (make_ladder(rungs=(Keyframe(4, b"", to_bytes(NAN), to_bytes(LATENTS)),)), "not finite"),
+    "short latents": (make_ladder(keyframes=(Keyframe(4, b"", to_bytes(LATENTS)[:-4], to_bytes(LATENTS)),)), "wrong size"),
+    "long history": (make_ladder(keyframes=(Keyframe(4, b"", to_bytes(LATENTS), to_bytes(LATENTS) * 2),)), "wrong size"),
+    "no numbers": (make_ladder(keyframes=(Keyframe(4, b"", to_bytes(NAN), to_bytes(LATENTS)),)), "not finite"),
     "an infinite estimate": (
-        make_ladder(rungs=(Keyframe(4, b"", to_bytes(LATENTS), to_bytes(LATENTS / 0)),)),
+        make_ladder(keyframes=(Keyframe(4, b"", to_bytes(LATENTS), to_bytes(LATENTS / 0)),)),
         "not finite",
     ),
-    "no latents at all": (make_ladder(rungs=(Keyframe(4, b""),)), "has no keyframe to branch from"),
+    "no latents at all": (make_ladder(keyframes=(Keyframe(4, b""),)), "has no keyframe to branch from"),
 }
 
 

@@ -44,7 +44,9 @@ def test_an_interpolation_has_plain_pictures_at_its_ends_and_a_mixed_middle(
     embedded: StableDiffusion, build_recipe: Make, job: Make, sampler: str
 ) -> None:
     common_fields = {"steps": 6, "sampler": sampler, "seed": 9}
-    frames = run_job(job(build_recipe("cat", count=3, walk=Interpolation("dog", 0, 3), **common_fields)), {}, embedded)
+    frames = run_job(
+        job(build_recipe("cat", count=3, interpolation=Interpolation("dog", 0, 3), **common_fields)), {}, embedded
+    )
     half = (Concept("cat", 0.5), Concept("dog", 0.5))
     plain_jobs = [
         build_recipe("cat", **common_fields),
@@ -59,7 +61,8 @@ def test_an_interpolation_has_plain_pictures_at_its_ends_and_a_mixed_middle(
 
 def test_several_jobs_form_one_interpolation(recipe: Make) -> None:
     parts = [
-        recipe("cat", count=count, walk=Interpolation("dog", first, 10)) for first, count in ((0, 4), (4, 4), (8, 2))
+        recipe("cat", count=count, interpolation=Interpolation("dog", first, 10))
+        for first, count in ((0, 4), (4, 4), (8, 2))
     ]
     images = [recipe_for_image(part, image) for part in parts for image in range(part.count)]
     assert images[0].concepts == (Concept("cat"),)
@@ -79,7 +82,7 @@ def test_an_interpolation_between_seeds_passes_through_every_seed(recipe: Make) 
     grid = recipe("cat", count=4, seed=7)
     for seeds in ((7, 8), (7, 8, 9), (7, 8, 9, 10)):
         parts = [
-            msgspec.structs.replace(grid, walk=Interpolation(None, first, 13, seeds), count=count)
+            msgspec.structs.replace(grid, interpolation=Interpolation(None, first, 13, seeds), count=count)
             for first, count in ((0, 4), (4, 4), (8, 4), (12, 1))
         ]
         images = [recipe_for_image(part, image) for part in parts for image in range(part.count)]
@@ -102,7 +105,9 @@ def test_an_interpolation_between_seeds_contains_the_grids_pictures(
 ) -> None:
     grid = run_job(job(build_recipe("cat", steps=4, seed=7, count=2)), {}, embedded)
     frames = run_job(
-        job(build_recipe("cat", steps=4, seed=7, count=3, walk=Interpolation(None, 0, 3, (7, 8)))), {}, embedded
+        job(build_recipe("cat", steps=4, seed=7, count=3, interpolation=Interpolation(None, 0, 3, (7, 8)))),
+        {},
+        embedded,
     )
     assert torch.equal(frames[0].latents, grid[0].latents)
     assert torch.equal(frames[2].latents, grid[1].latents)
@@ -114,7 +119,12 @@ def test_an_interpolation_between_seeds_contains_the_grids_pictures(
 def test_an_interpolation_has_recipe_version_5_and_parameters_per_picture() -> None:
     known_fields: dict[str, Any] = {"sampler": "ddim", "steps": 9, "guidance": 3.0, "width": 64, "height": 64}
     one = Recipe(
-        concepts=(Concept("cat"),), model="m", seed=5, dtype="float32", walk=Interpolation("dog", 4, 9), **known_fields
+        concepts=(Concept("cat"),),
+        model="m",
+        seed=5,
+        dtype="float32",
+        interpolation=Interpolation("dog", 4, 9),
+        **known_fields,
     )
     assert one.v == 5
     assert decode(encode(one), Recipe) == one
@@ -123,25 +133,28 @@ def test_an_interpolation_has_recipe_version_5_and_parameters_per_picture() -> N
         "cat::0.5 dog::0.5", "cat::0.375 dog::0.625", "cat::0.25 dog::0.75", "cat::0.125 dog::0.875",
     ]  # fmt: skip
     assert all("Seed: 5," in each and "Mixed: True" in each for each in texts)
-    assert "Mixed" not in format_parameters(msgspec.structs.replace(one, walk=Interpolation("dog", 8, 9)), 0, "r1")
+    assert "Mixed" not in format_parameters(
+        msgspec.structs.replace(one, interpolation=Interpolation("dog", 8, 9)), 0, "r1"
+    )
 
 
 @pytest.mark.parametrize(
     "fields",
     [
         {"concepts": (Concept("a"), Concept("b"))},
-        {"count": 3, "walk": Interpolation("dog", 8, 10)},
-        {"walk": Interpolation(None, 0, 9, (1, 2)), "lineage": (NoiseAncestor(3, 0, 0.5),)},
+        {"count": 3, "interpolation": Interpolation("dog", 8, 10)},
+        {"interpolation": Interpolation(None, 0, 9, (1, 2)), "lineage": (NoiseAncestor(3, 0, 0.5),)},
     ],
     ids=["two", "beyond", "varied"],
 )
 def test_an_invalid_interpolation_is_refused(affine: Any, recipe: Make, job: Make, fields: dict[str, Any]) -> None:
     with pytest.raises(JobRejected, match="A walk"):
-        build_images(job(recipe(**{"walk": Interpolation("dog", 0, 10), **fields})), {"affine": affine})
+        build_images(job(recipe(**{"interpolation": Interpolation("dog", 0, 10), **fields})), {"affine": affine})
 
 
 def test_whole_pipelines_refuse_interpolation(embedded: StableDiffusion, build_recipe: Make, job: Make) -> None:
     with pytest.raises(JobRejected, match="supports no tiles, mixed prompts or walks"):
         build_images(
-            job(build_recipe(steps=10, sampler="unipc", walk=Interpolation("dog", 0, 4))), {"embedded": embedded}
+            job(build_recipe(steps=10, sampler="unipc", interpolation=Interpolation("dog", 0, 4))),
+            {"embedded": embedded},
         )

@@ -72,7 +72,7 @@ def test_all_kinds_of_jobs_in_one_batch_draw_the_same_as_alone(
         (job(build_recipe(steps=9, start=start, sampler="dpmpp_2m")), blobs),
         (job(build_recipe(steps=8, start=masked_start, count=2)), blended_start),
         (job(build_recipe(steps=7, tile=True, sampler="euler")), {}),
-        (job(build_recipe(steps=9, until=0.5, sampler="ddim")), {}),
+        (job(build_recipe(steps=9, stop_at=0.5, sampler="ddim")), {}),
         (job(build_recipe(steps=6, mixed=True, concepts=(Concept("a dog"), Concept("a tree", 2.0)))), {}),
     ]
     shared_images = run_together(embedded, jobs)
@@ -96,7 +96,7 @@ def test_a_lower_strength_stays_nearer_to_the_init_image(
 
 def test_a_ladder_covers_only_the_steps_that_run(affine: Any, recipe: Make, job: Make) -> None:
     start, blobs = make_image_to_image([encode_picture(draw_scene())], 0.5)
-    [event] = run_job(job(recipe(steps=200, start=start, until=0.8)), blobs, affine)
+    [event] = run_job(job(recipe(steps=200, start=start, stop_at=0.8)), blobs, affine)
     steps = [keyframe.step for keyframe in event.keyframes]
     assert steps[0] == 101
     assert steps[-1] == 160
@@ -119,7 +119,7 @@ def test_an_unchanged_branch_equals_the_original_bit_for_bit(
         assert torch.equal(branch_image.latents, original.latents)
         [other] = run_job(job(build_recipe("a blue car", steps=12, sampler=sampler, start=start)), blobs, embedded)
         [fresh_image] = run_job(
-            job(build_recipe(steps=12, sampler=sampler, start=Branch(start.ladder, step, fresh=True), seed=8)),
+            job(build_recipe(steps=12, sampler=sampler, start=Branch(start.ladder, step, has_new_noise=True), seed=8)),
             blobs,
             embedded,
         )
@@ -137,7 +137,7 @@ def test_fresh_branches_of_one_keyframe_differ_from_each_other(
     blobs = hash_blobs(encode_ladder(original, straight_job))
     images = {}
     for is_fresh in (False, True):
-        start = Branch(next(iter(blobs)), 4, fresh=is_fresh)
+        start = Branch(next(iter(blobs)), 4, has_new_noise=is_fresh)
         images[is_fresh] = run_job(job(build_recipe(steps=12, sampler="ddim", start=start, count=2)), blobs, embedded)
     assert torch.equal(images[False][0].latents, images[False][1].latents)
     assert float((images[True][0].latents - images[True][1].latents).abs().max()) > 0.01
@@ -152,8 +152,8 @@ def test_a_ladder_of_an_earlier_version_works_as_far_as_its_data_goes(
     straight_job = job(build_recipe(steps=12, sampler=sampler))
     [original] = run_job(straight_job, {}, embedded)
     old = decode(encode_ladder(original, straight_job), Ladder)
-    keyframes = tuple(msgspec.structs.replace(keyframe, history=None) for keyframe in old.rungs)
-    blobs = hash_blobs(encode(msgspec.structs.replace(old, rungs=keyframes)))
+    keyframes = tuple(msgspec.structs.replace(keyframe, history=None) for keyframe in old.keyframes)
+    blobs = hash_blobs(encode(msgspec.structs.replace(old, keyframes=keyframes)))
     start = Branch(next(iter(blobs)), 4)
     one = job(build_recipe(steps=12, sampler=sampler, start=start))
     if sampler == "dpmpp_2m":
@@ -161,7 +161,7 @@ def test_a_ladder_of_an_earlier_version_works_as_far_as_its_data_goes(
             run_job(one, blobs, embedded)
     else:
         assert torch.equal(run_job(one, blobs, embedded)[0].latents, original.latents)
-    fresh_job = job(build_recipe(steps=12, sampler=sampler, start=Branch(start.ladder, 4, fresh=True)))
+    fresh_job = job(build_recipe(steps=12, sampler=sampler, start=Branch(start.ladder, 4, has_new_noise=True)))
     with pytest.raises(JobRejected, match="earlier version") as error:
         run_job(fresh_job, blobs, embedded)
     assert error.value.blame == "member"
@@ -185,7 +185,7 @@ def test_a_resumed_job_with_an_init_image_draws_the_same_picture(
         for _ in range(steps):
             engine.step()
         snapshots = engine.take_snapshots(one.id, epoch=1)
-    assert [snapshot.k for snapshot in snapshots] == [3 + 9, 3 + 9]
+    assert [snapshot.next_step for snapshot in snapshots] == [3 + 9, 3 + 9]
     for event, other in zip(run_job(one, blobs, embedded, snapshots), expected, strict=True):
         assert torch.equal(event.latents, other.latents)
         assert [keyframe.step for keyframe in event.keyframes] == [keyframe.step for keyframe in other.keyframes]
@@ -202,7 +202,7 @@ def test_a_snapshot_from_before_the_first_step_is_ignored(
     engine = Engine({"embedded": embedded})
     add_job(engine, one, blobs, embedded)
     [snapshot] = engine.take_snapshots(one.id, epoch=1)
-    early_snapshot = msgspec.structs.replace(snapshot, k=2, x=b"\0" * len(snapshot.x))
+    early_snapshot = msgspec.structs.replace(snapshot, next_step=2, x=b"\0" * len(snapshot.x))
     [event] = run_job(one, blobs, embedded, [early_snapshot])
     assert torch.equal(event.latents, run_job(one, blobs, embedded)[0].latents)
 
@@ -230,7 +230,7 @@ def test_an_early_end_returns_the_x0_of_that_step(
     embedded: StableDiffusion, build_recipe: Make, job: Make, end_fraction: float, last: int
 ) -> None:
     [original] = run_job(job(build_recipe(steps=20)), {}, embedded)
-    one = job(build_recipe(steps=20, until=end_fraction))
+    one = job(build_recipe(steps=20, stop_at=end_fraction))
     [event] = run_job(one, {}, embedded)
     assert event.keyframes[-1].step == last
     expected = (
@@ -285,7 +285,7 @@ def test_mixed_conditions_are_the_weighted_mean(affine: Any, recipe: Make, job: 
     [
         ({"mixed": True, "concepts": (Concept("sea"), Concept("fog", -1.0))}, "needs a weight above 0", "member"),
         ({"mixed": True, "concepts": (Concept("sea"), Concept("fog", 0.0))}, "needs a weight above 0", "member"),
-        ({"start": Branch("a" * 64, 6), "until": 0.5}, "but begin after step", "member"),
+        ({"start": Branch("a" * 64, 6), "stop_at": 0.5}, "but begin after step", "member"),
         ({"start": Branch("a" * 64, 10)}, "but begin after step", "member"),
         ({"start": Branch("a" * 64, 5)}, "did not reach the engine", "us"),
     ],
@@ -300,7 +300,7 @@ def test_a_job_that_cannot_start_is_refused_in_one_sentence(
 
 @pytest.mark.parametrize(
     "fields",
-    [{"tile": True}, {"until": 0.5}, {"mixed": True}, {"start": Branch("a" * 64, 5)}],
+    [{"tile": True}, {"stop_at": 0.5}, {"mixed": True}, {"start": Branch("a" * 64, 5)}],
     ids=["tile", "until", "mixed", "branch"],
 )
 def test_options_that_whole_pipelines_lack_name_a_sampler_to_use(

@@ -60,7 +60,7 @@ def test_a_paused_job_takes_no_steps_and_resumes_bit_for_bit(
     before = engine.take_snapshots(one.id, 1)
     assert run_steps(engine, 10) == {other.id: 10}
     assert engine.take_snapshots(one.id, 1) == before
-    assert before[0].k > 0
+    assert before[0].next_step > 0
     assert engine.free_rows == 30
     engine.resume(one.id)
     latents = finish(engine)
@@ -198,9 +198,9 @@ async def test_a_job_paused_over_the_broker_keeps_its_claim_and_resumes(harness:
     await harness.bot.dispatch(job)
     run = await wait_until_midway(worker)
     await harness.bot.client.publish("steer." + JOB, b"\x93garbage")
-    await harness.bot.send_control(ControlMessage(job=OTHER_JOB, deed="pause"))  # no worker runs this job
-    await harness.bot.send_control(ControlMessage(job=JOB, deed="weigh", weight=0.5))
-    await harness.bot.send_control(ControlMessage(job=JOB, deed="pause"))
+    await harness.bot.send_control(ControlMessage(job=OTHER_JOB, action="pause"))  # no worker runs this job
+    await harness.bot.send_control(ControlMessage(job=JOB, action="weigh", weight=0.5))
+    await harness.bot.send_control(ControlMessage(job=JOB, action="pause"))
     await wait_until(lambda: run.pause_timer is not None and run.weight == 0.5 and worker.free_rows == 8)
     await worker.active_runs.thread.call(lambda engine: engine.is_idle)
     await asyncio.sleep(0.1)
@@ -209,8 +209,8 @@ async def test_a_job_paused_over_the_broker_keeps_its_claim_and_resumes(harness:
     assert run.steps_done[0] == k < job.task.steps  # pyright: ignore[reportAttributeAccessIssue]
     holder = await harness.bot.get_holder(JOB)
     assert holder is not None
-    assert (await harness.bot.get_snapshots(JOB))[0].k == k
-    await harness.bot.send_control(ControlMessage(job=JOB, deed="resume"))
+    assert (await harness.bot.get_snapshots(JOB))[0].next_step == k
+    await harness.bot.send_control(ControlMessage(job=JOB, action="resume"))
     results = await harness.collect_results()
     assert [type(value) for value in results] == [JobStarted, PictureReady, JobFinished]
     assert results[1].sha256 == (await hash_local_pictures(harness, job))[0]
@@ -224,7 +224,7 @@ async def test_a_pause_ends_after_its_limit(harness: WorkerHarness, monkeypatch:
     worker, _ = await start_slow_worker(harness)
     await harness.bot.dispatch(make_job(steps=STEPS))
     run = await wait_until_midway(worker)
-    await harness.bot.send_control(ControlMessage(job=JOB, deed="pause"))
+    await harness.bot.send_control(ControlMessage(job=JOB, action="pause"))
     await wait_until(lambda: run.pause_timer is not None)
     assert isinstance((await harness.collect_results())[-1], JobFinished)
     assert run.pause_timer is None
@@ -236,22 +236,22 @@ async def test_all_pauses_of_a_job_share_one_limit(harness: WorkerHarness) -> No
     worker, _ = await start_slow_worker(harness)
     await harness.bot.dispatch(make_job(steps=1000))
     run = await wait_until_midway(worker)
-    await harness.bot.send_control(ControlMessage(job=JOB, deed="pause"))
+    await harness.bot.send_control(ControlMessage(job=JOB, action="pause"))
     await wait_until(lambda: run.pause_timer is not None)
     first = run.pause_timer
-    await harness.bot.send_control(ControlMessage(job=JOB, deed="pause"))
-    await harness.bot.send_control(ControlMessage(job=JOB, deed="weigh", weight=0.5))
+    await harness.bot.send_control(ControlMessage(job=JOB, action="pause"))
+    await harness.bot.send_control(ControlMessage(job=JOB, action="weigh", weight=0.5))
     await wait_until(lambda: run.weight == 0.5)
     assert run.pause_timer is first
-    await harness.bot.send_control(ControlMessage(job=JOB, deed="resume"))
+    await harness.bot.send_control(ControlMessage(job=JOB, action="resume"))
     await wait_until(lambda: run.pause_timer is None)
     assert 0 < run.paused_seconds < 30
     run.paused_seconds = run_control.MAX_PAUSE_SECONDS - 0.5
-    await harness.bot.send_control(ControlMessage(job=JOB, deed="pause"))
+    await harness.bot.send_control(ControlMessage(job=JOB, action="pause"))
     await wait_until(lambda: run.pause_timer is not None)
     await wait_until(lambda: run.pause_timer is None, 10)
-    await harness.bot.send_control(ControlMessage(job=JOB, deed="pause"))
-    await harness.bot.send_control(ControlMessage(job=JOB, deed="weigh", weight=0.25))
+    await harness.bot.send_control(ControlMessage(job=JOB, action="pause"))
+    await harness.bot.send_control(ControlMessage(job=JOB, action="weigh", weight=0.25))
     await wait_until(lambda: run.weight == 0.25)
     assert run.pause_timer is None
     await harness.bot.cancel(JOB)
@@ -265,7 +265,7 @@ async def test_a_paused_job_that_moves_to_another_worker_runs_there(harness: Wor
     first, task = await start_slow_worker(harness)
     await harness.bot.dispatch(job)
     run = await wait_until_midway(first)
-    await harness.bot.send_control(ControlMessage(job=JOB, deed="pause"))
+    await harness.bot.send_control(ControlMessage(job=JOB, action="pause"))
     await wait_until(lambda: run.pause_timer is not None)
     first.drain()
     await task

@@ -388,7 +388,7 @@ def make_job(job: str, model: str, steps: int = 3) -> Job:
         height=32, count=1, dtype="float32",
     )  # fmt: skip
     share = BillingKey("standard", "guild", "ann")
-    return Job(id=job, task=task, share=share, cost=1.0, deadline=2e9, ladder=False)
+    return Job(id=job, task=task, billing_key=share, cost=1.0, deadline=2e9, ladder=False)
 
 
 def announced_models(bot: Bus) -> list[str]:
@@ -404,7 +404,7 @@ async def test_a_job_waits_for_its_model_with_progress_while_other_jobs_run(harn
     await wait_until(lambda: announced_models(harness.bot) == ["one"])
     assert [each.name for each in harness.bot.workers["w"].models] == list(NAMES)
     await harness.bot.dispatch(make_job(JOBS[0], "two"))
-    await wait_until(lambda: len([each for each in harness.loadings if each.done == 0.25]) >= 2)
+    await wait_until(lambda: len([each for each in harness.loadings if each.loaded_share == 0.25]) >= 2)
     assert {(each.job, each.model) for each in harness.loadings} == {(JOBS[0], "two")}
     assert "the loader" in harness.watchdog._current_phases
     assert harness.watchdog._current_phases["the loader"][0] == "load"
@@ -491,7 +491,7 @@ async def test_a_pause_ends_when_other_jobs_wait_for_the_memory_of_its_model(
     harness.model_opener.gate.set()
     await harness.bot.dispatch(make_job(JOBS[0], "one", steps=300))
     await wait_until(lambda: any(run.steps_done[0] > 0 for run in worker.active_runs))
-    await harness.bot.send_control(ControlMessage(job=JOBS[0], deed="pause"))
+    await harness.bot.send_control(ControlMessage(job=JOBS[0], action="pause"))
     await wait_until(lambda: any(run.pause_timer is not None for run in worker.active_runs))
     await harness.bot.dispatch(make_job(JOBS[1], "two"))
     end_messages = await asyncio.wait_for(harness.wait_for_ends(*JOBS[:2]), 30)

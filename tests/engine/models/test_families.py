@@ -56,7 +56,7 @@ def load_small(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tupl
 def build_recipe(make: Make, kind: str, family: Family, text: str = "a cat", **fields: Any) -> Recipe:
     defaults: dict[str, Any] = {
         "model": kind, "sampler": USUAL.get(kind, "euler"), "steps": 4, "width": 64, "height": 64,
-        "guides": family.guides,
+        "guidance_kind": family.guides,
     }  # fmt: skip
     return make(text, **(defaults | fields))
 

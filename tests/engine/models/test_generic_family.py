@@ -32,7 +32,7 @@ Make = Callable[..., Any]
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
     yield
-    assert [each.name for each in threading.enumerate() if each.name.startswith("strand")] == []
+    assert [each.name for each in threading.enumerate() if each.name.startswith("pipeline ")] == []
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def make_job_for(recipe: Make, job: Make) -> Make:
         side = min(64, model.size)
         defaults = {
             "model": model.name,
-            "guides": model.guides,
+            "guidance_kind": model.guides,
             "width": side,
             "height": side,
             "steps": 4,
@@ -390,7 +390,7 @@ def test_an_error_in_one_pipeline_fails_only_that_job(
     original_prepare = family.pipeline.prepare_latents.__func__
 
     def prepare_or_fail(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if threading.current_thread().name.startswith(f"strand {jobs['bad'].id}"):
+        if threading.current_thread().name.startswith(f"pipeline {jobs['bad'].id}"):
             raise RuntimeError("these latents cannot be made")
         return original_prepare(self, *args, **kwargs)
 
@@ -544,7 +544,7 @@ def test_the_last_preview_is_made_in_the_pipelines_thread(
     engine = engines(family)
     engine.add(make_job_for(family, sampler="native"))
     assert len(pictures(family, run_to_end(engine))) == 1
-    assert [name.split()[0] for name in threads] == ["strand"]
+    assert [name.split()[0] for name in threads] == ["pipeline"]
 
 
 def test_a_large_network_is_in_memory_once(tmp_path: Path) -> None:
@@ -578,7 +578,7 @@ def test_a_dropped_model_is_freed(tmp_path: Path, make_job_for: Make) -> None:
     engine.add(cancelled_job)
     engine.step()
     engine.cancel(cancelled_job.id)
-    while any(each.name.startswith("strand") for each in threading.enumerate()):
+    while any(each.name.startswith("pipeline ") for each in threading.enumerate()):
         time.sleep(0.01)
     network = weakref.ref(families["dropped"].pipeline.transformer)
     families.clear()

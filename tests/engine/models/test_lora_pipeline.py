@@ -100,7 +100,7 @@ def build_recipe(make: Make, family: Any, **fields: Any) -> Any:
     side = min(64, family.size)
     defaults: dict[str, Any] = {
         "model": family.name, "sampler": default_sampler, "steps": 3, "width": side, "height": side,
-        "guides": family.guides,
+        "guidance_kind": family.guides,
         "guidance": 3.0,
     }  # fmt: skip
     return make("a cat", **(defaults | fields))

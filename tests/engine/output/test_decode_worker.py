@@ -89,7 +89,7 @@ def test_parameters_have_the_format_of_a1111(recipe: Make) -> None:
         ({"start": ImageToImage((InitImage("ab" * 32),), 1.0, "ef" * 32)},
          "Denoising strength: 1, Begun with: ababababab@1, Mask: efefefefef, Version"),
         ({"start": Branch("ab" * 32, 4), "tile": True}, "Branched from: ababababab at 4, Tiling: True, Version"),
-        ({"until": 0.5, "mixed": True}, "Stopped after: 5, Mixed: True, Version"),
+        ({"stop_at": 0.5, "mixed": True}, "Stopped after: 5, Mixed: True, Version"),
         ({"chaos": 1.0, "count": 2}, "CFG scale: 3, Seed: 8"),
     ],
 )  # fmt: skip
@@ -110,19 +110,19 @@ def test_the_ladder_holds_thumbnails_latents_and_history(
     one = job(recipe(steps=9, sampler="dpmpp_2m"))
     _, latents_done = run_job(affine, one)
     ladder = decode(decode_worker.encode_ladder(latents_done, one).result(TIMEOUT), Ladder)
-    assert (ladder.job, ladder.image, ladder.of, ladder.shape) == (one.id, 0, 9, (4, 4, 4))
-    assert [keyframe.step for keyframe in ladder.rungs] == list(range(1, 10))
-    assert [keyframe.step for keyframe in ladder.rungs if keyframe.latent] == [4, 8]
-    latent = torch.frombuffer(bytearray(ladder.rungs[3].latent or b""), dtype=torch.float32).view(4, 4, 4)
+    assert (ladder.job, ladder.image, ladder.total_steps, ladder.shape) == (one.id, 0, 9, (4, 4, 4))
+    assert [keyframe.step for keyframe in ladder.keyframes] == list(range(1, 10))
+    assert [keyframe.step for keyframe in ladder.keyframes if keyframe.latent] == [4, 8]
+    latent = torch.frombuffer(bytearray(ladder.keyframes[3].latent or b""), dtype=torch.float32).view(4, 4, 4)
     third_keyframe = latents_done.keyframes[3]
     assert third_keyframe.latents is not None
     assert torch.equal(latent, third_keyframe.latents)
-    assert ladder.rungs[3].history == third_keyframe.x0.numpy().tobytes()
-    assert ladder.rungs[2].history is None
-    assert [keyframe.estimate for keyframe in ladder.rungs] == [
+    assert ladder.keyframes[3].history == third_keyframe.x0.numpy().tobytes()
+    assert ladder.keyframes[2].history is None
+    assert [keyframe.estimate for keyframe in ladder.keyframes] == [
         keyframe.x0.half().numpy().tobytes() for keyframe in latents_done.keyframes
     ]
-    with Image.open(BytesIO(ladder.rungs[0].thumbnail)) as thumbnail:
+    with Image.open(BytesIO(ladder.keyframes[0].thumbnail)) as thumbnail:
         assert thumbnail.format == "JPEG"
 
 
@@ -135,8 +135,8 @@ def test_an_exact_film_decodes_the_keyframes_of_a_small_model_only(
     decode_worker.encode_ladder(latents_done, one).result(TIMEOUT)
     assert not decoded_latents
     ladder = decode_ladder(decode_worker.encode_ladder(latents_done, one, is_for_film=True).result(TIMEOUT))
-    assert len(decoded_latents) == len(ladder.rungs) == 3
-    assert {keyframe.estimate for keyframe in ladder.rungs} == {None}, "the thumbnail is already exact"
+    assert len(decoded_latents) == len(ladder.keyframes) == 3
+    assert {keyframe.estimate for keyframe in ladder.keyframes} == {None}, "the thumbnail is already exact"
     monkeypatch.setattr(affine, "size", 512)
     decode_worker.encode_ladder(latents_done, one, is_for_film=True).result(TIMEOUT)
     assert len(decoded_latents) == 3, "a large model would take minutes"
@@ -150,7 +150,14 @@ def test_only_the_newest_frame_is_rendered(decode_worker: DecodeWorker, affine: 
     frame_futures = [decode_worker.render_frame(event, one, 7, 1.5) for event in steps]
     gate.set()
     frame = frame_futures[-1].result(TIMEOUT)
-    assert (frame.job, frame.image, frame.epoch, frame.step, frame.of, frame.seconds_left) == (one.id, 0, 7, 4, 4, 1.5)
+    assert (frame.job, frame.image, frame.epoch, frame.step, frame.total_steps, frame.seconds_left) == (
+        one.id,
+        0,
+        7,
+        4,
+        4,
+        1.5,
+    )
     assert all(future.cancelled() for future in frame_futures[:-1])
     with Image.open(BytesIO(frame.picture)) as picture:
         assert picture.format == "JPEG"

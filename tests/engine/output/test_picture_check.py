@@ -260,7 +260,7 @@ def test_previews_are_checked_once_per_image_after_two_fifths_of_the_steps(
     assert [frame.verdict for frame in frames] == (
         ["unchecked"] * 3 + ["passed"] * 7 + ["unchecked"] * 3 + ["flagged"] * 7
     )
-    assert check.threads == ["lane"] * 2
+    assert check.threads == ["decode-worker"] * 2
     decode_worker.close()
 
 
@@ -410,7 +410,7 @@ async def test_each_picture_has_its_own_verdict(
 ) -> None:
     await harness.start_worker("one", check)
     await wait_until(lambda: "one" in harness.bot.workers)
-    assert harness.bot.workers["one"].checks
+    assert harness.bot.workers["one"].has_picture_check
     one = job(recipe(steps=100, count=4, seed=1), check=True, ladder=True)
     harness.watch_frames_of(one.id)
     await harness.bot.dispatch(one)
@@ -431,7 +431,7 @@ async def test_each_picture_has_its_own_verdict(
     assert early_verdicts == {"unchecked"}
     assert late_verdicts
     assert all(len(verdicts) == 1 and verdicts != {"unchecked"} for verdicts in late_verdicts.values())
-    assert check.threads == ["lane"] * (4 + len(late_verdicts))
+    assert check.threads == ["decode-worker"] * (4 + len(late_verdicts))
 
 
 @pytest.mark.asyncio

@@ -16,7 +16,7 @@ import torch
 from benchmarks.fixtures.small_pipelines import PIPELINE_BUILDERS
 from engine.pipelines.coroutine_thread import CoroutineThread, Message, ThreadEnd
 from engine.pipelines.forward_batcher import ForwardBatcher
-from engine.pipelines.network_call import CallAnalyzer, Forward, NetworkCall, join_calls, split_output
+from engine.pipelines.network_call import CallAnalyzer, NetworkCall, NetworkForward, join_calls, split_output
 from engine.pipelines.pipeline_clone import SamplerProgress, clone_pipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers' schedulers
@@ -50,8 +50,8 @@ def call_arguments(kind: str, words: str, seed: int, steps: int, **changes: Any)
     return {**arguments, "generator": generator, "output_type": "pt", **changes}
 
 
-def wrap_network(name: str, net: Any) -> Forward:
-    return Forward(net)
+def wrap_network(name: str, net: Any) -> NetworkForward:
+    return NetworkForward(net)
 
 
 def run_together(
@@ -96,7 +96,7 @@ def run_together(
 def no_thread_is_left() -> Iterator[None]:
     before = set(threading.enumerate())
     yield
-    left = [each for each in set(threading.enumerate()) - before if each.name.startswith("strand")]
+    left = [each for each in set(threading.enumerate()) - before if each.name.startswith("coroutine-thread")]
     assert left == []
 
 
@@ -139,7 +139,7 @@ class SummingNetwork(torch.nn.Module):
 
 
 def read_calls(net: SummingNetwork, *each: tuple[Any, Any, dict[str, Any]]) -> list[NetworkCall]:
-    return [CallAnalyzer(Forward(net)).analyze((sample, t), keywords) for sample, t, keywords in each]
+    return [CallAnalyzer(NetworkForward(net)).analyze((sample, t), keywords) for sample, t, keywords in each]
 
 
 def random_rows(count: int, seed: int) -> torch.Tensor:
@@ -184,7 +184,7 @@ def test_shared_inputs_must_be_equal() -> None:
     assert one.signature == same_call.signature
     assert one.signature != other.signature
     flag = read_calls(net, (random_rows(2, 1), 7, {"return_dict": False}))[0]
-    wide_call = CallAnalyzer(Forward(net)).analyze((torch.zeros(2, 4), 7), {})
+    wide_call = CallAnalyzer(NetworkForward(net)).analyze((torch.zeros(2, 4), 7), {})
     assert len({one.signature, other.signature, flag.signature, wide_call.signature}) == 4
 
 
@@ -208,7 +208,7 @@ def test_out_of_memory_is_raised_and_does_not_stop_batching() -> None:
             return (sample,)
 
     net, batcher = Full(), ForwardBatcher()
-    calls = [CallAnalyzer(Forward(net)).analyze((random_rows(2, seed), seed), {}) for seed in (1, 2)]
+    calls = [CallAnalyzer(NetworkForward(net)).analyze((random_rows(2, seed), seed), {}) for seed in (1, 2)]
     with pytest.raises(torch.OutOfMemoryError):
         batcher.run(calls, 32)
     assert len(batcher.run(calls, 2)) == 2
@@ -233,7 +233,7 @@ def test_a_list_of_tensors_counts_as_rows() -> None:
 
     net = Listed()
     calls = [
-        CallAnalyzer(Forward(net)).analyze(
+        CallAnalyzer(NetworkForward(net)).analyze(
             ([random_rows(2, seed)[0], random_rows(2, seed)[1]], torch.tensor([seed, seed + 1])), {}
         )
         for seed in (1, 2)
@@ -247,7 +247,7 @@ def test_a_list_of_tensors_counts_as_rows() -> None:
 
 def test_another_number_format_is_computed_and_converted_back() -> None:
     net = torch.nn.Linear(3, 3).to(torch.bfloat16)
-    output = Forward(net, torch.bfloat16)((random_rows(2, 1),), {})
+    output = NetworkForward(net, torch.bfloat16)((random_rows(2, 1),), {})
     assert output.dtype == torch.float32
     torch.testing.assert_close(output, net(random_rows(2, 1).to(torch.bfloat16)).float())
 

@@ -190,7 +190,7 @@ def make_recipe_for(make: Make, family: Any, *texts: str, **fields: Any) -> Any:
     side = min(64, family.size)
     defaults: dict[str, Any] = {
         "model": family.name, "sampler": "ddim" if family.name == "sd" else "euler", "steps": 2, "width": side,
-        "height": side, "guides": family.guides, "guidance": 3.0,
+        "height": side, "guidance_kind": family.guides, "guidance": 3.0,
     }  # fmt: skip
     return make(*texts, **(defaults | fields))
 

@@ -20,7 +20,7 @@ class Image:
     """An image without a last step; `k` counts its steps."""
 
     job: str
-    share: BillingKey
+    billing_key: BillingKey
     rows: int = 2
     key: Hashable = "one model"
     row_ms: float = 1.0
@@ -47,7 +47,7 @@ def count_rows(batches: list[list[Image]], level: str = "user") -> Counter[str]:
     rows: Counter[str] = Counter()
     for batch in batches:
         for image in batch:
-            rows[getattr(image.share, level)] += image.rows
+            rows[getattr(image.billing_key, level)] += image.rows
     return rows
 
 
@@ -231,7 +231,7 @@ def test_images_of_a_job_keep_pace() -> None:
 
 
 def total_cost(batches: list[list[Image]], user: str) -> float:
-    return sum(image.rows * image.row_ms for batch in batches for image in batch if image.share.user == user)
+    return sum(image.rows * image.row_ms for batch in batches for image in batch if image.billing_key.user == user)
 
 
 @pytest.mark.sampled
@@ -267,7 +267,7 @@ def test_a_row_is_charged_as_it_was_at_the_choice() -> None:
     for _ in range(3000):
         batch = scheduler.next_batch(8)
         for image in batch:
-            rows[image.share.user] += image.rows
+            rows[image.billing_key.user] += image.rows
             image.k += 1
         scheduler.charge(batch)
     assert rows["halving"] == pytest.approx(rows["steady"], rel=0.1)
@@ -404,7 +404,7 @@ def test_a_new_job_joins_the_next_batch_even_if_its_user_was_just_served() -> No
     run(scheduler, 8, 8)
     for round_number in range(20):
         (batch,) = run(scheduler, 1, 8)
-        scheduler.add(new_image := Image(f"new {round_number}", batch[0].share))
+        scheduler.add(new_image := Image(f"new {round_number}", batch[0].billing_key))
         (batch,) = run(scheduler, 1, 8)
         assert new_image in batch
         scheduler.remove(new_image)

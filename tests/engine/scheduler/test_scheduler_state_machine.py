@@ -22,7 +22,7 @@ class Image:
     """From step `turns` on it has `later` rows; if it is `pinned`, its key changes with them."""
 
     job: str
-    share: BillingKey
+    billing_key: BillingKey
     size: str
     first: int
     later_steps: int
@@ -183,15 +183,15 @@ class SchedulerMachine(RuleBasedStateMachine):
         """Owners of equally wide images lead a waiting owner by at most a batch and an image-step each."""
         key = batch[0].key
         for image in batch:
-            self.received_cost[f"{image.share.user} {key}"] += round(image.rows * image.row_ms)
+            self.received_cost[f"{image.billing_key.user} {key}"] += round(image.rows * image.row_ms)
         bound = LIMIT * batch[0].row_ms + 2 * 4 * batch[0].row_ms
         for f in "abcde":
-            own_images = [image for image in active if image.share.user == f]
+            own_images = [image for image in active if image.billing_key.user == f]
             is_backlogged = all(image.key == key for image in own_images) and any(
                 image not in batch for image in own_images
             )
             for m in set("abcde") - {f}:
-                other_rows = [image.rows for image in active if image.share.user == m and image.key == key]
+                other_rows = [image.rows for image in active if image.billing_key.user == m and image.key == key]
                 fits = is_backlogged and max(image.rows for image in own_images) <= min(other_rows, default=LIMIT)
                 lead = self.received_cost[f"{m} {key}"] - self.received_cost[f"{f} {key}"]
                 other_pairs = [pair for pair in self.least_lead if pair[:2] == (f, m) and (not fits or pair[2] != key)]

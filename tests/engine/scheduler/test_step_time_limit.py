@@ -41,7 +41,7 @@ class Image:
     """An image without a last step."""
 
     job: str
-    share: BillingKey
+    billing_key: BillingKey
     forward_times: ForwardTimes = field(default_factory=dict)
     row_ms: float = 1.0
     rows: int = 2
@@ -58,14 +58,14 @@ def run(images: list[Image], limit: int, times: ForwardTimes) -> tuple[float, di
     scheduler: Scheduler[Image] = Scheduler()
     for each in images:
         scheduler.add(each)
-    duration, rows = 0.0, dict.fromkeys((each.share.user for each in images), 0)
+    duration, rows = 0.0, dict.fromkeys((each.billing_key.user for each in images), 0)
     for _ in range(STEPS):
         batch = scheduler.next_batch(limit)
         assert batch == scheduler.next_batch(limit), "choosing a batch changed the next choice"
         duration += forward_ms(times, sum(each.rows for each in batch))
         for each in batch:
             each.k += 1
-            rows[each.share.user] += each.rows
+            rows[each.billing_key.user] += each.rows
         scheduler.charge(batch)
     return duration, rows
 

@@ -98,9 +98,9 @@ async def test_a_film_shows_every_keyframe_as_the_decoder_decodes_it(harness: Wo
     decoded_psnr = [psnr(pixels(one), reference) for one, reference in zip(after, exact_pixels, strict=True)]
     estimated_psnr = [psnr(pixels(one), reference) for one, reference in zip(before, exact_pixels, strict=True)]
     assert np.mean(decoded_psnr) > np.mean(estimated_psnr) + 5
-    states = [(keyframe.latent, keyframe.history, keyframe.drawn) for keyframe in decode(ladder, Ladder).rungs]
+    states = [(keyframe.latent, keyframe.history, keyframe.draw_count) for keyframe in decode(ladder, Ladder).keyframes]
     replaced_again = decode(replace_thumbnails(ladder, thumbnails), Ladder)
-    assert [(keyframe.latent, keyframe.history, keyframe.drawn) for keyframe in replaced_again.rungs] == states
+    assert [(keyframe.latent, keyframe.history, keyframe.draw_count) for keyframe in replaced_again.keyframes] == states
 
     client = DecodeClient(harness.bot.decode, lambda: harness.bot.workers)
     for changes in ({"revision": "other"}, {"revision": ""}, {"model": "other"}, {"width": 4096, "height": 4096}):
@@ -234,8 +234,8 @@ async def test_a_workers_answers_are_validated(harness: WorkerHarness) -> None:
     assert len(read_frames(render_film([ladder]))) == 4
     read = decode(ladder, Ladder)
     old = Ladder(
-        job=read.job, image=read.image, of=read.of, shape=read.shape,
-        rungs=tuple(replace(keyframe, estimate=None) for keyframe in read.rungs),
+        job=read.job, image=read.image, total_steps=read.total_steps, shape=read.shape,
+        keyframes=tuple(replace(keyframe, estimate=None) for keyframe in read.keyframes),
     )  # fmt: skip
     old_ladder = encode(old)
     assert (read.v, old.v, b"estimate" in old_ladder) == (6, 5, False), "bots of version 5 refuse unknown fields"

@@ -50,7 +50,7 @@ def make_profile(family: Family) -> ModelProfile:
     return ModelProfile(
         name=family.name, revision=family.revision, dtype="float32", size=family.size, multiple=family.multiple,
         max_pixels=family.max_pixels, tokens=family.tokens, steps=10, sampler="ddim", guidance=family.guidance,
-        row_ms=4.0, encode_ms=1.0, decode_ms=1.0, guides=family.guides,
+        row_ms=4.0, encode_ms=1.0, decode_ms=1.0, guidance_kind=family.guides,
     )  # fmt: skip
 
 
@@ -70,7 +70,7 @@ def test_an_exact_prediction_has_no_error(affine: Any) -> None:
     assert len({one.t for one in samples}) == 8, "each at its own noise level"
     assert all(300 < one.t < 900 for one in samples), "neither almost clean nor pure noise"
     exact_family: Any = SimpleNamespace(
-        name="exact", samplers=affine.samplers, guidance=2.0, guides="rows", size=32,
+        name="exact", samplers=affine.samplers, guidance=2.0, guidance_kind="rows", size=32,
         encode_conditioning=lambda text, recipe: (torch.zeros(1),),
         denoise=lambda x, t, texts, dtype: torch.stack(
             [next(one.target for one in samples if torch.equal(one.x, row)) for row in x]
@@ -258,7 +258,9 @@ async def test_a_request_refused_by_one_worker_goes_to_another(harness: WorkerHa
     async def answer_busy(request: DescribeRequest) -> DescribeReply:
         requested_models.append(request.model)
         is_refused = len(requested_models) < 3
-        return DescribeReply(error=BUSY_ERROR, elsewhere=True) if is_refused else DescribeReply(errors=((0.5,),))
+        return (
+            DescribeReply(error=BUSY_ERROR, may_retry_elsewhere=True) if is_refused else DescribeReply(errors=((0.5,),))
+        )
 
     worker = await harness.connect()
     await worker.serve_describe(["embedded"], answer_busy)

@@ -97,7 +97,7 @@ async def test_no_work_holds_the_cores_while_all_images_wait_for_their_threads(
     release, encode_started, encode = threading.Event(), threading.Event(), type(small_family.pipeline).encode_prompt
 
     def encode_slowly(*args: Any, **kwargs: Any) -> Any:
-        if threading.current_thread().name.startswith("strand"):
+        if threading.current_thread().name.startswith("pipeline "):
             encode_started.set()
             assert release.wait(20)
         return encode(*args, **kwargs)
@@ -107,7 +107,7 @@ async def test_no_work_holds_the_cores_while_all_images_wait_for_their_threads(
     thread = EngineThread(engine, Watchdog(), lambda new, _: events.extend(new), lambda error: None, cores)
     thread.start()
     pipeline_job = job(
-        recipe("cat", model="sd", sampler="heun", steps=3, width=64, height=64, guides=small_family.guides)
+        recipe("cat", model="sd", sampler="heun", steps=3, width=64, height=64, guidance_kind=small_family.guides)
     )
     await thread.call(lambda engine: engine.add(pipeline_job))
     await wait_until(encode_started.is_set, 20)

@@ -31,7 +31,7 @@ def build_run(task: Task | None = None, **recipe: Any) -> JobRun:
         "guidance": 4.0, "width": 64, "height": 64, "dtype": "float32",
     }  # fmt: skip
     task = task or Recipe(**{**defaults, **recipe})
-    job = Job(id=JOB, task=task, share=BillingKey("standard", "guild", "ann"), cost=8.0, deadline=2e9)
+    job = Job(id=JOB, task=task, billing_key=BillingKey("standard", "guild", "ann"), cost=8.0, deadline=2e9)
     return JobRun(job, Claim(JOB, "one", 5, 5), start_time=0.0)
 
 
@@ -54,7 +54,7 @@ def test_the_first_step_already_has_a_time_left() -> None:
 
 
 def snapshot(image: int, k: int) -> Snapshot:
-    return Snapshot(job=JOB, image=image, epoch=4, k=k, shape=(1,), x=b"", h=b"")
+    return Snapshot(job=JOB, image=image, epoch=4, next_step=k, shape=(1,), x=b"", history=b"")
 
 
 def test_a_run_resumes_from_its_least_advanced_image() -> None:
@@ -73,7 +73,7 @@ def test_the_charge_never_exceeds_the_cost(steps: int) -> None:
 
 
 def test_a_partial_run_counts_only_the_steps_that_run() -> None:
-    run = build_run(count=2, start=ImageToImage((InitImage("a" * 64),), 0.6), until=0.8)
+    run = build_run(count=2, start=ImageToImage((InitImage("a" * 64),), 0.6), stop_at=0.8)
     assert (run.first_step, run.end_step, run.steps_done, run.has_unsaved_steps) == (40, 80, {0: 40, 1: 40}, False)
     assert run.restore_progress([snapshot(0, 60)]) == 40
     assert not run.has_unsaved_steps

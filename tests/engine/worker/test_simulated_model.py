@@ -95,7 +95,7 @@ async def test_a_job_of_a_killed_worker_ends_elsewhere_with_the_same_bytes(simul
     results = await simulators.collect_results()
     [start] = [value for value in results if isinstance(value, JobStarted)]
     assert start.worker == "second"
-    assert 0 < snapshots[0].k <= start.step < 200
+    assert 0 < snapshots[0].next_step <= start.step < 200
     assert isinstance(results[-1], JobFinished)
     assert [value.sha256 for value in results if isinstance(value, PictureReady)] == expected
     second.terminate()

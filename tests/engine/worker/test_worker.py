@@ -68,7 +68,7 @@ async def test_a_job_runs_from_dispatch_to_its_pictures_and_ladders(harness: Wor
     assert len(content) == pictures["image", 1].bytes
     assert Image.open(BytesIO(content)).size == (64, 64)
     ladder = decode(await harness.bot.get_blob(pictures["ladder", 0].sha256, 10_000_000), Ladder)
-    assert [keyframe.step for keyframe in ladder.rungs] == [1, 2, 3, 4]
+    assert [keyframe.step for keyframe in ladder.keyframes] == [1, 2, 3, 4]
     assert [pictures["image", image].sha256 for image in (0, 1)] == await hash_local_pictures(harness, job)
 
 
@@ -138,7 +138,7 @@ async def test_previews_are_rendered_only_for_watched_jobs(harness: WorkerHarnes
     epoch = (await harness.collect_results(OTHER_JOB))[0].epoch
     collect_task.cancel()
     assert frames
-    assert {(frame.job, frame.image, frame.of, frame.epoch) for frame in frames} == {(OTHER_JOB, 0, 60, epoch)}
+    assert {(frame.job, frame.image, frame.total_steps, frame.epoch) for frame in frames} == {(OTHER_JOB, 0, 60, epoch)}
     assert [frame.step for frame in frames] == sorted({frame.step for frame in frames})
     assert frames[0].seconds_left > 0
     assert Image.open(BytesIO(frames[-1].picture)).format == "JPEG"
@@ -207,7 +207,7 @@ async def test_an_upscale_without_a_super_resolver_uses_lanczos(harness: WorkerH
 
 def build_upscale(job: str, source: str) -> Job:
     share = BillingKey("standard", "guild", "ann")
-    return Job(id=job, task=UpscaleTask(source=source, method="gan"), share=share, cost=1.0, deadline=2e9)
+    return Job(id=job, task=UpscaleTask(source=source, method="gan"), billing_key=share, cost=1.0, deadline=2e9)
 
 
 @pytest.mark.asyncio
@@ -264,12 +264,12 @@ async def test_a_drained_worker_hands_its_job_over_at_the_same_step(harness: Wor
     first.drain()
     await task
     snapshots = await harness.bot.get_snapshots(JOB)
-    assert snapshots[0].k >= 3
+    assert snapshots[0].next_step >= 3
     assert await harness.bot.get_holder(JOB) is None
     await harness.start_worker("two")
     results = await harness.collect_results()
     start_messages = [value for value in results if isinstance(value, JobStarted)]
-    assert [(start.worker, start.step) for start in start_messages] == [("one", 0), ("two", snapshots[0].k)]
+    assert [(start.worker, start.step) for start in start_messages] == [("one", 0), ("two", snapshots[0].next_step)]
     assert start_messages[1].epoch > start_messages[0].epoch
     handed_back = JobHandedBack(job=JOB, epoch=start_messages[0].epoch)
     assert results.index(start_messages[0]) < results.index(handed_back) < results.index(start_messages[1])
@@ -315,7 +315,7 @@ async def test_a_claim_lost_after_the_result_leaves_job_and_snapshots_to_the_hei
             new_claims.append(await harness.bot.claim_job(JOB, "heir"))
             await harness.bot.put_snapshot(replace(snapshot, epoch=new_claims[0].epoch))
 
-    snapshot = Snapshot(job=JOB, image=0, epoch=0, k=1, shape=(1, 1, 1), x=b"", h=b"")
+    snapshot = Snapshot(job=JOB, image=0, epoch=0, next_step=1, shape=(1, 1, 1), x=b"", history=b"")
     monkeypatch.setattr(worker._result_publisher, "publish", say_and_sleep)
     await harness.bot.dispatch(make_job())
     await wait_until(lambda: new_claims and len(worker.active_runs) == 0)
@@ -366,7 +366,7 @@ async def test_a_newer_epochs_snapshot_stops_the_older_run(harness: WorkerHarnes
     worker, _ = await harness.start_worker()
     await harness.bot.dispatch(make_job(steps=LONG_STEPS))
     run = await wait_until_midway(worker)
-    newer_snapshot = Snapshot(job=JOB, image=0, epoch=run.claim.epoch + 1, k=1, shape=(1, 1, 1), x=b"", h=b"")
+    newer_snapshot = Snapshot(job=JOB, image=0, epoch=run.claim.epoch + 1, next_step=1, shape=(1, 1, 1), x=b"", history=b"")
     await harness.bot.put_snapshot(newer_snapshot)
     await wait_until(lambda: run not in worker.active_runs)
     assert await harness.bot.get_snapshots(JOB) == [newer_snapshot]
@@ -482,7 +482,7 @@ async def test_the_job_of_a_killed_worker_resumes_from_its_snapshot(
     results = await harness.collect_results()
     start_messages = [value for value in results if isinstance(value, JobStarted)]
     assert [start.worker for start in start_messages] == ["second"]
-    assert start_messages[0].step >= snapshots[0].k > 0
+    assert start_messages[0].step >= snapshots[0].next_step > 0
     assert sum(isinstance(value, JobFinished) for value in results) == 1
     assert [value.sha256 for value in results if isinstance(value, PictureReady)] == expected
 

@@ -87,7 +87,7 @@ def test_a_finished_job_shows_its_recipe() -> None:
 def test_a_part_of_an_interpolation_without_pictures_points_to_the_film() -> None:
     view = make_view(state="failed", reason="No memory left.")
     assert isinstance(view.task, Recipe)
-    part = replace(view, task=msgspec.structs.replace(view.task, walk=Interpolation("a cat", 8, 12)))
+    part = replace(view, task=msgspec.structs.replace(view.task, interpolation=Interpolation("a cat", 8, 12)))
     for state in ("failed", "cancelled"):
         assert "`/film kind: interpolation` shows them" in job_cards.render_ended(replace(part, state=state)).content
     assert "/film" not in job_cards.render_ended(view).content

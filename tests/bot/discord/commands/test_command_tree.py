@@ -32,13 +32,10 @@ from engine.contract import SAMPLER_TITLES, Lora
 
 ROOT = Path(__file__).resolve().parents[4]
 
-MEMBERS = {
-    "imagine", "blend", "mix", "walk", "shorten", "describe", "queue", "cancel", "mine", "info", "prefer", "reproduce",
-    "film",
-    "help", "fast", "relax", "turbo", "stealth", "public", "my-data", "forget-me",
-}  # fmt: skip
+STAFF = {"settings", "moderation"}  # for a server's staff: only in servers, and in English
+MENUS = {command.name for command in COMMANDS if isinstance(command, discord.app_commands.ContextMenu)}
+MEMBERS = {command.name for command in COMMANDS} - MENUS - STAFF
 SHORTCUTS = {"fast", "relax", "turbo", "stealth", "public"}  # ways to /prefer
-MENUS = {"Reproduce", "Use as prompt", "Details", "Report"}
 STRING = 3
 LONG_CHOICES = [{"name": "x" * 100, "value": "y" * 100} for _ in range(10)]
 
@@ -47,8 +44,10 @@ LONG_CHOICES = [{"name": "x" * 100, "value": "y" * 100} for _ in range(10)]
 async def test_the_tree_is_within_discords_limits() -> None:
     tree = await build_payload()
     assert [row.to_json() for row in check_limits(tree) if not row.is_within] == []
-    assert {command["name"] for command in tree if command["type"] == 1} >= {*MEMBERS, "settings"}
-    assert {command["name"] for command in tree if command["type"] == 3} >= MENUS
+    assert {command["name"] for command in tree if command["type"] == 1} == MEMBERS | STAFF
+    assert {command["name"] for command in tree if command["type"] == 3} == MENUS
+    assert {"imagine", "cancel", "help"} < MEMBERS
+    assert {"Details", "Report"} < MENUS
 
 
 @pytest.mark.asyncio

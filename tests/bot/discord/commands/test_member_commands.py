@@ -495,7 +495,7 @@ async def test_a_message_is_reported_by_its_menu(open_world: Any) -> None:
         assert reply.ephemeral
         assert "Reported" in text(reply)
         (incident,) = await world.app.services.moderation.list_incidents(make_moderator(world))
-        assert incident.said == "too red"
+        assert incident.text == "too red"
 
 
 def make_moderator(world: Any) -> Member:

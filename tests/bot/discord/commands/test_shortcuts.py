@@ -156,7 +156,7 @@ async def test_an_interpolation_ends_in_its_film(open_world: Any) -> None:
         views = await world.services.job_views.load_recent()
         await world.wait_until(lambda: not world.app.queue.active_jobs.by_id)
         views = await world.services.job_views.load_recent()
-        assert sorted(view.task.walk.first for view in views) == [0, 4]
+        assert sorted(view.task.interpolation.first for view in views) == [0, 4]
         assert {view.task.seed for view in views} == {7}
         [last] = [view for view in views if view.ends_interpolation]
 
@@ -181,8 +181,8 @@ async def test_the_walk_button_interpolates_between_the_pictures(open_world: Any
         await world.wait_until(lambda: len(world.painter.finished_jobs) == 5)
         await world.wait_until(lambda: not world.app.queue.active_jobs.by_id)
         views = [view for view in await world.services.job_views.load_recent() if view.action == "walk"]
-        assert sorted(view.task.walk.first for view in views) == [0, 4, 8, 12]
-        assert {view.task.walk.noises for view in views} == {(7, 8)}
+        assert sorted(view.task.interpolation.first for view in views) == [0, 4, 8, 12]
+        assert {view.task.interpolation.noises for view in views} == {(7, 8)}
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def test_the_history_fits(change_list: list[RuleChange], page: int) -> None:
         check_card(cards.build_result(texts.describe_change(change), undo_number=change.number))
         check_card(
             cards.build_question(
-                ["## Preset", *texts.format_steps(change.steps)], ui_parts.button("Apply", "apply", "contest")
+                ["## Preset", *texts.format_steps(change.steps)], ui_parts.make_button("Apply", "apply", "contest")
             )
         )
 
@@ -155,7 +155,7 @@ def test_every_form_and_card_fits_discords_openapi_schema() -> None:
         cards.build_overview(terms, rule_list, cards.build_notice("x", 3)),
         cards.build_exceptions("role", rule_list, 0),
         cards.build_history([change], 0, [1]), cards.build_explanation("a", [("", ["b"]), ("c", ["d"])], "5"),
-        cards.build_result("x", undo_number=1), cards.build_question(["a"], ui_parts.button("x", "apply", "y")),
+        cards.build_result("x", undo_number=1), cards.build_question(["a"], ui_parts.make_button("x", "apply", "y")),
     ):  # fmt: skip
         body = {"flags": COMPONENTS_V2_FLAG | 64, "components": view.to_components(), "allowed_mentions": {"parse": []}}
         judge.hear("POST", callback, {}, {"type": 4, "data": body})

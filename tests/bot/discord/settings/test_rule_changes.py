@@ -220,8 +220,8 @@ async def test_a_card_of_another_version_says_so(open_world: Any) -> None:
         staff = await create_staff(world)
         room = world.client.get_channel(staff.channel.id)
         for verb in ("ancient", "page", "add"):
-            press = ui_parts.button("Old", verb, "elsewhere", 99)
-            card = await room.send(view=ui_parts.layout(ui_parts.row(press)))
+            press = ui_parts.make_button("Old", verb, "elsewhere", 99)
+            card = await room.send(view=ui_parts.make_layout(ui_parts.make_row(press)))
             assert "older version" in read_text(await staff.admin.click(card, label="Old")), verb
 
 
