@@ -30,8 +30,9 @@ BLAME_SENTENCES = {
 }
 
 # Endings of notes that are said only once.
-ALL_STEPS_ENDING = "asks for the full course."
-WHOLE_PIPELINE_ENDING = "the whole picture goes through the unmodified pipeline; midway it cannot go on elsewhere."
+ALL_STEPS_ENDING = "runs all steps."
+WHOLE_PIPELINE_ENDING = "the whole picture goes through the unmodified pipeline, so it cannot move to another worker."
+_OLD_ENDINGS = ("asks for the full course.", "midway it cannot go on elsewhere.")  # in notes of stored jobs
 
 _JOINERS = "\u200c\u200d"  # needed inside Persian and Indic words and between emoji; a disguise anywhere else
 _INVISIBLE = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"  # letters and marks that draw nothing
@@ -136,7 +137,7 @@ def format_job_count(count: int) -> str:
 
 def drop_one_time_notes(notes: Sequence[str]) -> tuple[str, ...]:
     """Return the notes that stay under a job's picture; the others are said once."""
-    return tuple(note for note in notes if not note.endswith((ALL_STEPS_ENDING, WHOLE_PIPELINE_ENDING)))
+    return tuple(note for note in notes if not note.endswith((ALL_STEPS_ENDING, WHOLE_PIPELINE_ENDING, *_OLD_ENDINGS)))
 
 
 def format_cost(count: int, cost: float) -> str:

@@ -38,7 +38,7 @@ CONCURRENT_GRIDS = 2  # keyframe grids drawn at once
 PICTURE_GONE = "This picture is not kept any more."
 NO_FILM = "There is no film of this job."
 NO_WALK = "There is no film of a walk with this job."
-WALK_UNFINISHED = "This walk is still under way: its film comes with the last of its pictures."
+WALK_UNFINISHED = "This interpolation is still running; its film follows the last picture."
 NO_LADDER = "This picture has no keyframes to branch from."
 
 

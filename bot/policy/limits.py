@@ -100,7 +100,7 @@ def check_job_count(running: int, queued: int, usage: Usage, now: float, *, coun
         raise UserError(_join_sentences(f"{_too_many_subject(count)} too many at once: {rule}.", set_by), 429)
     state = f"you have {usage.running} running and {usage.queued} waiting"
     request_part = f", and this makes {format_job_count(count)}" if count > 1 else ""
-    sentence = f"Your queue is full: {rule}; {state}{request_part}. A place frees {usage.next_free_text(now)}."
+    sentence = f"Your queue is full: {rule}; {state}{request_part}. You can submit again {usage.next_free_text(now)}."
     raise UserError(_join_sentences(sentence, set_by), 429, retry_at=usage.next_free_at)
 
 
@@ -125,7 +125,9 @@ def check_shared_queue(
     sentence = f"{owner} queue is full: {usage.queued} of {max_waiting} waiting jobs are taken"
     sentence += f", and this makes {format_job_count(count)}." if count > 1 else "."
     qualifier = " at the earliest" if usage.next_free_at is not None else ""
-    raise UserError(_join_sentences(sentence, f"A place frees {usage.next_free_text(now)}{qualifier}.", set_by), 429)
+    raise UserError(
+        _join_sentences(sentence, f"You can submit again {usage.next_free_text(now)}{qualifier}.", set_by), 429
+    )
 
 
 def check_cost(
@@ -144,7 +146,8 @@ def check_cost(
     sentence = (
         f"{owner} {PERIOD_NAMES[spending.window]}'s limit is reached: {_format_amount(spending.total_cost)} of "
         f"{_format_amount(limit)} device time "
-        f"used in the last {window}, and {need_part}. Enough frees in about {format_duration(frees_at - now)}."
+        f"used in the last {window}, and {need_part}. "
+        f"Enough quota is available again in about {format_duration(frees_at - now)}."
     )
     raise UserError(_join_sentences(sentence, set_by), 429, retry_at=frees_at)
 
@@ -162,7 +165,9 @@ def check_cost_left(limit: float, spending: Spending, now: float, *, owner: str 
         f"{_format_amount(limit)} device time "
     )
     sentence += f"used in the last {window}."
-    sentence += f" Some frees in about {format_duration(frees_at - now)}." if frees_at is not None else ""
+    sentence += (
+        f" Some quota is available again in about {format_duration(frees_at - now)}." if frees_at is not None else ""
+    )
     raise UserError(_join_sentences(sentence, set_by), 429, retry_at=frees_at)
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["ParseResult", "ParsedPrompt", "build_recipe", "make_remarks", "parse"]
 
 FIELDS_BY_FLAG = {
-    "no": "negative", "relax": "relaxed", "lora": "loras", "iw": "strength", "stop": "stop_at",
+    "no": "negative", "relax": "relaxed", "lora": "loras", "iw": "strength", "stop": "stop_at", "walk": "end_prompt",
 }  # fmt: skip
 
 
@@ -85,7 +85,7 @@ def _parse_prompt(
     if not words and values.get("negative"):
         raise UserError("This only says what not to draw: put what should be drawn before --no.")
     prompt_concepts = (EMPTY_CONCEPT,) if allow_empty and not words else parse_concepts(words)
-    if values.get("walk") and (len(prompt_concepts) > 1 or not words):
+    if values.get("end_prompt") and (len(prompt_concepts) > 1 or not words):
         raise UserError(WEIGHTS_IN_WALK if words else "A walk begins with words: put them before --walk.")
     return ParsedPrompt(concepts=prompt_concepts, text=prompt, words=words, **values), list(
         _make_notes(words, flags, prompt_concepts)
@@ -116,7 +116,7 @@ def _is_absent(value: object) -> bool:
 def _make_notes(words: str, flags: tuple[ParsedFlag, ...], prompt_concepts: tuple[Concept, ...]) -> Iterator[str]:
     ignored_flags = [flag.text for flag in flags if flag.name in IGNORED_FLAGS]
     if ignored_flags:
-        yield f"Taken, but without effect here: {shorten(', '.join(dict.fromkeys(ignored_flags)), 200)}."
+        yield f"Accepted but ignored: {shorten(', '.join(dict.fromkeys(ignored_flags)), 200)}."
     names = [flag.name for flag in flags if flag.name in OUR_FLAGS and flag.name != "lora"]
     for name in dict.fromkeys(name for name in names if names.count(name) > 1):
         yield f"--{name} is given more than once: the last one counts."

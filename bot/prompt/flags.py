@@ -38,7 +38,7 @@ OUR_FLAGS = {
     for flag in (
         Flag("steps", "word", "1 to 1000", "how many sampler steps"),
         Flag("seed", "word", "0 to 4294967295", "the noise to start from; the same seed gives the same picture"),
-        Flag("guidance", "word", "1 to 30", "how closely to follow the words"),
+        Flag("guidance", "word", "1 to 30", "how closely to follow the prompt"),
         Flag("interval", "word", "from-to, each 0 to 1, as in 0.2-0.8", "in which part of the steps guidance holds"),
         Flag("ar", "word", "W:H, from 1:4 to 4:1", "the shape of the picture"),
         Flag("no", "words", "words, as in --no fog, text", "what to steer away from"),

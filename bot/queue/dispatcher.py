@@ -36,7 +36,7 @@ MAX_OVERBOOK_SHARE, MAX_OVERBOOK_ROWS = (
     12.0,
     96,
 )  # most rows of newcomers beyond the workers' rows: as a share, and absolute
-IDLE_SECONDS = 1.0  # longest sleep without a poke
+IDLE_SECONDS = 1.0  # longest sleep without a wake event
 PUBLISH_SECONDS = 1.0  # least time between two publications of queue places
 
 
@@ -162,7 +162,7 @@ class Dispatcher:
             log.warning("job %s: not sent yet: %s", record.id, error)
             return
         if await self._bus.dispatch(self._to_current_job(record)) and record.state == "running":
-            log.warning("job %s: the broker had lost it, and it begins again", record.id)
+            log.warning("job %s: published again after the broker lost it", record.id)
         if self._feed.is_watched(record.id):
             await self._bus.request_previews(record.id)
         log.info("job %s: sent, attempt %d", record.id, record.attempt)

@@ -11,7 +11,7 @@ from bot.domain.errors import UserError
 from bot.policy.permissions import Action, JobRef, forbidden_reason
 from bot.store import JobRecord
 
-ORIGINAL_FORBIDDEN = "This is an enlargement, and its original is not yours to go on from. {}"
+ORIGINAL_FORBIDDEN = "This picture is an upscale, and you may not use its original. {}"
 
 
 def refusal_reason(action: Action, member: Member, record: JobRecord) -> str | None:

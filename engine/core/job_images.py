@@ -193,7 +193,7 @@ def _find_plan(recipe: Recipe, family: Family) -> Plan | None:
         return family.plan(recipe.sampler, recipe.steps, recipe.eta, recipe.width, recipe.height)
     except NotTabled as reason:
         if isinstance(family, PipelineSource):
-            log.info("%s, %s: whole, by its own pipeline: %s", family.name, recipe.sampler, reason)
+            log.info("%s, %s: runs in its unmodified pipeline: %s", family.name, recipe.sampler, reason)
             return None
         raise _plan_rejection(recipe, family, reason) from reason
     except ValueError as error:

@@ -150,7 +150,7 @@ class Intake:
             return
         del self._error_counts[run.job.id]
         try:
-            await run.handles.pop(max(run.handles)).dead_letter("three tries, three errors")
+            await run.handles.pop(max(run.handles)).dead_letter("rejected after three errors")
         except BrokerUnreachable as error:
             log.warning("job %s: %s", run.job.id, error)
         await self._result_publisher.fail_run(run, "The engine failed at this job three times.", "us")

@@ -168,7 +168,7 @@ async def _wait_for_end(
                 _show_event(event, value, display, first_index)
                 failures = 0
         failures += 1
-    raise GenerationError(f"The running Darkroom went away. Job {job} goes on when it is back.")
+    raise GenerationError(f"Lost the connection to Darkroom. Job {job} continues when it restarts.")
 
 
 def _show_event(event: str, value: dict[str, Any], display: ProgressDisplay, first_index: int = 0) -> None:

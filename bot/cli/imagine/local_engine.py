@@ -141,9 +141,9 @@ def _load_model(model: str, data: Path, display: ProgressDisplay) -> tuple[Famil
     from engine.upscaling.super_resolver import SuperResolver
 
     if "/" in model:
-        display.print_note(f"{model} is loaded here. `darkroom up --model {model}` keeps it warm.")
+        display.print_note(f"{model} is loaded here. `darkroom up --model {model}` keeps it in memory.")
     else:
-        display.print_note(f"No Darkroom is running: {model} is loaded here. `darkroom up` keeps it warm.")
+        display.print_note(f"No Darkroom is running: {model} is loaded here. `darkroom up` keeps it in memory.")
     name = Path(model).name
     display.show_loading(f"loading {name}", None)
     device = choose_device()

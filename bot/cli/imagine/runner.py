@@ -79,7 +79,8 @@ def _resolve_request(request: ImagineRequest, aliases: Mapping[str, str]) -> tup
     first_request, *other_requests = parsed.prompts
     if other_requests:
         raise UserError(
-            f"This makes {1 + len(other_requests)} jobs, and a terminal develops one at a time: choose one."
+            f"This makes {1 + len(other_requests)} jobs, and `darkroom imagine` runs one at a time: remove the braces "
+            "or --repeat."
         )
     picture_count = (
         first_request.frames

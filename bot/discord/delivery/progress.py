@@ -57,7 +57,7 @@ class ProgressUpdater:
             )
         except FileTooLarge as error:
             message.shows_frames = False
-            raise RetryLater(1.0, f"its previews are too large here, text has to do: {error}") from error
+            raise RetryLater(1.0, f"its previews are too large here, so only text is sent: {error}") from error
         except DestinationGone as error:
             log.warning("job %s: its message is gone: %s", event.job, error)
             await self._record_loss(event.job, message, error.sentence)

@@ -134,7 +134,7 @@ async def import_(interaction: Interaction, file: discord.Attachment) -> None:
     await rule_file.offer_import(interaction, file)
 
 
-@settings.command(description="The owner's emergency stop: cancels everything here and takes nothing more")
+@settings.command(description="Close the server: cancel all jobs and admit no new ones (owner only)")
 @app_commands.describe(reason="Members read it when they are refused")
 async def close(interaction: Interaction, reason: Range[str, 1, 300] | None = None) -> None:
     await kill_switch.open_close_form(interaction, reason or "")

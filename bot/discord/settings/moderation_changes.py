@@ -117,7 +117,7 @@ async def block(interaction: Interaction, user: discord.abc.User, reason: str) -
     async def build_reply(member: Member) -> Reply:
         user_id = f"discord:{user.id}"
         if user_id == member.id:
-            raise UserError("That is you: ask another admin, if you mean it.")
+            raise UserError("You cannot block yourself; ask another admin.")
         if (await rule_changes.load_own_rules(interaction, member)).get(("user", user_id, "blocked")):
             raise UserError("They are blocked already.")
         change = await rule_pages.get_administration(interaction).set_rule(member, "user", user_id, "blocked", "on")
@@ -145,9 +145,7 @@ async def unblock(interaction: Interaction, user: discord.abc.User) -> None:
             )
         change = await rule_pages.get_administration(interaction).unset_rule(member, "user", user_id, "blocked")
         text = (
-            f"✅ <@{user.id}> is no longer blocked themselves."
-            if role_note
-            else f"✅ <@{user.id}> is no longer blocked."
+            f"✅ <@{user.id}> is no longer blocked by name." if role_note else f"✅ <@{user.id}> is no longer blocked."
         )
         return Reply(
             view=cards.build_result(

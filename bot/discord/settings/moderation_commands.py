@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 moderation = app_commands.Group(
     name="moderation",
-    description="What keeps this server clean: words, blocks, reports, the picture check",
+    description="Moderation: word filter, blocks, reports, picture check",
     default_permissions=discord.Permissions(manage_messages=True),
     allowed_contexts=app_commands.AppCommandContext(guild=True, dm_channel=False, private_channel=False),
     allowed_installs=app_commands.AppInstallationType(guild=True, user=False),

@@ -132,7 +132,7 @@ class ResultConsumer:
             try:
                 await self.apply_result(result, is_last_try=self._faults[sequence] >= MAX_TRIES - 1)
             except (BrokerUnreachable, DatabaseUnavailable, OSError) as error:
-                log.warning("job %s: %s waits: %s", result.job, _result_name(message), error)
+                log.warning("job %s: %s is retried after the outage: %s", result.job, _result_name(message), error)
                 self._note_delay(result, error)
                 await message.nak(OUTAGE_PAUSE)
             except Exception as error:
@@ -141,7 +141,7 @@ class ResultConsumer:
                 self._clear_faults(result, sequence)
                 await message.ack()
         except BrokerUnreachable as error:
-            log.warning("job %s: %s comes again: %s", result.job, _result_name(message), error)
+            log.warning("job %s: %s will be redelivered: %s", result.job, _result_name(message), error)
 
     def _note_delay(self, result: Result, error: OSError) -> None:
         if isinstance(result, PictureReady):

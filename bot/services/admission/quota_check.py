@@ -30,7 +30,7 @@ from bot.store.jobs.records import RELAXED_TIER
 from engine.contract import Recipe
 
 RELAXED_HINT = "Relaxed jobs (--relax, or /relax) do not count against it."
-RELAXED_ONLY = "Only the relaxed speed is allowed to you here: it waits longer, and costs nothing of your limits."
+RELAXED_ONLY = "Only relaxed jobs are allowed here; they wait longer and do not count against your limits."
 NO_INTERPOLATION = (
     "A walk is drawn up to four pictures at a time, and at most {} a job are allowed here: none can be made."
 )
@@ -100,9 +100,7 @@ def refuse_if_closed_or_blocked(rules: EffectiveRules) -> None:
             if closing_rule is not None and closing_rule.scope == "house"
             else "the server's owner"
         )
-        raise UserError(
-            f"{closed_part} is closed for new pictures: {rules.closed}. It waits for {opener} to open it.", 403
-        )
+        raise UserError(f"{closed_part} accepts no new jobs: {rules.closed}. Only {opener} can open it.", 403)
     if rules.blocked:
         raise UserError(_blocked_sentence(rules.deciding_rules.get("blocked")), 403)
 

@@ -122,7 +122,7 @@ def remix_recipe(recipe: Recipe, parsed_prompt: ParsedPrompt, model_profile: Mod
     requested: its noise is not comparable.
     """
     if parsed_prompt.end_prompt:
-        raise UserError("A walk begins with a prompt of its own: ask for it anew.")
+        raise UserError("A remix cannot start an interpolation: use /walk or --walk.")
     if parsed_prompt.model not in (None, recipe.model):
         raise UserError(f"A remix keeps its model, {recipe.model}: ask for another one by a new prompt.")
     width, height = fit_size(parsed_prompt.ar, model_profile) if parsed_prompt.ar else (recipe.width, recipe.height)

@@ -20,7 +20,7 @@ from engine.contract import Branch, ModelProfile, Recipe, map_step, noise_seed, 
 
 FIXED_SETTING = "A branch continues the sampling of its parent: its {} cannot be changed."
 FIXED_FIELDS = ("sampler", "width", "height", "model", "eta")
-NO_STEPS_LEFT = "Of {} steps none is left from step {} of {} on: take more, or an earlier step."
+NO_STEPS_LEFT = "Of {} steps none remains after step {} of {}: use more --steps or an earlier step."
 
 
 def with_input_aspect(parsed: ParsedPrompt, loaded_images: LoadedInitImages | None) -> ParsedPrompt:

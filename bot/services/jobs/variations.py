@@ -46,7 +46,7 @@ NOT_INTERPOLABLE = (
     "A walk goes between several finished pictures of one job, none of which is a variation of another one."
 )
 SEED_OVERFLOW = "A walk needs a seed for each picture, and one here would be above 4294967295: reroll, then walk."
-NOISE_DIFFERS = "This is no walk: except for the first picture, the noise differs from that of the walk's pictures."
+NOISE_DIFFERS = "These pictures do not share their noise: only the first keeps the noise of the interpolation."
 NOT_REMIXABLE = "No worker has ever offered {}: it cannot be remixed."
 NOT_EXACT = "The original ran beside other jobs, so its last bits may differ. From now on it is the same bytes."
 
@@ -77,7 +77,7 @@ class VariationService:
         """Run the same recipe with another seed."""
         record = await self._job_views.load_record(job)
         if not isinstance(record.task, Recipe):
-            raise UserError("An enlarged picture cannot be rolled again: roll its original.")
+            raise UserError("An upscaled picture cannot be rerolled: use its original.")
         return await self._admit_derived(
             "reroll", record, 0, reroll_recipe(record.task, self._draw_seed()), member, destination, key
         )

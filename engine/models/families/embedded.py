@@ -26,7 +26,7 @@ from engine.upscaling.super_resolver import SuperResolver
 
 EMBEDDED_MODEL = "embedded"
 WEIGHTS_FOLDER = Path(__file__).parents[2] / "weights"
-GUIDANCE = 4.0  # by the sweep: more draws unseen words, less gives things unseen hues
+GUIDANCE = 4.0  # by the sweep: a higher value follows unseen words, a lower one unseen hues
 INTERVAL = (0.3, 0.8)  # by the sweep: as good as in every step, with 3/4 of the rows
 TOKENS = 24
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"

@@ -26,11 +26,11 @@ def test_a_pipe_gets_sentences_only() -> None:
     console, text = _console(terminal=False)
     with ProgressDisplay(console, 4) as screen:
         screen.show_queue(2, 30.0)
-        screen.print_note("Taken, but without effect here: --v 6.")
+        screen.print_note("Accepted but ignored: --v 6.")
         screen.show_step(3, 10, 4.0)
         screen.show_frame(0, make_jpeg("red"))
         screen.print_pictures([make_jpeg("red")])
-    assert text.getvalue() == "Taken, but without effect here: --v 6.\n"
+    assert text.getvalue() == "Accepted but ignored: --v 6.\n"
     assert screen.frame_count == 1
 
 

@@ -62,7 +62,7 @@ def test_three_run_seven_wait_and_the_eleventh_is_refused() -> None:
     error = refusal(queue_check(Usage(running=3, queued=7, next_free_at=NOW + 90)))
     assert error.sentence == (
         "Your queue is full: at most 3 of yours run at once and 7 more wait; you have 3 running and 7 waiting. "
-        "A place frees in about 1 min 30 s."
+        "You can submit again in about 1 min 30 s."
     )
     assert error.retry_at == NOW + 90
 
@@ -73,8 +73,11 @@ def test_ten_may_wait_while_nothing_runs() -> None:
 
 
 def test_without_a_worker_a_refusal_names_no_time() -> None:
-    assert "A place frees when a worker comes." in refusal(queue_check(Usage(queued=10, has_workers=False))).sentence
-    assert "A place frees when a job before it is done." in refusal(queue_check(Usage(queued=10))).sentence
+    assert (
+        "You can submit again when a worker comes."
+        in refusal(queue_check(Usage(queued=10, has_workers=False))).sentence
+    )
+    assert "You can submit again when a job before it is done." in refusal(queue_check(Usage(queued=10))).sentence
 
 
 def test_permutations_count_together() -> None:
@@ -89,13 +92,13 @@ def test_a_server_can_have_its_own_queue_limit() -> None:
         lambda: check_shared_queue(20, Usage(queued=20), NOW, owner="This server's", set_by="Ann set that.")
     )
     assert error.sentence == (
-        "This server's queue is full: 20 of 20 waiting jobs are taken. A place frees when a job before it is done. "
-        "Ann set that."
+        "This server's queue is full: 20 of 20 waiting jobs are taken. You can submit again when a job before it is "
+        "done. Ann set that."
     )
     shared_error = refusal(
         lambda: check_shared_queue(20, Usage(queued=20, next_free_at=NOW + 9), NOW, owner="This server's")
     )
-    assert shared_error.sentence.endswith("A place frees in about 9 s at the earliest.")
+    assert shared_error.sentence.endswith("You can submit again in about 9 s at the earliest.")
     assert shared_error.retry_at is None
 
 
@@ -104,7 +107,7 @@ def test_the_daily_quota_has_a_rolling_window() -> None:
     error = refusal(cost_check([Charge(NOW - DAY_SECONDS + 3600, 1000.0), Charge(NOW - 60, 700.0)], 200.0))
     assert error.sentence == (
         "Your day's limit is reached: 28 min 20 s of 30 min device time used in the last 24 hours, and this needs "
-        "3 min 20 s of device time. Enough frees in about 1 h."
+        "3 min 20 s of device time. Enough quota is available again in about 1 h."
     )
     assert error.retry_at == NOW + 3600
 
@@ -116,7 +119,7 @@ def test_the_monthly_quota_has_a_rolling_window() -> None:
     )
     assert error.sentence == (
         "This server's month's limit is reached: 30 min of 30 min device time used in the last 30 days, and this needs "
-        "1 min of device time. Enough frees in about 1 h."
+        "1 min of device time. Enough quota is available again in about 1 h."
     )
 
 

@@ -182,7 +182,9 @@ def test_a_whole_pipeline_refuses_what_it_lacks_and_notes_the_rest(sampler: Samp
     with pytest.raises(UserError, match="draws no variations"):
         vary_recipe(one, 0, 0.2, 9)
     (note,) = parse(f"fox --sampler {sampler}", WARM).notes
-    assert note.endswith(": the whole picture goes through the unmodified pipeline; midway it cannot go on elsewhere.")
+    assert note.endswith(
+        ": the whole picture goes through the unmodified pipeline, so it cannot move to another worker."
+    )
     assert drop_one_time_notes((note, "other")) == ("other",)
 
 

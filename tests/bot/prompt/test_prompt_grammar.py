@@ -206,7 +206,7 @@ def test_midjourney_flags_are_accepted_ignored_and_named() -> None:
     (request,) = parsed.prompts
     assert (request.words, request.seed) == ("a red fox", 7)
     (note,) = parsed.notes
-    assert "without effect here: --v 6.1, --stylize 750, --weird 3, --niji 5, --sref" in note
+    assert "Accepted but ignored: --v 6.1, --stylize 750, --weird 3, --niji 5, --sref" in note
     with_more_flags = parse_text(
         "fox --personalize ab12 cd34 --zoom 1.5 --mode relax --stylise 80 --motion low --exp 10 --ow 20 --raw cub"
     )
@@ -249,7 +249,7 @@ def test_broken_characters_are_repaired_before_parsing() -> None:
 def test_notes_name_the_limits_of_a_model() -> None:
     slow_profile = msgspec.structs.replace(WARM, steps=400)
     (note,) = make_remarks(parse_single("fox"), slow_profile)
-    assert note == "400 steps on this machine; --steps 1000 asks for the full course."
+    assert note == "400 steps on this machine; --steps 1000 runs all steps."
     assert (
         make_remarks(parse_single("fox --steps 9"), slow_profile)
         == make_remarks(parse_single("fox --fast"), slow_profile)

@@ -101,30 +101,32 @@ CASES = {
     "queued": Case(
         [("guild", "", "queued", "1"), ("role", "9", "running", "1")],
         f"Your queue is full: at most 1 of yours runs at once and 1 more wait; you have 0 running and 2 waiting. "
-        f"A place frees when a worker comes. {EVERYBODY}",
+        f"You can submit again when a worker comes. {EVERYBODY}",
         admitted_prompts=["a lamp", "a lamp"], status=429,
     ),
     "together_queued": Case(
         [("guild", "", "together_queued", "2")],
-        f"This server's queue is full: 2 of 2 waiting jobs are taken. A place frees when a worker comes. {EVERYBODY}",
+        "This server's queue is full: 2 of 2 waiting jobs are taken. You can submit again when a worker comes. "
+        f"{EVERYBODY}",
         admitted_prompts=["a lamp", "a lamp"], status=429,
     ),
     "channel's queue": Case(
         [("channel", "7", "together_queued", "3"), ("guild", "", "together_queued", "9")],
-        "This channel's queue is full: 1 of 3 waiting jobs are taken, and this makes 3 jobs. A place frees when a "
-        "worker comes. This server's admins set that for this channel.",
+        "This channel's queue is full: 1 of 3 waiting jobs are taken, and this makes 3 jobs. You can submit again when "
+        "a worker comes. This server's admins set that for this channel.",
         "a {red,blue,green} lamp", ["a lamp"], status=429,
     ),
     "cost_day": Case(
         [("role", "9", "cost_day", "50")],
         "Your day's limit is reached: 33 s of 50 s device time used in the last 24 hours, and this needs 33 s of "
-        f"device time. Enough frees in about 1 d. This server's admins set that for a role of yours. {HINT}",
+        f"device time. Enough quota is available again in about 1 d. This server's admins set that for a role of "
+        f"yours. {HINT}",
         admitted_prompts=["a lamp"], status=429,
     ),
     "cost_month": Case(
         [("guild", "", "cost_month", "60"), ("guild", "", "speeds", "fast")],
         "Your month's limit is reached: 33 s of 1 min device time used in the last 30 days, and this needs 33 s of "
-        f"device time. Enough frees in about 30 d. {EVERYBODY}",
+        f"device time. Enough quota is available again in about 30 d. {EVERYBODY}",
         admitted_prompts=["a lamp"], status=429,
     ),
     "too large": Case(
@@ -136,7 +138,8 @@ CASES = {
     "a budget": Case(
         [("guild", "", "together_cost_day", "1 h")],
         "This server's day's limit is reached: 33 s of 40 s device time used in the last 24 hours, and this needs 33 s "
-        f"of device time. Enough frees in about 1 d. This bot's operator set that for this server. {HINT}",
+        f"of device time. Enough quota is available again in about 1 d. This bot's operator set that for this "
+        f"server. {HINT}",
         admitted_prompts=["a lamp"], ceilings={"together_cost_day": "40"}, status=429,
     ),
 }  # fmt: skip
@@ -179,7 +182,7 @@ async def test_a_refused_job_is_admitted_at_the_time_that_the_refusal_names(harn
         moment += 3600
     error = await refusal(services.jobs.imagine("a lamp", BOB, HERE))
     assert "1 min 5 s of 1 min 20 s" in error.sentence
-    assert "Enough frees in about 22 h" in error.sentence
+    assert "Enough quota is available again in about 22 h" in error.sentence
     assert error.retry_at == 1_800_000_000.0 + 86_400
     moment = error.retry_at
     await services.jobs.imagine("a lamp", BOB, HERE)
@@ -197,11 +200,11 @@ async def test_a_refusal_says_that_the_operator_closed_or_blocked(harness):
     assert await sentence() == "This bot's operator has blocked you: nothing can be made until they take that back."
     await rule_admin.close_guild(HERA, "abuse")
     assert await sentence() == (
-        "This server is closed for new pictures: abuse (closed by Hera). It waits for this bot's operator to open it."
+        "This server accepts no new jobs: abuse (closed by Hera). Only this bot's operator can open it."
     )
     await rule_admin.close_guild(hera_everywhere, "moving")
     assert await sentence() == (
-        "This bot is closed for new pictures: moving (closed by Hera). It waits for this bot's operator to open it."
+        "This bot accepts no new jobs: moving (closed by Hera). Only this bot's operator can open it."
     )
 
 

@@ -74,7 +74,7 @@ async def test_a_request_that_the_rules_refuse_fetches_nothing(
     open_incidents = await app.store.query(incidents.list_incidents, "local", 20, open_only=False)
     assert "blocked" in {one.kind for one in open_incidents}, "moderators still see the attempt"
     await rules.close_guild(ADA, "holidays")
-    await assert_refused("closed for new pictures")
+    await assert_refused("accepts no new jobs")
     assert outside.urls == []
 
 

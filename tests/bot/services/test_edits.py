@@ -197,7 +197,7 @@ async def test_the_rest_of_a_branch_may_take_more_steps_or_fewer(harness, wait_u
             (await services.edits.branch(first.id, 1, 20, BOB, destination, steps=40)).job
         )
     ).task.start.ladder_step is None
-    with pytest.raises(UserError, match="Of 1 steps none is left from step 20 of 40 on"):
+    with pytest.raises(UserError, match="Of 1 steps none remains after step 20 of 40"):
         await services.edits.branch(first.id, 1, 20, BOB, destination, steps=1)
 
 

@@ -132,7 +132,7 @@ async def test_the_jobs_of_an_interpolation_differ_only_in_place_and_share_one_f
     assert not view.ends_interpolation
     with pytest.raises(UserError, match="no film of a walk"):
         await services.gallery.render_interpolation_film(view.id)
-    with pytest.raises(UserError, match="A walk begins with a prompt of its own"):
+    with pytest.raises(UserError, match="A remix cannot start an interpolation"):
         await services.variations.remix(view.id, 0, "a dog --walk a cat", ann, destination)
 
     variation = await services.variations.vary(views[1].id, 0, BOB, destination)
@@ -153,7 +153,7 @@ async def test_the_jobs_of_an_interpolation_differ_only_in_place_and_share_one_f
     recipe = (await services.job_views.load_view(single.job)).task
     assert (recipe.count, recipe.seed, single.notes) == (1, 7, ())
     (remixes,) = await services.variations.remix(views[0].id, None, "a dog", BOB, destination)
-    assert "differs from that of the walk's pictures" in remixes.notes[0]
+    assert "only the first keeps the noise of the interpolation" in remixes.notes[0]
     words = await services.edits.branch(views[1].id, 0, 10, BOB, destination, text="dog:: cat::-0.5")
     assert not (await services.job_views.load_view(words.job)).task.mixed
     near_branch = await services.edits.branch(views[1].id, 0, 10, BOB, destination, steps=40)
@@ -215,7 +215,7 @@ async def test_an_unfinished_interpolation_has_no_film_yet(harness, wait_until, 
     accepted_jobs = await app.services.jobs.imagine("a fox --walk a cat", ann, destination)
     assert len(accepted_jobs) == 3
     for accepted in accepted_jobs:
-        with pytest.raises(UserError, match="still under way"):
+        with pytest.raises(UserError, match="still running"):
             await app.services.gallery.render_interpolation_film(accepted.job)
 
 

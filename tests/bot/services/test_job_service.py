@@ -272,7 +272,7 @@ async def test_a_refusal_by_quota_says_when_a_place_frees(harness, wait_until, a
         await app.services.jobs.imagine("a lamp --fast", ann, destination)
     assert error.value.status == 429
     assert "3 running and 7 waiting" in error.value.sentence
-    assert "A place frees in about" in error.value.sentence
+    assert "You can submit again in about" in error.value.sentence
 
 
 @pytest.mark.asyncio
@@ -282,13 +282,13 @@ async def test_while_nothing_runs_the_first_waiting_job_decides_when_a_place_fre
     app = await harness.open_app()
     for _ in range(10):
         await app.services.jobs.imagine("a lamp --fast", ann, destination)
-    with pytest.raises(UserError, match="A place frees when a worker comes"):
+    with pytest.raises(UserError, match="You can submit again when a worker comes"):
         await app.services.jobs.imagine("a lamp --fast", ann, destination)
     worker = await harness.make_worker("hand")
     worker.rows = 0
     await worker.announce()
     await wait_until(lambda: app.services.live_workers())
-    with pytest.raises(UserError, match="A place frees in about"):
+    with pytest.raises(UserError, match="You can submit again in about"):
         await app.services.jobs.imagine("a lamp --fast", ann, destination)
 
 

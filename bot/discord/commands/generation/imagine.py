@@ -49,7 +49,7 @@ BRANCH_WITH_IMAGE = "A branch starts from a job, so it takes no image."
     aspect="Width to height, like 3:2",
     negative="What to steer away from",
     fast="Few steps of a quick sampler",
-    relax="Wait longer, and spend nothing of your limit",
+    relax="Use the relaxed queue, which does not count against your limit",
 )
 async def imagine(
     interaction: discord.Interaction[DarkroomClient],

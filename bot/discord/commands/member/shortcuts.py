@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     Interaction = discord.Interaction[DarkroomClient]
 
-TURBO_TEXT = """There is no third speed here, so nothing has changed: every job runs as fast as the machines do. \
-`--fast` behind a prompt draws it in 30 steps, which is quicker; {fast} keeps your jobs in the usual queue."""
+TURBO_TEXT = """Turbo is not available here; your speed is unchanged. For a quicker picture add `--fast`: \
+it takes 30 steps. {fast} keeps your jobs in the usual queue."""
 
 
 async def _set_preference(interaction: Interaction, name: str, value: str) -> None:
@@ -28,12 +28,12 @@ async def _set_preference(interaction: Interaction, name: str, value: str) -> No
         await send_ephemeral(interaction, f"From now on: {render_preference(name, preferences)}")
 
 
-@app_commands.command(description="From now on your jobs count against your limit, and wait in the usual queue")
+@app_commands.command(description="From now on use the usual queue, which counts against your limit")
 async def fast(interaction: discord.Interaction[DarkroomClient]) -> None:
     await _set_preference(interaction, "speed", "fast")
 
 
-@app_commands.command(description="From now on your jobs wait longer, and spend nothing of your limit")
+@app_commands.command(description="From now on use the relaxed queue, which does not count against your limit")
 async def relax(interaction: discord.Interaction[DarkroomClient]) -> None:
     await _set_preference(interaction, "speed", "relaxed")
 

@@ -94,10 +94,10 @@ def test_a_part_of_an_interpolation_without_pictures_points_to_the_film() -> Non
 
 
 def test_a_title_has_no_flags_and_a_hint_appears_once() -> None:
-    notes = ("20 steps on this machine; --steps 1000 asks for the full course.", "The braces make 2 jobs.")
+    notes = ("20 steps on this machine; --steps 1000 runs all steps.", "The braces make 2 jobs.")
     prompt = "terrier --v 6 --seed 7"
     first = job_cards.render_accepted(make_ticket(prompt=prompt, notes=notes), "Alice", NOW).content
-    assert "full course" in first
+    assert "runs all steps" in first
     view = make_view(prompt=prompt, notes=notes)
     for card in (first, job_cards.render_waiting(view, 1, 2.0, NOW).content, job_cards.render_ended(view).content):
         assert card.startswith("**terrier** · Alice\n")
@@ -107,7 +107,7 @@ def test_a_title_has_no_flags_and_a_hint_appears_once() -> None:
         job_cards.render_progress(view, 1, 9, 2.0, NOW),
         job_cards.render_ended(view),
     )
-    assert not any("full course" in card.content for card in later_views)
+    assert not any("runs all steps" in card.content for card in later_views)
     assert "seed 7" in job_cards.render_ended(view).content
 
 
