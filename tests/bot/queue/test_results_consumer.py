@@ -193,15 +193,23 @@ async def test_only_frames_that_fit_their_job_are_shown(open_job, wait_until):
     app, worker, job = await open_job("a lamp --count 2 --steps 40")
 
     def make_frame(**options):
-        values = {"job": job.id, "image": 0, "epoch": 10, "step": 20, "of": 40, "picture": JPEG, "seconds_left": 90.0}
+        values = {
+            "job": job.id,
+            "image": 0,
+            "epoch": 10,
+            "step": 20,
+            "total_steps": 40,
+            "picture": JPEG,
+            "seconds_left": 90.0,
+        }
         return Frame(**(values | options))
 
     async with app.feed.subscribe(job.id) as events:
         assert isinstance(await anext(events), JobProgress)
         for invalid_frame in (
-            make_frame(epoch=9), make_frame(job=UNKNOWN), make_frame(image=2), make_frame(of=50),
+            make_frame(epoch=9), make_frame(job=UNKNOWN), make_frame(image=2), make_frame(total_steps=50),
             make_frame(picture=b"<svg>"),
-            make_frame(step=41, of=41),
+            make_frame(step=41, total_steps=41),
         ):  # fmt: skip
             await worker.bus.publish_frame(invalid_frame)
         await worker.bus.publish_frame(make_frame())
@@ -219,7 +227,7 @@ async def test_only_loading_progress_that_fits_its_job_is_shown_watched_or_not(o
     app, worker, job = await open_job("a lamp --count 2 --steps 40")
 
     def make_loading(**options):
-        return JobModelLoading(**({"job": job.id, "epoch": 10, "model": "embedded", "done": 0.4} | options))
+        return JobModelLoading(**({"job": job.id, "epoch": 10, "model": "embedded", "loaded_share": 0.4} | options))
 
     async with app.feed.subscribe(job.id, with_previews=False) as events:
         assert isinstance(await anext(events), JobProgress)

@@ -255,7 +255,7 @@ async def test_relaxed_jobs_use_no_quota_and_weigh_a_quarter(harness):
     for accepted in (one, second):
         record = await app.store.get_job(accepted.job)
         assert (record.tier, record.weight, record.charged) == ("relaxed", 0.25, 0.0)
-        assert record.to_job().share.weight == 0.25
+        assert record.to_job().billing_key.weight == 0.25
     query = "SELECT path, weight FROM accounts WHERE path LIKE 'default/%'"
     rows = await app.store.query(lambda connection: connection.exec_driver_sql(query).all())
     assert {path: weight for path, weight in rows if path.count("/") == 1} == {

@@ -58,7 +58,13 @@ def make_job(job: str = JOB, **changes: Any) -> Job:
         concepts=(Concept("a cat"),), model="embedded", sampler="ddim", steps=4, seed=1, guidance=4.0, width=64,
         height=64, dtype="float32",
     )  # fmt: skip
-    defaults = {"id": job, "task": task, "share": BillingKey("standard", "guild", "ann"), "cost": 1.0, "deadline": 2e9}
+    defaults = {
+        "id": job,
+        "task": task,
+        "billing_key": BillingKey("standard", "guild", "ann"),
+        "cost": 1.0,
+        "deadline": 2e9,
+    }
     return Job(**{**defaults, **changes})
 
 

@@ -169,7 +169,7 @@ def make_ladder(**fields: Any) -> bytes:
     defaults: dict[str, Any] = {
         "job": JOB,
         "image": 0,
-        "of": 8,
+        "total_steps": 8,
         "shape": (4, 4, 4),
         "keyframes": (Keyframe(1, b""), *keyframes),
     }
@@ -200,8 +200,8 @@ BAD_LADDERS = {
     "no ladder": (b"\x00", "cannot be read"),
     "a picture": (encode_picture(draw_scene()), "cannot be read"),
     "another shape": (make_ladder(shape=(4, 8, 8)), "another size"),
-    "more steps": (make_ladder(of=9), "another number of steps"),
-    "fewer steps": (make_ladder(of=7), "another number of steps"),
+    "more steps": (make_ladder(total_steps=9), "another number of steps"),
+    "fewer steps": (make_ladder(total_steps=7), "another number of steps"),
     "short latents": (make_ladder(keyframes=(Keyframe(4, b"", to_bytes(LATENTS)[:-4], to_bytes(LATENTS)),)), "wrong size"),
     "long history": (make_ladder(keyframes=(Keyframe(4, b"", to_bytes(LATENTS), to_bytes(LATENTS) * 2),)), "wrong size"),
     "no numbers": (make_ladder(keyframes=(Keyframe(4, b"", to_bytes(NAN), to_bytes(LATENTS)),)), "not finite"),
