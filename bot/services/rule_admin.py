@@ -43,7 +43,7 @@ from bot.policy.rules.value_parser import find_setting, parse_list, parse_value
 from bot.services.admission.quota_check import check_action, refuse_if_closed_or_blocked
 from bot.services.admission.quota_report import QuotaReport, quota_line, report_quotas
 from bot.store import Store
-from bot.store import rules as kept
+from bot.store import rules as rule_store
 from bot.store.fairness.ledger import Ledger, run_with_ledger
 from bot.store.jobs import queries
 
@@ -64,7 +64,7 @@ class RuleAdmin:
 
     async def list_rules(self, guild: str) -> list[Rule]:
         """Return a guild's rules and the operator's ceilings for it, in a stable order."""
-        return await self._store.query(kept.list_guild_rules, guild)
+        return await self._store.query(rule_store.list_guild_rules, guild)
 
     async def effective_rules(self, member: Member) -> EffectiveRules:
         """Return the effective rules of a member where they are."""
@@ -143,7 +143,7 @@ class RuleAdmin:
 
     async def list_changes(self, guild: str, limit: int = MAX_CHANGES) -> list[RuleChange]:
         """Return the changes, newest first."""
-        return await self._store.query(kept.list_changes, guild, limit)
+        return await self._store.query(rule_store.list_changes, guild, limit)
 
     async def export_yaml(self, guild: str) -> str:
         """Return a guild's rules as YAML (`bot.policy.rules.yaml_io`), without the operator's ceilings and `closed`."""
@@ -198,7 +198,7 @@ class RuleAdmin:
         """Undo a change (None: the newest that is not undone), as a new change. Each can be undone once."""
         _check_permission("settings", member)
         return await self._store.write(
-            kept.undo_change,
+            rule_store.undo_change,
             member.guild,
             number,
             _actor(member),
@@ -236,8 +236,10 @@ class RuleAdmin:
             member, "open", lambda rules: change_plan.plan_reopening(rules, is_operator=member.is_operator)
         )
 
-    async def _write_change(self, member: Member, kind: str, changes: kept.ChangePlan) -> RuleChange:
-        return await self._store.write(kept.change_rules, member.guild, kind, _actor(member), changes, self._clock())
+    async def _write_change(self, member: Member, kind: str, changes: rule_store.ChangePlan) -> RuleChange:
+        return await self._store.write(
+            rule_store.change_rules, member.guild, kind, _actor(member), changes, self._clock()
+        )
 
     def _check_settable(self, member: Member, scope: Scope, name: str, subject: str) -> tuple[Setting, str]:
         _check_permission("budget" if scope == "house" or member.guild == EVERYWHERE else "set", member)

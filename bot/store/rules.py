@@ -13,13 +13,13 @@ from bot.policy.rules import EVERYWHERE, Rule, RuleChange, RuleStep, RuleValue
 from bot.policy.rules.change_plan import plan_undo
 from bot.policy.rules.running_limits import LIMIT_SETTINGS, RunningLimits
 from bot.store.schema.tables import rule_changes
-from bot.store.schema.tables import rules as kept
+from bot.store.schema.tables import rules as table
 
 MAX_CHANGES = 500  # per guild; older changes cannot be undone
 RuleValues = dict[tuple[str, str, str], RuleValue]
 ChangePlan = Callable[[RuleValues], Sequence[RuleStep]]
-_SELECT_EFFECTIVE = select(kept).where(
-    kept.c.guild.in_(bindparam("guilds", expanding=True))
+_SELECT_EFFECTIVE = select(table).where(
+    table.c.guild.in_(bindparam("guilds", expanding=True))
 )  # run twice at each admission
 
 
@@ -31,13 +31,13 @@ def list_effective_rules(connection: Connection, guild: str) -> list[Rule]:
 
 def list_guild_rules(connection: Connection, guild: str) -> list[Rule]:
     """Return a guild's own rules, in a fixed order."""
-    query = select(kept).where(kept.c.guild == guild).order_by(kept.c.scope, kept.c.subject, kept.c.setting)
+    query = select(table).where(table.c.guild == guild).order_by(table.c.scope, table.c.subject, table.c.setting)
     return [_to_rule(row) for row in connection.execute(query).mappings()]
 
 
 def load_guild_limits(connection: Connection) -> RunningLimits:
     """Return the caps on the running jobs of all members together, for every guild that has such a rule."""
-    result = connection.execute(select(kept).where(kept.c.setting.in_(LIMIT_SETTINGS)))
+    result = connection.execute(select(table).where(table.c.setting.in_(LIMIT_SETTINGS)))
     return RunningLimits.from_rules([_to_rule(row) for row in result.mappings()])
 
 
@@ -64,9 +64,9 @@ def change_rules(
 
 def _write_step(connection: Connection, guild: str, step: RuleStep) -> None:
     key_values = {"guild": guild, "scope": step.scope, "subject": step.subject, "setting": step.setting}
-    connection.execute(kept.delete().where(and_(*(kept.c[name] == value for name, value in key_values.items()))))
+    connection.execute(table.delete().where(and_(*(table.c[name] == value for name, value in key_values.items()))))
     if step.after is not None:
-        connection.execute(kept.insert().values(**key_values, value=_to_json(step.after)))
+        connection.execute(table.insert().values(**key_values, value=_to_json(step.after)))
 
 
 def _prune_changes(connection: Connection, guild: str) -> None:

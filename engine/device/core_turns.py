@@ -41,7 +41,7 @@ class CoreTurns:
     def __init__(self, is_shared: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
         self._is_shared, self._clock, self._condition = is_shared, clock, threading.Condition()
         self._waiting: list[tuple[WorkKind, int]] = []
-        self._ticket_count = 0
+        self._request_count = 0
         self._is_taken = False
         self._last_step_seconds, self._other_seconds = 0.0, 0.0  # seconds of the last step, and of other work since
         self._last_step_end = -math.inf  # when the last step ended
@@ -82,13 +82,13 @@ class CoreTurns:
     def _acquire(self, kind: WorkKind, timeout: float | None) -> bool:
         """Return whether the turn came within `timeout` seconds (None: no limit)."""
         with self._condition:
-            self._ticket_count += 1
-            turn_request = kind, self._ticket_count
+            self._request_count += 1
+            turn_request = kind, self._request_count
             self._waiting.append(turn_request)
             is_acquired = False
             try:
                 is_acquired = self._condition.wait_for(
-                    lambda: not self._is_taken and self._next_ticket() == turn_request, timeout
+                    lambda: not self._is_taken and self._next_turn() == turn_request, timeout
                 )
             finally:  # after a keyboard interrupt, too: leave the line, so that nobody waits for this turn
                 self._waiting.remove(turn_request)
@@ -110,10 +110,10 @@ class CoreTurns:
             self._is_taken = False
             self._condition.notify_all()
 
-    def _next_ticket(self) -> tuple[WorkKind, int] | None:
+    def _next_turn(self) -> tuple[WorkKind, int] | None:
         """Return the next in line: other work within its share since the last step, else the step, else spare work."""
         other = min(
-            (ticket for ticket in self._waiting if ticket[0] in (WorkKind.PICTURE, WorkKind.OTHER)), default=None
+            (request for request in self._waiting if request[0] in (WorkKind.PICTURE, WorkKind.OTHER)), default=None
         )
         step = min((turn_request for turn_request in self._waiting if turn_request[0] is WorkKind.STEP), default=None)
         spare = min((each for each in self._waiting if each[0] is WorkKind.SPARE), default=None)

@@ -23,7 +23,7 @@ from bot.cli.imagine.result import GenerationError, ImagineResult
 from bot.cli.store_session import load_store_settings, run_with_store
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
-from bot.images.films.interpolation_film import render_interpolation_film as walk_of
+from bot.images.films.interpolation_film import render_interpolation_film
 from bot.images.films.ladder_film import render_film as film_of
 from bot.images.gallery import Gallery
 from bot.images.keyframes import ladder_keyframes
@@ -98,7 +98,7 @@ def _join_walk(results: Sequence[ImagineResult]) -> ImagineResult:
     return replace(
         results[0],
         pictures=pictures,
-        film=walk_of(pictures),
+        film=render_interpolation_film(pictures),
         preview_count=sum(result.preview_count for result in results),
         seconds=sum(result.seconds for result in results),
     )

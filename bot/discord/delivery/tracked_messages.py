@@ -49,7 +49,7 @@ class TrackedMessages:
     """The tracked messages by job."""
 
     def __init__(self, services: Services, clock: Callable[[], float]) -> None:
-        self._services, self._deliveries, self._administration = services, services.deliveries, services.rule_admin
+        self._services, self._deliveries, self._rule_admin = services, services.deliveries, services.rule_admin
         self._clock = clock
         self._messages: dict[str, TrackedMessage] = {}
         self._ignored: LRUCache[str, None] = LRUCache(MAX_IGNORED)
@@ -83,7 +83,7 @@ class TrackedMessages:
     async def load_effective_rules(self, view: JobView) -> EffectiveRules:
         """Return the effective rules of the job's channel, which say how it is shown."""
         author = Member(view.member_id, view.member_name, view.guild, channel=view.channel)
-        return await self._administration.effective_rules(author)
+        return await self._rule_admin.effective_rules(author)
 
     def untrack(self, job: str) -> None:
         """Forget the message after its final is shown everywhere; late frames do not track it again."""

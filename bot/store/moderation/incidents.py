@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, case, func, select
 from bot.domain.errors import UserError
 from bot.domain.incidents import MAX_DETAIL, NEED_DECISION, REPEATABLE, Incident, IncidentKind
 from bot.domain.texts import clean_text, shorten
-from bot.store.schema.tables import incidents as kept
+from bot.store.schema.tables import incidents as table
 
 MAX_PER_GUILD = 2000  # per guild
 HOURLY_LIMIT, HOUR = 5, 3600.0  # most per hour of one member and one repeatable kind
@@ -23,34 +23,34 @@ def write_incident(
     connection: Connection, guild: str, kind: IncidentKind, actor: str, name: str, text: str, now: float, job: str = ""
 ) -> int | None:
     """Write an incident and return its number; None if the member reached the hourly limit of its kind."""
-    conditions = (kept.c.guild == guild, kept.c.kind == kind, kept.c.actor == actor)
-    if kind in REPEATABLE and _count_incidents(connection, *conditions, kept.c.at > now - HOUR) >= HOURLY_LIMIT:
+    conditions = (table.c.guild == guild, table.c.kind == kind, table.c.actor == actor)
+    if kind in REPEATABLE and _count_incidents(connection, *conditions, table.c.at > now - HOUR) >= HOURLY_LIMIT:
         return None
     values = {
         "guild": guild, "at": now, "kind": kind, "actor": actor, "actor_name": clean_text(name)[:NAME_LENGTH],
         "job": job, "said": shorten(text, MAX_DETAIL), "closed": None if kind in NEED_DECISION else now,
     }  # fmt: skip
-    number = connection.execute(kept.insert().values(**values).returning(kept.c.id)).scalar_one()
+    number = connection.execute(table.insert().values(**values).returning(table.c.id)).scalar_one()
     _prune_incidents(connection, guild)
     return int(number)
 
 
 def _prune_incidents(connection: Connection, guild: str) -> None:
-    excess = _count_incidents(connection, kept.c.guild == guild) - MAX_PER_GUILD
+    excess = _count_incidents(connection, table.c.guild == guild) - MAX_PER_GUILD
     if excess > 0:
-        is_open = case((kept.c.closed.is_(None), 1), else_=0)
-        oldest = select(kept.c.id).where(kept.c.guild == guild).order_by(is_open, kept.c.id).limit(excess)
-        connection.execute(kept.delete().where(kept.c.id.in_(oldest)))
+        is_open = case((table.c.closed.is_(None), 1), else_=0)
+        oldest = select(table.c.id).where(table.c.guild == guild).order_by(is_open, table.c.id).limit(excess)
+        connection.execute(table.delete().where(table.c.id.in_(oldest)))
 
 
 def write_report(
     connection: Connection, guild: str, actor: str, name: str, text: str, now: float, job: str
 ) -> int:  # fmt: skip
     """Write a member's report of a job. Raises `UserError` (429) for a second one of the job, or too many in a day."""
-    conditions = (kept.c.kind == "report", kept.c.actor == actor)
-    if _count_incidents(connection, kept.c.guild == guild, *conditions, kept.c.job == job):
+    conditions = (table.c.kind == "report", table.c.actor == actor)
+    if _count_incidents(connection, table.c.guild == guild, *conditions, table.c.job == job):
         raise UserError("You have reported this already: the moderators have it.", 429)
-    recent_times = [row.at for row in connection.execute(select(kept.c.at).where(*conditions, kept.c.at > now - DAY))]
+    recent_times = [row.at for row in connection.execute(select(table.c.at).where(*conditions, table.c.at > now - DAY))]
     if len(recent_times) >= DAILY_REPORTS:
         raise UserError(
             f"At most {DAILY_REPORTS} reports in 24 hours, and you have made {len(recent_times)}. If it is urgent, "
@@ -66,22 +66,22 @@ def write_report(
 
 def list_incidents(connection: Connection, guild: str | None, limit: int, *, open_only: bool = False) -> list[Incident]:
     """Return the newest incidents first, of one guild or of all. `open_only`: only those that wait for a moderator."""
-    query = select(kept).order_by(kept.c.id.desc()).limit(limit)
+    query = select(table).order_by(table.c.id.desc()).limit(limit)
     if guild is not None:
-        query = query.where(kept.c.guild == guild)
+        query = query.where(table.c.guild == guild)
     if open_only:
-        query = query.where(kept.c.closed.is_(None))
+        query = query.where(table.c.closed.is_(None))
     return [_to_incident(row) for row in connection.execute(query).mappings()]
 
 
 def close_incident(connection: Connection, guild: str, number: int, actor: tuple[str, str], now: float) -> Incident:
     """Close an incident and record who closed it; a closed one stays unchanged. Raises `UserError` (404)."""
-    conditions = (kept.c.id == number, kept.c.guild == guild)
-    row = connection.execute(select(kept).where(*conditions)).mappings().first()
+    conditions = (table.c.id == number, table.c.guild == guild)
+    row = connection.execute(select(table).where(*conditions)).mappings().first()
     if row is None:
         raise UserError(f"There is no incident {number} here.", 404)
     if row["closed"] is None:
-        row = connection.execute(update(kept).where(*conditions).values(closed=now).returning(kept)).mappings().one()
+        row = connection.execute(update(table).where(*conditions).values(closed=now).returning(table)).mappings().one()
         write_incident(connection, guild, "closed", *actor, f"number {number}", now, row["job"])
     return _to_incident(row)
 
@@ -89,22 +89,22 @@ def close_incident(connection: Connection, guild: str, number: int, actor: tuple
 def close_held_incident(connection: Connection, job: str, text_prefix: str, now: float) -> None:
     """Close the "held" incident whose text begins with `text_prefix`: a moderator has decided."""
     conditions = (
-        kept.c.job == job,
-        kept.c.kind == "held",
-        kept.c.said.startswith(text_prefix),
-        kept.c.closed.is_(None),
+        table.c.job == job,
+        table.c.kind == "held",
+        table.c.said.startswith(text_prefix),
+        table.c.closed.is_(None),
     )
-    connection.execute(update(kept).where(*conditions).values(closed=now))
+    connection.execute(update(table).where(*conditions).values(closed=now))
 
 
 def close_incidents(connection: Connection, job_ids: list[str], now: float) -> bool:
     """Close the open incidents of these jobs, which are deleted. Return True if there was one."""
-    statement = update(kept).where(kept.c.job.in_(job_ids), kept.c.closed.is_(None))
+    statement = update(table).where(table.c.job.in_(job_ids), table.c.closed.is_(None))
     return connection.execute(statement.values(closed=now)).rowcount > 0
 
 
 def _count_incidents(connection: Connection, *conditions: ColumnElement[bool]) -> int:
-    return int(connection.execute(select(func.count()).select_from(kept).where(*conditions)).scalar_one())
+    return int(connection.execute(select(func.count()).select_from(table).where(*conditions)).scalar_one())
 
 
 def _to_incident(row: RowMapping) -> Incident:
