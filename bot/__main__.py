@@ -25,6 +25,7 @@ from bot.domain.errors import UserError
 
 if TYPE_CHECKING:
     from bot.app.settings import Settings
+    from bot.cli.doctor import Finding
 
 app = typer.Typer(
     add_completion=False,
@@ -51,7 +52,7 @@ Standby = Annotated[
     bool, typer.Option("--standby", help="If another bot uses the data folder, wait until it ends, then start.")
 ]
 SPIN_COUNT = "20000"  # as in `engine.__main__`, for the commands that load torch in this process
-FORWARD_ARGS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+FORWARD_ARGS: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
 @app.command()
@@ -107,7 +108,7 @@ def doctor(
     """Check what works on this machine, one line each, with the fix for what does not."""
     from bot.cli.doctor import findings_to_json, run_checks
 
-    findings = []
+    findings: list[Finding] = []
     for finding in run_checks(_load_settings(port=port, host=host, data=data, nats=nats), remeasure=remeasure):
         findings.append(finding)
         if not as_json:

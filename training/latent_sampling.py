@@ -112,7 +112,7 @@ def _step(
     rows = (coefficients_by_name["c"] * x).repeat_interleave(torch.tensor(counts, device=x.device), dim=0)
     timesteps = torch.full((len(rows),), coefficients_by_name["t"], device=x.device)
     texts = torch.cat([texts for texts, _ in step_inputs]).to(x.device)
-    out = family.denoise(rows, timesteps, (texts,), dtype).split(counts)
+    out = torch.split(family.denoise(rows, timesteps, (texts,), dtype), counts)
     guided_out = torch.stack(
         [
             _apply_guidance(image_out, coefficients)

@@ -35,7 +35,7 @@ def measure_batch_speedup(family: Family, dtype: Dtype, rounds: int | None = Non
 
 def measure_forward_rows(family: Family, dtype: Dtype) -> list[FigureRow]:
     """Compare our forward with packed weights against the plain network."""
-    results = []
+    results = list[FigureRow]()
     for rows in (2, 2 * USERS):
         forwards = make_plain_forward(family, rows, dtype), make_engine_forward(family, rows, dtype)
         times = [(time_call(forwards[0]), time_call(forwards[1])) for _ in range(ROUNDS + WARMUP_FORWARDS)][

@@ -14,7 +14,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ def measure_service_rows() -> list[FigureRow]:
 
 
 @contextmanager
-def _run_darkroom_up(data_folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], float, str]]:
+def _run_darkroom_up(data_folder: Path) -> Generator[tuple[subprocess.Popen[bytes], float, str]]:
     """Run `darkroom up` with a ready worker; yield (process, seconds to its first /healthz, address)."""
     started_at = time.perf_counter()
     command = [*DARKROOM_COMMAND, "up", "--port", "0", "--data", str(data_folder)]

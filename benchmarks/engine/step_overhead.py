@@ -73,7 +73,7 @@ def measure_step_overhead(family: Family, load: Workload) -> FigureRow:
 
 def measure_preview_overhead(family: Family, load: Workload) -> FigureRow:
     """Measure the slowdown when every image is previewed twice a second and snapshots are taken."""
-    ratios = []
+    ratios = list[float]()
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         map_store = MapStore(Path(folder))
         map_store.save_map(family.revision, fit_preview_map(family))  # the engine does this once, when idle

@@ -35,7 +35,7 @@ def measure_user_counts(
     family: Family, pipeline: Any, load: Workload, print_progress: Callable[[str], None]
 ) -> list[UserMeasurement]:
     """Measure both systems; `pipeline` is in the number format to compare."""
-    measurements = []
+    measurements = list[UserMeasurement]()
     for users in USER_COUNTS:
         print_progress(f"{users} at once")
         user_load = replace(load, users=users)

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import time
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -42,7 +42,7 @@ def _package_version(package: str) -> str | None:
 
 
 def _describe_gpu(device: torch.device) -> dict[str, Any]:
-    properties = torch.cuda.get_device_properties(device)
+    properties: Any = cast(Any, torch.cuda).get_device_properties(device)
     return {
         "driver": _read_driver_version(), "CUDA": torch.version.cuda, "HIP": torch.version.hip,
         "cuDNN": torch.backends.cudnn.version(), "capability": f"{properties.major}.{properties.minor}",

@@ -9,7 +9,7 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -107,7 +107,7 @@ class DarkroomServer:
 
 
 @contextmanager
-def run_server(model_folder: Path, data_folder: Path, log: Path) -> Iterator[DarkroomServer]:
+def run_server(model_folder: Path, data_folder: Path, log: Path) -> Generator[DarkroomServer]:
     """Start `darkroom up` and yield it once the page answers; the model may still be loading.
 
     Raises RuntimeError if it exits.

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +51,9 @@ def run_and_collect(command: Sequence[str], log_path: Path) -> list[OutputLine]:
 
 
 @contextmanager
-def run_process(command: Sequence[str], log_path: Path, stdout: int | None = None) -> Iterator[subprocess.Popen[bytes]]:
+def run_process(
+    command: Sequence[str], log_path: Path, stdout: int | None = None
+) -> Generator[subprocess.Popen[bytes]]:
     """Run a program; end it with the block, or after `TIMEOUT_SECONDS`. Its errors go to `log_path`."""
     with log_path.open("wb") as log_file:
         process = subprocess.Popen(command, stdout=stdout or log_file, stderr=log_file, env=clean_environment())

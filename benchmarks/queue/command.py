@@ -9,7 +9,7 @@ import argparse
 import asyncio
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -102,7 +102,7 @@ async def _measure_picking(database: str, quick: bool) -> list[FigureRow]:
 
 
 @asynccontextmanager
-async def _fresh_database(database: str) -> AsyncIterator[str | None]:
+async def _fresh_database(database: str) -> AsyncGenerator[str | None]:
     """Yield the URL of a fresh database; None: SQLite in the installation's folder. Raises `UserError`."""
     if database == SQLITE:
         yield None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -144,7 +144,7 @@ async def _wait_until(condition: Callable[[], bool]) -> None:
 
 
 @asynccontextmanager
-async def _watch_previews(system: BenchSystem) -> AsyncIterator[PreviewWatch]:
+async def _watch_previews(system: BenchSystem) -> AsyncGenerator[PreviewWatch]:
     """Subscribe to all previews, over a separate connection."""
     bus = await Bus.connect(system.broker.url, system.broker.token)
     previews = PreviewWatch()

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
@@ -141,7 +141,7 @@ async def _wait_for_url(folder: Path) -> str:
 @asynccontextmanager
 async def _run_process(
     name: str, command: list[str], folder: Path, extra_variables: Mapping[str, str]
-) -> AsyncIterator[None]:
+) -> AsyncGenerator[None]:
     """Run a process while the context lasts."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("DARKROOM_")}
     with (folder / f"{name}.log").open("wb") as log:

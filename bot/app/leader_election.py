@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -234,7 +234,7 @@ async def keep_lead(
     *,
     database_url: str = "",
     on_lost: Callable[[str], None] = exit_process,
-) -> AsyncIterator[Leader]:
+) -> AsyncGenerator[Leader]:
     """Wait until this bot leads, then keep the lead beside the body. An error of the body passes through unchanged.
 
     `bus`: where the lease is; None: the term alone decides. `database_url`: the database, which all standbys must
@@ -269,7 +269,7 @@ async def keep_lead(
 
 
 @contextmanager
-def _guard_loop(check_lead: Callable[[], None]) -> Iterator[None]:
+def _guard_loop(check_lead: Callable[[], None]) -> Generator[None]:
     """Run `check_lead` before each iteration of this event loop, if it is a `WatchdogLoop`."""
     loop = asyncio.get_running_loop()
     selector = loop.selector if isinstance(loop, WatchdogLoop) else WatchdogSelector()

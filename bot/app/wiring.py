@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -88,7 +88,7 @@ def wire_app(core: Core, filter_thread: Executor, upload_decoder: UploadDecoder,
 async def open_app(
     settings: Settings, bus: Bus, *, leader: Leader | None = None, fetch_upload: FetchFile | None = None,
     clock: Callable[[], float] = time.time,
-) -> AsyncIterator[App]:  # fmt: skip
+) -> AsyncGenerator[App]:  # fmt: skip
     """Open the application and run its tasks beside the body; an error of a task ends the body too.
 
     `leader`: proves that this bot leads, where others stand by. `fetch_upload`: fetches uploads from Discord; None:
@@ -118,7 +118,7 @@ async def open_app(
 
 
 @asynccontextmanager
-async def _run_tasks(app: App) -> AsyncIterator[None]:
+async def _run_tasks(app: App) -> AsyncGenerator[None]:
     """Run the tasks beside the body. An error of the body passes through unchanged, not as a group."""
     body_error: Exception | None = None
     async with asyncio.TaskGroup() as group:

@@ -32,7 +32,7 @@ def check_commands(*, as_json: bool) -> tuple[str, bool]:
 
 def _format_command(command: Mapping[str, Any], prefix: str) -> Sequence[str]:
     """Return one line for each command or subcommand, with its options."""
-    options = command.get("options") or []
+    options: Sequence[Mapping[str, Any]] = command.get("options") or []
     subcommands = [option for option in options if option["type"] in SUBCOMMAND_TYPES]
     name = f"{prefix}{command['name']}"
     if subcommands:

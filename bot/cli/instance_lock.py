@@ -9,7 +9,7 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -49,7 +49,7 @@ def withdraw_instance(data: Path) -> None:
 
 
 @contextmanager
-def lock_data_folder(data: Path, on_wait: Callable[[str], None] | None = None) -> Iterator[None]:
+def lock_data_folder(data: Path, on_wait: Callable[[str], None] | None = None) -> Generator[None]:
     """Hold the folder's lock. Raise `UserError` if another process holds it, or if the folder cannot be written.
 
     `on_wait`: called with a sentence about what we wait for. If it is given, wait until the other process ends.

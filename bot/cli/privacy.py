@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated
@@ -68,7 +68,7 @@ async def _forget_member(settings: Settings, store: Store, member: str, guild: s
 
 
 @asynccontextmanager
-async def _hold_leader_term(settings: Settings, store: Store) -> AsyncIterator[None]:
+async def _hold_leader_term(settings: Settings, store: Store) -> AsyncGenerator[None]:
     """Hold a leader term where the folder's lock is not enough. Raise `UserError` if another bot leads."""
     if settings.database_url is None:
         yield

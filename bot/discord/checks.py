@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from logging import Logger
 from types import MappingProxyType
@@ -51,7 +51,7 @@ async def require_permission(
 
 
 @asynccontextmanager
-async def reply_on_error(interaction: Interaction) -> AsyncIterator[None]:
+async def reply_on_error(interaction: Interaction) -> AsyncGenerator[None]:
     """Catch a `UserError` from the body and show it to the member only."""
     try:
         yield

@@ -7,7 +7,7 @@ of them ends.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +29,7 @@ class PerMemberLimit:
         self._queues: dict[str, _MemberQueue] = {}
 
     @asynccontextmanager
-    async def reserve(self, member: str) -> AsyncIterator[None]:
+    async def reserve(self, member: str) -> AsyncGenerator[None]:
         """Run the body after all earlier requests of that member. Raises `UserError` (429) if the queue is full."""
         queue = self._queues.setdefault(member, _MemberQueue())
         if queue.length >= self._max_requests:

@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import os
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -151,7 +151,7 @@ class PictureStore:
 
 
 @contextmanager
-def _translate_errors() -> Iterator[None]:
+def _translate_errors() -> Generator[None]:
     """Translate obstore's errors to OSError. FileNotFoundError passes unchanged."""
     try:
         yield

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from rapidfuzz import fuzz, process
 
@@ -77,8 +77,13 @@ def _parse_image_weight(value: object) -> float:
     return max(MIN_STRENGTH, 1.0 - 0.4 * _decimal_parser("iw", 0, 3)(value))
 
 
+def _join_parts(separator: str, value: object) -> str:
+    """Return the text of a value; that of a tuple or list is its parts with `separator` between them."""
+    return separator.join(map(str, cast("Sequence[object]", value))) if isinstance(value, tuple | list) else str(value)
+
+
 def _parse_shape(value: object) -> tuple[int, int]:
-    text = ":".join(str(side) for side in value) if isinstance(value, tuple | list) else str(value)
+    text = _join_parts(":", value)
     match = _SHAPE.fullmatch(text)
     sides = (int(match[1]), int(match[2])) if match else (0, 0)
     if not min(sides) or max(sides) > MAX_RATIO * min(sides):
@@ -94,7 +99,7 @@ def _parse_sampler(value: object) -> Sampler:
 
 def _parse_interval(value: object) -> tuple[float, float]:
     """Return where guidance begins and where it ends, as fractions of the steps."""
-    text = "-".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+    text = _join_parts("-", value)
     match = _INTERVAL.fullmatch(text.translate(_DASHES).replace(" ", ""))
     start, stop = (float(match[1]), float(match[2])) if match else (0.0, 0.0)
     if not 0 <= start < stop <= 1:
@@ -104,7 +109,9 @@ def _parse_interval(value: object) -> tuple[float, float]:
 
 def _parse_loras(value: object) -> tuple[loras.RequestedLora, ...]:
     """Parse LoRAs, one after another in a list, or in a text with commas between them."""
-    texts = [str(part) for part in value] if isinstance(value, tuple | list) else str(value).split(",")
+    texts = (
+        list(map(str, cast("Sequence[object]", value))) if isinstance(value, tuple | list) else str(value).split(",")
+    )
     return loras.parse_loras(texts)
 
 

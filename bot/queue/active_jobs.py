@@ -53,7 +53,7 @@ class ActiveJob:
 class ActiveJobs:
     """All active jobs by id. The dispatcher adds them, frames refresh them, and the ends of jobs remove them."""
 
-    def __init__(self, on_first_preview: Callable[[JobRecord, float], None] = lambda *_: None) -> None:
+    def __init__(self, on_first_preview: Callable[[JobRecord, float], None] = lambda _record, _now: None) -> None:
         self.by_id: dict[str, ActiveJob] = {}
         self._on_first_preview = on_first_preview  # called at a job's first preview
         self.results_behind_until = 0.0  # until then results may wait at the broker: a job without a claim may be done

@@ -50,8 +50,8 @@ class QueueLayout:
     `estimates`: the waiting users of each pool.
     """
 
-    places: Mapping[str, QueuePlace] = field(default_factory=dict)
-    estimates: Mapping[str, WaitEstimate] = field(default_factory=dict)
+    places: Mapping[str, QueuePlace] = field(default_factory=dict[str, QueuePlace])
+    estimates: Mapping[str, WaitEstimate] = field(default_factory=dict[str, WaitEstimate])
     is_complete: bool = True
 
 

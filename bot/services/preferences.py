@@ -77,4 +77,4 @@ def _parse_value(name: str, text: str) -> str | bool:
 def known_preferences(values: dict[str, object]) -> Preference:
     """Return the stored preferences that this version knows: an older or newer version may have written them."""
     known_values = {name: value for name, value in values.items() if name in NAMES}
-    return replace(Preference(), **known_values)  # pyright: ignore[reportArgumentType] - written by `set_preference` alone
+    return replace(Preference(), **known_values)  # written by `set_preference` alone

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import Connection, RowMapping, and_, bindparam, func, select
 
@@ -169,4 +169,4 @@ def _to_optional_value(value: Any) -> RuleValue | None:
 
 
 def _to_value(value: Any) -> RuleValue:
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(cast(list[str], value)) if isinstance(value, list) else value

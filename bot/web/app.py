@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -105,7 +105,7 @@ def _reachable_host(host: str) -> str:
 
 
 @asynccontextmanager
-async def run_server(app: web.Application, host: str, port: int) -> AsyncIterator[int]:
+async def run_server(app: web.Application, host: str, port: int) -> AsyncGenerator[int]:
     """Serve the chatroom; yield the port (a free one for 0). Raise OSError if it cannot be bound."""
     runner = web.AppRunner(
         app,

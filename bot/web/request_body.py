@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -48,7 +48,7 @@ async def read_body(request: web.Request, body_type: type[T]) -> T:
 
 
 @asynccontextmanager
-async def read_form(request: web.Request, body_type: type[T]) -> AsyncIterator[tuple[T, FormFiles]]:
+async def read_form(request: web.Request, body_type: type[T]) -> AsyncGenerator[tuple[T, FormFiles]]:
     """Yield the JSON part `request` of a form, with up to five files `picture` and one `mask`. A plain JSON body works
     too.
 

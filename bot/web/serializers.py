@@ -256,14 +256,14 @@ def serialize_workers(
         }
         for worker in sorted(workers.values(), key=lambda one: one.worker)
     ]
-    models = sorted({model["name"] for worker in items for model in worker["models"]})
+    models = [model for worker in workers.values() for model in worker.models]
     sentence = starting or (LOADING_SENTENCE if engine_loading else texts.NO_WORKER)
     payload = {
         "online": bool(items),
         "engine_loading": (engine_loading or bool(starting)) and not items,
         "workers": items,
-        "models": models,
-        "loaded": sorted({model["name"] for worker in items for model in worker["models"] if model["loaded"]}),
+        "models": sorted({model.name for model in models}),
+        "loaded": sorted({model.name for model in models if model.loaded}),
         "sentence": "" if items else sentence,
     }
     return add_old_names(payload)

@@ -11,7 +11,7 @@ import contextlib
 import json
 import logging
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from aiohttp import web
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 SERVICES = web.AppKey("services", Services)
 ENGINE_LOADING = web.AppKey("engine_loading", asyncio.Event)  # set: our own engine was started and is not ready yet
 SHUTDOWN = web.AppKey("shutdown", asyncio.Event)
-STREAMS = web.AppKey("streams", set)
+STREAMS = web.AppKey("streams", set[tuple[str, object]])
 EVENT_CACHE = web.AppKey("event_cache", EventCache)
 
 MAX_STREAMS = 200
@@ -224,7 +224,7 @@ async def require_stoppable(request: web.Request, action: Action = "cancel") -> 
 
 
 @contextlib.asynccontextmanager
-async def _open_stream(request: web.Request) -> AsyncIterator[EventSourceResponse]:
+async def _open_stream(request: web.Request) -> AsyncGenerator[EventSourceResponse]:
     """Yield an event stream that counts against the limits. An error ends it, and the client reconnects."""
     streams, visitor = request.app[STREAMS], request[VISITOR].id
     visitor_streams = 0 if visitor == TERMINAL_ID else sum(reader == visitor for reader, _ in streams)
@@ -250,7 +250,7 @@ def _limit_buffers(request: web.Request) -> None:
     """Set small buffers: otherwise a slow client would see megabytes of old frames before a new one."""
     if request.transport is None:
         return
-    request.transport.set_write_buffer_limits(high=SEND_BUFFER_BYTES)  # type: ignore[attr-defined]
+    request.transport.set_write_buffer_limits(high=SEND_BUFFER_BYTES)
     sock = request.transport.get_extra_info("socket")
     if sock is not None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)

@@ -11,6 +11,7 @@ import secrets
 from base64 import b64decode
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
+from typing import cast
 
 from nats.errors import BadSubscriptionError, ConnectionClosedError, NoRespondersError
 from nats.js.errors import APIError, NotFoundError
@@ -170,7 +171,7 @@ class BotClient(BusBase):
         if has_reply_header(b64decode(message.hdrs or "")):
             self.rejections.record(f"the entry at {subject}", "it is a reply of the broker, not a worker's message")
             return
-        self._registry.handle_message(subject, message.data or b"", message.headers or {})
+        self._registry.handle_message(subject, message.data or b"", cast(dict[str, str], message.headers or {}))
 
     @property
     def workers(self) -> dict[str, Presence]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -15,7 +15,6 @@ from urllib.parse import urlsplit
 
 import nats
 import nats.errors
-import nats.js.errors
 from nats.aio.client import Client
 
 from engine.bus import subjects
@@ -42,7 +41,7 @@ class ConnectionEnded(RuntimeError):
 
 
 @contextmanager
-def translate_errors(operation: str) -> Iterator[None]:
+def translate_errors(operation: str) -> Generator[None]:
     """Raise each failure of the client library inside as `BrokerUnreachable`; its text has `operation` and reason.
 
     No cancellation is lost. Before Python 3.12 `asyncio.wait_for`, which the library uses, swallows a cancellation that

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -126,7 +126,7 @@ class BusBase:
         return KeyValue(name, subjects.kv_stream(name), subjects.kv_subject(name, ""), self.js, direct=True)
 
     @asynccontextmanager
-    async def _listen(self, subject: str, handler: Callable[[Msg], None]) -> AsyncIterator[None]:
+    async def _listen(self, subject: str, handler: Callable[[Msg], None]) -> AsyncGenerator[None]:
         """Call `handler` with every message on a subject while the context lasts."""
 
         async def receive(msg: Msg) -> None:

@@ -6,7 +6,7 @@ import fcntl
 import os
 import re
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -89,7 +89,7 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def lock_file(path: Path) -> Iterator[None]:
+def lock_file(path: Path) -> Generator[None]:
     """Lock the keys, and the configuration made from them, against other processes."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     lock_fd = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)

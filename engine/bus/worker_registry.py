@@ -12,6 +12,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, cast
 
 import msgspec
 from msgspec.structs import replace
@@ -108,11 +109,8 @@ class WorkerRegistry:
     def _store_presence(self, presence: Presence, pool: str) -> None:
         now = asyncio.get_running_loop().time()
         old = self._announcements.get(presence.worker)
-        valid_until = {
-            known_pool: expiry
-            for known_pool, expiry in (old.valid_until if old else {}).items()
-            if known_pool in presence.pools
-        }
+        announced: Mapping[str, float] = old.valid_until if old else {}
+        valid_until = {pool: expiry for pool, expiry in announced.items() if pool in presence.pools}
         announcement = Announcement(presence, {**valid_until, pool: now + self._lease})
         self._announcements[presence.worker] = announcement
         if presence.v < VERSION and (old is None or old.presence.v != presence.v):
@@ -130,8 +128,8 @@ def _describe_invalid_field(payload: bytes, error: str) -> str:
     if match is None or len(payload) > MAX_EXAMINED_BYTES:
         return "itself"
     try:
-        fields = msgspec.msgpack.decode(payload)
+        fields: Any = msgspec.msgpack.decode(payload)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError, TypeError):
         return "itself"
-    value = fields.get(match[1]) if isinstance(fields, dict) else None
+    value = cast(dict[str, object], fields).get(match[1]) if isinstance(fields, dict) else None
     return f"{match[1]} {value!r:.40}" if isinstance(value, int | float | str) else match[1]

@@ -47,7 +47,7 @@ class RowLayout:
             for parts in zip(*(image.model_inputs.conditioning for image in images), strict=True)
         )
         coefficients = [image.model_inputs.coefficients for image in images]
-        slots = []
+        slots = list[tuple[torch.Tensor, torch.Tensor]]()
         for slot in range(max(map(len, coefficients))):
             has_slot = [slot < len(coefficients_of_image) for coefficients_of_image in coefficients]
             row = [start + 1 + slot if is_used else start for start, is_used in zip(base_rows, has_slot, strict=True)]
@@ -65,7 +65,7 @@ class RowLayout:
     @cached_property
     def conditioning_by_forward(self) -> tuple[Conditioning, ...]:
         """The conditioning of each forward: the same tensors at every step, so the network can cache by identity."""
-        return tuple(zip(*(part.split(self.forward_rows) for part in self.conditioning), strict=True))
+        return tuple(zip(*(torch.split(part, self.forward_rows) for part in self.conditioning), strict=True))
 
     def apply_guidance(self, out: torch.Tensor) -> torch.Tensor:
         """Return base + Σ coefficient·(row - base): classifier-free guidance (Ho & Salimans 2022) for any texts."""

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import cast
 
 import torch
 
@@ -137,7 +138,7 @@ def prediction_errors(
     )
     out = family.denoise(x, t, conditioning, dtype)[: len(rows_to_score)]
     target = torch.stack([noisings[row.noising_index].target for row in rows_to_score])
-    squared_errors = (out - target).square().flatten(1).mean(dim=1).tolist()
+    squared_errors = cast(list[float], (out - target).square().flatten(1).mean(dim=1).tolist())
     errors = [
         error * noisings[row.noising_index].weight for error, row in zip(squared_errors, rows_to_score, strict=True)
     ]

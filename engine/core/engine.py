@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from types import MappingProxyType
+from typing import cast
 
 import torch
 
@@ -168,8 +169,8 @@ class Engine:
         timesteps = coefficients["t"].flatten()[layout.owner]
         family, dtype, loras = self._families[batch[0].model], batch[0].dtype, batch[0].loras
         rows = zip(
-            network_inputs.split(layout.forward_rows),
-            timesteps.split(layout.forward_rows),
+            torch.split(network_inputs, layout.forward_rows),
+            torch.split(timesteps, layout.forward_rows),
             layout.conditioning_by_forward,
             strict=True,
         )
@@ -230,8 +231,8 @@ class Engine:
 
     def _fail_non_finite(self, batch: list[Trajectory], x: torch.Tensor) -> None:
         """Fail the jobs that have rows with non-finite numbers. Waits for the device."""
-        finite = x.isfinite().flatten(1).all(dim=1)
-        for job in {image.job for image, is_finite in zip(batch, finite.tolist(), strict=True) if not is_finite}:
+        finite = cast(list[bool], x.isfinite().flatten(1).all(dim=1).tolist())
+        for job in {image.job for image, is_finite in zip(batch, finite, strict=True) if not is_finite}:
             self._fail_job(job, NOT_FINITE, "model")
 
     def _halve_limit(self, batch: list[ScheduledImage]) -> None:

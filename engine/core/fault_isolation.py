@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 import torch
@@ -100,5 +100,5 @@ def _zeros_like(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return torch.zeros_like(value)
     if isinstance(value, Mapping):
-        return {key: _zeros_like(item) for key, item in value.items()}
+        return {key: _zeros_like(item) for key, item in cast(Mapping[Any, Any], value).items()}
     return type(value)(_zeros_like(each) for each in value) if type(value) in (list, tuple) else value

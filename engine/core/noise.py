@@ -8,6 +8,8 @@ redraws up to its position, so no generator state is stored.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 
 from engine.contract import Recipe, noise_seed
@@ -60,7 +62,7 @@ def slerp(a: torch.Tensor, b: torch.Tensor, strength: float) -> torch.Tensor:
     1985).
     """
     x, y = a.double().flatten(), b.double().flatten()
-    cos_angle = torch.dot(x, y) / (x.norm() * y.norm())
+    cos_angle = torch.dot(x, y) / cast(torch.Tensor, x.norm() * y.norm())
     angle = torch.arccos(cos_angle.clamp(-1.0, 1.0))
     if angle < 1e-4:  # equal streams: the sines vanish
         return a

@@ -11,7 +11,7 @@ from collections.abc import Hashable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from fractions import Fraction
 from types import MappingProxyType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -104,7 +104,9 @@ class PipelineImage:
             self._make_forward,
             source.make_scheduler(recipe.sampler),
         )
-        self._sampler_count = sum(isinstance(part, SchedulerMixin) for part in vars(self._pipeline_clone).values())
+        self._sampler_count = sum(
+            isinstance(part, SchedulerMixin) for part in cast(dict[str, Any], vars(self._pipeline_clone)).values()
+        )
         self.pipeline_thread: CoroutineThread[NetworkCall, Any, torch.Tensor] = CoroutineThread(
             self._run_pipeline, f"pipeline {job.id} {image}"
         )

@@ -97,7 +97,7 @@ class Trajectory:
         self.k, self.end_step = recipe.first_step, recipe.end_step
         self.masked_source = _build_masked_source(init_latents, self.noise)
         self.x = _first_latents(recipe, plan, self.noise, init_latents).to(family.device)
-        self.h = _initial_history(plan, init_latents, self.x)
+        self.h: torch.Tensor | None = _initial_history(plan, init_latents, self.x)
         self.keyframes: list[LatentKeyframe] = []
         steps = keyframe_steps.keyframe_steps(plan, self.k, self.end_step) if job.ladder else ()
         self._keyframe_numbers = {step: number for number, step in enumerate(steps)}

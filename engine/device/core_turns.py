@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from enum import IntEnum
 
@@ -53,20 +53,20 @@ class CoreTurns:
         return len(self._waiting)
 
     @contextmanager
-    def hold(self, kind: WorkKind) -> Iterator[None]:
+    def hold(self, kind: WorkKind) -> Generator[None]:
         """Wait for a turn and hold the cores until the block ends. Not for spare work: its turn may never come."""
         assert kind is not WorkKind.SPARE
         with self._hold_turn(kind):
             yield
 
     @contextmanager
-    def hold_for_spare(self, timeout: float) -> Iterator[bool]:
+    def hold_for_spare(self, timeout: float) -> Generator[bool]:
         """Hold the cores for spare work. Yield False, without them, if others had them for `timeout` seconds."""
         with self._hold_turn(WorkKind.SPARE, timeout) as is_held:
             yield is_held
 
     @contextmanager
-    def _hold_turn(self, kind: WorkKind, timeout: float | None = None) -> Iterator[bool]:
+    def _hold_turn(self, kind: WorkKind, timeout: float | None = None) -> Generator[bool]:
         if not self._is_shared:
             yield True
             return

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -205,7 +205,7 @@ class ModelCache:
         return family, model.make_info(family)
 
     @contextmanager
-    def _reporting_context(self, model: ModelEntry, size: int) -> Iterator[None]:
+    def _reporting_context(self, model: ModelEntry, size: int) -> Generator[None]:
         """Report that the model is loading, then that it is ready, or nothing where it failed."""
         loading = ModelProgress(model=model.name, phase="load", size=size)
         self._report(loading)

@@ -5,7 +5,7 @@ The settings are process-wide, and several threads may load at once: the last on
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from threading import Lock
 
@@ -16,7 +16,7 @@ _lock, _active_loads, _saved_settings = Lock(), list[None](), ExitStack()
 
 
 @contextmanager
-def silence_libraries() -> Iterator[None]:
+def silence_libraries() -> Generator[None]:
     """Report only errors while a model loads: a missing pooler of the text encoder, for example, is intended."""
     with _lock:
         if not _active_loads:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -30,7 +30,7 @@ class Embedder:
             states = encoder(**batch).last_hidden_state
             mask = batch["attention_mask"].unsqueeze(-1).to(states.dtype)
             mean = (states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1.0)
-            return torch.nn.functional.normalize(mean, dim=-1).tolist()
+            return cast(list[list[float]], torch.nn.functional.normalize(mean, dim=-1).tolist())
 
     def _load_encoder(self) -> tuple[Any, Any]:
         if self._encoder_parts is None:

@@ -125,5 +125,5 @@ class CoroutineThread(Generic[Q, A, T]):
         try:
             end = ThreadEnd(self._work(self))
         except BaseException as error:  # also `ThreadClosed`, and any error of a pipeline: the owner decides
-            end = ThreadEnd(None, error)
+            end = ThreadEnd[T](None, error)
         self._outbox.put(end)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Hashable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from cachetools import LRUCache
@@ -125,9 +125,9 @@ def _iterate_tensors(output: Any) -> Iterator[torch.Tensor]:
     if isinstance(output, torch.Tensor):
         yield output
     elif isinstance(output, dict):
-        yield from _iterate_tensors(list(output.values()))
+        yield from _iterate_tensors(list(cast(dict[str, Any], output).values()))
     elif isinstance(output, list | tuple):
-        for each in output:
+        for each in cast(Sequence[Any], output):
             yield from _iterate_tensors(each)
 
 
@@ -140,8 +140,8 @@ def _all_close(single: list[torch.Tensor], batched: list[torch.Tensor]) -> bool:
 def _is_close(expected: torch.Tensor, actual: torch.Tensor) -> bool:
     if not expected.is_floating_point():
         return bool(torch.equal(expected, actual))
-    scale = float(expected.double().norm())
-    return float((expected.double() - actual.double()).norm()) <= TOLERANCE.get(expected.dtype, HALF_TOLERANCE) * scale
+    norms = [float(cast(Any, part).norm()) for part in (expected.double(), expected.double() - actual.double())]
+    return norms[1] <= TOLERANCE.get(expected.dtype, HALF_TOLERANCE) * norms[0]
 
 
 def _get_network_name(call: NetworkCall) -> str:

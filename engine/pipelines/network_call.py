@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -88,16 +88,16 @@ class CallAnalyzer:
             if is_rows(value, rows):
                 return ("rows", tuple(value.shape[1:]), *tensor_type)
             return ("same", tuple(value.shape), *tensor_type, self._digest_tensor(value, path))
+        kind = type(value).__name__
         if is_rows(value, rows):
             return ("rows", frozenset(self._make_entry_signature(each, f"{path}[{n}]") for n, each in enumerate(value)))
         if isinstance(value, Mapping):
-            return ("dict", *((key, self._make_signature(value[key], rows, f"{path}.{key}")) for key in sorted(value)))
+            items = cast(Mapping[str, Any], value)
+            return ("dict", *((key, self._make_signature(items[key], rows, f"{path}.{key}")) for key in sorted(items)))
         if isinstance(value, list | tuple):
-            return (
-                type(value).__name__,
-                *(self._make_signature(each, rows, f"{path}.{n}") for n, each in enumerate(value)),
-            )
-        return (type(value).__name__, value if isinstance(value, Hashable) else id(value))
+            parts = enumerate(cast(Sequence[Any], value))
+            return (kind, *(self._make_signature(each, rows, f"{path}.{n}") for n, each in parts))
+        return (kind, value if isinstance(value, Hashable) else id(value))
 
     def _make_entry_signature(self, value: Any, path: str) -> Hashable:
         """Return the same for one entry of a list with one entry per row."""
@@ -122,9 +122,8 @@ def count_rows(argument: Any) -> int:
     """Return the rows of a network's first argument, its noisy input; 0 if it is no batch or list of tensors."""
     if isinstance(argument, torch.Tensor):
         return len(argument) if argument.dim() else 0
-    return (
-        len(argument) if isinstance(argument, list) and all(isinstance(each, torch.Tensor) for each in argument) else 0
-    )
+    parts = cast(list[Any], argument) if isinstance(argument, list) else []
+    return len(parts) if all(isinstance(each, torch.Tensor) for each in parts) else 0
 
 
 def is_timestep(value: Any, path: str) -> bool:
@@ -136,7 +135,7 @@ def is_timestep(value: Any, path: str) -> bool:
 def is_rows(value: Any, rows: int) -> bool:
     if isinstance(value, torch.Tensor):
         return value.dim() > 0 and len(value) == rows
-    return isinstance(value, list) and len(value) == rows
+    return isinstance(value, list) and len(cast(list[Any], value)) == rows
 
 
 def cast_tensors(value: Any, dtype: torch.dtype) -> Any:
@@ -144,7 +143,8 @@ def cast_tensors(value: Any, dtype: torch.dtype) -> Any:
     if isinstance(value, torch.Tensor):
         return value.to(dtype) if value.is_floating_point() else value
     if isinstance(value, Mapping):
-        return type(value)(**{key: cast_tensors(each, dtype) for key, each in value.items()})
+        items = cast(Mapping[str, Any], value)
+        return cast(Any, type(items))(**{key: cast_tensors(each, dtype) for key, each in items.items()})
     return type(value)(cast_tensors(each, dtype) for each in value) if type(value) in (list, tuple) else value
 
 
@@ -171,7 +171,11 @@ def join_calls(calls: Sequence[NetworkCall], padding: int = 0) -> Arguments:
 def _find_device(arguments: Arguments) -> torch.device | None:
     """Return the device of the first tensor with a dimension: a network takes a row of timesteps only from its own."""
     args, kwargs = arguments
-    leaves = [part for each in (*args, *kwargs.values()) for part in (each if isinstance(each, list) else [each])]
+    leaves = [
+        part
+        for each in (*args, *kwargs.values())
+        for part in (cast(list[Any], each) if isinstance(each, list) else [each])
+    ]
     return next((part.device for part in leaves if isinstance(part, torch.Tensor) and part.dim()), None)
 
 
@@ -179,6 +183,7 @@ def _join_values(
     values: Sequence[Any], counts: Sequence[int], padding: int, device: torch.device | None, name: str = ""
 ) -> Any:
     first = values[0]
+    kind = cast(Any, type(first))
     if is_timestep(first, name):
         tensors = [torch.as_tensor(t, dtype=_choose_dtype(t)) for t in values]
         dtype = tensors[0].dtype if len({t.dtype for t in tensors}) == 1 else torch.float32
@@ -189,9 +194,10 @@ def _join_values(
             return torch.cat([*values, *[first[:1]] * padding])
         return [each for value in values for each in value] + first[:1] * padding
     if isinstance(first, Mapping):
-        return {key: _join_values([value[key] for value in values], counts, padding, device) for key in first}
+        keys = cast(Mapping[str, Any], first)
+        return {key: _join_values([value[key] for value in values], counts, padding, device) for key in keys}
     if isinstance(first, list | tuple):
-        return type(first)(_join_values(each, counts, padding, device) for each in zip(*values, strict=True))
+        return kind(_join_values(each, counts, padding, device) for each in zip(*values, strict=True))
     return first
 
 
@@ -207,10 +213,12 @@ def split_output(output: Any, counts: Sequence[int], total_rows: int) -> list[An
     if is_rows(output, total_rows):
         starts = [sum(counts[:n]) for n in range(len(counts))]
         return [output[start : start + n] for start, n in zip(starts, counts, strict=True)]
+    kind = cast(Any, type(output))
     if isinstance(output, Mapping):  # diffusers' outputs are both dictionaries and dataclasses
-        parts = {key: split_output(value, counts, total_rows) for key, value in output.items()}
-        return [type(output)(**{key: part[n] for key, part in parts.items()}) for n in range(len(counts))]
+        items = cast(Mapping[str, Any], output)
+        parts = {key: split_output(value, counts, total_rows) for key, value in items.items()}
+        return [kind(**{key: part[n] for key, part in parts.items()}) for n in range(len(counts))]
     if isinstance(output, list | tuple):
-        items = [split_output(value, counts, total_rows) for value in output]
-        return [type(output)(part[n] for part in items) for n in range(len(counts))]
+        split_parts = [split_output(value, counts, total_rows) for value in cast(Sequence[Any], output)]
+        return [kind(part[n] for part in split_parts) for n in range(len(counts))]
     raise ValueError("the network's output does not consist of rows")

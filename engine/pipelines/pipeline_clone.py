@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -68,7 +68,7 @@ class _PipelineCloner:
 
     def clone(self, pipeline: Any) -> Any:
         clone = copy.copy(pipeline)
-        for name, part in list(vars(pipeline).items()):
+        for name, part in list(cast(dict[str, Any], vars(pipeline)).items()):
             vars(clone)[name] = self._clone_part(name, part)
         clone.set_progress_bar_config(disable=True)
         return clone
@@ -107,7 +107,7 @@ def wrap_network(real_forward: NetworkForward, run_call: RunCall) -> Any:
 
     network_copy.forward = forward
     if real_forward.dtype is not None:
-        network_class = type(network_copy)
+        network_class = cast(type[Any], type(network_copy))
         network_copy.__class__ = type(
             network_class.__name__, (network_class,), {"dtype": property(lambda self: torch.float32)}
         )
@@ -116,7 +116,7 @@ def wrap_network(real_forward: NetworkForward, run_call: RunCall) -> Any:
 
 def watch_scheduler(scheduler: Any, on_step: OnSamplerStep) -> Any:
     """Return a copy of a scheduler that reports each step. It has its own class, so that copies of it work too."""
-    scheduler_copy, scheduler_class = copy.deepcopy(scheduler), type(scheduler)
+    scheduler_copy, scheduler_class = copy.deepcopy(scheduler), cast(type[Any], type(scheduler))
 
     @wraps(scheduler_class.step)
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -131,15 +131,15 @@ def watch_scheduler(scheduler: Any, on_step: OnSamplerStep) -> Any:
 
 
 def _get_sample(result: Any) -> torch.Tensor:
-    return result[0] if isinstance(result, tuple) else result.prev_sample
+    return cast(tuple[Any, ...], result)[0] if isinstance(result, tuple) else result.prev_sample
 
 
 def _get_x0(scheduler: Any, class_name: str, args: tuple[Any, ...], result: Any) -> torch.Tensor | None:
     """Return the scheduler's own x0, or None if it is not known to have one."""
-    if isinstance(result, dict) and result.get("pred_original_sample") is not None:
-        return result["pred_original_sample"]
-    if class_name in X0_SCHEDULERS and isinstance(result, tuple) and len(result) > 1:
-        return result[1]
+    if isinstance(result, dict) and cast(dict[str, Any], result).get("pred_original_sample") is not None:
+        return cast(dict[str, Any], result)["pred_original_sample"]
+    if class_name in X0_SCHEDULERS and isinstance(result, tuple) and len(outputs := cast(tuple[Any, ...], result)) > 1:
+        return outputs[1]
     config = scheduler.config
     if class_name in MULTISTEP_SCHEDULERS and (config.get("predict_x0") or "++" in str(config.get("algorithm_type"))):
         return scheduler.model_outputs[-1]

@@ -260,5 +260,5 @@ class UncastableTensor(torch.Tensor):
     The scheduler's own tensors stay float32 on purpose: parity includes their rounding (1 - beta loses four digits).
     """
 
-    def to(self, *_args: object, **_kwargs: object) -> UncastableTensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def to(self, *_args: object, **_kwargs: object) -> UncastableTensor:
         return self

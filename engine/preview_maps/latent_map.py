@@ -70,7 +70,7 @@ class LatentMapFit:
 
 def latent_features(latents: FloatArray, reach: int) -> FloatArray:
     """Return `[height·width, channels·reach² + 1]`: each latent with its neighbours, and a one for the constant."""
-    channels, height, width = latents.shape
+    channels, height, width = map(int, latents.shape)
     margin = reach // 2
     row_indices, column_indices = (np.arange(-margin, side + margin).clip(0, side - 1) for side in (height, width))
     padded = latents[:, row_indices[:, None], column_indices]  # like numpy's own padding, in a fifth of its time

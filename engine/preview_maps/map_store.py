@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import logging
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from engine.preview_maps.latent_map import LatentMap
+from engine.preview_maps.latent_map import FloatArray, LatentMap
 from engine.process.atomic_file import write_atomically
 
 log = logging.getLogger(__name__)
@@ -32,8 +33,9 @@ class MapStore:
         try:
             if path.stat().st_size > MAX_FILE_BYTES:
                 raise ValueError("it is too large")
-            with safe_open(path, framework="numpy") as file:
-                weights, metadata = file.get_tensor("weights"), file.metadata() or {}
+            with cast(Any, safe_open)(path, framework="numpy") as file:
+                weights: FloatArray = file.get_tensor("weights")
+                metadata: dict[str, str] = file.metadata() or {}
         except FileNotFoundError:
             return None
         except (OSError, ValueError, SafetensorError) as error:

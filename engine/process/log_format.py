@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from copy import copy
@@ -28,7 +28,7 @@ _worker_context: ContextVar[str] = ContextVar("worker", default="")
 
 
 @contextmanager
-def log_context(job: str, worker: str = "") -> Iterator[None]:
+def log_context(job: str, worker: str = "") -> Generator[None]:
     """Attach a job, and a worker if one is named, to everything logged inside. Tasks created inside inherit both."""
     job_token, worker_token = _job_context.set(job), _worker_context.set(worker or _worker_context.get())
     try:

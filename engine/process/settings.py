@@ -166,7 +166,7 @@ def load_settings(**arguments: Any) -> WorkerSettings:
 
     Raises `SettingError`.
     """
-    values = {"name": default_name(), "data": default_data()}
+    values: dict[str, Any] = {"name": default_name(), "data": default_data()}
     values |= _read_environment(VARIABLES)
     values |= {field: value for field, value in arguments.items() if value}
     values["check"] = load_check_settings(arguments.get("check"))

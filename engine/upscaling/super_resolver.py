@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -167,8 +167,8 @@ def _load_network(path: Path) -> tuple[Any, bool]:
         raise _rejection(path, f"needs the package {error.name}: pip install 'darkroom-bot[all]'") from error
     try:
         weights = canonicalize_state_dict(load_file(path))
-        with safe_open(path, framework="pt") as file:
-            is_clamped = CLAMP_METADATA.items() <= (file.metadata() or {}).items()
+        with cast(Any, safe_open)(path, framework="pt") as file:
+            is_clamped: bool = CLAMP_METADATA.items() <= (file.metadata() or {}).items()
     except (OSError, SafetensorError, ValueError) as error:
         raise _rejection(path, "cannot be read: it is damaged, or no safetensors file") from error
     if (

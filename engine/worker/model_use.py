@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from engine.contract import ModelProfile
@@ -27,7 +27,7 @@ class RequestSlot:
         return not self._lock.locked() and not self.is_closed
 
     @asynccontextmanager
-    async def hold_slot(self, seconds: float) -> AsyncIterator[None]:
+    async def hold_slot(self, seconds: float) -> AsyncGenerator[None]:
         """Run the body alone. Raises `TimeoutError` where it takes longer, or the worker ends."""
         async with self._lock:
             try:
@@ -44,7 +44,7 @@ class RequestSlot:
 
 
 @asynccontextmanager
-async def use_model(model_cache: ModelCache, name: str, revision: str) -> AsyncIterator[tuple[Family, ModelProfile]]:
+async def use_model(model_cache: ModelCache, name: str, revision: str) -> AsyncGenerator[tuple[Family, ModelProfile]]:
     """Keep a loaded model in the cache for the body. Empty `revision`: any.
 
     Raises `JobRejected` where the model is not in memory at this revision, or `TimeoutError`.

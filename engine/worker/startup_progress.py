@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 
 from engine.bus import BrokerUnreachable, Bus
@@ -27,7 +27,7 @@ class StartupProgress:
         self._latest = progress
 
     @asynccontextmanager
-    async def publish_during(self) -> AsyncIterator[None]:
+    async def publish_during(self) -> AsyncGenerator[None]:
         """Publish the progress repeatedly while the body runs, and once when it has succeeded."""
         task = asyncio.create_task(self._publish_repeatedly())
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -34,7 +34,7 @@ class Watchdog:
         self._step_times: deque[float] = deque(maxlen=MAX_REMEMBERED_STEPS)
 
     @contextmanager
-    def time_phase(self, thread: str, phase: Phase) -> Iterator[None]:
+    def time_phase(self, thread: str, phase: Phase) -> Generator[None]:
         """Time a phase of `thread`. The first step counts as loading, since it may still compile and allocate."""
         start = self._clock()
         self.start_phase(thread, "load" if phase == "step" and not self._step_times else phase)

@@ -60,7 +60,7 @@ def sound_evidence() -> Evidence:
 
 def change_job(evidence: Evidence, job: str, **values: object) -> Evidence:
     """The evidence with one row changed."""
-    return replace(evidence, jobs=tuple(replace(row, **values) if row.id == job else row for row in evidence.jobs))  # pyright: ignore
+    return replace(evidence, jobs=tuple(replace(row, **values) if row.id == job else row for row in evidence.jobs))
 
 
 def forget_job(evidence: Evidence, job: str) -> Evidence:

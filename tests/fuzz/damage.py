@@ -40,7 +40,7 @@ def falsify_numbers(chance: random.Random, seeds: Sequence[Seed]) -> bytes:
         width, order = chance.choice((1, 2, 4)), chance.choice(("big", "little"))
         at = chance.randrange(max(1, min(len(data), chance.choice((64, 256, 1 << 20))) - width))
         value = chance.choice(NUMBERS) % (1 << 8 * width)
-        data[at : at + width] = value.to_bytes(width, order)  # pyright: ignore[reportArgumentType]
+        data[at : at + width] = value.to_bytes(width, order)
     return bytes(data)
 
 

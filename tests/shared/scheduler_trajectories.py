@@ -17,7 +17,7 @@ Trajectory = list[torch.Tensor]
 class DoubleTensor(torch.Tensor):
     """float64 that ignores `to(torch.float32)`: runs an unmodified diffusers scheduler in double precision."""
 
-    def to(self, *_args: object, **_kwargs: object) -> DoubleTensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def to(self, *_args: object, **_kwargs: object) -> DoubleTensor:
         return self
 
 

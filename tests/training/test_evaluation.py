@@ -441,14 +441,14 @@ def test_without_the_artwork_the_judges_stored_score_is_used() -> None:
 def test_without_torchmetrics_the_row_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchmetrics.functional.image", None)
     real = np.stack([square(RED)])
-    row = reconstruction._ssim_row(real, real, "")  # pyright: ignore[reportPrivateUsage]
+    row = reconstruction._ssim_row(real, real, "")
     assert not row.meets_goal
     assert "darkroom-bot[train]" in row.note
 
 
 def test_ssim_of_the_same_picture_is_one() -> None:
     real = np.stack([square(RED), square(BLUE)])
-    assert reconstruction._ssim_row(real, real, "").figure == 1  # pyright: ignore[reportPrivateUsage]
+    assert reconstruction._ssim_row(real, real, "").figure == 1
 
 
 def test_a_super_resolver_is_measured_for_overshoot_and_time() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -68,7 +68,7 @@ def open_variants(cache: Path | None, encoders: Encoders, seed: int) -> tuple[La
 def load_encoders(weights: Path) -> Encoders:
     """Load the autoencoder of a folder in the diffusers layout, and MiniLM."""
     autoencoder = AutoencoderKL.from_pretrained(weights / "vae", torch_dtype=torch.float32, use_safetensors=True)
-    autoencoder.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (diffusers hides its signature)
+    cast(Any, autoencoder).to(memory_format=torch.channels_last)
     return autoencoder.eval(), load_caption_encoder()
 
 

@@ -83,11 +83,11 @@ def _draw_sheet(weights_folder: Path, judge_folder: Path, path: Path, seed: int)
     prompts = prompt_sheet.choose_prompts(read_labels(judge_folder), seed)
     sampler: PictureSampler = load_sampler(weights_folder)
     with show_progress("drawing") as report_progress:
-        sampler = replace(
-            sampler,
-            steps=SHEET_STEPS,
-            on_progress=lambda finished, total: report_progress(finished / total, f"{finished} of {total} steps"),
-        )
+
+        def report_steps(finished: int, total: int) -> None:
+            report_progress(finished / total, f"{finished} of {total} steps")
+
+        sampler = replace(sampler, steps=SHEET_STEPS, on_progress=report_steps)
         latents = sampler.sample_latents(prompts, [seed] * len(prompts))
     pictures = [sampler.family.finish(picture_latents) for picture_latents in latents]
     prompt_sheet.write_sheet(prompt_sheet.draw_sheet(pictures, prompts), path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -27,7 +27,7 @@ def print_status(message: str) -> None:
 
 
 @contextmanager
-def show_progress(title: str) -> Iterator[ProgressUpdate]:
+def show_progress(title: str) -> Generator[ProgressUpdate]:
     """Show a bar called `title`; yields the function that updates it."""
     console = Console(stderr=True)
     if not console.is_terminal:

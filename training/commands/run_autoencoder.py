@@ -60,7 +60,7 @@ def train_autoencoder(
         dataset = user_dataset.read_dataset(session, data, require_captions=False)
         session.bind_origin({"starting weights": weights_hash, "pictures": dataset.fingerprint})
         train_pictures, held_out = _render_dataset(dataset, network, settings)
-    initial_metrics = measure_autoencoder(network, held_out) if source else {}
+    initial_metrics: Mapping[str, float] = measure_autoencoder(network, held_out) if source else {}
     trainer = AutoencoderTrainer(
         network, train_pictures, settings, load_perceptual_loss() if settings.perceptual > 0 else None
     )
@@ -101,7 +101,8 @@ def _make_settings(has_source: bool, **overrides: Any) -> AutoencoderSettings:
         raise ValueError("--shape is for an autoencoder from scratch: leave out --from, or --shape.")
     if not has_source and shape not in AUTOENCODER_SHAPES:
         raise ValueError(f"--shape takes {', '.join(AUTOENCODER_SHAPES)}, and {shape[:40]!r} is none of them.")
-    return AutoencoderSettings(**{"keep_latents": has_source, "rate": 5e-4 if has_source else 1e-3} | overrides)
+    values: dict[str, Any] = {"keep_latents": has_source, "rate": 5e-4 if has_source else 1e-3} | overrides
+    return AutoencoderSettings(**values)
 
 
 def _refuse_unused(settings: AutoencoderSettings, has_dataset: bool, overrides: Mapping[str, Any]) -> None:

@@ -116,7 +116,8 @@ def _make_network(model: LoadedModel, source: str, seed: int) -> UNet2DCondition
 
 def make_small_dataset_settings(**overrides: Any) -> DiffusionSettings:
     """Return settings for few pictures, seen often: small steps, so that the network forgets little."""
-    return DiffusionSettings(**{"rate": DATASET_RATE, "batch": DATASET_BATCH, "warm": 20} | overrides)
+    values: dict[str, Any] = {"rate": DATASET_RATE, "batch": DATASET_BATCH, "warm": 20} | overrides
+    return DiffusionSettings(**values)
 
 
 def _load_schedule(model: LoadedModel) -> DDIMScheduler:

@@ -10,10 +10,10 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from training.core import checkpoint
 from training.core.run import CHECKPOINT_FILE
@@ -68,7 +68,7 @@ def read_kind(folder: Path) -> str | None:
 
 
 @contextmanager
-def lock_run(folder: Path, kind: str) -> Iterator[None]:
+def lock_run(folder: Path, kind: str) -> Generator[None]:
     """Hold a lock that the system releases when the process ends in any way. Follows no link."""
     descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     with os.fdopen(descriptor, "r+b") as lock:
@@ -97,7 +97,7 @@ def read_position(folder: Path) -> dict[str, Any] | None:
 def read_origin(folder: Path, position: Mapping[str, Any]) -> dict[str, Any]:
     """Return the run's starting conditions from its checkpoint; for earlier versions, from a file beside it."""
     origin = position.get("origin")
-    return origin if isinstance(origin, dict) else read_json_object(folder / ORIGIN_FILE)
+    return cast(dict[str, Any], origin) if isinstance(origin, dict) else read_json_object(folder / ORIGIN_FILE)
 
 
 def clear_run(folder: Path) -> None:
@@ -112,7 +112,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return content if isinstance(content, dict) else {}
+    return cast(dict[str, Any], content) if isinstance(content, dict) else {}
 
 
 def trim_log(log: Path, samples: int) -> None:

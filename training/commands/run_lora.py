@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from diffusers.training_utils import _collate_lora_metadata
+from diffusers.training_utils import _collate_lora_metadata  # pyright: ignore[reportPrivateUsage] - the only writer
 from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers
 from peft.utils.save_and_load import get_peft_model_state_dict
 
@@ -41,7 +42,11 @@ def train_lora(
     _check_memory(session, find_model_folder(source), overrides)
     dataset = user_dataset.read_dataset(session, data)
     model = load_model(source)
-    settings = session.resolve_settings(lambda **said: _make_settings(model, said), **overrides)
+
+    def build_settings(**values: Any) -> LoraSettings:
+        return _make_settings(model, values)
+
+    settings = session.resolve_settings(build_settings, **overrides)
     session.bind_origin({"model": model.fingerprint, "pictures": dataset.fingerprint, "--flip": str(flip)})
     trainer, evaluator = _make_trainer(session, model, settings, dataset, flip)
     exit_code = session.train(
@@ -53,8 +58,8 @@ def train_lora(
 
 
 def _check_memory(session: Session, folder: Path, overrides: dict[str, Any]) -> None:
-    saved_settings = session.position["settings"] if session.position else {}
-    estimate_settings = {
+    saved_settings: Mapping[str, Any] = session.position["settings"] if session.position else {}
+    estimate_settings: dict[str, Any] = {
         "batch": LoraSettings.batch,
         "rank": LoraSettings.rank,
         **saved_settings,
@@ -87,14 +92,15 @@ def _make_settings(model: LoadedModel, overrides: dict[str, Any]) -> LoraSetting
     size_step = int(model.pipeline.vae_scale_factor) * 2 ** (len(model.pipeline.unet.config.block_out_channels) - 1)
     if (size := overrides.get("size", model.side)) % size_step:
         raise ValueError(f"--size {size} does not suit this model: it takes multiples of {size_step}.")
-    return LoraSettings(**{"size": size, "alpha": float(overrides.get("rank", LoraSettings.rank))} | overrides)
+    values: dict[str, Any] = {"size": size, "alpha": float(overrides.get("rank", LoraSettings.rank))} | overrides
+    return LoraSettings(**values)
 
 
 def write_lora(network: Any, folder: Path) -> None:
     """Write `pytorch_lora_weights.safetensors` with diffusers, for `pipeline.load_lora_weights(folder)`."""
     StableDiffusionPipeline.save_lora_weights(
         str(folder),
-        unet_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(network)),
+        unet_lora_layers=cast(Any, convert_state_dict_to_diffusers)(get_peft_model_state_dict(network)),
         safe_serialization=True,
         **_collate_lora_metadata({"unet": network}),
     )

@@ -10,7 +10,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -170,7 +170,7 @@ class Session:
 
 
 @contextmanager
-def open_session(kind: str, options: TrainOptions, data: Path | None = None) -> Iterator[Session]:
+def open_session(kind: str, options: TrainOptions, data: Path | None = None) -> Generator[Session]:
     """Create or open the run's folder, locked for this process. Raises ValueError with what is wrong.
 
     `data` is the folder of pictures. With --fresh the run starts over; its old files are deleted when training begins.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from training.core.run import MetricsWriter
 
 
 @contextmanager
-def open_tensorboard(folder: Path, samples: int) -> Iterator[MetricsWriter | None]:
+def open_tensorboard(folder: Path, samples: int) -> Generator[MetricsWriter | None]:
     """Yield a TensorBoard writer for `folder`, or None without TensorBoard.
 
     A resumed run drops curves after `samples`.

@@ -9,10 +9,10 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -67,7 +67,7 @@ def make_readable(folder: Path) -> None:
 
 
 @contextmanager
-def translate_write_errors(target: Path) -> Iterator[None]:
+def translate_write_errors(target: Path) -> Generator[None]:
     """Turn safetensors' error about a full or read-only disk into an OSError."""
     try:
         yield
@@ -79,7 +79,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read tensors and position. Raises FileNotFoundError, or safetensors' error if the file is incomplete."""
     if not path.exists():
         raise FileNotFoundError(f"there is no checkpoint at {path.name}")
-    with safe_open(path, framework="pt") as file:
+    with cast(Any, safe_open)(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
         return tensors, json.loads(file.metadata()["position"])
 
@@ -87,10 +87,10 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def read_position(path: Path) -> dict[str, Any]:
     """Read only the position, no tensors. Raises ValueError if the file is not a complete checkpoint."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with cast(Any, safe_open)(path, framework="pt") as file:
             content = json.loads(file.metadata()["position"])
         if isinstance(content, dict):
-            return content
+            return cast(dict[str, Any], content)
         raise TypeError
     except (SafetensorError, TypeError, KeyError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a complete checkpoint: start over with --fresh.") from error

@@ -11,7 +11,7 @@ import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 PROCESS_BYTES = 0.8e9  # bytes: torch, diffusers and transformers without any model
 TRAINED_PARAMETER_BYTES = (
@@ -168,22 +168,23 @@ def _read_config(folder: Path, *, needs_sample_size: bool = True) -> dict[str, A
         config = json.loads((folder / "config.json").read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         raise ValueError(f"{folder} has no config.json that can be read.") from None
-    layers = config.get("layers_per_block", 2) if isinstance(config, dict) else None
+    values = cast(dict[str, Any], config) if isinstance(config, dict) else {}
+    layers = values.get("layers_per_block", 2)
     if not (
-        isinstance(config, dict)
-        and _are_sizes(config.get("block_out_channels"))
-        and _are_sizes(layers if isinstance(layers, list) else [layers])
-        and (_are_sizes([config.get("sample_size")]) or not needs_sample_size)
+        _are_sizes(values.get("block_out_channels"))
+        and _are_sizes(cast(list[Any], layers) if isinstance(layers, list) else [layers])
+        and (_are_sizes([values.get("sample_size")]) or not needs_sample_size)
     ):
         raise ValueError(f"{folder} has a config.json that does not say how large its network is.")
-    return config
+    return values
 
 
 def _are_sizes(value: object, *, allow_empty: bool = False) -> bool:
     """Check for whole numbers of at least 1. With `allow_empty` an empty list and zeros count too, as in a shape."""
     if not isinstance(value, list) or not (value or allow_empty):
         return False
-    return all(type(size) is int and 1 - allow_empty <= size <= MAX_DIMENSION for size in value)
+    sizes = cast(list[Any], value)
+    return all(type(size) is int and 1 - allow_empty <= size <= MAX_DIMENSION for size in sizes)
 
 
 def _format_gb(count: float) -> str:

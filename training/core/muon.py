@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ def orthogonalize(matrix: Tensor) -> Tensor:
     """Return the nearest matrix `[rows, columns]` with singular values of about 1; computes in bf16, returns fp32."""
     is_tall = matrix.size(0) > matrix.size(1)
     x = (matrix.T if is_tall else matrix).bfloat16().contiguous()
-    x = x / (x.norm() * 1.01 + 1e-7)
+    x = x / (cast(Tensor, x.norm()) * 1.01 + 1e-7)
     for a, b, c in POLYNOMIALS:
         gram = x @ x.T
         x = a * x + (b * gram + c * (gram @ gram)) @ x

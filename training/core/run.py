@@ -94,7 +94,7 @@ class TrainingRun:
     evaluate_every: int = 4  # an evaluation costs as much as a thousand samples
     metrics_writer: MetricsWriter | None = None
     checkpoint_count: int = 0
-    metadata: Mapping[str, Any] = field(default_factory=dict)  # more metadata for the checkpoint
+    metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])  # more metadata for the checkpoint
 
     def resume(self) -> None:
         """Restore the last checkpoint. Raises FileNotFoundError if there is none."""

@@ -9,6 +9,7 @@ import hashlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -41,7 +42,8 @@ def open_dataset_cache(
 def select_evaluation_rows(cache: LatentCache, dataset: PictureDataset, flip: bool) -> LatentCache:
     """Select the first view of up to 256 pictures, evenly spaced, to evaluate a run on."""
     rows = [row for row, (_, number) in enumerate(number_views(dataset.pictures, flip)) if number == 0]
-    selected_rows = np.array(rows)[np.linspace(0, len(rows) - 1, min(len(rows), EVALUATION_PICTURES)).astype(int)]
+    places = np.linspace(0, len(rows) - 1, min(len(rows), EVALUATION_PICTURES)).astype(int)
+    selected_rows = [rows[place] for place in cast(list[int], places.tolist())]
     captions = tuple(cache.captions[row] for row in selected_rows)
     return LatentCache(cache.latents[selected_rows], cache.states[selected_rows], cache.empty_states, captions)
 

@@ -10,7 +10,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
@@ -139,7 +139,7 @@ def read_dtypes(folder: Path) -> dict[str, torch.dtype]:
     dtypes: dict[str, torch.dtype] = {}
     for part in ("unet", "vae", "text_encoder"):
         for path in sorted((folder / part).glob("*.safetensors"))[:1]:
-            with safe_open(path, framework="pt") as file:
+            with cast(Any, safe_open)(path, framework="pt") as file:
                 for first_tensor in list(file.keys())[:1]:
                     dtypes[part] = DTYPES.get(file.get_slice(first_tensor).get_dtype(), torch.float32)
     return dtypes

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -83,9 +84,8 @@ def sample_latents(
                 latents.repeat(2, 1, 1, 1), timestep, encoder_hidden_states=guided_states, return_dict=False
             )[0]
         unconditional, conditional = prediction.float().chunk(2)
-        latents = scheduler.step(
-            unconditional + guidance * (conditional - unconditional), int(timestep), latents, return_dict=False
-        )[0]
+        guided = unconditional + guidance * (conditional - unconditional)
+        latents = cast(Tensor, scheduler.step(guided, int(timestep), latents, return_dict=False)[0])
     return latents
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ def check_seeds(context: EvaluationContext) -> list[FigureRow]:
     labels = context.choose_labels(context.sizes.seed_groups, 3)
     prompts = [f"{label}, white background" for label in labels for _ in range(SEEDS_PER_PROMPT)]
     pictures = context.sampler.sample_pictures(prompts, range(len(prompts)))
-    features = context.judge.judge_pictures(pictures).features.unflatten(0, (len(labels), SEEDS_PER_PROMPT))
+    features = torch.unflatten(context.judge.judge_pictures(pictures).features, 0, (len(labels), SEEDS_PER_PROMPT))
     seed_distance = float(mean_distance(features).mean())
     has_duplicate = [
         has_duplicates(group) for group in pictures.reshape(len(labels), SEEDS_PER_PROMPT, *pictures.shape[1:])
@@ -56,7 +57,7 @@ def check_memorisation(context: EvaluationContext) -> list[FigureRow]:
     drawings = np.stack([render_posed(drawing) for drawing in artwork])
     limit = float(np.median(_rescaled_distances(artwork, drawings)))
     distances, index = find_nearest_drawings(label_sample.pictures, drawings)
-    is_repeated = (distances < limit).tolist()
+    is_repeated = cast(list[bool], (distances < limit).tolist())
     is_label_match = [
         artwork[int(i)].description.label == label for i, label in zip(index, label_sample.labels, strict=True)
     ]
@@ -88,10 +89,11 @@ def _percent_alike_drawings(artwork: Sequence[Artwork], drawings: np.ndarray, li
         for number, drawing_labels in enumerate(sorted({drawing.description.label for drawing in artwork}))
     }
     drawing_labels = torch.tensor([label_numbers[drawing.description.label] for drawing in artwork])
-    first_rows = torch.tensor([drawing_labels.tolist().index(number) for number in range(len(label_numbers))])
+    drawing_numbers = cast(list[int], drawing_labels.tolist())
+    first_rows = torch.tensor([drawing_numbers.index(number) for number in range(len(label_numbers))])
     small_drawings = shrink(drawings)
     is_near: list[bool] = []
-    for row_index in first_rows.split(256):
+    for row_index in torch.split(first_rows, 256):
         distances = torch.cdist(small_drawings[row_index], small_drawings) / small_drawings.size(1) ** 0.5
         distances[drawing_labels[row_index][:, None] == drawing_labels[None]] = torch.inf
         is_near += (distances.min(dim=1).values < limit).tolist()

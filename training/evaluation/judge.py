@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -162,7 +162,7 @@ def _read_listing(folder: Path) -> dict[str, Any]:
 def layer_widths(network: JudgeNetwork) -> list[int]:
     """Return the widths that a network was built with."""
     layers = [layer for layer in network.body if isinstance(layer, ConvLayer)]
-    return [layer[0].weight.size(0) for layer in layers]  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+    return [cast(nn.Conv2d, layer[0]).weight.size(0) for layer in layers]
 
 
 def _resize(picture: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ def retrieval_at(scores: Tensor, targets: Tensor, count: int) -> float:
 
 def retrieval_of_any_at(scores: Tensor, target_sets: Sequence[Sequence[int]], count: int) -> float:
     """Return the same if any of several labels counts as a hit."""
-    top_labels = scores.topk(min(count, scores.size(1)), dim=1).indices.tolist()
+    top_labels = cast(list[list[int]], scores.topk(min(count, scores.size(1)), dim=1).indices.tolist())
     return percent_of_hits(
         [not set(targets).isdisjoint(row) for targets, row in zip(target_sets, top_labels, strict=True)]
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import cast
 
 from benchmarks.report.figure_row import FigureRow
 from training.evaluation import goals
@@ -113,8 +114,8 @@ def check_held_out_words(context: EvaluationContext) -> list[FigureRow]:
         retrieval_of_any_at(output.scores, _accepted_labels(context, [word for word, _ in word_templates]), 5),
         _judge_word_score(context),
     )
-    top_labels = output.top_labels(5).tolist()
-    by_word = {word: [] for word in ACCEPTED_LABELS}
+    top_labels = cast(list[list[int]], output.top_labels(5).tolist())
+    by_word = {word: list[bool]() for word in ACCEPTED_LABELS}
     for (word, _), top_row in zip(word_templates, top_labels, strict=True):
         by_word[word].append(not set(top_row).isdisjoint(_accepted_labels(context, [word])[0]))
     word_scores = ", ".join(f"{word} {percent_of_hits(hits):.0f}" for word, hits in by_word.items())

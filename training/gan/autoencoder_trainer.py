@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -70,7 +71,7 @@ class AutoencoderTrainer(BatchTrainer[GanLearner]):
         settings: AutoencoderSettings,
         perception: PerceptualLoss | None = None,
     ) -> None:
-        network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (diffusers hides its signature)
+        cast(Any, network).to(memory_format=torch.channels_last)
         self.network = network.train()
         if settings.keep_latents:
             network.encoder.requires_grad_(False)

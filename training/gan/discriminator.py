@@ -7,6 +7,7 @@ It works on images of any generator. Isola 2017 (patches); Miyato 2018 (spectral
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,6 @@ def picture_gradient(
             scores = discriminator(image)
         (adversarial_gradient,) = torch.autograd.grad(-scores.float().mean(), image)
         gradient = gradient + adversarial_gradient * (
-            weight * gradient.norm() / adversarial_gradient.norm().clamp_min(1e-12)
+            weight * cast(Tensor, gradient.norm()) / cast(Tensor, adversarial_gradient.norm()).clamp_min(1e-12)
         )
     return gradient, float(loss.detach())

@@ -73,7 +73,7 @@ class GanLearner:
                 f"the loss is not a number after {self.generator_learner.updates} steps: lower the learning rate"
             )
         roots: list[Tensor] = [output] if extra_loss is None else [output, extra_loss]
-        torch.autograd.backward(roots, [gradient.to(output.dtype), *([None] * (len(roots) - 1))])  # pyright: ignore[reportArgumentType]
+        torch.autograd.backward(roots, [gradient.to(output.dtype), *([None] * (len(roots) - 1))])
         self.generator_learner.update(self._current_rate(self.settings.rate, progress))
         return {
             "loss": total,

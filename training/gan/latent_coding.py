@@ -59,7 +59,7 @@ def round_trip(autoencoder: AutoencoderKL, images: Tensor, batch: int = 32) -> T
 @torch.inference_mode()
 def encode_all(autoencoder: AutoencoderKL, images: Tensor, batch: int = 32) -> Posterior:
     """Encode many pictures in small batches."""
-    posteriors = [encode_pictures(autoencoder, part) for part in images.split(batch)]
+    posteriors = [encode_pictures(autoencoder, part) for part in torch.split(images, batch)]
     return Posterior(
         torch.cat([posterior.mean for posterior in posteriors]), torch.cat([one.deviation for one in posteriors])
     )
@@ -68,4 +68,4 @@ def encode_all(autoencoder: AutoencoderKL, images: Tensor, batch: int = 32) -> P
 @torch.inference_mode()
 def decode_all(autoencoder: AutoencoderKL, latents: Tensor, batch: int = 32) -> Tensor:
     """Decode many latents in small batches, clamped to −1 … 1."""
-    return torch.cat([decode_images(autoencoder, part).clamp(-1, 1) for part in latents.split(batch)])
+    return torch.cat([decode_images(autoencoder, part).clamp(-1, 1) for part in torch.split(latents, batch)])

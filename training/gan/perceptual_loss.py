@@ -7,6 +7,7 @@ result, since training optimises this one's features.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ class PerceptualLoss:
 
 def draw_offset(generator: torch.Generator) -> tuple[int, int]:
     """Draw a step's offset in pixels."""
-    top, left = torch.randint(MAX_OFFSET, (2,), generator=generator).tolist()
+    top, left = cast(list[int], torch.randint(MAX_OFFSET, (2,), generator=generator).tolist())
     return top, left
 
 

@@ -64,7 +64,7 @@ def render_drawings(drawings: Sequence[Artwork], count: int, rng: np.random.Gene
     detailed = [drawing for drawing in drawings if max(drawing.pixels.size) >= MIN_DETAILED_SIDE]
     if not detailed:
         raise ValueError(f"no drawing has {MIN_DETAILED_SIDE} pixels a side: there is nothing to learn detail from")
-    order = rng.permutation(len(detailed))
+    order: list[int] = rng.permutation(len(detailed)).tolist()
     return (render_large(detailed[order[number % len(detailed)]], rng) for number in range(count))
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -86,7 +87,7 @@ class UpscalerTrainer(BatchTrainer[GanLearner]):
     """Trains a network with a discriminator. `samples` counts crops seen."""
 
     def __init__(self, network: nn.Module, pairs: UpscalerPairs, settings: UpscalerSettings) -> None:
-        self.network = network.to(memory_format=torch.channels_last).train()  # pyright: ignore[reportCallIssue]
+        self.network: nn.Module = cast(Any, network).to(memory_format=torch.channels_last).train()
         self.pairs, self.settings = pairs, settings
         is_muon_matrix = is_inner_matrix if settings.muon else None
         generator_learner = Learner("network", self.network, ema=settings.ema, is_muon_matrix=is_muon_matrix)
@@ -114,7 +115,7 @@ class UpscalerTrainer(BatchTrainer[GanLearner]):
     def _random_crops(self) -> tuple[Tensor, Tensor]:
         """Return random crops, rotated and mirrored, small and large, from −1 to 1."""
         rng = np.random.default_rng([self.settings.seed, self.steps])
-        crop_side, small, large = self.settings.crop, [], []
+        crop_side, small, large = self.settings.crop, list[np.ndarray](), list[np.ndarray]()
         for number in rng.integers(0, len(self.pairs), self.settings.batch):
             source = self.pairs.decoded if rng.random() < self.settings.mended else self.pairs.clean
             top, left = (int(offset) for offset in rng.integers(0, source.shape[1] - crop_side + 1, 2))

@@ -22,7 +22,7 @@ class ExperimentResult:
     name: str
     sheet: Image.Image
     summary: str
-    figures: Mapping[str, object] = field(default_factory=dict)
+    figures: Mapping[str, object] = field(default_factory=dict[str, object])
     frames: Sequence[Image.Image] = ()
 
 

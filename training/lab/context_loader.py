@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ MAX_PROMPT_LENGTH = 2000  # of a prompt, as in the bot
 
 
 @contextmanager
-def open_context(model: str, steps: int, guidance: float | None, seed: int) -> Iterator[LabContext]:
+def open_context(model: str, steps: int, guidance: float | None, seed: int) -> Generator[LabContext]:
     """Open a model with its settings; a bar counts the steps. Raises `JobRejected`."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -21,7 +21,7 @@ def show_forward_process(context: LabContext, picture: Image.Image, prompt: str 
         context.initial_noise().to(context.family.device),
     )
     plan = make_ddim_plan(family, LEVEL_COUNT)
-    noisy_row, rows = [], {text: [] for text in dict.fromkeys(("", prompt))}
+    noisy_row, rows = list[Tile](), {text: list[Tile]() for text in dict.fromkeys(("", prompt))}
     for k in reversed(range(LEVEL_COUNT)):
         alpha, sigma = noise_level(plan, k)
         noisy = add_noise(clean, noise, alpha, sigma)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -57,7 +57,7 @@ def ensure_folder(out: Path) -> Path:
 
 
 @contextmanager
-def translate_write_errors(out: Path) -> Iterator[None]:
+def translate_write_errors(out: Path) -> Generator[None]:
     """Turn an OSError into `JobRejected`."""
     try:
         yield

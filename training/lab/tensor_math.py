@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 
@@ -48,7 +49,7 @@ def lerp(a: torch.Tensor, b: torch.Tensor, share: float) -> torch.Tensor:
 
 def interpolate_on_arc(a: torch.Tensor, b: torch.Tensor, share: float) -> torch.Tensor:
     """Interpolate on an arc: the direction by `slerp`, the length linearly between the two lengths."""
-    lengths = float(a.norm()), float(b.norm())
+    lengths = float(cast(torch.Tensor, a.norm())), float(cast(torch.Tensor, b.norm()))
     if min(lengths) == 0:
         return lerp(a, b, share)
     direction = slerp(a / lengths[0], b / lengths[1], share)

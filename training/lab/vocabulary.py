@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 
@@ -29,8 +30,9 @@ def read_vocabulary(file: Path) -> tuple[str, ...]:
         raise JobRejected(f"There is no list of words {file.name}: name one with --words.", "member") from None
     except (OSError, ValueError, RecursionError) as error:
         raise JobRejected(f"{file.name} is not a list of words in JSON.", "member") from error
-    words = content.get("words") if isinstance(content, dict) else content
-    if not isinstance(words, list) or not 0 < len(words) <= MAX_WORDS or not all(_is_word(word) for word in words):
+    listed = cast(dict[str, Any], content).get("words") if isinstance(content, dict) else content
+    words = cast(list[Any], listed) if isinstance(listed, list) else []
+    if not 0 < len(words) <= MAX_WORDS or not all(_is_word(word) for word in words):
         raise JobRejected(f"{file.name} must hold a list of 1 to {MAX_WORDS:,} short texts.", "member")
     return tuple(dict.fromkeys(words))
 
@@ -63,11 +65,12 @@ def find_nearest_words(
     """
     weights = torch.tensor([term.weight for term in terms])
     total = weights @ torch.tensor(embed_texts([term.text for term in terms]))
-    if float(total.norm()) < 1e-6:
+    length = cast(torch.Tensor, total.norm())
+    if float(length) < 1e-6:
         raise JobRejected("The terms cancel each other out: nothing is left to look for.", "member")
     term_texts = {term.text.lower() for term in terms}
-    cosines = candidates.vectors @ (total / total.norm())
-    order = cosines.argsort(descending=True, stable=True).tolist()
+    cosines = candidates.vectors @ (total / length)
+    order = cast(list[int], cosines.argsort(descending=True, stable=True).tolist())
     matches = [
         (candidates.words[index], float(cosines[index]))
         for index in order

@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 METADATA_FILE, CAPTION_ENDING = "metadata.jsonl", ".txt"
 MAX_CAPTION_LENGTH = 1000  # characters: our text encoders read at most 77 tokens
@@ -96,9 +97,10 @@ def _read_line(base_folder: Path, line: bytes, files_by_path: Mapping[str, Path]
         entry = json.loads(line.removeprefix(b"\xef\xbb\xbf"))
     except (ValueError, RecursionError) as error:
         raise ValueError("is not JSON in UTF-8") from error
-    if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str) or not entry["file_name"]:
+    fields = cast(dict[str, Any], entry) if isinstance(entry, dict) else {}
+    file_name = fields.get("file_name")
+    if not isinstance(file_name, str) or not file_name:
         raise ValueError("names no picture: it needs file_name and text")
-    file_name = entry["file_name"]
     normal_path = os.path.normpath(base_folder / file_name)
     if os.path.isabs(file_name) or not Path(normal_path).is_relative_to(os.path.normpath(base_folder)):
         raise ValueError("names a path outside of its folder")
@@ -107,7 +109,7 @@ def _read_line(base_folder: Path, line: bytes, files_by_path: Mapping[str, Path]
     if picture in captions.by_picture or picture in captions.problems:
         raise ValueError(f"names {file_name[:80]} a second time: the first caption counts")
     try:
-        captions.by_picture[picture] = clean_caption(entry.get("text"))
+        captions.by_picture[picture] = clean_caption(fields.get("text"))
     except ValueError as reason:
         captions.problems[picture] = f"has a caption that {reason}"
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +56,7 @@ def make_settings(folder: Path, database: str) -> Settings:
 
 
 @asynccontextmanager
-async def open_system(database: str | None) -> AsyncIterator[BenchSystem]:
+async def open_system(database: str | None) -> AsyncGenerator[BenchSystem]:
     """Yield a fresh installation. `database`: its URL, None for SQLite in its folder."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="darkroom-bench-")))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
 from bot.domain.events import Feed, JobEnded, JobProgress
@@ -55,7 +55,7 @@ class JobWatch:
 
 
 @asynccontextmanager
-async def watch_jobs(feed: Feed) -> AsyncIterator[JobWatch]:
+async def watch_jobs(feed: Feed) -> AsyncGenerator[JobWatch]:
     """Yield a watch that follows the feed while the context lasts."""
     watch = JobWatch()
     task = asyncio.create_task(watch.follow(feed))

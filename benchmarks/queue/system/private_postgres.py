@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ def _parse_version(version: str) -> float:
 
 
 @asynccontextmanager
-async def run_postgres() -> AsyncIterator[str]:
+async def run_postgres() -> AsyncGenerator[str]:
     """Yield its URL for the store while the context lasts. Raises `UserError` if PostgreSQL is not available."""
     programs_folder = await asyncio.to_thread(find_programs)
     if programs_folder is None:

@@ -9,7 +9,7 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 
 import aiohttp
@@ -56,7 +56,7 @@ def _send_times(event: bytes) -> list[float]:
 
 
 @asynccontextmanager
-async def open_viewers(url: str, count: int) -> AsyncIterator[Sequence[StreamViewer]]:
+async def open_viewers(url: str, count: int) -> AsyncGenerator[Sequence[StreamViewer]]:
     """Yield `count` viewers with open streams, each on its own connection."""
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
     async with aiohttp.ClientSession(

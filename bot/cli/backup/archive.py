@@ -14,7 +14,7 @@ import os
 import re
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,12 +111,12 @@ def _read_entries(file: IO[bytes]) -> Iterator[tuple[tarfile.TarFile, tarfile.Ta
                 raise tarfile.ReadError(f"{_quote(entry.name)} has a negative size")
         if entry is None:
             return
-        tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue] - else tarfile keeps every entry in memory
+        tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType] - else tarfile keeps every entry in memory
         yield tar, entry
 
 
 @contextmanager
-def translate_errors() -> Iterator[None]:
+def translate_errors() -> Generator[None]:
     """Turn every error of `tarfile` into `UserError`: it trusts the numbers in a file, and wrong ones make it fail in
     many ways.
     """

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated
@@ -57,7 +57,7 @@ def backup(
 
 
 @contextmanager
-def write_new_file(file: Path) -> Iterator[IO[bytes]]:
+def write_new_file(file: Path) -> Generator[IO[bytes]]:
     """Yield a file that only its owner can read; name it `file` once it is complete and synced. Never overwrite.
 
     Raise `UserError`. An OSError without a number comes from the store or the picture store; its text says what is
@@ -122,7 +122,7 @@ async def _write_backup(
 @asynccontextmanager
 async def _copy_database(
     settings: Settings, pictures_only: bool, parent_folder: Path
-) -> AsyncIterator[tuple[Path | None, Sequence[str]]]:
+) -> AsyncGenerator[tuple[Path | None, Sequence[str]]]:
     """Yield a copy of the database in a folder in `parent_folder` (None for pictures only), and the pictures that it
     names.
     """

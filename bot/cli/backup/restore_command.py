@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated
@@ -39,7 +39,7 @@ def restore(
 
 
 @contextmanager
-def _staging_folder(data: Path) -> Iterator[Path]:
+def _staging_folder(data: Path) -> Generator[Path]:
     """Yield a temporary folder that becomes `data` at the end; an error removes it."""
     try:
         data.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ import base64
 import contextlib
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 
@@ -33,7 +33,8 @@ async def is_darkroom_running(url: str) -> bool:
     try:
         async with aiohttp.ClientSession(timeout=QUICK_TIMEOUT) as session, session.get(f"{url}/healthz") as response:
             health = await response.json(content_type=None)
-            return response.status == 200 and isinstance(health, dict) and health.get("app") == "darkroom"
+            is_object = response.status == 200 and isinstance(health, dict)
+            return is_object and cast(dict[str, object], health).get("app") == "darkroom"
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError, RecursionError):
         return False
 

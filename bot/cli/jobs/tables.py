@@ -175,7 +175,7 @@ def _delivery_status(delivery: Delivery, record: JobRecord) -> str:
 
 
 def _picture_lines(details: JobDetails) -> RenderableType:
-    lines = []
+    lines = list[Text]()
     for picture in details.pictures:
         facts = [] if picture.kind == "ladder" else [f"{picture.width}×{picture.height}"]
         facts += [f"{-(-picture.bytes // 1024)} KiB", f"sha256 {picture.sha256[:16]}…"]

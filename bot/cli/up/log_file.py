@@ -6,7 +6,7 @@ With JSON, standard error has every line too, as collectors of container logs ex
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -19,7 +19,7 @@ MAX_FILE_BYTES = 4 * 1024 * 1024
 
 
 @contextmanager
-def log_to_file(path: Path, log_format: LogFormat = "text") -> Iterator[None]:
+def log_to_file(path: Path, log_format: LogFormat = "text") -> Generator[None]:
     """Write the root logger's lines to `path` while the context lasts.
 
     Only the file's owner can read it. It is rotated at 4 MiB.

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import webbrowser
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +83,7 @@ async def _run_until_stopped(
 
 
 @contextmanager
-def _cancel_on_signals() -> Iterator[asyncio.Event]:
+def _cancel_on_signals() -> Generator[asyncio.Event]:
     """Cancel this task on SIGINT and SIGTERM, wherever it waits; the event says that a signal caused it."""
     stop_requested, task, loop = asyncio.Event(), asyncio.current_task(), asyncio.get_running_loop()
     assert task is not None
@@ -188,7 +188,7 @@ def check_memory_size(memory: str) -> None:
 
 
 @asynccontextmanager
-async def _serve_web(web_app: Application, settings: Settings) -> AsyncIterator[int]:
+async def _serve_web(web_app: Application, settings: Settings) -> AsyncGenerator[int]:
     try:
         async with run_server(web_app, settings.host, settings.port) as port:
             yield port
@@ -197,7 +197,7 @@ async def _serve_web(web_app: Application, settings: Settings) -> AsyncIterator[
 
 
 @asynccontextmanager
-async def _run_beside(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
+async def _run_beside(work: Coroutine[Any, Any, None], name: str) -> AsyncGenerator[None]:
     """Run `work` beside the body and cancel it with the body; an error of `work` ends the body too."""
     async with asyncio.TaskGroup() as group:
         task = group.create_task(work, name=name)
@@ -210,7 +210,7 @@ async def _run_beside(work: Coroutine[Any, Any, None], name: str) -> AsyncIterat
 
 
 @contextmanager
-def announce_address(settings: Settings, port: int) -> Iterator[None]:
+def announce_address(settings: Settings, port: int) -> Generator[None]:
     """Announce our address to `darkroom imagine` on this machine: by loopback where we listen on all addresses."""
     host = settings.host.strip("[]")
     host = host if host not in ("", "0.0.0.0", "::") else "127.0.0.1"  # noqa: S104 - compared, not bound

@@ -86,7 +86,8 @@ def _iterate_parts(part: PayloadPart) -> Iterator[PayloadPart]:
 
 def _max_length(part: PayloadPart, key: str) -> int:
     """Return the length of a name or description in its longest language."""
-    texts = [part.get(key) or "", *(part.get(f"{key}_localizations") or {}).values()]
+    translations: Mapping[str, str] = part.get(f"{key}_localizations") or {}
+    texts: list[str] = [part.get(key) or "", *translations.values()]
     return max(map(len, texts))
 
 
@@ -100,7 +101,8 @@ def _subcommand_depth(part: PayloadPart) -> int:
 
 
 def _is_valid_name(part: PayloadPart) -> bool:
-    names = [part["name"], *(part.get("name_localizations") or {}).values()]
+    translations: Mapping[str, str] = part.get("name_localizations") or {}
+    names: list[str] = [part["name"], *translations.values()]
     return all(NAME_PATTERN.fullmatch(name) and name == name.lower() for name in names)
 
 

@@ -35,7 +35,8 @@ from bot.discord.components.more_menu import PictureMenu
 from bot.discord.film import film
 from bot.discord.settings import COMMANDS as SETTINGS
 
-COMMANDS: tuple[app_commands.Command[Any, ..., Any] | app_commands.ContextMenu | app_commands.Group, ...] = (
+_AnyCommand = app_commands.Command[Any, ..., Any] | app_commands.ContextMenu | app_commands.Group
+COMMANDS: tuple[_AnyCommand, ...] = cast(Any, (
     imagine,
     blend,
     mix,
@@ -62,7 +63,7 @@ COMMANDS: tuple[app_commands.Command[Any, ..., Any] | app_commands.ContextMenu |
     show_job_details,
     report_message,
     *SETTINGS,
-)
+))  # fmt: skip
 # buttons and menus that outlive a restart
 DYNAMIC_ITEMS: tuple[type[ui.DynamicItem[Any]], ...] = (
     JobButton,

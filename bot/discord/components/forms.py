@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import discord
 from discord import ui
@@ -96,7 +96,7 @@ async def open_form(interaction: discord.Interaction[DarkroomClient], modal: ui.
 
 def parse_submission(interaction: discord.Interaction[Any]) -> FormSubmission | None:
     """Return the submitted form; None if the interaction is something else."""
-    data: Any = interaction.data or {}
+    data: Mapping[str, Any] = cast(Any, interaction.data) or {}
     if interaction.type is not discord.InteractionType.modal_submit:
         return None
     if (match := FORM_ID.fullmatch(str(data.get("custom_id", "")))) is None:
@@ -104,7 +104,8 @@ def parse_submission(interaction: discord.Interaction[Any]) -> FormSubmission | 
     index, step = (None if match[name] is None else int(match[name]) for name in ("index", "step"))
     raw_fields = list(_iterate_fields(data.get("components") or ()))
     fields = {name: value for name, value, _ in raw_fields}
-    attachments = (data.get("resolved") or {}).get("attachments") or {}
+    resolved: Mapping[str, Any] = data.get("resolved") or {}
+    attachments: Mapping[str, Any] = resolved.get("attachments") or {}
     files = {
         name: tuple(_uploaded_file(attachments[file_id]) for file_id in ids if file_id in attachments)
         for name, _, ids in raw_fields

@@ -45,7 +45,10 @@ async def run_picture_action(interaction: Interaction, button: Button, view: Job
     elif button.kind == "compare":
         await comparison.send_comparison(interaction, view, index)
     else:
-        await submit_once(interaction, button.custom_id, lambda *who: _submit(interaction, button, index, *who))
+        await submit_once(
+            interaction, button.custom_id,
+            lambda member, destination, key: _submit(interaction, button, index, member, destination, key),
+        )  # fmt: skip
 
 
 async def _submit(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import discord
@@ -58,9 +59,8 @@ async def post_report(client: DarkroomClient, report: Report) -> bool:
     if channel is None:
         return False
     deliveries = await client.services.deliveries.list_deliveries(report.job)
-    target = next(
-        (entry.destination.address for entry in deliveries.values() if entry.destination.kind == "discord"), {}
-    )
+    addresses = (entry.destination.address for entry in deliveries.values() if entry.destination.kind == "discord")
+    target: Mapping[str, str] = next(addresses, dict[str, str]())
     report_card = render_report(report, message_link(target))
     await channel.send(
         report_card.content, view=client.build_view(report_card) or discord.utils.MISSING, allowed_mentions=NO_MENTIONS

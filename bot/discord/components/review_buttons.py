@@ -177,7 +177,7 @@ def _review_card(view: JobView, missing_note: str = "") -> Card:
 
 def _list_card(views: Sequence[JobView]) -> Card:
     """Return as many jobs as fit into a message, each with its button."""
-    texts, buttons = [], []
+    texts, buttons = list[str](), list[Button]()
     for number, view in enumerate(views, 1):
         texts.append(f"`{number}.` {_render_title(view)} · {len(held_images(view))} held")
         buttons.append(Button("look", view.id, f"Look at {number}"))

@@ -5,7 +5,7 @@ Knows discord.py's errors and Discord's codes; knows nothing of jobs. Any other 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 
@@ -75,7 +75,7 @@ class FileTooLarge(Exception):
 
 
 @contextmanager
-def translate_errors() -> Iterator[None]:
+def translate_errors() -> Generator[None]:
     """Translate discord.py's errors into ours."""
     try:
         yield

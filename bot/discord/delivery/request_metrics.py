@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ def count_nothing(_kind: str, _outcome: str) -> None:
 
 
 @contextmanager
-def count_request(edit: Edit[Any], job: str, message: TrackedMessage, count_outcome: RequestCounter) -> Iterator[None]:
+def count_request(edit: Edit[Any], job: str, message: TrackedMessage, count_outcome: RequestCounter) -> Generator[None]:
     """Count one request, and name its job in the log. Its exceptions pass through."""
     try:
         with log_context(job):

@@ -6,6 +6,7 @@ Pure but for discord's components. Lines are short, for a phone; common actions 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 from discord import ui
 
@@ -20,15 +21,16 @@ EXCEPTION_TITLES: dict[Scope, str] = {"channel": "Channels", "role": "Roles", "u
 RULES_PER_PAGE = 15  # rules on one page of exceptions
 CHANGES_PER_PAGE = 5  # on one page of the history
 RED, GREEN, BLUE = 0xED4245, 0x57F287, 0x5865F2
+EXPLAIN_HINT = "What may one member do, and why? …"
 LEGEND = "-# **Bold** is set on this server, 🔒 by this bot's operator; the rest is the bot's default."
 PRECEDENCE = "-# The most specific rule holds: member, then role, channel, everyone."
 
 
 def build_overview(
-    effective_rules: EffectiveRules, rules: Sequence[Rule], notice: Sequence[ui.Item] = ()
+    effective_rules: EffectiveRules, rules: Sequence[Rule], notice: Sequence[ui.Item[Any]] = ()
 ) -> ui.LayoutView:
     """Return the card of what holds for everyone, with the number of exceptions and every possible change."""
-    items: list[ui.Item] = [*notice, ui_parts.make_text("## Settings of this server")]
+    items: list[ui.Item[Any]] = [*notice, ui_parts.make_text("## Settings of this server")]
     if effective_rules.closed:
         closed_text = f"🔴 **Closed**: {escape_discord(effective_rules.closed, 300)}"
         items.append(
@@ -54,9 +56,7 @@ def build_overview(
             "change",
             "server",
         ),
-        ui.ActionRow(
-            ui.UserSelect(placeholder="What may one member do, and why? …", custom_id=ui_parts.component_id("explain"))
-        ),
+        ui.ActionRow(ui.UserSelect[Any](placeholder=EXPLAIN_HINT, custom_id=ui_parts.component_id("explain"))),
         ui_parts.make_row(
             *(_exceptions_button(scope, rules) for scope in EXCEPTION_TITLES),
             ui_parts.make_button("Incidents", "incidents", "waiting", 0),
@@ -66,7 +66,9 @@ def build_overview(
     return ui_parts.make_layout(*items, colour=RED if effective_rules.closed else BLUE)
 
 
-def build_exceptions(scope: Scope, rules: Sequence[Rule], page: int, notice: Sequence[ui.Item] = ()) -> ui.LayoutView:
+def build_exceptions(
+    scope: Scope, rules: Sequence[Rule], page: int, notice: Sequence[ui.Item[Any]] = ()
+) -> ui.LayoutView:
     """Return the rules for single channels, roles or members, numbered, since a select can show no mentions."""
     scope_rules = _rules_of_scope(scope, rules)
     pages = max(1, -(-len(scope_rules) // RULES_PER_PAGE))
@@ -78,7 +80,7 @@ def build_exceptions(scope: Scope, rules: Sequence[Rule], page: int, notice: Seq
         f"**{texts.format_for_card(rule.setting, rule.value)}**"
         for number, rule in numbered_rules
     ]
-    items: list[ui.Item] = [*notice, ui_parts.make_text(f"## {EXCEPTION_TITLES[scope]} with rules of their own")]
+    items: list[ui.Item[Any]] = [*notice, ui_parts.make_text(f"## {EXCEPTION_TITLES[scope]} with rules of their own")]
     items.append(ui_parts.make_text(*(lines or ["None."])))
     if numbered_rules:
         items.append(ui_parts.select("Change or remove one …", map(_rule_option, numbered_rules), "change", "rule"))
@@ -95,7 +97,7 @@ def build_explanation(header: str, sections: Sequence[Section], user: str) -> ui
         (f"user/discord:{user}/{name}", texts.setting_title(name), SETTINGS[name].description)
         for name in texts.MEMBER_LIMITS
     ]
-    characters_left, items = ui_parts.LAYOUT_CHARACTERS - len(header), list[ui.Item]([ui_parts.make_text(header)])
+    characters_left, items = ui_parts.LAYOUT_CHARACTERS - len(header), list[ui.Item[Any]]([ui_parts.make_text(header)])
     for heading, lines in sections:
         fitting_lines = texts.fit_lines([f"### {heading}", *lines] if heading else lines, characters_left)
         characters_left -= len("\n".join(fitting_lines))
@@ -108,12 +110,12 @@ def build_explanation(header: str, sections: Sequence[Section], user: str) -> ui
 
 
 def build_history(
-    changes: Sequence[RuleChange], page: int, undoable: Collection[int], notice: Sequence[ui.Item] = ()
+    changes: Sequence[RuleChange], page: int, undoable: Collection[int], notice: Sequence[ui.Item[Any]] = ()
 ) -> ui.LayoutView:
     """Return one page of changes, the newest first; the reader may undo those of the numbers `undoable`."""
     pages = max(1, -(-len(changes) // CHANGES_PER_PAGE))
     page = max(0, min(page, pages - 1))
-    items: list[ui.Item] = [*notice, ui_parts.make_text("## What was changed here")]
+    items: list[ui.Item[Any]] = [*notice, ui_parts.make_text("## What was changed here")]
     if not changes:
         items.append(ui_parts.make_text("Nothing yet."))
     for change in changes[page * CHANGES_PER_PAGE : (page + 1) * CHANGES_PER_PAGE]:
@@ -128,7 +130,7 @@ def build_history(
     return ui_parts.make_layout(*items, colour=BLUE)
 
 
-def build_notice(line: str, undo_number: int | None = None) -> list[ui.Item]:
+def build_notice(line: str, undo_number: int | None = None) -> list[ui.Item[Any]]:
     """Return what has just happened, for the top of a card; `undo_number`: the number of the change that a button
     reverts.
     """
@@ -137,7 +139,7 @@ def build_notice(line: str, undo_number: int | None = None) -> list[ui.Item]:
     return [ui_parts.text_with_button(line, ui_parts.make_button("Undo", "undo", undo_number)), ui.Separator()]
 
 
-def build_question(lines: Sequence[str], confirm_button: ui.Button) -> ui.LayoutView:
+def build_question(lines: Sequence[str], confirm_button: ui.Button[Any]) -> ui.LayoutView:
     """Return a card that shows what would change, and asks."""
     fitting_lines = texts.fit_lines(lines, ui_parts.LAYOUT_CHARACTERS)
     return ui_parts.make_layout(
@@ -188,7 +190,7 @@ def _rules_of_scope(scope: Scope, rules: Sequence[Rule]) -> list[Rule]:
     return sorted(scope_rules, key=lambda rule: (rule.subject, list(SETTINGS).index(rule.setting)))
 
 
-def _exceptions_button(scope: Scope, rules: Sequence[Rule]) -> ui.Button:
+def _exceptions_button(scope: Scope, rules: Sequence[Rule]) -> ui.Button[Any]:
     return ui_parts.make_button(f"{EXCEPTION_TITLES[scope]}: {len(_rules_of_scope(scope, rules))}", "page", scope, 0)
 
 
@@ -206,7 +208,7 @@ def rule_id(rule: Rule) -> str:
     return f"{rule.scope}/{rule.subject}/{rule.setting}"
 
 
-def _action_buttons(*, is_closed: bool) -> ui.ActionRow:
+def _action_buttons(*, is_closed: bool) -> ui.ActionRow[Any]:
     buttons = [
         ui_parts.make_button("History", "log", 0),
         ui_parts.make_button("Presets", "presets"),

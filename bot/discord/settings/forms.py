@@ -6,6 +6,7 @@ Discord's components only; the input comes back as a `CardPress`. An empty field
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import discord
 from discord import ui
@@ -60,7 +61,9 @@ def build_add_form(scope: Scope) -> ui.Modal:
         if scope in setting.scopes
     ][: ui_parts.MAX_OPTIONS]
     form.add_item(ui.Label(text="Setting", component=ui.Select(custom_id="setting", options=options)))
-    field = ui.TextInput(custom_id="value", max_length=VALUE_LENGTH, placeholder="5, 30 min, 512x512, on, embedded …")
+    field = ui.TextInput[Any](
+        custom_id="value", max_length=VALUE_LENGTH, placeholder="5, 30 min, 512x512, on, embedded …"
+    )
     form.add_item(ui.Label(text="Value", component=field))
     return form
 
@@ -79,7 +82,7 @@ def build_words_form(word_list: Sequence[str], patterns: Sequence[str], lists_ha
         ("patterns", "RE2 patterns, one a line; for those who know them", patterns),
     ):
         text = "\n".join(lines)
-        field = ui.TextInput(
+        field = ui.TextInput[Any](
             custom_id=name,
             style=discord.TextStyle.paragraph,
             required=False,
@@ -95,7 +98,7 @@ def build_close_form(reason: str) -> ui.Modal:
     form = _new_form("Close this server", "closed")
     warning = "**All running and waiting jobs** of this server are cancelled now; what they did not use is refunded."
     form.add_item(ui.TextDisplay(f"{warning} Nothing more is made here until `/settings open`."))
-    field = ui.TextInput(
+    field = ui.TextInput[Any](
         custom_id="reason", default=shorten(reason, 300) or None, max_length=300, placeholder="Back on Monday"
     )
     form.add_item(ui.Label(text="Reason", description="Members read it when they are refused", component=field))
@@ -122,7 +125,7 @@ def _value_hint(setting: Setting) -> str:
     return kinds.get(setting.kind, "Choose nothing to remove the rule.")[:LABEL_LENGTH]
 
 
-def _value_field(setting: Setting, value: RuleValue | None) -> ui.Item:
+def _value_field(setting: Setting, value: RuleValue | None) -> ui.Item[Any]:
     """Return a select if the setting has choices, else a line of text."""
     if setting.kind == "channel":
         return _channel_select(required=False, field="value")
@@ -142,13 +145,13 @@ def _chosen_values(setting: Setting, value: RuleValue | None) -> tuple[str, ...]
     return value if isinstance(value, tuple) else (format_setting_value(setting, value),)
 
 
-def _channel_select(*, required: bool, field: str = "channel") -> ui.ChannelSelect:
+def _channel_select(*, required: bool, field: str = "channel") -> ui.ChannelSelect[Any]:
     kinds = [discord.ChannelType.text, discord.ChannelType.forum, discord.ChannelType.news]
     return ui.ChannelSelect(
         custom_id=field, channel_types=kinds, required=required, min_values=int(required), max_values=1
     )
 
 
-def _subject_select(*, required: bool = False, roles: bool | None = None) -> ui.Item:
+def _subject_select(*, required: bool = False, roles: bool | None = None) -> ui.Item[Any]:
     select_class = {None: ui.MentionableSelect, True: ui.RoleSelect, False: ui.UserSelect}[roles]
     return select_class(custom_id="who", required=required, min_values=int(required), max_values=1)

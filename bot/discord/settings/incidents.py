@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from discord import ui
 
@@ -46,7 +46,7 @@ async def close_incident(interaction: Interaction, press: CardPress) -> None:
 
 
 async def _load_list(
-    interaction: Interaction, member: Member, list_name: str, page: int, notice: Sequence[ui.Item] = ()
+    interaction: Interaction, member: Member, list_name: str, page: int, notice: Sequence[ui.Item[Any]] = ()
 ) -> Reply:
     incidents = await interaction.client.services.moderation.list_incidents(
         member, MAX_INCIDENTS, undecided_only=list_name == WAITING
@@ -68,10 +68,10 @@ async def _job_link(interaction: Interaction, job: str) -> str:
 
 def build_incident_list(
     page_incidents: Sequence[Incident], links: Mapping[str, str], list_name: str, page: int, pages: int,
-    notice: Sequence[ui.Item] = (),
+    notice: Sequence[ui.Item[Any]] = (),
 ) -> ui.LayoutView:  # fmt: skip
     """Return one page; an incident that waits for a moderator has a button to close it."""
-    items: list[ui.Item] = [
+    items: list[ui.Item[Any]] = [
         *notice,
         ui_parts.make_text("## Waiting for a moderator" if list_name == WAITING else "## Incidents"),
     ]

@@ -83,7 +83,7 @@ async def dispatch_press(interaction: Interaction, handlers: Mapping[str, PressH
 
 
 def _parse_press(parts: Iterable[str], data: Any) -> CardPress:
-    resolved = data.get("resolved") or {}
+    resolved: Mapping[str, Any] = data.get("resolved") or {}
     fields = dict(_iterate_fields(data.get("components") or ()))
     if "values" in data:
         fields[SELECT_FIELD] = tuple(data["values"])

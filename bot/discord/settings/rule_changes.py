@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import discord
 from discord import ui
@@ -200,7 +200,7 @@ async def show_presets(interaction: Interaction, press: CardPress) -> None:
     """Show the presets, one tap each."""
 
     async def build_reply(member: Member) -> Reply:
-        preset_rows: Sequence[ui.Item] = [
+        preset_rows: Sequence[ui.Item[Any]] = [
             ui_parts.text_with_button(
                 f"**{preset.name}**\n{preset.description}",
                 ui_parts.make_button("See", "preset", preset.name.replace(" ", "-")),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from discord import ui
 
@@ -26,7 +26,7 @@ def get_administration(interaction: Interaction) -> RuleAdmin:
     return interaction.client.services.rule_admin
 
 
-async def build_overview(interaction: Interaction, member: Member, notice: Sequence[ui.Item] = ()) -> Reply:
+async def build_overview(interaction: Interaction, member: Member, notice: Sequence[ui.Item[Any]] = ()) -> Reply:
     """Return the overview of all settings, under `notice`."""
     rules = await get_administration(interaction).list_rules(member.guild)
     effective_rules = await get_administration(interaction).effective_rules(
@@ -72,8 +72,10 @@ async def show_explanation(interaction: Interaction, target: ExplanationTarget, 
 
 async def explain_picked_member(interaction: Interaction, press: CardPress) -> None:
     """Explain the member that was picked on the overview."""
-    resolved: Any = (interaction.data or {}).get("resolved") or {}
-    resolved_member = (resolved.get("members") or {}).get(press.first_value(), {})
+    data: Mapping[str, Any] = cast(Any, interaction.data) or {}
+    resolved: Mapping[str, Any] = data.get("resolved") or {}
+    members: Mapping[str, Any] = resolved.get("members") or {}
+    resolved_member = members.get(press.first_value(), {})
     await show_explanation(
         interaction,
         ExplanationTarget(press.first_value(), (*resolved_member.get("roles", ()), str(interaction.guild_id))),
@@ -104,7 +106,9 @@ async def show_history(interaction: Interaction, press: CardPress | None = None)
     )
 
 
-async def build_history(interaction: Interaction, member: Member, page: int, notice: Sequence[ui.Item] = ()) -> Reply:
+async def build_history(
+    interaction: Interaction, member: Member, page: int, notice: Sequence[ui.Item[Any]] = ()
+) -> Reply:
     """Return one page of changes, the newest first, each with its Undo."""
     changes = await get_administration(interaction).list_changes(member.guild, HISTORY_LIMIT)
     undoable = {

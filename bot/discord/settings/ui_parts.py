@@ -6,6 +6,7 @@ Knows discord's components and their limits; knows nothing of rules.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import discord
 from discord import ui
@@ -29,12 +30,12 @@ def component_id(verb: str, *parts: object) -> str:
 
 def make_button(
     label: str, verb: str, *parts: object, style: Style = Style.secondary, disabled: bool = False
-) -> ui.Button:
+) -> ui.Button[Any]:
     """Return a button; its id says what it does."""
     return ui.Button(label=label, style=style, custom_id=component_id(verb, *parts), disabled=disabled)
 
 
-def select(placeholder: str, options: Iterable[tuple[str, str, str]], verb: str, *parts: object) -> ui.ActionRow:
+def select(placeholder: str, options: Iterable[tuple[str, str, str]], verb: str, *parts: object) -> ui.ActionRow[Any]:
     """Return a row with a select; options are (value, label, description), of which the first 25 are offered."""
     select_options = [
         discord.SelectOption(
@@ -42,26 +43,26 @@ def select(placeholder: str, options: Iterable[tuple[str, str, str]], verb: str,
         )
         for value, label, description in options
     ][:MAX_OPTIONS]
-    menu: ui.Select = ui.Select(placeholder=placeholder, options=select_options, custom_id=component_id(verb, *parts))
+    menu = ui.Select[Any](placeholder=placeholder, options=select_options, custom_id=component_id(verb, *parts))
     return ui.ActionRow(menu)
 
 
-def make_row(*buttons: ui.Button) -> ui.ActionRow:
+def make_row(*buttons: ui.Button[Any]) -> ui.ActionRow[Any]:
     return ui.ActionRow(*buttons)
 
 
-def make_layout(*items: ui.Item, colour: int | None = None) -> ui.LayoutView:
+def make_layout(*items: ui.Item[Any], colour: int | None = None) -> ui.LayoutView:
     """Return a card of one container, so that it reads as one thing."""
     view = ui.LayoutView(timeout=None)
     view.add_item(ui.Container(*items, accent_colour=colour))
     return view
 
 
-def make_text(*lines: str) -> ui.TextDisplay:
+def make_text(*lines: str) -> ui.TextDisplay[Any]:
     return ui.TextDisplay("\n".join(lines))
 
 
-def text_with_button(line: str, accessory: ui.Button) -> ui.Section:
+def text_with_button(line: str, accessory: ui.Button[Any]) -> ui.Section[Any]:
     """Return a text with a button at its right."""
     return ui.Section(ui.TextDisplay(line), accessory=accessory)
 
@@ -71,7 +72,7 @@ def escape_name(name: str) -> str:
     return escape_discord(name, 80)
 
 
-def make_pager(verb: str, *parts: object, page: int, pages: int) -> list[ui.ActionRow]:
+def make_pager(verb: str, *parts: object, page: int, pages: int) -> list[ui.ActionRow[Any]]:
     """Return buttons back and forth, if there is more than one page; pages count from 0."""
     if pages <= 1:
         return []

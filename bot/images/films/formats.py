@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from importlib.util import find_spec
 from types import MappingProxyType
-from typing import Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from PIL import Image, features
 
@@ -125,7 +125,7 @@ def _encode_mp4(frames: Sequence[Image.Image], durations: Sequence[int], crf: in
             canvas = Image.new("RGB", (width, height), BACKGROUND)
             canvas.paste(frame)
             for _ in range(count):
-                container.mux(stream.encode(av.VideoFrame.from_image(canvas)))
+                container.mux(stream.encode(cast(Any, av.VideoFrame).from_image(canvas)))
         container.mux(stream.encode())
     return buffer.getvalue()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import struct
 import warnings
-from typing import Literal
+from typing import Any, Literal, cast
 
 from PIL import ExifTags, Image, ImageCms, features
 
@@ -83,7 +83,7 @@ def prepare_pillow() -> None:
         from PIL import AvifImagePlugin
 
         AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # the child may start no threads
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    profile = _srgb_profile().tobytes()
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     for format_name in FORMATS:
@@ -167,12 +167,16 @@ def _flatten(pixels: Image.Image, profile: object, background: tuple[int, int, i
     return canvas, bool(sum(alpha.histogram()[:255]))
 
 
+def _srgb_profile() -> ImageCms.ImageCmsProfile:
+    return ImageCms.ImageCmsProfile(cast(Any, ImageCms).createProfile("sRGB"))
+
+
 def _to_srgb(pixels: Image.Image, profile: object) -> Image.Image:
     """Convert to sRGB; without a usable profile, keep the numbers."""
     if isinstance(profile, bytes) and 0 < len(profile) <= MAX_PROFILE_BYTES:
         try:
-            source, target = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
-            converted = ImageCms.profileToProfile(pixels, source, target, outputMode="RGB")
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            converted = ImageCms.profileToProfile(pixels, source, _srgb_profile(), outputMode="RGB")
         except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
             converted = None
         if converted is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from bot.domain.errors import UserError
@@ -27,7 +27,7 @@ class MemoryLimiter:
         return self._reserved
 
     @asynccontextmanager
-    async def reserve(self, size: int) -> AsyncIterator[None]:
+    async def reserve(self, size: int) -> AsyncGenerator[None]:
         """Reserve `size` bytes while the body runs; if that exceeds the limit, wait for all of the memory. Raises
         `UserError`.
         """

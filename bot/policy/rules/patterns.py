@@ -15,6 +15,7 @@ from bot.domain.errors import UserError
 from bot.domain.texts import clean_text, shorten
 from bot.policy.rules.match_budget import MatchBudget
 
+_re2: Any = re2  # it has no type hints
 MAX_LENGTH = 200  # characters
 MAX_INSTRUCTIONS = 2000
 MAX_MEMORY = 1 << 18  # bytes
@@ -31,7 +32,7 @@ def parse_pattern(text: str) -> str:
     excerpt = shorten(pattern, 60)
     try:
         expression = _compile(pattern)
-    except re2.error as error:
+    except _re2.error as error:
         raise UserError(f"“{excerpt}” is no pattern of RE2: {shorten(_error_reason(error), 120)}.") from error
     if expression.programsize > MAX_INSTRUCTIONS:
         raise UserError(
@@ -53,7 +54,7 @@ def find_first_match(readings: Sequence[str], patterns: Sequence[str], budget: M
             continue
         try:
             expression = _compile(pattern)
-        except re2.error:
+        except _re2.error:
             continue
         budget.spend(expression.programsize * sum(map(len, texts)) // WORK_PER_STEP)
         if any(expression.search(text) for text in texts):
@@ -62,9 +63,9 @@ def find_first_match(readings: Sequence[str], patterns: Sequence[str], budget: M
 
 
 def _compile(pattern: str) -> Any:  # re2 has no public name for it
-    options = re2.Options()
+    options = _re2.Options()
     options.max_mem, options.log_errors, options.case_sensitive, options.never_capture = MAX_MEMORY, False, False, True
-    return re2.compile(pattern.encode(), options)
+    return _re2.compile(pattern.encode(), options)
 
 
 def _error_reason(error: Exception) -> str:

@@ -7,8 +7,8 @@ whether the server is closed. Every mistake is one sentence with its line.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeAlias, cast
 
 import yaml
 
@@ -27,6 +27,7 @@ from bot.policy.rules.value_parser import (
 MAX_BYTES = 64 * 1024
 MAX_EVENTS = 20_000  # YAML events of a file: more than a server's rules make
 SECTIONS: Mapping[str, Scope] = {"server": "guild", "channels": "channel", "roles": "role", "users": "user"}
+Node: TypeAlias = "str | list[Node] | dict[str, tuple[int, Node]]"  # of a file; each value with its line
 EXCLUDED_SETTINGS = ("closed",)  # a state and no rule: `close` and `open` set it
 HEADER = """\
 # The rules of one server. Import this file to replace all of its rules, as one change.
@@ -88,7 +89,7 @@ def load_rules(text: str, guild: str = "") -> dict[RuleKey, RuleValue]:
     return rules
 
 
-def _load_section(scope: Scope, subject: str, section: Any, line: int) -> dict[RuleKey, RuleValue]:
+def _load_section(scope: Scope, subject: str, section: Node, line: int) -> dict[RuleKey, RuleValue]:
     rules: dict[RuleKey, RuleValue] = {}
     for name, (value_line, value) in _require_mapping(section, line, subject or "server").items():
         try:
@@ -97,12 +98,11 @@ def _load_section(scope: Scope, subject: str, section: Any, line: int) -> dict[R
                 raise UserError(f"{setting.name} cannot be imported: close and open are for the server's owner.")
             if scope not in setting.scopes:
                 raise UserError(f"{setting.name} cannot be set for a {scope}.")
-            if isinstance(value, dict) or (
-                isinstance(value, list) and not all(isinstance(part, str) for part in value)
-            ):
+            texts = [part for part in value if isinstance(part, str)] if isinstance(value, list) else []
+            if isinstance(value, dict) or (isinstance(value, list) and len(texts) < len(value)):
                 raise UserError(f"{setting.name} takes a value, or a list of values.")
             rules[scope, subject, setting.name] = (
-                parse_list(setting, value) if isinstance(value, list) else parse_value(setting, value)
+                parse_list(setting, texts) if isinstance(value, list) else parse_value(setting, value)
             )
         except UserError as error:
             raise _line_error(value_line, error.sentence.rstrip(".")) from None
@@ -113,7 +113,7 @@ def _line_error(line: int, problem: str) -> UserError:
     return UserError(f"Line {line} of the file: {problem}.")
 
 
-def _require_mapping(node: Any, line: int, node_name: str) -> dict[str, tuple[int, Any]]:
+def _require_mapping(node: Node, line: int, node_name: str) -> dict[str, tuple[int, Node]]:
     if node == "":
         return {}
     if not isinstance(node, dict):
@@ -121,12 +121,13 @@ def _require_mapping(node: Any, line: int, node_name: str) -> dict[str, tuple[in
     return node
 
 
-def _parse_tree(text: str) -> Any:
-    """Return mappings as {key: (line, value)}, lists of texts, and texts; at most four deep, against YAML bombs."""
+def _parse_tree(text: str) -> Node:
+    """Return the file as a tree, at most four deep, against YAML bombs."""
     stack: list[_OpenNode] = [_OpenNode(1)]
     try:
-        for count, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
-            line = event.start_mark.line + 1
+        events: Iterator[yaml.Event] = cast(Any, yaml).parse(text, Loader=yaml.SafeLoader)
+        for count, event in enumerate(events):
+            line: int = event.start_mark.line + 1
             if count > MAX_EVENTS:
                 raise _line_error(line, f"it has more than {MAX_EVENTS} parts")
             _consume_event(stack, event, line)
@@ -142,11 +143,11 @@ class _OpenNode:
 
     def __init__(self, line: int, *, is_mapping: bool = False) -> None:
         self.line, self.items = line, []
-        self.items: list[Any]
-        self.keys: dict[str, tuple[int, Any]] | None = {} if is_mapping else None
+        self.items: list[Node]
+        self.keys: dict[str, tuple[int, Node]] | None = {} if is_mapping else None
         self.key: tuple[str, int] | None = None
 
-    def put(self, value: Any, line: int) -> None:
+    def put(self, value: Node, line: int) -> None:
         if self.keys is None:
             self.items.append(value)
         elif self.key is None:

@@ -7,7 +7,7 @@ so they are deleted with it.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
 from bot.domain.concurrency import PerMemberLimit
@@ -57,7 +57,7 @@ class InitImageLoader:
         return self._member_limit.reserve(member.id)
 
     @asynccontextmanager
-    async def open_init_images(self, member: Member, init_images: InitImages) -> AsyncIterator[LoadedInitImages]:
+    async def open_init_images(self, member: Member, init_images: InitImages) -> AsyncGenerator[LoadedInitImages]:
         """Fetch and decode a member's init images, in their turn; memory is reserved while the body runs.
 
         Raises `UserError`, also for a finished picture that is held or that the member may not use.
@@ -140,7 +140,7 @@ class InitImageLoader:
     @asynccontextmanager
     async def protect_files(
         self, inputs: Sequence[StoredInput], contents: dict[str, bytes] | None = None
-    ) -> AsyncIterator[None]:  # fmt: skip
+    ) -> AsyncGenerator[None]:  # fmt: skip
         """Keep jobs' inputs in storage while the jobs are written, in turn with tasks that remove pictures.
 
         At the end, remove inputs that no job uses, since the job was refused. Raises `UserError`.

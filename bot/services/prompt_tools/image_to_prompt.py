@@ -9,7 +9,7 @@ score. One image is scored at a time, and a short queue waits; members are not c
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -133,7 +133,7 @@ class ImageToPrompt:
             raise UserError(TOO_SLOW.format(model=model_profile.name, time=format_duration(seconds)))
 
     @contextmanager
-    def _reserve_place(self, member: str) -> Iterator[None]:
+    def _reserve_place(self, member: str) -> Generator[None]:
         """Occupy one of the few places in the queue, one for each member."""
         if member in self._waiting_members:
             raise UserError(ALREADY_RUNNING, 429)

@@ -7,7 +7,7 @@ copy leaves out Discord's interaction tokens: they are valid for 15 minutes.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -89,7 +89,7 @@ def _check_schema(database: sqlite3.Connection) -> None:
 
 
 @contextmanager
-def _open_database(file: Path, *, create: bool = False) -> Iterator[sqlite3.Connection]:
+def _open_database(file: Path, *, create: bool = False) -> Generator[sqlite3.Connection]:
     address = f"{file.absolute().as_uri()}?mode={'rwc' if create else 'rw'}"
     with closing(sqlite3.connect(address, uri=True, timeout=TIMEOUT_SECONDS)) as database:
         yield database

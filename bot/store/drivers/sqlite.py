@@ -107,14 +107,14 @@ def _create_engine(url: URL, begin_statement: str, pool_size: int) -> Engine:
     )
 
     @event.listens_for(engine, "connect")
-    def _set_pragmas(connection: Any, _record: object) -> None:  # pyright: ignore[reportUnusedFunction]
+    def _set_pragmas(connection: Any, _record: object) -> None:
         cursor = connection.cursor()
         for pragma in PRAGMAS:
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
     @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:  # pyright: ignore[reportUnusedFunction]
+    def _begin(connection: Connection) -> None:
         connection.exec_driver_sql(begin_statement)
 
     return engine

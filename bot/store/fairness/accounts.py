@@ -45,15 +45,17 @@ _REACTIVATE_ACCOUNT = (
     .where(accounts.c.path == bindparam("level"))
     .values(virtual=bindparam("virtual_time"), since=bindparam("waiting_since"))
 )
-_ADJUST_COUNTS = update(accounts).where(_IS_ON_PATH)
-_ADJUST_COUNTS = _ADJUST_COUNTS.values(
-    queued=accounts.c.queued + bindparam("queued_delta"), active=accounts.c.active + bindparam("active_delta")
+_ADJUST_COUNTS = (
+    update(accounts)
+    .where(_IS_ON_PATH)
+    .values(queued=accounts.c.queued + bindparam("queued_delta"), active=accounts.c.active + bindparam("active_delta"))
 )
 _ADD_COST = (
     update(accounts).where(_IS_ON_PATH).values(virtual=accounts.c.virtual + bindparam("cost") / accounts.c.weight)
 )
-_SUM_ROWS_IN_USE = select(func.coalesce(func.sum(jobs.c.rows), 0))
-_SUM_ROWS_IN_USE = _SUM_ROWS_IN_USE.where(jobs.c.state.in_(ACTIVE_STATES), jobs.c.pool == bindparam("pool"))
+_SUM_ROWS_IN_USE = select(func.coalesce(func.sum(jobs.c.rows), 0)).where(
+    jobs.c.state.in_(ACTIVE_STATES), jobs.c.pool == bindparam("pool")
+)
 _SELECT_ACTIVE_GUILDS = select(jobs.c.guild).where(
     jobs.c.member == bindparam("member"), jobs.c.state.in_(ACTIVE_STATES)
 )

@@ -40,7 +40,7 @@ def _find_interpolation(connection: Connection, job_record: JobRecord) -> list[J
         return []
     request_jobs: Sequence[JobRecord] = list_by_key(connection, job_record.key) if job_record.key else [job_record]
     groups = _split_interpolations(part for part in request_jobs if _is_same_interpolation(part, job_record))
-    return next((group for group in groups if job_record.id in {part.id for part in group}), [])
+    return next((group for group in groups if job_record.id in {part.id for part in group}), list[JobRecord]())
 
 
 def _split_interpolations(request_jobs: Iterable[JobRecord]) -> list[list[JobRecord]]:

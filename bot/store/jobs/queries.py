@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Select, bindparam, func, select
+from sqlalchemy import BindParameter, Connection, Select, bindparam, func, select
 
 from bot.domain.job_states import ACTIVE_STATES, OPEN_STATES
 from bot.policy.fair_queue import Account, WaitingJob
@@ -16,14 +16,16 @@ from engine.contract import MalformedMessage, ModelProfile, decode
 
 log = logging.getLogger(__name__)
 
-_COUNT_EARLIER = (
-    select(func.count()).select_from(jobs).where(jobs.c.account == bindparam("account"), jobs.c.state == "queued")
+_COUNT_EARLIER = (  # run at each admission
+    select(func.count())
+    .select_from(jobs)
+    .where(jobs.c.account == bindparam("account"), jobs.c.state == "queued", jobs.c.id < bindparam("job"))
 )
-_COUNT_EARLIER = _COUNT_EARLIER.where(jobs.c.id < bindparam("job"))  # run at each admission
-_IDS = bindparam("ids", expanding=True)
+_IDS: BindParameter[Any] = bindparam("ids", expanding=True)
 _SELECT_JOBS = select(jobs).where(jobs.c.id.in_(_IDS))  # this and the next run at each view of a job
-_SELECT_PICTURES = select(pictures).where(pictures.c.job.in_(_IDS))
-_SELECT_PICTURES = _SELECT_PICTURES.order_by(pictures.c.job, pictures.c.image, pictures.c.kind)
+_SELECT_PICTURES = (
+    select(pictures).where(pictures.c.job.in_(_IDS)).order_by(pictures.c.job, pictures.c.image, pictures.c.kind)
+)
 
 
 def load_records(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Connection
 
@@ -43,5 +44,5 @@ def record_pictures(
     job_record = decode_record(row)
     if job_record.find_missing(queries.list_pictures(connection, [job])):
         return True, None
-    values = {"seconds": stats.seconds, "ms_per_step": stats.ms_per_step, "step": job_record.steps}
+    values: dict[str, Any] = {"seconds": stats.seconds, "ms_per_step": stats.ms_per_step, "step": job_record.steps}
     return True, job_transitions.end_job(connection, "finish", job, now, stats.cost, epoch=epoch, **values)

@@ -5,6 +5,8 @@ A normal transition needs a readable record (`job_transitions`); this module cha
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import Connection, RowMapping, select
 
 from bot.domain.job_states import OPEN_STATES
@@ -35,7 +37,7 @@ def _is_readable(row: RowMapping) -> bool:
 
 
 def _fail_job(connection: Connection, row: RowMapping, now: float) -> None:
-    values = {
+    values: dict[str, Any] = {
         "reason": UNREADABLE_TEXT,
         "blame": "us",
         "ended": now,

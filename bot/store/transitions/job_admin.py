@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Connection, func, select, update
 
@@ -72,7 +73,7 @@ def requeue_job(connection: Connection, job: str, now: float) -> Transition | No
     row = connection.execute(select(jobs).where(jobs.c.id == job).with_for_update()).mappings().first()
     if row is None or row["cancelling"]:
         return None
-    values = {"attempt": row["attempt"] + 1, "worker": "", "barren": 0}
+    values: dict[str, Any] = {"attempt": row["attempt"] + 1, "worker": "", "barren": 0}
     return make_transition(connection, "requeue", job, now, audit_note=REQUEUE_NOTE, **values)
 
 

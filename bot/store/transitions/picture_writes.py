@@ -16,14 +16,15 @@ from engine.contract import ModelProfile, Recipe, Task, UpscaleMethod, UpscaleTa
 
 # Built once: building a statement takes longer than SQLite takes to run it.
 _SELECT_OPEN = select(jobs).where(
-    jobs.c.id == bindparam("job"), jobs.c.epoch <= bindparam("epoch"), jobs.c.deleted.is_(None)
-)
-_SELECT_OPEN = _SELECT_OPEN.where(jobs.c.state.in_(OPEN_STATES)).with_for_update()
+    jobs.c.id == bindparam("job"), jobs.c.epoch <= bindparam("epoch"), jobs.c.deleted.is_(None),
+    jobs.c.state.in_(OPEN_STATES),
+).with_for_update()  # fmt: skip
 _SELECT_VERDICTS = select(pictures.c.image, pictures.c.kind, pictures.c.verdict).where(
     pictures.c.job == bindparam("job")
 )
-_DELETE_PICTURE = pictures.delete().where(pictures.c.job == bindparam("job"), pictures.c.image == bindparam("at"))
-_DELETE_PICTURE = _DELETE_PICTURE.where(pictures.c.kind == bindparam("as"))
+_DELETE_PICTURE = pictures.delete().where(
+    pictures.c.job == bindparam("job"), pictures.c.image == bindparam("at"), pictures.c.kind == bindparam("as")
+)
 _INSERT_PICTURES = pictures.insert()
 
 

@@ -10,6 +10,7 @@ import math
 from base64 import b64decode
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import cast
 
 from nats.js import JetStreamContext
 from nats.js.errors import KeyWrongLastSequenceError, NotFoundError
@@ -107,7 +108,7 @@ class LeaderClaims(Claims):
         revision = message.seq or 0
         if has_reply_header(b64decode(message.hdrs or "")):
             return LeaderEntry(revision, is_free=False)
-        if (message.headers or {}).get(KV_OP) == KV_DEL:
+        if cast(dict[str, str], message.headers or {}).get(KV_OP) == KV_DEL:
             return LeaderEntry(revision)
         try:
             holder = decode(message.data or b"", ClaimHolder)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any, cast
 
 import msgspec
 from nats.js import JetStreamContext
@@ -29,6 +30,10 @@ class SnapshotBlobRef(msgspec.Struct, frozen=True, tag="Elsewhere", forbid_unkno
 
     epoch: Epoch
     sha256: Sha256
+
+
+def _decode_value(payload: bytes) -> Snapshot | Elsewhere:
+    return decode(payload, cast(Any, Snapshot | Elsewhere))
 
 
 class SnapshotStore:
@@ -75,10 +80,11 @@ class SnapshotStore:
         try:
             entry = await self._bucket.get(key)
         except KeyNotFoundError as error:  # a delete marker has a revision too
-            return 0, (error.entry.revision or 0) if error.entry else 0, ""
+            deleted: KeyValue.Entry | None = cast(Any, error).entry
+            return 0, (deleted.revision or 0) if deleted else 0, ""
         revision = entry.revision or 0
         try:
-            value = decode(entry.value or b"", Snapshot | SnapshotBlobRef)  # pyright: ignore[reportArgumentType]
+            value = _decode_value(entry.value or b"")
         except MalformedMessage as error:
             log.error("snapshot %s is unreadable: %s", key, error)
             return 0, revision, ""
@@ -93,7 +99,7 @@ class SnapshotStore:
         key = subjects.snapshot_key(job, image)
         try:
             entry = await self._bucket.get(key)
-            value = decode(entry.value or b"", Snapshot | SnapshotBlobRef)  # pyright: ignore[reportArgumentType]
+            value = _decode_value(entry.value or b"")
             if isinstance(value, SnapshotBlobRef):
                 value = decode(await self._blobs.get(value.sha256, LARGEST_SNAPSHOT), Snapshot)
         except KeyNotFoundError:

@@ -5,7 +5,7 @@ Also describes its latent space.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,7 +30,7 @@ def encode_pixels(vae: Any, pixels: torch.Tensor, device: torch.device) -> torch
 
 
 @contextmanager
-def avoid_overflow(vae: Any) -> Iterator[None]:
+def avoid_overflow(vae: Any) -> Generator[None]:
     """Use float32 for an autoencoder whose configuration says that float16 overflows, as diffusers does for SDXL."""
     overflows = vae.dtype == torch.float16 and bool(vae.config.get("force_upcast"))
     if overflows:

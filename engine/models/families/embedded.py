@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -73,7 +73,7 @@ def load_text_encoder(*, with_pooler: bool = False) -> tuple[Any, Any]:
     folder = find_minilm_folder()
     # Without model_max_length the pipeline would pad to 512 tokens, unlike in training.
     with silence_libraries():
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), model_max_length=TOKENS)
+        tokenizer = cast(Any, AutoTokenizer).from_pretrained(str(folder), model_max_length=TOKENS)
         encoder = BertModel.from_pretrained(str(folder), add_pooling_layer=with_pooler, use_safetensors=True)
     encoder.config.use_attention_mask = True
     return tokenizer, encoder.eval()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
@@ -19,7 +19,7 @@ def compute_mu(scheduler_config: Mapping[str, Any], tokens: int) -> float:
         scheduler_config.get("max_image_seq_len", 4096),
     )
     min_shift, max_shift = scheduler_config.get("base_shift", 0.5), scheduler_config.get("max_shift", 1.15)
-    return float(calculate_shift(tokens, min_tokens, max_tokens, min_shift, max_shift))
+    return float(cast(Any, calculate_shift)(tokens, min_tokens, max_tokens, min_shift, max_shift))
 
 
 def make_even_sigmas(steps: int) -> tuple[float, ...]:

@@ -6,7 +6,7 @@ they are `[channels, height, width]` for every model.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -51,12 +51,12 @@ class Flux(DiffusersFamily):
         return (torch.tensor(recipe.guidance, device=self.device),) if self._takes_guidance else ()
 
     def _unpack(self, latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
-        return type(self.pipeline)._unpack_latents(latents, height, width, self.pixels_per_latent)
+        return cast(Any, type(self.pipeline))._unpack_latents(latents, height, width, self.pixels_per_latent)
 
     def _run_network(self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
         states, pooled, *guidance = conditioning
         rows, channels, height, width = x.shape
-        pipeline_class = type(self.pipeline)
+        pipeline_class = cast(Any, type(self.pipeline))
         out = net(
             hidden_states=pipeline_class._pack_latents(x, rows, channels, height, width), encoder_hidden_states=states,
             pooled_projections=pooled, guidance=guidance[0] if guidance else None, timestep=t.to(x.dtype) / 1000,

@@ -5,7 +5,7 @@ Its pipeline guides by pred = c + g·(c - u); ours is u + G·(c - u), so G = g +
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.nn.functional import pad
@@ -59,6 +59,7 @@ class ZImage(DiffusersFamily):
 
     def _run_network(self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
         states, lengths = conditioning
-        unpadded = [row[:length] for row, length in zip(states, lengths.tolist(), strict=True)]
+        row_lengths = cast(list[int], lengths.tolist())
+        unpadded = [row[:length] for row, length in zip(states, row_lengths, strict=True)]
         out = net(list(x.unsqueeze(2)), (1000 - t) / 1000, unpadded, return_dict=False)[0]
         return -torch.stack(out).squeeze(2)

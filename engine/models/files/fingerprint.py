@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from engine.contract.rejection import JobRejected
 
@@ -43,7 +43,7 @@ def fingerprint_folder(folder: Path) -> str:
     files = (each for part in parts for pattern in FINGERPRINT_PATTERNS for each in part.rglob(pattern))
     for path in sorted([*folder.glob("model_index.json"), *files]):
         digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
-        _hash_file(path, digest)
+        _hash_file(path, digest.update)
     return digest.hexdigest()[:12]
 
 
@@ -57,26 +57,26 @@ def refuse_unsafe_part_names(index: Mapping[str, Any], name: str) -> None:
 def fingerprint_file(path: Path) -> str:
     """Return the fingerprint of a single file."""
     digest = hashlib.sha256(f"{path.stat().st_size}\n".encode())
-    _hash_file(path, digest)
+    _hash_file(path, digest.update)
     return digest.hexdigest()[:12]
 
 
-def _hash_file(path: Path, digest: hashlib._Hash) -> None:
+def _hash_file(path: Path, update: Callable[[bytes], None]) -> None:
     with path.open("rb") as file:
         if path.stat().st_size <= FULL_HASH_BYTES:
-            digest.update(file.read())
+            update(file.read())
         elif weights := _locate_weights(file):
-            digest.update(_read_header(file))
+            update(_read_header(file))
             for begin, end in weights:
-                _hash_ends(file, begin, end, EDGE_BYTES, digest)
+                _hash_ends(file, begin, end, EDGE_BYTES, update)
         else:
-            _hash_ends(file, 0, path.stat().st_size, FULL_HASH_BYTES // 2, digest)
+            _hash_ends(file, 0, path.stat().st_size, FULL_HASH_BYTES // 2, update)
 
 
-def _hash_ends(file: BinaryIO, begin: int, end: int, length: int, digest: hashlib._Hash) -> None:
+def _hash_ends(file: BinaryIO, begin: int, end: int, length: int, update: Callable[[bytes], None]) -> None:
     for start in (begin, max(begin, end - length)):
         file.seek(start)
-        digest.update(file.read(min(length, end - begin)))
+        update(file.read(min(length, end - begin)))
 
 
 def _locate_weights(file: BinaryIO) -> list[tuple[int, int]]:
@@ -98,20 +98,17 @@ def _read_header(file: BinaryIO) -> bytes:
 def _list_part_folders(folder: Path) -> list[str]:
     """Return the part folders that the index names, and the usual ones."""
     try:
-        index = json.loads((folder / "model_index.json").read_bytes())
+        index: Any = json.loads((folder / "model_index.json").read_bytes())
     except FileNotFoundError:
         index = {}
     except (OSError, ValueError, RecursionError) as error:
         raise JobRejected(f"The model {folder.name} has no model_index.json that can be read.", "model") from error
     if not isinstance(index, dict):
         raise JobRejected(f"The model {folder.name} does not say which pipeline it is (model_index.json).", "model")
-    refuse_unsafe_part_names(index, folder.name)
-    return sorted(
-        {
-            *PART_FOLDERS,
-            *(name for name, entry in index.items() if isinstance(entry, list) and name not in UNUSED_PARTS),
-        }
-    )
+    entries = cast(dict[str, object], index)
+    refuse_unsafe_part_names(entries, folder.name)
+    named = (name for name, entry in entries.items() if isinstance(entry, list) and name not in UNUSED_PARTS)
+    return sorted({*PART_FOLDERS, *named})
 
 
 def combine_fingerprints(*fingerprints: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 from engine.contract.rejection import JobRejected
 from engine.models.files.fingerprint import combine_fingerprints, fingerprint_file, fingerprint_folder
@@ -94,7 +95,7 @@ def _download(hub_name: str) -> Path:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     try:
-        return Path(DiffusionPipeline.download(hub_name, use_safetensors=True, safety_checker=None))
+        return Path(cast(Any, DiffusionPipeline).download(hub_name, use_safetensors=True, safety_checker=None))
     except (OSError, ValueError) as error:
         sentence = f"There is no model {hub_name}: neither a folder nor one on the hub in safetensors."
         raise JobRejected(sentence, "model") from error

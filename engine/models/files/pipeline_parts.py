@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -53,12 +53,14 @@ def read_index(folder: Path, name: str) -> dict[str, Any]:
         index = json.loads((folder / "model_index.json").read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise JobRejected(f"The model {name} has no model_index.json that can be read.", "model") from error
-    if isinstance(index, dict) and isinstance(index.get("_class_name"), list):
+    entries = cast(dict[str, Any], index) if isinstance(index, dict) else {}
+    class_name = entries.get("_class_name")
+    if isinstance(class_name, list):
         raise JobRejected(f"The model {name} brings its own code, which is not run.", "model")
-    if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
+    if not isinstance(class_name, str):
         raise JobRejected(f"The model {name} does not say which pipeline it is (model_index.json).", "model")
-    refuse_unsafe_part_names(index, name)
-    return index
+    refuse_unsafe_part_names(entries, name)
+    return entries
 
 
 def find_pipeline_class(index: dict[str, Any], name: str) -> Any:
@@ -75,7 +77,8 @@ def find_part_classes(index: dict[str, Any], name: str) -> dict[str, Any]:
     for part, entry in index.items():
         if part in UNUSED_PARTS or not isinstance(entry, list) or entry == [None, None]:
             continue
-        library, class_name = (str(each) for each in entry) if len(entry) == 2 else ("", "")
+        names = [str(each) for each in cast(list[object], entry)]
+        library, class_name = names if len(names) == 2 else ("", "")
         part_class = _get_member(library, class_name) if library in LIBRARIES else None
         if not isinstance(part_class, type):
             qualified_name = f"{library}.{class_name}"[:80]
@@ -109,7 +112,7 @@ def count_parameters(files: list[Path]) -> tuple[int, Dtype]:
     """Return the files' parameter count and most common number format. Raises `SafetensorError` or OSError."""
     counts: Counter[str] = Counter()
     for path in files:
-        with safe_open(path, framework="pt") as file:
+        with cast(Any, safe_open)(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 - not a mapping
                 tensor = file.get_slice(key)
                 counts[tensor.get_dtype()] += torch.Size(tensor.get_shape()).numel()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
@@ -24,9 +25,9 @@ def read_tensors(
     tensors: dict[str, torch.Tensor] = {}
     for path in files:
         for keys in _split_keys(path, is_selected):
-            with safe_open(path, framework="pt") as file:  # reopened for each slice, to unmap the last one
+            with cast(Any, safe_open)(path, framework="pt") as file:  # reopened for each slice, to unmap the last one
                 for key in keys:
-                    tensor = file.get_tensor(key)
+                    tensor: torch.Tensor = file.get_tensor(key)
                     keeps_dtype = not tensor.is_floating_point() or any(name in key for name in unchanged_names)
                     tensors[key] = tensor.clone() if keeps_dtype else tensor.to(dtype, copy=True)
                     del tensor
@@ -36,8 +37,8 @@ def read_tensors(
 def _split_keys(path: Path, is_selected: Callable[[str], bool]) -> Iterator[list[str]]:
     """Yield names of a file's tensors, about `SLICE_BYTES` at a time."""
     keys, size = list[str](), 0
-    with safe_open(path, framework="pt") as file:
-        lengths = {
+    with cast(Any, safe_open)(path, framework="pt") as file:
+        lengths: dict[str, int] = {
             key: 4 * torch.Size(file.get_slice(key).get_shape()).numel()
             for key in file.keys()  # noqa: SIM118 - the handle is no mapping
             if is_selected(key)

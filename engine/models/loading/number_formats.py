@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -98,4 +99,5 @@ def choose_single_format(device: torch.device, stored_dtype: Dtype) -> Dtype:
 
 def has_bfloat16() -> bool:
     """Whether this processor has bfloat16 instructions."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    cpu: Any = torch.cpu  # no public name tells
+    return bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())

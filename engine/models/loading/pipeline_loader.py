@@ -160,7 +160,8 @@ def _guard_diffusers_part(part_class: Any, target_dtype: torch.dtype, converted_
                 state_dict = read_tensors(converted_files, target_dtype, _list_float32_names(model))
                 if not sharded:
                     model._fix_state_dict_keys_on_load(state_dict)
-            return super()._load_pretrained_model(model, state_dict, *others, **options)
+            base: Any = super()
+            return base._load_pretrained_model(model, state_dict, *others, **options)
 
     return DiffusersPart
 
@@ -168,13 +169,15 @@ def _guard_diffusers_part(part_class: Any, target_dtype: torch.dtype, converted_
 def _guard_transformers_part(part_class: Any, target_dtype: torch.dtype, converted_files: Sequence[Path]) -> Any:
     class TransformersPart(part_class):
         def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **options)
+            base: Any = super()
+            base.__init__(*arguments, **options)
             for parameter in self.parameters():  # no memory yet; weights take the dtype of these
                 parameter.data = parameter.data.to(target_dtype)
 
         @classmethod
         def get_init_context(cls, dtype: torch.dtype, *others: Any, **options: Any) -> Any:
-            return super().get_init_context(torch.get_default_dtype(), *others, **options)
+            base: Any = super()
+            return base.get_init_context(torch.get_default_dtype(), *others, **options)
 
         @staticmethod
         def _load_pretrained_model(model: Any, state_dict: Any, *others: Any, **options: Any) -> Any:

@@ -10,7 +10,7 @@ import functools
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.loaders import single_file_utils
@@ -131,7 +131,7 @@ def _count_parameters(path: Path, name: str) -> dict[str, Counter[str]]:
     """Count the parameters of each number format in every group. Raises `JobRejected`."""
     counts: dict[str, Counter[str]] = {}
     try:
-        with safe_open(path, framework="pt") as file:
+        with cast(Any, safe_open)(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 - not a mapping
                 tensor = file.get_slice(key)
                 group_counts = counts.setdefault(_find_group(key), Counter())
@@ -151,9 +151,9 @@ def _find_group(key: str) -> str:
 def _fetch_configs(path: Path, name: str, size: int, mtime_ns: int) -> Path:
     """Fetch the configurations that diffusers uses for such a file; cached for this `size` and modification time."""
     try:
-        checkpoint = single_file_utils.load_single_file_checkpoint(str(path), local_files_only=True)
+        checkpoint: Any = cast(Any, single_file_utils).load_single_file_checkpoint(str(path), local_files_only=True)
         repository = single_file_utils.fetch_diffusers_config(checkpoint)["pretrained_model_name_or_path"]
-        return Path(snapshot_download(repository, allow_patterns=CONFIG_PATTERNS))
+        return Path(cast(Any, snapshot_download)(repository, allow_patterns=CONFIG_PATTERNS))
     except LOAD_ERRORS as error:
         location = f"in a folder {path.stem} beside the file"
         sentence = f"The model {name} needs its configurations, {location}, since they cannot be fetched from the hub."

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
@@ -36,11 +36,11 @@ def is_compatible(pipeline: Any, network_name: str, lora: LoraFile) -> bool:
 
 def _read_matrices(pipeline: Any, lora: LoraFile) -> dict[str, torch.Tensor]:
     """Return the matrices for this pipeline's parts, by diffusers' names."""
-    result = pipeline.lora_state_dict(
+    result: Any = pipeline.lora_state_dict(
         str(lora.path.parent), weight_name=lora.path.name, use_safetensors=True, local_files_only=True,
         **({"unet_config": pipeline.unet.config} if hasattr(pipeline, "unet") else {}),
     )  # fmt: skip
-    state_dict = result[0] if isinstance(result, tuple) else result
+    state_dict: dict[str, torch.Tensor] = cast(Any, result)[0] if isinstance(result, tuple) else result
     parts = tuple(f"{part}." for part in pipeline._lora_loadable_modules)
     matrices = {name: value for name, value in state_dict.items() if name.startswith(parts)}
     if not matrices or not all("lora" in name for name in state_dict):
@@ -55,7 +55,7 @@ def _select_part(matrices: dict[str, torch.Tensor], part: str) -> dict[str, torc
     return (
         part_matrices
         if any("lora_A" in name for name in part_matrices)
-        else convert_unet_state_dict_to_peft(part_matrices)
+        else cast(Any, convert_unet_state_dict_to_peft)(part_matrices)
     )
 
 

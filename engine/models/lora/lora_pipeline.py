@@ -10,10 +10,10 @@ import copy
 import logging
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -71,8 +71,9 @@ class LoraPipeline:
         for name in getattr(self._original, "_lora_loadable_modules", ()):
             part = self.net if name == self._network_name else getattr(self._original, name, None)
             if isinstance(part, torch.nn.Module):
-                vars(self.pipeline)[name] = _copy_sharing_tensors(part)
-                self._copied_modules.append((vars(self.pipeline)[name], part))
+                part_copy: Any = _copy_sharing_tensors(part)
+                vars(self.pipeline)[name] = part_copy
+                self._copied_modules.append((part_copy, part))
 
     def _load_lora(self, lora: LoraFile) -> None:
         adapter, layer_count = _make_adapter_name(lora), count_layers(lora)
@@ -117,7 +118,7 @@ def _make_adapter_name(lora: LoraFile) -> str:
 def count_layers(lora: LoraFile) -> int:
     """Return how many layers its file changes. Raises `JobRejected` where it is unreadable."""
     try:
-        with safe_open(lora.path, framework="pt") as file:
+        with cast(Any, safe_open)(lora.path, framework="pt") as file:
             return sum(_LAYER_KEY.search(key) is not None for key in list(file.keys()))
     except (OSError, SafetensorError) as error:
         raise JobRejected(f"The LoRA {lora.name} cannot be read as safetensors.", "worker") from error
@@ -129,7 +130,7 @@ def _reject_lora(lora: LoraFile, reason: str) -> JobRejected:
 
 
 @contextmanager
-def lora_loading_context() -> Iterator[None]:
+def lora_loading_context() -> Generator[None]:
     """Load outside of inference mode, whose tensors cannot be used elsewhere, and without library warnings."""
     with torch.inference_mode(False), silence_libraries(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT warns of a second LoRA in one network

@@ -13,7 +13,7 @@ import copy
 import logging
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -84,7 +84,7 @@ def _try_packing(net: Any, predict: Predict, recurring_inputs: Sequence[torch.Te
 @contextmanager
 def _record_layers(
     net: Any, recurring_inputs: Sequence[torch.Tensor]
-) -> Iterator[tuple[dict[str, torch.Size], list[str]]]:
+) -> Generator[tuple[dict[str, torch.Size], list[str]]]:
     """Record in a forward: each packable layer's input shape by name, and the modules whose only input is a text."""
     shapes: dict[str, torch.Size] = {}
     text_modules: list[str] = []

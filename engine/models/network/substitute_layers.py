@@ -29,7 +29,8 @@ def _is_plain_attention(module: Attention) -> bool:
     """Whether it only attends: no norms inside, no residual."""
     norms = module.spatial_norm, module.group_norm, module.norm_q, module.norm_k, module.norm_cross
     has_extras = any(norms) or module.residual_connection or module.rescale_output_factor != 1
-    return type(module.processor) is AttnProcessor2_0 and not has_extras
+    processor: Any = module.processor
+    return type(processor) is AttnProcessor2_0 and not has_extras
 
 
 class _GroupNorm(nn.GroupNorm):

@@ -9,7 +9,7 @@ import copy
 import logging
 from collections.abc import Mapping
 from threading import RLock
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -143,7 +143,7 @@ class GenericFamily:
 
     def _move_to_device(self, pipeline: Any) -> None:
         """Move everything but the networks to the device, pipelines inside included."""
-        for name, part in vars(pipeline).items():
+        for name, part in cast(dict[str, Any], vars(pipeline)).items():
             if isinstance(part, DiffusionPipeline):
                 self._move_to_device(part)
             elif isinstance(part, torch.nn.Module):

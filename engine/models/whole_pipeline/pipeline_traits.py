@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from engine.contract import GuidanceKind, Sampler
 from engine.contract.rejection import JobRejected
@@ -43,7 +43,9 @@ class PipelineTraits:
             )
         config, factor = network.config, int(getattr(pipeline, "vae_scale_factor", 8))
         multiple = math.lcm(MIN_MULTIPLE, factor * (_read_side(config, "patch_size") or 1))
-        native_latents = _read_side(vars(pipeline), "default_sample_size") or _read_side(config, "sample_size")
+        native_latents = _read_side(cast(dict[str, Any], vars(pipeline)), "default_sample_size") or _read_side(
+            config, "sample_size"
+        )
         side = native_latents * factor or DEFAULT_SIDE
         guidance = _read_default(parameters, DEFAULT_GUIDANCE, "true_cfg_scale", "guidance_scale")
         return cls(
@@ -67,7 +69,8 @@ def _list_samplers(pipeline: Any) -> tuple[Sampler, ...]:
 def _read_side(config: Mapping[str, Any], name: str) -> int:
     """Return a side, which may be a list of sides; 0 where the configuration does not say."""
     value = config.get(name)
-    value = value[-1] if isinstance(value, list | tuple) and value else value
+    if isinstance(value, list | tuple) and value:
+        value = cast(Sequence[Any], value)[-1]
     return value if isinstance(value, int) else 0
 
 

@@ -23,7 +23,9 @@ def test_a_sqlite_file_is_named_with_its_version_and_a_broken_one_is_reported(
     url = new_database_url("sqlite")
     findings = check_database(load_settings(data=tmp_path, database_url=url))
     assert findings.ok
-    assert findings.summary.startswith(f"SQLite {sqlite3.sqlite_version} in {url.removeprefix('sqlite:///')}, answers in ")
+    assert findings.summary.startswith(
+        f"SQLite {sqlite3.sqlite_version} in {url.removeprefix('sqlite:///')}, answers in "
+    )
     assert findings.summary.endswith("; its tables are up to date")
     broken_file = tmp_path / "broken.sqlite"
     broken_file.write_bytes(b"no database" * 100)

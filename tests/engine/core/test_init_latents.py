@@ -202,8 +202,14 @@ BAD_LADDERS = {
     "another shape": (make_ladder(shape=(4, 8, 8)), "another size"),
     "more steps": (make_ladder(total_steps=9), "another number of steps"),
     "fewer steps": (make_ladder(total_steps=7), "another number of steps"),
-    "short latents": (make_ladder(keyframes=(Keyframe(4, b"", to_bytes(LATENTS)[:-4], to_bytes(LATENTS)),)), "wrong size"),
-    "long history": (make_ladder(keyframes=(Keyframe(4, b"", to_bytes(LATENTS), to_bytes(LATENTS) * 2),)), "wrong size"),
+    "short latents": (
+        make_ladder(keyframes=(Keyframe(4, b"", to_bytes(LATENTS)[:-4], to_bytes(LATENTS)),)),
+        "wrong size",
+    ),
+    "long history": (
+        make_ladder(keyframes=(Keyframe(4, b"", to_bytes(LATENTS), to_bytes(LATENTS) * 2),)),
+        "wrong size",
+    ),
     "no numbers": (make_ladder(keyframes=(Keyframe(4, b"", to_bytes(NAN), to_bytes(LATENTS)),)), "not finite"),
     "an infinite estimate": (
         make_ladder(keyframes=(Keyframe(4, b"", to_bytes(LATENTS), to_bytes(LATENTS / 0)),)),

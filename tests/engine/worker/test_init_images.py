@@ -63,7 +63,10 @@ async def test_a_job_starts_from_an_init_image_and_a_branch_from_its_ladder(harn
     await wait_until(lambda: not harness.decode_worker._init_latents)
     [ladder_sha] = picture_hashes(results, "ladder")
     ladder = decode(await harness.bot.get_blob(ladder_sha, 10_000_000), Ladder)
-    assert (ladder.total_steps, [keyframe.step for keyframe in ladder.keyframes if keyframe.latent]) == (20, [12, 16, 20])
+    assert (ladder.total_steps, [keyframe.step for keyframe in ladder.keyframes if keyframe.latent]) == (
+        20,
+        [12, 16, 20],
+    )
     await harness.bot.dispatch(make_job(OTHER_JOB, steps=20, start=Branch(ladder_sha, 16)))
     branch_results = await harness.collect_results(OTHER_JOB)
     assert isinstance(branch_results[-1], JobFinished)

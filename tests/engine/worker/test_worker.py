@@ -366,7 +366,9 @@ async def test_a_newer_epochs_snapshot_stops_the_older_run(harness: WorkerHarnes
     worker, _ = await harness.start_worker()
     await harness.bot.dispatch(make_job(steps=LONG_STEPS))
     run = await wait_until_midway(worker)
-    newer_snapshot = Snapshot(job=JOB, image=0, epoch=run.claim.epoch + 1, next_step=1, shape=(1, 1, 1), x=b"", history=b"")
+    newer_snapshot = Snapshot(
+        job=JOB, image=0, epoch=run.claim.epoch + 1, next_step=1, shape=(1, 1, 1), x=b"", history=b""
+    )
     await harness.bot.put_snapshot(newer_snapshot)
     await wait_until(lambda: run not in worker.active_runs)
     assert await harness.bot.get_snapshots(JOB) == [newer_snapshot]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
 from sqlalchemy import Connection, event
@@ -56,9 +56,9 @@ def create_pool(url: str, timeouts: Timeouts, connections: int, options: Mapping
 
     async def open_connection() -> asyncpg.Connection:
         try:
-            return await asyncpg.connect(
+            return await cast(Any, asyncpg).connect(
                 asyncpg_url, command_timeout=timeouts.statement + 5, server_settings=timeouts.server_settings(),
-                timeout=timeouts.connect,  # pyright: ignore[reportArgumentType] - asyncpg accepts a float too
+                timeout=timeouts.connect,
             )  # fmt: skip
         except ValueError:  # asyncpg cannot parse the URL; its message may repeat the password
             raise UserError(INVALID_URL, 400) from None

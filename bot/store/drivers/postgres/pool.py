@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from typing import TypeVar
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 @asynccontextmanager
-async def write_transaction(pool: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+async def write_transaction(pool: AsyncEngine) -> AsyncGenerator[AsyncConnection]:
     """Open a transaction under the writers' lock. It is rolled back unless the body commits."""
     connection, _ = await _begin(pool, commit_log.lock_writers)
     try:

@@ -33,7 +33,7 @@ def make_view(state: JobState = "finished", seconds: float = 10.0, *, private: b
 
 
 def make_answer(**fields: object) -> dict[DeliveryRole, Delivery]:
-    return {"answer": replace(Delivery("answer", Destination("discord", dict(GUILD)), "9"), **fields)}  # pyright: ignore
+    return {"answer": replace(Delivery("answer", Destination("discord", dict(GUILD)), "9"), **fields)}
 
 
 @pytest.mark.parametrize(
