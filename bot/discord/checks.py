@@ -60,7 +60,7 @@ async def reply_on_error(interaction: Interaction) -> AsyncGenerator[None]:
 
 
 @asynccontextmanager
-async def report_errors(interaction: Interaction, log: Logger, message: str, *args: object) -> AsyncIterator[None]:
+async def report_errors(interaction: Interaction, log: Logger, message: str, *args: object) -> AsyncGenerator[None]:
     """As `reply_on_error`; also log any other error of the body and apologise: discord.py would not respond."""
     try:
         async with reply_on_error(interaction):

@@ -120,7 +120,8 @@ def _count_duplicates(tree: Sequence[PayloadPart]) -> int:
 
 
 def _name_in(part: PayloadPart, language: str | None) -> str:
-    return (part.get("name_localizations") or {}).get(language, part["name"])
+    translations: Mapping[str | None, str] = part.get("name_localizations") or {}
+    return translations.get(language, part["name"])
 
 
 def _is_misordered(part: PayloadPart) -> bool:

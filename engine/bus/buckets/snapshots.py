@@ -32,8 +32,8 @@ class SnapshotBlobRef(msgspec.Struct, frozen=True, tag="Elsewhere", forbid_unkno
     sha256: Sha256
 
 
-def _decode_value(payload: bytes) -> Snapshot | Elsewhere:
-    return decode(payload, cast(Any, Snapshot | Elsewhere))
+def _decode_value(payload: bytes) -> Snapshot | SnapshotBlobRef:
+    return decode(payload, cast(Any, Snapshot | SnapshotBlobRef))
 
 
 class SnapshotStore:

@@ -439,7 +439,8 @@ class FailingFamily:
 @pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_crashed_engine_ends_its_worker_and_the_next_one_finishes_the_job(harness: WorkerHarness) -> None:
-    original_families, harness.families = harness.families, {"embedded": FailingFamily(harness.families["embedded"])}  # pyright: ignore
+    original_families = harness.families
+    harness.families = {"embedded": FailingFamily(original_families["embedded"])}  # pyright: ignore
     _, task = await harness.start_worker("one")
     await harness.bot.dispatch(make_job())
     with pytest.raises(Stuck, match="a kernel failed"):

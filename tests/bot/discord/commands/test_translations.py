@@ -75,7 +75,7 @@ def test_there_is_a_german_catalogue() -> None:
 @each_catalogue
 def test_every_text_is_translated(path: Path) -> None:
     """The failure's message is what the file lacks."""
-    catalogue, missing = read_catalogue(path), {}
+    catalogue, missing = read_catalogue(path), dict[str, list[str]]()
     for where, text in sorted(record_texts().texts):
         if (where, text) not in catalogue and (None, text) not in catalogue:
             missing.setdefault(text, []).append(where)
