@@ -86,9 +86,6 @@ def event_loop_stays_free(request: pytest.FixtureRequest) -> Iterator[BlockBuste
         yield None
         return
     with blockbuster_ctx(["bot", "engine", "training", "benchmarks"]) as watch:
-        for function in watch.functions.values():  # on the event loop of the store's own thread: nothing else waits
-            function.can_block_in("bot/store/schema/migration.py", {"migrate_tables", "read_schema_age"})
-            function.can_block_in("bot/store/drivers/postgres/connection.py", {"open_connection"})
         yield watch
 
 

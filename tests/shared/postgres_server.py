@@ -19,9 +19,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-import asyncpg
 import psutil
+import psycopg
 
 from bot.store import Store
 from bot.store.schema.tables import metadata
@@ -80,7 +81,7 @@ class Server:
         while True:
             try:
                 self.sql("SELECT 1")
-            except (OSError, asyncpg.PostgresError):
+            except psycopg.Error:
                 assert time.monotonic() < until, (self._folder / "log").read_text()
                 time.sleep(0.05)
             else:
@@ -109,17 +110,11 @@ class Server:
             return f"postgresql://{ROLE}:{password}@127.0.0.1:{self.port}/{database}"
         return f"postgresql://{ROLE}@/{database}?host={self._folder}&port={self.port}"
 
-    def sql(self, statement: str, database: str = "postgres") -> list[asyncpg.Record]:
+    def sql(self, statement: str, database: str = "postgres") -> list[tuple[Any, ...]]:
         """Runs a statement. Call it from a thread without an event loop."""
-
-        async def fetch() -> list[asyncpg.Record]:
-            connection = await asyncpg.connect(self.url(database))
-            try:
-                return await connection.fetch(statement)
-            finally:
-                await connection.close()
-
-        return asyncio.run(fetch())
+        with psycopg.connect(self.url(database), autocommit=True) as connection:
+            result = connection.execute(statement.encode())
+            return result.fetchall() if result.description else []
 
     def migrate(self) -> None:
         """Creates the database that the others copy."""

@@ -14,7 +14,6 @@ from bot.store.drivers.sqlite import SqliteDatabase
 
 T = TypeVar("T")
 
-POSTGRES_PACKAGES = ("asyncpg", "greenlet")  # packages that PostgreSQL needs
 DRIVER_MISSING = "DATABASE_URL names PostgreSQL, and its driver is not installed: pip install 'darkroom-bot[postgres]'."
 
 
@@ -54,7 +53,7 @@ def select_driver(url: str) -> Database:
     """Return the driver for a URL, not connected yet. Raises `UserError` where its package is missing."""
     if url.startswith("sqlite"):
         return SqliteDatabase(make_url(url))
-    if any(find_spec(name) is None for name in POSTGRES_PACKAGES):
+    if find_spec("psycopg") is None:
         raise UserError(DRIVER_MISSING, 400)
     from bot.store.drivers.postgres.driver import PostgresDatabase
 

@@ -6,7 +6,7 @@ import asyncio
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib import import_module
 from typing import Any
 
@@ -211,6 +211,7 @@ def select_one(connection: Connection) -> int:
     "wrong",
     ["postgresql://darkroom:{p}@127.0.0.1:{port}/none", "postgresql://darkroom:{p}x@127.0.0.1:{port}/postgres",
      "postgres://darkroom:{p}@127.0.0.1:1/postgres", "postgresql+asyncpg://darkroom:{p}@nowhere.invalid/postgres",
+     "postgresql+psycopg://darkroom:x@{p}@127.0.0.1:{port}/postgres",
      "postgresql://darkroom:{p}@here:{p}@127.0.0.1/x", "postgresql://darkroom:a{p}/b@127.0.0.1/x"],
 )  # fmt: skip
 async def test_no_message_contains_the_password(postgres: Server, caplog: Any, wrong: str) -> None:
@@ -235,7 +236,7 @@ async def test_the_right_password_opens_the_store(postgres: Server) -> None:
 
 async def test_without_its_driver_one_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        import_module("bot.store.drivers.database"), "find_spec", lambda name: None if name == "asyncpg" else object()
+        import_module("bot.store.drivers.database"), "find_spec", lambda name: None if name == "psycopg" else object()
     )
     with pytest.raises(UserError, match=r"pip install 'darkroom-bot\[postgres\]'"):
         await Store.open("postgresql://darkroom@/darkroom")
@@ -265,8 +266,11 @@ class CommitProxy:
     def __init__(self, port: int) -> None:
         self._port = port
         self.armed = ""
+        self.meetings = set[asyncio.Task[None]]()
 
     async def meet(self, client: asyncio.StreamReader, answers: asyncio.StreamWriter) -> None:
+        if (meeting := asyncio.current_task()) is not None:
+            self.meetings.add(meeting)
         server, asks = await asyncio.open_connection("127.0.0.1", self._port)
         cut = asyncio.Event()
 
@@ -291,8 +295,10 @@ class CommitProxy:
         await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
         for task in directions:
             task.cancel()
-        answers.close()
-        asks.close()
+        for writer in (answers, asks):
+            writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
 
 
 @asynccontextmanager
@@ -307,6 +313,7 @@ async def proxied_store(server: Server) -> AsyncIterator[tuple[CommitProxy, Stor
     finally:
         await store.close()
         listening.close()
+        await asyncio.gather(*proxy.meetings)
 
 
 async def test_the_outcome_of_a_commit_whose_reply_is_lost_is_found_out(postgres: Server) -> None:

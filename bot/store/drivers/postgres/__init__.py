@@ -1,1 +1,1 @@
-"""PostgreSQL through asyncpg, on an event loop of its own."""
+"""PostgreSQL through psycopg, on the store's own threads."""

@@ -1,13 +1,12 @@
-"""Classifies PostgreSQL errors: whether the database is unavailable, whether the connection is dead, and the reason.
+"""Classifies PostgreSQL errors: whether the database is unavailable, whether the connection is lost, and the reason.
 
-Pure: only looks at exceptions.
+Pure: only looks at exceptions. psycopg's own errors about a connection have no SQLSTATE.
 """
 
 from __future__ import annotations
 
-import asyncpg
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as NoneFree
 
 from bot.store.drivers.group_commit import DatabaseUnavailable
 
@@ -24,52 +23,32 @@ class ConnectFailed(DatabaseUnavailable):
     """No connection could be made."""
 
 
+def mark_outage(context: ExceptionContext) -> None:
+    """Have SQLAlchemy discard the connections after a fault of the database, also where this one is still open: it may
+    be one to a standby.
+    """
+    if _read_sqlstate(context.original_exception).startswith(OUTAGE_STATES):
+        context.is_disconnect = True
+
+
 def is_outage(error: BaseException) -> bool:
     """Return True if the database is at fault, not the statement: a retry may succeed."""
-    if isinstance(error, DBAPIError):
-        return (
-            error.connection_invalidated
-            or _read_sqlstate(error).startswith(OUTAGE_STATES)
-            or _is_connection_closed(error)
-        )
-    return isinstance(error, ConnectFailed | TimeoutError | NoneFree)
+    return isinstance(error, ConnectFailed) or (isinstance(error, DBAPIError) and error.connection_invalidated)
 
 
 def is_connection_lost(error: BaseException) -> bool:
     """Return True if the connection is lost: a new one may work."""
-    if isinstance(error, DBAPIError):
-        return (
-            error.connection_invalidated
-            or _read_sqlstate(error).startswith(CONNECTION_LOST_STATES)
-            or _is_connection_closed(error)
-        )
-    return False
+    if not isinstance(error, DBAPIError):
+        return False
+    sqlstate = _read_sqlstate(error.orig)
+    return sqlstate.startswith(CONNECTION_LOST_STATES) or (error.connection_invalidated and not sqlstate)
 
 
 def describe_error(error: BaseException) -> str:
     """Return the reason in one line for people, without statements and values."""
-    if isinstance(error, TimeoutError):
-        return "it did not answer in time"
-    if isinstance(error, NoneFree):
-        return "every connection was busy for too long"
-    driver_error = _unwrap_error(error) if isinstance(error, DBAPIError) else error
-    return (str(driver_error).strip().splitlines() or [type(driver_error).__name__])[0].rstrip(".")
+    cause = error.orig or error if isinstance(error, DBAPIError) else error
+    return (str(cause).strip().splitlines() or [type(cause).__name__])[0].rstrip(".")
 
 
-def _unwrap_error(error: DBAPIError) -> BaseException:
-    """Return the driver's exception that SQLAlchemy wrapped."""
-    wrapped = error.orig
-    if wrapped is None:
-        return error
-    return wrapped.__cause__ or wrapped
-
-
-def _read_sqlstate(error: DBAPIError) -> str:
-    return str(getattr(_unwrap_error(error), "sqlstate", "") or "")
-
-
-def _is_connection_closed(error: DBAPIError) -> bool:
-    """Return True if asyncpg lost the connection. Its errors about a value are ValueErrors as well."""
-    cause = _unwrap_error(error)
-    is_closed = isinstance(cause, asyncpg.InterfaceError | asyncpg.InternalClientError | OSError)
-    return is_closed and not isinstance(cause, ValueError)
+def _read_sqlstate(error: BaseException | None) -> str:
+    return str(getattr(error, "sqlstate", "") or "")
