@@ -121,7 +121,7 @@ def _count_duplicates(tree: Sequence[PayloadPart]) -> int:
 
 def _name_in(part: PayloadPart, language: str | None) -> str:
     translations: Mapping[str | None, str] = part.get("name_localizations") or {}
-    return translations.get(language, part["name"])
+    return translations.get(language) or part["name"]
 
 
 def _is_misordered(part: PayloadPart) -> bool:
