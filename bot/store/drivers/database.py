@@ -50,7 +50,9 @@ class Database(Protocol):
 
 
 def select_driver(url: str) -> Database:
-    """Return the driver for a URL, not connected yet. Raises `UserError` where its package is missing."""
+    """Return the driver for a URL, not connected yet. Raises `UserError` where its package is missing or the
+    URL is wrong.
+    """
     if url.startswith("sqlite"):
         return SqliteDatabase(make_url(url))
     if find_spec("psycopg") is None:

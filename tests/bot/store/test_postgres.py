@@ -21,7 +21,7 @@ from bot.domain.errors import UserError
 from bot.policy.limits import check_job_count
 from bot.store import DatabaseUnavailable, NewJob, PickRequest, Store
 from bot.store.drivers.postgres.connection import Timeouts
-from bot.store.drivers.postgres.driver import PostgresDatabase
+from bot.store.drivers.postgres.driver import READERS, PostgresDatabase
 from bot.store.fairness.ledger import Ledger
 from bot.store.jobs import queries
 from engine.contract import Concept, Recipe
@@ -180,6 +180,21 @@ async def test_a_writer_that_holds_the_lock_is_waited_for_and_then_given_up(post
     await quick.run_write(lambda _: None)
     await slow.close()
     await quick.close()
+
+
+async def test_a_read_that_waits_too_long_for_a_free_connection_is_given_up(postgres: Server) -> None:
+    driver = PostgresDatabase(postgres.url(await asyncio.to_thread(postgres.database)), SHORT)
+
+    def wait(connection: Connection) -> None:
+        connection.execute(text("SELECT pg_sleep(0.6)"))
+
+    outcomes = await asyncio.gather(*(driver.run_read(wait) for _ in range(2 * READERS)), return_exceptions=True)
+    assert outcomes[:READERS] == [None] * READERS
+    for outcome in outcomes[READERS:]:
+        assert isinstance(outcome, DatabaseUnavailable)
+        assert "busy for too long" in str(outcome)
+    assert await driver.run_read(select_one) == 1
+    await driver.close()
 
 
 @pytest.mark.slow
