@@ -37,7 +37,7 @@ CACHED_LADDERS = 16  # jobs whose keyframe thumbnails, and pictures whose steps,
 CONCURRENT_GRIDS = 2  # keyframe grids drawn at once
 PICTURE_GONE = "This picture is not kept any more."
 NO_FILM = "There is no film of this job."
-NO_WALK = "There is no film of a walk with this job."
+NO_WALK = "This job is no interpolation, so it has no such film."
 WALK_UNFINISHED = "This interpolation is still running; its film follows the last picture."
 NO_LADDER = "This picture has no keyframes to branch from."
 

@@ -130,4 +130,4 @@ def _make_notes(words: str, flags: tuple[ParsedFlag, ...], prompt_concepts: tupl
     elif "frames" in names:
         yield "--frames needs --walk: alone it changes nothing."
     if "://" in words:
-        yield "An address in the prompt is read as words: pictures at it are not looked at."
+        yield "A link inside the prompt is treated as text; only links at the beginning are init images."

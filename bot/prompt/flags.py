@@ -41,7 +41,7 @@ OUR_FLAGS = {
         Flag("guidance", "word", "1 to 30", "how closely to follow the prompt"),
         Flag("interval", "word", "from-to, each 0 to 1, as in 0.2-0.8", "in which part of the steps guidance holds"),
         Flag("ar", "word", "W:H, from 1:4 to 4:1", "the shape of the picture"),
-        Flag("no", "words", "words, as in --no fog, text", "what to steer away from"),
+        Flag("no", "words", "words, as in --no fog, text", "the negative prompt: what to steer away from"),
         Flag("model", "word", "the name of a model", "which model draws"),
         Flag("lora", "word", LORAS, "a LoRA of the model; may be given more than once"),
         Flag("sampler", "sampler", SAMPLER_LIST, "which sampler takes the steps"),

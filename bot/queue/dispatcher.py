@@ -1,7 +1,7 @@
-"""The dispatcher: sends jobs to the broker in fair order, and no more than live workers have room for.
+"""The dispatcher: sends jobs to the broker in fair order, and no more than live workers have free rows for.
 
-It sleeps until poked (a job arrived or ended, a worker changed). It records a job as sent in SQL before it submits it,
-so `republish` restores what the broker lacks. Knows the store and the bus; nothing of front ends.
+It sleeps until its wake event (a job arrived or ended, a worker changed). It records a job as sent in SQL before it
+submits it, so `republish` restores what the broker lacks. Knows the store and the bus; nothing of front ends.
 """
 
 from __future__ import annotations

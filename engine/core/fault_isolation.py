@@ -62,9 +62,9 @@ def find_failing_jobs(
         for job, job_images in jobs.items()
         if len(jobs) == 1 or _does_fail(f"job {job}", partial(run_forward, job_images))
     ]
-    if not failing or (len(failing) == len(jobs) and _does_fail("a harmless picture", run_harmless_forward)):
+    if not failing or (len(failing) == len(jobs) and _does_fail("the test forward", run_harmless_forward)):
         raise error
-    log.error("%s failed by itself; the model is well", ", ".join(failing), exc_info=error)
+    log.error("job %s failed; the model's test forward succeeded", ", ".join(failing), exc_info=error)
     return failing
 
 

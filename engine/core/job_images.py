@@ -202,7 +202,7 @@ def _find_plan(recipe: Recipe, family: Family) -> Plan | None:
 
 def _build_pipeline_images(job: Job, recipe: Recipe, family: Family) -> list[PipelineImage]:
     refuse_unsupported_recipe(recipe)
-    assert isinstance(family, PipelineSource), "only such a family's samplers go whole"
+    assert isinstance(family, PipelineSource), "only such a family runs in its unmodified pipeline"
     try:
         return [PipelineImage(job, recipe_for_image(recipe, image), image, family) for image in range(recipe.count)]
     except ValueError as error:

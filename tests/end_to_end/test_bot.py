@@ -41,7 +41,7 @@ def test_a_prompt_becomes_four_pictures(calibrated: Up, tmp_path: Path) -> None:
 
 
 def test_up_prints_its_address_its_folder_and_a_warm_model(calibrated: Up) -> None:
-    log = until(lambda: ((text := calibrated.log.read_text()) and "is warm" in text and text) or None, 10)
+    log = until(lambda: ((text := calibrated.log.read_text()) and "is loaded" in text and text) or None, 10)
     assert calibrated._announced()["url"] in log
     assert str(calibrated.data) in log
     assert "Traceback" not in log

@@ -99,7 +99,7 @@ def _is_model_path(request: ImagineRequest) -> bool:
 
 
 def _generate(request: ImagineRequest, settings: Settings, display: ProgressDisplay) -> ImagineResult:
-    """Use the bot that runs on this data folder, if any: its engine is warm, and the job joins its batch."""
+    """Use the bot that runs on this data folder, if any: it has the model in memory, and the job joins its batch."""
     instance = None if _is_model_path(request) else find_instance(settings.data)
     if instance is not None:
         result = asyncio.run(_generate_remotely(instance.url, request, settings.data, display))

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from engine.contract import ModelProgress, Presence
 
 LOCAL_WORKER = "here"  # the name of the worker that we start
-POLL_SECONDS = 0.25  # seconds between two checks of the engine, until it is warm
+POLL_SECONDS = 0.25  # seconds between two checks of the engine, until its model is loaded
 # secrets that a worker does not need
 BOT_SECRETS = (
     "DISCORD_TOKEN", "DATABASE_URL", "PICTURES_URL", "DARKROOM_METRICS_TOKEN", "DARKROOM_NATS_KEY"
@@ -225,7 +225,7 @@ def announce_address(settings: Settings, port: int) -> Generator[None]:
 
 def _welcome_text(settings: Settings, models: Sequence[str], page_url: str) -> str:
     discord = "connecting" if settings.discord_token else "not connected (set DISCORD_TOKEN)"
-    engine = f"{', '.join(models)}, warming up" if models else "on other machines"
+    engine = f"{', '.join(models)}, loading" if models else "on other machines"
     return f"""
   Darkroom is open: {page_url}
 
@@ -267,7 +267,7 @@ async def print_when_warm(
             _print_text(f"  {model_profile.name} is offered, and loaded when somebody asks for it.\n")
             continue
         speed = f"{model_profile.row_ms:.1f} ms a row and step, {model_profile.steps} steps by default"
-        _print_text(f"  {model_profile.name} is warm: {presence.device}, {model_profile.dtype}, {speed}.\n")
+        _print_text(f"  {model_profile.name} is loaded: {presence.device}, {model_profile.dtype}, {speed}.\n")
 
 
 def _print_line(sentence: str) -> None:

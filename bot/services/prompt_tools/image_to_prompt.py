@@ -41,12 +41,12 @@ QUEUE_FULL = "Others are having pictures described just now: try again in a mome
 TOO_SLOW = "With {model} this would take about {time} on the workers that are online: ask for a smaller model."
 TIMED_OUT = "The workers are too busy to describe a picture just now: try again later."
 EXPLANATION = (
-    "These are the words, out of {tried} that were tried, under which {model} predicts this picture's noise best. It "
-    "knows only those words; it does not see as a person does."
+    "Of {tried} candidate texts, these let {model} denoise the image best. Only listed words can be suggested: no "
+    "captioning model is used."
 )
 NO_WORDS_HELP = (
-    "Under none of the {tried} words that were tried does {model} predict this picture's noise better than without "
-    "words. It knows only those words; it does not see as a person does."
+    "None of {tried} candidate texts lets {model} denoise this image better than an empty prompt. Only listed words "
+    "can be suggested: no captioning model is used."
 )
 
 RequestScores = Callable[[DescribeRequest], Awaitable[Sequence[Sequence[float]]]]

@@ -58,7 +58,7 @@ async def test_the_engine_warms_up_until_it_announces_itself(
     presence = Presence(
         worker=LOCAL_WORKER, pools=("default",), models=(WARM,), device="paper", rows=1, free=1, software_build="test"
     )
-    assert "embedded is warm: paper" in await _output_while_warming(
+    assert "embedded is loaded: paper" in await _output_while_warming(
         LIVES, tmp_path / "engine.log", {}, capsys, presence
     )
 
@@ -113,7 +113,7 @@ async def test_a_model_loaded_on_demand_is_not_called_warm(tmp_path: Path, capsy
     )
     output = await _output_while_warming(LIVES, tmp_path / "engine.log", {}, capsys, presence)
     assert "large is offered, and loaded when somebody asks for it." in output
-    assert "large is warm" not in output
+    assert "large is loaded" not in output
 
 
 @pytest.mark.parametrize("memory", ["much", "0"])

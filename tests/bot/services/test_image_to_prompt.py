@@ -143,10 +143,10 @@ async def test_no_words_are_suggested_if_none_help() -> None:
     )
     assert best_prompts == ()
     sentence = PromptSuggestions("embedded", 341, best_prompts).sentence
-    assert sentence.startswith("Under none of the 341 words that were tried does embedded predict")
-    assert sentence.endswith("it does not see as a person does.")
+    assert sentence.startswith("None of 341 candidate texts lets embedded denoise this image better")
+    assert sentence.endswith("no captioning model is used.")
     assert PromptSuggestions("embedded", 341, (ScoredPrompt("fox", 0.5),)).sentence.startswith(
-        "These are the words, out of 341 that were tried, under which embedded predicts this picture's noise best."
+        "Of 341 candidate texts, these let embedded denoise the image best."
     )
 
 

@@ -130,7 +130,7 @@ async def test_the_jobs_of_an_interpolation_differ_only_in_place_and_share_one_f
     (other,) = await services.jobs.imagine("a fox --steps 20", ann, destination)
     (view,) = await wait_for_end(app, [other.job], wait_until)
     assert not view.ends_interpolation
-    with pytest.raises(UserError, match="no film of a walk"):
+    with pytest.raises(UserError, match="This job is no interpolation"):
         await services.gallery.render_interpolation_film(view.id)
     with pytest.raises(UserError, match="A remix cannot start an interpolation"):
         await services.variations.remix(view.id, 0, "a dog --walk a cat", ann, destination)
@@ -247,7 +247,7 @@ async def test_an_interpolation_between_pictures_goes_through_each(harness, wait
     await wait_until(lambda: app.services.live_workers())
     services = app.services
     (accepted,) = await services.jobs.imagine("a fox --count 3 --seed 7 --steps 20", ann, destination)
-    with pytest.raises(UserError, match="between several finished pictures"):
+    with pytest.raises(UserError, match="needs several finished pictures"):
         await services.variations.interpolate_pictures(accepted.job, BOB, destination)
     (grid,) = await wait_for_end(app, [accepted.job], wait_until)
     (last,) = await services.jobs.imagine("a fox --count 2 --seed 4294967295 --steps 20", ann, destination)

@@ -66,7 +66,7 @@ async def test_a_picture_is_answered_with_suggested_prompts(server: WebServer) -
     assert reply["model"] == "embedded"
     assert reply["tried_texts"] >= len(GENERAL_VOCABULARY.subjects)
     assert reply["sentence"].startswith(
-        f"These are the words, out of {reply['tried_texts']} that were tried, under which"
+        f"Of {reply['tried_texts']} candidate texts, these let embedded denoise the image best."
     )
     assert {len({request.model, "embedded"}) for request in worker.requests} == {1}
     assert await server.request_json("GET", "/api/jobs") == (200, {"jobs": []}), "nothing is kept, and no job is made"
@@ -103,7 +103,7 @@ async def test_the_describe_button_suggests_a_prompt(page: Page, server: WebServ
     suggestions = page.get_by_role("list", name="Suggested prompts").get_by_role("button")
     await expect(suggestions.first).to_have_text("fox, watercolor")
     await expect(suggestions.first).to_be_focused()
-    await expect(page.locator(".suggestions-note")).to_contain_text("it does not see as a person does")
+    await expect(page.locator(".suggestions-note")).to_contain_text("no captioning model is used")
     await suggestions.first.click()
     await expect(page.locator("#prompt")).to_have_value("fox, watercolor")
     await source_chooser.set_input_files({"name": "b.png", "mimeType": "image/png", "buffer": make_png("#36c")})
@@ -139,6 +139,6 @@ async def test_the_terminal_asks_the_running_bot(
         with pytest.raises(UserError, match="cannot be read"):
             await asyncio.to_thread(describe, tmp_path / "none.png", data=data)
     assert captured.out.splitlines()[0] == "fox, watercolor"
-    assert "it does not see as a person does" in captured.err
+    assert "no captioning model is used" in captured.err
     assert "40 % less error than without words" in captured.err
     assert (reply["picture"], reply["prompts"][0]["prompt"]) == (str(picture), "fox, watercolor")
