@@ -505,13 +505,13 @@ async def test_a_slow_reader_of_loading_messages_gets_the_newest_of_each_job(con
     await worker.publish_loading(JobModelLoading(job=JOB, epoch=1, model="large", loaded_share=0.0))
     await worker.publish_frame(make_frame())
     await worker.client.flush()
-    assert ((await first).done, (await frame).step) == (0.0, 3)
+    assert ((await first).loaded_share, (await frame).step) == (0.0, 3)
     for percent in range(101):
         for job in (JOB, OTHER):
             await worker.publish_loading(JobModelLoading(job=job, epoch=1, model="large", loaded_share=percent / 100))
     await worker.client.flush()
     await asyncio.sleep(0.3)
-    assert {(one.job, one.done) for one in await take_values(loadings, 2)} == {(JOB, 1.0), (OTHER, 1.0)}
+    assert {(one.job, one.loaded_share) for one in await take_values(loadings, 2)} == {(JOB, 1.0), (OTHER, 1.0)}
     assert bot.dead_letters.count == {"loading": 2}
 
 
@@ -525,11 +525,11 @@ async def test_a_snapshot_of_an_older_epoch_is_refused(connect_bus: Any) -> None
     await one.put_snapshot(make_snapshot(5, k=1))
     await one.put_snapshot(make_snapshot(5, image=1, k=1))
     await one.put_snapshot(make_snapshot(5, k=2))
-    assert [(s.image, s.k) for s in await second.get_snapshots(JOB)] == [(0, 2), (1, 1)]
+    assert [(s.image, s.next_step) for s in await second.get_snapshots(JOB)] == [(0, 2), (1, 1)]
     await second.put_snapshot(make_snapshot(9, k=3))
     with pytest.raises(StaleEpoch):
         await one.put_snapshot(make_snapshot(5, k=99))
-    assert [(s.image, s.k) for s in await one.get_snapshots(JOB)] == [(0, 3), (1, 1)]
+    assert [(s.image, s.next_step) for s in await one.get_snapshots(JOB)] == [(0, 3), (1, 1)]
     await second.drop_snapshots(JOB)
     assert await one.get_snapshots(JOB) == []
     assert await second.get_snapshots(OTHER) == []
@@ -541,7 +541,7 @@ async def test_a_snapshot_larger_than_a_message_is_stored_and_leaves_no_blobs_be
     limit_bytes = 7 * 1024 * 1024
     await one.put_snapshot(make_snapshot(5, size=limit_bytes))
     await one.put_snapshot(make_snapshot(5, k=2, size=limit_bytes))
-    assert [(s.k, len(s.x)) for s in await second.get_snapshots(JOB)] == [(2, limit_bytes)]
+    assert [(s.next_step, len(s.x)) for s in await second.get_snapshots(JOB)] == [(2, limit_bytes)]
     await one.drop_snapshots(JOB)
     assert (await one.js.stream_info("OBJ_blobs")).state.bytes < limit_bytes
 

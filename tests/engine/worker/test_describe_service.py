@@ -70,7 +70,7 @@ def test_an_exact_prediction_has_no_error(affine: Any) -> None:
     assert len({one.t for one in samples}) == 8, "each at its own noise level"
     assert all(300 < one.t < 900 for one in samples), "neither almost clean nor pure noise"
     exact_family: Any = SimpleNamespace(
-        name="exact", samplers=affine.samplers, guidance=2.0, guidance_kind="rows", size=32,
+        name="exact", samplers=affine.samplers, guidance=2.0, guides="rows", size=32,
         encode_conditioning=lambda text, recipe: (torch.zeros(1),),
         denoise=lambda x, t, texts, dtype: torch.stack(
             [next(one.target for one in samples if torch.equal(one.x, row)) for row in x]
