@@ -99,7 +99,7 @@ async def test_a_stream_that_breaks_now_and_then_is_followed_to_the_end(monkeypa
 
 async def test_a_silent_stream_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
     server = FakeServer(break_count=99, is_silent=True)
-    with pytest.raises(GenerationError, match="went away"):
+    with pytest.raises(GenerationError, match="Lost the connection"):
         await follow_job(server, monkeypatch)
     assert server.open_count == http_client.MAX_RECONNECTS
 

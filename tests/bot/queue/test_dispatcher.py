@@ -94,7 +94,7 @@ async def test_without_a_worker_a_job_waits_and_says_so(harness, wait_until, ann
     app = await harness.open_app()
     (accepted,) = await app.services.jobs.imagine("a lamp", ann, destination)
     assert (accepted.has_worker, accepted.eta) == (False, None)
-    assert any("No worker is online" in note for note in accepted.notes)
+    assert any("No worker was online" in note for note in accepted.notes)
     assert (accepted.steps, accepted.sampler) == (1000, "ddpm")
     view = await app.services.job_views.load_view(accepted.job)
     assert (view.state, view.has_worker, view.wait_reason) == ("queued", False, "No worker is online for embedded.")
