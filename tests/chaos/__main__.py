@@ -17,10 +17,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from chaos.campaign import Plan, campaign
+from chaos.campaign import Plan, run_campaign
 from chaos.faults import WEIGHTS
 from chaos.installation import Build
-from chaos.report import Outcome, as_json, rows
+from chaos.report import Outcome, as_json, format_rows
 
 REAL_GAP, GAP = 8.0, 2.5  # seconds between two plugs: a real engine takes long to start
 REAL_STEPS, STEPS = (15, 45), (20, 60, 150)
@@ -55,15 +55,13 @@ def make_plan(options: argparse.Namespace) -> Plan:
     build = Build(options.engine, options.database, options.workers, standby=options.standby)
     gap, steps = options.gap or (REAL_GAP if real else GAP), REAL_STEPS if real else STEPS
     return Plan(
-        seed, options.kills, build, gap, steps, members=3 if real else 6, speakers=2 if real else 4,
-        kinds=only, without=without, settling=options.settling,
+        seed, options.kills, build, gap, steps, members=3 if real else 6, discord_members=2 if real else 4,
+        kinds=only, excluded_kinds=without, settle_timeout=options.settling,
     )  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = _make_parser().parse_args(argv)
-    logging.basicConfig(level=logging.ERROR)
-    logging.getLogger("engine").setLevel(logging.CRITICAL)  # the campaign's own clients see every outage
     try:
         plan = make_plan(options)
     except ValueError as error:
@@ -77,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     (folder / "outcome.json").write_text(json.dumps(as_json(outcome), indent=1))
     _print_outcome(outcome, folder, as_text=not options.json)
-    return 0 if outcome.holds else 1
+    return 0 if outcome.is_satisfied else 1
 
 
 async def _run_until_over(plan: Plan, folder: Path) -> Outcome:
@@ -85,11 +83,11 @@ async def _run_until_over(plan: Plan, folder: Path) -> Outcome:
     task = asyncio.current_task()
     assert task
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    return await campaign(plan, folder, lambda text: print(text, file=sys.stderr, flush=True))
+    return await run_campaign(plan, folder, lambda text: print(text, file=sys.stderr, flush=True))
 
 
 def _print_outcome(outcome: Outcome, folder: Path, *, as_text: bool) -> None:
-    lines = rows(outcome)
+    lines = format_rows(outcome)
     (folder / "outcome.txt").write_text("\n".join(lines) + "\n")
     print("\n".join(lines), file=sys.stdout if as_text else sys.stderr)
     if not as_text:
@@ -98,4 +96,6 @@ def _print_outcome(outcome: Outcome, folder: Path, *, as_text: bool) -> None:
 
 
 if __name__ == "__main__":
+    logging.basicConfig(level=logging.ERROR)
+    logging.getLogger("engine").setLevel(logging.CRITICAL)  # the campaign's own clients see every outage
     sys.exit(main())

@@ -14,24 +14,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from chaos import evidence_collector
-from chaos.discord_members import Speakers
-from chaos.evidence import ENDS, Accepted, Evidence, Wish
-from chaos.fault_injector import Pulling
-from chaos.faults import NEED_MOUNTS, WEIGHTS, draw, possible
-from chaos.hostile_client import Liar
-from chaos.http_members import Member, Room
-from chaos.installation import Build, Installation, installed
-from chaos.invariants import judge
+from chaos.discord_members import DiscordMembers
+from chaos.evidence import ENDS, Accepted, Evidence, JobSpec
+from chaos.fault_injector import FaultInjector
+from chaos.faults import MOUNT_KINDS, WEIGHTS, draw_faults, list_possible_kinds
+from chaos.hostile_client import HostileClient
+from chaos.http_members import HttpMember, WebTarget
+from chaos.installation import Build, Installation, start_installation
+from chaos.invariants import check_invariants
 from chaos.observer import Observer
 from chaos.report import Outcome
-from chaos.timeline import Promises, Timeline
-from chaos.tmpfs import may_mount
+from chaos.timeline import AcceptedLog, Timeline
+from chaos.tmpfs import can_mount
 from engine.bus import Bus
 
 PROMPTS = ("red apple", "blue teapot", "green tree on a hill")
-SETTLING = 240.0  # seconds for all jobs to end once everything is up
+SETTLE_TIMEOUT = 240.0  # seconds for all jobs to end once everything is up
 GUILDS = 2
-PAUSE = 2.5  # seconds between two commands in Discord
+COMMAND_INTERVAL = 2.5  # seconds between two commands in Discord
 
 
 @dataclass(frozen=True)
@@ -39,125 +39,131 @@ class Plan:
     """The plan of a campaign. `gap`: seconds between two plugs on average; `steps`: of the jobs."""
 
     seed: int
-    kills: int
+    fault_count: int
     build: Build
     gap: float = 2.5
     steps: tuple[int, ...] = (20, 60, 150)
     members: int = 6
-    speakers: int = 4
+    discord_members: int = 4
     kinds: tuple[str, ...] = ()  # empty: all that are possible here
-    without: tuple[str, ...] = ()
-    settling: float = SETTLING
+    excluded_kinds: tuple[str, ...] = ()
+    settle_timeout: float = SETTLE_TIMEOUT
 
-    def wishes(self) -> list[Wish]:
+    def make_job_specs(self) -> list[JobSpec]:
         """A few recipes that members repeat; each is compared with its undisturbed run."""
-        chance = random.Random(self.seed)
+        rng = random.Random(self.seed)
         return [
-            Wish(prompt, chance.randrange(10**6), steps, 1 + number % 2)
+            JobSpec(prompt, rng.randrange(10**6), steps, 1 + number % 2)
             for number, prompt in enumerate(PROMPTS)
             for steps in self.steps
         ]
 
 
 @dataclass(frozen=True)
-class _Scene:
+class Setup:
     """Everything that is open during a campaign."""
 
     plan: Plan
     site: Installation
-    promises: Promises
+    accepted_log: AcceptedLog
     bus: Bus
     observer: Observer
-    room: Room
-    speakers: Speakers
-    pulling: Pulling
-    members: list[Member]
-    references: dict[Wish, tuple[str, ...]]
+    web_target: WebTarget
+    discord_members: DiscordMembers
+    fault_injector: FaultInjector
+    members: list[HttpMember]
+    references: dict[JobSpec, tuple[str, ...]]
 
 
-async def campaign(plan: Plan, folder: Path, say: Callable[[str], None]) -> Outcome:
+async def run_campaign(plan: Plan, folder: Path, print_line: Callable[[str], None]) -> Outcome:
     """Runs a campaign. Raises if even the undisturbed run fails; the outcome reports what plugs break."""
     folder.mkdir(parents=True, exist_ok=True)
-    mounts = any(kind in NEED_MOUNTS for kind in plan.kinds or WEIGHTS) and may_mount(folder)
-    allowed = possible(plan.build.database, mounts=mounts, without=plan.without)
-    kinds = [kind for kind in allowed if not plan.kinds or kind in plan.kinds]
-    build = replace(plan.build, disks=bool(set(kinds) & set(NEED_MOUNTS)))
-    impossible = () if mounts else [kind for kind in NEED_MOUNTS if kind in (plan.kinds or WEIGHTS)]
-    skipped = dict.fromkeys(impossible, "no file system can be mounted here")
-    skipped |= dict.fromkeys(plan.without, "left out on the command line")
+    can_mount_here = any(kind in MOUNT_KINDS for kind in plan.kinds or WEIGHTS) and can_mount(folder)
+    allowed_kinds = list_possible_kinds(plan.build.database, mounts=can_mount_here, without=plan.excluded_kinds)
+    kinds = [kind for kind in allowed_kinds if not plan.kinds or kind in plan.kinds]
+    build = replace(plan.build, disks=bool(set(kinds) & set(MOUNT_KINDS)))
+    impossible_kinds = () if can_mount_here else [kind for kind in MOUNT_KINDS if kind in (plan.kinds or WEIGHTS)]
+    skipped = dict.fromkeys(impossible_kinds, "no file system can be mounted here")
+    skipped |= dict.fromkeys(plan.excluded_kinds, "left out on the command line")
     started = time.monotonic()
     async with AsyncExitStack() as parts:
-        timeline = Timeline.open(folder / "timeline.jsonl", say)
+        timeline = Timeline.open(folder / "timeline.jsonl", print_line)
         parts.callback(timeline.close)
-        timeline.note("begins", aloud=True, seed=plan.seed, engine=build.engine, database=build.database)
-        site = await parts.enter_async_context(installed(build, folder, timeline))
-        timeline.note("everything is up", aloud=True)
-        scene = await _open_scene(parts, plan, site, folder)
-        await _run_references(scene)
-        settled = await _run_with_plugs(scene, kinds)
-        evidence = await _collect_evidence(scene)
-        verdicts = judge(evidence)
-        died = {name: one.died for name, one in site.programs.items() if one.died}
-        timeline.note("is over", aloud=True, settled=settled)
+        timeline.note("begins", is_printed=True, seed=plan.seed, engine=build.engine, database=build.database)
+        site = await parts.enter_async_context(start_installation(build, folder, timeline))
+        timeline.note("everything is up", is_printed=True)
+        setup = await _open_scene(parts, plan, site, folder)
+        await _run_references(setup)
+        is_settled = await _run_with_plugs(setup, kinds)
+        evidence = await _collect_evidence(setup)
+        verdicts = check_invariants(evidence)
+        death_counts = {name: one.death_count for name, one in site.programs.items() if one.death_count}
+        timeline.note("is over", is_printed=True, settled=is_settled)
         outcome = Outcome(
-            plan.seed, build.engine, build.database, time.monotonic() - started, scene.pulling.pulled, skipped, died,
-            settled, evidence, verdicts,
+            plan.seed, build.engine, build.database, time.monotonic() - started, setup.fault_injector.injected,
+            skipped, death_counts,
+            is_settled, evidence, verdicts,
         )  # fmt: skip
-    if outcome.holds:
-        await asyncio.to_thread(site.database.forget)
+    if outcome.is_satisfied:
+        await asyncio.to_thread(site.database.delete)
     return outcome
 
 
-async def _open_scene(parts: AsyncExitStack, plan: Plan, site: Installation, folder: Path) -> _Scene:
-    promises = Promises(folder / "accepted.jsonl")
-    parts.callback(promises.close)
+async def _open_scene(parts: AsyncExitStack, plan: Plan, site: Installation, folder: Path) -> Setup:
+    accepted_log = AcceptedLog(folder / "accepted.jsonl")
+    parts.callback(accepted_log.close)
     bus = await Bus.connect(site.broker_url, site.token, name="observer")
     parts.push_async_callback(bus.close)
-    wishes, model = plan.wishes(), site.build.model
-    members: list[Member] = []
-    observer = Observer(bus, lambda: [job for member in members for job in member.open])
-    scene = _Scene(
-        plan, site, promises, bus, observer,
-        Room.at(site.url, model, wishes, promises, exact=site.build.engine == "real"),
-        Speakers(site.loopback, GUILDS, plan.speakers, model, wishes, promises, random.Random(plan.seed + 1)),
-        Pulling(site, observer, Liar(bus, observer)), members, {},
+    specs, model = plan.make_job_specs(), site.build.model
+    members: list[HttpMember] = []
+    observer = Observer(bus, lambda: [job for member in members for job in member.open_jobs])
+    setup = Setup(
+        plan, site, accepted_log, bus, observer,
+        WebTarget.create(site.url, model, specs, accepted_log, is_exact=site.build.engine == "real"),
+        DiscordMembers(site.loopback, GUILDS, plan.discord_members, model, specs, accepted_log,
+        random.Random(plan.seed + 1)),
+        FaultInjector(site, observer, HostileClient(bus, observer)), members, {},
     )  # fmt: skip
-    await observer.open()
-    watcher = asyncio.create_task(observer.want())
+    await observer.subscribe()
+    watcher = asyncio.create_task(observer.request_previews_forever())
     parts.callback(watcher.cancel)
-    return scene
+    return setup
 
 
-async def _run_references(scene: _Scene) -> None:
+async def _run_references(setup: Setup) -> None:
     """Runs every recipe once, without plugs."""
-    member = Member("reference", scene.room, random.Random(0), most=len(scene.room.wishes), cancels=0.0)
-    scene.members.append(member)
-    jobs = await member.make(scene.room.wishes)
-    assert len(jobs) == len(scene.room.wishes), f"Refused: {scene.room.refused}"
-    results = await evidence_collector.shown(scene.site.url, list(jobs))
-    for job, wish in jobs.items():
-        assert results[job].state == "finished", f"{wish} did not finish, without any plug: {results[job]}"
-        scene.references[wish] = tuple(digest for _, _, digest in results[job].pictures)
-    scene.site.timeline.note("the undisturbed run is done", aloud=True, recipes=len(jobs))
+    member = HttpMember(
+        "reference", setup.web_target, random.Random(0), max_open=len(setup.web_target.specs), cancel_share=0.0
+    )
+    setup.members.append(member)
+    jobs = await member.request_each_once(setup.web_target.specs)
+    assert len(jobs) == len(setup.web_target.specs), f"Refused: {setup.web_target.refusals}"
+    results = await evidence_collector.fetch_jobs(setup.site.url, list(jobs))
+    for job, spec in jobs.items():
+        assert results[job].state == "finished", f"{spec} did not finish, without any plug: {results[job]}"
+        setup.references[spec] = tuple(digest for _, _, digest in results[job].pictures)
+    setup.site.timeline.note("the undisturbed run is done", is_printed=True, recipes=len(jobs))
 
 
-async def _run_with_plugs(scene: _Scene, kinds: list[str]) -> bool:
+async def _run_with_plugs(setup: Setup, kinds: list[str]) -> bool:
     """Runs load and plugs, then recovery. True if all jobs end in time afterwards."""
-    plan, site = scene.plan, scene.site
-    scene.members.extend(Member(f"m{n}", scene.room, random.Random(plan.seed + 10 + n)) for n in range(plan.members))
-    tasks = [asyncio.create_task(member.live()) for member in scene.members[1:]]
-    tasks.append(asyncio.create_task(scene.speakers.live(PAUSE)))
+    plan, site = setup.plan, setup.site
+    setup.members.extend(
+        HttpMember(f"m{n}", setup.web_target, random.Random(plan.seed + 10 + n)) for n in range(plan.members)
+    )
+    tasks = [asyncio.create_task(member.run()) for member in setup.members[1:]]
+    tasks.append(asyncio.create_task(setup.discord_members.run(COMMAND_INTERVAL)))
     await asyncio.sleep(2.0)
-    await scene.pulling.pull_all(draw(plan.seed, plan.kills, kinds, site.build.names, plan.gap))
-    site.timeline.note("no more plugs", aloud=True, promised=len(scene.promises.known))
-    for one in (*scene.members, scene.speakers):
-        one.asking = False
+    await setup.fault_injector.inject_all(draw_faults(plan.seed, plan.fault_count, kinds, site.build.names, plan.gap))
+    site.timeline.note("no more plugs", is_printed=True, promised=len(setup.accepted_log.jobs))
+    for one in (*setup.members, setup.discord_members):
+        one.is_requesting = False
     try:
-        async with asyncio.timeout(plan.settling):
-            await scene.pulling.heal()
-            site.timeline.note("everything is up", aloud=True)
+        async with asyncio.timeout(plan.settle_timeout):
+            await setup.fault_injector.restore_all()
+            site.timeline.note("everything is up", is_printed=True)
             await asyncio.gather(*tasks)
-            await _wait_until_settled(scene)
+            await _wait_until_settled(setup)
         return True
     except TimeoutError:
         for task in tasks:
@@ -166,41 +172,41 @@ async def _run_with_plugs(scene: _Scene, kinds: list[str]) -> bool:
         return False
 
 
-async def _wait_until_settled(scene: _Scene) -> None:
+async def _wait_until_settled(setup: Setup) -> None:
     """Waits until every job has ended, every end is shown, and the broker is empty."""
-    database = scene.site.database
+    database = setup.site.database
     while True:
-        rows = await asyncio.to_thread(evidence_collector.jobs, database)
-        places = await asyncio.to_thread(evidence_collector.places, database)
-        undelivered = [place for place in places if place.kind == "discord" and place.delivered is None]
+        rows = await asyncio.to_thread(evidence_collector.read_jobs, database)
+        places = await asyncio.to_thread(evidence_collector.read_destinations, database)
+        undelivered_places = [place for place in places if place.kind == "discord" and place.delivered is None]
         if (
             all(row.state in ENDS for row in rows)
-            and not undelivered
-            and not any((await evidence_collector.left(scene.bus)).values())
+            and not undelivered_places
+            and not any((await evidence_collector.count_messages_left(setup.bus)).values())
         ):
             break
         await asyncio.sleep(0.5)
     await asyncio.sleep(2.0)  # duplicates arrive now
 
 
-async def _collect_evidence(scene: _Scene) -> Evidence:
-    database = scene.site.database
-    rows = await asyncio.to_thread(evidence_collector.jobs, database)
+async def _collect_evidence(setup: Setup) -> Evidence:
+    database = setup.site.database
+    rows = await asyncio.to_thread(evidence_collector.read_jobs, database)
     accepted = tuple(
-        Accepted(job, wish, by, tuple(sorted(scene.room.ends.get(job, ()))))
-        for job, (wish, by) in scene.promises.known.items()
+        Accepted(job, spec, front_end, tuple(sorted(setup.web_target.end_states.get(job, ()))))
+        for job, (spec, front_end) in setup.accepted_log.jobs.items()
     )
     job_ids = sorted({row.id for row in rows} | {one.job for one in accepted})
     return Evidence(
         accepted=accepted,
         jobs=rows,
-        moves=await asyncio.to_thread(evidence_collector.moves, database),
-        places=await asyncio.to_thread(evidence_collector.places, database),
-        accounts=await asyncio.to_thread(evidence_collector.accounts, database),
-        api=await evidence_collector.shown(scene.site.url, job_ids),
-        posted=scene.speakers.posted(),
-        left=await evidence_collector.left(scene.bus),
-        references=scene.references,
-        repeats=("web",) if scene.room.exact else ("web", "discord"),
-        setbacks=tuple(scene.observer.setbacks()),
+        moves=await asyncio.to_thread(evidence_collector.read_moves, database),
+        places=await asyncio.to_thread(evidence_collector.read_destinations, database),
+        accounts=await asyncio.to_thread(evidence_collector.read_accounts, database),
+        api=await evidence_collector.fetch_jobs(setup.site.url, job_ids),
+        posted_counts=setup.discord_members.count_posted(),
+        messages_left=await evidence_collector.count_messages_left(setup.bus),
+        references=setup.references,
+        repeatable_front_ends=("web",) if setup.web_target.is_exact else ("web", "discord"),
+        setbacks=tuple(setup.observer.list_setbacks()),
     )

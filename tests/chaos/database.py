@@ -34,7 +34,7 @@ class SQLite:
     def __init__(self, data: Path) -> None:
         self.file = data / "darkroom.sqlite"
 
-    def forget(self) -> None:
+    def delete(self) -> None:
         """Does nothing: the file is in the campaign's folder."""
 
     async def lock(self, seconds: float) -> None:
@@ -50,7 +50,7 @@ class SQLite:
             time.sleep(seconds)
             store.execute("ROLLBACK")
 
-    def rows(self, query: str) -> list[dict[str, Any]]:
+    def query_rows(self, query: str) -> list[dict[str, Any]]:
         with closing(sqlite3.connect(f"file:{self.file}?mode=ro", uri=True, timeout=30)) as store:
             store.row_factory = sqlite3.Row
             return [dict(row) for row in store.execute(query)]
@@ -78,18 +78,18 @@ class PostgreSQL:
         command += ["-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={self.folder}"]
         self.program: Program | None = Program("database", command, log, timeline)
 
-    def make(self) -> None:
+    def create_cluster(self) -> None:
         """Creates the empty cluster."""
         if self._as_user:
             shutil.chown(self.folder, "postgres", "postgres")
         command = [*self._as_user, str(self._bin / "initdb"), "-D", str(self.folder / "cluster"), "-U", "postgres"]
         subprocess.run([*command, "-A", "trust", "-E", "UTF8"], check=True, capture_output=True, cwd="/")
 
-    def forget(self) -> None:
+    def delete(self) -> None:
         """Deletes the cluster, which cannot be in the campaign's folder, once nobody needs to inspect it."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    async def answers(self) -> None:
+    async def wait_until_ready(self) -> None:
         """Waits until the server answers."""
         async with asyncio.timeout(START_TIMEOUT):
             while not await asyncio.to_thread(self._is_ready):
@@ -99,7 +99,7 @@ class PostgreSQL:
         command = [str(self._bin / "pg_isready"), "-h", "127.0.0.1", "-p", str(self.port)]
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
-    def rows(self, query: str) -> list[dict[str, Any]]:
+    def query_rows(self, query: str) -> list[dict[str, Any]]:
         json_query = f"SELECT coalesce(json_agg(t), '[]') FROM ({query}) t"
         command = [
             str(self._bin / "psql"),
@@ -113,8 +113,8 @@ class PostgreSQL:
             "-Atc",
             json_query,
         ]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        return json.loads(done.stdout)
+        completed = subprocess.run(command, check=True, capture_output=True, text=True)
+        return json.loads(completed.stdout)
 
 
 Database = SQLite | PostgreSQL

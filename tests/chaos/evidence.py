@@ -9,7 +9,7 @@ ENDS = ("finished", "failed", "cancelled")
 
 
 @dataclass(frozen=True)
-class Wish:
+class JobSpec:
     """A recipe that members repeat. The API field `exact` pins its batch, so that the real engine repeats its bytes."""
 
     prompt: str
@@ -23,9 +23,9 @@ class Accepted:
     """A job promised to a member. `by`: web or discord; `ends`: the ends that the API reported for it."""
 
     job: str
-    wish: Wish
-    by: str
-    ends: tuple[str, ...] = ()
+    spec: JobSpec
+    front_end: str
+    reported_ends: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Account:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ApiJob:
     """A job by the API: its state, and each picture's promised and true SHA-256 (empty: the picture is missing)."""
 
     state: str
@@ -103,10 +103,10 @@ class Setback:
 
     job: str
     worker: str
-    how: str
-    again: float | None
-    back: float | None
-    alone: bool
+    cause: str
+    resume_seconds: float | None
+    repeated_seconds: float | None
+    is_isolated: bool
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,9 @@ class Evidence:
     moves: tuple[Move, ...] = ()
     places: tuple[PlaceRow, ...] = ()
     accounts: tuple[Account, ...] = ()
-    api: Mapping[str, Shown] = field(default_factory=dict)
-    posted: Mapping[str, int] = field(default_factory=dict)
-    left: Mapping[str, int] = field(default_factory=dict)
-    references: Mapping[Wish, tuple[str, ...]] = field(default_factory=dict)
-    repeats: tuple[str, ...] = ("web", "discord")
+    api: Mapping[str, ApiJob] = field(default_factory=dict)
+    posted_counts: Mapping[str, int] = field(default_factory=dict)
+    messages_left: Mapping[str, int] = field(default_factory=dict)
+    references: Mapping[JobSpec, tuple[str, ...]] = field(default_factory=dict)
+    repeatable_front_ends: tuple[str, ...] = ("web", "discord")
     setbacks: tuple[Setback, ...] = ()

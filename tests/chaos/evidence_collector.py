@@ -16,7 +16,7 @@ from nats.js.api import StreamState
 from nats.js.errors import NotFoundError
 
 from chaos.database import Database
-from chaos.evidence import Account, JobRow, Move, PlaceRow, Shown
+from chaos.evidence import Account, ApiJob, JobRow, Move, PlaceRow
 from engine.bus import Bus
 from engine.contract import Job, MalformedMessage, NewerVersion, Recipe, Result, UpscaleTask, decode
 
@@ -33,8 +33,8 @@ STREAMS = (WORK, RESULTS)
 INSPECT_LIMIT = 20  # up to so many messages are inspected one by one
 
 
-def jobs(database: Database) -> tuple[JobRow, ...]:
-    return tuple(_to_job_row(row) for row in database.rows(JOBS))
+def read_jobs(database: Database) -> tuple[JobRow, ...]:
+    return tuple(_to_job_row(row) for row in database.query_rows(JOBS))
 
 
 def _to_job_row(row: dict[str, Any]) -> JobRow:
@@ -44,52 +44,52 @@ def _to_job_row(row: dict[str, Any]) -> JobRow:
     return JobRow(**row, steps=steps, count=count)
 
 
-def moves(database: Database) -> tuple[Move, ...]:
-    return tuple(Move(**row) for row in database.rows(MOVES))
+def read_moves(database: Database) -> tuple[Move, ...]:
+    return tuple(Move(**row) for row in database.query_rows(MOVES))
 
 
-def places(database: Database) -> tuple[PlaceRow, ...]:
-    return tuple(PlaceRow(**row) for row in database.rows(PLACES))
+def read_destinations(database: Database) -> tuple[PlaceRow, ...]:
+    return tuple(PlaceRow(**row) for row in database.query_rows(PLACES))
 
 
-def accounts(database: Database) -> tuple[Account, ...]:
-    return tuple(Account(**row) for row in database.rows(ACCOUNTS))
+def read_accounts(database: Database) -> tuple[Account, ...]:
+    return tuple(Account(**row) for row in database.query_rows(ACCOUNTS))
 
 
-async def shown(url: str, wanted: list[str]) -> dict[str, Shown]:
+async def fetch_jobs(url: str, job_ids: list[str]) -> dict[str, ApiJob]:
     """Every job by the API now, with the true SHA-256 of each picture's bytes."""
-    found: dict[str, Shown] = {}
+    jobs_by_id: dict[str, ApiJob] = {}
     slots = asyncio.Semaphore(MAX_REQUESTS)
 
     async def fetch_job(session: aiohttp.ClientSession, job: str) -> None:
         with suppress(aiohttp.ClientError, TimeoutError):  # then the API does not know it
             async with slots, session.get(f"{url}/api/jobs/{job}") as answer:
                 if answer.status == 200:
-                    found[job] = await _read_job(session, url, await answer.json())
+                    jobs_by_id[job] = await _read_job(session, url, await answer.json())
 
     async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as group:
-        for job in wanted:
+        for job in job_ids:
             group.create_task(fetch_job(session, job))
-    return found
+    return jobs_by_id
 
 
-async def _read_job(session: aiohttp.ClientSession, url: str, body: Mapping[str, Any]) -> Shown:
+async def _read_job(session: aiohttp.ClientSession, url: str, body: Mapping[str, Any]) -> ApiJob:
     pictures = []
     for one in body["pictures"]:
         async with session.get(url + one["url"]) as answer:
             content = await answer.read()
             digest = hashlib.sha256(content).hexdigest() if answer.status == 200 else ""
         pictures.append((int(one["n"]), str(one["sha256"]), digest))
-    return Shown(str(body["state"]), tuple(pictures))
+    return ApiJob(str(body["state"]), tuple(pictures))
 
 
-async def left(bus: Bus) -> dict[str, int]:
+async def count_messages_left(bus: Bus) -> dict[str, int]:
     """How many messages the streams still hold. Messages of a newer version do not count: they wait for an update."""
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for name in STREAMS:
         state = (await bus.js.stream_info(name)).state
-        found[name] = state.messages - (await _count_newer(bus, name, state) if state.messages <= INSPECT_LIMIT else 0)
-    return found
+        counts[name] = state.messages - (await _count_newer(bus, name, state) if state.messages <= INSPECT_LIMIT else 0)
+    return counts
 
 
 async def _count_newer(bus: Bus, stream: str, state: StreamState) -> int:

@@ -15,156 +15,158 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 
 from chaos.database import SQLite
-from chaos.faults import Plug
-from chaos.hostile_client import Liar
+from chaos.faults import Fault
+from chaos.hostile_client import HostileClient
 from chaos.installation import Installation
 from chaos.observer import Observer
-from chaos.program import PATIENCE, Program
+from chaos.program import EXIT_TIMEOUT, Program
 
 RESTART_TIMEOUT = 90.0  # seconds until a restarted process must work again
 AT_WORK_OF_TEN = 7  # of ten plugs that end or stop a process, so many wait until it works; the others may hit its start
-LONGEST_WAIT = 40.0
+MAX_WAIT = 40.0
 
 
-class Pulling:
+class FaultInjector:
     """`pull_all`, then `heal`."""
 
-    def __init__(self, site: Installation, observer: Observer, liar: Liar) -> None:
-        self._site, self._observer, self._liar = site, observer, liar
+    def __init__(self, site: Installation, observer: Observer, hostile_client: HostileClient) -> None:
+        self._site, self._observer, self._hostile_client = site, observer, hostile_client
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self.pulled: list[Plug] = []
-        self._actions: dict[str, Callable[[Plug], Awaitable[str | None]]] = {
-            "kill": self._kill, "lose": self._lose_store, "stop": self._stop, "term": self._term, "lock": self._lock,
-            "fill": self._fill, "cut": self._break_line, "hold": self._break_line, "drop": self._break_line,
-            "slow": self._break_line, "repeat": self._repeat, "lie": self._lie,
+        self.injected: list[Fault] = []
+        self._actions: dict[str, Callable[[Fault], Awaitable[str | None]]] = {
+            "kill": self._kill, "lose": self._lose_store, "stop": self._pause_process, "term": self._terminate,
+            "lock": self._lock_database,
+            "fill": self._fill_disk, "cut": self._break_connection, "hold": self._break_connection,
+            "drop": self._break_connection,
+            "slow": self._break_connection, "repeat": self._repeat_messages, "lie": self._send_lie,
         }  # fmt: skip
 
-    async def pull_all(self, plugs: Iterable[Plug]) -> None:
+    async def inject_all(self, faults: Iterable[Fault]) -> None:
         """Pulls each plug at its time. Returns when the last one is back."""
         async with asyncio.TaskGroup() as group:
-            for plug in plugs:
-                await asyncio.sleep(plug.after)
-                group.create_task(self._pull(plug), name=str(plug))
+            for fault in faults:
+                await asyncio.sleep(fault.delay)
+                group.create_task(self._inject(fault), name=str(fault))
 
-    async def _pull(self, plug: Plug) -> None:
-        async with self._locks[plug.target]:
-            if plug.salt % 10 < AT_WORK_OF_TEN and plug.kind.startswith(("kill", "term", "stop")):
-                await self._wait_for_work(plug.target)
-            self._site.timeline.note("plug", aloud=True, number=plug.number, plug=str(plug))
-            self.pulled.append(plug)
-            began = time.monotonic()
-            note = await self._actions[plug.kind.partition("-")[0]](plug)
-            if plug.target == "broker" or plug.kind.startswith(("cut", "hold", "drop", "slow")):
-                self._observer.troubled.append((began, time.monotonic() + 1.0, plug.kind))
-            self._site.timeline.note("back", number=plug.number, plug=plug.kind, said=note)
+    async def _inject(self, fault: Fault) -> None:
+        async with self._locks[fault.target]:
+            if fault.salt % 10 < AT_WORK_OF_TEN and fault.kind.startswith(("kill", "term", "stop")):
+                await self._wait_for_work(fault.target)
+            self._site.timeline.note("plug", is_printed=True, number=fault.number, plug=str(fault))
+            self.injected.append(fault)
+            started_at = time.monotonic()
+            note = await self._actions[fault.kind.partition("-")[0]](fault)
+            if fault.target == "broker" or fault.kind.startswith(("cut", "hold", "drop", "slow")):
+                self._observer.fault_periods.append((started_at, time.monotonic() + 1.0, fault.kind))
+            self._site.timeline.note("back", number=fault.number, plug=fault.kind, said=note)
 
     async def _wait_for_work(self, target: str) -> None:
         """Waits, up to a limit, until the bot answers, or the worker has begun a job since its start."""
-        end = time.monotonic() + LONGEST_WAIT
+        end = time.monotonic() + MAX_WAIT
         while time.monotonic() < end:
-            if target == "bot" and await self._site.answers():
+            if target == "bot" and await self._site.is_ready():
                 return
             if target not in ("bot", *self._site.build.names):
                 return
-            began = self._site.programs[target].began
-            if any(one.began > began for _, one in self._observer.held(target)):
+            started_at = self._site.programs[target].started_at
+            if any(one.started_at > started_at for _, one in self._observer.list_running(target)):
                 return
             await asyncio.sleep(0.1)
 
-    async def heal(self) -> None:
+    async def restore_all(self) -> None:
         """Puts everything back, and waits until it works."""
-        for line in self._site.lines.values():
-            line.set("pass")
+        for proxy in self._site.proxies.values():
+            proxy.set_mode("pass")
         for disk in self._site.disks.values():
-            disk.free()
+            disk.free_space()
         for program in self._site.programs.values():
-            program.family(signal.SIGCONT)
-        await self._site.ready(self._site.build.workers)
+            program.signal_tree(signal.SIGCONT)
+        await self._site.wait_until_ready(self._site.build.workers)
 
-    def _note_loss(self, plug: Plug, how: str) -> None:
-        if plug.target in self._site.build.names:
-            self._observer.lose(plug.target, how)
+    def _note_loss(self, fault: Fault, cause: str) -> None:
+        if fault.target in self._site.build.names:
+            self._observer.record_loss(fault.target, cause)
 
-    async def _kill(self, plug: Plug) -> None:
-        self._note_loss(plug, "kill")
-        program = self._site.at_work(plug.target)
-        program.signal(signal.SIGKILL, back=plug.lasts)
-        await self._wait_for_restart(program.starts + 1, program, plug.lasts)
+    async def _kill(self, fault: Fault) -> None:
+        self._note_loss(fault, "kill")
+        program = self._site.find_working_program(fault.target)
+        program.signal(signal.SIGKILL, restart_delay=fault.duration)
+        await self._wait_for_restart(program.start_count + 1, program, fault.duration)
 
-    async def _wait_for_restart(self, starts: int, program: Program, lasts: float) -> None:
+    async def _wait_for_restart(self, start_count: int, program: Program, duration: float) -> None:
         """Waits for the restart, but not until the program is ready: plugs may also hit a start."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(lasts + RESTART_TIMEOUT):
-                while program.starts < starts:
+            async with asyncio.timeout(duration + RESTART_TIMEOUT):
+                while program.start_count < start_count:
                     await asyncio.sleep(0.02)
 
-    async def _lose_store(self, plug: Plug) -> str:
+    async def _lose_store(self, fault: Fault) -> str:
         """Deletes the broker's store, under the running server or once it is dead."""
-        broker, under = self._site.programs["broker"], plug.salt % 2 == 0
-        starts = broker.starts + 1
-        if under:
+        broker, is_running = self._site.programs["broker"], fault.salt % 2 == 0
+        start_count = broker.start_count + 1
+        if is_running:
             await asyncio.to_thread(shutil.rmtree, self._site.store, ignore_errors=True)
             await asyncio.sleep(0.5)
-        broker.signal(signal.SIGKILL, back=plug.lasts + 0.2)
-        await broker.gone()
+        broker.signal(signal.SIGKILL, restart_delay=fault.duration + 0.2)
+        await broker.wait_for_exit()
         await asyncio.to_thread(shutil.rmtree, self._site.store, ignore_errors=True)
-        await self._wait_for_restart(starts, broker, plug.lasts)
-        return "under the running server" if under else "while it was dead"
+        await self._wait_for_restart(start_count, broker, fault.duration)
+        return "under the running server" if is_running else "while it was dead"
 
-    async def _stop(self, plug: Plug) -> None:
+    async def _pause_process(self, fault: Fault) -> None:
         """Stops a process for longer than a lease, and continues it."""
-        self._note_loss(plug, "stop")
-        program = self._site.at_work(plug.target)
-        program.family(signal.SIGSTOP)
-        await asyncio.sleep(plug.lasts)
-        program.family(signal.SIGCONT)
+        self._note_loss(fault, "stop")
+        program = self._site.find_working_program(fault.target)
+        program.signal_tree(signal.SIGSTOP)
+        await asyncio.sleep(fault.duration)
+        program.signal_tree(signal.SIGCONT)
 
-    async def _term(self, plug: Plug) -> str:
-        self._note_loss(plug, "term")
-        program, began = self._site.at_work(plug.target), time.monotonic()
-        starts = program.starts + 1
-        program.signal(signal.SIGTERM, back=plug.lasts)
-        if not await program.gone(PATIENCE):
+    async def _terminate(self, fault: Fault) -> str:
+        self._note_loss(fault, "term")
+        program, started_at = self._site.find_working_program(fault.target), time.monotonic()
+        start_count = program.start_count + 1
+        program.signal(signal.SIGTERM, restart_delay=fault.duration)
+        if not await program.wait_for_exit(EXIT_TIMEOUT):
             program.signal(signal.SIGKILL)
-            self._site.timeline.note("would not end", aloud=True, who=plug.target)
-        seconds = time.monotonic() - began
-        await self._wait_for_restart(starts, program, plug.lasts)
+            self._site.timeline.note("would not end", is_printed=True, who=fault.target)
+        seconds = time.monotonic() - started_at
+        await self._wait_for_restart(start_count, program, fault.duration)
         return f"ended after {seconds:.1f} s"
 
-    async def _lock(self, plug: Plug) -> None:
+    async def _lock_database(self, fault: Fault) -> None:
         assert isinstance(self._site.database, SQLite)
-        await self._site.database.lock(plug.lasts)
+        await self._site.database.lock(fault.duration)
 
-    async def _fill(self, plug: Plug) -> str:
+    async def _fill_disk(self, fault: Fault) -> str:
         """Fills a disk. Restarts the broker afterwards, as an operator would: a full disk ends JetStream for good."""
-        disk = self._site.disks[plug.target]
+        disk = self._site.disks[fault.target]
         await asyncio.to_thread(disk.fill)
-        await asyncio.sleep(plug.lasts)
-        disk.free()
-        if plug.target == "broker":
+        await asyncio.sleep(fault.duration)
+        disk.free_space()
+        if fault.target == "broker":
             broker = self._site.programs["broker"]
-            starts = broker.starts + 1
+            start_count = broker.start_count + 1
             broker.signal(signal.SIGTERM)
-            await self._wait_for_restart(starts, broker, 0.0)
+            await self._wait_for_restart(start_count, broker, 0.0)
         return "full"
 
-    async def _break_line(self, plug: Plug) -> None:
-        self._note_loss(plug, plug.kind)
-        async with self._broken_line(plug):
-            await asyncio.sleep(plug.lasts)
+    async def _break_connection(self, fault: Fault) -> None:
+        self._note_loss(fault, fault.kind)
+        async with self._open_broken_connection(fault):
+            await asyncio.sleep(fault.duration)
 
     @asynccontextmanager
-    async def _broken_line(self, plug: Plug) -> AsyncIterator[None]:
-        line = self._site.lines[plug.target]
-        mood = plug.kind.partition("-")[0]
-        line.set(mood)  # pyright: ignore[reportArgumentType]
+    async def _open_broken_connection(self, fault: Fault) -> AsyncIterator[None]:
+        proxy = self._site.proxies[fault.target]
+        mode = fault.kind.partition("-")[0]
+        proxy.set_mode(mode)  # pyright: ignore[reportArgumentType]
         try:
             yield
         finally:
-            line.set("pass")
+            proxy.set_mode("pass")
 
-    async def _repeat(self, plug: Plug) -> str:
-        return await self._liar.repeat(random.Random(plug.salt))
+    async def _repeat_messages(self, fault: Fault) -> str:
+        return await self._hostile_client.repeat_messages(random.Random(fault.salt))
 
-    async def _lie(self, plug: Plug) -> str:
-        return await self._liar.lie(random.Random(plug.salt))
+    async def _send_lie(self, fault: Fault) -> str:
+        return await self._hostile_client.send_lie(random.Random(fault.salt))

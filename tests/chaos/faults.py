@@ -23,56 +23,56 @@ WEIGHTS: Mapping[str, float] = MappingProxyType(
         "repeat": 3, "lie": 4,
     }
 )  # fmt: skip
-KILLS = ("kill-worker", "kill-bot", "kill-broker", "kill-database", "lose-store")  # kinds that send SIGKILL
-ONLY_SQLITE = ("lock-database",)
-ONLY_SERVER = ("kill-database", "stop-database")
-NEED_MOUNTS = ("fill-bot", "fill-broker")
+KILL_KINDS = ("kill-worker", "kill-bot", "kill-broker", "kill-database", "lose-store")  # kinds that send SIGKILL
+SQLITE_ONLY_KINDS = ("lock-database",)
+SERVER_ONLY_KINDS = ("kill-database", "stop-database")
+MOUNT_KINDS = ("fill-bot", "fill-broker")
 
 
 @dataclass(frozen=True)
-class Plug:
+class Fault:
     """`after`: seconds since the previous one; `lasts`: seconds of outage; `salt` draws the remaining choices."""
 
     number: int
     kind: str
     target: str
-    after: float
-    lasts: float
+    delay: float
+    duration: float
     salt: int
 
     @property
-    def kills(self) -> bool:
-        return self.kind in KILLS
+    def is_kill(self) -> bool:
+        return self.kind in KILL_KINDS
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.target} for {self.lasts:.1f} s"
+        return f"{self.kind} {self.target} for {self.duration:.1f} s"
 
 
-def possible(database: str, *, mounts: bool, without: Sequence[str] = ()) -> list[str]:
+def list_possible_kinds(database: str, *, mounts: bool, without: Sequence[str] = ()) -> list[str]:
     """The kinds that this machine and database allow."""
-    out = set(ONLY_SERVER if database == "sqlite" else ONLY_SQLITE) | set(without)
-    return [kind for kind in WEIGHTS if kind not in out and (mounts or kind not in NEED_MOUNTS)]
+    excluded = set(SERVER_ONLY_KINDS if database == "sqlite" else SQLITE_ONLY_KINDS) | set(without)
+    return [kind for kind in WEIGHTS if kind not in excluded and (mounts or kind not in MOUNT_KINDS)]
 
 
-def draw(seed: int, number: int, kinds: Sequence[str], workers: Sequence[str], gap: float) -> Iterator[Plug]:
+def draw_faults(seed: int, number: int, kinds: Sequence[str], workers: Sequence[str], gap: float) -> Iterator[Fault]:
     """Draws `number` plugs, `gap` seconds apart on average."""
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     weights = [WEIGHTS[kind] for kind in kinds]
     for serial in range(number):
-        (kind,) = chance.choices(kinds, weights)
+        (kind,) = rng.choices(kinds, weights)
         part = kind.partition("-")[2]
-        target = chance.choice(list(workers)) if part == "worker" else part if part in ("bot", "database") else "broker"
-        after = min(4 * gap, chance.expovariate(1 / gap))
-        yield Plug(serial, kind, target, after, _draw_duration(kind, chance), chance.getrandbits(32))
+        target = rng.choice(list(workers)) if part == "worker" else part if part in ("bot", "database") else "broker"
+        after = min(4 * gap, rng.expovariate(1 / gap))
+        yield Fault(serial, kind, target, after, _draw_duration(kind, rng), rng.getrandbits(32))
 
 
-def _draw_duration(kind: str, chance: random.Random) -> float:
+def _draw_duration(kind: str, rng: random.Random) -> float:
     """Seconds of outage: long enough to lose a lease where a process is only stopped, short where it restarts."""
     verb = kind.partition("-")[0]
     if verb == "stop":
-        return LEASE * chance.uniform(1.1, 1.6)
+        return LEASE * rng.uniform(1.1, 1.6)
     if verb in ("cut", "hold", "drop", "slow"):
-        return LEASE * chance.uniform(0.1, 1.5)
+        return LEASE * rng.uniform(0.1, 1.5)
     if verb in ("lock", "fill"):
-        return chance.uniform(2.0, 14.0)
-    return chance.choice((0.0, 0.2, 1.0, 3.0))
+        return rng.uniform(2.0, 14.0)
+    return rng.choice((0.0, 0.2, 1.0, 3.0))

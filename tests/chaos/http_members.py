@@ -15,62 +15,66 @@ from typing import Any
 
 import aiohttp
 
-from chaos.evidence import ENDS, Wish
-from chaos.timeline import Promises
+from chaos.evidence import ENDS, JobSpec
+from chaos.timeline import AcceptedLog
 
 RETRY_DELAY = 0.3  # seconds before a request is sent again
 ANSWER_TIMEOUT = aiohttp.ClientTimeout(total=12)  # more than the store's own patience
 POLL_INTERVAL = 0.4  # seconds between two polls of a member's jobs
-CANCELS = 0.15  # of all jobs
+CANCEL_SHARE = 0.15  # of all jobs
 
 
 @dataclass(frozen=True)
-class Room:
+class WebTarget:
     """The web page that members use, their recipes, and the outcomes."""
 
     url: str
     model: str
-    exact: bool
-    wishes: Sequence[Wish]
-    promises: Promises
-    ends: dict[str, set[str]]
-    refused: list[str]
+    is_exact: bool
+    specs: Sequence[JobSpec]
+    accepted_log: AcceptedLog
+    end_states: dict[str, set[str]]
+    refusals: list[str]
 
     @classmethod
-    def at(cls, url: str, model: str, wishes: Sequence[Wish], promises: Promises, *, exact: bool) -> Room:
-        return cls(url, model, exact, wishes, promises, defaultdict(set), [])
+    def create(
+        cls, url: str, model: str, specs: Sequence[JobSpec], accepted_log: AcceptedLog, *, is_exact: bool
+    ) -> WebTarget:
+        return cls(url, model, is_exact, specs, accepted_log, defaultdict(set), [])
 
 
-class Member:
+class HttpMember:
     """One visitor with a cookie. `asking` False: no more requests, but current ones still get their answer."""
 
-    def __init__(self, name: str, room: Room, chance: random.Random, most: int = 2, cancels: float = CANCELS) -> None:
-        self.name, self.room, self.chance, self.most, self.cancels = name, room, chance, most, cancels
-        self.open: set[str] = set()
-        self.asking = True
+    def __init__(
+        self, name: str, target: WebTarget, rng: random.Random, max_open: int = 2, cancel_share: float = CANCEL_SHARE
+    ) -> None:
+        self.name, self.target, self.rng, self.max_open, self.cancel_share = name, target, rng, max_open, cancel_share
+        self.open_jobs: set[str] = set()
+        self.is_requesting = True
         self._serial = 0
         self._session: aiohttp.ClientSession | None = None
-        self._cancels: set[asyncio.Task[None]] = set()
+        self._cancel_tasks: set[asyncio.Task[None]] = set()
 
-    async def live(self) -> None:
+    async def run(self) -> None:
         """Sends requests until `asking` is False, and waits until all accepted jobs end."""
         async with self._open_session():
-            while self.asking or self.open or self._cancels:
-                if self.asking and len(self.open) < self.most:
-                    await self.ask(self.chance.choice(list(self.room.wishes)))
-                    await asyncio.sleep(self.chance.expovariate(4.0))
+            while self.is_requesting or self.open_jobs or self._cancel_tasks:
+                if self.is_requesting and len(self.open_jobs) < self.max_open:
+                    await self.request_job(self.rng.choice(list(self.target.specs)))
+                    await asyncio.sleep(self.rng.expovariate(4.0))
                 else:
                     await asyncio.sleep(POLL_INTERVAL)
                 await self._poll()
 
-    async def make(self, wishes: Sequence[Wish]) -> dict[str, Wish]:
+    async def request_each_once(self, specs: Sequence[JobSpec]) -> dict[str, JobSpec]:
         """Requests each once and waits until all end. Leaves out refused ones."""
         async with self._open_session():
-            jobs = {await self.ask(wish): wish for wish in wishes}
-            while self.open:
+            jobs = {await self.request_job(spec): spec for spec in specs}
+            while self.open_jobs:
                 await asyncio.sleep(POLL_INTERVAL)
                 await self._poll()
-        return {job: wish for job, wish in jobs.items() if job is not None}
+        return {job: spec for job, spec in jobs.items() if job is not None}
 
     @asynccontextmanager
     async def _open_session(self) -> AsyncIterator[None]:
@@ -80,44 +84,44 @@ class Member:
             await self._retry_until(200, "GET", "/")
             yield
 
-    async def ask(self, wish: Wish) -> str | None:
+    async def request_job(self, spec: JobSpec) -> str | None:
         """Sends a request; returns the id of the accepted job, or None if it was refused."""
         self._serial += 1
-        body: dict[str, Any] = {"prompt": wish.prompt, "seed": wish.seed, "steps": wish.steps, "count": wish.count}
-        body |= {"model": self.room.model, "exact": self.room.exact}
+        body: dict[str, Any] = {"prompt": spec.prompt, "seed": spec.seed, "steps": spec.steps, "count": spec.count}
+        body |= {"model": self.target.model, "exact": self.target.is_exact}
         status, accepted = await self._retry_until(201, "POST", "/api/jobs", body, key=f"{self.name}-{self._serial}")
         if status != 201:
-            self.room.refused.append(f"{status} {accepted.get('error', '')}")
+            self.target.refusals.append(f"{status} {accepted.get('error', '')}")
             await asyncio.sleep(RETRY_DELAY)
             return None
         job = str(accepted["id"])
-        if job not in self.room.promises.known:
-            self.room.promises.keep(job, wish, "web")
-        self.open.add(job)
-        if self.asking and self.chance.random() < self.cancels:
-            task = asyncio.create_task(self._cancel(job, self.chance.uniform(0.0, 4.0)))
-            self._cancels.add(task)
-            task.add_done_callback(self._cancels.discard)
+        if job not in self.target.accepted_log.jobs:
+            self.target.accepted_log.record(job, spec, "web")
+        self.open_jobs.add(job)
+        if self.is_requesting and self.rng.random() < self.cancel_share:
+            task = asyncio.create_task(self._cancel(job, self.rng.uniform(0.0, 4.0)))
+            self._cancel_tasks.add(task)
+            task.add_done_callback(self._cancel_tasks.discard)
         return job
 
-    async def _cancel(self, job: str, after: float) -> None:
-        await asyncio.sleep(after)
+    async def _cancel(self, job: str, delay: float) -> None:
+        await asyncio.sleep(delay)
         await self._retry_until(200, "DELETE", f"/api/jobs/{job}")
 
     async def _poll(self) -> None:
-        for job in list(self.open):
+        for job in list(self.open_jobs):
             status, body = await self._send("GET", f"/api/jobs/{job}")
             if status == 200 and body["state"] in ENDS:
-                self.room.ends[job].add(body["state"])
-                self.open.discard(job)
+                self.target.end_states[job].add(body["state"])
+                self.open_jobs.discard(job)
 
     async def _retry_until(
-        self, wanted: int, method: str, path: str, body: object = None, key: str = ""
+        self, expected_status: int, method: str, path: str, body: object = None, key: str = ""
     ) -> tuple[int, dict[str, Any]]:  # fmt: skip
         """Retries until the answer has the expected status or is a client error."""
         while True:
             status, answer = await self._send(method, path, body, key)
-            if status == wanted or 400 <= status < 500:
+            if status == expected_status or 400 <= status < 500:
                 return status, answer
             await asyncio.sleep(RETRY_DELAY)
 
@@ -126,7 +130,7 @@ class Member:
         assert self._session
         headers = {"Idempotency-Key": key} if key else {}
         try:
-            async with self._session.request(method, self.room.url + path, json=body, headers=headers) as answer:
+            async with self._session.request(method, self.target.url + path, json=body, headers=headers) as answer:
                 if answer.content_type != "application/json":
                     return answer.status, {}
                 return answer.status, await answer.json()

@@ -23,7 +23,7 @@ from chaos.database import Database, PostgreSQL, SQLite
 from chaos.program import ROOT, Program
 from chaos.proxy import Proxy
 from chaos.timeline import Timeline
-from chaos.tmpfs import Disk, mounted
+from chaos.tmpfs import Disk, mount_tmpfs
 from engine.bus import Bus
 from engine.bus.broker.server import find_free_port, find_server
 from loopback.server import TOKEN, Loopback
@@ -41,7 +41,7 @@ write_deadline: "10s"
 authorization {{ token: "{token}" }}
 jetstream {{ store_dir: "{store}", sync_interval: always, max_file_store: 8589934592 }}
 """
-CALIBRATE = """
+CALIBRATION_SCRIPT = """
 import sys
 from pathlib import Path
 from engine.calibration.calibration import calibrate
@@ -81,16 +81,16 @@ class Installation:
     loopback: Loopback
     port: int
     token: str
-    room: int
+    web_port: int
     database: Database
-    lines: dict[str, Proxy] = field(default_factory=dict)
+    proxies: dict[str, Proxy] = field(default_factory=dict)
     programs: dict[str, Program] = field(default_factory=dict)
     disks: dict[str, Disk] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
         """The URL of the web page."""
-        return f"http://127.0.0.1:{self.room}"
+        return f"http://127.0.0.1:{self.web_port}"
 
     @property
     def broker_url(self) -> str:
@@ -102,7 +102,7 @@ class Installation:
         """The broker's store."""
         return self.folder / "broker" / "store"
 
-    def at_work(self, name: str) -> Program:
+    def find_working_program(self, name: str) -> Program:
         """The program of that name; of two bots the one that works, if that is known."""
         with suppress(OSError, ValueError, KeyError, StopIteration):
             if name == "bot" and self.build.standby:
@@ -110,13 +110,13 @@ class Installation:
                 return next(one for one in self.programs.values() if one.process and one.process.pid == pid)
         return self.programs[name]
 
-    async def ready(self, workers: int, seconds: float = START_TIMEOUT) -> None:
+    async def wait_until_ready(self, workers: int, seconds: float = START_TIMEOUT) -> None:
         """Waits until the web page answers, reports so many workers, and Discord is connected."""
         async with asyncio.timeout(seconds):
-            while not await self.answers(workers):
+            while not await self.is_ready(workers):
                 await asyncio.sleep(0.2)
 
-    async def answers(self, workers: int = 0) -> bool:
+    async def is_ready(self, workers: int = 0) -> bool:
         """Whether the web page answers and reports so many workers, and Discord is connected."""
         try:
             async with (
@@ -124,21 +124,21 @@ class Installation:
                 session.get(self.url + "/healthz") as answer,
             ):
                 health = await answer.json()
-                return answer.status == 200 and health["workers"] >= workers and self.loopback.gateway.ready()
+                return answer.status == 200 and health["workers"] >= workers and self.loopback.gateway.has_all_shards()
         except (aiohttp.ClientError, TimeoutError, ValueError, KeyError):
             return False
 
-    def clean(self, **variables: str) -> dict[str, str]:
+    def make_environment(self, **variables: str) -> dict[str, str]:
         """An environment with `variables` and without any other variable of ours."""
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(OWN_PREFIXES)}
-        return inherited | {"PYTHONWARNINGS": "ignore", "DARKROOM_NATS_TOKEN": self.token} | variables
+        clean_environment = {name: value for name, value in os.environ.items() if not name.startswith(OWN_PREFIXES)}
+        return clean_environment | {"PYTHONWARNINGS": "ignore", "DARKROOM_NATS_TOKEN": self.token} | variables
 
 
 @asynccontextmanager
-async def installed(build: Build, folder: Path, timeline: Timeline) -> AsyncIterator[Installation]:
+async def start_installation(build: Build, folder: Path, timeline: Timeline) -> AsyncIterator[Installation]:
     """Starts everything and waits until it is ready; stops it in order afterwards."""
     async with AsyncExitStack() as parts:
-        loopback = Loopback(judged=False)
+        loopback = Loopback(validates=False)
         await parts.enter_async_context(loopback.open())
         data = folder / "bot"
         database = PostgreSQL(folder / "database.log", timeline) if build.database == "postgres" else SQLite(data)
@@ -147,12 +147,12 @@ async def installed(build: Build, folder: Path, timeline: Timeline) -> AsyncIter
         )
         _make_folders(parts, site)
         for name in ("bot", *build.names):  # they outlive the programs, which stop in order
-            site.lines[name] = await parts.enter_async_context(Proxy(site.port).open())
+            site.proxies[name] = await parts.enter_async_context(Proxy(site.port).open())
         tasks = await parts.enter_async_context(_keep_programs(site))
         if isinstance(database, PostgreSQL):
-            await asyncio.to_thread(database.make)
+            await asyncio.to_thread(database.create_cluster)
             tasks.add("database", database.program)
-            await database.answers()
+            await database.wait_until_ready()
         tasks.add("broker", await asyncio.to_thread(_make_broker, site))
         await _declare_streams(site)
         if build.engine == "real":
@@ -160,13 +160,13 @@ async def installed(build: Build, folder: Path, timeline: Timeline) -> AsyncIter
         for name in build.names:
             tasks.add(name, _make_worker(site, name))
         tasks.add("bot", _make_bot(site, "bot"))
-        await site.ready(build.workers)
+        await site.wait_until_ready(build.workers)
         if build.standby:
             tasks.add("standby", _make_bot(site, "standby"))
         yield site
 
 
-class _ProgramKeepers:
+class ProgramKeepers:
     """The tasks that keep programs alive."""
 
     def __init__(self, site: Installation) -> None:
@@ -175,21 +175,21 @@ class _ProgramKeepers:
     def add(self, name: str, program: Program | None) -> None:
         assert program
         self.site.programs[name] = program
-        self.tasks.append(asyncio.create_task(program.keep(), name=name))
+        self.tasks.append(asyncio.create_task(program.keep_running(), name=name))
 
 
 @asynccontextmanager
-async def _keep_programs(site: Installation) -> AsyncIterator[_ProgramKeepers]:
+async def _keep_programs(site: Installation) -> AsyncIterator[ProgramKeepers]:
     """Stops bot and workers first, then the broker and the database that they need."""
-    keepers = _ProgramKeepers(site)
+    keepers = ProgramKeepers(site)
     try:
         yield keepers
     finally:
-        clients = [program for name, program in site.programs.items() if name not in ("broker", "database")]
-        await asyncio.gather(*(program.end() for program in clients))
+        client_programs = [program for name, program in site.programs.items() if name not in ("broker", "database")]
+        await asyncio.gather(*(program.stop() for program in client_programs))
         for name in ("broker", "database"):
             if name in site.programs:
-                await site.programs[name].end()
+                await site.programs[name].stop()
         await asyncio.gather(*keepers.tasks, return_exceptions=True)
 
 
@@ -198,15 +198,15 @@ def _make_folders(parts: AsyncExitStack, site: Installation) -> None:
         folder = site.folder / name
         folder.mkdir(parents=True, exist_ok=True)
         if site.build.disks and name in ("bot", "broker"):
-            parts.enter_context(mounted(folder))
+            parts.enter_context(mount_tmpfs(folder))
             site.disks[name] = Disk(folder)
             parts.callback(_copy_disk, folder, site.folder / f"{name}-kept")
 
 
-def _copy_disk(small: Path, there: Path) -> None:
+def _copy_disk(disk_folder: Path, target: Path) -> None:
     """Copies the files of a small disk, which vanish with it."""
     with suppress(OSError):
-        shutil.copytree(small, there, ignore=shutil.ignore_patterns("ballast"))
+        shutil.copytree(disk_folder, target, ignore=shutil.ignore_patterns("ballast"))
 
 
 def _make_broker(site: Installation) -> Program:
@@ -224,26 +224,26 @@ async def _declare_streams(site: Installation) -> None:
 
 def _make_worker(site: Installation, name: str) -> Program:
     command = [sys.executable, "-m", "engine", "serve", "--name", name]
-    command += ["--nats", f"nats://127.0.0.1:{site.lines[name].port}", "--data", str(site.folder / name)]
+    command += ["--nats", f"nats://127.0.0.1:{site.proxies[name].port}", "--data", str(site.folder / name)]
     if site.build.engine == "simulated":
         command += ["--simulated", "--row-ms", str(site.build.row_ms)]
-    env = site.clean(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", DARKROOM_PARENT=str(os.getpid()))
+    env = site.make_environment(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", DARKROOM_PARENT=str(os.getpid()))
     return Program(name, command, site.folder / f"{name}.log", site.timeline, env)
 
 
 def _make_bot(site: Installation, name: str) -> Program:
-    command = [sys.executable, "-m", "bot", "bot", "--port", str(site.room), "--data", str(site.folder / "bot")]
-    command += ["--nats", f"nats://127.0.0.1:{site.lines['bot'].port}", *["--standby"] * site.build.standby]
+    command = [sys.executable, "-m", "bot", "bot", "--port", str(site.web_port), "--data", str(site.folder / "bot")]
+    command += ["--nats", f"nats://127.0.0.1:{site.proxies['bot'].port}", *["--standby"] * site.build.standby]
     discord = {"DISCORD_API": site.loopback.api, "DISCORD_GATEWAY": site.loopback.gateway.url, "DISCORD_TOKEN": TOKEN}
     database = {"DATABASE_URL": site.database.url} if site.database.url else {}
-    env = site.clean(**HIGH_LIMITS, **discord, **database)
+    env = site.make_environment(**HIGH_LIMITS, **discord, **database)
     return Program(name, command, site.folder / f"{name}.log", site.timeline, env)
 
 
 def _calibrate(site: Installation) -> None:
     """One calibration for all workers: the campaign compares bytes, not speeds."""
-    first, *others = [site.folder / name / "calibration.json" for name in site.build.names]
-    env = site.clean(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
-    subprocess.run([sys.executable, "-c", CALIBRATE, str(first)], check=True, cwd=ROOT, env=env)
-    for other in others:
+    first, *other_files = [site.folder / name / "calibration.json" for name in site.build.names]
+    env = site.make_environment(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+    subprocess.run([sys.executable, "-c", CALIBRATION_SCRIPT, str(first)], check=True, cwd=ROOT, env=env)
+    for other in other_files:
         shutil.copy(first, other)

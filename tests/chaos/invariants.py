@@ -18,7 +18,7 @@ MAX_BACK = 12.0  # seconds of work that a lost worker may cost: two between snap
 POISON_WORKERS = 3  # workers
 BLAMABLE = ("member", "model")  # who may be to blame for a failure, whatever the plugs
 STEPS_RUN = re.compile(r"after (\d+) steps\Z")
-Break = tuple[str, str]  # the job (or what else it is about), and what is wrong with it
+Violation = tuple[str, str]  # the job (or what else it is about), and what is wrong with it
 
 
 @dataclass(frozen=True)
@@ -26,17 +26,17 @@ class Verdict:
     """One invariant: how many cases were checked, and which of them break it."""
 
     name: str
-    of: int
-    broken: tuple[Break, ...]
+    case_count: int
+    violations: tuple[Violation, ...]
 
     @property
-    def holds(self) -> bool:
-        return not self.broken
+    def is_satisfied(self) -> bool:
+        return not self.violations
 
 
-def judge(evidence: Evidence) -> list[Verdict]:
+def check_invariants(evidence: Evidence) -> list[Verdict]:
     """Checks every invariant, in the order of the report."""
-    return [Verdict(name, of(evidence), tuple(check(evidence))) for name, of, check in INVARIANTS]
+    return [Verdict(name, count_cases(evidence), tuple(check(evidence))) for name, count_cases, check in INVARIANTS]
 
 
 def _rows(evidence: Evidence) -> dict[str, JobRow]:
@@ -50,7 +50,7 @@ def _audit(evidence: Evidence) -> dict[str, list[Move]]:
     return moves_of
 
 
-def find_lost(evidence: Evidence) -> Iterator[Break]:
+def find_lost(evidence: Evidence) -> Iterator[Violation]:
     """The store and the API know every accepted job."""
     rows = _rows(evidence)
     for one in evidence.accepted:
@@ -60,14 +60,14 @@ def find_lost(evidence: Evidence) -> Iterator[Break]:
             yield one.job, "was accepted, and the API does not know it"
 
 
-def find_stuck(evidence: Evidence) -> Iterator[Break]:
+def find_stuck(evidence: Evidence) -> Iterator[Violation]:
     """Every job ends, accepted or not."""
     for row in evidence.jobs:
         if row.state not in ENDS:
             yield row.id, f"is still {row.state}"
 
 
-def find_wrong_ends(evidence: Evidence) -> Iterator[Break]:
+def find_wrong_ends(evidence: Evidence) -> Iterator[Violation]:
     """Exactly one move to an end, the last one, after an unbroken chain. The API never reported another end."""
     audit = _audit(evidence)
     for row in evidence.jobs:
@@ -82,28 +82,28 @@ def find_wrong_ends(evidence: Evidence) -> Iterator[Break]:
     yield from _find_other_ends(evidence)
 
 
-def _find_other_ends(evidence: Evidence) -> Iterator[Break]:
+def _find_other_ends(evidence: Evidence) -> Iterator[Violation]:
     rows = _rows(evidence)
     for one in evidence.accepted:
-        row, shown = rows.get(one.job), evidence.api.get(one.job)
-        for end in {*one.ends, *([shown.state] if shown else [])}:
+        row, api_job = rows.get(one.job), evidence.api.get(one.job)
+        for end in {*one.reported_ends, *([api_job.state] if api_job else [])}:
             if row is not None and end != row.state:
                 yield one.job, f"is {row.state}, and the API said {end}"
 
 
-def find_doubled(evidence: Evidence) -> Iterator[Break]:
+def find_doubled(evidence: Evidence) -> Iterator[Violation]:
     """A request repeated with its key made one job. The page has no job that was not promised."""
     keys = Counter((row.key, row.ordinal) for row in evidence.jobs if row.key is not None)
     for (key, _), count in keys.items():
         if count > 1:
             yield str(key), f"made {count} jobs"
-    promised = {one.job for one in evidence.accepted}
+    promised_sha = {one.job for one in evidence.accepted}
     web_jobs = {place.job for place in evidence.places if place.role == "answer" and place.kind == "web"}
-    for job in sorted(web_jobs - promised):
+    for job in sorted(web_jobs - promised_sha):
         yield job, "was made over HTTP, and nobody was told of it"
 
 
-def find_wrongly_shown(evidence: Evidence) -> Iterator[Break]:
+def find_wrongly_shown(evidence: Evidence) -> Iterator[Violation]:
     """Each destination of a job shows its end, and a finished job's pictures are in Discord exactly once."""
     rows = _rows(evidence)
     answers = Counter(place.job for place in evidence.places if place.role == "answer")
@@ -116,12 +116,12 @@ def find_wrongly_shown(evidence: Evidence) -> Iterator[Break]:
             continue
         if place.delivered is None:
             yield row.id, f"its last word was not shown as {place.role}"
-        count, expected = evidence.posted.get(row.id, 0), int(row.state == "finished")
+        count, expected = evidence.posted_counts.get(row.id, 0), int(row.state == "finished")
         if place.role == "answer" and count != expected:
             yield row.id, f"is {row.state}, and stands in Discord {count} times {place.reason}".rstrip()
 
 
-def find_bad_pictures(evidence: Evidence) -> Iterator[Break]:
+def find_bad_pictures(evidence: Evidence) -> Iterator[Violation]:
     """A finished job has as many pictures as requested, each with the bytes of its SHA-256."""
     for row in evidence.jobs:
         job = evidence.api.get(row.id)
@@ -129,30 +129,37 @@ def find_bad_pictures(evidence: Evidence) -> Iterator[Break]:
             continue
         if [number for number, _, _ in job.pictures] != list(range(1, row.count + 1)):
             yield row.id, f"has {len(job.pictures)} pictures of {row.count}"
-        for number, promised, digest in job.pictures:
-            if promised != digest:
-                yield row.id, f"picture {number} should be {promised[:12]}, and is {digest[:12] or 'not there'}"
+        for number, promised_sha, digest in job.pictures:
+            if promised_sha != digest:
+                yield row.id, f"picture {number} should be {promised_sha[:12]}, and is {digest[:12] or 'not there'}"
 
 
-def find_other_bytes(evidence: Evidence) -> Iterator[Break]:
+def find_other_bytes(evidence: Evidence) -> Iterator[Violation]:
     """The same recipe gives the same bytes, whatever happens to its workers."""
     for one, reference in _pair_with_references(evidence):
         digests = tuple(digest for _, _, digest in evidence.api[one.job].pictures)
         if digests != reference:
-            wrong = [n + 1 for n, pair in enumerate(zip(digests, reference, strict=False)) if pair[0] != pair[1]]
-            yield one.job, f"pictures {wrong} are not those of an undisturbed run"
+            wrong_pictures = [
+                n + 1 for n, pair in enumerate(zip(digests, reference, strict=False)) if pair[0] != pair[1]
+            ]
+            yield one.job, f"pictures {wrong_pictures} are not those of an undisturbed run"
 
 
 def _pair_with_references(evidence: Evidence) -> list[tuple[Accepted, tuple[str, ...]]]:
-    found = []
+    pairs = []
     for one in evidence.accepted:
-        job, reference = evidence.api.get(one.job), evidence.references.get(one.wish)
-        if job is not None and job.state == "finished" and reference and one.by in evidence.repeats:
-            found.append((one, reference))
-    return found
+        job, reference = evidence.api.get(one.job), evidence.references.get(one.spec)
+        if (
+            job is not None
+            and job.state == "finished"
+            and reference
+            and one.front_end in evidence.repeatable_front_ends
+        ):
+            pairs.append((one, reference))
+    return pairs
 
 
-def find_wrong_charges(evidence: Evidence) -> Iterator[Break]:
+def find_wrong_charges(evidence: Evidence) -> Iterator[Violation]:
     """Each job is charged once, by the audit: a finished one in full, a failed one nothing, a cancelled one its steps.
 
     A job cancelled after its worker was lost may be charged any part: nobody knows how far it got.
@@ -177,13 +184,13 @@ def _allowed_charge(row: JobRow, moves: list[Move]) -> tuple[float, float]:
     if moves[-1].source == "queued":  # it waited to start again
         share = min(1.0, row.step / row.steps)
         return row.cost * share, row.cost * share
-    if found := STEPS_RUN.search(moves[-1].why):
-        share = min(1.0, int(found[1]) / row.steps)
+    if pairs := STEPS_RUN.search(moves[-1].why):
+        share = min(1.0, int(pairs[1]) / row.steps)
         return row.cost * share, row.cost * share
     return 0.0, row.cost
 
 
-def find_wrong_failures(evidence: Evidence) -> Iterator[Break]:
+def find_wrong_failures(evidence: Evidence) -> Iterator[Violation]:
     """Plugs and lies fail no job: only the member or the model may be to blame. But a job that loses several workers
     without progress is poison and fails, as documented; then its audit has each of them.
     """
@@ -196,7 +203,7 @@ def find_wrong_failures(evidence: Evidence) -> Iterator[Break]:
             yield row.id, f"failed ({row.blame}) after {len(epochs[row.id])} workers: {row.reason}"
 
 
-def find_wrong_accounts(evidence: Evidence) -> Iterator[Break]:
+def find_wrong_accounts(evidence: Evidence) -> Iterator[Violation]:
     """No account counts queued or active jobs, and a pool's account was billed its jobs' sum, once."""
     for one in evidence.accounts:
         if one.queued or one.active:
@@ -209,21 +216,21 @@ def find_wrong_accounts(evidence: Evidence) -> Iterator[Break]:
             yield one.path, f"was billed {one.virtual * one.weight:.6f}, and its jobs {sums[one.path]:.6f}"
 
 
-def find_left_over(evidence: Evidence) -> Iterator[Break]:
+def find_left_over(evidence: Evidence) -> Iterator[Violation]:
     """The broker holds no work and no results any more."""
-    for stream, count in evidence.left.items():
+    for stream, count in evidence.messages_left.items():
         if count:
             yield stream, f"holds {count} messages"
 
 
-def find_long_setbacks(evidence: Evidence) -> Iterator[Break]:
+def find_long_setbacks(evidence: Evidence) -> Iterator[Violation]:
     """A lost worker costs only the work since the last snapshot."""
     for one in evidence.setbacks:
-        if one.alone and one.back is not None and one.back > MAX_BACK:
-            yield one.job, f"went back {one.back:.1f} s when {one.worker} was lost ({one.how})"
+        if one.is_isolated and one.repeated_seconds is not None and one.repeated_seconds > MAX_BACK:
+            yield one.job, f"went back {one.repeated_seconds:.1f} s when {one.worker} was lost ({one.cause})"
 
 
-Invariant = tuple[str, Callable[[Evidence], int], Callable[[Evidence], Iterable[Break]]]
+Invariant = tuple[str, Callable[[Evidence], int], Callable[[Evidence], Iterable[Violation]]]
 INVARIANTS: tuple[Invariant, ...] = (
     ("lost", lambda evidence: len(evidence.accepted), find_lost),
     ("stuck", lambda evidence: len(evidence.jobs), find_stuck),
@@ -239,10 +246,10 @@ INVARIANTS: tuple[Invariant, ...] = (
     ("other bytes than undisturbed", lambda evidence: len(_pair_with_references(evidence)), find_other_bytes),
     ("charged wrongly", lambda evidence: len(evidence.jobs), find_wrong_charges),
     ("accounts that do not add up", lambda evidence: len(evidence.accounts), find_wrong_accounts),
-    ("left in the broker", lambda evidence: len(evidence.left), find_left_over),
+    ("left in the broker", lambda evidence: len(evidence.messages_left), find_left_over),
     (
         "set back further than its snapshot",
-        lambda evidence: sum(one.alone for one in evidence.setbacks),
+        lambda evidence: sum(one.is_isolated for one in evidence.setbacks),
         find_long_setbacks,
     ),
 )

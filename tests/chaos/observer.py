@@ -28,38 +28,38 @@ from engine.contract import (
 )
 
 MAX_REPEATABLE = 400  # payloads that can be repeated
-WANT_SECONDS = 4.0
+PREVIEW_INTERVAL = 4.0
 TAKEOVER_SECONDS = 20.0  # seconds that another worker may need to take over
 
 
 @dataclass
-class Claimed:
+class ClaimRecord:
     """What was observed of one epoch of a job. `steps`: image → when each step was first seen."""
 
     epoch: int
     worker: str
     step: int
-    began: float
+    started_at: float
     steps: dict[int, list[tuple[float, int]]] = field(default_factory=lambda: defaultdict(list))
-    over: bool = False
+    is_over: bool = False
 
-    def reached(self, step: int) -> float:
+    def find_reached_at(self, step: int) -> float:
         """When all images were known to have reached a step."""
         times = [
-            next((at for at, k in sightings if k >= step), sightings[-1][0])
+            next((time_ for time_, k in sightings if k >= step), sightings[-1][0])
             for sightings in self.steps.values()
             if sightings
         ]
-        return max(times, default=self.began) if step > self.step else self.began
+        return max(times, default=self.started_at) if step > self.step else self.started_at
 
 
 @dataclass(frozen=True)
 class Loss:
     """A lost worker, and the jobs that it held."""
 
-    at: float
+    lost_at: float
     worker: str
-    how: str
+    cause: str
     jobs: tuple[tuple[str, int], ...]
 
 
@@ -68,66 +68,79 @@ class Observer:
 
     def __init__(self, bus: Bus, open_jobs: Callable[[], Iterable[str]]) -> None:
         self._bus, self._open_jobs = bus, open_jobs
-        self.jobs: dict[str, dict[int, Claimed]] = defaultdict(dict)
+        self.jobs: dict[str, dict[int, ClaimRecord]] = defaultdict(dict)
         self.losses: list[Loss] = []
-        self.troubled: list[tuple[float, float, str]] = []  # from, until, what: other plugs
-        self.heard: deque[tuple[str, bytes]] = deque(maxlen=MAX_REPEATABLE)
+        self.fault_periods: list[tuple[float, float, str]] = []  # from, until, what: other plugs
+        self.recorded_messages: deque[tuple[str, bytes]] = deque(maxlen=MAX_REPEATABLE)
 
-    async def open(self) -> None:
+    async def subscribe(self) -> None:
         for subject in ("frames.*", "results.>", "work.>"):
-            await self._bus.client.subscribe(subject, cb=self._hear)
+            await self._bus.client.subscribe(subject, cb=self._record_message)
 
-    async def want(self) -> None:
+    async def request_previews_forever(self) -> None:
         """Asks for frames of every open job, for ever."""
         while True:
             with suppress(BrokerUnreachable):
                 for job in list(self._open_jobs()):
                     await self._bus.request_previews(job)
-            await asyncio.sleep(WANT_SECONDS)
+            await asyncio.sleep(PREVIEW_INTERVAL)
 
-    async def _hear(self, msg: Msg) -> None:
+    async def _record_message(self, msg: Msg) -> None:
         now = time.monotonic()
         if not msg.subject.startswith("frames."):
-            self.heard.append((msg.subject, msg.data))
+            self.recorded_messages.append((msg.subject, msg.data))
             if msg.subject.startswith("results.") and ".liar." not in msg.subject:
                 with suppress(MalformedMessage):
                     self._note_result(decode(msg.data, Result), now)  # pyright: ignore[reportArgumentType]
             return
         with suppress(MalformedMessage):
             frame = decode(msg.data, Frame)
-            if claimed := self.jobs[frame.job].get(frame.epoch):
-                progress = claimed.steps[frame.image]
+            if claim := self.jobs[frame.job].get(frame.epoch):
+                progress = claim.steps[frame.image]
                 if not progress or progress[-1][1] < frame.step:
                     progress.append((now, frame.step))
 
     def _note_result(self, result: Result, now: float) -> None:
-        known = self.jobs[result.job]
-        if isinstance(result, JobStarted) and result.epoch not in known:
-            known[result.epoch] = Claimed(result.epoch, result.worker, result.step, now)
-        elif isinstance(result, JobFinished | JobFailed | JobCancelled) and result.epoch in known:
-            known[result.epoch].over = True
+        claims = self.jobs[result.job]
+        if isinstance(result, JobStarted) and result.epoch not in claims:
+            claims[result.epoch] = ClaimRecord(result.epoch, result.worker, result.step, now)
+        elif isinstance(result, JobFinished | JobFailed | JobCancelled) and result.epoch in claims:
+            claims[result.epoch].is_over = True
 
-    def held(self, worker: str | None = None) -> list[tuple[str, Claimed]]:
+    def list_running(self, worker: str | None = None) -> list[tuple[str, ClaimRecord]]:
         """The running jobs, of one worker or of all."""
-        latest = [(job, known[max(known)]) for job, known in self.jobs.items() if known]
-        return [(job, one) for job, one in latest if not one.over and worker in (None, one.worker)]
+        latest = [(job, claims[max(claims)]) for job, claims in self.jobs.items() if claims]
+        return [(job, one) for job, one in latest if not one.is_over and worker in (None, one.worker)]
 
-    def lose(self, worker: str, how: str) -> None:
+    def record_loss(self, worker: str, cause: str) -> None:
         """Records that a worker is lost at this moment."""
-        jobs = tuple((job, one.epoch) for job, one in self.held(worker))
-        self.losses.append(Loss(time.monotonic(), worker, how, jobs))
+        jobs = tuple((job, one.epoch) for job, one in self.list_running(worker))
+        self.losses.append(Loss(time.monotonic(), worker, cause, jobs))
 
-    def setbacks(self) -> list[Setback]:
+    def list_setbacks(self) -> list[Setback]:
         """The outcome of every job that lost its worker while it ran."""
         return [self._find_setback(loss, job, epoch) for loss in self.losses for job, epoch in loss.jobs]
 
     def _find_setback(self, loss: Loss, job: str, epoch: int) -> Setback:
-        before = self.jobs[job][epoch]
-        later = [one for number, one in self.jobs[job].items() if number > epoch and one.began > loss.at]
-        if not later:
-            return Setback(job, loss.worker, loss.how, None, None, alone=False)
-        after = min(later, key=lambda one: one.began)
-        saved = before.reached(after.step)
-        alone = not any(begin < after.began and end > saved - 3.0 for begin, end, _ in self.troubled)
-        alone &= not any(saved - TAKEOVER_SECONDS < one.at < after.began for one in self.losses if one is not loss)
-        return Setback(job, loss.worker, loss.how, after.began - loss.at, max(0.0, loss.at - saved), alone)
+        lost_claim = self.jobs[job][epoch]
+        later_claims = [
+            one for number, one in self.jobs[job].items() if number > epoch and one.started_at > loss.lost_at
+        ]
+        if not later_claims:
+            return Setback(job, loss.worker, loss.cause, None, None, is_isolated=False)
+        next_claim = min(later_claims, key=lambda one: one.started_at)
+        saved_at = lost_claim.find_reached_at(next_claim.step)
+        is_isolated = not any(
+            begin < next_claim.started_at and end > saved_at - 3.0 for begin, end, _ in self.fault_periods
+        )
+        is_isolated &= not any(
+            saved_at - TAKEOVER_SECONDS < one.lost_at < next_claim.started_at for one in self.losses if one is not loss
+        )
+        return Setback(
+            job,
+            loss.worker,
+            loss.cause,
+            next_claim.started_at - loss.lost_at,
+            max(0.0, loss.lost_at - saved_at),
+            is_isolated,
+        )

@@ -17,8 +17,8 @@ import psutil
 from chaos.timeline import Timeline
 
 ROOT = Path(__file__).parents[2]
-PAUSE = 0.3  # seconds before a program that ended by itself restarts
-PATIENCE = 20.0  # seconds for an orderly end
+RESTART_DELAY = 0.3  # seconds before a program that ended by itself restarts
+EXIT_TIMEOUT = 20.0  # seconds for an orderly end
 
 
 class Program:
@@ -28,12 +28,12 @@ class Program:
         self, name: str, command: Sequence[str], log: Path, timeline: Timeline, env: Mapping[str, str] | None = None
     ) -> None:  # fmt: skip
         self.name, self.command, self.log, self.env = name, command, log, env
-        self.timeline, self.pause, self.died, self.starts = timeline, PAUSE, 0, 0
-        self.began = 0.0  # the last start, on the monotonic clock
+        self.timeline, self.restart_delay, self.death_count, self.start_count = timeline, RESTART_DELAY, 0, 0
+        self.started_at = 0.0  # the last start, on the monotonic clock
         self.process: asyncio.subprocess.Process | None = None
         self._end_is_expected, self._has_ended = False, False
 
-    async def keep(self) -> None:
+    async def keep_running(self) -> None:
         """Starts it again and again until `end`."""
         while not self._has_ended:
             await self._start()
@@ -42,9 +42,9 @@ class Program:
                 self.process.kill()
             code = await self.process.wait()
             if not (self._end_is_expected or self._has_ended):
-                self.died += 1
-                self.timeline.note("ended by itself", aloud=True, who=self.name, code=code)
-            pause, self.pause, self._end_is_expected = self.pause, PAUSE, False
+                self.death_count += 1
+                self.timeline.note("ended by itself", is_printed=True, who=self.name, code=code)
+            pause, self.restart_delay, self._end_is_expected = self.restart_delay, RESTART_DELAY, False
             await asyncio.sleep(pause)
 
     async def _start(self) -> None:
@@ -52,33 +52,33 @@ class Program:
             self.process = await asyncio.create_subprocess_exec(
                 *self.command, cwd=ROOT, env=self.env, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output
             )
-        self.starts, self.began = self.starts + 1, time.monotonic()
+        self.start_count, self.started_at = self.start_count + 1, time.monotonic()
         self.timeline.note("started", who=self.name, pid=self.process.pid)
 
     @property
-    def running(self) -> bool:
+    def is_running(self) -> bool:
         return self.process is not None and self.process.returncode is None
 
-    def signal(self, sign: signal.Signals, *, back: float = PAUSE) -> None:
+    def signal(self, signal_number: signal.Signals, *, restart_delay: float = RESTART_DELAY) -> None:
         """Sends a signal. A program that ends by it restarts after `back` seconds."""
-        if not self.running:
+        if not self.is_running:
             return
         assert self.process
-        if sign in (signal.SIGKILL, signal.SIGTERM):
-            self._end_is_expected, self.pause = True, back
+        if signal_number in (signal.SIGKILL, signal.SIGTERM):
+            self._end_is_expected, self.restart_delay = True, restart_delay
         with suppress(ProcessLookupError):
-            self.process.send_signal(sign)
+            self.process.send_signal(signal_number)
 
-    def family(self, sign: signal.Signals) -> None:
+    def signal_tree(self, signal_number: signal.Signals) -> None:
         """Sends a signal to the program and all its child processes."""
-        if self.running and self.process:
+        if self.is_running and self.process:
             with suppress(psutil.NoSuchProcess):
                 for child in psutil.Process(self.process.pid).children(recursive=True):
                     with suppress(psutil.NoSuchProcess):
-                        child.send_signal(sign)
-            self.signal(sign)
+                        child.send_signal(signal_number)
+            self.signal(signal_number)
 
-    async def gone(self, seconds: float = PATIENCE) -> bool:
+    async def wait_for_exit(self, seconds: float = EXIT_TIMEOUT) -> bool:
         """Whether it ended within that time."""
         assert self.process
         with suppress(TimeoutError):
@@ -86,12 +86,12 @@ class Program:
             return True
         return False
 
-    async def end(self) -> None:
+    async def stop(self) -> None:
         """Ends it for good, in order if possible."""
         self._has_ended = True
-        if self.running:
-            self.family(signal.SIGCONT)
+        if self.is_running:
+            self.signal_tree(signal.SIGCONT)
             self.signal(signal.SIGTERM)
-            if not await self.gone():
-                self.timeline.note("would not end", aloud=True, who=self.name)
-                self.family(signal.SIGKILL)
+            if not await self.wait_for_exit():
+                self.timeline.note("would not end", is_printed=True, who=self.name)
+                self.signal_tree(signal.SIGKILL)

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Literal
 
-Mood = Literal["pass", "cut", "hold", "drop", "slow"]
+ProxyMode = Literal["pass", "cut", "hold", "drop", "slow"]
 CHUNK_DELAY = 0.05  # seconds that each chunk takes
 CHUNK = 64 * 1024
 
@@ -20,9 +20,9 @@ class Proxy:
 
     def __init__(self, target: int) -> None:
         self.target, self.port = target, 0
-        self.mood: Mood = "pass"
-        self._flowing = asyncio.Event()
-        self._flowing.set()
+        self.mode: ProxyMode = "pass"
+        self._flow_gate = asyncio.Event()
+        self._flow_gate.set()
         self._lines: set[asyncio.StreamWriter] = set()
 
     @asynccontextmanager
@@ -32,25 +32,25 @@ class Proxy:
         try:
             yield self
         finally:
-            self._break()
+            self._abort_connections()
             server.close()
 
-    def set(self, mood: Mood) -> None:
+    def set_mode(self, mode: ProxyMode) -> None:
         """Sets the mood from now on. The end of "drop" also breaks the connections that lost bytes."""
-        if mood == "cut" or self.mood == "drop":
-            self._break()
-        self.mood = mood
-        if mood in ("hold", "drop"):
-            self._flowing.clear()
+        if mode == "cut" or self.mode == "drop":
+            self._abort_connections()
+        self.mode = mode
+        if mode in ("hold", "drop"):
+            self._flow_gate.clear()
         else:
-            self._flowing.set()
+            self._flow_gate.set()
 
-    def _break(self) -> None:
+    def _abort_connections(self) -> None:
         for writer in list(self._lines):
             writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self.mood == "cut":
+        if self.mode == "cut":
             writer.transport.abort()
             return
         self._lines.add(writer)
@@ -58,14 +58,14 @@ class Proxy:
         try:
             broker_reader, broker_writer = await asyncio.open_connection("127.0.0.1", self.target)
             self._lines.add(broker_writer)
-            await self._run_both(self._pump(reader, broker_writer), self._pump(broker_reader, writer))
+            await self._run_both(self._forward(reader, broker_writer), self._forward(broker_reader, writer))
         except OSError:
             return  # the broker is down, or a client disconnected
         finally:
-            for one in (writer, broker_writer):
-                if one is not None:
-                    self._lines.discard(one)
-                    one.transport.abort()
+            for connection in (writer, broker_writer):
+                if connection is not None:
+                    self._lines.discard(connection)
+                    connection.transport.abort()
 
     async def _run_both(self, *directions: object) -> None:
         """Runs both directions until one of them ends."""
@@ -77,11 +77,11 @@ class Proxy:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
             while chunk := await reader.read(CHUNK):
-                await self._flowing.wait()
-                if self.mood == "slow":
+                await self._flow_gate.wait()
+                if self.mode == "slow":
                     await asyncio.sleep(CHUNK_DELAY)
                 writer.write(chunk)
                 await writer.drain()

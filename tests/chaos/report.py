@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from chaos.evidence import ENDS, Evidence
-from chaos.faults import Plug
+from chaos.faults import Fault
 from chaos.invariants import Verdict
 
 MAX_NAMED = 5  # broken cases that a row names
@@ -25,47 +25,48 @@ class Outcome:
     engine: str
     database: str
     seconds: float
-    pulled: Sequence[Plug]
+    injected: Sequence[Fault]
     skipped: Mapping[str, str]
-    died: Mapping[str, int]
-    settled: bool
+    death_counts: Mapping[str, int]
+    is_settled: bool
     evidence: Evidence
     verdicts: Sequence[Verdict]
 
     @property
-    def holds(self) -> bool:
-        return self.settled and all(verdict.holds for verdict in self.verdicts)
+    def is_satisfied(self) -> bool:
+        return self.is_settled and all(verdict.is_satisfied for verdict in self.verdicts)
 
 
-def bound(verdict: Verdict) -> str:
+def format_bound(verdict: Verdict) -> str:
     """The bound on the failure rate that follows from zero broken cases."""
-    if verdict.broken or not verdict.of:
+    if verdict.violations or not verdict.case_count:
         return ""
-    return f"95 %: below {300 / verdict.of:.2g} %" if verdict.of > 3 else "too few to say"
+    return f"95 %: below {300 / verdict.case_count:.2g} %" if verdict.case_count > 3 else "too few to say"
 
 
-def quantile(values: Sequence[float], share: float) -> float | None:
+def quantile(values: Sequence[float], fraction: float) -> float | None:
     """The least value that at least this share of the values does not exceed."""
     ordered = sorted(values)
-    return ordered[max(0, -(-int(share * 100) * len(ordered) // 100) - 1)] if ordered else None
+    return ordered[max(0, -(-int(fraction * 100) * len(ordered) // 100) - 1)] if ordered else None
 
 
-def rows(outcome: Outcome) -> list[str]:
+def format_rows(outcome: Outcome) -> list[str]:
     """The whole table."""
     ends = Counter(row.state for row in outcome.evidence.jobs)
-    ways = Counter(one.by for one in outcome.evidence.accepted)
-    kinds = Counter(plug.kind for plug in outcome.pulled)
+    front_ends = Counter(one.front_end for one in outcome.evidence.accepted)
+    kinds = Counter(fault.kind for fault in outcome.injected)
     lines = [
         f"seed {outcome.seed}, engine {outcome.engine}, database {outcome.database}, {outcome.seconds:.0f} s",
-        f"{len(outcome.pulled)} plugs, {sum(plug.kills for plug in outcome.pulled)} of them SIGKILL: "
+        f"{len(outcome.injected)} plugs, {sum(fault.is_kill for fault in outcome.injected)} of them SIGKILL: "
         + ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items())),
-        *(f"not run: {kind}: {why}" for kind, why in outcome.skipped.items()),
-        f"{len(outcome.evidence.accepted)} jobs accepted, {ways['web']} over HTTP and {ways['discord']} in Discord: "
+        *(f"not run: {kind}: {reason}" for kind, reason in outcome.skipped.items()),
+        f"{len(outcome.evidence.accepted)} jobs accepted, "
+        f"{front_ends['web']} over HTTP and {front_ends['discord']} in Discord: "
         + ", ".join(f"{count} {state}" for state, count in sorted(ends.items())),
         *_failures(outcome.evidence),
-        *([f"ended by themselves: {dict(outcome.died)}"] if outcome.died else []),
+        *([f"ended by themselves: {dict(outcome.death_counts)}"] if outcome.death_counts else []),
         *_times(outcome.evidence),
-        "" if outcome.settled else "NOT EVERYTHING WAS SETTLED IN TIME",
+        "" if outcome.is_settled else "NOT EVERYTHING WAS SETTLED IN TIME",
     ]
     return [*(line for line in lines if line), "", *_table(outcome.verdicts)]
 
@@ -77,18 +78,19 @@ def _failures(evidence: Evidence) -> list[str]:
 
 def _times(evidence: Evidence) -> list[str]:
     lines = []
-    for name, how in (
+    for name, cause in (
         ("SIGKILL, nothing else pulled", "kill"),
         ("SIGTERM, nothing else pulled", "term"),
         ("whatever else was pulled, a lost store too", ""),
     ):
-        killed = [one for one in evidence.setbacks if not how or (one.how == how and one.alone)]
-        again = [one.again for one in killed if one.again is not None]
-        back = [one.back for one in killed if one.back is not None]
-        if again:
+        setbacks = [one for one in evidence.setbacks if not cause or (one.cause == cause and one.is_isolated)]
+        resume_times = [one.resume_seconds for one in setbacks if one.resume_seconds is not None]
+        repeated_times = [one.repeated_seconds for one in setbacks if one.repeated_seconds is not None]
+        if resume_times:
             lines.append(
-                f"a lost worker's job goes on ({name}, {len(again)} times): p50 {quantile(again, 0.5):.1f} s, "
-                f"p99 {quantile(again, 0.99):.1f} s; went back at most {max(back, default=0.0):.1f} s"
+                f"a lost worker's job goes on ({name}, {len(resume_times)} times): "
+                f"p50 {quantile(resume_times, 0.5):.1f} s, "
+                f"p99 {quantile(resume_times, 0.99):.1f} s; went back at most {max(repeated_times, default=0.0):.1f} s"
             )
     return lines
 
@@ -96,33 +98,39 @@ def _times(evidence: Evidence) -> list[str]:
 def _table(verdicts: Sequence[Verdict]) -> list[str]:
     lines = []
     for verdict in verdicts:
-        lines.append(f"{verdict.name:38} {len(verdict.broken):4} of {verdict.of:6}  {bound(verdict)}".rstrip())
-        lines += [f"    {what}: {problem}" for what, problem in verdict.broken[:MAX_NAMED]]
+        lines.append(
+            f"{verdict.name:38} {len(verdict.violations):4} of {verdict.case_count:6}  {format_bound(verdict)}".rstrip()
+        )
+        lines += [f"    {subject}: {problem}" for subject, problem in verdict.violations[:MAX_NAMED]]
     return lines
 
 
 def as_json(outcome: Outcome) -> dict[str, Any]:
     """The table for machines."""
     evidence = outcome.evidence
-    killed = [one for one in evidence.setbacks if one.how == "kill" and one.alone and one.again is not None]
-    again = [one.again for one in killed if one.again is not None]
+    setbacks = [
+        one for one in evidence.setbacks if one.cause == "kill" and one.is_isolated and one.resume_seconds is not None
+    ]
+    resume_times = [one.resume_seconds for one in setbacks if one.resume_seconds is not None]
     return {
         "seed": outcome.seed,
         "engine": outcome.engine,
         "database": outcome.database,
         "seconds": round(outcome.seconds, 1),
-        "plugs": dict(Counter(plug.kind for plug in outcome.pulled)),
-        "kills": sum(plug.kills for plug in outcome.pulled),
+        "plugs": dict(Counter(fault.kind for fault in outcome.injected)),
+        "kills": sum(fault.is_kill for fault in outcome.injected),
         "skipped": dict(outcome.skipped),
-        "died": dict(outcome.died),
-        "settled": outcome.settled,
+        "died": dict(outcome.death_counts),
+        "settled": outcome.is_settled,
         "accepted": len(evidence.accepted),
         "ends": {state: sum(row.state == state for row in evidence.jobs) for state in ENDS},
-        "again": {"times": len(again), "p50": quantile(again, 0.5), "p99": quantile(again, 0.99)},
-        "back": {"most": max((one.back for one in killed if one.back is not None), default=None)},
+        "again": {"times": len(resume_times), "p50": quantile(resume_times, 0.5), "p99": quantile(resume_times, 0.99)},
+        "back": {
+            "most": max((one.repeated_seconds for one in setbacks if one.repeated_seconds is not None), default=None)
+        },
         "invariants": [
-            {"name": one.name, "of": one.of, "broken": [list(broken) for broken in one.broken]}
+            {"name": one.name, "of": one.case_count, "broken": [list(violation) for violation in one.violations]}
             for one in outcome.verdicts
         ],
-        "holds": outcome.holds,
+        "holds": outcome.is_satisfied,
     }

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from chaos.campaign import Plan, campaign
+from chaos.campaign import Plan, run_campaign
 from chaos.installation import Build
-from chaos.report import rows
+from chaos.report import format_rows
 
 KINDS = ("kill-worker", "kill-bot", "kill-broker", "lose-store", "repeat", "lie")
 
@@ -18,11 +18,18 @@ KINDS = ("kill-worker", "kill-bot", "kill-broker", "lose-store", "repeat", "lie"
 async def test_a_campaign_with_plugs_breaks_no_invariant(tmp_path: Path) -> None:
     """The seed draws a lie, a killed worker, repeated messages, a lost store and a killed bot, over three seconds."""
     plan = Plan(
-        seed=334, kills=5, build=Build(row_ms=2.0), gap=0.8, steps=(40,), members=2, speakers=2, kinds=KINDS,
-        settling=420.0,
+        seed=334, fault_count=5, build=Build(row_ms=2.0), gap=0.8, steps=(40,), members=2, discord_members=2,
+        kinds=KINDS,
+        settle_timeout=420.0,
     )  # fmt: skip
-    outcome = await campaign(plan, tmp_path, print)
-    assert [verdict for verdict in outcome.verdicts if not verdict.holds] == [], "\n".join(rows(outcome))
-    assert outcome.settled
-    assert sorted(plug.kind for plug in outcome.pulled) == ["kill-bot", "kill-worker", "lie", "lose-store", "repeat"]
-    assert len(outcome.evidence.accepted) > len(plan.wishes())
+    outcome = await run_campaign(plan, tmp_path, print)
+    assert [verdict for verdict in outcome.verdicts if not verdict.is_satisfied] == [], "\n".join(format_rows(outcome))
+    assert outcome.is_settled
+    assert sorted(fault.kind for fault in outcome.injected) == [
+        "kill-bot",
+        "kill-worker",
+        "lie",
+        "lose-store",
+        "repeat",
+    ]
+    assert len(outcome.evidence.accepted) > len(plan.make_job_specs())

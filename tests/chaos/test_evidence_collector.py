@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from chaos.evidence_collector import left
+from chaos.evidence_collector import count_messages_left
 from engine.bus import Bus
 from engine.bus.broker.embedded import Broker
 from engine.contract import JobFinished
@@ -25,7 +25,7 @@ async def test_only_messages_of_a_newer_version_do_not_count_as_left_over(tmp_pa
         counts = []
         for message in (valid, {**valid, "v": 99, "new": True}, {**valid, "type": "Miracle"}):
             await bus.js.publish(f"results.liar.{JOB}", msgspec.msgpack.encode(message))
-            counts.append(await left(bus))
+            counts.append(await count_messages_left(bus))
         await bus.close()
     assert [one["results"] for one in counts] == [1, 1, 2]
     assert {one["work"] for one in counts} == {0}

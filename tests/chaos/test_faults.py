@@ -7,32 +7,36 @@ from collections import Counter
 import pytest
 
 from chaos.__main__ import main
-from chaos.faults import KILLS, LEASE, ONLY_SERVER, ONLY_SQLITE, draw, possible
+from chaos.faults import KILL_KINDS, LEASE, SERVER_ONLY_KINDS, SQLITE_ONLY_KINDS, draw_faults, list_possible_kinds
 
 WORKERS = ("w1", "w2")
 
 
 def test_a_seed_repeats_its_plugs() -> None:
-    kinds = possible("sqlite", mounts=True)
-    assert list(draw(7, 50, kinds, WORKERS, 2.0)) == list(draw(7, 50, kinds, WORKERS, 2.0))
-    assert list(draw(7, 50, kinds, WORKERS, 2.0)) != list(draw(8, 50, kinds, WORKERS, 2.0))
+    kinds = list_possible_kinds("sqlite", mounts=True)
+    assert list(draw_faults(7, 50, kinds, WORKERS, 2.0)) == list(draw_faults(7, 50, kinds, WORKERS, 2.0))
+    assert list(draw_faults(7, 50, kinds, WORKERS, 2.0)) != list(draw_faults(8, 50, kinds, WORKERS, 2.0))
 
 
 def test_only_possible_kinds_are_offered() -> None:
-    assert not set(possible("sqlite", mounts=True)) & set(ONLY_SERVER)
-    assert not set(possible("postgres", mounts=True)) & set(ONLY_SQLITE)
-    assert not [kind for kind in possible("sqlite", mounts=False, without=("lie",)) if kind.startswith(("fill", "lie"))]
+    assert not set(list_possible_kinds("sqlite", mounts=True)) & set(SERVER_ONLY_KINDS)
+    assert not set(list_possible_kinds("postgres", mounts=True)) & set(SQLITE_ONLY_KINDS)
+    assert not [
+        kind
+        for kind in list_possible_kinds("sqlite", mounts=False, without=("lie",))
+        if kind.startswith(("fill", "lie"))
+    ]
 
 
 def test_every_kind_is_drawn_and_kills_are_frequent() -> None:
-    kinds = possible("postgres", mounts=True)
-    plugs = list(draw(1, 1000, kinds, WORKERS, 2.0))
-    count = Counter(plug.kind for plug in plugs)
+    kinds = list_possible_kinds("postgres", mounts=True)
+    faults = list(draw_faults(1, 1000, kinds, WORKERS, 2.0))
+    count = Counter(fault.kind for fault in faults)
     assert set(count) == set(kinds)
-    assert sum(count[kind] for kind in KILLS) > 400
-    assert {plug.target for plug in plugs} == {"w1", "w2", "bot", "broker", "database"}
-    assert 1.8 < sum(plug.after for plug in plugs) / len(plugs) < 2.2
-    assert all(plug.lasts > LEASE for plug in plugs if plug.kind.startswith("stop"))
+    assert sum(count[kind] for kind in KILL_KINDS) > 400
+    assert {fault.target for fault in faults} == {"w1", "w2", "bot", "broker", "database"}
+    assert 1.8 < sum(fault.delay for fault in faults) / len(faults) < 2.2
+    assert all(fault.duration > LEASE for fault in faults if fault.kind.startswith("stop"))
 
 
 @pytest.mark.parametrize("arguments", [["--only", "earthquake"], ["--kills", "0"], ["--workers", "0"]])

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from chaos.hostile_client import BLOCKS, NAMES, Liar
-from chaos.observer import Claimed, Observer
+from chaos.hostile_client import ODD_BLOCKS, ODD_NAMES, HostileClient
+from chaos.observer import ClaimRecord, Observer
 from engine.bus import Bus
 from engine.bus.broker.embedded import Broker
 from engine.contract import JobStarted
@@ -22,10 +22,10 @@ async def test_malformed_subjects_and_headers_are_set_aside(tmp_path: Path) -> N
     async with Broker(tmp_path) as broker:
         bus, bot = [await Bus.connect(broker.url, broker.token) for _ in range(2)]
         await bot.declare()
-        liar, claimed = Liar(bus, Observer(bus, list)), Claimed(1, "one", 0, 0.0)
+        client, claim = HostileClient(bus, Observer(bus, list)), ClaimRecord(1, "one", 0, 0.0)
         for seed in range(20):
-            await liar.subject(JOB, claimed, random.Random(seed))
-            await liar.header(JOB, claimed, random.Random(seed))
+            await client.send_odd_subjects(JOB, claim, random.Random(seed))
+            await client.send_odd_headers(JOB, claim, random.Random(seed))
         await bus.client.flush()
         assert bus.client.last_error is None
         async with asyncio.timeout(10):
@@ -33,11 +33,11 @@ async def test_malformed_subjects_and_headers_are_set_aside(tmp_path: Path) -> N
                 await asyncio.sleep(0.02)
         await bus.publish_result("one", JobStarted(job=JOB, epoch=1, worker="one"))
         results = bot.consume_results()
-        received = await asyncio.wait_for(anext(results), 10)
-        assert received.value.job == JOB
+        delivered = await asyncio.wait_for(anext(results), 10)
+        assert delivered.value.job == JOB
         assert bot.dead_letters.count == {"results": 40}
-        assert {len(random.Random(seed).choice(NAMES)) for seed in range(20)} >= {2, 3, 3000}
-        assert len({random.Random(seed).choice(BLOCKS) for seed in range(20)}) > 3
+        assert {len(random.Random(seed).choice(ODD_NAMES)) for seed in range(20)} >= {2, 3, 3000}
+        assert len({random.Random(seed).choice(ODD_BLOCKS) for seed in range(20)}) > 3
         await results.aclose()  # pyright: ignore[reportAttributeAccessIssue]
         for one in (bus, bot):
             await one.close()

@@ -8,11 +8,11 @@ from itertools import pairwise
 
 import pytest
 
-from chaos.evidence import Accepted, Account, Evidence, JobRow, Move, PlaceRow, Setback, Shown, Wish
-from chaos.invariants import judge
-from chaos.report import bound, quantile
+from chaos.evidence import Accepted, Account, ApiJob, Evidence, JobRow, JobSpec, Move, PlaceRow, Setback
+from chaos.invariants import check_invariants
+from chaos.report import format_bound, quantile
 
-WISH = Wish("red apple", 1, 10, 1)
+WISH = JobSpec("red apple", 1, 10, 1)
 WEB, DISCORD, STOPPED, FAILED = "web", "discord", "stopped", "failed"
 REFERENCE = "a" * 64
 LIVES = {
@@ -41,20 +41,20 @@ def _moves() -> tuple[Move, ...]:
     )
 
 
-def sound_evidence() -> Evidence:
+def make_sound_evidence() -> Evidence:
     """Four jobs that ended correctly."""
-    finished = Shown("finished", ((1, REFERENCE, REFERENCE),))
+    finished = ApiJob("finished", ((1, REFERENCE, REFERENCE),))
     return Evidence(
         accepted=tuple(Accepted(job, WISH, "web", (LIVES[job][-1],)) for job in LIVES),
         jobs=tuple(map(_row, LIVES)),
         moves=_moves(),
         places=tuple(PlaceRow(job, "answer", DISCORD if job == DISCORD else WEB, 2.0, "") for job in LIVES),
         accounts=(Account("default", "", 4.6, 1.0, 0, 0), Account("default/standard", "default", 9.0, 1.0, 0, 0)),
-        api={WEB: finished, DISCORD: finished, STOPPED: Shown("cancelled"), FAILED: Shown("failed")},
-        posted={DISCORD: 1},
-        left={"work": 0, "results": 0},
+        api={WEB: finished, DISCORD: finished, STOPPED: ApiJob("cancelled"), FAILED: ApiJob("failed")},
+        posted_counts={DISCORD: 1},
+        messages_left={"work": 0, "results": 0},
         references={WISH: (REFERENCE,)},
-        setbacks=(Setback(WEB, "w1", "kill", 11.0, 1.9, alone=True),),
+        setbacks=(Setback(WEB, "w1", "kill", 11.0, 1.9, is_isolated=True),),
     )
 
 
@@ -70,35 +70,39 @@ def forget_job(evidence: Evidence, job: str) -> Evidence:
         jobs=tuple(row for row in evidence.jobs if row.id != job),
         moves=tuple(move for move in evidence.moves if move.job != job),
         places=tuple(place for place in evidence.places if place.job != job),
-        api={name: shown for name, shown in evidence.api.items() if name != job},
+        api={name: api_job for name, api_job in evidence.api.items() if name != job},
         accounts=(Account("default", "", 2.6, 1.0, 0, 0),),
     )
 
 
 def add_moves(evidence: Evidence, *moves: tuple[str, str, str]) -> Evidence:
     last = len(evidence.moves)
-    added = tuple(Move(last + n, *each, "") for n, each in enumerate(moves))
-    return replace(evidence, moves=evidence.moves + added)
+    added_moves = tuple(Move(last + n, *each, "") for n, each in enumerate(moves))
+    return replace(evidence, moves=evidence.moves + added_moves)
 
 
-def change_api_job(evidence: Evidence, job: str, shown_job: Shown) -> Evidence:
-    return replace(evidence, api={**evidence.api, job: shown_job})
+def change_api_job(evidence: Evidence, job: str, api_job: ApiJob) -> Evidence:
+    return replace(evidence, api={**evidence.api, job: api_job})
 
 
-def list_broken(evidence: Evidence) -> dict[str, list[str]]:
-    return {verdict.name: [what for what, _ in verdict.broken] for verdict in judge(evidence) if verdict.broken}
+def list_violations(evidence: Evidence) -> dict[str, list[str]]:
+    return {
+        verdict.name: [subject for subject, _ in verdict.violations]
+        for verdict in check_invariants(evidence)
+        if verdict.violations
+    }
 
 
 def test_a_sound_store_breaks_nothing() -> None:
-    assert list_broken(sound_evidence()) == {}
-    assert all(verdict.of for verdict in judge(sound_evidence()))
+    assert list_violations(make_sound_evidence()) == {}
+    assert all(verdict.case_count for verdict in check_invariants(make_sound_evidence()))
 
 
 OTHER = "b" * 64
 CASES: dict[str, tuple[Callable[[Evidence], Evidence], dict[str, list[str]]]] = {
     "lost": (lambda old: forget_job(old, WEB), {"lost": [WEB]}),
     "unknown to the API": (
-        lambda old: replace(old, api={job: shown_job for job, shown_job in old.api.items() if job != STOPPED}),
+        lambda old: replace(old, api={job: api_job for job, api_job in old.api.items() if job != STOPPED}),
         {"lost": [STOPPED]},
     ),
     "stuck": (
@@ -111,7 +115,7 @@ CASES: dict[str, tuple[Callable[[Evidence], Evidence], dict[str, list[str]]]] = 
                 change_job(old, FAILED, state="queued"), moves=old.moves[:-1],
                 accepted=tuple(one for one in old.accepted if one.job != FAILED),
             ),
-            FAILED, Shown("queued"),
+            FAILED, ApiJob("queued"),
         ),
         {"stuck": [FAILED], "made twice": [FAILED]},
     ),
@@ -126,7 +130,7 @@ CASES: dict[str, tuple[Callable[[Evidence], Evidence], dict[str, list[str]]]] = 
         {"ended twice, or otherwise than told": [WEB]},
     ),
     "the API said otherwise before": (
-        lambda old: replace(old, accepted=(replace(old.accepted[0], ends=("cancelled",)), *old.accepted[1:])),
+        lambda old: replace(old, accepted=(replace(old.accepted[0], reported_ends=("cancelled",)), *old.accepted[1:])),
         {"ended twice, or otherwise than told": [WEB]},
     ),
     "failed by the worker": (
@@ -136,23 +140,23 @@ CASES: dict[str, tuple[Callable[[Evidence], Evidence], dict[str, list[str]]]] = 
     "one key made two": (lambda old: change_job(old, WEB, key=f"key-{FAILED}"), {"made twice": [f"key-{FAILED}"]}),
     "nobody was told": (lambda old: replace(old, accepted=old.accepted[1:]), {"made twice": [WEB]}),
     "posted twice": (
-        lambda old: replace(old, posted={DISCORD: 2}), {"not shown, or shown twice": [DISCORD]}
+        lambda old: replace(old, posted_counts={DISCORD: 2}), {"not shown, or shown twice": [DISCORD]}
     ),
-    "not posted": (lambda old: replace(old, posted={}), {"not shown, or shown twice": [DISCORD]}),
+    "not posted": (lambda old: replace(old, posted_counts={}), {"not shown, or shown twice": [DISCORD]}),
     "its last word is owed": (
         lambda old: replace(old, places=tuple(replace(place, delivered=None) for place in old.places)),
         {"not shown, or shown twice": [DISCORD]},
     ),
     "a picture is missing": (
-        lambda old: change_api_job(old, WEB, Shown("finished")),
+        lambda old: change_api_job(old, WEB, ApiJob("finished")),
         {"pictures missing or spoilt": [WEB], "other bytes than undisturbed": [WEB]},
     ),
     "a picture is spoilt": (
-        lambda old: change_api_job(old, WEB, Shown("finished", ((1, REFERENCE, OTHER),))),
+        lambda old: change_api_job(old, WEB, ApiJob("finished", ((1, REFERENCE, OTHER),))),
         {"pictures missing or spoilt": [WEB], "other bytes than undisturbed": [WEB]},
     ),
     "another picture": (
-        lambda old: change_api_job(old, WEB, Shown("finished", ((1, OTHER, OTHER),))),
+        lambda old: change_api_job(old, WEB, ApiJob("finished", ((1, OTHER, OTHER),))),
         {"other bytes than undisturbed": [WEB]},
     ),
     "finished for nothing": (lambda old: change_job(old, WEB, charged=0.0), {"charged wrongly": [WEB]}),
@@ -170,9 +174,9 @@ CASES: dict[str, tuple[Callable[[Evidence], Evidence], dict[str, list[str]]]] = 
         lambda old: replace(old, accounts=(replace(old.accounts[0], active=1),)),
         {"accounts that do not add up": ["default"]},
     ),
-    "work is left": (lambda old: replace(old, left={"work": 1}), {"left in the broker": ["work"]}),
+    "work is left": (lambda old: replace(old, messages_left={"work": 1}), {"left in the broker": ["work"]}),
     "far back": (
-        lambda old: replace(old, setbacks=(replace(old.setbacks[0], back=30.0),)),
+        lambda old: replace(old, setbacks=(replace(old.setbacks[0], repeated_seconds=30.0),)),
         {"set back further than its snapshot": [WEB]},
     ),
 }  # fmt: skip
@@ -181,35 +185,37 @@ CASES: dict[str, tuple[Callable[[Evidence], Evidence], dict[str, list[str]]]] = 
 @pytest.mark.parametrize("case", CASES)
 def test_each_fault_is_named(case: str) -> None:
     change, expected = CASES[case]
-    assert list_broken(change(sound_evidence())) == expected
+    assert list_violations(change(make_sound_evidence())) == expected
 
 
 def test_a_job_cancelled_before_it_began_costs_nothing() -> None:
-    evidence = change_job(sound_evidence(), FAILED, state="cancelled", charged=0.1)
+    evidence = change_job(make_sound_evidence(), FAILED, state="cancelled", charged=0.1)
     evidence = replace(
         evidence,
         moves=tuple(replace(one, target="cancelled") if one.target == "failed" else one for one in evidence.moves),
     )
-    assert list_broken(evidence)["charged wrongly"] == [FAILED]
+    assert list_violations(evidence)["charged wrongly"] == [FAILED]
 
 
 def test_a_job_cancelled_while_requeued_costs_its_known_steps() -> None:
-    last = sound_evidence().moves[-3]
+    last = make_sound_evidence().moves[-3]
     assert (last.job, last.target) == (STOPPED, "cancelled")
-    requeued = replace(last, source="running", target="queued", why="w1 lost it")
-    cancelled = replace(last, id=requeued.id + 1, source="queued", why="wished")
-    later = tuple(replace(move, id=move.id + 1) for move in sound_evidence().moves[-2:])
-    evidence = replace(sound_evidence(), moves=(*sound_evidence().moves[:-3], requeued, cancelled, *later))
-    assert list_broken(evidence) == {}
+    requeued_move = replace(last, source="running", target="queued", why="w1 lost it")
+    cancelled_move = replace(last, id=requeued_move.id + 1, source="queued", why="wished")
+    later_moves = tuple(replace(move, id=move.id + 1) for move in make_sound_evidence().moves[-2:])
+    evidence = replace(
+        make_sound_evidence(), moves=(*make_sound_evidence().moves[:-3], requeued_move, cancelled_move, *later_moves)
+    )
+    assert list_violations(evidence) == {}
     for charged in (0.4, 0.8):
-        assert list_broken(change_job(evidence, STOPPED, charged=charged))["charged wrongly"] == [STOPPED]
+        assert list_violations(change_job(evidence, STOPPED, charged=charged))["charged wrongly"] == [STOPPED]
 
 
 def test_the_bound_follows_the_rule_of_three() -> None:
-    (lost, *_) = judge(sound_evidence())
-    assert bound(replace(lost, of=300)) == "95 %: below 1 %"
-    assert bound(replace(lost, of=2)) == "too few to say"
-    assert bound(replace(lost, broken=((WEB, "x"),))) == ""
+    (lost_verdict, *_) = check_invariants(make_sound_evidence())
+    assert format_bound(replace(lost_verdict, case_count=300)) == "95 %: below 1 %"
+    assert format_bound(replace(lost_verdict, case_count=2)) == "too few to say"
+    assert format_bound(replace(lost_verdict, violations=((WEB, "x"),))) == ""
 
 
 def test_quantiles_are_observed_values() -> None:
@@ -219,16 +225,24 @@ def test_quantiles_are_observed_values() -> None:
 
 
 def test_a_job_that_lost_three_workers_may_fail() -> None:
-    failed = change_job(sound_evidence(), FAILED, blame="worker")
+    evidence = change_job(make_sound_evidence(), FAILED, blame="worker")
     claims = tuple(Move(100 + epoch, FAILED, "running", "running", "w", epoch) for epoch in (7, 7, 8, 9))
-    for workers, broken in ((claims[:3], 1), (claims, 0)):  # the same epoch twice is one worker
-        found = judge(replace(failed, moves=(*failed.moves, *workers)))
-        assert [len(one.broken) for one in found if one.name == "failed, though nobody's fault"] == [broken]
+    for workers, violation_count in ((claims[:3], 1), (claims, 0)):  # the same epoch twice is one worker
+        verdicts = check_invariants(replace(evidence, moves=(*evidence.moves, *workers)))
+        assert [len(one.violations) for one in verdicts if one.name == "failed, though nobody's fault"] == [
+            violation_count
+        ]
 
 
 def test_bytes_are_compared_only_where_the_engine_must_repeat_them() -> None:
-    other = change_api_job(sound_evidence(), WEB, Shown("finished", ((1, OTHER, OTHER),)))
-    found = {verdict.name: len(verdict.broken) for verdict in judge(replace(other, repeats=("discord",)))}
-    assert found["other bytes than undisturbed"] == 0
-    found = {verdict.name: len(verdict.broken) for verdict in judge(replace(other, repeats=("web",)))}
-    assert found["other bytes than undisturbed"] == 1
+    other = change_api_job(make_sound_evidence(), WEB, ApiJob("finished", ((1, OTHER, OTHER),)))
+    counts = {
+        verdict.name: len(verdict.violations)
+        for verdict in check_invariants(replace(other, repeatable_front_ends=("discord",)))
+    }
+    assert counts["other bytes than undisturbed"] == 0
+    counts = {
+        verdict.name: len(verdict.violations)
+        for verdict in check_invariants(replace(other, repeatable_front_ends=("web",)))
+    }
+    assert counts["other bytes than undisturbed"] == 1

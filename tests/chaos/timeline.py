@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from chaos.evidence import Wish
+from chaos.evidence import JobSpec
 
 
 @dataclass
@@ -18,40 +18,40 @@ class Timeline:
     """`note` writes a line. Times are seconds since the campaign's start, on the monotonic clock."""
 
     file: TextIO
-    say: Callable[[str], None] = lambda text: None
-    began: float = 0.0
+    print_line: Callable[[str], None] = lambda text: None
+    started_at: float = 0.0
 
     @classmethod
-    def open(cls, path: Path, say: Callable[[str], None]) -> Timeline:
-        return cls(path.open("a", buffering=1), say, time.monotonic())
+    def open(cls, path: Path, print_line: Callable[[str], None]) -> Timeline:
+        return cls(path.open("a", buffering=1), print_line, time.monotonic())
 
     @property
     def now(self) -> float:
-        return time.monotonic() - self.began
+        return time.monotonic() - self.started_at
 
-    def note(self, what: str, *, aloud: bool = False, **details: Any) -> None:
-        line = {"at": round(self.now, 3), "what": what, **details}
+    def note(self, event: str, *, is_printed: bool = False, **details: Any) -> None:
+        line = {"at": round(self.now, 3), "what": event, **details}
         self.file.write(json.dumps(line, default=str) + "\n")
-        if aloud:
-            self.say(f"{self.now:7.1f} s  {what} {' '.join(str(value) for value in details.values())}".rstrip())
+        if is_printed:
+            self.print_line(f"{self.now:7.1f} s  {event} {' '.join(str(value) for value in details.values())}".rstrip())
 
     def close(self) -> None:
         self.file.close()
 
 
-class Promises:
+class AcceptedLog:
     """The campaign's own record of accepted jobs: each was promised, whatever the bot says later."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a")
-        self.known: dict[str, tuple[Wish, str]] = {}
+        self.jobs: dict[str, tuple[JobSpec, str]] = {}
 
-    def keep(self, job: str, wish: Wish, by: str) -> None:
+    def record(self, job: str, spec: JobSpec, front_end: str) -> None:
         """Records a promise; it is on disk when this returns."""
-        self._file.write(json.dumps({"job": job, "by": by, **asdict(wish)}) + "\n")
+        self._file.write(json.dumps({"job": job, "by": front_end, **asdict(spec)}) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
-        self.known[job] = (wish, by)
+        self.jobs[job] = (spec, front_end)
 
     def close(self) -> None:
         self._file.close()

@@ -12,19 +12,19 @@ SIZE = 192 * 1024 * 1024
 CHUNK = b"\0" * 65536
 
 
-def may_mount(folder: Path) -> bool:
+def can_mount(folder: Path) -> bool:
     """Whether this machine allows a mount; tries it."""
     probe = folder / "probe"
     probe.mkdir(exist_ok=True)
     try:
-        with mounted(probe):
+        with mount_tmpfs(probe):
             return True
     except (OSError, subprocess.CalledProcessError):
         return False
 
 
 @contextmanager
-def mounted(folder: Path) -> Iterator[Path]:
+def mount_tmpfs(folder: Path) -> Iterator[Path]:
     """Mounts a tmpfs there for as long as the context lasts."""
     command = ["mount", "-t", "tmpfs", "-o", f"size={SIZE},mode=755", "chaos", str(folder)]
     subprocess.run(command, check=True, capture_output=True)
@@ -46,5 +46,5 @@ class Disk:
             while True:
                 os.write(file.fileno(), CHUNK)
 
-    def free(self) -> None:
+    def free_space(self) -> None:
         self._ballast.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from end_to_end.process import Up
+from end_to_end.process import DarkroomProcess
 from shared.embedded_calibration import measure_once
 
 
@@ -19,24 +19,24 @@ def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def calibrated(calibration: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+def shared_bot(calibration: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DarkroomProcess]:
     """One running bot for all tests that don't kill it."""
-    up = Up(tmp_path_factory.mktemp("house"))
-    shutil.copy(calibration, up.data)
-    up.start()
+    process = DarkroomProcess(tmp_path_factory.mktemp("house"))
+    shutil.copy(calibration, process.data)
+    process.start()
     try:
-        up.warm()
-        yield up
+        process.wait_until_warm()
+        yield process
     finally:
-        up.stop()
+        process.stop()
 
 
 @pytest.fixture
-def own(calibration: Path, tmp_path: Path) -> Iterator[Up]:
+def own_bot(calibration: Path, tmp_path: Path) -> Iterator[DarkroomProcess]:
     """A bot for one test alone, on the same calibration."""
-    up = Up(tmp_path / "data")
-    up.data.mkdir()
-    shutil.copy(calibration, up.data)
-    yield up
-    if up.process is not None:
-        up.stop()
+    process = DarkroomProcess(tmp_path / "data")
+    process.data.mkdir()
+    shutil.copy(calibration, process.data)
+    yield process
+    if process.process is not None:
+        process.stop()

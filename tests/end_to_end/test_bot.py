@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from end_to_end.process import DRAWING, PROMPT, Up, darkroom, until
+from end_to_end.process import DRAW_TIMEOUT, PROMPT, DarkroomProcess, run_darkroom, wait_until
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -24,48 +24,48 @@ def _sizes(paths: Sequence[Path]) -> set[tuple[int, int]]:
 
 
 @pytest.mark.slow
-def test_a_prompt_becomes_four_pictures(calibrated: Up, tmp_path: Path) -> None:
-    job = calibrated.imagine(steps=12)
-    view = calibrated.over(job)
+def test_a_prompt_becomes_four_pictures(shared_bot: DarkroomProcess, tmp_path: Path) -> None:
+    job = shared_bot.imagine(steps=12)
+    view = shared_bot.wait_for_end(job)
     assert view["state"] == "finished", view["reason"]
     assert (view["steps"], view["seed"], view["count"]) == (12, 7, 4)
     paths = []
     for n in range(1, 5):
-        status, png = calibrated.call("GET", f"/api/jobs/{job}/pictures/{n}.png")
+        status, content = shared_bot.send_request("GET", f"/api/jobs/{job}/pictures/{n}.png")
         assert status == 200
         paths.append(tmp_path / f"{n}.png")
-        paths[-1].write_bytes(png)
+        paths[-1].write_bytes(content)
     assert len({path.read_bytes() for path in paths}) == 4
     assert _sizes(paths) == {(256, 256)}
-    assert calibrated.call("GET", f"/api/jobs/{job}/film.webp")[0] == 200
+    assert shared_bot.send_request("GET", f"/api/jobs/{job}/film.webp")[0] == 200
 
 
-def test_up_prints_its_address_its_folder_and_a_warm_model(calibrated: Up) -> None:
-    log = until(lambda: ((text := calibrated.log.read_text()) and "is loaded" in text and text) or None, 10)
-    assert calibrated._announced()["url"] in log
-    assert str(calibrated.data) in log
+def test_up_prints_its_address_its_folder_and_a_warm_model(shared_bot: DarkroomProcess) -> None:
+    log = wait_until(lambda: ((text := shared_bot.log.read_text()) and "is loaded" in text and text) or None, 10)
+    assert shared_bot.read_announcement()["url"] in log
+    assert str(shared_bot.data) in log
     assert "Traceback" not in log
 
 
-def test_a_second_bot_on_the_same_folder_is_refused(calibrated: Up) -> None:
-    process = darkroom("up", "--port", "0", "--data", str(calibrated.data))
+def test_a_second_bot_on_the_same_folder_is_refused(shared_bot: DarkroomProcess) -> None:
+    process = run_darkroom("up", "--port", "0", "--data", str(shared_bot.data))
     assert process.returncode == 2
     assert process.stderr.count("\n") == 1
     assert "already runs" in process.stderr
 
 
-def test_a_taken_port_is_refused(calibrated: Up, tmp_path: Path) -> None:
-    port = calibrated._announced()["url"].rpartition(":")[2]
-    process = darkroom("up", "--port", port, "--data", str(tmp_path))
+def test_a_taken_port_is_refused(shared_bot: DarkroomProcess, tmp_path: Path) -> None:
+    port = shared_bot.read_announcement()["url"].rpartition(":")[2]
+    process = run_darkroom("up", "--port", port, "--data", str(tmp_path))
     assert (process.returncode, process.stdout) == (2, "")
     assert process.stderr == f"darkroom: Port {port} is taken on 127.0.0.1: choose another with --port.\n"
 
 
 @pytest.mark.slow
-def test_imagine_joins_a_running_bot(calibrated: Up, tmp_path: Path) -> None:
-    process = darkroom(
+def test_imagine_joins_a_running_bot(shared_bot: DarkroomProcess, tmp_path: Path) -> None:
+    process = run_darkroom(
         "imagine", PROMPT, "--steps", "12", "--seed", "7", "--film", "--json",
-        "--out", str(tmp_path / "out"), "--data", str(calibrated.data),
+        "--out", str(tmp_path / "out"), "--data", str(shared_bot.data),
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
     (line,) = process.stdout.splitlines()
@@ -78,36 +78,36 @@ def test_imagine_joins_a_running_bot(calibrated: Up, tmp_path: Path) -> None:
     assert len(result["pictures"]) == 4
     with Image.open(result["film"]) as film:
         assert getattr(film, "n_frames", 1) > 1
-    assert calibrated.job(result["id"])["state"] == "finished"  # it went through the bot's own queue
+    assert shared_bot.get_job(result["id"])["state"] == "finished"  # it went through the bot's own queue
 
 
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_alone_and_in_a_running_bot(
-    calibrated: Up, calibration: Path, tmp_path: Path
+    shared_bot: DarkroomProcess, calibration: Path, tmp_path: Path
 ) -> None:
     """Twice alone, once beside other jobs in a running bot: twelve files, four contents."""
     data = tmp_path / "data"
     data.mkdir()
     shutil.copy(calibration, data)
-    others = [calibrated.imagine(prompt="red apple", seed=index, steps=40) for index in range(2)]
+    other_jobs = [shared_bot.imagine(prompt="red apple", seed=index, steps=40) for index in range(2)]
     results = []
-    for folder in (calibrated.data, data, data):
-        process = darkroom(
+    for folder in (shared_bot.data, data, data):
+        process = run_darkroom(
             "imagine", "red apple:: blue::-0.5", "--steps", "8", "--sampler", "dpmpp_2m", "--seed", "7", "--json",
             "--out", str(tmp_path / "out"), "--data", str(folder),
         )  # fmt: skip
         assert process.returncode == 0, process.stderr
         results.append(json.loads(process.stdout))
     assert len({one["id"] for one in results}) == 3
-    for shots in zip(*(one["pictures"] for one in results), strict=True):
-        assert len({Path(shot).read_bytes() for shot in shots}) == 1
-    for job in others:
-        calibrated.over(job)
+    for paths in zip(*(one["pictures"] for one in results), strict=True):
+        assert len({Path(path).read_bytes() for path in paths}) == 1
+    for job in other_jobs:
+        shared_bot.wait_for_end(job)
 
 
-def test_a_cancelled_job_stops(calibrated: Up) -> None:
-    job = calibrated.imagine(steps=1000)
-    until(lambda: calibrated.job(job)["state"] == "running" or None, DRAWING)
-    status, body = calibrated.call("DELETE", f"/api/jobs/{job}")
+def test_a_cancelled_job_stops(shared_bot: DarkroomProcess) -> None:
+    job = shared_bot.imagine(steps=1000)
+    wait_until(lambda: shared_bot.get_job(job)["state"] == "running" or None, DRAW_TIMEOUT)
+    status, body = shared_bot.send_request("DELETE", f"/api/jobs/{job}")
     assert status == 200, body
-    assert calibrated.over(job)["state"] == "cancelled"
+    assert shared_bot.wait_for_end(job)["state"] == "cancelled"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from end_to_end.process import darkroom
+from end_to_end.process import run_darkroom
 
 
 @pytest.mark.sampled
@@ -26,7 +26,7 @@ from end_to_end.process import darkroom
     ],
 )
 def test_a_bad_value_is_one_sentence(args: list[str], words: str, tmp_path: Path) -> None:
-    process = darkroom(*args, DARKROOM_DATA=str(tmp_path / "data"))
+    process = run_darkroom(*args, DARKROOM_DATA=str(tmp_path / "data"))
     assert (process.returncode, process.stdout) == (2, "")
     assert process.stderr.startswith("darkroom: ")
     assert process.stderr.count("\n") == 1
@@ -34,7 +34,7 @@ def test_a_bad_value_is_one_sentence(args: list[str], words: str, tmp_path: Path
 
 
 def test_a_bad_environment_is_one_sentence(tmp_path: Path) -> None:
-    process = darkroom("up", DARKROOM_DATA=str(tmp_path), DARKROOM_PORT="many")
+    process = run_darkroom("up", DARKROOM_DATA=str(tmp_path), DARKROOM_PORT="many")
     assert process.returncode == 2
     assert process.stderr.startswith("darkroom: DARKROOM_PORT is not valid")
     assert process.stderr.count("\n") == 1

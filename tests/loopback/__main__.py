@@ -31,16 +31,16 @@ async def main(port: int) -> None:
 
 async def print_changes(loopback: Loopback, channel: int) -> None:
     """Print each message when it appears or changes."""
-    printed: dict[int, str] = {}
+    printed_texts: dict[int, str] = {}
     while True:
-        for message in loopback.world.messages(channel):
+        for message in loopback.world.list_messages(channel):
             files = " ".join(
                 each["url"].replace("https://cdn.simcord.invalid", loopback.root) for each in message.attachments
             )
             text = f"[{message.id}] {message.content} {files}"
-            if printed.get(message.id) != text:
+            if printed_texts.get(message.id) != text:
                 print(text)
-            printed[message.id] = text
+            printed_texts[message.id] = text
         await asyncio.sleep(0.2)
 
 

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Literal
 
 from aiohttp import web
 
-from loopback.bot_process import ROOT, Bot, running
+from loopback.bot_process import ROOT, Bot, run_bot
 from loopback.members import Person
-from loopback.recorded_request import Asked
-from loopback.server import Loopback, until
+from loopback.recorded_request import RecordedRequest
+from loopback.server import Loopback, wait_until
 from shared.painter import PaintingWorker
 
 if TYPE_CHECKING:
@@ -35,19 +35,19 @@ DUPLICATE_WAIT = 2.0  # seconds in which a duplicate would arrive
 
 
 @dataclass(frozen=True)
-class Point:
+class KillPoint:
     """When to kill: at the first request of a kind. `busy`: down for long in a channel where others write."""
 
     kind: Kind
     moment: Moment
-    busy: bool = False
+    is_busy: bool = False
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.moment}{', then a long time in a busy channel' if self.busy else ''}"
+        return f"{self.kind} {self.moment}{', then a long time in a busy channel' if self.is_busy else ''}"
 
 
-def _points(kind: Kind, *moments: Moment) -> list[Point]:
-    return [Point(kind, moment) for moment in moments]
+def _points(kind: Kind, *moments: Moment) -> list[KillPoint]:
+    return [KillPoint(kind, moment) for moment in moments]
 
 
 POINTS = (
@@ -58,12 +58,12 @@ POINTS = (
     *_points("collapse", "took effect", "was noted"),
     *_points("open direct", "took effect"),
     *_points("direct", "took effect", "was noted"),
-    Point("notice", "took effect", busy=True),
+    KillPoint("notice", "took effect", is_busy=True),
 )
-FEW = tuple(
+QUICK_POINTS = tuple(
     each
     for each in POINTS
-    if not each.busy and each.moment == "took effect" and each.kind in ("answer", "final", "notice")
+    if not each.is_busy and each.moment == "took effect" and each.kind in ("answer", "final", "notice")
 )
 
 
@@ -71,18 +71,18 @@ FEW = tuple(
 class Outcome:
     """The outcome of one job: how many pictures it has, and how many it should have."""
 
-    point: Point
-    shown: int
-    direct: int
-    wanted: int  # direct messages
+    point: KillPoint
+    shown_count: int
+    direct_count: int
+    wanted_direct_count: int  # direct messages
 
     @property
-    def lost(self) -> bool:
-        return self.shown < 1 or self.direct < self.wanted
+    def is_lost(self) -> bool:
+        return self.shown_count < 1 or self.direct_count < self.wanted_direct_count
 
     @property
-    def twice(self) -> bool:
-        return self.shown > 1 or self.direct > self.wanted
+    def is_duplicated(self) -> bool:
+        return self.shown_count > 1 or self.direct_count > self.wanted_direct_count
 
 
 class KillingLoopback(Loopback):
@@ -90,22 +90,24 @@ class KillingLoopback(Loopback):
 
     def __init__(self) -> None:
         super().__init__()
-        self.point: Point | None = None
+        self.point: KillPoint | None = None
         self.kill: Callable[[], None] = lambda: None
         self.was_killed = asyncio.Event()
 
-    def _judged(self, request: web.Request, call: Asked, headers: dict[str, str]) -> web.Response:
+    def _check_and_carry_out(
+        self, request: web.Request, call: RecordedRequest, headers: dict[str, str]
+    ) -> web.Response:
         point = self.point
         if point is None or self._request_kind(call) != point.kind:
-            return super()._judged(request, call, headers)
+            return super()._check_and_carry_out(request, call, headers)
         self.point = None
         if point.moment == "arrives":
             return self._kill_bot()
-        response = super()._judged(request, call, headers)
+        response = super()._check_and_carry_out(request, call, headers)
         if point.moment == "took effect":
             return self._kill_bot()
-        later = 0.001 if point.moment == "was answered" else STORE_DELAY
-        asyncio.get_running_loop().call_later(later, self._kill_bot)
+        delay = 0.001 if point.moment == "was answered" else STORE_DELAY
+        asyncio.get_running_loop().call_later(delay, self._kill_bot)
         return response
 
     def _kill_bot(self) -> web.Response:
@@ -113,7 +115,7 @@ class KillingLoopback(Loopback):
         self.was_killed.set()
         return web.Response(status=500)
 
-    def _request_kind(self, call: Asked) -> Kind:
+    def _request_kind(self, call: RecordedRequest) -> Kind:
         name = call.files[0].filename if call.files else ""
         if name == "developing.jpg":
             return "preview"
@@ -129,20 +131,20 @@ class KillingLoopback(Loopback):
         return "none"
 
 
-async def kills(folder: Path, points: tuple[Point, ...], say: Callable[[str], None]) -> list[Outcome]:
+async def run_kills(folder: Path, points: tuple[KillPoint, ...], report: Callable[[str], None]) -> list[Outcome]:
     """Runs one job for each point, one after another. The bot is up again before the next job."""
     loopback = KillingLoopback()
-    short, long = (loopback.world.create_guild(name) for name in ("short", "long"))
-    async with loopback.open(), running(loopback, folder) as (bot, painter):
-        await _announce_every_end(bot, long)
+    short_guild, long_guild = (loopback.world.create_guild(name) for name in ("short", "long"))
+    async with loopback.open(), run_bot(loopback, folder) as (bot, painter):
+        await _announce_every_end(bot, long_guild)
         painter.speed = 0.08  # a job of 1.6 s, with previews
         outcomes = []
         for number, point in enumerate(points):
-            guild = long if point.kind in ("notice", "collapse") else short
+            guild = long_guild if point.kind in ("notice", "collapse") else short_guild
             outcomes.append(
                 await _run_point(loopback, bot, painter, Person(loopback, f"m{number}", guild), guild, point)
             )
-            say(f"{point}: {outcomes[-1].shown} shown, {outcomes[-1].direct} direct")
+            report(f"{point}: {outcomes[-1].shown_count} shown, {outcomes[-1].direct_count} direct")
         return outcomes
 
 
@@ -155,12 +157,12 @@ async def _announce_every_end(bot: Bot, guild: GuildHandle) -> None:
 
 
 async def _run_point(
-    loopback: KillingLoopback, bot: Bot, painter: PaintingWorker, member: Person, guild: GuildHandle, point: Point
+    loopback: KillingLoopback, bot: Bot, painter: PaintingWorker, member: Person, guild: GuildHandle, point: KillPoint
 ) -> Outcome:
     channel = guild.create_text_channel(f"pictures-{member.id}")
-    wanted = int(point.kind in ("direct", "open direct"))
-    if wanted:
-        await (await member.slash(channel, "prefer set", name="direct", value="on")).taken()
+    wanted_direct_count = int(point.kind in ("direct", "open direct"))
+    if wanted_direct_count:
+        await (await member.slash(channel, "prefer set", name="direct", value="on")).wait_for_response()
     loopback.was_killed.clear()
     loopback.kill = bot.process.kill if bot.process else loopback.kill
     loopback.point = point
@@ -168,18 +170,20 @@ async def _run_point(
     await asyncio.wait_for(loopback.was_killed.wait(), PICTURE_TIMEOUT)
     assert bot.process
     await bot.process.wait()
-    if point.busy:
+    if point.is_busy:
         for number in range(OTHER_MESSAGES):
-            await member.say(channel, f"nice picture {number}")
-        loopback.world.later(DOWNTIME)  # all nonces are forgotten
+            await member.send(channel, f"nice picture {number}")
+        loopback.world.advance_clock_by(DOWNTIME)  # all nonces are forgotten
     await bot.start()
 
     def count_now() -> Outcome:
-        direct = loopback.world.messages(member.dm) if wanted else []
-        return Outcome(point, _pictures_in(loopback.world.messages(channel.id)), _pictures_in(direct), wanted)
+        direct = loopback.world.list_messages(member.dm) if wanted_direct_count else []
+        return Outcome(
+            point, _pictures_in(loopback.world.list_messages(channel.id)), _pictures_in(direct), wanted_direct_count
+        )
 
     try:
-        await until(lambda: not count_now().lost, PICTURE_TIMEOUT)
+        await wait_until(lambda: not count_now().is_lost, PICTURE_TIMEOUT)
     except AssertionError:
         return count_now()
     await asyncio.sleep(DUPLICATE_WAIT)

@@ -25,9 +25,9 @@ import psutil
 from engine.bus import Bus
 from engine.bus.broker.embedded import Broker
 from loopback.bot_process import Bot
-from loopback.faults import Troubles
+from loopback.faults import Faults
 from loopback.members import Act, Person
-from loopback.recorded_request import Asked
+from loopback.recorded_request import RecordedRequest
 from loopback.server import Loopback
 from loopback.simulated_workers import WORKERS
 
@@ -39,57 +39,57 @@ HIGH_LIMITS = {"DARKROOM_RUNNING": "1000", "DARKROOM_QUEUED": "1000", "DARKROOM_
 
 
 @dataclass(frozen=True)
-class Size:
+class LoadSize:
     """The size of an evening."""
 
     jobs: int = 1000
     channels: int = 200
     guilds: int = 50
-    short: float = SHORT
-    long: float = LONG
-    finals: float = RATE  # a second, at most
-    after: float = 3.0  # seconds in which a duplicate would arrive
+    short_seconds: float = SHORT
+    long_seconds: float = LONG
+    finals_per_second: float = RATE  # a second, at most
+    duplicate_wait: float = 3.0  # seconds in which a duplicate would arrive
 
 
 @dataclass
-class Evening:
+class LoadResult:
     """What was measured on one evening."""
 
-    size: Size
+    size: LoadSize
     loopback: Loopback
     acts: list[Act] = field(default_factory=list)
-    ended: dict[str, float] = field(default_factory=dict)  # job → when its device finished
-    stored: dict[str, float] = field(default_factory=dict)  # job → when the bot stored the end
+    ended_at: dict[str, float] = field(default_factory=dict)  # job → when its device finished
+    stored_at: dict[str, float] = field(default_factory=dict)  # job → when the bot stored the end
     memory: int = 0  # bytes, the most
     cpu: dict[str, float] = field(default_factory=dict)  # who → seconds of a core
     seconds: float = 0.0  # wall time, from the first request to the last final
 
-    def final_of(self) -> dict[str, list[Asked]]:
+    def group_finals_by_job(self) -> dict[str, list[RecordedRequest]]:
         """The requests that carried a job's finished picture."""
-        found: dict[str, list[Asked]] = defaultdict(list)
-        for one in self.loopback.asked:
+        requests_by_job: dict[str, list[RecordedRequest]] = defaultdict(list)
+        for one in self.loopback.requests:
             if one.files and one.files[0].filename.startswith("darkroom-") and one.status == 200:
-                found[one.files[0].filename[9:35]].append(one)
-        return found
+                requests_by_job[one.files[0].filename[9:35]].append(one)
+        return requests_by_job
 
-    def previews_of(self) -> dict[str, list[Asked]]:
+    def group_previews_by_job(self) -> dict[str, list[RecordedRequest]]:
         """The requests that carried a job's frames."""
-        found: dict[str, list[Asked]] = defaultdict(list)
-        for one in self.loopback.asked:
+        requests_by_job: dict[str, list[RecordedRequest]] = defaultdict(list)
+        for one in self.loopback.requests:
             if one.files and one.files[0].filename == "developing.jpg" and (match := JOB.search(str(one.body))):
-                found[match[0]].append(one)
-        return found
+                requests_by_job[match[0]].append(one)
+        return requests_by_job
 
 
 @asynccontextmanager
-async def run_device(broker: Broker, size: Size, ended: dict[str, float]) -> AsyncIterator[None]:
+async def run_device(broker: Broker, size: LoadSize, ended_at: dict[str, float]) -> AsyncIterator[None]:
     """Runs the simulated device for as long as the context lasts."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "loopback.simulated_workers", broker.url, str(size.short), str(size.long),
-        str(size.finals), cwd=Path(__file__).parents[2], stdout=asyncio.subprocess.PIPE,
+        sys.executable, "-m", "loopback.simulated_workers", broker.url, str(size.short_seconds), str(size.long_seconds),
+        str(size.finals_per_second), cwd=Path(__file__).parents[2], stdout=asyncio.subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": f"tests{os.pathsep}.", "DARKROOM_NATS_TOKEN": broker.token},
     )  # fmt: skip
-    reader = asyncio.create_task(_read_ends(process, ended))
+    reader = asyncio.create_task(_read_ends(process, ended_at))
     try:
         yield
     finally:
@@ -98,29 +98,29 @@ async def run_device(broker: Broker, size: Size, ended: dict[str, float]) -> Asy
         await reader
 
 
-async def _read_ends(process: asyncio.subprocess.Process, ended: dict[str, float]) -> None:
+async def _read_ends(process: asyncio.subprocess.Process, ended_at: dict[str, float]) -> None:
     assert process.stdout
     async for line in process.stdout:
         report = json.loads(line)
-        ended[report["job"]] = report["at"]
+        ended_at[report["job"]] = report["at"]
 
 
-async def evening(
+async def run_load(
     folder: Path,
-    size: Size,
-    say: Callable[[str], None],
-    order_faults: Callable[[Troubles], object] = lambda troubles: None,
-) -> Evening:
+    size: LoadSize,
+    report: Callable[[str], None],
+    order_faults: Callable[[Faults], object] = lambda faults: None,
+) -> LoadResult:
     """Runs until every final is shown, or nothing new arrives for long. `order_faults` orders faults."""
-    loopback = Loopback(clock=time.monotonic, judged=False)
-    order_faults(loopback.troubles)
-    result = Evening(size, loopback)
+    loopback = Loopback(clock=time.monotonic, validates=False)
+    order_faults(loopback.faults)
+    result = LoadResult(size, loopback)
     guilds = [loopback.world.create_guild(f"guild {number}") for number in range(size.guilds)]
     channels = [
         guilds[number % size.guilds].create_text_channel(f"pictures-{number}") for number in range(size.channels)
     ]
     people = [
-        Person(loopback, f"member {number}", guilds[number % size.channels % size.guilds], patience=30.0)
+        Person(loopback, f"member {number}", guilds[number % size.channels % size.guilds], answer_timeout=30.0)
         for number in range(size.jobs)
     ]
     async with loopback.open(), Broker(folder / "nats") as broker:
@@ -129,20 +129,20 @@ async def evening(
         await bus.close()
         bot = Bot(loopback, broker, folder / "bot", **HIGH_LIMITS)
         await asyncio.to_thread(bot.folder.mkdir, parents=True)
-        async with run_device(broker, size, result.ended):
+        async with run_device(broker, size, result.ended_at):
             await bot.start()
             await _wait_for_workers(bot)
-            before, began = _measure_cpu(bot), time.monotonic()
-            reporter = asyncio.create_task(_report_progress(bot, result, say))
+            before, started_at = _measure_cpu(bot), time.monotonic()
+            reporter = asyncio.create_task(_report_progress(bot, result, report))
             try:
                 await _send_commands(people, channels, result)
                 await _wait_for_finals(result)
             finally:
                 reporter.cancel()
-            result.seconds = time.monotonic() - began
-            result.cpu = {who: used - before.get(who, 0.0) for who, used in _measure_cpu(bot).items()}
-        await bot.end()
-    result.stored = await asyncio.to_thread(_read_store_times, folder / "bot" / "darkroom.sqlite")
+            result.seconds = time.monotonic() - started_at
+            result.cpu = {role: cpu_seconds - before.get(role, 0.0) for role, cpu_seconds in _measure_cpu(bot).items()}
+        await bot.stop()
+    result.stored_at = await asyncio.to_thread(_read_store_times, folder / "bot" / "darkroom.sqlite")
     return result
 
 
@@ -150,7 +150,7 @@ async def _wait_for_workers(bot: Bot) -> None:
     """Waits until the bot sees every worker of the device; without them there is nothing to measure."""
     async with aiohttp.ClientSession() as session, asyncio.timeout(WORKERS_TIMEOUT):
         while True:
-            async with session.get(f"{bot.room()}/healthz") as answer:
+            async with session.get(f"{bot.find_page_url()}/healthz") as answer:
                 if (await answer.json())["workers"] == len(WORKERS):
                     return
             await asyncio.sleep(0.1)
@@ -161,48 +161,48 @@ def _read_store_times(database: Path) -> dict[str, float]:
     with closing(sqlite3.connect(database)) as store:
         rows = store.execute("SELECT id, ended FROM jobs WHERE ended IS NOT NULL").fetchall()
     shift = time.monotonic() - time.time()
-    return {job: ended + shift for job, ended in rows}
+    return {job: ended_at + shift for job, ended_at in rows}
 
 
-async def _send_commands(people: list[Person], channels: list, result: Evening) -> None:
+async def _send_commands(people: list[Person], channels: list, result: LoadResult) -> None:
     """Each member sends one command, at an even pace."""
-    began = time.monotonic()
+    started_at = time.monotonic()
     for number, person in enumerate(people):
-        await asyncio.sleep(max(0.0, began + number / RATE - time.monotonic()))
+        await asyncio.sleep(max(0.0, started_at + number / RATE - time.monotonic()))
         channel = channels[number % len(channels)]
         result.acts.append(await person.slash(channel, "imagine", prompt=f"red apple {number}"))
 
 
-async def _wait_for_finals(result: Evening) -> None:
+async def _wait_for_finals(result: LoadResult) -> None:
     """Waits until every job's picture is there, or nothing new arrived for 90 seconds."""
-    quiet = time.monotonic()
-    known = -1
-    while known < result.size.jobs and time.monotonic() - quiet < 90.0:
+    last_change_at = time.monotonic()
+    known_count = -1
+    while known_count < result.size.jobs and time.monotonic() - last_change_at < 90.0:
         await asyncio.sleep(0.5)
-        count = len(result.final_of())
-        if count != known:
-            known, quiet = count, time.monotonic()
-    await asyncio.sleep(result.size.after)
+        count = len(result.group_finals_by_job())
+        if count != known_count:
+            known_count, last_change_at = count, time.monotonic()
+    await asyncio.sleep(result.size.duplicate_wait)
 
 
-async def _report_progress(bot: Bot, result: Evening, say: Callable[[str], None]) -> None:
+async def _report_progress(bot: Bot, result: LoadResult, report: Callable[[str], None]) -> None:
     while True:
-        result.memory = max(result.memory, await asyncio.to_thread(bot.memory))
-        say(
-            f"{len(result.acts)} asked, {len(result.ended)} ended, {len(result.final_of())} shown, "
-            f"{result.loopback.rates.refused} × 429, {result.memory / 1e6:.0f} MB"
+        result.memory = max(result.memory, await asyncio.to_thread(bot.measure_memory))
+        report(
+            f"{len(result.acts)} asked, {len(result.ended_at)} ended, {len(result.group_finals_by_job())} shown, "
+            f"{result.loopback.rates.refused_count} × 429, {result.memory / 1e6:.0f} MB"
         )
         await asyncio.sleep(5.0)
 
 
 def _measure_cpu(bot: Bot) -> dict[str, float]:
     """CPU seconds that the bot, the loopback with its members, the broker and the device have used."""
-    used: dict[str, float] = {}
+    cpu_seconds: dict[str, float] = {}
     for one in [psutil.Process(), *psutil.Process().children(recursive=True)]:
-        who = "bot" if one.pid == bot.pid else "loopback" if one.pid == os.getpid() else _process_role(one)
+        role = "bot" if one.pid == bot.pid else "loopback" if one.pid == os.getpid() else _process_role(one)
         times = one.cpu_times()
-        used[who] = used.get(who, 0.0) + times.user + times.system
-    return used
+        cpu_seconds[role] = cpu_seconds.get(role, 0.0) + times.user + times.system
+    return cpu_seconds
 
 
 def _process_role(process: psutil.Process) -> str:

@@ -19,7 +19,7 @@ import psutil
 
 from engine.bus import Bus
 from engine.bus.broker.embedded import Broker
-from loopback.server import TOKEN, Loopback, until
+from loopback.server import TOKEN, Loopback, wait_until
 from shared.painter import PaintingWorker, cancel_task
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +50,7 @@ class Bot:
                 *command, cwd=ROOT, env=self._env(), stdout=output, stderr=output
             )
         if wait:
-            await until(self._is_up, START_TIMEOUT)
+            await wait_until(self._is_up, START_TIMEOUT)
 
     def _env(self) -> dict[str, str]:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(OWN_PREFIXES)}
@@ -65,18 +65,18 @@ class Bot:
 
     def _is_up(self) -> bool:
         assert self.process
-        assert self.process.returncode is None, self.printed()
-        return self.loopback.gateway.ready() and bool(self.loopback.world.backend.commands)
+        assert self.process.returncode is None, self.read_output()
+        return self.loopback.gateway.has_all_shards() and bool(self.loopback.world.backend.commands)
 
-    def printed(self) -> str:
+    def read_output(self) -> str:
         """All output since its first start."""
         return self.log.read_text() if self.log.exists() else ""
 
-    def room(self) -> str:
+    def find_page_url(self) -> str:
         """The URL of its web page."""
         return json.loads((self.folder / "running.json").read_text())["url"]
 
-    def memory(self) -> int:
+    def measure_memory(self) -> int:
         """Bytes of resident memory."""
         return psutil.Process(self.pid).memory_info().rss
 
@@ -86,7 +86,7 @@ class Bot:
         self.process.send_signal(signal.SIGKILL)
         await self.process.wait()
 
-    async def end(self) -> int:
+    async def stop(self) -> int:
         """Stops in order and returns the exit code."""
         assert self.process
         if self.process.returncode is None:
@@ -95,7 +95,7 @@ class Bot:
 
 
 @asynccontextmanager
-async def running(loopback: Loopback, folder: Path, **environment: str) -> AsyncIterator[tuple[Bot, PaintingWorker]]:
+async def run_bot(loopback: Loopback, folder: Path, **environment: str) -> AsyncIterator[tuple[Bot, PaintingWorker]]:
     """A ready bot beside an open loopback, and a painter that works in this process."""
     async with AsyncExitStack() as parts:
         broker = await parts.enter_async_context(Broker(folder / "nats"))
@@ -107,6 +107,6 @@ async def running(loopback: Loopback, folder: Path, **environment: str) -> Async
         parts.push_async_callback(cancel_task, work)
         bot = Bot(loopback, broker, folder / "bot", **environment)
         await asyncio.to_thread(bot.folder.mkdir, parents=True, exist_ok=True)
-        parts.push_async_callback(bot.end)
+        parts.push_async_callback(bot.stop)
         await bot.start()
         yield bot, painter

@@ -13,22 +13,22 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
-from loopback.bot_process import Bot, running
-from loopback.known_deviations import unexplained
+from loopback.bot_process import Bot, run_bot
+from loopback.known_deviations import find_unexplained
 from loopback.members import Act, Person
-from loopback.server import Loopback, until
+from loopback.server import Loopback, wait_until
 from shared.painter import PaintingWorker
 
 if TYPE_CHECKING:
     from simcord.backend.models import Message
     from simcord.builders import ChannelHandle, GuildHandle
 
-PATIENCE = 20.0  # seconds for a first answer: the bot is not to blame for a busy machine
+ANSWER_TIMEOUT = 20.0  # seconds for a first answer: the bot is not to blame for a busy machine
 NUMBERS = itertools.count(1)
 
 
 @dataclass
-class Street:
+class LoopbackHarness:
     """The loopback, the bot on it, its worker, and one server."""
 
     loopback: Loopback
@@ -41,38 +41,38 @@ class Street:
 class Scene:
     """A fresh channel for one test, and a fresh member in it."""
 
-    street: Street
+    harness: LoopbackHarness
     channel: ChannelHandle
     alice: Person
     acts: list[Act] = field(default_factory=list)
 
     @property
     def loopback(self) -> Loopback:
-        return self.street.loopback
+        return self.harness.loopback
 
-    def person(self, name: str, **says: Any) -> Person:
-        return Person(self.loopback, name, self.street.guild, patience=PATIENCE, **says)
+    def person(self, name: str, **fields: Any) -> Person:
+        return Person(self.loopback, name, self.harness.guild, answer_timeout=ANSWER_TIMEOUT, **fields)
 
     async def imagine(self, prompt: str = "red apple", **options: Any) -> Act:
         """Alice asks for a picture; returns once the bot has answered."""
         act = await self.alice.slash(self.channel, "imagine", prompt=prompt, **options)
         self.acts.append(act)
-        await act.answer()
+        await act.wait_for_message()
         return act
 
-    def go_on(self) -> None:
+    def resume_jobs(self) -> None:
         """Resumes all paused jobs; no later job pauses."""
-        self.street.painter.pause_step = None
-        self.street.painter.step_gate.set()
+        self.harness.painter.pause_step = None
+        self.harness.painter.step_gate.set()
 
-    def finals(self, channel: int | None = None) -> list[Message]:
+    def list_finals(self, channel: int | None = None) -> list[Message]:
         """The messages of the channel that show a finished picture."""
-        return [one for one in self.loopback.world.messages(channel or self.channel.id) if is_final(one)]
+        return [one for one in self.loopback.world.list_messages(channel or self.channel.id) if is_final(one)]
 
-    async def shown(self, *acts: Act, channel: int | None = None, seconds: float = 60.0) -> list[Message]:
+    async def wait_for_finals(self, *acts: Act, channel: int | None = None, seconds: float = 60.0) -> list[Message]:
         """Waits for one final for each of `acts`, or for each of Alice's commands; returns the channel's finals."""
-        wanted = len(acts or self.acts)
-        return await until(lambda: len(found := self.finals(channel)) >= wanted and found, seconds)
+        wanted_count = len(acts or self.acts)
+        return await wait_until(lambda: len(finals := self.list_finals(channel)) >= wanted_count and finals, seconds)
 
 
 def is_final(message: Message) -> bool:
@@ -80,24 +80,26 @@ def is_final(message: Message) -> bool:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def street(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Street]:
+async def harness(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LoopbackHarness]:
     loopback = Loopback()
     guild = loopback.world.create_guild()
     guild.create_text_channel("pictures")
-    async with loopback.open(), running(loopback, tmp_path_factory.mktemp("bot")) as (bot, painter):
-        yield Street(loopback, bot, painter, guild)
-    assert [str(each) for each in unexplained(loopback.judge.findings)] == []
+    async with loopback.open(), run_bot(loopback, tmp_path_factory.mktemp("bot")) as (bot, painter):
+        yield LoopbackHarness(loopback, bot, painter, guild)
+    assert [str(each) for each in find_unexplained(loopback.judge.findings)] == []
     assert loopback.gaps == []
 
 
 @pytest.fixture
-def scene(street: Street) -> Iterator[Scene]:
+def scene(harness: LoopbackHarness) -> Iterator[Scene]:
     """A fresh channel and member. Afterwards speed, faults and limits are back to normal."""
     number = next(NUMBERS)
-    channel = street.guild.create_text_channel(f"pictures-{number}")
-    new_scene = Scene(street, channel, Person(street.loopback, f"alice{number}", street.guild, patience=PATIENCE))
+    channel = harness.guild.create_text_channel(f"pictures-{number}")
+    new_scene = Scene(
+        harness, channel, Person(harness.loopback, f"alice{number}", harness.guild, answer_timeout=ANSWER_TIMEOUT)
+    )
     yield new_scene
-    new_scene.go_on()
-    street.painter.speed = 0.01
-    street.loopback.troubles.over()
-    street.loopback.laws.file = None
+    new_scene.resume_jobs()
+    harness.painter.speed = 0.01
+    harness.loopback.faults.clear()
+    harness.loopback.rules.max_file_bytes = None

@@ -15,7 +15,7 @@ EDITS = "*/messages/*"  # a message by its id, by token or by channel
 
 
 @dataclass
-class Trouble:
+class Fault:
     """One ordered fault. Without a `status` the request is only late."""
 
     method: str
@@ -26,64 +26,64 @@ class Trouble:
     code: int = 0
     message: str = ""
     retry_after: float = 0.5  # seconds, of 429
-    everywhere: bool = False  # 429 of the global limit
+    is_global: bool = False  # 429 of the global limit
     delay: float = 0.0  # seconds before the request is carried out: a slow upload
-    late: float = 0.0  # seconds after it: a slow answer
+    delay_after: float = 0.0  # seconds after it: a slow answer
     carried_out: bool = False  # it takes effect, although the answer denies it
-    broken: bool = False  # no answer: the connection breaks
-    met: int = 0
+    breaks_line: bool = False  # no answer: the connection breaks
+    met_count: int = 0
 
     def matches(self, method: str, path: str, now: float) -> bool:
-        if self.met >= self.times or now >= self.until:
+        if self.met_count >= self.times or now >= self.until:
             return False
         return self.method in ("*", method) and fnmatchcase(path, self.path)
 
 
-class Troubles:
+class Faults:
     """A test's faults, in the order in which it ordered them. The first match hits a request."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self.orders: list[Trouble] = []
+        self.orders: list[Fault] = []
 
     def storm(
         self, status: int, *, path: str = "*", method: str = "*", times: float = math.inf, seconds: float = math.inf,
-        code: int = 0, message: str = "", retry_after: float = 0.5, everywhere: bool = False, carried_out: bool = False,
-    ) -> Trouble:  # fmt: skip
+        code: int = 0, message: str = "", retry_after: float = 0.5, is_global: bool = False, carried_out: bool = False,
+    ) -> Fault:  # fmt: skip
         """Answer the next `times` requests, or all for `seconds`, with `status`."""
         return self._add(
-            Trouble(
-                method, path, times, self._clock() + seconds, status, code, message, retry_after, everywhere,
+            Fault(
+                method, path, times, self._clock() + seconds, status, code, message, retry_after, is_global,
                 carried_out=carried_out,
             )
         )  # fmt: skip
 
-    def slow(
+    def slow_down(
         self, delay: float, *, path: str = "*", method: str = "*", times: float = math.inf, seconds: float = math.inf,
-        late: float = 0.0,
-    ) -> Trouble:  # fmt: skip
+        delay_after: float = 0.0,
+    ) -> Fault:  # fmt: skip
         """Requests take effect after `delay` seconds, and the answer comes `late` seconds later."""
-        return self._add(Trouble(method, path, times, self._clock() + seconds, delay=delay, late=late))
+        return self._add(Fault(method, path, times, self._clock() + seconds, delay=delay, delay_after=delay_after))
 
     def break_lines(
         self, *, path: str = "*", method: str = "*", times: float = 1, carried_out: bool = False, delay: float = 0.0
-    ) -> Trouble:
+    ) -> Fault:
         """Break the connection without an answer, before or after the request takes effect, `delay` seconds later."""
-        return self._add(Trouble(method, path, times, math.inf, carried_out=carried_out, broken=True, delay=delay))
+        return self._add(Fault(method, path, times, math.inf, carried_out=carried_out, breaks_line=True, delay=delay))
 
-    def over(self) -> None:
+    def clear(self) -> None:
         """End all faults."""
         self.orders.clear()
 
-    def meet(self, method: str, path: str) -> Trouble | None:
+    def find_fault(self, method: str, path: str) -> Fault | None:
         """The fault that hits this request; counted."""
         now = self._clock()
-        for trouble in self.orders:
-            if trouble.matches(method, path, now):
-                trouble.met += 1
-                return trouble
+        for fault in self.orders:
+            if fault.matches(method, path, now):
+                fault.met_count += 1
+                return fault
         return None
 
-    def _add(self, trouble: Trouble) -> Trouble:
-        self.orders.append(trouble)
-        return trouble
+    def _add(self, fault: Fault) -> Fault:
+        self.orders.append(fault)
+        return fault

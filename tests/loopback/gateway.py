@@ -48,7 +48,7 @@ class Connection:
                 else:
                     await self.socket.send_str(text)
 
-    def cut(self) -> None:
+    def abort(self) -> None:
         """Drops the socket without a closing handshake, as a network failure does."""
         if self.transport:
             self.transport.abort()
@@ -61,21 +61,21 @@ class Session:
     id: str
     shard: int
     number: int = 0
-    line: Connection | None = None
-    sent: deque[tuple[int, str]] = field(default_factory=lambda: deque(maxlen=REPLAY_LIMIT))
+    connection: Connection | None = None
+    sent_events: deque[tuple[int, str]] = field(default_factory=lambda: deque(maxlen=REPLAY_LIMIT))
 
-    def tell(self, event: str, payload: Mapping[str, Any]) -> None:
+    def send_event(self, event: str, payload: Mapping[str, Any]) -> None:
         self.number += 1
         text = json.dumps({"op": DISPATCH, "s": self.number, "t": event, "d": payload}, default=dict)
-        self.sent.append((self.number, text))
-        if self.line:
-            self.line.put(text)
+        self.sent_events.append((self.number, text))
+        if self.connection:
+            self.connection.put(text)
 
     def replay(self, after: int) -> None:
-        assert self.line
-        for number, text in tuple(self.sent):
+        assert self.connection
+        for number, text in tuple(self.sent_events):
             if number > after:
-                self.line.put(text)
+                self.connection.put(text)
 
 
 class Parsers(dict[str, Callable[[Any], None]]):
@@ -86,7 +86,7 @@ class Parsers(dict[str, Callable[[Any], None]]):
         self._session = session
 
     def __missing__(self, event: str) -> Callable[[Any], None]:
-        return lambda payload: self._session.tell(event, payload)
+        return lambda payload: self._session.send_event(event, payload)
 
 
 class Gateway:
@@ -96,45 +96,45 @@ class Gateway:
         self.world, self.token, self.url = world, token, ""
         self.sessions: dict[str, Session] = {}
         self.log: list[tuple[str, int]] = []  # ("IDENTIFY", shard), ("RESUME", shard), ("INVALID", shard), in order
-        self.beats = 0
+        self.heartbeat_count = 0
         self.interval = 41.25  # seconds between a client's heartbeats, as HELLO says
-        self.acknowledges = True  # False: heartbeats get no answer
-        self.away = False  # True: nobody can connect
+        self.acknowledges_heartbeats = True  # False: heartbeats get no answer
+        self.is_unavailable = False  # True: nobody can connect
         self._feeds: dict[str, FakeGateway] = {}
         self._names = itertools.count(1)
-        world.backend.subscribers.append(self.hear)
+        world.backend.subscribers.append(self.forward_event)
 
-    def hear(self, event: str, payload: Mapping[str, Any]) -> None:
+    def forward_event(self, event: str, payload: Mapping[str, Any]) -> None:
         """Sends an event of the world to the sessions of its shard."""
         shard = self.world.shard_of(event, payload)
         for session in self.sessions.values():
             if session.shard == shard:
-                self._feeds[session.id].feed(event, self.world.as_told(event, payload))
+                self._feeds[session.id].feed(event, self.world.add_member_fields(event, payload))
 
-    def ready(self) -> bool:
+    def has_all_shards(self) -> bool:
         """Whether every shard has a connected session."""
-        return {one.shard for one in self.sessions.values() if one.line} == set(range(self.world.shards))
+        return {one.shard for one in self.sessions.values() if one.connection} == set(range(self.world.shards))
 
-    def drop(self) -> None:
+    def close_connections(self) -> None:
         """Drops every connection without notice."""
-        for line in self._connections():
-            line.cut()
+        for connection in self._connections():
+            connection.abort()
 
     def order_reconnect(self) -> None:
-        for line in self._connections():
-            line.put({"op": RECONNECT, "d": None})
+        for connection in self._connections():
+            connection.put({"op": RECONNECT, "d": None})
 
-    def invalidate(self, *, resumable: bool) -> None:
+    def invalidate_sessions(self, *, is_resumable: bool) -> None:
         """Sends INVALID_SESSION: the client resumes with missed events, or identifies anew."""
-        for session in [one for one in self.sessions.values() if one.line]:
-            assert session.line
-            session.line.put({"op": INVALID_SESSION, "d": resumable})
-            if not resumable:
+        for session in [one for one in self.sessions.values() if one.connection]:
+            assert session.connection
+            session.connection.put({"op": INVALID_SESSION, "d": is_resumable})
+            if not is_resumable:
                 self._forget(session)
 
-    def forget(self) -> None:
+    def drop_sessions(self) -> None:
         """Drops every connection and session. A client that tries to resume gets INVALID_SESSION."""
-        self.drop()
+        self.close_connections()
         for session in list(self.sessions.values()):
             self._forget(session)
 
@@ -142,45 +142,45 @@ class Gateway:
         del self.sessions[session.id], self._feeds[session.id]
 
     def _connections(self) -> list[Connection]:
-        return [one.line for one in self.sessions.values() if one.line]
+        return [one.connection for one in self.sessions.values() if one.connection]
 
     async def connect(self, request: web.Request) -> web.StreamResponse:
         """One connection, from HELLO until it ends."""
-        if self.away:
+        if self.is_unavailable:
             return web.Response(status=503)
         socket = web.WebSocketResponse(max_msg_size=1 << 20)
         await socket.prepare(request)
-        line = Connection(socket, request.transport, request.query.get("compress", ""))
-        line.put({"op": HELLO, "d": {"heartbeat_interval": round(1000 * self.interval)}, "s": None, "t": None})
-        writer = asyncio.create_task(line.write())
+        connection = Connection(socket, request.transport, request.query.get("compress", ""))
+        connection.put({"op": HELLO, "d": {"heartbeat_interval": round(1000 * self.interval)}, "s": None, "t": None})
+        writer = asyncio.create_task(connection.write())
         try:
             async for message in socket:
                 if message.type is WSMsgType.TEXT:
-                    await self._handle(line, json.loads(message.data))
+                    await self._handle(connection, json.loads(message.data))
         finally:
             writer.cancel()
             for session in self.sessions.values():
-                if session.line is line:
-                    session.line = None
+                if session.connection is connection:
+                    session.connection = None
         return socket
 
-    async def _handle(self, line: Connection, message: dict[str, Any]) -> None:
+    async def _handle(self, connection: Connection, message: dict[str, Any]) -> None:
         if message["op"] == HEARTBEAT:
-            self.beats += 1
-            if self.acknowledges:  # not at once: discord.py records the send time only after it sent
-                asyncio.get_running_loop().call_later(0.05, line.put, {"op": HEARTBEAT_ACK, "d": None})
+            self.heartbeat_count += 1
+            if self.acknowledges_heartbeats:  # not at once: discord.py records the send time only after it sent
+                asyncio.get_running_loop().call_later(0.05, connection.put, {"op": HEARTBEAT_ACK, "d": None})
         elif message["op"] in (IDENTIFY, RESUME) and message["d"]["token"] != self.token:
-            await line.socket.close(code=4004, message=b"Authentication failed.")
+            await connection.socket.close(code=4004, message=b"Authentication failed.")
         elif message["op"] == IDENTIFY:
-            self._identify(line, message["d"])
+            self._identify(connection, message["d"])
         elif message["op"] == RESUME:
-            self._resume(line, message["d"])
+            self._resume(connection, message["d"])
 
-    def _identify(self, line: Connection, data: dict[str, Any]) -> None:
+    def _identify(self, connection: Connection, data: dict[str, Any]) -> None:
         shard = data.get("shard", [0, 1])[0]
-        for stale in [one for one in self.sessions.values() if one.shard == shard and not one.line]:
-            self._forget(stale)
-        session = Session(f"session-{next(self._names)}", shard, line=line)
+        for stale_session in [one for one in self.sessions.values() if one.shard == shard and not one.connection]:
+            self._forget(stale_session)
+        session = Session(f"session-{next(self._names)}", shard, connection=connection)
         self.sessions[session.id] = session
         state = SimpleNamespace(intents=discord.Intents._from_value(data["intents"]), parsers=Parsers(session))
         feed = self._feeds[session.id] = FakeGateway(self.world.backend, state)
@@ -188,7 +188,7 @@ class Gateway:
         guilds = [
             one for one in self.world.backend.guilds.values() if self.world.shard_of("", _guild_payload(one)) == shard
         ]
-        session.tell("READY", self._ready(session, guilds))
+        session.send_event("READY", self._ready(session, guilds))
         for guild in guilds:
             feed.feed("GUILD_CREATE", serializers.guild_create_payload(self.world.backend, guild))
 
@@ -202,16 +202,16 @@ class Gateway:
             "application": {"id": str(backend.application_id), "flags": 0},
         }  # fmt: skip
 
-    def _resume(self, line: Connection, data: dict[str, Any]) -> None:
+    def _resume(self, connection: Connection, data: dict[str, Any]) -> None:
         session = self.sessions.get(data["session_id"])
         if session is None:
             self.log.append(("INVALID", 0))
-            line.put({"op": INVALID_SESSION, "d": False})
+            connection.put({"op": INVALID_SESSION, "d": False})
             return
         self.log.append(("RESUME", session.shard))
-        session.line = line
+        session.connection = connection
         session.replay(int(data["seq"] or 0))
-        session.tell("RESUMED", {})
+        session.send_event("RESUMED", {})
 
 
 def _guild_payload(guild: Any) -> dict[str, str]:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from simcord.results import InteractionResult, ResponseMessage
 
-from loopback.server import Loopback, until
+from loopback.server import Loopback, wait_until
 
 if TYPE_CHECKING:
     from simcord.actors import MemberActor
     from simcord.backend.models import Interaction, Message
     from simcord.builders import ChannelHandle, GuildHandle, RoleHandle, UserHandle
 
-PATIENCE = 3.0  # seconds that Discord waits for a first answer
+ANSWER_TIMEOUT = 3.0  # seconds that Discord waits for a first answer
 
 
 @dataclass
@@ -27,16 +27,16 @@ class Act:
 
     loopback: Loopback
     result: InteractionResult
-    sent: float
+    sent_at: float
 
     @property
     def record(self) -> Interaction:
         return self.result._interaction
 
     @property
-    def answered(self) -> float | None:
+    def answered_at(self) -> float | None:
         """When Discord accepted the first answer, by the server's clock."""
-        return self.loopback.answered.get(self.record.id)
+        return self.loopback.first_answer_times.get(self.record.id)
 
     @property
     def message(self) -> Message | None:
@@ -44,13 +44,13 @@ class Act:
         response = self.result.response
         return response._message if response else None
 
-    async def answer(self, seconds: float = 30.0) -> Message:
+    async def wait_for_message(self, seconds: float = 30.0) -> Message:
         """Waits for the first answer and returns it."""
-        return await until(lambda: self.message, seconds)
+        return await wait_until(lambda: self.message, seconds)
 
-    async def taken(self, seconds: float = 30.0) -> Act:
+    async def wait_for_response(self, seconds: float = 30.0) -> Act:
         """Waits for an answer of any kind and returns itself."""
-        await until(lambda: self.record.responded, seconds)
+        await wait_until(lambda: self.record.responded, seconds)
         return self
 
 
@@ -58,15 +58,16 @@ class Person:
     """A member of one server (`guild`), or without one a user who sends the bot direct messages."""
 
     def __init__(
-        self, loopback: Loopback, name: str, guild: GuildHandle | None = None, *, patience: float = PATIENCE,
-        roles: Sequence[RoleHandle] = (), **says: Any,
+        self, loopback: Loopback, name: str, guild: GuildHandle | None = None, *,
+        answer_timeout: float = ANSWER_TIMEOUT,
+        roles: Sequence[RoleHandle] = (), **fields: Any,
     ) -> None:  # fmt: skip
         """`says`: fields that differ in this member's interactions, like `locale` or `attachment_size_limit`."""
-        self.loopback, self.patience = loopback, patience
+        self.loopback, self.answer_timeout = loopback, answer_timeout
         self.user: UserHandle = loopback.world.create_user(name)
         self.actor: MemberActor | UserHandle = guild.add_member(self.user, roles=list(roles)) if guild else self.user
         self.guild = guild
-        loopback.world.members[self.user.id] = says
+        loopback.world.member_fields[self.user.id] = fields
 
     @property
     def id(self) -> int:
@@ -79,14 +80,18 @@ class Person:
 
     async def slash(self, channel: ChannelHandle | None, name: str, /, **options: Any) -> Act:
         """Type `/name`. `channel` is None in direct messages."""
-        where = () if self.guild is None else (channel,)
-        return self._record_act(await self.actor.slash(*where, name, **options))  # pyright: ignore
+        channels = () if self.guild is None else (channel,)
+        return self._record_act(await self.actor.slash(*channels, name, **options))  # pyright: ignore
 
-    async def autocomplete(self, channel: ChannelHandle, name: str, option: str, typed: str, /, **filled: Any) -> Act:
+    async def autocomplete(
+        self, channel: ChannelHandle, name: str, option: str, typed_text: str, /, **filled_options: Any
+    ) -> Act:
         """Type into an option. After `taken()` the choices are in `result.autocomplete_choices`."""
         from simcord.actors import _autocomplete_result
 
-        return self._record_act(await _autocomplete_result(self.actor, channel, name, option, typed, filled))
+        return self._record_act(
+            await _autocomplete_result(self.actor, channel, name, option, typed_text, filled_options)
+        )
 
     async def press(self, message: Message, *, label: str | None = None, custom_id: str | None = None) -> Act:
         return self._record_act(await self.actor.click(self._as_response(message), label=label, custom_id=custom_id))
@@ -98,22 +103,22 @@ class Person:
         """Fill in the modal that answered an act."""
         return self._record_act(await self.actor.submit_modal(form.result, dict(values)))
 
-    async def menu(self, channel: ChannelHandle, name: str, target: Message | Person) -> Act:
+    async def use_menu(self, channel: ChannelHandle, name: str, target: Message | Person) -> Act:
         """Use a context menu command on a message or a person."""
-        aim: Any = target.actor if isinstance(target, Person) else self._as_response(target)
-        return self._record_act(await self.actor.context_menu(channel, name, aim))  # pyright: ignore
+        handle: Any = target.actor if isinstance(target, Person) else self._as_response(target)
+        return self._record_act(await self.actor.context_menu(channel, name, handle))  # pyright: ignore
 
     async def react(self, message: Message, emoji: str) -> None:
         await self.actor.set_reaction(self._as_response(message), emoji, reacted=True)
 
-    async def say(self, channel: ChannelHandle, text: str) -> Message:
-        sent = await self.actor.send(channel, text)  # pyright: ignore
-        return self.loopback.world.backend.get_message(channel.id, sent.id)
+    async def send(self, channel: ChannelHandle, text: str) -> Message:
+        sent_message = await self.actor.send(channel, text)  # pyright: ignore
+        return self.loopback.world.backend.get_message(channel.id, sent_message.id)
 
     def _as_response(self, message: Message) -> Any:
         return ResponseMessage(self.loopback.world, message)
 
     def _record_act(self, result: InteractionResult) -> Act:
         act = Act(self.loopback, result, self.loopback.clock())
-        act.record.initial_response_deadline = self.loopback.world.backend.iso_after(self.patience)
+        act.record.initial_response_deadline = self.loopback.world.backend.iso_after(self.answer_timeout)
         return act

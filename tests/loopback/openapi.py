@@ -34,17 +34,19 @@ class Finding:
 
     operation: str
     where: str
-    said: str
+    problem: str
 
     def __str__(self) -> str:
-        return f"{self.operation}: {self.where or 'the body'}: {self.said}"
+        return f"{self.operation}: {self.where or 'the body'}: {self.problem}"
 
 
 class StrictDescription:
     """An OpenAPI description, made strict. Validators are compiled on first use."""
 
     def __init__(self, description: Mapping[str, Any]) -> None:
-        self._registry = Registry().with_resource(ROOT_URI, Resource(Description(description).strict(), DRAFT202012))
+        self._registry = Registry().with_resource(
+            ROOT_URI, Resource(Description(description).make_strict(), DRAFT202012)
+        )
         self._operations: dict[tuple[str, int], list[Operation]] = {}
         for one in _operations(description):
             self._operations.setdefault((one.method, one.name.count("/")), []).append(one)
@@ -62,19 +64,21 @@ class StrictDescription:
 
 
 @cache
-def discord() -> StrictDescription:
+def load_discord_description() -> StrictDescription:
     """Discord's own description, read once."""
     return StrictDescription(json.loads(FILE.read_text()))
 
 
-class Judge:
+class RequestValidator:
     """Validates requests against a description, and counts the findings."""
 
-    def __init__(self, book: StrictDescription | None = None) -> None:
-        self._description = book or discord()
+    def __init__(self, description: StrictDescription | None = None) -> None:
+        self._description = description or load_discord_description()
         self.findings: Counter[Finding] = Counter()
 
-    def hear(self, method: str, path: str, query: Mapping[str, str], body: Any, files: int = 0) -> list[Finding]:
+    def check_request(
+        self, method: str, path: str, query: Mapping[str, str], body: Any, files: int = 0
+    ) -> list[Finding]:
         """Returns the faults of this request, and counts them in `findings`."""
         operation = self._description.operation(method, path)
         if operation is None:
@@ -153,8 +157,8 @@ def _describe_error(error: ValidationError) -> Iterator[tuple[str, str]]:
     instance: Any = error.instance
     rule: Any = error.validator_value
     if error.validator == "additionalProperties" and isinstance(instance, dict):
-        known = error.schema.get("properties", {}) if isinstance(error.schema, dict) else {}
-        for name in sorted(instance.keys() - known):
+        known_names = error.schema.get("properties", {}) if isinstance(error.schema, dict) else {}
+        for name in sorted(instance.keys() - known_names):
             yield f"{where}.{name}".lstrip("."), "there is no such property"
     elif error.validator == "type":
         yield where, f"{type(instance).__name__} is not {rule}"

@@ -18,7 +18,7 @@ from discord import app_commands, ui
 from discord.gateway import DiscordWebSocket
 from discord.http import Route
 
-from loopback.server import TOKEN, Loopback, until
+from loopback.server import TOKEN, Loopback, wait_until
 from shared.painter import cancel_task
 
 
@@ -63,8 +63,8 @@ async def say(
 
 
 @say.autocomplete("text")
-async def texts(_interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
-    return [app_commands.Choice(name=each, value=each) for each in ("apple", "pear") if each.startswith(typed)]
+async def texts(_interaction: discord.Interaction, current: str) -> list[app_commands.Choice[str]]:
+    return [app_commands.Choice(name=each, value=each) for each in ("apple", "pear") if each.startswith(current)]
 
 
 @app_commands.context_menu(name="Look at it")
@@ -78,14 +78,14 @@ async def meet(interaction: discord.Interaction, member: discord.Member) -> None
     await interaction.followup.send(member.name, ephemeral=True)
 
 
-class Plain(discord.AutoShardedClient):
+class PlainBot(discord.AutoShardedClient):
     """Records the events that it receives."""
 
     def __init__(self, **options: Any) -> None:
         intents = discord.Intents(guilds=True, guild_reactions=True, guild_messages=True)
         super().__init__(intents=intents, max_messages=None, **options)
         self.tree = app_commands.CommandTree(self)
-        self.told: list[str] = []
+        self.received_events: list[str] = []
 
     async def setup_hook(self) -> None:
         self.add_view(Controls())
@@ -97,24 +97,24 @@ class Plain(discord.AutoShardedClient):
         """Skips the wait of five seconds: no other shard identifies now."""
 
     async def on_raw_reaction_add(self, event: discord.RawReactionActionEvent) -> None:
-        self.told.append(str(event.emoji))
+        self.received_events.append(str(event.emoji))
 
     async def on_resumed(self) -> None:
-        self.told.append("resumed")
+        self.received_events.append("resumed")
 
     async def on_shard_resumed(self, shard: int) -> None:
-        self.told.append(f"resumed {shard}")
+        self.received_events.append(f"resumed {shard}")
 
 
 @asynccontextmanager
-async def plain(loopback: Loopback, monkeypatch: pytest.MonkeyPatch, **options: Any) -> AsyncIterator[Plain]:
+async def run_plain_bot(loopback: Loopback, monkeypatch: pytest.MonkeyPatch, **options: Any) -> AsyncIterator[PlainBot]:
     """The bot, connected to an open loopback. Patches discord.py's URLs."""
     monkeypatch.setattr(Route, "BASE", loopback.api)
     monkeypatch.setattr(DiscordWebSocket, "DEFAULT_GATEWAY", yarl.URL(loopback.gateway.url))
-    async with Plain(**options) as client:
+    async with PlainBot(**options) as client:
         task: asyncio.Task[Any] = asyncio.create_task(client.start(TOKEN))
         try:
-            await until(lambda: task.done() or (loopback.gateway.ready() and client.is_ready()))
+            await wait_until(lambda: task.done() or (loopback.gateway.has_all_shards() and client.is_ready()))
             if task.done():
                 task.result()
             yield client
@@ -123,5 +123,5 @@ async def plain(loopback: Loopback, monkeypatch: pytest.MonkeyPatch, **options: 
             await cancel_task(task)
 
 
-def a_file(name: str = "a.png", text: str | None = "a picture") -> discord.File:
+def make_file(name: str = "a.png", text: str | None = "a picture") -> discord.File:
     return discord.File(io.BytesIO(b"\x89PNG"), name, description=text)

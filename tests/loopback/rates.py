@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 GLOBAL, SECOND = 50, 1.0  # requests a second of one bot, interactions excepted
 INVALID, TEN_MINUTES = 10_000, 600.0  # answers of 401, 403 and 429 after which an address is blocked
-SHUT_OUT = 3600.0  # seconds
+BLOCK_SECONDS = 3600.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ LIMITS = (
 class Window:
     """One bucket in use."""
 
-    ends: float = -math.inf
-    used: int = 0
+    ends_at: float = -math.inf
+    used_count: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class Verdict:
 
     headers: dict[str, str] = field(default_factory=dict)
     retry_after: float | None = None
-    everywhere: bool = False  # the global limit
-    shut_out: bool = False  # too many invalid requests: the network in front of Discord blocks the address
+    is_global: bool = False  # the global limit
+    is_blocked: bool = False  # too many invalid requests: the network in front of Discord blocks the address
 
 
 class Rates:
@@ -75,65 +75,67 @@ class Rates:
 
     def __init__(self, limits: tuple[Limit, ...] = LIMITS) -> None:
         self.limits = limits
-        self.refused = 0  # answers of 429
+        self.refused_count = 0  # answers of 429
         self._windows: dict[tuple[str, ...], Window] = {}
         self._global_window = Window()
         self._invalid_window = Window()
         self._blocked_until = -math.inf
 
-    def spend(self, method: str, path: str, now: float, wall: float) -> Verdict:
+    def count_request(self, method: str, path: str, now: float, wall: float) -> Verdict:
         """Count one request. `wall` is the time of day for the Reset header."""
         if now < self._blocked_until:
-            return Verdict(retry_after=self._blocked_until - now, shut_out=True)
+            return Verdict(retry_after=self._blocked_until - now, is_blocked=True)
         if not path.startswith(("/webhooks/", "/interactions/")):
-            wait = _spend(self._global_window, GLOBAL, SECOND, now)
+            wait = spend_from(self._global_window, GLOBAL, SECOND, now)
             if wait is not None:
-                return self._refuse(
-                    {"X-RateLimit-Global": "true", "X-RateLimit-Scope": "global"}, wait, everywhere=True
+                return self._refuse_request(
+                    {"X-RateLimit-Global": "true", "X-RateLimit-Scope": "global"}, wait, is_global=True
                 )
         for limit in self.limits:
-            if method in limit.methods and (place := limit.path.match(path)):
-                return self._spend(limit, place.groups(), now, wall)
+            if method in limit.methods and (match := limit.path.match(path)):
+                return self._spend_limit(limit, match.groups(), now, wall)
         return Verdict()
 
-    def _spend(self, limit: Limit, place: tuple[str, ...], now: float, wall: float) -> Verdict:
-        window = self._windows.setdefault((limit.name, *place), Window())
-        wait = _spend(window, limit.count, limit.seconds, now)
-        remaining = math.ceil(1000 * (window.ends - now)) / 1000  # rounded up: never too early
+    def _spend_limit(self, limit: Limit, key: tuple[str, ...], now: float, wall: float) -> Verdict:
+        window = self._windows.setdefault((limit.name, *key), Window())
+        wait = spend_from(window, limit.count, limit.seconds, now)
+        remaining = math.ceil(1000 * (window.ends_at - now)) / 1000  # rounded up: never too early
         headers = {
             "X-RateLimit-Limit": str(limit.count),
-            "X-RateLimit-Remaining": str(limit.count - window.used),
+            "X-RateLimit-Remaining": str(limit.count - window.used_count),
             "X-RateLimit-Reset": f"{wall + remaining:.3f}",
             "X-RateLimit-Reset-After": f"{remaining:.3f}",
             "X-RateLimit-Bucket": hashlib.sha256(limit.name.encode()).hexdigest()[:32],
         }
-        self._sweep(now)
-        return Verdict(headers) if wait is None else self._refuse({**headers, "X-RateLimit-Scope": "user"}, wait)
+        self._drop_old_windows(now)
+        return (
+            Verdict(headers) if wait is None else self._refuse_request({**headers, "X-RateLimit-Scope": "user"}, wait)
+        )
 
-    def _refuse(self, headers: dict[str, str], wait: float, *, everywhere: bool = False) -> Verdict:
-        self.refused += 1
-        return Verdict({**headers, "Retry-After": str(math.ceil(wait))}, wait, everywhere)
+    def _refuse_request(self, headers: dict[str, str], wait: float, *, is_global: bool = False) -> Verdict:
+        self.refused_count += 1
+        return Verdict({**headers, "Retry-After": str(math.ceil(wait))}, wait, is_global)
 
-    def answered(self, status: int, now: float) -> None:
+    def count_answer(self, status: int, now: float) -> None:
         """Count an answer: too many invalid requests block the whole address."""
-        if status in (401, 403, 429) and _spend(self._invalid_window, INVALID - 1, TEN_MINUTES, now) is not None:
-            self._blocked_until = now + SHUT_OUT
+        if status in (401, 403, 429) and spend_from(self._invalid_window, INVALID - 1, TEN_MINUTES, now) is not None:
+            self._blocked_until = now + BLOCK_SECONDS
 
     @property
-    def invalid(self) -> int:
+    def invalid_count(self) -> int:
         """Invalid requests in the current window."""
-        return self._invalid_window.used
+        return self._invalid_window.used_count
 
-    def _sweep(self, now: float) -> None:
+    def _drop_old_windows(self, now: float) -> None:
         if len(self._windows) > 4096:
-            self._windows = {name: one for name, one in self._windows.items() if one.ends > now}
+            self._windows = {name: one for name, one in self._windows.items() if one.ends_at > now}
 
 
-def _spend(window: Window, count: int, seconds: float, now: float) -> float | None:
+def spend_from(window: Window, count: int, seconds: float, now: float) -> float | None:
     """None, or the seconds until the next try is allowed."""
-    if now >= window.ends:
-        window.ends, window.used = now + seconds, 0
-    if window.used >= count:
-        return window.ends - now
-    window.used += 1
+    if now >= window.ends_at:
+        window.ends_at, window.used_count = now + seconds, 0
+    if window.used_count >= count:
+        return window.ends_at - now
+    window.used_count += 1
     return None

@@ -24,17 +24,17 @@ class File:
 
 
 @dataclass
-class Asked:
+class RecordedRequest:
     """One request and its outcome. Times are the server clock's."""
 
     method: str
     path: str  # without the API's prefix
     query: dict[str, str]
-    at: float
+    received_at: float
     body: Any = None
     files: list[File] = field(default_factory=list)
     status: int = 0
-    done: float = 0.0
+    answered_at: float = 0.0
 
     @property
     def size(self) -> int:

@@ -19,13 +19,13 @@ from simcord.backend import serializers
 from simcord.backend.errors import BackendError
 from simcord.http.router import RouteNotImplemented, UnsupportedField, dispatch
 
-from loopback.discord_rules import Laws
-from loopback.faults import Trouble, Troubles
+from loopback.discord_rules import DiscordRules
+from loopback.faults import Fault, Faults
 from loopback.gateway import Gateway
-from loopback.openapi import Judge
+from loopback.openapi import RequestValidator
 from loopback.rates import Rates, Verdict
-from loopback.recorded_request import Asked, read
-from loopback.world import EVERYWHERE, World
+from loopback.recorded_request import RecordedRequest, read
+from loopback.world import CDN_URL, World
 
 API = "/api/v10"
 TOKEN = "loopback.bot.token"
@@ -37,16 +37,18 @@ MAX_BODY = 40 << 20  # bytes that the server reads of a request; `laws` has Disc
 class Loopback:
     """The server. It listens within `async with loopback.open():`. A bot needs `api` and `gateway.url`."""
 
-    def __init__(self, *, shards: int = 1, clock: Callable[[], float] = time.perf_counter, judged: bool = True) -> None:
+    def __init__(
+        self, *, shards: int = 1, clock: Callable[[], float] = time.perf_counter, validates: bool = True
+    ) -> None:
         """`judged`: validate requests against Discord's description, which costs about three milliseconds each."""
         self.world = World(shards)
         self.clock = clock
         self.gateway = Gateway(self.world, TOKEN)
-        self.rates, self.troubles, self.laws = Rates(), Troubles(clock), Laws(self.world)
-        self.judge, self._validates = Judge(), judged
-        self.asked: list[Asked] = []
+        self.rates, self.faults, self.rules = Rates(), Faults(clock), DiscordRules(self.world)
+        self.judge, self._validates = RequestValidator(), validates
+        self.requests: list[RecordedRequest] = []
         self.gaps: list[str] = []  # requests of the bot that simcord does not support
-        self.answered: dict[int, float] = {}  # interaction → when its first answer was accepted
+        self.first_answer_times: dict[int, float] = {}  # interaction → when its first answer was accepted
         self.root = ""
 
     @property
@@ -65,7 +67,7 @@ class Loopback:
             self.root = str(server.make_url("")).rstrip("/")
             self.gateway.url = self.root.replace("http", "ws", 1) + "/gateway/"
             yield self
-            self.gateway.drop()
+            self.gateway.close_connections()
 
     async def _answer_gateway_bot(self, _request: web.Request) -> web.Response:
         limits = {"total": 1000, "remaining": 999, "reset_after": 0, "max_concurrency": 1}
@@ -73,63 +75,65 @@ class Loopback:
 
     async def _serve_attachment(self, request: web.Request) -> web.Response:
         try:
-            return web.Response(body=self.world.file(request.path))
+            return web.Response(body=self.world.read_attachment(request.path))
         except KeyError:
             return web.Response(status=404)
 
     async def _handle_request(self, request: web.Request) -> web.Response:
-        call = Asked(request.method, request.path.removeprefix(API), dict(request.query), self.clock())
-        self.asked.append(call)
+        call = RecordedRequest(request.method, request.path.removeprefix(API), dict(request.query), self.clock())
+        self.requests.append(call)
         try:
             response = await self._answer(request, call)
         finally:
-            call.done = self.clock()
+            call.answered_at = self.clock()
         call.status = response.status
-        self.rates.answered(call.status, call.done)
+        self.rates.count_answer(call.status, call.answered_at)
         return response
 
-    async def _answer(self, request: web.Request, call: Asked) -> web.Response:
+    async def _answer(self, request: web.Request, call: RecordedRequest) -> web.Response:
         """Rates, troubles, laws, then simcord. Always reads the body, so that the connection can be reused."""
-        trouble = self.troubles.meet(call.method, call.path)
-        if trouble and trouble.delay:
-            await asyncio.sleep(trouble.delay)
+        fault = self.faults.find_fault(call.method, call.path)
+        if fault and fault.delay:
+            await asyncio.sleep(fault.delay)
         call.body, call.files = await read(request)
         if self._validates:
-            self.judge.hear(call.method, call.path, call.query, call.body, len(call.files))
-        verdict = self.rates.spend(call.method, call.path, self.clock(), time.time())
+            self.judge.check_request(call.method, call.path, call.query, call.body, len(call.files))
+        verdict = self.rates.count_request(call.method, call.path, self.clock(), time.time())
         if verdict.retry_after is not None:
             return self._answer_rate_limit(verdict)
-        if trouble and not trouble.carried_out and (trouble.status or trouble.broken):
-            return self._answer_trouble(request, trouble)
-        response = self._judged(request, call, verdict.headers)
-        if trouble and trouble.late:
-            await asyncio.sleep(trouble.late)
-        if trouble and (trouble.status or trouble.broken):
-            return self._answer_trouble(request, trouble)
+        if fault and not fault.carried_out and (fault.status or fault.breaks_line):
+            return self._answer_fault(request, fault)
+        response = self._check_and_carry_out(request, call, verdict.headers)
+        if fault and fault.delay_after:
+            await asyncio.sleep(fault.delay_after)
+        if fault and (fault.status or fault.breaks_line):
+            return self._answer_fault(request, fault)
         return response
 
     def _answer_rate_limit(self, verdict: Verdict) -> web.Response:
-        if verdict.shut_out:  # an answer of the network in front of Discord, not of its API
+        if verdict.is_blocked:  # an answer of the network in front of Discord, not of its API
             return web.Response(text="<h1>You are being blocked</h1>", status=429, content_type="text/html")
         body = {"message": "You are being rate limited.", "retry_after": verdict.retry_after}
-        return self._json({**body, "global": verdict.everywhere}, 429, {**verdict.headers, **VIA})
+        return self._json({**body, "global": verdict.is_global}, 429, {**verdict.headers, **VIA})
 
-    def _answer_trouble(self, request: web.Request, trouble: Trouble) -> web.Response:
-        if trouble.broken:
+    def _answer_fault(self, request: web.Request, fault: Fault) -> web.Response:
+        if fault.breaks_line:
             if request.transport:
                 request.transport.abort()
             return web.Response(status=500)
-        assert trouble.status
-        if trouble.status >= 500:
-            return web.Response(text="<h1>upstream error</h1>", status=trouble.status, content_type="text/html")
-        body: dict[str, Any] = {"code": trouble.code, "message": trouble.message or "Ordered by a test"}
-        if trouble.status == 429:
-            body |= {"retry_after": trouble.retry_after, "global": trouble.everywhere}
-        return self._json(body, trouble.status, VIA if trouble.status == 429 else None)
+        assert fault.status
+        if fault.status >= 500:
+            return web.Response(text="<h1>upstream error</h1>", status=fault.status, content_type="text/html")
+        body: dict[str, Any] = {"code": fault.code, "message": fault.message or "Ordered by a test"}
+        if fault.status == 429:
+            body |= {"retry_after": fault.retry_after, "global": fault.is_global}
+        return self._json(body, fault.status, VIA if fault.status == 429 else None)
 
-    def _judged(self, request: web.Request, call: Asked, headers: dict[str, str]) -> web.Response:
+    def _check_and_carry_out(
+        self, request: web.Request, call: RecordedRequest, headers: dict[str, str]
+    ) -> web.Response:
         try:
-            self.laws.check(call)
+            self.rules.check(call)
             result = self._carry_out(request, call)
         except (RouteNotImplemented, UnsupportedField) as gap:
             self.gaps.append(str(gap))
@@ -138,39 +142,39 @@ class Loopback:
             if not isinstance(error, BackendError):
                 self.gaps.append(f"{call.method} {call.path}: {error!r}")
                 raise
-            refusal = self.laws.meant(call, error)
+            refusal = self.rules.translate_error(call, error)
             if refusal.status == 429:
                 body = {**refusal.to_json(), "retry_after": 60.0, "global": False}
                 return self._json(body, 429, {**headers, **VIA})
             return self._json(refusal.to_json(), refusal.status, headers)
         return web.Response(status=204, headers=headers) if result is None else self._json(result, 200, headers)
 
-    def _carry_out(self, request: web.Request, call: Asked) -> Any:
+    def _carry_out(self, request: web.Request, call: RecordedRequest) -> Any:
         if not call.path.startswith(TOKEN_IN_PATH) and request.headers.get("Authorization") != f"Bot {TOKEN}":
             raise BackendError(401, 0, "401: Unauthorized")
-        if known := self.laws.same(call):
-            return serializers.message_payload(self.world.backend, known)
+        if duplicate := self.rules.find_duplicate(call):
+            return serializers.message_payload(self.world.backend, duplicate)
         result = dispatch(
             self.world.backend, call.method, call.path, json=call.body, params=call.query, files=call.files,
             reason=request.headers.get("X-Audit-Log-Reason"),
         )  # fmt: skip
-        self.laws.posted(call, result)
+        self.rules.record_nonce(call, result)
         if call.path.startswith("/interactions/"):
-            self.answered[int(call.path.split("/")[2])] = self.clock()
+            self.first_answer_times[int(call.path.split("/")[2])] = self.clock()
             return result if call.query.get("with_response") else None
         return result
 
     def _json(self, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
         """Answers with exactly this content type: discord.py reads any other as text."""
-        text = json.dumps(value, default=dict).replace(EVERYWHERE, self.root)
+        text = json.dumps(value, default=dict).replace(CDN_URL, self.root)
         all_headers = {"Content-Type": "application/json", **(headers or {})}
         return web.Response(body=text.encode(), status=status, headers=all_headers)
 
 
-async def until(what: Callable[[], Any], seconds: float = 60.0) -> Any:
+async def wait_until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
     """Polls `what` and returns its first true result."""
-    ends = time.perf_counter() + seconds
-    while not (found := what()):
-        assert time.perf_counter() < ends, f"still false after {seconds} s"
+    deadline = time.perf_counter() + seconds
+    while not (result := condition()):
+        assert time.perf_counter() < deadline, f"still false after {seconds} s"
         await asyncio.sleep(0.02)
-    return found
+    return result

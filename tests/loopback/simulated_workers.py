@@ -44,12 +44,12 @@ WORKERS = tuple(f"easel-{number}" for number in range(16))  # enough rows for 2,
 class SimulatedWorkers(PaintingWorker):
     """Jobs take `seconds` and `longer` by turns, from their start. At most `rate` jobs end in a second."""
 
-    def __init__(self, bus: Bus, seconds: float, longer: float, rate: float) -> None:
+    def __init__(self, bus: Bus, seconds: float, longer_seconds: float, rate: float) -> None:
         super().__init__(bus, WORKERS[0])
         self.rate = rate
         self.next_worker = itertools.cycle(WORKERS)
-        self.next_duration = itertools.cycle((seconds, longer))
-        self.open: OrderedDict[str, tuple[Recipe, Claim, float, float]] = OrderedDict()
+        self.next_duration = itertools.cycle((seconds, longer_seconds))
+        self.open_jobs: OrderedDict[str, tuple[Recipe, Claim, float, float]] = OrderedDict()
         self._slot = 0.0
         base = Image.effect_noise((64, 64), 60).convert("RGB")
         self._pictures = [_encode_image(base.rotate(angle), "PNG") for angle in range(0, 360, 5)]
@@ -60,13 +60,13 @@ class SimulatedWorkers(PaintingWorker):
     async def run(self) -> None:
         """Pulls and works. Waits while the broker does not answer."""
         async with asyncio.TaskGroup() as group:
-            for keep_up in (
+            for listener in (
                 self._watch_preview_requests(),
                 self._watch_cancellations(),
-                self._announce(),
+                self._announce_forever(),
                 self._send_frames(),
             ):
-                group.create_task(keep_up)
+                group.create_task(listener)
             while True:
                 try:
                     delivered = await self.bus.pull_job(["default"], timeout=0.5)
@@ -74,15 +74,15 @@ class SimulatedWorkers(PaintingWorker):
                     print(error, file=sys.stderr)
                 else:
                     if delivered is not None:
-                        group.create_task(self._work_tolerantly(delivered))
+                        group.create_task(self._run_job_tolerantly(delivered))
 
-    async def _work_tolerantly(self, delivered: BusMessage[Job]) -> None:
+    async def _run_job_tolerantly(self, delivered: BusMessage[Job]) -> None:
         try:
-            await self._work(delivered)
+            await self._run_job(delivered)
         except BrokerUnreachable as error:  # it is delivered again
             print(error, file=sys.stderr)
 
-    async def _announce(self) -> None:
+    async def _announce_forever(self) -> None:
         while True:
             for worker in WORKERS:
                 await self.bus.announce(self._presence_of(worker))
@@ -94,28 +94,28 @@ class SimulatedWorkers(PaintingWorker):
             free=MAX_ROWS, software_build="bench",
         )  # fmt: skip
 
-    async def _work(self, delivered: BusMessage[Job]) -> None:
+    async def _run_job(self, delivered: BusMessage[Job]) -> None:
         job, duration = delivered.value, next(self.next_duration)
         claim = await self.bus.claim_job(job.id, next(self.next_worker))
         if claim is None or not isinstance(job.task, Recipe):
             await delivered.nak()
             return
         now = time.monotonic()
-        self.open[job.id] = (job.task, claim, now, now + duration)
-        await self._tell(JobStarted(job=job.id, epoch=claim.epoch, worker=claim.worker))
-        heartbeat = asyncio.create_task(self._beat(delivered, claim))
+        self.open_jobs[job.id] = (job.task, claim, now, now + duration)
+        await self._publish_result(JobStarted(job=job.id, epoch=claim.epoch, worker=claim.worker))
+        heartbeat = asyncio.create_task(self._send_heartbeats(delivered, claim))
         try:
             await asyncio.sleep(duration)
             self._slot = max(self._slot + 1 / self.rate, time.monotonic())
             await asyncio.sleep(self._slot - time.monotonic())
             await self._deliver(job, job.task, claim)
         finally:
-            self.open.pop(job.id, None)
+            self.open_jobs.pop(job.id, None)
             await cancel_task(heartbeat)
         await delivered.ack()
         await self.bus.release_claim(claim)
 
-    async def _beat(self, delivered: BusMessage[Job], claim: Claim) -> None:
+    async def _send_heartbeats(self, delivered: BusMessage[Job], claim: Claim) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT)
             await delivered.in_progress()
@@ -124,30 +124,30 @@ class SimulatedWorkers(PaintingWorker):
     async def _send_frames(self) -> None:
         """Sends frames of one watched job after another."""
         while True:
-            began = time.monotonic()
-            sent = 0
-            for name in [one for one in self.open if one in self._preview_requests][:1]:
-                self.open.move_to_end(name)
-                sent = await self._send_job_frames(name)
-            await asyncio.sleep(max(0.002, sent / FRAMES - (time.monotonic() - began)))
+            started_at = time.monotonic()
+            sent_count = 0
+            for name in [one for one in self.open_jobs if one in self._preview_requests][:1]:
+                self.open_jobs.move_to_end(name)
+                sent_count = await self._send_job_frames(name)
+            await asyncio.sleep(max(0.002, sent_count / FRAMES - (time.monotonic() - started_at)))
 
     async def _send_job_frames(self, name: str) -> int:
-        recipe, claim, began, ends = self.open[name]
+        recipe, claim, started_at, ends_at = self.open_jobs[name]
         now = time.monotonic()
-        step = min(recipe.steps - 1, int(recipe.steps * (now - began) / (ends - began)))
+        step = min(recipe.steps - 1, int(recipe.steps * (now - started_at) / (ends_at - started_at)))
         for image in range(recipe.count):
             picture = self._frame_pictures[next(self._serial) % len(self._frame_pictures)]
             await self.bus.publish_frame(
                 Frame(
                     job=name, image=image, epoch=claim.epoch, step=step, total_steps=recipe.steps, picture=picture,
-                    seconds_left=max(0.0, ends - now),
+                    seconds_left=max(0.0, ends_at - now),
                 )
             )  # fmt: skip
         return recipe.count
 
-    async def _tell(self, result: Result) -> None:
+    async def _publish_result(self, result: Result) -> None:
         """Publishes under the name of the worker that holds the job."""
-        await self.bus.publish_result(self.open[result.job][1].worker, result)
+        await self.bus.publish_result(self.open_jobs[result.job][1].worker, result)
 
     async def _deliver(self, job: Job, recipe: Recipe, claim: Claim) -> None:
         for image in range(recipe.count):
@@ -157,26 +157,28 @@ class SimulatedWorkers(PaintingWorker):
                 job=job.id, image=image, total_steps=recipe.steps, shape=(4, 8, 8), keyframes=self._keyframes
             )
             await self._deliver_file(job, claim, image, encode(ladder), (64, 64), "ladder")
-        await self._tell(JobFinished(job=job.id, epoch=claim.epoch, cost=0.2, seconds=1.0, ms_per_step=1.0))
+        await self._publish_result(JobFinished(job=job.id, epoch=claim.epoch, cost=0.2, seconds=1.0, ms_per_step=1.0))
         print(json.dumps({"job": job.id, "at": time.monotonic()}), flush=True)
 
 
-def _encode_image(picture: Image.Image, form: str) -> bytes:
-    out = io.BytesIO()
-    picture.save(out, form)
-    return out.getvalue()
+def _encode_image(picture: Image.Image, image_format: str) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, image_format)
+    return buffer.getvalue()
 
 
-def _make_unique(png: bytes, text: str) -> bytes:
+def _make_unique(content: bytes, text: str) -> bytes:
     """The same pixels as a distinct file: one more chunk before the end."""
     chunk = b"tEXt" + b"Comment\0" + text.encode()
-    return png[:-12] + struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) + png[-12:]
+    return (
+        content[:-12] + struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) + content[-12:]
+    )
 
 
-async def main(url: str, seconds: float, longer: float, rate: float) -> None:
+async def main(url: str, seconds: float, longer_seconds: float, rate: float) -> None:
     bus = await Bus.connect(url, os.environ["DARKROOM_NATS_TOKEN"])
     await bus.declare()
-    await SimulatedWorkers(bus, seconds, longer, rate).run()
+    await SimulatedWorkers(bus, seconds, longer_seconds, rate).run()
 
 
 if __name__ == "__main__":

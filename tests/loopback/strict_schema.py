@@ -18,7 +18,7 @@ class Description:
     def __init__(self, description: Mapping[str, Any]) -> None:
         self._description = description
 
-    def strict(self) -> Any:
+    def make_strict(self) -> Any:
         return self._schema(self._description)
 
     def _schema(self, schema: Any) -> Any:
@@ -45,33 +45,33 @@ class Description:
         non_null = [each for each in branches if each != {"type": "null"}]
         by_type = self._map_types(non_null)
         if len(non_null) == 1 and len(branches) == 2:
-            decided: dict[str, Any] = self._schema(non_null[0])
+            decided_schema: dict[str, Any] = self._schema(non_null[0])
         elif by_type:
-            decided = {"byType": by_type}
+            decided_schema = {"byType": by_type}
         else:
             return
         del result[union]
-        result["nullOr" if len(non_null) < len(branches) else "decided"] = decided
+        result["nullOr" if len(non_null) < len(branches) else "decided"] = decided_schema
 
     def _map_types(self, branches: list[dict[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        kinds_by_name: dict[str, Any] = {}
         for each in branches:
             target = self._description["components"]["schemas"].get(str(each.get("$ref", "")).rpartition("/")[2], {})
             for value in target.get("properties", {}).get("type", {}).get("enum", ()):
-                found[str(value)] = each
-        return found if len(found) >= len(branches) > 1 else {}
+                kinds_by_name[str(value)] = each
+        return kinds_by_name if len(kinds_by_name) >= len(branches) > 1 else {}
 
 
-def _check_null_or(validator: Any, schema: Any, value: Any, _whole: Any) -> Iterator[ValidationError]:
+def _check_null_or(validator: Any, schema: Any, value: Any, _root: Any) -> Iterator[ValidationError]:
     if value is not None:
         yield from validator.descend(value, schema)
 
 
-def _check_decided(validator: Any, schema: Any, value: Any, _whole: Any) -> Iterator[ValidationError]:
+def _check_decided(validator: Any, schema: Any, value: Any, _root: Any) -> Iterator[ValidationError]:
     yield from validator.descend(value, schema)
 
 
-def _check_by_type(validator: Any, branches: Any, value: Any, _whole: Any) -> Iterator[ValidationError]:
+def _check_by_type(validator: Any, branches: Any, value: Any, _root: Any) -> Iterator[ValidationError]:
     kind = value.get("type") if isinstance(value, dict) else None
     if str(kind) in branches:
         yield from validator.descend(value, branches[str(kind)])

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from loopback.bench import kill_rows
-from loopback.bench_kills import FEW, kills
+from loopback.bench_kills import QUICK_POINTS, run_kills
 
 
 @pytest.mark.slow
 @pytest.mark.asyncio
 @pytest.mark.timeout(600)
 async def test_a_killed_bot_loses_nothing_and_posts_nothing_twice(tmp_path: Path) -> None:
-    outcomes = await kills(tmp_path, FEW, print)
-    assert [str(one.point) for one in outcomes if one.lost] == []
-    assert [str(one.point) for one in outcomes if one.twice] == []
-    rows = kill_rows(outcomes, len(FEW))  # `darkroom bench discord` says the same
+    outcomes = await run_kills(tmp_path, QUICK_POINTS, print)
+    assert [str(one.point) for one in outcomes if one.is_lost] == []
+    assert [str(one.point) for one in outcomes if one.is_duplicated] == []
+    rows = kill_rows(outcomes, len(QUICK_POINTS))  # `darkroom bench discord` says the same
     assert [row.meets_goal for row in rows] == [True, True]

@@ -12,27 +12,29 @@ import discord
 import pytest
 from PIL import Image
 
-from loopback.exploration import Walker
-from loopback.server import until
+from loopback.exploration import Explorer
+from loopback.server import wait_until
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
 
 
 async def test_every_command_and_component_a_moderator_can_reach_is_answered(scene: Any) -> None:
-    street = scene.street
-    role = street.guild.create_role("all", permissions=discord.Permissions.all())
-    who = scene.person("mod", roles=[role])
-    out = io.BytesIO()
-    Image.new("RGB", (64, 64), "green").save(out, "PNG")
-    scene.alice = who
+    harness = scene.harness
+    role = harness.guild.create_role("all", permissions=discord.Permissions.all())
+    moderator = scene.person("mod", roles=[role])
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64), "green").save(buffer, "PNG")
+    scene.alice = moderator
     act = await scene.imagine("terrier")
-    await scene.shown(act)
-    walker = Walker(who, scene.channel, role, out.getvalue(), {"prompt": "terrier"})
-    answered = [act, *await walker.menus(act.message), *await walker.commands()]
-    await walker.follow(answered)
-    await until(lambda: street.loopback.clock() - street.loopback.asked[-1].at > 1.0)  # deferred work is done
-    print("\n".join(walker.said))
-    assert walker.silent == []
-    assert "Traceback" not in street.bot.printed()
+    await scene.wait_for_finals(act)
+    explorer = Explorer(moderator, scene.channel, role, buffer.getvalue(), {"prompt": "terrier"})
+    answered_acts = [act, *await explorer.try_menus(act.message), *await explorer.try_commands()]
+    await explorer.follow_answers(answered_acts)
+    await wait_until(
+        lambda: harness.loopback.clock() - harness.loopback.requests[-1].received_at > 1.0
+    )  # deferred work is done
+    print("\n".join(explorer.steps))
+    assert explorer.unanswered_steps == []
+    assert "Traceback" not in harness.bot.read_output()
     for name in ("/imagine", "/queue", "/help", "form", "press up", "press vary"):
-        assert any(step.startswith(name) for step in walker.said), name
+        assert any(step.startswith(name) for step in explorer.steps), name

@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 
 from loopback.members import Person
-from loopback.plain_bot import Plain, plain
-from loopback.server import Loopback, until
+from loopback.plain_bot import PlainBot, run_plain_bot
+from loopback.server import Loopback, wait_until
 
 pytestmark = pytest.mark.asyncio
 
-Open = Callable[..., AbstractAsyncContextManager[Plain]]
+Open = Callable[..., AbstractAsyncContextManager[PlainBot]]
 
 
 @pytest.fixture
 def open_plain(monkeypatch: pytest.MonkeyPatch) -> Open:
-    return lambda loopback, **options: plain(loopback, monkeypatch, **options)
+    return lambda loopback, **options: run_plain_bot(loopback, monkeypatch, **options)
 
 
 def make_world(shards: int = 1) -> tuple[Loopback, list[Any], list[Person]]:
@@ -34,13 +34,13 @@ async def test_a_client_resumes_after_a_drop_and_gets_the_missed_events(open_pla
     loopback, (channel,), (alice,) = make_world()
     async with loopback.open(), open_plain(loopback) as bot:
         act = await alice.slash(channel, "say", text="hi")
-        message = await act.answer()
-        loopback.gateway.drop()
+        message = await act.wait_for_message()
+        loopback.gateway.close_connections()
         await alice.react(message, "👍")
-        await until(lambda: "resumed" in bot.told and "resumed 0" in bot.told)
-        assert bot.told[0] == "👍"
+        await wait_until(lambda: "resumed" in bot.received_events and "resumed 0" in bot.received_events)
+        assert bot.received_events[0] == "👍"
         assert loopback.gateway.log == [("IDENTIFY", 0), ("RESUME", 0)]
-        assert (await (await alice.slash(channel, "say", text="yo")).answer()).content.startswith("yo")
+        assert (await (await alice.slash(channel, "say", text="yo")).wait_for_message()).content.startswith("yo")
 
 
 @pytest.mark.slow
@@ -48,20 +48,20 @@ async def test_a_client_resumes_after_reconnect_and_after_a_resumable_invalid_se
     loopback, (channel,), (alice,) = make_world()
     async with loopback.open(), open_plain(loopback) as bot:
         loopback.gateway.order_reconnect()
-        await until(lambda: "resumed" in bot.told)
-        loopback.gateway.invalidate(resumable=True)
-        await until(lambda: bot.told.count("resumed") == 2)
+        await wait_until(lambda: "resumed" in bot.received_events)
+        loopback.gateway.invalidate_sessions(is_resumable=True)
+        await wait_until(lambda: bot.received_events.count("resumed") == 2)
         assert [each for each, _ in loopback.gateway.log] == ["IDENTIFY", "RESUME", "RESUME"]
-        assert await (await alice.slash(channel, "say", text="yo")).answer()
+        assert await (await alice.slash(channel, "say", text="yo")).wait_for_message()
 
 
 async def test_a_client_identifies_again_when_its_session_is_gone(open_plain: Open) -> None:
     loopback, (channel,), (alice,) = make_world()
     async with loopback.open(), open_plain(loopback):
-        loopback.gateway.invalidate(resumable=False)
-        await until(lambda: loopback.gateway.log == [("IDENTIFY", 0)] * 2)
-        await until(loopback.gateway.ready)
-        assert await (await alice.slash(channel, "say", text="yo")).answer()
+        loopback.gateway.invalidate_sessions(is_resumable=False)
+        await wait_until(lambda: loopback.gateway.log == [("IDENTIFY", 0)] * 2)
+        await wait_until(loopback.gateway.has_all_shards)
+        assert await (await alice.slash(channel, "say", text="yo")).wait_for_message()
 
 
 @pytest.mark.slow
@@ -69,12 +69,12 @@ async def test_a_client_leaves_a_gateway_that_does_not_answer_heartbeats(open_pl
     loopback, _, _ = make_world()
     loopback.gateway.interval = 0.3
     async with loopback.open(), open_plain(loopback, heartbeat_timeout=1.0) as bot:
-        await until(lambda: loopback.gateway.beats > 3)
-        assert bot.told == []
-        loopback.gateway.acknowledges = False
-        await until(lambda: len(loopback.gateway.log) == 2)
-        loopback.gateway.acknowledges = True
-        await until(lambda: "resumed" in bot.told)
+        await wait_until(lambda: loopback.gateway.heartbeat_count > 3)
+        assert bot.received_events == []
+        loopback.gateway.acknowledges_heartbeats = False
+        await wait_until(lambda: len(loopback.gateway.log) == 2)
+        loopback.gateway.acknowledges_heartbeats = True
+        await wait_until(lambda: "resumed" in bot.received_events)
 
 
 async def test_each_shard_serves_its_own_servers(open_plain: Open) -> None:
@@ -84,13 +84,13 @@ async def test_each_shard_serves_its_own_servers(open_plain: Open) -> None:
         for shard, (channel, alice) in enumerate(zip(channels, people, strict=True)):
             assert alice.guild
             assert (alice.guild.id >> 22) % 2 == shard
-            assert await (await alice.slash(channel, "say", text="hi")).answer()
+            assert await (await alice.slash(channel, "say", text="hi")).wait_for_message()
         second = next(one for one in loopback.gateway.sessions.values() if one.shard == 1)
-        assert second.line
-        second.line.cut()
-        await until(lambda: "resumed 1" in bot.told)
-        assert "resumed 0" not in bot.told
-        assert await (await people[1].slash(channels[1], "say", text="hi")).answer()
+        assert second.connection
+        second.connection.abort()
+        await wait_until(lambda: "resumed 1" in bot.received_events)
+        assert "resumed 0" not in bot.received_events
+        assert await (await people[1].slash(channels[1], "say", text="hi")).wait_for_message()
 
 
 async def test_a_client_with_a_wrong_token_is_rejected(open_plain: Open, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,4 +101,4 @@ async def test_a_client_with_a_wrong_token_is_rejected(open_plain: Open, monkeyp
             async with open_plain(loopback):
                 raise AssertionError("the wrong token was accepted")
     assert loopback.gateway.log == []
-    assert loopback.rates.invalid == 1
+    assert loopback.rates.invalid_count == 1

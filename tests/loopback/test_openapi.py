@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from loopback.known_deviations import HABITS, Habit, unexplained
-from loopback.openapi import Finding, Judge
+from loopback.known_deviations import DEVIATIONS, Deviation, find_unexplained
+from loopback.openapi import Finding, RequestValidator
 
 POST, EDIT = ("POST", "/channels/1/messages"), ("PATCH", "/channels/1/messages/2")
 BY_TOKEN = ("PATCH", "/webhooks/1/token/messages/@original")
@@ -19,8 +19,8 @@ GALLERY = {"type": 12, "items": [{"media": {"url": "attachment://a.png"}}]}
 
 
 @pytest.fixture(scope="module")
-def judge() -> Judge:
-    return Judge()
+def judge() -> RequestValidator:
+    return RequestValidator()
 
 
 def rows(*rows: list[Any]) -> dict[str, Any]:
@@ -35,8 +35,8 @@ def option(name: str, **other: Any) -> dict[str, Any]:
     return {"name": name, "description": "a word", "type": 3, **other}
 
 
-def list_faults(judge: Judge, call: tuple[str, str], body: Any, files: int = 0, **query: str) -> list[str]:
-    return [f"{each.where}: {each.said}" for each in judge.hear(*call, query, body, files)]
+def list_faults(judge: RequestValidator, call: tuple[str, str], body: Any, files: int = 0, **query: str) -> list[str]:
+    return [f"{each.where}: {each.problem}" for each in judge.check_request(*call, query, body, files)]
 
 
 VALID: list[tuple[tuple[str, str], Any]] = [
@@ -56,7 +56,7 @@ VALID: list[tuple[tuple[str, str], Any]] = [
 
 
 @pytest.mark.parametrize(("call", "body"), VALID)
-def test_a_valid_request_has_no_finding(judge: Judge, call: tuple[str, str], body: Any) -> None:
+def test_a_valid_request_has_no_finding(judge: RequestValidator, call: tuple[str, str], body: Any) -> None:
     assert list_faults(judge, call, body) == []
 
 
@@ -118,14 +118,14 @@ INVALID: list[tuple[tuple[str, str], Any, str]] = [
 
 @pytest.mark.parametrize(("call", "body", "words"), INVALID)
 def test_an_invalid_request_has_a_finding_that_names_the_fault(
-    judge: Judge, call: tuple[str, str], body: Any, words: str
+    judge: RequestValidator, call: tuple[str, str], body: Any, words: str
 ) -> None:
     before = deepcopy(body)
     assert any(words in each for each in list_faults(judge, call, body)), list_faults(judge, call, body)
     assert body == before
 
 
-def test_query_parameters_and_the_number_of_files_are_validated(judge: Judge) -> None:
+def test_query_parameters_and_the_number_of_files_are_validated(judge: RequestValidator) -> None:
     assert list_faults(judge, ("GET", "/channels/1/messages"), None, limit="x") == ["?limit: is no integer"]
     assert list_faults(judge, ("GET", "/channels/1/messages"), None, limit="5", later="x") == [
         "?later: there is no such parameter"
@@ -135,9 +135,9 @@ def test_query_parameters_and_the_number_of_files_are_validated(judge: Judge) ->
 
 
 def test_equal_findings_are_counted_as_one_value() -> None:
-    judge = Judge()
+    judge = RequestValidator()
     for number in range(3):
-        judge.hear("POST", f"/channels/{number}/messages", {}, {"embeds": [{"x": number}, {"x": "y"}]})
+        judge.check_request("POST", f"/channels/{number}/messages", {}, {"embeds": [{"x": number}, {"x": "y"}]})
     assert dict(judge.findings) == {
         Finding("POST /channels/{channel_id}/messages", "embeds[].x", "there is no such property"): 6
     }
@@ -145,11 +145,11 @@ def test_equal_findings_are_counted_as_one_value() -> None:
 
 def test_a_habit_explains_only_its_own_findings() -> None:
     operation = "PATCH /channels/{channel_id}/messages/{message_id}"
-    known = Finding(operation, "attachments[].id", "int is not string")
+    known_finding = Finding(operation, "attachments[].id", "int is not string")
     other = [
         Finding(operation, "attachments[].id", "float is not string"),
         Finding(operation, "content", "int is not string"),
     ]
-    assert unexplained([known, *other]) == sorted(other)
-    assert not Habit("GET *", "x", "y", "").explains(Finding("GET /", "x[]", "y"))
-    assert all(habit.reason for habit in HABITS)
+    assert find_unexplained([known_finding, *other]) == sorted(other)
+    assert not Deviation("GET *", "x", "y", "").matches(Finding("GET /", "x[]", "y"))
+    assert all(deviation.reason for deviation in DEVIATIONS)

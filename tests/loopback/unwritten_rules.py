@@ -77,20 +77,20 @@ def _embeds(embeds: list[dict[str, Any]], where: str) -> Iterator[Problem]:
 def _layout(body: dict[str, Any], components: list[dict[str, Any]], where: str) -> Iterator[Problem]:
     if any(body.get(name) for name in ("content", "embeds", "poll", "sticker_ids")):
         yield f"{where}flags", "a layout has no content, embeds, poll or stickers beside it"
-    if sum(_length_of(each, "content") for each in inside(components) if each.get("type") == TEXT) > 4000:
+    if sum(_length_of(each, "content") for each in walk_components(components) if each.get("type") == TEXT) > 4000:
         yield f"{where}components", "more than 4000 characters in all"
 
 
 def _components(components: Iterable[dict[str, Any]], where: str) -> Iterator[Problem]:
-    every = list(inside(components))
-    if len(every) > 40:
+    all_components = list(walk_components(components))
+    if len(all_components) > 40:
         yield f"{where}components", "more than 40 in all"
-    ids = [each["custom_id"] for each in every if each.get("custom_id") is not None]
+    ids = [each["custom_id"] for each in all_components if each.get("custom_id") is not None]
     if len(set(ids)) < len(ids):
         yield f"{where}components", "the same custom_id twice"
     if any(not 1 <= len(str(each)) <= 100 for each in ids):
         yield f"{where}components", "a custom_id that has not 1 to 100 characters"
-    for each in every:
+    for each in all_components:
         for problem in _component(each):
             yield f"{where}components", problem
 
@@ -98,8 +98,8 @@ def _components(components: Iterable[dict[str, Any]], where: str) -> Iterator[Pr
 def _component(each: dict[str, Any]) -> Iterator[str]:
     kind, children = each.get("type"), _items(each, "components")
     if kind == ROW:
-        selects = sum(one.get("type") in SELECTS for one in children)
-        if not children or len(children) > 5 or (selects and len(children) > 1):
+        select_count = sum(one.get("type") in SELECTS for one in children)
+        if not children or len(children) > 5 or (select_count and len(children) > 1):
             yield "a row holds 1 to 5 buttons or one menu"
     elif kind == BUTTON:
         if not each.get("label") and not each.get("emoji") and each.get("style") != 6:
@@ -110,18 +110,20 @@ def _component(each: dict[str, Any]) -> Iterator[str]:
         yield "a menu has 1 to 25 options"
 
 
-def inside(components: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def walk_components(components: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Every component, nested ones included."""
     for each in components:
         yield each
-        yield from inside(_items(each, "components"))
-        yield from inside([one for one in (each.get("component"), each.get("accessory")) if isinstance(one, dict)])
+        yield from walk_components(_items(each, "components"))
+        yield from walk_components(
+            [one for one in (each.get("component"), each.get("accessory")) if isinstance(one, dict)]
+        )
 
 
 def _commands(commands: list[dict[str, Any]]) -> Iterator[Problem]:
-    for kind, most in COMMANDS.items():
-        if sum(each.get("type", CHAT_INPUT) == kind for each in commands) > most:
-            yield "", f"more than {most} commands of type {kind}"
+    for kind, max_count in COMMANDS.items():
+        if sum(each.get("type", CHAT_INPUT) == kind for each in commands) > max_count:
+            yield "", f"more than {max_count} commands of type {kind}"
     for command in commands:
         chat = command.get("type", CHAT_INPUT) == CHAT_INPUT
         yield from ((f"[]{where}", problem) for where, problem in _node(command, chat=chat))
@@ -137,8 +139,8 @@ def _node(node: dict[str, Any], *, chat: bool) -> Iterator[Problem]:
     if chat != (1 <= description_length <= 100):
         yield ".description", "not 1 to 100 characters" if chat else "only a slash command has one"
     for part in ("name_localizations", "description_localizations"):
-        if unknown := (node.get(part) or {}).keys() - LOCALES:
-            yield f".{part}", f"unknown locale {min(unknown)}"
+        if unknown_locales := (node.get(part) or {}).keys() - LOCALES:
+            yield f".{part}", f"unknown locale {min(unknown_locales)}"
     if node.get("choices") and node.get("autocomplete"):
         yield ".choices", "beside autocomplete"
     if len(_items(node, "choices")) > 25:

@@ -20,8 +20,8 @@ from simcord.enums import OverwriteType
 if TYPE_CHECKING:
     from simcord.backend.models import Message
 
-FILE = 10 << 20  # default limit of a file, in bytes
-EVERYWHERE = "https://cdn.simcord.invalid"  # the base URL that simcord gives to uploads
+MAX_FILE_BYTES = 10 << 20  # default limit of a file, in bytes
+CDN_URL = "https://cdn.simcord.invalid"  # the base URL that simcord gives to uploads
 
 
 class WallClock(Clock):
@@ -39,12 +39,12 @@ class World(simcord.Env):
         super().__init__(client)
         self.backend.clock = WallClock()
         self.shards = shards
-        self.members: dict[int, dict[str, Any]] = {}  # user id → fields that differ in their interactions
+        self.member_fields: dict[int, dict[str, Any]] = {}  # user id → fields that differ in their interactions
 
     async def _settle_internal(self, *_args: Any, **_options: Any) -> None:
         """Does not wait: the bot is another process, so a test polls for its effects."""
 
-    def later(self, seconds: float) -> None:
+    def advance_clock_by(self, seconds: float) -> None:
         """Makes everything that much older at once."""
         self.backend.advance_clock(seconds)
 
@@ -53,39 +53,39 @@ class World(simcord.Env):
         guild = payload.get("guild_id") or (payload.get("id") if event.startswith("GUILD_") else None)
         return (int(guild) >> 22) % self.shards if guild else 0
 
-    def as_told(self, event: str, payload: Mapping[str, Any]) -> dict[str, Any]:
+    def add_member_fields(self, event: str, payload: Mapping[str, Any]) -> dict[str, Any]:
         """The payload with the fields that differ in this member's interactions (locale, attachment_size_limit, …)."""
         if event != "INTERACTION_CREATE":
             return dict(payload)
         user = payload.get("user") or payload["member"]["user"]
-        return {**payload, "attachment_size_limit": FILE, **self.members.get(int(user["id"]), {})}
+        return {**payload, "attachment_size_limit": MAX_FILE_BYTES, **self.member_fields.get(int(user["id"]), {})}
 
-    def channel(self, identity: int) -> ChannelHandle:
+    def find_channel(self, identity: int) -> ChannelHandle:
         """The handle that simcord's actors need, of a channel created elsewhere."""
         channel = self.backend.get_channel(identity)
         guild = next((one for one in self._guilds if one.id == channel.guild_id), None)
         return ChannelHandle(self, guild, channel)
 
-    def thread(self, parent: ChannelHandle, name: str) -> ChannelHandle:
+    def open_thread(self, parent: ChannelHandle, name: str) -> ChannelHandle:
         """Opens a thread as the server's owner."""
         assert parent.guild
-        return self.channel(self.backend.create_thread(parent.id, name, parent.guild.owner.id).id)
+        return self.find_channel(self.backend.create_thread(parent.id, name, parent.guild.owner.id).id)
 
-    def forbid(self, channel: int, *permissions: str, forbidden: bool = True) -> None:
+    def deny_permissions(self, channel: int, *permissions: str, is_denied: bool = True) -> None:
         """Takes these permissions in this channel from the bot, or gives them back."""
-        deny = discord.Permissions(**dict.fromkeys(permissions, True)).value if forbidden else 0
-        self.backend.set_overwrite(channel, Overwrite(self.backend.bot_user.id, OverwriteType.MEMBER, deny=deny))
+        denied_bits = discord.Permissions(**dict.fromkeys(permissions, True)).value if is_denied else 0
+        self.backend.set_overwrite(channel, Overwrite(self.backend.bot_user.id, OverwriteType.MEMBER, deny=denied_bits))
 
-    def archive(self, thread: int, *, archived: bool = True, locked: bool = False) -> None:
-        self.backend.edit_channel(thread, {}, thread_metadata={"archived": archived, "locked": locked})
+    def archive(self, thread: int, *, is_archived: bool = True, is_locked: bool = False) -> None:
+        self.backend.edit_channel(thread, {}, thread_metadata={"archived": is_archived, "locked": is_locked})
 
-    def file(self, url: str) -> bytes:
+    def read_attachment(self, url: str) -> bytes:
         """The bytes of an attachment, by its URL on any host."""
-        found = self.backend.cdn.get(EVERYWHERE + "/attachments/" + url.split("/attachments/", 1)[1])
-        if found is None:
+        content = self.backend.cdn.get(CDN_URL + "/attachments/" + url.split("/attachments/", 1)[1])
+        if content is None:
             raise KeyError(url)
-        return found
+        return content
 
-    def messages(self, channel: int) -> list[Message]:
+    def list_messages(self, channel: int) -> list[Message]:
         """Every message that a channel still has, the oldest first."""
         return sorted(self.backend.messages.get(channel, {}).values(), key=lambda message: message.id)

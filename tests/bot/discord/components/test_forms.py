@@ -27,8 +27,8 @@ from bot.prompt.permutations import escape_braces
 from bot.services.front_end_actions import Report
 from bot.services.moderation.moderation import MAX_REASON
 from engine.contract import UpscaleTask
-from loopback.known_deviations import unexplained
-from loopback.openapi import FILE, Judge
+from loopback.known_deviations import find_unexplained
+from loopback.openapi import FILE, RequestValidator
 from shared.sample_views import JOB, make_recipe, make_view
 
 NASTY = "@everyone <@5> **x** {a, b} \\{c\\} [a](http://b.c) `y` \u202e"
@@ -82,9 +82,9 @@ def make_report(**changes: str) -> Report:
 @pytest.mark.skipif(not FILE.exists(), reason="Discord's OpenAPI file is not here")
 @pytest.mark.asyncio
 async def test_every_form_and_card_fits_discords_openapi_schema() -> None:
-    judge, callback = Judge(), f"/interactions/{10**17}/token/callback"
+    judge, callback = RequestValidator(), f"/interactions/{10**17}/token/callback"
     for form_kind in FORM_TITLES:
-        judge.hear(
+        judge.check_request(
             "POST", callback, {}, {"type": 9, "data": build_remix_form(make_view(prompt=NASTY), form_kind, 0).to_dict()}
         )
     other_forms = (
@@ -94,7 +94,7 @@ async def test_every_form_and_card_fits_discords_openapi_schema() -> None:
     )
     for modal in other_forms:
         validate_modal(modal.to_dict())
-        judge.hear("POST", callback, {}, {"type": 9, "data": modal.to_dict()})
+        judge.check_request("POST", callback, {}, {"type": 9, "data": modal.to_dict()})
     pictures = tuple(PictureRef(index, "0" * 64, 64, 64, verdict="flagged") for index in range(4))
     grid_view = make_view(needs_check=True, pictures=pictures, ladder_images=(0, 1, 2, 3), prompt=NASTY)
     upscale = make_view(task=UpscaleTask(source="0" * 64), pictures=pictures[:1], action="upscale", prompt=NASTY)
@@ -109,7 +109,7 @@ async def test_every_form_and_card_fits_discords_openapi_schema() -> None:
             menus.add_item(item)
         validate_components(menus.to_components(), flags=0)
         body = {"content": "which", "components": menus.to_components(), "allowed_mentions": {"parse": []}}
-        judge.hear("POST", callback, {}, {"type": 4, "data": body})
+        judge.check_request("POST", callback, {}, {"type": 4, "data": body})
         menus.stop()
     for card in [*modals, job_cards.Card("Delete?", button_layout.build_confirm_rows(JOB))]:
         view = build_view(card)
@@ -117,9 +117,9 @@ async def test_every_form_and_card_fits_discords_openapi_schema() -> None:
         validate_components(view.to_components(), flags=0)
         assert len(card.content) <= job_cards.MAX_CONTENT
         body = {"content": card.content, "components": view.to_components(), "allowed_mentions": {"parse": []}}
-        judge.hear("POST", callback, {}, {"type": 4, "data": body})
+        judge.check_request("POST", callback, {}, {"type": 4, "data": body})
         view.stop()
-    assert unexplained(judge.findings) == []
+    assert find_unexplained(judge.findings) == []
 
 
 def test_a_report_card_quotes_members_without_harm() -> None:

@@ -30,8 +30,8 @@ from bot.policy.rules.catalogue import SETTINGS, Setting
 from bot.policy.rules.effective_rules import resolve
 from bot.policy.rules.explanations import Explanation
 from bot.policy.rules.rule import SCOPES, Rule, RuleChange, RuleStep, RuleValue, Scope
-from loopback.known_deviations import unexplained
-from loopback.openapi import FILE, Judge
+from loopback.known_deviations import find_unexplained
+from loopback.openapi import FILE, RequestValidator
 
 GUILD = "discord:5"
 NASTY = "@everyone <@5> **x** [a](http://b.c) `y` \u202e" + "z" * 300
@@ -142,13 +142,13 @@ def test_the_other_forms_are_valid() -> None:
 
 @pytest.mark.skipif(not FILE.exists(), reason="Discord's own description of its API is not there")
 def test_every_form_and_card_fits_discords_openapi_schema() -> None:
-    judge, callback = Judge(), f"/interactions/{10**17}/token/callback"
+    judge, callback = RequestValidator(), f"/interactions/{10**17}/token/callback"
     all_forms: list[ui.Modal] = [forms.build_words_form(["a"], [], "a" * 16), forms.build_close_form("x")]
     all_forms += [forms.build_add_form(scope) for scope in ("channel", "role", "user")]
     for one in SETTINGS.values():
         all_forms += [forms.build_change_form(one, None), forms.build_rule_form("user", f"discord:{10**17}", one, None)]
     for form in all_forms:
-        judge.hear("POST", callback, {}, {"type": 9, "data": form.to_dict()})
+        judge.check_request("POST", callback, {}, {"type": 9, "data": form.to_dict()})
     rule_list = [Rule("role", "7", "running", 3, GUILD), Rule("guild", "", "closed", "x", GUILD)]
     terms, change = resolve(rule_list, Member("", "", GUILD), Limits()), RuleChange(1, GUILD, 1.0, "a", "b", "set", ())
     for view in (
@@ -158,8 +158,8 @@ def test_every_form_and_card_fits_discords_openapi_schema() -> None:
         cards.build_result("x", undo_number=1), cards.build_question(["a"], ui_parts.make_button("x", "apply", "y")),
     ):  # fmt: skip
         body = {"flags": COMPONENTS_V2_FLAG | 64, "components": view.to_components(), "allowed_mentions": {"parse": []}}
-        judge.hear("POST", callback, {}, {"type": 4, "data": body})
-    assert unexplained(judge.findings) == []
+        judge.check_request("POST", callback, {}, {"type": 4, "data": body})
+    assert find_unexplained(judge.findings) == []
 
 
 def test_every_setting_has_a_title_and_a_place() -> None:
