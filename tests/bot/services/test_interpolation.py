@@ -199,7 +199,7 @@ async def test_an_interpolation_in_a_whole_pipeline_is_refused_before_it_costs_a
     harness, wait_until, ann, destination, monkeypatch
 ):
     profile = msgspec.structs.replace(make_profile(), samplers=("ddim", "heun"))
-    monkeypatch.setattr("tests.bot.conftest.warm", lambda *_: profile)
+    monkeypatch.setattr("tests.bot.conftest.make_profile", lambda *_: profile)
     app = await harness.open_app()
     await harness.start_worker()
     await wait_until(lambda: app.services.live_workers())
