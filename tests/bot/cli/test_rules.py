@@ -131,7 +131,7 @@ async def test_the_operator_closes_one_server_or_all_from_the_terminal(harness, 
         "close", "--guild", "7", "--reason", "abuse"
     )
     assert "It is closed already." in await run_command("close", "--guild", "7", "--reason", "abuse")
-    with pytest.raises(UserError, match=r"closed .*abuse \(closed by this bot's operator\)"):
+    with pytest.raises(UserError, match=r"accepts no new jobs: abuse \(closed by this bot's operator\)"):
         await app.services.jobs.imagine("a lamp", bob, destination)
     with pytest.raises(UserError, match="only they can open it"):
         await app.services.rule_admin.open_guild(bob)

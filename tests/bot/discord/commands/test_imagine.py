@@ -181,7 +181,7 @@ async def test_refusals_are_ephemeral_and_give_a_reason(open_world: Any) -> None
         queue_full_reply = await world.alice.slash(world.channel, "imagine", prompt="apple")
         assert queue_full_reply.ephemeral
         assert "queue is full" in text(queue_full_reply)
-        assert "frees" in text(queue_full_reply)
+        assert "You can submit again" in text(queue_full_reply)
         assert len(await world.services.job_views.load_recent()) == 10
 
         queue = await world.bob.slash(world.channel, "queue")

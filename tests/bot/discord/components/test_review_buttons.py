@@ -24,7 +24,7 @@ async def enable_picture_check(world: Any) -> None:
     world.painter.has_picture_check = True
     admin = Member("discord:1", "ada", f"discord:{world.guild.id}", is_admin=True)
     await world.client.services.rule_admin.set_rule(admin, "guild", "", "check", "on")
-    await world.wait_until(lambda: any(one.checks for one in world.services.live_workers().values()))
+    await world.wait_until(lambda: any(one.has_picture_check for one in world.services.live_workers().values()))
 
 
 def open_pictures(world: Any, message: Any) -> list[Image.Image]:
