@@ -56,7 +56,7 @@ async def test_upscale_autocomplete_and_queue_answer(scene: Any) -> None:
 
 async def test_a_german_member_reads_german(scene: Any) -> None:
     dora = Person(scene.loopback, "dora", scene.street.guild, locale="de")
-    suggestions = await (await dora.autocomplete(scene.channel, "imagine", "sampler", "gleichm")).taken()
+    suggestions = await (await dora.autocomplete(scene.channel, "imagine", "sampler", "gleichm")).wait_for_response()
     choices = suggestions.result.autocomplete_choices or []
     assert [each["name"] for each in choices] == ["DDIM: gleichmäßige Schritte"]
 

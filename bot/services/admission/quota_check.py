@@ -100,7 +100,8 @@ def refuse_if_closed_or_blocked(rules: EffectiveRules) -> None:
             if closing_rule is not None and closing_rule.scope == "house"
             else "the server's owner"
         )
-        raise UserError(f"{closed_part} accepts no new jobs: {rules.closed}. Only {opener} can open it.", 403)
+        sentence = f"{closed_part} accepts no new jobs: {rules.closed}. It stays closed until {opener} opens it."
+        raise UserError(sentence, 403)
     if rules.blocked:
         raise UserError(_blocked_sentence(rules.deciding_rules.get("blocked")), 403)
 

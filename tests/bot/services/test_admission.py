@@ -200,11 +200,11 @@ async def test_a_refusal_says_that_the_operator_closed_or_blocked(harness):
     assert await sentence() == "This bot's operator has blocked you: nothing can be made until they take that back."
     await rule_admin.close_guild(HERA, "abuse")
     assert await sentence() == (
-        "This server accepts no new jobs: abuse (closed by Hera). Only this bot's operator can open it."
+        "This server accepts no new jobs: abuse (closed by Hera). It stays closed until this bot's operator opens it."
     )
     await rule_admin.close_guild(hera_everywhere, "moving")
     assert await sentence() == (
-        "This bot accepts no new jobs: moving (closed by Hera). Only this bot's operator can open it."
+        "This bot accepts no new jobs: moving (closed by Hera). It stays closed until this bot's operator opens it."
     )
 
 

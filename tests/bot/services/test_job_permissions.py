@@ -68,7 +68,7 @@ async def test_an_upscale_does_not_open_an_original_of_a_hidden_channel_or_anoth
         wait_until,
     )
     member_without_access = replace(BOB, can_see=lambda channel: channel != "7")
-    with pytest.raises(UserError, match="not yours to go on from"):
+    with pytest.raises(UserError, match="you may not use its original"):
         await app.services.edits.list_branch_steps(upscale_view.id, 0, member_without_access)
     assert await app.services.edits.list_branch_steps(upscale_view.id, 0, BOB) == (10, 20)
     with pytest.raises(UserError, match=OTHER_GUILD):

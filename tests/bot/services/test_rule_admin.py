@@ -368,7 +368,7 @@ async def test_the_kill_switch_cancels_open_jobs_refunds_them_and_admits_no_more
     error = await refusal(services.jobs.imagine("a lamp", BOB, destination))
     assert error.status == 403
     assert error.sentence == (
-        "This server accepts no new jobs: enough (closed by Olga). Only the server's owner can open it."
+        "This server accepts no new jobs: enough (closed by Olga). It stays closed until the server's owner opens it."
     )
 
     async def all_cancelled() -> bool:

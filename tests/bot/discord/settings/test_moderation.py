@@ -90,7 +90,9 @@ async def test_a_blocked_member_makes_no_pictures_until_unblocked(open_world: An
         assert "not blocked here" in read_text(
             await staff.slash(staff.admin, "moderation unblock", member=staff.member)
         )
-        assert "You cannot block yourself" in read_text(await staff.slash(staff.admin, "moderation block", member=staff.admin))
+        assert "You cannot block yourself" in read_text(
+            await staff.slash(staff.admin, "moderation block", member=staff.admin)
+        )
         outside_user = world.env.create_user("stranger")
         assert "is blocked" in read_text(await staff.slash(staff.admin, "moderation block", member=outside_user))
 
