@@ -55,7 +55,7 @@ async def test_upscale_autocomplete_and_queue_answer(scene: Any) -> None:
 
 
 async def test_a_german_member_reads_german(scene: Any) -> None:
-    dora = Person(scene.loopback, "dora", scene.street.guild, locale="de")
+    dora = Person(scene.loopback, "dora", scene.harness.guild, locale="de")
     suggestions = await (await dora.autocomplete(scene.channel, "imagine", "sampler", "gleichm")).wait_for_response()
     choices = suggestions.result.autocomplete_choices or []
     assert [each["name"] for each in choices] == ["DDIM: gleichmäßige Schritte"]

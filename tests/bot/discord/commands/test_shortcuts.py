@@ -70,7 +70,7 @@ async def test_shortcuts_set_a_preference_and_turbo_explains_the_speeds(open_wor
         before = await preferences.load_preference(f"discord:{world.alice.id}")
         answer = read_text(await world.alice.slash(world.channel, "turbo"))
         assert "Turbo is not available here" in answer
-        assert "`--fast` behind a prompt draws it in 30 steps" in answer
+        assert "add `--fast`: it takes 30 steps" in answer
         assert await preferences.load_preference(f"discord:{world.alice.id}") == before
 
 
