@@ -1,7 +1,7 @@
-"""`PYTHONPATH=tests python -m chaos --kills 300`: injects faults ("plugs") into a whole Darkroom, checks invariants.
+"""`PYTHONPATH=tests python -m chaos --kills 300`: injects faults into a whole Darkroom, checks invariants.
 
 Exit code 0: every invariant holds. 1: one is broken. 2: the command line or this machine does not allow the campaign.
-The folder with logs, timeline and promises stays. The same seed draws the same plugs.
+The folder with logs, timeline and accepted jobs stays. The same seed draws the same faults.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from chaos.faults import WEIGHTS
 from chaos.installation import Build
 from chaos.report import Outcome, as_json, format_rows
 
-REAL_GAP, GAP = 8.0, 2.5  # seconds between two plugs: a real engine takes long to start
+REAL_GAP, GAP = 8.0, 2.5  # seconds between two faults: a real engine takes long to start
 REAL_STEPS, STEPS = (15, 45), (20, 60, 150)
 
 
 def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="chaos", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--kills", type=int, default=20, help="how many plugs are pulled; about half of them kill")
+    parser.add_argument("--kills", type=int, default=20, help="how many faults are injected; about half of them kill")
     parser.add_argument("--engine", choices=("simulated", "real"), default="simulated")
     parser.add_argument("--database", choices=("sqlite", "postgres"), default="sqlite")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--standby", action="store_true", help="a second bot waits for the first one to end")
-    parser.add_argument("--seed", type=int, default=None, help="draws the plugs (a random one)")
-    parser.add_argument("--gap", type=float, default=None, help="seconds between two plugs, on average")
-    parser.add_argument("--only", default="", help=f"kinds of plugs, with commas: {', '.join(WEIGHTS)}")
-    parser.add_argument("--without", default="", help="kinds of plugs that are left out")
+    parser.add_argument("--seed", type=int, default=None, help="draws the faults (a random one)")
+    parser.add_argument("--gap", type=float, default=None, help="seconds between two faults, on average")
+    parser.add_argument("--only", default="", help=f"kinds of faults, with commas: {', '.join(WEIGHTS)}")
+    parser.add_argument("--without", default="", help="kinds of faults that are left out")
     parser.add_argument("--settling", type=float, default=240.0, help="seconds for everything to end at the end")
     parser.add_argument("--out", type=Path, default=Path("out/chaos"), help="where the folders go")
     parser.add_argument("--json", action="store_true", help="JSON on the standard output, all else on the error output")
@@ -47,9 +47,9 @@ def make_plan(options: argparse.Namespace) -> Plan:
     """Builds the plan. Raises ValueError with a sentence for the user."""
     only, without = (tuple(filter(None, text.split(","))) for text in (options.only, options.without))
     if unknown := sorted({*only, *without} - set(WEIGHTS)):
-        raise ValueError(f"There is no plug {unknown[0]}: {', '.join(WEIGHTS)}.")
+        raise ValueError(f"There is no fault {unknown[0]}: {', '.join(WEIGHTS)}.")
     if options.kills < 1 or options.workers < 1:
-        raise ValueError("At least one plug and one worker are needed.")
+        raise ValueError("At least one fault and one worker are needed.")
     real = options.engine == "real"
     seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
     build = Build(options.engine, options.database, options.workers, standby=options.standby)

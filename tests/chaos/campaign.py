@@ -1,4 +1,4 @@
-"""One campaign: an undisturbed reference run, load with plugs, recovery, and then the evidence.
+"""One campaign: a reference run without faults, load with faults, recovery, and then the evidence.
 
 Connects the parts; contains no rules.
 """
@@ -36,7 +36,7 @@ COMMAND_INTERVAL = 2.5  # seconds between two commands in Discord
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of a campaign. `gap`: seconds between two plugs on average; `steps`: of the jobs."""
+    """The plan of a campaign. `gap`: seconds between two faults on average; `steps`: of the jobs."""
 
     seed: int
     fault_count: int
@@ -76,7 +76,7 @@ class Setup:
 
 
 async def run_campaign(plan: Plan, folder: Path, print_line: Callable[[str], None]) -> Outcome:
-    """Runs a campaign. Raises if even the undisturbed run fails; the outcome reports what plugs break."""
+    """Runs a campaign. Raises if the reference run fails. The outcome reports what faults break."""
     folder.mkdir(parents=True, exist_ok=True)
     can_mount_here = any(kind in MOUNT_KINDS for kind in plan.kinds or WEIGHTS) and can_mount(folder)
     allowed_kinds = list_possible_kinds(plan.build.database, mounts=can_mount_here, without=plan.excluded_kinds)
@@ -94,7 +94,7 @@ async def run_campaign(plan: Plan, folder: Path, print_line: Callable[[str], Non
         timeline.note("everything is up", is_printed=True)
         setup = await _open_scene(parts, plan, site, folder)
         await _run_references(setup)
-        is_settled = await _run_with_plugs(setup, kinds)
+        is_settled = await _run_with_faults(setup, kinds)
         evidence = await _collect_evidence(setup)
         verdicts = check_invariants(evidence)
         death_counts = {name: one.death_count for name, one in site.programs.items() if one.death_count}
@@ -131,7 +131,7 @@ async def _open_scene(parts: AsyncExitStack, plan: Plan, site: Installation, fol
 
 
 async def _run_references(setup: Setup) -> None:
-    """Runs every recipe once, without plugs."""
+    """Runs every recipe once, without faults."""
     member = HttpMember(
         "reference", setup.web_target, random.Random(0), max_open=len(setup.web_target.specs), cancel_share=0.0
     )
@@ -140,13 +140,13 @@ async def _run_references(setup: Setup) -> None:
     assert len(jobs) == len(setup.web_target.specs), f"Refused: {setup.web_target.refusals}"
     results = await evidence_collector.fetch_jobs(setup.site.url, list(jobs))
     for job, spec in jobs.items():
-        assert results[job].state == "finished", f"{spec} did not finish, without any plug: {results[job]}"
+        assert results[job].state == "finished", f"{spec} did not finish, without any fault: {results[job]}"
         setup.references[spec] = tuple(digest for _, _, digest in results[job].pictures)
     setup.site.timeline.note("the undisturbed run is done", is_printed=True, recipes=len(jobs))
 
 
-async def _run_with_plugs(setup: Setup, kinds: list[str]) -> bool:
-    """Runs load and plugs, then recovery. True if all jobs end in time afterwards."""
+async def _run_with_faults(setup: Setup, kinds: list[str]) -> bool:
+    """Runs load and faults, then recovery. True if all jobs end in time afterwards."""
     plan, site = setup.plan, setup.site
     setup.members.extend(
         HttpMember(f"m{n}", setup.web_target, random.Random(plan.seed + 10 + n)) for n in range(plan.members)
@@ -155,7 +155,7 @@ async def _run_with_plugs(setup: Setup, kinds: list[str]) -> bool:
     tasks.append(asyncio.create_task(setup.discord_members.run(COMMAND_INTERVAL)))
     await asyncio.sleep(2.0)
     await setup.fault_injector.inject_all(draw_faults(plan.seed, plan.fault_count, kinds, site.build.names, plan.gap))
-    site.timeline.note("no more plugs", is_printed=True, promised=len(setup.accepted_log.jobs))
+    site.timeline.note("no more faults", is_printed=True, promised=len(setup.accepted_log.jobs))
     for one in (*setup.members, setup.discord_members):
         one.is_requesting = False
     try:

@@ -26,7 +26,7 @@ START_TIMEOUT = 60.0
 
 
 class SQLite:
-    """Has no process: a plug can only lock it or fill its disk."""
+    """Has no process: a fault can only lock it or fill its disk."""
 
     program: Program | None = None
     url = ""

@@ -20,7 +20,7 @@ class JobSpec:
 
 @dataclass(frozen=True)
 class Accepted:
-    """A job promised to a member. `by`: web or discord; `ends`: the ends that the API reported for it."""
+    """A job that was accepted. `front_end`: web or discord. `reported_ends`: the ends that the API reported."""
 
     job: str
     spec: JobSpec
@@ -96,9 +96,9 @@ class ApiJob:
 
 @dataclass(frozen=True)
 class Setback:
-    """A running job lost its worker. `again`: seconds until it continued; `back`: seconds of repeated work.
+    """A running job lost its worker. `resume_seconds`: until it continued. `repeated_seconds`: of repeated work.
 
-    `alone`: no other plug overlapped, and no snapshot could be lost.
+    `is_isolated`: no other fault overlapped, and no snapshot could be lost.
     """
 
     job: str
@@ -111,9 +111,11 @@ class Setback:
 
 @dataclass(frozen=True)
 class Evidence:
-    """All evidence. `posted`: job → how many messages in Discord show its finished picture. `left`: stream → messages
-    still in the broker. `references`: the bytes of the undisturbed run, as SHA-256 by image. `repeats`: the front ends
-    whose jobs repeat these bytes. A real engine does so where the batch is pinned; Discord has no such option.
+    """All evidence. `posted_counts`: job → how many messages in Discord show its finished picture.
+
+    `messages_left`: stream → messages still in the broker. `references`: the bytes of the run without faults, as
+    SHA-256 by image. `repeatable_front_ends`: the front ends whose jobs repeat these bytes. A real engine repeats them
+    where the batch is pinned; Discord has no such option.
     """
 
     accepted: tuple[Accepted, ...] = ()

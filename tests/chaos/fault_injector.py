@@ -1,6 +1,6 @@
-"""Pulls each plug and puts it back: signals, a deleted store, a locked or full disk, a broken connection, lies.
+"""Injects each fault and repairs it: signals, a deleted store, a locked or full disk, a broken connection, lies.
 
-Each target has one plug at a time; plugs on different targets overlap. Knows the installation; judges nothing.
+Each target has one fault at a time; faults on different targets overlap. Knows the installation; judges nothing.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from chaos.observer import Observer
 from chaos.program import EXIT_TIMEOUT, Program
 
 RESTART_TIMEOUT = 90.0  # seconds until a restarted process must work again
-AT_WORK_OF_TEN = 7  # of ten plugs that end or stop a process, so many wait until it works; the others may hit its start
+AT_WORK_OF_TEN = 7  # of ten faults that end or stop a process, so many wait until it works; the rest may hit its start
 MAX_WAIT = 40.0
 
 
 class FaultInjector:
-    """`pull_all`, then `heal`."""
+    """Injects faults with `inject_all`, then repairs everything with `restore_all`."""
 
     def __init__(self, site: Installation, observer: Observer, hostile_client: HostileClient) -> None:
         self._site, self._observer, self._hostile_client = site, observer, hostile_client
@@ -42,7 +42,7 @@ class FaultInjector:
         }  # fmt: skip
 
     async def inject_all(self, faults: Iterable[Fault]) -> None:
-        """Pulls each plug at its time. Returns when the last one is back."""
+        """Injects each fault at its time. Returns when the last one is over."""
         async with asyncio.TaskGroup() as group:
             for fault in faults:
                 await asyncio.sleep(fault.delay)
@@ -52,13 +52,13 @@ class FaultInjector:
         async with self._locks[fault.target]:
             if fault.salt % 10 < AT_WORK_OF_TEN and fault.kind.startswith(("kill", "term", "stop")):
                 await self._wait_for_work(fault.target)
-            self._site.timeline.note("plug", is_printed=True, number=fault.number, plug=str(fault))
+            self._site.timeline.note("fault", is_printed=True, number=fault.number, fault=str(fault))
             self.injected.append(fault)
             started_at = time.monotonic()
             note = await self._actions[fault.kind.partition("-")[0]](fault)
             if fault.target == "broker" or fault.kind.startswith(("cut", "hold", "drop", "slow")):
                 self._observer.fault_periods.append((started_at, time.monotonic() + 1.0, fault.kind))
-            self._site.timeline.note("back", number=fault.number, plug=fault.kind, said=note)
+            self._site.timeline.note("fault over", number=fault.number, fault=fault.kind, note=note)
 
     async def _wait_for_work(self, target: str) -> None:
         """Waits, up to a limit, until the bot answers, or the worker has begun a job since its start."""
@@ -94,7 +94,7 @@ class FaultInjector:
         await self._wait_for_restart(program.start_count + 1, program, fault.duration)
 
     async def _wait_for_restart(self, start_count: int, program: Program, duration: float) -> None:
-        """Waits for the restart, but not until the program is ready: plugs may also hit a start."""
+        """Waits for the restart, but not until the program is ready: faults may also hit a start."""
         with suppress(TimeoutError):
             async with asyncio.timeout(duration + RESTART_TIMEOUT):
                 while program.start_count < start_count:

@@ -1,7 +1,8 @@
-"""Draws from a seed which plug is pulled next, on what target, and for how long. Pure.
+"""Draws from a seed which fault comes next, on what target, and for how long. Pure.
 
-A seed repeats the plan of a campaign, but not what the processes do at that moment. Knows only names
-of faults; `fault_injector` injects them.
+A seed repeats the plan of a campaign, but not what the processes do at that moment. Knows the names
+of faults;
+`fault_injector` injects them.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ MOUNT_KINDS = ("fill-bot", "fill-broker")
 
 @dataclass(frozen=True)
 class Fault:
-    """`after`: seconds since the previous one; `lasts`: seconds of outage; `salt` draws the remaining choices."""
+    """`delay`: seconds since the previous one; `duration`: seconds of outage; `salt` draws the remaining choices."""
 
     number: int
     kind: str
@@ -55,7 +56,7 @@ def list_possible_kinds(database: str, *, mounts: bool, without: Sequence[str] =
 
 
 def draw_faults(seed: int, number: int, kinds: Sequence[str], workers: Sequence[str], gap: float) -> Iterator[Fault]:
-    """Draws `number` plugs, `gap` seconds apart on average."""
+    """Draws `number` faults, `gap` seconds apart on average."""
     rng = random.Random(seed)
     weights = [WEIGHTS[kind] for kind in kinds]
     for serial in range(number):

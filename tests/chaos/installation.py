@@ -1,6 +1,6 @@
 """One whole Darkroom as real processes: broker, database, bot and workers, with a loopback Discord.
 
-Knows command lines, ports and folders, but no plugs and no invariants.
+Knows command lines, ports and folders, but no faults and no invariants.
 """
 
 from __future__ import annotations

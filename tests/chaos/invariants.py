@@ -16,7 +16,7 @@ from chaos.evidence import ENDS, Accepted, Evidence, JobRow, Move
 ROUNDING = 1e-6  # of sums, as a share
 MAX_BACK = 12.0  # seconds of work that a lost worker may cost: two between snapshots, and a lease of ten
 POISON_WORKERS = 3  # workers
-BLAMABLE = ("member", "model")  # who may be to blame for a failure, whatever the plugs
+BLAMABLE = ("member", "model")  # who may be to blame for a failure, whatever the faults
 STEPS_RUN = re.compile(r"after (\d+) steps\Z")
 Violation = tuple[str, str]  # the job (or what else it is about), and what is wrong with it
 
@@ -191,7 +191,7 @@ def _allowed_charge(row: JobRow, moves: list[Move]) -> tuple[float, float]:
 
 
 def find_wrong_failures(evidence: Evidence) -> Iterator[Violation]:
-    """Plugs and lies fail no job: only the member or the model may be to blame. But a job that loses several workers
+    """Faults and lies fail no job: only the member or the model may be to blame. But a job that loses several workers
     without progress is poison and fails, as documented; then its audit has each of them.
     """
     epochs: dict[str, set[int]] = defaultdict(set)

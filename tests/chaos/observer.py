@@ -1,4 +1,4 @@
-"""Observes every frame, result and dispatch on the broker, with a connection of its own that no plug cuts.
+"""Observes every frame, result and dispatch on the broker, with a connection of its own that no fault cuts.
 
 Knows subjects and the wire contract. Reports how long a job paused when its worker was lost, and how far it fell back.
 """
@@ -70,7 +70,7 @@ class Observer:
         self._bus, self._open_jobs = bus, open_jobs
         self.jobs: dict[str, dict[int, ClaimRecord]] = defaultdict(dict)
         self.losses: list[Loss] = []
-        self.fault_periods: list[tuple[float, float, str]] = []  # from, until, what: other plugs
+        self.fault_periods: list[tuple[float, float, str]] = []  # from, until, what: other faults
         self.recorded_messages: deque[tuple[str, bytes]] = deque(maxlen=MAX_REPEATABLE)
 
     async def subscribe(self) -> None:

@@ -1,6 +1,6 @@
 """A proxy to the broker that can fail: cut, silent, lossy or slow. Each process has one, so that one can fail alone.
 
-Knows bytes, not what they mean. TCP itself never reorders or doubles; `liar` does that.
+Knows bytes, not what they mean. TCP itself never reorders or doubles; `hostile_client` does that.
 """
 
 from __future__ import annotations

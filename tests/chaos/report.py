@@ -19,7 +19,7 @@ MAX_NAMED = 5  # broken cases that a row names
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished campaign. `skipped`: kind of plug → why it was not pulled; `died`: process → unexpected ends."""
+    """A finished campaign. `skipped`: kind of fault → why. `death_counts`: process → unexpected ends."""
 
     seed: int
     engine: str
@@ -57,7 +57,7 @@ def format_rows(outcome: Outcome) -> list[str]:
     kinds = Counter(fault.kind for fault in outcome.injected)
     lines = [
         f"seed {outcome.seed}, engine {outcome.engine}, database {outcome.database}, {outcome.seconds:.0f} s",
-        f"{len(outcome.injected)} plugs, {sum(fault.is_kill for fault in outcome.injected)} of them SIGKILL: "
+        f"{len(outcome.injected)} faults, {sum(fault.is_kill for fault in outcome.injected)} of them SIGKILL: "
         + ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items())),
         *(f"not run: {kind}: {reason}" for kind, reason in outcome.skipped.items()),
         f"{len(outcome.evidence.accepted)} jobs accepted, "
@@ -79,9 +79,9 @@ def _failures(evidence: Evidence) -> list[str]:
 def _times(evidence: Evidence) -> list[str]:
     lines = []
     for name, cause in (
-        ("SIGKILL, nothing else pulled", "kill"),
-        ("SIGTERM, nothing else pulled", "term"),
-        ("whatever else was pulled, a lost store too", ""),
+        ("SIGKILL, no other fault", "kill"),
+        ("SIGTERM, no other fault", "term"),
+        ("with other faults, a lost store too", ""),
     ):
         setbacks = [one for one in evidence.setbacks if not cause or (one.cause == cause and one.is_isolated)]
         resume_times = [one.resume_seconds for one in setbacks if one.resume_seconds is not None]
@@ -117,7 +117,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "engine": outcome.engine,
         "database": outcome.database,
         "seconds": round(outcome.seconds, 1),
-        "plugs": dict(Counter(fault.kind for fault in outcome.injected)),
+        "faults": dict(Counter(fault.kind for fault in outcome.injected)),
         "kills": sum(fault.is_kill for fault in outcome.injected),
         "skipped": dict(outcome.skipped),
         "died": dict(outcome.death_counts),

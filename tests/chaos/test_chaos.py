@@ -1,4 +1,4 @@
-"""A short campaign with a fixed seed: real processes, one plug of each quick kind, every invariant."""
+"""A short campaign with a fixed seed: real processes, one fault of each quick kind, every invariant."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KINDS = ("kill-worker", "kill-bot", "kill-broker", "lose-store", "repeat", "lie"
 
 @pytest.mark.asyncio
 @pytest.mark.timeout(700)
-async def test_a_campaign_with_plugs_breaks_no_invariant(tmp_path: Path) -> None:
+async def test_a_campaign_with_faults_breaks_no_invariant(tmp_path: Path) -> None:
     """The seed draws a lie, a killed worker, repeated messages, a lost store and a killed bot, over three seconds."""
     plan = Plan(
         seed=334, fault_count=5, build=Build(row_ms=2.0), gap=0.8, steps=(40,), members=2, discord_members=2,

@@ -1,4 +1,4 @@
-"""The plan of a campaign: its seed determines it, and it contains only plugs that this machine can pull."""
+"""The plan of a campaign: its seed determines it, and it contains only faults that this machine can inject."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from chaos.faults import KILL_KINDS, LEASE, SERVER_ONLY_KINDS, SQLITE_ONLY_KINDS
 WORKERS = ("w1", "w2")
 
 
-def test_a_seed_repeats_its_plugs() -> None:
+def test_a_seed_repeats_its_faults() -> None:
     kinds = list_possible_kinds("sqlite", mounts=True)
     assert list(draw_faults(7, 50, kinds, WORKERS, 2.0)) == list(draw_faults(7, 50, kinds, WORKERS, 2.0))
     assert list(draw_faults(7, 50, kinds, WORKERS, 2.0)) != list(draw_faults(8, 50, kinds, WORKERS, 2.0))

@@ -1,4 +1,4 @@
-"""The timeline of a campaign as JSON lines: plugs, starts, ends. And its promises, each on disk before it counts."""
+"""The timeline of a campaign as JSON lines: faults, starts, ends. And its accepted jobs, on disk before they count."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ class Timeline:
 
 
 class AcceptedLog:
-    """The campaign's own record of accepted jobs: each was promised, whatever the bot says later."""
+    """The campaign's own record of accepted jobs. They count as accepted whatever the bot says later."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a")
         self.jobs: dict[str, tuple[JobSpec, str]] = {}
 
     def record(self, job: str, spec: JobSpec, front_end: str) -> None:
-        """Records a promise; it is on disk when this returns."""
+        """Records an accepted job; it is on disk when this returns."""
         self._file.write(json.dumps({"job": job, "by": front_end, **asdict(spec)}) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
