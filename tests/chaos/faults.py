@@ -1,8 +1,7 @@
 """Draws from a seed which fault comes next, on what target, and for how long. Pure.
 
 A seed repeats the plan of a campaign, but not what the processes do at that moment. Knows the names
-of faults;
-`fault_injector` injects them.
+of faults; `fault_injector` injects them.
 """
 
 from __future__ import annotations
