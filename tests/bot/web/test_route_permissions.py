@@ -1,0 +1,162 @@
+"""Every route of the page has a row here: who may ask, and which action of the permission table it checks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from bot.domain.dto import Destination, Member
+from bot.policy.permissions import ACTIONS, forbidden_reason
+from bot.web import middleware, renamed
+
+if TYPE_CHECKING:
+    from tests.bot.web.conftest import OpenRoom, Room
+
+pytestmark = pytest.mark.asyncio
+
+# Who may ask: everybody, a visitor, an owner of the room, or the terminal of this machine. The action that the answer
+# depends on; "-": of no job, or only whether the visitor sees the job. An old address only says its new one.
+ROUTES = """
+GET     /                                       visitor     -
+POST    /api/entrance                           everybody   -
+GET     /discord                                visitor     -
+GET     /favicon.ico                            visitor     -
+GET     /static                                 everybody   -
+GET     /healthz                                everybody   -
+GET     /metrics                                visitor     -
+GET     /api/rejections                         owner       -
+GET     /api/workers                            visitor     -
+GET     /api/events                             visitor     -
+POST    /api/invitations                        owner       -
+POST    /api/describe                           visitor     -
+GET     /api/prefer/options                     visitor     -
+PUT     /api/prefer/options                     visitor     -
+GET     /api/jobs                               visitor     -
+POST    /api/jobs                               visitor     -
+GET     /api/jobs/{id}                          visitor     -
+DELETE  /api/jobs/{id}                          visitor     cancel
+GET     /api/jobs/{id}/events                   visitor     -
+GET     /api/jobs/{id}/wait-reason              terminal    -
+POST    /api/jobs/{id}/pause                    visitor     pause
+POST    /api/jobs/{id}/resume                   visitor     pause
+POST    /api/jobs/{id}/priority                 owner       -
+POST    /api/jobs/{id}/vary/{n}                 visitor     vary
+POST    /api/jobs/{id}/upscale/{n}              visitor     upscale
+POST    /api/jobs/{id}/reroll                   visitor     reroll
+POST    /api/jobs/{id}/walk                     visitor     walk
+POST    /api/jobs/{id}/edit/{n}                 visitor     edit
+POST    /api/jobs/{id}/zoom/{n}                 visitor     zoom
+POST    /api/jobs/{id}/pan/{n}                  visitor     pan
+GET     /api/jobs/{id}/branch/{n}               visitor     branch
+POST    /api/jobs/{id}/branch/{n}               visitor     branch
+GET     /api/jobs/{id}/pictures/{n}.png         visitor     -
+GET     /api/jobs/{id}/pictures/{n}/held.png    visitor     approve
+POST    /api/jobs/{id}/pictures/{n}/show        visitor     approve
+POST    /api/jobs/{id}/pictures/{n}/hide        visitor     deny
+GET     /api/jobs/{id}/grid.png                 visitor     -
+GET     /api/jobs/{id}/film.{kind}              visitor     film
+GET     /api/jobs/{id}/walk.{kind}              visitor     film
+GET     /api/jobs/{id}/dissolve/{n}.{kind}      visitor     film
+GET     /api/jobs/{id}/round-trip/{n}.{kind}    visitor     film
+GET     /api/jobs/{id}/keyframes                visitor     film
+GET     /api/jobs/{id}/keyframes/{n}.webp       visitor     film
+GET     /api/room                               visitor     -
+GET     /api/refused                            visitor     -
+GET     /api/jobs/{id}/why                      visitor     -
+GET     /api/jobs/{id}/rungs                    visitor     -
+GET     /api/jobs/{id}/rungs/{file}             visitor     -
+GET     /api/jobs/{id}/return/{file}            visitor     -
+"""
+UNKNOWN_JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+CHECKS = ("bot.web.sse", "bot.services.job_permissions", "bot.services.jobs.job_service")
+REVIEW_CHECKS = ("bot.services.moderation.picture_review", "bot.services.moderation.moderation")
+
+
+class Route(NamedTuple):
+    method: str
+    path: str
+    who: str
+    action: str
+
+    def path_of(self, job: str) -> str:
+        return self.path.format(id=job, n=1, kind="webp", file="1.webp")
+
+
+TABLE = [Route(*row.split()) for row in ROUTES.strip().split("\n")]
+
+
+async def test_every_registered_route_has_a_row(room: Room) -> None:
+    registered = {
+        (route.method, route.resource.canonical)
+        for route in room.app.router.routes()
+        if route.method != "HEAD" and route.resource is not None
+    }
+    assert sorted((route.method, route.path) for route in TABLE) == sorted(registered)
+    assert {route.action for route in TABLE} <= {*ACTIONS, "-"}
+
+
+async def test_only_those_who_may_ask_are_answered(open_room: OpenRoom) -> None:
+    """Nobody without a cookie, a guest, and the terminal ask for everything in a room that others can reach."""
+    async with open_room(allowed_hosts=("other.example",)) as room:
+        tokens = room.app[middleware.SESSION_TOKENS]
+        cookie = tokens.sign_cookie(tokens.create_visitor(is_owner=False))
+        guest = {"Cookie": f"{middleware.COOKIE_NAME}={cookie}"}
+        for route in TABLE:
+            unknown, known = [await status_of(room, route, headers) for headers in ({}, guest)]
+            assert (unknown == 403) == (route.who != "everybody"), route
+            assert (known == 403) == (route.who in ("owner", "terminal")), route
+
+
+async def test_every_route_of_a_job_checks_its_action(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The owner asks about a running job of another server, where the table forbids every action of a page's owner."""
+    asked: list[str] = []
+
+    def record(action: Any, *arguments: Any, **options: Any) -> str | None:
+        asked.append(action)
+        return forbidden_reason(action, *arguments, **options)
+
+    for module in (*CHECKS, *REVIEW_CHECKS):
+        monkeypatch.setattr(f"{module}.forbidden_reason", record)
+    room.drawers[0].going.clear()
+    member = Member("discord:1", "ann", "discord:2")
+    (accepted,) = await room.desk.jobs.imagine("a lamp", member, Destination("web"))
+    for route in TABLE:
+        if "{id}" not in route.path:
+            continue
+        asked.clear()
+        status = await status_of(room, route, {}, accepted.job)
+        assert set(asked) == {route.action} - {"-"}, route
+        assert status == 403 or not asked, route
+    room.drawers[0].going.set()
+
+
+async def test_an_old_address_costs_nothing() -> None:
+    """It is answered without the services: no job, no database, no worker."""
+    app = web.Application(middlewares=[middleware.handle_errors])
+    app.add_routes(renamed.routes())
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        port = runner.addresses[0][1]
+        async with aiohttp.ClientSession() as client:
+            for old_path in renamed.RENAMED_PATHS:
+                path = old_path.format(id=UNKNOWN_JOB, file="1.webp")
+                async with client.get(f"http://127.0.0.1:{port}{path}") as answer:
+                    assert answer.status == 400, path
+    finally:
+        await runner.cleanup()
+
+
+async def status_of(room: Room, route: Route, headers: dict[str, str], job: str = UNKNOWN_JOB) -> int:
+    """The status of a request without a body, also where the answer is a stream."""
+    path = f"{route.path_of(job)}/room.js" if route.path == "/static" else route.path_of(job)
+    options: Any = {"headers": headers, "allow_redirects": False}
+    async with (
+        aiohttp.ClientSession() as client,
+        client.request(route.method, room.url + path, **options) as answer,
+    ):
+        return answer.status
