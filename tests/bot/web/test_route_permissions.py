@@ -13,11 +13,11 @@ from bot.policy.permissions import ACTIONS, forbidden_reason
 from bot.web import middleware, renamed
 
 if TYPE_CHECKING:
-    from tests.bot.web.conftest import OpenRoom, Room
+    from tests.bot.web.conftest import OpenServer, WebServer
 
 pytestmark = pytest.mark.asyncio
 
-# Who may ask: everybody, a visitor, an owner of the room, or the terminal of this machine. The action that the answer
+# Who may ask: everybody, a visitor, the operator, or the terminal of this machine. The action that the answer
 # depends on; "-": of no job, or only whether the visitor sees the job. An old address only says its new one.
 ROUTES = """
 GET     /                                       visitor     -
@@ -27,10 +27,10 @@ GET     /favicon.ico                            visitor     -
 GET     /static                                 everybody   -
 GET     /healthz                                everybody   -
 GET     /metrics                                visitor     -
-GET     /api/rejections                         owner       -
+GET     /api/rejections                         operator    -
 GET     /api/workers                            visitor     -
 GET     /api/events                             visitor     -
-POST    /api/invitations                        owner       -
+POST    /api/invitations                        operator    -
 POST    /api/describe                           visitor     -
 GET     /api/prefer/options                     visitor     -
 PUT     /api/prefer/options                     visitor     -
@@ -42,7 +42,7 @@ GET     /api/jobs/{id}/events                   visitor     -
 GET     /api/jobs/{id}/wait-reason              terminal    -
 POST    /api/jobs/{id}/pause                    visitor     pause
 POST    /api/jobs/{id}/resume                   visitor     pause
-POST    /api/jobs/{id}/priority                 owner       -
+POST    /api/jobs/{id}/priority                 operator    -
 POST    /api/jobs/{id}/vary/{n}                 visitor     vary
 POST    /api/jobs/{id}/upscale/{n}              visitor     upscale
 POST    /api/jobs/{id}/reroll                   visitor     reroll
@@ -88,29 +88,29 @@ class Route(NamedTuple):
 TABLE = [Route(*row.split()) for row in ROUTES.strip().split("\n")]
 
 
-async def test_every_registered_route_has_a_row(room: Room) -> None:
+async def test_every_registered_route_has_a_row(server: WebServer) -> None:
     registered = {
         (route.method, route.resource.canonical)
-        for route in room.app.router.routes()
+        for route in server.app.router.routes()
         if route.method != "HEAD" and route.resource is not None
     }
     assert sorted((route.method, route.path) for route in TABLE) == sorted(registered)
     assert {route.action for route in TABLE} <= {*ACTIONS, "-"}
 
 
-async def test_only_those_who_may_ask_are_answered(open_room: OpenRoom) -> None:
-    """Nobody without a cookie, a guest, and the terminal ask for everything in a room that others can reach."""
-    async with open_room(allowed_hosts=("other.example",)) as room:
-        tokens = room.app[middleware.SESSION_TOKENS]
-        cookie = tokens.sign_cookie(tokens.create_visitor(is_owner=False))
+async def test_only_those_who_may_ask_are_answered(open_server: OpenServer) -> None:
+    """Nobody without a cookie, a guest, and the terminal ask for everything on a page that others can reach."""
+    async with open_server(allowed_hosts=("other.example",)) as server:
+        tokens = server.app[middleware.SESSION_TOKENS]
+        cookie = tokens.sign_cookie(tokens.create_visitor(is_operator=False))
         guest = {"Cookie": f"{middleware.COOKIE_NAME}={cookie}"}
         for route in TABLE:
-            unknown, known = [await status_of(room, route, headers) for headers in ({}, guest)]
+            unknown, known = [await status_of(server, route, headers) for headers in ({}, guest)]
             assert (unknown == 403) == (route.who != "everybody"), route
-            assert (known == 403) == (route.who in ("owner", "terminal")), route
+            assert (known == 403) == (route.who in ("operator", "terminal")), route
 
 
-async def test_every_route_of_a_job_checks_its_action(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_every_route_of_a_job_checks_its_action(server: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The owner asks about a running job of another server, where the table forbids every action of a page's owner."""
     asked: list[str] = []
 
@@ -120,17 +120,17 @@ async def test_every_route_of_a_job_checks_its_action(room: Room, monkeypatch: p
 
     for module in (*CHECKS, *REVIEW_CHECKS):
         monkeypatch.setattr(f"{module}.forbidden_reason", record)
-    room.drawers[0].going.clear()
+    server.workers[0].step_gate.clear()
     member = Member("discord:1", "ann", "discord:2")
-    (accepted,) = await room.desk.jobs.imagine("a lamp", member, Destination("web"))
+    (accepted,) = await server.services.jobs.imagine("a lamp", member, Destination("web"))
     for route in TABLE:
         if "{id}" not in route.path:
             continue
         asked.clear()
-        status = await status_of(room, route, {}, accepted.job)
+        status = await status_of(server, route, {}, accepted.job)
         assert set(asked) == {route.action} - {"-"}, route
         assert status == 403 or not asked, route
-    room.drawers[0].going.set()
+    server.workers[0].step_gate.set()
 
 
 async def test_an_old_address_costs_nothing() -> None:
@@ -151,12 +151,12 @@ async def test_an_old_address_costs_nothing() -> None:
         await runner.cleanup()
 
 
-async def status_of(room: Room, route: Route, headers: dict[str, str], job: str = UNKNOWN_JOB) -> int:
+async def status_of(server: WebServer, route: Route, headers: dict[str, str], job: str = UNKNOWN_JOB) -> int:
     """The status of a request without a body, also where the answer is a stream."""
-    path = f"{route.path_of(job)}/room.js" if route.path == "/static" else route.path_of(job)
+    path = f"{route.path_of(job)}/chatroom.js" if route.path == "/static" else route.path_of(job)
     options: Any = {"headers": headers, "allow_redirects": False}
     async with (
         aiohttp.ClientSession() as client,
-        client.request(route.method, room.url + path, **options) as answer,
+        client.request(route.method, server.url + path, **options) as answer,
     ):
         return answer.status
