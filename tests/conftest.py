@@ -46,26 +46,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Without the slow tests, a table marked `sampled` runs its first case alone."""
     if config.getoption("markexpr") != "not slow":
         return
-    tables, deselected, selected = set[str](), list[pytest.Item](), list[pytest.Item]()
+    tables, left, kept = set[str](), list[pytest.Item](), list[pytest.Item]()
     for item in items:
         table = item.nodeid.partition("[")[0]
-        (deselected if "sampled" in item.keywords and table in tables else selected).append(item)
+        (left if "sampled" in item.keywords and table in tables else kept).append(item)
         tables.add(table)
-    config.hook.pytest_deselected(items=deselected)
-    items[:] = selected
+    config.hook.pytest_deselected(items=left)
+    items[:] = kept
 
 
 @pytest.fixture(scope="session")
-def find_program() -> Callable[..., str]:
-    """`find_program("chromium", "chromium-browser")`: the path of the first that is installed; skips without any."""
+def needs() -> Callable[..., str]:
+    """`needs("chromium", "chromium-browser")`: the path of the first installed program; skips the test without one."""
 
-    def find_or_skip(*programs: str) -> str:
+    def find(*programs: str) -> str:
         for program in programs:
             if path := shutil.which(program):
                 return path
         pytest.skip(f"{programs[0]} is not installed on this machine")
 
-    return find_or_skip
+    return find
 
 
 @pytest.fixture(autouse=True)

@@ -23,10 +23,10 @@ class Seed:
     content: bytes
 
 
-def make_seeds() -> list[Seed]:
+def seeds() -> list[Seed]:
     """All seed pictures."""
     rgb = Image.merge("RGB", [Image.linear_gradient("L").resize((40, 28)).rotate(90 * n) for n in range(3)])
-    animation_options = {"save_all": True, "append_images": [rgb.rotate(90), rgb.rotate(180)]}
+    moving = {"save_all": True, "append_images": [rgb.rotate(90), rgb.rotate(180)]}
     text = PngInfo()
     text.add_text("parameters", "words", zip=True)
     text.add_itxt("XML:com.adobe.xmp", "<x:xmpmeta/>")
@@ -34,28 +34,26 @@ def make_seeds() -> list[Seed]:
         "exif": _build_exif(),
         "icc_profile": ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(),
     }
-    deep_picture = (
-        Image.linear_gradient("L").resize((40, 28)).convert("I").point(lambda level: level * 257).convert("I;16")
-    )
+    deep = Image.linear_gradient("L").resize((40, 28)).convert("I").point(lambda level: level * 257).convert("I;16")
     pictures = [
         Seed("PNG", _encode(rgb, "PNG", pnginfo=text, **metadata)),
-        Seed("PNG deep", _encode(deep_picture, "PNG")),
+        Seed("PNG deep", _encode(deep, "PNG")),
         Seed("PNG palette", _encode(rgb.quantize(16), "PNG", transparency=3)),
         Seed("PNG clear", _encode(_add_alpha(rgb), "PNG")),
         Seed("PNG bits", _encode(rgb.convert("1"), "PNG")),
-        Seed("PNG moving", _encode(rgb, "PNG", **animation_options)),
+        Seed("PNG moving", _encode(rgb, "PNG", **moving)),
         Seed("JPEG", _encode(rgb, "JPEG", comment=b"words", **metadata)),
         Seed("JPEG progressive", _encode(rgb, "JPEG", progressive=True, subsampling=0)),
         Seed("JPEG for print", _encode(rgb.convert("CMYK"), "JPEG")),
         Seed("GIF", _encode(rgb.quantize(16), "GIF", transparency=2)),
-        Seed("GIF moving", _encode(rgb, "GIF", **animation_options)),
+        Seed("GIF moving", _encode(rgb, "GIF", **moving)),
         Seed("WEBP", _encode(rgb, "WEBP", **metadata)),
         Seed("WEBP exact", _encode(_add_alpha(rgb), "WEBP", lossless=True)),
-        Seed("WEBP moving", _encode(rgb, "WEBP", **animation_options)),
+        Seed("WEBP moving", _encode(rgb, "WEBP", **moving)),
     ]
     if "AVIF" in FORMATS:
         pictures += [Seed("AVIF", _encode(_add_alpha(rgb), "AVIF", speed=10, **metadata))]
-        pictures += [Seed("AVIF moving", _encode(rgb, "AVIF", speed=10, **animation_options))]
+        pictures += [Seed("AVIF moving", _encode(rgb, "AVIF", speed=10, **moving))]
     return pictures
 
 
@@ -74,6 +72,6 @@ def _build_exif() -> bytes:
 
 
 def _encode(picture: Image.Image, form: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, form, **options)
-    return buffer.getvalue()
+    out = io.BytesIO()
+    picture.save(out, form, **options)
+    return out.getvalue()
