@@ -27,11 +27,13 @@ from bot.discord.components import reports
 from bot.discord.components.buttons import build_view, handle_job_form
 from bot.discord.components.deletion import delete_message
 from bot.discord.components.reactions import Reactions
-from bot.discord.delivery.courier import Courier
+from bot.discord.delivery.courier import Courier, EditContent
 from bot.discord.delivery.discord_api import MessageClient
+from bot.discord.delivery.edit_policy import EditPolicy
 from bot.discord.delivery.rate_limit_headers import trace_rate_limits
 from bot.discord.delivery.request_metrics import RequestCounter, count_nothing
-from bot.discord.settings import handle_press
+from bot.discord.settings import HANDLERS
+from bot.discord.settings.press_dispatch import dispatch_press
 from bot.domain.concurrency import race
 
 if TYPE_CHECKING:
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
 
     from bot.app.settings import Settings
     from bot.discord.cards.job_cards import Card
-    from bot.discord.delivery.edit_policy import EditPolicy
     from bot.services import Services
 
 log = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ class RunningClient(DarkroomClient):
 
     async def on_interaction(self, interaction: discord.Interaction[Any]) -> None:
         """Handle settings cards and forms, which keep no state here: their custom ids identify them."""
-        await handle_press(interaction)
+        await dispatch_press(interaction, HANDLERS)
         await handle_job_form(interaction)
         await context_menus.handle_prompt_form(interaction)
 
@@ -138,7 +139,7 @@ async def run_client(settings: Settings, services: Services, on_edit: RequestCou
 
 async def _run_connection(settings: Settings, services: Services, token: str, on_edit: RequestCounter) -> None:
     """Run one connection and its courier until one of them ends; that ends both."""
-    edits = Courier.new_edit_policy()
+    edits = EditPolicy[EditContent]()
     client = create_client(settings, services, edits)
     async with client:
         courier = Courier(services, MessageClient(client), edits, public_url=settings.public_url, count_outcome=on_edit)

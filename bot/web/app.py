@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -125,13 +125,3 @@ async def run_server(app: web.Application, host: str, port: int) -> AsyncGenerat
         yield port
     finally:
         await runner.cleanup()
-
-
-async def serve_forever(
-    app: web.Application, host: str, port: int, on_open: Callable[[int], None] | None = None
-) -> None:
-    """Serve until cancelled; call `on_open` with the port once the chatroom is open."""
-    async with run_server(app, host, port) as bound_port:
-        if on_open is not None:
-            on_open(bound_port)
-        await asyncio.Event().wait()

@@ -69,7 +69,7 @@ def render_progress(view: JobView, step: int, total_steps: int, seconds_left: fl
     return Card(
         _render_content(view.prompt, _author_and_origin(view), lines, drop_one_time_notes(view.notes)),
         button_layout.build_cancel_rows(view.id),
-        _alt_text(view),
+        texts.shorten(view.prompt, MAX_ALT),
     )
 
 
@@ -80,7 +80,7 @@ def render_ended(view: JobView) -> Card:
         return Card(
             _render_content(view.prompt, _author_and_origin(view), lines, drop_one_time_notes(view.notes)),
             button_layout.build_finished_rows(view),
-            _alt_text(view),
+            texts.shorten(view.prompt, MAX_ALT),
         )
     is_cancelled = view.state == "cancelled"
     reason = view.reason or (texts.format_cancellation(view.step, view.total_steps) if is_cancelled else "It failed.")
@@ -199,7 +199,3 @@ def _render_footer(view: JobView) -> str:
         return texts.format_footer(view.task, view.seconds, view.ms_per_step, view.enlargement)
     picture = view.pictures[0]
     return texts.format_upscale(view.task.factor, picture.width, picture.height, view.task.method)
-
-
-def _alt_text(view: JobView) -> str:
-    return texts.shorten(view.prompt, MAX_ALT)

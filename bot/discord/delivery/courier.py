@@ -72,11 +72,6 @@ class Courier:
         self._retry_policy = RetryPolicy(self.edit_policy, clock)
         self._change_event = asyncio.Event()
 
-    @staticmethod
-    def new_edit_policy() -> EditPolicy[EditContent]:
-        """Return a new edit policy."""
-        return EditPolicy()
-
     async def run(self) -> None:
         """Deliver what ended while no bot ran, then keep up with the feed."""
         await self._message_client.wait_until_ready()

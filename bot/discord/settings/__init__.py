@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 from bot.discord.settings import (
     incidents,
@@ -24,10 +23,7 @@ from bot.discord.settings import (
 from bot.discord.settings.commands import settings
 from bot.discord.settings.moderation_commands import moderation
 
-if TYPE_CHECKING:
-    from bot.discord.settings.responses import Interaction
-
-__all__ = ["COMMANDS", "HANDLERS", "handle_press"]
+__all__ = ["COMMANDS", "HANDLERS"]
 
 COMMANDS = (settings, moderation)
 HANDLERS: Mapping[str, press_dispatch.PressHandler] = MappingProxyType(
@@ -57,8 +53,3 @@ HANDLERS: Mapping[str, press_dispatch.PressHandler] = MappingProxyType(
         "reword": moderation_changes.save_words,
     }
 )
-
-
-async def handle_press(interaction: Interaction) -> None:
-    """Handle a press on one of these cards; ignore other interactions."""
-    await press_dispatch.dispatch_press(interaction, HANDLERS)

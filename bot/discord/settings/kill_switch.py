@@ -12,7 +12,7 @@ from bot.discord.responses import guild_of
 from bot.discord.settings import cards, forms, rule_pages, texts, ui_parts
 from bot.discord.settings.responses import Reply, respond
 from bot.domain.errors import UserError
-from bot.domain.texts import format_job_count, shorten
+from bot.domain.texts import escape_discord, format_job_count, shorten
 from bot.policy.rules.rule import EVERYWHERE, Rule
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def _guild_title(interaction: Interaction, guild_id: str) -> str:
     if guild_id == EVERYWHERE:
         return "every server"
     guild = interaction.client.get_guild(int(guild_id.rpartition(":")[2]))
-    return ui_parts.escape_name(guild.name if guild else guild_id)
+    return escape_discord(guild.name if guild else guild_id, 80)
 
 
 def _rule_line(rule: Rule) -> str:

@@ -11,8 +11,6 @@ from typing import Any
 import discord
 from discord import ui
 
-from bot.domain.texts import escape_discord
-
 ID_PREFIX = "settings"
 LAYOUT_CHARACTERS = 3900  # characters of text that one layout may hold, of Discord's 4000
 MAX_OPTIONS, LABEL_LENGTH, DESCRIPTION_LENGTH = (
@@ -65,11 +63,6 @@ def make_text(*lines: str) -> ui.TextDisplay[Any]:
 def text_with_button(line: str, accessory: ui.Button[Any]) -> ui.Section[Any]:
     """Return a text with a button at its right."""
     return ui.Section(ui.TextDisplay(line), accessory=accessory)
-
-
-def escape_name(name: str) -> str:
-    """Return the name of a server or a member, escaped and cut for a card."""
-    return escape_discord(name, 80)
 
 
 def make_pager(verb: str, *parts: object, page: int, pages: int) -> list[ui.ActionRow[Any]]:

@@ -67,10 +67,6 @@ class History:
             return await self.load_page(member, filter_name, last)
         return HistoryPage(tuple(await self._load_entries(records, member)), filter_name, number, last, total)
 
-    async def load_entry(self, job: str, member: str) -> HistoryEntry:
-        """Return a single job as an entry of a member's history. Raises `UserError` (404)."""
-        return (await self._load_entries([await self._job_views.load_record(job)], member))[0]
-
     async def _load_entries(self, records: list[JobRecord], member: str) -> list[HistoryEntry]:
         ids = [record.id for record in records]
         destinations = await self._store.query(stored.find_destinations, ids)

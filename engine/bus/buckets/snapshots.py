@@ -130,11 +130,6 @@ class SnapshotStore:
             return
         await self._bucket.delete(key)
 
-    def forget_writes(self, job: str) -> None:
-        """Forget our own writes, and leave the snapshots to the next owner."""
-        for key in self._image_keys(job):
-            self._own_writes.pop(key, None)
-
     @staticmethod
     def _image_keys(job: str) -> list[str]:
         return [subjects.snapshot_key(job, image) for image in range(MAX_COUNT)]
