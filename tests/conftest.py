@@ -46,26 +46,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Without the slow tests, a table marked `sampled` runs its first case alone."""
     if config.getoption("markexpr") != "not slow":
         return
-    tables, left, kept = set[str](), list[pytest.Item](), list[pytest.Item]()
+    tables, deselected, selected = set[str](), list[pytest.Item](), list[pytest.Item]()
     for item in items:
         table = item.nodeid.partition("[")[0]
-        (left if "sampled" in item.keywords and table in tables else kept).append(item)
+        (deselected if "sampled" in item.keywords and table in tables else selected).append(item)
         tables.add(table)
-    config.hook.pytest_deselected(items=left)
-    items[:] = kept
+    config.hook.pytest_deselected(items=deselected)
+    items[:] = selected
 
 
 @pytest.fixture(scope="session")
-def needs() -> Callable[..., str]:
-    """`needs("chromium", "chromium-browser")`: the path of the first installed program; skips the test without one."""
+def find_program() -> Callable[..., str]:
+    """`find_program("chromium", "chromium-browser")`: the path of the first that is installed; skips without any."""
 
-    def find(*programs: str) -> str:
+    def find_or_skip(*programs: str) -> str:
         for program in programs:
             if path := shutil.which(program):
                 return path
         pytest.skip(f"{programs[0]} is not installed on this machine")
 
-    return find
+    return find_or_skip
 
 
 @pytest.fixture(autouse=True)

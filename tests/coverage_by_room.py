@@ -10,12 +10,12 @@ from pathlib import Path
 COUNTS = ("num_statements", "covered_lines", "num_branches", "covered_branches")
 
 
-def room_of(path: str) -> str:
+def get_room(path: str) -> str:
     """The room of a file: its first two folders, or one where it lies directly in the top folder."""
     return "/".join(Path(path).parts[:-1][:2])
 
 
-def share(covered: int, total: int) -> str:
+def format_share(covered: int, total: int) -> str:
     return f"{100 * covered / total:.1f} %" if total else "–"
 
 
@@ -23,13 +23,13 @@ def main(report: Path) -> None:
     files = json.loads(report.read_text())["files"]
     rooms: dict[str, list[int]] = defaultdict(lambda: [0] * len(COUNTS))
     for path, file in files.items():
-        for room in {room_of(path), "all"}:
+        for room in {get_room(path), "all"}:
             rooms[room] = [total + file["summary"][count] for total, count in zip(rooms[room], COUNTS, strict=True)]
     print(f"{'room':<28}{'lines':>8}{'covered':>10}{'branches':>10}{'covered':>10}")
     for room, (lines, covered_lines, branches, covered_branches) in sorted(rooms.items()):
         print(
-            f"{room:<28}{lines:>8}{share(covered_lines, lines):>10}"
-            f"{branches:>10}{share(covered_branches, branches):>10}"
+            f"{room:<28}{lines:>8}{format_share(covered_lines, lines):>10}"
+            f"{branches:>10}{format_share(covered_branches, branches):>10}"
         )
 
 

@@ -155,21 +155,21 @@ def _module_of(path: Path) -> str:
 
 def _find_imports(path: Path, *, typing_too: bool = False) -> set[str]:
     """Every module that a file imports, at its top or inside. Leaves out imports for type checkers."""
-    found: set[str] = set()
+    imports: set[str] = set()
 
-    def visit(node: ast.AST) -> None:
+    def visit_node(node: ast.AST) -> None:
         if isinstance(node, ast.If) and not typing_too and "TYPE_CHECKING" in ast.dump(node.test):
             return
         if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
+            imports.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+            imports.add(node.module)
+            imports.update(f"{node.module}.{alias.name}" for alias in node.names)
         for child in ast.iter_child_nodes(node):
-            visit(child)
+            visit_node(child)
 
-    visit(ast.parse(path.read_text()))
-    return found
+    visit_node(ast.parse(path.read_text()))
+    return imports
 
 
 def _is_in_package(module: str, package: str) -> bool:
@@ -177,20 +177,24 @@ def _is_in_package(module: str, package: str) -> bool:
 
 
 def test_import_contracts_hold() -> None:
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Contracts:" in done.stdout
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+    assert "Contracts:" in completed.stdout
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
     """Counts imports for type checkers too, which import-linter leaves out."""
     modules = {_module_of(path): path for path in SOURCES}
     imports = {name: _find_imports(path, typing_too=True) & modules.keys() - {name} for name, path in modules.items()}
-    for name, found in imports.items():  # `from package import module` names the package too, but needs the module
-        found -= {one for one in found if name.startswith(one + ".") or any(two.startswith(one + ".") for two in found)}
+    for name, imported in imports.items():  # `from package import module` names the package too, but needs the module
+        imported -= {
+            one
+            for one in imported
+            if name.startswith(one + ".") or any(other.startswith(one + ".") for other in imported)
+        }
     assert list(TopologicalSorter(imports).static_order())
 
 
@@ -203,16 +207,18 @@ def test_the_bot_never_loads_torch() -> None:
     code = f"import importlib, sys\nfor name in {modules!r}: importlib.import_module(name)\n"
     code += "loaded = {name.partition('.')[0] for name in sys.modules}\n"
     code += "print(sorted(loaded & {'torch', 'torchvision', 'diffusers', 'transformers'}))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "[]"
+    completed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stdout.strip() == "[]"
 
 
 def test_the_command_loads_nothing_heavy_before_it_parses_arguments() -> None:
     code = "import sys, bot.__main__; print(sorted({name.partition('.')[0] for name in sys.modules}))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    loaded = set(ast.literal_eval(done.stdout))
-    assert loaded.isdisjoint({"aiohttp", "discord", "sqlalchemy", "nats", "PIL", "pydantic_settings", "msgspec"})
+    completed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded_modules = set(ast.literal_eval(completed.stdout))
+    assert loaded_modules.isdisjoint(
+        {"aiohttp", "discord", "sqlalchemy", "nats", "PIL", "pydantic_settings", "msgspec"}
+    )
 
 
 EDGES = {
@@ -224,30 +230,30 @@ def test_the_bot_imports_only_the_contract_of_the_engine() -> None:
     """The bot imports of the engine only the wire contract, the bus, log lines and size texts. Modules that start an
     engine may import more.
     """
-    allowed = {"engine.contract", "engine.bus", "engine.process.log_format", "engine.process.load_progress"}
-    starters = {
+    allowed_modules = {"engine.contract", "engine.bus", "engine.process.log_format", "engine.process.load_progress"}
+    entry_points = {
         "bot.cli.up.startup": {"engine.bus.broker.embedded", "engine.process.settings", "engine.process.load_progress"},
         "bot.cli.doctor": {"engine.bus.broker.embedded", "engine.worker.doctor"},
         **{edge: {"engine"} for edge in EDGES},
     }
-    wrong = []
+    violations = []
     for path in SOURCES:
         if not _path_of(path).startswith("bot/"):
             continue
-        allowed_here = allowed | starters.get(_module_of(path), set())
-        for found in sorted(_find_imports(path)):
+        allowed_here = allowed_modules | entry_points.get(_module_of(path), set())
+        for module in sorted(_find_imports(path)):
             if (
-                _is_in_package(found, "engine")
-                and found != "engine"
-                and not any(_is_in_package(found, one) for one in allowed_here)
+                _is_in_package(module, "engine")
+                and module != "engine"
+                and not any(_is_in_package(module, one) for one in allowed_here)
             ):
-                wrong.append(f"{_path_of(path)} imports {found}")
-    assert wrong == []
+                violations.append(f"{_path_of(path)} imports {module}")
+    assert violations == []
 
 
 @pytest.mark.sampled
 @pytest.mark.parametrize(
-    ("package", "homes"),
+    ("package", "home_modules"),
     [
         ("discord", ("bot.discord",)),
         ("sqlalchemy", ("bot.store", "bot.migrations", "benchmarks.queue.queue_seed")),
@@ -257,20 +263,20 @@ def test_the_bot_imports_only_the_contract_of_the_engine() -> None:
         ("nats", ("engine",)),
     ],
 )
-def test_each_library_is_imported_only_in_its_home(package: str, homes: tuple[str, ...]) -> None:
-    intruders = [
+def test_each_library_is_imported_only_in_its_home(package: str, home_modules: tuple[str, ...]) -> None:
+    other_importers = [
         _path_of(path)
         for path in SOURCES
-        if any(_is_in_package(found, package) for found in _find_imports(path))
-        and not any(_is_in_package(_module_of(path), home) for home in homes)
+        if any(_is_in_package(module, package) for module in _find_imports(path))
+        and not any(_is_in_package(_module_of(path), home) for home in home_modules)
     ]
-    assert intruders == []
+    assert other_importers == []
 
 
 @pytest.mark.parametrize("module", PURE)
 def test_pure_modules_do_no_io(module: str) -> None:
     path = next(path for path in SOURCES if _module_of(path) == module)
-    io_modules = {found for found in _find_imports(path) if found.partition(".")[0] in IO}
+    io_modules = {module for module in _find_imports(path) if module.partition(".")[0] in IO}
     assert io_modules == set()
     calls = {
         node.func.id
@@ -281,19 +287,23 @@ def test_pure_modules_do_no_io(module: str) -> None:
 
 
 def test_files_are_short() -> None:
-    long = {_path_of(path): len(path.read_text().splitlines()) for path in SOURCES}
-    assert {name: lines for name, lines in long.items() if lines > MAX_LINES and name not in LONG_FILES} == {}
-    assert [name for name in LONG_FILES if long.get(name, 0) <= MAX_LINES] == [], "no exception is needed any more"
+    long_files = {_path_of(path): len(path.read_text().splitlines()) for path in SOURCES}
+    assert {name: lines for name, lines in long_files.items() if lines > MAX_LINES and name not in LONG_FILES} == {}
+    assert [name for name in LONG_FILES if long_files.get(name, 0) <= MAX_LINES] == [], (
+        "no exception is needed any more"
+    )
 
 
 def test_functions_are_short() -> None:
-    long: dict[str, int] = {}
+    long_functions: dict[str, int] = {}
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno:
-                long[f"{_path_of(path)}:{node.name}"] = node.end_lineno - node.lineno + 1
-    assert {name: lines for name, lines in long.items() if lines > MAX_FUNCTION and name not in LONG_FUNCTIONS} == {}
-    assert [name for name in LONG_FUNCTIONS if long.get(name, 0) <= MAX_FUNCTION] == [], (
+                long_functions[f"{_path_of(path)}:{node.name}"] = node.end_lineno - node.lineno + 1
+    assert {
+        name: lines for name, lines in long_functions.items() if lines > MAX_FUNCTION and name not in LONG_FUNCTIONS
+    } == {}
+    assert [name for name in LONG_FUNCTIONS if long_functions.get(name, 0) <= MAX_FUNCTION] == [], (
         "no exception is needed any more"
     )
 
@@ -307,20 +317,20 @@ def test_a_constructed_constant_is_defined_only_once() -> None:
             constant = re.fullmatch(r"[A-Z][A-Z_]+ = .*", ast.unparse(node), re.DOTALL)
             if constant and isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
                 places_of.setdefault(ast.unparse(node), []).append(_path_of(path))
-    assert {line: where for line, where in places_of.items() if len(where) > 1} == {}
+    assert {line: places for line, places in places_of.items() if len(places) > 1} == {}
 
 
 def test_modules_and_classes_have_no_vague_names() -> None:
-    vague = []
+    vague_names = []
     for path in SOURCES:
         if path.stem in VAGUE:
-            vague.append(_path_of(path))
+            vague_names.append(_path_of(path))
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ClassDef) and any(
                 node.name.lower().endswith(word) for word in ("manager", "handler", "helper", "utils", "info")
             ):
-                vague.append(f"{_path_of(path)}:{node.name}")
-    assert vague == []
+                vague_names.append(f"{_path_of(path)}:{node.name}")
+    assert vague_names == []
 
 
 def test_every_module_has_a_docstring() -> None:

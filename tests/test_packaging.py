@@ -54,8 +54,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     for package in PACKAGES:
         shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(built), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, completed.stderr
     (path,) = built.glob("*.whl")
     return zipfile.ZipFile(path)
 
@@ -73,20 +73,20 @@ def test_the_wheel_contains_all_data_files(wheel: zipfile.ZipFile) -> None:
         "bot/discord/locale", "bot/web/templates", "bot/web/static", "bot/migrations", "engine/weights", "training/lab",
     ):  # fmt: skip
         files = {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*") if path.is_file()}
-        wanted = {name for name in files if "__pycache__" not in name}
-        assert wanted, folder
-        assert wanted <= names
+        expected_files = {name for name in files if "__pycache__" not in name}
+        assert expected_files, folder
+        assert expected_files <= names
     assert any(name.endswith(".safetensors") for name in names)
 
 
 def test_the_wheel_contains_only_our_packages(wheel: zipfile.ZipFile) -> None:
-    tops = {name.partition("/")[0] for name in wheel.namelist()}
-    assert {top for top in tops if not top.endswith(".dist-info")} == set(PACKAGES)
+    top_names = {name.partition("/")[0] for name in wheel.namelist()}
+    assert {top for top in top_names if not top.endswith(".dist-info")} == set(PACKAGES)
 
 
 def test_the_wheel_contains_its_licences(wheel: zipfile.ZipFile, metadata: Message) -> None:
-    licences = [name.rpartition("/")[2] for name in wheel.namelist() if ".dist-info/licenses/" in name]
-    assert sorted(licences) == ["LICENSE", "THIRD_PARTY.md"]
+    licence_files = [name.rpartition("/")[2] for name in wheel.namelist() if ".dist-info/licenses/" in name]
+    assert sorted(licence_files) == ["LICENSE", "THIRD_PARTY.md"]
     assert metadata["License-Expression"] == "Apache-2.0"
 
 
@@ -113,12 +113,12 @@ def test_every_dependency_is_imported() -> None:
     requirements = PROJECT["dependencies"] + extras["engine"] + extras["train"]
     names = {canonicalize_name(Requirement(line).name) for line in requirements} - NOT_IMPORTED.keys()
     modules = {name: MODULES.get(name, name.replace("-", "_")) for name in names}
-    unused = [
+    unused_extras = [
         name
         for name, module in modules.items()
         if not re.search(rf"(import|from|find_spec\(\W?) ?{module}\b|\"{module}\"", text)
     ]
-    assert sorted(unused) == []
+    assert sorted(unused_extras) == []
 
 
 @pytest.mark.slow
@@ -126,11 +126,11 @@ def test_every_import_is_declared() -> None:
     """Our packages declare every import, and do not rely on dependencies of dependencies."""
     trees = [ast.parse(path.read_text()) for part in PACKAGES for path in (ROOT / part).rglob("*.py")]
     nodes = [node for tree in trees for node in ast.walk(tree)]
-    imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    imported |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
-    tops = {name.partition(".")[0] for name in imported} - set(sys.stdlib_module_names) - set(PACKAGES)
-    declared = {canonicalize_name(Requirement(line).name) for line in REQUIREMENTS}
-    assert sorted(tops - {MODULES.get(name, name.replace("-", "_")) for name in declared}) == []
+    imported_names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    imported_names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    top_names = {name.partition(".")[0] for name in imported_names} - set(sys.stdlib_module_names) - set(PACKAGES)
+    declared_names = {canonicalize_name(Requirement(line).name) for line in REQUIREMENTS}
+    assert sorted(top_names - {MODULES.get(name, name.replace("-", "_")) for name in declared_names}) == []
 
 
 @pytest.mark.parametrize("name", DIRECT_NAMES)
@@ -145,13 +145,13 @@ def test_every_direct_dependency_has_a_documented_licence(name: str) -> None:
 
 def test_constraints_pin_every_requirement_except_torch() -> None:
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
-    pinned = {canonicalize_name(line.partition("==")[0]): line.partition("==")[2] for line in lines}
-    assert all(pinned.values())
-    assert pinned.keys().isdisjoint({"torch", "torchvision", "darkroom-bot", "pip", "setuptools"})
+    pinned_versions = {canonicalize_name(line.partition("==")[0]): line.partition("==")[2] for line in lines}
+    assert all(pinned_versions.values())
+    assert pinned_versions.keys().isdisjoint({"torch", "torchvision", "darkroom-bot", "pip", "setuptools"})
     for line in REQUIREMENTS:
-        wanted = Requirement(line)
-        if wanted.name not in ("torch", "torchvision", "darkroom-bot"):
-            assert wanted.specifier.contains(pinned[canonicalize_name(wanted.name)]), line
+        requirement = Requirement(line)
+        if requirement.name not in ("torch", "torchvision", "darkroom-bot"):
+            assert requirement.specifier.contains(pinned_versions[canonicalize_name(requirement.name)]), line
 
 
 def test_packages_of_single_maintainers_are_pinned_by_hash() -> None:
@@ -166,18 +166,18 @@ def test_packages_of_single_maintainers_are_pinned_by_hash() -> None:
 
 def test_the_pinned_packages_are_installed() -> None:
     command = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--no-index", "--no-deps"]
-    done = subprocess.run(
+    completed = subprocess.run(
         [*command, "--require-hashes", "-r", "pinned.txt"], cwd=ROOT, capture_output=True, check=False
     )
-    assert done.returncode == 0, done.stderr
+    assert completed.returncode == 0, completed.stderr
 
 
-def test_the_compose_file_is_valid(needs: Callable[..., str]) -> None:
-    program = needs("docker-compose")
+def test_the_compose_file_is_valid(find_program: Callable[..., str]) -> None:
+    program = find_program("docker-compose")
     env = os.environ | {"DARKROOM_NATS_TOKEN": "a-token"}
-    done = subprocess.run([program, "config"], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    services = yaml.safe_load(done.stdout)["services"]
+    completed = subprocess.run([program, "config"], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, completed.stderr
+    services = yaml.safe_load(completed.stdout)["services"]
     assert set(services) == {"nats", "bot", "engine"}
     assert all(port["host_ip"] == "127.0.0.1" for port in services["bot"]["ports"])
     assert "ports" not in services["nats"]
@@ -193,15 +193,15 @@ def test_an_image_contains_every_package(image: str) -> None:
     ]
 
 
-def test_the_postgres_compose_file_adds_a_database(needs: Callable[..., str]) -> None:
+def test_the_postgres_compose_file_adds_a_database(find_program: Callable[..., str]) -> None:
     files = ["-f", "docker-compose.yml", "-f", "docker/postgres.yml", "config"]
-    command, env = [needs("docker-compose"), *files], os.environ | {"DARKROOM_NATS_TOKEN": "a-token"}
-    refused = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-    assert "POSTGRES_PASSWORD" in refused.stderr
+    command, env = [find_program("docker-compose"), *files], os.environ | {"DARKROOM_NATS_TOKEN": "a-token"}
+    without_password = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert "POSTGRES_PASSWORD" in without_password.stderr
     env |= {"POSTGRES_PASSWORD": "secret"}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    services = yaml.safe_load(done.stdout)["services"]
+    completed = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, completed.stderr
+    services = yaml.safe_load(completed.stdout)["services"]
     assert set(services) == {"nats", "bot", "engine", "postgres"}
     assert services["bot"]["environment"]["DATABASE_URL"] == "postgresql://darkroom:secret@postgres/darkroom"
     assert services["bot"]["depends_on"]["postgres"]["condition"] == "service_healthy"
@@ -220,8 +220,8 @@ def test_the_broker_of_the_compose_file_syncs_and_requires_authorization() -> No
 
     env = os.environ | {"DARKROOM_NATS_TOKEN": "a-token"}
     config = ROOT / "docker" / "nats.conf"
-    done = subprocess.run([str(find_server()), "-t", "-c", str(config)], env=env, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr
+    completed = subprocess.run([str(find_server()), "-t", "-c", str(config)], env=env, capture_output=True, check=False)
+    assert completed.returncode == 0, completed.stderr
     assert "sync_interval: always" in config.read_text()
     assert "authorization" in config.read_text()
 
@@ -235,5 +235,5 @@ def test_dockerfiles_copy_only_existing_files() -> None:
 
 
 def test_make_help_lists_the_main_targets() -> None:
-    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert {"demo", "test", "clean", "help"} <= {line.split()[0] for line in done.stdout.splitlines()}
+    completed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert {"demo", "test", "clean", "help"} <= {line.split()[0] for line in completed.stdout.splitlines()}

@@ -56,9 +56,9 @@ def sample_picture(family: Any, prompt: str, seed: int) -> Image.Image:
 
 
 def to_png(picture: Image.Image) -> bytes:
-    out = BytesIO()
-    picture.save(out, "PNG")
-    return out.getvalue()
+    buffer = BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 async def answer_request(family: Family, request: DescribeRequest) -> Sequence[Sequence[float]]:
@@ -69,7 +69,7 @@ async def answer_request(family: Family, request: DescribeRequest) -> Sequence[S
     all_errors: list[float] = []
     for chunk in diffusion_classifier.split_rows(len(request.texts), request.draws, ROWS):
         all_errors += diffusion_classifier.prediction_errors(family, request.texts, draws, chunk, ROWS, "float32")
-    return [all_errors[at : at + request.draws] for at in range(0, len(all_errors), request.draws)]
+    return [all_errors[start : start + request.draws] for start in range(0, len(all_errors), request.draws)]
 
 
 def suggest_prompts(family: Family, picture: Image.Image) -> tuple[int, tuple[ScoredPrompt, ...]]:
@@ -82,7 +82,7 @@ def suggest_prompts(family: Family, picture: Image.Image) -> tuple[int, tuple[Sc
 class Known:
     """A picture, its title, and what its first suggestion should name (empty: unknown)."""
 
-    called: str
+    name: str
     subject: str
     background: str
     picture: Image.Image
@@ -116,13 +116,13 @@ def load_files(paths: Sequence[str]) -> Iterator[Known]:
         yield Known(Path(path).name, "", "", Image.open(path))
 
 
-def matches(known: Known, prompt: str) -> tuple[bool, bool]:
+def matches(known_picture: Known, prompt: str) -> tuple[bool, bool]:
     """Whether a prompt names the subject, and the background. A prompt without one means white."""
     words = prompt.replace(",", "").split()
-    background_matches = f"{known.background} background" in prompt or (
-        known.background == "white" and "background" not in words
+    background_matches = f"{known_picture.background} background" in prompt or (
+        known_picture.background == "white" and "background" not in words
     )
-    return known.subject in words, background_matches
+    return known_picture.subject in words, background_matches
 
 
 def main(args: Sequence[str]) -> None:
@@ -135,14 +135,17 @@ def main(args: Sequence[str]) -> None:
         load_artwork(Path(args[1])) if args[:1] == ["--artwork"] else load_files(args) if args else sample_all(family)
     )
     hits: list[tuple[bool, bool]] = []
-    for known in pictures:
-        started = time.monotonic()
-        tried, best = suggest_prompts(family, known.picture.convert("RGB"))
-        hits.append(matches(known, best[0].prompt) if best else (False, False))
-        summary = "; ".join(f"{one.prompt} ({one.error_reduction:.0%})" for one in best) or "nothing"
-        print(f"{known.called}  →  {summary}   [{tried} texts, {time.monotonic() - started:.0f} s]", flush=True)
-    subjects, backgrounds = (sum(each) for each in zip(*hits, strict=True))
-    print(f"named first: the subject of {subjects}, the background of {backgrounds}, of {len(hits)}")
+    for known_picture in pictures:
+        started_at = time.monotonic()
+        tried_texts, best_prompts = suggest_prompts(family, known_picture.picture.convert("RGB"))
+        hits.append(matches(known_picture, best_prompts[0].prompt) if best_prompts else (False, False))
+        summary = "; ".join(f"{one.prompt} ({one.error_reduction:.0%})" for one in best_prompts) or "nothing"
+        print(
+            f"{known_picture.name}  →  {summary}   [{tried_texts} texts, {time.monotonic() - started_at:.0f} s]",
+            flush=True,
+        )
+    subject_hits, background_hits = (sum(each) for each in zip(*hits, strict=True))
+    print(f"named first: the subject of {subject_hits}, the background of {background_hits}, of {len(hits)}")
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 
 @pytest.fixture(scope="module")
-def rival() -> Any:
+def sequential_engine() -> Any:
     return build_pipeline()
 
 
@@ -55,9 +55,11 @@ def recipes(load: Workload, family: Any) -> list[Recipe]:
 
 
 def test_a_mixed_load_has_as_many_row_steps_as_a_uniform_one(embedded: StableDiffusion) -> None:
-    load, mixed = Workload(50, "float32"), Workload(50, "float32", mixed=True)
-    assert sum(map(count_row_steps, recipes(load, embedded))) == sum(map(count_row_steps, recipes(mixed, embedded)))
-    kinds = recipes(mixed, embedded)
+    load, mixed_load = Workload(50, "float32"), Workload(50, "float32", mixed=True)
+    assert sum(map(count_row_steps, recipes(load, embedded))) == sum(
+        map(count_row_steps, recipes(mixed_load, embedded))
+    )
+    kinds = recipes(mixed_load, embedded)
     assert len({each.sampler for each in kinds}) == 5
     assert len({each.steps for each in kinds}) >= 5
     assert {each.guidance == 1.0 for each in kinds} == {True, False}
@@ -72,15 +74,15 @@ def test_a_load_with_init_images_has_as_many_row_steps_as_one_without(embedded: 
 
 
 @pytest.mark.slow
-def test_the_preview_benchmark_waits_for_every_users_preview(embedded: StableDiffusion, rival: Any) -> None:
+def test_the_preview_benchmark_waits_for_every_users_preview(embedded: StableDiffusion, sequential_engine: Any) -> None:
     load = Workload(10, "float32", users=3)
-    ours, theirs = (
+    our_rows, sequential_rows = (
         preview_times.time_engine_previews(embedded, load),
-        preview_times.time_pipeline_previews(rival, embedded, load),
+        preview_times.time_pipeline_previews(sequential_engine, embedded, load),
     )
-    assert len(ours) == len(theirs) == 3
-    assert theirs[-1] > theirs[0] > 0  # a later user waits for whole jobs
-    assert not rival._interrupt or rival("cat", num_inference_steps=1, output_type="latent")
+    assert len(our_rows) == len(sequential_rows) == 3
+    assert sequential_rows[-1] > sequential_rows[0] > 0  # a later user waits for whole jobs
+    assert not sequential_engine._interrupt or sequential_engine("cat", num_inference_steps=1, output_type="latent")
 
 
 def test_the_rows_of_a_cancelled_job_are_free_at_once(embedded: StableDiffusion) -> None:
@@ -90,10 +92,10 @@ def test_the_rows_of_a_cancelled_job_are_free_at_once(embedded: StableDiffusion)
 @pytest.mark.slow
 def test_a_killed_and_resumed_picture_is_the_same(embedded: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resumption, "KILL_COUNT", 2)
-    exact, worst = resumption.measure_resume_rows(embedded, SHORT_LOAD)
-    assert (exact.figure, exact.meets_goal) == (2, True)
-    assert worst.figure is not None
-    assert worst.figure > 60
+    exact_row, worst_row = resumption.measure_resume_rows(embedded, SHORT_LOAD)
+    assert (exact_row.figure, exact_row.meets_goal) == (2, True)
+    assert worst_row.figure is not None
+    assert worst_row.figure > 60
     one, other = torch.zeros(16, 8, 8), torch.ones(16, 8, 8)
     assert (
         resumption.decoded_psnr(embedded, one, one)
@@ -137,7 +139,9 @@ SHORT_SETTINGS = {
 
 
 @pytest.fixture
-def short_sides(monkeypatch: pytest.MonkeyPatch, embedded: StableDiffusion, rival: Any) -> suite.ComparedModels:
+def short_sides(
+    monkeypatch: pytest.MonkeyPatch, embedded: StableDiffusion, sequential_engine: Any
+) -> suite.ComparedModels:
     """The same code with few steps and users, and without a compiler."""
     for module, names in SHORT_SETTINGS.items():
         for name, value in names.items():
@@ -148,7 +152,7 @@ def short_sides(monkeypatch: pytest.MonkeyPatch, embedded: StableDiffusion, riva
         dtype="float32", rows=32, steps=4, sampler="ddpm", row_ms=1.0, encode_ms=1.0, decode_ms=1.0,
         bucket_ms={1: 1.0, 2: 1.5, 4: 2.5, 8: 4.5, 16: 8.5, 32: 16.5}, dtype_ms={},
     )  # fmt: skip
-    return suite.ComparedModels(embedded, rival, calibration)
+    return suite.ComparedModels(embedded, sequential_engine, calibration)
 
 
 def list_measured(rows: list[FigureRow]) -> list[str]:
@@ -161,9 +165,9 @@ def test_every_row_of_the_long_table_measures_something(
     short_sides: suite.ComparedModels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = list(suite.measure_all_rows(short_sides, lambda sentence: None))
-    unmeasured = {row.name: row.note for row in rows if row.name not in list_measured(rows)}
-    assert [note for note in unmeasured.values() if "compiler" not in note] == []
-    assert len(unmeasured) <= 1
+    unmeasured_rows = {row.name: row.note for row in rows if row.name not in list_measured(rows)}
+    assert [note for note in unmeasured_rows.values() if "compiler" not in note] == []
+    assert len(unmeasured_rows) <= 1
     assert len({row.name for row in rows}) == len(rows)
 
 

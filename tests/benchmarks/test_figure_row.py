@@ -17,24 +17,26 @@ FIGURES = st.none() | st.floats() | st.integers(-3, 3)
 
 
 @given(FIGURES, GOALS, st.integers(0, 5), st.integers(1, 5))
-def test_a_row_passes_only_if_all_was_measured(figure: float | None, goal: str | None, samples: int, of: int) -> None:
-    row = FigureRow("a row", figure, goal, "", "", samples, of)
-    if samples < of or figure is None or not math.isfinite(figure):
+def test_a_row_passes_only_if_all_was_measured(
+    figure: float | None, goal: str | None, samples: int, planned_count: int
+) -> None:
+    row = FigureRow("a row", figure, goal, "", "", samples, planned_count)
+    if samples < planned_count or figure is None or not math.isfinite(figure):
         assert not row.meets_goal
         assert row.remark
     assert (row.figure is None) == (samples == 0 or figure is None or not math.isfinite(figure))
     assert row.meets_goal or goal is not None or row.remark
     assert replace(row) == row
-    [plain] = json.loads(format_json([row]), parse_constant=pytest.fail)
-    assert plain["pass"] == row.meets_goal
+    [json_row] = json.loads(format_json([row]), parse_constant=pytest.fail)
+    assert json_row["pass"] == row.meets_goal
 
 
-@pytest.mark.parametrize(("samples", "said"), [(0, "nothing was measured: 0 of 1,000"), (900, "only 900 of 1,000")])
-def test_an_incomplete_row_says_how_many_samples_it_has(samples: int, said: str) -> None:
+@pytest.mark.parametrize(("samples", "note"), [(0, "nothing was measured: 0 of 1,000"), (900, "only 900 of 1,000")])
+def test_an_incomplete_row_says_how_many_samples_it_has(samples: int, note: str) -> None:
     row = FigureRow("finals shown twice", 0, "= 0", "", "as notices", samples, 1000)
     assert not row.meets_goal
     assert row.to_dict()["note"] == row.remark
-    assert row.remark.startswith(said)
+    assert row.remark.startswith(note)
     assert row.remark.endswith("; as notices")
     assert row.remark in format_table([row])
 

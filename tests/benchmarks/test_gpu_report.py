@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # 
 CPU = torch.device("cpu")
 
 
-def _ignore(_: str) -> None:
+def ignore_sentence(_: str) -> None:
     pass
 
 
@@ -42,17 +42,17 @@ def test_a_failing_kind_is_reported_and_the_others_continue(monkeypatch: pytest.
         save_small_pipeline(kind, folder)
 
     monkeypatch.setattr(pipeline_parity, "save_small_pipeline", fail)
-    broken, sound = pipeline_parity.measure_parity_rows(CPU, _ignore, ("sd", "sdxl"))
-    assert (broken.figure, broken.meets_goal) == (None, False)
-    assert "no kernel image" in broken.note
-    assert sound.meets_goal
+    broken_row, sound_row = pipeline_parity.measure_parity_rows(CPU, ignore_sentence, ("sd", "sdxl"))
+    assert (broken_row.figure, broken_row.meets_goal) == (None, False)
+    assert "no kernel image" in broken_row.note
+    assert sound_row.meets_goal
 
 
 @pytest.mark.slow
 def test_a_picture_that_differs_is_a_miss(monkeypatch: pytest.MonkeyPatch) -> None:
     original = pipeline_parity.call_pipeline
     monkeypatch.setattr(pipeline_parity, "call_pipeline", lambda *args: original(*args) * 1.01)
-    (row,) = pipeline_parity.measure_parity_rows(CPU, _ignore, ("sd",))
+    (row,) = pipeline_parity.measure_parity_rows(CPU, ignore_sentence, ("sd",))
     assert row.figure == pytest.approx(0.01, abs=0.009)
     assert not row.meets_goal
 
@@ -71,10 +71,10 @@ def load(tmp_path: Path) -> speedups.LoadFamily:
 
 @pytest.mark.slow
 def test_each_way_is_measured_or_marked_as_gpu_only(load: speedups.LoadFamily) -> None:
-    rows = speedups.measure_speedup_rows(load, _ignore)
-    measured = {row.name: row.figure for row in rows if row.figure is not None}
-    assert all(figure > 0 for figure in measured.values())
-    assert sorted(measured) == sorted(speedups._batch_row_name(count) for count in speedups.BATCH_SIZES)
+    rows = speedups.measure_speedup_rows(load, ignore_sentence)
+    measured_figures = {row.name: row.figure for row in rows if row.figure is not None}
+    assert all(figure > 0 for figure in measured_figures.values())
+    assert sorted(measured_figures) == sorted(speedups._batch_row_name(count) for count in speedups.BATCH_SIZES)
     assert {row.note for row in rows if row.figure is None} == {speedups.NO_GPU_NOTE}
     assert len(rows) == len(speedups.BATCH_SIZES) + 5
 
@@ -84,7 +84,7 @@ def test_a_failing_way_does_not_stop_the_others(load: speedups.LoadFamily, monke
         raise torch.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr(speedups, "_measure_ms", fail)
-    rows = speedups.measure_speedup_rows(load, _ignore)
+    rows = speedups.measure_speedup_rows(load, ignore_sentence)
     assert len(rows) == len(speedups.BATCH_SIZES) + 5
     assert all("out of memory" in row.note for row in rows[: len(speedups.BATCH_SIZES)])
     assert {row.note for row in rows[len(speedups.BATCH_SIZES) :]} == {speedups.NO_GPU_NOTE}
@@ -118,8 +118,8 @@ def test_both_files_are_written_and_named(
     monkeypatch.setattr(pipeline_parity, "PIPELINE_BUILDERS", {"sd": PIPELINE_BUILDERS["sd"]})
     monkeypatch.setattr(report, "measure_models", lambda *_, **__: pytest.fail("real sizes without --full"))
     assert report.main(["--out", str(tmp_path / "new"), "--cache", str(tmp_path)]) == 0
-    out, err = capsys.readouterr()
-    files = [Path(line) for line in out.splitlines()]
+    output, err = capsys.readouterr()
+    files = [Path(line) for line in output.splitlines()]
     assert [file.name for file in files] == ["darkroom-gpu-report.json", "darkroom-gpu-report.md"]
     assert "no GPU here" in err
     page = files[1].read_text()
@@ -129,14 +129,14 @@ def test_both_files_are_written_and_named(
 
 @pytest.mark.slow
 def test_full_measures_the_chosen_real_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen: list[Any] = []
+    chosen_rows: list[Any] = []
 
     def measure(names: tuple[str, ...], cache: Path, **_: Any) -> list[FigureRow]:
-        chosen.append((names, cache))
+        chosen_rows.append((names, cache))
         return [FigureRow("sd15: a step", 1.0, None, "×")]
 
     monkeypatch.setattr(report, "measure_models", measure)
     monkeypatch.setattr(pipeline_parity, "PIPELINE_BUILDERS", {"sd": PIPELINE_BUILDERS["sd"]})
     report.main(["--out", str(tmp_path), "--cache", str(tmp_path / "c"), "--full", "--models", "sd15"])
-    assert chosen == [(("sd15",), tmp_path / "c")]
+    assert chosen_rows == [(("sd15",), tmp_path / "c")]
     assert "sd15: a step" in (tmp_path / "darkroom-gpu-report.md").read_text()

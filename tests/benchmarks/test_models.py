@@ -91,8 +91,8 @@ def test_the_real_configurations_have_the_published_sizes(subject: model_configs
 @pytest.mark.timeout(600)
 def test_a_short_run_measures_every_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["--tiny", "--only", "sd15", "--steps", "3", "--cache", str(tmp_path), "--json"])
-    out, err = capsys.readouterr()
-    rows = json.loads(out)
+    output, err = capsys.readouterr()
+    rows = json.loads(output)
     assert len(rows) == len(RATIO_ROWS) + len(USER_COUNTS)
     assert [row["name"] for row in rows if row["figure"] is None] == [], err
     assert all(row["name"].startswith("sd15: ") and "diffusers" in row["note"] for row in rows)
@@ -111,9 +111,9 @@ def test_ratios_divide_our_figure_by_the_rivals() -> None:
     first = _find_row(figures, "first start ever")
     assert (first.figure, first.goal, first.meets_goal) == (1.2, "≤ 1.3", True)
     assert "ours 60, diffusers 50 s" in first.note
-    crowd = _find_row(figures, "4 users")
-    assert (crowd.figure, crowd.meets_goal) == (2.0, True)
-    assert "ours 0.1, diffusers 0.05 a second" in crowd.note
+    four_users = _find_row(figures, "4 users")
+    assert (four_users.figure, four_users.meets_goal) == (2.0, True)
+    assert "ours 0.1, diffusers 0.05 a second" in four_users.note
 
 
 def test_a_failed_measurement_has_no_figure_does_not_pass_and_says_why() -> None:

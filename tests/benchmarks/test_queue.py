@@ -28,7 +28,7 @@ from benchmarks.queue.system.private_postgres import run_postgres as private_pos
 pytestmark = pytest.mark.may_block("it opens folders and starts processes, as a command does")
 
 
-def discard(sentence: str) -> None:
+def ignore_sentence(sentence: str) -> None:
     """Ignores the sentence."""
 
 
@@ -39,7 +39,7 @@ async def test_the_queue_bench_measures_every_figure_in_its_own_app(monkeypatch:
     monkeypatch.setattr(job_picking, "QUICK_SIZES", (100, 1_000))
     monkeypatch.setattr(job_picking, "QUICK_PICKS", 10)
     monkeypatch.setattr(figures, "GOALS", {**figures.GOALS, job_picking.P50_NAME.format(100, 10): (None, "ms")})
-    rows = await command.measure(["SQLite"], ["latency", "picking"], quick=True, print_line=discard)
+    rows = await command.measure(["SQLite"], ["latency", "picking"], quick=True, print_line=ignore_sentence)
     assert [each.name.rpartition(" (")[2] for each in rows] == ["SQLite)"] * len(rows)
     assert all(each.figure is not None for each in rows)
     exponents = [
@@ -65,7 +65,7 @@ async def test_every_part_measures_all_its_samples(part: str, monkeypatch: pytes
         ("QUICK_SECONDS", 4.0),
     ):
         monkeypatch.setattr(fairness, name, value)
-    rows = await command.measure(["SQLite"], [part], quick=True, print_line=discard)
+    rows = await command.measure(["SQLite"], [part], quick=True, print_line=ignore_sentence)
     assert rows
     assert [each.name for each in rows if each.figure is None or each.samples < each.planned] == []
 
@@ -77,7 +77,7 @@ async def test_the_scale_bench_measures_one_and_two_workers(monkeypatch: pytest.
     monkeypatch.setattr(worker_scaling, "ROW_MS", 10.0)
     monkeypatch.setattr(worker_scaling, "QUICK_SECONDS", 4.0)
     monkeypatch.setattr(worker_scaling, "WARMUP_SECONDS", 0.2)
-    rows = await worker_scaling.measure(quick=True, print_line=discard)
+    rows = await worker_scaling.measure(quick=True, print_line=ignore_sentence)
     names = ["jobs a second, 1 worker", "jobs a second, 2 workers", "efficiency of 2 workers"]
     assert [each.name for each in rows] == names
     assert all("the broker" in each.note for each in rows[:2])

@@ -37,15 +37,15 @@ TIMES = st.lists(st.floats(0, 1e6), min_size=1)
 
 
 @given(TIMES, st.floats(0, 1))
-def test_a_percentile_is_a_value_with_its_share_of_values_below(values: list[float], share: float) -> None:
-    found = percentile(values, share)
-    assert found in values
-    assert sum(value <= found for value in values) >= share * len(values)
-    assert sum(value < found for value in values) <= share * len(values)
+def test_a_percentile_is_a_value_with_its_share_of_values_below(values: list[float], fraction: float) -> None:
+    result = percentile(values, fraction)
+    assert result in values
+    assert sum(value <= result for value in values) >= fraction * len(values)
+    assert sum(value < result for value in values) <= fraction * len(values)
 
 
 def test_percentiles_of_few_values() -> None:
-    assert [percentile([3.0, 1.0, 2.0], share) for share in (0, 0.5, 0.99, 1)] == [1, 2, 3, 3]
+    assert [percentile([3.0, 1.0, 2.0], fraction) for fraction in (0, 0.5, 0.99, 1)] == [1, 2, 3, 3]
     assert percentile(range(1, 101), 0.99) == 99
     assert math.isnan(percentile([], 0.5))
 
@@ -81,44 +81,44 @@ def test_a_row_passes_by_the_goal_of_its_name() -> None:
     assert [each.meets_goal for each in rows] == [True, False, False, False]
     assert rows[-1].figure is None
     rate = "accepted jobs a second"
-    both = [make_row(rate, database, 300.0, samples=9, expected=9) for database in ("SQLite", "PostgreSQL")]
-    assert [each.meets_goal for each in both] == [True, False]
-    [plain] = json.loads(format_json([make_row(name, "SQLite", 12.5, "so", samples=7, expected=7)]))
-    assert plain == {
+    both_rows = [make_row(rate, database, 300.0, samples=9, expected=9) for database in ("SQLite", "PostgreSQL")]
+    assert [each.meets_goal for each in both_rows] == [True, False]
+    [json_row] = json.loads(format_json([make_row(name, "SQLite", 12.5, "so", samples=7, expected=7)]))
+    assert json_row == {
         "name": f"{name} (SQLite)", "figure": 12.5, "goal": "≤ 50", "unit": "ms", "pass": True, "note": "so",
         "samples": 7, "of": 7,
     }  # fmt: skip
 
 
 def test_every_name_has_a_goal_and_missing_rows_never_pass() -> None:
-    named = (
+    named_rows = (
         *start_latency.ROW_NAMES,
         *preview_delivery.ROW_NAMES,
         *job_picking.ROW_NAMES,
         *fairness.ROW_NAMES,
         *failover.ROW_NAMES,
     )
-    named += admission.ROW_NAMES
-    assert set(named) == set(GOALS)
-    rows = missing_rows("PostgreSQL", named, "No PostgreSQL is installed here.")
-    assert [each.meets_goal for each in rows] == [False] * len(named)
+    named_rows += admission.ROW_NAMES
+    assert set(named_rows) == set(GOALS)
+    rows = missing_rows("PostgreSQL", named_rows, "No PostgreSQL is installed here.")
+    assert [each.meets_goal for each in rows] == [False] * len(named_rows)
     assert all(each.to_dict()["note"] and each.figure is None for each in rows)
 
 
 def test_a_handover_is_judged_by_its_worst_time() -> None:
-    kills = [failover.Failover(waited, 0.5) for waited in (9.0, 10.0, 12.5)]
-    stops = [failover.Failover(waited, 0.1) for waited in (0.2, 0.3, 0.4, 0.5, 1.2)]
+    kills = [failover.Failover(wait, 0.5) for wait in (9.0, 10.0, 12.5)]
+    stops = [failover.Failover(wait, 0.1) for wait in (0.2, 0.3, 0.4, 0.5, 1.2)]
     rows = {each.name: each for each in failover.build_rows("SQLite", kills, stops, (3, 5))}
-    killed, stopped = rows[f"{failover.KILL_NAME} (SQLite)"], rows[f"{failover.STOP_NAME} (SQLite)"]
-    assert [(each.figure, each.meets_goal) for each in (killed, stopped)] == [(12.5, False), (1.2, False)]
-    assert "worst of 3, median 10.00 s" in killed.note
-    assert "worst of 5, median 0.40 s" in stopped.note
+    kill_row, stop_row = rows[f"{failover.KILL_NAME} (SQLite)"], rows[f"{failover.STOP_NAME} (SQLite)"]
+    assert [(each.figure, each.meets_goal) for each in (kill_row, stop_row)] == [(12.5, False), (1.2, False)]
+    assert "worst of 3, median 10.00 s" in kill_row.note
+    assert "worst of 5, median 0.40 s" in stop_row.note
     assert rows[f"{failover.REPEAT_NAME} (SQLite)"].meets_goal
 
 
 def test_efficiency_compares_with_one_worker() -> None:
-    found = worker_scaling.efficiency_row({1: (0.5, 9), 8: (3.8, 9)}, 8)
-    assert (found.figure, found.goal, found.meets_goal) == (pytest.approx(0.95), "≥ 0.9", True)
+    value = worker_scaling.efficiency_row({1: (0.5, 9), 8: (3.8, 9)}, 8)
+    assert (value.figure, value.goal, value.meets_goal) == (pytest.approx(0.95), "≥ 0.9", True)
     assert not worker_scaling.efficiency_row({1: (0.5, 9), 8: (3.0, 9)}, 8).meets_goal
     assert worker_scaling.efficiency_row({1: (0.5, 9), 2: (0.6, 9)}, 2).goal is None
 

@@ -36,16 +36,16 @@ def test_a_day_is_in_order_and_the_same_for_its_seed() -> None:
     assert 0 < arrivals[0].arrival_time < DAY_SECONDS
     assert {each.size for each in arrivals} == {512, 768, 1024}
     assert any(math.isfinite(each.cancel_after) for each in arrivals)
-    evening = sum(18 <= each.arrival_time / 3600 < 24 for each in arrivals)
-    assert evening > 2 * sum(6 <= each.arrival_time / 3600 < 12 for each in arrivals)
+    evening_count = sum(18 <= each.arrival_time / 3600 < 24 for each in arrivals)
+    assert evening_count > 2 * sum(6 <= each.arrival_time / 3600 < 12 for each in arrivals)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("order", [BatchedSimulation, SequentialSimulation])
 def test_both_orders_end_every_job_once(order: type[BatchedSimulation] | type[SequentialSimulation]) -> None:
     result = order(ARRIVALS).run()
-    patient = {each.job_id for each in ARRIVALS if math.isinf(each.cancel_after)}
-    assert patient <= result.finish_seconds.keys() <= {each.job_id for each in ARRIVALS}
+    patient_jobs = {each.job_id for each in ARRIVALS if math.isinf(each.cancel_after)}
+    assert patient_jobs <= result.finish_seconds.keys() <= {each.job_id for each in ARRIVALS}
     assert result.finish_seconds.keys() <= result.preview_seconds.keys()
     assert all(result.preview_seconds[job] <= result.finish_seconds[job] for job in result.finish_seconds)
     assert all(
@@ -80,8 +80,8 @@ def test_a_single_job_takes_its_time_alone(
 
 @pytest.mark.parametrize("order", [BatchedSimulation, SequentialSimulation])
 def test_a_user_who_gives_up_frees_the_device(order: type[BatchedSimulation] | type[SequentialSimulation]) -> None:
-    impatient, other = Arrival("gone", 0.0, "u", "g", cancel_after=1.0), Arrival("other", 0.5, "v", "g")
-    result = order([impatient, other]).run()
+    impatient_arrival, other = Arrival("gone", 0.0, "u", "g", cancel_after=1.0), Arrival("other", 0.5, "v", "g")
+    result = order([impatient_arrival, other]).run()
     assert "gone" not in result.finish_seconds
     assert result.finish_seconds["other"] <= compute_isolated_seconds(other) + 2.0
 
@@ -113,10 +113,10 @@ def test_the_first_preview_comes_sooner_in_the_evening() -> None:
         for row in compare_orders([each for each in generate_day(5) if 19 <= each.arrival_time / 3600 < 22])
     }
     assert all(row.meets_goal for row in rows.values())
-    ours, rival = (rows[f"first preview p95, {name}"].figure for name in ("ours", "one after another"))
-    assert ours is not None
-    assert rival is not None
-    assert 5 * ours < rival
+    our_figure, other_figure = (rows[f"first preview p95, {name}"].figure for name in ("ours", "one after another"))
+    assert our_figure is not None
+    assert other_figure is not None
+    assert 5 * our_figure < other_figure
 
 
 def test_a_missing_simpy_is_reported_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,7 @@ LATENTS = {10: b"\0" * 4, 20: b"\1" * 4}  # by the step of a keyframe
 JPEG = b"\xff\xd8\xff\xe0 a small picture"
 
 
-def png(width: int, height: int, shade: int = 128) -> bytes:
+def make_png(width: int, height: int, shade: int = 128) -> bytes:
     """A grey PNG (PNG specification, chapter 5)."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
@@ -200,14 +200,14 @@ class FakeWorker:
 
     async def publish_picture(self, job: Job, epoch: int, image: int) -> None:
         side = self.scale * job.task.width if isinstance(job.task, Recipe) else 256
-        content = png(side, side, 40 * image)
+        content = make_png(side, side, 40 * image)
         await self.publish_blob(
             job, epoch, image, "image", content, side, None if isinstance(job.task, Recipe) else self.upscale_method
         )
 
     async def publish_ladder(self, job: Job, epoch: int, image: int) -> None:
         keyframes = tuple(
-            Keyframe(step=step, thumbnail=png(8, 8, step), latent=LATENTS.get(step)) for step in (0, 10, 20)
+            Keyframe(step=step, thumbnail=make_png(8, 8, step), latent=LATENTS.get(step)) for step in (0, 10, 20)
         )
         content = encode(Ladder(job=job.id, image=image, total_steps=40, shape=(1, 1), keyframes=keyframes))
         await self.publish_blob(job, epoch, image, "ladder", content, 64)

@@ -45,9 +45,9 @@ def _make_parser() -> argparse.ArgumentParser:
 
 def make_plan(options: argparse.Namespace) -> Plan:
     """Builds the plan. Raises ValueError with a sentence for the user."""
-    only, without = (tuple(filter(None, text.split(","))) for text in (options.only, options.without))
-    if unknown := sorted({*only, *without} - set(WEIGHTS)):
-        raise ValueError(f"There is no fault {unknown[0]}: {', '.join(WEIGHTS)}.")
+    only_kinds, excluded_kinds = (tuple(filter(None, text.split(","))) for text in (options.only, options.without))
+    if unknown_kinds := sorted({*only_kinds, *excluded_kinds} - set(WEIGHTS)):
+        raise ValueError(f"There is no fault {unknown_kinds[0]}: {', '.join(WEIGHTS)}.")
     if options.kills < 1 or options.workers < 1:
         raise ValueError("At least one fault and one worker are needed.")
     real = options.engine == "real"
@@ -56,7 +56,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
     gap, steps = options.gap or (REAL_GAP if real else GAP), REAL_STEPS if real else STEPS
     return Plan(
         seed, options.kills, build, gap, steps, members=3 if real else 6, discord_members=2 if real else 4,
-        kinds=only, excluded_kinds=without, settle_timeout=options.settling,
+        kinds=only_kinds, excluded_kinds=excluded_kinds, settle_timeout=options.settling,
     )  # fmt: skip
 
 

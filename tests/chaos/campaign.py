@@ -79,13 +79,13 @@ async def run_campaign(plan: Plan, folder: Path, print_line: Callable[[str], Non
     """Runs a campaign. Raises if the reference run fails. The outcome reports what faults break."""
     folder.mkdir(parents=True, exist_ok=True)
     can_mount_here = any(kind in MOUNT_KINDS for kind in plan.kinds or WEIGHTS) and can_mount(folder)
-    allowed_kinds = list_possible_kinds(plan.build.database, mounts=can_mount_here, without=plan.excluded_kinds)
+    allowed_kinds = list_possible_kinds(plan.build.database, mounts=can_mount_here, excluded=plan.excluded_kinds)
     kinds = [kind for kind in allowed_kinds if not plan.kinds or kind in plan.kinds]
     build = replace(plan.build, disks=bool(set(kinds) & set(MOUNT_KINDS)))
     impossible_kinds = () if can_mount_here else [kind for kind in MOUNT_KINDS if kind in (plan.kinds or WEIGHTS)]
-    skipped = dict.fromkeys(impossible_kinds, "no file system can be mounted here")
-    skipped |= dict.fromkeys(plan.excluded_kinds, "left out on the command line")
-    started = time.monotonic()
+    skipped_kinds = dict.fromkeys(impossible_kinds, "no file system can be mounted here")
+    skipped_kinds |= dict.fromkeys(plan.excluded_kinds, "left out on the command line")
+    started_at = time.monotonic()
     async with AsyncExitStack() as parts:
         timeline = Timeline.open(folder / "timeline.jsonl", print_line)
         parts.callback(timeline.close)
@@ -100,8 +100,8 @@ async def run_campaign(plan: Plan, folder: Path, print_line: Callable[[str], Non
         death_counts = {name: one.death_count for name, one in site.programs.items() if one.death_count}
         timeline.note("is over", is_printed=True, settled=is_settled)
         outcome = Outcome(
-            plan.seed, build.engine, build.database, time.monotonic() - started, setup.fault_injector.injected,
-            skipped, death_counts,
+            plan.seed, build.engine, build.database, time.monotonic() - started_at, setup.fault_injector.injected,
+            skipped_kinds, death_counts,
             is_settled, evidence, verdicts,
         )  # fmt: skip
     if outcome.is_satisfied:
@@ -178,7 +178,9 @@ async def _wait_until_settled(setup: Setup) -> None:
     while True:
         rows = await asyncio.to_thread(evidence_collector.read_jobs, database)
         places = await asyncio.to_thread(evidence_collector.read_destinations, database)
-        undelivered_places = [place for place in places if place.kind == "discord" and place.delivered is None]
+        undelivered_places = [
+            destination for destination in places if destination.kind == "discord" and destination.delivered is None
+        ]
         if (
             all(row.state in ENDS for row in rows)
             and not undelivered_places

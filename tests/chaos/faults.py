@@ -48,10 +48,10 @@ class Fault:
         return f"{self.kind} {self.target} for {self.duration:.1f} s"
 
 
-def list_possible_kinds(database: str, *, mounts: bool, without: Sequence[str] = ()) -> list[str]:
+def list_possible_kinds(database: str, *, mounts: bool, excluded: Sequence[str] = ()) -> list[str]:
     """The kinds that this machine and database allow."""
-    excluded = set(SERVER_ONLY_KINDS if database == "sqlite" else SQLITE_ONLY_KINDS) | set(without)
-    return [kind for kind in WEIGHTS if kind not in excluded and (mounts or kind not in MOUNT_KINDS)]
+    excluded_kinds = set(SERVER_ONLY_KINDS if database == "sqlite" else SQLITE_ONLY_KINDS) | set(excluded)
+    return [kind for kind in WEIGHTS if kind not in excluded_kinds and (mounts or kind not in MOUNT_KINDS)]
 
 
 def draw_faults(seed: int, number: int, kinds: Sequence[str], workers: Sequence[str], gap: float) -> Iterator[Fault]:

@@ -83,11 +83,11 @@ class HostileClient:
     async def send_foreign_results(self, job: str, claim: ClaimRecord, rng: random.Random) -> None:
         """The right epoch, from a worker without the claim."""
         epoch = claim.epoch
-        senders: list[Result] = [
+        results: list[Result] = [
             JobStarted(job=job, epoch=epoch, worker=NAME, step=1),
             await self._forge_picture(job, epoch),
         ]
-        await self._publish_result(rng.choice([*senders, *_make_ends(job, epoch)]))
+        await self._publish_result(rng.choice([*results, *_make_ends(job, epoch)]))
 
     async def send_giant_messages(self, job: str, claim: ClaimRecord, rng: random.Random) -> None:
         """Messages as large as the broker allows, as a frame and as a result."""

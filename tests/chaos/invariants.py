@@ -98,7 +98,9 @@ def find_doubled(evidence: Evidence) -> Iterator[Violation]:
         if count > 1:
             yield str(key), f"made {count} jobs"
     promised_sha = {one.job for one in evidence.accepted}
-    web_jobs = {place.job for place in evidence.places if place.role == "answer" and place.kind == "web"}
+    web_jobs = {
+        destination.job for destination in evidence.places if destination.role == "answer" and destination.kind == "web"
+    }
     for job in sorted(web_jobs - promised_sha):
         yield job, "was made over HTTP, and nobody was told of it"
 
@@ -106,19 +108,19 @@ def find_doubled(evidence: Evidence) -> Iterator[Violation]:
 def find_wrongly_shown(evidence: Evidence) -> Iterator[Violation]:
     """Each destination of a job shows its end, and a finished job's pictures are in Discord exactly once."""
     rows = _rows(evidence)
-    answers = Counter(place.job for place in evidence.places if place.role == "answer")
+    answers = Counter(destination.job for destination in evidence.places if destination.role == "answer")
     for row in evidence.jobs:
         if answers[row.id] != 1:
             yield row.id, f"has {answers[row.id]} answers"
-    for place in evidence.places:
-        row = rows.get(place.job)
-        if place.kind != "discord" or row is None or row.state not in ENDS:
+    for destination in evidence.places:
+        row = rows.get(destination.job)
+        if destination.kind != "discord" or row is None or row.state not in ENDS:
             continue
-        if place.delivered is None:
-            yield row.id, f"its last word was not shown as {place.role}"
+        if destination.delivered is None:
+            yield row.id, f"its last word was not shown as {destination.role}"
         count, expected = evidence.posted_counts.get(row.id, 0), int(row.state == "finished")
-        if place.role == "answer" and count != expected:
-            yield row.id, f"is {row.state}, and stands in Discord {count} times {place.reason}".rstrip()
+        if destination.role == "answer" and count != expected:
+            yield row.id, f"is {row.state}, and stands in Discord {count} times {destination.reason}".rstrip()
 
 
 def find_bad_pictures(evidence: Evidence) -> Iterator[Violation]:
@@ -167,10 +169,10 @@ def find_wrong_charges(evidence: Evidence) -> Iterator[Violation]:
     audit = _audit(evidence)
     for row in evidence.jobs:
         if row.state in ENDS:
-            low, high = _allowed_charge(row, audit.get(row.id, []))
-            slack = ROUNDING * max(1.0, row.cost)
-            if not low - slack <= row.charged <= high + slack:
-                expected = f"{low:.6f}" if low == high else f"{low:.6f} to {high:.6f}"
+            lowest, highest = _allowed_charge(row, audit.get(row.id, []))
+            tolerance = ROUNDING * max(1.0, row.cost)
+            if not lowest - tolerance <= row.charged <= highest + tolerance:
+                expected = f"{lowest:.6f}" if lowest == highest else f"{lowest:.6f} to {highest:.6f}"
                 yield row.id, f"is {row.state}, and was charged {row.charged:.6f}, not {expected}"
 
 

@@ -46,7 +46,7 @@ class ClaimRecord:
     def find_reached_at(self, step: int) -> float:
         """When all images were known to have reached a step."""
         times = [
-            next((time_ for time_, k in sightings if k >= step), sightings[-1][0])
+            next((seen_at for seen_at, k in sightings if k >= step), sightings[-1][0])
             for sightings in self.steps.values()
             if sightings
         ]

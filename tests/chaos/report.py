@@ -46,8 +46,8 @@ def format_bound(verdict: Verdict) -> str:
 
 def quantile(values: Sequence[float], fraction: float) -> float | None:
     """The least value that at least this share of the values does not exceed."""
-    ordered = sorted(values)
-    return ordered[max(0, -(-int(fraction * 100) * len(ordered) // 100) - 1)] if ordered else None
+    sorted_values = sorted(values)
+    return sorted_values[max(0, -(-int(fraction * 100) * len(sorted_values) // 100) - 1)] if sorted_values else None
 
 
 def format_rows(outcome: Outcome) -> list[str]:

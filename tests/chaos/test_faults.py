@@ -23,7 +23,7 @@ def test_only_possible_kinds_are_offered() -> None:
     assert not set(list_possible_kinds("postgres", mounts=True)) & set(SQLITE_ONLY_KINDS)
     assert not [
         kind
-        for kind in list_possible_kinds("sqlite", mounts=False, without=("lie",))
+        for kind in list_possible_kinds("sqlite", mounts=False, excluded=("lie",))
         if kind.startswith(("fill", "lie"))
     ]
 

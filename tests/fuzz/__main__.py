@@ -14,10 +14,10 @@ import random
 import sys
 from collections.abc import Sequence
 
-from fuzz.campaign import campaign
-from fuzz.damage import drawn
-from fuzz.report import as_json, rows
-from fuzz.seeds import seeds
+from fuzz.campaign import run_campaign
+from fuzz.damage import draw_case
+from fuzz.report import as_json, format_rows
+from fuzz.seeds import make_seeds
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,14 +31,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.cases < 1:
         parser.error("at least one case is needed")
     if options.show is not None:
-        sys.stdout.buffer.write(drawn(seed, options.show, seeds())[1])
+        sys.stdout.buffer.write(draw_case(seed, options.show, make_seeds())[1])
         return 0
     logging.basicConfig(level=logging.ERROR)
-    outcome = asyncio.run(campaign(seed, options.cases, lambda text: print(text, file=sys.stderr, flush=True)))
-    print("\n".join(rows(outcome)), file=sys.stderr if options.json else sys.stdout)
+    outcome = asyncio.run(run_campaign(seed, options.cases, lambda text: print(text, file=sys.stderr, flush=True)))
+    print("\n".join(format_rows(outcome)), file=sys.stderr if options.json else sys.stdout)
     if options.json:
         print("\n".join(json.dumps(row) for row in as_json(outcome)))
-    return 0 if outcome.holds else 1
+    return 0 if outcome.is_satisfied else 1
 
 
 if __name__ == "__main__":

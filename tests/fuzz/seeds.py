@@ -23,10 +23,10 @@ class Seed:
     content: bytes
 
 
-def seeds() -> list[Seed]:
+def make_seeds() -> list[Seed]:
     """All seed pictures."""
     rgb = Image.merge("RGB", [Image.linear_gradient("L").resize((40, 28)).rotate(90 * n) for n in range(3)])
-    moving = {"save_all": True, "append_images": [rgb.rotate(90), rgb.rotate(180)]}
+    animation_options = {"save_all": True, "append_images": [rgb.rotate(90), rgb.rotate(180)]}
     text = PngInfo()
     text.add_text("parameters", "words", zip=True)
     text.add_itxt("XML:com.adobe.xmp", "<x:xmpmeta/>")
@@ -34,26 +34,28 @@ def seeds() -> list[Seed]:
         "exif": _build_exif(),
         "icc_profile": ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(),
     }
-    deep = Image.linear_gradient("L").resize((40, 28)).convert("I").point(lambda level: level * 257).convert("I;16")
+    deep_picture = (
+        Image.linear_gradient("L").resize((40, 28)).convert("I").point(lambda level: level * 257).convert("I;16")
+    )
     pictures = [
         Seed("PNG", _encode(rgb, "PNG", pnginfo=text, **metadata)),
-        Seed("PNG deep", _encode(deep, "PNG")),
+        Seed("PNG deep", _encode(deep_picture, "PNG")),
         Seed("PNG palette", _encode(rgb.quantize(16), "PNG", transparency=3)),
         Seed("PNG clear", _encode(_add_alpha(rgb), "PNG")),
         Seed("PNG bits", _encode(rgb.convert("1"), "PNG")),
-        Seed("PNG moving", _encode(rgb, "PNG", **moving)),
+        Seed("PNG moving", _encode(rgb, "PNG", **animation_options)),
         Seed("JPEG", _encode(rgb, "JPEG", comment=b"words", **metadata)),
         Seed("JPEG progressive", _encode(rgb, "JPEG", progressive=True, subsampling=0)),
         Seed("JPEG for print", _encode(rgb.convert("CMYK"), "JPEG")),
         Seed("GIF", _encode(rgb.quantize(16), "GIF", transparency=2)),
-        Seed("GIF moving", _encode(rgb, "GIF", **moving)),
+        Seed("GIF moving", _encode(rgb, "GIF", **animation_options)),
         Seed("WEBP", _encode(rgb, "WEBP", **metadata)),
         Seed("WEBP exact", _encode(_add_alpha(rgb), "WEBP", lossless=True)),
-        Seed("WEBP moving", _encode(rgb, "WEBP", **moving)),
+        Seed("WEBP moving", _encode(rgb, "WEBP", **animation_options)),
     ]
     if "AVIF" in FORMATS:
         pictures += [Seed("AVIF", _encode(_add_alpha(rgb), "AVIF", speed=10, **metadata))]
-        pictures += [Seed("AVIF moving", _encode(rgb, "AVIF", speed=10, **moving))]
+        pictures += [Seed("AVIF moving", _encode(rgb, "AVIF", speed=10, **animation_options))]
     return pictures
 
 
@@ -72,6 +74,6 @@ def _build_exif() -> bytes:
 
 
 def _encode(picture: Image.Image, form: str, **options: Any) -> bytes:
-    out = io.BytesIO()
-    picture.save(out, form, **options)
-    return out.getvalue()
+    buffer = io.BytesIO()
+    picture.save(buffer, form, **options)
+    return buffer.getvalue()

@@ -43,12 +43,12 @@ class Affine:
     interval = (0.0, 1.0)
     samplers = VERSION_1_SAMPLERS
 
-    def __init__(self, scheduler_config: dict[str, Any], spoilt_text: str = "", memory: int = 10_000) -> None:
+    def __init__(self, scheduler_config: dict[str, Any], failing_text: str = "", memory: int = 10_000) -> None:
         self.scheduler_config = scheduler_config
         self.memory = memory  # rows that fit
         self.memory_of: dict[int, int] = {}  # the same, by the number of latent columns
         self.shapes: list[int] = []
-        self._spoilt = spoilt_text
+        self._failing_text = failing_text
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         return 4, height // 8, width // 8
@@ -63,7 +63,7 @@ class Affine:
         return (self._embed(text),)
 
     def _embed(self, text: str) -> torch.Tensor:
-        value = float("nan") if text == self._spoilt and text else (sum(map(ord, text)) % 97) / 97
+        value = float("nan") if text == self._failing_text and text else (sum(map(ord, text)) % 97) / 97
         return torch.full((4, 2), value)
 
     def denoise(
@@ -158,9 +158,9 @@ def job() -> Callable[..., Job]:
 def finish() -> Callable[..., dict[tuple[str, int], torch.Tensor]]:
     """Steps an engine until it is idle; returns latents by (job, image). A failed job fails the test."""
 
-    def run(engine: Engine, most: int = 5000) -> dict[tuple[str, int], torch.Tensor]:
+    def run(engine: Engine, max_steps: int = 5000) -> dict[tuple[str, int], torch.Tensor]:
         latents: dict[tuple[str, int], torch.Tensor] = {}
-        for _ in range(most):
+        for _ in range(max_steps):
             if engine.is_idle:
                 return latents
             for event in engine.step():

@@ -12,8 +12,8 @@ from engine.contract import DescribeReply, DescribeRequest
 class FakeDescriber:
     """A callable for `serve_describe`. `fits`: the texts of a good prompt; `asked`: the requests so far."""
 
-    def __init__(self, *fits: str) -> None:
-        self.fits, self.requests = fits, list[DescribeRequest]()
+    def __init__(self, *fitting_texts: str) -> None:
+        self.fitting_texts, self.requests = fitting_texts, list[DescribeRequest]()
 
     async def __call__(self, request: DescribeRequest) -> DescribeReply:
         return DescribeReply(errors=tuple(tuple(row) for row in await self.errors(request)))
@@ -24,6 +24,6 @@ class FakeDescriber:
         return [[(1 + draw % 3) * self._error(text) for draw in draws] for text in request.texts]
 
     def _error(self, text: str) -> float:
-        known = " ".join(self.fits).split()
-        other_words = [word for word in text.replace(",", "").split() if word not in known]
-        return 1.0 - 0.2 * sum(fit in text for fit in self.fits) + 0.01 * len(other_words)
+        known_words = " ".join(self.fitting_texts).split()
+        other_words = [word for word in text.replace(",", "").split() if word not in known_words]
+        return 1.0 - 0.2 * sum(fitting_text in text for fitting_text in self.fitting_texts) + 0.01 * len(other_words)

@@ -87,7 +87,7 @@ class PaintingWorker:
         self.bus, self.name, self.speed, self.paint, self.model = bus, name, speed, paint, make_profile(steps)
         self.step_gate = asyncio.Event()  # cleared: every job pauses at its step
         self.step_gate.set()
-        self.pause_step: int | None = None  # the step at which all jobs pause until `going` is set again
+        self.pause_step: int | None = None  # the step at which all jobs pause until `step_gate` is set again
         self.in_pool = asyncio.Event()
         self.in_pool.set()
         self.loading_progress: tuple[

@@ -7,7 +7,7 @@ import io
 from PIL import Image
 
 
-def png(width: int, height: int, shade: int = 128) -> bytes:
+def make_png(width: int, height: int, shade: int = 128) -> bytes:
     """A grey PNG."""
     buffer = io.BytesIO()
     Image.new("L", (width, height), shade).convert("RGB").save(buffer, "PNG")

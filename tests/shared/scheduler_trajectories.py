@@ -28,8 +28,8 @@ def affine_network(x: torch.Tensor, t: float) -> torch.Tensor:
 
 def set_timesteps(scheduler: Any, steps: int, options: TimestepOptions = TimestepOptions()) -> None:
     """Sets timesteps as pipelines do: `sigmas` instead of a number of steps, and `mu` where the scheduler has it."""
-    dynamic = scheduler.config.get("use_dynamic_shifting", False)
-    extra: dict[str, Any] = {"mu": options.mu} if dynamic else {}
+    has_dynamic_shifting = scheduler.config.get("use_dynamic_shifting", False)
+    extra: dict[str, Any] = {"mu": options.mu} if has_dynamic_shifting else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # numpy's, caused by the schedulers' np.array(tensor)
         warnings.simplefilter("ignore", RuntimeWarning)  # numpy's, for divisions by zero; the tests check the result
@@ -51,8 +51,8 @@ def run_scheduler(scheduler: Any, eta: float = 0.0, double: bool = False, first:
     x = torch.randn(SHAPE, generator=generator) * getattr(scheduler, "init_noise_sigma", 1.0)
     x, trajectory = DoubleTensor(x.double()) if double else x, []
     for t in scheduler.timesteps[first:]:
-        scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-        x = scheduler.step(affine_network(scaled, float(t)), t, x, **extra).prev_sample
+        scaled_input = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+        x = scheduler.step(affine_network(scaled_input, float(t)), t, x, **extra).prev_sample
         trajectory.append(x.as_subclass(torch.Tensor))
     return trajectory
 
@@ -67,8 +67,11 @@ def run_plan(plan: Plan, double: bool = False, draws: torch.dtype | None = None,
         noise = (
             torch.randn(SHAPE, generator=generator, dtype=draws or dtype) if plan.has_noise_draw(k) else torch.zeros(())
         )
-        out = affine_network(row["c"] * x, row["t"])
-        x, h = row["A"] * x + row["B"] * out + row["M"] * h + row["N"] * noise.to(dtype), row["P"] * x + row["Q"] * out
+        output = affine_network(row["c"] * x, row["t"])
+        x, h = (
+            row["A"] * x + row["B"] * output + row["M"] * h + row["N"] * noise.to(dtype),
+            row["P"] * x + row["Q"] * output,
+        )
         trajectory.append(x)
     return trajectory
 

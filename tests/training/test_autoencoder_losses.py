@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.training.test_gan_trainers import SHAPE, blobs, pixels, same
+from tests.training.test_gan_trainers import SHAPE, are_same, blobs, pixels
 from training.__main__ import main
 from training.commands.run_autoencoder import load_perceptual_loss
 from training.core import checkpoint
@@ -32,15 +32,17 @@ from training.pictures.masked_pictures import mask_pictures
 MEBIBYTE = 1 << 20
 
 
-def small_perception() -> PerceptualLoss:
+def make_perceptual_loss() -> PerceptualLoss:
     torch.manual_seed(3)
     return PerceptualLoss(JudgeNetwork(5, (8, 16)).stages)
 
 
-def make_trainer(perception: PerceptualLoss | None = None, **fields: Any) -> autoencoder_trainer.AutoencoderTrainer:
+def make_trainer(
+    perceptual_loss: PerceptualLoss | None = None, **fields: Any
+) -> autoencoder_trainer.AutoencoderTrainer:
     terms = {"batch": 4, "warm": 2, "rate": 2e-3, "keep_latents": False, "gan_weight": 0.0, **fields}
     return autoencoder_trainer.AutoencoderTrainer(
-        build_autoencoder(1, SHAPE), pixels(), autoencoder_trainer.AutoencoderSettings(**terms), perception
+        build_autoencoder(1, SHAPE), pixels(), autoencoder_trainer.AutoencoderSettings(**terms), perceptual_loss
     )
 
 
@@ -121,14 +123,14 @@ def test_every_pose_is_drawn() -> None:
 
 
 @given(st.integers(0, 3), st.booleans())
-def test_a_pose_turns_pictures_and_latents_alike(turns: int, mirrored: bool) -> None:
+def test_a_pose_turns_pictures_and_latents_alike(quarter_turns: int, is_mirrored: bool) -> None:
     latents = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
     picture = latents.repeat_interleave(8, 2).repeat_interleave(8, 3)
-    pose = Pose(4, turns, mirrored)
-    posed = apply_pose(pose, latents)
-    assert torch.equal(apply_pose(pose, picture, 8), posed.repeat_interleave(8, 2).repeat_interleave(8, 3))
-    back = torch.rot90(posed, -turns, (-2, -1))
-    assert torch.equal(back.flip(-1) if mirrored else back, latents)
+    pose = Pose(4, quarter_turns, is_mirrored)
+    posed_latents = apply_pose(pose, latents)
+    assert torch.equal(apply_pose(pose, picture, 8), posed_latents.repeat_interleave(8, 2).repeat_interleave(8, 3))
+    restored = torch.rot90(posed_latents, -quarter_turns, (-2, -1))
+    assert torch.equal(restored.flip(-1) if is_mirrored else restored, latents)
 
 
 def test_a_smaller_pose_keeps_the_layout() -> None:
@@ -143,10 +145,10 @@ def test_a_decoder_trained_on_poses_decodes_posed_latents_better() -> None:
     levels = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
     shape = {**SHAPE, **levels, "sample_size": 16, "block_out_channels": (16, 16)}
 
-    def loss_by_poses(share: float) -> float:
+    def loss_by_poses(equivariance: float) -> float:
         """How much worse half-size latents decode than plain ones."""
         terms = autoencoder_trainer.AutoencoderSettings(
-            batch=8, warm=2, rate=5e-3, keep_latents=False, gan_weight=0.0, muon=False, equivariance=share
+            batch=8, warm=2, rate=5e-3, keep_latents=False, gan_weight=0.0, muon=False, equivariance=equivariance
         )
         trainer = autoencoder_trainer.AutoencoderTrainer(
             build_autoencoder(1, shape), mask_pictures(blobs(16, 16)), terms
@@ -156,17 +158,17 @@ def test_a_decoder_trained_on_poses_decodes_posed_latents_better() -> None:
         images, _ = trainer.pixels.read_rows(np.arange(16))
         mean, errors = encode_all(trainer.network, images).mean, list[float]()
         for pose in (Pose(8, 0, False), Pose(4, 1, True)):
-            decoded = decode_all(trainer.network, apply_pose(pose, mean))
-            errors.append(float((decoded - apply_pose(pose, images, 2)).abs().mean()))
+            decoded_pictures = decode_all(trainer.network, apply_pose(pose, mean))
+            errors.append(float((decoded_pictures - apply_pose(pose, images, 2)).abs().mean()))
         return errors[1] - errors[0]
 
     assert loss_by_poses(0.7) < 0.5 * loss_by_poses(0.0)
 
 
 def test_kept_latents_are_never_posed() -> None:
-    one, other = (make_trainer(keep_latents=True, equivariance=share) for share in (0.0, 1.0))
+    one, other = (make_trainer(keep_latents=True, equivariance=equivariance) for equivariance in (0.0, 1.0))
     assert one.step(0.1) == other.step(0.1)
-    assert same(one.state_tensors(), other.state_tensors())
+    assert are_same(one.state_tensors(), other.state_tensors())
 
 
 # --- perception
@@ -175,37 +177,39 @@ def test_kept_latents_are_never_posed() -> None:
 def test_perceptual_distance_is_zero_for_equal_pictures_and_grows_with_noise() -> None:
     images, _ = pixels().read_rows(np.arange(4))
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
-    perception = small_perception()
-    same_one, near, far = (float(perception.distance(images + off * noise, images)) for off in (0, 0.05, 0.5))
-    assert same_one == 0 < near < far
-    assert float(perception.distance(images + noise, images, (1, 2))) != float(
-        perception.distance(images + noise, images)
+    perceptual_loss = make_perceptual_loss()
+    same_one, near_distance, far_distance = (
+        float(perceptual_loss.distance(images + offset * noise, images)) for offset in (0, 0.05, 0.5)
+    )
+    assert same_one == 0 < near_distance < far_distance
+    assert float(perceptual_loss.distance(images + noise, images, (1, 2))) != float(
+        perceptual_loss.distance(images + noise, images)
     )
 
 
 def test_the_perceptual_gradient_improves_the_picture_and_keeps_its_network() -> None:
-    perception = small_perception()
+    perceptual_loss = make_perceptual_loss()
     target, _ = pixels().read_rows(np.arange(2))
     noise = torch.randn(target.shape, generator=torch.Generator().manual_seed(0))
-    guess = (target + 0.5 * noise).requires_grad_()
-    before = [one.clone() for stage in perception.stages for one in stage.state_dict().values()]
-    first = perception.distance(guess, target)
-    (towards,) = torch.autograd.grad(first, guess)
-    nearer = guess.detach() - 0.2 * towards / towards.norm()
-    assert float(perception.distance(nearer, target)) < float(first.detach())
+    prediction = (target + 0.5 * noise).requires_grad_()
+    before = [one.clone() for stage in perceptual_loss.stages for one in stage.state_dict().values()]
+    first = perceptual_loss.distance(prediction, target)
+    (loss_gradient,) = torch.autograd.grad(first, prediction)
+    better_prediction = prediction.detach() - 0.2 * loss_gradient / loss_gradient.norm()
+    assert float(perceptual_loss.distance(better_prediction, target)) < float(first.detach())
     assert all(
         torch.equal(one, other)
-        for one, other in zip(before, (t for s in perception.stages for t in s.state_dict().values()), strict=True)
+        for one, other in zip(before, (t for s in perceptual_loss.stages for t in s.state_dict().values()), strict=True)
     )
 
 
 def test_the_loss_includes_the_perceptual_distance() -> None:
-    plain, perceptual = (
+    without_perceptual_loss, with_perceptual_loss = (
         make_trainer(perceptual=1.0).step(0.1),
-        make_trainer(small_perception(), perceptual=1.0).step(0.1),
+        make_trainer(make_perceptual_loss(), perceptual=1.0).step(0.1),
     )
-    assert perceptual["loss"] > plain["loss"] + 0.01
-    assert make_trainer(small_perception(), perceptual=0.0).step(0.1) == plain
+    assert with_perceptual_loss["loss"] > without_perceptual_loss["loss"] + 0.01
+    assert make_trainer(make_perceptual_loss(), perceptual=0.0).step(0.1) == without_perceptual_loss
 
 
 def test_the_offset_is_less_than_the_first_layers_stride() -> None:
@@ -227,19 +231,19 @@ def test_the_judges_stages_are_its_convolutions() -> None:
 
 def test_resuming_is_exact_with_every_loss(tmp_path: Path) -> None:
     def make() -> autoencoder_trainer.AutoencoderTrainer:
-        return make_trainer(small_perception(), equivariance=0.5, gan_from=0.0, gan_weight=0.1)
+        return make_trainer(make_perceptual_loss(), equivariance=0.5, gan_from=0.0, gan_weight=0.1)
 
-    through, stopped, again = make(), make(), make()
+    full_run, stopped_run, resumed_run = make(), make(), make()
     for number in range(6):
-        through.step(number / 10)
+        full_run.step(number / 10)
         if number < 3:
-            stopped.step(number / 10)
-    checkpoint.save(tmp_path / "kept.safetensors", stopped.state_tensors(), {})
-    again.restore(checkpoint.load(tmp_path / "kept.safetensors")[0], 3)
+            stopped_run.step(number / 10)
+    checkpoint.save(tmp_path / "kept.safetensors", stopped_run.state_tensors(), {})
+    resumed_run.restore(checkpoint.load(tmp_path / "kept.safetensors")[0], 3)
     for number in (3, 4, 5):
-        again.step(number / 10)
-    assert same(through.state_tensors(), again.state_tensors())
-    assert through.log_kl == again.log_kl != math.log(through.settings.kl)
+        resumed_run.step(number / 10)
+    assert are_same(full_run.state_tensors(), resumed_run.state_tensors())
+    assert full_run.log_kl == resumed_run.log_kl != math.log(full_run.settings.kl)
 
 
 @pytest.mark.parametrize(("name", "latents"), [("compact", (16, 8, 8)), ("deep", (32, 8, 8)), ("wide", (8, 16, 16))])
@@ -251,7 +255,7 @@ def test_a_named_shape_has_its_latent_size_and_stays_small(name: str, latents: t
 
 @pytest.mark.slow
 def test_a_run_from_scratch_uses_the_chosen_shape(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    pictures, out = tmp_path / "mine", tmp_path / "out"
+    pictures, output_folder = tmp_path / "mine", tmp_path / "out"
     pictures.mkdir()
     for number, picture in enumerate(blobs(4, 64)):
         Image.fromarray(picture).save(pictures / f"{number}.png")
@@ -260,7 +264,7 @@ def test_a_run_from_scratch_uses_the_chosen_shape(tmp_path: Path, capfd: pytest.
         "--data",
         str(pictures),
         "--out",
-        str(out),
+        str(output_folder),
         "--steps",
         "2",
         "--batch",
@@ -269,8 +273,8 @@ def test_a_run_from_scratch_uses_the_chosen_shape(tmp_path: Path, capfd: pytest.
         "1",
     ]
     assert main([*words, "--shape", "wide", "--noise-to-signal", "0.2"]) == 0
-    assert AutoencoderKL.from_pretrained(out).config["latent_channels"] == 8
-    after = json.loads((out / "figures.json").read_text())["after"]
+    assert AutoencoderKL.from_pretrained(output_folder).config["latent_channels"] == 8
+    after = json.loads((output_folder / "figures.json").read_text())["after"]
     assert {"noise", "signal", "noise_to_signal", "disturbed_psnr"} <= after.keys()
     assert main([*words, "--shape", "deep"]) == 2
     assert "begun with --shape wide, not deep" in capfd.readouterr().err
@@ -279,18 +283,18 @@ def test_a_run_from_scratch_uses_the_chosen_shape(tmp_path: Path, capfd: pytest.
 
 @pytest.mark.slow
 def test_a_run_from_an_autoencoder_resumes_without_a_named_shape(tmp_path: Path) -> None:
-    pictures, out = tmp_path / "mine", tmp_path / "out"
+    pictures, output_folder = tmp_path / "mine", tmp_path / "out"
     pictures.mkdir()
     for number, picture in enumerate(blobs(3, 64)):
         Image.fromarray(picture).save(pictures / f"{number}.png")
-    words = ["autoencoder", "--from", "embedded", "--data", str(pictures), "--out", str(out), "--batch", "2"]
+    words = ["autoencoder", "--from", "embedded", "--data", str(pictures), "--out", str(output_folder), "--batch", "2"]
     assert main([*words, "--threads", "1", "--steps", "1"]) == 0
     assert main([*words, "--steps", "2"]) == 0
-    assert json.loads((out / "figures.json").read_text())["samples"] == 4
+    assert json.loads((output_folder / "figures.json").read_text())["samples"] == 4
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--shape", "round"], "--shape takes compact, deep, wide, and 'round' is none of them."),
         (["--shape", "deep", "--from", "embedded"], "leave out --from, or --shape"),
@@ -299,7 +303,7 @@ def test_a_run_from_an_autoencoder_resumes_without_a_named_shape(tmp_path: Path)
     ],
 )
 def test_unfit_options_are_refused_with_a_sentence(
-    words: list[str], said: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    words: list[str], message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["autoencoder", "--out", str(tmp_path / "out"), "--steps", "1", *words]) == 2
-    assert said in capfd.readouterr().err
+    assert message in capfd.readouterr().err

@@ -26,7 +26,7 @@ def expect_refusal(capfd: pytest.CaptureFixture[str], *words: str | Path) -> str
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["diffusion"], "Missing option '--out'"),
         (["diffusion", "--out", "x"], "Say when to end"),
@@ -49,13 +49,13 @@ def expect_refusal(capfd: pytest.CaptureFixture[str], *words: str | Path) -> str
     ],
 )
 def test_wrong_options_are_refused_in_one_sentence(
-    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
     Path("full").mkdir()
     Path("full/letter.txt").touch()
-    assert said in expect_refusal(capfd, *words)
+    assert message in expect_refusal(capfd, *words)
 
 
 def test_help_exits_with_zero(capfd: pytest.CaptureFixture[str]) -> None:
@@ -64,14 +64,14 @@ def test_help_exits_with_zero(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_only_one_process_trains_in_a_folder(tmp_path: Path) -> None:
-    course = TrainOptions(tmp_path / "out", steps=1)
+    options = TrainOptions(tmp_path / "out", steps=1)
     with (
-        open_session("diffusion", course) as first,
+        open_session("diffusion", options) as first,
         pytest.raises(ValueError, match="Another process is training"),
-        open_session("diffusion", course),
+        open_session("diffusion", options),
     ):
         pass
-    with open_session("diffusion", course) as second:
+    with open_session("diffusion", options) as second:
         assert first.position is second.position is None
 
 
@@ -91,16 +91,16 @@ def test_a_foreign_folder_named_run_is_left_alone(tmp_path: Path, capfd: pytest.
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "a.png").write_bytes(b"mine")
     assert "holds no run" in expect_refusal(capfd, "diffusion", "--out", tmp_path, "--steps", "1", "--fresh")
-    both = ["--out", tmp_path, "--data", tmp_path, "--steps", "1", "--fresh"]
-    assert "inside the other" in expect_refusal(capfd, "diffusion", *both)
+    both_options = ["--out", tmp_path, "--data", tmp_path, "--steps", "1", "--fresh"]
+    assert "inside the other" in expect_refusal(capfd, "diffusion", *both_options)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["a.png"]
 
 
 def test_fresh_keeps_the_old_run_until_all_options_are_valid(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    out, old = tmp_path / "out", tmp_path / "out" / "run" / "checkpoint.safetensors"
-    with open_session("diffusion", TrainOptions(out, steps=1)):
+    output_folder, old = tmp_path / "out", tmp_path / "out" / "run" / "checkpoint.safetensors"
+    with open_session("diffusion", TrainOptions(output_folder, steps=1)):
         old.write_bytes(b"precious")
-    words = ["--out", out, "--steps", "1", "--fresh"]
+    words = ["--out", output_folder, "--steps", "1", "--fresh"]
     assert "not a folder of pictures" in expect_refusal(capfd, "diffusion", *words, "--data", tmp_path / "typo")
     assert "no unet" in expect_refusal(capfd, "diffusion", *words, "--from", str(tmp_path))
     other = expect_refusal(capfd, "lora", *words, "--data", tmp_path / "typo")
@@ -118,18 +118,18 @@ def test_export_refuses_a_folder_without_a_diffusion_run(tmp_path: Path, capfd: 
 
 
 def test_links_in_a_run_folder_are_not_followed(tmp_path: Path) -> None:
-    victim = tmp_path / "victim"
-    victim.write_text("mine")
+    linked_folder = tmp_path / "victim"
+    linked_folder.write_text("mine")
     for number, name in enumerate(("lock", "log.jsonl")):
-        out = tmp_path / str(number)
-        (out / "run").mkdir(parents=True)
-        (out / "run" / name).symlink_to(victim)
-        with pytest.raises(ValueError, match="is a link"), open_session("x", TrainOptions(out, steps=1)):
+        output_folder = tmp_path / str(number)
+        (output_folder / "run").mkdir(parents=True)
+        (output_folder / "run" / name).symlink_to(linked_folder)
+        with pytest.raises(ValueError, match="is a link"), open_session("x", TrainOptions(output_folder, steps=1)):
             pass
     (tmp_path / "run").symlink_to(tmp_path / "1")
     with pytest.raises(ValueError, match="is a link"), open_session("x", TrainOptions(tmp_path, steps=1)):
         pass
-    assert victim.read_text() == "mine"
+    assert linked_folder.read_text() == "mine"
 
 
 def test_a_truncated_log_is_rewound_to_the_checkpoint(tmp_path: Path) -> None:

@@ -18,24 +18,26 @@ from training.pictures.picture_file import decode_picture, fit_square
 from training.pictures.views import number_views, render_view
 
 
-def write_picture(path: Path, caption: str | bytes | None = "a ball", *, mode: str = "RGB", **saving: Any) -> Path:
+def write_picture(
+    path: Path, caption: str | bytes | None = "a ball", *, mode: str = "RGB", **save_options: Any
+) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(abs(hash(path.name)) % 1000)
     pixels = Image.fromarray(rng.integers(0, 255, (40, 48, 3), np.uint8)).convert(mode)
-    pixels.save(path, **saving)
+    pixels.save(path, **save_options)
     if caption is not None:
         content = caption.encode() if isinstance(caption, str) else caption
         path.with_suffix(".txt").write_bytes(content)
     return path
 
 
-def reasons_by_name(reading: PictureDataset) -> dict[str, str]:
-    assert all("\n" not in str(one) for one in reading.skipped)
-    return {one.name: one.reason for one in reading.skipped}
+def reasons_by_name(dataset: PictureDataset) -> dict[str, str]:
+    assert all("\n" not in str(one) for one in dataset.skipped)
+    return {one.name: one.reason for one in dataset.skipped}
 
 
-def names(reading: PictureDataset) -> list[str]:
-    return [one.name for one in reading.pictures]
+def names(dataset: PictureDataset) -> list[str]:
+    return [one.name for one in dataset.pictures]
 
 
 def write_bomb(path: Path, side: int) -> None:
@@ -62,21 +64,21 @@ def test_captions_come_from_text_files_and_metadata_in_subfolders_too(tmp_path: 
     write_picture(tmp_path / "listed" / "in" / "four.bmp", None)
     lines = [{"file_name": "three.webp", "text": "three"}, {"file_name": "in/four.bmp", "text": "four"}]
     (tmp_path / "listed" / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
-    reading = read_folder(tmp_path)
-    assert {one.name: one.caption for one in reading.pictures} == {
+    dataset = read_folder(tmp_path)
+    assert {one.name: one.caption for one in dataset.pictures} == {
         "one.png": "a red ball [31m", "deep/er/two.JPG": "two", "listed/three.webp": "three",
         "listed/in/four.bmp": "four",
     }  # fmt: skip
-    assert reading.skipped == ()
-    assert reading.fingerprint == read_folder(tmp_path).fingerprint
+    assert dataset.skipped == ()
+    assert dataset.fingerprint == read_folder(tmp_path).fingerprint
     (tmp_path / "one.txt").write_text("a blue ball")
-    assert reading.fingerprint != read_folder(tmp_path).fingerprint
+    assert dataset.fingerprint != read_folder(tmp_path).fingerprint
 
 
 def test_unusable_pictures_are_skipped_by_name(tmp_path: Path) -> None:
     write_picture(tmp_path / "good.png")
-    cut = write_picture(tmp_path / "cut.png")
-    cut.write_bytes(cut.read_bytes()[:900])
+    truncated_file = write_picture(tmp_path / "cut.png")
+    truncated_file.write_bytes(truncated_file.read_bytes()[:900])
     write_picture(tmp_path / "text.jpg").write_bytes(b"<html>not found</html>")
     write_picture(tmp_path / "nothing.png").write_bytes(b"")
     write_bomb(tmp_path / "bomb.png", 60_000)
@@ -93,9 +95,9 @@ def test_unusable_pictures_are_skipped_by_name(tmp_path: Path) -> None:
     (tmp_path / "folder.png").mkdir()
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "pipe.txt").write_text("a pipe")
-    reading = read_folder(tmp_path)
-    assert names(reading) == ["good.png"]
-    reasons = reasons_by_name(reading)
+    dataset = read_folder(tmp_path)
+    assert names(dataset) == ["good.png"]
+    reasons = reasons_by_name(dataset)
     assert "cannot be decoded" in reasons["cut.png"]
     assert "cannot be decoded" in reasons["text.jpg"]
     assert reasons["nothing.png"] == "is empty"
@@ -118,9 +120,9 @@ def test_unusable_captions_are_reported_with_their_picture(tmp_path: Path) -> No
         write_picture(tmp_path / f"{name}.png", caption)
     write_picture(tmp_path / "vast.png", "a" * (70 << 10))
     (tmp_path / "orphan.txt").write_text("of nothing")
-    reading = read_folder(tmp_path)
-    assert names(reading) == ["good.png"]
-    assert reasons_by_name(reading) == {
+    dataset = read_folder(tmp_path)
+    assert names(dataset) == ["good.png"]
+    assert reasons_by_name(dataset) == {
         "none.png": "has no caption, neither none.txt nor a line in metadata.jsonl",
         "empty.png": "has a caption that is empty",
         "long.png": "has a caption that has 1001 characters, and at most 1000 are read",
@@ -142,13 +144,13 @@ def test_unusable_lines_of_metadata_are_reported(tmp_path: Path) -> None:
         {"file_name": "two.png", "text": 7}, {"file_name": "both.png", "text": "from metadata"},
         {"file_name": "./one.png", "text": "the same"},
     ]  # fmt: skip
-    encoded = [json.dumps(line).encode() for line in lines] + [b"{torn", b"\xff\xfe", b"[" * 100_000]
-    (tmp_path / "in" / "metadata.jsonl").write_bytes(b"\n".join(encoded))
-    reading = read_folder(tmp_path)
-    assert {one.name: one.caption for one in reading.pictures} == {
+    encoded_lines = [json.dumps(line).encode() for line in lines] + [b"{torn", b"\xff\xfe", b"[" * 100_000]
+    (tmp_path / "in" / "metadata.jsonl").write_bytes(b"\n".join(encoded_lines))
+    dataset = read_folder(tmp_path)
+    assert {one.name: one.caption for one in dataset.pictures} == {
         "in/both.png": "from metadata", "in/one.png": "first", "out.png": "a ball",
     }  # fmt: skip
-    reasons = reasons_by_name(reading)
+    reasons = reasons_by_name(dataset)
     assert "second time" in reasons["in/metadata.jsonl line 2"]
     assert (
         reasons["in/metadata.jsonl line 3"]
@@ -170,9 +172,9 @@ def test_nothing_outside_of_the_folder_is_read(tmp_path: Path) -> None:
     (tmp_path / "mine" / "link.txt").symlink_to(tmp_path / "elsewhere" / "secret.txt")
     (tmp_path / "mine" / "more").symlink_to(tmp_path / "elsewhere")
     write_picture(tmp_path / "mine" / ".cache" / "hidden.png")
-    reading = read_folder(tmp_path / "mine")
-    assert names(reading) == ["good.png"]
-    assert set(reasons_by_name(reading)) == {"link.png", "link.txt", "more"}
+    dataset = read_folder(tmp_path / "mine")
+    assert names(dataset) == ["good.png"]
+    assert set(reasons_by_name(dataset)) == {"link.png", "link.txt", "more"}
 
 
 def test_the_same_picture_is_taken_once_for_each_caption(tmp_path: Path) -> None:
@@ -180,9 +182,9 @@ def test_the_same_picture_is_taken_once_for_each_caption(tmp_path: Path) -> None
     for name, caption in (("b", "a ball"), ("c", "a toy")):
         (tmp_path / f"{name}.png").write_bytes(first)
         (tmp_path / f"{name}.txt").write_text(caption)
-    reading = read_folder(tmp_path)
-    assert names(reading) == ["a.png", "c.png"]
-    assert reasons_by_name(reading) == {"b.png": "is the same picture as a.png, with the same caption"}
+    dataset = read_folder(tmp_path)
+    assert names(dataset) == ["a.png", "c.png"]
+    assert reasons_by_name(dataset) == {"b.png": "is the same picture as a.png, with the same caption"}
 
 
 def test_a_name_is_one_printable_line(tmp_path: Path) -> None:
@@ -213,15 +215,15 @@ def test_every_kind_of_pixel_becomes_upright_rgb_on_white(tmp_path: Path) -> Non
     see_through.paste((0, 0, 255, 255), (0, 0, 20, 20))
     see_through.save(tmp_path / "cut-out.png")
     see_through.save(tmp_path / "cut-out.webp", lossless=True)
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    red.save(tmp_path / "turned.jpg", exif=turned)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    red.save(tmp_path / "turned.jpg", exif=exif)
     red.convert("P").save(tmp_path / "palette.gif")
     red.convert("1").save(tmp_path / "lines.png")
     pictures = {path.name: decode_picture(path) for path in tmp_path.iterdir()}
     assert all(one.pixels.mode == "RGB" for one in pictures.values())
-    cmyk: Any = pictures["cmyk.jpg"].pixels.getpixel((5, 5))
-    assert np.abs(np.array(cmyk) - (200, 30, 30)).max() < 40
+    cmyk_pixel: Any = pictures["cmyk.jpg"].pixels.getpixel((5, 5))
+    assert np.abs(np.array(cmyk_pixel) - (200, 30, 30)).max() < 40
     assert pictures["deep.png"].pixels.getpixel((5, 5)) == (200, 200, 200)
     assert pictures["turned.jpg"].pixels.size == (20, 40)
     for name in ("cut-out.png", "cut-out.webp"):

@@ -140,9 +140,11 @@ def archive_of(folder: Path, package: Package, members: dict[str, bytes]) -> Pac
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
             tar.addfile(entry, io.BytesIO(content))
-    pinned = Package(package.name, package.version, "", package.licence, package.credit, package.style, package.folder)
+    pinned_package = Package(
+        package.name, package.version, "", package.licence, package.credit, package.style, package.folder
+    )
     digest = artwork.compute_integrity((folder / package.archive_name).read_bytes())
-    return Package(**{**pinned.__dict__, "integrity": digest})
+    return Package(**{**pinned_package.__dict__, "integrity": digest})
 
 
 # --- captions
@@ -188,9 +190,10 @@ def test_held_out_pairs_are_recognised_and_never_drawn() -> None:
     assert not is_held_out_pair("blue", clean_description("pineapple", ["grapple"]))
     for hue, thing in sorted(HELD_OUT_PAIRS):
         for label, tag in ((thing, "thing"), ("whatsit", thing), ("whatsit", f"big {thing}s")):
-            art = draw_artwork(label, tag, "round", key=f"x/{thing}")
+            drawn_artwork = draw_artwork(label, tag, "round", key=f"x/{thing}")
             captions = [
-                render_variant(art, number, seed=0).caption.replace(f"{hue} background", "") for number in range(200)
+                render_variant(drawn_artwork, number, seed=0).caption.replace(f"{hue} background", "")
+                for number in range(200)
             ]
             assert not [one for one in captions if hue in one.split() and thing in one]
 
@@ -199,30 +202,36 @@ def test_held_out_pairs_are_recognised_and_never_drawn() -> None:
 
 
 def test_variants_repeat_by_seed_and_differ_by_number() -> None:
-    art = draw_artwork("car", "vehicle")
-    one, again, other = render_variant(art, 3, 7), render_variant(art, 3, 7), render_variant(art, 4, 7)
-    assert one.pixels.tobytes() == again.pixels.tobytes()
-    assert one.caption == again.caption
+    drawn_artwork = draw_artwork("car", "vehicle")
+    one, same_variant, other = (
+        render_variant(drawn_artwork, 3, 7),
+        render_variant(drawn_artwork, 3, 7),
+        render_variant(drawn_artwork, 4, 7),
+    )
+    assert one.pixels.tobytes() == same_variant.pixels.tobytes()
+    assert one.caption == same_variant.caption
     assert one.pixels.tobytes() != other.pixels.tobytes()
     assert one.pixels.shape == (64, 64, 3)
     assert one.licence == "CC-BY-4.0"
 
 
 def test_a_recoloured_drawing_has_the_hue_of_its_caption() -> None:
-    art = draw_artwork("ball", "toy", "round", colour=(220, 30, 40))  # pyright: ignore[reportArgumentType]
-    blue_balls = [one for number in range(300) if "blue ball" in (one := render_variant(art, number, 0)).caption]
+    drawn_artwork = draw_artwork("ball", "toy", "round", colour=(220, 30, 40))  # pyright: ignore[reportArgumentType]
+    blue_balls = [
+        one for number in range(300) if "blue ball" in (one := render_variant(drawn_artwork, number, 0)).caption
+    ]
     blue_balls = [one for one in blue_balls if one.caption.count("blue") == 1 and "close-up" not in one.caption]
     assert len(blue_balls) > 3
     for one in blue_balls:
-        middle = Image.fromarray(one.pixels[28:36, 28:36]).convert("RGBA")
-        assert nearest_hue(find_dominant_hue(middle) or 0.0) == "blue"
+        centre_pixels = Image.fromarray(one.pixels[28:36, 28:36]).convert("RGBA")
+        assert nearest_hue(find_dominant_hue(centre_pixels) or 0.0) == "blue"
 
 
 def test_an_unnamed_background_is_white() -> None:
     variants = [render_variant(draw_artwork("ball"), number, 0) for number in range(200)]
-    unnamed = [one for one in variants if "background" not in one.caption and "close-up" not in one.caption]
-    assert len(unnamed) > 20
-    assert all((one.pixels[0, 0] == 255).all() for one in unnamed)
+    plain_variants = [one for one in variants if "background" not in one.caption and "close-up" not in one.caption]
+    assert len(plain_variants) > 20
+    assert all((one.pixels[0, 0] == 255).all() for one in plain_variants)
 
 
 def test_training_never_uses_validation_numbers() -> None:
@@ -235,8 +244,8 @@ def test_training_never_uses_validation_numbers() -> None:
 
 
 def test_artwork_comes_with_its_licence_and_without_flags_or_skin_tones(tmp_path: Path) -> None:
-    png = io.BytesIO()
-    draw_artwork("ball").pixels.save(png, "PNG")
+    buffer = io.BytesIO()
+    draw_artwork("ball").pixels.save(buffer, "PNG")
     entries = [
         {"label": "automobile", "hexcode": "1F697", "tags": ["car"], "group": 5},
         {"label": "flag: Chad", "hexcode": "1F1F9-1F1E9", "tags": ["flag"], "group": 9},
@@ -244,13 +253,13 @@ def test_artwork_comes_with_its_licence_and_without_flags_or_skin_tones(tmp_path
     ]
     names = archive_of(tmp_path, LABEL_PACKAGE, {LABEL_PACKAGE.folder: json.dumps(entries).encode()})
     names_of = {
-        f"{ARTWORK_PACKAGES[1].folder}{code}.png": png.getvalue() for code in ("1f697", "1f1f9-1f1e9", "31-20e3")
+        f"{ARTWORK_PACKAGES[1].folder}{code}.png": buffer.getvalue() for code in ("1f697", "1f1f9-1f1e9", "31-20e3")
     }
     package = archive_of(tmp_path, ARTWORK_PACKAGES[1], names_of)
-    loaded = artwork.load(tmp_path, [package], names)
-    assert [(art.key, art.licence, art.description.label) for art in loaded] == [
-        ("flat-design/1f697", "CC-BY-4.0", "car")
-    ]
+    loaded_artworks = artwork.load(tmp_path, [package], names)
+    assert [
+        (drawn_artwork.key, drawn_artwork.licence, drawn_artwork.description.label) for drawn_artwork in loaded_artworks
+    ] == [("flat-design/1f697", "CC-BY-4.0", "car")]
     assert {package.licence for package in ARTWORK_PACKAGES} == {"Apache-2.0", "CC-BY-4.0", "MIT"}
     assert all(package.credit for package in ARTWORK_PACKAGES)
 
@@ -272,13 +281,13 @@ def test_a_cache_is_built_once_and_holds_the_encoders_results(tmp_path: Path) ->
     def make() -> LatentCache:
         pairs = [(0, 0), (0, 1)]
         return open_variant_cache(
-            tmp_path, pictures, pairs, (vae, text), seed=5, on_progress=lambda done, _: built.append(done)
+            tmp_path, pictures, pairs, (vae, text), seed=5, on_progress=lambda done_count, _: built.append(done_count)
         )
 
-    first, again = make(), make()
+    first, rebuilt = make(), make()
     assert built == [2]
     assert (
-        first.captions == again.captions == tuple(render_variant(pictures[0], number, 5).caption for number in (0, 1))
+        first.captions == rebuilt.captions == tuple(render_variant(pictures[0], number, 5).caption for number in (0, 1))
     )
     assert first.latents.shape == (2, 4, 8, 8)
     assert np.allclose(first.states, load_caption_encoder()(first.captions).numpy(), atol=2e-3)
@@ -315,27 +324,30 @@ def test_noising_and_v_equal_diffusers() -> None:
     scheduler = DDPMScheduler(**SCHEDULE)
     clean, noise = torch.randn(5, 4, 4, 4), torch.randn(5, 4, 4, 4)
     times = torch.tensor([0, 10, 500, 900, 999])
-    mixed, velocity = add_noise(clean, noise, scheduler.alphas_cumprod[times])
-    assert torch.allclose(mixed, scheduler.add_noise(clean, noise, times), atol=1e-5)  # pyright: ignore[reportArgumentType]
+    noisy, velocity = add_noise(clean, noise, scheduler.alphas_cumprod[times])
+    assert torch.allclose(noisy, scheduler.add_noise(clean, noise, times), atol=1e-5)  # pyright: ignore[reportArgumentType]
     assert torch.allclose(velocity, scheduler.get_velocity(clean, noise, times), atol=1e-5)  # pyright: ignore[reportArgumentType]
-    assert torch.equal(mixed[-1], noise[-1])  # the last step is pure noise
+    assert torch.equal(noisy[-1], noise[-1])  # the last step is pure noise
 
 
 def test_a_grafted_network_first_predicts_the_same() -> None:
     source = tiny_network().eval()
-    grown = add_text_embedding(source).eval()
+    grown_network = add_text_embedding(source).eval()
     x, text = torch.randn(2, 4, 4, 4), torch.randn(2, 6, 64)
     with torch.no_grad():
         before = source(x, torch.tensor(500), encoder_hidden_states=text).sample
-        after = grown(x, torch.tensor(500), encoder_hidden_states=text).sample
+        after = grown_network(x, torch.tensor(500), encoder_hidden_states=text).sample
     assert torch.equal(before, after)
-    assert add_text_embedding(grown) is grown
+    assert add_text_embedding(grown_network) is grown_network
 
 
 def test_a_fresh_network_has_the_shape_of_a_folder_but_new_weights(tmp_path: Path) -> None:
     checkpoint.export_network(add_text_embedding(tiny_network(seed=5)), tmp_path)
-    stored, one, again, other = load_network(tmp_path), *(build_network(tmp_path, seed) for seed in (1, 1, 2))
-    weights = [network.state_dict() for network in (stored, one, again, other)]
+    stored_network, one, same_network, other = (
+        load_network(tmp_path),
+        *(build_network(tmp_path, seed) for seed in (1, 1, 2)),
+    )
+    weights = [network.state_dict() for network in (stored_network, one, same_network, other)]
     assert [each.keys() == weights[0].keys() for each in weights] == [True] * 4
     assert are_equal(weights[1], weights[2])
     for name in ("conv_in.weight", "conv_out.weight", "mid_block.resnets.0.conv1.weight"):
@@ -361,7 +373,7 @@ def test_training_lowers_the_loss_of_the_network_and_its_average() -> None:
 
 
 def test_resume_is_exact_bit_for_bit(tmp_path: Path) -> None:
-    uninterrupted = build_trainer(6)
+    full_trainer = build_trainer(6)
     half = build_trainer(3)
     checkpoint.save(tmp_path / "c", half.state_tensors(), {"steps": half.steps})
     tensors, position = checkpoint.load(tmp_path / "c")
@@ -369,22 +381,24 @@ def test_resume_is_exact_bit_for_bit(tmp_path: Path) -> None:
     other.restore(tensors, position["steps"])
     for number in range(3, 6):
         other.step(number / 10)
-    assert are_equal(uninterrupted.state_tensors(), other.state_tensors())
+    assert are_equal(full_trainer.state_tensors(), other.state_tensors())
     assert other.samples == 48
 
 
 @pytest.mark.slow
 def test_a_stopped_and_resumed_run_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
-    uninterrupted = build_run(tmp_path / "whole", Budget(samples=48))
-    uninterrupted.train_until(lambda: 0.0, lambda: False, lambda _: None, save_interval=60)
+    full_run = build_run(tmp_path / "whole", Budget(samples=48))
+    full_run.train_until(lambda: 0.0, lambda: False, lambda _: None, save_interval=60)
     first, losses = build_run(tmp_path / "broken", Budget(samples=48)), []
     first.train_until(lambda: 0.0, lambda: len(losses) == 2, lambda loss: losses.append(loss), save_interval=60)
     second = build_run(tmp_path / "broken", Budget(samples=48))
     second.resume()
     second.train_until(lambda: 0.0, lambda: False, lambda _: None, save_interval=60)
-    unbroken, again = (checkpoint.load(tmp_path / name / CHECKPOINT_FILE)[0] for name in ("whole", "broken"))
-    assert are_equal(unbroken, again)
-    assert DiffusionSettings(**read_settings(tmp_path / "broken")) == uninterrupted.trainer.settings
+    full_tensors, resumed_tensors = (
+        checkpoint.load(tmp_path / name / CHECKPOINT_FILE)[0] for name in ("whole", "broken")
+    )
+    assert are_equal(full_tensors, resumed_tensors)
+    assert DiffusionSettings(**read_settings(tmp_path / "broken")) == full_run.trainer.settings
     lines = [json.loads(line) for line in (tmp_path / "broken" / "log.jsonl").read_text().splitlines()]
     assert [line["samples"] for line in lines] == [16, 48]
     with Image.open(tmp_path / "broken" / "sheets" / "000000048.png") as sheet:
@@ -432,7 +446,7 @@ def test_a_checkpoint_survives_a_kill_while_the_next_is_written(tmp_path: Path) 
     path = tmp_path / "checkpoint"
     writer = subprocess.Popen([sys.executable, "-c", SAVE_FOREVER, str(path)], cwd=ROOT)
     try:
-        _until(lambda: path.exists() and path.with_name("checkpoint.fresh").exists())
+        wait_until(lambda: path.exists() and path.with_name("checkpoint.fresh").exists())
     finally:
         writer.kill()
         writer.wait()
@@ -449,10 +463,12 @@ def test_a_missing_checkpoint_raises_a_clear_error(tmp_path: Path) -> None:
 def test_the_export_loads_in_diffusers_in_half_precision(tmp_path: Path) -> None:
     trainer = build_trainer(2)
     checkpoint.export_network(trainer.average, tmp_path / "unet")
-    loaded = UNet2DConditionModel.from_pretrained(tmp_path / "unet", torch_dtype=torch.float32)
-    assert loaded.config["addition_embed_type"] == "text"
-    theirs = dict(trainer.average.named_parameters())
-    assert all(torch.equal(p, theirs[name].half().float()) for name, p in loaded.named_parameters())
+    loaded_artworks = UNet2DConditionModel.from_pretrained(tmp_path / "unet", torch_dtype=torch.float32)
+    assert loaded_artworks.config["addition_embed_type"] == "text"
+    average_parameters = dict(trainer.average.named_parameters())
+    assert all(
+        torch.equal(p, average_parameters[name].half().float()) for name, p in loaded_artworks.named_parameters()
+    )
     assert all(p.dtype == torch.float32 for p in trainer.average.parameters())
 
 
@@ -467,12 +483,14 @@ def test_the_checkpoint_of_an_unfinished_run_can_be_exported(tmp_path: Path, raw
     tensors = trainer.state_tensors()
     checkpoint.save(tmp_path / "run" / CHECKPOINT_FILE, tensors, {"steps": 1})
     assert main(["export", str(tmp_path), "--to", str(tmp_path / "unet"), *raw]) == 0
-    loaded = UNet2DConditionModel.from_pretrained(tmp_path / "unet", torch_dtype=torch.float32)
-    assert all(torch.equal(p, tensors[f"{prefix}{name}"].half().float()) for name, p in loaded.named_parameters())
+    loaded_artworks = UNet2DConditionModel.from_pretrained(tmp_path / "unet", torch_dtype=torch.float32)
+    assert all(
+        torch.equal(p, tensors[f"{prefix}{name}"].half().float()) for name, p in loaded_artworks.named_parameters()
+    )
 
 
-def _until(true: Callable[[], bool], seconds: float = 120.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
     end = time.monotonic() + seconds
-    while not true():
+    while not condition():
         assert time.monotonic() < end, "the condition did not come true in time"
         time.sleep(0.002)

@@ -100,8 +100,8 @@ class Copier(PictureSampler):
         self, prompts: Sequence[str], seeds: Sequence[int], guidance: float | None = None,
         interval: tuple[float, float] | None = None,
     ) -> np.ndarray:  # fmt: skip
-        drawn: Any = self.by_prompt  # pyright: ignore[reportAttributeAccessIssue]
-        return np.stack([drawn(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)])
+        prompt_pictures: Any = self.by_prompt  # pyright: ignore[reportAttributeAccessIssue]
+        return np.stack([prompt_pictures(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)])
 
 
 class Expert(LabelJudge):
@@ -110,8 +110,8 @@ class Expert(LabelJudge):
     def judge_pictures(self, pictures: np.ndarray) -> JudgeOutput:
         originals = measures.shrink(np.stack([render_posed(one) for one in drawings()]))
         small = measures.shrink(pictures)
-        near = -torch.cdist(small, originals)
-        return JudgeOutput(near, near, torch.nn.functional.normalize(small - 128, dim=1))
+        similarity = -torch.cdist(small, originals)
+        return JudgeOutput(similarity, similarity, torch.nn.functional.normalize(small - 128, dim=1))
 
 
 def test_a_painter_draws_the_same_latents_as_the_engine(
@@ -124,11 +124,11 @@ def test_a_painter_draws_the_same_latents_as_the_engine(
         engine = Engine({"affine": affine})
         for each in jobs:
             engine.add(each)
-        theirs = finish(engine)
+        engine_latents = finish(engine)
         painter = PictureSampler(affine, "float32", steps=jobs[0].task.steps)
-        ours = painter.sample_latents(words, range(len(words)), guidance)
-        for each, mine in zip(jobs, ours, strict=True):
-            assert torch.allclose(theirs[each.id, 0], mine, atol=1e-5)
+        painter_latents = painter.sample_latents(words, range(len(words)), guidance)
+        for each, painter_latent in zip(jobs, painter_latents, strict=True):
+            assert torch.allclose(engine_latents[each.id, 0], painter_latent, atol=1e-5)
 
 
 def fail_with(sentence: str) -> Callable[[], Any]:
@@ -139,9 +139,9 @@ def fail_with(sentence: str) -> Callable[[], Any]:
 
 
 def make_scene(by_prompt: Callable[[str, int], np.ndarray], **other: Any) -> EvaluationContext:
-    expert = Expert(JudgeNetwork(len(THINGS), WIDTHS), THINGS, {"at_1": 90.0, "at_5": 95.0})
+    expert_judge = Expert(JudgeNetwork(len(THINGS), WIDTHS), THINGS, {"at_1": 90.0, "at_5": 95.0})
     fields: dict[str, Any] = {
-        "weights": Path("none"), "load_sampler": lambda: Copier(by_prompt), "load_judge": lambda: expert,
+        "weights": Path("none"), "load_sampler": lambda: Copier(by_prompt), "load_judge": lambda: expert_judge,
         "load_artwork": drawings,
         "load_resolver": fail_with("The super-resolver's weights are not there."), "sizes": SMALL, **other,
     }  # fmt: skip
@@ -176,47 +176,49 @@ def test_every_named_background_and_hue_is_recognised() -> None:
     assert [measures.nearest_background(square(RED, colour)) for colour in BACKGROUND_COLOURS.values()] == list(
         BACKGROUND_COLOURS
     )
-    art = drawing("ball", 2)
+    artwork = drawing("ball", 2)
     for hue in ("red", "green", "blue", "purple"):
         colour = (
             Image.new("HSV", (1, 1), (round(HUE_DEGREES[hue] * 256 / 360), 200, 200)).convert("RGB").getpixel((0, 0))
         )
         assert isinstance(colour, tuple)
         assert measures.name_subject_hue(square((colour[0], colour[1], colour[2]))) == hue
-    assert measures.nearest_background(render_variant(art, FIRST_VALIDATION_NUMBER, 0).pixels) in BACKGROUND_COLOURS
+    assert measures.nearest_background(render_variant(artwork, FIRST_VALIDATION_NUMBER, 0).pixels) in BACKGROUND_COLOURS
 
 
 def test_retrieval_counts_the_wanted_label_among_the_best() -> None:
     scores = torch.tensor([[3.0, 2.0, 1.0, 0.0], [3.0, 2.0, 1.0, 0.0], [0.0, 1.0, 2.0, 3.0], [0.0, 1.0, 2.0, 3.0]])
-    wanted = torch.tensor([0, 1, 0, 2])
-    assert measures.retrieval_at(scores, wanted, 1) == 25.0
-    assert measures.retrieval_at(scores, wanted, 2) == 75.0
-    assert measures.retrieval_at(scores, wanted, 9) == 100.0
+    expected_labels = torch.tensor([0, 1, 0, 2])
+    assert measures.retrieval_at(scores, expected_labels, 1) == 25.0
+    assert measures.retrieval_at(scores, expected_labels, 2) == 75.0
+    assert measures.retrieval_at(scores, expected_labels, 9) == 100.0
     assert measures.retrieval_of_any_at(scores, [[3], [2, 1], [2, 0], [0]], 2) == 50.0
 
 
 def test_psnr_counts_only_what_is_inside_the_mask() -> None:
     real, mask = np.stack([square(RED)]), np.zeros((1, 64, 64), dtype=bool)
     mask[:, 16:48, 16:48] = True
-    outside, inside = real.copy(), real.copy()
-    outside[:, :8] = 0
-    inside[:, 16:48, 16:48, :] = np.array(RED) + np.array([25, 0, 0])
-    wrong = 10 * np.log10(255**2 * 3 / 25**2)
-    assert measures.masked_psnr(real, outside, mask).tolist() == pytest.approx([100])
-    assert measures.masked_psnr(real, inside, mask).tolist() == pytest.approx([wrong], abs=0.01)
-    both = [np.concatenate(two) for two in ((real, real), (inside, real), (mask, np.zeros_like(mask)))]
-    assert measures.masked_psnr(*both).tolist() == pytest.approx([wrong], abs=0.01)  # an empty mask is not 100 dB
+    outside_picture, inside_picture = real.copy(), real.copy()
+    outside_picture[:, :8] = 0
+    inside_picture[:, 16:48, 16:48, :] = np.array(RED) + np.array([25, 0, 0])
+    psnr_of_difference = 10 * np.log10(255**2 * 3 / 25**2)
+    assert measures.masked_psnr(real, outside_picture, mask).tolist() == pytest.approx([100])
+    assert measures.masked_psnr(real, inside_picture, mask).tolist() == pytest.approx([psnr_of_difference], abs=0.01)
+    both_pairs = [np.concatenate(pair) for pair in ((real, real), (inside_picture, real), (mask, np.zeros_like(mask)))]
+    assert measures.masked_psnr(*both_pairs).tolist() == pytest.approx(
+        [psnr_of_difference], abs=0.01
+    )  # an empty mask is not 100 dB
     with pytest.raises(ValueError, match="inside its mask"):
         measures.masked_psnr(real, real, np.zeros_like(mask))
 
 
 def test_the_mask_covers_the_composed_drawing() -> None:
-    art = drawing("ball", 0)
+    artwork = drawing("ball", 0)
     for number in range(FIRST_VALIDATION_NUMBER, FIRST_VALIDATION_NUMBER + 6):
-        picture, mask = render_variant(art, number, 3).pixels, reconstruction.subject_mask(art, number, 3)
-        away = np.abs(picture.astype(int) - measures.border_colour(picture)).max(axis=-1) > 60
+        picture, mask = render_variant(artwork, number, 3).pixels, reconstruction.subject_mask(artwork, number, 3)
+        is_far_from_border = np.abs(picture.astype(int) - measures.border_colour(picture)).max(axis=-1) > 60
         assert mask.any()
-        assert (away & ~mask).mean() < 0.03  # apart from the soft edge, the mask covers what differs
+        assert (is_far_from_border & ~mask).mean() < 0.03  # apart from the soft edge, the mask covers what differs
 
 
 def test_equal_pictures_have_no_diversity_and_are_recognised() -> None:
@@ -232,8 +234,8 @@ def test_a_copied_picture_is_nearest_to_its_original() -> None:
     distances, index = measures.find_nearest_drawings(originals[[3, 1]], originals)
     assert index.tolist() == [3, 1]
     assert float(distances.max()) < 0.5
-    far, _ = measures.find_nearest_drawings(np.stack([square(BLUE, RED)]), originals)
-    assert float(far) > 50
+    far_distances, _ = measures.find_nearest_drawings(np.stack([square(BLUE, RED)]), originals)
+    assert float(far_distances) > 50
 
 
 def test_overshoot_is_what_goes_beyond_the_step() -> None:
@@ -257,24 +259,24 @@ def test_the_judge_learns_its_labels() -> None:
 
 
 def test_the_judge_resumes_exactly() -> None:
-    uninterrupted, interrupted, resumed = (
+    full_run, interrupted_run, resumed_run = (
         judge_trainer(),
         judge_trainer(),
         judge_trainer(JudgeSettings(batch=6, warm=2, rate=4e-3)),
     )
-    for share in (0.0, 0.1, 0.2, 0.3):
-        uninterrupted.step(share)
-    for share in (0.0, 0.1):
-        interrupted.step(share)
-    checkpoint = {name: tensor.clone() for name, tensor in interrupted.state_tensors().items()}
-    interrupted.step(0.9)
-    resumed.restore(checkpoint, 2)
-    for share in (0.2, 0.3):
-        resumed.step(share)
-    expected, actual = uninterrupted.state_tensors(), resumed.state_tensors()
+    for noise_share in (0.0, 0.1, 0.2, 0.3):
+        full_run.step(noise_share)
+    for noise_share in (0.0, 0.1):
+        interrupted_run.step(noise_share)
+    checkpoint = {name: tensor.clone() for name, tensor in interrupted_run.state_tensors().items()}
+    interrupted_run.step(0.9)
+    resumed_run.restore(checkpoint, 2)
+    for noise_share in (0.2, 0.3):
+        resumed_run.step(noise_share)
+    expected, actual = full_run.state_tensors(), resumed_run.state_tensors()
     assert expected.keys() == actual.keys()
     assert all(torch.equal(expected[name], actual[name]) for name in expected)
-    assert resumed.samples == 24
+    assert resumed_run.samples == 24
 
 
 def test_measuring_the_judge_does_not_change_it() -> None:
@@ -291,28 +293,33 @@ def test_a_judge_saved_in_half_precision_gives_the_same_scores(tmp_path: Path) -
         trainer.step(0.0)
     judge = LabelJudge(trainer.network.eval(), trainer.labels, {"at_1": 70.0, "at_5": 88.0})
     save_judge(judge, tmp_path)
-    again, pictures = (
+    repeated_result, pictures = (
         load_judge(tmp_path),
         render_pairs(trainer.pictures, [(0, FIRST_VALIDATION_NUMBER), (3, FIRST_VALIDATION_NUMBER)], 0),
     )
-    assert again.labels == read_labels(tmp_path) == THINGS
-    assert again.own_scores == {"at_1": 70.0, "at_5": 88.0}
-    assert torch.allclose(again.judge_pictures(pictures).scores, judge.judge_pictures(pictures).scores, atol=0.05)
-    assert again.judge_pictures(np.repeat(np.repeat(pictures, 2, axis=1), 2, axis=2)).scores.shape == (2, len(THINGS))
+    assert repeated_result.labels == read_labels(tmp_path) == THINGS
+    assert repeated_result.own_scores == {"at_1": 70.0, "at_5": 88.0}
+    assert torch.allclose(
+        repeated_result.judge_pictures(pictures).scores, judge.judge_pictures(pictures).scores, atol=0.05
+    )
+    assert repeated_result.judge_pictures(np.repeat(np.repeat(pictures, 2, axis=1), 2, axis=2)).scores.shape == (
+        2,
+        len(THINGS),
+    )
     listing = json.loads((tmp_path / "labels.json").read_text())
     (tmp_path / "labels.json").write_text(json.dumps({**listing, "labels": listing["labels"][:3]}))
     with pytest.raises(ValueError, match="do not belong to one judge"):
         load_judge(tmp_path)
-    for broken in ("{", "[]", "{}", json.dumps({**listing, "widths": [8, "16", None]})):
-        (tmp_path / "labels.json").write_text(broken)
+    for broken_json in ("{", "[]", "{}", json.dumps({**listing, "widths": [8, "16", None]})):
+        (tmp_path / "labels.json").write_text(broken_json)
         with pytest.raises(ValueError, match="no list of a judge's labels"):
             load_judge(tmp_path)
 
 
 def test_blemishes_depend_only_on_the_seed_and_keep_the_range() -> None:
     pictures = as_images(np.stack([square(RED), square(BLUE)] * 6))
-    one, again, other = (augment(pictures, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
-    assert torch.equal(one, again)
+    one, same_pictures, other = (augment(pictures, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(one, same_pictures)
     assert not torch.equal(one, other)
     assert one.shape == pictures.shape
     assert float(one.abs().max()) <= 1
@@ -327,21 +334,21 @@ def figures(rows: Sequence[Any]) -> Mapping[str, float]:
 
 def test_a_model_that_copies_hits_all_labels_and_is_reported_as_memorising() -> None:
     scene = make_scene(draw_label)
-    own_1, own_5, _, posed_5, at_1, at_5, relative = prompt_adherence.check_labels(scene)
+    own_1, own_5, _, posed_5, at_1, at_5, relative_figure = prompt_adherence.check_labels(scene)
     assert (at_1.figure, at_5.figure) == (100, 100)
     assert own_5.figure
     assert own_1.figure
     assert posed_5.figure == 100  # the judge knows all drawings, but it may miss re-hued renderings
-    assert relative.figure == pytest.approx(100 * 100 / posed_5.figure, abs=0.1)
-    assert "on white" in relative.note
+    assert relative_figure.figure == pytest.approx(100 * 100 / posed_5.figure, abs=0.1)
+    assert "on white" in relative_figure.note
     assert "6 of 6 labels" in at_5.note
     (memory,) = diversity.check_memorisation(scene)
     assert memory.figure == 100
     assert "asked for in 100 %" in memory.note
     assert "drawings themselves, 0 %" in memory.note
-    difference, same = diversity.check_seeds(scene)
+    difference, same_seed = diversity.check_seeds(scene)
     assert difference.figure == pytest.approx(0, abs=1e-4)
-    assert same.figure == 100
+    assert same_seed.figure == 100
 
 
 def test_a_model_that_draws_noise_memorises_nothing_and_hits_no_hue() -> None:
@@ -356,11 +363,11 @@ def test_a_model_that_draws_noise_memorises_nothing_and_hits_no_hue() -> None:
 
 
 def test_requested_colours_are_hits_and_others_are_misses() -> None:
-    def obedient(prompt: str, _seed: int) -> np.ndarray:
+    def draw_obediently(prompt: str, _seed: int) -> np.ndarray:
         name = prompt.rsplit(", ", 1)[1].removesuffix(" background")
         return square(RED, BACKGROUND_COLOURS[name])
 
-    assert prompt_adherence.check_backgrounds(make_scene(obedient))[0].figure == 100
+    assert prompt_adherence.check_backgrounds(make_scene(draw_obediently))[0].figure == 100
     (row,) = prompt_adherence.check_backgrounds(make_scene(lambda prompt, _: square(RED, BACKGROUND_COLOURS["teal"])))
     assert row.figure == pytest.approx(100 / 12, abs=0.01)
     assert "as teal" in row.note
@@ -370,13 +377,13 @@ def test_requested_colours_are_hits_and_others_are_misses() -> None:
 
 
 def test_a_held_out_word_is_a_hit_if_an_accepted_label_is_recognised() -> None:
-    def understanding(prompt: str, _seed: int) -> np.ndarray:
+    def draw_with_understanding(prompt: str, _seed: int) -> np.ndarray:
         (word,) = [word for word in ACCEPTED_LABELS if word in prompt]
         return draw_label(next(label for label in THINGS if label in ACCEPTED_LABELS[word]))
 
-    figure, relative = prompt_adherence.check_held_out_words(make_scene(understanding))
+    figure, relative_figure = prompt_adherence.check_held_out_words(make_scene(draw_with_understanding))
     assert figure.figure == 100
-    assert relative.figure == 100
+    assert relative_figure.figure == 100
     assert "kitten 100" in figure.note
     assert "32 pictures" in figure.note
 
@@ -396,10 +403,13 @@ def test_rows_are_well_formed_if_parts_are_missing(tmp_path: Path) -> None:
     for other in ("run/checkpoint.safetensors", "text_encoder/model.safetensors"):
         (tmp_path / other).parent.mkdir()
         (tmp_path / other).write_bytes(b"0" * 9_000_000)
-    missing = fail_with("The artwork could not be fetched: install npm.")
+    missing_artwork = fail_with("The artwork could not be fetched: install npm.")
     messages: list[str] = []
     scene = make_scene(
-        draw_label, load_artwork=missing, weights=tmp_path, load_sampler=fail_with("The text encoder is not installed.")
+        draw_label,
+        load_artwork=missing_artwork,
+        weights=tmp_path,
+        load_sampler=fail_with("The text encoder is not installed."),
     )
     rows = [json.loads(one) for one in map(json.dumps, json.loads(format_json(run_checks(scene, [], messages.append))))]
     assert [row["name"] for row in rows] == [goal.name for check in CHECKS for goal in check.goals]
@@ -433,9 +443,9 @@ def test_without_the_artwork_the_judges_stored_score_is_used() -> None:
     rows = {row.name: row for row in prompt_adherence.check_labels(scene)}
     assert rows["the judge's own retrieval at 5, any rendering of real drawings"].figure == 95
     assert rows["label retrieval at 5"].figure == 100
-    share = rows["label retrieval at 5, as a share of the judge's own on white"]
-    assert share.figure is None  # never against the score on harder pictures
-    assert "install npm" in share.note
+    noise_share = rows["label retrieval at 5, as a share of the judge's own on white"]
+    assert noise_share.figure is None  # never against the score on harder pictures
+    assert "install npm" in noise_share.note
 
 
 def test_without_torchmetrics_the_row_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -456,24 +466,24 @@ def test_a_super_resolver_is_measured_for_overshoot_and_time() -> None:
         def upscale(self, picture: Image.Image) -> Image.Image:
             return picture.resize((4 * picture.width, 4 * picture.height), Image.Resampling.LANCZOS)
 
-    seconds, ringing = speed.check_upscaling(make_scene(draw_label, load_resolver=Lanczos))
+    seconds, ringing_figure = speed.check_upscaling(make_scene(draw_label, load_resolver=Lanczos))
     assert seconds.figure is not None
-    assert ringing.figure is not None
-    assert ringing.figure > 4  # which is why it is measured
-    assert not ringing.meets_goal
-    assert "36 charts" in ringing.note
+    assert ringing_figure.figure is not None
+    assert ringing_figure.figure > 4  # which is why it is measured
+    assert not ringing_figure.meets_goal
+    assert "36 charts" in ringing_figure.note
 
 
 def test_an_overshoot_at_slanting_edges_only_is_detected() -> None:
-    def enlarge(picture: Image.Image) -> Image.Image:
+    def upscale(picture: Image.Image) -> Image.Image:
         grey = np.asarray(picture.convert("L"))
         if (grey == grey[0]).all() or (np.ptp(grey, axis=1) == 0).all():
             return picture
         return Image.fromarray((np.asarray(picture).astype(int) + 9).astype(np.uint8))
 
-    beyond = edge_charts.measure_overshoots(enlarge)
-    assert {value for name, value in beyond.items() if "upright" in name or "lying" in name} == {0}
-    assert beyond["64 to 192, steep"] == 9
+    overshoots = edge_charts.measure_overshoots(upscale)
+    assert {value for name, value in overshoots.items() if "upright" in name or "lying" in name} == {0}
+    assert overshoots["64 to 192, steep"] == 9
 
 
 def test_a_missing_part_is_requested_once() -> None:
@@ -483,10 +493,10 @@ def test_a_missing_part_is_requested_once() -> None:
         calls.append(1)
         raise ValueError("It is not there.")
 
-    once = LazyValue(make)
+    lazy_value = LazyValue(make)
     for _ in range(3):
         with pytest.raises(ValueError, match="not there"):
-            once()
+            lazy_value()
     assert calls == [1]
 
 
@@ -513,8 +523,8 @@ def test_a_sheet_is_captioned_and_bounded(tmp_path: Path, monkeypatch: pytest.Mo
         < 60
     )
     prompt_sheet.write_sheet(page, tmp_path / "sheet.webp")
-    with Image.open(tmp_path / "sheet.webp") as again:
-        assert again.size == page.size
+    with Image.open(tmp_path / "sheet.webp") as reopened:
+        assert reopened.size == page.size
     with pytest.raises(ValueError, match=r"\.webp or \.png"):
         prompt_sheet.write_sheet(page, tmp_path / "sheet.gif")
     monkeypatch.setattr(prompt_sheet, "MAX_BYTES", 1000)

@@ -73,8 +73,10 @@ def small_pairs(count: int = 12) -> UpscalerPairs:
     return UpscalerPairs(large, small, small)
 
 
-def make_autoencoder_trainer(*, keep: bool, **fields: Any) -> autoencoder_trainer.AutoencoderTrainer:
-    settings = autoencoder_trainer.AutoencoderSettings(**{**EARLY_GAN, "rate": 2e-3, "keep_latents": keep, **fields})
+def make_autoencoder_trainer(*, keep_latents: bool, **fields: Any) -> autoencoder_trainer.AutoencoderTrainer:
+    settings = autoencoder_trainer.AutoencoderSettings(
+        **{**EARLY_GAN, "rate": 2e-3, "keep_latents": keep_latents, **fields}
+    )
     return autoencoder_trainer.AutoencoderTrainer(autoencoder_shapes.build_autoencoder(1, SHAPE), pixels(), settings)
 
 
@@ -83,7 +85,7 @@ def make_upscaler_trainer(**fields: Any) -> upscaler_trainer.UpscalerTrainer:
     return upscaler_trainer.UpscalerTrainer(upscaler_trainer.build_upscaler(1, 8, 2), small_pairs(), settings)
 
 
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+def are_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -122,18 +124,18 @@ def test_the_subject_is_what_differs_from_the_border() -> None:
 def test_overshoot_penalises_ringing_and_not_softness() -> None:
     step = torch.zeros(1, 3, 16, 16)
     step[..., 8:] = 0.5
-    soft, ringing = step.clone(), step.clone()
-    soft[..., 7:9] = 0.25
-    ringing[..., 9] = 0.6
-    assert overshoot_loss(soft, step) == 0
-    assert overshoot_loss(ringing, step) == pytest.approx(0.1 / 16)
+    soft_edge, ringing_edge = step.clone(), step.clone()
+    soft_edge[..., 7:9] = 0.25
+    ringing_edge[..., 9] = 0.6
+    assert overshoot_loss(soft_edge, step) == 0
+    assert overshoot_loss(ringing_edge, step) == pytest.approx(0.1 / 16)
 
 
 def test_psnr_and_ssim_distinguish_an_equal_picture_from_a_worse_one() -> None:
     images, subjects = pixels().read_rows(np.arange(4))
-    noisy = (images + 0.1 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))).clamp(-1, 1)
+    noisy_images = (images + 0.1 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))).clamp(-1, 1)
     assert (ssim(images, images) > 0.9999).all()
-    assert (ssim(noisy, images) < 0.99).all()
+    assert (ssim(noisy_images, images) < 0.99).all()
     assert (psnr(images + 0.2, images.clamp(-1, 0.5)) > 5).all()
     half = torch.where(subjects > 0, images, images * 0.5)  # wrong only outside the subject
     assert (psnr(half, images, subjects) > 90).all()
@@ -143,10 +145,12 @@ def test_psnr_and_ssim_distinguish_an_equal_picture_from_a_worse_one() -> None:
 def test_the_discriminators_part_of_the_gradient_has_the_requested_length() -> None:
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     discriminator = Discriminator((8, 8, 8)).eval()
-    without, loss = picture_gradient(images, lambda image: image.square().mean(), None, 0.1)
-    both, _ = picture_gradient(images, lambda image: image.square().mean(), discriminator, 0.1)
+    without_discriminator, loss = picture_gradient(images, lambda image: image.square().mean(), None, 0.1)
+    with_discriminator, _ = picture_gradient(images, lambda image: image.square().mean(), discriminator, 0.1)
     assert loss == pytest.approx(float(images.square().mean()), rel=1e-5)
-    assert float((both - without).norm() / without.norm()) == pytest.approx(0.1, rel=1e-3)
+    assert float((with_discriminator - without_discriminator).norm() / without_discriminator.norm()) == pytest.approx(
+        0.1, rel=1e-3
+    )
 
 
 # --- learning and resuming
@@ -163,8 +167,8 @@ def make_noisy_upscaler_trainer() -> upscaler_trainer.UpscalerTrainer:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: make_autoencoder_trainer(keep=False),
-        lambda: make_autoencoder_trainer(keep=True),
+        lambda: make_autoencoder_trainer(keep_latents=False),
+        lambda: make_autoencoder_trainer(keep_latents=True),
         make_noisy_upscaler_trainer,
     ],
 )
@@ -180,26 +184,26 @@ def test_training_lowers_the_loss(make: Make) -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: make_autoencoder_trainer(keep=False),
-        lambda: make_autoencoder_trainer(keep=True, muon=False),
+        lambda: make_autoencoder_trainer(keep_latents=False),
+        lambda: make_autoencoder_trainer(keep_latents=True, muon=False),
         make_upscaler_trainer,
         lambda: make_upscaler_trainer(muon=False),
     ],
 )
 def test_resuming_is_exact_including_the_discriminator(tmp_path: Path, make: Make) -> None:
-    through, stopped, again = make(), make(), make()
+    full_run, stopped_run, resumed_run = make(), make(), make()
     for number in range(4):
-        through.step(number / 10)
+        full_run.step(number / 10)
         if number < 2:
-            stopped.step(number / 10)
-    checkpoint.save(tmp_path / "kept.safetensors", stopped.state_tensors(), {})
-    again.restore(checkpoint.load(tmp_path / "kept.safetensors")[0], 2)
+            stopped_run.step(number / 10)
+    checkpoint.save(tmp_path / "kept.safetensors", stopped_run.state_tensors(), {})
+    resumed_run.restore(checkpoint.load(tmp_path / "kept.safetensors")[0], 2)
     for number in (2, 3):
-        again.step(number / 10)
-    tensors = through.state_tensors()
-    assert same(tensors, again.state_tensors())
+        resumed_run.step(number / 10)
+    tensors = full_run.state_tensors()
+    assert are_same(tensors, resumed_run.state_tensors())
     assert any(name.startswith("discriminator:exp_avg") for name in tensors)
-    assert again.rate == through.rate > 0
+    assert resumed_run.rate == full_run.rate > 0
 
 
 def test_a_run_before_its_first_discriminator_step_resumes_exactly(tmp_path: Path) -> None:
@@ -209,7 +213,7 @@ def test_a_run_before_its_first_discriminator_step_resumes_exactly(tmp_path: Pat
     other.restore(checkpoint.load(tmp_path / "kept.safetensors")[0], 1)
     one.step(0.95)
     other.step(0.95)
-    assert same(one.state_tensors(), other.state_tensors())
+    assert are_same(one.state_tensors(), other.state_tensors())
 
 
 def test_a_non_finite_loss_ends_the_run() -> None:
@@ -219,20 +223,20 @@ def test_a_non_finite_loss_ends_the_run() -> None:
         trainer.step(0.0)
 
 
-@pytest.mark.parametrize("keep", [True, False])
-def test_with_kept_latents_only_the_decoder_changes(keep: bool) -> None:
-    trainer = make_autoencoder_trainer(keep=keep)
+@pytest.mark.parametrize("keep_latents", [True, False])
+def test_with_kept_latents_only_the_decoder_changes(keep_latents: bool) -> None:
+    trainer = make_autoencoder_trainer(keep_latents=keep_latents)
     before = {name: one.clone() for name, one in trainer.network.state_dict().items()}
     for _ in range(3):
         trainer.step(0.1)
-    changed = {name for part in (trainer.network, trainer.average) for name, one in part.state_dict().items()
+    changed_tensors = {name for part in (trainer.network, trainer.average) for name, one in part.state_dict().items()
              if not torch.equal(one, before[name])}  # fmt: skip
     frozen = {name for name in before if name.startswith(("encoder.", "quant_conv."))}
-    assert changed == set(before) - (frozen if keep else set())
+    assert changed_tensors == set(before) - (frozen if keep_latents else set())
 
 
 def test_a_run_logs_its_figures_writes_a_sheet_and_ends(tmp_path: Path) -> None:
-    trainer = make_autoencoder_trainer(keep=True)
+    trainer = make_autoencoder_trainer(keep_latents=True)
     judge = autoencoder_evaluator.AutoencoderEvaluator(trainer, mask_pictures(blobs(3, 32)))
     TrainingRun(tmp_path, trainer, judge, Budget(samples=8), start_time=0.0).train_until(
         lambda: 0.0, lambda: False, lambda losses: None, 60
@@ -269,8 +273,8 @@ def test_an_exported_super_resolver_loads_in_spandrel_and_in_training(tmp_path: 
     assert (descriptor.architecture.name, descriptor.scale, descriptor.input_channels) == ("RealESRGAN Compact", 4, 3)
     grey = torch.full((1, 3, 12, 12), 0.5)
     assert torch.allclose(descriptor.model.eval()(grey), trainer.average(grey), atol=1e-2)
-    again = upscaler_trainer.load_upscaler(tmp_path / "model.safetensors")
-    assert all(one.dtype == torch.float32 for one in again.parameters())
+    reloaded = upscaler_trainer.load_upscaler(tmp_path / "model.safetensors")
+    assert all(one.dtype == torch.float32 for one in reloaded.parameters())
     with pytest.raises(ValueError, match="no super-resolver"):
         upscaler_trainer.load_upscaler(tmp_path / "nothing.safetensors")
 
@@ -292,28 +296,40 @@ def test_charts_and_pairs_are_the_same_for_a_seed() -> None:
     assert (one.decoded == other.decoded).all()
     assert one.clean.shape == (6, 64, 64, 3)
     rng = np.random.default_rng(0)
-    charts = [draw_chart(rng, 64) for _ in range(30)]
-    assert {one.shape for one in charts} == {(64, 64, 3)}
-    assert abs(as_images(np.stack(charts))).max() <= 1
+    drawn_charts = [draw_chart(rng, 64) for _ in range(30)]
+    assert {one.shape for one in drawn_charts} == {(64, 64, 3)}
+    assert abs(as_images(np.stack(drawn_charts))).max() <= 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["autoencoder", "upscaler"])
 def test_training_on_any_folder_gives_a_loadable_result(command: str, tmp_path: Path) -> None:
-    pictures, out = tmp_path / "mine", tmp_path / "out"
+    pictures, output_folder = tmp_path / "mine", tmp_path / "out"
     pictures.mkdir()
     for number, picture in enumerate(blobs(6, 256)):
         Image.fromarray(picture).save(pictures / f"{number}.png")
     (pictures / "torn.png").write_bytes(b"\x89PNG")
-    words = [command, "--data", str(pictures), "--out", str(out), "--steps", "2", "--batch", "2", "--threads", "1"]
+    words = [
+        command,
+        "--data",
+        str(pictures),
+        "--out",
+        str(output_folder),
+        "--steps",
+        "2",
+        "--batch",
+        "2",
+        "--threads",
+        "1",
+    ]
     words += ["--from", "embedded"] if command == "autoencoder" else ["--pictures", "8"]
     assert main(words) == 0
-    assert (out / "run" / "skipped.txt").read_text().startswith("torn.png")
+    assert (output_folder / "run" / "skipped.txt").read_text().startswith("torn.png")
     if command == "autoencoder":
-        assert AutoencoderKL.from_pretrained(out).config["latent_channels"] == 16
+        assert AutoencoderKL.from_pretrained(output_folder).config["latent_channels"] == 16
     else:
-        assert ModelLoader().load_from_file(out / "model.safetensors").scale == 4
-    assert json.loads((out / "figures.json").read_text())["samples"] == 4
+        assert ModelLoader().load_from_file(output_folder / "model.safetensors").scale == 4
+    assert json.loads((output_folder / "figures.json").read_text())["samples"] == 4
 
 
 def test_keep_latents_without_a_model_to_start_from_is_refused(

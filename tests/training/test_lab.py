@@ -71,7 +71,7 @@ def test_parsing_a_formatted_sum_returns_the_same_terms(sum_terms: list[Term]) -
 
 
 @pytest.mark.parametrize(
-    ("typed", "meant"),
+    ("typed_text", "expected_terms"),
     [
         ("royalty + woman - man", [("royalty", 1), ("woman", 1), ("man", -1)]),
         ("cat+dog", [("cat", 1), ("dog", 1)]),
@@ -81,12 +81,12 @@ def test_parsing_a_formatted_sum_returns_the_same_terms(sum_terms: list[Term]) -
         ("3 cats", [("3 cats", 1)]),
     ],
 )
-def test_sums_are_parsed_into_weighted_terms(typed: str, meant: list[tuple[str, float]]) -> None:
-    assert [(term.text, term.weight) for term in parse_sum(typed)] == meant
+def test_sums_are_parsed_into_weighted_terms(typed_text: str, expected_terms: list[tuple[str, float]]) -> None:
+    assert [(term.text, term.weight) for term in parse_sum(typed_text)] == expected_terms
 
 
 @pytest.mark.parametrize(
-    ("typed", "sentence"),
+    ("typed_text", "sentence"),
     [
         ("", "The sum is empty"),
         ("cat +", "no words after the last"),
@@ -100,9 +100,9 @@ def test_sums_are_parsed_into_weighted_terms(typed: str, meant: list[tuple[str, 
         ("x" * 10_000, "too long"),
     ],
 )
-def test_an_invalid_sum_is_refused_in_one_sentence(typed: str, sentence: str) -> None:
+def test_an_invalid_sum_is_refused_in_one_sentence(typed_text: str, sentence: str) -> None:
     with pytest.raises(JobRejected, match=sentence) as error:
-        parse_sum(typed)
+        parse_sum(typed_text)
     assert error.value.blame == "member"
     assert "\n" not in error.value.sentence
 
@@ -122,25 +122,31 @@ def test_a_mix_of_one_term_is_that_term_and_an_empty_mix_the_empty_text(seed: in
 @given(seeds, st.lists(weights, min_size=1, max_size=5), st.randoms())
 @few_examples
 def test_a_mix_ignores_order_and_with_weights_that_sum_to_one_the_empty_text(
-    seed: int, much: list[float], random: Any
+    seed: int, term_weights: list[float], random: Any
 ) -> None:
-    empty, other, *texts = random_states(seed, 2 + len(much))
-    pairs = list(zip(texts, much, strict=True))
+    empty, other, *texts = random_states(seed, 2 + len(term_weights))
+    pairs = list(zip(texts, term_weights, strict=True))
     random.shuffle(pairs)
-    shuffled = tensor_math.mix_states(empty, [text for text, _ in pairs], [weight for _, weight in pairs])
-    assert torch.allclose(tensor_math.mix_states(empty, texts, much), shuffled, atol=1e-5)
-    rest = [*much, 1 - math.fsum(much)]
-    summed = torch.stack([text * weight for text, weight in zip([*texts, texts[0]], rest, strict=True)]).sum(0)
+    mixed_states = tensor_math.mix_states(empty, [text for text, _ in pairs], [weight for _, weight in pairs])
+    assert torch.allclose(tensor_math.mix_states(empty, texts, term_weights), mixed_states, atol=1e-5)
+    all_weights = [*term_weights, 1 - math.fsum(term_weights)]
+    expected_sum = torch.stack(
+        [text * weight for text, weight in zip([*texts, texts[0]], all_weights, strict=True)]
+    ).sum(0)
     for base in (empty, other):
-        assert torch.allclose(tensor_math.mix_states(base, [*texts, texts[0]], rest), summed, atol=1e-4)
+        assert torch.allclose(tensor_math.mix_states(base, [*texts, texts[0]], all_weights), expected_sum, atol=1e-4)
 
 
-@given(st.lists(weights, min_size=1, max_size=6).filter(lambda much: max(much) > 0.01), st.floats(0.1, 5))
+@given(
+    st.lists(weights, min_size=1, max_size=6).filter(lambda term_weights: max(term_weights) > 0.01), st.floats(0.1, 5)
+)
 @few_examples
-def test_balanced_weights_ignore_scale_and_their_positive_part_sums_to_one(much: list[float], scale: float) -> None:
-    balanced = tensor_math.balance_weights(much)
-    assert math.fsum(weight for weight in balanced if weight > 0) == pytest.approx(1)
-    assert tensor_math.balance_weights([scale * weight for weight in much]) == pytest.approx(balanced)
+def test_balanced_weights_ignore_scale_and_their_positive_part_sums_to_one(
+    term_weights: list[float], scale: float
+) -> None:
+    balanced_weights = tensor_math.balance_weights(term_weights)
+    assert math.fsum(weight for weight in balanced_weights if weight > 0) == pytest.approx(1)
+    assert tensor_math.balance_weights([scale * weight for weight in term_weights]) == pytest.approx(balanced_weights)
 
 
 def test_weights_without_a_positive_one_cannot_be_balanced() -> None:
@@ -150,17 +156,17 @@ def test_weights_without_a_positive_one_cannot_be_balanced() -> None:
 
 @given(seeds, st.floats(0, 1))
 @few_examples
-def test_interpolation_on_an_arc_keeps_lengths_and_hits_both_ends(seed: int, share: float) -> None:
+def test_interpolation_on_an_arc_keeps_lengths_and_hits_both_ends(seed: int, position: float) -> None:
     a, b = random_states(seed, 2)
     a, b = 3 * a / a.norm(), 3 * b / b.norm()
-    assert float(tensor_math.interpolate_on_arc(a, b, share).norm()) == pytest.approx(3, abs=1e-3)
-    halfway = tensor_math.interpolate_on_arc(a, 2 * b, share)
-    assert float(halfway.norm()) == pytest.approx(3 + 3 * share, abs=1e-3)
+    assert float(tensor_math.interpolate_on_arc(a, b, position).norm()) == pytest.approx(3, abs=1e-3)
+    interpolated = tensor_math.interpolate_on_arc(a, 2 * b, position)
+    assert float(interpolated.norm()) == pytest.approx(3 + 3 * position, abs=1e-3)
     for end_share, end in ((0.0, a), (1.0, b)):
         assert torch.allclose(tensor_math.interpolate_on_arc(a, b, end_share), end, atol=1e-5)
         assert torch.allclose(tensor_math.interpolate_states(a, b, end_share), end, atol=1e-5)
-    tokens = tensor_math.interpolate_states(a, b, share).norm(dim=-1)
-    assert torch.allclose(tokens, (1 - share) * a.norm(dim=-1) + share * b.norm(dim=-1), atol=1e-3)
+    tokens = tensor_math.interpolate_states(a, b, position).norm(dim=-1)
+    assert torch.allclose(tokens, (1 - position) * a.norm(dim=-1) + position * b.norm(dim=-1), atol=1e-3)
     assert torch.equal(tensor_math.interpolate_on_arc(torch.zeros(3), torch.ones(3), 0.5), torch.full((3,), 0.5))
 
 
@@ -178,28 +184,28 @@ def test_the_lab_draws_the_same_latents_as_the_engine(
     affine: Any, recipe: Callable[..., Any], job: Callable[..., Any], finish: Callable[..., Any]
 ) -> None:
     """One prompt with guidance, and three weighted concepts as `::` makes them."""
-    three = (Concept("cat", 0.5), Concept("dog", 0.5), Concept("worm", -0.25))
-    tasks = [recipe("cat", sampler="ddim", seed=7), recipe(concepts=three, sampler="ddim", seed=7)]
+    three_concepts = (Concept("cat", 0.5), Concept("dog", 0.5), Concept("worm", -0.25))
+    tasks = [recipe("cat", sampler="ddim", seed=7), recipe(concepts=three_concepts, sampler="ddim", seed=7)]
     engine, jobs = Engine({"affine": affine}), [job(task) for task in tasks]
     for each in jobs:
         engine.add(each)
-    theirs = finish(engine)
-    room = LabContext(affine, steps=10, guidance=2.0, seed=7)
+    engine_latents = finish(engine)
+    lab = LabContext(affine, steps=10, guidance=2.0, seed=7)
     texts = [affine.encode_text(text) for text in ("cat", "dog", "worm")]
     drawings = [
-        room.make_drawing(texts[0], room.initial_noise()),
-        compose_drawing(room, texts, (2, 2, -1), room.initial_noise()),
+        lab.make_drawing(texts[0], lab.initial_noise()),
+        compose_drawing(lab, texts, (2, 2, -1), lab.initial_noise()),
     ]
-    ours = latent_sampling.sample_latents(affine, room.plan, drawings)
-    for each, mine in zip(jobs, ours, strict=True):
-        assert torch.allclose(theirs[each.id, 0], mine, atol=1e-5)
+    lab_latents = latent_sampling.sample_latents(affine, lab.plan, drawings)
+    for each, lab_latent in zip(jobs, lab_latents, strict=True):
+        assert torch.allclose(engine_latents[each.id, 0], lab_latent, atol=1e-5)
 
 
 def test_batched_drawings_equal_drawings_one_by_one(small: LabContext) -> None:
     drawings = [small.make_drawing(small.family.encode_text(text), small.initial_noise()) for text in "abcdefghijkl"]
-    together = latent_sampling.sample_latents(small.family, small.plan, drawings)
-    alone = [latent_sampling.sample_latents(small.family, small.plan, [drawing])[0] for drawing in drawings]
-    assert torch.allclose(torch.stack(together), torch.stack(alone), atol=1e-6)
+    batch_latents = latent_sampling.sample_latents(small.family, small.plan, drawings)
+    single_latents = [latent_sampling.sample_latents(small.family, small.plan, [drawing])[0] for drawing in drawings]
+    assert torch.allclose(torch.stack(batch_latents), torch.stack(single_latents), atol=1e-6)
 
 
 def test_larger_latents_use_smaller_batches() -> None:
@@ -211,7 +217,13 @@ def test_larger_latents_use_smaller_batches() -> None:
 def test_progress_counts_every_step(small: LabContext) -> None:
     progress: list[tuple[int, int]] = []
     drawings = [small.make_drawing(small.family.encode_text("a"), small.initial_noise())] * 9
-    latent_sampling.sample_latents(small.family, small.plan, drawings, 1, lambda done, of: progress.append((done, of)))
+    latent_sampling.sample_latents(
+        small.family,
+        small.plan,
+        drawings,
+        1,
+        lambda done_count, total_count: progress.append((done_count, total_count)),
+    )
     assert progress == [(number, 6) for number in range(1, 7)]
 
 
@@ -225,12 +237,12 @@ def test_numbers_that_are_not_finite_raise_an_error(small: LabContext) -> None:
 
 
 def test_the_nearest_word_of_king_and_woman_without_man_is_queen(embedder: Embedder) -> None:
-    known = LabVocabulary.embed_words(embedder, WORDS)
-    words = find_nearest_words(embedder, parse_sum("king + woman - man"), known, 3)
+    vocabulary = LabVocabulary.embed_words(embedder, WORDS)
+    words = find_nearest_words(embedder, parse_sum("king + woman - man"), vocabulary, 3)
     assert words[0][0] == "queen"
     assert {"king", "woman", "man"}.isdisjoint(word for word, _ in words)
     assert [cosine for _, cosine in words] == sorted((cosine for _, cosine in words), reverse=True)
-    assert find_nearest_words(embedder, parse_sum("fruit + yellow"), known, 1)[0][0] == "banana"
+    assert find_nearest_words(embedder, parse_sum("fruit + yellow"), vocabulary, 1)[0][0] == "banana"
 
 
 def test_words_that_cancel_out_have_no_nearest_word(embedder: Embedder) -> None:
@@ -298,18 +310,18 @@ def test_a_contact_sheet_writes_any_caption_with_the_letters_of_its_font() -> No
 
 
 @pytest.fixture(scope="module")
-def room() -> Callable[[StableDiffusion], LabContext]:
+def lab() -> Callable[[StableDiffusion], LabContext]:
     return lambda family: LabContext(family, steps=2, guidance=3.5, seed=7)
 
 
 def test_all_three_ways_to_mix_one_term_draw_the_same_picture(
-    embedded: StableDiffusion, room: Callable[..., LabContext]
+    embedded: StableDiffusion, lab: Callable[..., LabContext]
 ) -> None:
-    result = draw_mix(room(embedded), parse_sum("red apple"), count=1)
+    result = draw_mix(lab(embedded), parse_sum("red apple"), count=1)
     tiles = [result.sheet.crop((12 + n * 204, 60, 12 + n * 204 + 192, 200)) for n in range(3)]
     assert tiles[0].getextrema() != ((255, 255),) * 3
-    alike = [tensor_math.psnr(pictures.to_tensor(tile), pictures.to_tensor(tiles[0])) for tile in tiles[1:]]
-    assert min(alike) > 50
+    psnr_values = [tensor_math.psnr(pictures.to_tensor(tile), pictures.to_tensor(tiles[0])) for tile in tiles[1:]]
+    assert min(psnr_values) > 50
     assert result.figures["terms"] == {"red apple": 1.0}
 
 
@@ -337,9 +349,11 @@ def test_stairs_change_only_the_weight_of_the_last_term(small: LabContext, monke
 
     monkeypatch.setattr(LabContext, "render_pictures", record_drawings)
     draw_weight_steps(small, parse_sum("cat + dog - 2*fog + 2*blue"))
-    steers = [[much / small.guidance for much in one.coefficients] for one in drawings_so_far[-5:]]
-    assert [steer[:3] for steer in steers] == [pytest.approx([0.5, 0.5, -1])] * 5
-    assert [steer[3] for steer in steers] == pytest.approx([0, 0.25, 0.5, 0.75, 1])
+    coefficient_rows = [
+        [term_weights / small.guidance for term_weights in one.coefficients] for one in drawings_so_far[-5:]
+    ]
+    assert [coefficients[:3] for coefficients in coefficient_rows] == [pytest.approx([0.5, 0.5, -1])] * 5
+    assert [coefficients[3] for coefficients in coefficient_rows] == pytest.approx([0, 0.25, 0.5, 0.75, 1])
 
 
 @pytest.mark.parametrize("seeds", [(-1, 2), (1, 2**32), (2**70, 1)])
@@ -349,15 +363,15 @@ def test_an_interpolation_refuses_seeds_outside_the_bots_range(small: LabContext
 
 
 @pytest.mark.parametrize(
-    ("strength", "steps", "asked"), [(0.0, 0, False), (0.1, 0, False), (0.5, 2, True), (1.0, 4, True)]
+    ("strength", "steps", "is_recorded"), [(0.0, 0, False), (0.1, 0, False), (0.5, 2, True), (1.0, 4, True)]
 )
 def test_a_blend_runs_as_many_steps_as_its_strength_asks(
-    strength: float, steps: int, asked: bool, small: LabContext, monkeypatch: pytest.MonkeyPatch
+    strength: float, steps: int, is_recorded: bool, small: LabContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    totals: list[int] = []
-    recording_room = replace(small, steps=4, on_step=lambda done, of: totals.append(of))
-    result = autoencoder.blend_pictures(recording_room, draw_apple(), draw_cat(), strength=strength)
-    assert (result.figures["steps"], bool(totals), {*totals} - {steps}) == (steps, asked, set())
+    total_counts: list[int] = []
+    recording_lab = replace(small, steps=4, on_step=lambda _done, total_count: total_counts.append(total_count))
+    result = autoencoder.blend_pictures(recording_lab, draw_apple(), draw_cat(), strength=strength)
+    assert (result.figures["steps"], bool(total_counts), {*total_counts} - {steps}) == (steps, is_recorded, set())
 
 
 def test_an_unwritable_folder_is_refused_before_anything_is_drawn(
@@ -365,8 +379,8 @@ def test_an_unwritable_folder_is_refused_before_anything_is_drawn(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setattr("training.lab.__main__.open_context", None)
-    for out in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc")):
-        assert main(["mix", "cat", "--out", str(out)]) == 2
+    for output_folder in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc")):
+        assert main(["mix", "cat", "--out", str(output_folder)]) == 2
         assert "Nothing can be written to" in capsys.readouterr().err
 
 
@@ -381,24 +395,26 @@ def test_an_experiment_never_overwrites_earlier_results(tmp_path: Path) -> None:
 
 
 def test_an_interpolation_starts_and_ends_with_its_prompts(
-    embedded: StableDiffusion, room: Callable[..., LabContext]
+    embedded: StableDiffusion, lab: Callable[..., LabContext]
 ) -> None:
-    small_room = room(embedded)
-    result = interpolate_prompts(small_room, "sun, blue background", "moon, black background", frames=3)
+    small_lab = lab(embedded)
+    result = interpolate_prompts(small_lab, "sun, blue background", "moon, black background", frames=3)
     assert len(result.frames) == 4
     texts = [embedded.encode_text(text) for text in ("sun, blue background", "moon, black background")]
-    ends = small_room.render_pictures([small_room.make_drawing(text, small_room.initial_noise()) for text in texts])
-    for frame, expected in zip((result.frames[0], result.frames[2]), ends, strict=True):
+    end_pictures = small_lab.render_pictures(
+        [small_lab.make_drawing(text, small_lab.initial_noise()) for text in texts]
+    )
+    for frame, expected in zip((result.frames[0], result.frames[2]), end_pictures, strict=True):
         assert tensor_math.psnr(pictures.to_tensor(frame), pictures.to_tensor(expected)) > 45
-    between_seeds = interpolate_prompts(small_room, "sun", "sun", frames=2, seeds=(1, 2))
+    between_seeds = interpolate_prompts(small_lab, "sun", "sun", frames=2, seeds=(1, 2))
     assert between_seeds.figures["seeds"] == [1, 2]
     assert between_seeds.frames[0].tobytes() != between_seeds.frames[1].tobytes()
 
 
 def test_a_round_trip_restores_the_picture_from_a_twelfth_of_its_numbers(
-    embedded: StableDiffusion, room: Callable[..., LabContext]
+    embedded: StableDiffusion, lab: Callable[..., LabContext]
 ) -> None:
-    result = autoencoder.show_round_trip(room(embedded), draw_cat())
+    result = autoencoder.show_round_trip(lab(embedded), draw_cat())
     assert (result.figures["pixels"], result.figures["latents"]) == (12288, 1024)
     assert float(str(result.figures["psnr"])) > 18
     assert "12 times fewer" in result.summary
@@ -406,14 +422,14 @@ def test_a_round_trip_restores_the_picture_from_a_twelfth_of_its_numbers(
 
 @pytest.mark.slow
 def test_the_blend_and_the_forward_process_return_their_figures(
-    embedded: StableDiffusion, room: Callable[..., LabContext]
+    embedded: StableDiffusion, lab: Callable[..., LabContext]
 ) -> None:
-    result = autoencoder.blend_pictures(room(embedded), draw_apple(), draw_cat(), share=0.0, strength=0.0)
+    result = autoencoder.blend_pictures(lab(embedded), draw_apple(), draw_cat(), share=0.0, strength=0.0)
     assert result.figures["share"] == 0.0
     one, average = (result.sheet.crop((x, 60, x + 190, 200)) for x in (13, 13 + 204))
     assert one.tobytes() == average.tobytes()
-    drowned = show_forward_process(room(embedded), draw_cat(), "cat face")
-    levels: Any = drowned.figures["levels"]
+    forward_figure = show_forward_process(lab(embedded), draw_cat(), "cat face")
+    levels: Any = forward_figure.figures["levels"]
     assert [each["sigma"] for each in levels] == sorted(each["sigma"] for each in levels)
     assert (len(levels), levels[-1]["alpha"]) == (8, pytest.approx(0, abs=1e-6))
 

@@ -19,12 +19,12 @@ def test_reading_captions_takes_linear_time(tmp_path: Path, monkeypatch: pytest.
     texts = [tmp_path / f"{number}.txt" for number in range(60)]
     for path in texts:
         path.write_text("alone")
-    hashed: list[Path] = []
+    hashed_files: list[Path] = []
     usual_hash = Path.__hash__
-    monkeypatch.setattr(Path, "__hash__", lambda path: hashed.append(path) or usual_hash(path))
+    monkeypatch.setattr(Path, "__hash__", lambda path: hashed_files.append(path) or usual_hash(path))
     captions = read_captions(tmp_path, texts, texts)
     assert len(captions.skipped) == 60  # no caption has a picture
-    assert len(hashed) < 60 * 10
+    assert len(hashed_files) < 60 * 10
 
 
 def test_user_pictures_are_decoded_one_at_a_time_after_a_memory_check(

@@ -39,12 +39,25 @@ def open_pipeline(folder: Path) -> Any:
 
 
 def draw_latents(pipeline: Any) -> torch.Tensor:
-    chance = torch.Generator().manual_seed(1)
-    return pipeline("red", num_inference_steps=3, generator=chance, output_type="latent").images
+    generator = torch.Generator().manual_seed(1)
+    return pipeline("red", num_inference_steps=3, generator=generator, output_type="latent").images
 
 
-def train(small: Path, pictures: Path, out: Path, *more: str) -> int:
-    words = ["lora", "--model", small, "--data", pictures, "--out", out, "--threads", "1", "--precision", "fp32", *more]
+def train(small: Path, pictures: Path, output_folder: Path, *options: str) -> int:
+    words = [
+        "lora",
+        "--model",
+        small,
+        "--data",
+        pictures,
+        "--out",
+        output_folder,
+        "--threads",
+        "1",
+        "--precision",
+        "fp32",
+        *options,
+    ]
     return main([str(word) for word in words])
 
 
@@ -84,53 +97,53 @@ def test_half_precision_trains_and_unknown_prediction_types_are_refused() -> Non
 
 
 def test_a_lora_resumes_bit_for_bit_and_saves_only_its_own_weights() -> None:
-    uninterrupted, half, other = build_trainer("epsilon", 6), build_trainer("epsilon", 3), build_trainer("epsilon")
-    saved = {name: tensor.clone() for name, tensor in half.state_tensors().items()}
-    assert all("lora_" in name or name == "lora:moves" for name in saved)
-    other.restore(saved, 3)
+    full_trainer, half, other = build_trainer("epsilon", 6), build_trainer("epsilon", 3), build_trainer("epsilon")
+    saved_tensors = {name: tensor.clone() for name, tensor in half.state_tensors().items()}
+    assert all("lora_" in name or name == "lora:moves" for name in saved_tensors)
+    other.restore(saved_tensors, 3)
     for number in range(3, 6):
         other.step(number / 10)
-    one, again = uninterrupted.state_tensors(), other.state_tensors()
-    assert one.keys() == again.keys()
-    assert all(torch.equal(one[name], again[name]) for name in one)
+    one, resumed_tensors = full_trainer.state_tensors(), other.state_tensors()
+    assert one.keys() == resumed_tensors.keys()
+    assert all(torch.equal(one[name], resumed_tensors[name]) for name in one)
 
 
 @pytest.mark.slow
 def test_diffusers_loads_the_lora_and_the_engine_loads_the_merged_model(
     small_folder: Path, pictures: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    out, merged = tmp_path / "lora", tmp_path / "merged"
-    more = ["--steps", "6", "--rank", "2", "--alpha", "6", "--rate", "0.02", "--merge", str(merged)]
-    assert train(small_folder, pictures, out, *more) == 0
-    with safe_open(out / "pytorch_lora_weights.safetensors", framework="pt") as file:
+    output_folder, merged = tmp_path / "lora", tmp_path / "merged"
+    options = ["--steps", "6", "--rank", "2", "--alpha", "6", "--rate", "0.02", "--merge", str(merged)]
+    assert train(small_folder, pictures, output_folder, *options) == 0
+    with safe_open(output_folder / "pytorch_lora_weights.safetensors", framework="pt") as file:
         header = json.loads(file.metadata()["lora_adapter_metadata"])
     assert (header["unet.r"], header["unet.lora_alpha"]) == (2, 6.0)
-    plain, with_it = open_pipeline(small_folder), open_pipeline(small_folder)
-    with_it.load_lora_weights(str(out))
-    config = with_it.unet.peft_config["default_0"]
+    plain_pipeline, pipeline_with_lora = open_pipeline(small_folder), open_pipeline(small_folder)
+    pipeline_with_lora.load_lora_weights(str(output_folder))
+    config = pipeline_with_lora.unet.peft_config["default_0"]
     assert (config.r, config.lora_alpha) == (2, 6.0)
-    assert (draw_latents(with_it) - draw_latents(plain)).abs().max() > 1e-3
-    assert torch.allclose(draw_latents(open_pipeline(merged)), draw_latents(with_it), atol=1e-4)
+    assert (draw_latents(pipeline_with_lora) - draw_latents(plain_pipeline)).abs().max() > 1e-3
+    assert torch.allclose(draw_latents(open_pipeline(merged)), draw_latents(pipeline_with_lora), atol=1e-4)
     assert load_model(str(merged), tmp_path).size == 32
     assert str(tmp_path) not in (merged / "unet" / "config.json").read_text()
     capfd.readouterr()
-    assert train(small_folder, pictures, out, *more) == 0
+    assert train(small_folder, pictures, output_folder, *options) == 0
     assert "already" in capfd.readouterr().err
 
 
 def test_options_that_do_not_fit_the_model_are_refused(
     small_folder: Path, pictures: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "lora"
-    for more, sentence in (
+    output_folder = tmp_path / "lora"
+    for options, sentence in (
         (["--merge", str(small_folder)], "--merge takes a new folder"),
         (["--size", "30"], "--size 30 does not suit this model: it takes multiples of 4"),
         (["--batch", "60000", "--size", "2048"], "This training needs about"),
     ):
-        assert train(small_folder, pictures, out, "--steps", "1", *more) == 2
+        assert train(small_folder, pictures, output_folder, "--steps", "1", *options) == 2
         assert sentence in capfd.readouterr().err.splitlines()[-1]
     other = tmp_path / "other"
     shutil.copytree(small_folder, other)
     shutil.rmtree(other / "vae")
-    assert train(other, pictures, out, "--steps", "1") == 2
+    assert train(other, pictures, output_folder, "--steps", "1") == 2
     assert "the weights of its vae not at all" in capfd.readouterr().err

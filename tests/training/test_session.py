@@ -52,29 +52,29 @@ class CountingTrainer:
 
 
 def test_a_signal_saves_a_checkpoint_and_says_how_to_resume(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    course, trainer, written = TrainOptions(tmp_path, steps=5), CountingTrainer(), []
+    options, trainer, records = TrainOptions(tmp_path, steps=5), CountingTrainer(), []
     before = signal.getsignal(signal.SIGTERM)
-    with open_session("counting", course) as session:
-        assert session.train(trainer, trainer, lambda: written.append(1)) == 128 + signal.SIGTERM
+    with open_session("counting", options) as session:
+        assert session.train(trainer, trainer, lambda: records.append(1)) == 128 + signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == before
     assert "Stopped after 3 steps; the same command resumes it" in capfd.readouterr().err
-    assert written == []
-    with open_session("counting", course) as session:
-        assert session.train(trainer, trainer, lambda: written.append(1)) == 0
-    assert (written, trainer.steps) == ([1], 5)
+    assert records == []
+    with open_session("counting", options) as session:
+        assert session.train(trainer, trainer, lambda: records.append(1)) == 0
+    assert (records, trainer.steps) == ([1], 5)
 
 
 def test_a_checkpoint_keeps_the_origin_and_the_end_time_of_its_run(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    trainer, course = CountingTrainer(), TrainOptions(tmp_path, steps=3, threads=1)
-    with open_session("counting", course) as session:
+    trainer, options = CountingTrainer(), TrainOptions(tmp_path, steps=3, threads=1)
+    with open_session("counting", options) as session:
         session.bind_origin({"pictures": "one"})
         session.train(trainer, trainer, lambda: None)
     path = tmp_path / "run" / CHECKPOINT_FILE
     tensors, position = checkpoint.load(path)
     assert position["origin"] == {"kind": "counting", "threads": 1, "pictures": "one"}
-    with open_session("counting", course) as session, pytest.raises(ValueError, match="one then, two now"):
+    with open_session("counting", options) as session, pytest.raises(ValueError, match="one then, two now"):
         session.bind_origin({"pictures": "two"})
     checkpoint.save(path, tensors, {**position, "until": "00:01", "ending": time.time() - 60})
     (tmp_path / "run" / "finished.json").write_text('{"ste')  # truncated, as after a kill
@@ -82,7 +82,7 @@ def test_a_checkpoint_keeps_the_origin_and_the_end_time_of_its_run(
         assert session.train(trainer, trainer, lambda: None) == 0
     assert "is finished: 3 steps. Another --until continues it" in capfd.readouterr().err
     checkpoint.save(path, tensors, {name: value for name, value in position.items() if name != "origin"})
-    with open_session("counting", course) as session, pytest.raises(ValueError, match="has lost the record"):
+    with open_session("counting", options) as session, pytest.raises(ValueError, match="has lost the record"):
         session.bind_origin({"pictures": "one"})
 
 
@@ -101,8 +101,8 @@ def test_a_foreign_or_incomplete_checkpoint_is_refused(tmp_path: Path) -> None:
         pytest.raises(ValueError, match="of another"),
     ):
         session.train(trainer, trainer, lambda: None)
-    for wrong in ({}, {**position, "settings": []}, {**position, "steps": "1"}):
-        checkpoint.save(path, {}, wrong)
+    for invalid_position in ({}, {**position, "settings": []}, {**position, "steps": "1"}):
+        checkpoint.save(path, {}, invalid_position)
         with (
             pytest.raises(ValueError, match="not a complete"),
             open_session("counting", TrainOptions(tmp_path, steps=9)),

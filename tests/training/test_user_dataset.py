@@ -69,7 +69,7 @@ def user_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def arguments(user_data: Path, out: Path, *more: str) -> list[str]:
+def arguments(user_data: Path, output_folder: Path, *options: str) -> list[str]:
     command = [
         "diffusion",
         "--from",
@@ -77,11 +77,11 @@ def arguments(user_data: Path, out: Path, *more: str) -> list[str]:
         "--data",
         user_data / "pictures",
         "--out",
-        out,
+        output_folder,
         "--steps",
         STEPS,
     ]
-    return [*map(str, command), "--threads", "1", "--minutes", "0.015", *more]
+    return [*map(str, command), "--threads", "1", "--minutes", "0.015", *options]
 
 
 @pytest.fixture(scope="module")
@@ -91,49 +91,49 @@ def finished_run(user_data: Path) -> Path:
     return user_data / "whole"
 
 
-def load_checkpoint(out: Path) -> dict[str, torch.Tensor]:
-    return checkpoint.load(out / "run" / CHECKPOINT_FILE)[0]
+def load_checkpoint(output_folder: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.load(output_folder / "run" / CHECKPOINT_FILE)[0]
 
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_bit_for_bit(
     user_data: Path, finished_run: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    out = user_data / "killed"
-    child = subprocess.Popen([sys.executable, "-m", "training", *arguments(user_data, out)], cwd=ROOT)
-    path, end = out / "run" / CHECKPOINT_FILE, time.monotonic() + 200
+    output_folder = user_data / "killed"
+    child = subprocess.Popen([sys.executable, "-m", "training", *arguments(user_data, output_folder)], cwd=ROOT)
+    path, end = output_folder / "run" / CHECKPOINT_FILE, time.monotonic() + 200
     while not path.exists() or checkpoint.read_position(path)["steps"] < 1:
         assert child.poll() is None
         assert time.monotonic() < end
         time.sleep(0.01)
     child.kill()
     assert child.wait() == -signal.SIGKILL
-    done = checkpoint.read_position(path)["steps"]
-    assert 0 < done < STEPS
+    done_steps = checkpoint.read_position(path)["steps"]
+    assert 0 < done_steps < STEPS
     capfd.readouterr()
-    assert main(arguments(user_data, out)) == 0
-    assert f"Resuming after {done} steps" in capfd.readouterr().err
-    one, again = load_checkpoint(finished_run), load_checkpoint(out)
+    assert main(arguments(user_data, output_folder)) == 0
+    assert f"Resuming after {done_steps} steps" in capfd.readouterr().err
+    one, resumed_tensors = load_checkpoint(finished_run), load_checkpoint(output_folder)
     assert any(name.startswith("network:momentum.") for name in one)  # Muon's
-    assert one.keys() == again.keys()
-    assert all(torch.equal(one[name], again[name]) for name in one)
+    assert one.keys() == resumed_tensors.keys()
+    assert all(torch.equal(one[name], resumed_tensors[name]) for name in one)
     weights = "unet/diffusion_pytorch_model.safetensors"
-    assert (finished_run / weights).read_bytes() == (out / weights).read_bytes()
-    lines = [json.loads(line)["samples"] for line in (out / "run" / "log.jsonl").read_text().splitlines()]
+    assert (finished_run / weights).read_bytes() == (output_folder / weights).read_bytes()
+    lines = [json.loads(line)["samples"] for line in (output_folder / "run" / "log.jsonl").read_text().splitlines()]
     assert lines == sorted(lines)
 
 
 def test_diffusers_and_the_engine_load_the_trained_model(finished_run: Path, tmp_path: Path) -> None:
-    theirs = import_module("diffusers").StableDiffusionPipeline.from_pretrained(finished_run)
-    theirs.set_progress_bar_config(disable=True)
-    ours = load_model(str(finished_run), tmp_path)
-    assert isinstance(ours, StableDiffusion)
-    assert (ours.guidance, ours.tokens, ours.size) == (4.0, 24, 16)
-    assert torch.equal(ours.encode_text("a red ball"), theirs.encode_prompt("a red ball", "cpu", 1, False)[0][0])
+    pipeline = import_module("diffusers").StableDiffusionPipeline.from_pretrained(finished_run)
+    pipeline.set_progress_bar_config(disable=True)
+    family = load_model(str(finished_run), tmp_path)
+    assert isinstance(family, StableDiffusion)
+    assert (family.guidance, family.tokens, family.size) == (4.0, 24, 16)
+    assert torch.equal(family.encode_text("a red ball"), pipeline.encode_prompt("a red ball", "cpu", 1, False)[0][0])
     average = {n.removeprefix(AVERAGE): t for n, t in load_checkpoint(finished_run).items() if n.startswith(AVERAGE)}
-    for name, parameter in theirs.unet.named_parameters():
+    for name, parameter in pipeline.unet.named_parameters():
         assert torch.equal(parameter, average[name].half().float())
-    assert any(is_hidden_matrix(name, parameter) for name, parameter in theirs.unet.named_parameters())
+    assert any(is_hidden_matrix(name, parameter) for name, parameter in pipeline.unet.named_parameters())
     assert not [path for path in finished_run.glob("*/config.json") if "_name_or_path" in path.read_text()]
     sheets = list((finished_run / "run" / "sheets").iterdir())
     assert sheets
@@ -146,8 +146,8 @@ def test_imagine_draws_with_the_trained_model(
     finished_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     options: dict[str, object] = {"model": str(finished_run), "steps": 2, "count": 1, "seed": 7}
-    wish = ImagineRequest("a red ball", options, tmp_path / "out", with_film=False, as_json=True)
-    assert run_imagine(wish, settings(data=tmp_path)) == 0
+    request = ImagineRequest("a red ball", options, tmp_path / "out", with_film=False, as_json=True)
+    assert run_imagine(request, settings(data=tmp_path)) == 0
     output = capfd.readouterr()
     assert f"{finished_run} is loaded here" in output.err
     with Image.open(json.loads(output.out)["pictures"][0]) as picture:
@@ -160,8 +160,8 @@ def test_imagine_interpolates_with_the_trained_model(
 ) -> None:
     """Both ends are the plain pictures. A film is written beside the pictures."""
     pictures: dict[str, list[bytes]] = {}
-    for name, more in (("walk", {"walk": "a blue ball", "frames": 5}), ("plain", {"count": 4})):
-        options: dict[str, object] = {"model": str(finished_run), "steps": 2, "seed": 7, **more}
+    for name, extra_options in (("walk", {"walk": "a blue ball", "frames": 5}), ("plain", {"count": 4})):
+        options: dict[str, object] = {"model": str(finished_run), "steps": 2, "seed": 7, **extra_options}
         assert (
             run_imagine(
                 ImagineRequest("a red ball", options, tmp_path / name, with_film=False, as_json=True),
@@ -195,8 +195,8 @@ def test_a_finished_run_says_so_and_refuses_other_options(
     assert "was begun with --batch 16, not 3" in capfd.readouterr().err
     assert main(arguments(user_data, finished_run, "--flip")) == 2
     assert "was begun with other --flip" in capfd.readouterr().err
-    inside = arguments(user_data, user_data / "pictures" / "out")
-    assert main(inside) == 2
+    inner_arguments = arguments(user_data, user_data / "pictures" / "out")
+    assert main(inner_arguments) == 2
     assert "inside the other" in capfd.readouterr().err
 
 
@@ -220,7 +220,7 @@ def test_a_model_too_large_for_memory_is_refused_by_its_headers(user_data: Path,
 
 
 @pytest.mark.parametrize(
-    ("said", "wrong"),
+    ("config_text", "expected_message"),
     [
         ("{}", "does not say how large"),
         ("[]", "does not say how large"),
@@ -230,10 +230,10 @@ def test_a_model_too_large_for_memory_is_refused_by_its_headers(user_data: Path,
     ],
 )
 def test_a_hostile_config_is_refused_in_one_sentence(
-    said: str, wrong: str, user_data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    config_text: str, expected_message: str, user_data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(user_data / "model", tmp_path / "model")
-    (tmp_path / "model" / "unet" / "config.json").write_text(said)
+    (tmp_path / "model" / "unet" / "config.json").write_text(config_text)
     for command, option in (("diffusion", "--from"), ("lora", "--model")):
         command_line = [
             command,
@@ -245,7 +245,7 @@ def test_a_hostile_config_is_refused_in_one_sentence(
             tmp_path / command,
         ]
         assert main([*map(str, command_line), "--steps", "1"]) == 2
-        assert wrong in capfd.readouterr().err
+        assert expected_message in capfd.readouterr().err
 
 
 def test_hostile_headers_and_pickles_are_refused(user_data: Path, tmp_path: Path) -> None:

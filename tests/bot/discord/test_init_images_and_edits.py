@@ -19,11 +19,11 @@ from bot.services.init_images.request import InitImages
 from engine.contract import Branch, ImageToImage
 from shared.discord_jobs import imagine
 from shared.discord_staff import list_custom_ids, read_followups, read_form_fields, read_text
-from shared.png_upload import png
+from shared.png_upload import make_png
 
 pytestmark = pytest.mark.asyncio
-PICTURE, OTHER, MASK = (("a.png", png(64, 32)), ("b.png", png(32, 32, 20)), ("m.png", png(64, 32, 255)))
-SQUARE = ("m.png", png(64, 64, 255))
+PICTURE, OTHER, MASK = (("a.png", make_png(64, 32)), ("b.png", make_png(32, 32, 20)), ("m.png", make_png(64, 32, 255)))
+SQUARE = ("m.png", make_png(64, 64, 255))
 
 
 async def newest_view(world: Any) -> Any:
@@ -86,7 +86,7 @@ async def test_a_too_large_init_image_is_never_downloaded(open_world: Any) -> No
 async def test_urls_in_a_prompt_become_init_images(open_world: Any) -> None:
     async with open_world() as world:
         url = "https://cdn.discordapp.com/attachments/1/2/cat.png?ex=65&is=66&hm=aa&"
-        world.uploads.extra_files[url] = png(64, 32)
+        world.uploads.extra_files[url] = make_png(64, 32)
         await world.wait_for_end(await world.alice.slash(world.channel, "imagine", prompt=f"<{url}> a lamp --iw 1"))
         view = await newest_view(world)
         assert (view.prompt, view.action, view.task.start.strength) == ("a lamp --iw 1", "imagine", 0.6)

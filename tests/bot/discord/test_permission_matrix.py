@@ -25,7 +25,7 @@ from bot.discord.settings import HANDLERS
 from bot.domain.dto import Member
 from bot.policy.permissions import ACTIONS, PRIVATE_JOB, Action, JobRef, forbidden_reason
 from shared.discord_staff import Staff, create_staff
-from shared.png_upload import png
+from shared.png_upload import make_png
 
 pytestmark = pytest.mark.asyncio
 
@@ -58,11 +58,11 @@ FORMS: Mapping[str, Action] = {"remix": "remix", "report": "report", "edit": "ed
 # What each command does; those with options get these, {job} being the job that is acted on.
 COMMANDS: Mapping[str, tuple[Action, Mapping[str, Any]]] = {
     "imagine": ("imagine", {"prompt": "apple"}),
-    "blend": ("blend", {"image1": ("a.png", png(8, 8)), "image2": ("b.png", png(8, 8))}),
+    "blend": ("blend", {"image1": ("a.png", make_png(8, 8)), "image2": ("b.png", make_png(8, 8))}),
     "mix": ("imagine", {"first": "apple", "second": "pear"}),
     "walk": ("imagine", {"from": "apple", "to": "pear", "frames": 4}),
     "shorten": ("prompt", {"prompt": "a red apple"}),
-    "describe": ("describe", {"image": ("a.png", png(8, 8))}),
+    "describe": ("describe", {"image": ("a.png", make_png(8, 8))}),
     "fast": ("prefer", {}),
     "relax": ("prefer", {}),
     "turbo": ("prefer", {}),
@@ -301,7 +301,7 @@ async def test_a_sent_form_is_checked_like_its_button(open_world: Any) -> None:
         words = {"prompt": "pear", "negative": ""}
         for form, opener_kind, values in (
             ("remix", "remix", words), ("report", "report", {"reason": "rude"}), ("branch", "remix", words),
-            ("edit", "edit", {"mask": ("mask.png", png(8, 8))}),
+            ("edit", "edit", {"mask": ("mask.png", make_png(8, 8))}),
         ):  # fmt: skip
             for job, subject in scene.subjects.items():
                 opening = await member.handle.click(card, custom_id=f"{opener_kind}:{public_job}")

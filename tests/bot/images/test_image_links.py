@@ -158,12 +158,21 @@ class LocalResolver(AbstractResolver):
 
 
 @pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory, needs: Callable[..., str]) -> Path:
+def certificate(tmp_path_factory: pytest.TempPathFactory, find_program: Callable[..., str]) -> Path:
     """A key and a certificate for Discord's names, trusted only by this test."""
     import subprocess
 
     key_file = tmp_path_factory.mktemp("tls") / "both.pem"
-    command = [needs("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command = [
+        find_program("openssl"),
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+    ]
     command += ["-days", "2", "-subj", "/CN=test", "-keyout", str(key_file), "-out", str(key_file) + ".crt"]
     command += ["-addext", "subjectAltName=" + ",".join(f"DNS:{host}" for host in HOSTS)]
     subprocess.run(command, check=True, capture_output=True)

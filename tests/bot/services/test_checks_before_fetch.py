@@ -11,7 +11,7 @@ from bot.domain.errors import UserError
 from bot.images.uploads.image_links import FileUnavailable
 from bot.services.init_images.request import InitImages, RemoteFile
 from bot.store.moderation import incidents
-from tests.bot.conftest import png
+from tests.bot.conftest import make_png
 from tests.bot.services.test_edits import wait_for_end
 
 pytestmark = pytest.mark.asyncio
@@ -37,7 +37,7 @@ class DiscordFiles:
         self.running_downloads -= 1
         if "gone" in url:
             raise FileUnavailable
-        return png(32, 32)
+        return make_png(32, 32)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from bot.domain.errors import UserError
 from bot.services.init_images.request import InitImages
 from bot.store.jobs import queries
 from engine.contract import Branch, Concept, ImageToImage, InitImage, estimate_cost
-from tests.bot.conftest import png
+from tests.bot.conftest import make_png
 
 pytestmark = pytest.mark.asyncio
 BOB = Member("local:bob", "Bob", "local")
@@ -58,7 +58,7 @@ async def test_an_init_image_is_kept_sent_to_the_worker_and_deleted_with_its_job
     fetched_files: list[bytes] = []
     services = app.services
     (accepted,) = await services.jobs.imagine(
-        "", ann, destination, init_images=InitImages((png(32, 32),)), strength=0.3
+        "", ann, destination, init_images=InitImages((make_png(32, 32),)), strength=0.3
     )
     view = await wait_for_end(app, accepted.job, wait_until)
     sha = view.task.start.pictures[0].sha256
@@ -80,7 +80,7 @@ async def test_an_init_image_is_kept_sent_to_the_worker_and_deleted_with_its_job
 
 async def test_a_refused_job_keeps_no_init_image(harness, wait_until, ann, destination, stored_names):
     app, _ = await open_app_and_worker(harness, wait_until)
-    init_images = InitImages((png(32, 32),))
+    init_images = InitImages((make_png(32, 32),))
     with pytest.raises(UserError, match="--steps"):
         await app.services.jobs.imagine("a lamp --steps 5000", ann, destination, init_images=init_images)
     with pytest.raises(UserError, match="heun"):
@@ -98,9 +98,9 @@ async def test_invalid_init_images_are_refused_with_a_reason(harness, wait_until
     for init_images, reason in (
         (InitImages((b"no picture",)), "not supported here"),
         (InitImages(), "One to 5 pictures"),
-        (InitImages((png(8, 8),) * 6), "One to 5 pictures"),
-        (InitImages((png(8, 8),) * 2, weights=(1.0,)), "one weight"),
-        (InitImages((png(32, 32),), png(32, 16, 255)), "of one shape"),
+        (InitImages((make_png(8, 8),) * 6), "One to 5 pictures"),
+        (InitImages((make_png(8, 8),) * 2, weights=(1.0,)), "one weight"),
+        (InitImages((make_png(32, 32),), make_png(32, 16, 255)), "of one shape"),
     ):
         with pytest.raises(UserError, match=reason):
             await app.services.jobs.imagine("a lamp", ann, destination, init_images=init_images)
@@ -112,11 +112,11 @@ async def test_invalid_init_images_are_refused_with_a_reason(harness, wait_until
 
 async def test_several_init_images_are_blended_with_their_weights(harness, wait_until, ann, destination):
     app, _ = await open_app_and_worker(harness, wait_until)
-    init_images = InitImages((png(16, 16, 10), png(16, 16, 200)), weights=(1, 3))
+    init_images = InitImages((make_png(16, 16, 10), make_png(16, 16, 200)), weights=(1, 3))
     (accepted,) = await app.services.jobs.imagine("", ann, destination, init_images=init_images, action="blend")
     view = await app.services.job_views.load_view(accepted.job)
     assert [one.weight for one in view.task.start.pictures] == [1, 3]
-    (wide_job,) = await app.services.jobs.imagine("", ann, destination, init_images=InitImages((png(40, 20),)))
+    (wide_job,) = await app.services.jobs.imagine("", ann, destination, init_images=InitImages((make_png(40, 20),)))
     recipe = (await app.services.job_views.load_view(wide_job.job)).task
     assert recipe.width == 2 * recipe.height, "the shape of the init image"
     assert (view.action, view.task.start.strength) == ("blend", 0.5)
@@ -126,7 +126,7 @@ async def test_several_init_images_are_blended_with_their_weights(harness, wait_
 async def test_a_finished_picture_can_be_edited_zoomed_out_and_panned(harness, wait_until, ann, destination):
     app, _, first = await finish_job(harness, wait_until, ann, destination)
     services, second_picture = app.services, first.pictures[1]
-    white = png(second_picture.width, second_picture.height, 255)
+    white = make_png(second_picture.width, second_picture.height, 255)
     accepted = await services.edits.edit(first.id, 1, white, BOB, destination, text="a red lamp --no fog")
     view = await wait_for_end(app, accepted.job, wait_until)
     assert view.task.start.pictures == (InitImage(second_picture.sha256),)

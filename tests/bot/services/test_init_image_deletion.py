@@ -17,7 +17,7 @@ from bot.store.deletion import deletion_steps, retention
 from bot.store.fairness.ledger import run_with_ledger
 from bot.store.jobs import queries
 from bot.store.moderation import reviews
-from tests.bot.conftest import png
+from tests.bot.conftest import make_png
 from tests.bot.services.test_edits import open_app_and_worker, stored_names, wait_for_end
 
 __all__ = ["stored_names"]
@@ -43,7 +43,7 @@ async def start_finished_job(harness, wait_until, ann, destination):
 
 async def derive_jobs(app, first, wait_until, destination):
     """A job of each kind from Ann's second picture, and a reroll of the zoom."""
-    services, white = app.services, png(64, 64, 255)
+    services, white = app.services, make_png(64, 64, 255)
     accepted_jobs = {
         "edit": await services.edits.edit(first.id, 1, white, BOB, destination),
         "zoom": await services.edits.zoom(first.id, 1, 2.0, BOB, destination),
@@ -101,7 +101,7 @@ async def test_init_images_go_with_their_source_and_derived_pictures_stay(
     assert await app.services.variations.reroll(independent_job.id, BOB, destination), (
         "the edit is an independent picture"
     )
-    await app.services.edits.edit(views["edit"].id, 0, png(64, 64, 255), BOB, destination)
+    await app.services.edits.edit(views["edit"].id, 0, make_png(64, 64, 255), BOB, destination)
 
 
 @pytest.mark.slow
@@ -122,7 +122,7 @@ async def test_a_canvas_goes_with_its_zoom_as_well_as_with_its_source(
 
 async def test_deletion_by_age_leaves_derived_jobs_whole(harness, wait_until, ann, destination, stored_names):
     app, _, first = await start_finished_job(harness, wait_until, ann, destination)
-    accepted = await app.services.edits.edit(first.id, 1, png(64, 64, 255), BOB, destination)
+    accepted = await app.services.edits.edit(first.id, 1, make_png(64, 64, 255), BOB, destination)
     edited = await wait_for_end(app, accepted.job, wait_until)
     inputs = await contents(app, edited.id, *INPUT_KINDS)
     assert await app.store.write(retention.mark_removed, [first.id], "age", 5.0) == [first.id]
@@ -136,7 +136,7 @@ async def test_deletion_by_age_leaves_derived_jobs_whole(harness, wait_until, an
 @pytest.mark.slow
 async def test_an_uploaded_init_image_belongs_to_its_uploader(harness, wait_until, ann, destination, stored_names):
     app, _, _ = await start_finished_job(harness, wait_until, ann, destination)
-    services, init_images = app.services, InitImages((png(32, 32),))
+    services, init_images = app.services, InitImages((make_png(32, 32),))
     (ann_job,) = await services.jobs.imagine("", ann, destination, init_images=init_images)
     (eve_job,) = await services.jobs.imagine("", EVE, destination, init_images=init_images)
     views = [await wait_for_end(app, accepted.job, wait_until) for accepted in (ann_job, eve_job)]
@@ -167,7 +167,7 @@ async def test_a_waiting_job_fails_if_its_init_image_is_deleted(harness, wait_un
     await app.services.rule_admin.set_rule(replace(ann, is_admin=True), "guild", "", "running", "1")
     worker.run_gate.clear()
     running_job = await app.services.jobs.imagine("a cat", BOB, destination)
-    accepted = await app.services.edits.edit(first.id, 0, png(64, 64, 255), BOB, destination)
+    accepted = await app.services.edits.edit(first.id, 0, make_png(64, 64, 255), BOB, destination)
     await wait_until(lambda: running_job[0].job in worker.started_jobs)
     await app.services.moderation.delete_pictures(first.id, ann)
     worker.run_gate.set()

@@ -31,7 +31,7 @@ from bot.services.jobs.recipe_init import single_image
 from bot.store import NewJob
 from bot.store.jobs import interpolations
 from engine.contract import PIPELINE_SAMPLERS, Concept, Interpolation, NoiseAncestor, Recipe, recipe_for_image
-from tests.bot.conftest import make_profile, png
+from tests.bot.conftest import make_png, make_profile
 
 BOB = Member("local:bob", "Bob", "local")
 FOX = Recipe(
@@ -75,7 +75,7 @@ def test_a_whole_pipeline_draws_no_interpolation(sampler):
 
 def film_frames(frames: int) -> list[tuple[int, int]]:
     """The shade and the milliseconds of each frame."""
-    pictures = [png(32, 32, round(200 * frame_index / (frames - 1))) for frame_index in range(frames)]
+    pictures = [make_png(32, 32, round(200 * frame_index / (frames - 1))) for frame_index in range(frames)]
     film = Image.open(io.BytesIO(render_interpolation_film(pictures)))
     frames_seen = []
     for frame_index in range(getattr(film, "n_frames", 1)):
@@ -92,9 +92,9 @@ def test_the_film_goes_forth_and_back_through_every_picture():
     rising_shades = [200 * step / 12 for step in range(13)]
     assert shades == pytest.approx([*rising_shades, *rising_shades[-2::-1]], abs=3)
     assert frames[4 * FRAMES_BETWEEN][1] >= HOLD_MS <= frames[-1][1]
-    assert animate_walk([png(64, 32), png(64, 32)]).size == (512, 256)
+    assert animate_walk([make_png(64, 32), make_png(64, 32)]).size == (512, 256)
     with pytest.raises(ValueError, match="two pictures"):
-        render_interpolation_film([png(8, 8)])
+        render_interpolation_film([make_png(8, 8)])
 
 
 async def wait_for_end(app, jobs, wait_until):

@@ -12,7 +12,7 @@ from bot.domain.dto import Member
 from bot.domain.errors import UserError
 from bot.policy.permissions import OTHER_GUILD, PRIVATE_JOB
 from bot.services.job_permissions import ORIGINAL_FORBIDDEN
-from tests.bot.conftest import png
+from tests.bot.conftest import make_png
 from tests.bot.services.test_edits import finish_job, wait_for_end
 
 pytestmark = pytest.mark.asyncio
@@ -24,7 +24,7 @@ def follow_up_actions(services, job, member, destination):
     return {
         "vary": lambda: services.variations.vary(job, 0, member, destination),
         "remix": lambda: services.variations.remix(job, 0, "a red lamp", member, destination),
-        "edit": lambda: services.edits.edit(job, 0, png(64, 64, 255), member, destination),
+        "edit": lambda: services.edits.edit(job, 0, make_png(64, 64, 255), member, destination),
         "zoom": lambda: services.edits.zoom(job, 0, 2.0, member, destination),
         "pan": lambda: services.edits.pan(job, 0, "left", member, destination),
         "steps": lambda: services.edits.list_branch_steps(job, 0, member),

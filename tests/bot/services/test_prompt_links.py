@@ -15,7 +15,7 @@ from bot.images.uploads import image_links
 from bot.policy.permissions import OTHER_GUILD, PRIVATE_JOB
 from bot.services.init_images.request import InitImages, JobImageRef, RemoteFile, split_leading_urls
 from engine.contract import InitImage
-from tests.bot.conftest import png
+from tests.bot.conftest import make_png
 from tests.bot.images.test_image_links import ATTACHED, DECEPTIVE_URLS, certificate, serve_as_discord
 from tests.bot.services.test_edits import wait_for_end
 
@@ -60,7 +60,7 @@ async def test_a_discord_link_is_fetched_and_becomes_the_init_image(
     def answer(request: web.Request) -> object:
         if request.path == "/away":
             raise web.HTTPFound(f"{PAGE}/secret")
-        return web.Response(body=b"<html>" if request.path == "/page" else png(64, 64))
+        return web.Response(body=b"<html>" if request.path == "/page" else make_png(64, 64))
 
     async with serve_as_discord(answer, certificate, free_port) as (session, resolver, _):
         app = await harness.open_app(fetch_upload=partial(image_links.fetch_file, session))

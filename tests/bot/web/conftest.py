@@ -148,9 +148,9 @@ async def server(open_server: OpenServer) -> AsyncIterator[WebServer]:
 
 
 @pytest_asyncio.fixture
-async def browser(needs: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Browser]:
+async def browser(find_program: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Browser]:
     """A browser with a profile of its own."""
-    program = needs("chromium", "chromium-browser", "google-chrome")
+    program = find_program("chromium", "chromium-browser", "google-chrome")
     folder, path = str(tmp_path_factory.mktemp("chromium")), os.environ.get("PATH", "")
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(

@@ -824,10 +824,10 @@ async def test_the_printed_accounts_suffice_for_an_external_broker(tmp_path: Pat
 
 
 @pytest.mark.asyncio
-async def test_with_a_certificate_the_broker_accepts_only_tls(tmp_path: Path, needs: Any) -> None:
+async def test_with_a_certificate_the_broker_accepts_only_tls(tmp_path: Path, find_program: Any) -> None:
     certificate, secret = tmp_path / "broker.pem", tmp_path / "broker.key"
     openssl = await asyncio.create_subprocess_exec(
-        needs("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+        find_program("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
         "-keyout", str(secret), "-out", str(certificate), "-days", "3", "-subj", "/CN=broker.example",
         "-addext", "subjectAltName=DNS:broker.example", stderr=subprocess.DEVNULL,
     )  # fmt: skip

@@ -198,7 +198,7 @@ def test_a_job_that_is_added_twice_runs_once(affine: Any, recipe: Make, job: Mak
 
 
 def test_a_non_finite_row_fails_only_its_job(affine: Any, recipe: Make, job: Make) -> None:
-    affine._spoilt = "poison"
+    affine._failing_text = "poison"
     engine = Engine({"affine": affine})
     valid_job, failing_job = job(recipe(steps=30)), job(recipe("poison", steps=30, count=2))
     engine.add(valid_job)
@@ -213,7 +213,7 @@ def test_a_non_finite_row_fails_only_its_job(affine: Any, recipe: Make, job: Mak
 
 
 def test_a_non_finite_last_step_is_noticed(affine: Any, recipe: Make, job: Make) -> None:
-    affine._spoilt = "poison"
+    affine._failing_text = "poison"
     engine = Engine({"affine": affine})
     engine.add(job(recipe("poison", steps=3)))
     events = [event for _ in range(3) for event in engine.step()]

@@ -59,6 +59,6 @@ def test_a_job_for_an_unknown_model_is_refused(affine: Any, recipe: Make, job: M
 
 
 def test_a_failed_job_raises_its_reason(affine: Any, recipe: Make, job: Make) -> None:
-    affine._spoilt = "poison"
+    affine._failing_text = "poison"
     with pytest.raises(JobRejected, match="not finite"):
         run_locally(job(recipe("poison", steps=3)), {"affine": affine})

@@ -13,7 +13,7 @@ from bot.domain.errors import UserError
 from bot.services.prompt_tools.image_to_prompt import PromptSuggestions, ScoredPrompt
 from shared.discord_staff import read_followups, read_text
 from shared.fake_describer import FakeDescriber
-from shared.png_upload import png
+from shared.png_upload import make_png
 
 
 def make_message(content: str) -> Any:
@@ -44,7 +44,7 @@ def test_a_button_reads_its_prompt_from_the_message() -> None:
 @pytest.mark.asyncio
 async def test_describe_suggests_prompts_that_can_be_imagined_after_a_restart(open_world: Any) -> None:
     async with open_world() as world:
-        image = ("fox.png", png(90, 60))
+        image = ("fox.png", make_png(90, 60))
         without_worker = await world.alice.slash(world.channel, "describe", image=image)
         assert "No worker that is online has embedded in memory" in read_followups(without_worker)
         await world.painter.bus.serve_describe(["embedded"], FakeDescriber("fox", "watercolor"))
@@ -64,10 +64,10 @@ async def test_describe_refuses_bad_images_and_unknown_models(open_world: Any) -
         refusal = await world.alice.slash(world.channel, "describe", image=("fox.png", b"no picture"))
         assert "has a format that is not supported here" in read_followups(refusal)
         unknown_model_reply = await world.alice.slash(
-            world.channel, "describe", image=("fox.png", png(9, 9)), model="sdxl"
+            world.channel, "describe", image=("fox.png", make_png(9, 9)), model="sdxl"
         )
         assert "There is no model called sdxl here" in read_followups(unknown_model_reply)
         await world.painter.bus.serve_describe(["embedded"], FakeDescriber())
-        no_worker_reply = await world.alice.slash(world.channel, "describe", image=("fox.png", png(9, 9)))
+        no_worker_reply = await world.alice.slash(world.channel, "describe", image=("fox.png", make_png(9, 9)))
         assert read_text(no_worker_reply).startswith("-# None of ")
         assert not world.labels(no_worker_reply.response)
