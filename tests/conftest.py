@@ -57,7 +57,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def find_program() -> Callable[..., str]:
-    """`find_program("chromium", "chromium-browser")`: the path of the first that is installed; skips without any."""
+    """`find_program("chromium", "chromium-browser")`: the path of the first one installed, or skips the test."""
 
     def find_or_skip(*programs: str) -> str:
         for program in programs:

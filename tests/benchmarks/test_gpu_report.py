@@ -70,7 +70,7 @@ def load(tmp_path: Path) -> speedups.LoadFamily:
 
 
 @pytest.mark.slow
-def test_each_way_is_measured_or_marked_as_gpu_only(load: speedups.LoadFamily) -> None:
+def test_each_method_is_measured_or_marked_as_gpu_only(load: speedups.LoadFamily) -> None:
     rows = speedups.measure_speedup_rows(load, ignore_sentence)
     measured_figures = {row.name: row.figure for row in rows if row.figure is not None}
     assert all(figure > 0 for figure in measured_figures.values())
@@ -79,7 +79,7 @@ def test_each_way_is_measured_or_marked_as_gpu_only(load: speedups.LoadFamily) -
     assert len(rows) == len(speedups.BATCH_SIZES) + 5
 
 
-def test_a_failing_way_does_not_stop_the_others(load: speedups.LoadFamily, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_method_does_not_stop_the_others(load: speedups.LoadFamily, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> float:
         raise torch.OutOfMemoryError("out of memory")
 

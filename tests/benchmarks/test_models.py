@@ -106,7 +106,7 @@ def _find_row(figures: Figures, name: str, **fields: Any) -> FigureRow:
     return next(row for row in make_rows(_make_subject(**fields), figures, on_gpu=False) if name in row.name)
 
 
-def test_ratios_divide_our_figure_by_the_rivals() -> None:
+def test_ratios_divide_our_figure_by_the_sequential_engines() -> None:
     figures = Figures({"ours first": 60.0, "rival first": 50.0, "ours 4 users": 0.1, "rival alone": 20.0})
     first = _find_row(figures, "first start ever")
     assert (first.figure, first.goal, first.meets_goal) == (1.2, "≤ 1.3", True)

@@ -106,9 +106,9 @@ def test_every_name_has_a_goal_and_missing_rows_never_pass() -> None:
 
 
 def test_a_handover_is_judged_by_its_worst_time() -> None:
-    kills = [failover.Failover(wait, 0.5) for wait in (9.0, 10.0, 12.5)]
-    stops = [failover.Failover(wait, 0.1) for wait in (0.2, 0.3, 0.4, 0.5, 1.2)]
-    rows = {each.name: each for each in failover.build_rows("SQLite", kills, stops, (3, 5))}
+    kill_failovers = [failover.Failover(wait, 0.5) for wait in (9.0, 10.0, 12.5)]
+    stop_failovers = [failover.Failover(wait, 0.1) for wait in (0.2, 0.3, 0.4, 0.5, 1.2)]
+    rows = {each.name: each for each in failover.build_rows("SQLite", kill_failovers, stop_failovers, (3, 5))}
     kill_row, stop_row = rows[f"{failover.KILL_NAME} (SQLite)"], rows[f"{failover.STOP_NAME} (SQLite)"]
     assert [(each.figure, each.meets_goal) for each in (kill_row, stop_row)] == [(12.5, False), (1.2, False)]
     assert "worst of 3, median 10.00 s" in kill_row.note

@@ -61,9 +61,11 @@ def make_profile(name: str = "embedded", revision: str = "1") -> ModelProfile:
 
 
 class FakeWorker:
-    """A worker without a network. It claims, reports and announces as the contract says; `way` replaces its results."""
+    """A worker without a network. It claims, reports and announces as the contract says.
 
-    def __init__(self, bus: Bus, name: str = "apprentice", *, rows: int = 32, models: tuple[str, ...] = ("embedded",)):
+    `make_result` replaces its results."""
+
+    def __init__(self, bus: Bus, name: str = "fake-worker", *, rows: int = 32, models: tuple[str, ...] = ("embedded",)):
         self.bus, self.name, self.rows = bus, name, rows
         self.models = models
         self.pools = ("default",)
@@ -114,7 +116,7 @@ class FakeWorker:
             return None
 
     async def take_job(self) -> Job:
-        """The next job, for a test that acts as the worker: one that is silent for a lease gets no jobs."""
+        """Returns the next job, for a test that acts as the worker. A worker silent for a lease gets no jobs."""
         for _ in range(10):
             await self.announce()
             if (delivered := await self.bus.pull_job(["default"], timeout=0.5)) is not None:
@@ -241,15 +243,15 @@ class AppHarness:
 
     @asynccontextmanager
     async def open_temporary_app(self) -> AsyncIterator[App]:
-        """An app that closes before the test ends."""
+        """Opens an app that closes before the test ends."""
         async with open_app(self.settings, await self.connect()) as app:
             yield app
 
     async def make_worker(self, name: str) -> FakeWorker:
-        """A worker that the test drives: it pulls and announces only on command."""
+        """Makes a worker that the test drives: it pulls and announces only on command."""
         return FakeWorker(await self.connect(), name)
 
-    async def start_worker(self, name: str = "apprentice", *, rows: int = 32) -> tuple[FakeWorker, asyncio.Task[None]]:
+    async def start_worker(self, name: str = "fake-worker", *, rows: int = 32) -> tuple[FakeWorker, asyncio.Task[None]]:
         worker = FakeWorker(await self.connect(), name, rows=rows)
         await worker.announce()
         task = asyncio.create_task(worker.run())
@@ -282,9 +284,9 @@ def postgres() -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def new_database_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
-    """`fresh("sqlite")`, `fresh("postgres")`: the URL of an empty database; tests use it one after another.
+    """`new_database_url("sqlite")`, `new_database_url("postgres")`: the URL of an empty database.
 
-    `bare=True`: a new database without any table.
+    Tests use it one after another. `without_tables=True`: a new database without any table.
     """
 
     def new_url(kind: str, *, without_tables: bool = False) -> str:
@@ -323,7 +325,7 @@ async def store(database: str) -> AsyncIterator[Store]:
 
 @pytest_asyncio.fixture
 async def sqlite_store(tmp_path: Path) -> AsyncIterator[Store]:
-    """A SQLite store for tests with many crashes. Our own code breaks off there, so a fast database is enough."""
+    """A SQLite store for tests with many crashes. Only our own code fails there, so a fast database is enough."""
     store = await Store.open(f"sqlite:///{tmp_path / 'local.sqlite'}")
     yield store
     await store.close()
@@ -331,7 +333,7 @@ async def sqlite_store(tmp_path: Path) -> AsyncIterator[Store]:
 
 @pytest.fixture
 def wait_until() -> Callable[..., object]:
-    """`await until(lambda: condition)`: waits up to ten seconds for the condition."""
+    """`await wait_until(lambda: condition)`: waits up to ten seconds for the condition."""
 
     async def wait(condition: Callable[[], object], seconds: float = 10.0) -> None:
         async with asyncio.timeout(seconds):

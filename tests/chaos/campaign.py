@@ -50,7 +50,7 @@ class Plan:
     settle_timeout: float = SETTLE_TIMEOUT
 
     def make_job_specs(self) -> list[JobSpec]:
-        """A few recipes that members repeat; each is compared with its undisturbed run."""
+        """Makes a few recipes that members repeat; each is compared with its reference run."""
         rng = random.Random(self.seed)
         return [
             JobSpec(prompt, rng.randrange(10**6), steps, 1 + number % 2)

@@ -1,6 +1,6 @@
 """Members of several guilds who type `/imagine` on the loopback Discord, and the final messages there.
 
-A job counts as promised once its answer is in the channel. Knows the loopback, but not the bot.
+A job counts as accepted once its answer is in the channel. Knows the loopback, but not the bot.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class DiscordMembers:
         self.channels = [servers[n % guilds].create_text_channel(f"pictures-{n}") for n in range(people)]
 
     async def run(self, pause: float) -> None:
-        """Sends commands of random members until `asking` is False."""
+        """Sends commands of random members until `is_requesting` is False."""
         while self.is_requesting:
             number = self.rng.randrange(len(self.people))
             await self._send_command(self.people[number], self.channels[number])

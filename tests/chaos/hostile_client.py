@@ -44,7 +44,7 @@ ODD_BLOCKS = (b"NATS/1.0 \xff\xff\xff", b"NATS/1.0\r\n a: b\r\n\r\n", b"NATS/1.0
 
 
 class HostileClient:
-    """Sends lies. Each is about a job that another worker holds under `claimed`."""
+    """Sends lies. Each is about a job that another worker holds under `claim`."""
 
     def __init__(self, bus: Bus, observer: Observer) -> None:
         self._bus, self._observer = bus, observer

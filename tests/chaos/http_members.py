@@ -1,6 +1,6 @@
 """Members who ask for pictures over HTTP, as careful clients: with an idempotency key, retrying until an answer comes.
 
-Each accepted job is recorded in the promises before it counts. Some members cancel. Knows only the API.
+The accepted log records each job before it counts. Some members cancel. Knows only the API.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class WebTarget:
 
 
 class HttpMember:
-    """One visitor with a cookie. `asking` False: no more requests, but current ones still get their answer."""
+    """One visitor with a cookie. `is_requesting` False: no more requests, but current ones still get their answer."""
 
     def __init__(
         self, name: str, target: WebTarget, rng: random.Random, max_open: int = 2, cancel_share: float = CANCEL_SHARE
@@ -57,7 +57,7 @@ class HttpMember:
         self._cancel_tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Sends requests until `asking` is False, and waits until all accepted jobs end."""
+        """Sends requests until `is_requesting` is False, and waits until all accepted jobs end."""
         async with self._open_session():
             while self.is_requesting or self.open_jobs or self._cancel_tasks:
                 if self.is_requesting and len(self.open_jobs) < self.max_open:

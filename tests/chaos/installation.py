@@ -73,7 +73,7 @@ class Build:
 
 @dataclass
 class Installation:
-    """The running processes and their addresses. `lines`: process → its connection to the broker."""
+    """The running processes and their addresses. `proxies`: process → its connection to the broker."""
 
     build: Build
     folder: Path

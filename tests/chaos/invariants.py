@@ -18,12 +18,12 @@ MAX_BACK = 12.0  # seconds of work that a lost worker may cost: two between snap
 POISON_WORKERS = 3  # workers
 BLAMABLE = ("member", "model")  # who may be to blame for a failure, whatever the faults
 STEPS_RUN = re.compile(r"after (\d+) steps\Z")
-Violation = tuple[str, str]  # the job (or what else it is about), and what is wrong with it
+Violation = tuple[str, str]  # the job, or another subject, and the problem
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One invariant: how many cases were checked, and which of them break it."""
+    """One invariant: the number of checked cases, and its violations."""
 
     name: str
     case_count: int

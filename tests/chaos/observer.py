@@ -34,7 +34,7 @@ TAKEOVER_SECONDS = 20.0  # seconds that another worker may need to take over
 
 @dataclass
 class ClaimRecord:
-    """What was observed of one epoch of a job. `steps`: image → when each step was first seen."""
+    """The observations of one epoch of a job. `steps`: image → the time and number of each new step."""
 
     epoch: int
     worker: str
@@ -44,7 +44,7 @@ class ClaimRecord:
     is_over: bool = False
 
     def find_reached_at(self, step: int) -> float:
-        """When all images were known to have reached a step."""
+        """Returns the first time at which all images had reached a step."""
         times = [
             next((seen_at for seen_at, k in sightings if k >= step), sightings[-1][0])
             for sightings in self.steps.values()
@@ -64,13 +64,13 @@ class Loss:
 
 
 class Observer:
-    """Starts with `open`. Times are on the monotonic clock."""
+    """Starts with `subscribe`. Times are on the monotonic clock."""
 
     def __init__(self, bus: Bus, open_jobs: Callable[[], Iterable[str]]) -> None:
         self._bus, self._open_jobs = bus, open_jobs
         self.jobs: dict[str, dict[int, ClaimRecord]] = defaultdict(dict)
         self.losses: list[Loss] = []
-        self.fault_periods: list[tuple[float, float, str]] = []  # from, until, what: other faults
+        self.fault_periods: list[tuple[float, float, str]] = []  # start, end, kind: other faults
         self.recorded_messages: deque[tuple[str, bytes]] = deque(maxlen=MAX_REPEATABLE)
 
     async def subscribe(self) -> None:
@@ -131,7 +131,7 @@ class Observer:
         next_claim = min(later_claims, key=lambda one: one.started_at)
         saved_at = lost_claim.find_reached_at(next_claim.step)
         is_isolated = not any(
-            begin < next_claim.started_at and end > saved_at - 3.0 for begin, end, _ in self.fault_periods
+            start < next_claim.started_at and end > saved_at - 3.0 for start, end, _ in self.fault_periods
         )
         is_isolated &= not any(
             saved_at - TAKEOVER_SECONDS < one.lost_at < next_claim.started_at for one in self.losses if one is not loss

@@ -22,7 +22,7 @@ EXIT_TIMEOUT = 20.0  # seconds for an orderly end
 
 
 class Program:
-    """`keep` runs it for as long as the campaign lasts."""
+    """`keep_running` runs it for as long as the campaign lasts."""
 
     def __init__(
         self, name: str, command: Sequence[str], log: Path, timeline: Timeline, env: Mapping[str, str] | None = None
@@ -34,11 +34,11 @@ class Program:
         self._end_is_expected, self._has_ended = False, False
 
     async def keep_running(self) -> None:
-        """Starts it again and again until `end`."""
+        """Starts it again and again until `stop`."""
         while not self._has_ended:
             await self._start()
             assert self.process
-            if self._has_ended:  # `end` came during the start
+            if self._has_ended:  # `stop` came during the start
                 self.process.kill()
             code = await self.process.wait()
             if not (self._end_is_expected or self._has_ended):
@@ -60,7 +60,7 @@ class Program:
         return self.process is not None and self.process.returncode is None
 
     def signal(self, signal_number: signal.Signals, *, restart_delay: float = RESTART_DELAY) -> None:
-        """Sends a signal. A program that ends by it restarts after `back` seconds."""
+        """Sends a signal. A program that ends by it restarts after `restart_delay` seconds."""
         if not self.is_running:
             return
         assert self.process
@@ -79,7 +79,7 @@ class Program:
             self.signal(signal_number)
 
     async def wait_for_exit(self, seconds: float = EXIT_TIMEOUT) -> bool:
-        """Whether it ended within that time."""
+        """Waits for its end; False if it takes longer than `seconds`."""
         assert self.process
         with suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(self.process.wait()), seconds)

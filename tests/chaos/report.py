@@ -52,7 +52,7 @@ def quantile(values: Sequence[float], fraction: float) -> float | None:
 
 def format_rows(outcome: Outcome) -> list[str]:
     """The whole table."""
-    ends = Counter(row.state for row in outcome.evidence.jobs)
+    end_counts = Counter(row.state for row in outcome.evidence.jobs)
     front_ends = Counter(one.front_end for one in outcome.evidence.accepted)
     kinds = Counter(fault.kind for fault in outcome.injected)
     lines = [
@@ -62,7 +62,7 @@ def format_rows(outcome: Outcome) -> list[str]:
         *(f"not run: {kind}: {reason}" for kind, reason in outcome.skipped.items()),
         f"{len(outcome.evidence.accepted)} jobs accepted, "
         f"{front_ends['web']} over HTTP and {front_ends['discord']} in Discord: "
-        + ", ".join(f"{count} {state}" for state, count in sorted(ends.items())),
+        + ", ".join(f"{count} {state}" for state, count in sorted(end_counts.items())),
         *_failures(outcome.evidence),
         *([f"ended by themselves: {dict(outcome.death_counts)}"] if outcome.death_counts else []),
         *_times(outcome.evidence),

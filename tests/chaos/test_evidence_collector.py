@@ -1,4 +1,4 @@
-"""What a campaign finds in the broker at its end: real streams with a liar's messages."""
+"""A campaign counts the messages left in the broker: real streams with a hostile client's messages."""
 
 from __future__ import annotations
 

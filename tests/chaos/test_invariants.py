@@ -93,7 +93,7 @@ def list_violations(evidence: Evidence) -> dict[str, list[str]]:
     }
 
 
-def test_a_sound_store_breaks_nothing() -> None:
+def test_correct_evidence_violates_no_invariant() -> None:
     assert list_violations(make_sound_evidence()) == {}
     assert all(verdict.case_count for verdict in check_invariants(make_sound_evidence()))
 

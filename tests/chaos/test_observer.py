@@ -1,4 +1,4 @@
-"""What previews reveal about a job's progress. Pure."""
+"""The observer derives a job's progress from previews. Pure."""
 
 from __future__ import annotations
 

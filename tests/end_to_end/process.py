@@ -1,4 +1,4 @@
-"""A running `darkroom up` as a newcomer starts it: real processes, the real broker, the real model, nothing in between.
+"""A running `darkroom up` as a new user starts it: real processes, the real broker, the real model.
 
 Speeds are not asserted (a test machine may be busy): waits have generous limits, and `darkroom bench` measures.
 """
@@ -100,7 +100,7 @@ class DarkroomProcess:
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def find_engine(self) -> psutil.Process | None:
-        """The worker's process."""
+        """Finds the worker's process."""
         engines = [
             child for child in self.list_children() if "engine" in child.cmdline() and "serve" in child.cmdline()
         ]
@@ -162,12 +162,12 @@ class DarkroomProcess:
         return job
 
     def list_end_states(self, job: str) -> list[str]:
-        """Every final state that the store recorded for a job."""
+        """List every final state that the store recorded for a job."""
         with closing(sqlite3.connect(f"file:{self.data / 'darkroom.sqlite'}?mode=ro", uri=True)) as store:
             rows = store.execute("select target from moves where job = ? order by id", (job,)).fetchall()
         return [target for (target,) in rows if target in FINAL_STATES]
 
     def list_start_steps(self, job: str) -> list[int]:
-        """The steps at which workers began this job."""
+        """List the steps at which workers began this job."""
         log = (self.data / "engine.log").read_text()
         return [int(step) for step in re.findall(rf"job {job} begins at step (\d+)", log)]

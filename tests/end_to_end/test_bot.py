@@ -78,7 +78,7 @@ def test_imagine_joins_a_running_bot(shared_bot: DarkroomProcess, tmp_path: Path
     assert len(result["pictures"]) == 4
     with Image.open(result["film"]) as film:
         assert getattr(film, "n_frames", 1) > 1
-    assert shared_bot.get_job(result["id"])["state"] == "finished"  # it went through the bot's own queue
+    assert shared_bot.get_job(result["id"])["state"] == "finished"  # the bot's own queue ran it
 
 
 @pytest.mark.slow

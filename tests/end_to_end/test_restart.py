@@ -27,4 +27,4 @@ def test_history_survives_a_restart_and_a_running_job_continues(own_bot: Darkroo
     own_bot.start()
     assert own_bot.get_job(first)["state"] == "finished"
     assert own_bot.send_request("GET", f"/api/jobs/{first}/pictures/1.png")[1] == before
-    assert own_bot.wait_for_end(second)["state"] == "finished"  # accepted is accepted
+    assert own_bot.wait_for_end(second)["state"] == "finished"  # the bot finishes every accepted job

@@ -43,7 +43,7 @@ class Tally:
 
 @dataclass
 class Outcome:
-    """The result of a campaign. `breaches`: the number of the case, and the broken promise."""
+    """The result of a campaign. `failures`: the number of the case, and the broken promise."""
 
     seed: int
     cases: int
@@ -128,7 +128,7 @@ async def _run_case(outcome: Outcome, number: int, seed_pictures: list[Seed], up
 
 
 def find_problem(picture: DecodedImage) -> str:
-    """What is wrong with the decoded picture; empty if nothing is."""
+    """Finds what is wrong with the decoded picture; empty if nothing is."""
     if hashlib.sha256(picture.png).hexdigest() != picture.sha256:
         return "another SHA-256"
     kinds, offset = list[bytes](), 8

@@ -1,6 +1,6 @@
 """Damage to a picture before its upload: small damage, lies in its header, bombs, two formats in one file.
 
-Pure: `chance` decides. Each kind returns bytes of a few MiB at most.
+Pure: `rng` decides. Each kind returns bytes of a few MiB at most.
 """
 
 from __future__ import annotations
@@ -21,7 +21,12 @@ MAGIC_BYTES = (
     b"RIFF\xff\xff\0\0WEBP",
     b"\0\0\0\x1cftypavif",
 )
-CHUNK_PREFIXES = {b"zTXt": b"a\0\0", b"iCCP": b"a\0\0", b"iTXt": b"a\0\1\0\0\0", b"eXIf": b""}  # what is deflated
+CHUNK_PREFIXES = {
+    b"zTXt": b"a\0\0",
+    b"iCCP": b"a\0\0",
+    b"iTXt": b"a\0\1\0\0\0",
+    b"eXIf": b"",
+}  # chunk type → the bytes before its deflated data
 NUMBERS = (0, 1, 2, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from fuzz.campaign import Outcome, Tally
 
-MAX_SHOWN = 20  # breaches that get a row each
+MAX_SHOWN = 20  # failures that get a row each
 
 
 def format_rows(outcome: Outcome) -> list[str]:
@@ -29,7 +29,7 @@ def format_rows(outcome: Outcome) -> list[str]:
 
 
 def as_json(outcome: Outcome) -> Iterator[dict[str, Any]]:
-    """A row for each kind of damage, one for each breach, and one for all of it."""
+    """Yields a row for each kind of damage, one for each failure, and one for the whole campaign."""
     for kind, tally in sorted(outcome.kinds.items()):
         yield {"damage": kind, **asdict(tally), "slowest": round(tally.slowest_seconds, 3)}
     for number, problem in outcome.failures:

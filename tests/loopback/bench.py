@@ -1,4 +1,4 @@
-"""`darkroom bench discord`: result rows of a busy evening on the loopback Discord and of a killed bot."""
+"""`darkroom bench discord`: result rows of a heavy load on the loopback Discord and of a killed bot."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ SLACK = 0.25  # seconds that a request already sent at a job's end may still tak
 
 
 def load_rows(result: LoadResult) -> list[FigureRow]:
-    """The result rows of one evening."""
+    """Computes the result rows of one load."""
     answer_times = sorted(1000 * (act.answered_at - act.sent_at) for act in result.acts if act.answered_at)
-    finals, size = result.group_finals_by_job(), result.size
+    finals_by_job, size = result.group_finals_by_job(), result.size
     store_delays = sorted(
         result.stored_at[job] - ended_at for job, ended_at in result.ended_at.items() if job in result.stored_at
     )
@@ -41,7 +41,7 @@ def load_rows(result: LoadResult) -> list[FigureRow]:
     for one in result.loopback.requests:
         judge.check_request(one.method, one.path, one.query, one.body, len(one.files))
     unexplained_findings = find_unexplained(judge.findings)
-    of_answers, of_finals = ({"samples": len(each), "planned": size.jobs} for each in (answer_times, finals))
+    of_answers, of_finals = ({"samples": len(each), "planned": size.jobs} for each in (answer_times, finals_by_job))
     of_requests = {"samples": len(result.loopback.requests), "planned": size.jobs}  # each job has one, at least
     return [
         FigureRow("first answer, p50", _quantile(answer_times, 0.5), "≤ 300", "ms", setting, **of_answers),
@@ -54,9 +54,11 @@ def load_rows(result: LoadResult) -> list[FigureRow]:
             **of_requests
         ),
         FigureRow(
-            "finals shown", len(finals), f"= {size.jobs}", "", f"{sum(map(_is_post, finals.values()))} as notices"
+            "finals shown", len(finals_by_job), f"= {size.jobs}", "",
+            f"{sum(map(_is_post, finals_by_job.values()))} as notices"
         ),
-        FigureRow("finals shown twice", sum(len(each) > 1 for each in finals.values()), "= 0", "", "", **of_finals),
+        FigureRow("finals shown twice", sum(len(each) > 1 for each in finals_by_job.values()), "= 0", "", "",
+        **of_finals),
         soon_row(result, f"of it until it was stored: p50 {_quantile(store_delays, 0.5):.2f} s"),
         FigureRow("finals behind a preview", count_finals_behind_previews(result), "= 0", "", "", **of_finals),
         FigureRow("previews per job", sum(previews) / size.jobs, "≥ 1", "", f"{sum(previews)} in all", **of_finals),
@@ -71,8 +73,12 @@ def load_rows(result: LoadResult) -> list[FigureRow]:
 
 def soon_row(result: LoadResult, note: str) -> FigureRow:
     """The share of finals that arrived in time. A missing final counts as late."""
-    finals = result.group_finals_by_job()
-    delays = sorted(finals[job][0].answered_at - ended_at for job, ended_at in result.ended_at.items() if job in finals)
+    finals_by_job = result.group_finals_by_job()
+    delays = sorted(
+        finals_by_job[job][0].answered_at - ended_at
+        for job, ended_at in result.ended_at.items()
+        if job in finals_by_job
+    )
     summary = (
         f"p50 {_quantile(delays, 0.5):.2f} s, p99 {_quantile(delays, 0.99):.2f} s, "
         f"worst {_quantile(delays, 1):.2f} s; {note}"
@@ -90,9 +96,12 @@ def hang_first_edits(jobs: int, hang: float, faults: Faults) -> None:
 
 def stalled_row(result: LoadResult, hang: float = HANG) -> FigureRow:
     """The row that counts finals delayed by a preview; none may be."""
-    finals, hung_count = result.group_finals_by_job(), sum(fault.met_count for fault in result.loopback.faults.orders)
+    finals_by_job, hung_count = (
+        result.group_finals_by_job(),
+        sum(fault.met_count for fault in result.loopback.faults.orders),
+    )
     delays = [
-        finals[job][0].answered_at - ended_at if job in finals else math.inf
+        finals_by_job[job][0].answered_at - ended_at if job in finals_by_job else math.inf
         for job, ended_at in result.ended_at.items()
     ]
     missed_count = sum(each > SOON for each in delays) + result.size.jobs - len(delays)
@@ -125,10 +134,10 @@ def _list_limited_routes(result: LoadResult) -> str:
 
 def count_finals_behind_previews(result: LoadResult) -> int:
     """Counts jobs with a preview sent after their end was stored. `stalled_row` counts the delayed finals."""
-    previews, finals = result.group_previews_by_job(), result.group_finals_by_job()
+    previews, finals_by_job = result.group_previews_by_job(), result.group_finals_by_job()
     return sum(
         any(result.stored_at.get(job, math.inf) + SLACK < one.received_at for one in previews.get(job, ()))
-        for job in finals
+        for job in finals_by_job
     )
 
 
@@ -168,13 +177,13 @@ def _quantile(values: list[float], fraction: float) -> float:
 
 
 def measure_load(size: LoadSize) -> list[FigureRow]:
-    """Measures an evening in a fresh installation."""
+    """Measures a load in a new installation."""
     with tempfile.TemporaryDirectory() as folder:
         return load_rows(asyncio.run(run_load(Path(folder), size, _log)))
 
 
 def measure_stalled(size: LoadSize, hang: float = HANG) -> list[FigureRow]:
-    """Measures an evening on which the first edits hang."""
+    """Measures a load whose first edits hang."""
     with tempfile.TemporaryDirectory() as folder:
         return [
             stalled_row(
@@ -200,8 +209,12 @@ def main(args: list[str]) -> int:
     parser.add_argument("--finals", type=float, default=RATE, help="jobs that end in a second, at most")
     options = parser.parse_args(args)
     size, points = (LoadSize(100, 20, 5, 12.0, 14.0), QUICK_POINTS) if options.quick else (LoadSize(), POINTS)
-    finals = min(options.finals_per_second, size.channels / 2)  # a channel sees one in two seconds at most
-    rows = [*measure_load(replace(size, finals_per_second=finals)), *measure_stalled(STALLED), *measure_kills(points)]
+    finals_by_job = min(options.finals_per_second, size.channels / 2)  # a channel sees one in two seconds at most
+    rows = [
+        *measure_load(replace(size, finals_per_second=finals_by_job)),
+        *measure_stalled(STALLED),
+        *measure_kills(points),
+    ]
     print(format_json(rows) if options.json else format_table(rows))
     return 0
 

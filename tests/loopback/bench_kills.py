@@ -1,7 +1,7 @@
 """Kills the bot at points of a job's life and restarts it: nothing is lost, and nothing is posted twice.
 
 The server waits for a request of a kind. It kills the bot's process when the request arrives, once it took effect, or
-a moment after the answer. What the bot writes to its store between two requests lies between two such moments.
+a moment after the answer. The bot's writes to its store lie between two such moments.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ DUPLICATE_WAIT = 2.0  # seconds in which a duplicate would arrive
 
 @dataclass(frozen=True)
 class KillPoint:
-    """When to kill: at the first request of a kind. `busy`: down for long in a channel where others write."""
+    """When to kill: at the first request of a kind. `is_busy`: down for long in a channel where others write."""
 
     kind: Kind
     moment: Moment

@@ -1,4 +1,4 @@
-"""The load of a busy evening: a thousand watched jobs in 200 channels of 50 guilds, and the outcome of each.
+"""A heavy load: a thousand watched jobs in 200 channels of 50 guilds, and the outcome of each.
 
 The loopback and the members share this process; the bot, the broker and the device are three others. All times are
 the machine's monotonic clock. Requests are validated afterwards, so that validation costs nothing while it measures.
@@ -40,7 +40,7 @@ HIGH_LIMITS = {"DARKROOM_RUNNING": "1000", "DARKROOM_QUEUED": "1000", "DARKROOM_
 
 @dataclass(frozen=True)
 class LoadSize:
-    """The size of an evening."""
+    """The size of a load."""
 
     jobs: int = 1000
     channels: int = 200
@@ -53,15 +53,15 @@ class LoadSize:
 
 @dataclass
 class LoadResult:
-    """What was measured on one evening."""
+    """The measurements of one load."""
 
     size: LoadSize
     loopback: Loopback
     acts: list[Act] = field(default_factory=list)
     ended_at: dict[str, float] = field(default_factory=dict)  # job → when its device finished
     stored_at: dict[str, float] = field(default_factory=dict)  # job → when the bot stored the end
-    memory: int = 0  # bytes, the most
-    cpu: dict[str, float] = field(default_factory=dict)  # who → seconds of a core
+    memory: int = 0  # bytes at most
+    cpu: dict[str, float] = field(default_factory=dict)  # process → seconds of a core
     seconds: float = 0.0  # wall time, from the first request to the last final
 
     def group_finals_by_job(self) -> dict[str, list[RecordedRequest]]:
@@ -189,7 +189,7 @@ async def _report_progress(bot: Bot, result: LoadResult, report: Callable[[str],
     while True:
         result.memory = max(result.memory, await asyncio.to_thread(bot.measure_memory))
         report(
-            f"{len(result.acts)} asked, {len(result.ended_at)} ended, {len(result.group_finals_by_job())} shown, "
+            f"{len(result.acts)} requested, {len(result.ended_at)} ended, {len(result.group_finals_by_job())} shown, "
             f"{result.loopback.rates.refused_count} × 429, {result.memory / 1e6:.0f} MB"
         )
         await asyncio.sleep(5.0)

@@ -69,15 +69,15 @@ class Bot:
         return self.loopback.gateway.has_all_shards() and bool(self.loopback.world.backend.commands)
 
     def read_output(self) -> str:
-        """All output since its first start."""
+        """Reads all output since its first start."""
         return self.log.read_text() if self.log.exists() else ""
 
     def find_page_url(self) -> str:
-        """The URL of its web page."""
+        """Finds the URL of its web page."""
         return json.loads((self.folder / "running.json").read_text())["url"]
 
     def measure_memory(self) -> int:
-        """Bytes of resident memory."""
+        """Measures the bytes of resident memory."""
         return psutil.Process(self.pid).memory_info().rss
 
     async def kill(self) -> None:
@@ -96,7 +96,7 @@ class Bot:
 
 @asynccontextmanager
 async def run_bot(loopback: Loopback, folder: Path, **environment: str) -> AsyncIterator[tuple[Bot, PaintingWorker]]:
-    """A ready bot beside an open loopback, and a painter that works in this process."""
+    """Runs a bot beside an open loopback, and a worker in this process."""
     async with AsyncExitStack() as parts:
         broker = await parts.enter_async_context(Broker(folder / "nats"))
         bus = await Bus.connect(broker.url, broker.token)

@@ -39,7 +39,7 @@ class LoopbackHarness:
 
 @dataclass
 class Scene:
-    """A fresh channel for one test, and a fresh member in it."""
+    """A new channel for one test, and a new member in it."""
 
     harness: LoopbackHarness
     channel: ChannelHandle
@@ -92,7 +92,7 @@ async def harness(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Loo
 
 @pytest.fixture
 def scene(harness: LoopbackHarness) -> Iterator[Scene]:
-    """A fresh channel and member. Afterwards speed, faults and limits are back to normal."""
+    """Makes a new channel and member. Afterwards speed, faults and limits are back to normal."""
     number = next(NUMBERS)
     channel = harness.guild.create_text_channel(f"pictures-{number}")
     new_scene = Scene(

@@ -1,7 +1,7 @@
-"""Discord's rules that simcord lacks: sizes, dead tokens, archived threads, closed direct messages, old messages.
+"""Discord's rules that simcord lacks: sizes, expired tokens, archived threads, closed direct messages, old messages.
 
-The server calls `check` and `same` before simcord carries a request out, and `meant` after it refused one. Of HTTP it
-knows only status and code. Codes: Discord's documentation "Opcodes and Status Codes".
+The server calls `check` and `find_duplicate` before simcord, and `translate_error` after simcord refuses a request.
+Of HTTP it knows only status and code. Codes: Discord's documentation "Opcodes and Status Codes".
 """
 
 from __future__ import annotations

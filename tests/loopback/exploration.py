@@ -27,7 +27,7 @@ TEXT, INTEGER, BOOLEAN, MEMBER, CHANNEL, ROLE, MENTIONED, NUMBER, FILE = 3, 4, 5
 
 @dataclass
 class Explorer:
-    """A member who tries everything once. `said` describes each step."""
+    """A member who tries everything once. `steps` describes each step."""
 
     member: Person
     channel: ChannelHandle
@@ -69,7 +69,7 @@ class Explorer:
         return suggestions[0]["value"] if suggestions and option["name"] not in self.texts else None
 
     async def try_menus(self, message: Message) -> list[Act]:
-        """Try every context menu command, on a message and on the walker."""
+        """Try every context menu command, on a message and on the explorer."""
         acts = []
         for command in self._visible_commands():
             target = {OF_USER: self.member, OF_MESSAGE: message}.get(command.get("type", SLASH))

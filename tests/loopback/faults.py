@@ -21,7 +21,7 @@ class Fault:
     method: str
     path: str
     times: float  # how many requests it hits at most
-    until: float
+    ends_at: float
     status: int | None = None
     code: int = 0
     message: str = ""
@@ -34,13 +34,13 @@ class Fault:
     met_count: int = 0
 
     def matches(self, method: str, path: str, now: float) -> bool:
-        if self.met_count >= self.times or now >= self.until:
+        if self.met_count >= self.times or now >= self.ends_at:
             return False
         return self.method in ("*", method) and fnmatchcase(path, self.path)
 
 
 class Faults:
-    """A test's faults, in the order in which it ordered them. The first match hits a request."""
+    """A test's faults, in the order of its calls. The first match hits a request."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -62,7 +62,7 @@ class Faults:
         self, delay: float, *, path: str = "*", method: str = "*", times: float = math.inf, seconds: float = math.inf,
         delay_after: float = 0.0,
     ) -> Fault:  # fmt: skip
-        """Requests take effect after `delay` seconds, and the answer comes `late` seconds later."""
+        """Requests take effect after `delay` seconds, and the answer comes `delay_after` seconds later."""
         return self._add(Fault(method, path, times, self._clock() + seconds, delay=delay, delay_after=delay_after))
 
     def break_lines(
@@ -76,7 +76,7 @@ class Faults:
         self.orders.clear()
 
     def find_fault(self, method: str, path: str) -> Fault | None:
-        """The fault that hits this request; counted."""
+        """Finds and counts the fault that hits this request."""
         now = self._clock()
         for fault in self.orders:
             if fault.matches(method, path, now):

@@ -17,12 +17,16 @@ class Deviation:
     """Matching findings are expected. `*` matches anything."""
 
     operation: str
-    where: str
+    location: str
     problem: str
     reason: str
 
     def matches(self, finding: Finding) -> bool:
-        pairs = ((finding.operation, self.operation), (finding.where, self.where), (finding.problem, self.problem))
+        pairs = (
+            (finding.operation, self.operation),
+            (finding.location, self.location),
+            (finding.problem, self.problem),
+        )
         return all(fnmatchcase(value.replace("[]", "()"), rule.replace("[]", "()")) for value, rule in pairs)
 
 

@@ -35,7 +35,7 @@ class Act:
 
     @property
     def answered_at(self) -> float | None:
-        """When Discord accepted the first answer, by the server's clock."""
+        """The time at which Discord accepted the first answer, by the server's clock."""
         return self.loopback.first_answer_times.get(self.record.id)
 
     @property
@@ -62,7 +62,7 @@ class Person:
         answer_timeout: float = ANSWER_TIMEOUT,
         roles: Sequence[RoleHandle] = (), **fields: Any,
     ) -> None:  # fmt: skip
-        """`says`: fields that differ in this member's interactions, like `locale` or `attachment_size_limit`."""
+        """`fields`: fields that differ in this member's interactions, like `locale` or `attachment_size_limit`."""
         self.loopback, self.answer_timeout = loopback, answer_timeout
         self.user: UserHandle = loopback.world.create_user(name)
         self.actor: MemberActor | UserHandle = guild.add_member(self.user, roles=list(roles)) if guild else self.user
@@ -86,7 +86,7 @@ class Person:
     async def autocomplete(
         self, channel: ChannelHandle, name: str, option: str, typed_text: str, /, **filled_options: Any
     ) -> Act:
-        """Type into an option. After `taken()` the choices are in `result.autocomplete_choices`."""
+        """Type into an option. After `wait_for_response()` the choices are in `result.autocomplete_choices`."""
         from simcord.actors import _autocomplete_result
 
         return self._record_act(

@@ -33,11 +33,11 @@ class Finding:
     """A fault of a request: the operation, the place in its body (`[]` for any item), and the problem."""
 
     operation: str
-    where: str
+    location: str
     problem: str
 
     def __str__(self) -> str:
-        return f"{self.operation}: {self.where or 'the body'}: {self.problem}"
+        return f"{self.operation}: {self.location or 'the body'}: {self.problem}"
 
 
 class StrictDescription:
@@ -104,9 +104,9 @@ class RequestValidator:
                 yield Finding(operation.name, "", "needs a body")
             return
         for error in self._description.validator(operation.body).iter_errors(body):
-            yield from (Finding(operation.name, where, problem) for where, problem in _describe_error(error))
-        for where, problem in unwritten_rules.findings(operation.name, body, files):
-            yield Finding(operation.name, where, problem)
+            yield from (Finding(operation.name, location, problem) for location, problem in _describe_error(error))
+        for location, problem in unwritten_rules.findings(operation.name, body, files):
+            yield Finding(operation.name, location, problem)
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,18 +153,18 @@ def _check_parameter(schema: Mapping[str, Any], value: str) -> str:
 
 def _describe_error(error: ValidationError) -> Iterator[tuple[str, str]]:
     """Place and text of an error, without what varies from request to request."""
-    where = "".join("[]" if isinstance(part, int) else f".{part}" for part in error.absolute_path).lstrip(".")
+    location = "".join("[]" if isinstance(part, int) else f".{part}" for part in error.absolute_path).lstrip(".")
     instance: Any = error.instance
     rule: Any = error.validator_value
     if error.validator == "additionalProperties" and isinstance(instance, dict):
         known_names = error.schema.get("properties", {}) if isinstance(error.schema, dict) else {}
         for name in sorted(instance.keys() - known_names):
-            yield f"{where}.{name}".lstrip("."), "there is no such property"
+            yield f"{location}.{name}".lstrip("."), "there is no such property"
     elif error.validator == "type":
-        yield where, f"{type(instance).__name__} is not {rule}"
+        yield location, f"{type(instance).__name__} is not {rule}"
     elif error.validator == "byType":
-        yield where, error.message
+        yield location, error.message
     elif error.validator == "required":
-        yield where, f"{' '.join(sorted(set(rule) - instance.keys()))} is missing"
+        yield location, f"{' '.join(sorted(set(rule) - instance.keys()))} is missing"
     else:
-        yield where, f"{error.validator} {json.dumps(rule)[:120]} does not hold"
+        yield location, f"{error.validator} {json.dumps(rule)[:120]} does not hold"

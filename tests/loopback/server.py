@@ -30,8 +30,8 @@ from loopback.world import CDN_URL, World
 API = "/api/v10"
 TOKEN = "loopback.bot.token"
 TOKEN_IN_PATH = ("/webhooks/", "/interactions/")  # the path contains the token
-VIA = {"Via": "1.1 loopback"}  # without it discord.py takes 429 for a ban
-MAX_BODY = 40 << 20  # bytes that the server reads of a request; `laws` has Discord's own limits
+VIA = {"Via": "1.1 loopback"}  # without it discord.py treats 429 as a ban
+MAX_BODY = 40 << 20  # bytes that the server reads of a request; `rules` has Discord's own limits
 
 
 class Loopback:
@@ -40,7 +40,7 @@ class Loopback:
     def __init__(
         self, *, shards: int = 1, clock: Callable[[], float] = time.perf_counter, validates: bool = True
     ) -> None:
-        """`judged`: validate requests against Discord's description, which costs about three milliseconds each."""
+        """`validates`: check requests against Discord's description, which costs about three milliseconds each."""
         self.world = World(shards)
         self.clock = clock
         self.gateway = Gateway(self.world, TOKEN)
@@ -91,7 +91,7 @@ class Loopback:
         return response
 
     async def _answer(self, request: web.Request, call: RecordedRequest) -> web.Response:
-        """Rates, troubles, laws, then simcord. Always reads the body, so that the connection can be reused."""
+        """Applies rates, faults, rules, then simcord. Always reads the body, so that the connection can be reused."""
         fault = self.faults.find_fault(call.method, call.path)
         if fault and fault.delay:
             await asyncio.sleep(fault.delay)
@@ -172,7 +172,7 @@ class Loopback:
 
 
 async def wait_until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
-    """Polls `what` and returns its first true result."""
+    """Polls `condition` and returns its first true result."""
     deadline = time.perf_counter() + seconds
     while not (result := condition()):
         assert time.perf_counter() < deadline, f"still false after {seconds} s"

@@ -42,7 +42,7 @@ WORKERS = tuple(f"easel-{number}" for number in range(16))  # enough rows for 2,
 
 
 class SimulatedWorkers(PaintingWorker):
-    """Jobs take `seconds` and `longer` by turns, from their start. At most `rate` jobs end in a second."""
+    """Jobs take `seconds` and `longer_seconds` by turns, from their start. At most `rate` jobs end in a second."""
 
     def __init__(self, bus: Bus, seconds: float, longer_seconds: float, rate: float) -> None:
         super().__init__(bus, WORKERS[0])

@@ -1,4 +1,4 @@
-"""The result rows of a busy evening count finals that an edit delayed and finals that never came."""
+"""The result rows of a load count delayed finals and missing finals."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def record_edit(name: str, body: str, received_at: float, answered_at: float) ->
 
 
 def make_result(duration: float) -> LoadResult:
-    """Every job ends at 100; its final arrives `took` seconds later."""
+    """Every job ends at 100; its final arrives `duration` seconds later."""
     result = LoadResult(STALLED, Loopback(clock=time.monotonic, validates=False))
     result.ended_at = result.stored_at = dict.fromkeys(JOBS, 100.0)
     hang_first_edits(STALLED.jobs, HANG, result.loopback.faults)

@@ -1,4 +1,4 @@
-"""Everything that the bot offers can be typed, pressed, chosen and filled in; each act is answered by Discord's rules.
+"""A member tries every command, button, menu and form of the bot; each act gets an answer by Discord's rules.
 
 Other tests check the meaning. Here no act may stay without an answer, and the log may contain no error.
 """

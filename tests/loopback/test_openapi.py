@@ -36,7 +36,7 @@ def option(name: str, **other: Any) -> dict[str, Any]:
 
 
 def list_faults(judge: RequestValidator, call: tuple[str, str], body: Any, files: int = 0, **query: str) -> list[str]:
-    return [f"{each.where}: {each.problem}" for each in judge.check_request(*call, query, body, files)]
+    return [f"{each.location}: {each.problem}" for each in judge.check_request(*call, query, body, files)]
 
 
 VALID: list[tuple[tuple[str, str], Any]] = [

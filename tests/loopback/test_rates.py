@@ -1,4 +1,4 @@
-"""The rate limits count as Discord's: a client that follows the headers is never refused, any other is."""
+"""The rate limits count as Discord's: they refuse only a client that ignores the headers."""
 
 from __future__ import annotations
 

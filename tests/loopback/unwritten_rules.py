@@ -47,52 +47,52 @@ def _callback(body: dict[str, Any], files: int) -> Iterator[Problem]:
         yield from _message(data, files, "data.")
 
 
-def _message(body: dict[str, Any], files: int, where: str) -> Iterator[Problem]:
+def _message(body: dict[str, Any], files: int, location: str) -> Iterator[Problem]:
     if _length_of(body, "content") > 2000:
-        yield f"{where}content", "longer than 2000 characters"
+        yield f"{location}content", "longer than 2000 characters"
     attachments = _items(body, "attachments")
     if max(len(attachments), files) > 10:
-        yield f"{where}attachments", "more than 10"
+        yield f"{location}attachments", "more than 10"
     if any(_length_of(each, "description") > 1024 for each in attachments):
-        yield f"{where}attachments[].description", "longer than 1024 characters"
-    yield from _embeds(_items(body, "embeds"), where)
+        yield f"{location}attachments[].description", "longer than 1024 characters"
+    yield from _embeds(_items(body, "embeds"), location)
     components = _items(body, "components")
-    yield from _components(components, where)
+    yield from _components(components, location)
     if int(body.get("flags") or 0) & V2:
-        yield from _layout(body, components, where)
+        yield from _layout(body, components, location)
     elif len(components) > 5 or any(each.get("type") != ROW for each in components):
-        yield f"{where}components", "without the flag for layouts: at most 5 rows"
+        yield f"{location}components", "without the flag for layouts: at most 5 rows"
 
 
-def _embeds(embeds: list[dict[str, Any]], where: str) -> Iterator[Problem]:
+def _embeds(embeds: list[dict[str, Any]], location: str) -> Iterator[Problem]:
     length = 0
     for embed in embeds:
         length += _length_of(embed, "title") + _length_of(embed, "description")
         length += _length_of(embed.get("footer"), "text") + _length_of(embed.get("author"), "name")
         length += sum(_length_of(each, "name") + _length_of(each, "value") for each in _items(embed, "fields"))
     if length > 6000:
-        yield f"{where}embeds", "more than 6000 characters in all"
+        yield f"{location}embeds", "more than 6000 characters in all"
 
 
-def _layout(body: dict[str, Any], components: list[dict[str, Any]], where: str) -> Iterator[Problem]:
+def _layout(body: dict[str, Any], components: list[dict[str, Any]], location: str) -> Iterator[Problem]:
     if any(body.get(name) for name in ("content", "embeds", "poll", "sticker_ids")):
-        yield f"{where}flags", "a layout has no content, embeds, poll or stickers beside it"
+        yield f"{location}flags", "a layout has no content, embeds, poll or stickers beside it"
     if sum(_length_of(each, "content") for each in walk_components(components) if each.get("type") == TEXT) > 4000:
-        yield f"{where}components", "more than 4000 characters in all"
+        yield f"{location}components", "more than 4000 characters in all"
 
 
-def _components(components: Iterable[dict[str, Any]], where: str) -> Iterator[Problem]:
+def _components(components: Iterable[dict[str, Any]], location: str) -> Iterator[Problem]:
     all_components = list(walk_components(components))
     if len(all_components) > 40:
-        yield f"{where}components", "more than 40 in all"
+        yield f"{location}components", "more than 40 in all"
     ids = [each["custom_id"] for each in all_components if each.get("custom_id") is not None]
     if len(set(ids)) < len(ids):
-        yield f"{where}components", "the same custom_id twice"
+        yield f"{location}components", "the same custom_id twice"
     if any(not 1 <= len(str(each)) <= 100 for each in ids):
-        yield f"{where}components", "a custom_id that has not 1 to 100 characters"
+        yield f"{location}components", "a custom_id that has not 1 to 100 characters"
     for each in all_components:
         for problem in _component(each):
-            yield f"{where}components", problem
+            yield f"{location}components", problem
 
 
 def _component(each: dict[str, Any]) -> Iterator[str]:
@@ -126,7 +126,7 @@ def _commands(commands: list[dict[str, Any]]) -> Iterator[Problem]:
             yield "", f"more than {max_count} commands of type {kind}"
     for command in commands:
         chat = command.get("type", CHAT_INPUT) == CHAT_INPUT
-        yield from ((f"[]{where}", problem) for where, problem in _node(command, chat=chat))
+        yield from ((f"[]{location}", problem) for location, problem in _node(command, chat=chat))
         if _length(command) > 8000:
             yield "[]", "more than 8000 characters in all"
 
@@ -148,7 +148,7 @@ def _node(node: dict[str, Any], *, chat: bool) -> Iterator[Problem]:
     options = _items(node, "options")
     yield from _options(options)
     for option in options:
-        yield from ((f".options[]{where}", problem) for where, problem in _node(option, chat=True))
+        yield from ((f".options[]{location}", problem) for location, problem in _node(option, chat=True))
 
 
 def _options(options: list[dict[str, Any]]) -> Iterator[Problem]:

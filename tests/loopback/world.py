@@ -45,7 +45,7 @@ class World(simcord.Env):
         """Does not wait: the bot is another process, so a test polls for its effects."""
 
     def advance_clock_by(self, seconds: float) -> None:
-        """Makes everything that much older at once."""
+        """Advances the clock, which makes everything older at once."""
         self.backend.advance_clock(seconds)
 
     def shard_of(self, event: str, payload: Mapping[str, Any]) -> int:

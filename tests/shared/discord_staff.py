@@ -16,7 +16,7 @@ BUTTON = 2
 class Staff:
     """A second server with its owner, an admin, a moderator and a plain member, who sees every command.
 
-    `keeper` is the bot's operator, and a plain member here.
+    `operator` is the bot's operator, and a plain member here.
     """
 
     world: Any
@@ -46,11 +46,11 @@ async def create_staff(world: Any) -> Staff:
     people = {name: guild.add_member(env.create_user(name), roles=roles) for name, roles in roles_by_name.items()}
     operator = guild.add_member(env.create_user("keeper"))
     world.client.operator_ids = frozenset({operator.id})
-    world.guild, world.channel = guild, channel  # where `world.ended` looks
+    world.guild, world.channel = guild, channel  # `world.wait_for_end` reads this channel
     owner = _member_actor(world, guild, owner_user)
     role_permissions: dict[Any, bool] = dict.fromkeys((moderator_role, member_role, operator), True)
     for command in await world.client.tree.fetch_commands():
-        guild.set_command_permissions(command, role_permissions)  # an admin let them see every command
+        guild.set_command_permissions(command, role_permissions)  # an admin allows them every command
     return Staff(world, guild, channel, owner, **people, operator=operator, member_role=member_role)
 
 

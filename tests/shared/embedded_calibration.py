@@ -26,7 +26,7 @@ calibrate(load_embedded(resolver=SuperResolver.load(None)), Path(sys.argv[1]))
 
 
 def measure_once(path_factory: pytest.TempPathFactory) -> Path:
-    """The calibration file, which pytest's first process measures. Copy it into a process's data folder."""
+    """Returns the calibration file, measured by pytest's first process. Copy it into a process's data folder."""
     folder = path_factory.getbasetemp()
     path = (folder.parent if folder.name.startswith("popen-") else folder) / "calibration.json"
     with path.with_suffix(".lock").open("w") as lock:
@@ -42,6 +42,6 @@ def measure_once(path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read_row_ms(path: Path) -> float:
-    """The file's milliseconds per row in a forward of the embedded model on this machine."""
+    """Reads the milliseconds per row in a forward of the embedded model on this machine."""
     (calibration,) = msgspec.json.decode(path.read_bytes()).values()
     return calibration["row_ms"]

@@ -10,7 +10,7 @@ from engine.contract import DescribeReply, DescribeRequest
 
 
 class FakeDescriber:
-    """A callable for `serve_describe`. `fits`: the texts of a good prompt; `asked`: the requests so far."""
+    """A callable for `serve_describe`. `fitting_texts`: the texts of a good prompt. `requests`: the requests so far."""
 
     def __init__(self, *fitting_texts: str) -> None:
         self.fitting_texts, self.requests = fitting_texts, list[DescribeRequest]()

@@ -12,7 +12,7 @@ from bot.store import Store
 
 @functools.cache
 def make_migrated_database() -> bytes:
-    """The bytes of an empty migrated database. Created once, because hypothesis opens many."""
+    """Returns the bytes of an empty migrated database. Made once, because hypothesis opens many."""
 
     async def create_database(file: Path) -> None:
         await (await Store.open(f"sqlite:///{file}")).close()

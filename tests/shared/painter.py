@@ -1,7 +1,7 @@
 """A worker without torch: speaks the real wire contract, paints plain pictures, and pauses where a test says so.
 
-Knows the bus and the contract, not the bot. `solid` encodes image and step in the colour; `disc` looks like a picture
-that emerges from noise.
+Knows the bus and the contract, not the bot. `paint_solid` encodes image and step in the colour. `paint_disc` looks
+like a picture that emerges from noise.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ DISC_COLOURS = ["#c33", "#3a5", "#36c", "#c93"]
 
 
 def make_profile(steps: int = STEPS) -> ModelProfile:
-    """The one model that a painter has ready."""
+    """Makes the profile of the worker's one model."""
     return ModelProfile(
         name="embedded", revision="1", dtype="float32", size=64, multiple=8, max_pixels=256 * 256, tokens=64,
         steps=steps, sampler="ddpm", guidance=3.0, row_ms=1.0, encode_ms=1.0, decode_ms=1.0,
@@ -54,7 +54,7 @@ def make_profile(steps: int = STEPS) -> ModelProfile:
 
 
 def paint_solid(recipe: Recipe, image: int, step: int, image_format: ImageFormat) -> bytes:
-    """One colour: red encodes the image, green the step, or in a finished picture the seed."""
+    """Paints one colour: red encodes the image; green the step, or in a finished picture the seed."""
     green_level = recipe.seed % 20 if image_format == "PNG" else step
     size = (64, 64) if image_format == "WEBP" else (recipe.width, recipe.height)
     buffer = io.BytesIO()
@@ -63,7 +63,7 @@ def paint_solid(recipe: Recipe, image: int, step: int, image_format: ImageFormat
 
 
 def paint_disc(recipe: Recipe, image: int, step: int, image_format: ImageFormat) -> bytes:
-    """Noise that becomes a disc."""
+    """Paints noise that becomes a disc."""
     noise = Image.frombytes("RGB", (8, 8), random.Random(recipe.seed + image).randbytes(192)).resize((64, 64))
     picture = Image.new("RGB", (64, 64), "white")
     ImageDraw.Draw(picture).ellipse((10, 10, 54, 54), fill=DISC_COLOURS[image])
@@ -87,13 +87,13 @@ class PaintingWorker:
         self.bus, self.name, self.speed, self.paint, self.model = bus, name, speed, paint, make_profile(steps)
         self.step_gate = asyncio.Event()  # cleared: every job pauses at its step
         self.step_gate.set()
-        self.pause_step: int | None = None  # the step at which all jobs pause until `step_gate` is set again
+        self.pause_step: int | None = None  # all jobs pause at this step until `step_gate` is set again
         self.in_pool = asyncio.Event()
         self.in_pool.set()
         self.loading_progress: tuple[
             float, ...
-        ] = ()  # model loading progress before each job; `stand_at` 0 pauses there
-        self.models: tuple[ModelProfile, ...] = ()  # the models that it announces, if not its one model
+        ] = ()  # model loading progress before each job; `pause_step` 0 pauses there
+        self.models: tuple[ModelProfile, ...] = ()  # the models that it announces in place of its one model
         self.finished_jobs: list[str] = []
         self._is_stopping = False
         self.has_picture_check = False  # whether it has a picture check
@@ -129,7 +129,7 @@ class PaintingWorker:
                 )
 
     async def leave_pool(self) -> None:
-        """Leaves the pool and pulls nothing until `come_back`."""
+        """Leaves the pool and pulls nothing until `rejoin_pool`."""
         self.in_pool.clear()
         await self.bus.stop_pulling()
         await self.bus.remove_presence(self.name)

@@ -40,7 +40,7 @@ def set_timesteps(scheduler: Any, steps: int, options: TimestepOptions = Timeste
 
 
 def run_scheduler(scheduler: Any, eta: float = 0.0, double: bool = False, first: int = 0) -> Trajectory:
-    """The latents after every step of a scheduler whose timesteps are set, in float32 or in double precision.
+    """Returns the latents after every step of a scheduler with set timesteps, in float32 or double precision.
 
     `first`: the first step, as in image-to-image pipelines.
     """
@@ -58,7 +58,7 @@ def run_scheduler(scheduler: Any, eta: float = 0.0, double: bool = False, first:
 
 
 def run_plan(plan: Plan, double: bool = False, draws: torch.dtype | None = None, first: int = 0) -> Trajectory:
-    """The same by a plan's table. `draws`: the number format of the scheduler's noise, if not that of the latents."""
+    """Runs a plan's table like `run_scheduler`. `draws`: the number format of the noise, if not that of the latents."""
     generator, dtype = torch.Generator().manual_seed(5), torch.float64 if double else torch.float32
     x = (torch.randn(SHAPE, generator=generator) * plan.init_sigma).to(dtype)
     h, trajectory = torch.zeros(SHAPE, dtype=dtype), []

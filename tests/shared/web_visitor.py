@@ -26,7 +26,7 @@ async def send_prompt(page: Page, prompt: str) -> Locator:
 
 
 async def wait_for_card(page: Page, count_before: int) -> Locator:
-    """Waits for the message that follows `before` others."""
+    """Waits for the message that follows `count_before` others."""
     card = page.locator("article.job").nth(count_before)
     await expect(card).to_be_visible()
     return card

@@ -77,7 +77,7 @@ class WorkerHarness:
         return worker, task
 
     def count_steps(self, seconds: float) -> int:
-        """How many steps of `a_job` take about `seconds` on this machine at its present load."""
+        """Counts the steps of `make_job` that take about `seconds` on this machine at its present load."""
         started_at = time.monotonic()
         run_locally(make_job(steps=10), self.families)
         return min(1000, max(20, int(seconds / (time.monotonic() - started_at) * 10)))
@@ -121,7 +121,7 @@ async def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> 
 
 
 async def wait_until_midway(worker: Worker, min_steps: int = 3) -> Any:
-    """Waits until the worker's one run has made `least` steps, and returns it."""
+    """Waits until the worker's one run has made `min_steps` steps, and returns it."""
     await wait_until(lambda: any(min(run.steps_done.values()) >= min_steps for run in worker.active_runs))
     return next(iter(worker.active_runs))
 
@@ -131,6 +131,6 @@ def hash_content(content: bytes) -> str:
 
 
 async def hash_local_pictures(harness: WorkerHarness, job: Job) -> list[str]:
-    """The hashes of the pictures that the same job gives without a broker."""
+    """Runs the job without a broker; returns the hashes of its pictures."""
     result = await asyncio.to_thread(run_locally, job, harness.families)
     return [hash_content(picture) for picture in result.pictures]

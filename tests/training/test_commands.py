@@ -87,7 +87,7 @@ def test_a_damaged_checkpoint_is_refused_and_fresh_starts_over(tmp_path: Path) -
         assert session.position is None
 
 
-def test_a_foreign_folder_named_run_is_left_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_another_programs_folder_named_run_is_left_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "a.png").write_bytes(b"mine")
     assert "holds no run" in expect_refusal(capfd, "diffusion", "--out", tmp_path, "--steps", "1", "--fresh")

@@ -112,16 +112,16 @@ async def test_a_leader_ends_if_it_finds_another_term_or_loses_its_lease(harness
         store, other = [await Store.open(harness.settings.database) for _ in range(2)]
         await leader.begin_term(store)
         leader._proven_until = 0.0
-        await asyncio.to_thread(leader.check_lead)  # it blocks by design
+        await asyncio.to_thread(leader.check_lead)  # the test blocks the loop on purpose
         assert loss_reasons == [], "the term is ours"
         assert leader._proven_until > 0
         await other.begin_term()
 
         def look() -> None:
-            leader._proven_until = 0.0  # just before, because the lease is still renewed
+            leader._proven_until = 0.0  # slightly earlier: the lease is still renewed
             leader.check_lead()
 
-        await asyncio.to_thread(look)  # it blocks by design
+        await asyncio.to_thread(look)  # the test blocks the loop on purpose
         assert loss_reasons[0] == "Another bot has begun to write to this database."
         loss_reasons.clear()
         await wait_until(lambda: loss_reasons)  # the regular reading finds it too
@@ -390,7 +390,7 @@ async def test_a_standby_takes_over_after_a_kill_and_a_suspended_leader_ends_whe
     await wait_until(lambda: worker.started_jobs, 30)
     first.process.kill()
     await wait_until(lambda: second.has_output("Darkroom is open"), 60)
-    third = await Bot.start(harness, "third")  # not earlier: of two standbys, either may take over
+    third = await Bot.start(harness, "third")  # started only now: of two standbys either may take over
     await wait_until(lambda: third.has_output("stands by"), 30)
     foreign_bot = await Bot.start(harness, "stranger", DATABASE_URL="")
     async with asyncio.timeout(30):

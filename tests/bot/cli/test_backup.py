@@ -1,4 +1,4 @@
-"""Backups are made beside a running bot and restored elsewhere: only a restore proves a backup."""
+"""Tests make backups beside a running bot and restore them elsewhere: only a restore proves a backup."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def make_command(*arguments: object) -> list[str]:
 
 
 def submit_job(url: str, prompt: str) -> str:
-    """The id of the accepted job."""
+    """Requests a job; returns its id."""
     body = json.dumps({"prompt": prompt}).encode()
     request = urllib.request.Request(f"{url}/api/jobs", body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=30) as answer:
@@ -142,7 +142,7 @@ async def _check_restored_app(
         await bus.close()
 
 
-# A small backup, and what can be wrong with one
+# A small backup, and damaged ones
 
 
 async def _make_small_store(data: Path) -> list[str]:
@@ -272,7 +272,7 @@ def write_tar(file: Path, parts: dict[str, bytes], **odd: tarfile.TarInfo) -> Pa
 
 
 def assert_restore_fails(file: Path, tmp_path: Path, match: str) -> None:
-    """The restore fails with one sentence and leaves no file, inside the folder or outside."""
+    """Asserts that the restore fails with one sentence and leaves no file, inside the folder or outside."""
     before = set(tmp_path.rglob("*"))
     with pytest.raises(UserError, match=match):
         restore_cli.restore(file, tmp_path / "new")

@@ -1,4 +1,4 @@
-"""The doctor: every line is true, every fault has a remedy, and nothing raises."""
+"""The doctor: each line is true, each fault has a remedy, and no check raises."""
 
 from __future__ import annotations
 

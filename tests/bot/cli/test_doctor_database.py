@@ -1,4 +1,4 @@
-"""The doctor's line about the database: which it is, whether it answers, and never its password."""
+"""The doctor's line about the database: its kind, whether it answers, and never its password."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def _is_gone(pid: int) -> bool:
 
 
 @pytest.mark.asyncio
-async def test_the_engine_is_told_to_stop_and_hands_over(tmp_path: Path) -> None:
+async def test_the_engine_stops_on_a_signal_and_hands_back_its_jobs(tmp_path: Path) -> None:
     log = tmp_path / "engine.log"
     async with _engine_process(POLITE, log) as harness:
         await _wait_until(_log_contains(log, "at work"))

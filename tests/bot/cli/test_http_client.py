@@ -58,7 +58,7 @@ async def test_only_a_running_darkroom_is_recognised(status: int, status_body: s
 
 
 class FakeServer:
-    """Accepts one job. Its stream breaks `breaks` times, each time after one event, or after none if `silent`."""
+    """Accepts one job. Its stream breaks `break_count` times, after one event each, or after none if `is_silent`."""
 
     def __init__(self, break_count: int, *, is_silent: bool) -> None:
         self.break_count, self.is_silent, self.open_count = break_count, is_silent, 0

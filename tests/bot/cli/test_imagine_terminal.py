@@ -33,7 +33,7 @@ CELL_SIZE = b"\x1b[16t"
 
 
 def _run_at_terminal(code: str, *, answers: bool) -> bytes:
-    """The output of a program at a pseudo-terminal that does not know its cell size, but may answer when asked."""
+    """Runs a program at a pseudo-terminal without a known cell size, which may answer queries; returns the output."""
     terminal, program_end = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
     env = os.environ | {"TERM": "xterm-256color"}
@@ -49,7 +49,7 @@ def _run_at_terminal(code: str, *, answers: bool) -> bytes:
                 continue
             try:
                 new = os.read(terminal, 65536)
-            except OSError:  # how Linux says that the other side has left
+            except OSError:  # on Linux: the other side has closed
                 break
             output += new
             if answers and CELL_SIZE in new:

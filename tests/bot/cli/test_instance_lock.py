@@ -55,7 +55,7 @@ def test_a_second_bot_on_a_folder_is_refused_in_one_sentence(tmp_path: Path) -> 
             pass
         with pytest.raises(UserError), lock_data_folder(tmp_path):
             pass
-    with lock_data_folder(tmp_path):  # free again
+    with lock_data_folder(tmp_path):  # the lock is free again
         pass
 
 
@@ -119,7 +119,7 @@ def test_a_bot_is_found_whatever_address_it_binds(tmp_path: Path, host: str, url
 
 def test_a_foreign_address_is_refused(free_port: int) -> None:
     with pytest.raises(UserError, match="Nobody can listen"):
-        check_port_free("192.0.2.1", free_port)  # TEST-NET-1 is nobody's (RFC 5737)
+        check_port_free("192.0.2.1", free_port)  # nobody uses TEST-NET-1 (RFC 5737)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="named ports are a matter of this system")

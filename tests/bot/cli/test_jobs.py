@@ -1,4 +1,4 @@
-"""`darkroom jobs`: what the operator reads and does, without a bot and beside a running one."""
+"""`darkroom jobs`: the operator reads and changes jobs, without a bot and beside a running one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DISCORD = Destination(
 
 @pytest.fixture
 def run_command(monkeypatch, tmp_path, capsys):
-    """`await darkroom("list")` runs the command beside whatever runs here and returns its output."""
+    """`await run_command("list")` runs the command beside the test's bot and returns its output."""
 
     def run_main(words: tuple[str, ...], folder: Path) -> int:
         monkeypatch.setattr("sys.argv", ["darkroom", "jobs", *words, "--data", str(folder)])
@@ -144,7 +144,7 @@ async def test_a_job_is_taken_from_its_worker_and_queued_again(harness, run_comm
     (accepted,) = await web_app.services.jobs.imagine("a lamp --count 1", ann, WEB)
     await wait_for(wait_until, web_app, accepted.job, "running")
     output = await run_command("requeue", accepted.job[:-1])
-    bot_part = "a running bot takes it from apprentice within seconds"
+    bot_part = "a running bot takes it from fake-worker within seconds"
     assert output == f"Job {accepted.job} is in the queue again, as attempt 2; {bot_part}.\n"
 
     def sent_again() -> bool:
@@ -182,4 +182,4 @@ async def test_why_asks_the_running_bot(harness, run_command, ann, wait_until):
     assert answer["has_bot"] is True
     assert answer["eta"] > 0
     assert "3 of this member's run already: one of them must end first." in answer["sentence"]
-    assert running_answer.startswith("It does not wait: apprentice has it, at step 0 of 40; done in about ")
+    assert running_answer.startswith("It does not wait: fake-worker has it, at step 0 of 40; done in about ")

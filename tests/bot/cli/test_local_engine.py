@@ -1,4 +1,4 @@
-"""`darkroom imagine` without a running bot: what it says of init images, and whose ladder it takes."""
+"""`darkroom imagine` without a running bot: its sentences about init images, and the ladder that it uses."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def test_the_terminal_finds_a_ladder_as_the_bot_does(sqlite_store: Store, 
 
 
 class RecordingScreen(ProgressDisplay):
-    """Remembers what its progress line says of a model."""
+    """Records the sentences of its progress line about a model."""
 
     def __init__(self) -> None:
         super().__init__(Console(file=io.StringIO()), 1)

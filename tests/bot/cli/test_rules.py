@@ -1,4 +1,4 @@
-"""`darkroom rules`: what the operator types, and how a running bot applies it."""
+"""`darkroom rules`: the operator's commands, and how a running bot applies them."""
 
 from __future__ import annotations
 

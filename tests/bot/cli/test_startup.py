@@ -1,4 +1,4 @@
-"""`darkroom up`: what it says while its engine warms up, and what it checks before it starts."""
+"""`darkroom up`: its output while the engine warms up, and its checks before it starts."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ WARM = ModelProfile(
 LIVES, FAILS = "import time; time.sleep(60)", "raise SystemExit('no weights')"
 
 
-async def _output_while_warming(
+async def _read_output_while_warming(
     code: str,
     log: Path,
     workers: dict[str, Presence],
     capsys: pytest.CaptureFixture[str],
     presence: Presence | None = None,
 ) -> str:
-    """The output once the engine no longer warms up; `presence` announces itself meanwhile."""
+    """Returns the output once the engine is warm; `presence` announces itself meanwhile."""
     warm_event = asyncio.Event()
     warm_event.set()
     async with EngineProcess([sys.executable, "-c", code], os.environ, log) as harness, asyncio.timeout(20):
@@ -58,7 +58,7 @@ async def test_the_engine_warms_up_until_it_announces_itself(
     presence = Presence(
         worker=LOCAL_WORKER, pools=("default",), models=(WARM,), device="paper", rows=1, free=1, software_build="test"
     )
-    assert "embedded is loaded: paper" in await _output_while_warming(
+    assert "embedded is loaded: paper" in await _read_output_while_warming(
         LIVES, tmp_path / "engine.log", {}, capsys, presence
     )
 
@@ -84,7 +84,7 @@ async def test_each_model_that_the_engine_loads_is_reported_line_by_line(monkeyp
 
 
 async def test_the_engine_warms_up_until_it_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    output = await _output_while_warming(FAILS, tmp_path / "engine.log", {}, capsys)
+    output = await _read_output_while_warming(FAILS, tmp_path / "engine.log", {}, capsys)
     assert "The engine stopped while it started" in output
 
 
@@ -111,7 +111,7 @@ async def test_a_model_loaded_on_demand_is_not_called_warm(tmp_path: Path, capsy
         free=1,
         software_build="test",
     )
-    output = await _output_while_warming(LIVES, tmp_path / "engine.log", {}, capsys, presence)
+    output = await _read_output_while_warming(LIVES, tmp_path / "engine.log", {}, capsys, presence)
     assert "large is offered, and loaded when somebody asks for it." in output
     assert "large is loaded" not in output
 

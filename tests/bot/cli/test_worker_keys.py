@@ -126,7 +126,7 @@ def create_worker(harness: Any, tmp_path: Path) -> Any:
     """Makes a key with the command while the broker runs, and a worker that connects with it."""
 
     async def make(name: str) -> Any:
-        settings = load_settings(data=tmp_path)  # the workplace's broker lives in its `nats`
+        settings = load_settings(data=tmp_path)  # the harness keeps its broker in the folder `nats`
         output = json.loads(await asyncio.to_thread(key_admin.create_key, settings, name, "default", as_json=True))
         assert output["taken"]
         bus = await Bus.connect(harness.broker.url, name=name, key=output["seed"], limits=BusLimits(lease=LEASE))

@@ -1,4 +1,4 @@
-"""The whole app for the Discord tests: real SQLite, real nats-server, real studio; the worker paints solid colours."""
+"""The whole app for the Discord tests: real SQLite, nats-server and services. The worker paints solid colours."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ mimetypes.init()  # reads its files now, not at the first upload to the simulate
 
 
 class Uploads:
-    """Downloads from the simulated Discord; `more` adds files by their real URLs."""
+    """Downloads from the simulated Discord; `extra_files` adds files by their real URLs."""
 
     def __init__(self) -> None:
         self.env: simcord.Env | None = None
@@ -96,7 +96,7 @@ class World:
         return self.app.services.deliveries
 
     async def wait_until(self, condition: Callable[[], Any], seconds: float = 40.0) -> Any:
-        """Wait until `what` is true, and return it. A dead courier raises at once."""
+        """Wait until `condition` is true, and return it. A dead courier raises at once."""
         deadline = time.perf_counter() + seconds
         while not (result := condition()):
             for task in self.tasks:
@@ -117,7 +117,7 @@ class World:
 
     @staticmethod
     def labels(message: Any) -> list[str]:
-        """The button labels of a message or of an interaction's response."""
+        """List the button labels of a message or of an interaction's response."""
         rows = [row if isinstance(row, dict) else row.to_dict() for row in message.components]
         return [button.get("label") or button["emoji"]["name"] for row in rows for button in row["components"]]
 
@@ -145,7 +145,7 @@ def create_client(services: Services, folder: Path) -> RunningClient:
 
 @asynccontextmanager
 async def start_app(folder: Path, watch: BlockBuster, uploads: Uploads) -> AsyncIterator[tuple[App, PaintingWorker]]:
-    """An open app, and a worker that does not run yet."""
+    """Open an app, and make a worker that does not run yet."""
     async with AsyncExitStack() as stack:
         watch.deactivate()  # opening the app may block: nothing else runs yet
         broker = await stack.enter_async_context(Broker(folder / "nats"))

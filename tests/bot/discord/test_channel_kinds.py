@@ -133,7 +133,7 @@ async def test_without_permission_to_attach_files_jobs_and_films_are_refused(ope
 
 
 class FakeInteraction:
-    """As much of an interaction as the warning needs."""
+    """The part of an interaction that the warning needs."""
 
     def __init__(self, channel: Any, **permissions: bool) -> None:
         self.guild_id: int | None = 1

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.asyncio
 
 @pytest.fixture(autouse=True)
 def restore_discord_urls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Restore what the settings change in the library."""
+    """Restore the library's URLs, which the settings change."""
     monkeypatch.setattr(Route, "BASE", Route.BASE)
     monkeypatch.setattr(DiscordWebSocket, "DEFAULT_GATEWAY", DiscordWebSocket.DEFAULT_GATEWAY)
     monkeypatch.setattr(start, "RETRY_DELAY", 0.01)

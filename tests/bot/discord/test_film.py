@@ -1,4 +1,4 @@
-"""A film shows a channel nothing that its server's rules forbid there, and is deleted with its job."""
+"""A film is public only where the server's rules allow its job, and is deleted with its job."""
 
 from __future__ import annotations
 

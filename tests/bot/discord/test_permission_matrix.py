@@ -29,7 +29,7 @@ from shared.png_upload import make_png
 
 pytestmark = pytest.mark.asyncio
 
-REFUSALS = (  # how the refusals of the permission table begin, as members see them
+REFUSALS = (  # the beginnings of the permission table's refusals, as members see them
     "Only ",
     "That job belongs to another server",
     "That job is private",
@@ -44,7 +44,7 @@ PICTURE_PRESSES: tuple[ButtonKind, ...] = (
 MAX_BUTTONS = 25  # buttons of a message
 DESTRUCTIVE: tuple[ButtonKind, ...] = ("erase",)
 
-# What each button and each form does.
+# The action of each button and each form.
 BUTTONS: Mapping[ButtonKind, Action] = {
     "up": "upscale", "vary": "vary", "subtle": "vary", "strong": "vary", "reroll": "reroll", "remix": "remix",
     "film": "film", "favour": "favourite", "report": "report", "delete": "delete", "erase": "delete",
@@ -55,7 +55,7 @@ BUTTONS: Mapping[ButtonKind, Action] = {
     "walk": "walk",
 }  # fmt: skip
 FORMS: Mapping[str, Action] = {"remix": "remix", "report": "report", "edit": "edit", "branch": "branch"}
-# What each command does; those with options get these, {job} being the job that is acted on.
+# The action of each command, with the options that it gets. {job} stands for the job.
 COMMANDS: Mapping[str, tuple[Action, Mapping[str, Any]]] = {
     "imagine": ("imagine", {"prompt": "apple"}),
     "blend": ("blend", {"image1": ("a.png", make_png(8, 8)), "image2": ("b.png", make_png(8, 8))}),
@@ -107,7 +107,7 @@ COMMANDS: Mapping[str, tuple[Action, Mapping[str, Any]]] = {
 MENUS: Mapping[str, Action] = {
     "Reproduce": "reproduce", "Use as prompt": "prompt", "Details": "details", "Report": "report",
 }  # fmt: skip
-# What each press of a card of the settings does.
+# The action of each press on a settings card.
 CARDS: Mapping[str, Action] = {
     "show": "settings", "page": "settings", "explain": "explain", "log": "settings", "change": "set", "add": "set",
     "save": "set", "undo": "set", "back": "set", "presets": "set", "preset": "set", "apply": "set",
@@ -119,7 +119,7 @@ OPEN_TO_ALL = {"dismiss": "it takes a card away that one has, and changes nothin
 
 @dataclass(frozen=True)
 class Actor:
-    """Who clicks, where, and as which `Member` the permission table must see them."""
+    """A clicking user, their channel, and the `Member` that the permission table must see."""
 
     name: str
     handle: Any
@@ -148,7 +148,7 @@ class Scene:
         return CHANNEL_HIDDEN if reason == PRIVATE_JOB else reason
 
     async def send_board(self, actor: Actor, ids: list[str]) -> discord.Message:
-        """Send a message with these buttons where the actor is: permissions hold on any card."""
+        """Send a message with these buttons to the actor's channel: permissions hold on any card."""
         view = discord.ui.View(timeout=None)
         for each in ids:
             view.add_item(discord.ui.Button(label=each[:40], custom_id=each))

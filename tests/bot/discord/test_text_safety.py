@@ -50,7 +50,7 @@ quick_settings = settings(deadline=None, max_examples=400)
 
 
 def strip_escapes(text: str) -> str:
-    """What Discord would still interpret: a backslash disables any sign but letters, digits and spaces."""
+    """Removes escaped characters: a backslash disables any character but letters, digits and spaces."""
     return re.sub(r"\\[^0-9A-Za-z\s]", "·", text)
 
 
@@ -125,7 +125,7 @@ def each_text(message: Any) -> Iterator[str]:
 
 def check_harmless(message: Any) -> None:
     """Assert that a message, as Discord gets it, pings nobody, embeds nothing and links nowhere."""
-    raw = getattr(message, "_message", message)  # what the simulated Discord made of a response
+    raw = getattr(message, "_message", message)  # the message of the simulated Discord for a response
     assert not raw.mention_everyone
     mention_fields = ("mentions", "role_mentions", "mention_user_ids", "mention_role_ids")
     assert not any(getattr(raw, name, None) for name in mention_fields)
@@ -150,7 +150,7 @@ async def create_hostile_author(world: Any) -> Any:
 @pytest.mark.asyncio
 @pytest.mark.parametrize("prompt", HOSTILE, ids=range(len(HOSTILE)))
 async def test_no_message_of_the_bot_obeys_a_hostile_prompt_or_name(open_world: Any, prompt: str) -> None:
-    words = "fox " + re.sub(r"-#|[{}]|\ud800", " ", prompt)[:1500]  # what the grammar would refuse
+    words = "fox " + re.sub(r"-#|[{}]|\ud800", " ", prompt)[:1500]  # the grammar would refuse these
     async with open_world() as world:
         hostile_author = await create_hostile_author(world)
         result = await hostile_author.slash(
@@ -235,7 +235,7 @@ async def test_members_learn_nothing_of_jobs_in_channels_they_cannot_see(open_wo
 
 
 async def create_alices_member(world: Any) -> Any:
-    """Alice as the app knows her, from a job that is deleted again."""
+    """Returns Alice as the app knows her, from a job that it deletes again."""
     await world.wait_for_end(await world.alice.slash(world.channel, "imagine", prompt="a lamp"))
     (view,) = await world.services.job_views.load_recent()
     member = Member(view.member_id, view.member_name, view.guild)

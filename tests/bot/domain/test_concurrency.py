@@ -1,4 +1,4 @@
-"""The limit for each member and the memory limiter: what waits, what is refused, what a cancelled task frees."""
+"""The limit for each member and the memory limiter: tasks wait or are refused, and a cancelled task frees its place."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ async def test_model_loading_ranks_between_queue_places_and_frames():
         feed.publish(frame("b", 1, 0))
         assert [await anext(events) for _ in range(2)] == [frame("b", 1, 0), ModelLoading("a", "large", 0.49)]
         feed.publish(ModelLoading("a", "large", 1.0))
-        feed.publish(JobProgress("a", 0, 100, 9.0))  # the start report takes another way and comes late
+        feed.publish(JobProgress("a", 0, 100, 9.0))  # the start report comes by another path, and late
         async with feed.subscribe("a") as later_events:
             assert await anext(later_events) == ModelLoading("a", "large", 1.0)
         feed.publish(frame("a", 1, 0))

@@ -1,4 +1,4 @@
-"""The table of transitions: what it allows, and that no job leaves an end state."""
+"""The table of transitions: the allowed ones, and no job leaves an end state."""
 
 from __future__ import annotations
 

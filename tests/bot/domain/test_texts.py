@@ -50,7 +50,7 @@ hostile = st.lists(
 
 
 def remove_escapes(escaped: str) -> str:
-    """The text as a reader sees it, without escapes."""
+    """Returns the text as a reader sees it, without escapes."""
     return re.sub(r"\\([^A-Za-z0-9\s])", r"\1", escaped).replace("@\u200b", "@")
 
 
@@ -66,8 +66,8 @@ def test_durations_read_well(seconds: float, words: str) -> None:
 @given(st.floats(0, 1e9))
 def test_a_duration_is_never_shorter_than_the_real_time(seconds: float) -> None:
     units = {"s": 1, "min": 60, "h": 3600, "d": 86400}
-    said = format_duration(seconds).split()
-    assert sum(int(number) * units[unit] for number, unit in zip(said[::2], said[1::2], strict=True)) >= seconds
+    parts = format_duration(seconds).split()
+    assert sum(int(number) * units[unit] for number, unit in zip(parts[::2], parts[1::2], strict=True)) >= seconds
 
 
 def test_queue_places_costs_and_progress_are_worded() -> None:
@@ -104,8 +104,8 @@ def test_the_footer_has_all_that_is_needed_to_repeat_a_picture() -> None:
 
 @quick
 @given(st.integers(0, 1000), st.integers(1, 1000), st.integers(1, 40))
-def test_a_bar_keeps_its_width(step: int, of: int, width: int) -> None:
-    assert len(progress_bar(step, of, width)) == width
+def test_a_bar_keeps_its_width(step: int, total: int, width: int) -> None:
+    assert len(progress_bar(step, total, width)) == width
 
 
 @quick
@@ -140,9 +140,9 @@ def test_a_quoted_prompt_has_no_markup_and_no_mention(text: str) -> None:
 @quick
 @given(hostile, st.integers(1, 60))
 def test_a_cut_falls_between_escapes(text: str, limit: int) -> None:
-    cut = escape_discord(text, limit)
-    assert len(cut) <= limit
-    body = cut.removesuffix("…")
+    shortened = escape_discord(text, limit)
+    assert len(shortened) <= limit
+    body = shortened.removesuffix("…")
     assert (len(body) - len(body.rstrip("\\"))) % 2 == 0
     assert escape_discord(text, 100_000).startswith(body)
     assert len(shorten(text, limit)) <= limit

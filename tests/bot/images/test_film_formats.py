@@ -124,7 +124,7 @@ def test_the_same_frames_give_the_same_bytes_at_any_time(kind: FilmFormat) -> No
 
 
 def test_a_video_begins_with_its_index() -> None:
-    """However long the film is, a player can start with the first part of the file."""
+    """A player can start with the first part of the file, at any length of the film."""
     for animation in (
         make_animation(1),
         make_noisy_animation(96, (64, 64)),

@@ -1,4 +1,4 @@
-"""Grids: size, place and colour of each picture, the same bytes twice, and input refused before it is decoded."""
+"""Grids: size, position and colour of each picture, the same bytes twice, and refusals before decoding."""
 
 from __future__ import annotations
 

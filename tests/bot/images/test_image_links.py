@@ -1,4 +1,4 @@
-"""Which links are allowed, against known tricks; and fetches from a real server behind Discord's name."""
+"""Allowed links, known deceptive links, and fetches from a real server behind Discord's name."""
 
 from __future__ import annotations
 
@@ -272,7 +272,7 @@ async def test_a_fetch_without_an_answer_fails_in_time(
 
 @pytest.mark.asyncio
 async def test_a_server_without_a_trusted_certificate_is_refused(free_port: int) -> None:
-    """No server listens there, or its certificate is untrusted: neither is Discord."""
+    """No server listens there, or its certificate is untrusted. Neither counts as Discord."""
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=LocalResolver(free_port))) as session:
         with pytest.raises(UserError, match="cannot be fetched"):
             await fetch_file(session, ATTACHED)

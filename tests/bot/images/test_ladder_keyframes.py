@@ -1,4 +1,4 @@
-"""Keyframes to branch from: which exist, the nearest one, their contact sheet; and pictures side by side."""
+"""Keyframes to branch from: their list, the nearest one, their contact sheet; and pictures side by side."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def test_the_first_frame_is_the_picture_and_the_last_is_unit_noise() -> None:
     assert animation.draw(FRAMES - 1, animation.size).tobytes() == to_image(noise).tobytes()
     assert abs(noise.mean()) < 4 / math.sqrt(n)
     assert noise.var() == pytest.approx(1.0, abs=4 * math.sqrt(2 / n))
-    for deviations in (1.0, 2.0, 3.0):  # the same share lies within as in a normal distribution
+    for deviations in (1.0, 2.0, 3.0):  # as many values lie within one sigma as in a normal distribution
         expected = math.erf(deviations / math.sqrt(2))
         assert (np.abs(noise) < deviations).mean() == pytest.approx(
             expected, abs=4 * math.sqrt(expected * (1 - expected) / n)

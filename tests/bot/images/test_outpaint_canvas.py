@@ -1,4 +1,4 @@
-"""Canvases: where the picture lies, what surrounds it, and a mask that is white exactly outside it."""
+"""Canvases: the position of the picture, its surroundings, and a mask that is white exactly outside it."""
 
 from __future__ import annotations
 

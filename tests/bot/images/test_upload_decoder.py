@@ -157,7 +157,7 @@ async def test_photographs_are_turned_upright_and_lose_their_metadata(upload_dec
 
 
 async def test_circular_exif_is_read(upload_decoder: UploadDecoder) -> None:
-    """An IFD that names itself as the next one, and as its own EXIF part."""
+    """The IFD names itself as the next one, and as its own EXIF part."""
     entry = struct.pack("<HHIIHHII", 0x8769, 4, 1, 8, 0x0112, 3, 1, 6)
     body = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entry + struct.pack("<I", 8)
     decoded = await upload_decoder.decode_picture(
@@ -276,7 +276,7 @@ async def test_files_that_are_no_picture_are_refused(upload_decoder: UploadDecod
 
 
 async def test_decompression_bombs_do_not_inflate_without_limit(upload_decoder: UploadDecoder) -> None:
-    """In a text, in a profile, after the last row: none is inflated, or only up to a limit."""
+    """A bomb in a text, in a profile or after the last row is not inflated, or only up to a limit."""
     rows, bomb_data = zlib.compress((b"\0" + bytes(30)) * 10), deflated_zeros(2**28)
     for chunks in (chunk(b"zTXt", b"a\0\0" + bomb_data), chunk(b"iCCP", b"a\0\0" + bomb_data)):
         started_at = time.monotonic()
@@ -363,7 +363,7 @@ async def test_masks_become_grey_and_bad_masks_are_refused(upload_decoder: Uploa
 
 
 async def test_a_killed_decoder_process_ends_one_picture_only(wait_until: Until) -> None:
-    """First the child is killed, then its parent: each ends one picture and nothing else."""
+    """The test kills the child, then its parent: each ends one picture and nothing else."""
     content, upload_decoder, small = (
         await asyncio.to_thread(slow_jpeg),
         UploadDecoder(),
@@ -482,7 +482,7 @@ GOOD = "image_decoding.HEADER.pack(b'+', 0, 4, 4)"
 
 
 def patch_decoder_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let new decoder processes run each upload as Python code, which sets `said`."""
+    """Lets new decoder processes run each upload as Python code. The code sets `said`, the reply."""
     from bot.images.uploads import decoder_process
 
     code = LIAR.format(root=str(decoder_process.ROOT)).replace("{", "{{").replace("}", "}}") + "#{!r}{!r}{!r}"
@@ -490,7 +490,7 @@ def patch_decoder_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_patched_decoder_process_may_still_tell_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without this, the lies below could be refused because nothing runs at all."""
+    """The counterpart of the lying scripts below: it proves that such code runs at all."""
     patch_decoder_process(monkeypatch)
     upload_decoder = UploadDecoder(timeout=20.0)
     honest_script = f"from PIL import Image\nsaid = {GOOD} + image_decoding._encode_png(Image.new('RGB', (4, 4)))"
@@ -523,7 +523,7 @@ async def test_a_patched_decoder_process_may_still_tell_the_truth(monkeypatch: p
 async def test_a_hostile_decoder_process_is_not_trusted(
     lying_script: str, monkeypatch: pytest.MonkeyPatch, wait_until: Until
 ) -> None:
-    """A picture has taken over the child, which now says or does anything."""
+    """A hostile picture controls the child, which now sends any reply."""
     patch_decoder_process(monkeypatch)
     upload_decoder = UploadDecoder(timeout=2.0)
     try:

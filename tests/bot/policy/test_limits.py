@@ -151,12 +151,12 @@ def test_a_refused_job_is_admitted_when_quota_frees(charges: list[Charge], cost:
 
 @settings(deadline=None)
 @given(st.integers(0, 20), st.integers(0, 20), st.integers(1, 10))
-def test_fewer_jobs_are_never_refused_where_more_are_admitted(running: int, queued: int, count: int) -> None:
-    error = check_answer(queue_check(Usage(running, queued), count=count))
+def test_fewer_jobs_are_never_refused_where_more_are_admitted(running_jobs: int, queued: int, count: int) -> None:
+    error = check_answer(queue_check(Usage(running_jobs, queued), count=count))
     if error is not None:
         assert len(error.sentence) <= 300
         return
-    queue_check(Usage(max(0, running - 1), queued))()
+    queue_check(Usage(max(0, running_jobs - 1), queued))()
 
 
 @settings(deadline=None)

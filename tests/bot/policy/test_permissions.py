@@ -42,8 +42,8 @@ WHO: dict[str, set[Role]] = {
     "operator": {"operator"},
     "nobody": set(),
 }
-# The columns: no job or an own one; another member's job of this server; another member's private job; a job of another
-# server ("-": the action is about no job); and whether it works in a conversation with the bot.
+# The columns: no job, or the member's own; another member's job of this server; another member's private job; a job
+# of another server ("-": the action is about no job); and whether it works in a conversation with the bot.
 EXPECTED = """
 imagine     everyone    -           -           -         direct
 blend       everyone    -           -           -         direct
@@ -202,7 +202,7 @@ def test_plain_members_cannot_use_private_jobs_of_others() -> None:
 
 
 def test_only_the_author_can_use_a_private_job() -> None:
-    """Moderators delete it or decide about held pictures; they cannot use it."""
+    """Moderators may delete a private job or decide about its held pictures, but not use it."""
     for action, role in itertools.product(set(ABOUT_JOBS) - MODERATED, ROLES):
         member, subject = make_case("private", role, direct=False)
         assert forbidden_reason(action, member, subject) == "That job is private: only its author may use it."

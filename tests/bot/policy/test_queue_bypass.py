@@ -86,11 +86,11 @@ def test_every_wait_is_bounded_whatever_the_weight_and_the_newcomers(waiting_mem
         for number in itertools.count():
             for one in range(next(arrivals)):
                 add_job(connection, f"new{number}.{one}" if has_newcomers else f"rich{one}", now)
-            while picked := pick_job(connection, queue_bypass, now):
-                running_jobs.append((now + SECONDS, picked.record.id))
+            while picked_job := pick_job(connection, queue_bypass, now):
+                running_jobs.append((now + SECONDS, picked_job.record.id))
                 late_dispatches += now > PATIENCE
-                if picked.record.id in waiting_by_job:
-                    dispatched_at[picked.record.id] = late_dispatches
+                if picked_job.record.id in waiting_by_job:
+                    dispatched_at[picked_job.record.id] = late_dispatches
             if len(dispatched_at) == len(waiting_by_job):
                 break
             now += SECONDS / 2
@@ -111,10 +111,10 @@ def test_a_served_member_waits_again_and_a_flood_gains_nothing():
         add_job(connection, "calm", 30.0)
         picked_order = []
         for number in range(6):
-            picked = pick_job(connection, queue_bypass, 100.0 + number)
-            assert picked is not None
-            picked_order.append(picked.record.member)
-            finish_job(connection, picked.record.id, 100.0 + number)
+            picked_job = pick_job(connection, queue_bypass, 100.0 + number)
+            assert picked_job is not None
+            picked_order.append(picked_job.record.member)
+            finish_job(connection, picked_job.record.id, 100.0 + number)
         since_by_path = {row.path: row.since for row in connection.execute(select(accounts.c.path, accounts.c.since))}
     assert picked_order[:2] == ["calm", "flood"] or picked_order[:2] == ["flood", "calm"]
     assert since_by_path["default/standard/g/flood"] == 105.0
@@ -126,9 +126,9 @@ def test_an_overdue_member_who_may_not_run_delays_no_one():
         add_job(connection, "other", 0.0, model="elsewhere")
         add_job(connection, "capped", 1.0, running_everywhere=0)
         add_job(connection, "fine", 2.0)
-        picked = pick_job(connection, queue_bypass, 100.0)
-        assert picked is not None
-        assert picked.record.member == "fine"
+        picked_job = pick_job(connection, queue_bypass, 100.0)
+        assert picked_job is not None
+        assert picked_job.record.member == "fine"
 
 
 def count_loads(prefers_loaded: bool, jobs: list[str]) -> tuple[int, float]:
@@ -146,23 +146,23 @@ def count_loads(prefers_loaded: bool, jobs: list[str]) -> tuple[int, float]:
             )
             head = _next_in_fair_order(connection, now)
             first.setdefault(head, now)
-            picked = pick_job(connection, queue_bypass, now, models=("a", "b"), loaded_models=loaded_models)
-            assert picked is not None
-            longest_wait = max(longest_wait, now - first.pop(picked.record.id, now))
-            count += picked.record.model != memory
-            now += SECONDS / 10 + (load_seconds if picked.record.model != memory else 0.0)
-            memory = picked.record.model
-            finish_job(connection, picked.record.id, now)
+            picked_job = pick_job(connection, queue_bypass, now, models=("a", "b"), loaded_models=loaded_models)
+            assert picked_job is not None
+            longest_wait = max(longest_wait, now - first.pop(picked_job.record.id, now))
+            count += picked_job.record.model != memory
+            now += SECONDS / 10 + (load_seconds if picked_job.record.model != memory else 0.0)
+            memory = picked_job.record.model
+            finish_job(connection, picked_job.record.id, now)
     return count, longest_wait
 
 
 def _next_in_fair_order(connection: Connection, now: float) -> str:
     """The job that would be next by the fair order alone."""
     savepoint = connection.begin_nested()
-    picked = pick_job(connection, QueueBypass(patience=10.0**6), now, models=("a", "b"))
+    picked_job = pick_job(connection, QueueBypass(patience=10.0**6), now, models=("a", "b"))
     savepoint.rollback()
-    assert picked is not None
-    return picked.record.id
+    assert picked_job is not None
+    return picked_job.record.id
 
 
 def test_alternating_models_are_loaded_far_less_often():

@@ -1,4 +1,4 @@
-"""The estimated place in the queue: as if members were served in turn, which is the fair order of equals."""
+"""The estimated place in the queue, as if members took turns: the fair order of equal members."""
 
 from __future__ import annotations
 
@@ -18,6 +18,6 @@ def test_every_member_gets_their_turns_before_the_job(counts: list[int], positio
     assert work == 2.0 * (jobs + 1)
 
 
-def test_each_members_own_cost_counts_and_an_empty_crowd_costs_nothing() -> None:
+def test_each_members_own_cost_counts_and_an_empty_queue_costs_nothing() -> None:
     assert WaitEstimate([(3, 1.0), (1, 10.0)]).estimate(1) == (2, 12.0)
     assert WaitEstimate().estimate(5) == (0, 0.0)

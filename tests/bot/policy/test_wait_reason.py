@@ -1,4 +1,4 @@
-"""Why a job waits: one table from facts to sentences."""
+"""Wait reasons: one table from facts to sentences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The prompt grammar: what each form means, one sentence for every refusal, and no slow input."""
+"""The prompt grammar: the meaning of each form, one sentence for each refusal, and no slow input."""
 
 from __future__ import annotations
 

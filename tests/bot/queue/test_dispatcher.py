@@ -134,7 +134,7 @@ async def test_places_in_the_queue_are_published(harness, wait_until, ann, desti
 
 
 async def _start_running_job(harness, wait_until, ann, destination):
-    """An app, its worker, which stops halfway through a job, and that job."""
+    """Starts an app and a worker that stops halfway through a job; returns them and the job."""
     app = await harness.open_app()
     worker, _ = await harness.start_worker()
     worker.run_gate.clear()
@@ -145,7 +145,7 @@ async def _start_running_job(harness, wait_until, ann, destination):
 
 
 async def _send_jobs_to_idle_worker(harness, wait_until, ann, destination):
-    """Two jobs that were sent to a worker which only announces itself; the app has closed since."""
+    """Sends two jobs to a worker that only announces itself, and closes the app."""
     async with harness.open_temporary_app() as app:
         bus = await harness.connect()
         worker = await harness.make_worker("idle")
@@ -380,7 +380,7 @@ async def test_the_patrol_ends_a_cancelled_job_that_no_worker_answers(harness, w
 
 @pytest.mark.slow
 @pytest.mark.asyncio
-async def test_a_job_that_finished_while_the_bot_was_away_is_not_sent_again(harness, wait_until, ann, destination):
+async def test_a_job_that_finished_while_the_bot_was_offline_is_not_sent_again(harness, wait_until, ann, destination):
     second_worker = await harness.make_worker("hand")
     async with harness.open_temporary_app() as app:
         await second_worker.announce()

@@ -1,4 +1,4 @@
-"""Two pools: a job goes where its model is offered and costs least, and moves on when that pool dies."""
+"""Two pools: a job goes to the pool where its model costs least, and moves when that pool dies."""
 
 from __future__ import annotations
 
@@ -100,11 +100,11 @@ async def _keep_announcing(worker: Any) -> None:
         await asyncio.sleep(0.2)
 
 
-# More jobs wait in a dead pool than one round looks at
+# More jobs wait in a dead pool than one round moves
 
 
 def make_rerouter(store: Store, *workers: Presence) -> tuple[JobRerouter, dict[str, Presence]]:
-    """A rerouting over the store alone, and the workers that it sees, to which a test may add."""
+    """Makes a rerouter over the store alone; returns it and its workers, to which a test may add."""
     workers_by_name = {one.worker: one for one in workers}
     models, dispatcher_stub = (
         ModelCatalog(store, lambda: workers_by_name, lambda: 0.0),

@@ -1,4 +1,4 @@
-"""What presences say of a pool: how fast its super-resolvers are, and which models it has."""
+"""Presences describe a pool: how fast its super-resolvers are, and which models it has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Model load times are learnt from what the workers report."""
+"""The catalog learns model load times from workers' reports."""
 
 from __future__ import annotations
 

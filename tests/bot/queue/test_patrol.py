@@ -1,4 +1,4 @@
-"""Jobs that changed in SQL while the reply to the bot was lost."""
+"""The patrol finds jobs that changed in SQL while the bot lost the reply."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reports stored together: the first ones of a job, in order, of one epoch and within a size."""
+"""One batch stores a job's first reports, in order, of one epoch and up to a size."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ REPORTS = st.builds(
 
 
 @given(st.lists(REPORTS, min_size=1, max_size=12))
-def test_a_bundle_is_the_longest_prefix_that_may_be_stored_together(reports):
+def test_a_batch_is_the_longest_prefix_that_may_be_stored_together(reports):
     prefix = select_batch(reports, is_good, 100)
     assert prefix
     assert prefix == reports[: len(prefix)]

@@ -1,5 +1,4 @@
-"""Results from workers: only those that fit a job count, they are stored before they are acknowledged, and a bad one
-harms no other."""
+"""Results from workers: only results that fit a job count. The bot stores them before it acknowledges them."""
 
 from __future__ import annotations
 
@@ -177,7 +176,7 @@ async def test_only_a_members_fault_is_charged(open_job, wait_until, blame, char
 
 
 @pytest.mark.asyncio
-async def test_a_worker_that_starts_an_ended_job_is_told_to_stop(open_job, wait_until):
+async def test_a_worker_that_starts_an_ended_job_gets_a_cancellation(open_job, wait_until):
     app, worker, job = await open_job()
     await worker.publish_result(JobFailed(job=job.id, epoch=10, reason="It broke.", blame="model"))
     await wait_for_results(app, wait_until)
@@ -289,7 +288,7 @@ async def test_a_job_deleted_while_it_runs_is_cancelled_without_an_error(open_jo
 
 @asynccontextmanager
 async def hold_reports(app, job, length):
-    """Lets no report be handled until `length` reports of a job wait."""
+    """Handles no report until `length` reports of a job wait."""
     for _ in range(consumer.MAX_CONCURRENT):
         await app.queue.result_consumer._work_slots.acquire()
     try:
@@ -322,7 +321,7 @@ async def test_waiting_reports_of_one_job_are_stored_with_its_end_in_one_transac
 
 
 @pytest.mark.asyncio
-async def test_a_bad_picture_among_waiting_reports_spoils_no_other(open_job, wait_until):
+async def test_a_bad_picture_among_waiting_reports_fails_no_other(open_job, wait_until):
     app, worker, job = await open_job("a lamp --count 2")
     async with hold_reports(app, job, 5):
         for image in range(2):

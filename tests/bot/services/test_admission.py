@@ -1,4 +1,4 @@
-"""Admission through the whole app: what each rule refuses, in which words, and what an admitted job carries."""
+"""Admission through the whole app: each rule's refusal and its sentence, and the fields of an admitted job."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ AT = "https://cdn.discordapp.com/a.png"
 
 
 class DiscordFiles:
-    """Discord's files: it records each fetch, which waits for `go`."""
+    """Discord's files. It records each fetch; a fetch waits for `download_gate`."""
 
     def __init__(self) -> None:
         self.urls: list[str] = []

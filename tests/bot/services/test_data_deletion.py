@@ -1,4 +1,4 @@
-"""Deletion of a member's data: all of theirs and nothing of others, whatever fails midway; and their export."""
+"""Deletion and export of a member's data: all of it and nothing of others, whatever fails midway."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ async def sum_charges(store: Store, user: str) -> float:
 
 
 async def create_jobs(store: Store, pictures: PictureStore) -> dict[str, str]:
-    """Stores everything that there can be about Ann and Bob; returns their jobs."""
+    """Stores one row of each kind about Ann and Bob; returns their jobs."""
     jobs = {
         "done": await finish_job(store, pictures, make_new_job(ANN, created_at=10), "ann's", "both's"),
         "elsewhere": await finish_job(
@@ -143,7 +143,7 @@ async def test_data_of_other_servers_and_later_jobs_stay(store, pictures):
     assert any("70010000000000001" in row.path for row in remaining_rows), "it keeps its place in the queue"
 
 
-async def test_messages_are_deleted_if_discord_permits_and_wait_while_it_is_away(store, pictures):
+async def test_messages_are_deleted_if_discord_permits_and_wait_while_it_is_unreachable(store, pictures):
     job = await finish_job(store, pictures, make_new_job(ANN, created_at=10, destination=SHOWN), "ann's")
     await store.write(destinations.update_destination, job, SHOWN.address)
     await store.write(destinations.mark_delivered, job, 11.0)
@@ -422,10 +422,10 @@ async def test_a_failing_export_leaves_no_file_and_names_the_part_that_failed(
     output_file = tmp_path / "ann.zip"
     with monkeypatch.context() as patches:
         patches.setattr(folder, name, Mock(side_effect=error))
-        with pytest.raises(UserError) as caught:
+        with pytest.raises(UserError) as raised_error:
             await asyncio.to_thread(members_cli.export, ANN, output_file, tmp_path / "data")
-    assert message in caught.value.sentence
-    assert ("cannot be written" in caught.value.sentence) == (name == "writestr")
+    assert message in raised_error.value.sentence
+    assert ("cannot be written" in raised_error.value.sentence) == (name == "writestr")
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
     await asyncio.to_thread(members_cli.export, ANN, output_file, tmp_path / "data")
     assert "3 jobs and 3 pictures" in capsys.readouterr().out

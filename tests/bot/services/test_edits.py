@@ -1,4 +1,4 @@
-"""Init images, edits and branches over a real broker and store: what is kept, sent, refused and deleted."""
+"""Init images, edits and branches over a real broker and store: the bot keeps, sends, refuses and deletes."""
 
 from __future__ import annotations
 

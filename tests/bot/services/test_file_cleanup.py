@@ -1,4 +1,4 @@
-"""Files that no job names are deleted after a day. Those of today, of jobs and of a foreign store stay."""
+"""The cleanup deletes files that no job names after a day. It keeps files of jobs and of other databases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flag aliases: how a prompt with them is parsed, what is refused, and where they hold."""
+"""Flag aliases: parsing, refusals, and the places where they work."""
 
 from __future__ import annotations
 

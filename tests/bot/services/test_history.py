@@ -1,4 +1,4 @@
-"""A member's history: pages of their jobs, favourites, jobs shown nowhere; and which job a text means."""
+"""A member's history: pages of jobs, favourites, jobs shown nowhere, and the lookup of a job by text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image-to-prompt: the search through the word list, the answer, and who may ask how often."""
+"""Image-to-prompt: the search through the word list, the answer, and the limit of requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a job that a member may use to one that they may not: the studio checks access at each use."""
+"""The services check access at each use: a member's own job may lead to one that they may not see."""
 
 from __future__ import annotations
 

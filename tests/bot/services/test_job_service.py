@@ -1,4 +1,4 @@
-"""The studio from a prompt to a picture, over a real broker and a real store."""
+"""The job service from a prompt to a picture, over a real broker and a real store."""
 
 from __future__ import annotations
 

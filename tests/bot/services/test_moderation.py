@@ -299,7 +299,9 @@ async def test_the_next_start_removes_deleted_pictures_that_a_crash_left(harness
     assert not any([await app.picture_store.has(sha) for sha in shas])
 
 
-async def test_members_can_delete_while_the_picture_store_is_away(harness, wait_until, ann, destination, monkeypatch):
+async def test_members_can_delete_while_the_picture_store_is_unreachable(
+    harness, wait_until, ann, destination, monkeypatch
+):
     app = await harness.open_app()
     await harness.start_worker()
     await wait_until(lambda: app.services.live_workers())

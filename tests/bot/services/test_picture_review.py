@@ -44,7 +44,7 @@ def draw_face(form: str = "PNG", size: tuple[int, int] = (256, 192)) -> bytes:
 
 
 def detail(picture: Image.Image) -> float:
-    """How much of a picture is finer than an eighth of it: its mean difference from itself smoothed."""
+    """Measures fine detail: the mean difference between a picture and its smoothed copy."""
     smooth_picture = picture.resize((8, 8), Image.Resampling.BOX).resize(picture.size, Image.Resampling.BICUBIC)
     difference = ImageChops.difference(picture.convert("L"), smooth_picture.convert("L"))
     return sum(difference.tobytes()) / len(difference.tobytes())

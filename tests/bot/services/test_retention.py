@@ -56,7 +56,7 @@ async def job_ids(store: Store) -> set[str]:
 
 
 async def read_usage(store: Store, user: str, subject: Any = "member everywhere", guild: str = "local") -> list[float]:
-    """The seconds used, and when three of them are free again."""
+    """Returns the seconds used, and when three of them are free again."""
     member = Member(user, user, guild, channel="room")
 
     def read_ledger(connection: Any) -> list[float]:
@@ -144,7 +144,7 @@ async def test_the_oldest_jobs_make_room_and_shared_content_counts_once(store, p
     )
 
 
-async def test_retention_deletes_no_more_while_the_picture_store_is_away(store, pictures, tmp_path, monkeypatch):
+async def test_retention_stops_while_the_picture_store_is_unreachable(store, pictures, tmp_path, monkeypatch):
     old_jobs = [await finish_job(store, pictures, make_new_job(created_at=NEW + n), f"own {n}") for n in range(4)]
 
     async def fail(_sha256: str) -> None:

@@ -1,4 +1,4 @@
-"""Administration over a real store: permissions, the log of changes, undo and the kill switch."""
+"""Rule administration over a real store: permissions, the log of changes, undo and the kill switch."""
 
 from __future__ import annotations
 
@@ -359,7 +359,7 @@ async def test_the_kill_switch_cancels_open_jobs_refunds_them_and_admits_no_more
     (job_elsewhere,) = await services.jobs.imagine("a lamp", replace(BOB, guild="h"), destination)
 
     async def all_run() -> bool:
-        """A job cancelled between dispatch and first step is charged nothing: wait until none is there."""
+        """Waits until all jobs run. A job cancelled between dispatch and first step is charged nothing."""
         records = await app.store.query(queries.get_jobs, jobs)
         return all(records[job].state == "running" for job in jobs[:-1]) and records[jobs[-1]].state == "queued"
 

@@ -1,4 +1,4 @@
-"""The ledger over real databases: usage is the cost that was really spent, whatever happens to jobs."""
+"""The ledger over real databases: usage equals the cost that jobs really spent."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Bookkeeper:
         self.charges[job] = 0.0 if member.tier == "relaxed" else COST
 
     def record_end(self, record: JobRecord) -> None:
-        """Happens once for each job, so that no refund is repeated."""
+        """Ends a job once, so that no refund is repeated."""
         assert record.id in self.open_jobs
         self.open_jobs.remove(record.id)
         assert 0.0 <= record.charged <= self.charges[record.id]

@@ -1,4 +1,4 @@
-"""Queries at each keystroke, at each deletion and every few minutes use indexes, however much data there is."""
+"""Frequent queries use indexes, however much data there is."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ async def test_pick_and_admission_use_indexes_however_long_the_queue_is(store):
 
 
 def read_all_limits(drafts: Sequence[NewJob], ledger: Ledger) -> Sequence[NewJob]:
-    """Reads as much as a rule that needs everything."""
+    """Reads everything that any rule can need."""
     ledger.load_rules()
     for usage_scope in get_args(UsageScope):
         ledger.get_usage(usage_scope)

@@ -164,7 +164,7 @@ TestJobs = Jobs.TestCase
 
 
 def _writes_a_state(node: ast.AST) -> bool:
-    """`.values(state=…)` and `{"state": …}`: the only ways in which the code base writes a column."""
+    """Tells whether a call writes a state: `.values(state=…)` or `{"state": …}`, the only ways in this code base."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "values":
         return any(word.arg == "state" for word in node.keywords)
     keys = node.keys if isinstance(node, ast.Dict) else []

@@ -36,7 +36,7 @@ RECIPE = Recipe(
 EVERYTHING = PickRequest("default", ("embedded",), member_limit=10**6)
 
 
-def draft(user: str = "ann", guild: str = "g", tier: str = "standard", cost: float = 10.0, **more: Any) -> NewJob:
+def draft(user: str = "ann", guild: str = "g", tier: str = "standard", cost: float = 10.0, **changes: Any) -> NewJob:
     values: dict[str, Any] = {
         "id": str(ULID()),
         "action": "imagine",
@@ -51,7 +51,7 @@ def draft(user: str = "ann", guild: str = "g", tier: str = "standard", cost: flo
         "created": 1000.0,
         "deadline": 2000.0,
     }
-    return NewJob(**(values | more))
+    return NewJob(**(values | changes))
 
 
 def admit_all(drafts: Sequence[NewJob], _ledger: Ledger) -> Sequence[NewJob]:
@@ -533,6 +533,6 @@ async def test_overdue_jobs_are_found_whatever_their_state(store):
 
 
 @pytest.mark.asyncio
-async def test_a_database_that_is_away_says_so(tmp_path):
+async def test_an_unreachable_database_raises_a_clear_error(tmp_path):
     with pytest.raises(DatabaseUnavailable, match="cannot be used now"):
         await Store.open(f"sqlite:///{tmp_path / 'no' / 'such' / 'folder.sqlite'}")

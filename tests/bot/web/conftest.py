@@ -1,5 +1,5 @@
-"""The whole bot behind a real HTTP server: SQLite, nats-server, the real studio and a worker that draws discs; and a
-browser to visit it."""
+"""The whole bot behind a real HTTP server: SQLite, nats-server, the real services and a worker that draws discs; and
+a browser to visit it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class WebServer:
     workers: list[PaintingWorker] = field(default_factory=list)
 
     async def request_json(self, method: str, path: str, body: object = None, **headers: str) -> tuple[int, Any]:
-        """Status and JSON of one request. Names in `headers` have `_` for `-`."""
+        """Sends one request; returns status and JSON. Names in `headers` have `_` for `-`."""
         header_values = {name.replace("_", "-"): value for name, value in headers.items()}
         async with self.client.request(method, self.url + path, json=body, headers=header_values) as answer:
             return answer.status, await answer.json()
@@ -64,7 +64,7 @@ class WebServer:
         return str(reply["id"])
 
     async def events(self, path: str, **headers: str) -> AsyncIterator[tuple[str, Any]]:
-        """Server-sent events as name and value."""
+        """Yields server-sent events as name and value."""
         async with self.client.get(self.url + path, headers=headers) as answer:
             assert answer.status == 200
             name = ""
@@ -76,7 +76,7 @@ class WebServer:
                     yield name, json.loads(value)
 
     async def wait_for_end(self, job: str) -> dict[str, Any]:
-        """The job once it has ended."""
+        """Waits for the job's end; returns its last event."""
         async for name, value in self.events(f"/api/jobs/{job}/events"):
             if name in {"finished", "failed", "cancelled"}:
                 return value
@@ -88,7 +88,7 @@ OpenServer = Callable[..., Any]
 
 @pytest.fixture
 def open_server(tmp_path: Path, broker: Broker) -> OpenServer:
-    """`async with open_room(port=…, workers=1, **settings)`: a web page on the test's folder and broker."""
+    """`async with open_server(port=…, workers=1, **settings)`: a web page on the test's folder and broker."""
 
     @asynccontextmanager
     async def open_server(*, port: int = 0, workers: int = 1, **options: Any) -> AsyncIterator[WebServer]:
@@ -111,7 +111,7 @@ def open_server(tmp_path: Path, broker: Broker) -> OpenServer:
 
 @asynccontextmanager
 async def start_worker(broker: Broker) -> AsyncIterator[PaintingWorker]:
-    """A worker online, on a connection of its own."""
+    """Runs a worker on a connection of its own."""
     async with AsyncExitStack() as parts:
         worker = PaintingWorker(await connect(parts, broker), steps=STEPS, paint=paint_disc, speed=0.02)
         task = asyncio.create_task(worker.run())
@@ -149,7 +149,7 @@ async def server(open_server: OpenServer) -> AsyncIterator[WebServer]:
 
 @pytest_asyncio.fixture
 async def browser(find_program: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Browser]:
-    """A browser with a profile of its own."""
+    """Starts a browser with a profile of its own."""
     program = find_program("chromium", "chromium-browser", "google-chrome")
     folder, path = str(tmp_path_factory.mktemp("chromium")), os.environ.get("PATH", "")
     async with async_playwright() as playwright:

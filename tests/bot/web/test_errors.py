@@ -258,7 +258,7 @@ async def test_an_internal_error_is_500_and_reveals_nothing(server: WebServer, m
     assert "secret" not in sentence
 
 
-async def test_a_database_that_is_away_is_503_and_reported(
+async def test_an_unreachable_database_is_503_and_reported(
     server: WebServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def fail(*_: object) -> None:
@@ -269,7 +269,7 @@ async def test_a_database_that_is_away_is_503_and_reported(
     assert status == 503
     assert "database" in sentence
     assert "secret" not in sentence
-    _ = [event async for event in server.events("/api/events")]  # it ends by itself
+    _ = [event async for event in server.events("/api/events")]  # the stream ends by itself
     assert "a live stream ended: The database cannot be used now" in caplog.text
 
 

@@ -79,7 +79,7 @@ async def test_a_one_time_address_lets_in_one_browser_only(open_server: OpenServ
                 assert "SameSite=Strict" in answer.headers["Set-Cookie"]
             async with browser.get(server.url) as answer:
                 assert answer.status == 200
-            async with browser.get(link) as answer:  # back again, with the cookie
+            async with browser.get(link) as answer:  # with the cookie
                 assert answer.status == 200
                 assert "Set-Cookie" not in answer.headers
                 assert 'content="0; url=/"' in await answer.text()
@@ -112,7 +112,7 @@ async def test_an_owner_who_opens_a_guests_invitation_stays_owner(open_server: O
             assert answer.status == 200
             assert "Set-Cookie" not in answer.headers
         assert await create_invitation(browser, server)
-        async with follow_link(guest, link) as answer:  # nobody had used it
+        async with follow_link(guest, link) as answer:  # nobody has used it yet
             assert answer.status == 201
         async with guest.post(f"{server.url}/api/invitations") as answer:
             assert answer.status == 403

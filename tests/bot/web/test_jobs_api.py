@@ -1,4 +1,4 @@
-"""The HTTP API over a real bot: jobs are requested, followed, fetched, varied, upscaled and cancelled."""
+"""The HTTP API over a real bot: clients request, follow, fetch, vary, upscale and cancel jobs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def test_healthz_says_ok(server: WebServer) -> None:
     assert (status, reply["status"], reply["workers"]) == (200, "ok", 1)
 
 
-async def test_the_room_names_its_workers_models_and_device(server: WebServer) -> None:
+async def test_the_api_lists_workers_models_and_devices(server: WebServer) -> None:
     status, reply = await server.request_json("GET", "/api/workers")
     assert status == 200
     assert reply["online"]

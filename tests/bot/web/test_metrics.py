@@ -1,4 +1,4 @@
-"""`GET /metrics`: who may read it, what it counts of real jobs, and that no label can grow without end."""
+"""`GET /metrics`: its readers, its counts of real jobs, and a bound on every label."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ async def test_the_manual_lists_every_metric(server):
 
 
 @pytest.mark.asyncio
-async def test_other_metrics_are_served_while_the_database_is_away():
+async def test_other_metrics_are_served_while_the_database_is_unreachable():
     class Away:
         async def query(self, *_: object) -> None:
             raise DatabaseUnavailable("away")

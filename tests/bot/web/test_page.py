@@ -28,7 +28,7 @@ async def picture_sources(card: Locator) -> list[str]:
 
 
 async def note_changes(image: Locator) -> None:
-    """From now on the page counts how many different pictures this image shows."""
+    """Makes the page count how many different pictures this image shows."""
     await image.evaluate(
         """one => {
             one.seen = new Set();
@@ -42,7 +42,7 @@ async def count_changes(image: Locator) -> int:
 
 
 @pytest.mark.slow
-async def test_the_page_tells_a_newcomer_what_it_is_and_what_to_do(page: Page, server: WebServer) -> None:
+async def test_the_page_explains_itself_to_a_new_visitor(page: Page, server: WebServer) -> None:
     await open_page(page, server)
     await expect(page.locator("#prompt")).to_be_focused()
     await expect(page.locator("#prompt")).to_have_attribute("placeholder", PROMPT)

@@ -24,7 +24,7 @@ async def open_actions(card: Locator, n: int = 1) -> None:
 
 
 async def open_editor(page: Page, card: Locator) -> Locator:
-    """The dialog with the first picture in the mask editor."""
+    """Opens the dialog with the first picture in the mask editor."""
     await open_actions(card)
     await card.get_by_role("button", name="Edit a part of picture 1").click()
     dialog = page.get_by_role("dialog")
@@ -33,7 +33,7 @@ async def open_editor(page: Page, card: Locator) -> Locator:
 
 
 async def count_painted(dialog: Locator) -> int:
-    """How many pixels of the canvas are painted."""
+    """Counts the painted pixels of the canvas."""
     count = """one => {
         const copy = Object.assign(document.createElement("canvas"), {width: one.width, height: one.height});
         const context = copy.getContext("2d", {willReadFrequently: true});

@@ -1,4 +1,4 @@
-"""Init images as a visitor adds them: chosen, dropped, pasted, or taken from a finished job."""
+"""Init images as a visitor adds them: by file dialog, drag and drop, paste, or from a finished job."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ async def test_dropped_and_pasted_pictures_are_blended(page: Page, server: WebSe
 
 
 async def init_image_of(server: WebServer, card: Locator) -> ImageToImage:
-    """The init image of a message's job."""
+    """Reads the init image of a message's job."""
     recipe = (await server.services.job_views.load_view(str(await card.get_attribute("id")).removeprefix("job-"))).task
     assert isinstance(recipe, Recipe)
     assert isinstance(recipe.start, ImageToImage)
@@ -123,7 +123,7 @@ async def test_the_slider_of_each_picture_sets_its_weight(page: Page, server: We
     await expect(page.locator(".weight output")).to_have_text(["25 %", "75 %"])
     await choose_files(page, file("three.png"))
     await page.get_by_role("button", name="Remove picture 3: three.png").click()
-    await expect(page.locator(".weight output")).to_have_text(["25 %", "75 %"])  # what was chosen stays
+    await expect(page.locator(".weight output")).to_have_text(["25 %", "75 %"])  # the chosen file stays
     await page.get_by_role("button", name="Imagine").click()
     card = await wait_for_card(page, 0)
     await wait_until_finished(card)
@@ -215,7 +215,7 @@ async def test_an_invalid_file_is_refused_in_one_sentence(page: Page, server: We
     await choose_files(page, file("<b>broken</b>.png", b"\x89PNG and no more"))
     await page.locator("#prompt").fill("a lamp")
     await page.get_by_role("button", name="Imagine").click()
-    await expect(page.get_by_role("alert")).to_contain_text("The picture")  # what the server says
+    await expect(page.get_by_role("alert")).to_contain_text("The picture")  # the server's sentence
     await expect(page.locator(".thumbs li")).to_have_count(1)
     await expect(page.locator("article.job")).to_have_count(0)
 

@@ -35,13 +35,13 @@ def open_session() -> aiohttp.ClientSession:
 
 
 async def fetch(server: WebServer, path: str) -> tuple[int, str, bytes]:
-    """Status, `Cache-Control` and body."""
+    """Fetches a path; returns status, `Cache-Control` and body."""
     async with server.client.get(server.url + path) as answer:
         return answer.status, answer.headers.get("Cache-Control", ""), await answer.read()
 
 
 def edges(grid: bytes) -> list[bool]:
-    """Whether each quarter of a grid has the edge of a disc in it."""
+    """Tells for each quarter of a grid whether it has the edge of a disc."""
     with Image.open(io.BytesIO(grid)) as image:
         picture = image.convert("L")
     half = picture.width // 2

@@ -36,7 +36,7 @@ def open_session() -> aiohttp.ClientSession:
 
 
 async def page_events(browser: aiohttp.ClientSession, server: WebServer) -> AsyncIterator[tuple[str, Any]]:
-    """The events that a page in this browser receives."""
+    """Yields the events that a page in this browser receives."""
     async with browser.get(f"{server.url}/api/events") as answer:
         name = ""
         async for raw in answer.content:
@@ -87,7 +87,7 @@ async def test_the_operator_may_cancel_a_private_job_without_seeing_it(server: W
     await server.services.preferences.set_preference(AUTHOR.id, "results", "private")
     server.workers[0].step_gate.clear()
     job = await server.imagine("a secret lamp")
-    async with open_session() as owner:  # on this computer everyone is one
+    async with open_session() as owner:  # on this computer everyone is the same member
         async with owner.get(server.url):
             pass
         async with owner.delete(f"{server.url}/api/jobs/{job}") as answer:

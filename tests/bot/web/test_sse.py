@@ -1,4 +1,4 @@
-"""Event streams: the first and the last event, who receives none, and what a slow reader misses."""
+"""Event streams: their first and last event, their readers, and the events that a slow reader misses."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ async def test_a_slow_reader_misses_frames_but_never_the_end(
     assert 0 < frames < steps // 2
 
 
-async def test_a_reader_who_leaves_is_forgotten(server: WebServer) -> None:
+async def test_a_reader_who_leaves_is_removed(server: WebServer) -> None:
     stream = server.events("/api/events")
     await anext(stream)
     assert len(server.app[STREAMS]) == 1

@@ -1,4 +1,4 @@
-"""Texts of events: written once for all pages, never mixed up, and only a limited number is kept."""
+"""Texts of events: serialized once for all pages, never mixed up, and limited in number."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_an_event_is_written_once_for_all_pages_that_keep_up() -> None:
     merged = merge_events(one, JobProgress("a", 2, 4, 1.0, {1: b"newer"}))
     assert isinstance(merged, JobProgress)
     assert json.dumps(serializers.serialize_frame(merged)).encode() in texts.encode(merged)
-    assert texts.encode(one) == first  # a page that is behind still gets its own
+    assert texts.encode(one) == first  # a slow page still gets its own text
 
 
 def test_only_the_texts_of_the_last_jobs_are_kept() -> None:

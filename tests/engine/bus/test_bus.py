@@ -285,7 +285,7 @@ async def test_a_renewal_whose_answer_is_lost_keeps_the_claim(connect_bus: Any) 
     assert claim is not None
     before = claim.revision
     assert await bus.renew_claim(claim)
-    claim.revision = before  # as if the answer had never come
+    claim.revision = before  # as if no answer had come
     assert await bus.renew_claim(claim)
     assert claim.revision > before + 1
 
@@ -624,7 +624,7 @@ async def get_stream_config(bus: Bus, stream: str) -> StreamConfig:
 
 
 @pytest.mark.asyncio
-async def test_a_cancellation_is_heard_at_once_and_can_be_read_later(connect_bus: Any) -> None:
+async def test_a_cancellation_is_received_at_once_and_can_be_read_later(connect_bus: Any) -> None:
     bot, worker = await connect_bus(), await connect_bus()
     cancelled_jobs = worker.watch_cancelled()
     first = asyncio.create_task(anext(cancelled_jobs))
@@ -773,7 +773,7 @@ async def test_a_connection_that_the_server_ends_for_good_raises_ended(connect_b
         await asyncio.wait_for(close_task, 10)
     assert not other_close_task.done()
     await other.close()
-    await asyncio.wait_for(other_close_task, 5)  # closed by ourselves: no error
+    await asyncio.wait_for(other_close_task, 5)  # our own close is no error
 
 
 def test_stream_sizes_are_bounded_and_fit_the_brokers_storage() -> None:
@@ -830,6 +830,6 @@ async def test_an_unreadable_claim_has_no_holder_and_one_worker_claims_the_job_a
     assert not await first.renew_claim(old_claim)
     assert (await bot.get_holder(JOB)).worker == granted_claims[0].worker
     await bot.js.publish(f"$KV.claims.{JOB}", b"")
-    assert not await first.renew_claim(old_claim)  # nor now: another worker has had it since
+    assert not await first.renew_claim(old_claim)  # still not: another worker has held it since
     assert not await second.renew_claim(granted_claims[0])
     assert await bot.get_holder(JOB) is None

@@ -115,7 +115,7 @@ async def site(tmp_path: Path) -> AsyncIterator[BrokerSite]:
 
 
 async def wait_for_first(source: AsyncIterator[Any], publish: Callable[[], Any]) -> Any:
-    """Repeats `say` until the iterator yields its first value; returns it."""
+    """Repeats `publish` until the iterator yields its first value; returns it."""
     first_value = asyncio.ensure_future(anext(source))
     async with asyncio.timeout(10):
         while not first_value.done():
@@ -297,7 +297,7 @@ FOREIGN_SUBJECTS = [
 
 @pytest.mark.asyncio
 async def test_answers_never_leave_the_account_of_their_request(site: BrokerSite) -> None:
-    """The server checks no permission for a reply subject, so its answers could do what a worker may not."""
+    """The server checks no permission for a reply subject, so an answer could go where a worker may not publish."""
     bot, other = await site.connect(), await site.connect("other", await site.create_key("other"))
     worker = await site.connect("far", await site.create_key("far"))
     await bot._prepare_pool("default")
@@ -321,7 +321,7 @@ async def test_answers_never_leave_the_account_of_their_request(site: BrokerSite
     for request, content in REQUESTS.items():
         for foreign_subject in FOREIGN_SUBJECTS:
             await worker.client.publish(request, content, reply=foreign_subject)
-    assert await worker.get_holder(OTHER) is None  # it is asked last, so all others have been answered
+    assert await worker.get_holder(OTHER) is None  # it asks last, so all other answers have come
     await bot.client.flush()
     await asyncio.sleep(0.3)
     assert worker.client.last_error is None
@@ -356,7 +356,7 @@ async def test_a_redirected_answer_is_never_taken_for_a_message(site: BrokerSite
         key = f"$KV.snapshots.{JOB}.{number}"
         await worker.js.publish(key, content)
         await worker.client.publish(f"$JS.API.DIRECT.GET.KV_snapshots.{key}", b"", reply=subject)
-    assert await worker.get_holder(OTHER) is None  # it is asked last, so all others have been answered
+    assert await worker.get_holder(OTHER) is None  # it asks last, so all other answers have come
     await bot.publish_result("true", JobStarted(job=OTHER, epoch=1, worker="true"))
     async for result in bot.consume_results():
         assert result.value == JobStarted(job=OTHER, epoch=1, worker="true")
@@ -461,7 +461,7 @@ async def write_with(bus: Bus, subject: str, block: bytes, content: bytes) -> No
 
 
 async def wait_until_stored(bot: Bus, stream: str, publish: Awaitable[None]) -> None:
-    """Awaits `publishing` and returns once the stream has stored it, which is later than the broker's confirmation."""
+    """Awaits `publish` and returns once the stream has stored it, which is later than the broker's confirmation."""
     before = await last_sequence(bot, stream)
     await publish
     async with asyncio.timeout(5):
@@ -585,7 +585,7 @@ UNTERMINATED = b"NATS/1.0\r\na: b\r\n\r\nc: dXX"  # an empty line and no termina
 
 
 async def overwrite_lease(worker: Bus, overwrite_kind: str) -> None:
-    """Makes the broker answer onto the leader's key; this needs the token and the bots' account."""
+    """Makes the broker send an answer to the leader's key; this needs the token and the bots' account."""
     request = MISSING_CLAIM
     if overwrite_kind != "empty":
         tombstone = b"NATS/1.0\r\nKV-Operation: DEL\r\n\r\n"

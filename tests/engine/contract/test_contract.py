@@ -39,7 +39,7 @@ ANY_KIND = st.sampled_from(KINDS)
 
 
 def values_of(kind: Any) -> st.SearchStrategy[Any]:
-    """Every value of the contract's type, derived from its own declaration, bounds included."""
+    """A strategy for all values of the contract's type, from its own declaration, bounds included."""
     match kind:
         case inspect.StructType(cls=cls, fields=fields):
             return st.builds(cls, **{field.name: values_of(field.type) for field in fields})
@@ -243,7 +243,7 @@ def test_a_worker_of_version_2_can_read_every_job_that_it_is_sent() -> None:
                 "type": "Enlarge", "v": 1, "source": "a" * 64, "factor": task.factor, "method": "lanczos",
             }  # fmt: skip
         else:
-            assert set(builtins_value["task"]) <= V2_RECIPE  # what is left out has its default there too
+            assert set(builtins_value["task"]) <= V2_RECIPE  # a missing field has its default there too
         assert contract.downgrade_job(job, contract.VERSION) == job
 
 

@@ -69,7 +69,7 @@ def single_keyframe_ladder(family: StableDiffusion, history: bytes | None) -> Bl
 
 
 def relative_distance(one: torch.Tensor, other: torch.Tensor) -> float:
-    """The distance between both, relative to the norm of `other`."""
+    """Measures the distance between both, relative to the norm of `other`."""
     return float((one - other).norm() / other.norm())
 
 

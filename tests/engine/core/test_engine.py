@@ -285,7 +285,7 @@ def test_an_absent_job_is_not_watched(affine: Any, recipe: Make, job: Make) -> N
 
 
 def break_network(affine: Any, monkeypatch: pytest.MonkeyPatch, *marks: float) -> None:
-    """Makes the network raise if the batch has a text with one of these values; without values, always."""
+    """Makes the network raise if the batch has a text with one of these values; always without values."""
     denoise = affine.denoise
 
     def fail(x: torch.Tensor, t: torch.Tensor, texts: Any, *arguments: Any) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Interpolation between prompts or seeds: the ends are the plain pictures, the frames between are mixed."""
+"""Interpolation between prompts or seeds: the ends are the plain pictures, the frames between mix them."""
 
 from __future__ import annotations
 

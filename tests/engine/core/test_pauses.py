@@ -79,7 +79,7 @@ def test_an_engine_with_only_paused_jobs_is_idle_until_one_resumes(affine: Any, 
     engine.pause(one.id)
     assert engine.cancel(one.id) == 0
     assert engine.is_idle
-    engine.add(one)  # the same id again, no longer paused
+    engine.add(one)  # the same id, no longer paused
     assert run_steps(engine, 9) == {one.id: 9}
 
 

@@ -1,4 +1,4 @@
-"""Which models are evicted from memory, and how sizes are parsed and formatted."""
+"""Eviction of models from memory, and parsing and formatting of sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model cache: several models within one budget. Who waits, what is reported, and that the worker survives."""
+"""The model cache: several models within one budget, waiting jobs, reports, and a worker that survives failures."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def budget(data: Path, models: float) -> str:
 
 
 def make_path(data: Path) -> LoadContext:
-    """The worker's place for models, so that its stored measurements are found."""
+    """Makes the worker's path for models, so that it finds its stored measurements."""
     return LoadContext(data, torch.device("cpu"), SuperResolver.load(None), main.build_label())
 
 
@@ -178,7 +178,7 @@ async def test_a_slow_hub_does_not_count_as_slow_loading(data: Path, monkeypatch
 
 @dataclass
 class GatedModelOpener:
-    """Models whose loading waits at a gate and is recorded."""
+    """Opens models through a gate that a test controls, and records the loads."""
 
     data: Path
     gate: threading.Event = field(default_factory=threading.Event)

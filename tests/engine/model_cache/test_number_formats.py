@@ -1,4 +1,4 @@
-"""Models with one number format at a time, and who waits for which format. It needs no model and no broker."""
+"""Models with one number format at a time, and jobs that wait for another. It needs no model and no broker."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def pictures(model: Any, events: list[Event]) -> dict[tuple[str, int], np.ndarra
 
 
 def with_hook(forward: Any, on_forward: Callable[[], None]) -> Any:
-    """The same forward, but it calls `tell` before each call."""
+    """Wraps a forward: it calls `on_forward` before each call."""
 
     @wraps(forward)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -429,9 +429,7 @@ def test_out_of_memory_halves_the_batch(
     for each in jobs:
         engine.add(each)
         engine.pause(each.id)
-    early_events = run_to_end(
-        engine
-    )  # until all four wait for their first forward: it has 8 rows, whichever thread is slow
+    early_events = run_to_end(engine)  # until all four wait for their first forward of 8 rows, however slow a thread is
     for each in jobs:
         engine.resume(each.id)
     assert len(pictures(family, early_events + run_to_end(engine))) == 4

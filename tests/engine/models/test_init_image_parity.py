@@ -55,7 +55,7 @@ def small(small_folder: Path) -> StableDiffusion:
 
 @pytest.fixture(scope="module")
 def parts(small_folder: Path) -> dict[str, Any]:
-    """The parts of the folder's pipeline."""
+    """Loads the parts of the folder's pipeline."""
     pipeline = StableDiffusionPipeline.from_pretrained(small_folder, safety_checker=None, requires_safety_checker=False)
     return pipeline.components | UNCHECKED
 

@@ -196,7 +196,7 @@ def test_a_file_that_is_no_safetensors_is_refused(tmp_path: Path) -> None:
         ({"..": ["diffusers", "AutoencoderKL"]}, "a part called '..', which is no name of a part"),
     ],
 )
-def test_an_index_that_names_foreign_code_is_refused_before_anything_runs(
+def test_an_index_that_names_custom_code_is_refused_before_anything_runs(
     model_copy: Path, tmp_path: Path, changes: dict[str, Any], sentence: str
 ) -> None:
     update_index(model_copy, **changes)
@@ -232,7 +232,7 @@ def test_a_missing_shard_is_named(model_copy: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", ['{"weight_map": {"a": "../../vae/x.safetensors"}}', "{}", "[", '{"weight_map": 3}']
 )
-def test_a_spoilt_shard_index_or_one_that_leads_elsewhere_is_refused(
+def test_a_damaged_shard_index_or_one_with_outside_paths_is_refused(
     model_copy: Path, tmp_path: Path, content: str
 ) -> None:
     (model_copy / "unet" / f"{WEIGHTS}.index.json").write_text(content)

@@ -39,7 +39,7 @@ TIMEOUT = 60.0
 
 
 def build_classifier(folder: Path, names: dict[int, str] | None = None, **config: Any) -> Path:
-    """A ViT with one patch. Its weights score the last label by how much redder than green a picture is."""
+    """Builds a ViT with one patch. It scores the last label by how much redder than green a picture is."""
     transformers: Any = import_module("transformers")
     names = names or {0: "normal", 1: "nsfw"}
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
@@ -450,7 +450,7 @@ async def test_a_job_without_a_check_is_not_checked(
 
 @pytest.mark.slow
 @pytest.mark.asyncio
-async def test_the_next_worker_checks_again(
+async def test_the_next_worker_checks_the_pictures_again(
     harness: CheckHarness, check: RecordingCheck, second_check: RecordingCheck, recipe: Any, job: Any
 ) -> None:
     """A snapshot holds no verdicts: they belong to one worker's classifier, and a check is cheap."""

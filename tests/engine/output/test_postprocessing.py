@@ -52,7 +52,7 @@ def test_unpainted_pixels_are_those_of_the_init_image(
 
 
 def test_a_redelivered_job_is_still_composited_over_its_init_image(recipe: Make, job: Make) -> None:
-    """It was lost and came back at once: to forget the first delivery must not forget the second."""
+    """The job was lost and came back at once: forgetting the first delivery must not forget the second."""
     family = SimulatedModel(0.001)
     start, blobs = make_image_to_image([encode_picture(draw_scene())], 0.9, encode_picture(draw_half_mask()))
     one = job(recipe(model="simulated", width=64, height=64, steps=6, start=start))

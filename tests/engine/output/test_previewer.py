@@ -1,4 +1,4 @@
-"""Previews by a linear map: rough at first, fitted in the background, stored by revision; nobody waits for the fit."""
+"""Previews by a linear map: rough at first, then fitted in the background and stored by revision."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_a_fitted_map_is_stored_by_revision_and_not_fitted_again(
 
 
 @pytest.mark.parametrize("corrupt_content", [b"", b"no map", b"\xff" * 100])
-def test_a_spoilt_map_file_is_fitted_again(large_family: Any, tmp_path: Path, corrupt_content: bytes) -> None:
+def test_a_damaged_map_file_is_fitted_again(large_family: Any, tmp_path: Path, corrupt_content: bytes) -> None:
     files = MapStore(tmp_path)
     files.save_map("r1", fit_preview_map(large_family))
     (path,) = (tmp_path / "previews").iterdir()
@@ -213,7 +213,7 @@ def test_a_final_during_a_fit_waits_for_one_small_picture_at_most(
     monkeypatch.setattr(large_family, "encode_image", encode_and_submit)
     decode_worker.prepare_preview("affine")
     release = threading.Event()
-    while not release.is_set():  # a probe of the lowest priority runs after the fit's next picture
+    while not release.is_set():  # a task of the lowest priority runs after the fit's next picture
         decode_worker._submit(FIT_PRIORITY, lambda: release.set() if order.count("fit") == 16 else None).result(TIMEOUT)
     decode_worker.close()
     assert order == ["fit", "fit", "final", *["fit"] * 14]

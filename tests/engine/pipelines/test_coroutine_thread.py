@@ -22,7 +22,7 @@ def ask_three_times(coroutine_thread: CoroutineThread[int, int, int]) -> int:
     return sum(coroutine_thread.ask(number) for number in range(3))
 
 
-def test_a_strand_asks_gets_answers_and_returns_a_result() -> None:
+def test_a_coroutine_thread_asks_gets_answers_and_returns_a_result() -> None:
     coroutine_thread = CoroutineThread(ask_three_times)
     questions: list[int] = []
     while isinstance(message := coroutine_thread.poll(), Message):
@@ -30,11 +30,11 @@ def test_a_strand_asks_gets_answers_and_returns_a_result() -> None:
         coroutine_thread.answer(10 * message.content)
     assert questions == [0, 1, 2]
     assert message == ThreadEnd(30)
-    assert coroutine_thread.poll() == ThreadEnd(30)  # the same at every later look
+    assert coroutine_thread.poll() == ThreadEnd(30)  # every later poll returns the same
     assert coroutine_thread.join(5)
 
 
-def test_a_strand_starts_no_thread_before_the_first_rest() -> None:
+def test_a_coroutine_thread_starts_no_thread_before_the_first_poll() -> None:
     coroutine_thread = CoroutineThread(ask_three_times)
     assert not coroutine_thread.is_started
     coroutine_thread.close()
@@ -56,7 +56,7 @@ def test_many_strands_take_turns_in_any_order() -> None:
     assert all(coroutine_thread.join(5) for coroutine_thread in coroutine_threads)
 
 
-def test_an_error_in_the_strand_reaches_its_owner() -> None:
+def test_an_error_in_a_coroutine_thread_reaches_its_owner() -> None:
     def divide_by_zero(coroutine_thread: CoroutineThread[int, int, int]) -> int:
         return 1 // coroutine_thread.ask(1)
 
@@ -69,7 +69,7 @@ def test_an_error_in_the_strand_reaches_its_owner() -> None:
     assert coroutine_thread.join(5)
 
 
-def test_closing_a_waiting_strand_unwinds_it_even_if_it_catches_exceptions() -> None:
+def test_closing_a_waiting_coroutine_thread_unwinds_it_even_if_it_catches_exceptions() -> None:
     cleaned_up: list[str] = []
 
     def ignore_cancellation(coroutine_thread: CoroutineThread[int, int, int]) -> int:
@@ -89,7 +89,7 @@ def test_closing_a_waiting_strand_unwinds_it_even_if_it_catches_exceptions() -> 
     assert cleaned_up == ["unwound"]
 
 
-def test_a_strand_closed_while_running_ends_at_its_next_check() -> None:
+def test_a_coroutine_thread_closed_while_running_ends_at_its_next_check() -> None:
     release, start_event = threading.Event(), threading.Event()
 
     def work_until_release(coroutine_thread: CoroutineThread[int, int, str]) -> str:
@@ -111,7 +111,7 @@ def test_a_strand_closed_while_running_ends_at_its_next_check() -> None:
     assert isinstance(message.error, ThreadClosed)
 
 
-def test_a_strand_closed_while_running_ends_at_its_next_question() -> None:
+def test_a_coroutine_thread_closed_while_running_ends_at_its_next_question() -> None:
     release = threading.Event()
 
     def work_until_release(coroutine_thread: CoroutineThread[int, int, int]) -> int:
@@ -125,7 +125,7 @@ def test_a_strand_closed_while_running_ends_at_its_next_question() -> None:
     assert coroutine_thread.join(5)
 
 
-def test_a_strand_computes_on_one_core_and_other_threads_keep_theirs() -> None:
+def test_a_coroutine_thread_computes_on_one_core_and_other_threads_keep_theirs() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

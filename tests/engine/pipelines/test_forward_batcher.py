@@ -57,7 +57,7 @@ def wrap_network(name: str, net: Any) -> NetworkForward:
 def run_together(
     jobs: list[tuple[Any, dict[str, Any]]], batcher: ForwardBatcher, bucket: int | None = None
 ) -> tuple[list[torch.Tensor], list[list[SamplerProgress]], int]:
-    """Runs all pipelines together; returns their pictures, their samplers' moves and the number of calls."""
+    """Runs all pipelines together; returns their pictures, their samplers' progress and the number of calls."""
     progress_by_job: list[list[SamplerProgress]] = [[] for _ in jobs]
 
     def make_thread(
@@ -118,7 +118,7 @@ def test_pipelines_share_forwards_and_give_the_same_pictures(kind: str) -> None:
 
 
 class SummingNetwork(torch.nn.Module):
-    """A small network over rows, with positions for all rows. With `mixing` a row wrongly depends on the others."""
+    """A small network over rows, with positions for all rows. With `mixes_rows` a row wrongly depends on the others."""
 
     def __init__(self, mixes_rows: bool = False, is_failing: bool = False) -> None:
         super().__init__()

@@ -44,7 +44,7 @@ def oracle(
     *,
     double: bool, sets_begin_index: bool = True,
 ) -> Trajectory:  # fmt: skip
-    """`begin`: call `set_begin_index` as most pipelines do; it matters only if two steps share the first timestep."""
+    """`sets_begin_index`: as most pipelines do; it matters only if two steps share the first timestep."""
     scheduler = build_scheduler(config, sampler)
     set_timesteps(scheduler, steps, timestep_options)
     if sets_begin_index and hasattr(scheduler, "set_begin_index"):
@@ -55,7 +55,7 @@ def oracle(
 def errors(
     config: Config, sampler: str, steps: int, eta: float = 0.0, timestep_options: TimestepOptions = TimestepOptions()
 ) -> tuple[float, float]:
-    """The distance of the plan from diffusers in float32 and in double precision."""
+    """Returns the plan's distance from diffusers in float32 and in double precision."""
     table = plan(config, sampler, steps, eta, timestep_options)
     assert table.steps == steps
     draws = torch.float32 if sampler == "dpmpp_2m_sde" else None
@@ -392,9 +392,9 @@ def test_only_a_multistep_sampler_keeps_history() -> None:
 def test_draws_match_those_of_the_scheduler() -> None:
     assert plan(EMBEDDED, "ddim", 20, 0.0).draw_counts == (1,) * 21
     assert plan(EMBEDDED, "ddim", 20, 0.5).draw_counts == tuple(range(1, 22))
-    assert plan(EMBEDDED, "ddpm", 1000).draw_counts[-1] == 1000  # none at timestep 0, one for the initial latents
-    assert plan(EMBEDDED, "lcm", 8).draw_counts[-2:] == (8, 8)  # none at its last step
-    for sampler in ("euler_ancestral", "dpmpp_2m_sde"):  # their last draw adds nothing, but counts
+    assert plan(EMBEDDED, "ddpm", 1000).draw_counts[-1] == 1000  # no draw at timestep 0, one for the initial latents
+    assert plan(EMBEDDED, "lcm", 8).draw_counts[-2:] == (8, 8)  # no draw at its last step
+    for sampler in ("euler_ancestral", "dpmpp_2m_sde"):  # their last draw changes nothing, but counts
         table = plan(EMBEDDED, sampler, 20)
         assert table.draw_counts == tuple(range(1, 22))
         assert table.table[-1, COLUMNS.index("N")] == 0.0

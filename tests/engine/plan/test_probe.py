@@ -44,17 +44,19 @@ def test_flow_schedulers_with_two_evaluations_a_step_get_no_table() -> None:
         probe(FlowMatchHeunDiscreteScheduler(), 5)
 
 
-@pytest.mark.parametrize("more", [{}, FLOW], ids=["noise", "flow"])
+@pytest.mark.parametrize("options", [{}, FLOW], ids=["noise", "flow"])
 @pytest.mark.parametrize(
     ("kind", "first"),
     [(UniPCMultistepScheduler, 3), (lambda **options: DPMSolverMultistepScheduler(solver_order=3, **options), 5)],
     ids=["UniPC", "DPM++ 3M"],
 )
-def test_schedulers_that_remember_more_than_one_step_get_no_table(kind: Any, first: int, more: dict[str, Any]) -> None:
+def test_schedulers_that_remember_more_than_one_step_get_no_table(
+    kind: Any, first: int, options: dict[str, Any]
+) -> None:
     """Before step `first` they have a lower order, so a table would be right; from then on it is not."""
     for steps in (first, 20, 100):
         with pytest.raises(NotTabled, match=BENDS):
-            probe(kind(**BETAS, **more), steps)
+            probe(kind(**BETAS, **options), steps)
 
 
 @pytest.mark.parametrize("kind", [PNDMScheduler, LMSDiscreteScheduler])
@@ -63,12 +65,12 @@ def test_other_multistep_schedulers_get_no_table(kind: Any) -> None:
         probe(kind(**BETAS), 20)
 
 
-@pytest.mark.parametrize("most", [1.0, 5.0, 1000.0, 1e5])
+@pytest.mark.parametrize("clip_range", [1.0, 5.0, 1000.0, 1e5])
 @pytest.mark.parametrize("kind", [DDPMScheduler, DDIMScheduler])
-def test_schedulers_that_clip_samples_get_no_table(kind: Any, most: float) -> None:
+def test_schedulers_that_clip_samples_get_no_table(kind: Any, clip_range: float) -> None:
     assert probe(kind(**BETAS, clip_sample=False), 10) is not None
     with pytest.raises(NotTabled, match=CLIPS):
-        probe(kind(**BETAS, clip_sample=True, clip_sample_range=most), 10)
+        probe(kind(**BETAS, clip_sample=True, clip_sample_range=clip_range), 10)
 
 
 def test_clipping_that_hides_a_division_by_zero_gets_no_table() -> None:
@@ -80,12 +82,12 @@ def test_clipping_that_hides_a_division_by_zero_gets_no_table() -> None:
 
 
 @pytest.mark.parametrize("ratio", [0.5, 0.995, 1.0])
-@pytest.mark.parametrize("most", [1.0, 100.0, 1e9])
+@pytest.mark.parametrize("max_value", [1.0, 100.0, 1e9])
 @pytest.mark.parametrize("kind", [DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler])
-def test_schedulers_that_threshold_samples_get_no_table(kind: Any, most: float, ratio: float) -> None:
-    """Also if the threshold is the sample's largest value: then nothing is cut, but everything is divided."""
+def test_schedulers_that_threshold_samples_get_no_table(kind: Any, max_value: float, ratio: float) -> None:
+    """This holds even if the threshold is the sample's largest value: it cuts nothing, but divides everything."""
     with pytest.raises(NotTabled, match=CLIPS):
-        probe(kind(**BETAS, thresholding=True, sample_max_value=most, dynamic_thresholding_ratio=ratio), 10)
+        probe(kind(**BETAS, thresholding=True, sample_max_value=max_value, dynamic_thresholding_ratio=ratio), 10)
 
 
 Fault = Callable[[torch.Tensor, torch.Tensor, list[torch.Tensor]], torch.Tensor]  # x', x, all earlier x → another x'
@@ -109,7 +111,7 @@ FAULTS: dict[str, Fault] = {
 
 
 def build_spoilt_scheduler(fault: Fault, kind: Any = DDIMScheduler) -> Any:
-    """Builds a scheduler with `wrong` applied to each step."""
+    """Builds a scheduler with `fault` applied to each step."""
 
     class Spoilt(kind):
         def step(self, *args: Any, **kwargs: Any) -> Any:

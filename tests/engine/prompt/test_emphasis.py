@@ -333,7 +333,7 @@ def draw_with_pipeline(family: Any, recipe: Any) -> torch.Tensor:
 
 
 def test_the_embedded_model_weights_words_and_reads_24_tokens(embedded: StableDiffusion, recipe: Make) -> None:
-    """It was trained on no more, so more would be noise to it."""
+    """The model was trained on no more tokens, so more would be noise to it."""
     unweighted_states, weighted_states = (
         embedded.encode_text("apple, blue background"),
         embedded.encode_text("apple, (blue:1.5) background"),

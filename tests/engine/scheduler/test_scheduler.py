@@ -301,7 +301,7 @@ def test_an_image_added_to_a_paused_job_is_paused_too() -> None:
     assert set(map(id, scheduler.next_batch(8))) == {id(first), id(second)}
     scheduler.remove(first)
     scheduler.remove(second)
-    scheduler.pause("j")  # the job is gone: there is nothing to pause, and a later job with this id is not paused
+    scheduler.pause("j")  # the job has left: nothing pauses, and a later job with this id does not pause
     scheduler.add(Image("j", make_share("u")))
     assert scheduler.next_batch(8)
 

@@ -1,4 +1,4 @@
-"""A state machine: any events between two steps, and the scheduler's promises checked at every step."""
+"""A state machine: any events between two steps; every step checks the scheduler's guarantees."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ PRICES = {"64": 1.0, "256": 5.0, "1024": 20.0}
 
 @dataclass(eq=False)
 class Image:
-    """From step `turns` on it has `later` rows; if it is `pinned`, its key changes with them."""
+    """From step `switch_step` on it has `later_rows` rows; with `is_pinned` its key changes too."""
 
     job: str
     billing_key: BillingKey
     size: str
-    first: int
-    later_steps: int
-    guided_steps: int
+    first_rows: int
+    later_rows: int
+    switch_step: int
     is_pinned: bool
     k: int = 0
 
     @property
     def rows(self) -> int:
-        return self.first if self.k < self.guided_steps else self.later_steps
+        return self.first_rows if self.k < self.switch_step else self.later_rows
 
     @property
     def key(self) -> Hashable:
@@ -48,7 +48,7 @@ class Image:
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    """Owners `a` … `e` share a guild; every other owner comes once, from a guild of its own."""
+    """Owners `a` … `e` share a guild; every other owner has one job, from a guild of its own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.images: list[Image] = []
         self.paused_jobs: set[str] = set()
         self.waiting_jobs: list[str] = []  # jobs without a served row yet, in order of arrival
-        self.single_jobs: set[str] = set()  # jobs of owners that come once
+        self.single_jobs: set[str] = set()  # jobs of owners with a single job
         self.arrival_count = 0
         self.key: Hashable = None
         self.turn_steps, self.turn_cost = 0, 0.0
@@ -66,7 +66,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(
         owner=st.sampled_from([*"abcde", None]), count=st.integers(1, 4), size=st.sampled_from([*PRICES]),
-        first=st.sampled_from([1, 2, 2, 2, 4]), size_changes=st.booleans(), guided_steps=st.integers(0, 12),
+        first=st.sampled_from([1, 2, 2, 2, 4]), size_changes=st.booleans(), switch_step=st.integers(0, 12),
         is_pinned=st.booleans(),
     )  # fmt: skip
     def add_job(
@@ -76,7 +76,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         size: str,
         first: int,
         size_changes: bool,
-        guided_steps: int,
+        switch_step: int,
         is_pinned: bool,
     ) -> None:
         self.arrival_count += 1
@@ -86,7 +86,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.single_jobs.add(job)
         for _ in range(count):
             image = Image(
-                job, share, size, first, max(1, first // 2) if size_changes else first, guided_steps, is_pinned
+                job, share, size, first, max(1, first // 2) if size_changes else first, switch_step, is_pinned
             )
             self.images.append(image)
             self.scheduler.add(image)
@@ -159,7 +159,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert all(rows + image.rows > LIMIT for image in active if image.key == key and image not in batch)
 
     def check_newcomers(self, batch: list[Image], active: list[Image]) -> None:
-        """A stranger's job is in the next batch of its group if earlier newcomers leave room."""
+        """A single job is in the next batch of its group if earlier newcomers leave room."""
         rows = 0
         for job in self.waiting_jobs:
             own_images = [image for image in active if image.job == job and image.key == batch[0].key]
@@ -193,13 +193,15 @@ class SchedulerMachine(RuleBasedStateMachine):
             for m in set("abcde") - {f}:
                 other_rows = [image.rows for image in active if image.billing_key.user == m and image.key == key]
                 fits = is_backlogged and max(image.rows for image in own_images) <= min(other_rows, default=LIMIT)
-                lead = self.received_cost[f"{m} {key}"] - self.received_cost[f"{f} {key}"]
+                lead_cost = self.received_cost[f"{m} {key}"] - self.received_cost[f"{f} {key}"]
                 other_pairs = [pair for pair in self.least_lead if pair[:2] == (f, m) and (not fits or pair[2] != key)]
                 for pair in other_pairs:
                     del self.least_lead[pair]
                 if fits:
-                    least_lead = self.least_lead[f, m, key] = min(self.least_lead.get((f, m, key), lead), lead)
-                    assert lead - least_lead <= bound, (f, m)
+                    least_lead = self.least_lead[f, m, key] = min(
+                        self.least_lead.get((f, m, key), lead_cost), lead_cost
+                    )
+                    assert lead_cost - least_lead <= bound, (f, m)
 
     @invariant()
     def counts(self) -> None:

@@ -192,13 +192,13 @@ async def test_one_request_runs_at_a_time_and_closing_answers_the_waiting_one(
 
 @pytest.mark.asyncio
 async def test_a_workers_answers_are_validated(harness: WorkerHarness) -> None:
-    """A wrong count, bytes that are no picture, or no answer: the film then uses what the ladder has."""
+    """After a wrong count, bytes that are no picture, or no answer, the film uses the ladder's own thumbnails."""
     family: Any = harness.families["embedded"]
     worker = await start_worker(harness)
     recipe = replace(make_job(steps=4).task, revision=family.revision)
     ladder = await draw_ladder(harness, recipe)
     real = harness.bot.workers["one"]
-    # It says that it decodes fast, however busy this machine is.
+    # It announces fast decodes, however busy this machine is.
     presence = replace(real, models=tuple(replace(profile, decode_ms=1.0) for profile in real.models))
     worker.drain()
     await wait_until(lambda: harness.started_workers[0][1].done())

@@ -1,4 +1,4 @@
-"""Image-to-prompt: how texts are scored for an image, and the worker that does it between steps of running jobs."""
+"""Image-to-prompt: the scores of texts for an image, and the worker that computes them between steps of jobs."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ async def test_a_worker_scores_texts_between_the_steps_of_a_running_job(harness:
 
 
 class DescribingHarness:
-    """A worker's `DescribeService` over the affine network. Its thread waits until `go` is set."""
+    """A worker's `DescribeService` over the affine network. Its thread waits until `call_gate` is set."""
 
     def __init__(self, affine: Any) -> None:
         self.call_gate, self.calls = asyncio.Event(), 0

@@ -26,7 +26,7 @@ Make = Callable[..., Any]
 
 
 class RecordingCores(CoreTurns):
-    """The real cores; they record who holds them now and who did before."""
+    """The real core turns, which record the kinds of work that hold them."""
 
     def __init__(self) -> None:
         super().__init__()

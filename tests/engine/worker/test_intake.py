@@ -137,7 +137,7 @@ async def test_each_idle_worker_gets_the_jobs_of_its_model(mixed_pool: MixedPool
 
 
 async def collect_results(harness: WorkerHarness, end_count: int) -> list[Any]:
-    """Collects the results of all jobs until `ends` of them have ended."""
+    """Collects the results of all jobs until `end_count` of them have ended."""
     results: list[Any] = []
     source: Any = harness.bot.consume_results()
     async with asyncio.timeout(60):

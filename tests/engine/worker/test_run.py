@@ -1,4 +1,4 @@
-"""A worker's run: its pace, time left, cost, and that it ends only once."""
+"""A worker's run: its pace, time left and cost; it ends only once."""
 
 from __future__ import annotations
 

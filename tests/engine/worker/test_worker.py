@@ -302,7 +302,7 @@ async def test_a_worker_that_lost_its_claim_publishes_nothing(harness: WorkerHar
 
 
 @pytest.mark.asyncio
-async def test_a_claim_lost_after_the_result_leaves_job_and_snapshots_to_the_heir(
+async def test_a_claim_lost_after_the_result_leaves_job_and_snapshots_to_the_next_worker(
     harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker, _ = await harness.start_worker()
@@ -310,7 +310,7 @@ async def test_a_claim_lost_after_the_result_leaves_job_and_snapshots_to_the_hei
 
     async def say_and_sleep(result: Any) -> None:
         await publish(result)
-        if isinstance(result, JobFinished):  # as if the process stopped here for longer than a lease
+        if isinstance(result, JobFinished):  # as if the process paused here for longer than a lease
             await harness.bot.release_claim(next(iter(worker.active_runs)).claim)
             new_claims.append(await harness.bot.claim_job(JOB, "heir"))
             await harness.bot.put_snapshot(replace(snapshot, epoch=new_claims[0].epoch))

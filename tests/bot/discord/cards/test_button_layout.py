@@ -1,4 +1,4 @@
-"""The button rows under a card: which buttons, within Discord's limits, with ids that outlive this version."""
+"""The button rows under a card: their buttons, Discord's limits, and ids that outlive this version."""
 
 from __future__ import annotations
 

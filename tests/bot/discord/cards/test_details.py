@@ -77,7 +77,7 @@ def test_every_field_matches_what_the_engine_writes_to_the_png() -> None:
         assert set(fields.split(", ")) <= set(engines_fields.split(", "))
 
 
-def test_details_say_who_when_how_and_at_what_cost() -> None:
+def test_details_name_author_time_recipe_and_cost() -> None:
     text = render_details(make_view(notes=("The braces make 2 jobs.",)), NOW)
     for part in ("Alice", "✅ finished", "waited 30 s", "took 13 s", "8.5 ms a step", "costs 12 s", "Seed: 7", JOB):
         assert part in text

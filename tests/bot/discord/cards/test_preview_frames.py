@@ -1,4 +1,4 @@
-"""Frames come from workers that anybody may run: a bad frame is left out before it is decoded."""
+"""Anybody may run a worker, so the bot leaves out a bad frame before it decodes it."""
 
 from __future__ import annotations
 

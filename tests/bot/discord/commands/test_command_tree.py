@@ -1,4 +1,4 @@
-"""The registered command tree against Discord's limits, which nothing else checks before Discord does."""
+"""The registered command tree against Discord's limits. Without these tests only Discord would check them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[4]
 STAFF = {"settings", "moderation"}  # for a server's staff: only in servers, and in English
 MENUS = {command.name for command in COMMANDS if isinstance(command, discord.app_commands.ContextMenu)}
 MEMBERS = {command.name for command in COMMANDS} - MENUS - STAFF
-SHORTCUTS = {"fast", "relax", "turbo", "stealth", "public"}  # ways to /prefer
+SHORTCUTS = {"fast", "relax", "turbo", "stealth", "public"}  # shortcuts to /prefer
 STRING = 3
 LONG_CHOICES = [{"name": "x" * 100, "value": "y" * 100} for _ in range(10)]
 
@@ -135,7 +135,11 @@ def test_the_command_line_prints_the_tree_and_the_rows() -> None:
 
 
 def test_every_command_has_an_action_of_the_permission_table() -> None:
-    names = {command.name for command in COMMANDS} - {"settings", "moderation", "Report"}  # these check for themselves
+    names = {command.name for command in COMMANDS} - {
+        "settings",
+        "moderation",
+        "Report",
+    }  # these commands check permissions themselves
     assert names == set(COMMAND_ACTIONS)
     assert set(COMMAND_ACTIONS.values()) <= set(ACTIONS)
 
@@ -195,7 +199,7 @@ def test_prefer_set_offers_every_preference() -> None:
 
 
 def test_the_readme_asks_for_exactly_the_permissions_that_the_bot_needs() -> None:
-    """A locked thread needs one more; nobody should give that to a bot just in case."""
+    """A locked thread needs one more permission, which the invitation does not ask for."""
     (permissions,) = re.findall(r"the permissions\s+(\*[^;]+);", (ROOT / "README.md").read_text())
     needed_permissions = {*PERMISSIONS_AFTER_TOKEN.values(), SEND_IN_THREADS, "Attach Files"}
     assert {name.removesuffix("s") for name in re.findall(r"\*([^*]+)\*", permissions)} == {

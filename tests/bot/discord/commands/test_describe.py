@@ -1,4 +1,4 @@
-"""`/describe` in Discord: only the member sees the prompts, and can imagine each, also after a restart."""
+"""`/describe` in Discord: only the member sees the prompts, and may imagine each, even after a restart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`/imagine` and its buttons, used as members do, over a real services, store and broker."""
+"""`/imagine` and its buttons, used by members, over real services, store and broker."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ pytestmark = pytest.mark.asyncio
 
 
 def open_picture(world: Any, message: discord.Message) -> Any:
-    """The one picture of a message, decoded."""
+    """Decodes the one picture of a message."""
     (attachment,) = message.attachments
     payload = world.env.backend.cdn.get(attachment.url)
     return Image.open(io.BytesIO(payload)).convert("RGB")
 
 
 def read_step(picture: Any) -> int:
-    """The step that the worker painted into the grid's first cell."""
+    """Reads the step that the worker painted into the grid's first cell."""
     return round((picture.getpixel((5, 5))[1] - 20) / 10)
 
 
@@ -313,7 +313,7 @@ async def test_a_waiting_job_runs_when_a_worker_comes(open_world: Any) -> None:
 
 
 @pytest.mark.slow
-async def test_a_slow_studio_still_answers_in_time(open_world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slow_services_still_answer_in_time(open_world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async with open_world() as world:
         original_imagine = world.services.jobs.imagine
 

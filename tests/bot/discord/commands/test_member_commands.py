@@ -1,4 +1,4 @@
-"""The members' commands, used as members do, over a real services, store and broker."""
+"""The members' commands over real services, store and broker."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def component_text(result: Any) -> str:
 
 
 def buttons(result: Any) -> dict[str, bool]:
-    """The labels of a message's buttons, and whether each can be pressed."""
+    """Lists the labels of a message's buttons, and whether each is enabled."""
     rows = [row for row in result.response.components if row["type"] == 1]
     return {
         one["label"]: not one.get("disabled", False) for row in rows for one in row["components"] if one["type"] == 2
@@ -553,7 +553,7 @@ async def test_an_internal_error_gives_an_apology(open_world: Any, monkeypatch: 
         assert isinstance(error, discord.app_commands.CommandInvokeError)
 
 
-# registering
+# registration of commands
 
 
 async def test_the_tree_is_registered_once_and_its_ids_are_remembered(open_world: Any) -> None:

@@ -1,4 +1,4 @@
-"""`/my-data` and `/forget-me`, used as members do."""
+"""`/my-data` and `/forget-me`, used by members."""
 
 from __future__ import annotations
 

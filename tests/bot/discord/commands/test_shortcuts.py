@@ -99,7 +99,7 @@ WEIGHTS = {"apple": 9.0, "red": 4.0, "table": 3.0}
 
 
 async def embed(texts: Sequence[str]) -> list[list[float]]:
-    """Bags of words: each of three words is an axis, and all others hardly move the vector."""
+    """Embeds texts as bags of words: each of three words is an axis, and all others hardly move the vector."""
     frame_levels: list[list[float]] = []
     for one in texts:
         words = one.split()

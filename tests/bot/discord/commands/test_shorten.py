@@ -1,4 +1,4 @@
-"""Words weighed by their effect: the ranking itself, and a button that finds the version it showed."""
+"""`/shorten`: the ranking of words by their effect, and a button that keeps the version it showed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ prompts = st.lists(st.sampled_from(VOCABULARY), min_size=2, max_size=MAX_WORDS).
 
 
 async def embed_letters(texts: Sequence[str]) -> list[list[float]]:
-    """Embed each text as its letter counts: any word left out moves it a little."""
+    """Embed each text as its letter counts: a missing word moves the vector a little."""
     assert len(texts) <= BATCH_SIZE
     return [[1.0, *(text.count(letter) for letter in "abcdefghilmnoprstuvwxy")] for text in texts]
 

@@ -1,4 +1,4 @@
-"""Forms and cards about a job against Discord's schema, whatever members wrote; and how a sent form is read."""
+"""Forms and cards about a job against Discord's schema, for any text of members; and the parsing of a sent form."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_prompt_in_a_form_is_taken_literally(text: str) -> None:
         or "\\" in cleaned_text
         or clean_prompt(cleaned_text) != cleaned_text
     ):
-        return  # a second repair of mojibake may change more
+        return  # a second repair of garbled text may change more
     parsed = parse(escape_braces(cleaned_text), None)
     assert len(parsed.prompts) == 1
     assert parsed.prompts[0].words == " ".join(cleaned_text.split())

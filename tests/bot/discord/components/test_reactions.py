@@ -1,4 +1,4 @@
-"""Reactions: an envelope sends the pictures, a cross cancels or deletes, and all others cost nothing."""
+"""Reactions: an envelope sends the pictures, a cross cancels or deletes, and all others cost no request."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def open_pictures(world: Any, message: Any) -> list[Image.Image]:
 
 
 def paint_quarters(recipe: Any, image: int, step: int, form: Any) -> bytes:
-    """Four colours, so that a test can tell a blurred picture from a clear one."""
+    """Paints four colours, so that a test can tell a blurred picture from a clear one."""
     picture = Image.new("RGB", (64, 64), "white")
     for corner, ink in zip(((0, 0), (32, 0), (0, 32)), ("red", "lime", "blue"), strict=True):
         picture.paste(ink, (*corner, corner[0] + 32, corner[1] + 32))
@@ -44,7 +44,7 @@ def paint_quarters(recipe: Any, image: int, step: int, form: Any) -> bytes:
 
 
 def is_clear(tile: Any) -> bool:
-    """Whether the four colours are there, with an edge between them."""
+    """Tells whether the picture has the four colours with an edge between them."""
     width, height = tile.size
     left, right = (tile.getpixel((width // 2 + offset, height // 4)) for offset in (-width // 10, width // 10))
     return all(abs(a - b) < 40 for a, b in zip((*left, *right), (255, 0, 0, 0, 255, 0), strict=True))
@@ -190,7 +190,7 @@ async def test_previews_are_blurred_until_the_check_has_passed_them(open_world: 
 async def test_an_age_restricted_channel_skips_the_picture_check(
     open_world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The simulated Discord has no such channels, so here a name marks one."""
+    """The simulated Discord has no age-restricted channels, so a name marks one here."""
     monkeypatch.setattr(discord.TextChannel, "is_nsfw", lambda channel: channel.name == "adults")
     async with open_world() as world:
         await enable_picture_check(world)

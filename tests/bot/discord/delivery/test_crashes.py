@@ -1,4 +1,4 @@
-"""The bot dies before and after each request and each write about a final card: nothing is sent twice."""
+"""The bot dies before and after each request and each write about a final card. It sends nothing twice."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.asyncio
 
 WRITES = ("add_destination", "update_address", "mark_delivered", "mark_lost")
 MAX_POINTS = 80  # crash points of one job's end
-ROUNDS = 3  # concurrent tasks change their order: a point may be hit twice, and another missed
+ROUNDS = 3  # concurrent tasks change their order: a round may hit a point twice and miss another
 
 
 class CrashPoint:

@@ -1,4 +1,4 @@
-"""Where a final card goes, decided by the store: whatever fails, somebody hears of it, and nobody twice."""
+"""The store decides where a final card goes. After any failure the member still gets it, and gets it once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The edit policy under a simulated clock keeps its promises, whatever is offered and however requests end."""
+"""The edit policy under a simulated clock keeps its limits, for any edits and any outcome of requests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def edit(job: str, kind: EditKind, content: int, now: float = 0.0, bucket: str =
 
 @dataclass
 class World:
-    """Discord as the policy sees it: requests take a while and sometimes fail, under a simulated clock."""
+    """Discord as the policy sees it, under a simulated clock. Requests take a while and sometimes fail."""
 
     edits: EditPolicy[int]
     now: float = 0.0
@@ -158,7 +158,7 @@ def test_every_final_arrives_once_and_no_bucket_starves(
 
 
 def simulate(world: World, jobs: int, seconds: float, buckets: int, final_job: str | None = None) -> None:
-    """Frames of every job ten times a second; each request takes 0.15 s; `finals`: a bucket that gets one a second."""
+    """Offer frames of every job ten times a second. Each request takes 0.15 s. `final_job` gets a final a second."""
     sequence = itertools.count()
     for tick in range(round(seconds * 20)):
         world.now = tick / 20

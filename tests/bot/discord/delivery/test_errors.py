@@ -1,4 +1,4 @@
-"""What an error means for one message: gone, later, or an answer that is not Discord's."""
+"""The meaning of an error for one message: gone, later, or an answer that is not from Discord."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.asyncio
 
 
 async def make_jobs_long(world: Any, seconds: int = 0) -> None:
-    """From now on every job is a long one."""
+    """Treat every job as long from now on."""
     admin = Member("discord:1", "admin", f"discord:{world.guild.id}", is_admin=True)
     await world.app.services.rule_admin.set_rule(admin, "guild", "", "long_ping", str(seconds))
 
@@ -27,7 +27,7 @@ async def set_preferences(world: Any, **values: str) -> None:
 
 
 def direct_messages(world: Any) -> list[discord.Message]:
-    """Alice's direct messages."""
+    """List Alice's direct messages."""
     return world.alice.user.dm_channel.history()
 
 
@@ -193,7 +193,7 @@ async def test_an_answer_that_never_arrived_is_replaced_by_a_new_message(
 
 
 async def make_results_private(world: Any) -> None:
-    """From now on Alice's results are private."""
+    """Make Alice's results private from now on."""
     await set_preferences(world, results="private")
 
 

@@ -1,4 +1,4 @@
-"""Outages, limits, deleted messages, a bot that was away: every finished picture arrives, and once."""
+"""Outages, limits, deleted messages, a bot that was offline: every finished picture arrives, once."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ async def test_with_a_valid_token_no_channel_route_is_used(open_world: Any) -> N
         assert not any(path.startswith("/channels/") for path in edit_paths(world))
 
 
-async def test_a_job_that_ended_while_the_bot_was_away_is_shown_once(open_world: Any) -> None:
+async def test_a_job_that_ended_while_the_bot_was_offline_is_shown_once(open_world: Any) -> None:
     async with open_world() as world:
         result = await start_paused_job(world)
         await world.stop_courier()

@@ -1,4 +1,4 @@
-"""How the outcome of a request to Discord is counted."""
+"""Metrics count the outcome of each request to Discord."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The settings' cards within Discord's limits, whatever rules there are and whatever text is in them."""
+"""The settings' cards within Discord's limits, for any rules and any text in them."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def check_card(view: ui.LayoutView) -> list[dict[str, Any]]:
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(rules(), max_size=60, unique_by=lambda rule: rule.key), st.integers(0, 5))
-def test_overview_and_exceptions_fit(rule_list: list[Rule], page: int) -> None:
+def test_overview_and_exceptions_fit_discords_limits(rule_list: list[Rule], page: int) -> None:
     terms = resolve(rule_list, Member("", "", GUILD), Limits())
     check_card(cards.build_overview(terms, rule_list, cards.build_notice("✅ Something changed.", 10**9)))
     for scope in ("channel", "role", "user"):
@@ -106,7 +106,7 @@ def test_overview_and_exceptions_fit(rule_list: list[Rule], page: int) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(changes(), max_size=12, unique_by=lambda change: change.number), st.integers(0, 3))
-def test_the_history_fits(change_list: list[RuleChange], page: int) -> None:
+def test_the_history_fits_discords_limits(change_list: list[RuleChange], page: int) -> None:
     check_card(
         cards.build_history(
             change_list,
@@ -178,7 +178,7 @@ def test_every_setting_has_a_title_and_a_place() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(SETTINGS))
-def test_suggestions_fit(name: str) -> None:
+def test_suggestions_fit_discords_limits(name: str) -> None:
     role_names = {"1": NASTY, "a" * 101: "too long to be a choice"}
     for typed_text in ("", "o", "ddim, ", "xyz"):
         suggestions = autocomplete.suggest_values(SETTINGS[name], typed_text, role_names)
@@ -237,7 +237,7 @@ def test_the_lines_of_a_change_are_in_the_order_of_the_card() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(rules(), max_size=40, unique_by=lambda rule: rule.key), st.text(max_size=400) | st.just(NASTY * 2))
-def test_an_explanation_fits(rule_list: list[Rule], reason: str) -> None:
+def test_an_explanation_fits_discords_limits(rule_list: list[Rule], reason: str) -> None:
     each = [Explanation(one.setting, reason[:200], "", reason, one, 1.7e9, 0.5) for one in rule_list]
     check_card(cards.build_explanation("## What holds", explanations.build_sections(each), "5"))
 

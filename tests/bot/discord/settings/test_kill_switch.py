@@ -14,7 +14,7 @@ pytestmark = pytest.mark.asyncio
 
 
 def read_file(world: Any, result: Any) -> tuple[str, str]:
-    """The name and the text of an answer's only file."""
+    """Reads the name and the text of an answer's only file."""
     (attachment,) = result.response.attachments
     return attachment.filename, world.env.backend.cdn.get(attachment.url).decode()
 

@@ -1,4 +1,4 @@
-"""Rules set in Discord, by command and by card, and their effect on the next request; used as admins do."""
+"""Admins set rules in Discord by command and by card; the next request follows them."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ async def test_exceptions_are_added_changed_and_removed_by_form(open_world: Any)
         assert "Roles: 0" in list_button_labels(previous_card)
 
 
-async def test_one_form_serves_everyone_a_channel_and_a_member(open_world: Any) -> None:
+async def test_one_form_sets_a_rule_for_the_server_a_channel_or_a_member(open_world: Any) -> None:
     async with open_world(worker=False) as world:
         staff = await create_staff(world)
         for values, message in (
