@@ -20,9 +20,11 @@ help: ## this list
 demo: .venv/.all ## set up what is missing, then open the chatroom
 	$(BIN)/darkroom up --port $(PORT) --open
 
-test: lint types imports docs tests ## set up what is missing, then check what a change usually breaks
+test: lint imports docs ## set up what is missing, then check what a change usually breaks
+	@$(MAKE) --no-print-directory --jobs 2 types tests
 
-test-all: lint types imports docs tests-all ## check everything, slow tests and PostgreSQL too
+test-all: lint imports docs ## check everything, slow tests and PostgreSQL too
+	@$(MAKE) --no-print-directory --jobs 2 types tests-all
 
 lint: .venv/.dev ## ruff: rules and format
 	$(BIN)/ruff check .

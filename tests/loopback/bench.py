@@ -209,12 +209,9 @@ def main(args: list[str]) -> int:
     parser.add_argument("--finals", type=float, default=RATE, help="jobs that end in a second, at most")
     options = parser.parse_args(args)
     size, points = (LoadSize(100, 20, 5, 12.0, 14.0), QUICK_POINTS) if options.quick else (LoadSize(), POINTS)
-    finals_by_job = min(options.finals_per_second, size.channels / 2)  # a channel sees one in two seconds at most
-    rows = [
-        *measure_load(replace(size, finals_per_second=finals_by_job)),
-        *measure_stalled(STALLED),
-        *measure_kills(points),
-    ]
+    finals_per_second = min(options.finals, size.channels / 2)  # a channel sees one in two seconds at most
+    load = replace(size, finals_per_second=finals_per_second)
+    rows = [*measure_load(load), *measure_stalled(STALLED), *measure_kills(points)]
     print(format_json(rows) if options.json else format_table(rows))
     return 0
 

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from loopback import bench
 from loopback.bench import (
     HANG,
     STALLED,
@@ -104,6 +105,20 @@ def test_a_short_evening_measures_every_row() -> None:
 def test_one_kill_point_keeps_the_bot_down_for_long() -> None:
     assert [str(one) for one in POINTS if one.is_busy] == ["notice took effect, then a long time in a busy channel"]
     assert not any(one.is_busy for one in QUICK_POINTS)
+
+
+def test_the_command_measures_what_its_options_say(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured: list[object] = []
+    for name in ("measure_load", "measure_stalled", "measure_kills"):
+        monkeypatch.setattr(bench, name, lambda argument: measured.append(argument) or [])
+    assert main(["--quick", "--json", "--finals", "3"]) == 0
+    assert measured == [LoadSize(100, 20, 5, 12.0, 14.0, finals_per_second=3.0), STALLED, QUICK_POINTS]
+    measured.clear()
+    assert main(["--finals", "1000"]) == 0
+    assert measured[0] == LoadSize(finals_per_second=LoadSize().channels / 2)
+    assert capsys.readouterr().out.startswith("[]")
 
 
 def test_the_help_says_what_the_exit_code_means(capsys: pytest.CaptureFixture[str]) -> None:
