@@ -1,7 +1,8 @@
 # make demo   sets up .venv and opens the chatroom      make test   sets up .venv and checks what a change breaks
 PYTHON ?= python3
 PORT ?= 8189
-JOBS ?= 3 # more than cores: half of the tests wait for clocks and other processes
+JOBS ?= 4 # more than cores: half of the tests wait for clocks and other processes
+XDIST := -n $(JOBS) --dist loadfile --no-loadscope-reorder # tests/conftest.py puts the long files first
 KILLS ?= 20
 CASES ?= 10000
 ENGINE ?= simulated
@@ -37,13 +38,13 @@ imports: .venv/.dev ## import-linter: who may import whom
 	$(BIN)/lint-imports
 
 tests: .venv/.dev ## pytest, without the tests marked slow
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest $(XDIST) -m "not slow"
 
 tests-all: .venv/.dev ## pytest, all of it
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest $(XDIST)
 
 coverage: .venv/.dev ## all tests with coverage by lines and branches, a row for each package
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --cov --cov-report= && $(BIN)/coverage json -q -o out/coverage.json && $(BIN)/python tests/coverage_by_room.py out/coverage.json
+	$(BIN)/python -m pytest $(XDIST) --cov --cov-report= && $(BIN)/coverage json -q -o out/coverage.json && $(BIN)/python tests/coverage_by_room.py out/coverage.json
 
 audit: .venv/.dev ## known vulnerabilities of the pinned versions; asks PyPI, so it needs the internet
 	$(BIN)/pip-audit --strict --disable-pip --no-deps -r constraints.txt

@@ -6,13 +6,16 @@ import logging
 import os
 import shutil
 import socket
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
 from hypothesis import settings
 
+PROCESS_FOLDERS = {"end_to_end", "chaos", "loopback", "delivery"}  # their tests wait for processes and clocks
 REQUIRE_ALL = os.environ.get("REQUIRE_ALL", "") not in ("", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the tests' networks are too small for more
 settings.register_profile("darkroom", deadline=None)  # a busy machine is no fault of the code
@@ -43,9 +46,14 @@ def pytest_make_collect_report() -> Generator[None, Any, Any]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without the slow tests, a table marked `sampled` runs its first case alone."""
-    if config.getoption("markexpr") != "not slow":
-        return
+    """Sample the tables, if the slow tests are left out; then put the files that take longest first."""
+    if config.getoption("markexpr") == "not slow":
+        _sample_tables(config, items)
+    _put_long_files_first(items)
+
+
+def _sample_tables(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A table marked `sampled` keeps its first case alone."""
     tables, deselected, selected = set[str](), list[pytest.Item](), list[pytest.Item]()
     for item in items:
         table = item.nodeid.partition("[")[0]
@@ -53,6 +61,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         tables.add(table)
     config.hook.pytest_deselected(items=deselected)
     items[:] = selected
+
+
+def _put_long_files_first(items: list[pytest.Item]) -> None:
+    """Workers take whole files in this order, so that no long file is left when the other workers have nothing to do.
+
+    First the folders whose tests wait for processes, then the files with the most tests; a slow test counts as ten.
+    """
+    weights = Counter[Path]()
+    for item in items:
+        weights[item.path] += 10 if "slow" in item.keywords else 1
+    items.sort(key=lambda item: (PROCESS_FOLDERS.isdisjoint(item.path.parts), -weights[item.path], str(item.path)))
 
 
 @pytest.fixture(scope="session")
