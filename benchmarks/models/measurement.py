@@ -79,16 +79,16 @@ class _ModelRunner:
     def _measure_diffusers(self, start_name: str, picture_count: int, decode_count: int) -> dict[str, float]:
         run_spec = self._make_run_spec(picture_count) | {"decodes": decode_count}
         output_lines = run_and_collect(
-            [sys.executable, diffusers_run.__file__, str(self._write_run_spec(run_spec))], self._log_path("rival")
+            [sys.executable, diffusers_run.__file__, str(self._write_run_spec(run_spec))], self._log_path("diffusers")
         )
         picture_lines, loaded_memory = (
             [line for line in output_lines if "picture" in line.values],
             output_lines[0].values["loaded"],
         )
-        figures = {f"rival {start_name}": picture_lines[0].elapsed_seconds}
-        figures |= {f"rival loaded {name}": value for name, value in loaded_memory.items()}
-        figures |= {f"rival {name}": value for name, value in picture_lines[-1].values["memory"].items()}
-        return figures | self._best_seconds("rival", output_lines)
+        figures = {f"diffusers {start_name}": picture_lines[0].elapsed_seconds}
+        figures |= {f"diffusers loaded {name}": value for name, value in loaded_memory.items()}
+        figures |= {f"diffusers {name}": value for name, value in picture_lines[-1].values["memory"].items()}
+        return figures | self._best_seconds("diffusers", output_lines)
 
     def _measure_engine(self) -> dict[str, float]:
         run_spec = self._make_run_spec(picture_count=2) | {"data": str(self._temp_folder / "data")}

@@ -22,7 +22,7 @@ class RatioRow:
 
 
 RATIO_ROWS = (
-    RatioRow("command to the first preview, by the rival's to its picture", "preview", "first", "≤ 0.5"),
+    RatioRow("command to the first preview, by diffusers' to its picture", "preview", "first", "≤ 0.5"),
     RatioRow("command to the first picture, first start ever", "first", "first", "≤ 1.3"),
     RatioRow("command to the first picture, second start", "second", "second", "≤ 1.1"),
     RatioRow("the next picture, one user", "next", "alone", "≤ 1"),
@@ -53,7 +53,7 @@ def _make_row(model: BenchmarkModel, figures: Figures, ratio: RatioRow) -> Figur
     name = f"{model.name}: {ratio.name}"
     darkroom_figure, diffusers_figure = (
         figures.values.get(f"ours {ratio.darkroom_key}"),
-        figures.values.get(f"rival {ratio.diffusers_key}"),
+        figures.values.get(f"diffusers {ratio.diffusers_key}"),
     )
     if not darkroom_figure or not diffusers_figure:
         return FigureRow(name, None, ratio.goal, "×", _missing_note(model, figures, ratio))
@@ -69,7 +69,7 @@ def _missing_note(model: BenchmarkModel, figures: Figures, ratio: RatioRow) -> s
         return "left out on a processor, so that all rows fit into the time"
     side_figures = {
         side: figures.values.get(f"{side} {key}")
-        for side, key in (("ours", ratio.darkroom_key), ("rival", ratio.diffusers_key))
+        for side, key in (("ours", ratio.darkroom_key), ("diffusers", ratio.diffusers_key))
     }
     measured = [
         f"{side} {value:.4g} {ratio.unit}" for side, value in side_figures.items() if value and not ratio.is_rate

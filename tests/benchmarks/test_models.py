@@ -107,7 +107,7 @@ def _find_row(figures: Figures, name: str, **fields: Any) -> FigureRow:
 
 
 def test_ratios_divide_our_figure_by_the_sequential_engines() -> None:
-    figures = Figures({"ours first": 60.0, "rival first": 50.0, "ours 4 users": 0.1, "rival alone": 20.0})
+    figures = Figures({"ours first": 60.0, "diffusers first": 50.0, "ours 4 users": 0.1, "diffusers alone": 20.0})
     first = _find_row(figures, "first start ever")
     assert (first.figure, first.goal, first.meets_goal) == (1.2, "≤ 1.3", True)
     assert "ours 60, diffusers 50 s" in first.note
@@ -117,12 +117,12 @@ def test_ratios_divide_our_figure_by_the_sequential_engines() -> None:
 
 
 def test_a_failed_measurement_has_no_figure_does_not_pass_and_says_why() -> None:
-    figures = Figures({"rival first": 50.0}, ["darkroom imagine, first start ever failed: no memory"])
+    figures = Figures({"diffusers first": 50.0}, ["darkroom imagine, first start ever failed: no memory"])
     row = _find_row(figures, "first start ever")
     assert row.figure is None
     assert not row.meets_goal
     assert "no memory" in row.note
-    assert "rival 50 s" in row.note
+    assert "diffusers 50 s" in row.note
     assert "left out" in _find_row(figures, "4 users", user_counts=(2,)).note
 
 
