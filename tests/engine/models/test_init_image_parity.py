@@ -42,6 +42,7 @@ Make = Callable[..., Any]
 SAMPLERS = [
     ("ddim", 0.0), ("ddim", 0.7), ("ddpm", 0.0), ("euler", 0.0), ("dpmpp_2m", 0.0), ("euler_ancestral", 0.0),
 ]  # fmt: skip
+SMALL_SIDE = 32  # pixels: at 64, attention alone would take most of the time
 STRENGTHS = [0.3, 0.6, 1.0]
 UNCHECKED: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
 
@@ -79,10 +80,13 @@ def by_diffusers(pipeline: Any, family: StableDiffusion, recipe: Recipe, image: 
     ).images  # fmt: skip
 
 
-def build_recipe(recipe: Make, family: StableDiffusion, sampler: str, eta: float, start: ImageToImage) -> Recipe:
+def build_recipe(
+    recipe: Make, family: StableDiffusion, sampler: str, eta: float, start: ImageToImage, side: int = 64
+) -> Recipe:
     return recipe(
-        model=family.name, sampler=sampler, eta=eta, guidance=3.5, count=2, width=64, height=64, steps=10, start=start
-    )
+        model=family.name, sampler=sampler, eta=eta, guidance=3.5, count=2, width=side, height=side, steps=10,
+        start=start,
+    )  # fmt: skip
 
 
 def latents_of(job: Any, blobs: Blobs, family: StableDiffusion) -> torch.Tensor:
@@ -105,7 +109,7 @@ def test_image_to_image_equals_the_pipeline(
     small: StableDiffusion, parts: dict[str, Any], recipe: Make, job: Make, sampler: str, eta: float, strength: float
 ) -> None:
     start, blobs = make_image_to_image([encode_picture(draw_scene())], strength)
-    one = job(build_recipe(recipe, small, sampler, eta, start))
+    one = job(build_recipe(recipe, small, sampler, eta, start, SMALL_SIDE))
     pipeline = StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
     latents = latents_of(one, blobs, small)
     compare(one, blobs, small, by_diffusers(pipeline, small, one.task, latents.expand(2, -1, -1, -1)))
@@ -119,10 +123,10 @@ def test_inpainting_equals_the_pipeline(
 ) -> None:
     mask = draw_half_mask().rotate(30)
     start, blobs = make_image_to_image([encode_picture(draw_scene())], strength, encode_picture(mask))
-    one = job(build_recipe(recipe, small, sampler, eta, start))
+    one = job(build_recipe(recipe, small, sampler, eta, start, SMALL_SIDE))
     pipeline = StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False)
     latents = latents_of(one, blobs, small)
-    size: dict[str, Any] = {"width": 64, "height": 64}
+    size: dict[str, Any] = {"width": SMALL_SIDE, "height": SMALL_SIDE}
     masked_latents = torch.zeros_like(latents[None])  # the masked picture, which only inpainting networks use
     expected = by_diffusers(
         pipeline, small, one.task, latents[None], mask_image=mask, masked_image_latents=masked_latents, **size
