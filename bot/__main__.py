@@ -22,6 +22,7 @@ from bot.cli.rules import commands as rule_commands
 from bot.cli.rules import kill_switch
 from bot.cli.worker_keys import command as worker_key_command
 from bot.domain.errors import UserError
+from engine.process.private_files import set_private_umask
 
 if TYPE_CHECKING:
     from bot.app.settings import Settings
@@ -51,6 +52,7 @@ Memory = Annotated[
 Standby = Annotated[
     bool, typer.Option("--standby", help="If another bot uses the data folder, wait until it ends, then start.")
 ]
+USER_FILE_COMMANDS = {"imagine", "train", "lab", "bench", "gpu-report"}  # they write to folders that the user names
 SPIN_COUNT = "20000"  # as in `engine.__main__`, for the commands that load torch in this process
 FORWARD_ARGS: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
@@ -204,6 +206,8 @@ def _load_settings(**overrides: Any) -> Settings:
 def main() -> None:
     """Run the command line. A user's mistake ends in one sentence and exit code 2, never in a traceback."""
     os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+    if not USER_FILE_COMMANDS.intersection(sys.argv[1:2]):
+        set_private_umask()
     try:
         sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
     except UserError as error:

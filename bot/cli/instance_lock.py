@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bot.domain.errors import UserError
+from engine.process.private_files import WideFolder, make_folder_private
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,22 @@ def withdraw_instance(data: Path) -> None:
 
 
 @contextmanager
-def lock_data_folder(data: Path, on_wait: Callable[[str], None] | None = None) -> Generator[None]:
-    """Hold the folder's lock. Raise `UserError` if another process holds it, or if the folder cannot be written.
+def lock_data_folder(
+    data: Path, on_wait: Callable[[str], None] | None = None, on_mend: Callable[[str], None] = lambda _: None
+) -> Generator[None]:
+    """Hold the folder's lock. Raise `UserError` if another process holds it, or if the folder cannot be written, or is
+    open to all users for good.
 
     `on_wait`: called with a sentence about what we wait for. If it is given, wait until the other process ends.
+    `on_mend`: called with a sentence if the folder was open to other users and is closed now.
     """
     try:
         data.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if sentence := make_folder_private(data):
+            on_mend(sentence)
         lock = os.open(data / "up.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except WideFolder as error:
+        raise UserError(str(error)) from error
     except OSError as error:
         raise UserError(f"The data folder {data} cannot be used: {(error.strerror or str(error)).lower()}.") from error
     try:

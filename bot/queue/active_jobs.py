@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from bot.policy.worker_losses import LossLog, WorkerLoss
 from bot.queue.model_load_times import ModelLoadTimes
 from bot.store import JobRecord
 from engine.contract import Frame, JobModelLoading
@@ -23,6 +24,7 @@ class ActiveJob:
     epoch: int
     step: int
     last_heartbeat: float
+    claimed_at: float = 0.0  # since when this bot knows the claim
     reported_seconds_left: float | None = None
     reported_at: float = 0.0
     preview_epoch: int = -1  # newest epoch with a preview: its model is in memory
@@ -59,14 +61,18 @@ class ActiveJobs:
         self.results_behind_until = 0.0  # until then results may wait at the broker: a job without a claim may be done
         self.load_times = ModelLoadTimes()
         self.paused_since: dict[str, float] = {}  # job → pause begin; a worker may end a pause unannounced
+        self.held_until: dict[str, float] = {}  # job → end of the pause before its next attempt; no worker may have it
+        self.losses = LossLog()
         self._remaining_costs: dict[str, float] = {}  # pool → sum over its jobs; each view of a job reads it
 
     def put(self, record: JobRecord, now: float) -> ActiveJob:
         """Add a sent or started job. A known job keeps its furthest step."""
         known = self.by_id.get(record.id)
         step = max(record.step, known.step if known else 0)
-        active_job = ActiveJob(record, record.epoch, step, now)
+        active_job = ActiveJob(record, record.epoch, step, now, claimed_at=now)
         if known is not None:
+            if known.record.epoch == record.epoch:
+                active_job.claimed_at = known.claimed_at
             active_job.reported_seconds_left, active_job.reported_at, active_job.preview_epoch = (
                 known.reported_seconds_left,
                 known.reported_at,
@@ -82,6 +88,12 @@ class ActiveJobs:
         self.paused_since.pop(job, None)
         if active_job := self.by_id.pop(job, None):
             self._add_cost(active_job, -active_job.remaining_cost)
+
+    def record_loss(self, active_job: ActiveJob, now: float) -> bool:
+        """Record that a job lost its worker. Return whether its losses by now make it a poison job."""
+        record = active_job.record
+        self.losses.record_loss(WorkerLoss(record.id, record.worker, active_job.claimed_at, now))
+        return self.losses.points_at(record.id, record.attempts_without_progress + 1)
 
     def reset_steps(self, job: str) -> None:
         """Set a job back to step 0."""
@@ -140,17 +152,21 @@ class ActiveJobs:
         """Return the rows of paused jobs that other jobs may use. The pool's workers have `rows`, `free_rows` of them
         free.
 
-        Counts a paused row only if the workers report it as free: a worker may have ended a pause long ago.
+        A held job's rows count, since nobody runs it. Counts a paused row only if the workers report it as free: a
+        worker may have ended a pause long ago.
         """
+        held_jobs = [run for job in self.held_until if (run := self.by_id.get(job)) and run.record.pool == pool]
+        held_rows = sum(run.record.rows for run in held_jobs)
         paused_jobs = [
             job for job, since in self.paused_since.items() if now - since < MAX_PAUSE_SECONDS and job in self.by_id
         ]
         paused_rows = sum(self.by_id[job].record.rows for job in paused_jobs if self.by_id[job].record.pool == pool)
         if not paused_rows:
-            return 0
-        pool_jobs = [active_job for active_job in self.by_id.values() if active_job.record.pool == pool]
+            return held_rows
+        pool_jobs = [run for job, run in self.by_id.items() if run.record.pool == pool and job not in self.held_until]
         unclaimed_rows = sum(run.record.rows for run in pool_jobs if not run.is_claimed)
-        return max(0, min(paused_rows, sum(run.record.rows for run in pool_jobs) - (rows - free_rows) - unclaimed_rows))
+        freed_rows = sum(run.record.rows for run in pool_jobs) - (rows - free_rows) - unclaimed_rows
+        return held_rows + max(0, min(paused_rows, freed_rows))
 
     def _add_cost(self, active_job: ActiveJob, delta: float) -> None:
         pool = active_job.record.pool

@@ -20,6 +20,7 @@ from bot.images.picture_store import ContentMissing, PictureStore
 from bot.policy.limits import Limits
 from bot.policy.queue_bypass import QueueBypass
 from bot.policy.rules.running_limits import RunningLimits
+from bot.policy.worker_losses import is_on_probation
 from bot.queue.active_jobs import ActiveJobs
 from bot.queue.eta import Forecast, QueuePlace
 from bot.queue.job_completion import JobCompletion
@@ -72,11 +73,13 @@ class Dispatcher:
 
     async def handle_reconnect(self) -> None:
         """Publish everything again, since the broker was away."""
+        self._active_jobs.losses.record_outage(self._clock())
         self._must_republish = True
         self.wake()
 
     async def prepare(self) -> None:
         """Load models, jobs, workers before the first request. Raises `BrokerUnreachable`, `DatabaseUnavailable`."""
+        self._active_jobs.losses.record_outage(self._clock())  # what broke while no bot ran, nobody knows
         await self._models.load()
         await self._completion.load_active()
         self._bus.add_reconnect_callback(self.handle_reconnect)
@@ -130,11 +133,14 @@ class Dispatcher:
         """Submit every sent or running job again; the broker ignores those that it has.
 
         Skips a job with waiting results, since it may be done. A job that was claimed before the broker lost its store
-        is submitted all the same: its claim is lost, and its worker has stopped.
+        is submitted all the same: its claim is lost, and its worker has stopped. A running job on probation is not:
+        the patrol brings it back once its worker is lost.
         """
         reported_jobs, first_epoch = await self._bus.list_reported_jobs(), await self._bus.read_first_epoch()
         for record in await self._completion.load_active():
-            if not record.cancelling and (record.id not in reported_jobs or 0 < record.epoch < first_epoch):
+            is_lost = 0 < record.epoch < first_epoch
+            is_left_to_patrol = record.state == "running" and is_on_probation(record.attempts_without_progress)
+            if not record.cancelling and (is_lost or not (record.id in reported_jobs or is_left_to_patrol)):
                 await self._submit_or_fail(record)
 
     async def _submit_or_fail(self, record: JobRecord) -> None:
@@ -149,7 +155,12 @@ class Dispatcher:
             await self._completion.fail(record.id, "It could not be handed to a worker.", "us")
 
     async def submit(self, record: JobRecord) -> None:
-        """Publish this attempt, with its input pictures. Idempotent. Raises `BrokerUnreachable`."""
+        """Publish this attempt, with its input pictures. Idempotent. Raises `BrokerUnreachable`.
+
+        A held job is left to the patrol, which submits it when its pause is over.
+        """
+        if record.id in self._active_jobs.held_until:
+            return
         try:
             for sha256 in required_blobs(record.task):
                 await self._bus.put_blob(await self._pictures.get(sha256))

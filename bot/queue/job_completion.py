@@ -13,6 +13,7 @@ from typing import Literal
 
 from bot.domain.events import Feed, JobEnded
 from bot.domain.job_states import is_end
+from bot.policy.worker_losses import retry_pause
 from bot.queue.active_jobs import ActiveJobs
 from bot.store import JobRecord, Store, Transition
 from bot.store.jobs import queries
@@ -78,11 +79,14 @@ class JobCompletion:
 
     async def requeue(
         self, job: str, *, step: int, audit_note: str, reason: str = "", epoch: int | None = None,
-        cause: RequeueCause = "failed",
+        cause: RequeueCause = "failed", is_suspect: bool = True,
     ) -> Transition | None:  # fmt: skip
-        """Queue a job again, or fail it after too many attempts without progress."""
+        """Queue a job again, after a pause if many attempts made no progress, or fail it after too many of them.
+
+        `is_suspect`: False if nothing points at the job.
+        """
         transition = await self._store.requeue_job(
-            job, self._clock(), step=step, audit_note=audit_note, reason=reason, epoch=epoch
+            job, self._clock(), step=step, audit_note=audit_note, reason=reason, epoch=epoch, is_suspect=is_suspect
         )
         if transition is None or is_end(transition.record.state):
             return await self.announce_and_clear(transition)
@@ -96,9 +100,15 @@ class JobCompletion:
             active_job is not None and active_job.record.attempt < record.attempt
         ):  # otherwise the dispatcher has sent this attempt meanwhile
             self._active_jobs.remove(record.id)
+        pause = retry_pause(record.id, record.attempts_without_progress)
+        self._active_jobs.held_until.pop(record.id, None)
+        if pause:
+            self._active_jobs.held_until[record.id] = self._clock() + pause
         self._on_requeue(cause)
-        log.warning("job %s: queued again as attempt %d: %s", record.id, record.attempt, audit_note)
-        await self._clear_attempt(replace(record, attempt=record.attempt - 1))
+        log.warning(
+            "job %s: queued again as attempt %d, after %.0f s: %s", record.id, record.attempt, pause, audit_note
+        )
+        await self.clear_attempt(replace(record, attempt=record.attempt - 1))
         self.on_rows_freed()
 
     async def revoke_claim(self, job: str, epoch: int) -> None:
@@ -120,12 +130,13 @@ class JobCompletion:
         """Announce a committed end to active jobs, feed and listeners."""
         record = transition.record
         self._active_jobs.remove(record.id)
+        self._active_jobs.held_until.pop(record.id, None)
         self._on_end(transition)
         self._feed.publish(JobEnded(record.id, record.state, record.reason))
         self.on_rows_freed()
         log.info("job %s: %s %s", record.id, record.state, record.reason)
 
-    async def _clear_attempt(self, record: JobRecord) -> None:
+    async def clear_attempt(self, record: JobRecord) -> None:
         """Remove one attempt's message from the broker, but not the next attempt's, which may follow at any moment."""
         try:
             await self._bus.remove_dispatched(record.to_job())

@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from bot.domain.job_states import ACTIVE_STATES, is_end
+from bot.policy.worker_losses import is_on_probation
 from bot.queue.active_jobs import ActiveJob, ActiveJobs
 from bot.queue.job_completion import JobCompletion
 from bot.queue.model_catalog import group_by_pool
@@ -53,6 +54,7 @@ class Patrol:
             except (BrokerUnreachable, DatabaseUnavailable) as error:
                 log.warning("patrol: %s", error)
                 self._orphaned_since.clear()  # no worker could renew a claim meanwhile
+                self._active_jobs.losses.record_outage(self._clock())
 
     async def run_round(self) -> None:
         """Check all jobs once. Raises `BrokerUnreachable` and `DatabaseUnavailable`."""
@@ -79,6 +81,9 @@ class Patrol:
     async def _check_claim(self, active_job: ActiveJob) -> None:
         job, now = active_job.record.id, self._clock()
         self._checked_at[job] = now
+        if job in self._active_jobs.held_until and not active_job.record.cancelling:
+            await self._end_pause(active_job)
+            return
         if await self._bus.get_holder(job) is not None:
             active_job.last_heartbeat = now
             self._orphaned_since.pop(job, None)
@@ -93,7 +98,7 @@ class Patrol:
                 await self._completion.cancel(job, cost_so_far(active_job), audit_note="nobody runs it")
         elif self._active_jobs.results_behind_until > now:  # its worker may have released the claim: job done
             self._orphaned_since[job] = now
-        elif active_job.is_claimed:
+        elif active_job.is_claimed and active_job.record.worker:
             await self._requeue_lost(active_job, orphaned_seconds)
         else:
             await self._handle_unclaimed(active_job, orphaned_seconds)
@@ -114,20 +119,30 @@ class Patrol:
         self._completion.on_rows_freed()
         return True
 
+    async def _end_pause(self, active_job: ActiveJob) -> None:
+        """Submit a held job once its pause is over."""
+        job, now = active_job.record.id, self._clock()
+        self._orphaned_since[job] = now
+        if self._active_jobs.held_until[job] <= now:
+            del self._active_jobs.held_until[job]
+            await self._submit(active_job.record)
+
     async def _requeue_lost(self, active_job: ActiveJob, orphaned_seconds: float) -> None:
-        """Queue a job again if it has had no claim for three leases. The broker should redeliver it within one."""
+        """Queue a job again if it has had no claim for three leases. The broker should redeliver it within one.
+
+        It does not redeliver a job on probation, so one lease is enough there.
+        """
+        record = active_job.record
         pool_info = group_by_pool(self._bus.workers).get(active_job.record.pool)
         if (
-            orphaned_seconds >= 3 * self._lease
+            orphaned_seconds >= (1 if is_on_probation(record.attempts_without_progress) else 3) * self._lease
             and pool_info is not None
             and not pool_info.is_full(active_job.record.model)
         ):
             await self._completion.requeue(
-                active_job.record.id,
-                step=active_job.step,
-                audit_note=f"{active_job.record.worker} lost it",
-                cause="lost",
-            )
+                record.id, step=active_job.step, audit_note=f"{record.worker} lost it", cause="lost",
+                is_suspect=self._active_jobs.record_loss(active_job, self._clock()),
+            )  # fmt: skip
 
     async def _handle_unclaimed(self, active_job: ActiveJob, orphaned_seconds: float) -> None:
         """Publish an unclaimed job again, later requeue it: the broker may have lost it, though workers may merely be
@@ -138,8 +153,9 @@ class Patrol:
             self._orphaned_since[active_job.record.id] = self._clock()
         elif orphaned_seconds >= 6 * self._lease:
             await self._completion.requeue(
-                active_job.record.id, step=active_job.step, audit_note="no worker took it", cause="unclaimed"
-            )
+                active_job.record.id, step=active_job.step, audit_note="no worker took it", cause="unclaimed",
+                is_suspect=False,
+            )  # fmt: skip
         elif orphaned_seconds >= self._lease:
             await self._submit(active_job.record)
 

@@ -154,21 +154,23 @@ class Store:
 
     async def start_job(
         self, job: str, epoch: int, worker: str, step: int, now: float, *, preview_step: int = 0,
-        snapshots_lost: bool = False,
+        snapshots_lost: bool = False, is_suspect: bool = True,
     ) -> Transition | None:  # fmt: skip
         """Record a start at `step`, or fail the job after too many attempts without progress (see the record)."""
         return await self._write_transition(
             job_transitions.start_job, job, epoch, worker, step, now, preview_step=preview_step,
-            snapshots_lost=snapshots_lost,
+            snapshots_lost=snapshots_lost, is_suspect=is_suspect,
         )  # fmt: skip
 
     async def requeue_job(
-        self, job: str, now: float, *, step: int, audit_note: str, reason: str = "", epoch: int | None = None
-    ) -> Transition | None:
+        self, job: str, now: float, *, step: int, audit_note: str, reason: str = "", epoch: int | None = None,
+        is_suspect: bool = True,
+    ) -> Transition | None:  # fmt: skip
         """Queue the job again as its next attempt, or fail it after too many without progress (see the record)."""
         return await self._write_transition(
-            job_transitions.requeue_job, job, now, step=step, audit_note=audit_note, reason=reason, epoch=epoch
-        )
+            job_transitions.requeue_job, job, now, step=step, audit_note=audit_note, reason=reason, epoch=epoch,
+            is_suspect=is_suspect,
+        )  # fmt: skip
 
     async def end_job(
         self, kind: TransitionKind, job: str, now: float, actual_cost: float | None, *,

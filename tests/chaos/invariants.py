@@ -15,7 +15,6 @@ from chaos.evidence import ENDS, Accepted, Evidence, JobRow, Move
 
 ROUNDING = 1e-6  # of sums, as a share
 MAX_BACK = 12.0  # seconds of work that a lost worker may cost: two between snapshots, and a lease of ten
-POISON_WORKERS = 3  # workers
 BLAMABLE = ("member", "model")  # who may be to blame for a failure, whatever the faults
 STEPS_RUN = re.compile(r"after (\d+) steps\Z")
 Violation = tuple[str, str]  # the job, or another subject, and the problem
@@ -193,15 +192,13 @@ def _allowed_charge(row: JobRow, moves: list[Move]) -> tuple[float, float]:
 
 
 def find_wrong_failures(evidence: Evidence) -> Iterator[Violation]:
-    """Faults and lies fail no job: only the member or the model may be to blame. But a job that loses several workers
-    without progress is poison and fails, as documented; then its audit has each of them.
-    """
+    """Faults and lies fail no job, however many workers it lost: only the member or the model may be to blame."""
     epochs: dict[str, set[int]] = defaultdict(set)
     for move in evidence.moves:
         if move.target == "running":
             epochs[move.job].add(move.epoch)
     for row in evidence.jobs:
-        if row.state == "failed" and row.blame not in BLAMABLE and len(epochs[row.id]) < POISON_WORKERS:
+        if row.state == "failed" and row.blame not in BLAMABLE:
             yield row.id, f"failed ({row.blame}) after {len(epochs[row.id])} workers: {row.reason}"
 
 

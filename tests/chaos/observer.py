@@ -29,6 +29,8 @@ from engine.contract import (
 
 MAX_REPEATABLE = 400  # payloads that can be repeated
 PREVIEW_INTERVAL = 4.0
+IN_FLIGHT_SECONDS = 1.0  # previews of steps before a fault may arrive so late
+FATAL_CAUSES = ("kill", "term")  # after any other fault the worker may still have its jobs
 TAKEOVER_SECONDS = 20.0  # seconds that another worker may need to take over
 
 
@@ -51,6 +53,10 @@ class ClaimRecord:
             if sightings
         ]
         return max(times, default=self.started_at) if step > self.step else self.started_at
+
+    def find_step_after(self, moment: float) -> float | None:
+        """Returns the time of its first new step after a moment; None: it made none."""
+        return min((at for sightings in self.steps.values() for at, _ in sightings if at > moment), default=None)
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,9 @@ class Observer:
 
     def _find_setback(self, loss: Loss, job: str, epoch: int) -> Setback:
         lost_claim = self.jobs[job][epoch]
+        survived_at = lost_claim.find_step_after(loss.lost_at + IN_FLIGHT_SECONDS)
+        if loss.cause not in FATAL_CAUSES and survived_at is not None:  # it kept its claim: what comes later is no wait
+            return Setback(job, loss.worker, loss.cause, survived_at - loss.lost_at, 0.0, is_isolated=False)
         later_claims = [
             one for number, one in self.jobs[job].items() if number > epoch and one.started_at > loss.lost_at
         ]

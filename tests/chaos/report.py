@@ -125,6 +125,10 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "accepted": len(evidence.accepted),
         "ends": {state: sum(row.state == state for row in evidence.jobs) for state in ENDS},
         "again": {"times": len(resume_times), "p50": quantile(resume_times, 0.5), "p99": quantile(resume_times, 0.99)},
+        "slowest": [
+            {"job": one.job, "worker": one.worker, "cause": one.cause, "seconds": one.resume_seconds}
+            for one in sorted(evidence.setbacks, key=lambda one: one.resume_seconds or 0.0)[-MAX_NAMED:]
+        ],
         "back": {
             "most": max((one.repeated_seconds for one in setbacks if one.repeated_seconds is not None), default=None)
         },

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
@@ -18,14 +19,23 @@ TERMINAL_FORMAT = "%(levelname)s: %(message)s"
 MAX_FILE_BYTES = 4 * 1024 * 1024
 
 
+class PrivateFileHandler(RotatingFileHandler):
+    """A rotating log whose every file is its owner's alone, whatever the umask."""
+
+    def _open(self) -> TextIOWrapper:
+        Path(self.baseFilename).touch(mode=0o600)
+        return super()._open()
+
+
 @contextmanager
 def log_to_file(path: Path, log_format: LogFormat = "text") -> Generator[None]:
     """Write the root logger's lines to `path` while the context lasts.
 
-    Only the file's owner can read it. It is rotated at 4 MiB.
+    Only the file's owner can read it and its rotated parts. It is rotated at 4 MiB.
     """
-    path.touch(mode=0o600)
-    file_handler = RotatingFileHandler(path, maxBytes=MAX_FILE_BYTES, backupCount=2, encoding="utf-8")
+    for file in path.parent.glob(f"{path.name}*"):  # earlier versions left rotated parts open to others
+        file.chmod(0o600)
+    file_handler = PrivateFileHandler(path, maxBytes=MAX_FILE_BYTES, backupCount=2, encoding="utf-8")
     file_handler.setFormatter(build_formatter(log_format, FILE_FORMAT))
     terminal_handler = logging.StreamHandler()
     terminal_handler.setLevel(logging.INFO if log_format == "json" else logging.WARNING)

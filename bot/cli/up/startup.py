@@ -59,7 +59,8 @@ def run_bot(
         check_memory_size(memory)
     options = [*(part for model in models for part in ("--model", model)), *(("--memory", memory) if memory else ())]
     log_file = settings.data / "darkroom.log"
-    with lock_data_folder(settings.data, _print_line if standby else None), log_to_file(log_file, settings.log):
+    lock = lock_data_folder(settings.data, _print_line if standby else None, _print_line)
+    with lock, log_to_file(log_file, settings.log):
         if settings.port:
             check_port_free(settings.host, settings.port)
         with asyncio.Runner(loop_factory=WatchdogLoop) as runner:

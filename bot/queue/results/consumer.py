@@ -11,9 +11,11 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from bot.domain.events import Feed, JobProgress
 from bot.domain.job_states import is_end
+from bot.policy.worker_losses import is_on_probation
 from bot.queue.active_jobs import ActiveJob, ActiveJobs
 from bot.queue.job_completion import JobCompletion
 from bot.queue.results.batch import select_batch
@@ -179,7 +181,7 @@ class ResultConsumer:
             case JobFailed():
                 await self._apply_failed(result)
             case JobHandedBack():
-                await self._store.write(picture_writes.record_hand_back, result.job, result.epoch)
+                await self._apply_handed_back(result)
             case JobCancelled():
                 await self._completion.cancel(
                     result.job, result.cost, epoch=result.epoch, audit_note=f"after {result.steps} steps"
@@ -193,6 +195,7 @@ class ResultConsumer:
         transition = await self._store.start_job(
             result.job, result.epoch, result.worker, result.step, now, preview_step=preview_step,
             snapshots_lost=snapshots_lost,
+            is_suspect=not snapshots_lost and self._record_loss(active_job, result.epoch, now),
         )  # fmt: skip
         if transition is None:
             await self._stop_stray(result)
@@ -202,6 +205,8 @@ class ResultConsumer:
         else:
             if transition.old_state == "running" and active_job is not None and active_job.record.epoch != result.epoch:
                 self._on_reclaim()
+            if is_on_probation(transition.record.attempts_without_progress):
+                await self._completion.clear_attempt(transition.record)
             if snapshots_lost:
                 self._active_jobs.reset_steps(result.job)
             active_job = self._active_jobs.put(transition.record, now)
@@ -212,6 +217,19 @@ class ResultConsumer:
                 await self._bus.cancel(result.job)
             if self._feed.is_watched(result.job):
                 await self._bus.request_previews(result.job)
+
+    def _record_loss(self, active_job: ActiveJob | None, epoch: int, now: float) -> bool:
+        """Record the loss that a newer claim of a running job shows. Return whether the job is poison by its losses."""
+        if active_job is None or not active_job.is_claimed or not active_job.record.worker:
+            return False
+        return active_job.record.epoch < epoch and self._active_jobs.record_loss(active_job, now)
+
+    async def _apply_handed_back(self, result: JobHandedBack) -> None:
+        is_first_report = await self._store.write(picture_writes.record_hand_back, result.job, result.epoch)
+        active_job = self._active_jobs.by_id.get(result.job)
+        if is_first_report and active_job is not None and active_job.record.epoch == result.epoch:
+            idle_attempts = active_job.record.attempts_without_progress - 1
+            active_job.record = replace(active_job.record, worker="", attempts_without_progress=idle_attempts)
 
     async def _are_snapshots_lost(self, active_job: ActiveJob, epoch: int) -> bool:
         """Return True if the broker lost its store, and the job's snapshots, between the known claim and this one.

@@ -185,9 +185,11 @@ def _bill_and_send(connection: Connection, row: RowMapping, now: float) -> Trans
 
 def start_job(
     connection: Connection, job: str, epoch: int, worker: str, step: int, now: float, *,
-    preview_step: int = 0, snapshots_lost: bool = False,
+    preview_step: int = 0, snapshots_lost: bool = False, is_suspect: bool = True,
 ) -> Transition | None:  # fmt: skip
     """Record a worker's claim at `step`, or fail the job: after 3 attempts without progress, or 20 in all.
+
+    `is_suspect`: False if the lost workers are no evidence against the job; it is then tried again.
 
     `preview_step`: the furthest step that previews have shown, which is progress too. `snapshots_lost`: since the last
     claim the broker lost its store and the job's snapshots; that does not count as an attempt without progress.
@@ -198,7 +200,7 @@ def start_job(
     is_retry = old_row["state"] == "running" and old_row["epoch"] != epoch  # a requeued attempt is counted already
     reached_step = min(max(step, preview_step), decode_record(old_row).steps)
     idle_attempts = old_row["barren"] if snapshots_lost else _count_idle_attempts(old_row, reached_step, is_retry)
-    if idle_attempts >= POISON_ATTEMPTS and old_row["epoch"] <= epoch:
+    if is_suspect and idle_attempts >= POISON_ATTEMPTS and old_row["epoch"] <= epoch:
         return _fail_poison(connection, old_row, now, f"again on {worker}")
     if old_row["epoch"] <= epoch and _count_other_starts(connection, job, epoch) >= MAX_ATTEMPTS:
         return _fail_poison(connection, old_row, now, f"again on {worker}", TOO_MANY_ATTEMPTS)
@@ -211,11 +213,12 @@ def start_job(
 
 def requeue_job(
     connection: Connection, job: str, now: float, *, step: int, audit_note: str, reason: str = "",
-    epoch: int | None = None,
+    epoch: int | None = None, is_suspect: bool = True,
 ) -> Transition | None:  # fmt: skip
     """Queue the job again as its next attempt, or fail it: after 3 without progress, or 20 in all.
 
-    `step`: the furthest step known. `reason`: the sentence for the member if it fails.
+    `step`: the furthest step known. `reason`: the sentence for the member if it fails. `is_suspect`: False if nothing
+    points at the job; then the first limit does not hold.
     """
     old_row = lock_job(connection, job)
     if old_row is None or old_row["state"] not in ACTIVE_STATES:
@@ -228,7 +231,7 @@ def requeue_job(
             audit_note=audit_note,
         )  # fmt: skip
     idle_attempts = _count_idle_attempts(old_row, step, True)
-    if idle_attempts >= POISON_ATTEMPTS:
+    if is_suspect and idle_attempts >= POISON_ATTEMPTS:
         return _fail_poison(connection, old_row, now, audit_note, reason, epoch)
     if old_row["attempt"] >= MAX_ATTEMPTS:
         return _fail_poison(connection, old_row, now, audit_note, TOO_MANY_ATTEMPTS, epoch)

@@ -1,7 +1,7 @@
 """The embedded broker: starts `nats-server` from its wheel, waits until it answers, and restarts it when it dies.
 
-A lock allows one broker a folder. A server that a killed parent left behind is ended first, since two servers on one
-store would destroy it.
+A lock allows one broker a folder. On Linux the server ends with its parent, even a killed one. A server that was left
+behind all the same is ended first, since two servers on one store would destroy it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from engine.bus.broker.server import (
     find_server_pid,
     migrate_store,
 )
+from engine.process.child_life import bind_to_parent
 
 __all__ = ["Broker", "BrokerError", "ListenAddress", "find_server"]
 
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 
 READY_SECONDS = 30.0  # a large store takes a while to read
 MAX_PAUSE = 5.0
+# all that the server inherits: our environment holds secrets that it does not need
+SERVER_VARIABLES = ("PATH", "TZ", "LD_LIBRARY_PATH", "GOMAXPROCS", "GOMEMLIMIT")
 HEALTHY_SECONDS = 30.0  # after this uptime the next restart is immediate again
 
 
@@ -126,8 +129,9 @@ class Broker:
 
     async def _start(self) -> None:
         self._process = await asyncio.create_subprocess_exec(
-            str(self._server), "-c", str(self.folder / "nats.conf"), stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+            *bind_to_parent([str(self._server), "-c", str(self.folder / "nats.conf")]),
+            env={name: os.environ[name] for name in SERVER_VARIABLES if name in os.environ},
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
             start_new_session=True,  # else Ctrl-C would end it before the workers hand back their jobs
         )  # fmt: skip
         try:

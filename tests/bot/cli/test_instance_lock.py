@@ -126,3 +126,15 @@ def test_a_foreign_address_is_refused(free_port: int) -> None:
 def test_an_unknown_host_name_is_refused() -> None:
     with pytest.raises(UserError, match="Nobody can listen"):
         check_port_free("no such host", 8189)
+
+
+def test_an_open_data_folder_is_closed_and_a_shared_one_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    sentences: list[str] = []
+    with lock_data_folder(tmp_path, None, sentences.append):
+        assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o700
+    assert len(sentences) == 1
+    assert "open to other users" in sentences[0]
+    tmp_path.chmod(0o1777)
+    with pytest.raises(UserError, match="all users share"), lock_data_folder(tmp_path):
+        pass

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import re
+import stat
 import subprocess
 import sys
 
@@ -14,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bot.app.settings import load_settings
+from bot.cli.up import log_file
 from bot.cli.up.log_file import log_to_file
 from bot.domain.errors import UserError
 from engine.process.log_format import JsonFormatter, TextFormatter, job_of, log_context
@@ -126,3 +129,19 @@ async def test_a_search_for_a_job_finds_all_its_log_lines(harness, wait_until, a
     messages = [line["message"] for line in lines if line.get("job") == accepted.job]
     assert [message.partition(": ")[2].strip() for message in messages] == ["sent, attempt 1", "finished"]
     assert all(line.get("job") == accepted.job for line in lines if accepted.job in line["message"])
+
+
+def test_the_log_and_its_rotated_parts_are_their_owners_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(log_file, "MAX_FILE_BYTES", 200)
+    for name in ("darkroom.log", "darkroom.log.2"):
+        (tmp_path / name).touch(mode=0o644)
+    old_umask = os.umask(0o022)
+    try:
+        with log_to_file(tmp_path / "darkroom.log"):
+            for number in range(5):
+                logging.getLogger("bot.test").info("line %d %s", number, "x" * 100)
+    finally:
+        os.umask(old_umask)
+    files = sorted(tmp_path.iterdir())
+    assert [file.name for file in files] == ["darkroom.log", "darkroom.log.1", "darkroom.log.2"]
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}

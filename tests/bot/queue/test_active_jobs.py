@@ -116,3 +116,16 @@ def test_rows_of_paused_jobs_are_spare_if_their_workers_agree() -> None:
     assert active_jobs.count_paused_rows("p", 16, 8, 1.0 + MAX_PAUSE_SECONDS) == 0
     active_jobs.record_frame(a_frame(first, 5), 3.0)
     assert first not in active_jobs.paused_since, "it continues"
+
+
+def test_rows_of_a_held_job_are_free_for_others() -> None:
+    active_jobs, held, running = ActiveJobs(), *JOBS[:2]
+    active_jobs.put(_as_sent(a_record(held, "p", 1.0)), 0.0)
+    active_jobs.put(a_record(running, "p", 1.0), 0.0)
+    assert active_jobs.count_paused_rows("p", 16, 8, 1.0) == 0
+    active_jobs.held_until[held] = 60.0
+    assert active_jobs.count_paused_rows("p", 16, 8, 1.0) == 8
+    assert active_jobs.count_paused_rows("other", 16, 8, 1.0) == 0
+    active_jobs.paused_since[running] = 0.0
+    assert active_jobs.count_paused_rows("p", 16, 8, 1.0) == 8, "its worker still has the rows in use"
+    assert active_jobs.count_paused_rows("p", 16, 16, 1.0) == 16

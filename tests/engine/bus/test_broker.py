@@ -141,3 +141,35 @@ async def test_a_port_in_use_is_reported_in_one_line(tmp_path: Path) -> None:
         await Broker(tmp_path, port=port).__aenter__()
     server.close()
     await server.wait_closed()
+
+
+BROKER_OF_A_PARENT = """
+import asyncio, sys
+from pathlib import Path
+from engine.bus.broker.embedded import Broker
+async def serve():
+    async with Broker(Path(sys.argv[1])) as broker:
+        print(broker.pid, flush=True)
+        await asyncio.sleep(60)
+asyncio.run(serve())
+"""
+
+
+@pytest.mark.asyncio
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the next start ends it")
+async def test_the_server_inherits_no_secret_and_ends_with_a_killed_parent(tmp_path: Path) -> None:
+    secrets = {"DISCORD_TOKEN": "leaked", "DATABASE_URL": "leaked", "PICTURES_URL": "leaked", "ANY_OTHER": "leaked"}
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", BROKER_OF_A_PARENT, str(tmp_path), env=dict(os.environ) | secrets,
+        stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert parent.stdout is not None
+    server = int(await asyncio.wait_for(parent.stdout.readline(), 30))
+    environment = await asyncio.to_thread(Path(f"/proc/{server}/environ").read_bytes)
+    assert b"leaked" not in environment
+    assert str(tmp_path / "nats.conf") in await asyncio.to_thread(_read_command_line, server)
+    parent.kill()
+    await parent.wait()
+    await wait_until(lambda: not Path(f"/proc/{server}/exe").exists())
+    async with Broker(tmp_path) as next_broker:
+        assert next_broker.pid != server
