@@ -64,7 +64,7 @@ class PreviewRelay:
         if not active_job.record.check or frame.verdict == "passed":
             return frame.picture
         try:
-            await self._decoder.check_pictures([frame.picture])
+            await self._decoder.check_pictures([frame.picture], MAX_FRAME_PIXELS)
             return await asyncio.to_thread(blur_picture, frame.picture, "JPEG", max_pixels=MAX_FRAME_PIXELS)
         except (UnreadableImage, OSError) as error:
             log.warning("job %s: a preview is left out: %s", frame.job, error)

@@ -35,10 +35,9 @@ DECODED, UNKNOWN_FORMAT, BROKEN, TOO_MANY_PIXELS, SIDE_TOO_LONG, OUT_OF_MEMORY, 
 UploadKind = Literal[b"p", b"m", b"w"]  # a picture, a mask, pictures of a worker
 PICTURE: UploadKind = b"p"
 MASK: UploadKind = b"m"
-WORKER_PICTURES: UploadKind = b"w"  # each after its length; none is returned
-LENGTH = struct.Struct(">I")
+WORKER_PICTURES: UploadKind = b"w"  # the most pixels of each, then each after its length; none is returned
+LENGTH = struct.Struct(">I")  # of pictures of a worker
 WORKER_FORMATS = ("PNG", "JPEG", "WEBP")
-MAX_WORKER_PIXELS = 4096 * 4096  # as `bot.images.image_codec.MAX_PIXELS`
 MASK_THRESHOLD = 128  # grey level from which a mask is painted
 _BACKGROUNDS = {PICTURE: (255, 255, 255), MASK: (0, 0, 0)}  # what is transparent in a mask is not painted
 _EXIF_TRANSPOSES = {
@@ -127,12 +126,12 @@ def _decode(kind: UploadKind, content: bytes) -> bytes:
 
 def _decode_worker_pictures(content: bytes) -> bytes:
     """Decode each picture entirely, and return only that this succeeded."""
-    start = 0
+    (max_pixels,), start = LENGTH.unpack_from(content), LENGTH.size
     while start < len(content):
         (length,) = LENGTH.unpack_from(content, start)
         start += LENGTH.size + length
         with Image.open(io.BytesIO(content[start - length : start]), formats=WORKER_FORMATS) as image:
-            if image.width * image.height > MAX_WORKER_PIXELS:
+            if image.width * image.height > max_pixels:
                 raise _UploadRejected(TOO_MANY_PIXELS)
             image.load()
     return HEADER.pack(DECODED, 0, 0, 0)

@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bot.domain.errors import HttpStatus, UserError
+from bot.images.image_codec import MAX_PIXELS as MAX_WORKER_PIXELS
 from bot.images.image_codec import UnreadableImage
 from bot.images.uploads import image_decoding, sandbox_worker
 from bot.images.uploads.decoder_process import DecoderGone, DecoderProcess
@@ -95,18 +96,32 @@ class UploadDecoder:
             )
         return await asyncio.to_thread(_build_image, header, png, GREY, label)
 
-    async def check_pictures(self, pictures: Sequence[bytes]) -> None:
+    async def check_pictures(self, pictures: Sequence[bytes], max_pixels: int = MAX_WORKER_PIXELS) -> None:
         """Decode a worker's pictures (PNG, JPEG or WebP) and keep nothing. Raises `UnreadableImage` for bad ones.
 
-        Raises OSError if no process can decode now: then try again later.
+        `max_pixels`: of each. Raises OSError if no process can decode now: then try again later.
         """
-        content = b"".join(image_decoding.LENGTH.pack(len(picture)) + picture for picture in pictures)
+        parts = [part for picture in pictures for part in (image_decoding.LENGTH.pack(len(picture)), picture)]
+        content = b"".join((image_decoding.LENGTH.pack(max_pixels), *parts))
         try:
             await self._request_decode(image_decoding.WORKER_PICTURES, content, "picture", MAX_WORKER_BYTES)
         except UserError as error:
             if error.status == 429:
                 raise OSError(error.sentence) from error
             raise UnreadableImage(error.sentence) from error
+
+    async def select_readable(self, pictures: Mapping[int, bytes], max_pixels: int) -> dict[int, bytes]:
+        """Return those of a worker's pictures that can be decoded; none if no process can decode now."""
+        try:
+            await self.check_pictures(list(pictures.values()), max_pixels)
+        except OSError:
+            return {}
+        except UnreadableImage:
+            if len(pictures) == 1:
+                return {}
+            single = [await self.select_readable({index: picture}, max_pixels) for index, picture in pictures.items()]
+            return {index: picture for one in single for index, picture in one.items()}
+        return dict(pictures)
 
     async def close(self) -> None:
         """End every subprocess; uploads in progress fail."""

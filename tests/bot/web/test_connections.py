@@ -72,7 +72,8 @@ async def hold_sockets(port: int, count: int) -> AsyncIterator[asyncio.StreamRea
 async def measure_health(url: str) -> float:
     """Returns how many seconds `/healthz` took, on a connection of its own."""
     started_at = time.monotonic()
-    async with aiohttp.ClientSession() as session, session.get(f"{url}/healthz") as answer:
+    timeout = aiohttp.ClientTimeout(total=10)
+    async with aiohttp.ClientSession(timeout=timeout) as session, session.get(f"{url}/healthz") as answer:
         assert answer.status == 200
     return time.monotonic() - started_at
 
