@@ -10,6 +10,7 @@ from bot.app.metrics import Metrics
 from bot.app.settings import Settings
 from bot.domain.events import Feed
 from bot.images.picture_store import PictureStore
+from bot.images.uploads.upload_decoder import UploadDecoder
 from bot.queue.active_jobs import ActiveJobs
 from bot.queue.cancellation import JobCanceller
 from bot.queue.closed_guilds import ClosedGuildWatcher
@@ -39,6 +40,7 @@ class Core:
     picture_store: PictureStore
     feed: Feed
     metrics: Metrics
+    worker_decoder: UploadDecoder  # decodes pictures of workers
     clock: Callable[[], float]
 
     def live_workers(self) -> dict[str, Presence]:
@@ -86,7 +88,7 @@ def wire_queue(core: Core) -> Queue:
     canceller = JobCanceller(store, bus, active_jobs, completion, core.live_workers)
     result_consumer = ResultConsumer(
         store, bus, active_jobs, feed, completion,
-        ResultIngest(store, bus, active_jobs, core.picture_store, clock=clock),
+        ResultIngest(store, bus, active_jobs, core.picture_store, core.worker_decoder, clock=clock),
         on_reclaim=metrics.count_reclaim, clock=clock,
     )  # fmt: skip
     return Queue(
@@ -96,5 +98,5 @@ def wire_queue(core: Core) -> Queue:
         JobRerouter(store, bus, active_jobs, completion, catalog, core.live_workers, clock=clock),
         ClosedGuildWatcher(store, canceller.cancel),
         ExternalChangeWatcher(store, completion, canceller.cancel),
-        PreviewRelay(bus, active_jobs, feed, clock=clock),
+        PreviewRelay(bus, active_jobs, feed, core.worker_decoder, clock=clock),
     )  # fmt: skip

@@ -40,7 +40,9 @@ def wire_services(
     """Build the services."""
     store, bus, clock, catalog, limits = core.store, core.bus, core.clock, queue.catalog, core.settings.limits
     job_views = JobViews(store, queue.active_jobs, queue.forecast, limits=limits, clock=clock)
-    gallery = Gallery(store, core.picture_store, LadderDecoder(bus.decode, core.live_workers).decode)
+    gallery = Gallery(
+        store, core.picture_store, LadderDecoder(bus.decode, core.live_workers, core.worker_decoder).decode
+    )
     loader = InitImageLoader(store, core.picture_store, gallery, job_views, upload_decoder, fetch_upload)
     flag_aliases, page_addresses = FlagAliases(store, catalog.model_names), PageAddresses()
     admission = Admission(
@@ -66,6 +68,7 @@ def wire_services(
         moderation=moderation, data_deletion=data_deletion,
         data_export=DataExport(store, core.picture_store, clock=clock), prompt_shortener=PromptShortener(bus.embed),
         image_to_prompt=ImageToPrompt(bus.describe, loader.load_upload, catalog, rule_admin.effective_rules),
+        worker_decoder=core.worker_decoder,
     )  # fmt: skip
 
 

@@ -56,6 +56,10 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", min_length=1, validation_alias="DARKROOM_HOST")
     port: int = Field(8189, ge=0, le=65535, validation_alias="DARKROOM_PORT")
     running: int = Field(3, ge=1, le=1000, validation_alias="DARKROOM_RUNNING")
+    max_connections: int = Field(2000, ge=16, le=100_000, validation_alias="DARKROOM_MAX_CONNECTIONS")
+    max_connections_per_address: int = Field(
+        64, ge=8, le=100_000, validation_alias="DARKROOM_MAX_CONNECTIONS_PER_ADDRESS"
+    )
     queued: int = Field(7, ge=0, le=100_000, validation_alias="DARKROOM_QUEUED")
     cost_day: float = Field(1800.0, gt=0, le=1e9, validation_alias="DARKROOM_COST_DAY")
     check: Path | None = Field(None, validation_alias=AliasChoices("DARKROOM_PICTURE_CHECK", "DARKROOM_CHECK"))

@@ -22,13 +22,14 @@ from bot.app.settings import Settings
 from bot.domain.events import Feed
 from bot.images.picture_store import PictureStore
 from bot.images.uploads.image_links import FetchFile, fetch_file
-from bot.images.uploads.upload_decoder import UploadDecoder
+from bot.images.uploads.upload_decoder import WORKER_TIMEOUT, UploadDecoder
 from bot.services import Services
 from bot.services.storage.file_cleanup import OrphanFiles
 from bot.services.storage.retention import Retention, RetentionLimits
 from bot.store import Store
 from engine.bus import Bus
 
+MAX_RESULTS = 1000  # results that wait for their decoder; the consumer fetches fewer at once
 STOP_SECONDS = 5.0  # the broker's client needs a moment to hand back messages in flight
 
 
@@ -97,12 +98,14 @@ async def open_app(
     await asyncio.to_thread(settings.data.mkdir, mode=0o700, parents=True, exist_ok=True)
     picture_store = await asyncio.to_thread(PictureStore, settings.pictures)
     store, filter_thread = await Store.open(settings.database), ThreadPoolExecutor(1, "word-filter")
-    upload_decoder, session = UploadDecoder(), aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar())
+    # two decoders: a flood of uploads delays no result
+    upload_decoder, worker_decoder = UploadDecoder(), UploadDecoder(timeout=WORKER_TIMEOUT, max_waiting=MAX_RESULTS)
+    session = aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar())
     try:
         if leader is not None:
             await leader.begin_term(store)
         fetch_upload = fetch_upload or partial(fetch_file, session)
-        core = Core(settings, bus, store, picture_store, Feed(), Metrics(clock), clock)
+        core = Core(settings, bus, store, picture_store, Feed(), Metrics(clock), worker_decoder, clock)
         app = wire_app(core, filter_thread, upload_decoder, fetch_upload)
         await app.queue.external_changes.prepare()
         await app.queue.dispatcher.prepare()
@@ -112,6 +115,7 @@ async def open_app(
         if leader is not None:
             leader.note_close()
         await upload_decoder.close()
+        await worker_decoder.close()
         await session.close()
         await asyncio.to_thread(filter_thread.shutdown)
         await store.close()

@@ -3,7 +3,8 @@
 Progress of model loading takes the same way, watched or not: it is a few bytes.
 
 It drops frames of unknown jobs, of older epochs, and those that are no JPEG: they would be stale in a moment anyway. It
-blurs frames of jobs with the picture check until their image has passed, before any front end has them.
+blurs frames of jobs with the picture check until their image has passed, before any front end has them. A sandboxed
+process decodes a frame before this one does.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from bot.domain.events import Feed, JobProgress, ModelLoading
 from bot.images.blur import MAX_FRAME_PIXELS, blur_picture
 from bot.images.image_codec import UnreadableImage
+from bot.images.uploads.upload_decoder import UploadDecoder
 from bot.queue.active_jobs import ActiveJob, ActiveJobs
 from engine.bus import BrokerUnreachable, Bus
 from engine.contract import Frame
@@ -31,9 +33,11 @@ class PreviewRelay:
     """Run `publish_frames`, `publish_loadings` and `request_frames` as tasks."""
 
     def __init__(
-        self, bus: Bus, active_jobs: ActiveJobs, feed: Feed, *, clock: Callable[[], float] = time.time
-    ) -> None:
-        self._bus, self._active_jobs, self._feed, self._clock = bus, active_jobs, feed, clock
+        self, bus: Bus, active_jobs: ActiveJobs, feed: Feed, decoder: UploadDecoder, *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:  # fmt: skip
+        self._bus, self._active_jobs, self._feed = bus, active_jobs, feed
+        self._decoder, self._clock = decoder, clock
 
     async def publish_frames(self) -> None:
         """Publish every useful frame to the feed."""
@@ -43,7 +47,7 @@ class PreviewRelay:
                     if not frame.picture.startswith(JPEG_MAGIC):
                         continue
                     active_job = self._active_jobs.record_frame(frame, self._clock())
-                    if active_job is None or (picture := await _public_frame(frame, active_job)) is None:
+                    if active_job is None or (picture := await self._public_frame(frame, active_job)) is None:
                         continue
                     if frame.job in self._active_jobs.by_id:  # it may have ended meanwhile
                         pictures = {frame.image: picture}
@@ -54,6 +58,17 @@ class PreviewRelay:
             except BrokerUnreachable as error:
                 log.warning("previews: %s", error)
                 await asyncio.sleep(1.0)
+
+    async def _public_frame(self, frame: Frame, active_job: ActiveJob) -> bytes | None:
+        """Return the frame as everybody may see it; None if it must be blurred and cannot be read."""
+        if not active_job.record.check or frame.verdict == "passed":
+            return frame.picture
+        try:
+            await self._decoder.check_pictures([frame.picture], MAX_FRAME_PIXELS)
+            return await asyncio.to_thread(blur_picture, frame.picture, "JPEG", max_pixels=MAX_FRAME_PIXELS)
+        except (UnreadableImage, OSError) as error:
+            log.warning("job %s: a preview is left out: %s", frame.job, error)
+            return None
 
     async def publish_loadings(self) -> None:
         """Publish the loading progress of models that jobs wait for."""
@@ -89,14 +104,3 @@ class PreviewRelay:
         except TimeoutError:
             return set()
         return self._feed.take_joined_jobs()
-
-
-async def _public_frame(frame: Frame, active_job: ActiveJob) -> bytes | None:
-    """Return the frame as everybody may see it; None if it must be blurred and cannot be read."""
-    if not active_job.record.check or frame.verdict == "passed":
-        return frame.picture
-    try:
-        return await asyncio.to_thread(blur_picture, frame.picture, "JPEG", max_pixels=MAX_FRAME_PIXELS)
-    except UnreadableImage as error:
-        log.warning("job %s: a preview is left out: %s", frame.job, error)
-        return None

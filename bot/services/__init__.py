@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from bot.domain.events import Feed
 from bot.images.gallery import Gallery
+from bot.images.uploads.upload_decoder import UploadDecoder
 from bot.queue.model_catalog import ModelCatalog
 from bot.services.flag_aliases import FlagAliases
 from bot.services.front_end_actions import FrontEndActions
@@ -54,3 +55,4 @@ class Services:
     data_export: DataExport
     prompt_shortener: PromptShortener
     image_to_prompt: ImageToPrompt
+    worker_decoder: UploadDecoder  # decodes pictures of workers, before anything else does

@@ -14,7 +14,10 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from cachetools import TTLCache
 
-from bot.images.keyframes.decoded_thumbnails import are_readable, read_estimates
+from bot.images.films.ladder_film import MAX_THUMBNAIL_PIXELS
+from bot.images.image_codec import UnreadableImage
+from bot.images.keyframes.decoded_thumbnails import read_estimates
+from bot.images.uploads.upload_decoder import UploadDecoder
 from bot.store import JobRecord
 from engine.bus import NoWorkerAnswers
 from engine.contract import X0_ESTIMATES_VERSION, DecodeRequest, Presence, Recipe, estimate_decode_ms
@@ -34,9 +37,10 @@ class LadderDecoder:
         self,
         request_decode: RequestDecode,
         workers: Callable[[], Mapping[str, Presence]],
+        picture_decoder: UploadDecoder,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._request_decode, self._workers = request_decode, workers
+        self._request_decode, self._workers, self._picture_decoder = request_decode, workers, picture_decoder
         self._silent_models: TTLCache[tuple[str, str], None] = TTLCache(
             math.inf, RETRY_SECONDS, timer=clock
         )  # in pools
@@ -77,7 +81,8 @@ class LadderDecoder:
         """Ask a worker, and validate its answer."""
         try:
             thumbnails = await self._request_decode(pool, request)
-        except (NoWorkerAnswers, ConnectionError) as error:
+            await self._picture_decoder.check_pictures(thumbnails, MAX_THUMBNAIL_PIXELS)
+        except (NoWorkerAnswers, UnreadableImage, OSError) as error:
             log.debug("showing a ladder's own thumbnails: %s", error)
             return ()
-        return thumbnails if await asyncio.to_thread(are_readable, thumbnails) else ()
+        return thumbnails

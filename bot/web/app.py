@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import aiohttp_jinja2
@@ -18,11 +19,14 @@ from bot.services import Services
 from bot.web import media, metrics, middleware, pages, renamed, request_body, sse
 from bot.web.api import describe, edits, flag_aliases, jobs, review, wait_reason
 from bot.web.auth import HostPolicy, SessionTokens, load_or_create_key
+from bot.web.connections import ConnectionLimits, ConnectionTable, GuardedConnection
 from bot.web.grid_cache import GridCache
+from bot.web.listener import listen
 from bot.web.sse_cache import EventCache
 
 PACKAGE_DIR = Path(__file__).parent
 MAX_BODY_BYTES = 64 * 1024  # of a request's body
+HEADER_SECONDS = 10.0  # until the headers of a connection's first request have arrived
 KEEPALIVE_SECONDS = 30.0  # seconds that a connection may stay open without a request
 TEMPLATES = ("base.html", "chatroom.html", "dialogs.html", "discord.html", "enter.html", "sentence.html")
 
@@ -48,7 +52,7 @@ def build_app(
     app[sse.SHUTDOWN] = asyncio.Event()
     app[sse.STREAMS] = set()
     app[sse.EVENT_CACHE] = EventCache()
-    app[request_body.FORM_SLOTS] = asyncio.Semaphore(request_body.MAX_FORMS)
+    app[request_body.FORM_MEMORY] = request_body.FormMemory()
     app[request_body.MEMBER_LIMIT] = PerMemberLimit()
     app[middleware.HOST_POLICY] = HostPolicy.from_settings(settings.host, settings.public_url, settings.allowed_hosts)
     app[middleware.SESSION_TOKENS] = SessionTokens(load_or_create_key(settings.data))
@@ -105,23 +109,28 @@ def _reachable_host(host: str) -> str:
 
 
 @asynccontextmanager
-async def run_server(app: web.Application, host: str, port: int) -> AsyncGenerator[int]:
-    """Serve the chatroom; yield the port (a free one for 0). Raise OSError if it cannot be bound."""
-    runner = web.AppRunner(
-        app,
-        access_log=None,
-        shutdown_timeout=3,
-        max_line_size=16384,
-        keepalive_timeout=KEEPALIVE_SECONDS,
-        lingering_time=3,
-    )
+async def run_server(
+    app: web.Application, host: str, port: int, limits: ConnectionLimits | None = None
+) -> AsyncGenerator[int]:
+    """Serve the chatroom; yield the port (a free one for 0). Raise OSError if it cannot be bound.
+
+    `limits`: of connections; they never take the descriptors that database, broker and files need.
+    """
+    limits = limits or ConnectionLimits()
+    runner = web.AppRunner(app, shutdown_timeout=3)
     await runner.setup()
+    assert runner.server is not None
+    table = ConnectionTable(limits.below_descriptors(), limits.per_address)
+    make_connection = partial(
+        GuardedConnection, runner.server, table=table,
+        error_headers=middleware.security_headers(app), access_log=None, max_line_size=16384,
+        keepalive_timeout=KEEPALIVE_SECONDS, lingering_time=3,
+    )  # fmt: skip
     try:
-        site = web.TCPSite(runner, host.strip("[]"), port)
-        await site.start()
-        port = runner.addresses[0][1]
-        local_hosts = dict.fromkeys((_reachable_host(host), "127.0.0.1", "localhost", "[::1]"))
-        app[sse.SERVICES].page_addresses.add(*(f"http://{name}:{port}" for name in local_hosts))
-        yield port
+        header_seconds = min(HEADER_SECONDS, KEEPALIVE_SECONDS)
+        async with listen(host.strip("[]"), port, table, make_connection, header_seconds=header_seconds) as port:
+            local_hosts = dict.fromkeys((_reachable_host(host), "127.0.0.1", "localhost", "[::1]"))
+            app[sse.SERVICES].page_addresses.add(*(f"http://{name}:{port}" for name in local_hosts))
+            yield port
     finally:
         await runner.cleanup()

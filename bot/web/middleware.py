@@ -56,9 +56,15 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 async def add_security_headers(request: web.Request, response: web.StreamResponse) -> None:
     """Add the security headers to every response, and forbid caching unless the response allows it."""
-    for name, value in SECURITY_HEADERS.items():
+    for name, value in security_headers(request.app).items():
         response.headers[name] = value
     response.headers.setdefault("Cache-Control", "no-cache")
+
+
+def security_headers(app: web.Application) -> dict[str, str]:
+    """Return the headers of every response. Behind an address of https, browsers shall use no other for a year."""
+    https_only = {"Strict-Transport-Security": f"max-age={YEAR_SECONDS}"} if app[SECURE_COOKIE] else {}
+    return SECURITY_HEADERS | https_only
 
 
 def set_visitor_cookie(request: web.Request, response: web.StreamResponse, visitor: Visitor) -> None:

@@ -1,10 +1,14 @@
-"""Decodes request bodies into our structs: JSON, or a multipart form with pictures, in bounded time and size."""
+"""Decodes request bodies into our structs: JSON, or a multipart form with pictures, in bounded time and size.
+
+A form takes only the memory of the bytes that have arrived, and these must arrive at a minimum rate. So slow uploads
+keep nobody from uploading.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -24,9 +28,58 @@ BODY_TIMEOUT = 10.0  # seconds that a body may take
 FORM_TIMEOUT = 120.0  # seconds that a form with pictures may take
 MAX_JSON_BYTES = 64 * 1024  # bytes of the JSON, as of any body
 CHUNK_BYTES = 64 * 1024
-MAX_FORMS = 4  # forms with pictures, from first byte to admission: each may take a hundred megabytes
-FORM_SLOTS = web.AppKey("form_slots", asyncio.Semaphore)
+PACE_SECONDS = 10.0  # in which `PACE_BYTES` of a form arrive, or its end
+PACE_BYTES = 160 * 1024
+MAX_FORM_MEMORY = 384 * 2**20  # bytes of all forms with pictures, from their first byte to admission
 MEMBER_LIMIT = web.AppKey("member_limit", PerMemberLimit)  # one form per visitor at a time; the next one waits unread
+
+
+class FormMemory:
+    """The memory that all forms take together."""
+
+    def __init__(self, max_bytes: int = MAX_FORM_MEMORY) -> None:
+        self._max_bytes, self._used = max_bytes, 0
+
+    @contextmanager
+    def open_form(self) -> Generator[IncomingForm]:
+        """Yield a form without bytes; at the end its memory is free again."""
+        form = IncomingForm(self)
+        try:
+            yield form
+        finally:
+            self._used -= form.byte_count
+
+    def reserve(self, size: int) -> None:
+        """Reserve bytes. Raises `UserError` (429) if the forms take too much."""
+        if self._used + size > self._max_bytes:
+            raise UserError("Too many uploads at once: try again in a moment.", 429)
+        self._used += size
+
+
+class IncomingForm:
+    """A form that arrives: its bytes so far, and whether it keeps the pace."""
+
+    def __init__(self, memory: FormMemory) -> None:
+        self.byte_count = 0
+        self._memory, self._pace_bytes, self._deadline = memory, 0, asyncio.timeout(PACE_SECONDS)
+
+    @asynccontextmanager
+    async def keep_pace(self) -> AsyncGenerator[None]:
+        """Raise TimeoutError if the form arrives too slowly, or takes too long in all."""
+        async with asyncio.timeout(FORM_TIMEOUT), self._deadline:
+            yield
+
+    def count_chunk(self, size: int) -> None:
+        """Count bytes that arrived. Raises `UserError` (429) if all forms take too much memory."""
+        self._memory.reserve(size)
+        self.byte_count += size
+        self._pace_bytes += size
+        if self._pace_bytes >= PACE_BYTES:
+            self._pace_bytes = 0
+            self._deadline.reschedule(asyncio.get_running_loop().time() + PACE_SECONDS)
+
+
+FORM_MEMORY = web.AppKey("form_memory", FormMemory)
 
 
 @dataclass(frozen=True)
@@ -52,24 +105,21 @@ async def read_form(request: web.Request, body_type: type[T]) -> AsyncGenerator[
     """Yield the JSON part `request` of a form, with up to five files `picture` and one `mask`. A plain JSON body works
     too.
 
-    The form is in memory while the context lasts, so only a few are admitted at once. Refuse with 400 a form that
-    cannot be decoded, with 413 one that is too large, with 429 too many at once.
+    The form is in memory while the context lasts. Refuse with 400 a form that cannot be decoded, with 408 one that
+    arrives too slowly, with 413 one that is too large, with 429 too many bytes of all forms.
     """
     if not request.content_type.startswith("multipart/"):
         yield await read_body(request, body_type), FormFiles()
         return
     async with request.app[MEMBER_LIMIT].reserve(member_of(request).id):
-        slots = request.app[FORM_SLOTS]
-        if slots.locked():
-            raise UserError("Too many uploads at once: try again in a moment.", 429)
-        async with slots:
-            yield await _read_multipart(request, body_type)
+        with request.app[FORM_MEMORY].open_form() as form:
+            yield await _read_multipart(request, body_type, form)
 
 
-async def _read_multipart(request: web.Request, body_type: type[T]) -> tuple[T, FormFiles]:
+async def _read_multipart(request: web.Request, body_type: type[T], form: IncomingForm) -> tuple[T, FormFiles]:
     try:
-        async with asyncio.timeout(FORM_TIMEOUT):
-            json_parts, pictures, masks = await _read_parts(await request.multipart())
+        async with form.keep_pace():
+            json_parts, pictures, masks = await _read_parts(await request.multipart(), form)
     except TimeoutError as error:
         raise web.HTTPRequestTimeout from error
     except (ValueError, AssertionError) as error:  # aiohttp's errors for a malformed form
@@ -79,7 +129,7 @@ async def _read_multipart(request: web.Request, body_type: type[T]) -> tuple[T, 
     return _decode_body(json_parts[0], body_type), FormFiles(tuple(pictures), masks[0] if masks else None)
 
 
-async def _read_parts(reader: MultipartReader) -> tuple[list[bytes], list[bytes], list[bytes]]:
+async def _read_parts(reader: MultipartReader, form: IncomingForm) -> tuple[list[bytes], list[bytes], list[bytes]]:
     parts: dict[str, list[bytes]] = {"request": [], "picture": [], "mask": []}
     while (part := await reader.next()) is not None:
         if sentence := describe_old_part(part.name if isinstance(part, BodyPartReader) else None):
@@ -90,13 +140,15 @@ async def _read_parts(reader: MultipartReader) -> tuple[list[bytes], list[bytes]
             raise UserError(
                 f"A form has one `request`, one `mask` and up to {MAX_INIT_IMAGES} pictures (`picture`).", 400
             )
-        parts[part.name].append(await _read_part(part, MAX_JSON_BYTES if part.name == "request" else MAX_UPLOAD_BYTES))
+        max_bytes = MAX_JSON_BYTES if part.name == "request" else MAX_UPLOAD_BYTES
+        parts[part.name].append(await _read_part(part, max_bytes, form))
     return parts["request"], parts["picture"], parts["mask"]
 
 
-async def _read_part(part: BodyPartReader, max_bytes: int) -> bytes:
+async def _read_part(part: BodyPartReader, max_bytes: int, form: IncomingForm) -> bytes:
     content = bytearray()
     while chunk := await part.read_chunk(CHUNK_BYTES):
+        form.count_chunk(len(chunk))
         content += chunk
         if len(content) > max_bytes:
             kind = "picture" if max_bytes == MAX_UPLOAD_BYTES else "text"

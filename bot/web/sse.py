@@ -16,6 +16,7 @@ from typing import Any
 
 from aiohttp import web
 from aiohttp_sse import EventSourceResponse, sse_response
+from cachetools import LRUCache
 
 from bot.domain.concurrency import race
 from bot.domain.dto import JobView
@@ -43,6 +44,7 @@ MAX_VISITOR_STREAMS = 20  # streams of one visitor; the terminal has no such lim
 FRAME_PAUSE = 0.03  # seconds after each frame of a stream: about as often as the eye notices
 POLL_SECONDS = 1.0  # seconds between two checks of the workers
 MAX_RECENT_JOBS = 30  # jobs that the page starts with
+MAX_SEEN_JOBS = 4096  # jobs of which a stream remembers whether the page shows them
 SEND_BUFFER_BYTES = 64 * 1024  # bytes that may wait in the kernel for a slow client
 STALL_TIMEOUT = 30.0  # seconds without a read, after which a client is disconnected
 END_EVENT_ID = "end"  # the id of a job's last event: a browser that reconnects with it is told to stop
@@ -76,7 +78,7 @@ class PageStream:
         self._services = request.app[SERVICES]
         self._reader = member_of(request)
         self._stream = stream
-        self._visibility: dict[str, bool] = {}  # job → shown here
+        self._visibility: LRUCache[str, bool] = LRUCache(MAX_SEEN_JOBS)  # job → shown here
 
     async def follow_jobs(self, subscription: Subscription) -> None:
         """Send the jobs as they are, then each event as it comes."""
@@ -94,9 +96,7 @@ class PageStream:
         """Return True if a frame was sent: only frames come so often that they need a pace."""
         if job_event.job not in self._visibility or isinstance(job_event, JobEnded):
             await self._send_job(job_event.job)
-        if isinstance(job_event, JobEnded):
-            self._visibility.pop(job_event.job, None)
-        elif self._visibility.get(job_event.job):
+        if not isinstance(job_event, JobEnded) and self._visibility.get(job_event.job):
             await _send_event(self._request, self._stream, job_event)
             return isinstance(job_event, JobProgress)
         return False
@@ -104,12 +104,13 @@ class PageStream:
     async def _send_job(self, job: str) -> None:
         """Send the whole job when it is new to the page or over, or send that it was deleted.
 
-        Jobs of other servers and private jobs of others are not sent.
+        Of jobs of other servers and private jobs of others, not even the id is sent.
         """
+        job_views = self._services.job_views
         try:
-            view = await self._services.job_views.load_view(job)
+            view = await job_views.load_view(job)
         except UserError as error:
-            if self._visibility.get(job, True):
+            if self._visibility.get(job) or await job_views.was_shown_to(job, GUILD, self._reader.id):
                 await self._send("gone", {"id": job, "reason": error.sentence})
             return
         self._visibility[job] = view.guild == GUILD and not view.is_hidden_from(self._reader.id)

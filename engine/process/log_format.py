@@ -1,13 +1,15 @@
 """The log format of engine and bot: text lines, or one JSON object a line.
 
 Each line names its job, so that a search for a job's id finds its lines from every process. Text from outside is
-escaped: a line break in a prompt starts no new line. Uses only the standard library.
+escaped: a line break in a prompt starts no new line. Tokens of Discord interactions, which let anyone answer in the
+bot's name, are left out. Uses only the standard library.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -22,6 +24,9 @@ LOG_FORMATS: tuple[LogFormat, ...] = ("text", "json")
 TRACEBACK_INDENT = "    "  # of every line after the first: no traceback can look like a record
 TEXT_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 JOB_PREFIX = "job %s"  # how our messages start if they name their job first
+
+# the token in the address of a webhook or of a callback; and any that Discord gave an interaction
+_DISCORD_TOKEN = re.compile(r"(/(?:webhooks|interactions)/\d+/)[^\s/?\"']+|\baW50ZXJhY3Rpb246[\w+/=-]*")
 
 _job_context: ContextVar[str] = ContextVar("job", default="")
 _worker_context: ContextVar[str] = ContextVar("worker", default="")
@@ -62,6 +67,11 @@ def escape(text: str) -> str:
     )
 
 
+def redact_tokens(text: str) -> str:
+    """Return `text` without the tokens of Discord interactions and webhooks."""
+    return _DISCORD_TOKEN.sub(lambda match: f"{match[1] or ''}(token)", text)
+
+
 class TextFormatter(logging.Formatter):
     """Lines for people. `text_format` is a `logging.Formatter` format; a traceback follows, indented."""
 
@@ -69,7 +79,7 @@ class TextFormatter(logging.Formatter):
         super().__init__(text_format)
 
     def format(self, record: logging.LogRecord) -> str:
-        message, job = escape(record.getMessage()), escape(job_of(record))
+        message, job = escape(redact_tokens(record.getMessage())), escape(job_of(record))
         single_line = copy(record)
         single_line.msg, single_line.args = (f"{message} (job {job})" if job and job not in message else message), None
         single_line.exc_info = single_line.exc_text = single_line.stack_info = None
@@ -90,7 +100,7 @@ class JsonFormatter(logging.Formatter):
             "time": created.replace("+00:00", "Z"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": redact_tokens(record.getMessage()),
             "job": job_of(record),
             "worker": getattr(record, "worker", "") or _worker_context.get() or self._worker_name,
             "exception": _format_traceback(self, record),
@@ -109,7 +119,7 @@ def build_formatter(log_format: LogFormat, text_format: str, worker: str = "") -
 def _format_traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
     """Return the record's traceback and stack as text."""
     parts = [formatter.formatException(record.exc_info) if record.exc_info else "", record.stack_info or ""]
-    return "\n".join(part for part in parts if part)
+    return redact_tokens("\n".join(part for part in parts if part))
 
 
 def configure_stderr(log_format: LogFormat, worker: str) -> None:

@@ -1,6 +1,6 @@
 """Log handlers: all log lines go to a file in the data folder, and warnings to the terminal.
 
-With JSON, standard error has every line too, as collectors of container logs expect.
+With JSON, standard error has every line too, as collectors of container logs expect. Repeated records are summarised.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
+from bot.cli.up.log_summary import LogSummary, flush_regularly
 from engine.process.log_format import LogFormat, build_formatter
 
 FILE_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
@@ -43,12 +44,13 @@ def log_to_file(path: Path, log_format: LogFormat = "text") -> Generator[None]:
     root = logging.getLogger()
     previous_level = root.level
     root.setLevel(logging.INFO)
-    root.addHandler(file_handler)
-    root.addHandler(terminal_handler)
+    summary = LogSummary(file_handler, terminal_handler)
+    root.addHandler(summary)
     try:
-        yield
+        with flush_regularly(summary):
+            yield
     finally:
-        for handler in (file_handler, terminal_handler):
-            root.removeHandler(handler)
+        root.removeHandler(summary)
+        for handler in (summary, file_handler, terminal_handler):
             handler.close()
         root.setLevel(previous_level)

@@ -26,6 +26,7 @@ from bot.cli.up.log_file import log_to_file
 from bot.domain.errors import UserError
 from bot.store import DatabaseUnavailable
 from bot.web.app import build_app, entry_address, run_server
+from bot.web.connections import ConnectionLimits, raise_descriptor_limit
 from engine.bus import BrokerUnreachable
 from engine.process.load_progress import ProgressLines
 
@@ -59,6 +60,7 @@ def run_bot(
         check_memory_size(memory)
     options = [*(part for model in models for part in ("--model", model)), *(("--memory", memory) if memory else ())]
     log_file = settings.data / "darkroom.log"
+    raise_descriptor_limit()
     lock = lock_data_folder(settings.data, _print_line if standby else None, _print_line)
     with lock, log_to_file(log_file, settings.log):
         if settings.port:
@@ -191,7 +193,8 @@ def check_memory_size(memory: str) -> None:
 @asynccontextmanager
 async def _serve_web(web_app: Application, settings: Settings) -> AsyncGenerator[int]:
     try:
-        async with run_server(web_app, settings.host, settings.port) as port:
+        limits = ConnectionLimits(settings.max_connections, settings.max_connections_per_address)
+        async with run_server(web_app, settings.host, settings.port, limits) as port:
             yield port
     except OSError as error:
         raise UserError(f"Nobody can listen on {settings.host}:{settings.port}: {error.strerror}.") from error

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from bot.domain.dto import JobView
     from bot.images.gallery import Gallery
+    from bot.images.uploads.upload_decoder import UploadDecoder
 
 log = logging.getLogger(__name__)
 UPLOAD_LIMIT = 10 * 1024 * 1024  # bytes that every server accepts in one file
@@ -74,14 +75,20 @@ class PictureCache:
         self._entries.pop(job, None)
 
 
-async def render_preview(view: JobView, frames: Mapping[int, bytes]) -> PictureFile | None:
-    """Return the newest frames as one small JPEG, with blank tiles for missing ones; None if there are none."""
+async def render_preview(
+    view: JobView, frames: Mapping[int, bytes], decoder: UploadDecoder | None = None
+) -> PictureFile | None:
+    """Return the newest frames as one small JPEG, with blank tiles for missing ones; None if there are none.
+
+    `decoder`: decodes the frames in a sandbox first, since workers are other people's machines.
+    """
     recipe = view.task
     if isinstance(recipe, UpscaleTask) or not frames:
         return None
-    cells = [frames.get(index) for index in range(recipe.count)]
+    readable = await decoder.select_readable(frames, MAX_FRAME_PIXELS) if decoder else frames
+    cells = [readable.get(index) for index in range(recipe.count)]
     jpeg, unreadable = await asyncio.to_thread(_render_preview_grid, cells, (recipe.width, recipe.height))
-    if unreadable:
+    if unreadable := unreadable + len(frames) - len(readable):
         log.warning("job %s: %d of its frames cannot be read and are left out", view.id, unreadable)
     return PictureFile("developing.jpg", jpeg)
 

@@ -105,4 +105,4 @@ class ProgressUpdater:
         if not message.has_new_frames or not message.shows_frames:
             return card, None
         message.has_new_frames = False
-        return card, await pictures.render_preview(message.view, message.frames)
+        return card, await pictures.render_preview(message.view, message.frames, self._services.worker_decoder)

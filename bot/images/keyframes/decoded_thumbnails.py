@@ -9,8 +9,7 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
-from bot.images.films.ladder_film import MAX_THUMBNAIL_PIXELS
-from bot.images.image_codec import UnreadableImage, decode_image
+from bot.images.image_codec import UnreadableImage
 from engine.contract import Ladder, MalformedMessage, decode, encode
 
 
@@ -22,14 +21,6 @@ def read_estimates(ladder: bytes) -> tuple[bytes, ...]:
         return ()
     images = tuple(keyframe.estimate for keyframe in keyframes if keyframe.estimate)
     return images if len(images) == len(keyframes) else ()
-
-
-def are_readable(thumbnails: Sequence[bytes]) -> bool:
-    """Return whether all of them are pictures of bounded size."""
-    try:
-        return all(decode_image(thumbnail, MAX_THUMBNAIL_PIXELS) for thumbnail in thumbnails)
-    except UnreadableImage:
-        return False
 
 
 def replace_thumbnails(ladder: bytes, thumbnails: Sequence[bytes]) -> bytes:

@@ -1,4 +1,5 @@
-"""Decoding of an uploaded picture: upright, sRGB, opaque, of bounded size, without metadata.
+"""Decoding of an uploaded picture: upright, sRGB, opaque, of bounded size, without metadata. A worker's pictures are
+decoded too, only to see whether that succeeds.
 
 Runs in the sandboxed child (`bot.images.uploads.sandbox_worker`). Imports nothing of the bot, so that the process
 starts quickly. The header is checked before any pixel is decoded. An outcome is a letter and numbers, never text: the
@@ -31,9 +32,12 @@ DECODED, UNKNOWN_FORMAT, BROKEN, TOO_MANY_PIXELS, SIDE_TOO_LONG, OUT_OF_MEMORY, 
     b"m",
     b"e",
 )
-UploadKind = Literal[b"p", b"m"]  # a picture, a mask
+UploadKind = Literal[b"p", b"m", b"w"]  # a picture, a mask, pictures of a worker
 PICTURE: UploadKind = b"p"
 MASK: UploadKind = b"m"
+WORKER_PICTURES: UploadKind = b"w"  # the most pixels of each, then each after its length; none is returned
+LENGTH = struct.Struct(">I")  # of pictures of a worker
+WORKER_FORMATS = ("PNG", "JPEG", "WEBP")
 MASK_THRESHOLD = 128  # grey level from which a mask is painted
 _BACKGROUNDS = {PICTURE: (255, 255, 255), MASK: (0, 0, 0)}  # what is transparent in a mask is not painted
 _EXIF_TRANSPOSES = {
@@ -60,7 +64,7 @@ class _UploadRejected(ValueError):
 def decode_upload(kind: UploadKind, content: bytes) -> bytes:
     """Return `HEADER` and a PNG of 8 bits, RGB or (of a mask) grey; for a refused file `HEADER` alone. Never raises."""
     try:
-        return _decode(kind, content)
+        return _decode_worker_pictures(content) if kind == WORKER_PICTURES else _decode(kind, content)
     except _UploadRejected as error:
         outcome = error.outcome
     except MemoryError:
@@ -118,6 +122,19 @@ def _decode(kind: UploadKind, content: bytes) -> bytes:
         if int(flattened.getextrema()[1]) < MASK_THRESHOLD:  # pyright: ignore[reportArgumentType] - one band has two numbers
             raise _UploadRejected(EMPTY_MASK)
     return HEADER.pack(DECODED, changes | (TRANSPARENT if transparent else 0), *original_size) + _encode_png(flattened)
+
+
+def _decode_worker_pictures(content: bytes) -> bytes:
+    """Decode each picture entirely, and return only that this succeeded."""
+    (max_pixels,), start = LENGTH.unpack_from(content), LENGTH.size
+    while start < len(content):
+        (length,) = LENGTH.unpack_from(content, start)
+        start += LENGTH.size + length
+        with Image.open(io.BytesIO(content[start - length : start]), formats=WORKER_FORMATS) as image:
+            if image.width * image.height > max_pixels:
+                raise _UploadRejected(TOO_MANY_PIXELS)
+            image.load()
+    return HEADER.pack(DECODED, 0, 0, 0)
 
 
 def _check_size(width: int, height: int) -> None:

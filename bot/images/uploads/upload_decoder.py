@@ -8,9 +8,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bot.domain.errors import HttpStatus, UserError
+from bot.images.image_codec import MAX_PIXELS as MAX_WORKER_PIXELS
+from bot.images.image_codec import UnreadableImage
 from bot.images.uploads import image_decoding, sandbox_worker
 from bot.images.uploads.decoder_process import DecoderGone, DecoderProcess
 from bot.images.uploads.image_decoding import MAX_PIXELS, MAX_SIDE, OUTPUT_SIDE, UploadKind
@@ -25,6 +28,8 @@ MEMORY_LIMIT = (
 )  # bytes of address space: 7/8 of it suffice for `MAX_PIXELS` of every kind (test_upload_decoder.py)
 DECODER_COUNT = 2  # uploads decoded at once
 MAX_WAITING = 32  # uploads that wait: each is held in memory
+WORKER_TIMEOUT = 60.0  # wall clock for a worker's pictures: on a busy machine a good one must not count as bad
+MAX_WORKER_BYTES = 96 * 2**20  # as `bot.queue.results.ingest.MAX_BYTES` allows, and more
 ASPECT_TOLERANCE = 0.02  # relative difference of two aspect ratios that count as equal
 
 _FORMAT_NAMES = (
@@ -60,9 +65,10 @@ class UploadDecoder:
     """One per bot. The subprocesses start with the first upload and stay until `close`."""
 
     def __init__(
-        self, *, timeout: float = DECODE_TIMEOUT, memory: int = MEMORY_LIMIT, decoder_count: int = DECODER_COUNT
-    ) -> None:
-        self._timeout, self._memory = timeout, memory
+        self, *, timeout: float = DECODE_TIMEOUT, memory: int = MEMORY_LIMIT, decoder_count: int = DECODER_COUNT,
+        max_waiting: int = MAX_WAITING,
+    ) -> None:  # fmt: skip
+        self._timeout, self._memory, self._max_waiting = timeout, memory, max_waiting
         self._slots, self._waiting = asyncio.Semaphore(decoder_count), 0
         self._idle_decoders: list[DecoderProcess] = []
         self._decoders: set[DecoderProcess] = set()
@@ -90,6 +96,33 @@ class UploadDecoder:
             )
         return await asyncio.to_thread(_build_image, header, png, GREY, label)
 
+    async def check_pictures(self, pictures: Sequence[bytes], max_pixels: int = MAX_WORKER_PIXELS) -> None:
+        """Decode a worker's pictures (PNG, JPEG or WebP) and keep nothing. Raises `UnreadableImage` for bad ones.
+
+        `max_pixels`: of each. Raises OSError if no process can decode now: then try again later.
+        """
+        parts = [part for picture in pictures for part in (image_decoding.LENGTH.pack(len(picture)), picture)]
+        content = b"".join((image_decoding.LENGTH.pack(max_pixels), *parts))
+        try:
+            await self._request_decode(image_decoding.WORKER_PICTURES, content, "picture", MAX_WORKER_BYTES)
+        except UserError as error:
+            if error.status == 429:
+                raise OSError(error.sentence) from error
+            raise UnreadableImage(error.sentence) from error
+
+    async def select_readable(self, pictures: Mapping[int, bytes], max_pixels: int) -> dict[int, bytes]:
+        """Return those of a worker's pictures that can be decoded; none if no process can decode now."""
+        try:
+            await self.check_pictures(list(pictures.values()), max_pixels)
+        except OSError:
+            return {}
+        except UnreadableImage:
+            if len(pictures) == 1:
+                return {}
+            single = [await self.select_readable({index: picture}, max_pixels) for index, picture in pictures.items()]
+            return {index: picture for one in single for index, picture in one.items()}
+        return dict(pictures)
+
     async def close(self) -> None:
         """End every subprocess; uploads in progress fail."""
         self._closed = True
@@ -97,14 +130,14 @@ class UploadDecoder:
         self._decoders.clear()
 
     async def _request_decode(
-        self, kind: UploadKind, content: bytes, label: str
+        self, kind: UploadKind, content: bytes, label: str, max_bytes: int = MAX_UPLOAD_BYTES
     ) -> tuple[tuple[bytes, int, int, int], bytes]:
         """Return the header and the PNG of a decoded upload. Raises `UserError`."""
         if not content:
             raise UserError(f"The {label} is empty.")
-        if len(content) > MAX_UPLOAD_BYTES:
-            raise UserError(f"The {label} is too large: up to {MAX_UPLOAD_BYTES // 2**20} MiB are read.", 413)
-        if self._closed or self._waiting >= MAX_WAITING:
+        if len(content) > max_bytes:
+            raise UserError(f"The {label} is too large: up to {max_bytes // 2**20} MiB are read.", 413)
+        if self._closed or self._waiting >= self._max_waiting:
             raise UserError(BUSY, 429)
         self._waiting += 1
         try:

@@ -1,6 +1,7 @@
 """Ingests pictures and ladders: fetches them from the broker, checks them, stores the files and records them in SQL.
 
-It checks the bytes before it trusts a worker's report. Knows PNGs and ladders; decides no job states.
+It checks the bytes before it trusts a worker's report: workers are other people's machines, so a sandboxed process
+decodes their pictures first. Knows PNGs and ladders; decides no job states.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 
 from bot.domain.job_states import is_end
-from bot.images.image_codec import decode_image, png_size
+from bot.images.image_codec import png_size
 from bot.images.picture_store import PictureStore
+from bot.images.uploads.upload_decoder import UploadDecoder
 from bot.queue.active_jobs import ActiveJobs
 from bot.store import JobRecord, JobStats, Store, StoredPicture, Transition
 from bot.store.deletion.deletion_steps import is_unused
@@ -36,16 +38,11 @@ class ResultIngest:
     """Stores jobs' incoming pictures."""
 
     def __init__(
-        self, store: Store, bus: Bus, active_jobs: ActiveJobs, pictures: PictureStore, *,
+        self, store: Store, bus: Bus, active_jobs: ActiveJobs, pictures: PictureStore, decoder: UploadDecoder, *,
         clock: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
-        self._store, self._bus, self._active_jobs, self._pictures, self._clock = (
-            store,
-            bus,
-            active_jobs,
-            pictures,
-            clock,
-        )
+        self._store, self._bus, self._active_jobs = store, bus, active_jobs
+        self._pictures, self._decoder, self._clock = pictures, decoder, clock
 
     async def ingest_pictures(
         self, pictures: Sequence[PictureReady], finished: JobFinished | None = None
@@ -96,8 +93,8 @@ class ResultIngest:
             if isinstance(content, BaseException):
                 raise content
             contents.append(content)
-        if pictures:
-            await asyncio.to_thread(_check_pictures, pictures, contents)
+        to_decode = await asyncio.to_thread(_check_pictures, pictures, contents) if pictures else []
+        await asyncio.gather(*(self._decoder.check_pictures(images) for images in to_decode))
         return {value.sha256: content for value, content in zip(pictures, contents, strict=True)}
 
     async def list_missing(self, record: JobRecord) -> list[str]:
@@ -112,9 +109,8 @@ def _to_stored(picture: PictureReady, content: bytes) -> StoredPicture:
     )
 
 
-def _check_pictures(pictures: Sequence[PictureReady], contents: Sequence[bytes]) -> None:
-    for picture, content in zip(pictures, contents, strict=True):
-        check_picture(picture, content)
+def _check_pictures(pictures: Sequence[PictureReady], contents: Sequence[bytes]) -> list[list[bytes]]:
+    return [check_picture(picture, content) for picture, content in zip(pictures, contents, strict=True)]
 
 
 def _check_expected(picture: PictureReady, record: JobRecord) -> None:
@@ -131,21 +127,21 @@ def _check_expected(picture: PictureReady, record: JobRecord) -> None:
             )
 
 
-def check_picture(picture: PictureReady, content: bytes) -> None:
-    """Check that the bytes are the announced PNG or ladder. Raises `WrongPicture`, `MalformedMessage` or
-    `UnreadableImage`.
+def check_picture(picture: PictureReady, content: bytes) -> list[bytes]:
+    """Check that the bytes are the announced PNG or ladder. Raises `WrongPicture` or `MalformedMessage`.
 
-    A valid header proves little, so the PNG is decoded entirely. CPU-heavy: async callers use a thread.
+    Return the pictures in it, which the caller has decoded entirely by a sandboxed process: a valid header proves
+    little. CPU-heavy: async callers use a thread.
     """
     if len(content) != picture.bytes:
         raise WrongPicture(f"{len(content)} bytes arrived, not {picture.bytes}")
-    if picture.kind == "ladder":
-        ladder = decode(content, Ladder)
-        if (ladder.job, ladder.image) != (picture.job, picture.image):
-            raise WrongPicture("the ladder belongs to another picture")
-        if not ladder.keyframes:
-            raise WrongPicture("the ladder has no keyframes")
-    elif png_size(content) != (picture.width, picture.height):
-        raise WrongPicture("the picture is not the PNG that was announced")
-    else:
-        decode_image(content)
+    if picture.kind == "image":
+        if png_size(content) != (picture.width, picture.height):
+            raise WrongPicture("the picture is not the PNG that was announced")
+        return [content]
+    ladder = decode(content, Ladder)
+    if (ladder.job, ladder.image) != (picture.job, picture.image):
+        raise WrongPicture("the ladder belongs to another picture")
+    if not ladder.keyframes:
+        raise WrongPicture("the ladder has no keyframes")
+    return [keyframe.thumbnail for keyframe in ladder.keyframes]

@@ -48,6 +48,11 @@ class JobViews:
             raise await missing_job_error(self._store, job, is_deleted=record is not None)
         return record
 
+    async def was_shown_to(self, job: str, guild: str, member: str) -> bool:
+        """Return whether a job, deleted or not, is one of this guild that this member may see. False: it has no row."""
+        record = await self._store.get_job(job)
+        return record is not None and record.guild == guild and (not record.private or record.member == member)
+
     async def is_from_interpolation(self, record: JobRecord) -> bool:
         """Return whether an interpolation gave the recipe its mixed prompt: its own, or that of an ancestor with the
         same prompt.

@@ -23,6 +23,7 @@ from PIL import ExifTags, Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
 from bot.domain.errors import UserError
+from bot.images.image_codec import UnreadableImage
 from bot.images.uploads import upload_decoder as intake_module
 from bot.images.uploads.image_decoding import FORMATS
 from bot.images.uploads.png_validation import RGB, InvalidPng, validate_png
@@ -344,6 +345,29 @@ async def test_the_largest_accepted_picture_fits_into_less_memory(form: str, mod
         assert (await upload_decoder.decode_picture(content)).width == 2048
     finally:
         await upload_decoder.close()
+
+
+async def test_a_workers_pictures_are_decoded_whole_and_none_comes_back(upload_decoder: UploadDecoder) -> None:
+    good = [encode_picture(Image.fromarray(HALVES), form) for form in ("PNG", "JPEG", "WEBP")]
+    await upload_decoder.check_pictures(good)
+    await upload_decoder.check_pictures(
+        [encode_picture(Image.effect_noise((2600, 2600), 90))]
+    )  # beyond an upload's 16 MiB
+    bad = {
+        "torn": good[0][: len(good[0]) // 2],
+        "another format": encode_picture(Image.fromarray(HALVES), "GIF"),
+        "nothing": b"",
+        "a bomb": raw_png(30_000, 30_000, 8, 2, deflated_zeros(1 << 20)),
+    }
+    for name, content in bad.items():
+        outcome = await asyncio.gather(upload_decoder.check_pictures([*good, content]), return_exceptions=True)
+        assert isinstance(outcome[0], UnreadableImage), name
+
+
+async def test_a_worker_is_not_blamed_when_no_process_can_decode() -> None:
+    decoder = UploadDecoder(max_waiting=0)
+    with pytest.raises(OSError, match="try again"):
+        await decoder.check_pictures([encode_picture(Image.fromarray(HALVES))])
 
 
 async def test_masks_become_grey_and_bad_masks_are_refused(upload_decoder: UploadDecoder) -> None:

@@ -20,6 +20,7 @@ from engine.contract import (
     JobFinished,
     JobModelLoading,
     JobStarted,
+    Keyframe,
     Ladder,
     PictureReady,
     encode,
@@ -130,6 +131,28 @@ async def test_a_bad_picture_becomes_a_dead_letter_and_the_job_runs_again(open_j
     await worker.publish_result(finished_report(job, 20))
     await wait_for_results(app, wait_until)
     assert (await app.services.job_views.load_view(job.id)).state == "finished"
+
+
+@pytest.mark.asyncio
+async def test_the_bot_decodes_no_picture_of_a_worker_before_it_is_stored(open_job, wait_until, monkeypatch):
+    app, worker, job = await open_job()
+    await worker.publish_result(JobStarted(job=job.id, epoch=10, worker="hand"))
+    content = encode_image(Image.effect_noise((job.task.width, job.task.height), 50), "PNG")
+    opened = []
+    monkeypatch.setattr(Image, "open", lambda *args, **options: opened.append(args))
+    await worker.publish_blob(job, 10, 0, "image", content, job.task.width)
+    await worker.publish_blob(job, 10, 0, "ladder", make_ladder(job.id), 64)
+    await worker.publish_result(finished_report(job))
+    await wait_for_results(app, wait_until)
+    view = await app.services.job_views.load_view(job.id)
+    assert (view.state, len(view.pictures), view.ladder_images) == ("finished", 1, (0,))
+    assert opened == []
+
+
+def make_ladder(job):
+    thumbnail = encode_image(Image.new("RGB", (8, 8)), "JPEG")
+    keyframes = (Keyframe(step=1, thumbnail=thumbnail), Keyframe(step=2, thumbnail=thumbnail))
+    return encode(Ladder(job=job, image=0, total_steps=40, shape=(1, 1), keyframes=keyframes))
 
 
 @pytest.mark.asyncio

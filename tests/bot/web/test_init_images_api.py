@@ -11,8 +11,10 @@ import aiohttp
 import pytest
 from PIL import Image
 
+from bot.domain.errors import UserError
 from bot.images.films.formats import MEDIA_TYPES, available_formats
-from bot.web.request_body import MEMBER_LIMIT
+from bot.web import request_body
+from bot.web.request_body import MEMBER_LIMIT, FormMemory
 from shared.painter import paint_solid
 
 if TYPE_CHECKING:
@@ -215,3 +217,71 @@ async def test_a_visitors_second_form_waits_unread_and_another_visitors_does_not
     remainder_gate.set()
     assert (await first, (await second)[0]) == (201, 201)
     assert server.app[MEMBER_LIMIT]._queues == {}
+
+
+HALF_FORM = b'--x\r\nContent-Disposition: form-data; name="request"\r\n\r\n{"prompt": '
+
+
+async def post_slowly(server: WebServer, gate: asyncio.Event) -> int:
+    """Sends half of a form as a new visitor, and the rest never; returns the status. `gate`: the form may end here."""
+
+    async def stream() -> AsyncIterator[bytes]:
+        yield HALF_FORM
+        await gate.wait()
+
+    async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as visitor:
+        async with visitor.get(server.url):
+            pass
+        kind = {**PAGE_HEADERS, "Content-Type": "multipart/form-data; boundary=x"}
+        async with visitor.post(f"{server.url}/api/jobs", data=stream(), headers=kind) as answer:
+            return answer.status
+
+
+async def test_slow_uploads_of_others_keep_nobody_from_uploading(server: WebServer) -> None:
+    gate = asyncio.Event()
+    slow_uploads = [asyncio.create_task(post_slowly(server, gate)) for _ in range(12)]
+    while len(server.app[MEMBER_LIMIT]._queues) < len(slow_uploads):
+        await asyncio.sleep(0.01)
+    status, reply = await send(server, "/api/jobs", form({"prompt": "a cat"}, ("picture", make_png())))
+    assert status == 201, reply
+    assert not any(task.done() for task in slow_uploads)
+    gate.set()
+    await asyncio.gather(*slow_uploads)
+
+
+async def test_an_upload_that_drips_is_given_up(server: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_body, "PACE_SECONDS", 0.3)
+    async with asyncio.timeout(10):
+        assert await post_slowly(server, asyncio.Event()) == 408
+
+
+async def test_an_upload_that_keeps_the_pace_may_take_longer(
+    server: WebServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(request_body, "PACE_SECONDS", 0.6)
+    monkeypatch.setattr(request_body, "PACE_BYTES", 1)
+    content = make_png()
+    pieces = [content[start : start + len(content) // 8 + 1] for start in range(0, len(content), len(content) // 8 + 1)]
+
+    async def stream() -> AsyncIterator[bytes]:
+        yield HALF_FORM + b'"a cat"}\r\n--x\r\n'
+        yield b'Content-Disposition: form-data; name="picture"; filename="a"\r\n\r\n'
+        for piece in pieces:
+            yield piece
+            await asyncio.sleep(0.2)
+        yield b"\r\n--x--\r\n"
+
+    kind = {**PAGE_HEADERS, "Content-Type": "multipart/form-data; boundary=x"}
+    async with server.client.post(f"{server.url}/api/jobs", data=stream(), headers=kind) as answer:
+        assert answer.status == 201
+
+
+async def test_forms_together_take_bounded_memory() -> None:
+    memory = FormMemory(max_bytes=100)
+    with memory.open_form() as first, memory.open_form() as second:
+        first.count_chunk(60)
+        second.count_chunk(40)
+        with pytest.raises(UserError, match="Too many uploads at once"):
+            second.count_chunk(1)
+    with memory.open_form() as form:
+        form.count_chunk(100)

@@ -83,6 +83,46 @@ async def collect_events(browser: aiohttp.ClientSession, server: WebServer, even
         events.append(event)
 
 
+async def test_others_do_not_learn_the_id_of_a_private_job_that_is_deleted(server: WebServer) -> None:
+    await server.services.preferences.set_preference(AUTHOR.id, "results", "private")
+    seen_job, unseen_job = [(await server.wait_for_end(await server.imagine("a secret lamp")))["id"] for _ in range(2)]
+    server.workers[0].step_gate.clear()
+    running_job = await server.imagine("a secret lamp")
+    (job_elsewhere,) = await server.services.jobs.imagine(
+        "a lamp", Member("discord:1", "ann", "discord:2"), Destination("web")
+    )
+    await server.services.preferences.set_preference(AUTHOR.id, "results", "public")
+    public_job = await server.imagine("a public lamp")
+    author_events, other_events = list[tuple[str, Any]](), list[tuple[str, Any]]()
+    async with open_session() as other:
+        async with other.get(server.url):
+            pass
+        watch_tasks = [
+            asyncio.create_task(collect_events(server.client, server, author_events)),
+            asyncio.create_task(collect_events(other, server, other_events)),
+        ]
+        async with asyncio.timeout(10):
+            while not all("jobs" in [name for name, _ in events] for events in (author_events, other_events)):
+                await asyncio.sleep(0.02)
+        for job in (seen_job, seen_job, unseen_job, running_job, public_job):
+            await server.services.moderation.delete_pictures(job, AUTHOR)
+        await server.services.moderation.delete_pictures(job_elsewhere.job, Member("discord:1", "ann", "discord:2"))
+        server.workers[0].step_gate.set()
+        last_job = await server.imagine("a last lamp")
+        async with asyncio.timeout(20):
+            while not all(
+                any(value.get("id") == last_job and value.get("state") == "finished" for _, value in events)
+                for events in (author_events, other_events)
+            ):
+                await asyncio.sleep(0.05)
+        for task in watch_tasks:
+            await cancel_task(task)
+    secret_jobs = (seen_job, unseen_job, running_job, job_elsewhere.job)
+    assert [job for job in secret_jobs if job in json.dumps(other_events)] == []
+    gone_jobs = [{value["id"] for name, value in events if name == "gone"} for events in (author_events, other_events)]
+    assert gone_jobs == [{seen_job, unseen_job, running_job, public_job}, {public_job}]
+
+
 async def test_the_operator_may_cancel_a_private_job_without_seeing_it(server: WebServer) -> None:
     await server.services.preferences.set_preference(AUTHOR.id, "results", "private")
     server.workers[0].step_gate.clear()

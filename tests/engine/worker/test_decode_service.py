@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import io
+from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
 import pytest
+import pytest_asyncio
 import torch
 from msgspec.structs import replace
 from PIL import Image
@@ -15,6 +17,7 @@ from PIL import Image
 from benchmarks.report.measures import psnr
 from bot.images.films.ladder_film import render_film
 from bot.images.keyframes.decoded_thumbnails import read_estimates, replace_thumbnails
+from bot.images.uploads.upload_decoder import UploadDecoder
 from bot.services.ladder_decoder import LadderDecoder as DecodeClient
 from engine.bus import NoWorkerAnswers
 from engine.contract import DecodeReply, DecodeRequest, Ladder, PictureReady, decode, encode
@@ -74,15 +77,25 @@ async def draw_ladder(harness: WorkerHarness, recipe: Any) -> bytes:
     return await harness.bot.get_blob(ladder.sha256, 1 << 24)
 
 
+@pytest_asyncio.fixture
+async def picture_decoder() -> AsyncIterator[UploadDecoder]:
+    decoder = UploadDecoder()
+    yield decoder
+    await decoder.close()
+
+
 @pytest.mark.slow
 @pytest.mark.asyncio
-async def test_a_film_shows_every_keyframe_as_the_decoder_decodes_it(harness: WorkerHarness) -> None:
+async def test_a_film_shows_every_keyframe_as_the_decoder_decodes_it(
+    harness: WorkerHarness, picture_decoder: UploadDecoder
+) -> None:
     family: Any = harness.families["embedded"]
     await start_worker(harness)
     recipe = replace(make_job(steps=12).task, revision=family.revision)
     ladder = await draw_ladder(harness, recipe)
     record: Any = type("Record", (), {"task": recipe, "pool": "default"})
-    thumbnails = await DecodeClient(harness.bot.decode, lambda: harness.bot.workers).decode(record, ladder)
+    client = DecodeClient(harness.bot.decode, lambda: harness.bot.workers, picture_decoder)
+    thumbnails = await client.decode(record, ladder)
     exact_pixels = [
         pixels(family.decode(to_tensor(one).view(family.latent_shape(64, 64)))) for one in read_estimates(ladder)
     ]
@@ -102,7 +115,6 @@ async def test_a_film_shows_every_keyframe_as_the_decoder_decodes_it(harness: Wo
     replaced_again = decode(replace_thumbnails(ladder, thumbnails), Ladder)
     assert [(keyframe.latent, keyframe.history, keyframe.draw_count) for keyframe in replaced_again.keyframes] == states
 
-    client = DecodeClient(harness.bot.decode, lambda: harness.bot.workers)
     for changes in ({"revision": "other"}, {"revision": ""}, {"model": "other"}, {"width": 4096, "height": 4096}):
         record.task = replace(recipe, **changes)
         assert await client.decode(record, ladder) == (), changes
@@ -191,7 +203,7 @@ async def test_one_request_runs_at_a_time_and_closing_answers_the_waiting_one(
 
 
 @pytest.mark.asyncio
-async def test_a_workers_answers_are_validated(harness: WorkerHarness) -> None:
+async def test_a_workers_answers_are_validated(harness: WorkerHarness, picture_decoder: UploadDecoder) -> None:
     """After a wrong count, bytes that are no picture, or no answer, the film uses the ladder's own thumbnails."""
     family: Any = harness.families["embedded"]
     worker = await start_worker(harness)
@@ -219,7 +231,7 @@ async def test_a_workers_answers_are_validated(harness: WorkerHarness) -> None:
 
     await lying_bus.serve_decode(["default"], ["embedded"], answer_wrongly)
     await lying_bus.client.flush()
-    client = DecodeClient(harness.bot.decode, lambda: {"one": presence}, lambda: now[0])
+    client = DecodeClient(harness.bot.decode, lambda: {"one": presence}, picture_decoder, lambda: now[0])
     for number in range(3):
         assert await client.decode(record, ladder) == ()
         assert await client.decode(record, ladder) == (), "a worker with bad answers is not asked for a while"
@@ -228,8 +240,8 @@ async def test_a_workers_answers_are_validated(harness: WorkerHarness) -> None:
     await lying_bus.serve_decode(["default"], [], answer_wrongly)
     await lying_bus.client.flush()
     assert await client.decode(record, ladder) == ()
-    assert await DecodeClient(harness.bot.decode, dict).decode(record, ladder) == ()
-    older_client = DecodeClient(harness.bot.decode, lambda: {"one": replace(presence, v=5)})
+    assert await DecodeClient(harness.bot.decode, dict, picture_decoder).decode(record, ladder) == ()
+    older_client = DecodeClient(harness.bot.decode, lambda: {"one": replace(presence, v=5)}, picture_decoder)
     assert await older_client.decode(record, ladder) == ()
     assert len(read_frames(render_film([ladder]))) == 4
     read = decode(ladder, Ladder)

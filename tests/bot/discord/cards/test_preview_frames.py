@@ -11,6 +11,7 @@ from PIL import Image
 
 from bot.discord.cards import pictures
 from bot.images.image_codec import decode_image
+from bot.images.uploads.upload_decoder import UploadDecoder
 
 pytestmark = pytest.mark.asyncio
 
@@ -21,7 +22,11 @@ def make_jpeg(side: int, colour: str) -> bytes:
     return buffer.getvalue()
 
 
-async def test_broken_and_huge_frames_are_left_out_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("is_sandboxed", [False, True])
+async def test_broken_and_huge_frames_are_left_out_and_logged(
+    caplog: pytest.LogCaptureFixture, is_sandboxed: bool
+) -> None:
+    decoder = UploadDecoder() if is_sandboxed else None
     view: Any = SimpleNamespace(id="JOB", task=SimpleNamespace(width=64, height=64, count=4))
     frames = {
         0: make_jpeg(64, "red"),
@@ -29,14 +34,18 @@ async def test_broken_and_huge_frames_are_left_out_and_logged(caplog: pytest.Log
         2: make_jpeg(4040, "blue"),
         3: make_jpeg(4040, "blue"),
     }
-    picture = await pictures.render_preview(view, frames)
+    picture = await pictures.render_preview(view, frames, decoder)
     assert picture
     pixels: Any = decode_image(picture.payload)
     assert pixels.size == (516, 516)
     red, *other_colours = [pixels.getpixel(position) for position in ((100, 100), (400, 100), (100, 400), (400, 400))]
     assert red[0] > 200
     assert all(max(one) < 60 for one in other_colours)
-    assert caplog.messages == ["job JOB: 3 of its frames cannot be read and are left out"]
-    assert await pictures.render_preview(view, {0: b"\xff\xd8\xff"}), (
+    assert [text for text in caplog.messages if text.startswith("job")] == [
+        "job JOB: 3 of its frames cannot be read and are left out"
+    ]
+    assert await pictures.render_preview(view, {0: b"\xff\xd8\xff"}, decoder), (
         "without a readable frame the grid has plain tiles"
     )
+    if decoder is not None:
+        await decoder.close()
