@@ -12,6 +12,7 @@ from bot.domain.events import Feed
 from bot.images.picture_store import PictureStore
 from bot.images.uploads.upload_decoder import UploadDecoder
 from bot.queue.active_jobs import ActiveJobs
+from bot.queue.broker_blobs import BrokerBlobs
 from bot.queue.cancellation import JobCanceller
 from bot.queue.closed_guilds import ClosedGuildWatcher
 from bot.queue.dispatcher import Dispatcher
@@ -53,6 +54,7 @@ class Queue:
     """The parts that move jobs from SQL to workers and back."""
 
     active_jobs: ActiveJobs
+    blobs: BrokerBlobs
     catalog: ModelCatalog
     forecast: Forecast
     completion: JobCompletion
@@ -77,22 +79,23 @@ def wire_queue(core: Core) -> Queue:
         store, active_jobs, core.live_workers, clock=clock,
         get_startup_progress=bus.get_startup_progress, get_model_size=bus.model_progress.get_model_size,
     )  # fmt: skip
+    blobs = BrokerBlobs(bus, core.picture_store, active_jobs)
     completion = JobCompletion(
-        store, bus, active_jobs, feed, clock=clock,
+        store, bus, active_jobs, feed, clock=clock, blobs=blobs,
         on_rows_freed=wake_event.set, on_end=metrics.count_end, on_requeue=metrics.count_requeue,
     )  # fmt: skip
     dispatcher = Dispatcher(
-        store, bus, active_jobs, feed, forecast, catalog, core.picture_store, completion, wake_event,
+        store, bus, active_jobs, feed, forecast, catalog, blobs, completion, wake_event,
         limits=core.settings.limits, clock=clock,
     )  # fmt: skip
     canceller = JobCanceller(store, bus, active_jobs, completion, core.live_workers)
     result_consumer = ResultConsumer(
         store, bus, active_jobs, feed, completion,
-        ResultIngest(store, bus, active_jobs, core.picture_store, core.worker_decoder, clock=clock),
+        ResultIngest(store, bus, active_jobs, core.picture_store, core.worker_decoder, clock=clock), blobs,
         on_reclaim=metrics.count_reclaim, clock=clock,
     )  # fmt: skip
     return Queue(
-        active_jobs, catalog, forecast, completion, dispatcher, canceller,
+        active_jobs, blobs, catalog, forecast, completion, dispatcher, canceller,
         JobControl(bus, active_jobs, clock=clock), result_consumer,
         Patrol(store, bus, active_jobs, completion, dispatcher.submit, lease=bus.limits.lease, clock=clock),
         JobRerouter(store, bus, active_jobs, completion, catalog, core.live_workers, clock=clock),

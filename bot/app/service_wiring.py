@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from concurrent.futures import Executor
 
 from bot.app.queue_wiring import Core, Queue
 from bot.domain.texts import format_startup
+from bot.images.film_cache import FILMS, FilmCache
 from bot.images.gallery import Gallery
 from bot.images.uploads.image_links import FetchFile
 from bot.images.uploads.upload_decoder import UploadDecoder
@@ -40,9 +42,9 @@ def wire_services(
     """Build the services."""
     store, bus, clock, catalog, limits = core.store, core.bus, core.clock, queue.catalog, core.settings.limits
     job_views = JobViews(store, queue.active_jobs, queue.forecast, limits=limits, clock=clock)
-    gallery = Gallery(
-        store, core.picture_store, LadderDecoder(bus.decode, core.live_workers, core.worker_decoder).decode
-    )
+    ladder_decoder = LadderDecoder(bus.decode, core.live_workers, core.worker_decoder)
+    films = FilmCache(core.settings.data / FILMS)
+    gallery = Gallery(store, core.picture_store, ladder_decoder.decode, films)
     loader = InitImageLoader(store, core.picture_store, gallery, job_views, upload_decoder, fetch_upload)
     flag_aliases, page_addresses = FlagAliases(store, catalog.model_names), PageAddresses()
     admission = Admission(
@@ -55,7 +57,7 @@ def wire_services(
         queue.control, core.live_workers, page_addresses, clock=clock,
     )  # fmt: skip
     rule_admin = RuleAdmin(store, queue.canceller.cancel, limits=limits, clock=clock)
-    front_end, moderation, data_deletion = _wire_deletion(core, queue, rule_admin)
+    front_end, moderation, data_deletion = _wire_deletion(core, queue, rule_admin, films)
     return Services(
         jobs=jobs,
         variations=VariationService(catalog, job_views, gallery, loader, flag_aliases, job_maker),
@@ -72,12 +74,19 @@ def wire_services(
     )  # fmt: skip
 
 
-def _wire_deletion(core: Core, queue: Queue, rule_admin: RuleAdmin) -> tuple[FrontEndActions, Moderation, DataDeletion]:
+def _wire_deletion(
+    core: Core, queue: Queue, rule_admin: RuleAdmin, films: FilmCache
+) -> tuple[FrontEndActions, Moderation, DataDeletion]:
     """Build what deletes pictures and posts reports, and the actions that it asks of a front end."""
     front_end = FrontEndActions()
+
+    async def drop_copies(hashes: Collection[str]) -> None:
+        await films.forget(hashes)
+        await queue.blobs.drop(hashes)
+
     moderation = Moderation(
         core.store, core.picture_store, queue.canceller, core.feed, rule_admin.effective_rules, front_end,
-        clock=core.clock,
+        drop_copies=drop_copies, clock=core.clock,
     )  # fmt: skip
     data_deletion = DataDeletion(
         core.store, queue.canceller.cancel, moderation.remove_files, core.feed, front_end,

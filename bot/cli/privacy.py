@@ -86,17 +86,20 @@ async def _hold_leader_term(settings: Settings, store: Store) -> AsyncGenerator[
 def _build_forget_service(settings: Settings, store: Store) -> DataDeletion:
     """Build `DataDeletion` without broker and front ends."""
     from bot.domain.events import Feed
+    from bot.images.film_cache import FILMS, FilmCache
     from bot.images.picture_store import PictureStore
     from bot.services.front_end_actions import FrontEndActions
     from bot.services.privacy.data_deletion import DataDeletion
     from bot.services.storage.file_cleanup import FileCleanup
 
+    films = FilmCache(settings.data / FILMS)
+
     async def request_cancel(job_id: str) -> object:
         return await store.request_cancel(job_id, time.time())
 
     return DataDeletion(
-        store, request_cancel, FileCleanup(store, PictureStore(settings.pictures)), Feed(), FrontEndActions(),
-        waits_for_discord=True,
+        store, request_cancel, FileCleanup(store, PictureStore(settings.pictures), films.forget), Feed(),
+        FrontEndActions(), waits_for_discord=True,
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Channel visibility: jobs of channels that a member cannot see count as private ones for them.
 
-A thread counts as its channel. Nobody knows who saw a deleted channel: its jobs are for admins.
+A public thread counts as its channel. Jobs of a private thread are for those who act inside it: Discord tells the bot
+no members of a thread. Nobody knows who saw a deleted channel: its jobs are for admins.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import discord
 from bot.policy.permissions import PRIVATE_JOB
 
 if TYPE_CHECKING:
-    from bot.domain.dto import JobView
+    from bot.domain.dto import JobView, Member
 
 CHANNEL_HIDDEN = "That job belongs to a channel that you cannot see."
+THREAD_HIDDEN = "That job belongs to a private thread: only its members may use it, and only there."
 
 
 def can_see_channel(user: discord.abc.User, channel: str) -> bool:
@@ -33,23 +35,28 @@ def can_see_channel(user: discord.abc.User, channel: str) -> bool:
         return False
 
 
-def with_channel_privacy(view: JobView, user: discord.abc.User) -> JobView:
-    """Return the job as this member may see it: private if they cannot see its channel, unless it is theirs."""
+def private_thread_of(channel: object) -> str:
+    """Return the id of a private thread; empty for every other channel."""
+    return str(channel.id) if isinstance(channel, discord.Thread) and channel.is_private() else ""
+
+
+def with_channel_privacy(view: JobView, member: Member) -> JobView:
+    """Return the job as this member may see it: private if they cannot see its channel or thread, unless it is theirs.
+
+    Another check refuses jobs of other servers.
+    """
     if (
         view.is_private
-        or view.member_id == f"discord:{user.id}"
-        or not _is_same_guild(view, user)
-        or can_see_channel(user, view.channel)
+        or view.member_id == member.id
+        or view.guild != member.guild
+        or member.can_see_place(view.channel, view.thread)
     ):
         return view
     return replace(view, is_private=True)
 
 
-def _is_same_guild(view: JobView, user: discord.abc.User) -> bool:
-    """Return whether the job is of this server; another check refuses those of other servers."""
-    return isinstance(user, discord.Member) and view.guild == f"discord:{user.guild.id}"
-
-
 def refusal_reason(reason: str, view: JobView | None) -> str:
     """Return the sentence for a refusal about a job that `with_channel_privacy` may have made private."""
-    return CHANNEL_HIDDEN if reason == PRIVATE_JOB and view is not None and not view.is_private else reason
+    if reason != PRIVATE_JOB or view is None or view.is_private:
+        return reason
+    return THREAD_HIDDEN if view.thread else CHANNEL_HIDDEN

@@ -42,7 +42,7 @@ async def require_permission(
 ) -> Member:
     """Return the member if they may do this (to this job). Raises `UserError` (403)."""
     member = member_of(interaction)
-    subject = None if view is None else job_ref(with_channel_privacy(view, interaction.user))
+    subject = None if view is None else job_ref(with_channel_privacy(view, member))
     if reason := forbidden_reason(action, member, subject, in_direct_message=interaction.guild_id is None):
         raise UserError(refusal_reason(reason, view), 403)
     if action not in SELF_CHECKED_ACTIONS:

@@ -145,11 +145,12 @@ def _can_make_film(view: JobView, request: FilmRequest) -> bool:
 
 
 async def _render_film(interaction: discord.Interaction[DarkroomClient], view: JobView, request: FilmRequest) -> bytes:
-    services, limit = interaction.client.services, interaction.filesize_limit - UPLOAD_MARGIN
-    if request.film_type == "dissolving":
-        return await services.gallery.render_dissolve(view.id, request.index, request.file_format, limit)
-    if request.film_type == "both":
-        return await services.gallery.render_dissolve_and_back(view.id, request.index, request.file_format, limit)
-    if request.film_type == "walk":
-        return await services.gallery.render_interpolation_film(view.id, limit, request.file_format)
-    return await services.gallery.render_film(view.id, limit, request.file_format)
+    gallery, limit = interaction.client.services.gallery, interaction.filesize_limit - UPLOAD_MARGIN
+    async with gallery.wait_turn(member_of(interaction).id):
+        if request.film_type == "dissolving":
+            return await gallery.render_dissolve(view.id, request.index, request.file_format, limit)
+        if request.film_type == "both":
+            return await gallery.render_dissolve_and_back(view.id, request.index, request.file_format, limit)
+        if request.film_type == "walk":
+            return await gallery.render_interpolation_film(view.id, limit, request.file_format)
+        return await gallery.render_film(view.id, limit, request.file_format)

@@ -70,7 +70,7 @@ async def suggest_open_jobs(interaction: Interaction, current: str) -> list[Choi
     others: Sequence[JobView] = ()
     if member.is_moderator and interaction.guild_id is not None:
         queue = await interaction.client.services.job_views.load_queue(member.guild)
-        others = [with_channel_privacy(view, interaction.user) for view in queue if view.member_id != member.id]
+        others = [with_channel_privacy(view, member) for view in queue if view.member_id != member.id]
     all_label = f"All of mine: {texts.format_job_count(len(own_jobs))}" if len(own_jobs) > 1 else ""
     return filter_jobs([*own_jobs, *others], current, member.id, all_label=all_label)
 

@@ -17,7 +17,7 @@ import discord
 
 from bot.discord.cards import job_cards
 from bot.discord.cards.notices import message_link
-from bot.discord.channel_visibility import can_see_channel
+from bot.discord.channel_visibility import can_see_channel, private_thread_of
 from bot.discord.permissions import check_can_attach, guild_permissions, permission_warning
 from bot.domain.dto import AcceptedJob, Destination, Member
 from bot.domain.errors import UserError
@@ -52,6 +52,7 @@ def member_of(interaction: Interaction) -> Member:
         is_operator=user.id in interaction.client.operator_ids,
         roles=tuple(str(role.id) for role in user.roles) if isinstance(user, discord.Member) else (),
         channel=str(getattr(channel, "parent_id", None) or interaction.channel_id or ""),
+        thread=private_thread_of(channel),
         age_restricted=_is_age_restricted(channel),
         can_see=partial(can_see_channel, user),
     )

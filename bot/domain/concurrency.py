@@ -1,18 +1,20 @@
 """Limits on what runs at once.
 
 `PerMemberLimit`: a member's slow requests run one at a time and delay nobody else's. `race`: coroutines run until one
-of them ends.
+of them ends. `run_in_thread`: a thread whose caller is cancelled still counts.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from bot.domain.errors import UserError
+
+T = TypeVar("T")
 
 MAX_REQUESTS = 4  # requests of one member: one runs, the others wait
 TOO_MANY_REQUESTS = (
@@ -48,6 +50,21 @@ class PerMemberLimit:
 class _MemberQueue:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     length: int = 0
+
+
+async def run_in_thread(function: Callable[[], T], on_cancel: Callable[[], object] = lambda: None) -> T:
+    """Return the result of `function`, which runs in a thread. A cancelled caller calls `on_cancel` and waits for the
+    thread: no thread can be ended from outside, and the limit that the caller holds is for threads.
+    """
+    thread = asyncio.ensure_future(asyncio.to_thread(function))
+    try:
+        return await asyncio.shield(thread)
+    except asyncio.CancelledError:
+        on_cancel()
+        await asyncio.wait([thread])
+        if not thread.cancelled():
+            thread.exception()  # nobody else reads it
+        raise
 
 
 async def race(*routines: Coroutine[Any, Any, None]) -> None:

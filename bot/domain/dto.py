@@ -27,8 +27,9 @@ class Member:
 
     `is_moderator`, `is_admin` (may manage the server), `is_owner` (of the server) and `is_operator` (of the bot) decide
     the role (`bot.policy.permissions`). `roles`: the member's Discord roles there. `channel`: where they act (a thread
-    counts as its parent). `age_restricted`: the channel is for adults; there no picture is checked, while the word
-    filter still holds. `can_see`: whether they can see a channel of their guild, by its id.
+    counts as its parent). `thread`: the private thread where they act, else empty. `age_restricted`: the channel is for
+    adults; there no picture is checked, while the word filter still holds. `can_see`: whether they can see a channel of
+    their guild, by its id.
     """
 
     id: str
@@ -41,8 +42,16 @@ class Member:
     is_operator: bool = False
     roles: tuple[str, ...] = ()
     channel: str = ""
+    thread: str = ""
     age_restricted: bool = False
     can_see: Callable[[str], bool] = field(default=can_see_everything, compare=False, repr=False)
+
+    def can_see_place(self, channel: str, thread: str) -> bool:
+        """Return whether they can see a channel of their guild, and the private thread in it (empty for none).
+
+        Discord tells the bot no members of a thread: who acts inside is one, and nobody sees it from outside.
+        """
+        return thread in ("", self.thread) and self.can_see(channel)
 
 
 @dataclass(frozen=True)
@@ -132,8 +141,9 @@ class JobView:
     `step` of `total_steps`: the newest step known (workers send frames only while somebody watches). `ladder_images`:
     the images that have a ladder (film and slider). `parent_image`: the job and image index it was made from.
     `is_private`: only its author may see it. `needs_check`: its pictures must pass the picture check before they are
-    shown. `deleted_at`: when its pictures were deleted. `channel`: where it was requested. `ends_interpolation`: it was
-    the last job of an interpolation to finish, so the film is shown with it.
+    shown. `deleted_at`: when its pictures were deleted. `channel`: where it was requested; `thread`: the private thread
+    of that channel, else empty. `ends_interpolation`: it was the last job of an interpolation to finish, so the film is
+    shown with it.
     """
 
     id: str
@@ -167,6 +177,7 @@ class JobView:
     needs_check: bool = False
     deleted_at: float | None = None
     channel: str = ""
+    thread: str = ""
     ends_interpolation: bool = False
 
     @property
@@ -177,5 +188,5 @@ class JobView:
         return max(1, self.pictures[0].width // self.task.width)
 
     def is_hidden_from(self, member_id: str) -> bool:
-        """Return whether it is private and another member's."""
-        return self.is_private and self.member_id != member_id
+        """Return whether it is another member's, and private or of a private thread: for those who act elsewhere."""
+        return (self.is_private or bool(self.thread)) and self.member_id != member_id

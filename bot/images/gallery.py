@@ -1,41 +1,42 @@
 """Finished pictures of a job and the files made from them: films, keyframe grids, contact sheets, comparisons.
 
-It renders files on first request, off the event loop, one at a time; the last few stay in memory.
+It renders files on first request, off the event loop (`bot.images.rendered_files`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 
+from bot.domain.concurrency import run_in_thread
 from bot.domain.errors import UserError
 from bot.domain.job_states import is_end
 from bot.images import contact_sheet
 from bot.images.async_cache import AsyncCache
 from bot.images.blur import blur_picture
+from bot.images.film_cache import FilmCache
 from bot.images.films import interpolation_film, ladder_film, noising_film
 from bot.images.films.animation import MAX_FILM_BYTES
 from bot.images.films.formats import FilmFormat, check_film_format
 from bot.images.image_codec import UnreadableImage
 from bot.images.keyframes import ladder_keyframes
 from bot.images.keyframes.thumbnail_decoder import (
-    NO_THUMBNAILS,
     DecodeLadder,
     ThumbnailDecoder,
-    Thumbnails,
     apply_thumbnails,
 )
 from bot.images.moderation_status import NO_FILM as HELD_FILM
 from bot.images.moderation_status import hold_reason, is_held
-from bot.images.picture_store import ContentMissing, PictureStore
+from bot.images.picture_store import PictureStore
+from bot.images.rendered_files import PICTURE_GONE, RenderedFiles
 from bot.store import Store, StoredPicture
 from bot.store.jobs import interpolations
 from bot.store.moderation import reviews
 
-CACHED_FILES = 8  # files in memory; at most 10 MB each
 CACHED_LADDERS = 16  # jobs whose keyframe thumbnails, and pictures whose steps, stay in memory
 CONCURRENT_GRIDS = 2  # keyframe grids drawn at once
-PICTURE_GONE = "This picture is not kept any more."
 NO_FILM = "There is no film of this job."
 NO_WALK = "This job is no interpolation, so it has no such film."
 WALK_UNFINISHED = "This interpolation is still running; its film follows the last picture."
@@ -45,13 +46,22 @@ NO_LADDER = "This picture has no keyframes to branch from."
 class Gallery:
     """Every method raises `UserError`: 404 if there is nothing to show, 403 for held pictures."""
 
-    def __init__(self, store: Store, pictures: PictureStore, decode: DecodeLadder | None = None) -> None:
-        self._store, self._pictures = store, pictures
-        self._file_cache: AsyncCache[bytes] = AsyncCache(CACHED_FILES)  # by kind and parts
+    def __init__(
+        self, store: Store, pictures: PictureStore, decode: DecodeLadder | None = None,
+        disk_cache: FilmCache | None = None,
+    ) -> None:  # fmt: skip
+        self._store = store
+        self._rendered = RenderedFiles(pictures, disk_cache)
         self._bare_ladders: AsyncCache[list[bytes]] = AsyncCache(CACHED_LADDERS)
         self._thumbnail_decoder = ThumbnailDecoder(store, self.read_file, decode)
         self._branch_steps: AsyncCache[tuple[int, ...]] = AsyncCache(CACHED_LADDERS)
         self._grid_slots = asyncio.Semaphore(CONCURRENT_GRIDS)
+
+    def wait_turn(self, member: str) -> AbstractAsyncContextManager[None]:
+        """Wait for a member's earlier films: a front end renders a film for a member inside. Raises `UserError` (429)
+        if too many wait.
+        """
+        return self._rendered.wait_turn(member)
 
     async def find_visible(self, job: str, index: int) -> StoredPicture:
         """Return the record of one finished image that may be shown, upscaled or varied."""
@@ -106,7 +116,7 @@ class Gallery:
             return ladder_film.render_film(ladders, finals=final_pictures, film_format=film_format, limit=limit)
 
         thumbnails = await self._thumbnail_decoder.decode_thumbnails(job, ladder_files)
-        return await self._render_cached(("film", film_format, str(limit)), parts, make, NO_FILM, thumbnails)
+        return await self._rendered.get_or_render(("film", film_format, str(limit)), parts, make, NO_FILM, thumbnails)
 
     async def render_interpolation_film(
         self, job: str, limit: int = MAX_FILM_BYTES, film_format: FilmFormat = "webp"
@@ -118,7 +128,7 @@ class Gallery:
         def make(contents: Sequence[bytes]) -> bytes:
             return interpolation_film.render_interpolation_film(contents, film_format=film_format, limit=limit)
 
-        return await self._render_cached(("walk", film_format, str(limit)), walk_images, make, PICTURE_GONE)
+        return await self._rendered.get_or_render(("walk", film_format, str(limit)), walk_images, make, PICTURE_GONE)
 
     async def _walk_images(self, job: str) -> list[StoredPicture]:
         """Return the images of a walk that may be shown, in order. Raises `UserError` (404) if it has no film."""
@@ -145,7 +155,7 @@ class Gallery:
                 contents[0], noising_film.derive_seed(contents[0]), film_format=film_format, limit=limit
             )
 
-        return await self._render_cached(
+        return await self._rendered.get_or_render(
             ("dissolve", film_format, str(limit)), [await self.find_visible(job, index)], make, PICTURE_GONE
         )
 
@@ -166,7 +176,9 @@ class Gallery:
             )
 
         thumbnails = await self._thumbnail_decoder.decode_thumbnails(job, parts[1:])
-        return await self._render_cached(("there and back", film_format, str(limit)), parts, make, NO_FILM, thumbnails)
+        return await self._rendered.get_or_render(
+            ("there and back", film_format, str(limit)), parts, make, NO_FILM, thumbnails
+        )
 
     async def branch_steps(self, job: str, index: int) -> tuple[int, ...]:
         """Return the steps at which an image can be branched, ascending; empty if its ladder keeps no latents."""
@@ -188,10 +200,7 @@ class Gallery:
 
     async def read_file(self, stored: StoredPicture) -> bytes:
         """Return the bytes of a stored file."""
-        try:
-            return await self._pictures.get(stored.sha256)
-        except ContentMissing as error:
-            raise UserError(PICTURE_GONE, 404) from error
+        return await self._rendered.read_file(stored)
 
     async def render_contact_sheet(self, job: str, index: int) -> bytes:
         """Return the keyframes that can be branched as a WebP contact sheet, each labelled with its step."""
@@ -200,7 +209,7 @@ class Gallery:
             return contact_sheet.make_contact_sheet(contents[0])
 
         parts = [await self.find_ladder(job, index)]
-        return await self._render_cached(
+        return await self._rendered.get_or_render(
             ("sheet",),
             parts,
             make,
@@ -213,36 +222,11 @@ class Gallery:
         if not 2 <= len(pictures) <= 4 or len(labels) != len(pictures):
             raise UserError("Two to four pictures can be compared.")
         parts = [await self.find_visible(job, index) for job, index in pictures]
-        return await self._render_cached(
+        return await self._rendered.get_or_render(
             ("compared", *labels),
             parts,
             lambda contents: contact_sheet.compose_side_by_side(contents, labels),
             PICTURE_GONE,
-        )
-
-    async def _render_cached(
-        self,
-        key: tuple[str, ...],
-        parts: Sequence[StoredPicture],
-        render: Callable[[Sequence[bytes]], bytes],
-        refusal: str,
-        thumbnails: Mapping[str, Thumbnails] = NO_THUMBNAILS,
-    ) -> bytes:
-        """Return `render` of the parts' contents, or the cached result.
-
-        `refusal`: the sentence for the member if a part is unreadable. `thumbnails`: decoded thumbnails of ladders, by
-        SHA-256.
-        """
-
-        async def render_file() -> bytes:
-            try:
-                contents = [await self.read_file(stored) for stored in parts]
-                return await asyncio.to_thread(lambda: render(apply_thumbnails(parts, contents, thumbnails)))
-            except UnreadableImage as error:
-                raise UserError(refusal, 404) from error
-
-        return await self._file_cache.get_or_make(
-            (*key, "decoded" if thumbnails else "", *(stored.sha256 for stored in parts)), render_file
         )
 
     async def keyframe_steps(self, job: str) -> list[int]:
@@ -257,7 +241,7 @@ class Gallery:
         try:
             ladders = await self._without_latents(job)
             async with self._grid_slots:
-                return await asyncio.to_thread(ladder_film.render_keyframe, ladders, index)
+                return await run_in_thread(partial(ladder_film.render_keyframe, ladders, index))
         except (UnreadableImage, IndexError) as error:
             raise UserError("There is no such keyframe.", 404) from error
 

@@ -16,12 +16,13 @@ import msgspec
 
 from bot.domain.events import Feed, QueueMoved
 from bot.domain.texts import INIT_IMAGE_GONE
-from bot.images.picture_store import ContentMissing, PictureStore
+from bot.images.picture_store import ContentMissing
 from bot.policy.limits import Limits
 from bot.policy.queue_bypass import QueueBypass
 from bot.policy.rules.running_limits import RunningLimits
 from bot.policy.worker_losses import is_on_probation
 from bot.queue.active_jobs import ActiveJobs
+from bot.queue.broker_blobs import BrokerBlobs
 from bot.queue.eta import Forecast, QueuePlace
 from bot.queue.job_completion import JobCompletion
 from bot.queue.job_request import renew_recipe
@@ -55,11 +56,11 @@ class Dispatcher:
 
     def __init__(
         self, store: Store, bus: Bus, active_jobs: ActiveJobs, feed: Feed, forecast: Forecast, models: ModelCatalog,
-        pictures: PictureStore, completion: JobCompletion, wake_event: asyncio.Event, *, limits: Limits,
+        blobs: BrokerBlobs, completion: JobCompletion, wake_event: asyncio.Event, *, limits: Limits,
         clock: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
         self._store, self._bus, self._active_jobs, self._feed = store, bus, active_jobs, feed
-        self._forecast, self._models, self._pictures, self._completion = forecast, models, pictures, completion
+        self._forecast, self._models, self._blobs, self._completion = forecast, models, blobs, completion
         self._limits, self._clock = limits, clock
         self._bypass = QueueBypass()
         self._wake_event = wake_event
@@ -163,7 +164,7 @@ class Dispatcher:
             return
         try:
             for sha256 in required_blobs(record.task):
-                await self._bus.put_blob(await self._pictures.get(sha256))
+                await self._blobs.put(sha256)
         except ContentMissing:
             await self._completion.fail(record.id, INIT_IMAGE_GONE, "us")
             return

@@ -15,11 +15,12 @@ from bot.domain.events import Feed, JobEnded
 from bot.domain.job_states import is_end
 from bot.policy.worker_losses import retry_pause
 from bot.queue.active_jobs import ActiveJobs
+from bot.queue.broker_blobs import BrokerBlobs
 from bot.store import JobRecord, Store, Transition
 from bot.store.jobs import queries
 from bot.store.transitions.corrupt_rows import UNREADABLE_TEXT, fail_unreadable_jobs
 from engine.bus import BrokerUnreachable, Bus
-from engine.contract import Blame
+from engine.contract import Blame, required_blobs
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +37,10 @@ class JobCompletion:
         self, store: Store, bus: Bus, active_jobs: ActiveJobs, feed: Feed, *,
         clock: Callable[[], float] = time.time, on_rows_freed: Callable[[], None] = lambda: None,
         on_end: Callable[[Transition], None] = lambda _: None,
-        on_requeue: Callable[[RequeueCause], None] = lambda _: None,
+        on_requeue: Callable[[RequeueCause], None] = lambda _: None, blobs: BrokerBlobs,
     ) -> None:  # fmt: skip
         self._store, self._bus, self._active_jobs, self._feed, self._clock = store, bus, active_jobs, feed, clock
-        self.on_rows_freed, self._on_end, self._on_requeue = on_rows_freed, on_end, on_requeue
+        self.on_rows_freed, self._on_end, self._on_requeue, self._blobs = on_rows_freed, on_end, on_requeue, blobs
 
     async def load_active(self) -> list[JobRecord]:
         """Load the active jobs from SQL, and return sent and running jobs, oldest first. Unreadable jobs fail."""
@@ -144,10 +145,11 @@ class JobCompletion:
             log.warning("job %s: %s", record.id, error)
 
     async def clear_broker(self, record: JobRecord, *, tombstone: bool = False) -> None:
-        """Remove a job's messages from the broker. `tombstone`: also stop a worker that runs it."""
+        """Remove a job's messages and input pictures from the broker. `tombstone`: also stop a worker that runs it."""
         try:
             if tombstone:
                 await self._bus.cancel(record.id)
             await self._bus.remove_dispatched(record.to_job(), every_attempt=True)
+            await self._blobs.drop(required_blobs(record.task))
         except BrokerUnreachable as error:
             log.warning("job %s: %s", record.id, error)

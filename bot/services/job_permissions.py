@@ -15,10 +15,10 @@ ORIGINAL_FORBIDDEN = "This picture is an upscale, and you may not use its origin
 
 
 def refusal_reason(action: Action, member: Member, record: JobRecord) -> str | None:
-    """Return why `member` may not do this, as a sentence; None if they may. A job in a channel that they cannot see
-    counts as private.
+    """Return why `member` may not do this, as a sentence; None if they may. A job in a channel or private thread
+    that they cannot see counts as private.
     """
-    is_hidden = record.private or not member.can_see(record.channel)
+    is_hidden = record.private or not member.can_see_place(record.channel, record.thread)
     return forbidden_reason(action, member, JobRef(record.member, record.member_name, record.guild, is_hidden))
 
 

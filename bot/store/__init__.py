@@ -95,6 +95,10 @@ class Store:
                     )
         await self.database.close()
 
+    async def truncate_log(self) -> bool:
+        """Empty the write-ahead log of SQLite; False if that is not possible now. Raises `DatabaseUnavailable`."""
+        return await self.database.truncate_log()
+
     async def write(self, operation: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `operation` as one write transaction. It is committed when this returns."""
 

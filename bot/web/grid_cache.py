@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from weakref import WeakValueDictionary
 
 from cachetools import LRUCache
 
+from bot.domain.concurrency import run_in_thread
 from bot.images import grid
 
 MAX_CONCURRENT = 2  # each takes a core, and tens of megabytes of pixels
@@ -37,7 +39,7 @@ class GridCache:
         async with lock, self._slots:
             if (entry := self._entries.get(key)) is not None:  # another request composed it meanwhile
                 return entry
-            payload = await asyncio.to_thread(grid.compose, await load_pictures(), self._cell)
+            payload = await run_in_thread(partial(grid.compose, await load_pictures(), self._cell))
             self._store(key, payload)
             return payload
 

@@ -5,7 +5,10 @@ The job service has the bytes. Pictures count from 1, keyframes from 0.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
+from typing import Any
 
 from aiohttp import web
 
@@ -16,12 +19,14 @@ from bot.images.films.formats import FILM_FORMATS, MEDIA_TYPES, FilmFormat, pars
 from bot.images.moderation_status import held_images
 from bot.web import serializers
 from bot.web.grid_cache import GridCache
+from bot.web.middleware import member_of
 from bot.web.sse import SERVICES, require_permitted, require_visible
 from engine.contract import MAX_COUNT
 
 GRID_CACHE = web.AppKey("grid_cache", GridCache)
 CACHE_FOREVER = "private, max-age=31536000, immutable"
 NO_STORE = "no-store"  # while a picture of the job is held: grid and film will change
+DISCONNECT_SECONDS = 0.1  # between two looks whether the client is still there
 MIN_CELL = 512  # least pixels of the shorter side of a picture in the grid
 
 
@@ -59,7 +64,8 @@ async def get_grid(request: web.Request) -> web.Response:
 
     held_indices = held_images(view)
     key = tuple(f"{picture.sha256}{' held' if picture.index in held_indices else ''}" for picture in view.pictures)
-    return _file_response(await request.app[GRID_CACHE].get(key, load_pictures), "image/png", f"{view.id}.png", view)
+    payload = await _wait_while_connected(request, request.app[GRID_CACHE].get(key, load_pictures))
+    return _file_response(payload, "image/png", f"{view.id}.png", view)
 
 
 async def get_film(request: web.Request) -> web.Response:
@@ -68,7 +74,8 @@ async def get_film(request: web.Request) -> web.Response:
         _require_finished(await require_permitted(request, "film")),
         parse_film_format(request.match_info["kind"]),
     )
-    payload = await request.app[SERVICES].gallery.render_film(view.id, film_format=kind)
+    gallery = request.app[SERVICES].gallery
+    payload = await _render_in_turn(request, partial(gallery.render_film, view.id, film_format=kind))
     return _file_response(payload, MEDIA_TYPES[kind], f"{view.id}.{kind}", view)
 
 
@@ -81,7 +88,8 @@ async def get_interpolation_film(request: web.Request) -> web.Response:
         _require_finished(await require_permitted(request, "film")),
         parse_film_format(request.match_info["kind"]),
     )
-    payload = await request.app[SERVICES].gallery.render_interpolation_film(view.id, film_format=kind)
+    gallery = request.app[SERVICES].gallery
+    payload = await _render_in_turn(request, partial(gallery.render_interpolation_film, view.id, film_format=kind))
     response = _file_response(payload, MEDIA_TYPES[kind], f"{view.id}-walk.{kind}", view)
     response.headers["Cache-Control"] = NO_STORE
     return response
@@ -102,7 +110,7 @@ async def _render_picture_film(
 ) -> web.Response:
     view, index = await require_permitted(request, "film"), picture_index_of(request)
     kind = parse_film_format(request.match_info["kind"])
-    payload = await render(view.id, index, kind)
+    payload = await _render_in_turn(request, partial(render, view.id, index, kind))
     return _file_response(payload, MEDIA_TYPES[kind], f"{view.id}-{index + 1}-{name}.{kind}", view)
 
 
@@ -117,12 +125,32 @@ async def list_keyframes(request: web.Request) -> web.Response:
 async def get_keyframe(request: web.Request) -> web.Response:
     """Return one keyframe of the film; the first is 0."""
     view, number = _require_finished(await require_permitted(request, "film")), _parse_number(request)
-    return _file_response(
-        await request.app[SERVICES].gallery.render_keyframe_grid(view.id, number),
-        "image/webp",
-        f"{view.id}-{number}.webp",
-        view,
-    )
+    rendering = request.app[SERVICES].gallery.render_keyframe_grid(view.id, number)
+    payload = await _wait_while_connected(request, rendering)
+    return _file_response(payload, "image/webp", f"{view.id}-{number}.webp", view)
+
+
+async def _render_in_turn(request: web.Request, render: Callable[[], Awaitable[bytes]]) -> bytes:
+    """Return a film, rendered after this visitor's earlier ones. Refuse with 429 if too many wait."""
+
+    async def render_in_turn() -> bytes:
+        async with request.app[SERVICES].gallery.wait_turn(member_of(request).id):
+            return await render()
+
+    return await _wait_while_connected(request, render_in_turn())
+
+
+async def _wait_while_connected(request: web.Request, work: Coroutine[Any, Any, bytes]) -> bytes:
+    """Return the result of `work`; drop the work once its client is gone."""
+    task = asyncio.ensure_future(work)
+    try:
+        while not task.done():
+            if request.transport is None or request.transport.is_closing():
+                raise ConnectionResetError("the client is gone")
+            await asyncio.wait([task], timeout=DISCONNECT_SECONDS)
+        return task.result()
+    finally:
+        task.cancel()
 
 
 def _require_finished(view: JobView) -> JobView:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hmac
 import logging
+import math
+import time
 from collections.abc import Awaitable, Callable
 
 import aiohttp_jinja2
@@ -80,7 +82,10 @@ async def handle_errors(request: web.Request, handler: Handler) -> web.StreamRes
     try:
         return await handler(request)
     except UserError as error:
-        return error_response(request, error.status, error.sentence)
+        response = error_response(request, error.status, error.sentence)
+        if error.status == 429 and error.retry_at is not None:
+            response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_at - time.time())))
+        return response
     except web.HTTPMethodNotAllowed as error:
         methods = ", ".join(sorted(error.allowed_methods))
         response = error_response(request, 405, f"{request.method} is not allowed here, only {methods}.")

@@ -166,3 +166,8 @@ class BusBase:
         """Return a blob of at most `limit` bytes, checked against its name. Raises `BlobMissing`."""
         with translate_errors("fetch a blob"):
             return await self.blobs.get(sha256, limit)
+
+    async def drop_blob(self, sha256: str) -> None:
+        """Remove a blob; a missing one is fine."""
+        with translate_errors("drop a blob"):
+            await self.blobs.drop(sha256)

@@ -136,7 +136,7 @@ def job_title(prompt: str) -> str:
 
 
 def _queue_line(number: int, view: JobView, now: float, reader: str) -> str:
-    is_hidden = view.is_hidden_from(reader)
+    is_hidden = view.is_private and view.member_id != reader
     subject = (
         "a private picture"
         if is_hidden

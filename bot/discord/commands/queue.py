@@ -14,7 +14,7 @@ from bot.discord.cards.job_cards import NO_PROMPT
 from bot.discord.channel_visibility import with_channel_privacy
 from bot.discord.checks import reply_on_error, require_permission
 from bot.discord.job_choice import ALL_JOBS, MAX_CHOICE_CHARS, suggest_open_jobs
-from bot.discord.responses import guild_of, member_of, send_ephemeral
+from bot.discord.responses import member_of, send_ephemeral
 from bot.domain import texts
 from bot.domain.errors import UserError
 
@@ -27,15 +27,14 @@ if TYPE_CHECKING:
 @app_commands.command(description="Who is before you, and why")
 async def queue(interaction: discord.Interaction[DarkroomClient]) -> None:
     async with reply_on_error(interaction):
-        guild = guild_of(interaction)  # only this server's jobs: no server sees another's prompts
-        views = [
-            with_channel_privacy(view, interaction.user)
-            for view in await interaction.client.services.job_views.load_queue(guild)
-        ]
-        member_id = member_of(interaction).id
-        has_own_jobs = any(view.member_id == member_id for view in views)
+        member = member_of(interaction)
+        queue_views = await interaction.client.services.job_views.load_queue(
+            member.guild
+        )  # only this server's jobs: no server sees another's prompts
+        views = [with_channel_privacy(view, member) for view in queue_views]
+        has_own_jobs = any(view.member_id == member.id for view in views)
         hint = f"-# {interaction.client.mention_command('cancel')} cancels one of yours." if has_own_jobs else ""
-        await send_ephemeral(interaction, job_cards.render_queue(views, time.time(), hint, member_id))
+        await send_ephemeral(interaction, job_cards.render_queue(views, time.time(), hint, member.id))
 
 
 @app_commands.command(description="Cancel one of your jobs, or all of them")
@@ -49,7 +48,7 @@ async def cancel(interaction: discord.Interaction[DarkroomClient], job: Range[st
         member = await require_permission(interaction, "cancel", view)
         text = await interaction.client.services.jobs.cancel(view.id, member)
         is_own = view.member_id == member.id
-        is_hidden = with_channel_privacy(view, interaction.user).is_private and not is_own
+        is_hidden = with_channel_privacy(view, member).is_private and not is_own
         prompt = "A private job" if is_hidden else texts.escape_discord(view.prompt or NO_PROMPT, 200)
         await send_ephemeral(interaction, f"**{prompt}**\n{text}")
 

@@ -10,11 +10,13 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import discord
 from cachetools import LRUCache
 
+from bot.discord.channel_visibility import can_see_channel, private_thread_of, with_channel_privacy
 from bot.discord.components.deletion import delete_job
 from bot.discord.components.direct_messages import send_pictures
 from bot.discord.permissions import guild_permissions
@@ -71,7 +73,7 @@ class Reactions:
             if job is not None and member is not None:
                 await self._apply_reaction(meaning, job, member, payload)
         except UserError as error:
-            log.info("a reaction of %s was refused: %s", payload.user_id, error.sentence)
+            log.info("a reaction to message %s was refused: %s", payload.message_id, error.sentence)
         except Exception:
             log.exception("a reaction to message %s failed", payload.message_id)
 
@@ -105,6 +107,7 @@ class Reactions:
             is_owner=guild_member.guild.owner_id == guild_member.id, is_operator=is_operator,
             roles=tuple(str(role.id) for role in guild_member.roles),
             channel=str(getattr(channel, "parent_id", None) or payload.channel_id),
+            thread=private_thread_of(channel), can_see=partial(can_see_channel, guild_member),
             age_restricted=bool(channel is not None and channel.is_nsfw()),
         )  # fmt: skip
 
@@ -123,7 +126,8 @@ class Reactions:
             await services.jobs.cancel(job, member)
 
     async def _require_permission(self, action: Action, member: Member, view: JobView, *, is_direct: bool) -> None:
-        if reason := forbidden_reason(action, member, job_ref(view), in_direct_message=is_direct):
+        subject = job_ref(with_channel_privacy(view, member))
+        if reason := forbidden_reason(action, member, subject, in_direct_message=is_direct):
             raise UserError(reason, 403)
         await self._client.services.rule_admin.check_command(member, action)
 
@@ -132,5 +136,5 @@ class Reactions:
             await send_pictures(self._client, view, user_id)
         except discord.Forbidden as error:
             if user_id not in self._closed_dms:
-                log.info("pictures could not be sent to %s: %s", user_id, error)
+                log.info("pictures could not be sent to a member: %s", error)
             self._closed_dms[user_id] = None

@@ -5,6 +5,7 @@ size limit.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -22,6 +23,13 @@ MAX_FILM_BYTES = 10 * 1024 * 1024  # Discord's upload limit in a server without 
 MAX_SIDE = 1032  # pixels of a frame's longer side: two cells of 512 with the gap, and 150 MB for 48 frames
 
 Size = tuple[int, int]
+
+IS_ABANDONED: ContextVar[Callable[[], bool]] = ContextVar("is_abandoned", default=lambda: False)  # nobody waits for it
+
+
+class RenderingAbandoned(Exception):
+    """Nobody waits for this film any more."""
+
 
 # Attempts, in order, until a film fits: every n-th frame, size as a share, quality level (0 is the best).
 _ATTEMPTS = (
@@ -54,11 +62,18 @@ def encode_to_fit(animation: Animation, film_format: FilmFormat = "webp", limit:
     for stride, scale, level in _attempts(film_format):
         indices = select_frames(animation, stride)
         size = _scale_size(animation.size, scale)
-        frames = [animation.draw(index, size) for index in indices]
+        frames = [_draw_wanted(animation, index, size) for index in indices]
         content = encode_frames(frames, frame_durations(animation, indices), film_format, level)
         if len(content) <= limit:
             return content
     raise UserError("This film is too large to be shown here, even at its smallest.", 413)
+
+
+def _draw_wanted(animation: Animation, index: int, size: Size) -> Image.Image:
+    """Draw one frame. Raises `RenderingAbandoned`."""
+    if IS_ABANDONED.get()():
+        raise RenderingAbandoned
+    return animation.draw(index, size)
 
 
 def _attempts(film_format: FilmFormat) -> Sequence[tuple[int, float, int]]:

@@ -17,6 +17,7 @@ from bot.domain.events import Feed, JobProgress
 from bot.domain.job_states import is_end
 from bot.policy.worker_losses import is_on_probation
 from bot.queue.active_jobs import ActiveJob, ActiveJobs
+from bot.queue.broker_blobs import BrokerBlobs
 from bot.queue.job_completion import JobCompletion
 from bot.queue.results.batch import select_batch
 from bot.queue.results.ingest import IncompleteJob, ResultIngest
@@ -51,10 +52,11 @@ class ResultConsumer:
 
     def __init__(
         self, store: Store, bus: Bus, active_jobs: ActiveJobs, feed: Feed, completion: JobCompletion,
-        ingest: ResultIngest, *, on_reclaim: Callable[[], None] = lambda: None, clock: Callable[[], float] = time.time,
+        ingest: ResultIngest, blobs: BrokerBlobs, *, on_reclaim: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
         self._store, self._bus, self._active_jobs, self._feed = store, bus, active_jobs, feed
-        self._completion, self._ingest, self._clock = completion, ingest, clock
+        self._completion, self._ingest, self._blobs, self._clock = completion, ingest, blobs, clock
         self._work_slots, self._fetch_slots = asyncio.Semaphore(MAX_CONCURRENT), asyncio.Semaphore(MAX_FETCHED)
         self._pending: dict[str, deque[BusMessage[Result]]] = {}  # job → its fetched results, in order
         self._faults: Counter[int] = Counter()  # faults of each result, by stream sequence number
@@ -122,6 +124,7 @@ class ResultConsumer:
         except Exception as error:
             log.info("job %s: %d results are stored one by one: %s", batch[0].value.job, len(batch), error)
             return False
+        await self._blobs.drop(picture.sha256 for picture in pictures)
         return True
 
     async def handle_result(self, message: BusMessage[Result]) -> None:
@@ -142,6 +145,8 @@ class ResultConsumer:
             else:
                 self._clear_faults(result, sequence)
                 await message.ack()
+                if isinstance(result, PictureReady):
+                    await self._blobs.drop([result.sha256])
         except BrokerUnreachable as error:
             log.warning("job %s: %s will be redelivered: %s", result.job, _result_name(message), error)
 

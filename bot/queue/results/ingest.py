@@ -13,13 +13,13 @@ from contextlib import AsyncExitStack
 
 from bot.domain.job_states import is_end
 from bot.images.image_codec import png_size
-from bot.images.picture_store import PictureStore
+from bot.images.picture_store import ContentMissing, PictureStore
 from bot.images.uploads.upload_decoder import UploadDecoder
 from bot.queue.active_jobs import ActiveJobs
 from bot.store import JobRecord, JobStats, Store, StoredPicture, Transition
 from bot.store.deletion.deletion_steps import is_unused
 from bot.store.jobs import queries
-from engine.bus import Bus
+from engine.bus import BlobMissing, Bus
 from engine.contract import JobFinished, Ladder, PictureReady, Recipe, UpscaleMethod, UpscaleTask, decode
 
 MAX_UPSCALE = 8  # largest factor of a super-resolver, each side (`engine.contract.ModelProfile.enlargement`)
@@ -85,9 +85,7 @@ class ResultIngest:
 
     async def _fetch_contents(self, pictures: Sequence[PictureReady]) -> dict[str, bytes]:
         """Fetch the bytes, by SHA-256, and check them. The bus has verified the hashes."""
-        downloads = (
-            self._bus.get_blob(picture.sha256, min(MAX_BYTES[picture.kind], picture.bytes)) for picture in pictures
-        )
+        downloads = (self._fetch_content(picture) for picture in pictures)
         contents: list[bytes] = []
         for content in await asyncio.gather(*downloads, return_exceptions=True):
             if isinstance(content, BaseException):
@@ -96,6 +94,20 @@ class ResultIngest:
         to_decode = await asyncio.to_thread(_check_pictures, pictures, contents) if pictures else []
         await asyncio.gather(*(self._decoder.check_pictures(images) for images in to_decode))
         return {value.sha256: content for value, content in zip(pictures, contents, strict=True)}
+
+    async def _fetch_content(self, picture: PictureReady) -> bytes:
+        """Fetch the bytes of one. Raises `BlobMissing`.
+
+        A blob is dropped once its picture is stored: by an earlier delivery, or for another job with the same picture.
+        """
+        try:
+            return await self._bus.get_blob(picture.sha256, min(MAX_BYTES[picture.kind], picture.bytes))
+        except BlobMissing:
+            try:
+                return await self._pictures.get(picture.sha256)
+            except ContentMissing:
+                pass
+            raise
 
     async def list_missing(self, record: JobRecord) -> list[str]:
         """Return the results that have not arrived, as `image 0` or `ladder 0`."""

@@ -56,15 +56,20 @@ class History:
     def __init__(self, store: Store, job_views: JobViews) -> None:
         self._store, self._job_views = store, job_views
 
-    async def load_page(self, member: str, filter_name: HistoryFilter, number: int) -> HistoryPage:
-        """Return one page of a member's jobs over all servers, newest first; the last page if `number` is too high."""
+    async def load_page(
+        self, member: str, filter_name: HistoryFilter, number: int, thread: str = ""
+    ) -> HistoryPage:  # fmt: skip
+        """Return one page of a member's jobs over all servers, newest first; the last page if `number` is too high.
+
+        `thread`: the private thread where they are; favourites of other private threads are left out.
+        """
         number = max(1, number)
         records, total = await self._store.query(
-            stored.list_history, member, filter_name, PAGE_SIZE, (number - 1) * PAGE_SIZE
+            stored.list_history, member, filter_name, PAGE_SIZE, (number - 1) * PAGE_SIZE, thread
         )
         last = max(1, math.ceil(total / PAGE_SIZE))
         if number > last:
-            return await self.load_page(member, filter_name, last)
+            return await self.load_page(member, filter_name, last, thread)
         return HistoryPage(tuple(await self._load_entries(records, member)), filter_name, number, last, total)
 
     async def _load_entries(self, records: list[JobRecord], member: str) -> list[HistoryEntry]:
@@ -88,7 +93,9 @@ class History:
 
     async def list_nearby(self, member: Member, limit: int) -> list[JobView]:
         """Return the newest of a member's own jobs and of the public ones in the channel where they are."""
-        records = await self._store.query(stored.list_nearby_jobs, member.id, member.guild, member.channel, limit)
+        records = await self._store.query(
+            stored.list_nearby_jobs, member.id, member.guild, member.channel, limit, member.thread
+        )
         return await self._job_views.build_views(records)
 
     async def find_job(self, text: str, member: Member) -> JobView:
@@ -109,7 +116,7 @@ class History:
 
     async def _find_by_seed(self, seed: int, member: Member) -> JobView:
         for record in await self._store.query(
-            stored.list_nearby_jobs, member.id, member.guild, member.channel, MAX_SEARCHED
+            stored.list_nearby_jobs, member.id, member.guild, member.channel, MAX_SEARCHED, member.thread
         ):
             if isinstance(record.task, Recipe) and record.task.seed == seed:
                 return await self._job_views.load_view(record.id)

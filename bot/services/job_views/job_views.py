@@ -178,6 +178,7 @@ class JobViews:
             needs_check=record.check,
             deleted_at=record.deleted,
             channel=record.channel,
+            thread=record.thread,
             ends_interpolation=ends_interpolation,
         )
 

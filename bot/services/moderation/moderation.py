@@ -24,7 +24,7 @@ from bot.policy.rules import EffectiveRules
 from bot.queue.cancellation import JobCanceller
 from bot.services.front_end_actions import FrontEndActions, Report
 from bot.services.job_views.job_views import missing_job_error
-from bot.services.storage.file_cleanup import FileCleanup
+from bot.services.storage.file_cleanup import DropCopies, FileCleanup
 from bot.store import JobRecord, Store
 from bot.store.deletion import deletion_steps
 from bot.store.jobs import destinations
@@ -57,10 +57,10 @@ class Moderation:
     def __init__(
         self, store: Store, picture_store: PictureStore, canceller: JobCanceller, feed: Feed,
         effective_rules: Callable[[Member], Awaitable[EffectiveRules]], front_end: FrontEndActions, *,
-        clock: Callable[[], float] = time.time,
+        drop_copies: DropCopies, clock: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
         self._store, self._cancelling, self._feed = store, canceller, feed
-        self.remove_files = FileCleanup(store, picture_store)
+        self.remove_files = FileCleanup(store, picture_store, drop_copies)
         self._effective_rules, self._front_end, self._clock = effective_rules, front_end, clock
 
     async def delete_pictures(self, job: str, member: Member) -> Deletion:

@@ -1,6 +1,7 @@
 """Decides whether an older job may be shown to a whole channel now, under today's rules.
 
-A job is shown again only in its own channel: elsewhere it passed another word filter and picture check.
+A job is shown again only in its own channel or private thread: elsewhere it passed another word filter and picture
+check.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from engine.contract import Recipe
 
 async def can_publish(view: JobView, member: Member, rules: EffectiveRules) -> bool:
     """Return whether everybody where `member` is may see the job. `rules`: the member's effective rules there."""
-    if view.is_private or (view.guild, view.channel) != (member.guild, member.channel) or rules.results == "private":
+    is_elsewhere = (view.guild, view.channel, view.thread) != (member.guild, member.channel, member.thread)
+    if view.is_private or is_elsewhere or rules.results == "private":
         return False
     if rules.check and not view.needs_check and not member.age_restricted:
         return False  # made before the check was turned on

@@ -47,6 +47,7 @@ class DataDeletion:
         self._store, self._cancel, self._remove_files, self._feed = store, cancel, remove_files, feed
         self._front_end, self._waits_for_discord, self._clock = front_end, waits_for_discord, clock
         self._requested = asyncio.Event()
+        self._must_truncate_log = True  # a process that ended early may have left deleted rows in the log
 
     async def request_deletion(self, member: str, guild: str = "") -> int:
         """Begin to delete a member's data, everywhere or in one guild; return the number of jobs. Idempotent."""
@@ -89,7 +90,9 @@ class DataDeletion:
         has_running = await self._delete_jobs()
         for request in requests:
             await self._store.write(erasure.erase_member_data, request)
-            await self._store.write(erasure.close_request, request)
+            self._must_truncate_log |= await self._store.write(erasure.close_request, request)
+        if self._must_truncate_log:  # what was deleted is still in the write-ahead log, and so is the request
+            self._must_truncate_log = not await self._store.truncate_log()
         return has_running
 
     async def _delete_jobs(self) -> bool:

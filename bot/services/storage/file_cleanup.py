@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 from bot.domain.periodic import run_periodically
 from bot.images.picture_store import PictureStore
@@ -22,25 +22,40 @@ MIN_SUSPICIOUS, MAX_SHARE, HARD_SHARE = 50, 0.05, 0.5  # refuse above max(50, 5 
 TOO_MANY = "%d of %d files in the picture store are named by no job: is it this database's? None is removed"
 
 
-class FileCleanup:
-    """Removes the files of deleted jobs: call it with them."""
+DropCopies = Callable[[Collection[str]], Awaitable[None]]
 
-    def __init__(self, store: Store, picture_store: PictureStore) -> None:
-        self._store, self._picture_store = store, picture_store
+
+async def drop_nothing(hashes: Collection[str]) -> None:
+    """Drop nothing: there are no copies."""
+
+
+class FileCleanup:
+    """Removes the files of deleted jobs: call it with them. `drop_copies` drops copies elsewhere, by SHA-256: films,
+    and the broker's.
+    """
+
+    def __init__(self, store: Store, picture_store: PictureStore, drop_copies: DropCopies = drop_nothing) -> None:
+        self._store, self._picture_store, self._drop_copies = store, picture_store, drop_copies
 
     async def __call__(self, files: Sequence[StoredPicture]) -> None:
+        """Remove the files, then the copies, then the rows: after a crash the rows say what is left to do."""
+        removed_files: list[StoredPicture] = []
         for file in files:
             try:
                 await self._remove_file(file)
             except OSError as error:
                 log.warning("job %s: a deleted picture is still kept: %s", file.job, error)
+            else:
+                removed_files.append(file)
+        await self._drop_copies({file.sha256 for file in removed_files})
+        for file in removed_files:
+            await self._store.write(deletion_steps.delete_picture_row, file)
 
     async def _remove_file(self, file: StoredPicture) -> None:
-        """Remove one file, in turn with tasks that store the same content."""
+        """Remove one file unless another job has the same, in turn with tasks that store the same content."""
         async with self._picture_store.lock(file.sha256):
             if await self._store.query(deletion_steps.is_unused, file.sha256):
                 await self._picture_store.delete(file.sha256)
-            await self._store.write(deletion_steps.delete_picture_row, file)
 
 
 class OrphanFiles:

@@ -44,6 +44,10 @@ class Database(Protocol):
         """Run `operation` on one snapshot of the tables. Raises what `operation` raises, or `DatabaseUnavailable`."""
         ...
 
+    async def truncate_log(self) -> bool:
+        """Empty the write-ahead log, where it is ours: the bytes of deleted rows are in it. False: not possible now."""
+        ...
+
     async def close(self) -> None:
         """Finish pending transactions, then close every connection."""
         ...

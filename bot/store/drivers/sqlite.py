@@ -1,13 +1,16 @@
 """The SQLite driver: one thread with the only connection for writes, and a few reader threads.
 
-WAL with `synchronous=FULL`: a commit survives a power cut. Write transactions start with BEGIN IMMEDIATE, so that two
-processes take turns. By default SQLite would lock at the first write, too late to wait.
+WAL with `synchronous=FULL`: a commit survives a power cut. `secure_delete` overwrites deleted content with zeros. Write
+transactions start with BEGIN IMMEDIATE, so that two processes take turns. By default SQLite would lock at the first
+write, too late to wait.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
@@ -24,7 +27,14 @@ from bot.store.drivers.group_commit import (
 
 T = TypeVar("T")
 
-PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000", "foreign_keys=ON")
+BUSY_TIMEOUT_MS, LOG_TIMEOUT_MS = 10_000, 500
+PRAGMAS = (
+    "journal_mode=WAL",
+    "synchronous=FULL",
+    f"busy_timeout={BUSY_TIMEOUT_MS}",
+    "foreign_keys=ON",
+    "secure_delete=ON",
+)
 READERS = 2
 
 
@@ -57,6 +67,13 @@ class SqliteDatabase:
         """Run `operation` on one snapshot of the tables."""
         return await asyncio.get_running_loop().run_in_executor(self._read_threads, self._run_read, operation)
 
+    async def truncate_log(self) -> bool:
+        """Copy the write-ahead log into the database file and empty it; False if a reader of another process is at it.
+
+        Raises `DatabaseUnavailable`.
+        """
+        return await asyncio.wrap_future(self._write_thread.submit(self._truncate_log))
+
     async def close(self) -> None:
         """Finish pending operations, then end the threads and close their connections."""
         await asyncio.to_thread(self._write_thread.shutdown)
@@ -77,6 +94,17 @@ class SqliteDatabase:
             batch.fail_all(error, _describe_error(error))
         else:
             batch.resolve_all()
+
+    def _truncate_log(self) -> bool:
+        try:
+            with closing(self.writer.raw_connection()) as connection, closing(connection.cursor()) as cursor:
+                cursor.execute(f"PRAGMA busy_timeout={LOG_TIMEOUT_MS}")  # writers wait meanwhile
+                cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                row: Any = cursor.fetchone()
+                cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
+                return row[0] == 0  # 1: busy
+        except (DatabaseError, sqlite3.Error) as error:
+            raise DatabaseUnavailable(f"The database cannot be used now: {_describe_error(error)}.") from error
 
     def _run_read(self, operation: Operation[T]) -> T:
         try:

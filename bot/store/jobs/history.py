@@ -18,22 +18,29 @@ HistoryFilter = Literal["all", "favourites", "waiting", "unshown"]
 
 
 def list_history(
-    connection: Connection, member: str, history_filter: HistoryFilter, limit: int, offset: int
+    connection: Connection,
+    member: str,
+    history_filter: HistoryFilter,
+    limit: int,
+    offset: int,
+    thread: str = "",
 ) -> tuple[list[JobRecord], int]:
-    """Return a page of a member's jobs, the newest first, and their total. Favourites include others' public jobs."""
-    condition = _filter_condition(member, history_filter)
+    """Return a page of a member's jobs, the newest first, and their total. Favourites include others' public jobs, and
+    those of the private `thread` where the member is.
+    """
+    condition = _filter_condition(member, history_filter, thread)
     total = int(connection.execute(select(func.count()).select_from(jobs).where(condition)).scalar_one())
     query = select(jobs).where(condition).order_by(jobs.c.id.desc()).limit(limit).offset(offset)
     return load_records(connection, query), total
 
 
-def _filter_condition(member: str, history_filter: HistoryFilter) -> ColumnElement[bool]:
+def _filter_condition(member: str, history_filter: HistoryFilter, thread: str) -> ColumnElement[bool]:
     is_own = and_(jobs.c.member == member, jobs.c.deleted.is_(None))
     if history_filter == "waiting":
         return and_(is_own, jobs.c.state.in_(OPEN_STATES))
     if history_filter == "favourites":
         is_favourite = exists().where(favourites.c.job == jobs.c.id, favourites.c.member == member)
-        return and_(is_favourite, or_(is_own, jobs.c.private.is_(False)))
+        return and_(is_favourite, or_(is_own, _is_public(thread)))
     if history_filter == "unshown":
         has_failure = exists().where(destinations.c.job == jobs.c.id, destinations.c.reason != "")
         delivered_conditions = (destinations.c.reason == "", destinations.c.delivered.is_not(None), ~is_film())
@@ -42,11 +49,19 @@ def _filter_condition(member: str, history_filter: HistoryFilter) -> ColumnEleme
     return is_own
 
 
-def list_nearby_jobs(connection: Connection, member: str, guild: str, channel: str, limit: int) -> list[JobRecord]:
-    """Return the newest of a member's jobs and a channel's public jobs together. Autocomplete calls it at each
-    keystroke, so it makes two short scans, each along its own index.
+def _is_public(thread: str) -> ColumnElement[bool]:
+    """Return the condition for jobs that are not private, as seen from a private thread (empty: from none)."""
+    return and_(jobs.c.private.is_(False), jobs.c.thread.in_({"", thread}))
+
+
+def list_nearby_jobs(
+    connection: Connection, member: str, guild: str, channel: str, limit: int, thread: str = ""
+) -> list[JobRecord]:  # fmt: skip
+    """Return the newest of a member's jobs and a channel's public jobs together, with those of a private `thread`.
+
+    Autocomplete calls it at each keystroke, so it makes two short scans, each along its own index.
     """
-    is_public = and_(jobs.c.guild == guild, jobs.c.channel == channel, jobs.c.private.is_(False))
+    is_public = and_(jobs.c.guild == guild, jobs.c.channel == channel, _is_public(thread))
     newest_by_id: dict[str, JobRecord] = {}
     for condition in (jobs.c.member == member, is_public):
         query = select(jobs).where(condition, jobs.c.deleted.is_(None)).order_by(jobs.c.id.desc()).limit(limit)

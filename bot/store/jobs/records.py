@@ -79,6 +79,7 @@ class NewJob:
             "member_name": self.member.name,
             "guild": self.member.guild,
             "channel": self.member.channel,
+            "thread": self.member.thread,
             "private": self.private,
             "check": self.check,
             "running_here": self.running_here,
@@ -153,6 +154,7 @@ class JobRecord:
     reason: str
     blame: Blame | None
     channel: str = ""
+    thread: str = ""
     private: bool = False
     check: bool = False
     deleted: float | None = None

@@ -49,6 +49,7 @@ jobs = Table(
     Column("member_name", String(128), nullable=False),
     Column("guild", String(64), nullable=False),
     Column("channel", String(64), nullable=False, server_default=""),  # channel of the request or of its parent
+    Column("thread", String(64), nullable=False, server_default=""),  # private thread of the request, in that channel
     Column("private", Boolean, nullable=False, server_default=false()),  # visible to its author only
     Column("check", Boolean, nullable=False, server_default=false()),  # its pictures need the picture check
     Column("deleted", Float),  # when its pictures were deleted

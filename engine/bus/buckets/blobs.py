@@ -12,11 +12,12 @@ import asyncio
 import base64
 import hashlib
 import secrets
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 import msgspec
 from nats.js import JetStreamContext
-from nats.js.errors import NotFoundError
+from nats.js.errors import APIError, NotFoundError
 
 from engine.bus import subjects
 
@@ -74,23 +75,38 @@ class BlobStore:
 
     async def _read_entry(self, sha: str) -> BlobEntry | None:
         """Return the blob's entry; None where there is none or it is unreadable."""
+        return (await self._find_entry(sha))[0]
+
+    async def _find_entry(self, sha: str) -> tuple[BlobEntry | None, int]:
+        """Return the blob's entry as `_read_entry` does, and its message's number in the stream."""
         try:
             msg = await self._js.get_msg(subjects.BLOBS_STREAM, subject=subjects.blob_entry(sha), direct=True)
             entry = msgspec.json.decode(msg.data or b"", type=BlobEntry)
         except (NotFoundError, msgspec.DecodeError, UnicodeDecodeError):
-            return None
-        return None if entry.deleted or not _is_token(entry.chunk_id) else entry
+            return None, 0
+        return (None if entry.deleted or not _is_token(entry.chunk_id) else entry), msg.seq or 0
 
     async def _write_entry(self, entry: BlobEntry) -> None:
         await self._js.publish(subjects.blob_entry(entry.name), msgspec.json.encode(entry))
 
     async def _remove_chunks(self, entry: BlobEntry) -> None:
-        """Remove the chunks. A client that may not purge overwrites them with empty ones."""
-        if not self._has_worker_key:
-            await self._js.purge_stream(subjects.BLOBS_STREAM, subject=subjects.blob_chunk(entry.chunk_id, ">"))
-            return
+        """Remove the chunks. The broker overwrites their bytes in its file, as it does not for a purge.
+
+        A client that may not erase replaces them with empty ones.
+        """
         for number in range(min(entry.chunks, MAX_CHUNKS)):
-            await self._js.publish(subjects.blob_chunk(entry.chunk_id, number), b"")
+            subject = subjects.blob_chunk(entry.chunk_id, number)
+            if self._has_worker_key:
+                await self._js.publish(subject, b"")
+                continue
+            with suppress(NotFoundError):
+                msg = await self._js.get_msg(subjects.BLOBS_STREAM, subject=subject, direct=True)
+                await self._erase_message(msg.seq or 0)
+
+    async def _erase_message(self, number: int) -> None:
+        """Remove one message and overwrite its bytes; one that is gone is fine."""
+        with suppress(APIError):
+            await self._js.delete_msg(subjects.BLOBS_STREAM, number)
 
     async def get(self, sha: str, limit: int) -> bytes:
         """Return the bytes. Raises `BlobMissing`, also for more than `limit` bytes."""
@@ -126,10 +142,14 @@ class BlobStore:
 
     async def drop(self, sha: str) -> None:
         """Remove a blob that is no longer needed; a missing one is fine."""
-        entry = await self._read_entry(sha)
-        if entry is not None:
+        entry, number = await self._find_entry(sha)
+        if entry is None:
+            return
+        if self._has_worker_key:
             await self._write_entry(BlobEntry(sha, subjects.BLOBS, entry.chunk_id, deleted=True))
-            await self._remove_chunks(entry)
+        else:
+            await self._erase_message(number)
+        await self._remove_chunks(entry)
 
 
 def _is_token(chunk_id: str) -> bool:

@@ -13,11 +13,13 @@ from typing import Any, get_args
 import discord
 import pytest
 from simcord.backend.errors import SetupError
+from simcord.builders import ChannelHandle
 from simcord.components import walk_components
+from simcord.enums import ChannelType
 
 from bot.discord.cards.button_layout import Button, ButtonKind
 from bot.discord.cards.job_cards import render_refusal
-from bot.discord.channel_visibility import CHANNEL_HIDDEN
+from bot.discord.channel_visibility import CHANNEL_HIDDEN, THREAD_HIDDEN
 from bot.discord.commands import registry
 from bot.discord.components import buttons
 from bot.discord.responses import INTERNAL_ERROR
@@ -127,6 +129,7 @@ class Actor:
     channel: Any
     direct: bool = False
     cannot_see_channel: bool = False  # cannot see the channel of the jobs
+    in_thread: bool = False  # acts inside the private thread of the last job
 
 
 @dataclass(frozen=True)
@@ -137,15 +140,23 @@ class Scene:
     staff: Staff
     actors: tuple[Actor, ...]
     subjects: Mapping[str, JobRef]  # by job
+    thread_jobs: frozenset[str] = frozenset()  # those of the private thread
+
+    @property
+    def public_job(self) -> str:
+        return next(job for job, one in self.subjects.items() if not one.is_private and job not in self.thread_jobs)
 
     def find_forbidden_reason(self, action: Action, actor: Actor, job: str | None) -> str | None:
         subject = None if job is None else self.subjects[job]
-        if subject is None or not actor.cannot_see_channel or subject.is_private:
+        is_of_thread = job in self.thread_jobs
+        is_hidden = actor.cannot_see_channel or (is_of_thread and not actor.in_thread)
+        if subject is None or not is_hidden or subject.is_private:
             return forbidden_reason(action, actor.member, subject, in_direct_message=actor.direct)
         reason = forbidden_reason(
             action, actor.member, replace(subject, is_private=True), in_direct_message=actor.direct
         )
-        return CHANNEL_HIDDEN if reason == PRIVATE_JOB else reason
+        hidden_text = THREAD_HIDDEN if is_of_thread else CHANNEL_HIDDEN
+        return hidden_text if reason == PRIVATE_JOB else reason
 
     async def send_board(self, actor: Actor, ids: list[str]) -> discord.Message:
         """Send a message with these buttons to the actor's channel: permissions hold on any card."""
@@ -169,8 +180,8 @@ def make_member(handle: Any, name: str, guild: str, flags: Sequence[str]) -> Mem
     return replace(Member(f"discord:{handle.id}", name, guild), **{f"is_{flag}": True for flag in flags})
 
 
-async def set_up(world: Any, *, count: int = 2) -> Scene:
-    """Finish a public and a private job of the author, then close the whole bot."""
+async def set_up(world: Any, *, count: int = 3) -> Scene:
+    """Finish public jobs of the author, a private one, and one in a private thread; then close the whole bot."""
     outside_guild, outside_channel = world.guild, world.channel
     staff = await create_staff(world)
     world.painter.speed = 0.0
@@ -182,11 +193,13 @@ async def set_up(world: Any, *, count: int = 2) -> Scene:
     hidden_permissions = {tenant: discord.PermissionOverwrite(view_channel=False)}
     staff.channel = world.channel = staff.guild.create_text_channel("not for tess", overwrites=hidden_permissions)
     guild_id, author = f"discord:{staff.guild.id}", staff.member
-    prompt = "{" + ",".join(f"apple {number}" for number in range(count - 1)) + "} --count 1 --steps 2"
+    prompt = "{" + ",".join(f"apple {number}" for number in range(count - 2)) + "} --count 1 --steps 2"
     await staff.slash(author, "imagine", prompt=prompt)
     await world.client.services.preferences.set_preference(f"discord:{author.id}", "results", "private")
     await staff.slash(author, "imagine", prompt="secret --count 1 --steps 2")
     await world.client.services.preferences.set_preference(f"discord:{author.id}", "results", "public")
+    thread = create_private_thread(world, staff.channel, author, bob)
+    await author.slash(thread, "imagine", prompt="in a thread --count 1 --steps 2")
     await world.wait_until(lambda: len(world.painter.finished_jobs) == count)
     while await world.deliveries.list_undelivered("discord"):
         await world.wait_until(lambda: True)
@@ -212,6 +225,7 @@ async def set_up(world: Any, *, count: int = 2) -> Scene:
     actors = (
         in_server(author, "author"),
         in_server(bob, "member"),
+        replace(in_server(bob, "member in the thread"), channel=thread, in_thread=True),
         in_server(staff.moderator, "moderator", "moderator"),
         in_server(staff.admin, "admin", "moderator", "admin"),
         in_server(staff.owner, "owner", "moderator", "admin", "owner"),
@@ -226,7 +240,18 @@ async def set_up(world: Any, *, count: int = 2) -> Scene:
     )
     subjects = {view.id: JobRef(view.member_id, view.member_name, view.guild, view.is_private) for view in views}
     assert {subject.author for subject in subjects.values()} == {f"discord:{author.id}"}
-    return Scene(world, staff, actors, subjects)
+    thread_jobs = frozenset(view.id for view in views if "in a thread" in view.prompt)
+    assert len(thread_jobs) == 1
+    return Scene(world, staff, actors, subjects, thread_jobs)
+
+
+def create_private_thread(world: Any, channel: Any, author: Any, member: Any) -> ChannelHandle:
+    """Create a private thread of these two, with the bot in it."""
+    backend = world.env.backend
+    thread = backend.create_thread(channel.id, "whispers", author.id, type=ChannelType.PRIVATE_THREAD)
+    for user in (member.id, world.client.user.id):
+        backend.add_thread_member(thread.id, user)
+    return ChannelHandle(world.env, world.guild, thread)
 
 
 def all_text(result: Any) -> str:
@@ -294,7 +319,7 @@ async def test_a_sent_form_is_checked_like_its_button(open_world: Any) -> None:
     """Roles may change between the button and the form."""
     async with open_world() as world:
         scene = await set_up(world)
-        public_job = next(job for job, subject in scene.subjects.items() if not subject.is_private)
+        public_job = scene.public_job
         member = next(actor for actor in scene.actors if actor.name == "member")
         card = await scene.send_board(member, [f"remix:{public_job}", f"report:{public_job}", f"edit:{public_job}"])
         assert set(buttons.FORM_ACTIONS) == set(FORMS)
@@ -328,7 +353,10 @@ async def test_every_role_types_every_command(open_world: Any) -> None:
                     result = await type_command(scene, actor, name, options, job)
                     if result is not None:
                         check_answer(expected, result, f"/{name} by {actor.name}")
-                        is_other_channel = name == "film" and actor.channel is not scene.staff.channel
+                        own_place = (
+                            actor.in_thread if job in scene.thread_jobs else actor.channel is scene.staff.channel
+                        )
+                        is_other_channel = name == "film" and not own_place
                         assert not is_other_channel or result.ephemeral, (
                             f"a public film from another channel, by {actor.name}"
                         )
@@ -359,7 +387,7 @@ async def test_every_role_opens_every_menu_of_a_visible_message(open_world: Any)
     async with open_world() as world:
         scene = await set_up(world)
         assert {menu.name for menu in world.client.tree.get_commands(type=discord.AppCommandType.message)} == set(MENUS)
-        public_job = next(job for job, subject in scene.subjects.items() if not subject.is_private)
+        public_job = scene.public_job
         message_id = (await world.deliveries.answer_destination(public_job)).address["message"]
         message = next(each for each in scene.staff.channel.history() if str(each.id) == message_id)
         for actor in scene.actors:

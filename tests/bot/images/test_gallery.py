@@ -15,9 +15,10 @@ from PIL import Image
 from bot.domain.errors import UserError
 from bot.images.async_cache import AsyncCache
 from bot.images.films.formats import FILM_FORMATS
-from bot.images.gallery import CACHED_FILES, NO_FILM, NO_LADDER, PICTURE_GONE, Gallery
+from bot.images.gallery import NO_FILM, NO_LADDER, PICTURE_GONE, Gallery
 from bot.images.image_codec import decode_image, encode_image
 from bot.images.picture_store import PictureStore
+from bot.images.rendered_files import CACHED_FILES
 from bot.store import JobRecord, Store, StoredPicture
 from bot.store.jobs import queries
 from engine.contract import Keyframe, Ladder, encode

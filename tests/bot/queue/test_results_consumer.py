@@ -167,7 +167,7 @@ async def test_a_full_disk_is_waited_out_without_counting_an_attempt(open_job, w
         await take(value, **options)
 
     monkeypatch.setattr(app.queue.result_consumer, "apply_result", count_and_take)
-    blocked_folder = Path(app.services.gallery._pictures._folder) / "sha256"
+    blocked_folder = Path(app.picture_store._folder) / "sha256"
     blocked_folder.write_bytes(b"in the way of every picture")
     await worker.publish_picture(job, 10, 0)
     await wait_until(lambda: attempt_times)

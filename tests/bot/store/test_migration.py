@@ -99,6 +99,28 @@ async def test_jobs_of_the_first_version_keep_their_messages_and_channels(empty_
         await store.close()
 
 
+@pytest.mark.asyncio
+@pytest.mark.may_block("migrations are read on the store's own thread")
+async def test_a_job_of_an_earlier_version_in_a_thread_counts_as_one_of_a_private_thread(empty_database: str):
+    def fill(connection: Connection) -> None:
+        migrate_tables(connection, "0011")
+        tables = reflect_tables(connection).tables
+        for n, (kind, channel, place) in enumerate((
+            ("discord", "30", "30"), ("discord", "30", "77"), ("web", "", ""), ("discord", "", "77"),
+        )):  # fmt: skip
+            connection.execute(tables["jobs"].insert().values(**row(str(n) * 26, "finished", channel=channel)))
+            values = {"job": str(n) * 26, "role": "answer", "kind": kind, "message": "", "reason": ""}
+            connection.execute(tables["places"].insert().values(**values, where={"channel": place}))
+
+    await upgrade_database(empty_database, fill)
+    store = await Store.open(empty_database)
+    try:
+        records = [await store.get_job(str(n) * 26) for n in range(4)]
+        assert [one and one.thread for one in records] == ["", "77", "", ""], "its kind is not known any more"
+    finally:
+        await store.close()
+
+
 def list_versions() -> list[str]:
     return sorted(path.stem.partition("_")[0] for path in (MIGRATIONS / "versions").glob("0*.py"))
 

@@ -228,3 +228,14 @@ async def test_a_public_upscale_does_not_open_its_private_original(server: WebSe
                 ), verb
     status, reply = await server.request_json("GET", f"/api/jobs/{upscaled_job}/branch/1")
     assert (status, bool(reply["steps"])) == (200, True)
+
+
+async def test_the_operator_sees_no_job_of_a_private_thread_on_the_page(server: WebServer) -> None:
+    member_in_thread = Member("discord:1", "ann", "discord:2", channel="30", thread="77")
+    (accepted,) = await server.services.jobs.imagine("a lamp", member_in_thread, Destination("web"))
+    async with asyncio.timeout(20):
+        while (await server.services.job_views.load_view(accepted.job)).state != "finished":
+            await asyncio.sleep(0.05)
+    for path in ("", "/events", "/grid.png", "/film.webp", "/keyframes", "/pictures/1.png"):
+        status, reply = await server.request_json("GET", f"/api/jobs/{accepted.job}{path}")
+        assert (status, reply["error"]) == (404, "There is no such job."), path

@@ -55,7 +55,8 @@ async def mine(
 async def _show_page(interaction: Interaction, job_filter: HistoryFilter, page_number: int) -> None:
     """Put a page into the deferred response."""
     services, now = interaction.client.services, time.time()
-    page = await services.history.load_page(member_of(interaction).id, job_filter, page_number)
+    member = member_of(interaction)
+    page = await services.history.load_page(member.id, job_filter, page_number, member.thread)
     pictures = {entry.view.id: await render_thumbnail(services.gallery, entry.view) for entry in page.entries}
     thumbnails = {job: jpeg for job, jpeg in pictures.items() if jpeg}
     await interaction.edit_original_response(
