@@ -14,6 +14,7 @@ from bot.images.uploads.upload_decoder import UploadDecoder
 from bot.services import Services
 from bot.services.admission.admission import Admission
 from bot.services.admission.word_filter import WordFilter
+from bot.services.admission.work_charges import WorkCharges
 from bot.services.flag_aliases import FlagAliases
 from bot.services.front_end_actions import FrontEndActions
 from bot.services.init_images.loader import InitImageLoader
@@ -69,7 +70,10 @@ def wire_services(
         picture_review=PictureReview(store, job_views, gallery, clock=clock), history=History(store, job_views),
         moderation=moderation, data_deletion=data_deletion,
         data_export=DataExport(store, core.picture_store, clock=clock), prompt_shortener=PromptShortener(bus.embed),
-        image_to_prompt=ImageToPrompt(bus.describe, loader.load_upload, catalog, rule_admin.effective_rules),
+        image_to_prompt=ImageToPrompt(
+            bus.describe, loader.load_upload, catalog, rule_admin.effective_rules,
+            WorkCharges(store, limits=limits, clock=clock).charge,
+        ),
         worker_decoder=core.worker_decoder,
     )  # fmt: skip
 

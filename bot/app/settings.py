@@ -62,6 +62,7 @@ class Settings(BaseSettings):
     )
     queued: int = Field(7, ge=0, le=100_000, validation_alias="DARKROOM_QUEUED")
     cost_day: float = Field(1800.0, gt=0, le=1e9, validation_alias="DARKROOM_COST_DAY")
+    relaxed_day: float = Field(14_400.0, gt=0, le=1e9, validation_alias="DARKROOM_RELAXED_DAY")
     check: Path | None = Field(None, validation_alias=AliasChoices("DARKROOM_PICTURE_CHECK", "DARKROOM_CHECK"))
     max_age: float = Field(
         DAY_SECONDS, ge=60, le=30 * DAY_SECONDS,
@@ -135,7 +136,7 @@ class Settings(BaseSettings):
     @property
     def limits(self) -> Limits:
         """The defaults for one member."""
-        return Limits(running=self.running, queued=self.queued, cost_day=self.cost_day)
+        return Limits(running=self.running, queued=self.queued, cost_day=self.cost_day, relaxed_day=self.relaxed_day)
 
 
 def load_settings(**overrides: Any) -> Settings:

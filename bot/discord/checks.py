@@ -1,4 +1,4 @@
-"""Permission checks before each command, menu and form: the table of permissions, then the server's rules."""
+"""Checks before each command, menu, press and form: the member's rate, the permission table, the server's rules."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from bot.discord.channel_visibility import refusal_reason, with_channel_privacy
 from bot.discord.responses import member_of, send_error, send_refusal
 from bot.domain.errors import UserError
 from bot.policy.permissions import Action, forbidden_reason, job_ref
+from bot.policy.rates import RatedAction, too_often
 
 if TYPE_CHECKING:
     import discord
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     Interaction = discord.Interaction[DarkroomClient]
 
+CHARGED = "charged"  # in an interaction's extras: its member's rate has paid for it
 # Each command's and menu's action in the table. /settings, /moderation and the menu Report check theirs themselves.
 COMMAND_ACTIONS: Mapping[str, Action] = MappingProxyType(
     {
@@ -33,14 +35,28 @@ COMMAND_ACTIONS: Mapping[str, Action] = MappingProxyType(
         "Reproduce": "reproduce", "Use as prompt": "prompt", "Details": "details",
     }
 )  # fmt: skip
+# The action that a command or menu is charged for (`bot.policy.rates`).
+COMMAND_RATES: Mapping[str, RatedAction] = MappingProxyType(
+    {**COMMAND_ACTIONS, "settings": "settings", "moderation": "settings", "Report": "report"}
+)
 # They make jobs, or cost as much: the services check the rules.
 SELF_CHECKED_ACTIONS: tuple[Action, ...] = ("imagine", "blend", "describe", "reproduce")
+
+
+def check_rate(interaction: discord.Interaction[DarkroomClient], action: RatedAction) -> None:
+    """Charge the interaction to its member's rate, once. Raises `UserError` (429)."""
+    if interaction.extras.get(CHARGED):
+        return
+    if wait_seconds := interaction.client.token_buckets.take(f"discord:{interaction.user.id}", action):
+        raise too_often(wait_seconds)
+    interaction.extras[CHARGED] = True
 
 
 async def require_permission(
     interaction: discord.Interaction[DarkroomClient], action: Action, view: JobView | None = None
 ) -> Member:
-    """Return the member if they may do this (to this job). Raises `UserError` (403)."""
+    """Return the member if they may do this (to this job), so soon. Raises `UserError` (403 or 429)."""
+    check_rate(interaction, action)
     member = member_of(interaction)
     subject = None if view is None else job_ref(with_channel_privacy(view, member))
     if reason := forbidden_reason(action, member, subject, in_direct_message=interaction.guild_id is None):

@@ -10,6 +10,7 @@ import discord
 from discord import ui
 
 from bot.domain.idempotency import IdempotencyKeys
+from bot.policy.rates import TokenBuckets
 
 if TYPE_CHECKING:
     from bot.services import Services
@@ -40,6 +41,7 @@ class DarkroomClient(discord.AutoShardedClient, ABC):
         )
         self.services = services
         self.idempotency_keys = IdempotencyKeys()
+        self.token_buckets = TokenBuckets()  # how often each member may ask
         self.operator_ids: frozenset[int] = frozenset()  # the operators' user ids, from the Discord application
         self.login_done = asyncio.Event()  # logged in: messages can be sent
         self.pending_tokens: set[str] = set()  # tokens of the interactions whose first response is being sent

@@ -4,7 +4,8 @@ Shipped defaults: 3 jobs of a member run at once and 7 more wait, as at Midjourn
 may spend 1800 calibrated device-seconds in any 24 hours: half an hour of the machine, or some tens of the embedded
 model's grids at all steps. The windows roll: a charge counts for 24 hours (or 30 days). So there is no rush at
 midnight, and no time zone matters. A job is charged its estimated cost when it is admitted and its true cost when it
-ends (`engine.contract.cost`). Times are in seconds since 1970, costs in device-seconds.
+ends (`engine.contract.cost`). Relaxed jobs are charged nothing; what they take has a limit of its own: four hours
+in any 24. Times are in seconds since 1970, costs in device-seconds.
 """
 
 from __future__ import annotations
@@ -24,11 +25,14 @@ PERIOD_NAMES = {DAY_SECONDS: "day", MONTH_SECONDS: "month"}
 
 @dataclass(frozen=True)
 class Limits:
-    """The defaults for a member. `cost_day`: device-seconds in a rolling 24 hours."""
+    """The defaults for a member. `cost_day`: device-seconds in a rolling 24 hours; `relaxed_day`: those of relaxed
+    jobs.
+    """
 
     running: int = 3
     queued: int = 7
     cost_day: float = 1800.0
+    relaxed_day: float = 14_400.0
 
 
 @dataclass(frozen=True)
@@ -131,17 +135,18 @@ def check_shared_queue(
 
 
 def check_cost(
-    limit: float, spending: Spending, cost: float, now: float, *, owner: str = "Your", set_by: str = ""
-) -> None:
-    """Check that `cost` more may be spent. `owner`: "Your", "This server's", … Raises `UserError` (429)."""
+    limit: float, spending: Spending, cost: float, now: float, *, owner: str = "Your", set_by: str = "",
+    advice: str = "Fewer --steps cost less.",
+) -> None:  # fmt: skip
+    """Check that `cost` more may be spent. `owner`: "Your", "This server's", … `advice`: a sentence for a request that
+    exceeds the limit alone. Raises `UserError` (429).
+    """
     if spending.total_cost + cost <= limit + COST_TOLERANCE:
         return
     need_part, window = f"this needs {format_duration(cost)} of device time", WINDOW_NAMES[spending.window]
     if cost > limit:
         sentence = f"{owner[:1].lower()}{owner[1:]} limit is {_format_amount(limit)} in {window}"
-        raise UserError(
-            _join_sentences(f"Too large: {need_part}, and {sentence}. Fewer --steps cost less.", set_by), 429
-        )
+        raise UserError(_join_sentences(f"Too large: {need_part}, and {sentence}.", advice, set_by), 429)
     frees_at = spending.frees_at(spending.total_cost + cost - limit)
     sentence = (
         f"{owner} {PERIOD_NAMES[spending.window]}'s limit is reached: {_format_amount(spending.total_cost)} of "

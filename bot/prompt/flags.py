@@ -47,7 +47,7 @@ OUR_FLAGS = {
         Flag("sampler", "sampler", SAMPLER_LIST, "which sampler takes the steps"),
         Flag("count", "word", "1 to 4", "how many pictures"),
         Flag("fast", "nothing", "no value", "30 steps of DPM++ 2M, or of the model's own sampler"),
-        Flag("relax", "nothing", "no value", "waits longer, and counts against no cost limit"),
+        Flag("relax", "nothing", "no value", "waits longer, and counts against a limit of its own"),
         Flag("strength", "word", "0.05 to 1", "how much of the init image is drawn anew"),
         Flag("iw", "word", "0 to 3", "how much the init image weighs; 1 is --strength 0.6"),
         Flag("stop", "word", "10 to 100", "ends at this percentage of the steps, unfinished"),

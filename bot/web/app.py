@@ -15,8 +15,9 @@ from aiohttp import web
 from bot.app.metrics_page import MetricsPage
 from bot.app.settings import Settings
 from bot.domain.concurrency import PerMemberLimit
+from bot.policy.rates import TokenBuckets
 from bot.services import Services
-from bot.web import media, metrics, middleware, pages, renamed, request_body, sse
+from bot.web import media, metrics, middleware, pages, rate_limit, renamed, request_body, sse
 from bot.web.api import describe, edits, flag_aliases, jobs, review, wait_reason
 from bot.web.auth import HostPolicy, SessionTokens, load_or_create_key
 from bot.web.connections import ConnectionLimits, ConnectionTable, GuardedConnection
@@ -28,6 +29,7 @@ PACKAGE_DIR = Path(__file__).parent
 MAX_BODY_BYTES = 64 * 1024  # of a request's body
 HEADER_SECONDS = 10.0  # until the headers of a connection's first request have arrived
 KEEPALIVE_SECONDS = 30.0  # seconds that a connection may stay open without a request
+MIDDLEWARES = (middleware.handle_errors, middleware.authenticate, rate_limit.limit_rate)
 TEMPLATES = ("base.html", "chatroom.html", "dialogs.html", "discord.html", "enter.html", "sentence.html")
 
 
@@ -40,9 +42,7 @@ def build_app(
     `engine_loading` is set while an engine that was started with the chatroom is loading. `metrics_snapshot` makes the
     metrics page; without it there is none.
     """
-    app = web.Application(
-        middlewares=[middleware.handle_errors, middleware.authenticate], client_max_size=MAX_BODY_BYTES
-    )
+    app = web.Application(middlewares=MIDDLEWARES, client_max_size=MAX_BODY_BYTES)
     app[sse.SERVICES] = services
     services.page_addresses.add(*_extra_addresses(settings))
     app[review.REVIEW] = services.picture_review
@@ -54,6 +54,7 @@ def build_app(
     app[sse.EVENT_CACHE] = EventCache()
     app[request_body.FORM_MEMORY] = request_body.FormMemory()
     app[request_body.MEMBER_LIMIT] = PerMemberLimit()
+    app[rate_limit.TOKEN_BUCKETS] = TokenBuckets()
     app[middleware.HOST_POLICY] = HostPolicy.from_settings(settings.host, settings.public_url, settings.allowed_hosts)
     app[middleware.SESSION_TOKENS] = SessionTokens(load_or_create_key(settings.data))
     app[middleware.METRICS_TOKEN] = settings.metrics_token.get_secret_value() if settings.metrics_token else ""

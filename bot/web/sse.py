@@ -58,7 +58,7 @@ async def stream_events(request: web.Request) -> web.StreamResponse:
     """Stream all that the page shows: `workers`, `jobs`, then `job`, `queued`, `loading`, `frame` as they happen."""
     async with _open_stream(request) as stream, request.app[SERVICES].feed.subscribe() as subscription:
         page = PageStream(request, stream)
-        await race(page.follow_jobs(subscription), page.watch_workers(), _wait_for_disconnect(request))
+        await race(page.follow_jobs(subscription), page.watch_workers(), wait_for_disconnect(request))
     return stream
 
 
@@ -142,7 +142,7 @@ async def stream_job_events(request: web.Request) -> web.StreamResponse:
     if request.headers.get("Last-Event-ID") == END_EVENT_ID:
         return web.Response(status=204)  # this status stops an EventSource
     async with _open_stream(request) as stream, services.feed.subscribe(view.id) as subscription:
-        await race(_follow_job(request, stream, subscription), _wait_for_disconnect(request))
+        await race(_follow_job(request, stream, subscription), wait_for_disconnect(request))
     return stream
 
 
@@ -257,7 +257,7 @@ def _limit_buffers(request: web.Request) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
 
 
-async def _wait_for_disconnect(request: web.Request) -> None:
+async def wait_for_disconnect(request: web.Request) -> None:
     """Return when the client has gone or the server closes."""
     while request.transport is not None and not request.transport.is_closing():
         with contextlib.suppress(TimeoutError):

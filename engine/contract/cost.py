@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from engine.contract.guidance import count_guided_steps, count_rows, pinned_bucket
+from engine.contract.guidance import count_guided_steps, count_rows, is_guided, pinned_bucket
 from engine.contract.presence import ModelProfile
 from engine.contract.recipe import ImageToImage, Recipe
+from engine.contract.samplers import SECOND_ORDER_SAMPLERS
 
 
 def count_row_steps(recipe: Recipe) -> int:
-    """Return the rows of all steps that are paid for: a pinned batch shape is paid in full, padding included."""
+    """Return the rows of all evaluations of the network that are paid for.
+
+    A pinned batch shape is paid in full, padding included. Samplers of second order evaluate the network twice at each
+    step but the last.
+    """
     guided_steps, all_steps = count_guided_steps(recipe), max(0, recipe.end_step - recipe.first_step)
-    return guided_steps * _padded_rows(recipe, True) + (all_steps - guided_steps) * _padded_rows(recipe, False)
+    rows = guided_steps * _padded_rows(recipe, True) + (all_steps - guided_steps) * _padded_rows(recipe, False)
+    if recipe.sampler not in SECOND_ORDER_SAMPLERS or all_steps == 0:
+        return rows
+    return 2 * rows - _padded_rows(recipe, is_guided(recipe, recipe.end_step - 1))
 
 
 def _padded_rows(recipe: Recipe, is_guidance_on: bool) -> int:
@@ -19,7 +27,7 @@ def _padded_rows(recipe: Recipe, is_guidance_on: bool) -> int:
 
 
 def estimate_cost(recipe: Recipe, model: ModelProfile) -> float:
-    """Return calibrated device-seconds: row-steps × time a row-step at this size + encode + decode.
+    """Return calibrated device-seconds: rows of all evaluations × time a row at this size + encode + decode.
 
     Encoding an init image takes about as long as decoding one.
     """

@@ -16,6 +16,8 @@ VERSION_1_SAMPLERS: tuple[Sampler, ...] = ("ddpm", "ddim", "euler", "dpmpp_2m")
 # scheduler's (`NOT_TABLED_REASONS` in `engine.plan`). The image runs through the unmodified pipeline; it shares
 # forwards but cannot move to another worker midway.
 PIPELINE_SAMPLERS: tuple[Sampler, ...] = ("heun", "unipc", "kdpm2", "dpmpp_3m", "native")
+# These evaluate the network twice at each step but the last: 2N - 1 times in N steps. The others do so once a step.
+SECOND_ORDER_SAMPLERS: tuple[Sampler, ...] = ("heun", "kdpm2")
 # As AUTOMATIC1111's web UI writes them, where it has them: pictures carry their recipe in that format.
 SAMPLER_TITLES: Mapping[Sampler, str] = MappingProxyType(
     {

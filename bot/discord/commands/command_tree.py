@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import discord
 from discord import app_commands
 
-from bot.discord.checks import COMMAND_ACTIONS, report_errors, require_permission
+from bot.discord.checks import COMMAND_ACTIONS, COMMAND_RATES, check_rate, report_errors, require_permission
 from bot.discord.responses import send_error
 
 if TYPE_CHECKING:
@@ -48,12 +48,14 @@ class DarkroomCommandTree(app_commands.CommandTree["DarkroomClient"]):
         self.command_ids: Mapping[str, int] = {}
 
     async def interaction_check(self, interaction: discord.Interaction[DarkroomClient], /) -> bool:
-        """Return whether they may use this command at all; the command itself checks the job."""
-        action = COMMAND_ACTIONS.get(str((interaction.data or {}).get("name", "")))
-        if action is None or interaction.type is discord.InteractionType.autocomplete:
-            return True
+        """Return whether they may use this command at all, so soon; the command itself checks the job."""
+        name = str((interaction.data or {}).get("name", ""))
+        if interaction.type is discord.InteractionType.autocomplete:
+            return not interaction.client.token_buckets.take(f"discord:{interaction.user.id}", "suggest")
         async with report_errors(interaction, log, "the permission check of a command failed"):
-            await require_permission(interaction, action)
+            check_rate(interaction, COMMAND_RATES.get(name, "settings"))
+            if action := COMMAND_ACTIONS.get(name):
+                await require_permission(interaction, action)
             return True
         return False
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     Interaction = discord.Interaction[DarkroomClient]
 
 
+DESCRIPTION_CANCELLED = "The description of your picture is cancelled: only what ran is charged."
+
+
 @app_commands.command(description="Who is before you, and why")
 async def queue(interaction: discord.Interaction[DarkroomClient]) -> None:
     async with reply_on_error(interaction):
@@ -61,9 +64,12 @@ async def suggest_jobs(
 
 
 async def _cancel_all(interaction: Interaction) -> str:
-    """Cancel every open job of the member, wherever they asked for it."""
+    """Cancel every open job of the member, and their description, wherever they asked for it."""
     member, services = member_of(interaction), interaction.client.services
     views = await interaction.client.services.history.list_open(member.id)
+    is_describing = services.image_to_prompt.cancel(member.id)
+    if not views and is_describing:
+        return DESCRIPTION_CANCELLED
     if not views:
         raise UserError("Nothing of yours runs or waits.", 404)
     started_count = 0
@@ -75,4 +81,5 @@ async def _cancel_all(interaction: Interaction) -> str:
         if started_count
         else " They cost you nothing."
     )
-    return f"{texts.format_job_count(len(views))} cancelled.{tail}"
+    description = f" {DESCRIPTION_CANCELLED}" if is_describing else ""
+    return f"{texts.format_job_count(len(views))} cancelled.{tail}{description}"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import discord
 
+from bot.discord.checks import check_rate
 from bot.discord.responses import send_error
 from bot.discord.settings.responses import send_refusal
 from bot.discord.settings.ui_parts import ID_PREFIX
@@ -73,10 +74,13 @@ async def dispatch_press(interaction: Interaction, handlers: Mapping[str, PressH
     name, *parts = rest.split(":")
     handler = handlers.get(name)
     try:
+        check_rate(interaction, "settings")
         if handler is None:
             await send_refusal(interaction, OUTDATED_CARD)
         else:
             await handler(interaction, _parse_press(parts, data))
+    except UserError as refusal:
+        await send_refusal(interaction, refusal.sentence)
     except Exception:
         log.exception("a press of %s failed", name)
         await send_error(interaction)

@@ -20,6 +20,7 @@ TITLES: Mapping[str, str] = MappingProxyType(
         "queued": "Waiting in line",
         "cost_day": "Device time a day",
         "cost_month": "Device time a month",
+        "relaxed_day": "Relaxed time a day",
         "steps": "Most steps",
         "pixels": "Largest picture",
         "count": "Pictures of one job",

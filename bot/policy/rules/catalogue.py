@@ -80,6 +80,10 @@ SETTINGS = _by_name(
     Setting(
         "cost_month", "cost", MEMBER_SCOPES, "device time of a member in 30 days", "device time", 0, UNLIMITED_COST
     ),
+    Setting(
+        "relaxed_day", "cost", MEMBER_SCOPES, "device time of a member's relaxed jobs in 24 hours", "device time", 0,
+        UNLIMITED_COST,
+    ),
     Setting("steps", "number", MEMBER_SCOPES, "the most sampler steps of a job", "steps", 1, MAX_STEPS),
     Setting("pixels", "size", MEMBER_SCOPES, "the largest picture, as width x height", "pixels", 16 * 16, 4096 * 4096),
     Setting("count", "number", MEMBER_SCOPES, "the most pictures of a job", "pictures", 1, MAX_COUNT),

@@ -25,7 +25,7 @@ from bot.policy.rules.rule import ALL, EVERYWHERE, Rule, RuleValue, Scope
 
 UsageScope = Literal["member here", "member everywhere", "channel", "guild"]
 Results = Literal["public", "private", "choice"]
-USAGE_SETTINGS = ("running", "queued", "cost_day", "cost_month")
+USAGE_SETTINGS = ("running", "queued", "cost_day", "cost_month", "relaxed_day")
 NO_RULES: Mapping[str, Rule | None] = MappingProxyType({})
 
 
@@ -52,6 +52,7 @@ class EffectiveRules:
     queued: int = 7
     cost_day: int = 1800
     cost_month: int = SETTINGS["cost_month"].maximum
+    relaxed_day: int = 14_400
     steps: int = SETTINGS["steps"].maximum
     pixels: int = SETTINGS["pixels"].maximum
     count: int = SETTINGS["count"].maximum
@@ -182,7 +183,10 @@ def _member_limits(setting: Setting, rules: Sequence[Rule], defaults: Limits) ->
     """Return the guild's own rule or the default, and the ceilings above it."""
     own_rule = _nearest_own_rule(setting, rules)
     limits = [_to_limit(rule) for rule in ([own_rule] if own_rule else []) + find_ceilings(rules)]
-    default_limits = {"running": defaults.running, "queued": defaults.queued, "cost_day": int(defaults.cost_day)}
+    default_limits = {
+        "running": defaults.running, "queued": defaults.queued, "cost_day": int(defaults.cost_day),
+        "relaxed_day": int(defaults.relaxed_day),
+    }  # fmt: skip
     if own_rule is None and setting.name in default_limits:
         limits.insert(0, UsageLimit(setting.name, default_limits[setting.name], "member everywhere"))
     return limits

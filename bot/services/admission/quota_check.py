@@ -12,30 +12,25 @@ from functools import partial
 
 from bot.domain.errors import UserError
 from bot.domain.texts import shorten
-from bot.policy.limits import (
-    DAY_SECONDS,
-    MONTH_SECONDS,
-    Usage,
-    check_cost,
-    check_cost_left,
-    check_job_count,
-    check_shared_queue,
-)
+from bot.policy.limits import Usage, check_job_count, check_shared_queue
 from bot.policy.rules import EVERYWHERE, EffectiveRules, Rule, UsageLimit
 from bot.policy.rules.explanations import format_for_sentence, set_by_sentence
+from bot.services.admission.spending_check import (
+    SHARED_OWNERS,
+    cost_checks,
+    raise_latest_refusal,
+    relaxed_checks,
+)
 from bot.services.preferences import Preference
 from bot.store import TIER_WEIGHTS, NewJob
 from bot.store.fairness.ledger import Ledger
 from bot.store.jobs.records import RELAXED_TIER
 from engine.contract import Recipe
 
-RELAXED_HINT = "Relaxed jobs (--relax, or /relax) do not count against it."
-RELAXED_ONLY = "Only relaxed jobs are allowed here; they wait longer and do not count against your limits."
+RELAXED_ONLY = "Only relaxed jobs are allowed here; they wait longer and have a limit of their own."
 NO_INTERPOLATION = (
     "A walk is drawn up to four pictures at a time, and at most {} a job are allowed here: none can be made."
 )
-SHARED_OWNERS = {"channel": "This channel's", "guild": "This server's"}
-COST_WINDOWS = {"cost_day": DAY_SECONDS, "cost_month": MONTH_SECONDS}
 
 
 @dataclass(frozen=True)
@@ -64,7 +59,7 @@ def apply_rules(
     tier, tier_notes = _choose_tier(rules, preference, relaxed)
     is_private, privacy_notes = _choose_privacy(rules, preference)
     cost = sum(new_job.cost for new_job in new_jobs)
-    _check_usage(len(new_jobs), cost, rules, ledger, queue_state, is_free=tier == RELAXED_TIER)
+    _check_usage(len(new_jobs), cost, rules, ledger, queue_state, is_relaxed=tier == RELAXED_TIER)
     limit_here, limit_everywhere = _running_limit(rules, "member here"), _running_limit(rules, "member everywhere")
     return [
         replace(
@@ -87,7 +82,7 @@ def check_before_content(
     check_action(rules, action)
     tier, _ = _choose_tier(rules, preference, relaxed)
     _choose_privacy(rules, preference)
-    _check_usage(count, None, rules, ledger, queue_state, is_free=tier == RELAXED_TIER)
+    _check_usage(count, None, rules, ledger, queue_state, is_relaxed=tier == RELAXED_TIER)
 
 
 def refuse_if_closed_or_blocked(rules: EffectiveRules) -> None:
@@ -220,33 +215,21 @@ def _running_besides(rules: EffectiveRules, usage_limit: UsageLimit, usage: Usag
 
 
 def _check_usage(
-    count: int, cost: float | None, rules: EffectiveRules, ledger: Ledger, queue_state: QueueState, *, is_free: bool
+    count: int, cost: float | None, rules: EffectiveRules, ledger: Ledger, queue_state: QueueState, *, is_relaxed: bool
 ) -> None:  # fmt: skip
     """Check all limits. If several refuse, raise the refusal with the latest `retry_at`: by then all others allow it.
 
     `cost`: of all these jobs, in device-seconds; None: unknown, but above 0.
     """
-    checks = _usage_checks(count, cost, rules, ledger, queue_state, is_free)
-    refusals = [refusal for check in checks if (refusal := _catch_refusal(check)) is not None]
-    if refusals:
-        raise max(refusals, key=lambda refusal: (refusal.retry_at is None, refusal.retry_at or 0.0))
-
-
-def _catch_refusal(check: Callable[[], None]) -> UserError | None:
-    try:
-        check()
-    except UserError as refusal:
-        return refusal
-    return None
+    raise_latest_refusal(_usage_checks(count, cost, rules, ledger, queue_state, is_relaxed))
 
 
 def _usage_checks(
-    count: int, cost: float | None, rules: EffectiveRules, ledger: Ledger, queue_state: QueueState, is_free: bool
+    count: int, cost: float | None, rules: EffectiveRules, ledger: Ledger, queue_state: QueueState, is_relaxed: bool
 ) -> Iterator[Callable[[], None]]:
-    """Yield the check of each limit; a free job has no cost to check."""
+    """Yield the check of each limit. Relaxed jobs count against a limit of their own only."""
     yield from _queue_checks(count, rules, ledger, queue_state)
-    if not is_free:
-        yield from _cost_checks(cost, rules, ledger, queue_state)
+    yield from (relaxed_checks if is_relaxed else cost_checks)(cost, rules, ledger, queue_state.now)
 
 
 def _queue_checks(
@@ -263,19 +246,3 @@ def _queue_checks(
         usage = replace(usage, next_free_at=queue_state.any_frees_at, has_workers=has_workers)
         owner, set_by = SHARED_OWNERS[usage_limit.usage_scope], set_by_sentence(usage_limit.rule)
         yield partial(check_shared_queue, usage_limit.limit, usage, now, owner=owner, count=count, set_by=set_by)
-
-
-def _cost_checks(
-    cost: float | None, rules: EffectiveRules, ledger: Ledger, queue_state: QueueState
-) -> Iterator[Callable[[], None]]:
-    now = queue_state.now
-    hint = RELAXED_HINT if rules.allows("speeds", "relaxed") else ""
-    for setting, window in COST_WINDOWS.items():
-        for usage_limit in (*rules.limits_of(setting), *rules.limits_of(f"together_{setting}")):
-            spending = ledger.get_spending(usage_limit.usage_scope, window)
-            set_by = f"{set_by_sentence(usage_limit.rule)} {hint}".strip()
-            owner = SHARED_OWNERS.get(usage_limit.usage_scope, "Your")
-            if cost is None:
-                yield partial(check_cost_left, usage_limit.limit, spending, now, owner=owner, set_by=set_by)
-            else:
-                yield partial(check_cost, usage_limit.limit, spending, cost, now, owner=owner, set_by=set_by)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 LIMIT_TITLES = {
     "running": "running", "queued": "waiting", "cost_day": "device time in 24 hours",
-    "cost_month": "device time in 30 days",
+    "cost_month": "device time in 30 days", "relaxed_day": "relaxed device time in 24 hours",
 }  # fmt: skip
 
 
@@ -82,6 +82,9 @@ def quota_line(cap: UsageLimit, ledger: Ledger) -> QuotaLine:
     if name in ("running", "queued"):
         usage = ledger.get_usage(cap.usage_scope)
         return QuotaLine(cap.setting, cap.limit, getattr(usage, name), cap.usage_scope, cap.rule)
-    spending = ledger.get_spending(cap.usage_scope, DAY_SECONDS if name == "cost_day" else MONTH_SECONDS)
+    if name == "relaxed_day":
+        spending = ledger.get_relaxed_spending(cap.usage_scope, DAY_SECONDS)
+    else:
+        spending = ledger.get_spending(cap.usage_scope, DAY_SECONDS if name == "cost_day" else MONTH_SECONDS)
     frees_at = spending.frees_at(0.0) if spending.total_cost > 0 else None
     return QuotaLine(cap.setting, cap.limit, spending.total_cost, cap.usage_scope, cap.rule, frees_at)

@@ -3,14 +3,14 @@ with each (Li et al. 2023, "Your Diffusion Model is Secretly a Zero-Shot Classif
 
 The search goes from coarse to fine: the setting (background, medium); then the subject, with few noise draws for all
 and more for the best; then further details, slot by slot. At the end it keeps a word only if that clearly improves the
-score. One image is scored at a time, and a short queue waits; members are not charged.
+score. One image is scored at a time, and a short queue waits. Members are charged what their search ran, as for a job.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
 
 from bot.domain.dto import Member
@@ -23,12 +23,13 @@ from bot.prompt.prompt_scores import EMPTY_TEXT, PromptScores
 from bot.prompt.vocabulary import Vocabulary, build_prompt, choose_vocabulary
 from bot.queue.model_catalog import ModelCatalog
 from bot.services.admission.quota_check import check_action, check_model, refuse_if_closed_or_blocked
+from bot.services.admission.work_charges import WorkMeter
 from bot.services.init_images.request import RemoteFile
 from engine.bus import NoWorkerAnswers
 from engine.contract import MAX_CANDIDATES, DescribeRequest, ModelProfile
 
-MAX_MEMBERS = 4  # members with a request that runs or waits
-TIMEOUT_SECONDS = 240.0  # timeout of one request, including its wait
+MAX_MEMBERS = 16  # members with a request that runs or waits
+TIMEOUT_SECONDS = 240.0  # timeout of one request, including its wait; all that wait together need no longer
 MAX_COST = 120.0  # device-seconds that one request may need
 MAX_REQUEST_MS = 10_000.0  # of one request, by calibration
 MAX_PROMPTS = 4
@@ -37,7 +38,8 @@ ROUNDS = ((None, 2), (24, 6), (8, 16))
 SLOT_DRAWS, FINAL_DRAWS = range(6), range(16)  # noise draws for slots, and for the final choice
 
 ALREADY_RUNNING = "A picture of yours is being described just now: wait until that is done."
-QUEUE_FULL = "Others are having pictures described just now: try again in a moment."
+QUEUE_FULL = "Others are having pictures described just now: try again in about {}."
+CANCELLED = "Cancelled: only what ran was charged."
 TOO_SLOW = "With {model} this would take about {time} on the workers that are online: ask for a smaller model."
 TIMED_OUT = "The workers are too busy to describe a picture just now: try again later."
 EXPLANATION = (
@@ -51,6 +53,7 @@ NO_WORDS_HELP = (
 
 RequestScores = Callable[[DescribeRequest], Awaitable[Sequence[Sequence[float]]]]
 LoadImage = Callable[[Member, bytes | RemoteFile], Awaitable[DecodedImage]]
+ChargeWork = Callable[[Member, float], AbstractAsyncContextManager[WorkMeter]]  # member, estimated device-seconds
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,15 @@ class PromptSuggestions:
         return (EXPLANATION if self.prompts else NO_WORDS_HELP).format(tried=self.tried_texts, model=self.model)
 
 
+@dataclass
+class _Search:
+    """A member's search that runs or waits. `seconds`: its estimate."""
+
+    seconds: float
+    timeout: asyncio.Timeout
+    is_cancelled: bool = False
+
+
 class ImageToPrompt:
     """Suggests prompts for members' images. `request_scores` raises `NoWorkerAnswers` or ConnectionError."""
 
@@ -85,37 +97,44 @@ class ImageToPrompt:
         load_image: LoadImage,
         catalog: ModelCatalog,
         effective_rules: Callable[[Member], Awaitable[EffectiveRules]],
+        charge_work: ChargeWork,
     ) -> None:
-        self._request_scores, self._load_image, self._catalog, self._effective_rules = (
-            request_scores,
-            load_image,
-            catalog,
-            effective_rules,
-        )
-        self._search_lock, self._waiting_members = asyncio.Lock(), set[str]()
+        self._request_scores, self._load_image, self._catalog = request_scores, load_image, catalog
+        self._effective_rules, self._charge_work = effective_rules, charge_work
+        self._search_lock, self._waiting_members = asyncio.Lock(), dict[str, _Search]()  # in order of arrival
 
     async def suggest_prompts(
         self, image: bytes | RemoteFile, member: Member, model_name: str | None = None
     ) -> PromptSuggestions:
         """Suggest prompts for an image file or one at Discord; stores nothing of it. Raises `UserError`."""
         model_profile = self._find_model(model_name)
-        await self._check_allowed(member, model_profile)
-        with self._reserve_place(member.id):
+        seconds = await self._check_allowed(member, model_profile)
+        timeout = asyncio.timeout(TIMEOUT_SECONDS)
+        with self._reserve_place(member.id, _Search(seconds, timeout)) as search:
             try:
-                async with asyncio.timeout(TIMEOUT_SECONDS):
+                async with timeout, self._charge_work(member, seconds) as meter:
                     decoded_image = await self._load_image(member, image)
                     thumbnail = await asyncio.to_thread(crop_square, decoded_image.png, model_profile.size)
                     async with self._search_lock:
-                        search = PromptSearch(self._request_scores, model_profile, thumbnail)
+                        prompt_search = PromptSearch(self._request_scores, model_profile, thumbnail, meter)
                         return PromptSuggestions(
                             model_profile.name,
-                            *await search.find_prompts(choose_vocabulary(model_profile)),
+                            *await prompt_search.find_prompts(choose_vocabulary(model_profile)),
                             decoded_image.notes,
                         )
             except TimeoutError as error:
-                raise UserError(TIMED_OUT, 429) from error
+                raise UserError(CANCELLED if search.is_cancelled else TIMED_OUT, 429) from error
             except (NoWorkerAnswers, ConnectionError) as error:
                 raise UserError(shorten(str(error), 300)) from error
+
+    def cancel(self, member: str) -> bool:
+        """Cancel the member's request; return whether there is one."""
+        search = self._waiting_members.get(member)
+        if search is None or search.timeout.expired():
+            return False
+        search.is_cancelled = True
+        search.timeout.reschedule(asyncio.get_running_loop().time())
+        return True
 
     def _find_model(self, name: str | None) -> ModelProfile:
         try:
@@ -123,27 +142,29 @@ class ImageToPrompt:
         except KeyError as error:
             raise UserError(f"There is no model called {shorten(str(name), 64)} here.") from error
 
-    async def _check_allowed(self, member: Member, model_profile: ModelProfile) -> None:
-        """Raise `UserError` if the rules forbid it, or if it would take too long."""
+    async def _check_allowed(self, member: Member, model_profile: ModelProfile) -> float:
+        """Return the estimated device-seconds. Raise `UserError` if the rules forbid it, or if it takes too long."""
         rules = await self._effective_rules(member)
         refuse_if_closed_or_blocked(rules)
         check_action(rules, "describe")
         check_model(rules, model_profile.name)
         if (seconds := estimate_cost(model_profile, choose_vocabulary(model_profile))) > MAX_COST:
             raise UserError(TOO_SLOW.format(model=model_profile.name, time=format_duration(seconds)))
+        return seconds
 
     @contextmanager
-    def _reserve_place(self, member: str) -> Generator[None]:
-        """Occupy one of the few places in the queue, one for each member."""
+    def _reserve_place(self, member: str, search: _Search) -> Generator[_Search]:
+        """Occupy a place in the queue, one for each member; refuse where it would time out before its turn ends."""
         if member in self._waiting_members:
             raise UserError(ALREADY_RUNNING, 429)
-        if len(self._waiting_members) >= MAX_MEMBERS:
-            raise UserError(QUEUE_FULL, 429)
-        self._waiting_members.add(member)
+        earlier = [waiting.seconds for waiting in self._waiting_members.values()]
+        if len(earlier) >= MAX_MEMBERS or (earlier and sum(earlier) + search.seconds > TIMEOUT_SECONDS):
+            raise UserError(QUEUE_FULL.format(format_duration(earlier[0])), 429)
+        self._waiting_members[member] = search
         try:
-            yield
+            yield search
         finally:
-            self._waiting_members.discard(member)
+            del self._waiting_members[member]
 
 
 def estimate_cost(model_profile: ModelProfile, words_to_score: Vocabulary) -> float:
@@ -161,15 +182,14 @@ def estimate_cost(model_profile: ModelProfile, words_to_score: Vocabulary) -> fl
 
 
 class PromptSearch:
-    """The search for one image (a small PNG) with one model."""
+    """The search for one image (a small PNG) with one model. `meter` counts the device-seconds, by calibration."""
 
-    def __init__(self, request_scores: RequestScores, model_profile: ModelProfile, thumbnail: bytes) -> None:
-        self._request_scores, self._model_profile, self._thumbnail, self._tally = (
-            request_scores,
-            model_profile,
-            thumbnail,
-            PromptScores(),
-        )
+    def __init__(
+        self, request_scores: RequestScores, model_profile: ModelProfile, thumbnail: bytes,
+        meter: WorkMeter | None = None,
+    ) -> None:  # fmt: skip
+        self._request_scores, self._model_profile, self._thumbnail = request_scores, model_profile, thumbnail
+        self._tally, self._meter = PromptScores(), meter or WorkMeter()
 
     async def find_prompts(self, known_words: Vocabulary) -> tuple[int, tuple[ScoredPrompt, ...]]:
         """Return how many texts were tried, and the prompts that beat an empty prompt, best first."""
@@ -240,7 +260,18 @@ class PromptSearch:
                 first=draws.start,
                 draws=len(draws),
             )
-            self._tally.add(batch, draws.start, await self._request_scores(request))
+            self._tally.add(batch, draws.start, await self._request_metered(request))
+
+    async def _request_metered(self, request: DescribeRequest) -> Sequence[Sequence[float]]:
+        """Count the request as it goes out: a worker finishes it, also where nobody waits for it any more."""
+        profile, texts = self._model_profile, len(request.texts)
+        seconds = texts * (request.draws * profile.row_ms + profile.encode_ms) / 1000.0
+        self._meter.seconds += seconds
+        try:
+            return await self._request_scores(request)
+        except (NoWorkerAnswers, ConnectionError):
+            self._meter.seconds -= seconds
+            raise
 
 
 def _batch_size(model_profile: ModelProfile, draws: int) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Select, Subquery, bindparam, func, select, union_all
+from sqlalchemy import ColumnElement, Connection, Select, Subquery, bindparam, case, func, select, union_all
 
 from bot.domain.dto import Member
 from bot.domain.job_states import ACTIVE_STATES, OPEN_STATES
@@ -19,8 +19,9 @@ from bot.policy.limits import Charge, Spending, Usage, sum_spending
 from bot.policy.rules import Rule
 from bot.policy.rules.effective_rules import UsageScope
 from bot.store import rules
-from bot.store.deletion.archived_charges import load_hasher
+from bot.store.deletion.archived_charges import RELAXED_PREFIX, load_hasher
 from bot.store.deletion.input_cleanup import RESULT_KINDS
+from bot.store.jobs.records import RELAXED_TIER
 from bot.store.members import preferences
 from bot.store.schema.deletion_tables import archived_charges
 from bot.store.schema.tables import jobs, pictures
@@ -50,6 +51,16 @@ def _build_charge_query(scope: UsageScope) -> Select[*tuple[Any, ...]]:
     return query.where(*_scope_conditions(scope), jobs.c.created > bindparam("since"), jobs.c.charged > 0)
 
 
+@cache
+def _build_relaxed_query() -> Select[*tuple[Any, ...]]:
+    """Select what a member's relaxed jobs took since a time: an open job its estimate. Cached like the others."""
+    seconds = case((jobs.c.state.in_(OPEN_STATES), jobs.c.cost), else_=jobs.c.billed)
+    query = select(jobs.c.created.label("at"), seconds.label("seconds"), jobs.c.guild)
+    return query.where(
+        jobs.c.member == bindparam("member"), jobs.c.created > bindparam("since"), jobs.c.tier == RELAXED_TIER
+    )
+
+
 class Ledger:
     """Usage as one transaction sees it for one member."""
 
@@ -57,6 +68,7 @@ class Ledger:
         self._connection, self._member, self._now = connection, member, now
         self.get_usage = cache(self._count_usage)
         self.get_spending = cache(self._sum_charges)
+        self.get_relaxed_spending = cache(self._sum_relaxed)
 
     def load_rules(self) -> list[Rule]:
         """Return the rules of the member's guild, and those that hold everywhere."""
@@ -114,8 +126,20 @@ class Ledger:
         used_seconds = float(self._connection.execute(total_query).scalar_one())
         return Spending(used_seconds, window, lambda excess: self._find_release_time(charges, excess) + window)
 
-    def _build_archive_queries(self, scope: UsageScope, window: float) -> list[Select[*tuple[Any, ...]]]:
-        """Return queries of the archived charges of removed jobs; an empty list where there are none."""
+    def _sum_relaxed(self, scope: UsageScope, window: float) -> Spending:
+        """Sum what a member's relaxed jobs of the last `window` seconds took; they are charged nothing."""
+        rows = self._connection.execute(_build_relaxed_query(), self._params(since=self._now - window))
+        charges = [Charge(row.at, row.seconds) for row in rows if self._is_counted(scope, row.guild)]
+        archive_queries = self._build_archive_queries(scope, window, RELAXED_PREFIX)
+        charges += [Charge(row.at, row.charged) for query in archive_queries for row in self._connection.execute(query)]
+        return sum_spending([charge for charge in charges if charge.cost > 0], self._now, window)
+
+    def _build_archive_queries(
+        self, scope: UsageScope, window: float, prefix: str = ""
+    ) -> list[Select[*tuple[Any, ...]]]:
+        """Return queries of the archived charges of removed jobs; an empty list where there are none. `prefix`: of the
+        kinds of ids.
+        """
         hash_id = load_hasher(self._connection)
         if hash_id is None:
             return []
@@ -124,11 +148,11 @@ class Ledger:
             select(archived_charges.c.at, archived_charges.c.charged).where(archived_charges.c.at > self._now - window),
         )
         if scope.startswith("member"):
-            member_query = query.where(archived_charges.c.member == hash_id("member", member.id))
+            member_query = query.where(archived_charges.c.member == hash_id(f"{prefix}member", member.id))
             return [
                 member_query
                 if scope != "member here"
-                else member_query.where(archived_charges.c.guild == hash_id("guild", member.guild))
+                else member_query.where(archived_charges.c.guild == hash_id(f"{prefix}guild", member.guild))
             ]
         guild_query = query.where(archived_charges.c.guild == hash_id("guild", member.guild))
         return [

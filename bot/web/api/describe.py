@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import asdict
 from typing import Annotated
 
 import msgspec
 from aiohttp import web
 
+from bot.domain.concurrency import race
 from bot.domain.errors import UserError
-from bot.services.prompt_tools.image_to_prompt import ImageToPrompt
+from bot.services.prompt_tools.image_to_prompt import ImageToPrompt, PromptSuggestions
 from bot.web.middleware import member_of
 from bot.web.request_body import read_form
+from bot.web.sse import wait_for_disconnect
 
 IMAGE_TO_PROMPT = web.AppKey("image_to_prompt", ImageToPrompt)
 
@@ -27,14 +30,27 @@ def routes() -> list[web.RouteDef]:
 
 
 async def describe_picture(request: web.Request) -> web.Response:
-    """Return prompts for the picture, which takes seconds."""
+    """Return prompts for the picture, which takes seconds. The search ends when the client goes."""
     body, picture = await _read_picture(request)
-    result = await request.app[IMAGE_TO_PROMPT].suggest_prompts(picture, member_of(request), body.model)
+    member, image_to_prompt = member_of(request), request.app[IMAGE_TO_PROMPT]
+    search = asyncio.ensure_future(image_to_prompt.suggest_prompts(picture, member, body.model))
+    try:
+        await race(_wait_for(search), wait_for_disconnect(request))
+    finally:
+        search.cancel()
+    await asyncio.wait({search})
+    if search.cancelled():
+        raise ConnectionResetError("nobody waits for the prompts any more")
+    result = search.result()
     prompts = [asdict(suggestion) for suggestion in result.prompts]
     return web.json_response(
         {"model": result.model, "tried_texts": result.tried_texts, "prompts": prompts, "sentence": result.sentence,
          "notes": list(result.notes)}
     )  # fmt: skip
+
+
+async def _wait_for(search: asyncio.Future[PromptSuggestions]) -> None:
+    await asyncio.wait({search})
 
 
 async def _read_picture(request: web.Request) -> tuple[DescribeBody, bytes]:

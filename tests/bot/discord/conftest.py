@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from bot.discord.delivery.courier import Courier
 from bot.discord.delivery.discord_api import MessageClient
 from bot.discord.start import RunningClient
 from bot.images.uploads.image_links import FileUnavailable
+from bot.policy.rates import TokenBuckets
 from engine.bus import Bus
 from engine.bus.broker.embedded import Broker
 from shared.painter import PaintingWorker, cancel_task
@@ -140,7 +142,9 @@ class World:
 
 
 def create_client(services: Services, folder: Path) -> RunningClient:
-    return RunningClient(services, folder / "synced", shard_count=1)
+    client = RunningClient(services, folder / "synced", shard_count=1)
+    client.token_buckets = TokenBuckets(count(step=1000).__next__)  # tests press faster than people: each press is late
+    return client
 
 
 @asynccontextmanager

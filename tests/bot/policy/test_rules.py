@@ -90,7 +90,7 @@ def documented_value(name: str, ruleset: list[Rule]) -> int:
     roles = [
         value for (guild, scope, role), value in mine.items() if (guild, scope) == ("g", "role") and role in ANN.roles
     ]
-    default = {"running": 3, "queued": 7, "cost_day": 1800}.get(name, SETTINGS[name].maximum)
+    default = {"running": 3, "queued": 7, "cost_day": 1800, "relaxed_day": 14_400}.get(name, SETTINGS[name].maximum)
     for value in (
         mine.get(("g", "user", "ann")), max(roles, default=None), mine.get(("g", "channel", "studio")),
         mine.get(("g", "guild", "")), default,
@@ -176,7 +176,7 @@ def test_without_rules_the_defaults_hold_and_count_in_all_servers() -> None:
     terms = resolve([], ANN, DEFAULTS)
     assert (terms.running, terms.queued, terms.cost_day) == (3, 7, 1800)
     assert {(cap.setting, cap.usage_scope) for cap in terms.usage_limits} == {
-        (name, "member everywhere") for name in ("running", "queued", "cost_day")
+        (name, "member everywhere") for name in ("running", "queued", "cost_day", "relaxed_day")
     }
     assert explain_decision(SETTINGS["running"], terms, [], DEFAULTS) == (
         "running is 3: no rule is set, so this bot's default holds."

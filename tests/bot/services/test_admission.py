@@ -123,6 +123,12 @@ CASES = {
         f"yours. {HINT}",
         admitted_prompts=["a lamp"], status=429,
     ),
+    "relaxed_day": Case(
+        [("guild", "", "relaxed_day", "50")],
+        "Your relaxed day's limit is reached: 33 s of 50 s device time used in the last 24 hours, and this needs 33 s "
+        f"of device time. Enough quota is available again in about 1 d. {EVERYBODY}",
+        prompt="a lamp --relax", admitted_prompts=["a lamp", "a lamp --relax"], status=429,
+    ),
     "cost_month": Case(
         [("guild", "", "cost_month", "60"), ("guild", "", "speeds", "fast")],
         "Your month's limit is reached: 33 s of 1 min device time used in the last 30 days, and this needs 33 s of "
@@ -240,6 +246,18 @@ async def test_defaults_and_global_ceilings_count_over_all_servers(harness):
     )
     await rule_admin.set_rule(replace(OLGA, guild="mine"), "guild", "", "queued", "9")
     await services.jobs.imagine("a lamp", replace(BOB, guild="mine"), HERE)
+
+
+@pytest.mark.asyncio
+async def test_relaxed_jobs_have_a_default_ceiling(harness):
+    harness.settings = harness.settings.model_copy(update={"relaxed_day": 50.0})
+    app = await harness.open_app()
+    await app.services.jobs.imagine("a lamp --relax", BOB, HERE)
+    error = await refusal(app.services.jobs.imagine("a lamp --relax", BOB, HERE))
+    assert error.sentence.startswith("Your relaxed day's limit is reached: 33 s of 50 s device time")
+    assert Limits().relaxed_day == 4 * 3600
+    lines = (await app.services.rule_admin.report_quotas(BOB)).lines
+    assert [line.used for line in lines if line.setting == "relaxed_day"] == [pytest.approx(32.5, abs=1)]
 
 
 @pytest.mark.asyncio

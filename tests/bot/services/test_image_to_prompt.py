@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +26,7 @@ from bot.policy.rules import Rule, resolve
 from bot.prompt.prompt_scores import EMPTY_TEXT, PromptScores
 from bot.prompt.vocabulary import EMBEDDED_VOCABULARY, GENERAL_VOCABULARY, build_prompt, choose_vocabulary
 from bot.queue.model_catalog import SHIPPED_MODEL
+from bot.services.admission.work_charges import WorkMeter
 from bot.services.init_images.request import RemoteFile
 from bot.services.prompt_tools.image_to_prompt import (
     MAX_COST,
@@ -40,6 +42,8 @@ from engine.contract import MAX_CANDIDATES, MAX_FRAME_BYTES, MAX_NOISINGS, Descr
 from shared.fake_describer import FakeDescriber
 
 ANN, BOB = Member("discord:1", "Ann", "discord:9"), Member("discord:2", "Bob", "discord:9")
+
+CHARGED: list[tuple[str, float, float]] = []  # by each search: member, estimate, what it took
 
 
 def make_png(width: int = 80, height: int = 60) -> bytes:
@@ -73,7 +77,15 @@ def make_service(
         assert isinstance(source, bytes)
         return await upload_decoder.decode_picture(source)
 
-    return ImageToPrompt(send_request, read, models, terms)
+    @asynccontextmanager
+    async def charge(member: Member, estimate: float) -> AsyncIterator[WorkMeter]:
+        meter = WorkMeter()
+        try:
+            yield meter
+        finally:
+            CHARGED.append((member.id, estimate, meter.seconds))
+
+    return ImageToPrompt(send_request, read, models, terms, charge)
 
 
 def rule(setting: str, value: Any) -> Rule:
@@ -217,3 +229,66 @@ async def test_every_failure_is_a_sentence(upload_decoder: UploadDecoder) -> Non
     slow_model = changed(SHIPPED_MODEL, row_ms=2000.0)
     with pytest.raises(UserError, match="would take about"):
         await make_service(raise_no_worker, upload_decoder, profile=slow_model).suggest_prompts(make_png(), BOB)
+
+
+@pytest.mark.asyncio
+async def test_a_search_is_charged_what_it_ran(upload_decoder: UploadDecoder) -> None:
+    CHARGED.clear()
+    describer = FakeDescriber("fox")
+    await make_service(describer.errors, upload_decoder).suggest_prompts(make_png(), ANN)
+    ran = sum(
+        len(request.texts) * (request.draws * SHIPPED_MODEL.row_ms + SHIPPED_MODEL.encode_ms) / 1000
+        for request in describer.requests
+    )
+    assert [(ANN.id, estimate_cost(SHIPPED_MODEL, EMBEDDED_VOCABULARY), pytest.approx(ran))] == CHARGED
+
+    async def raise_no_worker(request: DescribeRequest) -> Any:
+        raise NoWorkerAnswers("No worker that is online has embedded in memory: draw something with it first.")
+
+    with pytest.raises(UserError, match="No worker"):
+        await make_service(raise_no_worker, upload_decoder).suggest_prompts(make_png(), ANN)
+    assert CHARGED[1:] == [(ANN.id, estimate_cost(SHIPPED_MODEL, EMBEDDED_VOCABULARY), 0.0)]
+
+
+@pytest.mark.asyncio
+async def test_a_search_can_be_cancelled_and_frees_its_place(upload_decoder: UploadDecoder) -> None:
+    CHARGED.clear()
+    describer, started, answer_gate = FakeDescriber("fox"), asyncio.Event(), asyncio.Event()
+
+    async def answer_when_open(request: DescribeRequest) -> Any:
+        started.set()
+        await answer_gate.wait()
+        return await describer.errors(request)
+
+    service = make_service(answer_when_open, upload_decoder)
+    assert not service.cancel(ANN.id)
+    task = asyncio.create_task(service.suggest_prompts(make_png(), ANN))
+    await started.wait()
+    assert not service.cancel(BOB.id)
+    assert service.cancel(ANN.id)
+    with pytest.raises(UserError, match="Cancelled: only what ran was charged"):
+        await task
+    assert CHARGED[0][2] > 0, "the worker finishes the request that it has"
+    answer_gate.set()
+    assert (await service.suggest_prompts(make_png(), ANN)).prompts
+
+
+@pytest.mark.asyncio
+async def test_the_line_is_no_longer_than_anybody_waits(upload_decoder: UploadDecoder) -> None:
+    """Four members with a slow model held the line for minutes, and those behind them waited only to time out."""
+    gate = asyncio.Event()
+
+    async def wait(request: DescribeRequest) -> Any:
+        await gate.wait()
+        raise NoWorkerAnswers("gone")
+
+    factor = 100.0 / estimate_cost(SHIPPED_MODEL, EMBEDDED_VOCABULARY)
+    slow = changed(SHIPPED_MODEL, row_ms=SHIPPED_MODEL.row_ms * factor, encode_ms=SHIPPED_MODEL.encode_ms * factor)
+    service = make_service(wait, upload_decoder, profile=slow)
+    tasks = [asyncio.create_task(service.suggest_prompts(make_png(), member)) for member in (ANN, BOB)]
+    while len(service._waiting_members) < 2:
+        await asyncio.sleep(0.01)
+    with pytest.raises(UserError, match="Others are having pictures described just now: try again in about 1 min 40 s"):
+        await service.suggest_prompts(make_png(), Member("discord:3", "Cleo", "discord:9"))
+    gate.set()
+    await asyncio.gather(*tasks, return_exceptions=True)

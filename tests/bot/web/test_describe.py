@@ -18,8 +18,10 @@ from playwright.async_api import Page, expect
 
 from bot.cli.describe import describe
 from bot.cli.instance_lock import RunningInstance, announce_instance, withdraw_instance
+from bot.domain.dto import Member
 from bot.domain.errors import UserError
 from bot.prompt.vocabulary import GENERAL_VOCABULARY
+from engine.contract import DescribeReply, DescribeRequest
 from shared.fake_describer import FakeDescriber
 from shared.web_visitor import open_page
 
@@ -70,6 +72,46 @@ async def test_a_picture_is_answered_with_suggested_prompts(server: WebServer) -
     )
     assert {len({request.model, "embedded"}) for request in worker.requests} == {1}
     assert await server.request_json("GET", "/api/jobs") == (200, {"jobs": []}), "nothing is kept, and no job is made"
+
+
+async def day_use(server: WebServer) -> float:
+    """The device-seconds that the terminal used in 24 hours."""
+    report = await server.services.rule_admin.report_quotas(Member("local:terminal", "Terminal", "local"))
+    return next(line.used for line in report.lines if line.setting == "cost_day")
+
+
+async def test_a_description_is_charged_and_needs_quota(server: WebServer) -> None:
+    await start_describer(server, "fox")
+    assert await day_use(server) == 0
+    assert (await send_form(server, make_png()))[0] == 200
+    assert await day_use(server) > 1
+    operator = Member("local:terminal", "Terminal", "*", is_operator=True)
+    await server.services.rule_admin.set_ceilings(operator, "*", cost_day="1")
+    status, reply = await send_form(server, make_png())
+    assert status == 429
+    assert "your limit is 1 s in 24 hours" in reply["error"]
+
+
+async def test_a_description_ends_with_its_connection(server: WebServer) -> None:
+    gate, started = asyncio.Event(), asyncio.Event()
+
+    async def wait(_request: DescribeRequest) -> DescribeReply:
+        started.set()
+        await gate.wait()
+        return DescribeReply(error="too late")
+
+    await server.workers[0].bus.serve_describe(["embedded"], wait)
+    await server.workers[0].bus.client.flush()
+    sending = asyncio.create_task(send_form(server, make_png()))
+    await started.wait()
+    reserved = await day_use(server)
+    sending.cancel()
+    waiting = server.services.image_to_prompt._waiting_members
+    async with asyncio.timeout(20):
+        while waiting:
+            await asyncio.sleep(0.05)
+    assert 0 < await day_use(server) < reserved, "only the request that the worker has is charged"
+    gate.set()
 
 
 async def test_an_invalid_form_is_refused(server: WebServer) -> None:

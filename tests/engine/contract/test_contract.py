@@ -316,6 +316,13 @@ def test_the_cost_adds_steps_texts_and_decodes() -> None:
     )
 
 
+@pytest.mark.parametrize(("sampler", "evaluations"), [("ddim", 10), ("unipc", 10), ("heun", 19), ("kdpm2", 19)])
+def test_the_cost_counts_every_evaluation_of_the_network(sampler: Any, evaluations: int) -> None:
+    assert estimate_cost(make_recipe(sampler=sampler), make_warm()) == pytest.approx(
+        (8 * evaluations * 2 + 2 * 10 + 4 * 5) / 1000
+    )
+
+
 def test_a_share_needs_a_weight_above_zero() -> None:
     with pytest.raises(MalformedMessage, match="weight"):
         decode(encode(BillingKey(tier="a", guild="b", user="c", weight=0.0)), BillingKey)

@@ -7,6 +7,7 @@ from typing import Any, get_args
 import pytest
 
 from engine.contract import PIPELINE_SAMPLERS, Sampler
+from engine.contract.samplers import SECOND_ORDER_SAMPLERS
 from engine.plan import SAMPLERS, TABLED, NotTabled, build_scheduler, is_flow, plan, samplers_for
 
 SD15: dict[str, Any] = {
@@ -166,3 +167,15 @@ def test_flow_matching_is_recognised() -> None:
     assert [is_flow(config) for config in (SD15, ZERO_SNR, SD3, FLUX, SANA)] == [False, False, True, True, True]
     assert is_flow({"use_flow_sigmas": True})
     assert is_flow({"prediction_type": "flow_prediction"})
+
+
+@pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # of the schedulers
+@pytest.mark.parametrize(
+    ("config", "sampler"),
+    [*((SD15, name) for name in SAMPLERS if name != "native"), *((SD3, name) for name in (*FLOWS[:-1], "heun"))],
+)
+def test_the_price_counts_the_evaluations_that_the_scheduler_makes(config: dict[str, Any], sampler: Any) -> None:
+    scheduler = build_scheduler(config, sampler)
+    scheduler.set_timesteps(7)
+    evaluations = 13 if sampler in SECOND_ORDER_SAMPLERS else 7
+    assert len(scheduler.timesteps) == evaluations

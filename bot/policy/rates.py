@@ -1,0 +1,93 @@
+"""How often one may ask: each action's price, and the token buckets that it is paid from. Pure but for the clock.
+
+These rates hold back floods. They lie far above what a person does; the limits on jobs and device time are elsewhere
+(`bot.policy.limits`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Literal, NamedTuple
+
+from cachetools import TTLCache
+
+from bot.domain.errors import UserError
+from bot.domain.texts import format_duration
+from bot.policy.permissions import Action
+
+# What is asked for besides the actions of the permission table: a page or an old address, a file such as a picture, one
+# job, a list, a stream of events, suggestions while one types, and whatever comes from an address without a session.
+RatedAction = Action | Literal["page", "file", "job", "list", "stream", "suggest", "review", "stranger"]
+Purse = Literal["look", "change", "make", "stranger"]
+MAX_BUCKETS = 50_000  # buckets in memory; with more, the one used longest ago is forgotten
+
+
+class Rate(NamedTuple):
+    """A bucket's size, and how many tokens it gains in a second."""
+
+    burst: float
+    per_second: float
+
+
+class Price(NamedTuple):
+    """What an action takes from which bucket of whoever asks."""
+
+    purse: Purse
+    tokens: float
+
+
+RATES: Mapping[Purse, Rate] = MappingProxyType(
+    {
+        "look": Rate(600.0, 40.0),
+        "change": Rate(60.0, 2.0),
+        "make": Rate(40.0, 1.0),
+        "stranger": Rate(1000.0, 200.0),  # of one address: people behind one proxy share it
+    }
+)
+FILL_SECONDS = max(rate.burst / rate.per_second for rate in RATES.values())  # after it, every bucket is full
+PRICES: Mapping[RatedAction, Price] = MappingProxyType(
+    {
+        **dict.fromkeys(("file", "suggest"), Price("look", 1.0)),
+        **dict.fromkeys(("job", "page"), Price("look", 2.0)),
+        **dict.fromkeys(("list", "stream"), Price("look", 10.0)),
+        **dict.fromkeys(("queue", "mine", "info", "help", "details", "film"), Price("look", 20.0)),
+        **dict.fromkeys(("settings", "explain", "review"), Price("look", 20.0)),
+        **dict.fromkeys(("cancel", "pause", "favourite", "prefer", "delete"), Price("change", 1.0)),
+        **dict.fromkeys(("approve", "deny", "dismiss", "set", "close", "budget"), Price("change", 1.0)),
+        **dict.fromkeys(("report", "envelope"), Price("change", 5.0)),
+        **dict.fromkeys(("export", "forget"), Price("change", 20.0)),
+        **dict.fromkeys(("imagine", "blend", "upscale", "vary", "reroll", "remix", "reproduce"), Price("make", 1.0)),
+        **dict.fromkeys(("edit", "zoom", "pan", "branch", "walk"), Price("make", 1.0)),
+        "prompt": Price("make", 4.0),  # /shorten has a worker read texts
+        "describe": Price("make", 10.0),
+        "stranger": Price("stranger", 1.0),
+    }
+)
+
+
+class TokenBuckets:
+    """The buckets of all who ask. `clock`: monotonic, in seconds."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._buckets: TTLCache[tuple[str, Purse], tuple[float, float]] = TTLCache(  # tokens, at which time
+            MAX_BUCKETS, FILL_SECONDS, timer=clock
+        )
+
+    def take(self, payer: str, action: RatedAction) -> float:
+        """Take the action's price from `payer`'s bucket. Return 0, or after how many seconds the bucket has enough."""
+        price, now = PRICES[action], self._clock()
+        burst, per_second = RATES[price.purse]
+        tokens, since = self._buckets.get((payer, price.purse), (burst, now))
+        tokens = min(burst, tokens + (now - since) * per_second)
+        if tokens < price.tokens:
+            return (price.tokens - tokens) / per_second
+        self._buckets[payer, price.purse] = tokens - price.tokens, now
+        return 0.0
+
+
+def too_often(seconds: float) -> UserError:
+    """Return the refusal (429) for one who may ask again in so many seconds."""
+    return UserError(f"That is too much at once: try again in about {format_duration(seconds)}.", 429)

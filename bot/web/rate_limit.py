@@ -1,0 +1,93 @@
+"""Rates of the page: each route's action, and the middleware that charges it to its visitor (`bot.policy.rates`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from aiohttp import web
+
+from bot.policy.rates import RatedAction, TokenBuckets, too_often
+from bot.web.auth import COOKIE_NAME
+from bot.web.middleware import TERMINAL_ID, VISITOR, Handler, error_response
+
+TOKEN_BUCKETS = web.AppKey("token_buckets", TokenBuckets)
+UNKNOWN_ROUTE: RatedAction = "page"
+ROUTE_ACTIONS: Mapping[str, RatedAction] = MappingProxyType(
+    {
+        "GET /": "page",
+        "POST /api/entrance": "page",
+        "GET /discord": "page",
+        "GET /favicon.ico": "file",
+        "GET /static": "file",
+        "GET /healthz": "page",
+        "GET /metrics": "list",
+        "GET /api/rejections": "list",
+        "GET /api/workers": "job",
+        "GET /api/events": "stream",
+        "POST /api/invitations": "prefer",
+        "POST /api/describe": "describe",
+        "GET /api/prefer/options": "job",
+        "PUT /api/prefer/options": "prefer",
+        "GET /api/jobs": "list",
+        "POST /api/jobs": "imagine",
+        "GET /api/jobs/{id}": "job",
+        "DELETE /api/jobs/{id}": "cancel",
+        "GET /api/jobs/{id}/events": "stream",
+        "GET /api/jobs/{id}/wait-reason": "job",
+        "POST /api/jobs/{id}/pause": "pause",
+        "POST /api/jobs/{id}/resume": "pause",
+        "POST /api/jobs/{id}/priority": "pause",
+        "POST /api/jobs/{id}/vary/{n}": "vary",
+        "POST /api/jobs/{id}/upscale/{n}": "upscale",
+        "POST /api/jobs/{id}/reroll": "reroll",
+        "POST /api/jobs/{id}/walk": "walk",
+        "POST /api/jobs/{id}/edit/{n}": "edit",
+        "POST /api/jobs/{id}/zoom/{n}": "zoom",
+        "POST /api/jobs/{id}/pan/{n}": "pan",
+        "GET /api/jobs/{id}/branch/{n}": "job",
+        "POST /api/jobs/{id}/branch/{n}": "branch",
+        "GET /api/jobs/{id}/pictures/{n}.png": "file",
+        "GET /api/jobs/{id}/pictures/{n}/held.png": "review",
+        "POST /api/jobs/{id}/pictures/{n}/show": "approve",
+        "POST /api/jobs/{id}/pictures/{n}/hide": "deny",
+        "GET /api/jobs/{id}/grid.png": "file",
+        "GET /api/jobs/{id}/film.{kind}": "film",
+        "GET /api/jobs/{id}/walk.{kind}": "film",
+        "GET /api/jobs/{id}/dissolve/{n}.{kind}": "film",
+        "GET /api/jobs/{id}/round-trip/{n}.{kind}": "film",
+        "GET /api/jobs/{id}/keyframes": "job",
+        "GET /api/jobs/{id}/keyframes/{n}.webp": "file",
+        "GET /api/room": "page",
+        "GET /api/refused": "page",
+        "GET /api/jobs/{id}/why": "page",
+        "GET /api/jobs/{id}/rungs": "page",
+        "GET /api/jobs/{id}/rungs/{file}": "page",
+        "GET /api/jobs/{id}/return/{file}": "page",
+    }
+)
+
+
+@web.middleware
+async def limit_rate(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Charge the request to its visitor, or without a session to its address. The terminal has no limit."""
+    visitor = request.get(VISITOR)
+    if visitor is not None and visitor.id == TERMINAL_ID:
+        return await handler(request)
+    if visitor is None or COOKIE_NAME not in request.cookies:
+        wait_seconds = request.app[TOKEN_BUCKETS].take(f"address:{request.remote}", "stranger")
+    else:
+        wait_seconds = request.app[TOKEN_BUCKETS].take(f"visitor:{visitor.id}", _action_of(request))
+    if not wait_seconds:
+        return await handler(request)
+    refusal = too_often(wait_seconds)
+    response = error_response(request, refusal.status, refusal.sentence)
+    response.headers["Retry-After"] = str(math.ceil(wait_seconds))
+    return response
+
+
+def _action_of(request: web.Request) -> RatedAction:
+    resource = request.match_info.route.resource
+    method = "GET" if request.method == "HEAD" else request.method
+    return UNKNOWN_ROUTE if resource is None else ROUTE_ACTIONS.get(f"{method} {resource.canonical}", UNKNOWN_ROUTE)

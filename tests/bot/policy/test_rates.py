@@ -1,0 +1,54 @@
+"""Rates: every action has a price, a flood is held back, and waiting fills the bucket again."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bot.policy.permissions import ACTIONS
+from bot.policy.rates import FILL_SECONDS, PRICES, RATES, RatedAction, TokenBuckets, too_often
+
+
+class Clock:
+    """A clock that only the test moves. In seconds."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_every_action_has_a_price_that_a_full_bucket_pays() -> None:
+    assert set(ACTIONS) <= set(PRICES)
+    assert set(PRICES) == set(ACTIONS) | set(get_args(get_args(RatedAction)[1]))
+    assert all(0 < price.tokens <= RATES[price.purse].burst / 2 for price in PRICES.values())
+
+
+def test_a_flood_is_refused_and_says_when_it_may_go_on() -> None:
+    clock = Clock()
+    buckets = TokenBuckets(clock)
+    assert [buckets.take("ann", "describe") for _ in range(4)] == [0.0] * 4
+    assert buckets.take("ann", "describe") == pytest.approx(10.0)
+    assert buckets.take("bob", "describe") == 0.0, "another member has another bucket"
+    assert buckets.take("ann", "queue") == 0.0, "looking has another bucket than making"
+    clock.now = 9.0
+    assert buckets.take("ann", "describe") == pytest.approx(1.0), "a refusal costs nothing"
+    clock.now = 10.0
+    assert buckets.take("ann", "describe") == 0.0
+    refusal = too_often(1.2)
+    assert (refusal.status, refusal.sentence) == (429, "That is too much at once: try again in about 2 s.")
+
+
+@given(st.lists(st.floats(0.0, FILL_SECONDS * 1.5), min_size=1, max_size=60))
+def test_nobody_ever_gets_more_than_the_burst_and_the_rate(pauses: list[float]) -> None:
+    clock = Clock()
+    buckets, taken = TokenBuckets(clock), 0.0
+    for pause in pauses:
+        clock.now += pause
+        for _ in range(3):
+            taken += PRICES["describe"].tokens * (buckets.take("ann", "describe") == 0.0)
+    assert taken <= RATES["make"].burst + clock.now * RATES["make"].per_second + 1e-6

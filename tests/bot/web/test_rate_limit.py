@@ -1,0 +1,64 @@
+"""The page's rates: a visitor's flood is refused with the time to wait, and nobody else notices it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from bot.policy.rates import RATES, TokenBuckets
+from bot.web import middleware
+from bot.web.rate_limit import ROUTE_ACTIONS
+
+if TYPE_CHECKING:
+    from tests.bot.web.conftest import OpenServer, WebServer
+
+pytestmark = pytest.mark.asyncio
+
+
+async def test_every_route_has_its_rate(server: WebServer) -> None:
+    registered = {
+        f"{route.method} {route.resource.canonical}"
+        for route in server.app.router.routes()
+        if route.method != "HEAD" and route.resource is not None
+    }
+    assert registered == set(ROUTE_ACTIONS)
+
+
+async def test_a_flood_of_a_guest_is_refused_and_others_are_served(open_server: OpenServer) -> None:
+    async with open_server(allowed_hosts=("other.example",)) as server:
+        tokens = server.app[middleware.SESSION_TOKENS]
+        ann, bob = (
+            {"Cookie": f"{middleware.COOKIE_NAME}={tokens.sign_cookie(tokens.create_visitor(is_operator=False))}"}
+            for _ in range(2)
+        )
+        statuses, last, retry_after = list[int](), dict[str, str](), None
+        for _ in range(int(RATES["look"].burst / 10) + 40):
+            async with server.client.get(server.url + "/api/jobs", headers=ann) as answer:
+                statuses.append(answer.status)
+                last, retry_after = await answer.json(), answer.headers.get("Retry-After")
+            if answer.status == 429:
+                break
+        assert statuses[-1] == 429
+        assert set(statuses[:-1]) == {200}
+        assert last["error"].startswith("That is too much at once: try again in about ")
+        assert retry_after == "1"
+        async with server.client.get(server.url + "/api/jobs", headers=bob) as answer:
+            assert answer.status == 200
+
+
+async def test_a_stranger_is_counted_by_address(open_server: OpenServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = list[tuple[str, str]]()
+
+    def refuse(_buckets: TokenBuckets, payer: str, action: str) -> float:
+        taken.append((payer, action))
+        return 7.2
+
+    async with open_server(allowed_hosts=("other.example",)) as server:
+        monkeypatch.setattr(TokenBuckets, "take", refuse)
+        forged = {"Cookie": f"{middleware.COOKIE_NAME}=forged"}
+        for headers in ({}, forged):
+            async with server.client.get(server.url + "/healthz", headers=headers) as answer:
+                assert (answer.status, answer.headers["Retry-After"]) == (429, "8")
+                assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert taken == [("address:127.0.0.1", "stranger")] * 2
