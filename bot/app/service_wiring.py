@@ -32,6 +32,7 @@ from bot.services.privacy.data_export import DataExport
 from bot.services.prompt_tools.image_to_prompt import ImageToPrompt
 from bot.services.prompt_tools.prompt_shortening import PromptShortener
 from bot.services.rule_admin import RuleAdmin
+from bot.services.sessions import Sessions
 
 
 def wire_services(
@@ -66,6 +67,7 @@ def wire_services(
         moderation=moderation, data_deletion=data_deletion,
         data_export=DataExport(store, core.picture_store, clock=clock), prompt_shortener=PromptShortener(bus.embed),
         image_to_prompt=ImageToPrompt(bus.describe, loader.load_upload, catalog, rule_admin.effective_rules),
+        sessions=Sessions(store, clock=clock),
     )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from bot.services.privacy.data_export import DataExport
 from bot.services.prompt_tools.image_to_prompt import ImageToPrompt
 from bot.services.prompt_tools.prompt_shortening import PromptShortener
 from bot.services.rule_admin import RuleAdmin
+from bot.services.sessions import Sessions
 from engine.contract import Presence
 
 
@@ -54,3 +55,4 @@ class Services:
     data_export: DataExport
     prompt_shortener: PromptShortener
     image_to_prompt: ImageToPrompt
+    sessions: Sessions
