@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bot.cli import describe, flag_aliases, privacy
+from bot.cli import describe, flag_aliases, privacy, visitors
 from bot.cli.backup import backup_command, restore_command
 from bot.cli.imagine import command as imagine_command
 from bot.cli.jobs import commands as job_commands
@@ -39,6 +39,7 @@ rule_commands.app.command("close")(kill_switch.close)
 rule_commands.app.command("open")(kill_switch.reopen)
 app.add_typer(rule_commands.app, name="rules")
 app.add_typer(job_commands.app, name="jobs")
+app.add_typer(visitors.app, name="visitors")
 
 Port = Annotated[
     int | None, typer.Option(min=0, max=65535, help="Port of the chatroom (DARKROOM_PORT, else 8189; 0: a free one).")

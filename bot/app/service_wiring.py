@@ -35,6 +35,7 @@ from bot.services.privacy.data_export import DataExport
 from bot.services.prompt_tools.image_to_prompt import ImageToPrompt
 from bot.services.prompt_tools.prompt_shortening import PromptShortener
 from bot.services.rule_admin import RuleAdmin
+from bot.services.sessions import Sessions
 
 
 def wire_services(
@@ -74,7 +75,7 @@ def wire_services(
             bus.describe, loader.load_upload, catalog, rule_admin.effective_rules,
             WorkCharges(store, limits=limits, clock=clock).charge,
         ),
-        worker_decoder=core.worker_decoder,
+        worker_decoder=core.worker_decoder, sessions=Sessions(store, clock=clock),
     )  # fmt: skip
 
 

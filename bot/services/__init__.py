@@ -26,6 +26,7 @@ from bot.services.privacy.data_export import DataExport
 from bot.services.prompt_tools.image_to_prompt import ImageToPrompt
 from bot.services.prompt_tools.prompt_shortening import PromptShortener
 from bot.services.rule_admin import RuleAdmin
+from bot.services.sessions import Sessions
 from engine.contract import Presence
 
 
@@ -56,3 +57,4 @@ class Services:
     prompt_shortener: PromptShortener
     image_to_prompt: ImageToPrompt
     worker_decoder: UploadDecoder  # decodes pictures of workers, before anything else does
+    sessions: Sessions

@@ -43,7 +43,7 @@ def build_app(
     metrics page; without it there is none.
     """
     app = web.Application(middlewares=MIDDLEWARES, client_max_size=MAX_BODY_BYTES)
-    app[sse.SERVICES] = services
+    app[sse.SERVICES], app[middleware.SESSIONS] = services, services.sessions
     services.page_addresses.add(*_extra_addresses(settings))
     app[review.REVIEW] = services.picture_review
     app[describe.IMAGE_TO_PROMPT] = services.image_to_prompt
@@ -95,10 +95,8 @@ def _extra_addresses(settings: Settings) -> tuple[str, ...]:
 
 
 def entry_address(settings: Settings, app: web.Application, port: int) -> str:
-    """Return the address to print, with a one-time token where others than this computer can reach the chatroom."""
+    """Return the address to print. Its one-time token makes whoever opens it first the operator."""
     base = settings.public_url.rstrip("/") or f"http://{_reachable_host(settings.host)}:{port}"
-    if app[middleware.HOST_POLICY].is_local:
-        return f"{base}/"
     return f"{base}/?token={app[middleware.SESSION_TOKENS].create_invitation(for_operator=True)}"
 
 

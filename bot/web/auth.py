@@ -1,12 +1,13 @@
-"""Access rules of the chatroom: Host and Origin checks, one-time tokens, signed visitor cookies.
+"""Access rules of the chatroom: Host and Origin checks, signs of a proxy, one-time tokens, the terminal's key.
 
-Imports neither aiohttp nor anything about jobs.
+Imports neither aiohttp nor anything about jobs. `bot.services.sessions` keeps who has entered.
 """
 
 from __future__ import annotations
 
 import hmac
 import ipaddress
+import logging
 import os
 import secrets
 from collections.abc import Iterable, Mapping
@@ -16,13 +17,20 @@ from urllib.parse import urlsplit
 
 from bot.domain.errors import UserError
 
+log = logging.getLogger(__name__)
+
 COOKIE_NAME = "darkroom"
 KEY_BYTES = 32
 PROXY_REFUSED = "The chatroom is behind a proxy: set PUBLIC_URL and open the one-time address."
 MAX_INVITATIONS = 20  # with more, the oldest expires
 FORM_TYPES = frozenset({"application/x-www-form-urlencoded", "multipart/form-data", "text/plain"})
 CUSTOM_HEADERS = ("X-Darkroom", "Idempotency-Key")  # headers that another site's form cannot send
-PROXY_HEADERS = ("Forwarded", "X-Forwarded-For", "X-Real-IP")  # headers that a proxy adds
+# headers that a proxy adds, in lower case, and how others of them begin
+PROXY_HEADERS = frozenset({
+    "forwarded", "via", "x-real-ip", "true-client-ip", "x-client-ip", "x-cluster-client-ip", "x-original-host",
+    "fastly-client-ip", "fly-client-ip", "cdn-loop", "proxy-connection",
+})  # fmt: skip
+PROXY_PREFIXES = ("x-forwarded", "cf-")
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -91,12 +99,13 @@ class HostPolicy:
         parts = urlsplit(origin)
         return parts.scheme in {"http", "https"} and parts.netloc.lower() in {host.lower(), self.public_host} - {""}
 
-    def check_request(self, method: str, headers: Mapping[str, str]) -> None:
+    def check_request(self, method: str, headers: Mapping[str, str], *, is_http_1_0: bool = False) -> None:
         """Refuse an unknown Host or a foreign Origin (403), and anything that another site's form could send (400).
 
-        A chatroom for this computer alone treats every visitor as its operator, so it refuses proxied requests.
+        A chatroom for this computer alone lets everybody in, so it refuses proxied requests. Browsers and programs of
+        today speak HTTP/1.1; a proxy may speak 1.0 and add no header.
         """
-        if self.is_local and any(name in headers for name in PROXY_HEADERS):
+        if self.is_local and (is_http_1_0 or _has_proxy_header(headers)):
             raise UserError(PROXY_REFUSED, 403)
         host = headers.get("Host", "")
         if not self.is_known_host(host):
@@ -111,6 +120,11 @@ class HostPolicy:
             raise UserError("Requests from other sites are not allowed.", 403)
         if method not in SAFE_METHODS and _is_form(headers) and not _is_own_upload(headers):
             raise UserError("Send JSON (Content-Type: application/json); a form needs a header X-Darkroom.", 400)
+
+
+def _has_proxy_header(headers: Mapping[str, str]) -> bool:
+    names = {name.lower() for name in headers}
+    return not names.isdisjoint(PROXY_HEADERS) or any(name.startswith(PROXY_PREFIXES) for name in names)
 
 
 def _is_navigation(method: str, headers: Mapping[str, str]) -> bool:
@@ -145,15 +159,18 @@ def _header_bytes(text: str) -> bytes:
 
 
 def load_or_create_key(folder: Path) -> bytes:
-    """Return the chatroom's secret: 32 bytes in `web.key` (mode 600), made at the first start. It lets cookies outlive
-    restarts.
+    """Return the chatroom's secret: 32 bytes in `web.key` (mode 600), made at the first start.
 
-    An empty file is written anew. Any other file without a key is refused.
+    An empty file is written anew. Any other file without a key is refused. A file that others may read is closed to
+    them, with a warning.
     """
     path = folder / "web.key"
     key = path.read_bytes() if path.exists() else b""
     if key and len(key) != KEY_BYTES:
         raise UserError(f"{path.name} in the data folder is damaged: remove it and start again.", 400)
+    if key and path.stat().st_mode & 0o077:
+        log.warning("others could read %s: if they are no friends, remove it and start again for a new key", path)
+        path.chmod(0o600)
     return key or _new_key(path)
 
 
@@ -174,7 +191,7 @@ def terminal_key(folder: Path) -> str:
 
 
 class SessionTokens:
-    """One-time invitations and signed cookies. Invitations are kept in memory; cookies need only the key."""
+    """One-time invitations, kept in memory, and the terminal's key."""
 
     def __init__(self, key: bytes) -> None:
         self._key = key
@@ -194,32 +211,20 @@ class SessionTokens:
         for_operator = self._invitations.get(token)
         return for_operator is not None and (visitor is None or (for_operator and not visitor.is_operator))
 
-    def exchange_token(self, token: str) -> Visitor | None:
-        """Use the token up; return its visitor, or None."""
+    def exchange_token(self, token: str, visitor_id: str = "") -> Visitor | None:
+        """Use the token up; return its visitor, or None. A visitor who is known already keeps their id."""
         for_operator = self._invitations.pop(token, None)
-        return None if for_operator is None else self.create_visitor(is_operator=for_operator)
+        return None if for_operator is None else Visitor(visitor_id or new_visitor_id(), for_operator)
 
-    def create_visitor(self, *, is_operator: bool) -> Visitor:
-        """Return a new visitor."""
-        return Visitor(secrets.token_hex(8), is_operator)
-
-    def sign_cookie(self, visitor: Visitor) -> str:
-        """Return the visitor as a signed cookie."""
-        text = f"{'owner' if visitor.is_operator else 'guest'}.{visitor.id}"
-        return f"{text}.{self._sign(text)}"
-
-    def read_cookie(self, cookie: str) -> Visitor | None:
-        """Return the visitor of a cookie, or None if this chatroom did not sign it."""
-        text, _, signature = cookie.rpartition(".")
-        if not hmac.compare_digest(_header_bytes(signature), self._sign(text).encode()):
-            return None
-        role, _, visitor_id = text.partition(".")
-        return Visitor(visitor_id, role == "owner")
+    def void_invitations(self) -> None:
+        """Make every address that nobody has used worthless."""
+        self._invitations.clear()
 
     def is_terminal_key(self, authorization: str) -> bool:
         """Return whether the header carries the key of `terminal_key`."""
         expected = "Bearer " + hmac.new(self._key, b"terminal", "sha256").hexdigest()
         return hmac.compare_digest(_header_bytes(authorization), expected.encode())
 
-    def _sign(self, text: str) -> str:
-        return hmac.new(self._key, b"visitor:" + _header_bytes(text), "sha256").hexdigest()
+
+def new_visitor_id() -> str:
+    return secrets.token_hex(8)

@@ -12,27 +12,33 @@ import time
 from collections.abc import Awaitable, Callable
 
 import aiohttp_jinja2
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
+from bot.services.sessions import DAY_SECONDS, SESSION_DAYS, Sessions
 from bot.store import DatabaseUnavailable
-from bot.web.auth import COOKIE_NAME, HostPolicy, SessionTokens, Visitor
+from bot.store.members.sessions import Session
+from bot.web.auth import COOKIE_NAME, HostPolicy, SessionTokens, Visitor, new_visitor_id
 
 log = logging.getLogger(__name__)
 
 HOST_POLICY = web.AppKey("host_policy", HostPolicy)
 SESSION_TOKENS = web.AppKey("session_tokens", SessionTokens)
+SESSIONS = web.AppKey("sessions", Sessions)
 SECURE_COOKIE = web.AppKey("secure_cookie", bool)
 METRICS_TOKEN = web.AppKey("metrics_token", str)  # the token for the metrics; empty: no token gives access
 VISITOR = web.RequestKey("visitor", Visitor)
+SESSION = web.RequestKey("session", Session)  # of the request's cookie
 
 GUILD = "local"
-TERMINAL_ID = "terminal"  # the id of the visitor without a cookie
-YEAR_SECONDS = 365 * 24 * 3600
+TERMINAL_ID = "terminal"  # the id of the visitor with the terminal's key
+ANYBODY = Visitor("anybody", is_operator=False)  # an open chatroom's visitor without a cookie, such as a program
 METRICS_PATH = "/metrics"
 SIGN_IN_PATH = "/api/entrance"  # where a one-time token is exchanged
 PUBLIC_PATHS = ("/healthz", "/static/")  # public: nothing secret is behind these
+SIGN_IN = "Sign in with the one-time address that `darkroom up` printed; `darkroom visitors invite` prints a new one."
+SIGNED_OUT = f"This browser is not signed in any more. {SIGN_IN}"
 STATUS_SENTENCES = {
     404: "There is nothing at this address.",
     408: "The request took too long to arrive. Send it again.",
@@ -65,15 +71,14 @@ async def add_security_headers(request: web.Request, response: web.StreamRespons
 
 def security_headers(app: web.Application) -> dict[str, str]:
     """Return the headers of every response. Behind an address of https, browsers shall use no other for a year."""
-    https_only = {"Strict-Transport-Security": f"max-age={YEAR_SECONDS}"} if app[SECURE_COOKIE] else {}
+    https_only = {"Strict-Transport-Security": f"max-age={365 * DAY_SECONDS}"} if app[SECURE_COOKIE] else {}
     return SECURITY_HEADERS | https_only
 
 
-def set_visitor_cookie(request: web.Request, response: web.StreamResponse, visitor: Visitor) -> None:
-    """Set the visitor's cookie: HttpOnly, SameSite=Strict, and Secure where the public address is https."""
-    secure = request.secure or request.app[SECURE_COOKIE]
-    value = request.app[SESSION_TOKENS].sign_cookie(visitor)
-    response.set_cookie(COOKIE_NAME, value, max_age=YEAR_SECONDS, httponly=True, samesite="Strict", secure=secure)
+def set_session_cookie(request: web.Request, response: web.StreamResponse, cookie: str, session: Session) -> None:
+    """Set the session's cookie: HttpOnly, SameSite=Strict, and Secure where the public address is https."""
+    secure, max_age = request.secure or request.app[SECURE_COOKIE], SESSION_DAYS[session.kind] * DAY_SECONDS
+    response.set_cookie(COOKIE_NAME, cookie, max_age=max_age, httponly=True, samesite="Strict", secure=secure)
 
 
 @web.middleware
@@ -110,32 +115,43 @@ async def handle_errors(request: web.Request, handler: Handler) -> web.StreamRes
 
 @web.middleware
 async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Check Host and Origin, then identify the visitor. A new visitor to an open chatroom gets a cookie."""
-    app = request.app
-    app[HOST_POLICY].check_request(request.method, request.headers)
-    cookie_visitor = app[SESSION_TOKENS].read_cookie(request.cookies.get(COOKIE_NAME, ""))
-    visitor = cookie_visitor or _visitor_without_cookie(request)
-    if visitor is not None:
-        request[VISITOR] = visitor
+    """Check Host and Origin, then identify the visitor. A new visitor to an open chatroom gets a session."""
+    app, is_http_1_0 = request.app, request.version < HttpVersion11
+    app[HOST_POLICY].check_request(request.method, request.headers, is_http_1_0=is_http_1_0)
+    if request.path.startswith(PUBLIC_PATHS):
+        return await handler(request)
+    cookie = request.cookies.get(COOKIE_NAME, "")
+    if (session := await find_session(request)) is not None:
+        request[SESSION], request[VISITOR] = session, Visitor(session.visitor, session.kind == "owner")
+    elif app[SESSION_TOKENS].is_terminal_key(request.headers.get("Authorization", "")):
+        request[VISITOR] = Visitor(TERMINAL_ID, is_operator=True)
+    elif app[HOST_POLICY].is_local:
+        return await _answer_anybody(request, handler)
     elif not (_is_public(request) or _is_scrape(request)):
-        raise UserError("Sign in with the one-time address that `darkroom up` printed.", 403)
+        raise UserError(SIGNED_OUT if cookie else SIGN_IN, 403)
+    return await handler(request)
+
+
+async def find_session(request: web.Request) -> Session | None:
+    """Return the session of the request's cookie. One of an open chatroom counts only while the chatroom is open."""
+    session = await request.app[SESSIONS].find(request.cookies.get(COOKIE_NAME, ""))
+    return None if session and session.kind == "open" and not request.app[HOST_POLICY].is_local else session
+
+
+async def _answer_anybody(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer a stranger in an open chatroom. A browser gets a session with its first page; none makes an operator."""
+    request[VISITOR] = ANYBODY
+    if request.method != "GET" or request.path != "/" or "token" in request.query:
+        return await handler(request)
+    cookie, session = await request.app[SESSIONS].start("open", new_visitor_id())
+    request[SESSION], request[VISITOR] = session, Visitor(session.visitor, is_operator=False)
     response = await handler(request)
-    if visitor is not None and cookie_visitor is None and visitor.id != TERMINAL_ID:
-        set_visitor_cookie(request, response, visitor)
+    set_session_cookie(request, response, cookie, session)
     return response
 
 
-def _visitor_without_cookie(request: web.Request) -> Visitor | None:
-    """Return the visitor of a request without a cookie: the terminal by its key, or anyone in an open chatroom."""
-    tokens = request.app[SESSION_TOKENS]
-    if not request.app[HOST_POLICY].is_local and not tokens.is_terminal_key(request.headers.get("Authorization", "")):
-        return None
-    return tokens.create_visitor(is_operator=True) if request.path == "/" else Visitor(TERMINAL_ID, is_operator=True)
-
-
 def _is_public(request: web.Request) -> bool:
-    is_first_visit = request.path == "/" and "token" in request.query
-    return is_first_visit or request.path == SIGN_IN_PATH or request.path.startswith(PUBLIC_PATHS)
+    return (request.path == "/" and "token" in request.query) or request.path == SIGN_IN_PATH
 
 
 def _is_scrape(request: web.Request) -> bool:
@@ -158,5 +174,6 @@ def error_response(request: web.Request, status: int, sentence: str) -> web.Resp
 def member_of(request: web.Request) -> Member:
     """Return the visitor as a member. The operator is a moderator here."""
     visitor = request[VISITOR]
-    name = "Terminal" if visitor.id == TERMINAL_ID else f"Visitor {visitor.id[:4]}"
+    names = {TERMINAL_ID: "Terminal", ANYBODY.id: "Visitor"}
+    name = names.get(visitor.id, f"Visitor {visitor.id[:4]}")
     return Member(id=f"{GUILD}:{visitor.id}", name=name, guild=GUILD, is_moderator=visitor.is_operator)

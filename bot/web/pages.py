@@ -1,4 +1,4 @@
-"""The HTML pages: the chatroom, how to add the bot to a server, and the sign-in by a one-time address.
+"""The HTML pages: the chatroom, how to add the bot to a server, the sign-in by a one-time address, and the sign-out.
 
 The jobs reach the page by the event stream.
 """
@@ -12,7 +12,16 @@ import msgspec
 from aiohttp import web
 
 from bot.domain.errors import UserError
-from bot.web.middleware import HOST_POLICY, SESSION_TOKENS, SIGN_IN_PATH, VISITOR, set_visitor_cookie
+from bot.web.auth import COOKIE_NAME
+from bot.web.middleware import (
+    HOST_POLICY,
+    SESSION,
+    SESSION_TOKENS,
+    SESSIONS,
+    SIGN_IN_PATH,
+    VISITOR,
+    set_session_cookie,
+)
 from bot.web.request_body import read_body
 
 INVITATION_USED = "This address was used already or is not valid. Ask for a new one."
@@ -31,6 +40,8 @@ def routes() -> list[web.RouteDef]:
     return [
         web.get("/", get_home),
         web.post(SIGN_IN_PATH, sign_in),
+        web.post("/api/sign-out", sign_out),
+        web.post("/api/sign-out/everywhere", sign_out_everywhere),
         web.get("/discord", get_discord_page),
         web.get("/favicon.ico", redirect_icon),
     ]
@@ -64,22 +75,46 @@ class SignInBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 async def sign_in(request: web.Request) -> web.StreamResponse:
-    """Exchange the one-time token for a cookie. If the token would not raise the visitor's role, both role and token
+    """Exchange the one-time token for a session. If the token would not raise the visitor's role, both role and token
     stay.
 
-    This is a POST from our own page: the browser sends the visitor's cookie even if a foreign link led to the page.
+    This is a POST from our own page: the browser sends the visitor's cookie even if a foreign link led to the page. The
+    new session replaces the old one, under the same visitor.
     """
     token, visitor = (await read_body(request, SignInBody)).token, request.get(VISITOR)
-    tokens = request.app[SESSION_TOKENS]
+    tokens, sessions, old_session = request.app[SESSION_TOKENS], request.app[SESSIONS], request.get(SESSION)
     if tokens.would_upgrade(token, visitor):
         response = web.json_response({"path": "/"}, status=201)
-        new_visitor = tokens.exchange_token(token)
+        new_visitor = tokens.exchange_token(token, old_session.visitor if old_session else "")
         assert new_visitor is not None
-        set_visitor_cookie(request, response, new_visitor)
+        cookie, session = await sessions.start("owner" if new_visitor.is_operator else "guest", new_visitor.id)
+        await sessions.end(request.cookies.get(COOKIE_NAME, ""))
+        set_session_cookie(request, response, cookie, session)
         return response
     if visitor is None:
         raise UserError(INVITATION_USED, 403)
     return web.json_response({"path": "/"})
+
+
+async def sign_out(request: web.Request) -> web.StreamResponse:
+    """End the session of this browser."""
+    await request.app[SESSIONS].end(request.cookies.get(COOKIE_NAME, ""))
+    return _signed_out_response()
+
+
+async def sign_out_everywhere(request: web.Request) -> web.StreamResponse:
+    """End this visitor's sessions; for the operator those in every browser, and addresses that nobody has used."""
+    if (session := request.get(SESSION)) is not None:
+        await request.app[SESSIONS].end_everywhere(session)
+        if session.kind == "owner":
+            request.app[SESSION_TOKENS].void_invitations()
+    return _signed_out_response()
+
+
+def _signed_out_response() -> web.Response:
+    response = web.json_response({"sentence": "You are signed out."})
+    response.del_cookie(COOKIE_NAME, httponly=True, samesite="Strict")
+    return response
 
 
 async def get_discord_page(request: web.Request) -> web.StreamResponse:
@@ -93,10 +128,13 @@ async def redirect_icon(request: web.Request) -> web.StreamResponse:
 
 
 def _render_page(request: web.Request, template: str, **context: Any) -> web.Response:
-    visitor = request.get(VISITOR)
+    visitor, is_local = request.get(VISITOR), request.app[HOST_POLICY].is_local
+    is_operator = visitor is not None and visitor.is_operator
     context |= {
         "in_discord": request.app[DISCORD_ENABLED],
-        "only_here": request.app[HOST_POLICY].is_local,
-        "may_invite": not request.app[HOST_POLICY].is_local and visitor is not None and visitor.is_operator,
+        "only_here": is_local,
+        "may_invite": not is_local and is_operator,
+        "is_operator": is_operator,
+        "is_signed_in": SESSION in request and (is_operator or not is_local),
     }
     return aiohttp_jinja2.render_template(template, request, context)

@@ -27,7 +27,7 @@ from bot.policy.permissions import Action, forbidden_reason, job_ref
 from bot.services import Services
 from bot.store import DatabaseUnavailable
 from bot.web import serializers
-from bot.web.middleware import GUILD, TERMINAL_ID, VISITOR, member_of
+from bot.web.middleware import GUILD, SESSION, TERMINAL_ID, VISITOR, find_session, member_of
 from bot.web.renamed import OLD_WORKERS_EVENT
 from bot.web.sse_cache import EventCache, LiveEvent
 
@@ -43,6 +43,7 @@ MAX_STREAMS = 200
 MAX_VISITOR_STREAMS = 20  # streams of one visitor; the terminal has no such limit
 FRAME_PAUSE = 0.03  # seconds after each frame of a stream: about as often as the eye notices
 POLL_SECONDS = 1.0  # seconds between two checks of the workers
+SESSION_SECONDS = 10.0  # seconds between two checks that a stream's session has not ended
 MAX_RECENT_JOBS = 30  # jobs that the page starts with
 MAX_SEEN_JOBS = 4096  # jobs of which a stream remembers whether the page shows them
 SEND_BUFFER_BYTES = 64 * 1024  # bytes that may wait in the kernel for a slow client
@@ -58,7 +59,10 @@ async def stream_events(request: web.Request) -> web.StreamResponse:
     """Stream all that the page shows: `workers`, `jobs`, then `job`, `queued`, `loading`, `frame` as they happen."""
     async with _open_stream(request) as stream, request.app[SERVICES].feed.subscribe() as subscription:
         page = PageStream(request, stream)
-        await race(page.follow_jobs(subscription), page.watch_workers(), wait_for_disconnect(request))
+        await race(
+            page.follow_jobs(subscription), page.watch_workers(), wait_for_disconnect(request),
+            _wait_for_sign_out(request),
+        )  # fmt: skip
     return stream
 
 
@@ -142,7 +146,9 @@ async def stream_job_events(request: web.Request) -> web.StreamResponse:
     if request.headers.get("Last-Event-ID") == END_EVENT_ID:
         return web.Response(status=204)  # this status stops an EventSource
     async with _open_stream(request) as stream, services.feed.subscribe(view.id) as subscription:
-        await race(_follow_job(request, stream, subscription), wait_for_disconnect(request))
+        await race(
+            _follow_job(request, stream, subscription), wait_for_disconnect(request), _wait_for_sign_out(request)
+        )
     return stream
 
 
@@ -264,3 +270,12 @@ async def wait_for_disconnect(request: web.Request) -> None:
             async with asyncio.timeout(POLL_SECONDS):
                 await request.app[SHUTDOWN].wait()
             return
+
+
+async def _wait_for_sign_out(request: web.Request) -> None:
+    """Return when the visitor's session has ended; never for a visitor without one."""
+    while True:
+        await asyncio.sleep(SESSION_SECONDS)
+        with contextlib.suppress(DatabaseUnavailable):  # nobody can know now
+            if SESSION in request and await find_session(request) is None:
+                return

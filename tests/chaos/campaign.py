@@ -138,7 +138,7 @@ async def _run_references(setup: Setup) -> None:
     setup.members.append(member)
     jobs = await member.request_each_once(setup.web_target.specs)
     assert len(jobs) == len(setup.web_target.specs), f"Refused: {setup.web_target.refusals}"
-    results = await evidence_collector.fetch_jobs(setup.site.url, list(jobs))
+    results = await evidence_collector.fetch_jobs(setup.site.url, setup.site.folder / "bot", list(jobs))
     for job, spec in jobs.items():
         assert results[job].state == "finished", f"{spec} did not finish, without any fault: {results[job]}"
         setup.references[spec] = tuple(digest for _, _, digest in results[job].pictures)
@@ -205,7 +205,7 @@ async def _collect_evidence(setup: Setup) -> Evidence:
         moves=await asyncio.to_thread(evidence_collector.read_moves, database),
         places=await asyncio.to_thread(evidence_collector.read_destinations, database),
         accounts=await asyncio.to_thread(evidence_collector.read_accounts, database),
-        api=await evidence_collector.fetch_jobs(setup.site.url, job_ids),
+        api=await evidence_collector.fetch_jobs(setup.site.url, setup.site.folder / "bot", job_ids),
         posted_counts=setup.discord_members.count_posted(),
         messages_left=await evidence_collector.count_messages_left(setup.bus),
         references=setup.references,

@@ -1,6 +1,6 @@
 """Collects the evidence of a campaign: tables by SQL, jobs and pictures by the API, streams of the broker.
 
-Works from outside. Of our code it uses only the wire contract, to decode a row's task.
+Works from outside. Of our code it uses only the terminal's key, and the wire contract to decode a row's task.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ import asyncio
 import hashlib
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, cast
 
 import aiohttp
 from nats.js.api import StreamState
 from nats.js.errors import NotFoundError
 
+from bot.web.auth import terminal_key
 from chaos.database import Database
 from chaos.evidence import Account, ApiJob, JobRow, Move, PlaceRow
 from engine.bus import Bus
@@ -56,8 +58,8 @@ def read_accounts(database: Database) -> tuple[Account, ...]:
     return tuple(Account(**row) for row in database.query_rows(ACCOUNTS))
 
 
-async def fetch_jobs(url: str, job_ids: list[str]) -> dict[str, ApiJob]:
-    """Every job by the API now, with the true SHA-256 of each picture's bytes."""
+async def fetch_jobs(url: str, bot_folder: Path, job_ids: list[str]) -> dict[str, ApiJob]:
+    """Every job by the API now, as the operator, with the true SHA-256 of each picture's bytes."""
     jobs_by_id: dict[str, ApiJob] = {}
     slots = asyncio.Semaphore(MAX_REQUESTS)
 
@@ -67,7 +69,8 @@ async def fetch_jobs(url: str, job_ids: list[str]) -> dict[str, ApiJob]:
                 if answer.status == 200:
                     jobs_by_id[job] = await _read_job(session, url, await answer.json())
 
-    async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as group:
+    headers = {"Authorization": f"Bearer {await asyncio.to_thread(terminal_key, bot_folder)}"}
+    async with aiohttp.ClientSession(headers=headers) as session, asyncio.TaskGroup() as group:
         for job in job_ids:
             group.create_task(fetch_job(session, job))
     return jobs_by_id

@@ -31,8 +31,10 @@ class StreamViewer:
         self._partial = b""
 
     async def read_stream(self, session: aiohttp.ClientSession) -> None:
-        """Read until the stream ends."""
-        async with session.get("/api/events") as response:
+        """Open the page as a new visitor, and read until its stream ends."""
+        async with session.get("/") as response:
+            cookie = response.headers["Set-Cookie"].partition(";")[0]
+        async with session.get("/api/events", headers={"Cookie": cookie}) as response:
             response.raise_for_status()
             async for chunk in response.content.iter_any():
                 self.connected.set()
@@ -60,8 +62,9 @@ async def open_viewers(url: str, count: int) -> AsyncGenerator[Sequence[StreamVi
     """Yield `count` viewers with open streams, each on its own connection."""
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
     async with aiohttp.ClientSession(
-        url, connector=connector, timeout=STREAM_TIMEOUT, read_bufsize=BUFFER_BYTES
-    ) as session:
+        url, connector=connector, timeout=STREAM_TIMEOUT, read_bufsize=BUFFER_BYTES,
+        cookie_jar=aiohttp.DummyCookieJar(),  # each viewer sends its own
+    ) as session:  # fmt: skip
         pages = [StreamViewer() for _ in range(count)]
         tasks = [asyncio.create_task(page.read_stream(session)) for page in pages]
         try:

@@ -117,6 +117,13 @@ async def get_json(url: str, key: str, path: str) -> dict[str, Any]:
         return await _request_json(session, "GET", path, None)
 
 
+async def post_json(url: str, key: str, path: str, body: Mapping[str, object]) -> dict[str, Any]:
+    """Post a body and return the answer. Raise `UserError`, or `GenerationError` if there is no answer."""
+    headers = {"Authorization": f"Bearer {key}"}
+    async with aiohttp.ClientSession(url, headers=headers, timeout=QUICK_TIMEOUT) as session:
+        return await _request_json(session, "POST", path, body)
+
+
 async def describe(url: str, key: str, picture: bytes, model: str | None) -> dict[str, Any]:
     """Return prompts for a picture file. Raise `UserError`, or `GenerationError` if there is no answer."""
     headers, body = {"Authorization": f"Bearer {key}"}, {} if model is None else {"model": model}

@@ -1,7 +1,8 @@
 """Online backup of an SQLite database, and checks of such a copy.
 
 Uses SQLite's online backup: it reads one snapshot, which in WAL mode blocks no writer. For PostgreSQL use pg_dump. The
-copy leaves out Discord's interaction tokens: they are valid for 15 minutes.
+copy leaves out Discord's interaction tokens, which are valid for 15 minutes, and visitors' sessions: whoever was signed
+out does not come in again by a restored copy.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from bot.store.schema.tables import jobs, pictures
 
 TIMEOUT_SECONDS = 10.0
 REMOVE_TOKENS_SQL = """UPDATE places SET "where" = json_remove("where", '$.token') WHERE "where" LIKE '%"token"%'"""
+HAS_SESSIONS_SQL = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'sessions'"  # not before revision 0012
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 
 
@@ -35,7 +37,8 @@ def find_sqlite_path(url: str) -> Path | None:
 
 
 def copy_database(source: Path, target: Path) -> None:
-    """Copy everything committed at the start, except tokens, to one file. Raises `UnusableDatabase`, OSError.
+    """Copy everything committed at the start, except tokens and sessions, to one file. Raises `UnusableDatabase`,
+    OSError.
 
     VACUUM writes the file anew, since SQLite leaves deleted and overwritten content in a file.
     """
@@ -46,6 +49,8 @@ def copy_database(source: Path, target: Path) -> None:
             target_database.execute("PRAGMA journal_mode=DELETE")
             with target_database:
                 target_database.execute(REMOVE_TOKENS_SQL)
+                if target_database.execute(HAS_SESSIONS_SQL).fetchone():
+                    target_database.execute("DELETE FROM sessions")
             target_database.execute("VACUUM INTO ?", (str(target),))
     except sqlite3.Error as error:
         raise UnusableDatabase(f"The database {source} cannot be copied: {error}.") from error

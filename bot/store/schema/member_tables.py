@@ -1,10 +1,10 @@
-"""Tables of the members' preferences and flag aliases, which hold in every server. Same metadata as
-`bot.store.schema.tables`.
+"""Tables of the members' preferences and flag aliases, which hold in every server, and of visitors' sessions. Same
+metadata as `bot.store.schema.tables`.
 """
 
 from __future__ import annotations
 
-from sqlalchemy import JSON, Column, String, Table, Text
+from sqlalchemy import JSON, Column, Float, String, Table, Text
 
 from bot.store.schema.tables import metadata
 
@@ -21,4 +21,15 @@ flag_aliases = Table(  # flag aliases
     Column("member", String(64), primary_key=True),
     Column("name", String(24), primary_key=True),
     Column("value", Text, nullable=False),
+)
+
+sessions = Table(  # of visitors to the chatroom
+    "sessions",
+    metadata,
+    Column("hash", String(64), primary_key=True),  # SHA-256 of the cookie, which is stored nowhere
+    Column("visitor", String(32), nullable=False),
+    Column("kind", String(8), nullable=False),  # open: of an open room, by nobody's leave; guest; owner: the operator
+    Column("issued", Float, nullable=False),
+    Column("expires", Float, nullable=False),
+    Column("used", Float, nullable=False),  # within a minute
 )

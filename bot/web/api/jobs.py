@@ -16,7 +16,7 @@ from bot.domain.errors import UserError
 from bot.services.init_images.request import InitImages, JobImageRef
 from bot.web import serializers
 from bot.web.media import find_picture, picture_index_of
-from bot.web.middleware import GUILD, HOST_POLICY, SESSION_TOKENS, VISITOR, member_of
+from bot.web.middleware import GUILD, HOST_POLICY, SESSION_TOKENS, TERMINAL_ID, VISITOR, member_of
 from bot.web.request_body import FormFiles, read_body, read_form
 from bot.web.sse import SERVICES, require_permitted, require_stoppable, require_visible, workers_payload
 
@@ -27,6 +27,12 @@ class PriorityBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of `POST /api/jobs/{id}/priority`."""
 
     weight: Annotated[float, msgspec.Meta(gt=0, le=1000)]
+
+
+class InvitationBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of `POST /api/invitations`, which may be left out."""
+
+    for_operator: bool = False
 
 
 class JobBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -95,7 +101,13 @@ async def get_workers(request: web.Request) -> web.Response:
 
 
 async def create_invitation(request: web.Request) -> web.Response:
-    """Make a one-time address for one more guest."""
+    """Make a one-time address for one more guest. The terminal may ask for one of the operator's, too."""
+    body = await read_body(request, InvitationBody) if request.can_read_body else InvitationBody()
+    if body.for_operator:
+        if request[VISITOR].id != TERMINAL_ID:
+            raise UserError("Only the terminal may do this: `darkroom visitors invite`.", 403)
+        token = request.app[SESSION_TOKENS].create_invitation(for_operator=True)
+        return web.json_response({"path": f"/?token={token}"}, status=201)
     if request.app[HOST_POLICY].is_local:
         raise UserError("Only this computer can reach the chatroom, so there are no invitations.", 422)
     if not request[VISITOR].is_operator:

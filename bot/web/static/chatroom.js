@@ -168,6 +168,12 @@ elementById("invite")?.addEventListener("click", async () => {
   }
 });
 
+for (const [id, address] of [["sign-out", "/api/sign-out"], ["sign-out-everywhere", "/api/sign-out/everywhere"]]) {
+  elementById(id)?.addEventListener("click", async () => {
+    if (await submitRequest("POST", address)) location.replace("/");
+  });
+}
+
 // --- keep the newest message in sight, unless the reader has scrolled up
 
 function scrollToNewest() {

@@ -1,4 +1,5 @@
-// Uses up the one-time address at the press of a button: opening it, as link previews do, uses nothing up.
+// Uses up the one-time address at the press of a button: opening it, as link previews do, uses nothing up. On this
+// computer no preview comes by, and the page needs no press.
 
 import { sendRequest } from "/static/sse.js";
 
@@ -21,3 +22,4 @@ async function signIn() {
 button.addEventListener("click", signIn);
 button.disabled = false;
 button.focus();
+if ("atOnce" in button.dataset) signIn();

@@ -14,6 +14,7 @@ import sqlite3
 import subprocess
 import sys
 import tarfile
+import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -33,6 +34,7 @@ from bot.domain.dto import Destination
 from bot.domain.errors import UserError
 from bot.domain.job_states import is_end
 from bot.images.picture_store import PictureStore
+from bot.services.sessions import Sessions
 from bot.store import DatabaseUnavailable, Store
 from bot.store.admin import sqlite_backup
 from bot.store.jobs import destinations, queries
@@ -233,6 +235,23 @@ def test_a_backup_keeps_channels_but_not_interaction_tokens(tmp_path: Path) -> N
     assert asyncio.run(_places(tmp_path / "data", jobs))[0] == Destination("discord", WHERE), (
         "the running bot keeps its own"
     )
+
+
+def test_a_backup_signs_nobody_in(tmp_path: Path) -> None:
+    """A session that ended after the backup does not come back with it."""
+
+    async def start_session(data: Path) -> str:
+        store = await Store.open(load_settings(data=data).database)
+        cookie, _ = await Sessions(store, clock=time.time).start("owner", "ab12cd34")
+        await store.close()
+        return hashlib.sha256(cookie.encode()).hexdigest()
+
+    data = tmp_path / "data"
+    asyncio.run(_make_discord_jobs(data))
+    cookie_hash = asyncio.run(start_session(data)).encode()
+    assert cookie_hash in b"".join(path.read_bytes() for path in data.glob("darkroom.sqlite*"))
+    backup_cli.backup(tmp_path / "b.tar", data=data)
+    assert cookie_hash not in (tmp_path / "b.tar").read_bytes()
 
 
 def test_backup_and_restore_both_name_missing_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

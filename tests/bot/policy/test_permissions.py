@@ -272,6 +272,34 @@ COLUMNS = (
 )  # fmt: skip
 
 
+CHATROOM = """\
+## The chatroom
+
+In the chatroom the operator may do what moderators may do in Discord, and looks at jobs of every server. Guests
+ask for pictures. Both come in by a one-time address, which signs in one browser.
+
+- `darkroom up` prints an address of the operator; `make demo` and `--open` open it. `darkroom visitors invite` prints
+  a new one, with `--guest` one for a guest. On the page, the operator makes addresses with *Invite a guest*.
+- Programs on this computer are the operator with the key in the data folder (`web.key`, mode 600), as
+  `darkroom imagine` is. To change the key, remove the file and start again.
+- On loopback without `PUBLIC_URL` and `ALLOWED_HOSTS` the room is open: whoever opens it may ask for pictures, and
+  only that. An open room refuses everything that shows a sign of a proxy: HTTP/1.0, `Via`, `Forwarded`,
+  `X-Forwarded-…`, `X-Real-IP`, `CF-…`, `True-Client-IP`. Behind a proxy, set `PUBLIC_URL`. A forwarder of bytes, such
+  as `ssh -L`, shows no sign: whoever reaches it may ask for pictures. Once the room is not open any more, the cookies
+  of its open days open nothing.
+
+| session | of | ends after |
+|---|---|---|
+| operator | who opened an address of the operator | 30 days |
+| guest | who opened an invitation | 90 days |
+| visitor | a browser in an open room | a year, or when a thousand others were in use later |
+
+*Sign out* ends the session of this browser. *Sign out everywhere* ends those of the operator in all browsers, and makes
+every address worthless that nobody has used. `darkroom visitors list` shows who is signed in, since when, and the last
+use. `darkroom visitors revoke ID` signs somebody out, `--all` everybody. An ended session is refused at its next
+request; an open page goes on for ten seconds at most. The database has a hash of each cookie, not the cookie."""
+
+
 def render_page() -> str:
     """`docs/access.md`, for admins."""
     role_names = {**ROLE_TITLES, "member": "everyone"}
@@ -318,7 +346,8 @@ def render_page() -> str:
             direct,
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", "## Refusals", "", *(f"- {one}" for one in sorted(every_refusal())), ""])
+    refusals = [f"- {one}" for one in sorted(every_refusal())]
+    return "\n".join([*lines, "", CHATROOM, "", "## Refusals", "", *refusals, ""])
 
 
 def every_refusal() -> set[str]:

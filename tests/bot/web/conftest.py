@@ -21,7 +21,10 @@ from playwright.async_api import Browser, Page, async_playwright
 from bot.app.settings import Settings, load_settings
 from bot.app.wiring import open_app
 from bot.services import Services
+from bot.store.members.sessions import SessionKind
 from bot.web.app import build_app, run_server
+from bot.web.auth import COOKIE_NAME, new_visitor_id, terminal_key
+from bot.web.middleware import HOST_POLICY
 from engine.bus import Bus
 from engine.bus.broker.embedded import Broker
 from shared.painter import PaintingWorker, cancel_task, paint_disc
@@ -41,7 +44,7 @@ FLAGS = [
 
 @dataclass
 class WebServer:
-    """A running web page: its address, a client that authenticates as the terminal, and the objects behind it."""
+    """A running web page: its address, a client that is the terminal of an open page, and the objects behind it."""
 
     url: str
     port: int
@@ -56,6 +59,11 @@ class WebServer:
         header_values = {name.replace("_", "-"): value for name, value in headers.items()}
         async with self.client.request(method, self.url + path, json=body, headers=header_values) as answer:
             return answer.status, await answer.json()
+
+    async def start_session(self, kind: SessionKind) -> str:
+        """Signs a new visitor in; returns the Cookie header."""
+        cookie, _ = await self.services.sessions.start(kind, new_visitor_id())
+        return f"{COOKIE_NAME}={cookie}"
 
     async def imagine(self, prompt: str, **options: object) -> str:
         """Requests a job and returns its id."""
@@ -99,7 +107,8 @@ def open_server(tmp_path: Path, broker: Broker) -> OpenServer:
             bot_app = await parts.enter_async_context(open_app(settings, await connect(parts, broker)))
             app = await asyncio.to_thread(build_app, settings, bot_app.services, metrics_snapshot=bot_app.metrics_page)
             real_port = await parts.enter_async_context(run_server(app, "127.0.0.1", port))
-            client = await parts.enter_async_context(aiohttp.ClientSession(read_bufsize=1 << 20))
+            headers = await asyncio.to_thread(_terminal_headers, settings, app)
+            client = await parts.enter_async_context(aiohttp.ClientSession(read_bufsize=1 << 20, headers=headers))
             server = WebServer(f"http://127.0.0.1:{real_port}", real_port, client, bot_app.services, app, settings)
             for _ in range(workers):
                 server.workers.append(await parts.enter_async_context(start_worker(broker)))
@@ -107,6 +116,12 @@ def open_server(tmp_path: Path, broker: Broker) -> OpenServer:
             yield server
 
     return open_server
+
+
+def _terminal_headers(settings: Settings, app: web.Application) -> dict[str, str]:
+    """The terminal's key where the page is open; where it is closed, tests ask as strangers."""
+    is_open = app[HOST_POLICY].is_local
+    return {"Authorization": f"Bearer {terminal_key(settings.data)}"} if is_open else {}
 
 
 @asynccontextmanager

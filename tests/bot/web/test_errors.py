@@ -9,7 +9,6 @@ import pytest
 
 from bot.store import DatabaseUnavailable
 from bot.web import serializers
-from bot.web.middleware import SESSION_TOKENS
 
 if TYPE_CHECKING:
     from tests.bot.web.conftest import OpenServer, WebServer
@@ -207,10 +206,7 @@ async def test_the_number_of_open_streams_is_limited(server: WebServer, monkeypa
 async def test_one_guest_cannot_use_up_all_streams(open_server: OpenServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bot.web.sse.MAX_VISITOR_STREAMS", 1)
     async with open_server(host="0.0.0.0") as server:
-        tokens = server.app[SESSION_TOKENS]
-        one, other = (
-            {"Cookie": f"darkroom={tokens.sign_cookie(tokens.create_visitor(is_operator=False))}"} for _ in "ab"
-        )
+        one, other = [{"Cookie": await server.start_session("guest")} for _ in "ab"]
         async with server.client.get(f"{server.url}/api/events", headers=one) as first:
             assert first.status == 200
             status, _ = await send_refused(server, "GET", "/api/events", headers=one)
@@ -302,13 +298,10 @@ async def test_static_files_stay_in_their_folder(server: WebServer) -> None:
 
 async def test_a_guest_cannot_cancel_a_job_of_another_visitor(open_server: OpenServer) -> None:
     async with open_server(host="0.0.0.0") as server:
-        gate = server.app[SESSION_TOKENS]
-        owner, guest = (gate.sign_cookie(gate.create_visitor(is_operator=role)) for role in (True, False))
+        owner, guest = await server.start_session("owner"), await server.start_session("guest")
         server.workers[0].step_gate.clear()
-        job = (await server.request_json("POST", "/api/jobs", {"prompt": "terrier"}, Cookie=f"darkroom={owner}"))[1][
-            "id"
-        ]
-        status, reply = await server.request_json("DELETE", f"/api/jobs/{job}", Cookie=f"darkroom={guest}")
+        job = (await server.request_json("POST", "/api/jobs", {"prompt": "terrier"}, Cookie=owner))[1]["id"]
+        status, reply = await server.request_json("DELETE", f"/api/jobs/{job}", Cookie=guest)
         assert status == 403, reply
-        status, _ = await server.request_json("DELETE", f"/api/jobs/{job}", Cookie=f"darkroom={owner}")
+        status, _ = await server.request_json("DELETE", f"/api/jobs/{job}", Cookie=owner)
         assert status == 200

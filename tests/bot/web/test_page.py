@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from playwright.async_api import Browser, Locator, Page, expect
 
+from bot.web.app import entry_address
 from bot.web.middleware import SESSION_TOKENS
 from bot.web.sse import ENGINE_LOADING, SHUTDOWN, STREAMS
 from shared.web_visitor import LONG_MS, open_page, send_prompt, wait_until_finished
@@ -437,6 +438,44 @@ async def test_a_guest_enters_by_a_one_time_address(browser: Browser, open_serve
         await expect(uninvited_page.get_by_role("heading", level=1)).to_have_text("No access")
         for one in (page, guest, uninvited_page):
             await one.goto("about:blank")
+
+
+@pytest.mark.slow
+async def test_an_operator_signs_out(browser: Browser, open_server: OpenServer) -> None:
+    """In one browser, then everywhere."""
+    async with open_server(host="0.0.0.0") as server:
+        pages = [await (await browser.new_context()).new_page() for _ in range(3)]
+        for page in pages:
+            await page.goto(f"{server.url}/?token={server.app[SESSION_TOKENS].create_invitation(for_operator=True)}")
+            await page.get_by_role("button", name="Sign in").click()
+            await expect(page.locator("#status")).to_contain_text("paper and ink")
+        first, second, third = pages
+        await first.get_by_role("button", name="Sign out", exact=True).click()
+        await expect(first.get_by_role("heading", level=1)).to_have_text("No access")
+        await second.reload()  # is still signed in
+        await second.get_by_role("button", name="Sign out everywhere").click()
+        await expect(second.get_by_role("heading", level=1)).to_have_text("No access")
+        await third.reload()
+        await expect(third.get_by_text("This browser is not signed in any more.")).to_be_visible()
+        for page in pages:
+            await page.goto("about:blank")
+
+
+@pytest.mark.slow
+async def test_the_printed_address_signs_the_operator_of_this_computer_in_at_once(
+    browser: Browser, server: WebServer
+) -> None:
+    page = await (await browser.new_context()).new_page()
+    await page.goto(server.url)
+    await expect(page.locator("#status")).to_contain_text("paper and ink")
+    await expect(page.get_by_role("button", name="Sign out")).to_have_count(0)
+    await page.goto(entry_address(server.settings, server.app, server.port))
+    await expect(page.locator("#status")).to_contain_text("paper and ink")
+    assert "token" not in page.url
+    await page.get_by_role("button", name="Sign out", exact=True).click()
+    await expect(page.get_by_role("button", name="Sign out")).to_have_count(0)
+    await expect(page.locator("#status")).to_contain_text("paper and ink")  # a visitor again
+    await page.goto("about:blank")
 
 
 async def test_the_page_loads_nothing_from_other_sites() -> None:

@@ -22,6 +22,8 @@ pytestmark = pytest.mark.asyncio
 ROUTES = """
 GET     /                                       visitor     -
 POST    /api/entrance                           everybody   -
+POST    /api/sign-out                           visitor     -
+POST    /api/sign-out/everywhere                visitor     -
 GET     /discord                                visitor     -
 GET     /favicon.ico                            visitor     -
 GET     /static                                 everybody   -
@@ -101,10 +103,8 @@ async def test_every_registered_route_has_a_row(server: WebServer) -> None:
 async def test_only_those_who_may_ask_are_answered(open_server: OpenServer) -> None:
     """Nobody without a cookie, a guest, and the terminal ask for everything on a page that others can reach."""
     async with open_server(allowed_hosts=("other.example",)) as server:
-        tokens = server.app[middleware.SESSION_TOKENS]
-        cookie = tokens.sign_cookie(tokens.create_visitor(is_operator=False))
-        guest = {"Cookie": f"{middleware.COOKIE_NAME}={cookie}"}
         for route in TABLE:
+            guest = {"Cookie": await server.start_session("guest")}  # a new one: some routes end it
             unknown, known = [await status_of(server, route, headers) for headers in ({}, guest)]
             assert (unknown == 403) == (route.who != "everybody"), route
             assert (known == 403) == (route.who in ("operator", "terminal")), route
@@ -123,11 +123,12 @@ async def test_every_route_of_a_job_checks_its_action(server: WebServer, monkeyp
     server.workers[0].step_gate.clear()
     member = Member("discord:1", "ann", "discord:2")
     (accepted,) = await server.services.jobs.imagine("a lamp", member, Destination("web"))
+    owner = {"Cookie": await server.start_session("owner")}
     for route in TABLE:
         if "{id}" not in route.path:
             continue
         asked.clear()
-        status = await status_of(server, route, {}, accepted.job)
+        status = await status_of(server, route, owner, accepted.job)
         assert set(asked) == {route.action} - {"-"}, route
         assert status == 403 or not asked, route
     server.workers[0].step_gate.set()
