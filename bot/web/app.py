@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from bot.app.settings import Settings
 from bot.domain.concurrency import PerMemberLimit
 from bot.services import Services
 from bot.web import media, metrics, middleware, pages, renamed, request_body, sse
-from bot.web.api import describe, edits, flag_aliases, jobs, review, wait_reason
+from bot.web.api import describe, edits, flag_aliases, jobs, openapi, review, wait_reason
 from bot.web.auth import HostPolicy, SessionTokens, load_or_create_key
 from bot.web.grid_cache import GridCache
 from bot.web.sse_cache import EventCache
@@ -59,11 +60,12 @@ def build_app(
     _load_templates(app)
     app.add_routes([*pages.routes(), *jobs.routes(), *media.routes(), *review.routes(), *sse.routes()])
     app.add_routes([*edits.routes(), *wait_reason.routes(), *flag_aliases.routes(), *describe.routes()])
-    app.add_routes(renamed.routes())
+    app.add_routes([*renamed.routes(), *openapi.routes()])
     if metrics_snapshot is not None:
         app[metrics.METRICS_SNAPSHOT] = metrics_snapshot
         app.add_routes(metrics.routes())
     app.router.add_static("/static", PACKAGE_DIR / "static")
+    app[openapi.DESCRIPTION] = json.dumps(openapi.describe_routes(app))
     app.on_response_prepare.append(middleware.add_security_headers)
     app.on_shutdown.append(_close_streams)
     return app

@@ -44,6 +44,8 @@ async def read_body(request: web.Request, body_type: type[T]) -> T:
             body = await request.read()
     except TimeoutError as error:
         raise web.HTTPRequestTimeout from error
+    except web.RequestPayloadError as error:  # chunks or a compression that cannot be decoded
+        raise UserError("The request can't be read.", 400) from error
     return _decode_body(body, body_type)
 
 
@@ -72,7 +74,7 @@ async def _read_multipart(request: web.Request, body_type: type[T]) -> tuple[T, 
             json_parts, pictures, masks = await _read_parts(await request.multipart())
     except TimeoutError as error:
         raise web.HTTPRequestTimeout from error
-    except (ValueError, AssertionError) as error:  # aiohttp's errors for a malformed form
+    except (ValueError, AssertionError, web.RequestPayloadError) as error:  # aiohttp's errors for a malformed form
         raise UserError("The form can't be read.", 400) from error
     if len(json_parts) != 1 or len(masks) > 1:
         raise UserError("A form has one part `request`, and at most one `mask`.", 400)
