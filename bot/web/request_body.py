@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import msgspec
 from aiohttp import BodyPartReader, MultipartReader, web
+from aiohttp.http import HttpProcessingError
 
 from bot.domain.concurrency import PerMemberLimit
 from bot.domain.errors import UserError
@@ -25,6 +26,7 @@ FORM_TIMEOUT = 120.0  # seconds that a form with pictures may take
 MAX_JSON_BYTES = 64 * 1024  # bytes of the JSON, as of any body
 CHUNK_BYTES = 64 * 1024
 MAX_FORMS = 4  # forms with pictures, from first byte to admission: each may take a hundred megabytes
+MALFORMED_FORM = (ValueError, AssertionError, HttpProcessingError, web.RequestPayloadError)  # aiohttp's errors for one
 FORM_SLOTS = web.AppKey("form_slots", asyncio.Semaphore)
 MEMBER_LIMIT = web.AppKey("member_limit", PerMemberLimit)  # one form per visitor at a time; the next one waits unread
 
@@ -74,7 +76,12 @@ async def _read_multipart(request: web.Request, body_type: type[T]) -> tuple[T, 
             json_parts, pictures, masks = await _read_parts(await request.multipart())
     except TimeoutError as error:
         raise web.HTTPRequestTimeout from error
-    except (ValueError, AssertionError, web.RequestPayloadError) as error:  # aiohttp's errors for a malformed form
+    except (
+        ValueError,
+        AssertionError,
+        HttpProcessingError,
+        web.RequestPayloadError,
+    ) as error:  # aiohttp's errors for a malformed form
         raise UserError("The form can't be read.", 400) from error
     if len(json_parts) != 1 or len(masks) > 1:
         raise UserError("A form has one part `request`, and at most one `mask`.", 400)
