@@ -17,7 +17,7 @@ from PIL import Image
 from attack import floods, forgeries, hostile_worker
 from attack.room import HOSTILE_WORKER, Room, start_room
 from attack.room_watch import RoomWatch, find_log_damage, read_log, watch_room
-from attack.route_matrix import Caller, Matrix
+from attack.route_matrix import SIGN_OUT, Caller, Matrix
 from attack.schema_fuzzing import fuzz_schema
 from attack.visitors import Tally, Visitor
 from engine.bus import Bus
@@ -151,6 +151,9 @@ class Campaign:
         credentials = [*({"Cookie": one} for one in cookies), *({"Authorization": one} for one in keys)]
         self.tally.gained_rights += await forgeries.try_credentials(self.room.url, self.tally, credentials)
         await forgeries.replay_token(self.room.url, self.tally, self.owner)
+        description = (await self.owner.send_patiently("GET", "/api/openapi.json")).json()
+        sign_outs = [path for path in description["paths"] if path.startswith(SIGN_OUT)]
+        await forgeries.replay_after_sign_out(self.tally, self.owner, sign_outs)
 
     async def try_routes(self) -> None:
         jobs = {"another's": await self.member.draw(), "private": await self.member.draw()}

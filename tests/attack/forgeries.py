@@ -83,6 +83,15 @@ async def replay_token(url: str, tally: Tally, owner: Visitor, at_once: int = 20
         tally.gained_rights.append("a used invitation gave a cookie")
 
 
+async def replay_after_sign_out(tally: Tally, owner: Visitor, paths: list[str]) -> None:
+    """A cookie is worth nothing after its visitor signed out. `paths`: the addresses that sign out."""
+    for path in paths:
+        guest = await owner.invite("a guest who left")
+        await guest.send_patiently("POST", path)
+        if 200 <= (await guest.send("GET", VISITOR_PATH)).status < 400:
+            tally.gained_rights.append(f"GET {VISITOR_PATH} with a cookie after {path}")
+
+
 async def reach_through_proxy(url: str, port: int, tally: Tally) -> None:
     """A room for this machine alone, behind a proxy: no stranger becomes its owner."""
     for name, value in PROXY_HEADERS.items():

@@ -56,7 +56,7 @@ def list_details(evidence: Evidence) -> dict[str, Sequence[str]]:
 def _none(name: str, items: Sequence[str] | None) -> FigureRow:
     """A row for things of which there must be none; it names the first."""
     if items is None:
-        return FigureRow(name, None, "= 0", "", "the stage broke off")
+        return FigureRow(name, None, "= 0", "", "its stage did not end")
     return FigureRow(name, len(items), "= 0", "", " | ".join(list(dict.fromkeys(items))[:MAX_NAMED]))
 
 
@@ -92,12 +92,14 @@ def _honest_rows(watch: RoomWatch) -> list[FigureRow]:
     p99 = {name: find_quantile([one.seconds for one in watch.list_visits(name)], 0.99) for name in watch.stages}
     visits, quiet = watch.list_visits(*attacks), p99.get(QUIET)
     attacked = find_quantile([one.seconds for one in visits], 0.99)
-    failed = [f"{one.status} {one.path}" for one in watch.list_visits(*watch.stages) if not 200 <= one.status < 300]
+    all_visits = watch.list_visits(*watch.stages)
+    failed = [f"{one.status} {one.path}" for one in all_visits if not (200 <= one.status < 300 or one.status == 429)]
+    limited = sum(one.status == 429 for one in all_visits)
     health = max((one.seconds for one in visits if one.path == "/healthz"), default=None)
     times = ", ".join(f"{name} {value * 1000:.0f} ms" for name, value in p99.items() if value is not None)
     return [
         FigureRow("honest visitor: p99, attacked / quiet", attacked / quiet if attacked and quiet else None, "≤ 2", "",
-                  f"p99 {times}; {len(visits)} requests"),
+                  f"p99 {times}; {len(visits)} requests, {limited} of all answered with 429"),
         FigureRow("honest visitor: /healthz at most", health, "≤ 1", "s"),
         _none("honest visitor: requests that failed", failed),
     ]  # fmt: skip

@@ -77,10 +77,10 @@ class Visitor:
         self.tally.count(answer.status, f"{method} {path} as {self.name}")
         return answer
 
-    async def send_patiently(self, method: str, path: str, body: object = None) -> Answer:
-        """Sends it again for as long as the answer is 429."""
+    async def send_patiently(self, method: str, path: str, body: object = None, attempts: int = 30) -> Answer:
+        """Sends it again while the answer is 429, or none comes."""
         answer = Answer(0, b"")
-        for attempt in range(30):
+        for attempt in range(attempts):
             answer = await self.send(method, path, body)
             if answer.status not in (0, 429):
                 break
