@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 export PYTHONUNBUFFERED := 1
 export PYTHONDONTWRITEBYTECODE := # the tests start many processes: each would compile our modules anew
 
-.PHONY: help demo test test-all lint types imports tests tests-all coverage audit docs chaos fuzz format clean
+.PHONY: help demo test test-all lint types imports tests tests-all coverage audit docs attack chaos fuzz format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -51,6 +51,9 @@ audit: .venv/.dev ## known vulnerabilities of the pinned versions; asks PyPI, so
 
 docs: .venv/.dev ## build the pages of docs/ as a site in out/site; a broken link or anchor fails
 	$(BIN)/zensical build --strict --clean
+
+attack: .venv/.dev ## attack a Darkroom that it starts: floods, forged cookies, every route and role, its API and its broker; QUICK=1, SEED=n
+	PYTHONPATH=tests $(BIN)/python -m attack $(if $(QUICK),--quick) $(if $(SEED),--seed $(SEED))
 
 chaos: .venv/.dev ## inject KILLS=20 faults into a complete installation, about half of them SIGKILL; ENGINE=simulated or real, DATABASE=sqlite or postgres, SEED=n
 	PYTHONPATH=tests $(BIN)/python -m chaos --kills $(KILLS) --engine $(ENGINE) --database $(DATABASE) $(if $(SEED),--seed $(SEED))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -18,7 +19,7 @@ from bot.domain.concurrency import PerMemberLimit
 from bot.policy.rates import TokenBuckets
 from bot.services import Services
 from bot.web import media, metrics, middleware, pages, rate_limit, renamed, request_body, sse
-from bot.web.api import describe, edits, flag_aliases, jobs, review, wait_reason
+from bot.web.api import describe, edits, flag_aliases, jobs, openapi, review, wait_reason
 from bot.web.auth import HostPolicy, SessionTokens, load_or_create_key
 from bot.web.connections import ConnectionLimits, ConnectionTable, GuardedConnection
 from bot.web.grid_cache import GridCache
@@ -64,11 +65,12 @@ def build_app(
     _load_templates(app)
     app.add_routes([*pages.routes(), *jobs.routes(), *media.routes(), *review.routes(), *sse.routes()])
     app.add_routes([*edits.routes(), *wait_reason.routes(), *flag_aliases.routes(), *describe.routes()])
-    app.add_routes(renamed.routes())
+    app.add_routes([*renamed.routes(), *openapi.routes()])
     if metrics_snapshot is not None:
         app[metrics.METRICS_SNAPSHOT] = metrics_snapshot
         app.add_routes(metrics.routes())
     app.router.add_static("/static", PACKAGE_DIR / "static")
+    app[openapi.DESCRIPTION] = json.dumps(openapi.describe_routes(app))
     app.on_response_prepare.append(middleware.add_security_headers)
     app.on_shutdown.append(_close_streams)
     return app

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import msgspec
 from aiohttp import BodyPartReader, MultipartReader, web
+from aiohttp.http import HttpProcessingError
 
 from bot.domain.concurrency import PerMemberLimit
 from bot.domain.errors import UserError
@@ -31,6 +32,7 @@ CHUNK_BYTES = 64 * 1024
 PACE_SECONDS = 10.0  # in which `PACE_BYTES` of a form arrive, or its end
 PACE_BYTES = 160 * 1024
 MAX_FORM_MEMORY = 384 * 2**20  # bytes of all forms with pictures, from their first byte to admission
+MALFORMED_FORM = (ValueError, AssertionError, HttpProcessingError, web.RequestPayloadError)  # aiohttp's errors for one
 MEMBER_LIMIT = web.AppKey("member_limit", PerMemberLimit)  # one form per visitor at a time; the next one waits unread
 
 
@@ -97,6 +99,8 @@ async def read_body(request: web.Request, body_type: type[T]) -> T:
             body = await request.read()
     except TimeoutError as error:
         raise web.HTTPRequestTimeout from error
+    except web.RequestPayloadError as error:  # chunks or a compression that cannot be decoded
+        raise UserError("The request can't be read.", 400) from error
     return _decode_body(body, body_type)
 
 
@@ -122,7 +126,7 @@ async def _read_multipart(request: web.Request, body_type: type[T], form: Incomi
             json_parts, pictures, masks = await _read_parts(await request.multipart(), form)
     except TimeoutError as error:
         raise web.HTTPRequestTimeout from error
-    except (ValueError, AssertionError) as error:  # aiohttp's errors for a malformed form
+    except MALFORMED_FORM as error:
         raise UserError("The form can't be read.", 400) from error
     if len(json_parts) != 1 or len(masks) > 1:
         raise UserError("A form has one part `request`, and at most one `mask`.", 400)

@@ -52,6 +52,20 @@ async def test_a_malformed_request_is_400(server: WebServer, subtests: pytest.Su
             assert status == 400
 
 
+async def test_a_compressed_body_that_cannot_be_decoded_is_400(server: WebServer) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    status, _ = await send_refused(server, "POST", "/api/jobs", data=b"\x1f\x8b\x00\x00", headers=headers)
+    assert status == 400
+
+
+async def test_a_form_whose_parts_have_unreadable_headers_is_400(server: WebServer) -> None:
+    headers = {"Content-Type": "multipart/form-data; boundary=b", "X-Darkroom": "1"}
+    for line in (b'Content-Disposition: form-data; name="\x14"', b"no colon", b"X: " + b"a" * 20_000):
+        body = b"--b\r\n" + line + b"\r\n\r\n{}\r\n--b--\r\n"
+        status, _ = await send_refused(server, "POST", "/api/jobs", data=body, headers=headers)
+        assert status == 400, line[:50]
+
+
 async def test_an_unknown_field_is_named(server: WebServer) -> None:
     _, sentence = await send_refused(server, "POST", "/api/jobs", json={"prompt": "a", "stpes": 40})
     assert "stpes" in sentence

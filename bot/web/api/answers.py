@@ -1,0 +1,82 @@
+"""The shapes of the API's answers, as JSON Schema: what `bot.web.serializers` and the handlers return.
+
+`tests/bot/web/test_openapi.py` checks answers against them. Answers may have more fields: old names, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Schema = Mapping[str, Any]
+
+
+def _type(name: str) -> Schema:
+    """Return the schema of a type: `string`, or `number?` for a number or null."""
+    return {"type": [name[:-1], "null"]} if name.endswith("?") else {"type": name}
+
+
+def _object(**fields: str | Schema) -> Schema:
+    """Return the schema of an object that has all these fields."""
+    properties = {name: _type(field) if isinstance(field, str) else field for name, field in fields.items()}
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def _list(items: str | Schema) -> Schema:
+    return {"type": "array", "items": _type(items) if isinstance(items, str) else items}
+
+
+def _map(values: str) -> Schema:
+    return {"type": "object", "additionalProperties": _type(values)}
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+PICTURE = _object(
+    n="integer", url="string", sha256="string", width="integer", height="integer", held="string", dissolve="string?",
+    round_trip="string?", branch="string?",
+)  # fmt: skip
+JOB = _object(
+    id="string", state="string", action="string", kind="string", prompt="string", prompt_text="string",
+    author=_object(name="string", you="boolean"), can_cancel="boolean", can_review="boolean",
+    created="number", started="number?", finished="number?", seconds="number?", ms_per_step="number?",
+    jobs_ahead="integer?", eta="number?", step="integer", total_steps="integer", percent="integer", cost="number",
+    has_worker="boolean", startup_notice="string", cancelling="boolean", reason="string", wait_reason="string",
+    notes=_list("string"), parent="object?", footer="string", count="integer", pictures=_list(PICTURE),
+    grid="string?", film="string?", films=_map("string"), keyframes="string?", walk_films=_map("string"),
+)  # fmt: skip
+ACCEPTED_JOB = _object(
+    id="string", prompt="string", jobs_ahead="integer", eta="number?", has_worker="boolean", startup_notice="string",
+    notes=_list("string"), steps="integer", sampler="string", seed="integer", count="integer", cost="number",
+    url="string",
+)  # fmt: skip
+WORKER = _object(
+    name="string", device="string", rows="integer", free="integer",
+    models=_list(_object(name="string", loaded="boolean", samplers=_list("string"), loras=_list("string"))),
+)  # fmt: skip
+SUGGESTION = _object(prompt="string", error_reduction="number")
+SCHEMAS: Mapping[str, Schema] = {
+    "Error": _object(error="string"),
+    "Path": _object(path="string"),
+    "Health": _object(status="string", workers="integer", app="string"),
+    "Sentence": _object(id="string", sentence="string"),
+    "Job": JOB,
+    "Jobs": _object(jobs=_list(_ref("Job"))),
+    "Accepted": {"allOf": [ACCEPTED_JOB, _object(ids=_list("string"), jobs=_list(ACCEPTED_JOB))]},
+    "Workers": _object(
+        online="boolean", engine_loading="boolean", workers=_list(WORKER), models=_list("string"),
+        loaded=_list("string"), sentence="string",
+    ),
+    "Steps": _object(steps=_list("integer")),
+    "Keyframes": _object(keyframes=_list(_object(step="integer", url="string"))),
+    "FlagAliases": _object(options=_map("string")),
+    "Suggestions": _object(
+        model="string", tried_texts="integer", prompts=_list(SUGGESTION), sentence="string", notes=_list("string")
+    ),
+    "WaitReason": _object(
+        id="string", state="string", wait_reason="string", jobs_ahead="integer?", eta="number?", step="integer"
+    ),
+    "Rejections": _object(rejections=_list(_object(sender="string", reason="string", count="integer"))),
+}  # fmt: skip

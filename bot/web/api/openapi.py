@@ -1,0 +1,199 @@
+"""`GET /api/openapi.json`: the description of the HTTP API (OpenAPI 3.1), for programs and for `make attack`.
+
+Addresses come from the route table, request bodies from the msgspec structs, and answers from `bot.web.api.answers`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from bot.images.films.formats import FILM_FORMATS, MEDIA_TYPES
+from bot.web import media, metrics, pages, renamed, sse
+from bot.web.api import answers, describe, edits, flag_aliases, jobs, review, wait_reason
+from bot.web.auth import COOKIE_NAME
+from engine.contract import MAX_COUNT
+
+PATH = "/api/openapi.json"
+DESCRIPTION = web.AppKey("description", str)
+FORM_HEADER = "X-Darkroom"  # another site's form cannot send it
+KEY_HEADER = "Idempotency-Key"
+FILMS = tuple(MEDIA_TYPES[kind] for kind in FILM_FORMATS)
+PARAMETERS: Mapping[str, dict[str, Any]] = {
+    "id": {"type": "string", "minLength": 1, "maxLength": 64, "description": "A job."},
+    "n": {"type": "integer", "minimum": 0, "maximum": MAX_COUNT, "description": "Pictures count from 1, steps from 0."},
+    "kind": {"type": "string", "enum": list(FILM_FORMATS)},
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a handler reads and answers. `body`: its struct; `files`: the parts of a form besides `request`.
+
+    `answer` names a schema of `bot.web.api.answers`, for JSON; else the answer is of the types in `content`.
+    """
+
+    answer: str = ""
+    status: int = 200
+    body: type[msgspec.Struct] | None = None
+    files: tuple[str, ...] = ()
+    content: tuple[str, ...] = ("application/json",)
+
+
+def _accepts(body: type[msgspec.Struct] | None = None, *files: str) -> Shape:
+    return Shape("Accepted", 201, body, files)
+
+
+def _file(*types: str) -> Shape:
+    return Shape(content=types)
+
+
+SHAPES: Mapping[Callable[..., Any], Shape] = {
+    pages.get_home: _file("text/html"),
+    pages.get_discord_page: _file("text/html"),
+    pages.redirect_icon: Shape(status=302, content=()),
+    pages.sign_in: Shape("Path", body=pages.SignInBody),
+    metrics.get_metrics: _file("text/plain"),
+    metrics.list_rejections: Shape("Rejections"),
+    jobs.healthz: Shape("Health"),
+    jobs.get_workers: Shape("Workers"),
+    jobs.create_invitation: Shape("Path", 201),
+    jobs.list_jobs: Shape("Jobs"),
+    jobs.create_jobs: _accepts(jobs.JobBody, "picture", "mask"),
+    jobs.get_job: Shape("Job"),
+    jobs.cancel_job: Shape("Sentence"),
+    jobs.pause_job: Shape("Sentence"),
+    jobs.resume_job: Shape("Sentence"),
+    jobs.set_priority: Shape("Sentence", body=jobs.PriorityBody),
+    jobs.vary: _accepts(),
+    jobs.upscale: _accepts(),
+    jobs.reroll: _accepts(),
+    jobs.interpolate: _accepts(),
+    edits.edit: _accepts(edits.EditBody, "mask"),
+    edits.zoom: _accepts(edits.ZoomBody),
+    edits.pan: _accepts(edits.PanBody),
+    edits.branch: _accepts(edits.BranchBody),
+    edits.list_steps: Shape("Steps"),
+    describe.describe_picture: Shape("Suggestions", body=describe.DescribeBody, files=("picture",)),
+    flag_aliases.list_aliases: Shape("FlagAliases"),
+    flag_aliases.set_alias: Shape("FlagAliases", body=flag_aliases.FlagAliasBody),
+    wait_reason.get_wait_reason: Shape("WaitReason"),
+    review.get_held_picture: _file("image/png"),
+    review.show_picture: Shape("Job"),
+    review.hide_picture: Shape("Job"),
+    media.get_picture: _file("image/png"),
+    media.get_grid: _file("image/png"),
+    media.get_film: _file(*FILMS),
+    media.get_interpolation_film: _file(*FILMS),
+    media.get_dissolve_film: _file(*FILMS),
+    media.get_return_film: _file(*FILMS),
+    media.list_keyframes: Shape("Keyframes"),
+    media.get_keyframe: _file("image/webp"),
+    sse.stream_events: _file("text/event-stream"),
+    sse.stream_job_events: _file("text/event-stream"),
+}
+
+
+def routes() -> list[web.RouteDef]:
+    return [web.get(PATH, get_description)]
+
+
+async def get_description(request: web.Request) -> web.Response:
+    """Return the description of this API."""
+    return web.Response(text=request.app[DESCRIPTION], content_type="application/json")
+
+
+def describe_routes(app: web.Application) -> dict[str, Any]:
+    """Return the OpenAPI document of every registered route, but for the static files."""
+    paths: dict[str, dict[str, Any]] = {}
+    for route in app.router.routes():
+        if route.method != "HEAD" and route.resource is not None and _is_own(route):
+            paths.setdefault(route.resource.canonical, {})[route.method.lower()] = _describe_operation(route)
+    bodies = [shape.body for shape in SHAPES.values() if shape.body is not None]
+    _, body_schemas = msgspec.json.schema_components(bodies, ref_template="#/components/schemas/{name}")
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Darkroom", "version": "1", "description": "Ask for pictures, follow and fetch them."},
+        "security": [{"cookie": []}, {"key": []}],
+        "paths": paths,
+        "components": {
+            "schemas": {**answers.SCHEMAS, **body_schemas},
+            "securitySchemes": {
+                "cookie": {"type": "apiKey", "in": "cookie", "name": COOKIE_NAME},
+                "key": {"type": "http", "scheme": "bearer"},
+            },
+        },
+    }
+
+
+def _is_own(route: web.AbstractRoute) -> bool:
+    return not isinstance(route.resource, web.StaticResource)
+
+
+def _describe_operation(route: web.AbstractRoute) -> dict[str, Any]:
+    assert route.resource is not None
+    handler, path = route.handler, route.resource.canonical
+    shape = SHAPES.get(handler, Shape())
+    operation: dict[str, Any] = {
+        "operationId": f"{handler.__name__}{path if handler is renamed.refuse_old_path else ''}",
+        "summary": (inspect.getdoc(handler) or "").partition("\n\n")[0].replace("\n", " "),
+        "parameters": [*_list_parameters(path, shape), *_list_headers(route.method, shape)],
+        "responses": _describe_responses(path, shape),
+    }
+    if shape.body is not None:
+        operation["requestBody"] = {"required": True, "content": _describe_body(shape)}
+    if handler is renamed.refuse_old_path:
+        operation |= {"deprecated": True, "responses": _describe_refusals(path)}
+    return operation
+
+
+def _list_parameters(path: str, shape: Shape) -> Iterator[dict[str, Any]]:
+    for name in re.findall(r"{(\w+)}", path):
+        schema = PARAMETERS.get(name, {"type": "string", "minLength": 1})
+        yield {"name": name, "in": "path", "required": True, "schema": schema}
+
+
+def _list_headers(method: str, shape: Shape) -> Iterator[dict[str, Any]]:
+    if shape.status == 201 and shape.answer == "Accepted":
+        schema = {"type": "string", "minLength": 1, "maxLength": 200, "pattern": "^[ -~]+$"}
+        yield {"name": KEY_HEADER, "in": "header", "required": False, "schema": schema}
+    if shape.files:
+        yield {"name": FORM_HEADER, "in": "header", "required": True, "schema": {"type": "string", "enum": ["1"]}}
+
+
+def _describe_body(shape: Shape) -> dict[str, Any]:
+    """Return what a body may be: JSON, a form, or either of them."""
+    assert shape.body is not None
+    reference = {"$ref": f"#/components/schemas/{shape.body.__name__}"}
+    if not shape.files:
+        return {"application/json": {"schema": reference}}
+    parts = {name: {"type": "string", "contentMediaType": "application/octet-stream"} for name in shape.files}
+    required = ["request", *(() if shape.body is jobs.JobBody else shape.files)]
+    form = {"type": "object", "properties": {"request": reference, **parts}, "required": required}
+    content = {"multipart/form-data": {"schema": form, "encoding": {"request": {"contentType": "application/json"}}}}
+    return content | ({"application/json": {"schema": reference}} if shape.body is jobs.JobBody else {})
+
+
+def _describe_responses(path: str, shape: Shape) -> dict[str, Any]:
+    schema = {"schema": {"$ref": f"#/components/schemas/{shape.answer}"}} if shape.answer else {}
+    success: dict[str, Any] = {"description": "As asked for."}
+    if shape.content:
+        success["content"] = dict.fromkeys(shape.content, schema)
+    more = {"200": success, "201": success} if shape.body is pages.SignInBody else {str(shape.status): success}
+    if shape.content == ("text/event-stream",):
+        more["204"] = {"description": "The stream is over."}
+    return more | _describe_refusals(path)
+
+
+def _describe_refusals(path: str) -> dict[str, Any]:
+    """Return the answers to whoever asks for too much, or for what they may not: one sentence."""
+    is_json = path.startswith("/api/") or path in ("/healthz", "/metrics")
+    schema = {"schema": {"$ref": "#/components/schemas/Error"}} if is_json else {}
+    content = {"application/json" if is_json else "text/html": schema}
+    return {"4XX": {"description": "Why not, as a sentence.", "content": content}}

@@ -1,0 +1,76 @@
+"""The served description of the API: complete, and true of what the API answers."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import TYPE_CHECKING, Any
+
+import jsonschema
+import pytest
+from aiohttp import web
+
+from bot.web.api import openapi
+
+if TYPE_CHECKING:
+    from tests.bot.web.conftest import WebServer
+
+pytestmark = pytest.mark.asyncio
+BODY_CALL = re.compile(r"read_(?:body|form)\(request, (\w+)\)")
+
+
+async def load_description(server: WebServer) -> dict[str, Any]:
+    status, description = await server.request_json("GET", openapi.PATH)
+    assert status == 200
+    return description
+
+
+async def test_the_description_has_every_route(server: WebServer) -> None:
+    description = await load_description(server)
+    described = {(method, path) for path, item in description["paths"].items() for method in item}
+    registered = {
+        (route.method.lower(), route.resource.canonical)
+        for route in server.app.router.routes()
+        if route.method != "HEAD" and route.resource and not isinstance(route.resource, web.StaticResource)
+    }
+    assert described == registered
+    operations = [operation for item in description["paths"].values() for operation in item.values()]
+    assert len({operation["operationId"] for operation in operations}) == len(operations)
+    assert all(operation["summary"] for operation in operations)
+    names = set(description["components"]["schemas"])
+    assert set(re.findall(r"#/components/schemas/(\w+)", str(description))) <= names
+
+
+async def test_the_description_has_every_body_that_a_handler_reads(server: WebServer) -> None:
+    modules = {
+        inspect.getmodule(route.handler) for route in server.app.router.routes() if inspect.isfunction(route.handler)
+    }
+    read_names = {name for module in modules if module for name in BODY_CALL.findall(inspect.getsource(module))}
+    assert "JobBody" in read_names
+    assert read_names == {shape.body.__name__ for shape in openapi.SHAPES.values() if shape.body is not None}
+
+
+async def test_answers_are_as_described(server: WebServer) -> None:
+    description = await load_description(server)
+
+    async def check(method: str, path: str, schema: str, body: object = None) -> Any:
+        status, answer = await server.request_json(method, path, body)
+        assert (schema == "Error") == (status >= 400), answer
+        jsonschema.validate(answer, {"$ref": f"#/components/schemas/{schema}", "components": description["components"]})
+        return answer
+
+    job = (await check("POST", "/api/jobs", "Accepted", {"prompt": "a lamp --count 1"}))["id"]
+    await server.wait_for_end(job)
+    for path, schema in {
+        f"/api/jobs/{job}": "Job", "/api/jobs": "Jobs", "/api/workers": "Workers", "/healthz": "Health",
+        f"/api/jobs/{job}/keyframes": "Keyframes", f"/api/jobs/{job}/branch/1": "Steps",
+        "/api/rejections": "Rejections", "/api/prefer/options": "FlagAliases", "/api/jobs/none": "Error",
+        "/api/room": "Error",
+    }.items():  # fmt: skip
+        await check("GET", path, schema)
+    await check("PUT", "/api/prefer/options", "FlagAliases", {"name": "mine", "value": "--ar 3:2"})
+    upscaled = (await check("POST", f"/api/jobs/{job}/upscale/1", "Accepted"))["id"]
+    await server.wait_for_end(upscaled)
+    await check("GET", f"/api/jobs/{upscaled}", "Job")
+    await check("DELETE", f"/api/jobs/{upscaled}", "Sentence")
+    await check("POST", f"/api/jobs/{job}/pan/1", "Error", {"direction": "in"})
