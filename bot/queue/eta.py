@@ -129,14 +129,16 @@ class Forecast:
         if not self.has_worker(place.pool, place.model):
             return None
         pool_info = group_by_pool(self._workers())[place.pool]
-        load_seconds = (
-            0.0
-            if _is_loaded(pool_info, place.model)
-            else self._active_jobs.load_times.estimate_seconds(place.model, self._clock())
-        )
         return (
             self._active_jobs.remaining_cost(place.pool) + place.device_seconds
-        ) / pool_info.worker_count + load_seconds
+        ) / pool_info.worker_count + self.estimate_load(place.pool, place.model)
+
+    def estimate_load(self, pool: str, model: str) -> float:
+        """Return the seconds until a worker of the pool has loaded the model; 0 if one has, or nobody measured it."""
+        pool_info = group_by_pool(self._workers()).get(pool)
+        if pool_info is None or _is_loaded(pool_info, model):
+            return 0.0
+        return self._active_jobs.load_times.estimate_seconds(model, self._clock())
 
     def estimate_eta(self, record: JobRecord, place: QueuePlace | None, now: float) -> float | None:
         """Return the seconds until a job is done; None if it is over or no worker can run it."""

@@ -177,7 +177,7 @@ async def test_the_settings_suggest_names_and_values(open_world: Any) -> None:
             return [each["value"] for each in choices]
 
         assert await suggest("setting", "device time") == [
-            "cost_day", "cost_month", "together_cost_day", "together_cost_month",
+            "cost_day", "cost_month", "relaxed_day", "together_cost_day", "together_cost_month",
         ]  # fmt: skip
         assert "closed" not in await suggest("setting", "")
         assert await suggest("value", "emb", setting="models") == ["embedded"]
