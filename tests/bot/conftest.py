@@ -17,7 +17,7 @@ from bot.app.settings import Settings, load_settings
 from bot.app.wiring import App, open_app
 from bot.domain.dto import Destination, Member
 from bot.store import Store
-from engine.bus import BrokerUnreachable, Bus, BusLimits, BusMessage
+from engine.bus import BlobMissing, BrokerUnreachable, Bus, BusLimits, BusMessage
 from engine.bus.broker.embedded import Broker
 from engine.contract import (
     Frame,
@@ -33,6 +33,7 @@ from engine.contract import (
     Recipe,
     UpscaleMethod,
     encode,
+    required_blobs,
 )
 from shared.migrated_database import make_migrated_database
 from shared.postgres_server import Server, programs, serving
@@ -74,6 +75,7 @@ class FakeWorker:
         self.enlarge_ms = 0.0  # the time of its super-resolver
         self.upscale_method: UpscaleMethod | None = None  # the upscale method that it reports
         self.started_jobs: list[str] = []
+        self.fetched_blobs: dict[str, bytes] = {}  # inputs of started jobs, by SHA-256
         self.run_gate = asyncio.Event()  # set: jobs run to their end; clear: they wait halfway
         self.run_gate.set()
         self.make_result: Callable[[Job, int], object] | None = None  # (job, epoch) → a result in place of pictures
@@ -154,6 +156,9 @@ class FakeWorker:
         try:
             if await self.bus.is_cancelled(job.id):
                 raise asyncio.CancelledError
+            for sha in required_blobs(job.task):
+                with suppress(BlobMissing):
+                    self.fetched_blobs[sha] = await self.bus.get_blob(sha, 1 << 20)
             self.started_jobs.append(job.id)
             await self.publish_result(JobStarted(job=job.id, epoch=claim.epoch, worker=self.name))
             await self.run_gate.wait()

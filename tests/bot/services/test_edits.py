@@ -55,7 +55,6 @@ async def test_an_init_image_is_kept_sent_to_the_worker_and_deleted_with_its_job
     harness, wait_until, ann, destination, stored_names
 ):
     app, worker = await open_app_and_worker(harness, wait_until)
-    fetched_files: list[bytes] = []
     services = app.services
     (accepted,) = await services.jobs.imagine(
         "", ann, destination, init_images=InitImages((make_png(32, 32),)), strength=0.3
@@ -65,8 +64,7 @@ async def test_an_init_image_is_kept_sent_to_the_worker_and_deleted_with_its_job
     content = await app.picture_store.get(sha)
     assert view.task.start == ImageToImage((InitImage(sha),), 0.3)
     assert (view.task.concepts, view.task.guidance) == ((Concept(""),), 1.0), "without a prompt there is no guidance"
-    fetched_files.append(await worker.bus.get_blob(sha, 1 << 20))
-    assert fetched_files == [content], "the worker finds the image at the broker"
+    assert worker.fetched_blobs == {sha: content}, "the worker finds the image at the broker"
     assert sha in stored_names()
     rows = [one for one in await app.store.query(queries.list_pictures, [view.id]) if one.kind == "input"]
     assert [(one.sha256, one.bytes, one.width, one.height) for one in rows] == [(sha, len(content), 32, 32)]
@@ -161,7 +159,7 @@ async def test_a_branch_keeps_the_recipe_except_for_what_is_changed(harness, wai
     base = msgspec.structs.replace(first.task, seed=8, count=1)
     assert view.task == msgspec.structs.replace(base, start=Branch(ladder=sha, step=20))
     assert (view.action, view.parent_image, view.state) == ("branch", (first.id, 1), "finished")
-    assert await worker.bus.get_blob(sha, 1 << 20) == await app.picture_store.get(sha)
+    assert worker.fetched_blobs[sha] == await app.picture_store.get(sha)
     near_branch = await services.edits.branch(first.id, 1, 17, BOB, destination, text="a red lamp --guidance 5")
     assert near_branch.notes == ("Branched at step 10: the nearest to 17 that keeps its latents.",)
     recipe = (await services.job_views.load_view(near_branch.job)).task
