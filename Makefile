@@ -9,10 +9,17 @@ ENGINE ?= simulated
 DATABASE ?= sqlite
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+LOCKED := $(PIP) install --quiet --require-hashes --no-deps
+define install
+	$(LOCKED) -r lock/build.txt
+	$(LOCKED) --no-build-isolation -r lock/$(1).txt
+	$(PIP) install --quiet -c constraints.txt torch torchvision
+	$(PIP) install --quiet --no-deps --no-build-isolation -e .
+endef
 export PYTHONUNBUFFERED := 1
 export PYTHONDONTWRITEBYTECODE := # the tests start many processes: each would compile our modules anew
 
-.PHONY: help demo test test-all lint types imports tests tests-all coverage audit docs attack chaos fuzz format clean
+.PHONY: help demo test test-all lint types imports tests tests-all coverage audit audit-if-online bill lock docs attack chaos fuzz format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -24,7 +31,7 @@ demo: .venv/.all ## set up what is missing, then open the chatroom
 test: lint imports docs ## set up what is missing, then check what a change usually breaks
 	@$(MAKE) --no-print-directory --jobs 2 types tests
 
-test-all: lint imports docs ## check everything, slow tests and PostgreSQL too
+test-all: lint imports docs bill audit-if-online ## check everything, slow tests and PostgreSQL too
 	@$(MAKE) --no-print-directory --jobs 2 types tests-all
 
 lint: .venv/.dev ## ruff: rules and format
@@ -49,6 +56,12 @@ coverage: .venv/.dev ## all tests with coverage by lines and branches, a row for
 audit: .venv/.dev ## known vulnerabilities of the pinned versions; asks PyPI, so it needs the internet
 	$(BIN)/pip-audit --strict --disable-pip --no-deps -r constraints.txt
 
+audit-if-online: .venv/.dev ## the same, but without the internet it says that nothing was checked, and passes
+	@if $(BIN)/python .ci/online; then $(MAKE) --no-print-directory audit; fi
+
+bill: .venv/.dev ## the bill of materials, as CycloneDX, in out/bill-of-materials.json
+	$(BIN)/python .ci/bill out/bill-of-materials.json
+
 docs: .venv/.dev ## build the pages of docs/ as a site in out/site; a broken link or anchor fails
 	$(BIN)/zensical build --strict --clean
 
@@ -68,20 +81,20 @@ format: .venv/.dev ## let ruff put things in order
 clean: ## remove what was set up and built
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
-# Stamps: each is newer than what it was made from, so set-up happens once. The pinned wheels come first, by hash.
+lock: .venv/.dev ## write lock/ anew after a change of constraints.txt; asks the package index for hashes
+	$(BIN)/python .ci/lock
+
+# Stamps: each is newer than what it was made from, so set-up happens once. Every package comes by its hash. Only torch
+# and torchvision do not: their builds differ by device, and come from the index that pip is configured with.
 .venv/.new:
 	$(PYTHON) -c 'import sys; sys.exit("Darkroom needs Python 3.11 or newer: make PYTHON=python3.11 …" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	touch $@
 
-.venv/.pinned: pinned.txt .venv/.new
-	$(PIP) install --quiet --require-hashes --no-deps -r pinned.txt
+.venv/.all: pyproject.toml lock/build.txt lock/base.txt lock/engine.txt .venv/.new
+	$(call install,engine)
 	touch $@
 
-.venv/.all: pyproject.toml constraints.txt .venv/.pinned
-	$(PIP) install --quiet -c constraints.txt -e '.[all]'
-	touch $@
-
-.venv/.dev: pyproject.toml constraints.txt .venv/.pinned
-	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+.venv/.dev: pyproject.toml lock/build.txt lock/base.txt lock/engine.txt lock/dev.txt .venv/.new
+	$(call install,dev)
 	touch $@

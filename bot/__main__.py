@@ -22,7 +22,6 @@ from bot.cli.rules import commands as rule_commands
 from bot.cli.rules import kill_switch
 from bot.cli.worker_keys import command as worker_key_command
 from bot.domain.errors import UserError
-from engine.process.private_files import set_private_umask
 
 if TYPE_CHECKING:
     from bot.app.settings import Settings
@@ -208,7 +207,7 @@ def main() -> None:
     """Run the command line. A user's mistake ends in one sentence and exit code 2, never in a traceback."""
     os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     if not USER_FILE_COMMANDS.intersection(sys.argv[1:2]):
-        set_private_umask()
+        os.umask(0o077)  # new files are their owner's alone, also those of our children
     try:
         sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
     except UserError as error:

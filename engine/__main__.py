@@ -107,10 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", GOMP_SPIN_COUNT)  # torch reads it when it loads, later
     from engine.bus.connection import BrokerUnreachable
     from engine.contract.rejection import JobRejected
-    from engine.process.private_files import set_private_umask
     from engine.process.settings import SettingError
 
-    set_private_umask()
+    os.umask(0o077)  # new files are their owner's alone
     try:
         app(list(argv) if argv is not None else None)
     except (SettingError, BrokerUnreachable, JobRejected) as error:

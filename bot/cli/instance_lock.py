@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from bot.cli.private_folder import WideFolder, make_folder_private
 from bot.domain.errors import UserError
-from engine.process.private_files import WideFolder, make_folder_private
 
 
 @dataclass(frozen=True)

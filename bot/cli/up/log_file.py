@@ -20,7 +20,7 @@ TERMINAL_FORMAT = "%(levelname)s: %(message)s"
 MAX_FILE_BYTES = 4 * 1024 * 1024
 
 
-class PrivateFileHandler(RotatingFileHandler):
+class PrivateLogFile(RotatingFileHandler):
     """A rotating log whose every file is its owner's alone, whatever the umask."""
 
     def _open(self) -> TextIOWrapper:
@@ -36,7 +36,7 @@ def log_to_file(path: Path, log_format: LogFormat = "text") -> Generator[None]:
     """
     for file in path.parent.glob(f"{path.name}*"):  # earlier versions left rotated parts open to others
         file.chmod(0o600)
-    file_handler = PrivateFileHandler(path, maxBytes=MAX_FILE_BYTES, backupCount=2, encoding="utf-8")
+    file_handler = PrivateLogFile(path, maxBytes=MAX_FILE_BYTES, backupCount=2, encoding="utf-8")
     file_handler.setFormatter(build_formatter(log_format, FILE_FORMAT))
     terminal_handler = logging.StreamHandler()
     terminal_handler.setLevel(logging.INFO if log_format == "json" else logging.WARNING)

@@ -1,22 +1,31 @@
 """Locates a model's files by its name on the command line. Loads no weights.
 
 A name means a diffusers folder, an entry in `<data>/models`, a safetensors file in the layout of the original programs,
-or a model on the hub, which is fetched.
+or a model on the hub, which is fetched. Its first revision is remembered in `<data>/hub-revisions.json`, so that its
+owner cannot change what a worker runs; `name@revision` chooses another one.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
+
 from engine.contract.rejection import JobRejected
 from engine.models.files.fingerprint import combine_fingerprints, fingerprint_file, fingerprint_folder
+from engine.process.atomic_file import write_atomically
 
 SAFETENSORS_SUFFIX = ".safetensors"
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
-_HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+_HUB_NAME = re.compile(
+    r"([A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)?)(?:@([A-Za-z0-9][A-Za-z0-9._-]*))?"
+)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+REVISIONS_FILE = "hub-revisions.json"
 _PATHLIKE = re.compile(r"^[~./\\]|\\|/.*/|^[A-Za-z]:|/$")  # no hub name looks like this
 
 
@@ -53,11 +62,13 @@ def find_model(name_or_path: str, data: Path) -> ModelSource:
             return ModelSource(make_model_name(name_or_path), path)
     if Path(name_or_path).suffix.lower() in (SAFETENSORS_SUFFIX, *PICKLE_SUFFIXES) or _PATHLIKE.search(name_or_path):
         raise JobRejected(f"There is no model at {name_or_path[:200]}: neither a folder nor a file.", "model")
-    if not _HUB_NAME.fullmatch(name_or_path):
+    hub_match = _HUB_NAME.fullmatch(name_or_path)
+    if hub_match is None:
         raise JobRejected(
             f"{name_or_path[:100]!r} is no name of a model: a folder, a file, or a name on the hub.", "model"
         )
-    return ModelSource(make_model_name(name_or_path), _download(name_or_path))
+    hub_name, revision = hub_match.groups()
+    return ModelSource(make_model_name(hub_name), _download_remembered(hub_name, revision, data))
 
 
 def make_model_name(name_or_path: str) -> str:
@@ -91,11 +102,34 @@ def _refuse_other_files(path: Path) -> None:
     raise JobRejected(f"The model {path.name} is neither a folder nor a file of safetensors.", "model")
 
 
-def _download(hub_name: str) -> Path:
+def _download_remembered(hub_name: str, revision: str | None, data: Path) -> Path:
+    """Fetch a revision: the chosen one, or else the one that was fetched first. Remember it where there is a folder."""
+    path = data / REVISIONS_FILE
+    revisions = _read_revisions(path)
+    chosen = revision or revisions.get(hub_name)
+    folder = _download(hub_name, chosen) if chosen else _download(hub_name)
+    if data != Path() and _COMMIT.fullmatch(folder.name) and revisions.get(hub_name) != folder.name:
+        write_atomically(path, json.dumps(revisions | {hub_name: folder.name}, indent=1).encode() + b"\n")
+    return folder
+
+
+def _read_revisions(path: Path) -> dict[str, str]:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
+    except FileNotFoundError:
+        return {}
+    except msgspec.DecodeError as error:  # the newest revision instead would be what the file guards against
+        raise JobRejected(
+            f"The file {path} cannot be read: mend it, or delete it to take the newest revisions.", "worker"
+        ) from error
+
+
+def _download(hub_name: str, revision: str | None = None) -> Path:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     try:
-        return Path(cast(Any, DiffusionPipeline).download(hub_name, use_safetensors=True, safety_checker=None))
+        download = cast(Any, DiffusionPipeline).download
+        return Path(download(hub_name, use_safetensors=True, safety_checker=None, revision=revision))
     except (OSError, ValueError) as error:
         sentence = f"There is no model {hub_name}: neither a folder nor one on the hub in safetensors."
         raise JobRejected(sentence, "model") from error

@@ -1,4 +1,4 @@
-"""Keeps files to their owner: the umask of our processes, and folders that others could read."""
+"""Closes a folder of ours that other users of the machine could read."""
 
 from __future__ import annotations
 
@@ -9,11 +9,6 @@ from pathlib import Path
 
 class WideFolder(PermissionError):
     """Other users of this machine can read the folder, and we may not change that; the message says what to do."""
-
-
-def set_private_umask() -> None:
-    """Make new files and folders of this process and its children readable by their owner only."""
-    os.umask(0o077)
 
 
 def make_folder_private(folder: Path) -> str:

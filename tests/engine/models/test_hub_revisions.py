@@ -1,0 +1,60 @@
+"""A model of the hub stays at the revision that was fetched first."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from engine.contract.rejection import JobRejected
+from engine.models.files import model_source
+from engine.models.files.model_source import REVISIONS_FILE, find_model
+
+FIRST, SECOND = "a" * 40, "b" * 40
+
+
+@pytest.fixture
+def downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
+    """What was asked of the hub, whose newest revision is the second."""
+    asked: list[tuple[str, str | None]] = []
+
+    def download(hub_name: str, revision: str | None = None) -> Path:
+        asked.append((hub_name, revision))
+        commit = {None: FIRST if len(asked) == 1 else SECOND, "main": SECOND}.get(revision, revision)
+        return tmp_path / "cache" / "snapshots" / str(commit)
+
+    monkeypatch.setattr(model_source, "_download", download)
+    return asked
+
+
+def test_the_first_revision_is_remembered(tmp_path: Path, downloads: list[tuple[str, str | None]]) -> None:
+    first, again, other = (find_model(name, tmp_path) for name in ("owner/name", "owner/name", "owner/other"))
+    assert downloads == [("owner/name", None), ("owner/name", FIRST), ("owner/other", None)]
+    assert (first.name, first.path.name) == ("name", FIRST)
+    assert again == first
+    assert other.path.name == SECOND
+    remembered = json.loads((tmp_path / REVISIONS_FILE).read_text())
+    assert remembered == {"owner/name": FIRST, "owner/other": SECOND}
+
+
+def test_a_chosen_revision_is_remembered_too(tmp_path: Path, downloads: list[tuple[str, str | None]]) -> None:
+    find_model("owner/name", tmp_path)
+    chosen, later = find_model("owner/name@main", tmp_path), find_model("owner/name", tmp_path)
+    assert (chosen.name, chosen.path.name) == ("name", SECOND)
+    assert later == chosen
+    assert downloads[-1] == ("owner/name", SECOND)
+
+
+def test_an_unreadable_file_is_refused(tmp_path: Path, downloads: list[tuple[str, str | None]]) -> None:
+    (tmp_path / REVISIONS_FILE).write_text("{")
+    with pytest.raises(JobRejected, match="cannot be read"):
+        find_model("owner/name", tmp_path)
+    assert downloads == []
+
+
+@pytest.mark.usefixtures("downloads")
+def test_without_a_data_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    find_model("owner/name", Path())
+    assert not (tmp_path / REVISIONS_FILE).exists()
