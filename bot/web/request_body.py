@@ -76,12 +76,7 @@ async def _read_multipart(request: web.Request, body_type: type[T]) -> tuple[T, 
             json_parts, pictures, masks = await _read_parts(await request.multipart())
     except TimeoutError as error:
         raise web.HTTPRequestTimeout from error
-    except (
-        ValueError,
-        AssertionError,
-        HttpProcessingError,
-        web.RequestPayloadError,
-    ) as error:  # aiohttp's errors for a malformed form
+    except MALFORMED_FORM as error:
         raise UserError("The form can't be read.", 400) from error
     if len(json_parts) != 1 or len(masks) > 1:
         raise UserError("A form has one part `request`, and at most one `mask`.", 400)
