@@ -15,7 +15,7 @@ import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
 from hypothesis import settings
 
-PROCESS_FOLDERS = {"end_to_end", "chaos", "loopback", "delivery"}  # their tests wait for processes and clocks
+PROCESS_FOLDERS = {"end_to_end", "chaos", "attack", "loopback", "delivery"}  # their tests wait for processes and clocks
 REQUIRE_ALL = os.environ.get("REQUIRE_ALL", "") not in ("", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the tests' networks are too small for more
 settings.register_profile("darkroom", deadline=None)  # a busy machine is no fault of the code

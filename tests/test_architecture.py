@@ -232,7 +232,12 @@ def test_the_bot_imports_only_the_contract_of_the_engine() -> None:
     """
     allowed_modules = {"engine.contract", "engine.bus", "engine.process.log_format", "engine.process.load_progress"}
     entry_points = {
-        "bot.cli.up.startup": {"engine.bus.broker.embedded", "engine.process.settings", "engine.process.load_progress"},
+        "bot.cli.up.startup": {
+            "engine.bus.broker.embedded",
+            "engine.process.settings",
+            "engine.process.load_progress",
+            "engine.process.heap",
+        },
         "bot.cli.doctor": {"engine.bus.broker.embedded", "engine.worker.doctor"},
         **{edge: {"engine"} for edge in EDGES},
     }

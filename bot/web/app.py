@@ -63,9 +63,8 @@ def build_app(
     app[media.GRID_CACHE] = GridCache(media.MIN_CELL)
     app[pages.DISCORD_ENABLED] = settings.discord_token is not None
     _load_templates(app)
-    app.add_routes([*pages.routes(), *jobs.routes(), *media.routes(), *review.routes(), *sse.routes()])
-    app.add_routes([*edits.routes(), *wait_reason.routes(), *flag_aliases.routes(), *describe.routes()])
-    app.add_routes([*renamed.routes(), *openapi.routes()])
+    for part in (pages, jobs, media, review, sse, edits, wait_reason, flag_aliases, describe, renamed, openapi):
+        app.add_routes(part.routes())
     if metrics_snapshot is not None:
         app[metrics.METRICS_SNAPSHOT] = metrics_snapshot
         app.add_routes(metrics.routes())

@@ -20,7 +20,6 @@ from engine.contract import ModelProgress
 from engine.contract.rejection import JobRejected
 from engine.core.engine import Engine
 from engine.device.core_turns import CoreTurns
-from engine.device.memory import limit_heap_arenas
 from engine.device.memory_budget import model_budget
 from engine.device.torch_device import choose_device
 from engine.model_cache.cache import ModelCache, ModelEntry
@@ -30,6 +29,7 @@ from engine.output.decode_worker import DecodeWorker
 from engine.output.picture_check import PictureCheck
 from engine.output.upscaler import Upscaler
 from engine.preview_maps.map_store import MapStore
+from engine.process.heap import limit_heap_arenas
 from engine.process.load_progress import ProgressLines
 from engine.process.settings import PictureCheckSettings, SimulationSettings, WorkerSettings
 from engine.upscaling.super_resolver import SuperResolver

@@ -17,11 +17,11 @@ from engine.calibration.calibration import Calibration
 from engine.contract import Presence, Snapshot
 from engine.core.engine import Engine, Event, JobFailure, LatentsDone, StepDone
 from engine.device.core_turns import WorkKind
-from engine.device.memory import trim_heap
 from engine.model_cache.cache import ModelCache
 from engine.model_cache.loaded_models import LoadedModels
 from engine.output.decode_worker import DecodeWorker
 from engine.output.upscaler import Upscaler
+from engine.process.heap import trim_heap
 from engine.process.log_format import log_context
 from engine.worker.active_runs import ActiveRuns
 from engine.worker.calibration_updater import CalibrationUpdater

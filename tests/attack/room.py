@@ -126,7 +126,7 @@ class Room:
                         if (await answer.json())["workers"] >= count:
                             return
                 if not self.is_alive:
-                    raise RuntimeError(f"a process ended at once: {self.read_printed()[-2000:]}")
+                    raise RuntimeError(f"a process ended at once; see {self.folder}: {self.read_printed()[-2000:]}")
                 await asyncio.sleep(0.2)
 
     async def stop(self) -> None:

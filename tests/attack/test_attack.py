@@ -34,7 +34,8 @@ MUST_HOLD = (
 @pytest.mark.asyncio
 @pytest.mark.timeout(600)
 async def test_a_short_campaign_gains_nothing(tmp_path: Path) -> None:
-    env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    env = os.environ | {"PYTHONPATH": path}
     command = [sys.executable, "-m", "attack", "--quick", "--seed", "7", "--json", "--out", str(tmp_path)]
     process = await asyncio.create_subprocess_exec(
         *command, cwd=ROOT, env=env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE

@@ -28,6 +28,7 @@ from bot.store import DatabaseUnavailable
 from bot.web.app import build_app, entry_address, run_server
 from bot.web.connections import ConnectionLimits, raise_descriptor_limit
 from engine.bus import BrokerUnreachable
+from engine.process.heap import limit_heap_arenas, return_freed_blocks
 from engine.process.load_progress import ProgressLines
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ def run_bot(
     if models:
         check_classifier_folder(settings)
         check_memory_size(memory)
+    limit_heap_arenas()
+    return_freed_blocks()
     options = [*(part for model in models for part in ("--model", model)), *(("--memory", memory) if memory else ())]
     log_file = settings.data / "darkroom.log"
     raise_descriptor_limit()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from engine.device.memory import trim_heap
+from engine.process.heap import trim_heap
 
 BLOCK, COUNT = 64 * 1024, 1600  # 100 MB in blocks that the heap keeps
 
@@ -33,3 +34,25 @@ def test_the_heap_returns_freed_memory_to_the_system() -> None:
     trim_heap()
     assert resident_mb() < before - 80
     c_library.free(blocks[-1])
+
+
+RETURNS_BLOCKS = """
+from engine.process.heap import limit_heap_arenas, return_freed_blocks
+from pathlib import Path
+def resident():
+    return int(Path("/proc/self/status").read_text().partition("VmRSS:")[2].split()[0]) // 1024
+limit_heap_arenas(), return_freed_blocks()
+for size in (1, 4, 16):  # glibc would raise its threshold to each of them
+    del_me = bytearray(size * 2**20)
+    del del_me
+before = resident()
+blocks = [b"x" * (2**20 + number) for number in range(100)]
+del blocks[:-1]  # the last one keeps the heap from shrinking at its end
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc and glibc are Linux's")
+def test_freed_blocks_go_back_at_once() -> None:
+    completed = subprocess.run([sys.executable, "-c", RETURNS_BLOCKS], capture_output=True, text=True, check=True)
+    assert int(completed.stdout) < 20
