@@ -55,6 +55,7 @@ class Evidence:
     upload_status: int | None = None
     streams_open_again: bool | None = None
     schema_failures: list[str] | None = None
+    schema_requests: int = 0
     subjects_tried: int = 0
     subjects_gained: list[str] = field(default_factory=list[str])
     messages_sent: int = 0
@@ -174,10 +175,12 @@ class Campaign:
         self.evidence.matrix_cells, self.evidence.missing_rules = matrix.cells, matrix.missing_rules
 
     async def fuzz_schema(self) -> None:
-        examples, seconds = self.plan.scaled(200), int(self.plan.seconds(90.0, 45.0))
+        examples, seconds = self.plan.scaled(200), int(self.plan.seconds(90.0, 60.0))
+        before = self.tally.requests
         self.evidence.schema_failures = await fuzz_schema(
             self.room, self.owner, self.room.folder, examples, seconds, self.plan.seed
         )
+        self.evidence.schema_requests = self.tally.requests - before
 
     async def attack_broker(self) -> None:
         bot, key = (

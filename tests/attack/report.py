@@ -24,6 +24,7 @@ def build_rows(evidence: Evidence) -> list[FigureRow]:
         _none("rights of the rules that were refused", tally.refused_rights),
         _none("routes without a rule", evidence.missing_rules),
         FigureRow("cells of route × role × ownership", evidence.matrix_cells, "≥ 300", ""),
+        FigureRow("requests made from openapi.json", evidence.schema_requests, "≥ 20", ""),
         _none("answers unlike openapi.json", evidence.schema_failures),
         FigureRow("subjects that the hostile worker tried", evidence.subjects_tried, "≥ 100", ""),
         _none("subjects gained", evidence.subjects_gained),

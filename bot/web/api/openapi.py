@@ -44,6 +44,7 @@ class Shape:
     body: type[msgspec.Struct] | None = None
     files: tuple[str, ...] = ()
     content: tuple[str, ...] = ("application/json",)
+    is_optional: bool = False  # the body
 
 
 def _accepts(body: type[msgspec.Struct] | None = None, *files: str) -> Shape:
@@ -147,7 +148,7 @@ def _describe_operation(route: web.AbstractRoute) -> dict[str, Any]:
         "responses": _describe_responses(path, shape),
     }
     if shape.body is not None:
-        operation["requestBody"] = {"required": True, "content": _describe_body(shape)}
+        operation["requestBody"] = {"required": not shape.is_optional, "content": _describe_body(shape)}
     if handler is renamed.refuse_old_path:
         operation |= {"deprecated": True, "responses": _describe_refusals(path)}
     return operation
