@@ -7,7 +7,7 @@ import io
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -242,7 +242,7 @@ async def _attack_open_room(folder: Path, tally: Tally) -> str:
 
 
 @asynccontextmanager
-async def _let_in(plan: Plan, room: Room, tally: Tally) -> AsyncIterator[tuple[Visitor, Visitor, list[Visitor]]]:
+async def _let_in(plan: Plan, room: Room, tally: Tally) -> AsyncGenerator[tuple[Visitor, Visitor, list[Visitor]]]:
     """The owner by the printed address, a member and guests by invitations."""
     owner = Visitor("the owner", room.url, tally)
     assert await owner.sign_in(room.read_owner_token()), "the printed address does not sign the owner in"

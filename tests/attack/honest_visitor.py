@@ -35,9 +35,11 @@ def read_visits(file: Path) -> list[Visit]:
 
 async def visit_forever(url: str, cookie: str, file: Path) -> None:
     connector = aiohttp.TCPConnector(force_close=True)
-    options = {"cookie_jar": aiohttp.DummyCookieJar(), "timeout": aiohttp.ClientTimeout(TIMEOUT)}
+    jar, timeout = aiohttp.DummyCookieJar(), aiohttp.ClientTimeout(TIMEOUT)
     with file.open("a", buffering=1) as output:
-        async with aiohttp.ClientSession(connector=connector, headers={"Cookie": cookie}, **options) as client:
+        async with aiohttp.ClientSession(
+            connector=connector, headers={"Cookie": cookie}, cookie_jar=jar, timeout=timeout
+        ) as client:
             for path in itertools.cycle(PATHS):
                 started_at, status = time.monotonic(), 0
                 try:

@@ -8,14 +8,17 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager, suppress
 
 import msgspec
+import nats.errors
 
 from attack.room import HOSTILE_WORKER
 from chaos.hostile_client import MAX_PAYLOAD, ODD_BLOCKS, ODD_NAMES
-from engine.bus import BrokerUnreachable, Bus
+from engine.bus import Bus
+from engine.bus.connection import AUTH_FAILURE, CLIENT_OPTIONS, Credentials
+from engine.bus.hardened_client import HardenedClient
 from engine.contract import Frame, JobFailed, JobFinished, JobStarted, Presence, encode
 from tests.engine.bus.test_worker_keys import FORBIDDEN, FORBIDDEN_SUBSCRIPTIONS
 
@@ -24,7 +27,43 @@ STREAM_ACTIONS = (
     "CREATE", "UPDATE", "DELETE", "PURGE", "INFO", "MSG.GET", "MSG.DELETE", "SNAPSHOT", "RESTORE", "LEADER.STEPDOWN",
 )  # fmt: skip
 VIOLATION = re.compile(r'permissions violation for (publish|subscription) to "([^"]+)"')
+CONNECT_SECONDS = 15.0
+CLOSE_SECONDS = 5.0
 ANSWER_SECONDS = 15.0
+ODD_VALUES: tuple[object, ...] = (None, [], {}, -1, 2**63, float("nan"), "x" * 9000, b"\xff")
+
+
+class RawClient(HardenedClient):
+    """Notes what the broker refuses, and writes bytes that no client library would send."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refused = set[tuple[str, str]]()  # publish or subscription, and the subject
+
+    async def note_error(self, error: Exception) -> None:
+        self.refused.update((match[1], match[2]) for match in VIOLATION.finditer(str(error)))
+        if AUTH_FAILURE in str(error).lower():  # the client would retry for ever
+            raise error
+
+    def write_raw(self, line: bytes) -> None:
+        if self.is_connected and self._transport is not None:
+            self._transport.write(line)
+
+
+@asynccontextmanager
+async def _connect(url: str, key: str) -> AsyncGenerator[RawClient]:
+    client = RawClient()
+    options = await asyncio.to_thread(Credentials(HOSTILE_WORKER, key=key).to_client_options, url)
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            await client.connect(
+                servers=[url], name=HOSTILE_WORKER, error_cb=client.note_error, **CLIENT_OPTIONS, **options
+            )
+        yield client
+    finally:
+        with suppress(nats.errors.Error, OSError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await client.close()
 
 
 async def try_every_subject(url: str, key: str, bot: Bus) -> tuple[int, list[str]]:
@@ -34,46 +73,35 @@ async def try_every_subject(url: str, key: str, bot: Bus) -> tuple[int, list[str
     expected = {("publish", one.lower()) for one in subjects} | {
         ("subscription", one.lower()) for one in FORBIDDEN_SUBSCRIPTIONS
     }
-    refused = set[tuple[str, str]]()
-    worker = await Bus.connect(url, name=HOSTILE_WORKER, key=key)
-
-    async def note(error: Exception) -> None:
-        refused.update((match[1], match[2]) for match in VIOLATION.finditer(str(error)))
-
-    worker.client._error_cb = note
-    try:
+    async with _connect(url, key) as worker:
         for subject in subjects:
-            await worker.client.publish(subject, b"{}", f"_INBOX.{HOSTILE_WORKER}.1")
+            await worker.publish(subject, b"{}", f"_INBOX.{HOSTILE_WORKER}.1")
         for subject in FORBIDDEN_SUBSCRIPTIONS:
-            await worker.client.subscribe(subject)
+            await worker.subscribe(subject)
         with suppress(TimeoutError):
             async with asyncio.timeout(ANSWER_SECONDS):
-                while not refused >= expected:
+                while not worker.refused >= expected:
                     await asyncio.sleep(0.05)
-    finally:
-        await worker.close()
-    return len(expected), [f"{kind} to {subject}" for kind, subject in sorted(expected - refused)]
+    return len(expected), [f"{kind} to {subject}" for kind, subject in sorted(expected - worker.refused)]
 
 
 async def send_nonsense(url: str, key: str, jobs: list[str], count: int, rng: random.Random) -> int:
     """Sends that many malformed messages; returns how many the broker took."""
-    worker, sent = await Bus.connect(url, name=HOSTILE_WORKER, key=key), 0
-    try:
+    sent = 0
+    async with _connect(url, key) as worker:
         for number in range(count):
             job = rng.choice([*jobs, UNKNOWN_JOB])
             try:
                 await _send_one(worker, number, job, rng)
                 sent += 1
-            except (BrokerUnreachable, OSError, TimeoutError):
+            except OSError:  # also when no answer came in time
                 await asyncio.sleep(0.1)
             if number % 50 == 49:
-                await worker.client.flush(10)
-    finally:
-        await worker.close()
+                await worker.flush(10)
     return sent
 
 
-async def _send_one(worker: Bus, number: int, job: str, rng: random.Random) -> None:
+async def _send_one(worker: RawClient, number: int, job: str, rng: random.Random) -> None:
     subjects = [
         f"results.{HOSTILE_WORKER}.{job}", f"frames.{job}", f"loading.{job}", f"$KV.workers.{HOSTILE_WORKER}.default",
         f"progress.{HOSTILE_WORKER}.default", f"$KV.claims.{UNKNOWN_JOB}", f"$KV.snapshots.{UNKNOWN_JOB}.0",
@@ -82,12 +110,12 @@ async def _send_one(worker: Bus, number: int, job: str, rng: random.Random) -> N
     if number % 10 == 0:
         await _write_odd_line(worker, job, rng)
     elif number % 500 == 1:
-        await worker.client.publish(subject, bytes(MAX_PAYLOAD))
+        await worker.publish(subject, bytes(MAX_PAYLOAD))
     else:
-        await worker.client.publish(subject, rng.choice(PAYLOADS)(job, rng))
+        await worker.publish(subject, rng.choice(PAYLOADS)(job, rng))
 
 
-async def _write_odd_line(worker: Bus, job: str, rng: random.Random) -> None:
+async def _write_odd_line(worker: RawClient, job: str, rng: random.Random) -> None:
     """Writes bytes that no client library would send."""
     name, block = rng.choice(ODD_NAMES), rng.choice(ODD_BLOCKS)
     lines = [
@@ -95,8 +123,7 @@ async def _write_odd_line(worker: Bus, job: str, rng: random.Random) -> None:
         b"PUB frames.%s 3\r\nabc\r\n" % name,
         b"HPUB frames.%s %d %d\r\n%sabc\r\n" % (job.encode(), len(block), len(block) + 3, block),
     ]
-    if worker.is_connected and (transport := worker.client._transport) is not None:
-        transport.write(rng.choice(lines))
+    worker.write_raw(rng.choice(lines))
     await asyncio.sleep(0)
 
 
@@ -130,9 +157,8 @@ def _nest(job: str, rng: random.Random) -> bytes:
 
 
 def _change_type(job: str, rng: random.Random) -> bytes:
-    fields = msgspec.msgpack.decode(_make_valid(job, rng))
-    if isinstance(fields, dict) and fields:
-        fields[rng.choice(list(fields))] = rng.choice((None, [], {}, -1, 2**63, float("nan"), "x" * 9000, b"\xff"))
+    fields = msgspec.msgpack.decode(_make_valid(job, rng), type=dict[str, object])
+    fields[rng.choice(list(fields))] = rng.choice(ODD_VALUES)
     return msgspec.msgpack.encode(fields)
 
 

@@ -12,7 +12,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -145,7 +145,7 @@ class Room:
 
 
 @asynccontextmanager
-async def start_room(folder: Path, *, is_open: bool) -> AsyncIterator[Room]:
+async def start_room(folder: Path, *, is_open: bool) -> AsyncGenerator[Room]:
     """Starts a room on the folder, which may hold an earlier one, and stops it."""
     folder.mkdir(parents=True, exist_ok=True)
     room = Room(folder, is_open)

@@ -6,7 +6,7 @@ import asyncio
 import stat
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +43,7 @@ class RoomWatch:
             await asyncio.sleep(SAMPLE_PAUSE)
 
     @asynccontextmanager
-    async def stage(self, name: str) -> AsyncIterator[None]:
+    async def stage(self, name: str) -> AsyncGenerator[None]:
         started_at = time.monotonic()
         try:
             yield
@@ -57,7 +57,7 @@ class RoomWatch:
 
 
 @asynccontextmanager
-async def watch_room(room: Room, cookie: str) -> AsyncIterator[RoomWatch]:
+async def watch_room(room: Room, cookie: str) -> AsyncGenerator[RoomWatch]:
     """Watches while the context lasts, with an honest visitor in a process of its own."""
     watch = RoomWatch(room, room.folder / "visits.txt")
     process = await asyncio.create_subprocess_exec(
