@@ -18,6 +18,9 @@ ROUTE_ACTIONS: Mapping[str, RatedAction] = MappingProxyType(
     {
         "GET /": "page",
         "POST /api/entrance": "page",
+        "POST /api/sign-out": "prefer",
+        "POST /api/sign-out/everywhere": "prefer",
+        "GET /api/openapi.json": "page",
         "GET /discord": "page",
         "GET /favicon.ico": "file",
         "GET /static": "file",

@@ -27,11 +27,7 @@ async def test_every_route_has_its_rate(server: WebServer) -> None:
 
 async def test_a_flood_of_a_guest_is_refused_and_others_are_served(open_server: OpenServer) -> None:
     async with open_server(allowed_hosts=("other.example",)) as server:
-        tokens = server.app[middleware.SESSION_TOKENS]
-        ann, bob = (
-            {"Cookie": f"{middleware.COOKIE_NAME}={tokens.sign_cookie(tokens.create_visitor(is_operator=False))}"}
-            for _ in range(2)
-        )
+        ann, bob = ({"Cookie": await server.start_session("guest")}, {"Cookie": await server.start_session("guest")})
         statuses, last, retry_after = list[int](), dict[str, str](), None
         for _ in range(int(RATES["look"].burst / 10) + 40):
             async with server.client.get(server.url + "/api/jobs", headers=ann) as answer:
