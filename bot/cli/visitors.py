@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from bot.store import Store
     from bot.store.members.sessions import Session
 
-KIND_NAMES = {"open": "visitor", "guest": "guest", "owner": "operator"}
 
 app = typer.Typer(
     add_completion=False,
@@ -63,6 +62,8 @@ def revoke(
     settings = load_store_settings(data)
     count = run_with_store(settings.database, lambda store: _revoke(store, visitors or []))
     typer.echo(f"{count} {'browser is' if count == 1 else 'browsers are'} signed out.")
+    if not visitors:
+        typer.echo("One-time addresses that nobody has used stay valid until the bot starts anew.")
 
 
 @app.command()
@@ -114,7 +115,7 @@ async def _invite(settings: Settings, is_guest: bool) -> str:
 def _format_session(session: Session) -> str:
     issued, used = (time.strftime("%Y-%m-%d %H:%M", time.localtime(at)) for at in (session.issued, session.used))
     until = time.strftime("%Y-%m-%d", time.localtime(session.expires))
-    return _format_row(session.visitor, KIND_NAMES[session.kind], issued, used, until)
+    return _format_row(session.visitor, "visitor" if session.kind == "open" else session.kind, issued, used, until)
 
 
 def _format_row(visitor: str, kind: str, issued: str, used: str, until: str) -> str:

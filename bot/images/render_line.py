@@ -21,7 +21,7 @@ from bot.images.films.animation import IS_ABANDONED
 T = TypeVar("T")
 
 MAX_RUNNING = 2  # renderings at once: each takes a core, and up to 150 MB of pixels
-MAX_OF_MEMBER, MAX_IN_LINE = 12, 48  # requests, running and waiting: of one member, and of all
+MAX_OF_MEMBER, MAX_IN_LINE = 12, 48  # requests, running and waiting: of one member, and of all; a first one always fits
 RETRY_SECONDS = 5.0  # by then a rendering or two are done
 TOO_MANY_OF_MEMBER = f"{MAX_OF_MEMBER} films of yours are being made already. Try again when one is done."
 LINE_FULL = "Too many films are being made just now. Try again in a few seconds."
@@ -42,8 +42,9 @@ class RenderLine:
 
         Raises `UserError` (429) if the member, or all together, have too many requests.
         """
-        if self._requests[member] >= MAX_OF_MEMBER or self._requests.total() >= MAX_IN_LINE:
-            sentence = TOO_MANY_OF_MEMBER if self._requests[member] >= MAX_OF_MEMBER else LINE_FULL
+        own_requests = self._requests.get(member, 0)
+        if own_requests >= MAX_OF_MEMBER or (own_requests and self._requests.total() >= MAX_IN_LINE):
+            sentence = TOO_MANY_OF_MEMBER if own_requests >= MAX_OF_MEMBER else LINE_FULL
             raise UserError(sentence, 429, retry_at=self._clock() + RETRY_SECONDS)
         self._requests[member] += 1
         try:

@@ -20,8 +20,8 @@ from bot.policy.permissions import Action
 # What is asked for besides the actions of the permission table: a page or an old address, a file such as a picture, one
 # job, a list, a stream of events, suggestions while one types, and whatever comes from an address without a session.
 RatedAction = Action | Literal["page", "file", "job", "list", "stream", "suggest", "review", "stranger"]
-Purse = Literal["look", "change", "make", "stranger"]
-MAX_BUCKETS = 50_000  # buckets in memory; with more, the one used longest ago is forgotten
+BucketKind = Literal["look", "change", "make", "stranger"]
+MAX_BUCKETS = 50_000  # buckets of a kind in memory; with more, the one used longest ago is forgotten
 
 
 class Rate(NamedTuple):
@@ -32,13 +32,13 @@ class Rate(NamedTuple):
 
 
 class Price(NamedTuple):
-    """What an action takes from which bucket of whoever asks."""
+    """The bucket that an action takes tokens from, and how many."""
 
-    purse: Purse
+    kind: BucketKind
     tokens: float
 
 
-RATES: Mapping[Purse, Rate] = MappingProxyType(
+RATES: Mapping[BucketKind, Rate] = MappingProxyType(
     {
         "look": Rate(600.0, 40.0),
         "change": Rate(60.0, 2.0),
@@ -72,19 +72,19 @@ class TokenBuckets:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._buckets: TTLCache[tuple[str, Purse], tuple[float, float]] = TTLCache(  # tokens, at which time
-            MAX_BUCKETS, FILL_SECONDS, timer=clock
-        )
+        self._buckets: Mapping[BucketKind, TTLCache[str, tuple[float, float]]] = {  # tokens, at which time; by payer
+            kind: TTLCache(MAX_BUCKETS, FILL_SECONDS, timer=clock) for kind in RATES
+        }
 
     def take(self, payer: str, action: RatedAction) -> float:
         """Take the action's price from `payer`'s bucket. Return 0, or after how many seconds the bucket has enough."""
         price, now = PRICES[action], self._clock()
-        burst, per_second = RATES[price.purse]
-        tokens, since = self._buckets.get((payer, price.purse), (burst, now))
+        buckets, (burst, per_second) = self._buckets[price.kind], RATES[price.kind]
+        tokens, since = buckets.get(payer, (burst, now))
         tokens = min(burst, tokens + (now - since) * per_second)
         if tokens < price.tokens:
             return (price.tokens - tokens) / per_second
-        self._buckets[payer, price.purse] = tokens - price.tokens, now
+        buckets[payer] = tokens - price.tokens, now
         return 0.0
 
 

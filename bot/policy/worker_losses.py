@@ -82,5 +82,5 @@ def retry_pause(job: str, idle_attempts: int) -> float:
     if idle_attempts <= PROBATION_ATTEMPTS:
         return 0.0
     doublings = min(idle_attempts - PROBATION_ATTEMPTS - 1, 10)
-    variation = random.Random(f"{job} {idle_attempts}").uniform(0.5, 1.5)
-    return min(MAX_PAUSE, FIRST_PAUSE * 2**doublings * variation)
+    variation = random.Random(f"{job} {idle_attempts}").uniform(0.5, 1.0)
+    return min(MAX_PAUSE, FIRST_PAUSE * 2**doublings) * variation  # jobs in step with each other part again

@@ -27,6 +27,10 @@ class BrokerBlobs:
         async with self._pictures.lock(sha256):
             await self._bus.put_blob(await self._pictures.get(sha256))
 
+    async def drop_stored(self, hashes: Iterable[str]) -> None:
+        """Drop the blobs of results, of those that are stored: a refused result may be another attempt's, too."""
+        await self.drop([sha256 for sha256 in set(hashes) if await self._pictures.has(sha256)])
+
     async def drop(self, hashes: Iterable[str]) -> None:
         """Drop blobs, except the inputs of active jobs. The broker drops what is left within a day."""
         for sha256 in set(hashes):

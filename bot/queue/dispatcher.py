@@ -80,7 +80,7 @@ class Dispatcher:
 
     async def prepare(self) -> None:
         """Load models, jobs, workers before the first request. Raises `BrokerUnreachable`, `DatabaseUnavailable`."""
-        self._active_jobs.losses.record_outage(self._clock())  # what broke while no bot ran, nobody knows
+        self._active_jobs.losses.record_outage(self._clock())  # nobody saw what broke while no bot ran
         await self._models.load()
         await self._completion.load_active()
         self._bus.add_reconnect_callback(self.handle_reconnect)

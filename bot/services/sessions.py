@@ -17,7 +17,7 @@ from bot.store.members import sessions as stored
 from bot.store.members.sessions import Session, SessionKind
 
 DAY_SECONDS = 24 * 3600
-SESSION_DAYS: Mapping[SessionKind, int] = MappingProxyType({"open": 365, "guest": 90, "owner": 30})
+SESSION_DAYS: Mapping[SessionKind, int] = MappingProxyType({"open": 365, "guest": 90, "operator": 30})
 USE_SECONDS = 60  # the last use is written at most so often
 COOKIE_BYTES = 32  # random bytes
 COOKIE_PATTERN = re.compile(r"[A-Za-z0-9_-]{43}")  # of so many bytes
@@ -53,9 +53,9 @@ class Sessions:
             await self._store.write(stored.delete_session, _hash_cookie(cookie))
 
     async def end_everywhere(self, session: Session) -> None:
-        """End the sessions of this visitor in every browser; the operator's are those of kind `owner`."""
-        if session.kind == "owner":
-            await self._store.write(stored.delete_owner_sessions)
+        """End the sessions of this visitor in every browser; the operator's are those of kind `operator`."""
+        if session.kind == "operator":
+            await self._store.write(stored.delete_operator_sessions)
         await self._store.write(stored.delete_visitors_sessions, [session.visitor])
 
 

@@ -30,7 +30,9 @@ PACKAGE_DIR = Path(__file__).parent
 MAX_BODY_BYTES = 64 * 1024  # of a request's body
 HEADER_SECONDS = 10.0  # until the headers of a connection's first request have arrived
 KEEPALIVE_SECONDS = 30.0  # seconds that a connection may stay open without a request
-MIDDLEWARES = (middleware.handle_errors, middleware.authenticate, rate_limit.limit_rate)
+MIDDLEWARES = (
+    middleware.handle_errors, rate_limit.limit_address, middleware.authenticate, rate_limit.limit_rate,
+)  # fmt: skip
 TEMPLATES = ("base.html", "chatroom.html", "dialogs.html", "discord.html", "enter.html", "sentence.html")
 
 

@@ -122,7 +122,7 @@ async def authenticate(request: web.Request, handler: Handler) -> web.StreamResp
         return await handler(request)
     cookie = request.cookies.get(COOKIE_NAME, "")
     if (session := await find_session(request)) is not None:
-        request[SESSION], request[VISITOR] = session, Visitor(session.visitor, session.kind == "owner")
+        request[SESSION], request[VISITOR] = session, Visitor(session.visitor, session.kind == "operator")
     elif app[SESSION_TOKENS].is_terminal_key(request.headers.get("Authorization", "")):
         request[VISITOR] = Visitor(TERMINAL_ID, is_operator=True)
     elif app[HOST_POLICY].is_local:
@@ -139,9 +139,13 @@ async def find_session(request: web.Request) -> Session | None:
 
 
 async def _answer_anybody(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer a stranger in an open chatroom. A browser gets a session with its first page; none makes an operator."""
+    """Answer a stranger in an open chatroom. A browser gets a session with its first page; none makes an operator.
+
+    After a link on another site, a browser sends no cookie: a new session would replace the one that it has.
+    """
     request[VISITOR] = ANYBODY
-    if request.method != "GET" or request.path != "/" or "token" in request.query:
+    is_first_page = request.method == "GET" and request.path == "/" and "token" not in request.query
+    if not is_first_page or request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
         return await handler(request)
     cookie, session = await request.app[SESSIONS].start("open", new_visitor_id())
     request[SESSION], request[VISITOR] = session, Visitor(session.visitor, is_operator=False)

@@ -87,7 +87,7 @@ async def sign_in(request: web.Request) -> web.StreamResponse:
         response = web.json_response({"path": "/"}, status=201)
         new_visitor = tokens.exchange_token(token, old_session.visitor if old_session else "")
         assert new_visitor is not None
-        cookie, session = await sessions.start("owner" if new_visitor.is_operator else "guest", new_visitor.id)
+        cookie, session = await sessions.start("operator" if new_visitor.is_operator else "guest", new_visitor.id)
         await sessions.end(request.cookies.get(COOKIE_NAME, ""))
         set_session_cookie(request, response, cookie, session)
         return response
@@ -106,7 +106,7 @@ async def sign_out_everywhere(request: web.Request) -> web.StreamResponse:
     """End this visitor's sessions; for the operator those in every browser, and addresses that nobody has used."""
     if (session := request.get(SESSION)) is not None:
         await request.app[SESSIONS].end_everywhere(session)
-        if session.kind == "owner":
+        if session.kind == "operator":
             request.app[SESSION_TOKENS].void_invitations()
     return _signed_out_response()
 

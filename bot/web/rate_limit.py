@@ -9,7 +9,7 @@ from types import MappingProxyType
 from aiohttp import web
 
 from bot.policy.rates import RatedAction, TokenBuckets, too_often
-from bot.web.auth import COOKIE_NAME
+from bot.web.connections import address_group
 from bot.web.middleware import TERMINAL_ID, VISITOR, Handler, error_response
 
 TOKEN_BUCKETS = web.AppKey("token_buckets", TokenBuckets)
@@ -73,17 +73,23 @@ ROUTE_ACTIONS: Mapping[str, RatedAction] = MappingProxyType(
 
 
 @web.middleware
+async def limit_address(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Charge the request to its public address, before a visitor is looked up. A proxy speaks for many: it has none."""
+    address = address_group(request.remote or "")
+    wait_seconds = request.app[TOKEN_BUCKETS].take(address, "stranger") if address else 0.0
+    return _refuse(request, wait_seconds) if wait_seconds else await handler(request)
+
+
+@web.middleware
 async def limit_rate(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Charge the request to its visitor, or without a session to its address. The terminal has no limit."""
-    visitor = request.get(VISITOR)
-    if visitor is not None and visitor.id == TERMINAL_ID:
-        return await handler(request)
-    if visitor is None or COOKIE_NAME not in request.cookies:
-        wait_seconds = request.app[TOKEN_BUCKETS].take(f"address:{request.remote}", "stranger")
-    else:
-        wait_seconds = request.app[TOKEN_BUCKETS].take(f"visitor:{visitor.id}", _action_of(request))
-    if not wait_seconds:
-        return await handler(request)
+    """Charge the request's action to its visitor. The terminal has no limit."""
+    visitor, wait_seconds = request.get(VISITOR), 0.0
+    if visitor is not None and visitor.id != TERMINAL_ID:
+        wait_seconds = request.app[TOKEN_BUCKETS].take(visitor.id, _action_of(request))
+    return _refuse(request, wait_seconds) if wait_seconds else await handler(request)
+
+
+def _refuse(request: web.Request, wait_seconds: float) -> web.Response:
     refusal = too_often(wait_seconds)
     response = error_response(request, refusal.status, refusal.sentence)
     response.headers["Retry-After"] = str(math.ceil(wait_seconds))

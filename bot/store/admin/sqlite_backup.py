@@ -1,8 +1,8 @@
 """Online backup of an SQLite database, and checks of such a copy.
 
 Uses SQLite's online backup: it reads one snapshot, which in WAL mode blocks no writer. For PostgreSQL use pg_dump. The
-copy leaves out Discord's interaction tokens, which are valid for 15 minutes, and visitors' sessions: whoever was signed
-out does not come in again by a restored copy.
+copy leaves out Discord's interaction tokens, which are valid for 15 minutes, and visitors' sessions: a
+restored copy signs nobody in again.
 """
 
 from __future__ import annotations

@@ -10,14 +10,14 @@ from sqlalchemy import Connection, RowMapping, select, update
 
 from bot.store.schema.member_tables import sessions as table
 
-SessionKind = Literal["open", "guest", "owner"]
+SessionKind = Literal["open", "guest", "operator"]
 MAX_OPEN_SESSIONS = 1000  # an open room gives one to every browser; with more, the one that was unused longest ends
 
 
 @dataclass(frozen=True)
 class Session:
     """What one browser may do, and until when. `kind`: `open` for any visitor of an open room, `guest` by an
-    invitation, `owner` for the operator. Times are seconds since 1970; `used` may be a minute old.
+    invitation, `operator`. Times are seconds since 1970; `used` may be a minute old.
     """
 
     visitor: str
@@ -65,9 +65,9 @@ def delete_visitors_sessions(connection: Connection, visitors: Sequence[str]) ->
     return connection.execute(table.delete().where(table.c.visitor.in_(visitors))).rowcount
 
 
-def delete_owner_sessions(connection: Connection) -> int:
+def delete_operator_sessions(connection: Connection) -> int:
     """End all sessions of the operator, in every browser; return how many ended."""
-    return connection.execute(table.delete().where(table.c.kind == "owner")).rowcount
+    return connection.execute(table.delete().where(table.c.kind == "operator")).rowcount
 
 
 def delete_all_sessions(connection: Connection) -> int:

@@ -69,6 +69,8 @@ async def test_the_line_is_bounded_and_says_when_to_come_again() -> None:
     for n in range(MAX_IN_LINE):
         tasks.append(asyncio.create_task(render(line, f"member {n // MAX_OF_MEMBER}", Rendering(0.01))))
     await asyncio.sleep(0)
+    tasks.append(asyncio.create_task(render(line, "another", Rendering(0.01))))  # a member's first always fits
+    await asyncio.sleep(0)
     for member, sentence in (("member 0", "of yours"), ("another", "Too many films")):
         with pytest.raises(UserError, match=sentence) as error:
             await render(line, member, Rendering())

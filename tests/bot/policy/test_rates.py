@@ -25,7 +25,7 @@ class Clock:
 def test_every_action_has_a_price_that_a_full_bucket_pays() -> None:
     assert set(ACTIONS) <= set(PRICES)
     assert set(PRICES) == set(ACTIONS) | set(get_args(get_args(RatedAction)[1]))
-    assert all(0 < price.tokens <= RATES[price.purse].burst / 2 for price in PRICES.values())
+    assert all(0 < price.tokens <= RATES[price.kind].burst / 2 for price in PRICES.values())
 
 
 def test_a_flood_is_refused_and_says_when_it_may_go_on() -> None:

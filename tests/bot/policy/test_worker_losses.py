@@ -100,4 +100,5 @@ def test_pauses_grow_to_their_limit_and_the_first_two_retries_have_none(job: str
 
 
 def test_neighbours_do_not_return_together() -> None:
-    assert len({retry_pause(f"job{number}", 3) for number in range(50)}) == 50
+    for attempts in (3, 12):
+        assert len({retry_pause(f"job{number}", attempts) for number in range(50)}) == 50

@@ -10,7 +10,7 @@ from bot.store.members import sessions as stored
 from bot.store.members.sessions import Session, SessionKind
 
 pytestmark = pytest.mark.asyncio
-KINDS: tuple[SessionKind, ...] = ("open", "guest", "owner")
+KINDS: tuple[SessionKind, ...] = ("open", "guest", "operator")
 
 
 class Clock:
@@ -48,7 +48,7 @@ async def test_a_foreign_cookie_finds_nothing(sqlite_store: Store, cookie: str) 
 
 
 async def test_the_store_has_no_cookie(sqlite_store: Store) -> None:
-    cookie, _ = await Sessions(sqlite_store, clock=Clock()).start("owner", "ab12")
+    cookie, _ = await Sessions(sqlite_store, clock=Clock()).start("operator", "ab12")
     rows = await sqlite_store.query(lambda connection: connection.exec_driver_sql("SELECT * FROM sessions").fetchall())
     assert len(rows) == 1
     assert cookie not in str(rows)
@@ -70,7 +70,7 @@ async def test_sessions_end_one_by_one_or_for_a_visitor_everywhere(store: Store)
     clock = Clock()
     sessions = Sessions(store, clock=clock)
     visitors: tuple[tuple[SessionKind, str], ...] = (
-        ("owner", "a"), ("owner", "b"), ("guest", "c"), ("guest", "c"), ("guest", "d"),
+        ("operator", "a"), ("operator", "b"), ("guest", "c"), ("guest", "c"), ("guest", "d"),
     )  # fmt: skip
     (first, owner), (second, _), (guest, guest_session), (same_guest, _), (other, _) = [
         await sessions.start(kind, visitor) for kind, visitor in visitors
@@ -89,17 +89,17 @@ async def test_an_open_room_cannot_fill_the_database(store: Store, monkeypatch: 
     monkeypatch.setattr(stored, "MAX_OPEN_SESSIONS", 2)
     clock = Clock()
     sessions = Sessions(store, clock=clock)
-    await sessions.start("owner", "owner")
+    await sessions.start("operator", "operator")
     for visitor in "abcd":
         clock.now += 1
         await sessions.start("open", visitor)
-    assert [one.visitor for one in await list_all(store, clock)] == ["d", "c", "owner"]
+    assert [one.visitor for one in await list_all(store, clock)] == ["d", "c", "operator"]
 
 
 async def test_a_new_session_removes_expired_ones(store: Store) -> None:
     clock = Clock()
     sessions = Sessions(store, clock=clock)
-    await sessions.start("owner", "a")
+    await sessions.start("operator", "a")
     clock.now += 31 * DAY_SECONDS
-    await sessions.start("owner", "b")
+    await sessions.start("operator", "b")
     assert [one.visitor for one in await store.query(stored.list_sessions, 0.0)] == ["b"]

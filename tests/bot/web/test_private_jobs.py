@@ -127,7 +127,7 @@ async def test_the_operator_may_cancel_a_private_job_without_seeing_it(server: W
     await server.services.preferences.set_preference(AUTHOR.id, "results", "private")
     server.workers[0].step_gate.clear()
     job = await server.imagine("a secret lamp")
-    headers = {"Cookie": await server.start_session("owner")}
+    headers = {"Cookie": await server.start_session("operator")}
     async with server.client.delete(f"{server.url}/api/jobs/{job}", headers=headers) as answer:
         assert answer.status == 200
         assert "secret" not in await answer.text()

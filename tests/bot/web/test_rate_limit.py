@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import aiohttp
 import pytest
 
 from bot.policy.rates import RATES, TokenBuckets
-from bot.web import middleware
+from bot.web import middleware, rate_limit
 from bot.web.rate_limit import ROUTE_ACTIONS
 
 if TYPE_CHECKING:
@@ -43,7 +44,9 @@ async def test_a_flood_of_a_guest_is_refused_and_others_are_served(open_server: 
             assert answer.status == 200
 
 
-async def test_a_stranger_is_counted_by_address(open_server: OpenServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_public_address_is_charged_before_anybody_is_looked_up(
+    open_server: OpenServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     taken = list[tuple[str, str]]()
 
     def refuse(_buckets: TokenBuckets, payer: str, action: str) -> float:
@@ -52,9 +55,33 @@ async def test_a_stranger_is_counted_by_address(open_server: OpenServer, monkeyp
 
     async with open_server(allowed_hosts=("other.example",)) as server:
         monkeypatch.setattr(TokenBuckets, "take", refuse)
+        monkeypatch.setattr(rate_limit, "address_group", lambda _address: "203.0.113.7")
         forged = {"Cookie": f"{middleware.COOKIE_NAME}=forged"}
         for headers in ({}, forged):
-            async with server.client.get(server.url + "/healthz", headers=headers) as answer:
+            async with server.client.get(server.url + "/api/jobs", headers=headers) as answer:
                 assert (answer.status, answer.headers["Retry-After"]) == (429, "8")
                 assert answer.headers["X-Content-Type-Options"] == "nosniff"
-        assert taken == [("address:127.0.0.1", "stranger")] * 2
+        assert taken == [("203.0.113.7", "stranger")] * 2
+
+
+async def test_what_all_visitors_behind_a_proxy_need_has_no_shared_rate(
+    open_server: OpenServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_server(allowed_hosts=("other.example",)) as server:
+        monkeypatch.setattr(TokenBuckets, "take", lambda *_arguments: 7.2)
+        for path, status in (("/healthz", 200), ("/static/icon.svg", 200), ("/api/jobs", 403)):
+            async with server.client.get(server.url + path) as answer:
+                assert answer.status == status, path
+
+
+async def test_in_an_open_room_a_request_without_a_cookie_pays_the_same_price(server: WebServer) -> None:
+    tokens = server.app[rate_limit.TOKEN_BUCKETS]
+    while not tokens.take(middleware.ANYBODY.id, "describe"):
+        pass
+    async with aiohttp.ClientSession() as stranger, stranger.get(server.url + "/api/workers") as answer:
+        assert answer.status == 200
+    async with (
+        aiohttp.ClientSession() as stranger,
+        stranger.post(server.url + "/api/describe", headers={"X-Darkroom": "1"}, data=b"") as answer,
+    ):
+        assert answer.status == 429

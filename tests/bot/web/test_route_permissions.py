@@ -124,7 +124,7 @@ async def test_every_route_of_a_job_checks_its_action(server: WebServer, monkeyp
     server.workers[0].step_gate.clear()
     member = Member("discord:1", "ann", "discord:2")
     (accepted,) = await server.services.jobs.imagine("a lamp", member, Destination("web"))
-    owner = {"Cookie": await server.start_session("owner")}
+    owner = {"Cookie": await server.start_session("operator")}
     for route in TABLE:
         if "{id}" not in route.path:
             continue

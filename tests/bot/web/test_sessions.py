@@ -59,6 +59,15 @@ async def take_cookie(server: WebServer) -> str:
         return str(answer.headers["Set-Cookie"]).partition(";")[0]
 
 
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+async def test_a_link_on_another_site_replaces_no_cookie(server: WebServer, site: str) -> None:
+    """After such a link, a browser leaves its cookie at home: a new one would sign the operator out."""
+    headers = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+    async with aiohttp.ClientSession() as browser, browser.get(server.url, headers=headers) as answer:
+        assert answer.status == 200
+        assert "Set-Cookie" not in answer.headers
+
+
 @pytest.mark.parametrize("path", ["/", "/api/jobs"])
 async def test_an_open_room_refuses_a_proxy_that_adds_no_header(server: WebServer, path: str) -> None:
     """As `proxy_pass` of nginx: HTTP/1.0, and the name of this computer as Host."""
@@ -161,7 +170,7 @@ async def test_signing_out_everywhere_ends_every_browser_of_the_operator(open_se
 
 async def test_a_guest_signs_out_alone(open_server: OpenServer) -> None:
     async with open_server(host="0.0.0.0") as server:
-        owner, guest, other = [await server.start_session(kind) for kind in ("owner", "guest", "guest")]
+        owner, guest, other = [await server.start_session(kind) for kind in ("operator", "guest", "guest")]
         assert await status_of(server, "POST", "/api/sign-out/everywhere", guest) == 200
         statuses = [await status_of(server, "GET", "/api/jobs", cookie) for cookie in (owner, guest, other)]
         assert statuses == [200, 403, 200]
@@ -181,7 +190,7 @@ async def test_an_open_page_ends_with_its_session(open_server: OpenServer, monke
 async def test_only_the_terminal_makes_an_address_of_the_operator(open_server: OpenServer) -> None:
     async with open_server(host="0.0.0.0", workers=0) as server:
         body, address = {"for_operator": True}, "/api/invitations"
-        for kind in ("owner", "guest"):
+        for kind in ("operator", "guest"):
             status, _ = await server.request_json("POST", address, body, Cookie=await server.start_session(kind))
             assert status == 403
         key = await asyncio.to_thread(terminal_key, server.settings.data)
@@ -194,12 +203,12 @@ async def test_only_the_terminal_makes_an_address_of_the_operator(open_server: O
 @pytest.mark.slow
 async def test_the_command_line_lists_and_revokes_visitors(open_server: OpenServer) -> None:
     async with open_server(host="0.0.0.0", workers=0) as server:
-        owner, guest, other = [await server.start_session(kind) for kind in ("owner", "guest", "guest")]
+        owner, guest, other = [await server.start_session(kind) for kind in ("operator", "guest", "guest")]
         listed = json.loads(await run_darkroom(server, "list", "--json"))
-        assert sorted(one["kind"] for one in listed) == ["guest", "guest", "owner"]
+        assert sorted(one["kind"] for one in listed) == ["guest", "guest", "operator"]
         assert not any(cookie.partition("=")[2] in json.dumps(listed) for cookie in (owner, guest, other))
         assert "operator" in await run_darkroom(server, "list")
-        visitor = next(one["visitor"] for one in listed if one["kind"] == "owner")
+        visitor = next(one["visitor"] for one in listed if one["kind"] == "operator")
         assert await run_darkroom(server, "revoke", visitor[:8]) == "1 browser is signed out.\n"
         statuses = [await status_of(server, "GET", "/api/jobs", cookie) for cookie in (owner, guest, other)]
         assert statuses == [403, 200, 200]
