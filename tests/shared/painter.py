@@ -10,10 +10,13 @@ import asyncio
 import hashlib
 import io
 import random
+import zlib
 from collections.abc import Callable
 from typing import Literal
 
+import msgspec
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 
 from engine.bus import Bus, BusMessage, Claim
 from engine.contract import (
@@ -57,8 +60,10 @@ def paint_solid(recipe: Recipe, image: int, step: int, image_format: ImageFormat
     """Paints one colour: red encodes the image; green the step, or in a finished picture the seed."""
     green_level = recipe.seed % 20 if image_format == "PNG" else step
     size = (64, 64) if image_format == "WEBP" else (recipe.width, recipe.height)
-    buffer = io.BytesIO()
-    Image.new("RGB", size, (60 * image + 30, 10 * green_level + 20, 128)).save(buffer, image_format)
+    buffer, metadata = io.BytesIO(), PngInfo()
+    metadata.add_text("recipe", str(zlib.crc32(msgspec.json.encode(recipe))))  # other recipes give other bytes
+    options = {"pnginfo": metadata} if image_format == "PNG" else {}
+    Image.new("RGB", size, (60 * image + 30, 10 * green_level + 20, 128)).save(buffer, image_format, **options)
     return buffer.getvalue()
 
 

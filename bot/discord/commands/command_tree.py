@@ -51,7 +51,9 @@ class DarkroomCommandTree(app_commands.CommandTree["DarkroomClient"]):
         """Return whether they may use this command at all, so soon; the command itself checks the job."""
         name = str((interaction.data or {}).get("name", ""))
         if interaction.type is discord.InteractionType.autocomplete:
-            return not interaction.client.token_buckets.take(f"discord:{interaction.user.id}", "suggest")
+            if wait_seconds := interaction.client.token_buckets.take(f"discord:{interaction.user.id}", "suggest"):
+                await interaction.response.autocomplete([])  # without an answer Discord shows an error
+            return not wait_seconds
         async with report_errors(interaction, log, "the permission check of a command failed"):
             check_rate(interaction, COMMAND_RATES.get(name, "settings"))
             if action := COMMAND_ACTIONS.get(name):

@@ -242,7 +242,7 @@ def test_a_backup_signs_nobody_in(tmp_path: Path) -> None:
 
     async def start_session(data: Path) -> str:
         store = await Store.open(load_settings(data=data).database)
-        cookie, _ = await Sessions(store, clock=time.time).start("owner", "ab12cd34")
+        cookie, _ = await Sessions(store, clock=time.time).start("operator", "ab12cd34")
         await store.close()
         return hashlib.sha256(cookie.encode()).hexdigest()
 
