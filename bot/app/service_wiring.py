@@ -13,7 +13,7 @@ from bot.images.uploads.image_links import FetchFile
 from bot.images.uploads.upload_decoder import UploadDecoder
 from bot.services import Services
 from bot.services.admission.admission import Admission
-from bot.services.admission.load_prices import LoadPrices
+from bot.services.admission.load_costs import LoadCosts
 from bot.services.admission.word_filter import WordFilter
 from bot.services.admission.work_charges import WorkCharges
 from bot.services.flag_aliases import FlagAliases
@@ -52,7 +52,7 @@ def wire_services(
     flag_aliases, page_addresses = FlagAliases(store, catalog.model_names), PageAddresses()
     admission = Admission(
         store, job_views, WordFilter(store, filter_thread, limits=limits, clock=clock), core.live_workers,
-        LoadPrices(queue.forecast.estimate_load),
+        LoadCosts(queue.forecast.estimate_load),
         limits=limits, max_age=core.settings.max_age, on_admitted=queue.dispatcher.wake, clock=clock,
     )  # fmt: skip
     job_maker = JobMaker(catalog, job_views, gallery, admission, loader)

@@ -20,7 +20,7 @@ from bot.domain.errors import UserError
 if TYPE_CHECKING:
     from bot.app.settings import Settings
     from bot.store import Store
-    from bot.store.members.sessions import Session
+    from bot.store.members.sessions import VisitorSession
 
 
 app = typer.Typer(
@@ -112,7 +112,7 @@ async def _invite(settings: Settings, is_guest: bool) -> str:
     return f"{settings.public_url.rstrip('/') or instance.url}{reply['path']}"
 
 
-def _format_session(session: Session) -> str:
+def _format_session(session: VisitorSession) -> str:
     issued, used = (time.strftime("%Y-%m-%d %H:%M", time.localtime(at)) for at in (session.issued, session.used))
     until = time.strftime("%Y-%m-%d", time.localtime(session.expires))
     return _format_row(session.visitor, "visitor" if session.kind == "open" else session.kind, issued, used, until)

@@ -16,15 +16,14 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import NamedTuple, TypeVar, TypeVarTuple
 
 log = logging.getLogger(__name__)
 
 MAX_BYTES = 256 * 1024 * 1024
-P = ParamSpec("P")
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 VERSION = "1"  # raise it when the same pictures give another film
 FILMS = "films"  # the folder in the data folder
@@ -48,24 +47,24 @@ class FilmCache:
 
     async def get(self, key: Sequence[str]) -> bytes | None:
         """Return the film of that key, or None."""
-        return await self._run(self._read, _file_name(key))
+        return await self._run(self._read_kept, _file_name(key))
 
     async def put(self, key: Sequence[str], parts: Iterable[str], film: bytes) -> None:
         """Keep a film. `parts`: the SHA-256 of every picture in it."""
-        await self._run(self._write, _file_name(key), frozenset(parts), film)
+        await self._run(self._write_film, _file_name(key), frozenset(parts), film)
 
     async def forget(self, parts: Iterable[str]) -> None:
         """Delete every film that shows one of these pictures, by SHA-256."""
         await self._run(self._delete_films_of, frozenset(parts))
 
-    async def _run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+    async def _run(self, function: Callable[[*Ts], T], *args: *Ts) -> T | None:
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, partial(function, *args, **kwargs))
+            return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
         except OSError as error:
             log.warning("the cache of films: %s", error)
             return None
 
-    def _read(self, name: str) -> bytes | None:
+    def _read_kept(self, name: str) -> bytes | None:
         entries = self._load_entries()
         if name not in entries:
             return None
@@ -78,7 +77,7 @@ class FilmCache:
             os.utime(self._folder / name)
         return content
 
-    def _write(self, name: str, parts: frozenset[str], film: bytes) -> None:
+    def _write_film(self, name: str, parts: frozenset[str], film: bytes) -> None:
         entries = self._load_entries()
         header = json.dumps({"parts": sorted(parts), "sha256": hashlib.sha256(film).hexdigest()}).encode() + b"\n"
         size = len(header) + len(film)

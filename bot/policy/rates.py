@@ -18,7 +18,7 @@ from bot.domain.texts import format_duration
 from bot.policy.permissions import Action
 
 # What is asked for besides the actions of the permission table: a page or an old address, a file such as a picture, one
-# job, a list, a stream of events, suggestions while one types, and whatever comes from an address without a session.
+# job, a list, a stream of events, suggestions while one types, and any request of a public address.
 RatedAction = Action | Literal["page", "file", "job", "list", "stream", "suggest", "review", "stranger"]
 BucketKind = Literal["look", "change", "make", "stranger"]
 MAX_BUCKETS = 50_000  # buckets of a kind in memory; with more, the one used longest ago is forgotten
@@ -43,7 +43,7 @@ RATES: Mapping[BucketKind, Rate] = MappingProxyType(
         "look": Rate(600.0, 40.0),
         "change": Rate(60.0, 2.0),
         "make": Rate(40.0, 1.0),
-        "stranger": Rate(1000.0, 200.0),  # of one address: people behind one proxy share it
+        "stranger": Rate(1000.0, 200.0),  # of one public address
     }
 )
 FILL_SECONDS = max(rate.burst / rate.per_second for rate in RATES.values())  # after it, every bucket is full
@@ -90,4 +90,5 @@ class TokenBuckets:
 
 def too_often(seconds: float) -> UserError:
     """Return the refusal (429) for one who may ask again in so many seconds."""
-    return UserError(f"That is too much at once: try again in about {format_duration(seconds)}.", 429)
+    sentence = f"That is too much at once: try again in about {format_duration(seconds)}."
+    return UserError(sentence, 429, retry_at=time.time() + seconds)

@@ -61,7 +61,7 @@ class ActiveJobs:
         self.results_behind_until = 0.0  # until then results may wait at the broker: a job without a claim may be done
         self.load_times = ModelLoadTimes()
         self.paused_since: dict[str, float] = {}  # job → pause begin; a worker may end a pause unannounced
-        self.held_until: dict[str, float] = {}  # job → end of the pause before its next attempt; no worker may have it
+        self.next_attempt_at: dict[str, float] = {}  # job → end of the pause before it; until then no worker may run it
         self.losses = LossLog()
         self._remaining_costs: dict[str, float] = {}  # pool → sum over its jobs; each view of a job reads it
 
@@ -152,21 +152,23 @@ class ActiveJobs:
         """Return the rows of paused jobs that other jobs may use. The pool's workers have `rows`, `free_rows` of them
         free.
 
-        A held job's rows count, since nobody runs it. Counts a paused row only if the workers report it as free: a
-        worker may have ended a pause long ago.
+        The rows of a job that waits for its next attempt count: nobody runs it. Counts a paused row only if the workers
+        report it as free: a worker may have ended a pause long ago.
         """
-        held_jobs = [run for job in self.held_until if (run := self.by_id.get(job)) and run.record.pool == pool]
-        held_rows = sum(run.record.rows for run in held_jobs)
+        delayed_jobs = [run for job in self.next_attempt_at if (run := self.by_id.get(job)) and run.record.pool == pool]
+        delayed_rows = sum(run.record.rows for run in delayed_jobs)
         paused_jobs = [
             job for job, since in self.paused_since.items() if now - since < MAX_PAUSE_SECONDS and job in self.by_id
         ]
         paused_rows = sum(self.by_id[job].record.rows for job in paused_jobs if self.by_id[job].record.pool == pool)
         if not paused_rows:
-            return held_rows
-        pool_jobs = [run for job, run in self.by_id.items() if run.record.pool == pool and job not in self.held_until]
+            return delayed_rows
+        pool_jobs = [
+            run for job, run in self.by_id.items() if run.record.pool == pool and job not in self.next_attempt_at
+        ]
         unclaimed_rows = sum(run.record.rows for run in pool_jobs if not run.is_claimed)
         freed_rows = sum(run.record.rows for run in pool_jobs) - (rows - free_rows) - unclaimed_rows
-        return held_rows + max(0, min(paused_rows, freed_rows))
+        return delayed_rows + max(0, min(paused_rows, freed_rows))
 
     def _add_cost(self, active_job: ActiveJob, delta: float) -> None:
         pool = active_job.record.pool

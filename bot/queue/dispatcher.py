@@ -158,9 +158,9 @@ class Dispatcher:
     async def submit(self, record: JobRecord) -> None:
         """Publish this attempt, with its input pictures. Idempotent. Raises `BrokerUnreachable`.
 
-        A held job is left to the patrol, which submits it when its pause is over.
+        A job that waits for its next attempt is left to the patrol, which submits it then.
         """
-        if record.id in self._active_jobs.held_until:
+        if record.id in self._active_jobs.next_attempt_at:
             return
         try:
             for sha256 in required_blobs(record.task):

@@ -102,9 +102,9 @@ class JobCompletion:
         ):  # otherwise the dispatcher has sent this attempt meanwhile
             self._active_jobs.remove(record.id)
         pause = retry_pause(record.id, record.attempts_without_progress)
-        self._active_jobs.held_until.pop(record.id, None)
+        self._active_jobs.next_attempt_at.pop(record.id, None)
         if pause:
-            self._active_jobs.held_until[record.id] = self._clock() + pause
+            self._active_jobs.next_attempt_at[record.id] = self._clock() + pause
         self._on_requeue(cause)
         log.warning(
             "job %s: queued again as attempt %d, after %.0f s: %s", record.id, record.attempt, pause, audit_note
@@ -131,7 +131,7 @@ class JobCompletion:
         """Announce a committed end to active jobs, feed and listeners."""
         record = transition.record
         self._active_jobs.remove(record.id)
-        self._active_jobs.held_until.pop(record.id, None)
+        self._active_jobs.next_attempt_at.pop(record.id, None)
         self._on_end(transition)
         self._feed.publish(JobEnded(record.id, record.state, record.reason))
         self.on_rows_freed()

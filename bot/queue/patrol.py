@@ -81,7 +81,7 @@ class Patrol:
     async def _check_claim(self, active_job: ActiveJob) -> None:
         job, now = active_job.record.id, self._clock()
         self._checked_at[job] = now
-        if job in self._active_jobs.held_until and not active_job.record.cancelling:
+        if job in self._active_jobs.next_attempt_at and not active_job.record.cancelling:
             await self._end_pause(active_job)
             return
         if await self._bus.get_holder(job) is not None:
@@ -120,11 +120,11 @@ class Patrol:
         return True
 
     async def _end_pause(self, active_job: ActiveJob) -> None:
-        """Submit a held job once its pause is over."""
+        """Submit a job once the pause before its next attempt is over."""
         job, now = active_job.record.id, self._clock()
         self._orphaned_since[job] = now
-        if self._active_jobs.held_until[job] <= now:
-            del self._active_jobs.held_until[job]
+        if self._active_jobs.next_attempt_at[job] <= now:
+            del self._active_jobs.next_attempt_at[job]
             await self._submit(active_job.record)
 
     async def _requeue_lost(self, active_job: ActiveJob, orphaned_seconds: float) -> None:

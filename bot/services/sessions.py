@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 from bot.store import DatabaseUnavailable, NotLeader, Store
 from bot.store.members import sessions as stored
-from bot.store.members.sessions import Session, SessionKind
+from bot.store.members.sessions import SessionKind, VisitorSession
 
 DAY_SECONDS = 24 * 3600
 SESSION_DAYS: Mapping[SessionKind, int] = MappingProxyType({"open": 365, "guest": 90, "operator": 30})
@@ -29,14 +29,14 @@ class Sessions:
     def __init__(self, store: Store, *, clock: Callable[[], float]) -> None:
         self._store, self._clock = store, clock
 
-    async def start(self, kind: SessionKind, visitor: str) -> tuple[str, Session]:
+    async def start(self, kind: SessionKind, visitor: str) -> tuple[str, VisitorSession]:
         """Start a session of this visitor; return its cookie, and the session."""
         cookie, now = secrets.token_urlsafe(COOKIE_BYTES), self._clock()
-        session = Session(visitor, kind, now, now + SESSION_DAYS[kind] * DAY_SECONDS, now)
+        session = VisitorSession(visitor, kind, now, now + SESSION_DAYS[kind] * DAY_SECONDS, now)
         await self._store.write(stored.insert_session, _hash_cookie(cookie), session)
         return cookie, session
 
-    async def find(self, cookie: str) -> Session | None:
+    async def find(self, cookie: str) -> VisitorSession | None:
         """Return the session of a cookie, or None if there is none, it has expired or was ended. Records its use."""
         if not COOKIE_PATTERN.fullmatch(cookie):
             return None
@@ -52,7 +52,7 @@ class Sessions:
         if COOKIE_PATTERN.fullmatch(cookie):
             await self._store.write(stored.delete_session, _hash_cookie(cookie))
 
-    async def end_everywhere(self, session: Session) -> None:
+    async def end_everywhere(self, session: VisitorSession) -> None:
         """End the sessions of this visitor in every browser; the operator's are those of kind `operator`."""
         if session.kind == "operator":
             await self._store.write(stored.delete_operator_sessions)

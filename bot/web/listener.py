@@ -110,7 +110,7 @@ class HalfOpenConnection:
 
     def start(self) -> None:
         """Read until the headers are complete, for some seconds at most."""
-        self._loop.add_reader(self._client, self._read)
+        self._loop.add_reader(self._client, self._read_headers)
         self._timer = self._loop.call_later(self._listener.header_seconds, self.abort)
 
     def abort(self) -> None:
@@ -126,7 +126,7 @@ class HalfOpenConnection:
             self._timer.cancel()
         self._listener.discard(self)
 
-    def _read(self) -> None:
+    def _read_headers(self) -> None:
         try:
             chunk = self._client.recv(READ_BYTES)
         except (BlockingIOError, InterruptedError):

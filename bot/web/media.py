@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from aiohttp import web
 
@@ -22,6 +22,8 @@ from bot.web.grid_cache import GridCache
 from bot.web.middleware import member_of
 from bot.web.sse import SERVICES, require_permitted, require_visible
 from engine.contract import MAX_COUNT
+
+T = TypeVar("T")
 
 GRID_CACHE = web.AppKey("grid_cache", GridCache)
 CACHE_FOREVER = "private, max-age=31536000, immutable"
@@ -64,7 +66,7 @@ async def get_grid(request: web.Request) -> web.Response:
 
     held_indices = held_images(view)
     key = tuple(f"{picture.sha256}{' held' if picture.index in held_indices else ''}" for picture in view.pictures)
-    payload = await _wait_while_connected(request, request.app[GRID_CACHE].get(key, load_pictures))
+    payload = await wait_while_connected(request, request.app[GRID_CACHE].get(key, load_pictures))
     return _file_response(payload, "image/png", f"{view.id}.png", view)
 
 
@@ -126,7 +128,7 @@ async def get_keyframe(request: web.Request) -> web.Response:
     """Return one keyframe of the film; the first is 0."""
     view, number = _require_finished(await require_permitted(request, "film")), _parse_number(request)
     rendering = request.app[SERVICES].gallery.render_keyframe_grid(view.id, number)
-    payload = await _wait_while_connected(request, rendering)
+    payload = await wait_while_connected(request, rendering)
     return _file_response(payload, "image/webp", f"{view.id}-{number}.webp", view)
 
 
@@ -137,10 +139,10 @@ async def _render_in_turn(request: web.Request, render: Callable[[], Awaitable[b
         async with request.app[SERVICES].gallery.wait_turn(member_of(request).id):
             return await render()
 
-    return await _wait_while_connected(request, render_in_turn())
+    return await wait_while_connected(request, render_in_turn())
 
 
-async def _wait_while_connected(request: web.Request, work: Coroutine[Any, Any, bytes]) -> bytes:
+async def wait_while_connected(request: web.Request, work: Coroutine[Any, Any, T]) -> T:
     """Return the result of `work`; drop the work once its client is gone."""
     task = asyncio.ensure_future(work)
     try:

@@ -18,7 +18,7 @@ from bot.domain.dto import Member
 from bot.domain.errors import UserError
 from bot.services.sessions import DAY_SECONDS, SESSION_DAYS, Sessions
 from bot.store import DatabaseUnavailable
-from bot.store.members.sessions import Session
+from bot.store.members.sessions import VisitorSession
 from bot.web.auth import COOKIE_NAME, HostPolicy, SessionTokens, Visitor, new_visitor_id
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ SESSIONS = web.AppKey("sessions", Sessions)
 SECURE_COOKIE = web.AppKey("secure_cookie", bool)
 METRICS_TOKEN = web.AppKey("metrics_token", str)  # the token for the metrics; empty: no token gives access
 VISITOR = web.RequestKey("visitor", Visitor)
-SESSION = web.RequestKey("session", Session)  # of the request's cookie
+SESSION = web.RequestKey("session", VisitorSession)  # of the request's cookie
 
 GUILD = "local"
 TERMINAL_ID = "terminal"  # the id of the visitor with the terminal's key
@@ -75,7 +75,9 @@ def security_headers(app: web.Application) -> dict[str, str]:
     return SECURITY_HEADERS | https_only
 
 
-def set_session_cookie(request: web.Request, response: web.StreamResponse, cookie: str, session: Session) -> None:
+def set_session_cookie(
+    request: web.Request, response: web.StreamResponse, cookie: str, session: VisitorSession
+) -> None:
     """Set the session's cookie: HttpOnly, SameSite=Strict, and Secure where the public address is https."""
     secure, max_age = request.secure or request.app[SECURE_COOKIE], SESSION_DAYS[session.kind] * DAY_SECONDS
     response.set_cookie(COOKIE_NAME, cookie, max_age=max_age, httponly=True, samesite="Strict", secure=secure)
@@ -132,7 +134,7 @@ async def authenticate(request: web.Request, handler: Handler) -> web.StreamResp
     return await handler(request)
 
 
-async def find_session(request: web.Request) -> Session | None:
+async def find_session(request: web.Request) -> VisitorSession | None:
     """Return the session of the request's cookie. One of an open chatroom counts only while the chatroom is open."""
     session = await request.app[SESSIONS].find(request.cookies.get(COOKIE_NAME, ""))
     return None if session and session.kind == "open" and not request.app[HOST_POLICY].is_local else session

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -10,10 +9,11 @@ from aiohttp import web
 
 from bot.policy.rates import RatedAction, TokenBuckets, too_often
 from bot.web.connections import address_group
-from bot.web.middleware import TERMINAL_ID, VISITOR, Handler, error_response
+from bot.web.middleware import TERMINAL_ID, VISITOR, Handler
 
 TOKEN_BUCKETS = web.AppKey("token_buckets", TokenBuckets)
 UNKNOWN_ROUTE: RatedAction = "page"
+# Of a route that knows no visitor, such as /healthz, only the address is charged.
 ROUTE_ACTIONS: Mapping[str, RatedAction] = MappingProxyType(
     {
         "GET /": "page",
@@ -76,24 +76,20 @@ ROUTE_ACTIONS: Mapping[str, RatedAction] = MappingProxyType(
 async def limit_address(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Charge the request to its public address, before a visitor is looked up. A proxy speaks for many: it has none."""
     address = address_group(request.remote or "")
-    wait_seconds = request.app[TOKEN_BUCKETS].take(address, "stranger") if address else 0.0
-    return _refuse(request, wait_seconds) if wait_seconds else await handler(request)
+    if address and (wait_seconds := request.app[TOKEN_BUCKETS].take(address, "stranger")):
+        raise too_often(wait_seconds)
+    return await handler(request)
 
 
 @web.middleware
 async def limit_rate(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Charge the request's action to its visitor. The terminal has no limit."""
-    visitor, wait_seconds = request.get(VISITOR), 0.0
-    if visitor is not None and visitor.id != TERMINAL_ID:
-        wait_seconds = request.app[TOKEN_BUCKETS].take(visitor.id, _action_of(request))
-    return _refuse(request, wait_seconds) if wait_seconds else await handler(request)
-
-
-def _refuse(request: web.Request, wait_seconds: float) -> web.Response:
-    refusal = too_often(wait_seconds)
-    response = error_response(request, refusal.status, refusal.sentence)
-    response.headers["Retry-After"] = str(math.ceil(wait_seconds))
-    return response
+    visitor = request.get(VISITOR)
+    if visitor is None or visitor.id == TERMINAL_ID:
+        return await handler(request)
+    if wait_seconds := request.app[TOKEN_BUCKETS].take(visitor.id, _action_of(request)):
+        raise too_often(wait_seconds)
+    return await handler(request)
 
 
 def _action_of(request: web.Request) -> RatedAction:

@@ -60,7 +60,7 @@ async def stream_events(request: web.Request) -> web.StreamResponse:
     async with _open_stream(request) as stream, request.app[SERVICES].feed.subscribe() as subscription:
         page = PageStream(request, stream)
         await race(
-            page.follow_jobs(subscription), page.watch_workers(), wait_for_disconnect(request),
+            page.follow_jobs(subscription), page.watch_workers(), _wait_for_disconnect(request),
             _wait_for_sign_out(request),
         )  # fmt: skip
     return stream
@@ -147,7 +147,7 @@ async def stream_job_events(request: web.Request) -> web.StreamResponse:
         return web.Response(status=204)  # this status stops an EventSource
     async with _open_stream(request) as stream, services.feed.subscribe(view.id) as subscription:
         await race(
-            _follow_job(request, stream, subscription), wait_for_disconnect(request), _wait_for_sign_out(request)
+            _follow_job(request, stream, subscription), _wait_for_disconnect(request), _wait_for_sign_out(request)
         )
     return stream
 
@@ -263,7 +263,7 @@ def _limit_buffers(request: web.Request) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
 
 
-async def wait_for_disconnect(request: web.Request) -> None:
+async def _wait_for_disconnect(request: web.Request) -> None:
     """Return when the client has gone or the server closes."""
     while request.transport is not None and not request.transport.is_closing():
         with contextlib.suppress(TimeoutError):

@@ -102,12 +102,11 @@ class ResultIngest:
         """
         try:
             return await self._bus.get_blob(picture.sha256, min(MAX_BYTES[picture.kind], picture.bytes))
-        except BlobMissing:
+        except BlobMissing as missing:
             try:
                 return await self._pictures.get(picture.sha256)
             except ContentMissing:
-                pass
-            raise
+                raise missing from None
 
     async def list_missing(self, record: JobRecord) -> list[str]:
         """Return the results that have not arrived, as `image 0` or `ladder 0`."""

@@ -18,7 +18,7 @@ from bot.images.moderation_status import unchecked_notes
 from bot.policy.limits import Limits
 from bot.policy.rules import resolve
 from bot.queue.job_request import JobRequest, check_fits, member_key
-from bot.services.admission.load_prices import LoadPrices
+from bot.services.admission.load_costs import LoadCosts
 from bot.services.admission.quota_check import QueueState, apply_rules, check_before_content
 from bot.services.admission.word_filter import WordFilter
 from bot.services.job_views.job_views import JobViews
@@ -37,11 +37,11 @@ class Admission:
 
     def __init__(
         self, store: Store, job_views: JobViews, word_filter: WordFilter, workers: Callable[[], Mapping[str, Presence]],
-        load_prices: LoadPrices, *, limits: Limits, max_age: float, on_admitted: Callable[[], None],
+        load_costs: LoadCosts, *, limits: Limits, max_age: float, on_admitted: Callable[[], None],
         clock: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
         self._store, self._job_views, self._workers = store, job_views, workers
-        self._word_filter, self._load_prices = word_filter, load_prices
+        self._word_filter, self._load_costs = word_filter, load_costs
         self._limits, self._max_age, self._on_admitted, self._clock = limits, max_age, on_admitted, clock
 
     async def admit(
@@ -49,7 +49,7 @@ class Admission:
     ) -> list[AcceptedJob]:
         """Admit the requests as jobs. The same `key` again returns the jobs that it made before. Raises `UserError`."""
         now = self._clock()
-        new_jobs = self._load_prices.add_shares(
+        new_jobs = self._load_costs.add_shares(
             [self._build_new_job(request, member, destination, now) for request in requests]
         )
         for new_job in new_jobs:
@@ -68,7 +68,7 @@ class Admission:
             )  # only a refusal says when a place becomes free, and that takes reads
             records, is_new = await self._write_jobs(new_jobs, key, relaxed, queue_state)
         if is_new:
-            self._load_prices.count_payers(new_jobs)
+            self._load_costs.count_payers(new_jobs)
             self._on_admitted()
         return [await self._job_views.accepted_job(record) for record in records]
 

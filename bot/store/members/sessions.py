@@ -15,7 +15,7 @@ MAX_OPEN_SESSIONS = 1000  # an open room gives one to every browser; with more, 
 
 
 @dataclass(frozen=True)
-class Session:
+class VisitorSession:
     """What one browser may do, and until when. `kind`: `open` for any visitor of an open room, `guest` by an
     invitation, `operator`. Times are seconds since 1970; `used` may be a minute old.
     """
@@ -27,7 +27,7 @@ class Session:
     used: float
 
 
-def insert_session(connection: Connection, cookie_hash: str, session: Session) -> None:
+def insert_session(connection: Connection, cookie_hash: str, session: VisitorSession) -> None:
     """Store a new session. Delete those that have expired, and open ones beyond `MAX_OPEN_SESSIONS`."""
     connection.execute(table.delete().where(table.c.expires <= session.issued))
     connection.execute(table.insert().values(hash=cookie_hash, **asdict(session)))
@@ -37,7 +37,7 @@ def insert_session(connection: Connection, cookie_hash: str, session: Session) -
         connection.execute(table.delete().where(table.c.hash.in_(surplus)))
 
 
-def get_session(connection: Connection, cookie_hash: str, now: float) -> Session | None:
+def get_session(connection: Connection, cookie_hash: str, now: float) -> VisitorSession | None:
     """Return a session that has not expired, or None."""
     query = select(table).where(table.c.hash == cookie_hash, table.c.expires > now)
     row = connection.execute(query).mappings().first()
@@ -49,7 +49,7 @@ def record_use(connection: Connection, cookie_hash: str, now: float) -> None:
     connection.execute(update(table).where(table.c.hash == cookie_hash).values(used=now))
 
 
-def list_sessions(connection: Connection, now: float) -> list[Session]:
+def list_sessions(connection: Connection, now: float) -> list[VisitorSession]:
     """Return the sessions that have not expired, the last used first."""
     query = select(table).where(table.c.expires > now).order_by(table.c.used.desc(), table.c.hash)
     return [_to_session(row) for row in connection.execute(query).mappings()]
@@ -75,5 +75,5 @@ def delete_all_sessions(connection: Connection) -> int:
     return connection.execute(table.delete()).rowcount
 
 
-def _to_session(row: RowMapping) -> Session:
-    return Session(row["visitor"], row["kind"], row["issued"], row["expires"], row["used"])
+def _to_session(row: RowMapping) -> VisitorSession:
+    return VisitorSession(row["visitor"], row["kind"], row["issued"], row["expires"], row["used"])

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import asdict
 from typing import Annotated
 
 import msgspec
 from aiohttp import web
 
-from bot.domain.concurrency import race
 from bot.domain.errors import UserError
-from bot.services.prompt_tools.image_to_prompt import ImageToPrompt, PromptSuggestions
+from bot.services.prompt_tools.image_to_prompt import ImageToPrompt
+from bot.web.media import wait_while_connected
 from bot.web.middleware import member_of
 from bot.web.request_body import read_form
-from bot.web.sse import wait_for_disconnect
 
 IMAGE_TO_PROMPT = web.AppKey("image_to_prompt", ImageToPrompt)
 
@@ -33,24 +31,12 @@ async def describe_picture(request: web.Request) -> web.Response:
     """Return prompts for the picture, which takes seconds. The search ends when the client goes."""
     body, picture = await _read_picture(request)
     member, image_to_prompt = member_of(request), request.app[IMAGE_TO_PROMPT]
-    search = asyncio.ensure_future(image_to_prompt.suggest_prompts(picture, member, body.model))
-    try:
-        await race(_wait_for(search), wait_for_disconnect(request))
-    finally:
-        search.cancel()
-    await asyncio.wait({search})
-    if search.cancelled():
-        raise ConnectionResetError("nobody waits for the prompts any more")
-    result = search.result()
+    result = await wait_while_connected(request, image_to_prompt.suggest_prompts(picture, member, body.model))
     prompts = [asdict(suggestion) for suggestion in result.prompts]
     return web.json_response(
         {"model": result.model, "tried_texts": result.tried_texts, "prompts": prompts, "sentence": result.sentence,
          "notes": list(result.notes)}
     )  # fmt: skip
-
-
-async def _wait_for(search: asyncio.Future[PromptSuggestions]) -> None:
-    await asyncio.wait({search})
 
 
 async def _read_picture(request: web.Request) -> tuple[DescribeBody, bytes]:

@@ -123,7 +123,7 @@ def test_rows_of_a_held_job_are_free_for_others() -> None:
     active_jobs.put(_as_sent(a_record(held, "p", 1.0)), 0.0)
     active_jobs.put(a_record(running, "p", 1.0), 0.0)
     assert active_jobs.count_paused_rows("p", 16, 8, 1.0) == 0
-    active_jobs.held_until[held] = 60.0
+    active_jobs.next_attempt_at[held] = 60.0
     assert active_jobs.count_paused_rows("p", 16, 8, 1.0) == 8
     assert active_jobs.count_paused_rows("other", 16, 8, 1.0) == 0
     active_jobs.paused_since[running] = 0.0

@@ -104,7 +104,7 @@ async def test_after_two_losses_only_a_pause_brings_the_job_back(harness, wait_u
     active_jobs = app.queue.active_jobs
     await wait_until(lambda: job in active_jobs.by_id and active_jobs.by_id[job].record.attempts_without_progress == 2)
     last_worker, _ = await harness.start_worker("last")
-    await wait_until(lambda: job in active_jobs.held_until, 20)
+    await wait_until(lambda: job in active_jobs.next_attempt_at, 20)
     assert not last_worker.started_jobs
 
     async def is_finished():
@@ -112,4 +112,4 @@ async def test_after_two_losses_only_a_pause_brings_the_job_back(harness, wait_u
 
     await wait_until(is_finished, 30)
     assert (await app.store.get_job(job)).attempt == 2
-    assert not active_jobs.held_until
+    assert not active_jobs.next_attempt_at

@@ -7,7 +7,7 @@ import pytest
 from bot.services.sessions import DAY_SECONDS, SESSION_DAYS, USE_SECONDS, Sessions
 from bot.store import Store
 from bot.store.members import sessions as stored
-from bot.store.members.sessions import Session, SessionKind
+from bot.store.members.sessions import SessionKind, VisitorSession
 
 pytestmark = pytest.mark.asyncio
 KINDS: tuple[SessionKind, ...] = ("open", "guest", "operator")
@@ -23,7 +23,7 @@ class Clock:
         return self.now
 
 
-async def list_all(store: Store, clock: Clock) -> list[Session]:
+async def list_all(store: Store, clock: Clock) -> list[VisitorSession]:
     return await store.query(stored.list_sessions, clock.now)
 
 
@@ -33,7 +33,9 @@ async def test_a_cookie_finds_its_session_until_it_expires(store: Store) -> None
     for kind in KINDS:
         clock.now += 1
         cookie, session = await sessions.start(kind, "ab12")
-        assert session == Session("ab12", kind, clock.now, clock.now + SESSION_DAYS[kind] * DAY_SECONDS, clock.now)
+        assert session == VisitorSession(
+            "ab12", kind, clock.now, clock.now + SESSION_DAYS[kind] * DAY_SECONDS, clock.now
+        )
         assert await Sessions(store, clock=clock).find(cookie) == session  # after a restart, too
         begin, clock.now = clock.now, session.expires - 1
         assert await sessions.find(cookie) is not None

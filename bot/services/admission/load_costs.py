@@ -11,7 +11,7 @@ from bot.store import NewJob
 MAX_LOAD_SECONDS = 60.0  # device-seconds that a load costs at most
 
 
-class LoadPrices:
+class LoadCosts:
     """The first request for a model that no worker of its pool has in memory pays the load, the second half of it, the
     third a third, and so on, until it is loaded.
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from bot.domain.dto import Destination, Member
-from bot.services.admission.load_prices import MAX_LOAD_SECONDS, LoadPrices
+from bot.services.admission.load_costs import MAX_LOAD_SECONDS, LoadCosts
 from bot.store import NewJob
 from engine.contract import UpscaleTask
 
@@ -20,7 +20,7 @@ JOB = NewJob(
 
 def test_a_load_is_shared_until_the_model_is_in_memory() -> None:
     seconds = {("default", "large"): 30.0}
-    prices = LoadPrices(lambda pool, model: seconds.get((pool, model), 0.0))
+    prices = LoadCosts(lambda pool, model: seconds.get((pool, model), 0.0))
     small = replace(JOB, model="small")
 
     def ask(*new_jobs: NewJob) -> list[float]:
@@ -43,7 +43,7 @@ def test_a_load_is_shared_until_the_model_is_in_memory() -> None:
 async def test_an_admitted_job_reserves_its_share(harness) -> None:
     app = await harness.open_app()
     (before,) = await app.services.jobs.imagine("a lamp", JOB.member, Destination("web", {"room": "1"}))
-    app.services.jobs._admission._load_prices._estimate_load = lambda pool, model: 20.0
+    app.services.jobs._admission._load_costs._estimate_load = lambda pool, model: 20.0
     (after,) = await app.services.jobs.imagine("a lamp", JOB.member, Destination("web", {"room": "1"}))
     assert after.cost == pytest.approx(before.cost + 20.0)
     record = await app.store.get_job(after.job)
