@@ -10,7 +10,7 @@ import asyncio
 import json
 import time
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,9 @@ from bot.cli.options import AsJson, Data
 from bot.domain.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
     from bot.app.settings import Settings
     from bot.store import Store
     from bot.store.members.sessions import VisitorSession
@@ -54,7 +57,10 @@ def revoke(
     everybody: Annotated[bool, typer.Option("--all", help="Everybody, the operator too.")] = False,
     data: Data = None,
 ) -> None:
-    """Sign visitors out: their browsers need a new address. An open page goes on for ten seconds at most."""
+    """Sign visitors out: their browsers need a new address. An open page goes on for ten seconds at most.
+
+    With --all the one-time addresses that nobody has used are void, too.
+    """
     from bot.cli.store_session import load_store_settings, run_with_store
 
     if bool(visitors) == everybody:
@@ -62,8 +68,8 @@ def revoke(
     settings = load_store_settings(data)
     count = run_with_store(settings.database, lambda store: _revoke(store, visitors or []))
     typer.echo(f"{count} {'browser is' if count == 1 else 'browsers are'} signed out.")
-    if not visitors:
-        typer.echo("One-time addresses that nobody has used stay valid until the bot starts anew.")
+    if everybody:
+        asyncio.run(_void_invitations(settings.data))
 
 
 @app.command()
@@ -96,20 +102,39 @@ def _match_visitor(prefix: str, known_ids: set[str]) -> str:
 
 
 async def _invite(settings: Settings, is_guest: bool) -> str:
-    from bot.cli.imagine import http_client
-    from bot.cli.imagine.result import GenerationError
+    url = await _find_running_url(settings.data)
+    if url is None:
+        raise UserError(f"No Darkroom runs on {settings.data}: start it with `darkroom up`, which prints an address.")
+    reply = await _change_invitations("POST", url, settings.data, {"for_operator": not is_guest})
+    return f"{settings.public_url.rstrip('/') or url}{reply['path']}"
+
+
+async def _void_invitations(folder: Path) -> None:
+    """Make the running bot's unused one-time addresses worthless; they end with it otherwise."""
+    if (url := await _find_running_url(folder)) is not None:
+        await _change_invitations("DELETE", url, folder)
+
+
+async def _find_running_url(folder: Path) -> str | None:
+    from bot.cli.imagine.http_client import is_darkroom_running
     from bot.cli.instance_lock import find_instance
+
+    instance = find_instance(folder)
+    return instance.url if instance is not None and await is_darkroom_running(instance.url) else None
+
+
+async def _change_invitations(
+    method: str, url: str, folder: Path, body: Mapping[str, object] | None = None
+) -> dict[str, Any]:
+    from bot.cli.imagine.http_client import change_json
+    from bot.cli.imagine.result import GenerationError
     from bot.web.auth import terminal_key
 
-    instance = find_instance(settings.data)
-    if instance is None or not await http_client.is_darkroom_running(instance.url):
-        raise UserError(f"No Darkroom runs on {settings.data}: start it with `darkroom up`, which prints an address.")
-    key, body = await asyncio.to_thread(terminal_key, settings.data), {"for_operator": not is_guest}
+    key = await asyncio.to_thread(terminal_key, folder)
     try:
-        reply = await http_client.post_json(instance.url, key, "/api/invitations", body)
+        return await change_json(method, url, key, "/api/invitations", body)
     except GenerationError as error:
         raise UserError(str(error)) from error
-    return f"{settings.public_url.rstrip('/') or instance.url}{reply['path']}"
 
 
 def _format_session(session: VisitorSession) -> str:

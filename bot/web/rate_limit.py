@@ -30,6 +30,7 @@ ROUTE_ACTIONS: Mapping[str, RatedAction] = MappingProxyType(
         "GET /api/workers": "job",
         "GET /api/events": "stream",
         "POST /api/invitations": "prefer",
+        "DELETE /api/invitations": "prefer",
         "POST /api/describe": "describe",
         "GET /api/prefer/options": "job",
         "PUT /api/prefer/options": "prefer",

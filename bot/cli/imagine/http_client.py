@@ -117,11 +117,13 @@ async def get_json(url: str, key: str, path: str) -> dict[str, Any]:
         return await _request_json(session, "GET", path, None)
 
 
-async def post_json(url: str, key: str, path: str, body: Mapping[str, object]) -> dict[str, Any]:
-    """Post a body and return the answer. Raise `UserError`, or `GenerationError` if there is no answer."""
+async def change_json(
+    method: str, url: str, key: str, path: str, body: Mapping[str, object] | None = None
+) -> dict[str, Any]:
+    """Send a POST or DELETE and return the answer. Raise `UserError`, or `GenerationError` if there is no answer."""
     headers = {"Authorization": f"Bearer {key}"}
     async with aiohttp.ClientSession(url, headers=headers, timeout=QUICK_TIMEOUT) as session:
-        return await _request_json(session, "POST", path, body)
+        return await _request_json(session, method, path, body)
 
 
 async def describe(url: str, key: str, picture: bytes, model: str | None) -> dict[str, Any]:

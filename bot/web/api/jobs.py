@@ -75,6 +75,7 @@ def routes() -> list[web.RouteDef]:
         web.get("/healthz", healthz),
         web.get("/api/workers", get_workers),
         web.post("/api/invitations", create_invitation),
+        web.delete("/api/invitations", void_invitations),
         web.get("/api/jobs", list_jobs),
         web.post("/api/jobs", create_jobs),
         web.get(base, get_job),
@@ -114,6 +115,14 @@ async def create_invitation(request: web.Request) -> web.Response:
         raise UserError("Only the operator may invite guests.", 403)
     token = request.app[SESSION_TOKENS].create_invitation()
     return web.json_response({"path": f"/?token={token}"}, status=201)
+
+
+async def void_invitations(request: web.Request) -> web.Response:
+    """Make every one-time address that nobody has used worthless."""
+    if not request[VISITOR].is_operator:
+        raise UserError("Only the operator may void invitations.", 403)
+    request.app[SESSION_TOKENS].void_invitations()
+    return web.json_response({"sentence": "One-time addresses that nobody has used are void."})
 
 
 async def list_jobs(request: web.Request) -> web.Response:

@@ -34,6 +34,7 @@ GET     /api/rejections                         operator    -
 GET     /api/workers                            visitor     -
 GET     /api/events                             visitor     -
 POST    /api/invitations                        operator    -
+DELETE  /api/invitations                        operator    -
 POST    /api/describe                           visitor     -
 GET     /api/prefer/options                     visitor     -
 PUT     /api/prefer/options                     visitor     -

@@ -219,6 +219,12 @@ async def test_the_command_line_lists_and_revokes_visitors(open_server: OpenServ
         assert "No Darkroom runs" in await run_darkroom(server, "invite")
         instance = RunningInstance(server.url, os.getpid())
         await asyncio.to_thread(announce_instance, server.settings.data, instance)
+        address, old_address = await run_darkroom(server, "invite"), await run_darkroom(server, "invite")
+        async with open_session() as browser, follow_link(browser, address.strip()) as answer:
+            assert answer.status == 201
+        assert await run_darkroom(server, "revoke", "--all") == "1 browser is signed out.\n"
+        async with open_session() as browser, follow_link(browser, old_address.strip()) as answer:
+            assert answer.status == 403
         address = await run_darkroom(server, "invite")
         async with open_session() as browser, follow_link(browser, address.strip()) as answer:
             assert answer.status == 201
