@@ -17,7 +17,7 @@ from bot.store.deletion import input_cleanup
 from bot.store.deletion.deletion_steps import mark_without_incident
 from bot.store.deletion.retention import BATCH_SIZE, record_reasons
 from bot.store.schema.deletion_tables import deleted_jobs, erasure_requests
-from bot.store.schema.member_tables import flag_aliases, preferences
+from bot.store.schema.member_tables import flag_aliases, preferences, sessions
 from bot.store.schema.tables import accounts, destinations, favourites, incidents, jobs
 
 MEMBER_INCIDENT_KINDS = (
@@ -27,6 +27,7 @@ MEMBER_INCIDENT_KINDS = (
     "held",
 )  # incidents about a member's actions; the other kinds are staff decisions
 DELETED_MEMBER = "deleted member"
+VISITOR_PREFIX = "local:"  # of the member id of a visitor to the chatroom (`bot.web.middleware.member_of`)
 
 
 @dataclass(frozen=True)
@@ -74,19 +75,27 @@ def mark_batch_deleted(connection: Connection, request: ErasureRequest, now: flo
 
 
 def erase_member_data(connection: Connection, request: ErasureRequest) -> None:
-    """Delete the member's data that belongs to no job: preferences, favourites, and their name in incidents."""
+    """Delete what belongs to no job: preferences, favourites, a visitor's sessions, and the name in incidents."""
     favourite_conditions = [favourites.c.member == request.member, favourites.c.at <= request.requested_at]
     if request.guild:
         favourite_conditions.append(favourites.c.job.in_(select(jobs.c.id).where(jobs.c.guild == request.guild)))
     else:
         connection.execute(preferences.delete().where(preferences.c.member == request.member))
         connection.execute(flag_aliases.delete().where(flag_aliases.c.member == request.member))
+        _delete_sessions(connection, request)
     connection.execute(favourites.delete().where(*favourite_conditions))
     incident_conditions = [incidents.c.actor == request.member, incidents.c.at <= request.requested_at]
     incident_conditions += [incidents.c.guild == request.guild] if request.guild else []
     is_members_incident = and_(*incident_conditions, incidents.c.kind.in_(MEMBER_INCIDENT_KINDS))
     connection.execute(incidents.delete().where(is_members_incident, incidents.c.closed.is_not(None)))
     connection.execute(update(incidents).where(is_members_incident).values(actor="", actor_name=DELETED_MEMBER))
+
+
+def _delete_sessions(connection: Connection, request: ErasureRequest) -> None:
+    """Sign a visitor out in every browser that was signed in before the request."""
+    if request.member.startswith(VISITOR_PREFIX):
+        is_theirs = sessions.c.visitor == request.member.removeprefix(VISITOR_PREFIX)
+        connection.execute(sessions.delete().where(is_theirs, sessions.c.issued <= request.requested_at))
 
 
 def read_state(connection: Connection, job: str) -> JobState | None:

@@ -6,6 +6,7 @@ import pytest
 
 from bot.services.sessions import DAY_SECONDS, SESSION_DAYS, USE_SECONDS, Sessions
 from bot.store import Store
+from bot.store.deletion import erasure
 from bot.store.members import sessions as stored
 from bot.store.members.sessions import SessionKind, VisitorSession
 
@@ -105,3 +106,18 @@ async def test_a_new_session_removes_expired_ones(store: Store) -> None:
     clock.now += 31 * DAY_SECONDS
     await sessions.start("operator", "b")
     assert [one.visitor for one in await store.query(stored.list_sessions, 0.0)] == ["b"]
+
+
+async def test_a_forgotten_visitor_is_signed_out(store: Store) -> None:
+    clock = Clock()
+    sessions = Sessions(store, clock=clock)
+    for visitor in ("ab12", "cd34"):
+        await sessions.start("guest", visitor)
+    for member, guild in (("local:ab12", "local"), ("discord:cd34", ""), ("local:ab12", "")):
+        assert len(await list_all(store, clock)) == 2
+        await store.write(erasure.erase_member_data, erasure.ErasureRequest(member, guild, clock.now))
+    assert [session.visitor for session in await list_all(store, clock)] == ["cd34"]
+    clock.now += 1
+    await sessions.start("guest", "ab12")
+    await store.write(erasure.erase_member_data, erasure.ErasureRequest("local:ab12", "", clock.now - 1))
+    assert len(await list_all(store, clock)) == 2, "a later session stays"
