@@ -3,7 +3,7 @@ with each (Li et al. 2023, "Your Diffusion Model is Secretly a Zero-Shot Classif
 
 The search goes from coarse to fine: the setting (background, medium); then the subject, with few noise draws for all
 and more for the best; then further details, slot by slot. At the end it keeps a word only if that clearly improves the
-score. One image is scored at a time, and a short queue waits. Members are charged what their search ran, as for a job.
+score. The members' searches take turns, request by request. Members are charged what their search ran, as for a job.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from bot.services.init_images.request import RemoteFile
 from engine.bus import NoWorkerAnswers
 from engine.contract import MAX_CANDIDATES, DescribeRequest, ModelProfile
 
-MAX_MEMBERS = 16  # members with a request that runs or waits
-TIMEOUT_SECONDS = 240.0  # timeout of one request, including its wait; all that wait together need no longer
+MAX_MEMBERS = 16  # members with a search
+TIMEOUT_SECONDS = 240.0  # timeout of one search; all searches together need no longer
 MAX_COST = 120.0  # device-seconds that one request may need
 MAX_REQUEST_MS = 10_000.0  # of one request, by calibration
 MAX_PROMPTS = 4
@@ -81,7 +81,7 @@ class PromptSuggestions:
 
 @dataclass
 class _Search:
-    """A member's search that runs or waits. `seconds`: its estimate."""
+    """A member's search. `seconds`: its estimate, alone on a worker."""
 
     seconds: float
     timeout: asyncio.Timeout
@@ -101,7 +101,7 @@ class ImageToPrompt:
     ) -> None:
         self._request_scores, self._load_image, self._catalog = request_scores, load_image, catalog
         self._effective_rules, self._charge_work = effective_rules, charge_work
-        self._search_lock, self._waiting_members = asyncio.Lock(), dict[str, _Search]()  # in order of arrival
+        self._turn_lock, self._waiting_members = asyncio.Lock(), dict[str, _Search]()  # in order of arrival
 
     async def suggest_prompts(
         self, image: bytes | RemoteFile, member: Member, model_name: str | None = None
@@ -115,13 +115,12 @@ class ImageToPrompt:
                 async with timeout, self._charge_work(member, seconds) as meter:
                     decoded_image = await self._load_image(member, image)
                     thumbnail = await asyncio.to_thread(crop_square, decoded_image.png, model_profile.size)
-                    async with self._search_lock:
-                        prompt_search = PromptSearch(self._request_scores, model_profile, thumbnail, meter)
-                        return PromptSuggestions(
-                            model_profile.name,
-                            *await prompt_search.find_prompts(choose_vocabulary(model_profile)),
-                            decoded_image.notes,
-                        )
+                    prompt_search = PromptSearch(self._request_in_turn, model_profile, thumbnail, meter)
+                    return PromptSuggestions(
+                        model_profile.name,
+                        *await prompt_search.find_prompts(choose_vocabulary(model_profile)),
+                        decoded_image.notes,
+                    )
             except TimeoutError as error:
                 raise UserError(CANCELLED if search.is_cancelled else TIMED_OUT, 429) from error
             except (NoWorkerAnswers, ConnectionError) as error:
@@ -135,6 +134,11 @@ class ImageToPrompt:
         search.is_cancelled = True
         search.timeout.reschedule(asyncio.get_running_loop().time())
         return True
+
+    async def _request_in_turn(self, request: DescribeRequest) -> Sequence[Sequence[float]]:
+        """Send one request at a time: the members' searches take turns, so none waits for another's end."""
+        async with self._turn_lock:
+            return await self._request_scores(request)
 
     def _find_model(self, name: str | None) -> ModelProfile:
         try:
@@ -158,8 +162,11 @@ class ImageToPrompt:
         if member in self._waiting_members:
             raise UserError(ALREADY_RUNNING, 429)
         earlier = [waiting.seconds for waiting in self._waiting_members.values()]
-        if len(earlier) >= MAX_MEMBERS or (earlier and sum(earlier) + search.seconds > TIMEOUT_SECONDS):
-            raise UserError(QUEUE_FULL.format(format_duration(earlier[0])), 429)
+        excess_seconds = sum(earlier) + search.seconds - TIMEOUT_SECONDS
+        if earlier and excess_seconds > 0:
+            raise UserError(QUEUE_FULL.format(format_duration(excess_seconds)), 429)
+        if len(earlier) >= MAX_MEMBERS:
+            raise UserError(QUEUE_FULL.format(format_duration(min(earlier) * len(earlier))), 429)
         self._waiting_members[member] = search
         try:
             yield search

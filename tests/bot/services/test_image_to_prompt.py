@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -288,7 +289,29 @@ async def test_the_line_is_no_longer_than_anybody_waits(upload_decoder: UploadDe
     tasks = [asyncio.create_task(service.suggest_prompts(make_png(), member)) for member in (ANN, BOB)]
     while len(service._waiting_members) < 2:
         await asyncio.sleep(0.01)
-    with pytest.raises(UserError, match="Others are having pictures described just now: try again in about 1 min 40 s"):
+    with pytest.raises(UserError, match="Others are having pictures described just now: try again in about 1 min"):
         await service.suggest_prompts(make_png(), Member("discord:3", "Cleo", "discord:9"))
     gate.set()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@pytest.mark.asyncio
+async def test_searches_take_turns(upload_decoder: UploadDecoder) -> None:
+    """A search that came second waited for the first to end."""
+    describer = FakeDescriber("fox")
+    pictures: list[bytes] = []
+
+    async def answer(request: DescribeRequest) -> Any:
+        await asyncio.sleep(0.01)
+        pictures.append(request.picture)
+        return await describer.errors(request)
+
+    service = make_service(answer, upload_decoder)
+    tasks = [
+        asyncio.create_task(service.suggest_prompts(make_png(side, side), member))
+        for side, member in ((60, ANN), (61, BOB))
+    ]
+    await asyncio.gather(*tasks)
+    turns = [picture for picture, _ in groupby(pictures)]
+    assert len(set(turns)) == 2
+    assert len(turns) > 10
