@@ -54,6 +54,7 @@ class App:
         return {
             "bus": self.bus.wait_closed(),
             "result-consumer": queue.result_consumer.run(),
+            "broker-blobs": queue.blobs.run(),
             "dispatcher": queue.dispatcher.run(),
             "patrol": queue.patrol.run(),
             "job-rerouter": queue.rerouter.run(),

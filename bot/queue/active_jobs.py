@@ -5,13 +5,14 @@ So a frame costs no SQL. It knows records and frames; it does no I/O. Times are 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from bot.policy.worker_losses import LossLog, WorkerLoss
 from bot.queue.model_load_times import ModelLoadTimes
 from bot.store import JobRecord
-from engine.contract import Frame, JobModelLoading
+from engine.contract import Frame, JobModelLoading, required_blobs
 
 MAX_PAUSE_SECONDS = 900.0  # longest pause, in seconds
 
@@ -63,6 +64,7 @@ class ActiveJobs:
         self.paused_since: dict[str, float] = {}  # job → pause begin; a worker may end a pause unannounced
         self.next_attempt_at: dict[str, float] = {}  # job → end of the pause before it; until then no worker may run it
         self.losses = LossLog()
+        self._blob_uses: Counter[str] = Counter()  # SHA-256 of an input → the jobs that need it
         self._remaining_costs: dict[str, float] = {}  # pool → sum over its jobs; each view of a job reads it
 
     def put(self, record: JobRecord, now: float) -> ActiveJob:
@@ -80,6 +82,7 @@ class ActiveJobs:
             )
         self.remove(record.id)
         self.by_id[record.id] = active_job
+        self._blob_uses.update(required_blobs(record.task))
         self._add_cost(active_job, active_job.remaining_cost)
         return active_job
 
@@ -88,6 +91,11 @@ class ActiveJobs:
         self.paused_since.pop(job, None)
         if active_job := self.by_id.pop(job, None):
             self._add_cost(active_job, -active_job.remaining_cost)
+            self._remove_blob_uses(active_job.record)
+
+    def needs_blob(self, sha256: str) -> bool:
+        """Return whether a job has this input."""
+        return self._blob_uses[sha256] > 0
 
     def record_loss(self, active_job: ActiveJob, now: float) -> bool:
         """Record that a job lost its worker. Return whether its losses by now make it a poison job."""
@@ -169,6 +177,12 @@ class ActiveJobs:
         unclaimed_rows = sum(run.record.rows for run in pool_jobs if not run.is_claimed)
         freed_rows = sum(run.record.rows for run in pool_jobs) - (rows - free_rows) - unclaimed_rows
         return delayed_rows + max(0, min(paused_rows, freed_rows))
+
+    def _remove_blob_uses(self, record: JobRecord) -> None:
+        for sha256 in required_blobs(record.task):
+            self._blob_uses[sha256] -= 1
+            if not self._blob_uses[sha256]:
+                del self._blob_uses[sha256]
 
     def _add_cost(self, active_job: ActiveJob, delta: float) -> None:
         pool = active_job.record.pool

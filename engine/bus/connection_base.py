@@ -167,6 +167,11 @@ class BusBase:
         with translate_errors("fetch a blob"):
             return await self.blobs.get(sha256, limit)
 
+    async def drop_read_blob(self, sha256: str) -> None:
+        """Remove the copy of a blob that `get_blob` returned last; one that was stored since then stays."""
+        with translate_errors("drop a blob"):
+            await self.blobs.drop_read(sha256)
+
     async def drop_blob(self, sha256: str) -> None:
         """Remove a blob; a missing one is fine."""
         with translate_errors("drop a blob"):

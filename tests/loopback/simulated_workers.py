@@ -17,6 +17,7 @@ import sys
 import time
 import zlib
 from collections import OrderedDict
+from pathlib import Path
 
 from PIL import Image
 
@@ -36,6 +37,7 @@ from engine.contract import (
 )
 from shared.painter import PaintingWorker, cancel_task
 
+DRAWING, SIDE = Path(__file__).parents[2] / "docs" / "lab" / "cat.png", 256  # what the embedded model draws
 FRAMES = 200  # a second in all: one decode worker at 5 ms a frame
 HEARTBEAT = 4.0  # seconds; a lease lasts ten
 WORKERS = tuple(f"easel-{number}" for number in range(16))  # enough rows for 2,000 grids with guidance
@@ -51,10 +53,14 @@ class SimulatedWorkers(PaintingWorker):
         self.next_duration = itertools.cycle((seconds, longer_seconds))
         self.open_jobs: OrderedDict[str, tuple[Recipe, Claim, float, float]] = OrderedDict()
         self._slot = 0.0
-        base = Image.effect_noise((64, 64), 60).convert("RGB")
-        self._pictures = [_encode_image(base.rotate(angle), "PNG") for angle in range(0, 360, 5)]
-        self._frame_pictures = [_encode_image(base.rotate(angle), "JPEG") for angle in range(0, 360, 5)]
-        self._keyframes = tuple(Keyframe(step=step, thumbnail=_encode_image(base, "WEBP")) for step in range(4, 21, 4))
+        with Image.open(DRAWING) as drawing:
+            turned = [drawing.convert("RGB").rotate(angle, fillcolor="white") for angle in range(0, 360, 5)]
+        small = [picture.resize((64, 64)) for picture in turned]
+        self._pictures = [_encode_image(picture, "PNG") for picture in turned]
+        self._frame_pictures = [_encode_image(picture, "JPEG") for picture in small]
+        self._keyframes = tuple(
+            Keyframe(step=step, thumbnail=_encode_image(small[0], "WEBP")) for step in range(4, 21, 4)
+        )
         self._serial = itertools.count()
 
     async def run(self) -> None:
@@ -152,7 +158,7 @@ class SimulatedWorkers(PaintingWorker):
     async def _deliver(self, job: Job, recipe: Recipe, claim: Claim) -> None:
         for image in range(recipe.count):
             picture = _make_unique(self._pictures[next(self._serial) % len(self._pictures)], f"{job.id} {image}")
-            await self._deliver_file(job, claim, image, picture, (64, 64))
+            await self._deliver_file(job, claim, image, picture, (SIDE, SIDE))
             ladder = Ladder(
                 job=job.id, image=image, total_steps=recipe.steps, shape=(4, 8, 8), keyframes=self._keyframes
             )

@@ -186,21 +186,28 @@ class PaintingWorker:
             return
         await self._publish_result(JobStarted(job=job.id, epoch=claim.epoch, worker=self.name))
         heartbeats = asyncio.create_task(self._send_heartbeats(delivered, claim))
+        work = asyncio.create_task(self._paint(job, claim))
         try:
-            if isinstance(job.task, UpscaleTask):
-                await self._upscale(job, job.task, claim)
-            else:
-                await self._run_steps(job, job.task, claim)
+            await asyncio.wait([heartbeats, work], return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                work.result()
+                await delivered.ack()
+                await self.bus.release_claim(claim)
         finally:
+            await cancel_task(work)
             await cancel_task(heartbeats)
-        await delivered.ack()
-        await self.bus.release_claim(claim)
+
+    async def _paint(self, job: Job, claim: Claim) -> None:
+        if isinstance(job.task, UpscaleTask):
+            await self._upscale(job, job.task, claim)
+        else:
+            await self._run_steps(job, job.task, claim)
 
     async def _send_heartbeats(self, delivered: BusMessage[Job], claim: Claim) -> None:
-        while True:
-            await asyncio.sleep(2.0)
+        """Renews the claim. Ends when it is lost: a worker that slept too long drops the job, as a real one does."""
+        while await self.bus.renew_claim(claim):
             await delivered.in_progress()
-            assert await self.bus.renew_claim(claim)
+            await asyncio.sleep(self.bus.limits.renewal_interval)
 
     async def _run_steps(self, job: Job, recipe: Recipe, claim: Claim) -> None:
         last_shown = 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from bot.domain.errors import HttpStatus, UserError
@@ -99,8 +99,13 @@ class UploadDecoder:
     async def check_pictures(self, pictures: Sequence[bytes], max_pixels: int = MAX_WORKER_PIXELS) -> None:
         """Decode a worker's pictures (PNG, JPEG or WebP) and keep nothing. Raises `UnreadableImage` for bad ones.
 
-        `max_pixels`: of each. Raises OSError if no process can decode now: then try again later.
+        `max_pixels`: of each. Raises OSError if no process can decode now: then try again later. One child decodes
+        them one after the other: a fork takes longer than a small picture.
         """
+        for batch in _split_by_size(pictures, MAX_WORKER_BYTES // 2):
+            await self._check_batch(batch, max_pixels)
+
+    async def _check_batch(self, pictures: Sequence[bytes], max_pixels: int) -> None:
         parts = [part for picture in pictures for part in (image_decoding.LENGTH.pack(len(picture)), picture)]
         content = b"".join((image_decoding.LENGTH.pack(max_pixels), *parts))
         try:
@@ -137,14 +142,15 @@ class UploadDecoder:
             raise UserError(f"The {label} is empty.")
         if len(content) > max_bytes:
             raise UserError(f"The {label} is too large: up to {max_bytes // 2**20} MiB are read.", 413)
-        if self._closed or self._waiting >= self._max_waiting:
+        is_upload = kind != image_decoding.WORKER_PICTURES  # callers bound the workers' pictures that wait
+        if self._closed or (is_upload and self._waiting >= self._max_waiting):
             raise UserError(BUSY, 429)
-        self._waiting += 1
+        self._waiting += is_upload
         try:
             async with self._slots:
                 exit_kind, output = await self._decode_once(kind, content, label)
         finally:
-            self._waiting -= 1
+            self._waiting -= is_upload
         if exit_kind == sandbox_worker.TIMED_OUT:
             raise UserError(TOO_SLOW.format(label))
         if exit_kind != sandbox_worker.OUTPUT or len(output) < image_decoding.HEADER.size:
@@ -194,6 +200,20 @@ class UploadDecoder:
 def _has_same_aspect(size: tuple[int, int], shape: tuple[int, int]) -> bool:
     """Return whether two shapes are alike; a side may have been rounded when one picture was scaled down."""
     return abs(size[0] * shape[1] / (size[1] * shape[0]) - 1) <= max(ASPECT_TOLERANCE, 1 / min(*size, *shape))
+
+
+def _split_by_size(pictures: Sequence[bytes], max_bytes: int) -> Iterator[list[bytes]]:
+    """Split pictures, in their order, into lists of at most `max_bytes`; a larger one is alone."""
+    batch: list[bytes] = []
+    size = 0
+    for picture in pictures:
+        if batch and size + len(picture) > max_bytes:
+            yield batch
+            batch, size = [], 0
+        batch.append(picture)
+        size += len(picture)
+    if batch:
+        yield batch
 
 
 def _build_image(header: tuple[bytes, int, int, int], png: bytes, colour: int, label: str) -> DecodedImage:

@@ -124,7 +124,7 @@ class ResultConsumer:
         except Exception as error:
             log.info("job %s: %d results are stored one by one: %s", batch[0].value.job, len(batch), error)
             return False
-        await self._blobs.drop_stored(picture.sha256 for picture in pictures)
+        self._blobs.drop_soon(picture.sha256 for picture in pictures)
         return True
 
     async def handle_result(self, message: BusMessage[Result]) -> None:
@@ -146,7 +146,7 @@ class ResultConsumer:
                 self._clear_faults(result, sequence)
                 await message.ack()
                 if isinstance(result, PictureReady):
-                    await self._blobs.drop_stored([result.sha256])
+                    self._blobs.drop_soon([result.sha256])
         except BrokerUnreachable as error:
             log.warning("job %s: %s will be redelivered: %s", result.job, _result_name(message), error)
 

@@ -85,14 +85,15 @@ class ResultIngest:
 
     async def _fetch_contents(self, pictures: Sequence[PictureReady]) -> dict[str, bytes]:
         """Fetch the bytes, by SHA-256, and check them. The bus has verified the hashes."""
+        if not pictures:
+            return {}
         downloads = (self._fetch_content(picture) for picture in pictures)
         contents: list[bytes] = []
         for content in await asyncio.gather(*downloads, return_exceptions=True):
             if isinstance(content, BaseException):
                 raise content
             contents.append(content)
-        to_decode = await asyncio.to_thread(_check_pictures, pictures, contents) if pictures else []
-        await asyncio.gather(*(self._decoder.check_pictures(images) for images in to_decode))
+        await self._decoder.check_pictures(await asyncio.to_thread(_check_pictures, pictures, contents))
         return {value.sha256: content for value, content in zip(pictures, contents, strict=True)}
 
     async def _fetch_content(self, picture: PictureReady) -> bytes:
@@ -120,8 +121,10 @@ def _to_stored(picture: PictureReady, content: bytes) -> StoredPicture:
     )
 
 
-def _check_pictures(pictures: Sequence[PictureReady], contents: Sequence[bytes]) -> list[list[bytes]]:
-    return [check_picture(picture, content) for picture, content in zip(pictures, contents, strict=True)]
+def _check_pictures(pictures: Sequence[PictureReady], contents: Sequence[bytes]) -> list[bytes]:
+    """Return every picture in them, once each of them is what was announced."""
+    pairs = zip(pictures, contents, strict=True)
+    return [image for picture, content in pairs for image in check_picture(picture, content)]
 
 
 def _check_expected(picture: PictureReady, record: JobRecord) -> None:

@@ -16,6 +16,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 import msgspec
+from cachetools import LRUCache
 from nats.js import JetStreamContext
 from nats.js.errors import APIError, NotFoundError
 
@@ -23,6 +24,7 @@ from engine.bus import subjects
 
 CHUNK_BYTES = 1024 * 1024
 SMALL_BYTES = 128 * 1024  # bytes
+MAX_REMEMBERED = 1024  # blobs that were read and perhaps will be dropped
 MAX_CHUNKS = 1024  # removed one by one: 1 GiB; an untrusted entry may claim any number
 
 
@@ -49,6 +51,7 @@ class BlobStore:
     def __init__(self, js: JetStreamContext, max_age: float, *, has_worker_key: bool = False) -> None:
         self._js, self._has_worker_key = js, has_worker_key
         self._reuse_age = timedelta(seconds=max_age / 2)
+        self._read_numbers: LRUCache[str, list[int]] = LRUCache(MAX_REMEMBERED)  # SHA-256 → its messages in the stream
 
     async def put(self, content: bytes) -> str:
         """Store the bytes and return their SHA-256; reuse a copy younger than half of `max_age`."""
@@ -110,35 +113,45 @@ class BlobStore:
 
     async def get(self, sha: str, limit: int) -> bytes:
         """Return the bytes. Raises `BlobMissing`, also for more than `limit` bytes."""
-        entry = await self._read_entry(sha)
+        entry, number = await self._find_entry(sha)
         if entry is None:
             raise BlobMissing(f"There is no blob {sha[:12]}.")
         if not 0 <= entry.size <= limit:
             raise BlobMissing(f"Blob {sha[:12]} is larger than {limit} bytes.")
         try:
-            content = await self._read_content(entry)
+            content, chunk_numbers = await self._read_content(entry)
         except NotFoundError as error:
             raise BlobMissing(f"There is no blob {sha[:12]}.") from error
         if (await _hash_content(content)).hex() != sha:
             raise BlobMissing(f"Blob {sha[:12]} is damaged.")
+        self._read_numbers[sha] = [number, *chunk_numbers]
         return content
 
-    async def _read_content(self, entry: BlobEntry) -> bytes:
+    async def _read_content(self, entry: BlobEntry) -> tuple[bytes, list[int]]:
         try:
             return await self._read_chunks(subjects.blob_chunk(entry.chunk_id, ">"), entry.size)
         except NotFoundError:
             return await self._read_chunks(subjects.legacy_blob_chunks(entry.chunk_id), entry.size)
 
-    async def _read_chunks(self, subject: str, size: int) -> bytes:
-        """Read chunk after chunk by direct requests: no consumer, and no waiting for a missing chunk."""
-        content, position = bytearray(), 1
+    async def _read_chunks(self, subject: str, size: int) -> tuple[bytes, list[int]]:
+        """Read chunk after chunk by direct requests: no consumer, and no waiting for a missing chunk.
+
+        Return the bytes, and the chunks' numbers in the stream.
+        """
+        content, numbers = bytearray(), [0]
         while len(content) < size:
+            position = numbers[-1] + 1
             msg = await self._js.get_msg(subjects.BLOBS_STREAM, seq=position, subject=subject, direct=True, next=True)
             if not msg.data:
                 break
             content += msg.data
-            position = (msg.seq or 0) + 1
-        return bytes(content)
+            numbers.append(msg.seq or 0)
+        return bytes(content), numbers[1:]
+
+    async def drop_read(self, sha: str) -> None:
+        """Remove the copy that `get` returned last; one that was stored since then stays. Not with a worker's key."""
+        for number in self._read_numbers.pop(sha, ()):
+            await self._erase_message(number)
 
     async def drop(self, sha: str) -> None:
         """Remove a blob that is no longer needed; a missing one is fine."""

@@ -365,9 +365,32 @@ async def test_a_workers_pictures_are_decoded_whole_and_none_comes_back(upload_d
 
 
 async def test_a_worker_is_not_blamed_when_no_process_can_decode() -> None:
-    decoder = UploadDecoder(max_waiting=0)
+    decoder = UploadDecoder()
+    await decoder.close()
     with pytest.raises(OSError, match="try again"):
         await decoder.check_pictures([encode_picture(Image.fromarray(HALVES))])
+
+
+async def test_workers_pictures_wait_for_a_process_and_take_no_place_of_an_upload() -> None:
+    """A busy evening brings more of them at once than the uploads that may wait; each refusal cost seconds."""
+    picture = encode_picture(Image.fromarray(HALVES))
+    decoder = UploadDecoder(max_waiting=1)
+    try:
+        await asyncio.gather(
+            *(decoder.check_pictures([picture] * 4) for _ in range(40)), decoder.decode_picture(picture)
+        )
+    finally:
+        await decoder.close()
+
+
+async def test_many_large_pictures_are_checked_in_several_turns(
+    upload_decoder: UploadDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = encode_picture(Image.fromarray(HALVES))
+    monkeypatch.setattr(intake_module, "MAX_WORKER_BYTES", 4 * len(picture) + 64)
+    await upload_decoder.check_pictures([picture] * 9)
+    with pytest.raises(UnreadableImage):
+        await upload_decoder.check_pictures([picture] * 8 + [b"torn"])
 
 
 async def test_masks_become_grey_and_bad_masks_are_refused(upload_decoder: UploadDecoder) -> None:
