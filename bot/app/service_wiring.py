@@ -50,9 +50,9 @@ def wire_services(
     gallery = Gallery(store, core.picture_store, ladder_decoder.decode, films)
     loader = InitImageLoader(store, core.picture_store, gallery, job_views, upload_decoder, fetch_upload)
     flag_aliases, page_addresses = FlagAliases(store, catalog.model_names), PageAddresses()
+    word_filter = WordFilter(store, filter_thread, limits=limits, clock=clock)
     admission = Admission(
-        store, job_views, WordFilter(store, filter_thread, limits=limits, clock=clock), core.live_workers,
-        LoadCosts(queue.forecast.estimate_load),
+        store, job_views, word_filter, core.live_workers, LoadCosts(queue.forecast.estimate_load),
         limits=limits, max_age=core.settings.max_age, on_admitted=queue.dispatcher.wake, clock=clock,
     )  # fmt: skip
     job_maker = JobMaker(catalog, job_views, gallery, admission, loader)
@@ -69,7 +69,7 @@ def wire_services(
         job_views=job_views, gallery=gallery, catalog=catalog, feed=core.feed, live_workers=core.live_workers,
         startup_notice=lambda: format_startup(bus.get_startup_progress()), page_addresses=page_addresses,
         front_end=front_end, deliveries=Deliveries(store, job_views, clock=clock), preferences=Preferences(store),
-        flag_aliases=flag_aliases, rule_admin=rule_admin,
+        flag_aliases=flag_aliases, rule_admin=rule_admin, word_filter=word_filter,
         picture_review=PictureReview(store, job_views, gallery, clock=clock), history=History(store, job_views),
         moderation=moderation, data_deletion=data_deletion,
         data_export=DataExport(store, core.picture_store, clock=clock), prompt_shortener=PromptShortener(bus.embed),

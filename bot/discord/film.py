@@ -94,11 +94,11 @@ def _has_film(view: JobView) -> bool:
 
 async def _is_public(interaction: discord.Interaction[DarkroomClient], view: JobView) -> bool:
     """Return whether everybody here may see the film; False if the rules do not load in time."""
-    member = member_of(interaction)
+    member, services = member_of(interaction), interaction.client.services
     try:
         async with asyncio.timeout(RULES_TIMEOUT):
-            rules = await interaction.client.services.rule_admin.effective_rules(member)
-            return await can_publish(view, member, rules)
+            rules = await services.rule_admin.effective_rules(member)
+            return await can_publish(view, member, rules, services.word_filter)
     except TimeoutError:
         return False
 

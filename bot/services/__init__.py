@@ -9,6 +9,7 @@ from bot.domain.events import Feed
 from bot.images.gallery import Gallery
 from bot.images.uploads.upload_decoder import UploadDecoder
 from bot.queue.model_catalog import ModelCatalog
+from bot.services.admission.word_filter import WordFilter
 from bot.services.flag_aliases import FlagAliases
 from bot.services.front_end_actions import FrontEndActions
 from bot.services.init_images.request import PageAddresses
@@ -49,6 +50,7 @@ class Services:
     preferences: Preferences
     flag_aliases: FlagAliases
     rule_admin: RuleAdmin
+    word_filter: WordFilter
     picture_review: PictureReview
     history: History
     moderation: Moderation

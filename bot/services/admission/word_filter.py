@@ -21,11 +21,11 @@ from bot.domain.texts import shorten
 from bot.policy.limits import Limits
 from bot.policy.rules import EVERYWHERE, EffectiveRules, Rule, resolve
 from bot.policy.rules.match_budget import MatchBudget
+from bot.policy.rules.member_texts import member_texts
 from bot.policy.rules.word_filter import Match, find_match
 from bot.store import NewJob, Store
 from bot.store.fairness.ledger import Ledger, run_with_ledger
 from bot.store.moderation import incidents
-from engine.contract import Recipe
 
 MAX_REQUESTS = 3  # requests of one member, matched or waiting
 TOO_COMPLEX = (
@@ -68,16 +68,19 @@ class WordFilter:
             return
         if not effective_rules.words and not effective_rules.patterns:
             return
-        texts = tuple(dict.fromkeys(text for new_job in new_jobs for text in member_texts(new_job)))
-        match, text = await self._match_texts(texts, effective_rules, member)
+        texts = tuple(dict.fromkeys(text for job in new_jobs for text in member_texts(job.prompt, job.task)))
+        match, text = await self.match_texts(texts, effective_rules, member)
         if match is not None:
             await self._note_incident(member, "word", f"{_entry_text(match)} in “{shorten(text, 300)}”")
             raise UserError(refusal_sentence(match, rules))
 
-    async def _match_texts(
+    async def match_texts(
         self, texts: Sequence[str], effective_rules: EffectiveRules, member: Member
     ) -> tuple[Match | None, str]:
-        """Match on the filter's thread. Raises `UserError` (429) if a member has too many requests at once."""
+        """Return the first match and its text; all texts share one budget.
+
+        Matches on the filter's thread. Raises `UserError` (429) if a member has too many requests at once.
+        """
         if self._running[member.id] >= MAX_REQUESTS:
             raise UserError(TOO_MANY_REQUESTS, 429)
         self._running[member.id] += 1
@@ -93,16 +96,6 @@ class WordFilter:
     async def _note_incident(self, member: Member, kind: IncidentKind, detail: str) -> None:
         row = (member.guild, kind, member.id, member.name, detail, self._clock())
         await self._store.write(incidents.write_incident, *row)
-
-
-def member_texts(new_job: NewJob) -> Iterable[str]:
-    """Yield every text of a request that a member wrote, in it or in its parent."""
-    yield new_job.prompt
-    if isinstance(new_job.task, Recipe):
-        yield " ".join(concept.text for concept in new_job.task.concepts)
-        yield new_job.task.negative
-        if new_job.task.interpolation is not None and new_job.task.interpolation.end_prompt is not None:
-            yield new_job.task.interpolation.end_prompt
 
 
 def _first_match(texts: Sequence[str], effective_rules: EffectiveRules) -> tuple[Match | None, str]:

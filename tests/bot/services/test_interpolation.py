@@ -15,10 +15,10 @@ from bot.domain.dto import Member
 from bot.domain.errors import UserError
 from bot.images.films.animation import HOLD_MS
 from bot.images.films.interpolation_film import FRAMES_BETWEEN, animate_walk, render_interpolation_film
+from bot.policy.rules.member_texts import member_texts
 from bot.prompt import parse
 from bot.prompt.capability_check import check_sampler
 from bot.prompt.flags import prompt_title
-from bot.services.admission.word_filter import member_texts
 from bot.services.jobs.derived_recipes import (
     can_interpolate,
     interpolate_images,
@@ -175,11 +175,11 @@ async def test_an_interpolation_is_deleted_whole_and_the_word_filter_reads_its_p
     assert set(deletion.deliveries) == {one.job for one in accepted_jobs}
     with pytest.raises(UserError):
         await app.services.job_views.load_view(accepted_jobs[0].job)
-    draft = NewJob(
+    new_job = NewJob(
         id="0" * 26, action="imagine", prompt="p", notes=(), task=interpolation_recipes(FOX, "a gory cat", 4)[0],
         member=ann, destination=destination, pool="default", model="m", cost=1.0, created=1.0, deadline=2.0,
     )  # fmt: skip
-    assert "a gory cat" in list(member_texts(draft))
+    assert "a gory cat" in member_texts(new_job.prompt, new_job.task)
 
 
 @pytest.mark.asyncio
