@@ -24,7 +24,10 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 def gpu_report(
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the two files go.")] = Path(),
     models: Annotated[
-        str, typer.Option(metavar="NAMES", help="Real sizes to measure: some of sd15, sdxl and flux, with commas.")
+        str,
+        typer.Option(
+            metavar="NAMES", help="Real sizes to measure: some of sd15, sdxl and flux, with commas; all by default."
+        ),
     ] = "",
     cache: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Where they are built and kept; by default the data folder.")
@@ -43,6 +46,8 @@ def gpu_report(
 
     names, device = parse_model_names(models), choose_device()
     if device.type != "cuda":
+        if models and not full:
+            raise typer.BadParameter("On a processor, real sizes need --full.")
         _print_progress("There is no GPU here: this measures the processor.")
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 
+from benchmarks.report.errors import describe_error
 from engine.calibration.calibration import read_device_name
 from engine.models.family import TORCH_DTYPES
 
@@ -65,13 +66,13 @@ def _read_driver_version() -> str | None:
 
 
 def _measure_tflops(device: torch.device, torch_dtype: torch.dtype) -> float | str:
-    """Return TFLOP/s of a large matrix product, or the error's text."""
+    """Return TFLOP/s of a large matrix product, or the error."""
     side = GPU_MATRIX_SIDE if device.type == "cuda" else CPU_MATRIX_SIDE
     try:
         a, b = (torch.randn(side, side, device=device).to(torch_dtype) for _ in range(2))
         return round(2 * side**3 / min(_time_matmul(a, b) for _ in range(ROUNDS)) / 1e12, 3)
     except RuntimeError as error:
-        return f"fails: {str(error).partition(chr(10))[0][:120]}"
+        return f"fails: {describe_error(error)}"
 
 
 def _time_matmul(a: torch.Tensor, b: torch.Tensor) -> float:

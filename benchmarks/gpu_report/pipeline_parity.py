@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -14,6 +15,7 @@ from PIL import Image
 
 from benchmarks.fixtures.reference_pipeline import call_pipeline, make_job
 from benchmarks.fixtures.small_pipelines import PIPELINE_BUILDERS, save_small_pipeline
+from benchmarks.report.errors import describe_error
 from benchmarks.report.figure_row import FigureRow
 from benchmarks.report.measures import psnr
 from engine import models
@@ -42,8 +44,7 @@ def _measure_kinds(
         try:
             yield _measure_kind(kind, temp_folder / kind, device)
         except Exception as error:  # the report is for finding kinds that fail here; the others go on
-            note = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            yield FigureRow(f"{kind}: latents against the pipeline", None, "≤ 1e-4", "", note)
+            yield FigureRow(f"{kind}: latents against the pipeline", None, "≤ 1e-4", "", describe_error(error))
 
 
 def _measure_kind(kind: str, folder: Path, device: torch.device) -> FigureRow:
@@ -63,6 +64,8 @@ def _measure_kind(kind: str, folder: Path, device: torch.device) -> FigureRow:
     recipe = _make_recipe(family, _choose_sampler(family))
     engine_result, pipeline_result = _run_engine(family, recipe), call_pipeline(pipeline, family, recipe)[0]
     relative_error = float((engine_result - pipeline_result).abs().max()) / max(1.0, float(pipeline_result.abs().max()))
+    if not math.isfinite(relative_error):
+        raise RuntimeError("the latents are not finite")
     return FigureRow(
         f"{kind}: latents against {pipeline_class}",
         relative_error,

@@ -32,9 +32,9 @@ def format_markdown(facts: Mapping[str, Any], sections: Sections) -> str:
 
 
 def _format_row(row: FigureRow) -> str:
-    mark = "–" if row.figure is None else "ok" if row.meets_goal else "**miss**"
-    figure = "not measured" if row.figure is None else f"{row.figure:.4g} {row.unit}".strip()
-    return f"| {mark} | {_format_cell(row.name)} | {figure} | {row.goal or ''} | {_format_cell(row.note)} |"
+    missing_mark = "**failed**" if row.goal else "–"
+    mark = missing_mark if row.figure is None else "ok" if row.meets_goal else "**miss**"
+    return f"| {mark} | {_format_cell(row.name)} | {row.figure_text} | {row.goal or ''} | {_format_cell(row.remark)} |"
 
 
 def _format_cell(value: object) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.report.errors import describe_error
 from benchmarks.report.figure_row import FigureRow
 from engine.calibration.measurement import probe_recipe
 from engine.contract import Dtype
@@ -33,21 +34,24 @@ LoadFamily = Callable[[], DiffusersFamily]
 def measure_speedup_rows(load_family: LoadFamily, print_progress: Callable[[str], None]) -> list[FigureRow]:
     """Return the rows.
 
-    `load_family` loads the same model anew each time. A part that fails says so in its rows; the others go on.
+    `load_family` loads the same model anew each time. A method that fails says so in its rows; the others go on.
     """
     rows = list[FigureRow]()
-    for title, names, measure_part in (
+    for title, names, measure_method in (
         ("rows together", tuple(_batch_row_name(count) for count in BATCH_SIZES), _measure_batches),
         ("CUDA graphs", GRAPH_ROW_NAMES, _measure_cuda_graphs),
         ("torch.compile", (COMPILE_ROW_NAME,), _measure_compile),
         ("offload", (OFFLOAD_ROW_NAME, ENCODE_ROW_NAME), _measure_offload),
     ):
         print_progress(title)
+        method_rows = dict[str, FigureRow]()
         try:
-            rows += measure_part(load_family)
+            for row in measure_method(load_family):
+                method_rows[row.name] = row
         except Exception as error:  # the report must show any failure of a GPU
-            note = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            rows += [FigureRow(name, None, None, "×", note) for name in names]
+            note = describe_error(error)
+            method_rows |= {name: FigureRow(name, None, None, "×", note) for name in names if name not in method_rows}
+        rows += method_rows.values()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     return rows
@@ -137,7 +141,7 @@ def _make_forward(family: DiffusersFamily, rows: int, dtype: Dtype) -> Callable[
     shape = family.latent_shape(family.size, family.size)
     x = torch.randn(rows, *shape, generator=torch.Generator().manual_seed(0)).to(family.device)
     conditioning = tuple(
-        part.expand(rows, *part.shape) for part in family.encode_conditioning("a cat", probe_recipe(family))
+        tensor.expand(rows, *tensor.shape) for tensor in family.encode_conditioning("a cat", probe_recipe(family))
     )
     timesteps = torch.full((rows,), 500.0, device=family.device)
     return lambda: family.denoise(x, timesteps, conditioning, dtype)

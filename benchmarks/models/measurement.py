@@ -18,6 +18,7 @@ from benchmarks.models import diffusers_run
 from benchmarks.models.darkroom_server import DarkroomServer, JobTimes, run_server
 from benchmarks.models.model_configs import BenchmarkModel
 from benchmarks.models.processes import OutputLine, darkroom_command, run_and_collect
+from benchmarks.report.errors import describe_error
 
 PROMPT = "a lighthouse at night"
 DTYPE = "bfloat16"  # of the folder, and so of diffusers
@@ -38,7 +39,7 @@ class Figures:
         try:
             self.values |= measure_part()
         except (RuntimeError, OSError, ValueError, LookupError) as error:
-            self.failures.append(f"{name} failed: {' '.join(str(error).split())[:300] or type(error).__name__}")
+            self.failures.append(f"{name} failed: {describe_error(error)}")
 
 
 def measure_model(model: BenchmarkModel, model_folder: Path, print_progress: PrintProgress) -> Figures:

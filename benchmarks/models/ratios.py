@@ -56,17 +56,17 @@ def _make_row(model: BenchmarkModel, figures: Figures, ratio: RatioRow) -> Figur
         figures.values.get(f"diffusers {ratio.diffusers_key}"),
     )
     if not darkroom_figure or not diffusers_figure:
-        return FigureRow(name, None, ratio.goal, "×", _missing_note(model, figures, ratio))
+        if ratio.is_rate and not any(ratio.darkroom_key == f"{users} users" for users in model.user_counts):
+            return FigureRow(name, None, None, "×", "left out on a processor, so that all rows fit into the time")
+        return FigureRow(name, None, ratio.goal, "×", _missing_note(figures, ratio))
     figure = darkroom_figure * diffusers_figure if ratio.is_rate else darkroom_figure / diffusers_figure
     return FigureRow(
         name, figure, ratio.goal, "×", _ratio_note(model, figures, ratio, darkroom_figure, diffusers_figure)
     )
 
 
-def _missing_note(model: BenchmarkModel, figures: Figures, ratio: RatioRow) -> str:
+def _missing_note(figures: Figures, ratio: RatioRow) -> str:
     """Say why there is no figure, and the one figure that was measured."""
-    if ratio.is_rate and not any(ratio.darkroom_key == f"{users} users" for users in model.user_counts):
-        return "left out on a processor, so that all rows fit into the time"
     side_figures = {
         side: figures.values.get(f"{side} {key}")
         for side, key in (("ours", ratio.darkroom_key), ("diffusers", ratio.diffusers_key))

@@ -35,6 +35,11 @@ class FigureRow:
             object.__setattr__(self, "figure", None)
 
     @property
+    def figure_text(self) -> str:
+        """Return the figure with its unit, for people."""
+        return "not measured" if self.figure is None else f"{self.figure:.4g} {self.unit}".strip()
+
+    @property
     def remark(self) -> str:
         """Return the note, after a sentence about missing samples."""
         if self.samples < 1:
@@ -76,10 +81,9 @@ def format_table(rows: Sequence[FigureRow]) -> str:
     """Return one line a row, with the goal beside the figure and a mark if it was missed."""
     lines: list[str] = []
     for row in rows:
-        figure = "not measured" if row.figure is None else f"{row.figure:.4g} {row.unit}".strip()
         goal = f" (goal {row.goal})" if row.goal else ""
         mark = "—   " if row.figure is None else "ok  " if row.meets_goal else "MISS"
-        lines.append(f"{mark} {row.name}: {figure}{goal}")
+        lines.append(f"{mark} {row.name}: {row.figure_text}{goal}")
         if row.remark:
             lines.append(f"       {row.remark}")
     return "\n".join(lines)

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 
 from benchmarks.fixtures.small_pipelines import PIPELINE_BUILDERS, save_small_pipeline
 from benchmarks.gpu_report import __main__ as report
 from benchmarks.gpu_report import pipeline_parity, speedups
 from benchmarks.gpu_report.device_facts import describe_device
 from benchmarks.gpu_report.report_format import format_json, format_markdown
+from benchmarks.models.measurement import Figures
 from benchmarks.report.figure_row import FigureRow
 from engine import models
 from engine.models.families.diffusers_family import DiffusersFamily
@@ -90,6 +92,51 @@ def test_a_failing_method_does_not_stop_the_others(load: speedups.LoadFamily, mo
     assert {row.note for row in rows[len(speedups.BATCH_SIZES) :]} == {speedups.NO_GPU_NOTE}
 
 
+def test_a_method_that_fails_late_keeps_its_first_rows_and_repeats_none(
+    load: speedups.LoadFamily, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+
+    def fail_at_the_third_size(*_: Any) -> float:
+        nonlocal calls
+        calls += 1
+        if calls > 3:  # one row alone, then two sizes
+            raise torch.OutOfMemoryError("out of memory")
+        return 1.0
+
+    monkeypatch.setattr(speedups, "_measure_ms", fail_at_the_third_size)
+    rows = speedups.measure_speedup_rows(load, ignore_sentence)[: len(speedups.BATCH_SIZES)]
+    assert [row.name for row in rows] == [speedups._batch_row_name(count) for count in speedups.BATCH_SIZES]
+    assert [row.figure for row in rows] == [2.0, 4.0, None, None]
+
+
+def test_failures_name_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Any:
+        raise FileNotFoundError(2, "No such file or directory", "/home/ada/models/sd")
+
+    figures = Figures()
+    figures.add_measured("this", fail)
+    monkeypatch.setattr(pipeline_parity, "save_small_pipeline", fail)
+    rows = speedups.measure_speedup_rows(fail, ignore_sentence)
+    rows += pipeline_parity.measure_parity_rows(CPU, ignore_sentence, ("sd",))
+    notes = [*figures.failures, *(row.note for row in rows)]
+    assert all("No such file" in note and "ada" not in note for note in notes), notes
+
+
+def test_latents_that_are_not_finite_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = pipeline_parity._run_engine
+    monkeypatch.setattr(pipeline_parity, "_run_engine", lambda *args: original(*args) * torch.nan)
+    (row,) = pipeline_parity.measure_parity_rows(CPU, ignore_sentence, ("sd",))
+    assert "not finite" in row.note
+    assert "| **failed** | sd: latents" in format_markdown({"device": "a", "kind": "cuda"}, {"Parity": [row]})
+
+
+def test_real_sizes_on_a_processor_need_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "measure_report", lambda *_, **__: pytest.fail("measured"))
+    with pytest.raises(typer.BadParameter, match="need --full"):
+        report.main(["--out", str(tmp_path), "--models", "sd15"])
+
+
 @pytest.mark.slow
 def test_the_device_is_described_in_plain_values() -> None:
     facts = json.loads(json.dumps(describe_device(CPU)))
@@ -106,6 +153,8 @@ def test_the_page_says_what_was_measured_and_what_was_not() -> None:
     assert "There is no GPU here" in page
     assert "| **miss** | a \\| b | 0.5 × | ≥ 1 | two lines |" in page
     assert "| – | c | not measured |  | not on a processor |" in page
+    partial_page = format_markdown(facts, {"Ways": [FigureRow("d", 1.0, None, "×", "n", 3, 4)]})
+    assert "only 3 of 4 were measured; n" in partial_page
     assert "There is no GPU" not in format_markdown({**facts, "kind": "cuda"}, {})
     content = json.loads(format_json(facts, {"Ways": rows}))
     assert [row["pass"] for row in content["sections"]["Ways"]] == [False, False]

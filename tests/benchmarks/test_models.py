@@ -123,7 +123,9 @@ def test_a_failed_measurement_has_no_figure_does_not_pass_and_says_why() -> None
     assert not row.meets_goal
     assert "no memory" in row.note
     assert "diffusers 50 s" in row.note
-    assert "left out" in _find_row(figures, "4 users", user_counts=(2,)).note
+    left_out = _find_row(figures, "4 users", user_counts=(2,))
+    assert "left out" in left_out.note
+    assert left_out.goal is None, "what nobody wanted to measure misses no goal"
 
 
 def test_one_failed_part_does_not_stop_the_others() -> None:
@@ -134,7 +136,7 @@ def test_one_failed_part_does_not_stop_the_others() -> None:
 
     figures.add_measured("this", fail)
     figures.add_measured("that", lambda: {"ours step": 1.0})
-    assert figures.failures == ["this failed: it was killed"]
+    assert figures.failures == ["this failed: RuntimeError: it was killed"]
     assert figures.values == {"ours step": 1.0}
 
 
