@@ -1,10 +1,10 @@
-"""The fair order: pool → tier → guild → user by virtual time (start-time fair queueing, Goyal et al. 1996). Pure.
+"""The fair order: pool → tier → guild → member by virtual time (start-time fair queueing, Goyal et al. 1996). Pure.
 
 Each account has a virtual time: its total cost divided by its weight. At each level the account with the lowest one
-goes next; a user's own jobs go in order of arrival. An account that was idle starts at its parent's current virtual
+goes next; a member's own jobs go in order of arrival. An account that was idle starts at its parent's current virtual
 time (`floor`): being idle earns no credit, and a flood of jobs delays only its own member. The store does the same in
 SQL; `dispatch_order` predicts it for places in the queue, and the tests compare the two. `WaitEstimate` needs only the
-number and cost of each user's jobs.
+number and cost of each member's jobs.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class Account:
     weight: float
     queued: int
     active: int
-    since: float | None = None  # for a user: since when it waits for a turn
+    since: float | None = None  # for a member: since when it waits for a turn
 
 
 @dataclass(frozen=True)
 class WaitingJob:
-    """A waiting job, as the fair order sees it. `account`: the user's path."""
+    """A waiting job, as the fair order sees it. `account`: the member's path."""
 
     job: str
     account: str
@@ -88,7 +88,7 @@ def _take_next(nodes: dict[str, _Node], node: _Node) -> tuple[str, float]:
 
 
 def account_paths(pool: str, billing_key: BillingKey) -> tuple[str, str, str, str]:
-    """Return the accounts that a job is charged to, from its pool down to its user."""
+    """Return the accounts that a job is charged to, from its pool down to its member."""
     parts = [
         part.replace("%", "%25").replace("/", "%2F")
         for part in (pool, billing_key.tier, billing_key.guild, billing_key.user)
@@ -107,8 +107,8 @@ def parent_path(path: str) -> str:
     return path.rpartition("/")[0]
 
 
-def member_id_of_path(path: str) -> str:
-    """Return the user's id at the end of a path."""
+def account_name(path: str) -> str:
+    """Return the name at the end of a path, unescaped."""
     return path.rpartition("/")[2].replace("%2F", "/").replace("%25", "%")
 
 
@@ -123,20 +123,20 @@ def charge_time(virtual_time: float, cost: float, weight: float) -> float:
 
 
 class WaitEstimate:
-    """The users who wait in one pool: for each, the number of jobs and their average cost (device-seconds)."""
+    """The members who wait in one pool: for each, the number of jobs and their average cost (device-seconds)."""
 
-    def __init__(self, users: Iterable[tuple[int, float]] = ()) -> None:
-        sorted_users = sorted(users)
-        self._job_counts = [count for count, _ in sorted_users]
+    def __init__(self, members: Iterable[tuple[int, float]] = ()) -> None:
+        sorted_members = sorted(members)
+        self._job_counts = [count for count, _ in sorted_members]
         self._job_sums = [0, *accumulate(self._job_counts)]
-        self._work_sums = [0.0, *accumulate(count * cost for count, cost in sorted_users)]
-        self._cost_sums = [0.0, *accumulate(cost for _, cost in sorted_users)]
+        self._work_sums = [0.0, *accumulate(count * cost for count, cost in sorted_members)]
+        self._cost_sums = [0.0, *accumulate(cost for _, cost in sorted_members)]
 
     def estimate(self, own_ahead: int) -> tuple[int, float]:
         """Return how many jobs start before a job, and the cost of those jobs and this one.
 
-        `own_ahead`: how many jobs of the same user precede it. Until it starts, each user gets at most `own_ahead` + 1
-        turns. O(log users).
+        `own_ahead`: how many jobs of the same member precede it. Until it starts, each member gets at most `own_ahead`
+        + 1 turns. O(log members).
         """
         short_queues = bisect_right(self._job_counts, own_ahead + 1)
         jobs = self._job_sums[short_queues] + (own_ahead + 1) * (len(self._job_counts) - short_queues)

@@ -1,9 +1,10 @@
 """Exceptions to the fair order: which job may go before the first in the queue, and for how long. Pure.
 
-Virtual time alone bounds no waiting time: a tier of tiny weight, or a user behind endless newcomers, might wait for
-ever. So waiting time counts too. A user is *overdue* after waiting `PATIENCE_SECONDS` seconds for a turn, however many
-jobs they have. One in `OVERDUE_INTERVAL` dispatches of a pool goes to the user who is overdue longest. If k users have
-waited longer and a worker can run the job, an overdue user is served within `OVERDUE_INTERVAL` × (k + 1) dispatches.
+Virtual time alone bounds no waiting time: a tier of tiny weight, or a member behind endless newcomers, might wait for
+ever. So waiting time counts too. A member is *overdue* after waiting `PATIENCE_SECONDS` seconds for a turn, however
+many jobs they have. One in `OVERDUE_INTERVAL` dispatches of a pool goes to the member who is overdue longest. If k
+members have waited longer and a worker can run the job, an overdue member is served within `OVERDUE_INTERVAL` × (k + 1)
+dispatches.
 
 A job whose model is in memory may pass a job whose model must be loaded, for `MAX_BYPASS_SECONDS` at most. So two
 alternating models are not loaded for every job, and no job waits longer than that for this reason.
@@ -38,11 +39,11 @@ class QueueBypass:
         self._last_loads: dict[str, tuple[str, float]] = {}  # pool → the last model to load, and when
 
     def is_overdue_turn(self, pool: str) -> bool:
-        """Return whether the pool's next dispatch goes to the user who is overdue longest, if there is one."""
+        """Return whether the pool's next dispatch goes to the member who is overdue longest, if there is one."""
         return self._dispatch_counts[pool] >= self.overdue_interval - 1
 
     def overdue_before(self, now: float) -> float:
-        """Return the time before which a user's wait must have begun to be overdue."""
+        """Return the time before which a member's wait must have begun to be overdue."""
         return now - self.patience
 
     def bypass_models(self, pool: str, loaded: Set[str], now: float) -> Set[str]:
@@ -64,8 +65,9 @@ class QueueBypass:
     def note_dispatch(
         self, pool: str, job: str, now: float, *, loads_model: str = "", was_overdue: bool = False
     ) -> None:
-        """Note a dispatch. `loads_model`: its model, if not in memory; `was_overdue`: it was the longest overdue user's
-        turn.
+        """Note a dispatch.
+
+        `loads_model`: its model, if not in memory; `was_overdue`: it was the turn of the member who is overdue longest.
         """
         if loads_model:
             self._last_loads[pool] = (loads_model, now)

@@ -58,8 +58,8 @@ class Patrol:
 
     async def run_round(self) -> None:
         """Check all jobs once. Raises `BrokerUnreachable` and `DatabaseUnavailable`."""
-        for record in await self._store.query(queries.list_overdue, self._clock()):
-            await self._fail_overdue(record)
+        for record in await self._store.query(queries.list_expired, self._clock()):
+            await self._fail_expired(record)
         for active_job in list(self._active_jobs.by_id.values()):
             if self._is_check_due(active_job):
                 with log_context(active_job.record.id, active_job.record.worker):
@@ -68,7 +68,7 @@ class Patrol:
             for job in [job for job in times if job not in self._active_jobs.by_id]:
                 del times[job]
 
-    async def _fail_overdue(self, record: JobRecord) -> None:
+    async def _fail_expired(self, record: JobRecord) -> None:
         if await self._completion.fail(record.id, RAN_TOO_LONG if record.started else WAITED_TOO_LONG, "us"):
             await self._completion.clear_broker(record, tombstone=True)
 

@@ -4,7 +4,8 @@ It defines how a value looks and how large it may be, and imports neither NATS, 
 frozen, tagged (`type`), versioned (`v`) and strict: unknown fields are refused. Every string, list and number is
 bounded: bytes from another process are untrusted until `decode` has accepted them.
 
-All public names can be imported from here, except `rejection.JobRejected`. They lie in these files:
+All public names can be imported from here, except `rejection.JobRejected` and `fields.AccountName`. They lie in these
+files:
 
 - `fields`: versions, limits, bounded field types, and the base of all messages.
 - `samplers`: the samplers' names.
@@ -41,7 +42,6 @@ from engine.contract.fields import (
     SUPER_RESOLVER_VERSION,
     VERSION,
     X0_ESTIMATES_VERSION,
-    Account,
     Blame,
     ByteCount,
     CandidateText,
@@ -110,7 +110,7 @@ __all__ = [
     "FULL_INTERVAL", "INIT_IMAGES_VERSION", "MAX_CANDIDATES", "MAX_CONCEPTS", "MAX_COUNT", "MAX_ESTIMATE_BYTES",
     "MAX_FRAME_BYTES", "MAX_INIT_IMAGES", "MAX_INTERPOLATION_FRAMES", "MAX_KEYFRAMES", "MAX_LORAS", "MAX_NOISINGS",
     "MAX_ROWS", "MAX_STEPS", "MAX_THUMBNAIL_BYTES", "MODELS_VERSION", "PICTURE_CHECK_VERSION", "PIPELINE_SAMPLERS",
-    "SAMPLER_TITLES", "SUPER_RESOLVER_VERSION", "VERSION", "VERSION_1_SAMPLERS", "X0_ESTIMATES_VERSION", "Account",
+    "SAMPLER_TITLES", "SUPER_RESOLVER_VERSION", "VERSION", "VERSION_1_SAMPLERS", "X0_ESTIMATES_VERSION",
     "BillingKey", "Blame", "Branch", "ByteCount", "CandidateText", "Concept", "ControlMessage", "Coordinate",
     "DecodeReply", "DecodeRequest", "DescribeReply", "DescribeRequest", "Dtype", "EmbedReply", "EmbedRequest", "Epoch",
     "Fraction", "Frame", "GuidanceKind", "Id", "ImageToImage", "Index", "InitImage", "Interpolation", "Job",

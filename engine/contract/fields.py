@@ -44,7 +44,7 @@ LatentBytes = Annotated[bytes, Meta(max_length=8 * 1024 * 1024)]
 TensorSide = Annotated[int, Meta(ge=1, le=65_536)]  # one dimension of a tensor
 Side = Annotated[int, Meta(ge=16, le=4096)]
 Epoch = Annotated[int, Meta(ge=0, le=2**62)]
-Account = Annotated[str, Meta(max_length=64)]
+AccountName = Annotated[str, Meta(max_length=64)]
 Version = Annotated[int, Meta(ge=1, le=VERSION)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 ByteCount = Annotated[int, Meta(ge=0, le=10**15)]

@@ -10,7 +10,7 @@ from msgspec import Meta, Struct
 from engine.contract.fields import (
     PICTURE_CHECK_VERSION,
     SUPER_RESOLVER_VERSION,
-    Account,
+    AccountName,
     Id,
     Name,
     Seconds,
@@ -50,9 +50,9 @@ def required_blobs(task: Task) -> tuple[str, ...]:
 class BillingKey(Struct, frozen=True, forbid_unknown_fields=True):
     """Who a job's cost is charged to. The same four fields decide the fair order in the queue and in the batch."""
 
-    tier: Account
-    guild: Account
-    user: Account
+    tier: AccountName
+    guild: AccountName
+    user: AccountName
     weight: Annotated[float, Meta(gt=0, le=1000)] = 1.0
 
 

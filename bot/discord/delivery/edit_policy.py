@@ -46,7 +46,7 @@ class EditPolicy(Generic[T]):
         self.budget = budget or RateBudget()
         self._waiting_edits: dict[str, Edit[T]] = {}
         self._buckets: dict[str, Bucket] = {}
-        self._bucket_by_job: dict[str, str] = {}  # rendering job → bucket
+        self._preview_bucket_by_job: dict[str, str] = {}  # job that shows previews → bucket
         self._last_edit_times: dict[str, float] = {}  # job → when its last edit began
         self._not_before: dict[str, float] = {}
         self._ended_jobs: LRUCache[str, None] = LRUCache(MAX_ENDED_JOBS)
@@ -69,7 +69,7 @@ class EditPolicy(Generic[T]):
         elif edit.job in self._ended_jobs:
             return False
         elif edit.kind == "preview":
-            self._start_rendering(edit.job, edit.bucket, due)
+            self._start_previews(edit.job, edit.bucket, due)
         current = self._waiting_edits.get(edit.job)
         is_same_kind = current is not None and current.kind == edit.kind
         self._enqueue(replace(edit, waiting_since=current.waiting_since) if current and is_same_kind else edit)
@@ -258,19 +258,19 @@ class EditPolicy(Generic[T]):
     def _get_bucket(self, name: str) -> Bucket:
         return self._buckets.get(name) or self._buckets.setdefault(name, Bucket(self.budget, self.budget.limit))
 
-    def _start_rendering(self, job: str, bucket: str, due: float) -> None:
-        if self._bucket_by_job.get(job, bucket) != bucket:
-            self._stop_rendering(job)
-        self._bucket_by_job[job] = bucket
+    def _start_previews(self, job: str, bucket: str, due: float) -> None:
+        if self._preview_bucket_by_job.get(job, bucket) != bucket:
+            self._stop_previews(job)
+        self._preview_bucket_by_job[job] = bucket
         self._get_bucket(bucket).final_due_times[job] = due
         self._dirty_buckets.add(bucket)
 
-    def _stop_rendering(self, job: str) -> None:
+    def _stop_previews(self, job: str) -> None:
         """Remove the job from its bucket: the others' intervals shrink."""
-        if (bucket := self._bucket_by_job.pop(job, None)) is not None:
+        if (bucket := self._preview_bucket_by_job.pop(job, None)) is not None:
             self._get_bucket(bucket).final_due_times.pop(job, None)
             self._dirty_buckets.add(bucket)
 
     def _mark_ended(self, job: str) -> None:
-        self._stop_rendering(job)
+        self._stop_previews(job)
         self._ended_jobs[job] = None

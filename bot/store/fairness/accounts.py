@@ -28,7 +28,7 @@ from sqlalchemy import (
 )  # fmt: skip
 
 from bot.domain.job_states import ACTIVE_STATES
-from bot.policy.fair_queue import ancestor_paths, entry_time, member_id_of_path, parent_path
+from bot.policy.fair_queue import account_name, ancestor_paths, entry_time, parent_path
 from bot.policy.queue_bypass import QueueBypass
 from bot.policy.rules.running_limits import RunningLimits
 from bot.store.schema.tables import accounts, jobs
@@ -59,7 +59,7 @@ _SUM_ROWS_IN_USE = select(func.coalesce(func.sum(jobs.c.rows), 0)).where(
 _SELECT_ACTIVE_GUILDS = select(jobs.c.guild).where(
     jobs.c.member == bindparam("member"), jobs.c.state.in_(ACTIVE_STATES)
 )
-AccountFilter = Literal["children", "users", "newcomers", "overdue"]  # which accounts a search visits
+AccountFilter = Literal["children", "members", "newcomers", "overdue"]  # which accounts a search visits
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def enter_accounts(connection: Connection, path: str, weights: Mapping[str, floa
         if account is None:
             values = {
                 "path": level, "parent": parent_path(level), "virtual": floor, "floor": 0.0, "queued": 0, "active": 0,
-                "weight": weights.get(member_id_of_path(level), 1.0) if level.count("/") == 1 else 1.0,
+                "weight": weights.get(account_name(level), 1.0) if level.count("/") == 1 else 1.0,
                 "since": now if level == path else None,
             }  # fmt: skip
             connection.execute(_INSERT_ACCOUNT, values)
@@ -153,7 +153,7 @@ def find_next_job(connection: Connection, request: PickRequest) -> RowMapping | 
     """Return the next job's row in fair order that the request allows, or None. Reads no more accounts than needed."""
     for tier in _iter_children(connection, request.pool):
         for guild in _iter_children(connection, tier):
-            full_channels = _find_full_channels(connection, member_id_of_path(guild), request.running_limits)
+            full_channels = _find_full_channels(connection, account_name(guild), request.running_limits)
             if full_channels is None:
                 continue
             for account in _iter_members(connection, guild, request):
@@ -171,7 +171,7 @@ def find_longest_waiting_job(connection: Connection, request: PickRequest, waiti
     for account in _iter_pages(connection, "overdue", path_params | _model_params(request)):
         guild = parent_path(account)
         if guild not in full_by_guild:
-            full_by_guild[guild] = _find_full_channels(connection, member_id_of_path(guild), request.running_limits)
+            full_by_guild[guild] = _find_full_channels(connection, account_name(guild), request.running_limits)
         full_channels = full_by_guild[guild]
         row = None if full_channels is None else _find_first_job(connection, account, request, full_channels)
         if row is not None:
@@ -200,7 +200,7 @@ def _iter_members(connection: Connection, guild: str, request: PickRequest) -> I
     cost a read.
     """
     return _iter_pages(
-        connection, "newcomers" if request.newcomers_only else "users", {"above": guild} | _model_params(request)
+        connection, "newcomers" if request.newcomers_only else "members", {"above": guild} | _model_params(request)
     )
 
 

@@ -83,7 +83,7 @@ def list_open_ids(connection: Connection, guild: str | None) -> list[str]:
     return list(connection.execute(query.order_by(jobs.c.state != "queued", jobs.c.id)).scalars())
 
 
-def list_overdue(connection: Connection, now: float) -> list[JobRecord]:
+def list_expired(connection: Connection, now: float) -> list[JobRecord]:
     """Return at most 100 open jobs whose deadline has passed."""
     query = select(jobs).where(jobs.c.state.in_(OPEN_STATES), jobs.c.deadline <= now)
     return load_records(connection, query.order_by(jobs.c.id).limit(100))

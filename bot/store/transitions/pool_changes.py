@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 
 from sqlalchemy import Connection, select, update
 
-from bot.policy.fair_queue import member_id_of_path
+from bot.policy.fair_queue import account_name
 from bot.store.fairness.accounts import add_cost, adjust_counts, enter_accounts
 from bot.store.jobs import queries
 from bot.store.jobs.records import JobRecord, decode_record
@@ -22,7 +22,7 @@ PAGE_SIZE = 100  # jobs per page
 def list_waiting_pools(connection: Connection) -> list[str]:
     """Return the pools in which any job waits."""
     query = select(accounts.c.path).where(accounts.c.parent == "", accounts.c.queued > 0)
-    return [member_id_of_path(path) for path in connection.execute(query).scalars()]
+    return [account_name(path) for path in connection.execute(query).scalars()]
 
 
 def list_waiting_jobs(

@@ -102,12 +102,14 @@ async def test_urls_in_a_prompt_become_init_images(open_world: Any) -> None:
 
 async def test_blend_takes_weights_and_needs_no_prompt(open_world: Any) -> None:
     async with open_world() as world:
-        result = await world.alice.slash(world.channel, "blend", image1=PICTURE, image2=OTHER, weights="3, 1")
+        values = {"weights": "3, 1", "aspect": "1:1"}
+        result = await world.alice.slash(world.channel, "blend", image1=PICTURE, image2=OTHER, **values)
         card = await world.wait_for_end(result)
         assert card.content.startswith("**without a prompt** · alice · blended")
         view = await newest_view(world)
         assert view.action == "blend"
         assert [one.weight for one in view.task.start.pictures] == [3, 1]
+        assert view.task.width == view.task.height
         invalid_reply = await world.alice.slash(world.channel, "blend", image1=PICTURE, image2=OTHER, weights="3")
         assert "one weight" in read_text(invalid_reply)
         assert invalid_reply.ephemeral

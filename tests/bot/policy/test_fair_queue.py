@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from bot.policy.fair_queue import (
     Account,
     WaitingJob,
+    account_name,
     account_paths,
     ancestor_paths,
     charge_time,
     dispatch_order,
     entry_time,
-    member_id_of_path,
     parent_path,
 )
 from engine.contract import BillingKey
@@ -39,7 +39,7 @@ def test_paths_are_unambiguous_for_any_names():
     path_list = account_paths("default", BillingKey(tier="a/b", guild="", user="ü/%2F"))
     assert len(path_list) == 4
     assert ancestor_paths(path_list[-1]) == path_list
-    assert member_id_of_path(path_list[-1]) == "ü/%2F"
+    assert account_name(path_list[-1]) == "ü/%2F"
     assert parent_path(path_list[0]) == ""
     assert path_list != account_paths("default", BillingKey(tier="a", guild="b", user="ü/%2F"))
 

@@ -525,11 +525,11 @@ async def test_a_models_profile_is_remembered_once(store):
 
 
 @pytest.mark.asyncio
-async def test_overdue_jobs_are_found_whatever_their_state(store):
+async def test_expired_jobs_are_found_whatever_their_state(store):
     late_job, later_job, far_job = await queue_jobs(store, draft(), draft(), draft(deadline=9000.0))
     await store.pick_job(EVERYTHING, 8, 0.0, 1001.0)
-    assert [record.id for record in await store.query(queries.list_overdue, 2000.0)] == [late_job, later_job]
-    assert far_job not in [record.id for record in await store.query(queries.list_overdue, 8999.0)]
+    assert [record.id for record in await store.query(queries.list_expired, 2000.0)] == [late_job, later_job]
+    assert far_job not in [record.id for record in await store.query(queries.list_expired, 8999.0)]
 
 
 @pytest.mark.asyncio

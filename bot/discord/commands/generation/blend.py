@@ -32,7 +32,7 @@ WEIGHT = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,4})?")
     weights="The weight of each picture, like 2 1; equal by default",
     prompt="What to show besides what the pictures show",
     strength="How much of the blend is redrawn",
-    shape="Width to height, like 3:2",
+    aspect="Width to height, like 3:2",
 )
 async def blend(
     interaction: discord.Interaction[DarkroomClient],
@@ -44,10 +44,10 @@ async def blend(
     weights: Range[str, 1, 60] | None = None,
     prompt: Range[str, 1, 2000] | None = None,
     strength: Range[float, MIN_STRENGTH, 1.0] | None = None,
-    shape: Range[str, 3, 16] | None = None,
+    aspect: Range[str, 3, 16] | None = None,
 ) -> None:
     images = (image1, image2, image3, image4, image5)
-    values = {"strength": strength, "ar": shape}
+    values = {"strength": strength, "ar": aspect}
     options: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
 
     async def submit(member: Member, destination: Destination) -> list[AcceptedJob]:
@@ -65,7 +65,7 @@ async def blend(
 
 
 def parse_weights(text: str) -> list[float]:
-    """Parse weights with spaces, commas or colons between them. Raises `UserError`."""
+    """Parse weights with spaces or any of , ; : / between them. Raises `UserError`."""
     parts = [part for part in re.split(r"[\s,;:/]+", text) if part]
     if not all(WEIGHT.fullmatch(part) for part in parts):
         raise UserError("Weights are numbers, one for each picture, like 2 1.")
