@@ -1,4 +1,4 @@
-"""Plots first preview and throughput against the number of users, for both systems: the README's figure."""
+"""Plots first preview and throughput against the number of users, for both systems."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _time_diffusers(family: Family, pipeline: Any, load: Workload) -> tuple[floa
 
 
 def _measure_median(measure_once: Callable[[], tuple[float, float]]) -> tuple[float, float]:
-    """Return the median of each figure over three rounds."""
+    """Return the median of each figure over ROUNDS rounds."""
     first, second = zip(*(measure_once() for _ in range(ROUNDS)), strict=True)
     return median(first), median(second)
 
@@ -108,13 +108,17 @@ def _draw_panel(
     for values, colour, name in zip(
         system_values, (DARKROOM_COLOUR, DIFFUSERS_COLOUR), ("Darkroom", "diffusers, in turn"), strict=True
     ):
-        points = [(place, to_y(value)) for place, value in zip(x_positions, values, strict=True)]
-        draw.line(points, fill=colour, width=3)
-        for x, y in points:
-            draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=colour)
-        x, y = points[-1]
-        label_offset = 18 if points[-2][1] < y else -18  # on the side where the line does not cross its name
-        _write(draw, (x - 10, y + label_offset), name, size=16, colour=colour, anchor="rm")
+        _draw_line(draw, list(zip(x_positions, map(to_y, values), strict=True)), colour, name)
+
+
+def _draw_line(draw: ImageDraw.ImageDraw, points: list[tuple[float, float]], colour: str, name: str) -> None:
+    """Draw a line with a dot at each point and its name beside the last one."""
+    draw.line(points, fill=colour, width=3)
+    for x, y in points:
+        draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=colour)
+    x, y = points[-1]
+    label_offset = 18 if points[-2][1] < y else -18  # on the side where the line does not cross its name
+    _write(draw, (x - 10, y + label_offset), name, size=16, colour=colour, anchor="rm")
 
 
 def _choose_ticks(max_value: float) -> list[float]:

@@ -41,7 +41,6 @@ def gpu_report(
     Writes darkroom-gpu-report.json and .md, to attach to an issue; they name no person, folder or network address.
     Without a GPU it measures the processor and says so, without real sizes, in about two minutes.
     """
-    from benchmarks.gpu_report.report_format import format_json, format_markdown
     from engine.device.torch_device import choose_device
 
     names, device = parse_model_names(models), choose_device()
@@ -56,6 +55,13 @@ def gpu_report(
     facts, sections = measure_report(
         device, names, cache or default_cache_folder(), with_real_models=full or device.type == "cuda"
     )
+    _write_files(out, facts, sections)
+
+
+def _write_files(out: Path, facts: dict[str, object], sections: dict[str, list[FigureRow]]) -> None:
+    """Write both files, and print their paths."""
+    from benchmarks.gpu_report.report_format import format_json, format_markdown
+
     for ending, text in (("json", format_json(facts, sections)), ("md", format_markdown(facts, sections))):
         path = out / f"{REPORT_NAME}.{ending}"
         path.write_text(text, encoding="utf-8")

@@ -48,7 +48,7 @@ def _describe_gpu(device: torch.device) -> dict[str, Any]:
         "driver": _read_driver_version(), "CUDA": torch.version.cuda, "HIP": torch.version.hip,
         "cuDNN": torch.backends.cudnn.version(), "capability": f"{properties.major}.{properties.minor}",
         "memory, GB": round(properties.total_memory / 2**30, 1), "multiprocessors": properties.multi_processor_count,
-        "cards": torch.cuda.device_count(), "bfloat16 in hardware": torch.cuda.is_bf16_supported(False),
+        "GPUs": torch.cuda.device_count(), "bfloat16 in hardware": torch.cuda.is_bf16_supported(False),
         "TF32 in matmul": torch.backends.cuda.matmul.allow_tf32, "TF32 in cuDNN": torch.backends.cudnn.allow_tf32,
         "flash attention": torch.backends.cuda.flash_sdp_enabled(),
         "memory-efficient attention": torch.backends.cuda.mem_efficient_sdp_enabled(),

@@ -1,6 +1,6 @@
 """Measures what batching, CUDA graphs, torch.compile and offload gain on this device.
 
-On a GPU with Stable Diffusion 1.5's configuration, on a processor with the embedded model.
+On a GPU it loads Stable Diffusion 1.5's configuration, on a processor the embedded model.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ BATCH_SIZES = (2, 4, 8, 16)
 ROUNDS = 5
 COMPILED_ROUNDS = 10
 NO_GPU_NOTE = "not on a processor"
-GRAPH_ROW_NAMES = ("CUDA graphs: a forward of 2 rows, off by on", "CUDA graphs: the same bits as without them")
-COMPILE_ROW_NAME = "torch.compile: a forward of 2 rows, off by on"
-OFFLOAD_ROW_NAME = "offload: memory of the card at rest, on by off"
-ENCODE_ROW_NAME = "offload: reading a text, on by off"
+GRAPH_ROW_NAMES = ("CUDA graphs: a forward of 2 rows, without ÷ with", "CUDA graphs: the same bits as without them")
+COMPILE_ROW_NAME = "torch.compile: a forward of 2 rows, without ÷ with"
+OFFLOAD_ROW_NAME = "offload: GPU memory at rest, with ÷ without"
+ENCODE_ROW_NAME = "offload: encoding a prompt, with ÷ without"
 LoadFamily = Callable[[], DiffusersFamily]
 
 
@@ -58,7 +58,7 @@ def measure_speedup_rows(load_family: LoadFamily, print_progress: Callable[[str]
 
 
 def _batch_row_name(rows: int) -> str:
-    return f"{rows} rows in a forward: rows a second, by one at a time"
+    return f"{rows} rows in a forward: rows a second ÷ those of one row"
 
 
 def _measure_batches(load_family: LoadFamily) -> Iterator[FigureRow]:

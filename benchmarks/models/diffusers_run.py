@@ -92,7 +92,7 @@ def read_memory() -> dict[str, float]:
     if torch.cuda.is_available():
         synchronize_gpu()
         megabytes |= {
-            "card": torch.cuda.memory_allocated() / 2**20, "card_peak": torch.cuda.max_memory_allocated() / 2**20
+            "gpu": torch.cuda.memory_allocated() / 2**20, "gpu_peak": torch.cuda.max_memory_allocated() / 2**20
         }  # fmt: skip
     return megabytes
 

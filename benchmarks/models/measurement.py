@@ -97,7 +97,7 @@ class _ModelRunner:
         output_lines = run_and_collect(command, self._log_path("engine"))
         self._figures.dtype = str(output_lines[0].values["dtype"])
         memory = output_lines[-1].values["memory"]
-        gpu_memory = {f"ours {name}": memory[name] for name in ("card", "card_peak") if name in memory}
+        gpu_memory = {f"ours {name}": memory[name] for name in ("gpu", "gpu_peak") if name in memory}
         return gpu_memory | self._best_seconds("ours", output_lines)
 
     def _best_seconds(self, side: str, output_lines: list[OutputLine]) -> dict[str, float]:

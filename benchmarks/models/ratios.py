@@ -34,8 +34,8 @@ RATIO_ROWS = (
     RatioRow("memory at its peak, all of darkroom up, one user", "all_peak", "peak", None, "MB"),
 )
 GPU_RATIO_ROWS = (
-    RatioRow("memory of the card at rest", "card", "card", "≤ 1.05", "MB"),
-    RatioRow("memory of the card at its peak, one user", "card_peak", "card_peak", "≤ 1.15", "MB"),
+    RatioRow("GPU memory at rest", "gpu", "gpu", "≤ 1.05", "MB"),
+    RatioRow("GPU memory at its peak, one user", "gpu_peak", "gpu_peak", "≤ 1.15", "MB"),
 )
 USER_COUNTS = (2, 4)
 

@@ -10,8 +10,9 @@ import itertools
 import time
 from collections.abc import Iterator
 
-from benchmarks.queue.figures import FigureRow, make_row, pick_spread
+from benchmarks.queue.figures import make_row, pick_spread
 from benchmarks.queue.system.installation import BenchSystem, make_member
+from benchmarks.report.figure_row import FigureRow
 from bot.store import PickRequest
 from bot.store.jobs import queries
 from bot.store.jobs.records import Transition
@@ -32,37 +33,22 @@ async def measure(system: BenchSystem, database: str, *, quick: bool) -> list[Fi
     counter = itertools.count()
     await _submit_until(system, counter, time.monotonic() + 0.5)
     count_before, start_time, cpu_before = next(counter), time.monotonic(), time.process_time()
-    await asyncio.gather(
-        *(
-            _submit_until(system, counter, start_time + (QUICK_SECONDS if quick else WINDOW_SECONDS))
-            for _ in range(CONCURRENT_REQUESTS)
-        )
-    )
+    end_time = start_time + (QUICK_SECONDS if quick else WINDOW_SECONDS)
+    await asyncio.gather(*(_submit_until(system, counter, end_time) for _ in range(CONCURRENT_REQUESTS)))
     seconds, admitted = time.monotonic() - start_time, next(counter) - count_before - 1
     cpu_share = (time.process_time() - cpu_before) / seconds
+    picked_members = await _pick_members(system)
     note = (
         f"{admitted} jobs in {seconds:.1f} s, {CONCURRENT_REQUESTS} requests at a time, {USERS} users in {GUILDS} "
-        "servers"
+        f"servers; the bot had {cpu_share:.2f} of a core"
     )
-    picked_members = await _pick_members(system)
     return [
+        make_row(RATE_NAME, database, admitted / seconds, note, samples=admitted, expected=USERS),
         make_row(
-            RATE_NAME,
-            database,
-            admitted / seconds,
-            f"{note}; the bot had {cpu_share:.2f} of a core",
-            samples=admitted,
-            expected=USERS,
+            FAIRNESS_NAME, database, pick_spread(picked_members, USERS), f"of {len(picked_members)} picks",
+            samples=len(picked_members), expected=USERS,
         ),
-        make_row(
-            FAIRNESS_NAME,
-            database,
-            pick_spread(picked_members, USERS),
-            f"of {len(picked_members)} picks",
-            samples=len(picked_members),
-            expected=USERS,
-        ),
-    ]
+    ]  # fmt: skip
 
 
 async def _submit_until(system: BenchSystem, counter: Iterator[int], end_time: float) -> None:

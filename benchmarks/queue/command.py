@@ -14,9 +14,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from benchmarks.queue import admission, failover, fairness, job_picking, preview_delivery, start_latency
-from benchmarks.queue.figures import SQLITE, FigureRow, format_json, format_table, missing_rows
+from benchmarks.queue.figures import SQLITE, missing_rows
 from benchmarks.queue.system.installation import open_system
 from benchmarks.queue.system.private_postgres import run_postgres
+from benchmarks.report.figure_row import FigureRow, format_json, format_table
 from bot.domain.errors import UserError
 from bot.store import Store
 
@@ -84,9 +85,9 @@ async def _measure_part(part: str, database: str, quick: bool) -> list[FigureRow
 
 async def _measure_fairness(url: str | None, database: str, quick: bool) -> list[FigureRow]:
     async with open_system(url) as system:
-        rows = await fairness.measure_beside_one(system, database, quick=quick)
+        rows = await fairness.measure_flood_beside_one_user(system, database, quick=quick)
     async with _fresh_database(database) as second_url, open_system(second_url) as system:
-        return rows + await fairness.measure_beside_nine(system, database, quick=quick)
+        return rows + await fairness.measure_flood_beside_nine_users(system, database, quick=quick)
 
 
 async def _measure_picking(database: str, quick: bool) -> list[FigureRow]:

@@ -11,9 +11,10 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from benchmarks.queue.figures import FigureRow, make_row, percentile
+from benchmarks.queue.figures import make_row, percentile
 from benchmarks.queue.system.installation import BenchSystem, make_member
 from benchmarks.queue.system.job_watch import watch_jobs
+from benchmarks.report.figure_row import FigureRow
 from engine.bus import Bus
 
 ROW_MS = 8.0  # 17 ms a step of one picture with guidance
@@ -21,8 +22,8 @@ PROMPT = "a lamp --steps 1000 --count 1 --sampler ddpm"
 KILL_ROUNDS, STOP_ROUNDS, QUICK_ROUNDS = 3, 5, 1
 WORK_SECONDS = 3.5  # seconds of work before the worker ends: the first snapshot comes after two
 TIMEOUT_SECONDS = 60.0
-KILL_NAME, REPEAT_NAME = "worker killed → its job goes on elsewhere", "worker killed: its work repeated"
-STOP_NAME = "worker stopped in order → its job goes on elsewhere"
+KILL_NAME, REPEAT_NAME = "worker killed → its job resumes elsewhere", "worker killed: its work repeated"
+STOP_NAME = "worker stopped in order → its job resumes elsewhere"
 ROW_NAMES = (KILL_NAME, REPEAT_NAME, STOP_NAME)
 
 

@@ -10,9 +10,11 @@ import asyncio
 import statistics
 import time
 
-from benchmarks.queue.figures import FigureRow, jain_index, make_row, percentile
+from benchmarks.queue.figures import make_row, percentile
 from benchmarks.queue.system.installation import BenchSystem, make_member
 from benchmarks.queue.system.job_watch import JobWatch, watch_jobs
+from benchmarks.report.figure_row import FigureRow
+from benchmarks.report.measures import jain_index
 from bot.store.jobs import queries
 
 FLOOD_JOBS = 80
@@ -27,7 +29,7 @@ JAIN_NAME = "a flood and nine others: Jain's index by cost"
 ROW_NAMES = (FINISH_NAME, FIRST_STEP_NAME, JAIN_NAME)
 
 
-async def measure_beside_one(system: BenchSystem, database: str, *, quick: bool) -> list[FigureRow]:
+async def measure_flood_beside_one_user(system: BenchSystem, database: str, *, quick: bool) -> list[FigureRow]:
     """Compare a light user's job alone with the same job beside a flood."""
     rounds = QUICK_ROUNDS if quick else ROUNDS
     await system.workers.start("worker", row_ms=ROW_MS)
@@ -35,24 +37,12 @@ async def measure_beside_one(system: BenchSystem, database: str, *, quick: bool)
         alone_seconds = [await _time_job(system, watch, 1000 + number) for number in range(rounds)]
         await _start_flood(system, watch)
         beside_seconds = [await _time_job(system, watch, 2000 + number) for number in range(rounds)]
-    slowdown = statistics.median(beside_seconds) / statistics.median(alone_seconds)
-    note = (
-        f"{statistics.median(beside_seconds):.2f} s beside {statistics.median(alone_seconds):.2f}; medians of "
-        f"{rounds}, worst"
-    )
-    return [
-        make_row(
-            FINISH_NAME,
-            database,
-            slowdown,
-            f"{note} {max(beside_seconds):.2f} s",
-            samples=len(beside_seconds),
-            expected=rounds,
-        )
-    ]
+    beside, alone = statistics.median(beside_seconds), statistics.median(alone_seconds)
+    note = f"{beside:.2f} s beside {alone:.2f}; medians of {rounds}, worst {max(beside_seconds):.2f} s"
+    return [make_row(FINISH_NAME, database, beside / alone, note, samples=len(beside_seconds), expected=rounds)]
 
 
-async def measure_beside_nine(system: BenchSystem, database: str, *, quick: bool) -> list[FigureRow]:
+async def measure_flood_beside_nine_users(system: BenchSystem, database: str, *, quick: bool) -> list[FigureRow]:
     """Add nine light users to a flood; all ten have work throughout the measurement."""
     await system.workers.start("worker", row_ms=ROW_MS)
     async with watch_jobs(system.app.feed) as watch:
@@ -69,25 +59,23 @@ async def measure_beside_nine(system: BenchSystem, database: str, *, quick: bool
         costs = [await _measure_cost(system, watch, flood_jobs) - cost_before]
         costs += [await _measure_cost(system, watch, user_jobs) for user_jobs in jobs.values()]
     waits = [watch.first_preview_times[job] - request_time for job in first_jobs if job in watch.first_preview_times]
-    wait_note = (
-        f"of {len(waits)} of {LIGHT_USERS}: p50 {percentile(waits, 0.5):.2f} s, slowest {max(waits, default=0.0):.2f} s"
-    )
-    cost_note = (
-        f"device-seconds of the flood {costs[0]:.1f}, of the others {min(costs[1:]):.1f} to {max(costs[1:]):.1f}"
-    )
+    return _build_nine_rows(database, waits, costs)
+
+
+def _build_nine_rows(database: str, waits: list[float], costs: list[float]) -> list[FigureRow]:
+    """Return the rows of the light users' waits and of all users' costs, the flood's first."""
+    wait_note = f"of {len(waits)} of {LIGHT_USERS}: p50 {percentile(waits, 0.5):.2f} s, slowest"
+    cost_note = f"device-seconds of the flood {costs[0]:.1f}, of the others {min(costs[1:]):.1f} to"
     return [
         make_row(
-            FIRST_STEP_NAME, database, percentile(waits, 1.0), wait_note, samples=len(waits), expected=LIGHT_USERS
+            FIRST_STEP_NAME, database, percentile(waits, 1.0), f"{wait_note} {max(waits, default=0.0):.2f} s",
+            samples=len(waits), expected=LIGHT_USERS,
         ),
         make_row(
-            JAIN_NAME,
-            database,
-            jain_index(costs),
-            cost_note,
-            samples=sum(cost > 0 for cost in costs),
-            expected=LIGHT_USERS + 1,
+            JAIN_NAME, database, jain_index(costs), f"{cost_note} {max(costs[1:]):.1f}",
+            samples=sum(cost > 0 for cost in costs), expected=LIGHT_USERS + 1,
         ),
-    ]
+    ]  # fmt: skip
 
 
 async def _start_flood(system: BenchSystem, watch: JobWatch, prompt: str = LONG_PROMPT) -> list[str]:

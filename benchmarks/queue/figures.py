@@ -1,4 +1,4 @@
-"""Figures from measured times: percentiles, growth, fairness, and each figure as a row beside its goal. Pure."""
+"""Figures from measured times: percentiles, growth, rates, and each figure as a row beside its goal. Pure."""
 
 from __future__ import annotations
 
@@ -7,22 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from benchmarks.report.figure_row import FigureRow, format_json, format_table
-from benchmarks.report.measures import jain_index
-
-__all__ = [
-    "GOALS",
-    "FigureRow",
-    "format_json",
-    "format_table",
-    "growth_exponent",
-    "jain_index",
-    "make_row",
-    "missing_rows",
-    "percentile",
-    "pick_spread",
-    "rate_per_second",
-]
+from benchmarks.report.figure_row import FigureRow
 
 # Each figure's goal and unit, for both databases.
 GOALS: Mapping[str, tuple[str | None, str]] = MappingProxyType(
@@ -42,9 +27,9 @@ GOALS: Mapping[str, tuple[str | None, str]] = MappingProxyType(
         "a flood and nine others: a light user's first step": ("≤ 2", "s"),
         "a flood and one other: a light user's finish ÷ alone": ("≤ 2.1", "×"),
         "a flood and nine others: Jain's index by cost": ("≥ 0.95", ""),
-        "worker killed → its job goes on elsewhere": ("≤ 12", "s"),
+        "worker killed → its job resumes elsewhere": ("≤ 12", "s"),
         "worker killed: its work repeated": ("≤ 2", "s"),
-        "worker stopped in order → its job goes on elsewhere": ("≤ 1", "s"),
+        "worker stopped in order → its job resumes elsewhere": ("≤ 1", "s"),
     }
 )
 POSTGRESQL_GOALS: Mapping[str, str] = MappingProxyType({"accepted jobs a second": "≥ 500"})
@@ -66,7 +51,7 @@ def missing_rows(database: str, names: Sequence[str], reason: str) -> list[Figur
 
 
 def percentile(values: Sequence[float], quantile: float) -> float:
-    """Return the value below which a share `quantile` of them lies, by the nearest rank. NaN if there are none."""
+    """Return the smallest value that at least a share `quantile` of them does not exceed. NaN if there are none."""
     if not values:
         return math.nan
     return sorted(values)[max(0, math.ceil(quantile * len(values)) - 1)]

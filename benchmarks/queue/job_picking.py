@@ -8,9 +8,10 @@ from pathlib import Path
 
 from ulid import ULID
 
-from benchmarks.queue.figures import FigureRow, growth_exponent, make_row, percentile
+from benchmarks.queue.figures import growth_exponent, make_row, percentile
 from benchmarks.queue.queue_seed import seed_queue
 from benchmarks.queue.system.installation import WEB_DESTINATION, make_member
+from benchmarks.report.figure_row import FigureRow
 from bot.store import NewJob, PickRequest, Store
 from engine.contract import Concept, Recipe
 

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import aiohttp
 
-from benchmarks.queue.figures import FigureRow, make_row, percentile
+from benchmarks.queue.figures import make_row, percentile
 from benchmarks.queue.system.stream_viewers import StreamViewer, open_viewers
 from benchmarks.queue.system.timestamp_worker import WORKER_NAME, read_timestamp
+from benchmarks.report.figure_row import FigureRow
 from bot.cli.instance_lock import find_instance
 from engine.bus import Bus
 from engine.bus.broker.embedded import Broker

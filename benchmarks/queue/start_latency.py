@@ -10,9 +10,10 @@ import asyncio
 import random
 import time
 
-from benchmarks.queue.figures import FigureRow, make_row, percentile
+from benchmarks.queue.figures import make_row, percentile
 from benchmarks.queue.system.installation import BenchSystem, make_member
 from benchmarks.queue.system.job_watch import watch_jobs
+from benchmarks.report.figure_row import FigureRow
 
 ROUNDS, QUICK_ROUNDS = 150, 20
 STEPS = 40

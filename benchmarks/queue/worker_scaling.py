@@ -14,9 +14,10 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from benchmarks.queue.figures import FigureRow, format_json, format_table, rate_per_second
+from benchmarks.queue.figures import rate_per_second
 from benchmarks.queue.system.installation import BenchSystem, cpu_seconds, make_member, open_system
 from benchmarks.queue.system.job_watch import TIMEOUT_SECONDS
+from benchmarks.report.figure_row import FigureRow, format_json, format_table
 from bot.store.jobs import queries
 
 PrintLine = Callable[[str], None]

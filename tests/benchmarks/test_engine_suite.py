@@ -6,6 +6,7 @@ No test asserts a figure: a slow machine may miss a goal, and that must not brea
 from __future__ import annotations
 
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,19 @@ def test_failed_jobs_give_no_figure(embedded: StableDiffusion, monkeypatch: pyte
         step_overhead.measure_preview_overhead(embedded, SHORT_LOAD)
     with pytest.raises(RuntimeError, match="there is no figure"):
         step_overhead.measure_flood_slowdown(embedded, SHORT_LOAD, {1: 1.0, 2: 2.0})
+
+
+def test_a_failing_step_ends_the_decode_workers_thread(
+    embedded: StableDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Engine) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(Engine, "step", fail)
+    threads = set(threading.enumerate())
+    with pytest.raises(RuntimeError, match="out of memory"):
+        step_overhead.measure_preview_overhead(embedded, SHORT_LOAD)
+    assert set(threading.enumerate()) <= threads
 
 
 def test_missing_previews_give_no_figure(embedded: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,9 +21,7 @@ from benchmarks.queue import (
 )
 from benchmarks.queue.figures import (
     GOALS,
-    format_json,
     growth_exponent,
-    jain_index,
     make_row,
     missing_rows,
     percentile,
@@ -32,6 +30,8 @@ from benchmarks.queue.figures import (
 )
 from benchmarks.queue.system.stream_viewers import StreamViewer
 from benchmarks.queue.system.timestamp_worker import add_timestamp, make_jpeg, read_timestamp
+from benchmarks.report.figure_row import format_json
+from benchmarks.report.measures import jain_index
 
 TIMES = st.lists(st.floats(0, 1e6), min_size=1)
 

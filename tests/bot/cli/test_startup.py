@@ -41,8 +41,8 @@ async def _read_output_while_warming(
     """Returns the output once the engine is warm; `presence` announces itself meanwhile."""
     warm_event = asyncio.Event()
     warm_event.set()
-    async with EngineProcess([sys.executable, "-c", code], os.environ, log) as harness, asyncio.timeout(20):
-        report_task = asyncio.create_task(print_when_warm(lambda: workers, harness, warm_event))
+    async with EngineProcess([sys.executable, "-c", code], os.environ, log) as engine_process, asyncio.timeout(20):
+        report_task = asyncio.create_task(print_when_warm(lambda: workers, engine_process, warm_event))
         await asyncio.sleep(0)
         assert warm_event.is_set()
         if presence is not None:
@@ -176,9 +176,9 @@ async def test_two_data_folders_with_one_database_run_one_bot_at_a_time(tmp_path
 
 
 async def test_only_a_shared_database_or_broker_needs_a_leader(tmp_path: Path) -> None:
-    def assert_no_output() -> None:
+    def check_sharing() -> None:
         assert not is_shared(load_settings(data=tmp_path))
         assert is_shared(load_settings(data=tmp_path, nats="nats://10.0.0.5:4222"))
         assert is_shared(load_settings(data=tmp_path, database_url="postgresql://10.0.0.5/darkroom"))
 
-    await asyncio.to_thread(assert_no_output)
+    await asyncio.to_thread(check_sharing)

@@ -36,7 +36,9 @@ RECIPE = Recipe(
 EVERYTHING = PickRequest("default", ("embedded",), member_limit=10**6)
 
 
-def draft(user: str = "ann", guild: str = "g", tier: str = "standard", cost: float = 10.0, **changes: Any) -> NewJob:
+def make_new_job(
+    user: str = "ann", guild: str = "g", tier: str = "standard", cost: float = 10.0, **changes: Any
+) -> NewJob:
     values: dict[str, Any] = {
         "id": str(ULID()),
         "action": "imagine",
@@ -54,13 +56,13 @@ def draft(user: str = "ann", guild: str = "g", tier: str = "standard", cost: flo
     return NewJob(**(values | changes))
 
 
-def admit_all(drafts: Sequence[NewJob], _ledger: Ledger) -> Sequence[NewJob]:
+def admit_all(new_jobs: Sequence[NewJob], _ledger: Ledger) -> Sequence[NewJob]:
     """Admits every job."""
-    return drafts
+    return new_jobs
 
 
-async def queue_jobs(store: Store, *drafts: NewJob) -> list[str]:
-    records, _ = await store.admit_jobs(drafts, None, admit_all, 1000.0)
+async def queue_jobs(store: Store, *new_jobs: NewJob) -> list[str]:
+    records, _ = await store.admit_jobs(new_jobs, None, admit_all, 1000.0)
     return [record.id for record in records]
 
 
@@ -70,7 +72,7 @@ async def query(store: Store, sql: str) -> list[tuple]:
 
 @pytest.mark.asyncio
 async def test_an_admitted_job_reads_back_unchanged(store):
-    (job,) = await queue_jobs(store, draft(parent=("0" * 26, 2)))
+    (job,) = await queue_jobs(store, make_new_job(parent=("0" * 26, 2)))
     record = await store.get_job(job)
     assert record is not None
     assert (record.state, record.task, record.notes, record.parent) == ("queued", RECIPE, ("a note",), ("0" * 26, 2))
@@ -96,15 +98,15 @@ async def test_writes_are_durable_and_the_migrations_match_the_tables(store):
 async def test_opening_a_store_again_changes_nothing(database: str):
     for number in range(2):
         store = await Store.open(database.replace("sqlite:", "sqlite+aiosqlite:"))
-        await queue_jobs(store, draft())
+        await queue_jobs(store, make_new_job())
         assert await query(store, "SELECT count(*) FROM jobs") == [(number + 1,)]
         await store.close()
 
 
 @pytest.mark.asyncio
 async def test_the_same_idempotency_key_returns_the_same_jobs(store):
-    first, new = await store.admit_jobs([draft(), draft()], "interaction 1", admit_all, 1000.0)
-    repeated_records, old = await store.admit_jobs([draft(), draft()], "interaction 1", admit_all, 1000.0)
+    first, new = await store.admit_jobs([make_new_job(), make_new_job()], "interaction 1", admit_all, 1000.0)
+    repeated_records, old = await store.admit_jobs([make_new_job(), make_new_job()], "interaction 1", admit_all, 1000.0)
     assert (new, old) == (True, False)
     assert [record.id for record in first] == [record.id for record in repeated_records]
     assert await query(store, "SELECT count(*) FROM jobs") == [(2,)]
@@ -112,20 +114,22 @@ async def test_the_same_idempotency_key_returns_the_same_jobs(store):
 
 @pytest.mark.asyncio
 async def test_twenty_requests_at_once_with_one_key_make_one_job(store):
-    answers = await asyncio.gather(*(store.admit_jobs([draft()], "pressed", admit_all, 1000.0) for _ in range(20)))
+    answers = await asyncio.gather(
+        *(store.admit_jobs([make_new_job()], "pressed", admit_all, 1000.0) for _ in range(20))
+    )
     assert sum(new for _, new in answers) == 1
     assert len({record.id for records, _ in answers for record in records}) == 1
 
 
 @pytest.mark.asyncio
 async def test_limits_hold_under_concurrent_requests_and_a_refusal_writes_nothing(store):
-    def admit_up_to_limit(drafts, ledger):
+    def admit_up_to_limit(new_jobs, ledger):
         check_job_count(3, 4, ledger.get_usage("member everywhere"), 1000.0)
-        return drafts
+        return new_jobs
 
     async def request_job():
         try:
-            await store.admit_jobs([draft(cost=1.0)], None, admit_up_to_limit, 1000.0)
+            await store.admit_jobs([make_new_job(cost=1.0)], None, admit_up_to_limit, 1000.0)
         except UserError:
             return 0
         return 1
@@ -138,17 +142,19 @@ async def test_limits_hold_under_concurrent_requests_and_a_refusal_writes_nothin
 
 @pytest.mark.asyncio
 async def test_usage_counts_running_and_waiting_jobs_and_a_days_charges(store):
-    jobs = await queue_jobs(store, draft(), draft(), draft(user="bob"), draft(created=-100_000.0))
+    jobs = await queue_jobs(
+        store, make_new_job(), make_new_job(), make_new_job(user="bob"), make_new_job(created=-100_000.0)
+    )
     await store.pick_job(EVERYTHING, 8, 0.0, 1001.0)
     ann = Member("ann", "ann", "g")
 
     def count_usage(ledger: Ledger) -> tuple[int, int, int, float, float]:
         member_usage, guild_usage = ledger.get_usage("member here"), ledger.get_usage("guild")
-        total_costs = (
+        actual_cost = (
             ledger.get_spending("member here", DAY_SECONDS).total_cost,
             ledger.get_spending("guild", DAY_SECONDS).total_cost,
         )
-        return (member_usage.running, member_usage.queued, guild_usage.queued, *total_costs)
+        return (member_usage.running, member_usage.queued, guild_usage.queued, *actual_cost)
 
     assert await store.query(ledger, ann, 1002.0, count_usage) == (1, 2, 3, 20.0, 30.0)
     await store.end_job("cancel", jobs[1], 1003.0, 0.0)
@@ -157,7 +163,7 @@ async def test_usage_counts_running_and_waiting_jobs_and_a_days_charges(store):
 
 @pytest.mark.asyncio
 async def test_older_epochs_are_rejected_and_an_ended_job_stays_ended(store):
-    (job,) = await queue_jobs(store, draft())
+    (job,) = await queue_jobs(store, make_new_job())
     await store.pick_job(EVERYTHING, 32, 1.0, 1001.0)
     assert (await store.start_job(job, 5, "w", 0, 1002.0)).record.state == "running"
     assert await store.start_job(job, 4, "stale", 0, 1003.0) is None
@@ -178,7 +184,7 @@ async def test_older_epochs_are_rejected_and_an_ended_job_stays_ended(store):
 
 @pytest.mark.asyncio
 async def test_a_charge_never_exceeds_the_reserve_while_the_fair_order_counts_everything(store):
-    (job,) = await queue_jobs(store, draft(cost=10.0))
+    (job,) = await queue_jobs(store, make_new_job(cost=10.0))
     await store.pick_job(EVERYTHING, 32, 1.0, 1001.0)
     transition = await store.end_job("finish", job, 1002.0, 25.0)
     assert (transition.record.charged, transition.record.billed) == (10.0, 25.0)
@@ -187,7 +193,7 @@ async def test_a_charge_never_exceeds_the_reserve_while_the_fair_order_counts_ev
 
 @pytest.mark.asyncio
 async def test_a_worker_that_lies_about_its_progress_gains_no_endless_attempts(store):
-    (job,) = await queue_jobs(store, draft())
+    (job,) = await queue_jobs(store, make_new_job())
     await store.pick_job(EVERYTHING, 8, 0, 1001.0)
     runs = 0
     while (transition := await store.start_job(job, runs + 1, "liar", 10 * runs, 1002.0)).record.state == "running":
@@ -200,7 +206,7 @@ async def test_a_worker_that_lies_about_its_progress_gains_no_endless_attempts(s
 @pytest.mark.asyncio
 @pytest.mark.parametrize("restart_method", ["claimed again", "queued again"])
 async def test_a_job_fails_after_twenty_attempts_even_if_each_makes_progress(store, restart_method):
-    (job,) = await queue_jobs(store, draft())
+    (job,) = await queue_jobs(store, make_new_job())
     await store.pick_job(EVERYTHING, 8, 0, 1001.0)
     for number in range(1, MAX_ATTEMPTS + 1):
         assert (await store.start_job(job, number, "w", number, 1002.0)).record.state == "running"
@@ -220,7 +226,7 @@ async def test_a_job_fails_after_twenty_attempts_even_if_each_makes_progress(sto
 
 @pytest.mark.asyncio
 async def test_three_attempts_without_progress_are_poison_and_progress_resets_the_count(store):
-    (job,) = await queue_jobs(store, draft())
+    (job,) = await queue_jobs(store, make_new_job())
     await store.pick_job(EVERYTHING, 32, 1.0, 1001.0)
     await store.start_job(job, 1, "w", 0, 1002.0)
     await store.start_job(job, 2, "w", 0, 1003.0)
@@ -237,7 +243,7 @@ async def test_three_attempts_without_progress_are_poison_and_progress_resets_th
 
 @pytest.mark.asyncio
 async def test_a_job_that_the_broker_lost_may_start_over(store):
-    (job,) = await queue_jobs(store, draft())
+    (job,) = await queue_jobs(store, make_new_job())
     await store.pick_job(EVERYTHING, 32, 1.0, 1001.0)
     await store.start_job(job, 1, "w", 0, 1002.0)
     assert (await store.start_job(job, 2, "w", 0, 1003.0)).record.attempts_without_progress == 1
@@ -248,7 +254,7 @@ async def test_a_job_that_the_broker_lost_may_start_over(store):
             1,
             0,
         )
-    (job,) = await queue_jobs(store, draft())
+    (job,) = await queue_jobs(store, make_new_job())
     await store.pick_job(EVERYTHING, 32, 1.0, 1005.0)
     await store.start_job(job, 11, "w", 30, 1006.0)
     await store.start_job(job, 12, "w", 0, 1007.0, snapshots_lost=True)
@@ -262,7 +268,7 @@ async def test_a_job_that_the_broker_lost_may_start_over(store):
 
 @pytest.mark.asyncio
 async def test_workers_that_shut_down_in_order_poison_no_job(store):
-    (job,) = await queue_jobs(store, draft())
+    (job,) = await queue_jobs(store, make_new_job())
     await store.pick_job(EVERYTHING, 32, 1.0, 1001.0)
     for epoch in range(1, 8):  # seven restarts before its first step
         transition = await store.start_job(job, epoch, "w", 0, 1002.0)
@@ -281,7 +287,7 @@ async def test_workers_that_shut_down_in_order_poison_no_job(store):
 
 @pytest.mark.asyncio
 async def test_a_requeue_counts_attempts_and_is_not_billed_twice(store):
-    (job,) = await queue_jobs(store, draft(cost=10.0))
+    (job,) = await queue_jobs(store, make_new_job(cost=10.0))
     await store.pick_job(EVERYTHING, 32, 1.0, 1001.0)
     requeued = await store.requeue_job(job, 1002.0, step=12, audit_note="lost")
     assert (requeued.record.state, requeued.record.attempt, requeued.record.step) == (
@@ -304,7 +310,7 @@ async def test_a_requeue_counts_attempts_and_is_not_billed_twice(store):
 
 @pytest.mark.asyncio
 async def test_cancelling_ends_a_waiting_job_at_once_and_asks_a_sent_one_to_stop(store):
-    waiting_job, running_job = await queue_jobs(store, draft(), draft(user="bob"))
+    waiting_job, running_job = await queue_jobs(store, make_new_job(), make_new_job(user="bob"))
     record, transition = await store.request_cancel(waiting_job, 1001.0)
     assert (record.state, record.charged, transition.old_state) == ("cancelled", 0.0, "queued")
     await store.pick_job(EVERYTHING, 32, 1.0, 1002.0)
@@ -318,10 +324,12 @@ async def test_cancelling_ends_a_waiting_job_at_once_and_asks_a_sent_one_to_stop
 
 @pytest.mark.asyncio
 async def test_dispatched_rows_fit_the_pool_and_newcomers_still_get_in(store):
-    await queue_jobs(store, *(draft() for _ in range(9)))
+    await queue_jobs(store, *(make_new_job() for _ in range(9)))
     picked_jobs = [await store.pick_job(EVERYTHING, 32, 0.5, 1001.0) for _ in range(5)]
     assert [transition is not None for transition in picked_jobs] == [True] * 4 + [False]
-    await queue_jobs(store, draft(user="bob"), draft(user="bob"), draft(user="cyd"), draft(user="dan"))
+    await queue_jobs(
+        store, make_new_job(user="bob"), make_new_job(user="bob"), make_new_job(user="cyd"), make_new_job(user="dan")
+    )
     later_picks = [await store.pick_job(EVERYTHING, 32, 0.5, 1002.0) for _ in range(3)]
     assert [transition.record.member if transition else None for transition in later_picks] == ["bob", "cyd", None]
     assert await store.pick_job(EVERYTHING, 0, 1.0, 1003.0) is None
@@ -329,14 +337,14 @@ async def test_dispatched_rows_fit_the_pool_and_newcomers_still_get_in(store):
 
 @pytest.mark.asyncio
 async def test_a_job_larger_than_its_pool_runs_there_alone(store):
-    await queue_jobs(store, draft(), draft())
+    await queue_jobs(store, make_new_job(), make_new_job())
     assert await store.pick_job(EVERYTHING, 4, 1.0, 1001.0) is not None
     assert await store.pick_job(EVERYTHING, 4, 1.0, 1001.0) is None
 
 
 @pytest.mark.asyncio
 async def test_a_members_running_jobs_are_limited_and_others_go_past(store):
-    await queue_jobs(store, *(draft(guild=guild) for guild in "ghijk"), draft(user="bob", guild="z"))
+    await queue_jobs(store, *(make_new_job(guild=guild) for guild in "ghijk"), make_new_job(user="bob", guild="z"))
     limited_request = PickRequest("default", ("embedded",), member_limit=2)
     picked_jobs = [await store.pick_job(limited_request, 1000, 1.0, 1001.0) for _ in range(4)]
     assert sorted(transition.record.member for transition in picked_jobs if transition) == ["ann", "ann", "bob"]
@@ -344,7 +352,7 @@ async def test_a_members_running_jobs_are_limited_and_others_go_past(store):
 
 @pytest.mark.asyncio
 async def test_jobs_wait_for_a_worker_that_has_their_model_and_pool(store):
-    await queue_jobs(store, draft(model="other"), draft(user="bob"), draft(user="cyd", pool="big"))
+    await queue_jobs(store, make_new_job(model="other"), make_new_job(user="bob"), make_new_job(user="cyd", pool="big"))
     assert (await store.pick_job(EVERYTHING, 1000, 1.0, 1001.0)).record.member == "bob"
     assert await store.pick_job(EVERYTHING, 1000, 1.0, 1001.0) is None
     assert (await store.pick_job(PickRequest("big", ("embedded",), 3), 1000, 1.0, 1001.0)).record.member == "cyd"
@@ -372,7 +380,7 @@ def run_with_store(scenario, url: str) -> None:
 def test_sql_picks_jobs_in_the_fair_order(new_database_url, kind, examples):
     async def serve(store: Store, first: list[tuple], second: list[tuple]) -> None:
         for wave in (first, second):
-            await queue_jobs(store, *(draft(user, guild, tier, cost) for tier, guild, user, cost in wave))
+            await queue_jobs(store, *(make_new_job(user, guild, tier, cost) for tier, guild, user, cost in wave))
             queue = await store.query(queries.load_waiting_queue, 1000)
             assert queue is not None
             waiting_jobs, accounts = queue
@@ -394,7 +402,7 @@ def test_sql_picks_jobs_in_the_fair_order(new_database_url, kind, examples):
 
 actions = st.lists(
     st.tuples(
-        st.sampled_from(["admit", "pick", "start", "requeue", "finish", "fail", "cancel", "wish"]),
+        st.sampled_from(["admit", "pick", "start", "requeue", "finish", "fail", "cancel", "request_cancel"]),
         st.integers(0, 5), st.integers(0, 6), st.integers(0, 40), st.floats(0, 100),
     ),
     max_size=60,
@@ -402,10 +410,10 @@ actions = st.lists(
 
 
 async def _apply_action(
-    store: Store, jobs: list[str], action: str, job_index: int, epoch: int, step: int, total_costs: float
+    store: Store, jobs: list[str], action: str, job_index: int, epoch: int, step: int, actual_cost: float
 ):
     if action == "admit" or not jobs:
-        jobs += await queue_jobs(store, draft(user=f"u{job_index % 3}"))
+        jobs += await queue_jobs(store, make_new_job(user=f"u{job_index % 3}"))
     elif action == "pick":
         return await store.pick_job(EVERYTHING, 16, 1.0, 1001.0)
     job = jobs[job_index % len(jobs)]
@@ -413,10 +421,10 @@ async def _apply_action(
         return await store.start_job(job, epoch, "w", step, 1002.0)
     if action == "requeue":
         return await store.requeue_job(job, 1003.0, step=step, audit_note="w")
-    if action == "wish":
+    if action == "request_cancel":
         return (await store.request_cancel(job, 1004.0))[1]
     if action in ("finish", "fail", "cancel"):
-        return await store.end_job(action, job, 1005.0, total_costs, epoch=epoch)
+        return await store.end_job(action, job, 1005.0, actual_cost, epoch=epoch)
     return None
 
 
@@ -434,20 +442,20 @@ def test_any_sequence_of_actions_ends_a_job_once_and_charges_it_once(new_databas
 
     @settings(max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(actions)
-    def check_pick_order(sequence: list[tuple]) -> None:
+    def check_action_sequence(sequence: list[tuple]) -> None:
         run_with_store(lambda store: run_actions(store, sequence), new_database_url(kind))
 
-    check_pick_order()
+    check_action_sequence()
 
 
 async def _check_invariants(store: Store, end_states: dict[str, tuple]) -> None:
     rows = await query(store, "SELECT id, state, charged, cost, billed FROM jobs")
     assert {job: (state, charged) for job, state, charged, _, _ in rows if state in END_STATES} == end_states
     assert all(0 <= charged <= cost for _, _, charged, cost, _ in rows)
-    account_counts = await query(
+    end_counts = await query(
         store, "SELECT job, count(*) FROM moves WHERE target IN ('finished','failed','cancelled') GROUP BY job"
     )
-    assert dict(account_counts) == dict.fromkeys(end_states, 1)
+    assert dict(end_counts) == dict.fromkeys(end_states, 1)
     queued_count = sum(state == "queued" for _, state, *_ in rows)
     active = sum(state in ("sent", "running") for _, state, *_ in rows)
     for (parent,) in await query(store, "SELECT DISTINCT parent FROM accounts"):
@@ -461,8 +469,8 @@ async def _check_invariants(store: Store, end_states: dict[str, tuple]) -> None:
 
 @pytest.mark.asyncio
 async def test_a_place_in_a_long_queue_is_estimated_without_listing_it(store):
-    jobs = await queue_jobs(store, *(draft("flood", cost=2.0) for _ in range(50)))
-    (late_job,) = await queue_jobs(store, draft("late", cost=2.0))
+    jobs = await queue_jobs(store, *(make_new_job("flood", cost=2.0) for _ in range(50)))
+    (late_job,) = await queue_jobs(store, make_new_job("late", cost=2.0))
     assert await store.query(queries.load_waiting_queue, 50) is None
     estimate = WaitEstimate((await store.query(queries.summarise_waiting))["default"])
     earlier_count = await store.query(queries.count_earlier_jobs, await store.get_job(late_job))
@@ -473,7 +481,9 @@ async def test_a_place_in_a_long_queue_is_estimated_without_listing_it(store):
 
 @pytest.mark.asyncio
 async def test_destinations_are_merged_and_deliveries_end(store):
-    one, discord_job = await queue_jobs(store, draft(), draft(destination=Destination("discord", {"token": "t"})))
+    one, discord_job = await queue_jobs(
+        store, make_new_job(), make_new_job(destination=Destination("discord", {"token": "t"}))
+    )
     await store.write(destinations.update_destination, discord_job, {"message": "9", "token": "u"})
     assert await store.query(destinations.list_undelivered, "discord") == [], "a waiting job has nothing to deliver"
     for _ in range(2):
@@ -490,7 +500,7 @@ async def test_destinations_are_merged_and_deliveries_end(store):
 @pytest.mark.asyncio
 async def test_an_unreadable_row_blocks_no_one_and_fails_without_a_charge(store, caplog):
     ended_job, waiting_job, sent_job, valid_job = await queue_jobs(
-        store, *(draft(user) for user in ("a", "b", "c", "d"))
+        store, *(make_new_job(user) for user in ("a", "b", "c", "d"))
     )
     await store.end_job("finish", ended_job, 1001.0, 1.0)
     await store.pick_job(PickRequest("default", ("embedded",), member_limit=1), 8, 0, 1001.0)
@@ -526,7 +536,9 @@ async def test_a_models_profile_is_remembered_once(store):
 
 @pytest.mark.asyncio
 async def test_expired_jobs_are_found_whatever_their_state(store):
-    late_job, later_job, far_job = await queue_jobs(store, draft(), draft(), draft(deadline=9000.0))
+    late_job, later_job, far_job = await queue_jobs(
+        store, make_new_job(), make_new_job(), make_new_job(deadline=9000.0)
+    )
     await store.pick_job(EVERYTHING, 8, 0.0, 1001.0)
     assert [record.id for record in await store.query(queries.list_expired, 2000.0)] == [late_job, later_job]
     assert far_job not in [record.id for record in await store.query(queries.list_expired, 8999.0)]

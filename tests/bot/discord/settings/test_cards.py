@@ -98,8 +98,8 @@ def check_card(view: ui.LayoutView) -> list[dict[str, Any]]:
 @settings(max_examples=25, deadline=None)
 @given(st.lists(rules(), max_size=60, unique_by=lambda rule: rule.key), st.integers(0, 5))
 def test_overview_and_exceptions_fit_discords_limits(rule_list: list[Rule], page: int) -> None:
-    terms = resolve(rule_list, Member("", "", GUILD), Limits())
-    check_card(cards.build_overview(terms, rule_list, cards.build_notice("✅ Something changed.", 10**9)))
+    effective_rules = resolve(rule_list, Member("", "", GUILD), Limits())
+    check_card(cards.build_overview(effective_rules, rule_list, cards.build_notice("✅ Something changed.", 10**9)))
     for scope in ("channel", "role", "user"):
         check_card(cards.build_exceptions(scope, rule_list, page, cards.build_notice("✅ Something changed.", 10**9)))
 
@@ -150,9 +150,10 @@ def test_every_form_and_card_fits_discords_openapi_schema() -> None:
     for form in all_forms:
         judge.check_request("POST", callback, {}, {"type": 9, "data": form.to_dict()})
     rule_list = [Rule("role", "7", "running", 3, GUILD), Rule("guild", "", "closed", "x", GUILD)]
-    terms, change = resolve(rule_list, Member("", "", GUILD), Limits()), RuleChange(1, GUILD, 1.0, "a", "b", "set", ())
+    effective_rules = resolve(rule_list, Member("", "", GUILD), Limits())
+    change = RuleChange(1, GUILD, 1.0, "a", "b", "set", ())
     for view in (
-        cards.build_overview(terms, rule_list, cards.build_notice("x", 3)),
+        cards.build_overview(effective_rules, rule_list, cards.build_notice("x", 3)),
         cards.build_exceptions("role", rule_list, 0),
         cards.build_history([change], 0, [1]), cards.build_explanation("a", [("", ["b"]), ("c", ["d"])], "5"),
         cards.build_result("x", undo_number=1), cards.build_question(["a"], ui_parts.make_button("x", "apply", "y")),
