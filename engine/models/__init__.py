@@ -75,13 +75,13 @@ def _make_family(
 ) -> Family:
     from engine.models.families.latent_consistency import as_stable_diffusion
     from engine.models.families.stable_diffusion import StableDiffusion
-    from engine.models.registry import FAMILY_BY_PIPELINE
+    from engine.models.registry import FAMILY_BY_PIPELINE, LATENT_CONSISTENCY, STABLE_DIFFUSION
     from engine.models.whole_pipeline.generic_family import GenericFamily
 
     class_name = type(loaded.pipeline).__name__
-    if class_name == "LatentConsistencyModelPipeline":
+    if class_name == LATENT_CONSISTENCY:
         return StableDiffusion(as_stable_diffusion(loaded.pipeline), name, revision, device)
-    if class_name == "StableDiffusionPipeline":
+    if class_name == STABLE_DIFFUSION:
         return StableDiffusion(loaded.pipeline, name, revision, device, resolver=resolver)
     if class_name in FAMILY_BY_PIPELINE:
         return FAMILY_BY_PIPELINE[class_name](loaded.pipeline, name, revision, device)

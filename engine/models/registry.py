@@ -1,4 +1,4 @@
-"""Registry of families by pipeline class. No other module but `engine.models` contains these class names."""
+"""Registry of families by pipeline class. In `engine/`, only `engine.models` chooses a family by these class names."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from engine.models.families.sd3 import StableDiffusion3
 from engine.models.families.sdxl import StableDiffusionXL
 from engine.models.families.zimage import ZImage
 
-# Loaded separately: a small one also takes a super-resolver.
-STABLE_DIFFUSION_PIPELINES = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
+# `_make_family` builds these itself: StableDiffusionPipeline may take a super-resolver.
+STABLE_DIFFUSION, LATENT_CONSISTENCY = "StableDiffusionPipeline", "LatentConsistencyModelPipeline"
 FAMILY_BY_PIPELINE: dict[str, type[DiffusersFamily]] = {
     "StableDiffusionXLPipeline": StableDiffusionXL,
     "StableDiffusion3Pipeline": StableDiffusion3,
@@ -22,4 +22,4 @@ FAMILY_BY_PIPELINE: dict[str, type[DiffusersFamily]] = {
 
 def has_family(class_name: str) -> bool:
     """Whether a family of ours runs pipelines of this class."""
-    return class_name in (*STABLE_DIFFUSION_PIPELINES, *FAMILY_BY_PIPELINE)
+    return class_name in (STABLE_DIFFUSION, LATENT_CONSISTENCY, *FAMILY_BY_PIPELINE)

@@ -45,15 +45,15 @@ def load_drawings(
 
 
 def open_variants(cache: Path | None, encoders: Encoders, seed: int) -> tuple[LatentCache, LatentCache]:
-    """Return latents and token states to train on, and the held-back ones."""
+    """Return latents and token states to train on, and the held-out ones."""
     pictures = load_drawings(cache, with_related_words=True)
-    held_back_index = np.random.default_rng(seed).choice(len(pictures), VALIDATION_PICTURES, replace=False)
+    held_out_indices = np.random.default_rng(seed).choice(len(pictures), VALIDATION_PICTURES, replace=False)
     pair_lists = (
         number_variants(pictures),
-        [(int(index), FIRST_VALIDATION_NUMBER) for index in np.sort(held_back_index)],
+        [(int(index), FIRST_VALIDATION_NUMBER) for index in np.sort(held_out_indices)],
     )
     caches: list[LatentCache] = []
-    for name, pairs in zip(("encoding variants", "encoding held-back variants"), pair_lists, strict=True):
+    for name, pairs in zip(("encoding variants", "encoding held-out variants"), pair_lists, strict=True):
         with show_progress(name) as report_progress:
             folder = cache or default_cache_folder()
             latent_cache = open_variant_cache(

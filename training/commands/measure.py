@@ -23,7 +23,7 @@ def measure(
     sheet: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw the fixed prompts there.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1)] = 0,
 ) -> None:
-    """Print a network's v-MSE on the held-back variants; draw its sheet of the fixed prompts."""
+    """Print a network's v-MSE on the held-out variants; draw its sheet of the fixed prompts."""
     import torch
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
@@ -35,7 +35,7 @@ def measure(
     weights = builtin_artwork.find_weights(source)
     with silence_libraries():
         vae, caption_encoder = builtin_artwork.load_encoders(weights)
-    _, held_back = builtin_artwork.open_variants(cache, (vae, caption_encoder), seed)
+    _, validation_cache = builtin_artwork.open_variants(cache, (vae, caption_encoder), seed)
     scheduler = builtin_artwork.load_schedule(weights)
     if not (network / "config.json").is_file():
         raise ValueError(f"{network} is not a diffusers network: it has no config.json.")
@@ -43,11 +43,11 @@ def measure(
         loaded_network = UNet2DConditionModel.from_pretrained(
             network, torch_dtype=torch.float32, use_safetensors=True
         ).eval()
-    error = measure_v_mse(loaded_network, held_back, scheduler.alphas_cumprod)
+    error = measure_v_mse(loaded_network, validation_cache, scheduler.alphas_cumprod)
     typer.echo(json.dumps({"network": network.name, "v_mse": round(error, 4)}))
     if sheet:
-        trainer = DiffusionTrainer(loaded_network, held_back, scheduler.alphas_cumprod, DiffusionSettings())
-        DiffusionEvaluator(trainer, held_back, caption_encoder(SHEET_PROMPTS), vae, scheduler).draw_sheet(sheet)
+        trainer = DiffusionTrainer(loaded_network, validation_cache, scheduler.alphas_cumprod, DiffusionSettings())
+        DiffusionEvaluator(trainer, validation_cache, caption_encoder(SHEET_PROMPTS), vae, scheduler).draw_sheet(sheet)
 
 
 def export(

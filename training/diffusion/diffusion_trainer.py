@@ -34,8 +34,8 @@ from training.diffusion.sampling import (
     measure_v_mse,
     read_rows,
     sample_latents,
-    write_sheet,
 )
+from training.pictures.picture_sheet import write_picture_sheet
 
 SCRATCH = "scratch"  # instead of a model's name: the embedded model's architecture with new network weights
 ADDED_LAYERS = "add_embedding."
@@ -170,4 +170,4 @@ class DiffusionEvaluator:
             tensor.to(self.trainer.device) for tensor in (self.prompt_states, self.trainer.empty_states)
         )
         latents = sample_latents(self.trainer.average, prompt_states, empty_states, self.scheduler)
-        write_sheet(path, list(decode_latents(self.autoencoder, latents.cpu())))
+        write_picture_sheet(path, list(decode_latents(self.autoencoder, latents.cpu())))

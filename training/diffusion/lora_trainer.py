@@ -22,7 +22,8 @@ from training.core.learner import Learner, warmup_factor
 from training.core.rng import batch_indices, drop_conditioning, step_generator, stratified_uniforms
 from training.core.run import Metrics
 from training.diffusion.latent_cache import LatentCache
-from training.diffusion.sampling import add_noise, decode_latents, read_rows, sample_latents, write_sheet
+from training.diffusion.sampling import add_noise, decode_latents, read_rows, sample_latents
+from training.pictures.picture_sheet import write_picture_sheet
 
 TARGET_MODULES = ["to_q", "to_k", "to_v", "to_out.0"]
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -127,4 +128,6 @@ class LoraEvaluator:
         states, empty_states = self.prompt_states.to(device), self.trainer.empty_states.to(device)
         latents = sample_latents(network, states, empty_states, self.scheduler, steps=25)
         is_large = self.trainer.settings.size > 128
-        write_sheet(path, list(decode_latents(self.autoencoder, latents.cpu())), columns=4, zoom=1 if is_large else 2)
+        write_picture_sheet(
+            path, list(decode_latents(self.autoencoder, latents.cpu())), columns=4, zoom=1 if is_large else 2
+        )

@@ -1,13 +1,10 @@
-"""Evaluates a diffusion network: v-MSE on held-back variants, and a sheet of pictures for fixed prompts and seeds.
+"""Evaluates a diffusion network: v-MSE on held-out variants, and a sheet of pictures for fixed prompts and seeds.
 
 Both are pure functions of the network, with fixed timesteps, noise and seeds, so two results can be compared.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -15,7 +12,6 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from PIL import Image
 from torch import Tensor
 
 from training.diffusion.latent_cache import LatentCache
@@ -42,24 +38,26 @@ def add_noise(clean: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> tuple[Ten
     return signal * clean + sigma * noise, signal * noise - sigma * clean
 
 
-def read_rows(cache: LatentCache, index: np.ndarray) -> tuple[Tensor, Tensor]:
+def read_rows(cache: LatentCache, indices: np.ndarray) -> tuple[Tensor, Tensor]:
     """Return latents and token states of these variants, fp32."""
-    return torch.from_numpy(cache.latents[index]).float(), torch.from_numpy(cache.states[index]).float()
+    return torch.from_numpy(cache.latents[indices]).float(), torch.from_numpy(cache.states[indices]).float()
 
 
 @torch.inference_mode()
-def measure_v_mse(network: UNet2DConditionModel, cache: LatentCache, alphas: Tensor, *, batch: int = 64) -> float:
+def measure_v_mse(
+    network: UNet2DConditionModel, cache: LatentCache, alphas_cumprod: Tensor, *, batch_size: int = 64
+) -> float:
     """Return the mean squared error of v over the whole cache, each variant at one stratified timestep."""
-    total, steps, device = len(cache), len(alphas), next(network.parameters()).device
+    total, steps, device = len(cache), len(alphas_cumprod), next(network.parameters()).device
     permutation = np.random.default_rng(0).permutation(total)
     timesteps = torch.from_numpy(((permutation + 0.5) * steps / total).astype(np.int64))
     noise = torch.randn((total, *cache.latents.shape[1:]), generator=torch.Generator().manual_seed(0))
     error_sum = 0.0
-    for start in range(0, total, batch):
-        index = np.arange(start, min(start + batch, total))
-        clean, states = read_rows(cache, index)
-        noisy, target = add_noise(clean, noise[index], alphas[timesteps[index]])
-        noisy, batch_timesteps, states = (tensor.to(device) for tensor in (noisy, timesteps[index], states))
+    for start in range(0, total, batch_size):
+        indices = np.arange(start, min(start + batch_size, total))
+        clean, states = read_rows(cache, indices)
+        noisy, target = add_noise(clean, noise[indices], alphas_cumprod[timesteps[indices]])
+        noisy, batch_timesteps, states = (tensor.to(device) for tensor in (noisy, timesteps[indices], states))
         with torch.autocast(device.type, torch.bfloat16):
             prediction = network(noisy, batch_timesteps, encoder_hidden_states=states, return_dict=False)[0]
         error_sum += float((prediction.float().cpu() - target).square().mean(dim=(1, 2, 3)).sum())
@@ -93,15 +91,3 @@ def sample_latents(
 def decode_latents(autoencoder: AutoencoderKL, latents: Tensor) -> np.ndarray:
     """Decode latents to uint8 [n, h, w, 3]."""
     return as_pictures(autoencoder.decode(latents / autoencoder.config["scaling_factor"], return_dict=False)[0])
-
-
-def write_sheet(path: Path, pictures: Sequence[np.ndarray], *, columns: int = 8, zoom: int = 2) -> None:
-    """Write one PNG of all pictures in reading order, at most `columns` in a line, replaced atomically."""
-    columns = min(columns, len(pictures))
-    blank = np.full_like(pictures[0], 255)
-    cells = [*pictures, *[blank] * (-len(pictures) % columns)]
-    lines = [np.concatenate(cells[start : start + columns], axis=1) for start in range(0, len(cells), columns)]
-    sheet = Image.fromarray(np.concatenate(lines))
-    temp_path = path.with_suffix(".fresh")
-    sheet.resize((sheet.width * zoom, sheet.height * zoom), Image.Resampling.NEAREST).save(temp_path, "PNG")
-    os.replace(temp_path, path)

@@ -126,7 +126,7 @@ class EvaluationContext:
         return LabelSample(tuple(labels), targets, pictures, self.judge.judge_pictures(pictures))
 
     def _judge_renderings(self) -> tuple[JudgeOutput, Tensor]:
-        """Judge two held-back renderings of every label; return the judge's output and the true labels."""
+        """Judge two held-out renderings of every label; return the judge's output and the true labels."""
         pairs = held_back_pairs(self.artwork, 2, self.seed)
         targets = torch.tensor([self.label_numbers[self.artwork[index].description.label] for index, _ in pairs])
         return self.judge.judge_pictures(render_pairs(self.artwork, pairs, self.seed)), targets

@@ -19,12 +19,12 @@ from training.core.learner import Learner, cosine_decay, warmup_factor
 from training.core.muon import is_hidden_matrix
 from training.core.rng import batch_indices, step_generator
 from training.core.run import Metrics
-from training.diffusion.sampling import write_sheet
 from training.evaluation.augmentation import augment
 from training.evaluation.judge import DEFAULT_WIDTHS, JudgeNetwork, LabelJudge
 from training.evaluation.measures import retrieval_at
 from training.pictures.artwork import Artwork
 from training.pictures.masked_pictures import as_images, as_pictures
+from training.pictures.picture_sheet import write_picture_sheet
 from training.pictures.variants import FIRST_VALIDATION_NUMBER, render_variant
 
 SHEET_PICTURES = 64
@@ -158,7 +158,7 @@ class JudgeEvaluator:
         """Write a sheet of pictures as the judge gets them in training."""
         path.parent.mkdir(parents=True, exist_ok=True)
         pictures, _ = self.trainer.next_batch()
-        write_sheet(path, list(as_pictures(pictures[:SHEET_PICTURES])))
+        write_picture_sheet(path, list(as_pictures(pictures[:SHEET_PICTURES])))
 
 
 def held_back_pairs(pictures: Sequence[Artwork], per_label: int, seed: int) -> list[tuple[int, int]]:

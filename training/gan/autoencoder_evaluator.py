@@ -14,11 +14,11 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
 from training.core.run import Metrics
-from training.diffusion.sampling import write_sheet
 from training.gan.autoencoder_trainer import AutoencoderTrainer
 from training.gan.latent_coding import Posterior, decode_all, encode_all, round_trip
 from training.gan.losses import psnr, ssim
 from training.pictures.masked_pictures import MaskedPictures, as_pictures
+from training.pictures.picture_sheet import write_picture_sheet
 
 LATENT_ERROR = 0.3  # of the signal: a diffusion network's typical error in latents
 
@@ -78,4 +78,4 @@ class AutoencoderEvaluator:
                 *reconstructions[start : start + 8],
                 *blank,
             ]
-        write_sheet(path, lines)
+        write_picture_sheet(path, lines)

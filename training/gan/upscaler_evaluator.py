@@ -14,11 +14,11 @@ from PIL import Image
 from torch import nn
 
 from training.core.run import Metrics
-from training.diffusion.sampling import write_sheet
 from training.gan.losses import psnr, ssim
 from training.gan.upscaler_pairs import UPSCALE_FACTOR, UpscalerPairs
 from training.gan.upscaler_trainer import UpscalerTrainer
 from training.pictures.masked_pictures import as_images
+from training.pictures.picture_sheet import write_picture_sheet
 
 GREY_STEPS = ((64, 192), (96, 160), (112, 144))  # mid greys, so that clipping does not hide overshoot
 
@@ -85,6 +85,6 @@ class UpscalerEvaluator:
             upscale_with_lanczos(clean), upscale_batch(self.trainer.average, clean), upscale_with_lanczos(decoded),
             upscale_batch(self.trainer.average, decoded), self.held_out.large[index],
         )  # fmt: skip
-        write_sheet(
+        write_picture_sheet(
             path, [picture for row in zip(*columns, strict=True) for picture in row], columns=len(columns), zoom=1
         )
