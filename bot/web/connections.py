@@ -19,6 +19,7 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 from aiohttp import StreamReader, web, web_fileresponse, web_protocol
+from aiohttp.http_exceptions import HttpProcessingError
 
 log = logging.getLogger(__name__)
 
@@ -245,6 +246,14 @@ class GuardedConnection(web_protocol.RequestHandler):
         if size_before is not None and size > size_before - STALL_BYTES:
             return self.abort()
         self._stall_timer = self._loop.call_later(STALL_SECONDS, self._watch_reader, size)
+
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        """Log one line for what only the client caused: a body that cannot be read, a connection that it closed."""
+        cause = kw.get("exc_info")
+        if isinstance(cause, web_protocol.RequestPayloadError | HttpProcessingError | ConnectionError):
+            log.info("a request broke off: %s", type(cause).__name__)
+        else:
+            super().log_exception(*args, **kw)
 
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None

@@ -65,7 +65,6 @@ SHAPES: Mapping[Callable[..., Any], Shape] = {
     jobs.healthz: Shape("Health"),
     jobs.get_workers: Shape("Workers"),
     jobs.create_invitation: Shape("Path", 201, jobs.InvitationBody, is_optional=True),
-    jobs.void_invitations: Shape("Sentence"),
     jobs.list_jobs: Shape("Jobs"),
     jobs.create_jobs: _accepts(jobs.JobBody, "picture", "mask"),
     jobs.get_job: Shape("Job"),

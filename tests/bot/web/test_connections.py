@@ -175,6 +175,34 @@ async def test_answers_to_what_is_no_http_have_the_safety_headers_and_no_traceba
     assert [record for record in caplog.records if record.exc_info] == []
 
 
+PART_HEAD = b'--b\r\nContent-Disposition: form-data; name="picture"\r\n\r\n'
+BROKEN_BODIES = (
+    b"Content-Encoding: gzip\r\nContent-Length: 4\r\n\r\nabcd",
+    b"Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 900\r\n\r\n%shalf" % PART_HEAD,
+)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("body", BROKEN_BODIES, ids=["no gzip", "cut off"])
+async def test_a_body_that_breaks_off_puts_no_traceback_into_the_log(
+    server: WebServer, caplog: pytest.LogCaptureFixture, body: bytes
+) -> None:
+    """Anybody could fill the log with them."""
+    caplog.set_level(logging.INFO)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    cookie = await server.start_session("operator")
+    head = f"POST /api/jobs HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nX-Darkroom: 1\r\nCookie: {cookie}\r\n"
+    writer.write(head.encode() + body)
+    await writer.drain()
+    writer.write_eof()
+    with suppress(ConnectionError):
+        await reader.read()
+    writer.close()
+    while not any("broke off" in record.getMessage() for record in caplog.records):
+        await asyncio.sleep(0.01)
+    assert not any(record.exc_info for record in caplog.records)
+
+
 @pytest.mark.asyncio
 async def test_browsers_may_use_http_where_the_public_address_has_no_https(server: WebServer) -> None:
     async with server.client.get(f"{server.url}/healthz") as answer:
