@@ -1,16 +1,17 @@
 """Limits on what runs at once.
 
 `PerMemberLimit`: a member's slow requests run one at a time and delay nobody else's. `race`: coroutines run until one
-of them ends. `run_in_thread`: a thread whose caller is cancelled still counts.
+of them ends. `run_in_thread`: a thread whose caller is cancelled still counts. `SharedCall`: many callers share one
+call.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from bot.domain.errors import UserError
 
@@ -50,6 +51,28 @@ class PerMemberLimit:
 class _MemberQueue:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     length: int = 0
+
+
+class SharedCall(Generic[T]):
+    """Makes one call for all who ask before it begins, so each gets a result that is newer than its request."""
+
+    def __init__(self, call: Callable[[], Awaitable[T]]) -> None:
+        self._call, self._lock = call, asyncio.Lock()
+        self._next_task: asyncio.Task[T] | None = None
+        self._tasks: set[asyncio.Task[T]] = set()  # asyncio itself holds no task
+
+    async def get(self) -> T:
+        """Return the result of the next call, which begins when the current one has ended. Raises its errors."""
+        if (task := self._next_task) is None:
+            task = self._next_task = asyncio.create_task(self._run())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return await asyncio.shield(task)
+
+    async def _run(self) -> T:
+        async with self._lock:
+            self._next_task = None
+            return await self._call()
 
 
 async def run_in_thread(function: Callable[[], T], on_cancel: Callable[[], object] = lambda: None) -> T:

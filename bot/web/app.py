@@ -55,6 +55,7 @@ def build_app(
     app[sse.SHUTDOWN] = asyncio.Event()
     app[sse.STREAMS] = set()
     app[sse.EVENT_CACHE] = EventCache()
+    app[sse.PAGE_JOBS] = sse.share_page_jobs(services)
     app[request_body.FORM_MEMORY] = request_body.FormMemory()
     app[request_body.MEMBER_LIMIT] = PerMemberLimit()
     app[rate_limit.TOKEN_BUCKETS] = TokenBuckets()

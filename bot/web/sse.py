@@ -18,7 +18,7 @@ from aiohttp import web
 from aiohttp_sse import EventSourceResponse, sse_response
 from cachetools import LRUCache
 
-from bot.domain.concurrency import race
+from bot.domain.concurrency import SharedCall, race
 from bot.domain.dto import JobView
 from bot.domain.errors import UserError
 from bot.domain.events import JobEnded, JobEvent, JobProgress, Subscription
@@ -38,6 +38,7 @@ ENGINE_LOADING = web.AppKey("engine_loading", asyncio.Event)  # set: our own eng
 SHUTDOWN = web.AppKey("shutdown", asyncio.Event)
 STREAMS = web.AppKey("streams", set[tuple[str, object]])
 EVENT_CACHE = web.AppKey("event_cache", EventCache)
+PAGE_JOBS = web.AppKey("page_jobs", SharedCall[list[JobView]])
 
 MAX_STREAMS = 200
 MAX_VISITOR_STREAMS = 20  # streams of one visitor; the terminal has no such limit
@@ -66,6 +67,20 @@ async def stream_events(request: web.Request) -> web.StreamResponse:
     return stream
 
 
+def share_page_jobs(services: Services) -> SharedCall[list[JobView]]:
+    """Return the shared call that loads the jobs that a page starts with, the oldest first, hidden ones too.
+
+    A server that comes back is asked for them by all its pages at once.
+    """
+
+    async def load_page_jobs() -> list[JobView]:
+        recent = await services.job_views.load_recent(GUILD, MAX_RECENT_JOBS)
+        queue = await services.job_views.load_queue(GUILD)
+        return sorted({view.id: view for view in [*recent, *queue]}.values(), key=lambda view: (view.created, view.id))
+
+    return SharedCall(load_page_jobs)
+
+
 def workers_payload(app: web.Application) -> dict[str, Any]:
     """Return the live workers, or that our own engine is starting."""
     services = app[SERVICES]
@@ -86,11 +101,8 @@ class PageStream:
 
     async def follow_jobs(self, subscription: Subscription) -> None:
         """Send the jobs as they are, then each event as it comes."""
-        job_views = self._services.job_views
-        queue, recent = await job_views.load_queue(GUILD), await job_views.load_recent(GUILD, MAX_RECENT_JOBS)
-        views = {view.id: view for view in [*recent, *queue] if not view.is_hidden_from(self._reader.id)}
-        self._visibility.update(dict.fromkeys(views, True))
-        ordered = sorted(views.values(), key=lambda view: (view.created, view.id))
+        ordered = [view for view in await self._app[PAGE_JOBS].get() if not view.is_hidden_from(self._reader.id)]
+        self._visibility.update(dict.fromkeys((view.id for view in ordered), True))
         await self._send("jobs", {"jobs": [serializers.serialize_job(view, self._reader) for view in ordered]})
         async for job_event in subscription:
             if await self._forward_event(job_event):

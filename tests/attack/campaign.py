@@ -22,6 +22,7 @@ from attack.schema_fuzzing import fuzz_schema
 from attack.visitors import Tally, Visitor
 from engine.bus import Bus
 
+WARM_UP_SECONDS = 20  # of requests made from openapi.json: they load every encoder of films
 STAGE_TIMEOUT = 200.0  # seconds
 MEMORY_RATIO = 1.1
 NICE = 5  # the attackers run on the same machine: the room, started before, comes first
@@ -123,6 +124,9 @@ class Campaign:
         await floods.hold_half_open(self.room.port, self.tally, 100, 0.5)
         job = await self.member.draw()
         await Matrix([Caller(self.owner, "operator")], {"another's": job}, Tally()).run()
+        if not self.plan.is_quick:
+            (folder := self.room.folder / "warm-up").mkdir()
+            await fuzz_schema(self.room, self.owner, folder, 10, WARM_UP_SECONDS, self.plan.seed)
 
     async def hold_half_open(self) -> None:
         count, seconds = self.plan.scaled(5000), self.plan.seconds(15.0, 3.0)

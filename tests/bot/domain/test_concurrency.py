@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from bot.domain import concurrency
-from bot.domain.concurrency import PerMemberLimit
+from bot.domain.concurrency import PerMemberLimit, SharedCall
 from bot.domain.errors import UserError
 from bot.images.uploads.memory_limiter import MemoryLimiter
 
@@ -67,3 +68,39 @@ async def test_memory_is_granted_in_order_and_freed_however_a_task_ends() -> Non
     async with memory_limiter.reserve(99):
         assert memory_limiter.reserved_bytes == 10, "a request above the limit takes all of it"
     assert memory_limiter.reserved_bytes == 0
+
+
+async def test_all_who_ask_before_a_call_begins_share_it() -> None:
+    gate, calls = asyncio.Event(), 0
+
+    async def call() -> int:
+        nonlocal calls
+        calls += 1
+        number = calls
+        await gate.wait()
+        return number
+
+    shared = SharedCall(call)
+    first = asyncio.create_task(shared.get())
+    await asyncio.sleep(0.01)
+    later = [asyncio.create_task(shared.get()) for _ in range(5)]
+    await asyncio.sleep(0.01)
+    later[0].cancel()
+    gate.set()
+    assert await first == 1, "it began before the others asked"
+    assert await asyncio.gather(*later[1:]) == [2] * 4, "one who leaves takes nothing from the others"
+    assert await shared.get() == 3
+
+
+async def test_a_shared_call_fails_for_its_callers_only() -> None:
+    outcomes: list[Any] = [OSError("down"), "up"]
+
+    async def call() -> str:
+        if isinstance(outcome := outcomes.pop(0), OSError):
+            raise outcome
+        return outcome
+
+    shared = SharedCall(call)
+    failed = await asyncio.gather(shared.get(), shared.get(), return_exceptions=True)
+    assert [str(error) for error in failed] == ["down", "down"]
+    assert await shared.get() == "up"
