@@ -1,8 +1,11 @@
-"""The C library's heap: keeps it small, and returns freed pages to the system. Does nothing without glibc."""
+"""The process's memory: the C library's heap stays small (without glibc, this does nothing), and no collection of
+garbage looks at the objects of a start.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 
 M_TRIM_THRESHOLD, M_ARENA_MAX = -1, -8  # of glibc's malloc.h
 TRIM_BYTES = 128 * 1024  # glibc's own threshold, before it raises it
@@ -34,3 +37,12 @@ def limit_heap_arenas() -> None:
     """
     if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
         mallopt(M_ARENA_MAX, 2)
+
+
+def exempt_from_collection() -> None:
+    """Exempt every object of now from garbage collections, for the start of a process.
+
+    A full collection looks at all objects and blocks every thread: the modules' cost it 0.08 s in the bot and 0.2 s in
+    a worker. What a later collection should free, as a model, must not exist yet.
+    """
+    gc.freeze()

@@ -29,7 +29,7 @@ from engine.output.decode_worker import DecodeWorker
 from engine.output.picture_check import PictureCheck
 from engine.output.upscaler import Upscaler
 from engine.preview_maps.map_store import MapStore
-from engine.process.heap import limit_heap_arenas
+from engine.process.heap import exempt_from_collection, limit_heap_arenas
 from engine.process.load_progress import ProgressLines
 from engine.process.settings import PictureCheckSettings, SimulationSettings, WorkerSettings
 from engine.upscaling.super_resolver import SuperResolver
@@ -174,6 +174,7 @@ def build_label() -> str:
 async def run_worker(settings: WorkerSettings) -> None:
     """Work until SIGTERM or SIGINT, then hand all jobs back. Raises `Stuck`, `BrokerUnreachable` or `JobRejected`."""
     limit_heap_arenas()
+    exempt_from_collection()
     token, key = settings.nats_token.get_secret_value(), settings.nats_key.get_secret_value()
     bus = await Bus.connect(settings.nats, token, name=settings.name, key=key, ca_file=settings.nats_ca)
     try:

@@ -28,7 +28,7 @@ from bot.store import DatabaseUnavailable
 from bot.web.app import build_app, entry_address, run_server
 from bot.web.connections import ConnectionLimits, raise_descriptor_limit
 from engine.bus import BrokerUnreachable
-from engine.process.heap import limit_heap_arenas, return_freed_blocks
+from engine.process.heap import exempt_from_collection, limit_heap_arenas, return_freed_blocks
 from engine.process.load_progress import ProgressLines
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ async def _run_until_stopped(
                     await _start_parts(stack, settings, models, options, open_browser)
                 except (DatabaseUnavailable, BrokerUnreachable) as error:
                     raise UserError(str(error)) from error
+                exempt_from_collection()
                 await asyncio.Event().wait()
         except asyncio.CancelledError:
             if not stop_requested.is_set():

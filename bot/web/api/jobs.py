@@ -132,7 +132,8 @@ async def list_jobs(request: web.Request) -> web.Response:
     queued_ids = {view.id for view in queue}
     ended_views = [view for view in recent if view.id not in queued_ids]
     views = [view for view in [*queue, *ended_views] if not view.is_hidden_from(reader.id)]
-    return web.json_response({"jobs": [serializers.serialize_job(view, reader) for view in views]})
+    body = msgspec.json.encode({"jobs": [serializers.serialize_job(view, reader) for view in views]})  # 100 KB
+    return web.Response(body=body, content_type="application/json", charset="utf-8")
 
 
 async def create_jobs(request: web.Request) -> web.Response:

@@ -56,3 +56,25 @@ print(resident() - before)
 def test_freed_blocks_go_back_at_once() -> None:
     completed = subprocess.run([sys.executable, "-c", RETURNS_BLOCKS], capture_output=True, text=True, check=True)
     assert int(completed.stdout) < 20
+
+
+EXEMPT_AND_COLLECT = """
+import gc
+from engine.process.heap import exempt_from_collection
+
+class Node: pass
+
+def make_cycle():
+    node = Node()
+    node.itself = node
+
+exempt_from_collection()
+assert gc.get_freeze_count() > 1000
+gc.collect()
+make_cycle()
+assert gc.collect() > 0
+"""
+
+
+def test_only_what_exists_at_the_start_is_exempt_from_collections() -> None:
+    subprocess.run([sys.executable, "-c", EXEMPT_AND_COLLECT], check=True)
