@@ -167,7 +167,7 @@ class PaintingWorker:
         while not self._is_stopping:
             await self.in_pool.wait()
             await self.bus.announce(self._make_presence())
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(min(0.5, self.bus.limits.renewal_interval))
 
     def _make_presence(self) -> Presence:
         return Presence(
