@@ -29,7 +29,6 @@ from bot.services.storage.retention import Retention, RetentionLimits
 from bot.store import Store
 from engine.bus import Bus
 
-MAX_RESULTS = 1000  # results that wait for their decoder; the consumer fetches fewer at once
 STOP_SECONDS = 5.0  # the broker's client needs a moment to hand back messages in flight
 
 
@@ -100,7 +99,7 @@ async def open_app(
     picture_store = await asyncio.to_thread(PictureStore, settings.pictures)
     store, filter_thread = await Store.open(settings.database), ThreadPoolExecutor(1, "word-filter")
     # two decoders: a flood of uploads delays no result
-    upload_decoder, worker_decoder = UploadDecoder(), UploadDecoder(timeout=WORKER_TIMEOUT, max_waiting=MAX_RESULTS)
+    upload_decoder, worker_decoder = UploadDecoder(), UploadDecoder(timeout=WORKER_TIMEOUT)
     session = aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar())
     try:
         if leader is not None:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import sys
 import webbrowser
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from bot.app.leader_election import keep_lead
@@ -24,11 +26,12 @@ from bot.cli.up import broker_setup
 from bot.cli.up.engine_process import EngineProcess
 from bot.cli.up.log_file import log_to_file
 from bot.domain.errors import UserError
+from bot.domain.periodic import run_periodically
 from bot.store import DatabaseUnavailable
 from bot.web.app import build_app, entry_address, run_server
 from bot.web.connections import ConnectionLimits, raise_descriptor_limit
 from engine.bus import BrokerUnreachable
-from engine.process.heap import exempt_from_collection, limit_heap_arenas, return_freed_blocks
+from engine.process.heap import exempt_from_collection, limit_heap_arenas, return_freed_blocks, trim_heap
 from engine.process.load_progress import ProgressLines
 
 if TYPE_CHECKING:
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
     from engine.bus import Bus
     from engine.contract import ModelProgress, Presence
 
+TRIM_SECONDS = 30.0  # between two returns of freed memory to the system: what floods and films took
 LOCAL_WORKER = "here"  # the name of the worker that we start
 POLL_SECONDS = 0.25  # seconds between two checks of the engine, until its model is loaded
 # secrets that a worker does not need
@@ -130,6 +134,8 @@ async def _start_parts(
         await stack.enter_async_context(
             _run_beside(run_client(settings, bot_app.services, bot_app.metrics.count_discord_request), "discord")
         )
+    trims = run_periodically(partial(asyncio.to_thread, trim_heap), TRIM_SECONDS, "heap", logging.getLogger(__name__))
+    await stack.enter_async_context(_run_beside(trims, "heap"))
     stack.enter_context(announce_address(settings, port))
     page_url = entry_address(settings, web_app, port)
     _print_text(_welcome_text(settings, models, page_url))
