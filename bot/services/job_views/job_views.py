@@ -145,7 +145,7 @@ class JobViews:
         self, record: JobRecord, place: QueuePlace | None, stored_files: Sequence[StoredPicture],
         ends_interpolation: bool,
     ) -> JobView:  # fmt: skip
-        active_job = self._active_jobs.by_id.get(record.id)
+        active_job, is_over = self._active_jobs.by_id.get(record.id), is_end(record.state)
         return JobView(
             id=record.id,
             state=record.state,
@@ -160,7 +160,7 @@ class JobViews:
             seconds=record.seconds,
             ms_per_step=record.ms_per_step,
             jobs_ahead=place.jobs_ahead if place else None,
-            eta=None if is_end(record.state) else self._forecast.estimate_eta(record, place, self._clock()),
+            eta=None if is_over else self._forecast.estimate_eta(record, place, self._clock()),
             reason=record.reason,
             step=max(record.step, active_job.step) if active_job else record.step,
             total_steps=record.steps,
@@ -171,8 +171,8 @@ class JobViews:
             notes=record.notes,
             cost=record.charged,
             is_cancelling=record.cancelling,
-            has_worker=self._forecast.has_worker(record.pool, record.model),
-            startup_notice=self._forecast.describe_startup(record.pool, record.model),
+            has_worker=is_over or self._forecast.has_worker(record.pool, record.model),
+            startup_notice="" if is_over else self._forecast.describe_startup(record.pool, record.model),
             wait_reason=self._forecast.explain_wait(record, place, self._running_limit(record)),
             is_private=record.private,
             needs_check=record.check,
