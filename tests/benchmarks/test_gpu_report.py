@@ -12,7 +12,7 @@ import typer
 
 from benchmarks.fixtures.small_pipelines import PIPELINE_BUILDERS, save_small_pipeline
 from benchmarks.gpu_report import __main__ as report
-from benchmarks.gpu_report import pipeline_parity, speedups
+from benchmarks.gpu_report import device_facts, pipeline_parity, speedups
 from benchmarks.gpu_report.device_facts import describe_device
 from benchmarks.gpu_report.report_format import format_json, format_markdown
 from benchmarks.models.measurement import Figures
@@ -22,6 +22,19 @@ from engine.models.families.diffusers_family import DiffusersFamily
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers' schedulers
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def small_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor without float16 takes ten seconds for the full ones."""
+    monkeypatch.setattr(device_facts, "CPU_MATRIX_SIDE", 256)
+
+
+@pytest.fixture
+def one_kind_and_two_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test of the report itself measures."""
+    monkeypatch.setattr(pipeline_parity, "PIPELINE_BUILDERS", {"sd": PIPELINE_BUILDERS["sd"]})
+    monkeypatch.setattr(speedups, "BATCH_SIZES", (2, 4))
 
 
 def ignore_sentence(_: str) -> None:
@@ -161,10 +174,10 @@ def test_the_page_says_what_was_measured_and_what_was_not() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_kind_and_two_batches")
 def test_both_files_are_written_and_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(pipeline_parity, "PIPELINE_BUILDERS", {"sd": PIPELINE_BUILDERS["sd"]})
     monkeypatch.setattr(report, "measure_models", lambda *_, **__: pytest.fail("real sizes without --full"))
     assert report.main(["--out", str(tmp_path / "new"), "--cache", str(tmp_path)]) == 0
     output, err = capsys.readouterr()
@@ -177,6 +190,7 @@ def test_both_files_are_written_and_named(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_kind_and_two_batches")
 def test_full_measures_the_chosen_real_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen_rows: list[Any] = []
 
@@ -185,7 +199,6 @@ def test_full_measures_the_chosen_real_sizes(tmp_path: Path, monkeypatch: pytest
         return [FigureRow("sd15: a step", 1.0, None, "×")]
 
     monkeypatch.setattr(report, "measure_models", measure)
-    monkeypatch.setattr(pipeline_parity, "PIPELINE_BUILDERS", {"sd": PIPELINE_BUILDERS["sd"]})
     report.main(["--out", str(tmp_path), "--cache", str(tmp_path / "c"), "--full", "--models", "sd15"])
     assert chosen_rows == [(("sd15",), tmp_path / "c")]
     assert "sd15: a step" in (tmp_path / "darkroom-gpu-report.md").read_text()

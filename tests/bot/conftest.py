@@ -35,7 +35,7 @@ from engine.contract import (
     encode,
     required_blobs,
 )
-from shared.migrated_database import make_migrated_database
+from shared.migrated_database import make_migrated_database, put_migrated_database
 from shared.postgres_server import Server, programs, serving
 
 LEASE = 1.0
@@ -270,9 +270,15 @@ class AppHarness:
         return worker, task
 
 
+@pytest.fixture
+def migrated_data(tmp_path: Path) -> Path:
+    """A private data folder with an empty database, so that an app has no table to create."""
+    return put_migrated_database(tmp_path / "data")
+
+
 @pytest_asyncio.fixture
-async def harness(tmp_path: Path) -> AsyncIterator[AppHarness]:
-    settings = load_settings(data=tmp_path / "data")
+async def harness(tmp_path: Path, migrated_data: Path) -> AsyncIterator[AppHarness]:
+    settings = load_settings(data=migrated_data)
     async with AsyncExitStack() as stack:
         broker = await stack.enter_async_context(Broker(tmp_path / "nats"))
         yield AppHarness(stack, broker, settings)

@@ -31,12 +31,20 @@ def shared_bot(calibration: Path, tmp_path_factory: pytest.TempPathFactory) -> I
         process.stop()
 
 
-@pytest.fixture
-def own_bot(calibration: Path, tmp_path: Path) -> Iterator[DarkroomProcess]:
-    """A bot for one test alone, on the same calibration."""
-    process = DarkroomProcess(tmp_path / "data")
-    process.data.mkdir()
+@pytest.fixture(scope="module")
+def bot_to_kill(calibration: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DarkroomProcess]:
+    """A bot for the tests that kill it, on the same calibration."""
+    process = DarkroomProcess(tmp_path_factory.mktemp("house-to-kill"))
     shutil.copy(calibration, process.data)
     yield process
     if process.process is not None:
         process.stop()
+
+
+@pytest.fixture
+def warm_bot(bot_to_kill: DarkroomProcess) -> DarkroomProcess:
+    """That bot, running and warm. It starts where no bot runs: a start takes seconds of the processor."""
+    if bot_to_kill.process is None or bot_to_kill.process.poll() is not None:
+        bot_to_kill.start()
+    bot_to_kill.wait_until_warm()
+    return bot_to_kill

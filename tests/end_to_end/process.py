@@ -5,6 +5,7 @@ Speeds are not asserted (a test machine may be busy): waits have generous limits
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import signal
@@ -22,13 +23,14 @@ from typing import Any, TypeVar
 
 import psutil
 
+from engine.bus import Bus
 from shared.embedded_calibration import CALIBRATION_TIMEOUT, CLEAN_ENVIRONMENT, read_row_ms
 
 PROMPT = "terrier, looking up, cute, white background"
 START_SECONDS = 60.0
 DRAW_TIMEOUT = 240.0
-SNAPSHOT_SECONDS = 4.5  # after its first frame, until a job has at least one snapshot
-LONG_SECONDS = 15.0  # device-seconds, when no other job runs
+SNAPSHOT_TIMEOUT = 60.0
+LONG_SECONDS = 10.0  # device-seconds, when no other job runs: a job's first snapshot is stored after two
 LONG_ROWS = 3.0  # rows of two pictures, with guidance for half of the steps
 FINAL_STATES = ("finished", "failed", "cancelled")
 
@@ -157,9 +159,23 @@ class DarkroomProcess:
         steps = round(1000 * LONG_SECONDS / (LONG_ROWS * read_row_ms(self.data / "calibration.json")))
         job = self.imagine(steps=min(max(steps, 60), 1000), count=2)
         self.wait_for_first_frame(job)
-        time.sleep(SNAPSHOT_SECONDS)
+        asyncio.run(self._wait_for_snapshots(job, 2))
         assert self.get_job(job)["state"] == "running"
         return job
+
+    async def _wait_for_snapshots(self, job: str, count: int) -> None:
+        """Wait until the broker has snapshots of so many pictures."""
+        engine = self.find_engine()
+        assert engine is not None
+        command = engine.cmdline()
+        bus = await Bus.connect(command[command.index("--nats") + 1], engine.environ()["DARKROOM_NATS_TOKEN"])
+        try:
+            await bus.declare()
+            async with asyncio.timeout(SNAPSHOT_TIMEOUT):
+                while len(await bus.get_snapshots(job)) < count:
+                    await asyncio.sleep(0.05)
+        finally:
+            await bus.close()
 
     def list_end_states(self, job: str) -> list[str]:
         """List every final state that the store recorded for a job."""

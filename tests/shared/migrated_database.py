@@ -20,3 +20,10 @@ def make_migrated_database() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         asyncio.run(create_database(Path(folder) / "d.sqlite"))
         return (Path(folder) / "d.sqlite").read_bytes()
+
+
+def put_migrated_database(data: Path) -> Path:
+    """Puts the database into a private data folder, where an app looks for it; returns the folder."""
+    data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (data / "darkroom.sqlite").write_bytes(make_migrated_database())
+    return data

@@ -31,7 +31,7 @@ ROLE, PASSWORD = "darkroom", "hunter2"
 UNPRIVILEGED_USERS = ("postgres", "nobody")  # users that may run the server
 SETTINGS = {
     "fsync": "off", "full_page_writes": "off", "shared_buffers": "16MB", "max_connections": "60",
-    "listen_addresses": "127.0.0.1", "autovacuum_naptime": "1s",
+    "listen_addresses": "127.0.0.1",
 }  # fmt: skip
 PATIENCE_SECONDS = 60.0
 

@@ -26,6 +26,7 @@ from bot.images.uploads.image_links import FileUnavailable
 from bot.policy.rates import TokenBuckets
 from engine.bus import Bus
 from engine.bus.broker.embedded import Broker
+from shared.migrated_database import put_migrated_database
 from shared.painter import PaintingWorker, cancel_task
 
 if TYPE_CHECKING:
@@ -180,4 +181,5 @@ async def start_world(folder: Path, watch: BlockBuster, *, worker: bool = True) 
 @pytest.fixture
 def open_world(tmp_path: Path, event_loop_stays_free: BlockBuster) -> Callable[..., Any]:
     """`async with open_world() as world`."""
+    put_migrated_database(tmp_path)
     return lambda **options: start_world(tmp_path, event_loop_stays_free, **options)

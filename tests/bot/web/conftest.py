@@ -27,6 +27,7 @@ from bot.web.auth import COOKIE_NAME, new_visitor_id, terminal_key
 from bot.web.middleware import HOST_POLICY
 from engine.bus import Bus
 from engine.bus.broker.embedded import Broker
+from shared.migrated_database import put_migrated_database
 from shared.painter import PaintingWorker, cancel_task, paint_disc
 
 STEPS = 24
@@ -97,6 +98,7 @@ OpenServer = Callable[..., Any]
 @pytest.fixture
 def open_server(tmp_path: Path, broker: Broker) -> OpenServer:
     """`async with open_server(port=…, workers=1, **settings)`: a web page on the test's folder and broker."""
+    put_migrated_database(tmp_path)
 
     @asynccontextmanager
     async def open_server(*, port: int = 0, workers: int = 1, **options: Any) -> AsyncIterator[WebServer]:
