@@ -30,17 +30,19 @@ class CommandTranslator(app_commands.Translator):
 
     def __init__(self, folder: Path = LOCALE_FOLDER) -> None:
         self._folder = folder
-        self._catalogues: Mapping[str, Translations] = {}
+        self._catalogues: Mapping[Locale, list[Translations]] = {}
 
     async def load(self) -> None:
-        self._catalogues = await asyncio.to_thread(load_catalogues, self._folder)
+        catalogues = await asyncio.to_thread(load_catalogues, self._folder)
+        self._catalogues = {
+            locale: [catalogues[name] for name in _file_names_of(locale) if name in catalogues] for locale in Locale
+        }
 
     async def translate(
         self, string: app_commands.locale_str, locale: Locale, context: app_commands.TranslationContextTypes
     ) -> str | None:
         """Return the translation; None if there is none, or if it equals the English text."""
-        for language in _file_names_of(locale):
-            catalogue = self._catalogues.get(language, {})
+        for catalogue in self._catalogues.get(locale, ()):
             for key in ((context.location.name, string.message), (None, string.message)):
                 if key in catalogue:
                     return catalogue[key] if catalogue[key] != string.message else None
