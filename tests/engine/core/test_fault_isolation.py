@@ -47,7 +47,7 @@ from shared.worker_harness import (
 Make = Callable[..., Any]
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 LEAST_PSNR = 60.0  # dB of decoded float32 pictures: the minimum after a change of batch shape
-STEP_SECONDS, STEPS = 0.03, 120  # minimum seconds of a step, so that a job lasts beyond its first snapshot
+STEP_SECONDS, STEPS = 0.06, 60  # minimum seconds of a step, so that a job lasts beyond its first snapshot
 BROKEN = "mat1 and mat2 shapes cannot be multiplied"
 
 
