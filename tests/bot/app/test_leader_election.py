@@ -85,7 +85,6 @@ async def test_a_standby_says_so_and_takes_over_when_the_leader_resigns(harness,
             leader.note_close()
             return store
 
-    harness.settings.data.mkdir(parents=True)
     async with keep_lead(first, notices.append, on_lost=loss_reasons.append) as leader:
         follow_task = asyncio.create_task(follow())
         await wait_until(lambda: notices)
@@ -106,7 +105,6 @@ async def test_a_standby_says_so_and_takes_over_when_the_leader_resigns(harness,
 async def test_a_leader_ends_if_it_finds_another_term_or_loses_its_lease(harness, wait_until, monkeypatch):
     monkeypatch.setattr(leading_module, "RENEW_SECONDS", 0.2)
     loss_reasons: list[str] = []
-    harness.settings.data.mkdir(parents=True)
     bus = await _bus(harness)
     async with keep_lead(bus, print, on_lost=loss_reasons.append) as leader:
         store, other = [await Store.open(harness.settings.database) for _ in range(2)]
@@ -379,7 +377,6 @@ class Bot:
 @pytest.mark.asyncio
 @pytest.mark.timeout(180)
 async def test_a_standby_takes_over_after_a_kill_and_a_suspended_leader_ends_when_it_wakes(harness, wait_until):
-    harness.settings.data.mkdir(parents=True)
     worker, _ = await harness.start_worker()
     first = await Bot.start(harness, "first")
     await wait_until(lambda: first.has_output("Darkroom is open"), 30)

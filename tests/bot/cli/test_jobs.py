@@ -52,6 +52,7 @@ async def wait_for(wait_until, web_app, job: str, state: str) -> None:
 @pytest.mark.slow
 @pytest.mark.asyncio
 async def test_without_a_bot_jobs_are_listed_shown_and_explained(harness, run_command, ann):
+    (harness.settings.data / "darkroom.sqlite").unlink()
     assert "There is no store in" in await run_command("list", is_refused=True)
     async with harness.open_temporary_app() as web_app:
         assert await run_command("list") == "There is no job yet.\n"
