@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.report.errors import FAILED
 from benchmarks.report.figure_row import FigureRow
 
 Sections = Mapping[str, Sequence[FigureRow]]
@@ -32,7 +33,7 @@ def format_markdown(facts: Mapping[str, Any], sections: Sections) -> str:
 
 
 def _format_row(row: FigureRow) -> str:
-    missing_mark = "**failed**" if row.goal else "–"
+    missing_mark = "**failed**" if row.goal or row.note.startswith(FAILED) else "–"
     mark = missing_mark if row.figure is None else "ok" if row.meets_goal else "**miss**"
     return f"| {mark} | {_format_cell(row.name)} | {row.figure_text} | {row.goal or ''} | {_format_cell(row.remark)} |"
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.report.errors import describe_error
+from benchmarks.report.errors import FAILED, describe_error
 from benchmarks.report.figure_row import FigureRow
 from engine.calibration.measurement import probe_recipe
 from engine.contract import Dtype
@@ -49,7 +49,7 @@ def measure_speedup_rows(load_family: LoadFamily, print_progress: Callable[[str]
             for row in measure_method(load_family):
                 method_rows[row.name] = row
         except Exception as error:  # the report must show any failure of a GPU
-            note = describe_error(error)
+            note = f"{FAILED}: {describe_error(error)}"
             method_rows |= {name: FigureRow(name, None, None, "×", note) for name in names if name not in method_rows}
         rows += method_rows.values()
         if torch.cuda.is_available():

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 
 MAX_LENGTH = 300  # characters
-# Only a quoted path may contain spaces. `//` begins no path: addresses stay.
+FAILED = "failed"  # how the note of a row begins that an error left without a figure
+# Only a quoted path may contain spaces. `//` begins no path: addresses stay. A compiler's flag may precede one: -I/usr.
 _QUOTED_PATH = re.compile(r"""(['"])(?:(?:file://)?/(?!/)|[A-Za-z]:[/\\]).*?\1""")
-_PATH = re.compile(r"""(?<![\w./])(?:(?:file://|~)?/(?!/)|[A-Za-z]:[/\\])[^\s'"<>|]+(?<![,;:.)\]])""")
+_PATH = re.compile(
+    r"""(?:(?<![\w./])|(?<=[\s'"]-[A-Za-z]))(?:(?:file://|~)?/(?!/)|[A-Za-z]:[/\\])[^\s'"<>|]+(?<![,;:.)\]])"""
+)
 
 
 def describe_error(error: Exception) -> str:

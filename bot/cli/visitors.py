@@ -66,10 +66,10 @@ def revoke(
     if bool(visitors) == everybody:
         raise UserError("Name visitors by their ids, or ask for --all.")
     settings = load_store_settings(data)
+    if everybody and not asyncio.run(_void_invitations(settings.data)):  # first: nobody may use one meanwhile
+        typer.echo("No bot answers on this machine: one-time addresses of another stay valid until it starts anew.")
     count = run_with_store(settings.database, lambda store: _revoke(store, visitors or []))
     typer.echo(f"{count} {'browser is' if count == 1 else 'browsers are'} signed out.")
-    if everybody:
-        asyncio.run(_void_invitations(settings.data))
 
 
 @app.command()
@@ -109,10 +109,12 @@ async def _invite(settings: Settings, is_guest: bool) -> str:
     return f"{settings.public_url.rstrip('/') or url}{reply['path']}"
 
 
-async def _void_invitations(folder: Path) -> None:
-    """Make the running bot's unused one-time addresses worthless; they end with it otherwise."""
-    if (url := await _find_running_url(folder)) is not None:
+async def _void_invitations(folder: Path) -> bool:
+    """Make the running bot's unused one-time addresses worthless. False: none answers here."""
+    url = await _find_running_url(folder)
+    if url is not None:
         await _change_invitations("DELETE", url, folder)
+    return url is not None
 
 
 async def _find_running_url(folder: Path) -> str | None:

@@ -81,6 +81,7 @@ class BusBase:
 
         With a worker key, only check that the key is for us and for `pools`: the bot makes what is missing.
         """
+        self.blobs.forget_reads()
         with translate_errors("declare its streams"):
             await (self._check_access(pools) if self.has_worker_key else declare_streams(self.js, self.limits))
         if not self._reconnect_callbacks:

@@ -24,6 +24,10 @@ from benchmarks.report.errors import describe_error
         ),
         (RuntimeError(r"C:\Users\ada\model is broken"), "RuntimeError: <path> is broken"),
         (RuntimeError("1/2 of 3 / 4, https://example.org/a"), "RuntimeError: 1/2 of 3 / 4, https://example.org/a"),
+        (
+            RuntimeError("g++ -I/home/ada/.venv/include '-L/home/ada/lib' -O2"),
+            "RuntimeError: g++ -I<path> '-L<path>' -O2",
+        ),
         (ValueError(), "ValueError"),
     ],
 )

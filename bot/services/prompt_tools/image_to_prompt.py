@@ -9,9 +9,10 @@ score. The members' searches take turns, request by request. Members are charged
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
@@ -29,7 +30,7 @@ from engine.bus import NoWorkerAnswers
 from engine.contract import MAX_CANDIDATES, DescribeRequest, ModelProfile
 
 MAX_MEMBERS = 16  # members with a search
-TIMEOUT_SECONDS = 240.0  # timeout of one search; all searches together need no longer
+TIMEOUT_SECONDS = 240.0  # timeout of one search, beside which no later one is admitted that would exceed it
 MAX_COST = 120.0  # device-seconds that one request may need
 MAX_REQUEST_MS = 10_000.0  # of one request, by calibration
 MAX_PROMPTS = 4
@@ -81,11 +82,17 @@ class PromptSuggestions:
 
 @dataclass
 class _Search:
-    """A member's search. `seconds`: its estimate, alone on a worker."""
+    """A member's search. `seconds`: its estimate, alone on a worker. `deadline`: on the loop's clock."""
 
     seconds: float
     timeout: asyncio.Timeout
+    deadline: float
+    meter: WorkMeter = field(default_factory=WorkMeter)
     is_cancelled: bool = False
+
+    @property
+    def remaining_seconds(self) -> float:
+        return max(0.0, self.seconds - self.meter.seconds)
 
 
 class ImageToPrompt:
@@ -109,13 +116,15 @@ class ImageToPrompt:
         """Suggest prompts for an image file or one at Discord; stores nothing of it. Raises `UserError`."""
         model_profile = self._find_model(model_name)
         seconds = await self._check_allowed(member, model_profile)
-        timeout = asyncio.timeout(TIMEOUT_SECONDS)
-        with self._reserve_place(member.id, _Search(seconds, timeout)) as search:
+        timeout, deadline = asyncio.timeout(TIMEOUT_SECONDS), asyncio.get_running_loop().time() + TIMEOUT_SECONDS
+        with self._reserve_place(member.id, _Search(seconds, timeout, deadline)) as search:
             try:
-                async with timeout, self._charge_work(member, seconds) as meter:
+                async with timeout, self._charge_work(member, seconds) as search.meter:
                     decoded_image = await self._load_image(member, image)
                     thumbnail = await asyncio.to_thread(crop_square, decoded_image.png, model_profile.size)
-                    prompt_search = PromptSearch(self._request_in_turn, model_profile, thumbnail, meter)
+                    prompt_search = PromptSearch(
+                        self._request_scores, model_profile, thumbnail, search.meter, self._turn_lock
+                    )
                     return PromptSuggestions(
                         model_profile.name,
                         *await prompt_search.find_prompts(choose_vocabulary(model_profile)),
@@ -135,11 +144,6 @@ class ImageToPrompt:
         search.timeout.reschedule(asyncio.get_running_loop().time())
         return True
 
-    async def _request_in_turn(self, request: DescribeRequest) -> Sequence[Sequence[float]]:
-        """Send one request at a time: the members' searches take turns, so none waits for another's end."""
-        async with self._turn_lock:
-            return await self._request_scores(request)
-
     def _find_model(self, name: str | None) -> ModelProfile:
         try:
             return self._catalog.find_entry(name or None).profile
@@ -158,15 +162,14 @@ class ImageToPrompt:
 
     @contextmanager
     def _reserve_place(self, member: str, search: _Search) -> Generator[_Search]:
-        """Occupy a place in the queue, one for each member; refuse where it would time out before its turn ends."""
+        """Occupy a place, one for each member. Refuse a search beside which an earlier one would time out."""
         if member in self._waiting_members:
             raise UserError(ALREADY_RUNNING, 429)
-        earlier = [waiting.seconds for waiting in self._waiting_members.values()]
-        excess_seconds = sum(earlier) + search.seconds - TIMEOUT_SECONDS
-        if earlier and excess_seconds > 0:
-            raise UserError(QUEUE_FULL.format(format_duration(excess_seconds)), 429)
-        if len(earlier) >= MAX_MEMBERS:
-            raise UserError(QUEUE_FULL.format(format_duration(min(earlier) * len(earlier))), 429)
+        earlier, now = list(self._waiting_members.values()), asyncio.get_running_loop().time()
+        waiting_seconds = sum(other.remaining_seconds for other in earlier)
+        first_deadline = min((other.deadline for other in earlier), default=math.inf)
+        if len(earlier) >= MAX_MEMBERS or now + waiting_seconds + search.seconds > first_deadline:
+            raise UserError(QUEUE_FULL.format(format_duration(waiting_seconds)), 429)
         self._waiting_members[member] = search
         try:
             yield search
@@ -189,14 +192,17 @@ def estimate_cost(model_profile: ModelProfile, words_to_score: Vocabulary) -> fl
 
 
 class PromptSearch:
-    """The search for one image (a small PNG) with one model. `meter` counts the device-seconds, by calibration."""
+    """The search for one image (a small PNG) with one model. `meter` counts the device-seconds, by calibration.
+
+    `turn_lock`: its holder's request is with the workers; searches that share one take turns.
+    """
 
     def __init__(
         self, request_scores: RequestScores, model_profile: ModelProfile, thumbnail: bytes,
-        meter: WorkMeter | None = None,
+        meter: WorkMeter | None = None, turn_lock: asyncio.Lock | None = None,
     ) -> None:  # fmt: skip
         self._request_scores, self._model_profile, self._thumbnail = request_scores, model_profile, thumbnail
-        self._tally, self._meter = PromptScores(), meter or WorkMeter()
+        self._tally, self._meter, self._turn_lock = PromptScores(), meter or WorkMeter(), turn_lock or asyncio.Lock()
 
     async def find_prompts(self, known_words: Vocabulary) -> tuple[int, tuple[ScoredPrompt, ...]]:
         """Return how many texts were tried, and the prompts that beat an empty prompt, best first."""
@@ -273,12 +279,13 @@ class PromptSearch:
         """Count the request as it goes out: a worker finishes it, also where nobody waits for it any more."""
         profile, texts = self._model_profile, len(request.texts)
         seconds = texts * (request.draws * profile.row_ms + profile.encode_ms) / 1000.0
-        self._meter.seconds += seconds
-        try:
-            return await self._request_scores(request)
-        except (NoWorkerAnswers, ConnectionError):
-            self._meter.seconds -= seconds
-            raise
+        async with self._turn_lock:
+            self._meter.seconds += seconds
+            try:
+                return await self._request_scores(request)
+            except (NoWorkerAnswers, ConnectionError):
+                self._meter.seconds -= seconds
+                raise
 
 
 def _batch_size(model_profile: ModelProfile, draws: int) -> int:

@@ -149,9 +149,20 @@ class BlobStore:
         return bytes(content), numbers[1:]
 
     async def drop_read(self, sha: str) -> None:
-        """Remove the copy that `get` returned last; one that was stored since then stays. Not with a worker's key."""
-        for number in self._read_numbers.pop(sha, ()):
+        """Remove the copy that `get` returned last; one that was stored since then stays. Not with a worker's key.
+
+        A blob of which `get` remembers nothing is removed as it is.
+        """
+        numbers = self._read_numbers.pop(sha, None)
+        if numbers is None:
+            await self.drop(sha)
+            return
+        for number in numbers:
             await self._erase_message(number)
+
+    def forget_reads(self) -> None:
+        """Forget which copies were read: a new stream counts its messages from 1 again."""
+        self._read_numbers.clear()
 
     async def drop(self, sha: str) -> None:
         """Remove a blob that is no longer needed; a missing one is fine."""

@@ -785,6 +785,30 @@ def test_stream_sizes_are_bounded_and_fit_the_brokers_storage() -> None:
 
 
 @pytest.mark.asyncio
+async def test_only_the_copy_of_a_blob_that_was_read_is_dropped(connect_bus: Any) -> None:
+    bus = await connect_bus()
+    sha = await bus.put_blob(b"a picture")
+    assert await bus.get_blob(sha, 100) == b"a picture"
+    await bus.blobs.drop(sha)
+    await bus.put_blob(b"a picture")  # of another job
+    await bus.drop_read_blob(sha)
+    assert await bus.get_blob(sha, 100) == b"a picture"
+    await bus.drop_read_blob(sha)
+    with pytest.raises(BlobMissing):
+        await bus.get_blob(sha, 100)
+    await bus.put_blob(b"a picture")
+    await bus.drop_read_blob(sha)  # nobody has read it
+    with pytest.raises(BlobMissing):
+        await bus.get_blob(sha, 100)
+    await bus.put_blob(b"a picture")
+    await bus.get_blob(sha, 100)
+    await bus.declare()  # after a reconnection the stream may be new, with other numbers
+    await bus.drop_read_blob(sha)
+    with pytest.raises(BlobMissing):
+        await bus.get_blob(sha, 100)
+
+
+@pytest.mark.asyncio
 async def test_full_streams_refuse_jobs_and_results_and_drop_the_oldest_blob(broker: Broker) -> None:
     small = BusLimits(lease=LEASE, work_bytes=4000, result_bytes=4000, blob_bytes=100_000)
     bus = await Bus.connect(broker.url, broker.token, limits=small)
