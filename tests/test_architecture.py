@@ -114,7 +114,7 @@ PURE = [
     "engine.contract.samplers",
     "engine.core.keyframe_steps",
     "engine.plan",
-    "training.latent_sampling",
+    "training.diffusion.latent_sampling",
     "engine.scheduler",
     "engine.model_cache.loaded_models",
     "engine.scheduler.group",

@@ -47,7 +47,7 @@ PROMPTS = (
 
 def sample_picture(family: Any, prompt: str, seed: int) -> Image.Image:
     """Samples one finished picture."""
-    from training.latent_sampling import build_input, initial_noise, sample_latents
+    from training.diffusion.latent_sampling import build_input, initial_noise, sample_latents
 
     plan = family.plan("dpmpp_2m", 30, 0.0, family.size, family.size)
     start = initial_noise(family, seed)

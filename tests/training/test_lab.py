@@ -20,7 +20,8 @@ from engine.contract.rejection import JobRejected
 from engine.core.engine import Engine
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.models.text_embedder import Embedder
-from training import latent_sampling
+from training.diffusion import latent_sampling
+from training.diffusion.latent_sampling import SamplingInput
 from training.lab import autoencoder, pictures, tensor_math
 from training.lab.__main__ import main
 from training.lab.contact_sheet import Tile, draw_sheet, to_ascii
@@ -33,7 +34,6 @@ from training.lab.sample_pictures import draw_apple, draw_cat
 from training.lab.vocabulary import LabVocabulary, find_nearest_words, read_vocabulary
 from training.lab.word_arithmetic import compose_drawing, draw_mix, draw_weight_steps
 from training.lab.word_sums import MAX_TERMS, Term, format_sum, parse_sum
-from training.latent_sampling import SamplingInput
 
 WORDS = ("queen", "king", "prince", "kitten", "carrot", "rocket", "banana", "snowman", "woman", "grape")
 few_examples = settings(max_examples=60, deadline=None)

@@ -12,7 +12,7 @@ from torch import Tensor
 from engine.contract import Dtype, Sampler
 from engine.models.family import TokenConditioned
 from engine.plan import plan
-from training.latent_sampling import build_input, initial_noise, sample_latents
+from training.diffusion.latent_sampling import build_input, initial_noise, sample_latents
 
 ROWS_PER_FORWARD = 64  # of a forward: a larger batch gains nothing on a processor
 

@@ -7,11 +7,11 @@ import math
 import torch
 from PIL import Image
 
+from training.diffusion.latent_sampling import noise_level
 from training.lab.contact_sheet import Tile, draw_sheet
 from training.lab.context import ExperimentResult, LabContext
 from training.lab.pictures import channel_pictures, crop_square, to_picture, to_tensor
 from training.lab.tensor_math import add_noise, interpolate_on_arc, lerp, psnr
-from training.latent_sampling import noise_level
 
 DIFFERENCE_GAIN = 4
 

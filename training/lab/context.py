@@ -12,7 +12,7 @@ from engine.contract import MAX_STEPS
 from engine.contract.rejection import JobRejected
 from engine.models.family import TokenConditioned
 from engine.plan import Plan, plan
-from training.latent_sampling import OnStep, SamplingInput, build_input, initial_noise, sample_latents
+from training.diffusion.latent_sampling import OnStep, SamplingInput, build_input, initial_noise, sample_latents
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from PIL import Image
 
+from training.diffusion.latent_sampling import noise_level, predict_x0, timestep
 from training.lab.contact_sheet import Tile, draw_sheet
 from training.lab.context import ExperimentResult, LabContext, make_ddim_plan
 from training.lab.pictures import crop_square
 from training.lab.tensor_math import add_noise
-from training.latent_sampling import noise_level, predict_x0, timestep
 
 LEVEL_COUNT = 8
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from engine.contract.rejection import JobRejected
 from engine.core.noise import slerp
+from training.diffusion.latent_sampling import SamplingInput, initial_noise
 from training.lab.contact_sheet import Tile, draw_sheet
 from training.lab.context import ExperimentResult, LabContext
 from training.lab.tensor_math import interpolate_states
-from training.latent_sampling import SamplingInput, initial_noise
 
 COLUMNS = 6
 SEED_COUNT = 2**32  # the bot's range of seeds

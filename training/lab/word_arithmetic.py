@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 
 from engine.contract.rejection import JobRejected
+from training.diffusion.latent_sampling import SamplingInput
 from training.lab.contact_sheet import Tile, draw_sheet
 from training.lab.context import ExperimentResult, LabContext
 from training.lab.tensor_math import balance_weights, mix_states, positive_sum
 from training.lab.word_sums import Term, format_sum
-from training.latent_sampling import SamplingInput
 
 METHODS = ("mixed in embedding space", "composable rows")
 WEIGHT_STEPS = 5

@@ -33,7 +33,7 @@ from engine.worker.watchdog import Watchdog
 from engine.worker.worker import Worker
 from engine.worker.worker_profile import WorkerProfile
 from shared.worker_harness import LONG_STEPS, WorkerHarness, make_job, wait_until, wait_until_midway
-from training.latent_sampling import build_input, initial_noise, sample_latents
+from training.diffusion.latent_sampling import build_input, initial_noise, sample_latents
 
 
 def encode_png(picture: Image.Image | None = None, size: int = 64) -> bytes:

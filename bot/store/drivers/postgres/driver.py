@@ -114,7 +114,7 @@ class PostgresDatabase:
             time.sleep(POLL_SECONDS)
 
     def _run_read(self, operation: Operation[T], deadline: float) -> T:
-        def read(connection: Connection) -> T:
+        def run_and_commit(connection: Connection) -> T:
             result = operation(connection)
             connection.commit()  # after a rollback psycopg would prepare every statement anew
             return result
@@ -122,7 +122,7 @@ class PostgresDatabase:
         if time.monotonic() > deadline:
             raise DatabaseUnavailable("The database cannot be used now: every connection was busy for too long.")
         try:
-            connection, result = begin(self.reader, read)
+            connection, result = begin(self.reader, run_and_commit)
         except StopIteration as error:
             raise wrap_stop_iteration(error) from error
         except Exception as error:
