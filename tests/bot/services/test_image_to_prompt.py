@@ -304,7 +304,8 @@ async def test_searches_take_turns(upload_decoder: UploadDecoder) -> None:
     pictures: list[bytes] = []
 
     async def answer(request: DescribeRequest) -> Any:
-        await asyncio.sleep(0.01)
+        while not pictures and not service._turn_lock._waiters:
+            await asyncio.sleep(0.01)  # until the other search waits for its first turn
         pictures.append(request.picture)
         return await describer.errors(request)
 
