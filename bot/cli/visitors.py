@@ -128,13 +128,13 @@ async def _find_running_url(folder: Path) -> str | None:
 async def _change_invitations(
     method: str, url: str, folder: Path, body: Mapping[str, object] | None = None
 ) -> dict[str, Any]:
-    from bot.cli.imagine.http_client import change_json
+    from bot.cli.imagine.http_client import request_json
     from bot.cli.imagine.result import GenerationError
     from bot.web.auth import terminal_key
 
     key = await asyncio.to_thread(terminal_key, folder)
     try:
-        return await change_json(method, url, key, "/api/invitations", body)
+        return await request_json(method, url, key, "/api/invitations", body)
     except GenerationError as error:
         raise UserError(str(error)) from error
 

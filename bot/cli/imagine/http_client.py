@@ -110,17 +110,10 @@ def _select_finished(ended_jobs: Sequence[dict[str, Any]], display: ProgressDisp
     return [job for job in ended_jobs if job["state"] == "finished"]
 
 
-async def get_json(url: str, key: str, path: str) -> dict[str, Any]:
-    """Return one answer of the API. Raise `UserError`, or `GenerationError` if there is no answer."""
-    headers = {"Authorization": f"Bearer {key}"}
-    async with aiohttp.ClientSession(url, headers=headers, timeout=QUICK_TIMEOUT) as session:
-        return await _request_json(session, "GET", path, None)
-
-
-async def change_json(
+async def request_json(
     method: str, url: str, key: str, path: str, body: Mapping[str, object] | None = None
 ) -> dict[str, Any]:
-    """Send a POST or DELETE and return the answer. Raise `UserError`, or `GenerationError` if there is no answer."""
+    """Return one answer of the API. Raise `UserError`, or `GenerationError` if there is no answer."""
     headers = {"Authorization": f"Bearer {key}"}
     async with aiohttp.ClientSession(url, headers=headers, timeout=QUICK_TIMEOUT) as session:
         return await _request_json(session, method, path, body)

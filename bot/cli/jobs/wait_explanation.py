@@ -90,7 +90,7 @@ async def _ask_bot(data: Path, record: JobRecord) -> Mapping[str, Any] | None:
         return None
     key = await asyncio.to_thread(terminal_key, data)
     try:
-        return await http_client.get_json(instance.url, key, f"/api/jobs/{record.id}/wait-reason")
+        return await http_client.request_json("GET", instance.url, key, f"/api/jobs/{record.id}/wait-reason")
     except (UserError, GenerationError):
         return None
 
