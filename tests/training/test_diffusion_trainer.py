@@ -33,6 +33,7 @@ from training.diffusion.diffusion_trainer import (
     load_network,
 )
 from training.diffusion.latent_cache import LatentCache, load_caption_encoder, open_cache, open_variant_cache
+from training.diffusion.outer_levels import fit_latents
 from training.diffusion.sampling import add_noise, measure_v_mse, sample_latents
 from training.pictures import artwork
 from training.pictures.artwork import ARTWORK_PACKAGES, LABEL_PACKAGE, Artwork, Package
@@ -353,6 +354,30 @@ def test_a_fresh_network_has_the_shape_of_a_folder_but_new_weights(tmp_path: Pat
     for name in ("conv_in.weight", "conv_out.weight", "mid_block.resnets.0.conv1.weight"):
         assert not torch.allclose(weights[0][name], weights[1][name], atol=1e-3)
         assert not torch.allclose(weights[1][name], weights[3][name], atol=1e-3)
+
+
+def test_a_network_fitted_to_larger_latents_keeps_its_inner_levels() -> None:
+    source = add_text_embedding(tiny_network())
+    grown_network = fit_latents(source, 3, 8)
+    assert grown_network.config["block_out_channels"] == [8, 16, 32]
+    noisy = torch.randn(2, 3, 8, 8)
+    prediction = grown_network(noisy, torch.tensor(500), encoder_hidden_states=torch.randn(2, 6, 64)).sample
+    assert prediction.shape == noisy.shape
+    before, after = source.state_dict(), grown_network.state_dict()
+    for name in ("mid_block.resnets.0.conv1.weight", "add_embedding.proj.weight", "time_embedding.linear_2.weight"):
+        assert torch.equal(before[name], after[name])
+    for name in ("attentions.0.transformer_blocks.0.attn2.to_k.weight", "resnets.0.conv2.weight"):
+        assert torch.equal(before[f"down_blocks.0.{name}"], after[f"down_blocks.1.{name}"])
+        assert torch.equal(before[f"up_blocks.1.{name}"], after[f"up_blocks.1.{name}"])
+
+
+def test_a_network_is_not_fitted_to_latents_it_cannot_draw() -> None:
+    network = tiny_network()
+    assert fit_latents(network, 4, 4) is network
+    with pytest.raises(
+        ValueError, match="have 5×5 values, and this network can only learn to draw 4×4 or 8×8 or 16×16"
+    ):
+        fit_latents(network, 4, 5)
 
 
 def test_an_error_on_training_pictures_has_another_name_than_v_mse() -> None:

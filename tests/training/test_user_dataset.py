@@ -142,6 +142,25 @@ def test_diffusers_and_the_engine_load_the_trained_model(finished_run: Path, tmp
 
 
 @pytest.mark.slow
+def test_another_autoencoder_becomes_part_of_the_model(
+    user_data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The network learns its latents, twice as large here, and the result carries both."""
+    diffusers = import_module("diffusers")
+    torch.manual_seed(1)
+    diffusers.AutoencoderKL(block_out_channels=(8,), latent_channels=3, norm_num_groups=4).save_pretrained(
+        user_data / "autoencoder"
+    )
+    other = ("--autoencoder", str(user_data / "autoencoder"))
+    assert main(arguments(user_data, tmp_path / "larger", *other)) == 0
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "larger")
+    assert (pipeline.unet.config.sample_size, pipeline.unet.config.in_channels) == (16, 3)
+    assert load_model(str(tmp_path / "larger"), tmp_path).size == 16  # pixels, as before
+    assert main(arguments(user_data, tmp_path / "larger")) == 2
+    assert "was begun with other starting weights" in capfd.readouterr().err
+
+
+@pytest.mark.slow
 def test_imagine_draws_with_the_trained_model(
     finished_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from training.commands.options import Cache, Flip, Pictures, StartModel, TrainOptions, with_train_options
@@ -11,6 +13,14 @@ from training.commands.options import Cache, Flip, Pictures, StartModel, TrainOp
 def diffusion(
     options: TrainOptions,
     source: StartModel = "embedded",
+    autoencoder: Annotated[
+        str,
+        typer.Option(
+            "--autoencoder",
+            metavar="FOLDER",
+            help="Draw the latents of this autoencoder; by default of the starting model's own.",
+        ),
+    ] = "",
     data: Pictures = None,
     cache: Cache = None,
     flip: Flip = False,
@@ -21,5 +31,5 @@ def diffusion(
 
     with open_session("diffusion", options, data) as session:
         if data is None:
-            raise typer.Exit(run.train_on_artwork(session, source, cache, options.setting_overrides))
-        raise typer.Exit(run.train_on_dataset(session, source, data, flip, options.setting_overrides))
+            raise typer.Exit(run.train_on_artwork(session, source, autoencoder, cache, options.setting_overrides))
+        raise typer.Exit(run.train_on_dataset(session, source, autoencoder, data, flip, options.setting_overrides))

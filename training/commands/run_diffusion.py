@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from engine.models.families.embedded import EMBEDDED_MODEL
 from engine.models.files.fingerprint import fingerprint_folder
 from training.commands import builtin_artwork, user_dataset
 from training.commands.progress import print_status
+from training.commands.run_autoencoder import find_autoencoder_folder, load_autoencoder
 from training.commands.run_folder import STAGING_FOLDER
 from training.commands.session import Session
 from training.core import memory_estimate
@@ -28,7 +30,15 @@ from training.diffusion.diffusion_trainer import (
     load_network,
 )
 from training.diffusion.latent_cache import LatentCache
-from training.diffusion.models import LoadedModel, find_model_folder, load_model, read_dtypes, write_model
+from training.diffusion.models import (
+    LoadedModel,
+    find_model_folder,
+    hash_contents,
+    load_model,
+    read_dtypes,
+    write_model,
+)
+from training.diffusion.outer_levels import fit_latents
 from training.diffusion.sampling import SHEET_PROMPTS
 from training.pictures.variants import mix_fingerprint
 
@@ -37,28 +47,35 @@ DATASET_BATCH, DATASET_RATE = 16, 1e-4  # Muon's step size does not depend on th
 POOLING_HEADS = 64  # attention heads with which diffusers pools the text for the time embedding
 
 
-def train_on_artwork(session: Session, source: str, cache: Path | None, overrides: dict[str, float | None]) -> int:
+def train_on_artwork(
+    session: Session, source: str, autoencoder: str, cache: Path | None, overrides: dict[str, float | None]
+) -> int:
     settings = session.resolve_settings(DiffusionSettings, **overrides)
     parts_model = _parts_model(source)
     weights = builtin_artwork.find_weights(parts_model)
+    autoencoder_folder = find_autoencoder_folder(autoencoder or str(weights))
     memory_estimate.check_fits(memory_estimate.estimate_diffusion(weights, settings.batch))
     session.bind_origin(
         {
-            "starting weights": _describe_start(source, fingerprint_folder(weights)),
+            "starting weights": _describe_start(source, fingerprint_folder(weights), autoencoder),
             "pictures": f"the built-in artwork, {mix_fingerprint()}",
         }
     )
-    vae, caption_encoder = builtin_artwork.load_encoders(weights)
+    vae, caption_encoder = builtin_artwork.load_encoders(autoencoder_folder)
     train_cache, validation_cache = builtin_artwork.open_variants(cache, (vae, caption_encoder), settings.seed)
     scheduler = builtin_artwork.load_schedule(weights)
     unet = weights / "unet"
     network = build_network(unet, settings.seed) if source == SCRATCH else load_network(unet)
     trainer = _make_trainer(network, train_cache, scheduler, settings)
     evaluator = DiffusionEvaluator(trainer, validation_cache, caption_encoder(SHEET_PROMPTS), vae, scheduler)
-    return session.train(trainer, evaluator, lambda: _write_result(session, load_model(parts_model), trainer))
+    return session.train(
+        trainer, evaluator, lambda: _write_result(session, _load_parts(parts_model, autoencoder), trainer)
+    )
 
 
-def train_on_dataset(session: Session, source: str, data: Path, flip: bool, overrides: dict[str, float | None]) -> int:
+def train_on_dataset(
+    session: Session, source: str, autoencoder: str, data: Path, flip: bool, overrides: dict[str, float | None]
+) -> int:
     settings = session.resolve_settings(
         DiffusionSettings if source == SCRATCH else make_small_dataset_settings, **overrides
     )
@@ -68,13 +85,17 @@ def train_on_dataset(session: Session, source: str, data: Path, flip: bool, over
     ).is_dir():  # otherwise `load_model` reports what is missing
         memory_estimate.check_fits(memory_estimate.estimate_diffusion(folder, settings.batch))
     dataset = user_dataset.read_dataset(session, data)
-    model = load_model(parts_model)
-    starting_weights = _describe_start(source, model.fingerprint)
-    session.bind_origin({"starting weights": starting_weights, "pictures": dataset.fingerprint, "--flip": str(flip)})
+    model = _load_parts(parts_model, autoencoder)
+    session.bind_origin(
+        {
+            "starting weights": _describe_start(source, fingerprint_folder(model.folder), autoencoder),
+            "pictures": dataset.fingerprint,
+            "--flip": str(flip),
+        }
+    )
     scheduler = _load_schedule(model)
     train_cache = user_dataset.encode_dataset(session, dataset, model, side=model.side, seed=settings.seed, flip=flip)
-    model.pipeline.unet = _make_network(model, source, settings.seed)
-    trainer = _make_trainer(model.pipeline.unet, train_cache, scheduler, settings)
+    trainer = _make_trainer(_make_network(model, source, settings.seed), train_cache, scheduler, settings)
     prompt_states = model.encode_captions(user_dataset.choose_prompts(dataset))
     evaluator = DiffusionEvaluator(
         trainer,
@@ -93,8 +114,22 @@ def train_on_dataset(session: Session, source: str, data: Path, flip: bool, over
 def _make_trainer(
     network: UNet2DConditionModel, train_cache: LatentCache, scheduler: DDIMScheduler, settings: DiffusionSettings
 ) -> DiffusionTrainer:
+    network = fit_latents(network, train_cache.latents.shape[1], train_cache.latents.shape[2])
     torch.nn.Module.to(network, choose_device())
     return DiffusionTrainer(network, train_cache, scheduler.alphas_cumprod, settings)
+
+
+def _load_parts(parts_model: str, autoencoder: str) -> LoadedModel:
+    """Load a model, with the autoencoder of `autoencoder` if there is one. Raises ValueError."""
+    model = load_model(parts_model)
+    if autoencoder:
+        model.pipeline.vae = load_autoencoder(autoencoder).eval()
+        model = replace(model, fingerprint=f"{model.fingerprint} with {_hash_autoencoder(autoencoder)}")
+    return model
+
+
+def _hash_autoencoder(autoencoder: str) -> str:
+    return hash_contents(find_autoencoder_folder(autoencoder))
 
 
 def _parts_model(source: str) -> str:
@@ -102,8 +137,9 @@ def _parts_model(source: str) -> str:
     return EMBEDDED_MODEL if source == SCRATCH else source
 
 
-def _describe_start(source: str, fingerprint: str) -> str:
-    return f"{SCRATCH} beside {fingerprint}" if source == SCRATCH else fingerprint
+def _describe_start(source: str, fingerprint: str, autoencoder: str) -> str:
+    start = f"{SCRATCH} beside {fingerprint}" if source == SCRATCH else fingerprint
+    return f"{start} with the autoencoder {_hash_autoencoder(autoencoder)}" if autoencoder else start
 
 
 def _make_network(model: LoadedModel, source: str, seed: int) -> UNet2DConditionModel:
