@@ -27,6 +27,7 @@ def test_a_killed_engine_goes_on_from_a_snapshot(warm_bot: DarkroomProcess) -> N
     assert warm_bot.list_end_states(job) == ["finished"]  # once
 
 
+@pytest.mark.slow
 def test_a_killed_bot_comes_back_with_its_jobs(warm_bot: DarkroomProcess) -> None:
     """Its broker and its engine don't stay behind to spoil the next start."""
     job = warm_bot.start_long_job()
@@ -42,6 +43,7 @@ def test_a_killed_bot_comes_back_with_its_jobs(warm_bot: DarkroomProcess) -> Non
     wait_until(lambda: not any(child.is_running() for child in child_processes) or None, 30)
 
 
+@pytest.mark.slow
 def test_history_survives_a_restart_and_a_running_job_continues(warm_bot: DarkroomProcess) -> None:
     first = warm_bot.imagine(steps=8)
     assert warm_bot.wait_for_end(first)["state"] == "finished"
