@@ -24,7 +24,7 @@ from bot.web.auth import HostPolicy, SessionTokens, load_or_create_key
 from bot.web.connections import ConnectionLimits, ConnectionTable, GuardedConnection
 from bot.web.grid_cache import GridCache
 from bot.web.listener import listen
-from bot.web.sse_cache import EventCache
+from bot.web.sse_cache import EventCache, JobCache
 
 PACKAGE_DIR = Path(__file__).parent
 MAX_BODY_BYTES = 64 * 1024  # of a request's body
@@ -55,6 +55,7 @@ def build_app(
     app[sse.SHUTDOWN] = asyncio.Event()
     app[sse.STREAMS] = set()
     app[sse.EVENT_CACHE] = EventCache()
+    app[sse.JOB_CACHE] = JobCache()
     app[sse.PAGE_JOBS] = sse.share_page_jobs(services)
     app[request_body.FORM_MEMORY] = request_body.FormMemory()
     app[request_body.MEMBER_LIMIT] = PerMemberLimit()

@@ -14,6 +14,7 @@ import socket
 from collections.abc import AsyncGenerator
 from typing import Any
 
+import msgspec
 from aiohttp import web
 from aiohttp_sse import EventSourceResponse, sse_response
 from cachetools import LRUCache
@@ -29,7 +30,7 @@ from bot.store import DatabaseUnavailable
 from bot.web import serializers
 from bot.web.middleware import GUILD, SESSION, TERMINAL_ID, VISITOR, find_session, member_of
 from bot.web.renamed import OLD_WORKERS_EVENT
-from bot.web.sse_cache import EventCache, LiveEvent
+from bot.web.sse_cache import EventCache, JobCache, format_event
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ ENGINE_LOADING = web.AppKey("engine_loading", asyncio.Event)  # set: our own eng
 SHUTDOWN = web.AppKey("shutdown", asyncio.Event)
 STREAMS = web.AppKey("streams", set[tuple[str, object]])
 EVENT_CACHE = web.AppKey("event_cache", EventCache)
+JOB_CACHE = web.AppKey("job_cache", JobCache)
 PAGE_JOBS = web.AppKey("page_jobs", SharedCall[list[JobView]])
 
 MAX_STREAMS = 200
@@ -103,7 +105,7 @@ class PageStream:
         """Send the jobs as they are, then each event as it comes."""
         ordered = [view for view in await self._app[PAGE_JOBS].get() if not view.is_hidden_from(self._reader.id)]
         self._visibility.update(dict.fromkeys((view.id for view in ordered), True))
-        await self._send("jobs", {"jobs": [serializers.serialize_job(view, self._reader) for view in ordered]})
+        await self._send("jobs", self._app[JOB_CACHE].encode_list(ordered, self._reader))
         async for job_event in subscription:
             if await self._forward_event(job_event):
                 await asyncio.sleep(FRAME_PAUSE)
@@ -113,7 +115,7 @@ class PageStream:
         if job_event.job not in self._visibility or isinstance(job_event, JobEnded):
             await self._send_job(job_event.job)
         if not isinstance(job_event, JobEnded) and self._visibility.get(job_event.job):
-            await _send_event(self._request, self._stream, job_event)
+            await _write(self._request, self._stream, self._app[EVENT_CACHE].encode(job_event))
             return isinstance(job_event, JobProgress)
         return False
 
@@ -127,11 +129,11 @@ class PageStream:
             view = await job_views.load_view(job)
         except UserError as error:
             if self._visibility.get(job) or await job_views.was_shown_to(job, GUILD, self._reader.id):
-                await self._send("gone", {"id": job, "reason": error.sentence})
+                await self._send("gone", msgspec.json.encode({"id": job, "reason": error.sentence}))
             return
         self._visibility[job] = view.guild == GUILD and not view.is_hidden_from(self._reader.id)
         if self._visibility[job]:
-            await self._send("job", serializers.serialize_job(view, self._reader))
+            await self._send("job", self._app[JOB_CACHE].encode(view, self._reader))
 
     async def watch_workers(self) -> None:
         """Send the live workers, at once and whenever they change."""
@@ -140,12 +142,12 @@ class PageStream:
             state = workers_payload(self._app)
             if state != last_state:
                 for event in ("workers", OLD_WORKERS_EVENT):
-                    await self._send(event, state)
+                    await self._send(event, msgspec.json.encode(state))
                 last_state = state
             await asyncio.sleep(POLL_SECONDS)
 
-    async def _send(self, event: str, value: dict[str, Any]) -> None:
-        await self._stream.send(json.dumps(value), event=event)
+    async def _send(self, event: str, json_text: bytes) -> None:
+        await _write(self._request, self._stream, format_event(event, json_text))
 
 
 async def stream_job_events(request: web.Request) -> web.StreamResponse:
@@ -179,20 +181,20 @@ async def _follow_job(request: web.Request, stream: EventSourceResponse, subscri
     async for job_event in subscription:
         if isinstance(job_event, JobEnded):
             return await _send_end(request, stream)
-        await _send_event(request, stream, job_event)
+        await _write(request, stream, request.app[EVENT_CACHE].encode(job_event))
         if isinstance(job_event, JobProgress):
             await asyncio.sleep(FRAME_PAUSE)
 
 
-async def _send_event(request: web.Request, stream: EventSourceResponse, job_event: LiveEvent) -> None:
-    """Send one event as bytes that all pages share.
+async def _write(request: web.Request, stream: EventSourceResponse, event: bytes) -> None:
+    """Send one event in its wire format, as bytes that all pages share.
 
     The library's `send` searches each text for line ends: with a hundred pages that took most of the bot's time. A
     client that reads nothing for too long is disconnected. Raise ConnectionError and TimeoutError.
     """
     try:
         async with asyncio.timeout(STALL_TIMEOUT):
-            await stream.write(request.app[EVENT_CACHE].encode(job_event))
+            await stream.write(event)
     except TimeoutError:
         if request.transport is not None:
             request.transport.abort()

@@ -18,7 +18,7 @@ from bot.web import serializers
 from bot.web.media import find_picture, picture_index_of
 from bot.web.middleware import GUILD, HOST_POLICY, SESSION_TOKENS, TERMINAL_ID, VISITOR, member_of
 from bot.web.request_body import FormFiles, read_body, read_form
-from bot.web.sse import SERVICES, require_permitted, require_stoppable, require_visible, workers_payload
+from bot.web.sse import JOB_CACHE, SERVICES, require_permitted, require_stoppable, require_visible, workers_payload
 
 NOT_OPTIONS = ("prompt", "exact", "init_images", "weights")
 
@@ -132,7 +132,7 @@ async def list_jobs(request: web.Request) -> web.Response:
     queued_ids = {view.id for view in queue}
     ended_views = [view for view in recent if view.id not in queued_ids]
     views = [view for view in [*queue, *ended_views] if not view.is_hidden_from(reader.id)]
-    body = msgspec.json.encode({"jobs": [serializers.serialize_job(view, reader) for view in views]})  # 100 KB
+    body = request.app[JOB_CACHE].encode_list(views, reader)
     return web.Response(body=body, content_type="application/json", charset="utf-8")
 
 

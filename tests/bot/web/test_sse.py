@@ -182,7 +182,7 @@ async def test_a_slow_reader_misses_frames_but_never_the_end(
     text = b""
     try:
         await server.wait_for_end(await server.imagine("terrier", steps=steps))
-        while b'"state": "finished"' not in text:
+        while b'"state":"finished"' not in text:
             text += await asyncio.wait_for(reader.read(1 << 16), 20)
     finally:
         writer.close()
