@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import itertools
 import os
 import random
 import time
@@ -23,6 +24,7 @@ from attack.visitors import Tally, Visitor
 from engine.bus import Bus
 
 WARM_UP_SECONDS = 20  # of requests made from openapi.json: they load every encoder of films
+LISTED_JOBS = 50  # the most that /api/jobs lists: the quiet stage measures a room that lists as many as an attacked one
 STAGE_TIMEOUT = 200.0  # seconds
 MEMORY_RATIO = 1.1
 NICE = 5  # the attackers run on the same machine: the room, started before, comes first
@@ -118,12 +120,14 @@ class Campaign:
         )
 
     async def _warm_up(self) -> None:
-        """A little of everything, so that what is loaded once counts as memory of before."""
+        """A little of everything, so that what is loaded once counts as memory of before, and a full list of jobs."""
         await floods.send_heads(self.room.port, self.tally, floods.draw_heads(self.rng, 28, ""))
         await floods.open_streams(self.room.port, self.tally, 20, self.guests, 0.5)
         await floods.hold_half_open(self.room.port, self.tally, 100, 0.5)
         job = await self.member.draw()
         await Matrix([Caller(self.owner, "operator")], {"another's": job}, Tally()).run()
+        guests = itertools.islice(itertools.cycle(self.guests), self.plan.scaled(LISTED_JOBS))
+        await asyncio.gather(*(guest.draw() for guest in guests))
         if not self.plan.is_quick:
             (folder := self.room.folder / "warm-up").mkdir()
             await fuzz_schema(self.room, self.owner, folder, 10, WARM_UP_SECONDS, self.plan.seed)
