@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import itertools
 import os
 import random
 import time
@@ -24,7 +23,7 @@ from attack.visitors import Tally, Visitor
 from engine.bus import Bus
 
 WARM_UP_SECONDS = 20  # of requests made from openapi.json: they load every encoder of films
-LISTED_JOBS = 50  # the most that /api/jobs lists: the quiet stage measures a room that lists as many as an attacked one
+ENDED_JOBS = 50  # the most ended jobs that /api/jobs lists: the quiet room then lists as many as the attacked one
 STAGE_TIMEOUT = 200.0  # seconds
 MEMORY_RATIO = 1.1
 NICE = 5  # the attackers run on the same machine: the room, started before, comes first
@@ -126,8 +125,7 @@ class Campaign:
         await floods.hold_half_open(self.room.port, self.tally, 100, 0.5)
         job = await self.member.draw()
         await Matrix([Caller(self.owner, "operator")], {"another's": job}, Tally()).run()
-        guests = itertools.islice(itertools.cycle(self.guests), self.plan.scaled(LISTED_JOBS))
-        await asyncio.gather(*(guest.draw() for guest in guests))
+        await asyncio.gather(*(guest.draw() for guest in self.guests[: self.plan.scaled(ENDED_JOBS)]))
         if not self.plan.is_quick:
             (folder := self.room.folder / "warm-up").mkdir()
             await fuzz_schema(self.room, self.owner, folder, 10, WARM_UP_SECONDS, self.plan.seed)

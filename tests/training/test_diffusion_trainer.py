@@ -33,7 +33,7 @@ from training.diffusion.diffusion_trainer import (
     load_network,
 )
 from training.diffusion.latent_cache import LatentCache, load_caption_encoder, open_cache, open_variant_cache
-from training.diffusion.outer_levels import fit_latents
+from training.diffusion.outer_levels import fit_config, fit_latents
 from training.diffusion.sampling import add_noise, measure_v_mse, sample_latents
 from training.pictures import artwork
 from training.pictures.artwork import ARTWORK_PACKAGES, LABEL_PACKAGE, Artwork, Package
@@ -369,6 +369,22 @@ def test_a_network_fitted_to_larger_latents_keeps_its_inner_levels() -> None:
     for name in ("attentions.0.transformer_blocks.0.attn2.to_k.weight", "resnets.0.conv2.weight"):
         assert torch.equal(before[f"down_blocks.0.{name}"], after[f"down_blocks.1.{name}"])
         assert torch.equal(before[f"up_blocks.1.{name}"], after[f"up_blocks.1.{name}"])
+
+
+def test_a_fitted_network_keeps_its_sense_of_time() -> None:
+    source = load_network(WEIGHTS_FOLDER / "unet")
+    grown_network, timesteps = fit_latents(source, 8, 16), torch.arange(0, 1000, 50)
+    with torch.no_grad():
+        before, after = (network.time_embedding(network.time_proj(timesteps)) for network in (source, grown_network))
+    assert float((after - before).std()) < 0.25 * float(before.std(dim=0).mean())
+
+
+@pytest.mark.parametrize("name", ["attention_head_dim", "layers_per_block", "cross_attention_dim"])
+def test_settings_of_single_levels_are_fitted_too(name: str) -> None:
+    config = dict(tiny_network().config)
+    fitted_config = fit_config(config | {name: [config[name]] * 2}, 4, 8)
+    assert fitted_config[name] == [config[name]] * 3
+    UNet2DConditionModel.from_config(fitted_config)
 
 
 def test_a_network_is_not_fitted_to_latents_it_cannot_draw() -> None:

@@ -160,6 +160,23 @@ def test_another_autoencoder_becomes_part_of_the_model(
     assert "was begun with other starting weights" in capfd.readouterr().err
 
 
+def test_an_autoencoder_that_does_not_fit_is_refused_before_any_picture_is_read(
+    user_data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    small = {"block_out_channels": (8, 8, 8), "latent_channels": 3, "norm_num_groups": 4}
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3}
+    import_module("diffusers").AutoencoderKL(**small, **blocks).save_pretrained(tmp_path / "smaller")
+    (tmp_path / "empty").mkdir()
+    for name, sentence in (
+        ("smaller", "The autoencoder's latents have 4×4 values, and this network can only learn to draw 8×8"),
+        ("empty", "has no config.json that can be read"),
+    ):
+        assert main(arguments(user_data, tmp_path / "out", "--autoencoder", str(tmp_path / name))) == 2
+        output = capfd.readouterr().err
+        assert sentence in output
+        assert "picture" not in output.replace(sentence, "")
+
+
 @pytest.mark.slow
 def test_imagine_draws_with_the_trained_model(
     finished_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]

@@ -68,9 +68,9 @@ def open_variants(cache: Path | None, encoders: Encoders, seed: int) -> tuple[La
     return caches[0], caches[1]
 
 
-def load_encoders(folder: Path) -> Encoders:
-    """Load the autoencoder in `folder`, and MiniLM."""
-    autoencoder = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True)
+def load_encoders(weights: Path) -> Encoders:
+    """Load the autoencoder of a folder in the diffusers layout, and MiniLM."""
+    autoencoder = AutoencoderKL.from_pretrained(weights / "vae", torch_dtype=torch.float32, use_safetensors=True)
     cast(Any, autoencoder).to(memory_format=torch.channels_last)
     return autoencoder.eval(), load_caption_encoder()
 

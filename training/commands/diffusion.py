@@ -18,7 +18,7 @@ def diffusion(
         typer.Option(
             "--autoencoder",
             metavar="FOLDER",
-            help="Draw the latents of this autoencoder; by default of the starting model's own.",
+            help="Train on the latents of this autoencoder; by default on those of the starting model's own.",
         ),
     ] = "",
     data: Pictures = None,

@@ -34,7 +34,7 @@ def measure(
 
     weights = builtin_artwork.find_weights(source)
     with silence_libraries():
-        vae, caption_encoder = builtin_artwork.load_encoders(weights / "vae")
+        vae, caption_encoder = builtin_artwork.load_encoders(weights)
     _, validation_cache = builtin_artwork.open_variants(cache, (vae, caption_encoder), seed)
     scheduler = builtin_artwork.load_schedule(weights)
     if not (network / "config.json").is_file():

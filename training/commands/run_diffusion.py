@@ -38,7 +38,7 @@ from training.diffusion.models import (
     read_dtypes,
     write_model,
 )
-from training.diffusion.outer_levels import fit_latents
+from training.diffusion.outer_levels import fit_config, fit_latents
 from training.diffusion.sampling import SHEET_PROMPTS
 from training.pictures.variants import mix_fingerprint
 
@@ -53,24 +53,28 @@ def train_on_artwork(
     settings = session.resolve_settings(DiffusionSettings, **overrides)
     parts_model = _parts_model(source)
     weights = builtin_artwork.find_weights(parts_model)
-    autoencoder_folder = find_autoencoder_folder(autoencoder or str(weights))
-    memory_estimate.check_fits(memory_estimate.estimate_diffusion(weights, settings.batch))
+    _check_size(weights, autoencoder, settings.batch)
     session.bind_origin(
         {
             "starting weights": _describe_start(source, fingerprint_folder(weights), autoencoder),
             "pictures": f"the built-in artwork, {mix_fingerprint()}",
         }
     )
-    vae, caption_encoder = builtin_artwork.load_encoders(autoencoder_folder)
+    vae, caption_encoder = builtin_artwork.load_encoders(weights)
+    vae = load_autoencoder(autoencoder).eval() if autoencoder else vae
     train_cache, validation_cache = builtin_artwork.open_variants(cache, (vae, caption_encoder), settings.seed)
     scheduler = builtin_artwork.load_schedule(weights)
     unet = weights / "unet"
     network = build_network(unet, settings.seed) if source == SCRATCH else load_network(unet)
-    trainer = _make_trainer(network, train_cache, scheduler, settings)
+    trainer = _make_trainer(_fit_network(network, train_cache), train_cache, scheduler, settings)
     evaluator = DiffusionEvaluator(trainer, validation_cache, caption_encoder(SHEET_PROMPTS), vae, scheduler)
-    return session.train(
-        trainer, evaluator, lambda: _write_result(session, _load_parts(parts_model, autoencoder), trainer)
-    )
+
+    def write_result() -> None:
+        model = load_model(parts_model)
+        model.pipeline.vae = vae
+        _write_result(session, model, trainer)
+
+    return session.train(trainer, evaluator, write_result)
 
 
 def train_on_dataset(
@@ -83,7 +87,7 @@ def train_on_dataset(
     if (folder := find_model_folder(parts_model)) and (
         folder / "unet"
     ).is_dir():  # otherwise `load_model` reports what is missing
-        memory_estimate.check_fits(memory_estimate.estimate_diffusion(folder, settings.batch))
+        _check_size(folder, autoencoder, settings.batch)
     dataset = user_dataset.read_dataset(session, data)
     model = _load_parts(parts_model, autoencoder)
     session.bind_origin(
@@ -95,7 +99,8 @@ def train_on_dataset(
     )
     scheduler = _load_schedule(model)
     train_cache = user_dataset.encode_dataset(session, dataset, model, side=model.side, seed=settings.seed, flip=flip)
-    trainer = _make_trainer(_make_network(model, source, settings.seed), train_cache, scheduler, settings)
+    model.pipeline.unet = _fit_network(_make_network(model, source, settings.seed), train_cache)
+    trainer = _make_trainer(model.pipeline.unet, train_cache, scheduler, settings)
     prompt_states = model.encode_captions(user_dataset.choose_prompts(dataset))
     evaluator = DiffusionEvaluator(
         trainer,
@@ -114,9 +119,31 @@ def train_on_dataset(
 def _make_trainer(
     network: UNet2DConditionModel, train_cache: LatentCache, scheduler: DDIMScheduler, settings: DiffusionSettings
 ) -> DiffusionTrainer:
-    network = fit_latents(network, train_cache.latents.shape[1], train_cache.latents.shape[2])
     torch.nn.Module.to(network, choose_device())
     return DiffusionTrainer(network, train_cache, scheduler.alphas_cumprod, settings)
+
+
+def _fit_network(network: UNet2DConditionModel, cache: LatentCache) -> UNet2DConditionModel:
+    _, channels, side, _ = cache.latents.shape
+    return fit_latents(network, channels, side)
+
+
+def _check_size(weights: Path, autoencoder: str, batch: int) -> None:
+    """Raise ValueError if the network does not fit into memory, or cannot draw the autoencoder's latents."""
+    config: dict[str, Any] | None = None
+    if autoencoder:
+        config, own = (memory_estimate.read_config(weights / "unet"), _read_autoencoder_config(weights / "vae"))
+        other = _read_autoencoder_config(find_autoencoder_folder(autoencoder))
+        pixels = config["sample_size"] << len(own["block_out_channels"])
+        config = fit_config(config, other["latent_channels"], pixels >> len(other["block_out_channels"]))
+    memory_estimate.check_fits(memory_estimate.estimate_diffusion(weights, batch, config))
+
+
+def _read_autoencoder_config(folder: Path) -> dict[str, Any]:
+    config = memory_estimate.read_config(folder, needs_sample_size=False)
+    if not isinstance(config.get("latent_channels"), int):
+        raise ValueError(f"{folder} holds no autoencoder of diffusers.")
+    return config
 
 
 def _load_parts(parts_model: str, autoencoder: str) -> LoadedModel:

@@ -42,20 +42,23 @@ class MemoryEstimate:
         return PROCESS_BYTES + self.weights + self.activations
 
 
-def estimate_diffusion(folder: Path, batch: int) -> MemoryEstimate:
-    """Estimate the training of a whole network. Raises ValueError if the folder has no network."""
+def estimate_diffusion(folder: Path, batch: int, config: dict[str, Any] | None = None) -> MemoryEstimate:
+    """Estimate the training of a whole network, whose configuration may be another than the folder's.
+
+    Raises ValueError if the folder has no network.
+    """
     weights = TRAINED_PARAMETER_BYTES * count_parameters(folder / "unet") + _frozen_parts_bytes(folder)
     remedy = (
         f"{SMALLER_BATCH if batch > 1 else 'a smaller model'}, or `darkroom train lora`, which leaves the network "
         "as it is"
     )
-    return MemoryEstimate(weights, activation_bytes(_read_config(folder / "unet"), batch), remedy, batch)
+    return MemoryEstimate(weights, activation_bytes(config or read_config(folder / "unet"), batch), remedy, batch)
 
 
 def estimate_lora(folder: Path, batch: int, rank: int, side: int | None = None) -> MemoryEstimate:
     """Estimate the training of a LoRA of `rank` on a frozen network; `side` of the pictures in pixels."""
-    config = _read_config(folder / "unet")
-    vae_factor = 2 ** (len(_read_config(folder / "vae", needs_sample_size=False)["block_out_channels"]) - 1)
+    config = read_config(folder / "unet")
+    vae_factor = 2 ** (len(read_config(folder / "vae", needs_sample_size=False)["block_out_channels"]) - 1)
     lora_parameters = 16 * 4 * 2 * rank * max(config["block_out_channels"])  # at most sixteen blocks of attention
     weights = (
         FROZEN_PARAMETER_BYTES * count_parameters(folder / "unet")
@@ -162,7 +165,7 @@ def _read_shapes(path: Path) -> list[list[int]]:
         raise ValueError(f"{path} is no safetensors file.") from None
 
 
-def _read_config(folder: Path, *, needs_sample_size: bool = True) -> dict[str, Any]:
+def read_config(folder: Path, *, needs_sample_size: bool = True) -> dict[str, Any]:
     """Read a part's configuration and check the sizes that this module uses. Raises ValueError."""
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))

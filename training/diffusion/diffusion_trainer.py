@@ -39,8 +39,8 @@ from training.pictures.picture_sheet import write_picture_sheet
 
 SCRATCH = "scratch"  # instead of a model's name: the embedded model's architecture with new network weights
 ADDED_LAYERS = "add_embedding."
-# Distribution of the timesteps: (share of the timesteps, share of the draws) up to there. Below 0.2 the latents around
-# it show nearly all of a latent; above 0.65 only the prompt says what the picture shows.
+# Distribution of the timesteps: (share of the timesteps, share of the draws) up to there. Below 0.2 a noisy
+# latent can nearly be guessed from its neighbours; above 0.65 only the prompt says what the picture shows.
 TIMESTEP_DISTRIBUTION = ((0.0, 0.0), (0.2, 0.07), (0.4, 0.21), (0.65, 0.5), (1.0, 1.0))
 
 

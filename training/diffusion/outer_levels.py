@@ -1,43 +1,60 @@
 """Fits a trained diffusion network to the latents of another autoencoder, without starting over.
 
-A network for 8×8 latents that has to draw 16×16 ones gets one more level outside. Its inner levels and its attention to
-the text stay as they are, since they know words and shapes. Only the new outer layers begin from nothing.
+A network for 8×8 latents that has to draw 16×16 ones gets one more level outside. Its inner levels, its attention to
+the text and its sense of time stay as they are. Only the new outer layers begin from nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
-OUTER_PARTS = ("conv_in.", "conv_norm_out.", "conv_out.", "time_embedding.linear_1.")  # they follow the outermost width
+OUTER_PARTS = ("conv_in.", "conv_norm_out.", "conv_out.")  # they follow the outermost width
+TIME_WEIGHT = "time_embedding.linear_1.weight"
+# settings of diffusers that may be a list with one value for each level, the outermost first
+LEVEL_SETTINGS = (
+    "attention_head_dim", "num_attention_heads", "layers_per_block", "cross_attention_dim", "only_cross_attention",
+    "transformer_layers_per_block",
+)  # fmt: skip
+DEFAULT_GROUPS = 32  # diffusers' `norm_num_groups`
 
 
 def fit_latents(source: UNet2DConditionModel, channels: int, side: int) -> UNet2DConditionModel:
     """Return a network for latents [channels, side, side] with all that it can keep of `source`.
 
-    Each outer level halves the width of the level within. It returns `source` itself if the latents already fit. The
-    weights of new layers come from torch's generator. Raises ValueError if no number of levels fits.
+    It returns `source` itself if the latents already fit. The weights of new layers come from torch's generator. Raises
+    ValueError if no number of levels fits.
     """
-    config: dict[str, Any] = {name: value for name, value in source.config.items() if not name.startswith("_")}
-    added_levels = _count_added_levels(config, side)
-    if not added_levels and config["in_channels"] == config["out_channels"] == channels:
+    config = {name: value for name, value in source.config.items() if not name.startswith("_")}
+    if config["sample_size"] == side and config["in_channels"] == config["out_channels"] == channels:
         return source
-    time_width = config["time_embedding_dim"] or 4 * config["block_out_channels"][0]
-    for _ in range(added_levels):
-        config = _add_outer_level(config)
-    config |= {"in_channels": channels, "out_channels": channels, "sample_size": side, "time_embedding_dim": time_width}
-    network = cast(UNet2DConditionModel, UNet2DConditionModel.from_config(config))
-    _copy_weights(source, network, added_levels)
+    network = cast(UNet2DConditionModel, UNet2DConditionModel.from_config(fit_config(config, channels, side)))
+    _copy_weights(source, network, len(network.config["block_out_channels"]) - len(config["block_out_channels"]))
     return network
 
 
-def _count_added_levels(config: dict[str, Any], side: int) -> int:
-    sides: list[int] = []
+def fit_config(config: Mapping[str, Any], channels: int, side: int) -> dict[str, Any]:
+    """Return the configuration of a network for other latents. Each new level has half the width of the one within.
+
+    Raises ValueError if no number of levels fits.
+    """
+    fitted_config = dict(config)
+    for _ in range(_count_added_levels(config, side)):
+        fitted_config = _add_outer_level(fitted_config)
+    time_width = config.get("time_embedding_dim") or 4 * config["block_out_channels"][0]
+    return fitted_config | {
+        "in_channels": channels, "out_channels": channels, "sample_size": side, "time_embedding_dim": time_width
+    }  # fmt: skip
+
+
+def _count_added_levels(config: Mapping[str, Any], side: int) -> int:
+    sides, groups = list[int](), int(config.get("norm_num_groups") or DEFAULT_GROUPS)
     width = int(config["block_out_channels"][0])
-    while width and width % config["norm_num_groups"] == 0:
+    while width and width % groups == 0:
         sides.append(int(config["sample_size"]) << len(sides))
         width //= 2
     if side not in sides:
@@ -48,15 +65,20 @@ def _count_added_levels(config: dict[str, Any], side: int) -> int:
     return sides.index(side)
 
 
-def _add_outer_level(config: dict[str, Any]) -> dict[str, Any]:
+def _add_outer_level(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the configuration with one more level outside, without attention: there are too many places for it."""
-    heads = config["attention_head_dim"]
-    return config | {
+    per_level = {name: [config[name][0], *config[name]] for name in LEVEL_SETTINGS if _is_list(config.get(name))}
+    return {
+        **config,
+        **per_level,
         "block_out_channels": [config["block_out_channels"][0] // 2, *config["block_out_channels"]],
         "down_block_types": ["DownBlock2D", *config["down_block_types"]],
         "up_block_types": [*config["up_block_types"], "UpBlock2D"],
-        "attention_head_dim": heads if isinstance(heads, int) else [max(1, heads[0] // 2), *heads],
     }
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, (list, tuple))
 
 
 @torch.no_grad()
@@ -64,9 +86,12 @@ def _copy_weights(source: UNet2DConditionModel, network: UNet2DConditionModel, a
     """Copy each tensor of `source` to its new level, as far as the shapes agree."""
     targets = network.state_dict()
     for name, tensor in source.state_dict().items():
-        target = targets.get(_shift_level(name, added_levels))
-        if target is not None and not (added_levels and name.startswith(OUTER_PARTS)):
-            _copy_common_part(tensor, target)
+        if name == TIME_WEIGHT:
+            targets[name].copy_(_halve_frequencies(tensor, added_levels))
+        elif not (added_levels and name.startswith(OUTER_PARTS)):
+            target = targets.get(_shift_level(name, added_levels))
+            if target is not None:
+                _copy_common_part(tensor, target)
 
 
 def _shift_level(name: str, added_levels: int) -> str:
@@ -75,6 +100,17 @@ def _shift_level(name: str, added_levels: int) -> str:
         return name
     prefix, level, rest = name.split(".", 2)
     return f"{prefix}.{int(level) + added_levels}.{rest}"
+
+
+def _halve_frequencies(weight: Tensor, added_levels: int) -> Tensor:
+    """Return the time embedding's first layer for the sinusoids of a narrower network, [rows, width / 2**levels].
+
+    These have every second frequency, for sine and cosine alike. So each takes over its left-out neighbour.
+    """
+    for _ in range(added_levels):
+        rows, width = weight.shape
+        weight = weight.view(rows, 2, width // 4, 2).sum(-1).reshape(rows, -1)
+    return weight
 
 
 def _copy_common_part(tensor: Tensor, target: Tensor) -> None:

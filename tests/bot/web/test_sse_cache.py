@@ -45,6 +45,7 @@ VIEW = JobView(
 READERS = (
     Member("web:1", "A", "web:chatroom"),
     Member("web:2", "B", "web:chatroom"),
+    Member("web:1", "A", "web:chatroom", is_moderator=True),
     Member("web:2", "B", "web:chatroom", is_moderator=True),
 )
 
