@@ -85,8 +85,8 @@ def wire_queue(core: Core) -> Queue:
         on_rows_freed=wake_event.set, on_end=metrics.count_end, on_requeue=metrics.count_requeue,
     )  # fmt: skip
     dispatcher = Dispatcher(
-        store, bus, active_jobs, feed, forecast, catalog, blobs, completion, wake_event,
-        limits=core.settings.limits, clock=clock,
+        store=store, bus=bus, active_jobs=active_jobs, feed=feed, forecast=forecast, models=catalog, blobs=blobs,
+        completion=completion, wake_event=wake_event, limits=core.settings.limits, clock=clock,
     )  # fmt: skip
     canceller = JobCanceller(store, bus, active_jobs, completion, core.live_workers)
     result_consumer = ResultConsumer(

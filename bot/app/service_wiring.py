@@ -45,9 +45,9 @@ def wire_services(
     """Build the services."""
     store, bus, clock, catalog, limits = core.store, core.bus, core.clock, queue.catalog, core.settings.limits
     job_views = JobViews(store, queue.active_jobs, queue.forecast, limits=limits, clock=clock)
-    ladder_decoder = LadderDecoder(bus.decode, core.live_workers, core.worker_decoder)
     films = FilmCache(core.settings.data / FILMS)
-    gallery = Gallery(store, core.picture_store, ladder_decoder.decode, films)
+    decode_ladder = LadderDecoder(bus.decode, core.live_workers, core.worker_decoder).decode
+    gallery = Gallery(store, core.picture_store, decode_ladder, films)
     loader = InitImageLoader(store, core.picture_store, gallery, job_views, upload_decoder, fetch_upload)
     flag_aliases, page_addresses = FlagAliases(store, catalog.model_names), PageAddresses()
     word_filter = WordFilter(store, filter_thread, limits=limits, clock=clock)
@@ -57,8 +57,9 @@ def wire_services(
     )  # fmt: skip
     job_maker = JobMaker(catalog, job_views, gallery, admission, loader)
     jobs = JobService(
-        store, catalog, job_views, gallery, admission, loader, flag_aliases, job_maker, queue.canceller,
-        queue.control, core.live_workers, page_addresses, clock=clock,
+        store=store, catalog=catalog, job_views=job_views, gallery=gallery, admission=admission, clock=clock,
+        init_image_loader=loader, flag_aliases=flag_aliases, job_maker=job_maker, canceller=queue.canceller,
+        job_control=queue.control, workers=core.live_workers, page_addresses=page_addresses,
     )  # fmt: skip
     rule_admin = RuleAdmin(store, queue.canceller.cancel, limits=limits, clock=clock)
     front_end, moderation, data_deletion = _wire_deletion(core, queue, rule_admin, films)
@@ -69,15 +70,14 @@ def wire_services(
         job_views=job_views, gallery=gallery, catalog=catalog, feed=core.feed, live_workers=core.live_workers,
         startup_notice=lambda: format_startup(bus.get_startup_progress()), page_addresses=page_addresses,
         front_end=front_end, deliveries=Deliveries(store, job_views, clock=clock), preferences=Preferences(store),
-        flag_aliases=flag_aliases, rule_admin=rule_admin, word_filter=word_filter,
+        flag_aliases=flag_aliases, rule_admin=rule_admin, word_filter=word_filter, worker_decoder=core.worker_decoder,
         picture_review=PictureReview(store, job_views, gallery, clock=clock), history=History(store, job_views),
-        moderation=moderation, data_deletion=data_deletion,
-        data_export=DataExport(store, core.picture_store, clock=clock), prompt_shortener=PromptShortener(bus.embed),
+        moderation=moderation, data_deletion=data_deletion, prompt_shortener=PromptShortener(bus.embed),
+        data_export=DataExport(store, core.picture_store, clock=clock), sessions=Sessions(store, clock=clock),
         image_to_prompt=ImageToPrompt(
             bus.describe, loader.load_upload, catalog, rule_admin.effective_rules,
             WorkCharges(store, limits=limits, clock=clock).charge,
         ),
-        worker_decoder=core.worker_decoder, sessions=Sessions(store, clock=clock),
     )  # fmt: skip
 
 

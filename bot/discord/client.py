@@ -15,6 +15,8 @@ from bot.policy.rates import TokenBuckets
 if TYPE_CHECKING:
     from bot.services import Services
 
+VOICE_WARNINGS = ("warn_nacl", "warn_dave")  # discord.py warns once that voice needs more packages; we use no voice
+
 
 class ButtonCard(Protocol):
     """A message: its text, its rows of buttons, and the picture's alt text."""
@@ -31,6 +33,8 @@ class DarkroomClient(discord.AutoShardedClient, ABC):
     """The Discord client of one bot. It needs no privileged intents: interactions and reactions carry all data."""
 
     def __init__(self, services: Services, **options: Any) -> None:
+        for name in VOICE_WARNINGS:
+            setattr(discord.VoiceClient, name, False)
         super().__init__(
             intents=discord.Intents(guilds=True, guild_reactions=True, dm_reactions=True),
             allowed_mentions=discord.AllowedMentions.none(),

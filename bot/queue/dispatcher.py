@@ -55,9 +55,9 @@ class Dispatcher:
     """Run `run` as a task. `wake_event` is set when a job arrives or ends, or a worker changes."""
 
     def __init__(
-        self, store: Store, bus: Bus, active_jobs: ActiveJobs, feed: Feed, forecast: Forecast, models: ModelCatalog,
-        blobs: BrokerBlobs, completion: JobCompletion, wake_event: asyncio.Event, *, limits: Limits,
-        clock: Callable[[], float] = time.time,
+        self, *, store: Store, bus: Bus, active_jobs: ActiveJobs, feed: Feed, forecast: Forecast,
+        models: ModelCatalog, blobs: BrokerBlobs, completion: JobCompletion, wake_event: asyncio.Event,
+        limits: Limits, clock: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
         self._store, self._bus, self._active_jobs, self._feed = store, bus, active_jobs, feed
         self._forecast, self._models, self._blobs, self._completion = forecast, models, blobs, completion

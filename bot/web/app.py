@@ -54,8 +54,7 @@ def build_app(
     app[sse.ENGINE_LOADING] = engine_loading or asyncio.Event()
     app[sse.SHUTDOWN] = asyncio.Event()
     app[sse.STREAMS] = set()
-    app[sse.EVENT_CACHE] = EventCache()
-    app[sse.JOB_CACHE] = JobCache()
+    app[sse.EVENT_CACHE], app[sse.JOB_CACHE] = EventCache(), JobCache()
     app[sse.PAGE_JOBS] = sse.share_page_jobs(services)
     app[request_body.FORM_MEMORY] = request_body.FormMemory()
     app[request_body.MEMBER_LIMIT] = PerMemberLimit()
@@ -100,7 +99,7 @@ def _extra_addresses(settings: Settings) -> tuple[str, ...]:
 
 
 def entry_address(settings: Settings, app: web.Application, port: int) -> str:
-    """Return the address to print. Its one-time token makes whoever opens it first the operator."""
+    """Return the address to print. Its one-time token makes the first visitor who opens it the operator."""
     base = settings.public_url.rstrip("/") or f"http://{_reachable_host(settings.host)}:{port}"
     return f"{base}/?token={app[middleware.SESSION_TOKENS].create_invitation(for_operator=True)}"
 

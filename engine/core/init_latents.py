@@ -129,11 +129,12 @@ def _load_keyframe(start: Branch, recipe: Recipe, blob: bytes, family: Family) -
         for keyframe in ladder.keyframes
         if keyframe.latent is not None and keyframe.step < ladder.total_steps
     }
-    rung = branchable.get(start.keyframe_step)
-    if rung is None or rung.latent is None:
+    keyframe = branchable.get(start.keyframe_step)
+    if keyframe is None or keyframe.latent is None:
         raise JobRejected(_no_keyframe_sentence(start.keyframe_step, sorted(branchable)), "member")
-    x0 = None if rung.history is None else _decode_latents(rung.history, shape, family.device)
-    init_latents = InitLatents(_decode_latents(rung.latent, shape, family.device), x0, draw_count=rung.draw_count)
+    x0 = None if keyframe.history is None else _decode_latents(keyframe.history, shape, family.device)
+    latents = _decode_latents(keyframe.latent, shape, family.device)
+    init_latents = InitLatents(latents, x0, draw_count=keyframe.draw_count)
     return (
         init_latents
         if start.ladder_step is None

@@ -182,7 +182,7 @@ class Trajectory:
     def _decode_keyframe(self, step: int, content: bytes) -> LatentKeyframe:
         tensors = self._decode_tensors(content)
         if not 1 <= len(tensors) <= 3:
-            raise ValueError("a rung of the snapshot has the wrong size")
+            raise ValueError("a keyframe of the snapshot has the wrong size")
         x = tensors[1] if len(tensors) > 1 else None  # before version 5 x0 was there twice
         return LatentKeyframe(step, tensors[0], x, self.plan.draw_counts[step])
 

@@ -239,11 +239,13 @@ class DecodeWorker:
         is_decoded = is_for_film and self._families[recipe.model].size <= SMALL_MODEL_SIZE
         render = partial(self._decode_tiled if is_decoded else self._render_preview, recipe)
         is_mapped = not is_decoded and self._previewer_of(recipe.model).can_render(event.latents)
-        rungs = tuple(
+        keyframes = tuple(
             _to_message(keyframe, encode_thumbnail(render(keyframe.x0)), is_mapped) for keyframe in event.keyframes
         )
         steps, shape = recipe.steps, tuple(event.latents.shape)
-        return wire.encode(Ladder(job=event.job, image=event.image, total_steps=steps, shape=shape, keyframes=rungs))
+        return wire.encode(
+            Ladder(job=event.job, image=event.image, total_steps=steps, shape=shape, keyframes=keyframes)
+        )
 
 
 def _fulfil_future(future: Future[T], work: Callable[[], T]) -> None:

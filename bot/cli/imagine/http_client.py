@@ -72,7 +72,7 @@ async def generate(url: str, key: str, request: ApiRequest, *, film: bool, displ
         if not accepted["has_worker"]:
             display.print_note(accepted.get("startup_notice") or "No worker is online: the job waits until one comes.")
         ended_jobs = await _wait_for_jobs(session, [str(job) for job in accepted["ids"]], display)
-        for picture in (shot for ended_job in ended_jobs for shot in ended_job.get("pictures", ())):
+        for picture in (each for ended_job in ended_jobs for each in ended_job.get("pictures", ())):
             if picture["held"]:
                 display.print_note(picture["held"])
         return await _fetch_result(

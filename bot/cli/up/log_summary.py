@@ -1,6 +1,6 @@
 """Summarises repeated log records: the first ones are written, the others are counted.
 
-Without it, whoever can cause an error again and again fills the log files, and nothing else is left in them.
+Without it, somebody who causes the same error again and again fills the log files, and nothing else is left in them.
 """
 
 from __future__ import annotations

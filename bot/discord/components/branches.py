@@ -53,7 +53,7 @@ async def open_keyframe_menu(interaction: Interaction, view: JobView, index: int
     menu.add_item(KeyframeMenu(view.id, index, spread_steps(steps), view.total_steps, stopped_early))
     menu.stop()  # found by its id, also after a restart
     file = discord.File(
-        io.BytesIO(contact_sheet), f"darkroom-{view.id}-rungs.webp", description="The picture, step by step"
+        io.BytesIO(contact_sheet), f"darkroom-{view.id}-keyframes.webp", description="The picture, step by step"
     )
     await interaction.edit_original_response(
         content=BRANCH_QUESTION.format(escape_discord(view.prompt or NO_PROMPT, 300), index + 1),

@@ -97,7 +97,7 @@ def _decode_ladders(ladders: Sequence[bytes]) -> list[Ladder]:
 def _sorted_keyframes(ladders: Sequence[bytes]) -> list[tuple[Keyframe, ...]]:
     decoded = _decode_ladders(ladders)
     if not all(ladder.keyframes for ladder in decoded):
-        raise UnreadableImage("a ladder without rungs")
+        raise UnreadableImage("a ladder without keyframes")
     return [tuple(sorted(ladder.keyframes, key=lambda keyframe: keyframe.step)) for ladder in decoded]
 
 
@@ -108,5 +108,5 @@ def _open_final(picture: bytes) -> Image.Image:
 
 
 def _keyframe_grid(keyframes: list[tuple[Keyframe, ...]], index: int, size: int) -> Image.Image:
-    chosen = [rungs[min(index, len(rungs) - 1)] for rungs in keyframes]
+    chosen = [ladder[min(index, len(ladder) - 1)] for ladder in keyframes]
     return compose_images([decode_image(keyframe.thumbnail, MAX_THUMBNAIL_PIXELS) for keyframe in chosen], size)

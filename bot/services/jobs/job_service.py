@@ -41,10 +41,10 @@ class JobService:
     """`draw_seed` returns a new seed. Jobs from finished pictures are in `VariationService` and `EditService`."""
 
     def __init__(
-        self, store: Store, catalog: ModelCatalog, job_views: JobViews, gallery: Gallery, admission: Admission,
+        self, *, store: Store, catalog: ModelCatalog, job_views: JobViews, gallery: Gallery, admission: Admission,
         init_image_loader: InitImageLoader, flag_aliases: FlagAliases, job_maker: JobMaker,
         canceller: JobCanceller, job_control: JobControl, workers: Callable[[], Mapping[str, Presence]],
-        page_addresses: PageAddresses, *,
+        page_addresses: PageAddresses,
         clock: Callable[[], float] = time.time, draw_seed: Callable[[], int] = draw_seed,
     ) -> None:  # fmt: skip
         self._store, self._catalog, self._job_views, self._gallery = store, catalog, job_views, gallery

@@ -39,7 +39,7 @@ class PictureReview:
     async def decide(self, job: str, index: int, member: Member, *, show: bool) -> JobView:
         """Show a held picture, or keep it hidden; return the job's new view. Idempotent."""
         view = await self._load_view(job, member, "approve" if show else "deny")
-        picture = next((shot for shot in view.pictures if shot.index == index), None)
+        picture = next((each for each in view.pictures if each.index == index), None)
         if picture is None:
             raise UserError("There is no such picture.", 404)
         if index not in held_images(view) and not picture.reviewed:

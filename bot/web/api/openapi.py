@@ -193,7 +193,7 @@ def _describe_responses(path: str, shape: Shape) -> dict[str, Any]:
 
 
 def _describe_refusals(path: str) -> dict[str, Any]:
-    """Return the answers to whoever asks for too much, or for what they may not: one sentence."""
+    """Return the answers to a request that is too large, too frequent or not allowed: one sentence."""
     is_json = path.startswith("/api/") or path in ("/healthz", "/metrics")
     schema = {"schema": {"$ref": "#/components/schemas/Error"}} if is_json else {}
     content = {"application/json" if is_json else "text/html": schema}

@@ -58,6 +58,16 @@ async def test_without_a_token_serve_returns_at_once(open_world: Any, tmp_path: 
         )
 
 
+async def test_a_start_warns_of_nothing_that_the_bot_does_not_use(
+    open_world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("warn_nacl", "warn_dave"):  # discord.py warns once in a process
+        monkeypatch.setattr(discord.VoiceClient, name, True)
+    async with open_world() as world:
+        start.create_client(load_settings(data=tmp_path, discord_gateway="ws://127.0.0.1:1"), world.app.services)
+    assert "voice" not in caplog.text
+
+
 async def test_a_client_asks_for_no_privileged_intent_and_pings_nobody(open_world: Any, tmp_path: Path) -> None:
     async with open_world() as world:
         discord_client = start.create_client(

@@ -152,7 +152,7 @@ def test_an_invalid_ladder_is_refused() -> None:
     ):
         with pytest.raises(UnreadableImage):
             render_film([invalid_ladder])
-    with pytest.raises(UnreadableImage, match="without rungs"):
+    with pytest.raises(UnreadableImage, match="without keyframes"):
         render_film([encode(Ladder(job=JOB, image=0, total_steps=10, shape=(1,), keyframes=()))])
     for number in (0, 5):
         with pytest.raises(ValueError, match="1 to 4"):
