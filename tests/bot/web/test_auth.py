@@ -185,6 +185,15 @@ def test_the_key_is_made_once_and_only_its_owner_may_read_it(tmp_path: Path) -> 
     assert not gate.is_terminal_key("Bearer \udcff")
 
 
+def test_a_new_key_makes_the_old_one_worthless(tmp_path: Path) -> None:
+    load_or_create_key(tmp_path)
+    old_authorization = f"Bearer {terminal_key(tmp_path)}"
+    (tmp_path / "web.key").unlink()
+    gate = SessionTokens(load_or_create_key(tmp_path))
+    assert not gate.is_terminal_key(old_authorization)
+    assert gate.is_terminal_key(f"Bearer {terminal_key(tmp_path)}")
+
+
 def test_a_damaged_key_is_reported(tmp_path: Path) -> None:
     (tmp_path / "web.key").write_bytes(b"short")
     with pytest.raises(UserError, match=r"web\.key"):

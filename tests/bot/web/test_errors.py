@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from tests.bot.web.conftest import OpenServer, WebServer
 
 pytestmark = pytest.mark.asyncio
+SCRIPTS = tuple((Path(__file__).parents[3] / "bot" / "web" / "static").glob("*.js"))
 UNKNOWN_JOB = "/api/jobs/01ARZ3NDEKTSV4RRFFQ69G5FAV"
 
 
@@ -319,3 +322,18 @@ async def test_a_guest_cannot_cancel_a_job_of_another_visitor(open_server: OpenS
         assert status == 403, reply
         status, _ = await server.request_json("DELETE", f"/api/jobs/{job}", Cookie=owner)
         assert status == 200
+
+
+async def test_the_only_redirect_leads_to_the_icon(server: WebServer) -> None:
+    url = f"{server.url}/favicon.ico?next=https://elsewhere.example"
+    async with server.client.get(url, allow_redirects=False) as answer:
+        assert (answer.status, answer.headers["Location"]) == (302, "/static/icon.svg")
+
+
+async def test_scripts_keep_nothing_in_the_storage_of_the_browser() -> None:
+    scripts = {path.name: await asyncio.to_thread(path.read_text) for path in SCRIPTS}
+    assert "chatroom.js" in scripts
+    found = [
+        name for name, text in scripts.items() if re.search(r"localStorage|sessionStorage|indexedDB|\.cookie", text)
+    ]
+    assert found == []
