@@ -45,13 +45,9 @@ if TYPE_CHECKING:
 TRIM_SECONDS = 30.0  # between two returns of freed memory to the system: what floods and films took
 LOCAL_WORKER = "here"  # the name of the worker that we start
 POLL_SECONDS = 0.25  # seconds between two checks of the engine, until its model is loaded
-# Python's switch of threads, by default after 0.005 s: an answer changes threads several times, and would wait at each
-# change while a film is rendered
-SWITCH_SECONDS = 0.001
+SWITCH_SECONDS = 0.001  # between turns of threads: an answer changes threads several times, also beside films
 # secrets that a worker does not need
-BOT_SECRETS = (
-    "DISCORD_TOKEN", "DATABASE_URL", "PICTURES_URL", "DARKROOM_METRICS_TOKEN", "DARKROOM_NATS_KEY"
-)  # fmt: skip
+BOT_SECRETS = ("DISCORD_TOKEN", "DATABASE_URL", "PICTURES_URL", "DARKROOM_METRICS_TOKEN", "DARKROOM_NATS_KEY")
 
 
 def run_bot(

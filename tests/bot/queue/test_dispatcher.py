@@ -61,7 +61,7 @@ async def test_dispatch_stays_within_the_workers_rows_and_lets_a_newcomer_in(har
     ann_jobs = await submit_jobs(app, ann, destination, 4)
     await wait_until(lambda: len(worker.started_jobs) == 2)
     (other,) = await submit_jobs(app, BOB, destination)
-    await wait_until(lambda: other in worker.started_jobs)
+    await wait_until(all_have_state(app, [*ann_jobs[:2], other], "running"))
     assert await read_states(app, ann_jobs) == ["running", "running", "queued", "queued"]
     queue = await app.services.job_views.load_queue("local")
     assert [view.id for view in queue] == [ann_jobs[0], ann_jobs[1], other, ann_jobs[2], ann_jobs[3]]
@@ -79,7 +79,7 @@ async def test_a_members_running_jobs_stay_within_their_limit(harness, wait_unti
     worker.run_gate.clear()
     await wait_for_worker(app, wait_until)
     ann_jobs = await submit_jobs(app, ann, destination, 5)
-    await wait_until(lambda: len(worker.started_jobs) == 3)
+    await wait_until(all_have_state(app, ann_jobs[:3], "running"))
     await app.queue.dispatcher.run_round()
     assert await read_states(app, ann_jobs) == ["running"] * 3 + ["queued"] * 2
     assert (await app.services.job_views.load_view(ann_jobs[3])).wait_reason.startswith(
