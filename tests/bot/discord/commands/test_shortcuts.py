@@ -6,6 +6,7 @@ import asyncio
 import io
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from bot.discord.commands.generation.mix import mix_prompts
 from bot.discord.commands.generation.walk import join_prompts
 from bot.domain.errors import UserError
 from bot.images.films.formats import available_formats
-from engine.bus import Bus
+from engine.bus import Bus, NoWorkerAnswers
 from shared.discord_jobs import imagine
 from shared.discord_staff import read_followups, read_text
 
@@ -110,11 +111,15 @@ async def embed(texts: Sequence[str]) -> list[list[float]]:
 
 
 async def serve_text_encoder(world: Any) -> Bus:
-    """Start a worker that embeds text."""
+    """Start a worker that embeds text, and wait until it answers."""
     bus: Bus = world.painter.bus
     task = asyncio.create_task(bus.serve_embed(embed))
     world.tasks.append(task)
-    return bus
+    while True:
+        with suppress(NoWorkerAnswers):
+            await bus.embed(["a word"])
+            return bus
+        await asyncio.sleep(0.02)
 
 
 @pytest.mark.asyncio
