@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import socket
 from collections.abc import AsyncGenerator
@@ -177,7 +176,7 @@ async def _follow_job(request: web.Request, stream: EventSourceResponse, subscri
         "eta": view.eta,
         "startup_notice": view.startup_notice,
     }
-    await stream.send(json.dumps(payload), event="queued")
+    await _write(request, stream, format_event("queued", msgspec.json.encode(payload)))
     async for job_event in subscription:
         if isinstance(job_event, JobEnded):
             return await _send_end(request, stream)
@@ -187,7 +186,7 @@ async def _follow_job(request: web.Request, stream: EventSourceResponse, subscri
 
 
 async def _write(request: web.Request, stream: EventSourceResponse, event: bytes) -> None:
-    """Send one event in its wire format, as bytes that all pages share.
+    """Send one event in its wire format. Most are bytes that all pages share.
 
     The library's `send` searches each text for line ends: with a hundred pages that took most of the bot's time. A
     client that reads nothing for too long is disconnected. Raise ConnectionError and TimeoutError.
@@ -206,10 +205,9 @@ async def _send_end(request: web.Request, stream: EventSourceResponse) -> None:
         view = await require_visible(request)
     except UserError as error:  # deleted meanwhile
         payload = {"id": request.match_info["id"], "state": "deleted", "reason": error.sentence}
-        return await stream.send(json.dumps(payload), event="deleted", id=END_EVENT_ID)
-    await stream.send(
-        json.dumps(serializers.serialize_job(view, member_of(request))), event=view.state, id=END_EVENT_ID
-    )
+        return await _write(request, stream, format_event("deleted", msgspec.json.encode(payload), END_EVENT_ID))
+    job = request.app[JOB_CACHE].encode(view, member_of(request))
+    await _write(request, stream, format_event(view.state, job, END_EVENT_ID))
 
 
 async def require_visible(request: web.Request, job: str = "") -> JobView:

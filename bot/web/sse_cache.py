@@ -52,9 +52,10 @@ class JobCache:
         return b'{"jobs":[' + b",".join(self.encode(view, reader) for view in views) + b"]}"
 
 
-def format_event(name: str, data: bytes) -> bytes:
+def format_event(name: str, data: bytes, event_id: str = "") -> bytes:
     """Return an event in its wire format (HTML, 9.2.6: the event stream's format). `data` is JSON: no line ends."""
-    return b"event: " + name.encode() + b"\r\ndata: " + data + b"\r\n\r\n"
+    id_line = f"id: {event_id}\r\n" if event_id else ""
+    return f"{id_line}event: {name}\r\ndata: ".encode() + data + b"\r\n\r\n"
 
 
 def serialize_event(job_event: LiveEvent) -> tuple[str, dict[str, Any]]:

@@ -56,7 +56,7 @@ def train_on_artwork(
     _check_size(weights, autoencoder, settings.batch)
     session.bind_origin(
         {
-            "starting weights": _describe_start(source, fingerprint_folder(weights), autoencoder),
+            "starting weights": _describe_start(source, _describe_weights(fingerprint_folder(weights), autoencoder)),
             "pictures": f"the built-in artwork, {mix_fingerprint()}",
         }
     )
@@ -92,7 +92,7 @@ def train_on_dataset(
     model = _load_parts(parts_model, autoencoder)
     session.bind_origin(
         {
-            "starting weights": _describe_start(source, fingerprint_folder(model.folder), autoencoder),
+            "starting weights": _describe_start(source, model.fingerprint),
             "pictures": dataset.fingerprint,
             "--flip": str(flip),
         }
@@ -151,12 +151,8 @@ def _load_parts(parts_model: str, autoencoder: str) -> LoadedModel:
     model = load_model(parts_model)
     if autoencoder:
         model.pipeline.vae = load_autoencoder(autoencoder).eval()
-        model = replace(model, fingerprint=f"{model.fingerprint} with {_hash_autoencoder(autoencoder)}")
+        model = replace(model, fingerprint=_describe_weights(model.fingerprint, autoencoder))
     return model
-
-
-def _hash_autoencoder(autoencoder: str) -> str:
-    return hash_contents(find_autoencoder_folder(autoencoder))
 
 
 def _parts_model(source: str) -> str:
@@ -164,9 +160,14 @@ def _parts_model(source: str) -> str:
     return EMBEDDED_MODEL if source == SCRATCH else source
 
 
-def _describe_start(source: str, fingerprint: str, autoencoder: str) -> str:
-    start = f"{SCRATCH} beside {fingerprint}" if source == SCRATCH else fingerprint
-    return f"{start} with the autoencoder {_hash_autoencoder(autoencoder)}" if autoencoder else start
+def _describe_start(source: str, fingerprint: str) -> str:
+    return f"{SCRATCH} beside {fingerprint}" if source == SCRATCH else fingerprint
+
+
+def _describe_weights(fingerprint: str, autoencoder: str) -> str:
+    if not autoencoder:
+        return fingerprint
+    return f"{fingerprint} with the autoencoder {hash_contents(find_autoencoder_folder(autoencoder))}"
 
 
 def _make_network(model: LoadedModel, source: str, seed: int) -> UNet2DConditionModel:
