@@ -1,7 +1,7 @@
 # make demo   sets up .venv and opens the chatroom      make test   sets up .venv and checks what a change breaks
 PYTHON ?= python3
 PORT ?= 8189
-JOBS ?= 4 # more than cores: half of the tests wait for clocks and other processes
+JOBS ?= 5 # more than cores: half of the tests wait for clocks and other processes
 XDIST := -n $(JOBS) --dist loadfile --no-loadscope-reorder # tests/conftest.py puts the long files first
 KILLS ?= 20
 CASES ?= 10000

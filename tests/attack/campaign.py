@@ -181,7 +181,7 @@ class Campaign:
         self.evidence.matrix_cells, self.evidence.missing_rules = matrix.cells, matrix.missing_rules
 
     async def fuzz_schema(self) -> None:
-        examples, seconds = self.plan.scaled(200), int(self.plan.seconds(90.0, 60.0))
+        examples, seconds = self.plan.scaled(200), int(self.plan.seconds(90.0, 20.0))
         before = self.tally.requests
         self.evidence.schema_failures = await fuzz_schema(
             self.room, self.owner, self.room.folder, examples, seconds, self.plan.seed

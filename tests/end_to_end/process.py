@@ -30,7 +30,7 @@ PROMPT = "terrier, looking up, cute, white background"
 START_SECONDS = 60.0
 DRAW_TIMEOUT = 240.0
 SNAPSHOT_TIMEOUT = 60.0
-LONG_SECONDS = 10.0  # device-seconds, when no other job runs: a job's first snapshot is stored after two
+LONG_SECONDS = 7.0  # device-seconds, when no other job runs: a job's first snapshot is stored after two
 LONG_ROWS = 3.0  # rows of two pictures, with guidance for half of the steps
 FINAL_STATES = ("finished", "failed", "cancelled")
 
