@@ -20,7 +20,7 @@ from engine.models.family import (
 
 BUDGET_SECONDS = 2.5  # seconds; later parts are estimated, or left to the first job
 TIMED_BUCKETS = (1, 2, 4, 8, 16, 32)  # each doubles the one before; real work refines what lies between
-BUCKETS_BUDGET_SECONDS = 1.5  # more seconds for the buckets of a quick model
+BUCKETS_BUDGET_SECONDS = 1.5  # more seconds to build the kernels of a quick model, and again to time its buckets
 TIMING_ROUNDS = 3
 MIN_FORWARDS = 6  # of two rows, per number format: fewer would time only kernel building
 FORWARD_SHRINK, DECODE_SHRINK = 4, 8  # the first forward and decode have sides shorter by these factors
@@ -157,8 +157,9 @@ class _Measurement:
     def _time_buckets(self, dtype: Dtype) -> dict[int, float]:
         """Return the best of a few rounds over all buckets that fit the budget; always time one row and two."""
         best_ms: dict[int, float] = {}
-        self._budget_left = 1000 * BUCKETS_BUDGET_SECONDS
-        for _ in range(1 + TIMING_ROUNDS):  # the first round builds the kernels
+        for round_number in range(1 + TIMING_ROUNDS):
+            if round_number <= 1:  # the first round builds the kernels: what that takes must not be missing later
+                self._budget_left = 1000 * BUCKETS_BUDGET_SECONDS
             for rows in TIMED_BUCKETS:
                 expected = best_ms.get(rows, 2 * best_ms.get(rows // 2, 0.0))
                 if expected > self._budget_left and (rows > 2 or rows in best_ms):
