@@ -31,7 +31,7 @@ def _frechet_row(context: EvaluationContext) -> FigureRow:
         f"label, are {halves_distance:.2f} apart"
     )
     if len(drawn) <= drawn.size(1):
-        note += f"; too large, because no more pictures than features ({drawn.size(1)}) were drawn"
+        note += f"; both are too large, because no more pictures than features ({drawn.size(1)}) were drawn"
     return goals.FRECHET.make_row(distance, note)
 
 
