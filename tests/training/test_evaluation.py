@@ -11,17 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
 from benchmarks.report.figure_row import format_json, format_table
 from engine.core.engine import Engine
 from training.__main__ import main
+from training.commands import builtin_artwork
 from training.evaluation import (
     diversity,
     edge_charts,
+    goals,
     measures,
     prompt_adherence,
     prompt_sheet,
+    realism,
     reconstruction,
     speed,
 )
@@ -30,10 +33,14 @@ from training.evaluation.augmentation import augment
 from training.evaluation.checks import CHECK_NAMES, CHECKS, run_checks
 from training.evaluation.context import EvaluationContext, LazyValue, SampleSizes
 from training.evaluation.judge import (
+    DEFAULT_WIDTHS,
     JudgeNetwork,
     JudgeOutput,
     LabelJudge,
+    count_parameters,
+    layer_widths,
     load_judge,
+    parse_widths,
     read_labels,
     save_judge,
 )
@@ -56,6 +63,7 @@ RGB = tuple[int, int, int]
 RED, BLUE = (220, 30, 30), (45, 105, 220)
 THINGS = ("apple", "car", "cat", "dog", "ship", "tiger")
 WIDTHS = (8, 16, 24)
+LEMMAS = {"terrier": frozenset({"dog"}), "big cat": frozenset({"tiger", "lion"}), "kraken": frozenset({"octopus"})}
 
 
 def square(colour: RGB, background: RGB = (255, 255, 255), side: int = 64) -> np.ndarray:
@@ -77,10 +85,12 @@ def drawings() -> list[Artwork]:
     return [drawing(label, number) for number, label in enumerate(THINGS)]
 
 
-def judge_trainer(settings: JudgeSettings = JudgeSettings(batch=6, warm=2, rate=4e-3)) -> JudgeTrainer:
+def judge_trainer(
+    settings: JudgeSettings = JudgeSettings(batch=6, warm=2, rate=4e-3, widths="8,16,24"),
+) -> JudgeTrainer:
     torch.manual_seed(1)
     vectors = torch.nn.functional.normalize(torch.randn(len(THINGS), 384), dim=1)
-    return JudgeTrainer(drawings(), vectors, settings, WIDTHS)
+    return JudgeTrainer(drawings(), vectors, settings)
 
 
 class Book:
@@ -143,7 +153,8 @@ def make_scene(by_prompt: Callable[[str, int], np.ndarray], **other: Any) -> Eva
     fields: dict[str, Any] = {
         "weights": Path("none"), "load_sampler": lambda: Copier(by_prompt), "load_judge": lambda: expert_judge,
         "load_artwork": drawings,
-        "load_resolver": fail_with("The super-resolver's weights are not there."), "sizes": SMALL, **other,
+        "load_resolver": fail_with("The super-resolver's weights are not there."), "load_lemmas": lambda: LEMMAS,
+        "sizes": SMALL, **other,
     }  # fmt: skip
     return EvaluationContext(**fields)
 
@@ -245,6 +256,34 @@ def test_overshoot_is_what_goes_beyond_the_step() -> None:
     assert measures.overshoot(np.array([[50, 64, 192, 199]]), 64, 192) == 14
 
 
+def test_the_frechet_distance_of_shifted_and_widened_sets_is_known() -> None:
+    features = torch.randn(400, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    shift = torch.linspace(-1, 2, 12, dtype=torch.float64)
+    assert measures.frechet_distance(features, features) == pytest.approx(0, abs=1e-6)
+    assert measures.frechet_distance(features, features + shift) == pytest.approx(float(shift.square().sum()))
+    centred = features - features.mean(dim=0)
+    variance = float(centred.var(dim=0).sum())
+    assert measures.frechet_distance(centred, 3 * centred) == pytest.approx(4 * variance)  # (3 - 1)² of it
+    mixed = centred @ torch.linalg.qr(torch.randn(12, 12, dtype=torch.float64)).Q * torch.linspace(1, 3, 12).double()
+    assert measures.frechet_distance(centred, mixed) == pytest.approx(measures.frechet_distance(mixed, centred))
+    with pytest.raises(ValueError, match="two pictures on each side"):
+        measures.frechet_distance(features, features[:1])
+
+
+def test_a_blurred_picture_has_less_gradient_energy() -> None:
+    sharp = square(RED)
+    blurred = np.asarray(Image.fromarray(sharp).filter(ImageFilter.GaussianBlur(1)))
+    assert 0 < measures.gradient_energy(blurred) < 0.8 * measures.gradient_energy(sharp)
+    assert measures.gradient_energy(np.full((64, 64, 3), 200, dtype=np.uint8)) == pytest.approx(0)
+    step = np.repeat(np.array([[0, 255]], dtype=np.uint8), 2, axis=0)[..., None].repeat(3, axis=2)
+    assert measures.gradient_energy(step) == pytest.approx(255**2 / 2)  # sideways all of it, downwards nothing
+
+
+def test_the_place_of_the_best_wanted_label_counts_from_one() -> None:
+    scores = torch.tensor([[3.0, 2.0, 1.0, 0.0], [0.0, 1.0, 2.0, 3.0]])
+    assert measures.best_places(scores, [[2, 1], [0]]) == [2, 4]
+
+
 # --- the judge
 
 
@@ -262,7 +301,7 @@ def test_the_judge_resumes_exactly() -> None:
     full_run, interrupted_run, resumed_run = (
         judge_trainer(),
         judge_trainer(),
-        judge_trainer(JudgeSettings(batch=6, warm=2, rate=4e-3)),
+        judge_trainer(JudgeSettings(batch=6, warm=2, rate=4e-3, widths="8,16,24")),
     )
     for noise_share in (0.0, 0.1, 0.2, 0.3):
         full_run.step(noise_share)
@@ -316,6 +355,32 @@ def test_a_judge_saved_in_half_precision_gives_the_same_scores(tmp_path: Path) -
             load_judge(tmp_path)
 
 
+def test_a_judge_of_other_widths_is_trained_and_keeps_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def embed(labels: Sequence[str]) -> list[list[float]]:
+        return torch.eye(384)[: len(labels)].tolist()
+
+    monkeypatch.setattr("training.commands.builtin_artwork.load_drawings", lambda cache: drawings())
+    monkeypatch.setattr("engine.models.text_embedder.Embedder", lambda: embed)
+    words = ["judge", "--out", str(tmp_path), "--threads", "1", "--batch", "6"]
+    assert main([*words, "--steps", "1", "--widths", "8, 12,16,24"]) == 0
+    judge = load_judge(tmp_path)
+    assert layer_widths(judge.network) == [8, 12, 16, 24]
+    assert judge.judge_pictures(np.stack([square(RED)])).scores.shape == (1, len(THINGS))
+    capsys.readouterr()
+    assert main([*words, "--steps", "2", "--widths", "8,16"]) == 2
+    assert "was begun with --widths 8,12,16,24, not 8,16: leave it out" in capsys.readouterr().err
+    assert main([*words, "--steps", "2"]) == 0  # the run keeps its widths
+    assert layer_widths(load_judge(tmp_path).network) == [8, 12, 16, 24]
+
+
+def test_the_size_of_a_judge_is_known_before_it_is_built() -> None:
+    network = JudgeNetwork(7, WIDTHS)
+    assert count_parameters(7, WIDTHS) == sum(parameter.numel() for parameter in network.parameters())
+    assert parse_widths(JudgeSettings().widths) == DEFAULT_WIDTHS
+
+
 def test_blemishes_depend_only_on_the_seed_and_keep_the_range() -> None:
     pictures = as_images(np.stack([square(RED), square(BLUE)] * 6))
     one, same_pictures, other = (augment(pictures, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
@@ -334,7 +399,8 @@ def figures(rows: Sequence[Any]) -> Mapping[str, float]:
 
 def test_a_model_that_copies_hits_all_labels_and_is_reported_as_memorising() -> None:
     scene = make_scene(draw_label)
-    own_1, own_5, _, posed_5, at_1, at_5, relative_figure = prompt_adherence.check_labels(scene)
+    own_1, own_5, _, posed_5, at_1, at_5, relative_at_1, relative_figure = prompt_adherence.check_labels(scene)
+    assert relative_at_1.figure == 100
     assert (at_1.figure, at_5.figure) == (100, 100)
     assert own_5.figure
     assert own_1.figure
@@ -388,6 +454,85 @@ def test_a_held_out_word_is_a_hit_if_an_accepted_label_is_recognised() -> None:
     assert f"{4 * len(ACCEPTED_LABELS)} pictures" in figure.note
 
 
+def test_a_held_out_lemma_is_a_hit_if_a_label_of_its_meaning_is_recognised() -> None:
+    class Contrarian(Expert):
+        def judge_pictures(self, pictures: np.ndarray) -> JudgeOutput:
+            output = super().judge_pictures(pictures)
+            return JudgeOutput(-output.scores, output.sentences, output.features)
+
+    def draw_with_understanding(prompt: str, _seed: int) -> np.ndarray:
+        return draw_label({"terrier": "dog", "big cat": "tiger"}[prompt.removesuffix(", white background")])
+
+    (row,) = prompt_adherence.check_held_out_lemmas(make_scene(draw_with_understanding))
+    assert (row.figure, row.note) == (100, "2 of 2 lemmas")  # the judge knows no octopus
+    contrarian = Contrarian(JudgeNetwork(len(THINGS), WIDTHS), THINGS, {})
+    (row,) = prompt_adherence.check_held_out_lemmas(make_scene(draw_with_understanding, load_judge=lambda: contrarian))
+    assert (row.figure, row.meets_goal) == (0, False)
+    assert row.note == "2 of 2 lemmas; missed most: big cat (place 6), terrier (place 6)"
+    (row,) = prompt_adherence.check_held_out_lemmas(
+        make_scene(draw_with_understanding, sizes=SampleSizes(lemma_count=1))
+    )
+    assert row.note == "1 of 2 lemmas"
+
+
+def test_without_wordnet_the_row_of_lemmas_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    scene = make_scene(draw_label, load_lemmas=lambda: builtin_artwork.load_held_out_lemmas(tmp_path))
+    (row,) = run_checks(scene, ["lemmas"], lambda _: None)
+    assert (row.figure, row.note) == (None, "WordNet could not be fetched with npm (FileNotFoundError): install npm.")
+    scene = make_scene(draw_label, load_lemmas=lambda: {"kraken": frozenset({"octopus"})})
+    (row,) = run_checks(scene, ["lemmas"], lambda _: None)
+    assert "None of the held-out lemmas" in row.note
+
+
+def test_real_drawings_are_real_and_noise_and_blurred_drawings_are_not() -> None:
+    torch.manual_seed(1)
+    judge = LabelJudge(JudgeNetwork(len(THINGS), WIDTHS).eval(), THINGS, {})
+
+    def check(by_prompt: Callable[[str, int], np.ndarray], **other: Any) -> Sequence[Any]:
+        return run_checks(make_scene(by_prompt, load_judge=lambda: judge, **other), ["realism"], lambda _: None)
+
+    def blur(prompt: str, _seed: int) -> np.ndarray:
+        return np.asarray(Image.fromarray(draw_label(prompt)).filter(ImageFilter.GaussianBlur(1)))
+
+    def noise(_prompt: str, seed: int) -> np.ndarray:
+        return np.random.default_rng(seed).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+
+    real_distance, real_energy = check(draw_label)
+    _, blurred_energy = check(blur)
+    noise_distance, noise_energy = check(noise)
+    assert 0 < 5 * real_distance.figure < noise_distance.figure
+    assert real_energy.figure == 1
+    assert blurred_energy.figure < 0.85 < noise_energy.figure
+    assert not blurred_energy.meets_goal
+    assert "6 pictures, 24 renderings of real drawings" in real_distance.note
+    assert "are 0.00 apart" in real_distance.note  # there is one drawing of each label, so the halves are equal
+    assert "no more pictures than features (320)" in real_distance.note
+    assert real_energy.note == "6 pictures, 12 real drawings of the same labels and size; by style: flat design 1.00"
+    assert all(row.figure is None and "npm" in row.note for row in check(draw_label, load_artwork=fail_with("no npm.")))
+
+
+def test_larger_pictures_are_compared_at_the_judges_side() -> None:
+    def draw_large(prompt: str, _seed: int) -> np.ndarray:
+        return draw_label(prompt).repeat(2, axis=0).repeat(2, axis=1)
+
+    _, energy = realism.check_realism(make_scene(draw_large, load_judge=lambda: LabelJudge(
+        JudgeNetwork(len(THINGS), WIDTHS).eval(), THINGS, {}
+    )))  # fmt: skip
+    assert energy.figure is not None
+    assert energy.figure > 0.75  # at their own side it would be 0.5: each step stands between two of four pixels
+
+
+def test_grids_of_many_few_and_four_steps_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Book, "upscale_factor", 4, raising=False)
+    monkeypatch.setattr(speed, "_time_grid", lambda context, steps, sampler: steps / 4)
+    rows = speed.check_grids(make_scene(draw_label))
+    assert figures(rows) == {
+        "a grid of four, 1000 steps": 250, "a grid of four, 30 steps": 7.5, "a grid of four, 4 steps": 1
+    }  # fmt: skip
+    assert [row.meets_goal for row in rows] == [False, False, True]
+
+
 def test_the_evaluation_uses_all_held_out_words() -> None:
     assert set(ACCEPTED_LABELS) == HELD_OUT_WORDS
     assert all(has_held_out_word(form.format(word=word)) for word in ACCEPTED_LABELS for form in PROMPT_TEMPLATES)
@@ -432,6 +577,12 @@ def test_a_figure_without_a_goal_always_passes() -> None:
     assert json.loads(format_json(rows))[0]["goal"] is None
 
 
+def test_a_figure_just_below_its_goal_does_not_pass_by_rounding() -> None:
+    assert not goals.SSIM.make_row(0.957).meets_goal
+    assert goals.SSIM.make_row(0.96).meets_goal
+    assert not goals.DIVERSITY.make_row(0.2457).meets_goal
+
+
 def test_an_unknown_check_is_refused_with_the_names_of_all() -> None:
     with pytest.raises(ValueError, match="reconstruction, backgrounds"):
         run_checks(make_scene(draw_label), ["beauty"], lambda _: None)
@@ -443,9 +594,10 @@ def test_without_the_artwork_the_judges_stored_score_is_used() -> None:
     rows = {row.name: row for row in prompt_adherence.check_labels(scene)}
     assert rows["the judge's own retrieval at 5, any rendering of real drawings"].figure == 95
     assert rows["label retrieval at 5"].figure == 100
-    noise_share = rows["label retrieval at 5, as a share of the judge's own on white"]
-    assert noise_share.figure is None  # never against the score on harder pictures
-    assert "install npm" in noise_share.note
+    for count in (1, 5):
+        noise_share = rows[f"label retrieval at {count}, as a share of the judge's own on white"]
+        assert noise_share.figure is None  # never against the score on harder pictures
+        assert "install npm" in noise_share.note
 
 
 def test_without_torchmetrics_the_row_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

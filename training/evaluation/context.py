@@ -5,7 +5,7 @@ A missing input raises a ValueError with one sentence on every use. It tries no 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,11 +35,14 @@ class SampleSizes:
     per_colour: int = 10
     per_pair: int = 16
     per_word: int = 4  # seeds for each template
+    lemma_count: int = 240
     seed_groups: int = 40
     guidance_prompts: int = 72
 
 
-QUICK_SIZES = SampleSizes(label_count=160, per_colour=3, per_pair=6, per_word=1, seed_groups=12, guidance_prompts=24)
+QUICK_SIZES = SampleSizes(
+    label_count=160, per_colour=3, per_pair=6, per_word=1, lemma_count=60, seed_groups=12, guidance_prompts=24
+)
 
 
 class LazyValue(Generic[Value]):
@@ -77,6 +80,7 @@ class EvaluationContext:
     def __init__(
         self, weights: Path, load_sampler: Callable[[], PictureSampler], load_judge: Callable[[], LabelJudge],
         load_artwork: Callable[[], Sequence[Artwork]], load_resolver: Callable[[], SuperResolver],
+        load_lemmas: Callable[[], Mapping[str, frozenset[str]]],
         sizes: SampleSizes = SampleSizes(), seed: int = 0,
     ) -> None:  # fmt: skip
         self._sampler, self._judge, self._artwork = (
@@ -84,7 +88,7 @@ class EvaluationContext:
             LazyValue(load_judge),
             LazyValue(load_artwork),
         )
-        self._resolver, self.weights = LazyValue(load_resolver), weights
+        self._resolver, self._lemmas, self.weights = LazyValue(load_resolver), LazyValue(load_lemmas), weights
         self.sizes, self.seed = sizes, seed
         self.label_sample = LazyValue(self._sample_labels)
         self.judge_renderings = LazyValue(self._judge_renderings)
@@ -105,6 +109,11 @@ class EvaluationContext:
     @property
     def resolver(self) -> SuperResolver:
         return self._resolver()
+
+    @property
+    def lemmas(self) -> Mapping[str, frozenset[str]]:
+        """Return the held-out lemmas of WordNet, each with the labels that it means."""
+        return self._lemmas()
 
     @cached_property
     def label_numbers(self) -> dict[str, int]:
@@ -131,9 +140,13 @@ class EvaluationContext:
         targets = torch.tensor([self.label_numbers[self.artwork[index].description.label] for index, _ in pairs])
         return self.judge.judge_pictures(render_pairs(self.artwork, pairs, self.seed)), targets
 
+    def choose_drawings(self) -> list[Artwork]:
+        """Return two drawings of each label, one after the other; one drawing twice where there are no two."""
+        return [self.artwork[index] for index, _ in held_back_pairs(self.artwork, 2, self.seed)]
+
     def _judge_on_white(self) -> tuple[JudgeOutput, Tensor]:
         """Judge the same drawings posed as prompts ask; return the judge's output and the true labels."""
-        drawings = [self.artwork[index] for index, _ in held_back_pairs(self.artwork, 2, self.seed)]
+        drawings = self.choose_drawings()
         targets = torch.tensor([self.label_numbers[drawing.description.label] for drawing in drawings])
         return self.judge.judge_pictures(render_posed_rescaled(drawings)), targets.repeat(len(OTHER_SCALES))
 

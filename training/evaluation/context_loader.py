@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ def open_context(
     weights: Path,
     judge_folder: Path,
     load_artwork: Callable[[], Sequence[Artwork]],
+    load_lemmas: Callable[[], Mapping[str, frozenset[str]]],
     sizes: SampleSizes,
     seed: int,
     on_progress: Callable[[int, int], None],
@@ -31,7 +32,7 @@ def open_context(
     """Create the context from folders; a check loads what it needs on first use."""
     return EvaluationContext(
         weights, lambda: replace(load_sampler(weights), on_progress=on_progress), lambda: _load_judge(judge_folder),
-        load_artwork, lambda: _load_resolver(weights), sizes, seed,
+        load_artwork, lambda: _load_resolver(weights), load_lemmas, sizes, seed,
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ has `judge.safetensors` (fp16) and `labels.json`.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -26,6 +27,7 @@ from training.pictures.variants import SIDE
 
 WEIGHTS_FILE, LABELS_FILE = "judge.safetensors", "labels.json"
 DEFAULT_WIDTHS = (64, 128, 256)
+MAX_STAGES, MAX_WIDTH = 5, 4096  # the fifth stage has one position
 BOTTLENECK_CHANNELS, FEATURE_COUNT = 64, 320
 SENTENCE_DIMENSIONS = 384  # the width of MiniLM's sentence vectors
 BATCH = 128
@@ -83,7 +85,7 @@ class JudgeNetwork(nn.Module):
 
 @dataclass(frozen=True)
 class JudgeOutput:
-    """The judge's output for n pictures: `scores` [n, labels]; `features` [n, width] and `sentences` of length 1."""
+    """The judge's output for n pictures: `scores` [n, labels], `features` [n, width], and `sentences` of length 1."""
 
     scores: Tensor
     sentences: Tensor
@@ -105,13 +107,28 @@ class LabelJudge:
     @torch.inference_mode()
     def judge_pictures(self, pictures: np.ndarray) -> JudgeOutput:
         """Judge uint8 [n, h, w, 3] of any side; resizes to 64 px."""
-        if pictures.shape[1:3] != (SIDE, SIDE):
-            pictures = np.stack([_resize(picture) for picture in pictures])
+        pictures = resize_pictures(pictures)
         batches = (as_images(pictures[start : start + BATCH]) for start in range(0, len(pictures), BATCH))
         scores, sentences, features = zip(*(self.network(batch) for batch in batches), strict=True)
-        return JudgeOutput(
-            torch.cat(scores), F.normalize(torch.cat(sentences), dim=1), F.normalize(torch.cat(features), dim=1)
+        return JudgeOutput(torch.cat(scores), F.normalize(torch.cat(sentences), dim=1), torch.cat(features))
+
+
+def parse_widths(text: str) -> tuple[int, ...]:
+    """Read the channels of each stage, "64,128,256". Raises ValueError with one sentence."""
+    parts = [part.strip() for part in text.split(",")]
+    widths = tuple(int(part) for part in parts if re.fullmatch(r"[0-9]{1,5}", part))
+    if not (len(widths) == len(parts) <= MAX_STAGES and all(0 < width <= MAX_WIDTH for width in widths)):
+        raise ValueError(
+            f"--widths takes one to {MAX_STAGES} numbers of channels from 1 to {MAX_WIDTH}, like 48,96,192,320, not "
+            f"{text[:40]!r}."
         )
+    return widths
+
+
+def count_parameters(label_count: int, widths: Sequence[int]) -> int:
+    """Return the size of a network of these widths without building it in memory."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in JudgeNetwork(label_count, widths).parameters())
 
 
 def save_judge(judge: LabelJudge, folder: Path) -> None:
@@ -152,7 +169,8 @@ def _read_listing(folder: Path) -> dict[str, Any]:
         listing = json.loads((folder / LABELS_FILE).read_text())
         labels, widths, own_scores = (listing[part] for part in ("labels", "widths", "own"))
         is_complete = all(isinstance(item, str) for item in labels) and {"at_1", "at_5"} <= own_scores.keys()
-        if not (labels and is_complete and 0 < len(widths) <= 5 and all(0 < int(item) <= 4096 for item in widths)):
+        has_stages = 0 < len(widths) <= MAX_STAGES and all(0 < int(item) <= MAX_WIDTH for item in widths)
+        if not (labels and is_complete and has_stages):
             raise ValueError
     except (ValueError, TypeError, KeyError, AttributeError):
         raise ValueError(f"{LABELS_FILE} in {folder.name} is no list of a judge's labels") from None
@@ -165,5 +183,9 @@ def layer_widths(network: JudgeNetwork) -> list[int]:
     return [cast(nn.Conv2d, layer[0]).weight.size(0) for layer in layers]
 
 
-def _resize(picture: np.ndarray) -> np.ndarray:
-    return np.asarray(Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.LANCZOS))
+def resize_pictures(pictures: np.ndarray) -> np.ndarray:
+    """Return uint8 [n, h, w, 3] at the judge's side, 64 px."""
+    if pictures.shape[1:3] == (SIDE, SIDE):
+        return pictures
+    size = (SIDE, SIDE)
+    return np.stack([np.asarray(Image.fromarray(one).resize(size, Image.Resampling.LANCZOS)) for one in pictures])

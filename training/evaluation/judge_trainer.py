@@ -20,7 +20,7 @@ from training.core.muon import is_hidden_matrix
 from training.core.rng import batch_indices, step_generator
 from training.core.run import Metrics
 from training.evaluation.augmentation import augment
-from training.evaluation.judge import DEFAULT_WIDTHS, JudgeNetwork, LabelJudge
+from training.evaluation.judge import DEFAULT_WIDTHS, JudgeNetwork, LabelJudge, parse_widths
 from training.evaluation.measures import retrieval_at
 from training.pictures.artwork import Artwork
 from training.pictures.masked_pictures import as_images, as_pictures
@@ -42,6 +42,7 @@ class JudgeSettings:
     decay: float = 0.02
     smoothing: float = 0.1  # some labels are nearly equal, so no answer deserves certainty
     seed: int = 0
+    widths: str = ",".join(map(str, DEFAULT_WIDTHS))  # channels of each stage, as `parse_widths` reads them
 
 
 def collect_labels(pictures: Sequence[Artwork]) -> tuple[str, ...]:
@@ -62,14 +63,13 @@ class JudgeTrainer:
         pictures: Sequence[Artwork],
         label_vectors: Tensor,
         settings: JudgeSettings = JudgeSettings(),
-        widths: Sequence[int] = DEFAULT_WIDTHS,
     ) -> None:
         self.pictures, self.label_vectors, self.settings = pictures, label_vectors, settings
         self.labels = collect_labels(pictures)
         label_numbers = {label: number for number, label in enumerate(self.labels)}
         self.targets = torch.tensor([label_numbers[art.description.label] for art in pictures])
         torch.manual_seed(settings.seed)
-        self.network = JudgeNetwork(len(self.labels), widths)
+        self.network = JudgeNetwork(len(self.labels), parse_widths(settings.widths))
         self.network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (torch's overloads leave it out)
         self.learners = (
             Learner("body", self.network.body, is_muon_matrix=is_hidden_matrix, weight_decay=settings.decay),

@@ -36,6 +36,11 @@ def retrieval_of_any_at(scores: Tensor, target_sets: Sequence[Sequence[int]], co
     )
 
 
+def best_places(scores: Tensor, target_sets: Sequence[Sequence[int]]) -> list[int]:
+    """Return the place (1: first) of the best of each row's wanted labels in `scores` [n, labels]."""
+    return [1 + int((row > row[list(targets)].max()).sum()) for row, targets in zip(scores, target_sets, strict=True)]
+
+
 def percent_of_hits(hits: Sequence[bool]) -> float:
     """Return the hits in percent; NaN if there are none to count."""
     return 100 * sum(hits) / len(hits) if hits else math.nan
@@ -102,6 +107,34 @@ def find_nearest_drawings(pictures: np.ndarray, drawings: np.ndarray) -> tuple[T
     small_pictures, small_drawings = shrink(pictures), shrink(drawings)
     index = torch.cdist(small_pictures, small_drawings).argmin(dim=1)
     return (small_pictures - small_drawings[index]).square().mean(dim=1).sqrt(), index
+
+
+def frechet_distance(first: Tensor, second: Tensor) -> float:
+    """Return the Fréchet distance of two sets of features [n, width], each taken as a normal distribution.
+
+    |μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2 (Σ₁ Σ₂)^½), as Heusel et al. (2017) have it, in float64. Raises ValueError for a set of
+    fewer than two.
+    """
+    if min(len(first), len(second)) < 2:
+        raise ValueError("A Fréchet distance needs two pictures on each side.")
+    sets = [features.double().numpy() for features in (first, second)]
+    shift = sets[0].mean(axis=0) - sets[1].mean(axis=0)
+    covariances = [np.cov(features, rowvar=False) for features in sets]
+    root = _symmetric_root(covariances[0])
+    product_root = _symmetric_root(root @ covariances[1] @ root)  # has the trace of (Σ₁ Σ₂)^½, and is symmetric
+    return max(0.0, float(shift @ shift + np.trace(covariances[0] + covariances[1] - 2 * product_root)))
+
+
+def _symmetric_root(matrix: np.ndarray) -> np.ndarray:
+    """Return the square root of a symmetric matrix without negative eigenvalues, by its eigenvalues."""
+    values, vectors = np.linalg.eigh(matrix)
+    return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+
+
+def gradient_energy(picture: np.ndarray) -> float:
+    """Return the mean squared difference of luma (Rec. 601, 0 … 255) between neighbours, sideways and downwards."""
+    luma = picture @ np.array([0.299, 0.587, 0.114])
+    return float(np.square(np.diff(luma, axis=0)).mean() + np.square(np.diff(luma, axis=1)).mean()) / 2
 
 
 def overshoot(upscaled: np.ndarray, low: int, high: int) -> float:

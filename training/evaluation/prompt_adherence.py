@@ -1,4 +1,4 @@
-"""Checks of prompt adherence: backgrounds, hues on unseen pairs, labels, and unseen words."""
+"""Checks of prompt adherence: backgrounds, hues on unseen pairs, labels, unseen words and lemmas."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import cast
 
+import numpy as np
+
 from benchmarks.report.figure_row import FigureRow
 from training.evaluation import goals
 from training.evaluation.accepted_labels import ACCEPTED_LABELS, PROMPT_TEMPLATES
 from training.evaluation.context import EvaluationContext
+from training.evaluation.goals import Goal
 from training.evaluation.measures import (
+    best_places,
     name_subject_hue,
     nearest_background,
     percent_of_hits,
@@ -72,7 +76,8 @@ def check_labels(context: EvaluationContext) -> list[FigureRow]:
         *_judge_on_white_rows(context),
         goals.LABEL_AT_1.make_row(at_1, note),
         goals.LABEL_AT_5.make_row(at_5, note),
-        _share_on_white_row(context, at_5),
+        _share_on_white_row(context, goals.LABEL_AT_1_SHARE, at_1, 1),
+        _share_on_white_row(context, goals.LABEL_AT_5_SHARE, at_5, 5),
     ]
 
 
@@ -88,15 +93,15 @@ def _judge_on_white_rows(context: EvaluationContext) -> list[FigureRow]:
         return [goal.make_row(None, str(error)) for goal in (goals.JUDGE_ON_WHITE_AT_1, goals.JUDGE_ON_WHITE_AT_5)]
 
 
-def _share_on_white_row(context: EvaluationContext, at_5: float) -> FigureRow:
+def _share_on_white_row(context: EvaluationContext, goal: Goal, score: float, count: int) -> FigureRow:
     """Compare with the judge's score on real pictures that are as easy as the model's prompts."""
     try:
-        judge_score = context.judge_score_on_white(5)
+        judge_score = context.judge_score_on_white(count)
     except ValueError as error:
-        return goals.LABEL_AT_5_SHARE.make_row(None, str(error))
-    return goals.LABEL_AT_5_SHARE.make_row(
-        _percent_of_judge(at_5, judge_score),
-        f"{at_5:.1f} % where the judge has {judge_score:.1f} % on real drawings on white",
+        return goal.make_row(None, str(error))
+    return goal.make_row(
+        _percent_of_judge(score, judge_score),
+        f"{score:.1f} % where the judge has {judge_score:.1f} % on real drawings on white",
     )
 
 
@@ -125,6 +130,24 @@ def check_held_out_words(context: EvaluationContext) -> list[FigureRow]:
             _percent_of_judge(score, judge_score), f"where the judge has {judge_score:.1f} % on real drawings, on white"
         ),
     ]
+
+
+def check_held_out_lemmas(context: EvaluationContext) -> list[FigureRow]:
+    """Draw lemmas of WordNet that no caption had; a hit is a label of that meaning among the judge's first five."""
+    numbers = context.label_numbers
+    targets = {lemma: [numbers[label] for label in labels & numbers.keys()] for lemma, labels in context.lemmas.items()}
+    known_lemmas = sorted(lemma for lemma, labels in targets.items() if labels)
+    if not known_lemmas:
+        raise ValueError("None of the held-out lemmas means a label of the judge.")
+    count = min(context.sizes.lemma_count, len(known_lemmas))
+    chosen = np.random.default_rng([context.seed, 6]).choice(known_lemmas, count, replace=False).tolist()
+    pictures = context.sampler.sample_pictures([f"{lemma}, white background" for lemma in chosen], range(count))
+    scores = context.judge.judge_pictures(pictures).scores
+    places = best_places(scores, [targets[lemma] for lemma in chosen])
+    misses = sorted((-place, lemma) for place, lemma in zip(places, chosen, strict=True) if place > 5)
+    worst_misses = ", ".join(f"{lemma} (place {-place})" for place, lemma in misses[:LISTED_MISSES])
+    note = f"{count} of {len(known_lemmas)} lemmas{f'; missed most: {worst_misses}' if misses else ''}"
+    return [goals.LEMMAS.make_row(percent_of_hits([place <= 5 for place in places]), note)]
 
 
 def _accepted_labels(context: EvaluationContext, words: Sequence[str]) -> list[list[int]]:

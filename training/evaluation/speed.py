@@ -27,6 +27,7 @@ def check_grids(context: EvaluationContext) -> list[FigureRow]:
     return [
         goals.GRID_1000_STEPS.make_row(_time_grid(context, 1000, "ddpm"), note),
         goals.GRID_30_STEPS.make_row(_time_grid(context, 30, "dpmpp_2m"), note),
+        goals.GRID_4_STEPS.make_row(_time_grid(context, 4, "dpmpp_2m"), note),
     ]
 
 

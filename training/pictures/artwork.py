@@ -10,6 +10,7 @@ import base64
 import hashlib
 import io
 import json
+import re
 import subprocess
 import tarfile
 import tempfile
@@ -20,7 +21,7 @@ from pathlib import Path
 from PIL import Image
 
 from training.pictures.captions import Description, clean_description, has_held_out_word
-from training.pictures.related_words import find_related_words, group_by_label
+from training.pictures.related_words import find_meant_labels, find_related_words, group_by_label
 from training.pictures.related_words import is_held_out as is_word_held_out
 from training.pictures.wordnet import WordNet, read_wordnet
 
@@ -180,6 +181,33 @@ def add_related_words(
         code: (replace(description, related_words=words_by_label.get(description.label, ())), group)
         for code, (description, group) in descriptions.items()
     }
+
+
+def find_held_out_lemmas(
+    descriptions: dict[str, tuple[Description, int]], wordnet: WordNet
+) -> dict[str, frozenset[str]]:
+    """Map each held-out noun that no caption has, alone or inside a longer name, to the labels that it means."""
+    caption_names = {
+        name
+        for description, _ in add_related_words(descriptions, wordnet).values()
+        for name in (description.label, *description.tags, *description.related_words)
+    }
+    stems = {stem for name in caption_names for stem in _list_phrases(name)}
+    return {
+        lemma: labels
+        for lemma, labels in find_meant_labels(descriptions.values(), wordnet).items()
+        if _list_phrases(lemma)[-1] not in stems
+    }
+
+
+def _list_phrases(name: str) -> list[str]:
+    """Return every run of words of a name, without the plural's s; the whole name comes last."""
+    words = [word.removesuffix("s") for word in re.findall("[a-z]+", name)]
+    return [
+        " ".join(words[start : start + length])
+        for length in range(1, len(words) + 1)
+        for start in range(len(words) - length + 1)
+    ]
 
 
 def _read_drawings(

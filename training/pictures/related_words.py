@@ -84,7 +84,7 @@ def find_related_words(drawings: Iterable[tuple[Description, int]], wordnet: Wor
     """Map each noun of WordNet to the drawing that it means best; `drawings` have their group. Far words are absent."""
     described = [(description, group) for description, group in drawings if group in TOPICS_BY_GROUP]
     names = _collect_names(described)
-    nearest = _spread(_find_label_synsets(described, wordnet), wordnet)
+    nearest = _spread(_choose_nearest(_list_label_synsets(described, wordnet)), wordnet)
     words = (word for word in wordnet.senses if WORD.fullmatch(word))
     related = ((word, names.get(word) or _find_nearest(word, nearest, wordnet)) for word in words)
     return {word: name for word, name in related if name is not None}
@@ -97,6 +97,29 @@ def group_by_label(related_words: Mapping[str, Name]) -> dict[str, tuple[str, ..
         if word != name.label:
             words_by_label[name.label].append(word)
     return {label: tuple(words) for label, words in words_by_label.items()}
+
+
+def find_meant_labels(drawings: Iterable[tuple[Description, int]], wordnet: WordNet) -> dict[str, frozenset[str]]:
+    """Map each noun whose first meaning is held out to the labels that this meaning belongs to.
+
+    These are the labels of the nearest drawings, all of one meaning, and the labels of its kinds: *lion* and *tiger*
+    for *big cat*. Words that mean a drawing by a second meaning only are absent.
+    """
+    label_synsets = list(_list_label_synsets([pair for pair in drawings if pair[1] in TOPICS_BY_GROUP], wordnet))
+    synset_by_place = {name.place: synset for synset, name in label_synsets}
+    labels_by_synset, kinds = defaultdict[str, set[str]](set), defaultdict[str, set[str]](set)
+    for synset, name in label_synsets:
+        labels_by_synset[synset].add(name.label)
+        for wider in _collect_wider(synset, wordnet):
+            kinds[wider].add(name.label)
+    nearest = _spread(_choose_nearest(label_synsets), wordnet)
+    meant_labels: dict[str, frozenset[str]] = {}
+    for word, (synset, *_) in wordnet.senses.items():
+        is_name = word in wordnet.synsets[synset].proper_names
+        if synset in nearest and WORD.fullmatch(word) and is_held_out(word, wordnet) and not is_name:
+            own_synset = synset_by_place[nearest[synset].place]
+            meant_labels[word] = frozenset(labels_by_synset[own_synset] | kinds[synset])
+    return meant_labels
 
 
 def is_held_out(word: str, wordnet: WordNet) -> bool:
@@ -130,19 +153,34 @@ def _list_names(description: Description, group: int) -> Iterator[tuple[str, flo
             yield tag, TAG + TAG_STEP * number + LABEL_WORD * len(modifiers)
 
 
-def _find_label_synsets(described: Iterable[tuple[Description, int]], wordnet: WordNet) -> dict[str, Name]:
-    """Return the meanings of the labels, by the id of the synset."""
-    anchors: dict[str, Name] = {}
+def _list_label_synsets(described: Iterable[tuple[Description, int]], wordnet: WordNet) -> Iterator[tuple[str, Name]]:
+    """Yield the id of each label's meaning, with the drawing; labels without a meaning are left out."""
     for place, (description, group) in enumerate(described):
         clues = {word for tag in (description.label, *description.tags) for word in tag.split()}
         for word, distance in _list_names(description, group):
             if distance >= MODIFIER:
                 break
             if word not in VAGUE_WORDS and (synset := _choose_sense(word, group, clues - {word}, wordnet)):
-                name = Name(distance, place, description.label)
-                anchors[synset] = min(anchors.get(synset, name), name)
+                yield synset, Name(distance, place, description.label)
                 break
+
+
+def _choose_nearest(label_synsets: Iterable[tuple[str, Name]]) -> dict[str, Name]:
+    """Return the nearest drawing of each meaning of a label."""
+    anchors: dict[str, Name] = {}
+    for synset, name in label_synsets:
+        anchors[synset] = min(anchors.get(synset, name), name)
     return anchors
+
+
+def _collect_wider(synset: str, wordnet: WordNet) -> set[str]:
+    """Return the meaning and all that are wider."""
+    found, queue = {synset}, [synset]
+    while queue:
+        wider = set(wordnet.synsets[queue.pop()].hypernyms) - found
+        found |= wider
+        queue += wider
+    return found
 
 
 def _choose_sense(word: str, group: int, clues: set[str], wordnet: WordNet) -> str | None:
