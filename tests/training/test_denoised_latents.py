@@ -23,6 +23,7 @@ from tests.training.test_gan_trainers import SHAPE, are_same, blobs
 from training.__main__ import main
 from training.commands import builtin_artwork, denoised_artwork
 from training.core import checkpoint
+from training.diffusion import denoised_latents
 from training.diffusion.denoised_latents import STEPS, Denoiser, denoise_latents, open_denoised_latents
 from training.gan import autoencoder_trainer
 from training.gan.autoencoder_evaluator import AutoencoderEvaluator, measure_autoencoder
@@ -128,14 +129,29 @@ def test_latents_are_denoised_once_and_again_for_anything_else(tmp_path: Path) -
     assert (first == others[2]).all()  # the same network under another name
 
 
-def test_a_killed_computation_of_the_latents_starts_again(tmp_path: Path) -> None:
-    def stop(_done: int, _of: int) -> None:
-        raise KeyboardInterrupt
+def test_a_killed_computation_of_the_latents_goes_on_to_the_same_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures, captions, progress = np.stack(blobs(5, 64)), ["a", "bc", "def", "g", "h"], list[int]()
+    monkeypatch.setattr(denoised_latents, "BATCH", 2)
 
-    pictures, captions = np.stack(blobs(2, 64)), ["a", "b"]
-    with pytest.raises(KeyboardInterrupt):
-        open_denoised_latents(tmp_path, "one", make_denoiser, pictures, captions, 0, stop)
-    assert len(open_denoised_latents(tmp_path, "one", make_denoiser, pictures, captions, 0)) == 2
+    def open_latents(folder: Path, kill_at: int = 0) -> np.ndarray:
+        def report(done: int, _of: int) -> None:
+            progress.append(done)
+            if done == kill_at:
+                raise KeyboardInterrupt
+
+        folder.mkdir(exist_ok=True)
+        return open_denoised_latents(folder, "one", make_denoiser, pictures, captions, 0, report)
+
+    for kill_at in (2, 4, 5):
+        with pytest.raises(KeyboardInterrupt):
+            open_latents(tmp_path / "killed", kill_at)
+    partial_path = next((tmp_path / "killed").iterdir())
+    partial_path.write_bytes(partial_path.read_bytes() + b"cut")
+    assert np.array_equal(open_latents(tmp_path / "killed"), open_latents(tmp_path / "full"))
+    assert progress == [2, 4, 5, 5, 2, 4, 5]
+    assert len(list((tmp_path / "killed").iterdir())) == 1
 
 
 # --- the trainer

@@ -1,7 +1,8 @@
 """Pictures' latents with the errors of a diffusion network, computed once: noised, then denoised with the caption.
 
 A network that draws from pure noise gives no latents of a given picture. One that begins with a part of the noise does:
-it makes its own errors, and the picture stays the same drawing. A row is a function of (seed, row).
+it makes its own errors, and the picture stays the same drawing. A row is a function of (seed, row), so a killed
+computation goes on where it stopped.
 
 Song 2021 (DDIM); Meng 2022 (SDEdit).
 """
@@ -9,6 +10,7 @@ Song 2021 (DDIM); Meng 2022 (SDEdit).
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,26 +55,37 @@ def open_denoised_latents(
     digest.update(np.ascontiguousarray(pictures).data)
     path = folder / f"denoised-{digest.hexdigest()[:12]}.npy"
     if not path.exists():
-        partial_path = folder / "denoised-partial.npy"
-        np.save(partial_path, _denoise_all(load_denoiser(), pictures, captions, seed, on_progress))
-        partial_path.replace(path)
-    for stale_path in set(folder.glob("denoised-*.npy")) - {path}:
+        partial_path, complete_path = path.with_suffix(".partial"), path.with_suffix(".complete")
+        latents = _denoise_all(load_denoiser(), pictures, captions, seed, partial_path, on_progress)
+        with complete_path.open("wb") as file:
+            np.save(file, latents)
+        complete_path.replace(path)
+    for stale_path in set(folder.glob("denoised-*")) - {path}:
         stale_path.unlink()
     return np.load(path, mmap_mode="r")
 
 
 def _denoise_all(
-    denoiser: Denoiser, pictures: np.ndarray, captions: Sequence[str], seed: int, on_progress: ProgressCallback
-) -> np.ndarray:
-    parts: list[np.ndarray] = []
-    for start in range(0, len(pictures), BATCH):
-        rows = range(start, min(start + BATCH, len(pictures)))
-        latents = encode_latents(denoiser.autoencoder, pictures[rows.start : rows.stop])
-        states = denoiser.caption_encoder(captions[rows.start : rows.stop])
-        denoised_latents = denoise_latents(denoiser, latents, states, *_draw_noise(seed, rows, latents))
-        parts.append((denoised_latents / denoiser.autoencoder.config["scaling_factor"]).half().numpy())
-        on_progress(rows.stop, len(pictures))
-    return np.concatenate(parts)
+    denoiser: Denoiser, pictures: np.ndarray, captions: Sequence[str], seed: int, partial_path: Path,
+    on_progress: ProgressCallback,
+) -> np.ndarray:  # fmt: skip
+    """Compute the latents batch by batch into `partial_path`; whole batches that are there already stay."""
+    config = denoiser.autoencoder.config
+    side = pictures.shape[1] >> (len(config["block_out_channels"]) - 1)
+    shape = (config["latent_channels"], side, side)
+    batch_bytes = BATCH * math.prod(shape) * np.dtype(np.float16).itemsize
+    with partial_path.open("ab") as file:
+        finished_batches = file.tell() // batch_bytes
+        file.truncate(finished_batches * batch_bytes)
+        for start in range(finished_batches * BATCH, len(pictures), BATCH):
+            rows = range(start, min(start + BATCH, len(pictures)))
+            latents = encode_latents(denoiser.autoencoder, pictures[rows.start : rows.stop])
+            states = denoiser.caption_encoder(captions[rows.start : rows.stop])
+            denoised_latents = denoise_latents(denoiser, latents, states, *_draw_noise(seed, rows, latents))
+            file.write((denoised_latents / config["scaling_factor"]).half().numpy().tobytes())
+            file.flush()
+            on_progress(rows.stop, len(pictures))
+    return np.fromfile(partial_path, np.float16).reshape(-1, *shape)
 
 
 def _draw_noise(seed: int, rows: range, latents: Tensor) -> tuple[Tensor, Tensor]:
