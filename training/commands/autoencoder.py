@@ -12,6 +12,13 @@ StartModel = Annotated[
     str,
     typer.Option("--from", metavar="MODEL", help="embedded, or a diffusers folder; by default from scratch."),
 ]
+Network = Annotated[
+    str,
+    typer.Option(
+        metavar="MODEL",
+        help="Train the decoder on this diffusion network's latents, too: embedded, a model's or a network's folder.",
+    ),
+]
 KeepLatents = Annotated[
     bool | None,
     typer.Option(
@@ -39,14 +46,15 @@ Perceptual = Annotated[
     float | None, typer.Option(min=0, max=100, help="Weight of the difference in the judge's features.")
 ]
 Variants = Annotated[
-    int | None, typer.Option(min=1, max=64, help="Variants of each drawing of the built-in artwork; by default 4.")
+    int | None,
+    typer.Option(min=1, max=64, help="Variants of each drawing of the built-in artwork; else 4, with --network 1."),
 ]
 
 
 @with_train_options
 def autoencoder(
-    options: TrainOptions, source: StartModel = "", keep_latents: KeepLatents = None, shape: Shape = "",
-    kl: KlWeight = None, noise_to_signal: NoiseToSignal = None, equivariance: Equivariance = None,
+    options: TrainOptions, source: StartModel = "", network: Network = "", keep_latents: KeepLatents = None,
+    shape: Shape = "", kl: KlWeight = None, noise_to_signal: NoiseToSignal = None, equivariance: Equivariance = None,
     perceptual: Perceptual = None, variants: Variants = None, data: Pictures = None, cache: Cache = None,
 ) -> None:  # fmt: skip
     """Train the autoencoder, on the built-in artwork or on a folder of pictures."""
@@ -61,4 +69,4 @@ def autoencoder(
     }
     overrides |= {"kl": kl, "noise_to_signal": noise_to_signal, "equivariance": equivariance, "perceptual": perceptual}
     with open_session("autoencoder", options, data) as session:
-        raise typer.Exit(train_autoencoder(session, source, data, cache, overrides))
+        raise typer.Exit(train_autoencoder(session, source, network, data, cache, overrides))

@@ -76,15 +76,17 @@ def estimate_pixel_network(
     train_pixels: float,
     held_out_pixels: float = 0.0,
     remedy: str = "",
+    frozen_parameter_count: int = 0,
 ) -> MemoryEstimate:
     """Estimate training on `train_pixels` and `held_out_pixels` in memory.
 
-    Each picture of a batch keeps `bytes_per_picture` for its gradient.
+    Each picture of a batch keeps `bytes_per_picture` for its gradient. `frozen_parameter_count` is of other networks.
     """
     weights = (
         TRAINED_PARAMETER_BYTES * parameter_count
         + PICTURE_PIXEL_BYTES * train_pixels
         + HELD_OUT_PIXEL_BYTES * held_out_pixels
+        + FROZEN_PARAMETER_BYTES * frozen_parameter_count
     )
     return MemoryEstimate(
         weights, bytes_per_picture * batch, remedy or SMALLER_BATCH, batch, "weights, optimizer and pictures"

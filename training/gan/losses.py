@@ -40,6 +40,11 @@ def overshoot_loss(prediction: Tensor, target: Tensor, reach: int = 4) -> Tensor
     return (F.relu(prediction - highest) + F.relu(lowest - prediction)).mean()
 
 
+def gradient_energy(images: Tensor) -> float:
+    """Return the mean square of the pictures' gradients: blur lowers it."""
+    return float(images.diff(dim=-1).square().mean() + images.diff(dim=-2).square().mean())
+
+
 def psnr(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return each picture's PSNR in dB [n], values clamped; inside `mask` [n, 1, h, w] if given."""
     squared_error = ((prediction.clamp(-1, 1) - target) / 2).square()
