@@ -24,6 +24,7 @@ from engine.models.family import Family
 log = logging.getLogger(__name__)
 
 ROUNDS = 3
+DEFAULT_ROUNDS = 7  # against diffusers by default: single rounds vary by a tenth
 PrintProgress = Callable[[str], None]
 
 
@@ -43,7 +44,7 @@ def _measure_round(pipeline: Any, family: Family, load: Workload) -> float:
 def compare_default(pipeline: Any, family: Family, load: Workload, goal: str) -> FigureRow:
     """Compare with `pipeline` in float32, as diffusers loads it."""
     name = f"{load.users} users × {load.count} picture: images/s against diffusers by default"
-    return FigureRow(name, measure_speedup(pipeline, family, load), goal, "×")
+    return FigureRow(name, measure_speedup(pipeline, family, load, DEFAULT_ROUNDS), goal, "×")
 
 
 def compare_equal_dtype(pipeline: Any, family: Family, load: Workload, goal: str) -> FigureRow:

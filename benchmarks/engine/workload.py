@@ -21,6 +21,7 @@ from engine.contract import BillingKey, Concept, Dtype, ImageToImage, InitImage,
 from engine.core.engine import Engine, Event, JobFailure, LatentsDone
 from engine.core.init_latents import load_init_latents
 from engine.models.family import TORCH_DTYPES, Family
+from engine.models.library_logging import silence_libraries
 
 USERS = 8
 USER_PROMPTS = ("red apple", "blue car", "cat face", "green tree", "pizza", "rocket", "yellow star", "purple octopus")
@@ -149,4 +150,5 @@ def run_pipeline(pipeline: Any, job: Job, **pipeline_options: Any) -> Any:
 
 
 def cast_pipeline(pipeline: Any, dtype: Dtype) -> Any:
-    return pipeline.to(TORCH_DTYPES[dtype])
+    with silence_libraries():  # diffusers warns of modules to keep in float32, and names none
+        return pipeline.to(TORCH_DTYPES[dtype])

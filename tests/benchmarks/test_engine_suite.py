@@ -133,7 +133,7 @@ SHORT_SETTINGS = {
     parity: {"STEPS": 2},
     plan_accuracy: {"STEPS": 12},
     resumption: {"KILL_COUNT": 1},
-    throughput: {"ROUNDS": 1},
+    throughput: {"ROUNDS": 1, "DEFAULT_ROUNDS": 1},
     step_overhead: {"ROUNDS": 1},
     network_speed: {"ROUNDS": 1, "WARMUP_FORWARDS": 1},
 }
