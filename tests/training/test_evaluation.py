@@ -15,6 +15,14 @@ from PIL import Image, ImageDraw
 
 from benchmarks.report.figure_row import format_json, format_table
 from engine.core.engine import Engine
+from engine.models.judge import (
+    JudgeNetwork,
+    JudgeOutput,
+    LabelJudge,
+    load_judge,
+    read_labels,
+    save_judge,
+)
 from training.__main__ import main
 from training.evaluation import (
     diversity,
@@ -29,14 +37,6 @@ from training.evaluation.accepted_labels import ACCEPTED_LABELS, PROMPT_TEMPLATE
 from training.evaluation.augmentation import augment
 from training.evaluation.checks import CHECK_NAMES, CHECKS, run_checks
 from training.evaluation.context import EvaluationContext, LazyValue, SampleSizes
-from training.evaluation.judge import (
-    JudgeNetwork,
-    JudgeOutput,
-    LabelJudge,
-    load_judge,
-    read_labels,
-    save_judge,
-)
 from training.evaluation.judge_trainer import (
     JudgeEvaluator,
     JudgeSettings,

@@ -31,10 +31,10 @@ def judge(options: TrainOptions, cache: Cache = None) -> None:
 def _train(session: Session, options: TrainOptions, cache: Path | None) -> int:
     import torch
 
+    from engine.models.judge import save_judge
     from engine.models.text_embedder import Embedder
     from training.commands import builtin_artwork
     from training.core import memory_estimate
-    from training.evaluation.judge import save_judge
     from training.evaluation.judge_trainer import (
         RENDERINGS_PER_DRAWING,
         JudgeEvaluator,

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from engine.models.judge import DEFAULT_WIDTHS, JudgeNetwork, LabelJudge
 from training.core.learner import Learner, cosine_decay, warmup_factor
 from training.core.muon import is_hidden_matrix
 from training.core.rng import batch_indices, step_generator
 from training.core.run import Metrics
 from training.evaluation.augmentation import augment
-from training.evaluation.judge import DEFAULT_WIDTHS, JudgeNetwork, LabelJudge
 from training.evaluation.measures import retrieval_at
 from training.pictures.artwork import Artwork
 from training.pictures.masked_pictures import as_images, as_pictures
