@@ -34,7 +34,7 @@ UNTYPED_LIBRARIES = {
     "obstore": ("bot/images/picture_store.py", "list"),
     "peft": ("training/commands/run_lora.py", "get_peft_model_state_dict"),
     "re2": ("bot/policy/rules/patterns.py", "re2"),
-    "safetensors": ("training/evaluation/judge.py", "load_file"),
+    "safetensors": ("engine/models/judge.py", "load_file"),
     "spandrel": ("engine/upscaling/super_resolver.py", "spandrel"),
     "torch": ("training/core/muon.py", "norm"),
     "transformers": ("engine/models/families/embedded.py", "from_pretrained"),

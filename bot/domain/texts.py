@@ -185,6 +185,8 @@ def format_footer(
     parts = [f"{recipe.steps} steps of {SAMPLER_TITLES[recipe.sampler]}", f"seed {recipe.seed}"]
     parts += [format_guidance(recipe), format_size(recipe, enlargement), recipe.model]
     parts += [f"LoRA {lora.name} ×{lora.weight:g}" for lora in recipe.loras]
+    if recipe.candidate_count:
+        parts.append(f"best {recipe.count} of {recipe.candidate_count}")
     if seconds is not None:
         parts.append(format_duration(seconds))
     if ms_per_step:

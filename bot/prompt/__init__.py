@@ -126,7 +126,9 @@ def _make_notes(words: str, flags: tuple[ParsedFlag, ...], prompt_concepts: tupl
     if len(prompt_concepts) == 1 and prompt_concepts[0].weight != 1:
         yield "Weights are relative to each other: a single one changes nothing."
     if "walk" in names:
-        yield from (f"In a walk, --{name} changes nothing." for name in ("count", "chaos", "mix") if name in names)
+        yield from (
+            f"In a walk, --{name} changes nothing." for name in ("count", "best", "chaos", "mix") if name in names
+        )
     elif "frames" in names:
         yield "--frames needs --walk: alone it changes nothing."
     if "://" in words:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bot.domain.errors import UserError
+from bot.prompt.emphasis import remove_emphasis
 from engine.contract import FULL_INTERVAL, PIPELINE_SAMPLERS
 
 if TYPE_CHECKING:
@@ -35,8 +36,18 @@ def check_capabilities(recipe: Recipe, model_profile: ModelProfile) -> None:
     if model_profile.guidance_kind == "network":
         _check_built_in_guidance(recipe)
     check_sampler(recipe)
+    if recipe.needs_choice:
+        _check_choice(recipe, model_profile)
     if recipe.mixed and any(concept.weight <= 0 for concept in recipe.concepts):
         raise UserError("With --mix every weight must be above 0: a mixed prompt cannot steer away from a part.")
+
+
+def _check_choice(recipe: Recipe, model_profile: ModelProfile) -> None:
+    """Refuse a choice without a judge, or without words that it could compare the pictures with."""
+    if not model_profile.has_judge:
+        raise UserError(f"{model_profile.name} has no judge that could choose the best pictures: leave out --best.")
+    if not any(remove_emphasis(concept.text).strip() and concept.weight > 0 for concept in recipe.concepts):
+        raise UserError("--best compares the pictures with the prompt, and there are no words: leave it out.")
 
 
 def _check_built_in_guidance(recipe: Recipe) -> None:

@@ -175,6 +175,7 @@ PARSERS: dict[str, Callable[[object], object]] = {
     "frames": _integer_parser("frames", MIN_FRAMES, MAX_INTERPOLATION_FRAMES),
     "no": _parse_negative,
     "walk": _parse_walk,
+    "best": _switch_parser("best"),
     "fast": _switch_parser("fast"),
     "relax": _switch_parser("relax"),
     "tile": _switch_parser("tile"),

@@ -46,6 +46,7 @@ OUR_FLAGS = {
         Flag("lora", "word", LORAS, "a LoRA of the model; may be given more than once"),
         Flag("sampler", "sampler", SAMPLER_LIST, "which sampler takes the steps"),
         Flag("count", "word", "1 to 4", "how many pictures"),
+        Flag("best", "nothing", "no value", "draws twice as many, and shows those nearest to the prompt"),
         Flag("fast", "nothing", "no value", "30 steps of DPM++ 2M, or of the model's own sampler"),
         Flag("relax", "nothing", "no value", "waits longer, and counts against a limit of its own"),
         Flag("strength", "word", "0.05 to 1", "how much of the init image is drawn anew"),

@@ -27,6 +27,7 @@ from engine.contract import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+CANDIDATES_PER_PICTURE = 2  # with `best`
 FAST_STEPS = 30
 FAST_SAMPLER: Sampler = "dpmpp_2m"
 FULL_CHAIN_SAMPLERS: tuple[Sampler, ...] = (
@@ -47,10 +48,10 @@ class ParsedPrompt:
 
     `concepts` carry the weights as written; `ar` is width : height. `interval` is where guidance begins and ends, as
     fractions of the steps. `loras` are None if none is named, empty to remove them. `text` is the cleaned prompt of
-    this job, with its flags; `words` the same without them. `relaxed` is a tier of the queue and changes no pixel.
-    `strength` is that of init images, `stop_at` a fraction of the steps, `quality` a factor on the usual ones. `walk`
-    is the prompt at the end of an interpolation, empty for none; its `frames` are pictures, in as many jobs as they
-    need.
+    this job, with its flags; `words` the same without them. `best`: the judge chooses among twice as many pictures.
+    `relaxed` is a tier of the queue and changes no pixel. `strength` is that of init images, `stop_at` a fraction of
+    the steps, `quality` a factor on the usual ones. `walk` is the prompt at the end of an interpolation, empty for
+    none; its `frames` are pictures, in as many jobs as they need.
     """
 
     concepts: tuple[Concept, ...]
@@ -64,6 +65,7 @@ class ParsedPrompt:
     sampler: Sampler | None = None
     loras: tuple[RequestedLora, ...] | None = None
     count: int | None = None
+    best: bool = False
     fast: bool = False
     relaxed: bool = False
     eta: float = 0.0
@@ -105,7 +107,8 @@ def build_recipe(
         guidance=choose_guidance(parsed_prompt, model_profile.guidance),
         width=width,
         height=height,
-        count=MAX_COUNT if parsed_prompt.count is None else parsed_prompt.count,
+        count=parsed_prompt.count or MAX_COUNT,
+        candidate_count=_count_candidates(parsed_prompt),
         dtype=model_profile.dtype,
         bucket=bucket,
         guidance_start=start,
@@ -119,6 +122,13 @@ def build_recipe(
     )
     check_capabilities(recipe, model_profile)
     return recipe
+
+
+def _count_candidates(parsed_prompt: ParsedPrompt) -> int:
+    """Return how many candidates the judge chooses from; 0 without a choice. A walk shows all of its pictures."""
+    if not parsed_prompt.best or parsed_prompt.end_prompt:
+        return 0
+    return CANDIDATES_PER_PICTURE * (parsed_prompt.count or MAX_COUNT)
 
 
 def choose_guidance(parsed_prompt: ParsedPrompt, default_guidance: float) -> float:

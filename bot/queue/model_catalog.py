@@ -22,7 +22,7 @@ SIMILAR_COST = 1.25  # pools whose costs differ by less count as equal
 SHIPPED_MODEL = ModelProfile(
     name="embedded", revision="", dtype="float32", size=64, multiple=16, max_pixels=128 * 128, tokens=24, steps=1000,
     sampler="ddpm", guidance=4.0, row_ms=4.0, encode_ms=10.0, decode_ms=60.0, upscale_factor=4, guidance_start=0.3,
-    guidance_stop=0.8,
+    guidance_stop=0.8, has_judge=True,
 )  # fmt: skip
 
 

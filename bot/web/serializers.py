@@ -127,6 +127,7 @@ def _serialize_recipe(recipe: Recipe) -> dict[str, Any]:
         "width": recipe.width,
         "height": recipe.height,
         "count": recipe.count,
+        "candidates": recipe.candidate_count or None,
         "exact": recipe.bucket is not None,
         "start": _serialize_start(recipe.start),
         "walk": _serialize_interpolation(recipe.interpolation),

@@ -32,6 +32,7 @@ from engine.bus.request_replies import (
 )
 from engine.bus.streams import pool_consumer_config
 from engine.contract import (
+    MAX_COUNT,
     ControlMessage,
     Frame,
     Job,
@@ -143,9 +144,9 @@ class WorkerClient(BusBase):
         with translate_errors("store a snapshot"):
             await self._snapshots.put(snapshot)
 
-    async def get_snapshots(self, job: str) -> list[Snapshot]:
+    async def get_snapshots(self, job: str, image_count: int = MAX_COUNT) -> list[Snapshot]:
         with translate_errors("read snapshots"):
-            return await self._snapshots.get(job)
+            return await self._snapshots.get(job, image_count)
 
     async def drop_snapshots(self, job: str) -> None:
         with translate_errors("drop snapshots"):

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from engine.calibration.measurement import TIMED_BUCKETS, Clock, candidate_dtypes, measure_times
 from engine.contract import Dtype, ModelProfile, Sampler
-from engine.models.family import Family, HasDefaultSampling, TakesLoras
+from engine.models.family import Family, HasDefaultSampling, TakesLoras, find_judge
 from engine.process.atomic_file import write_atomically
 
 log = logging.getLogger(__name__)
@@ -61,6 +61,7 @@ class Calibration(Struct, frozen=True, forbid_unknown_fields=True):
             upscale_factor=family.upscale_factor, samplers=family.samplers, guidance_kind=family.guides,
             guidance_start=family.interval[0], guidance_stop=family.interval[1],
             loras=family.list_loras() if isinstance(family, TakesLoras) else (),
+            has_judge=find_judge(family) is not None,
         )  # fmt: skip
 
     def with_current_costs(self, model_profile: ModelProfile) -> ModelProfile:

@@ -24,6 +24,8 @@ from engine.contract.cost import count_row_steps, estimate_cost, estimate_decode
 from engine.contract.fields import (
     FULL_INTERVAL,
     INIT_IMAGES_VERSION,
+    JUDGE_VERSION,
+    MAX_CANDIDATE_IMAGES,
     MAX_CANDIDATES,
     MAX_CONCEPTS,
     MAX_COUNT,
@@ -95,7 +97,7 @@ from engine.contract.messages import (
 )
 from engine.contract.presence import ModelProfile, ModelProgress, Presence
 from engine.contract.recipe import Branch, Concept, ImageToImage, InitImage, Interpolation, Lora, NoiseAncestor, Recipe
-from engine.contract.recipe_images import map_step, noise_seed, recipe_for_image
+from engine.contract.recipe_images import candidate_index, map_step, noise_seed, recipe_for_image
 from engine.contract.requests import (
     DecodeReply,
     DecodeRequest,
@@ -107,8 +109,9 @@ from engine.contract.requests import (
 from engine.contract.samplers import PIPELINE_SAMPLERS, SAMPLER_TITLES, VERSION_1_SAMPLERS, Sampler
 
 __all__ = [
-    "FULL_INTERVAL", "INIT_IMAGES_VERSION", "MAX_CANDIDATES", "MAX_CONCEPTS", "MAX_COUNT", "MAX_ESTIMATE_BYTES",
-    "MAX_FRAME_BYTES", "MAX_INIT_IMAGES", "MAX_INTERPOLATION_FRAMES", "MAX_KEYFRAMES", "MAX_LORAS", "MAX_NOISINGS",
+    "FULL_INTERVAL", "INIT_IMAGES_VERSION", "JUDGE_VERSION", "MAX_CANDIDATES", "MAX_CANDIDATE_IMAGES", "MAX_CONCEPTS",
+    "MAX_COUNT", "MAX_ESTIMATE_BYTES", "MAX_FRAME_BYTES", "MAX_INIT_IMAGES", "MAX_INTERPOLATION_FRAMES",
+    "MAX_KEYFRAMES", "MAX_LORAS", "MAX_NOISINGS",
     "MAX_ROWS", "MAX_STEPS", "MAX_THUMBNAIL_BYTES", "MODELS_VERSION", "PICTURE_CHECK_VERSION", "PIPELINE_SAMPLERS",
     "SAMPLER_TITLES", "SUPER_RESOLVER_VERSION", "VERSION", "VERSION_1_SAMPLERS", "X0_ESTIMATES_VERSION",
     "BillingKey", "Blame", "Branch", "ByteCount", "CandidateText", "Concept", "ControlMessage", "Coordinate",
@@ -118,8 +121,8 @@ __all__ = [
     "LatentBytes", "Lora", "MalformedMessage", "Milliseconds", "ModelProfile", "ModelProgress", "Name", "NewerVersion",
     "NoiseAncestor", "PictureReady", "Presence", "Recipe", "Result", "Sampler", "Seconds", "Seed", "Sentence", "Sha256",
     "Side", "Snapshot", "SquaredError", "Step", "Task", "TensorSide", "Text", "UnixSeconds", "UpscaleMethod",
-    "UpscaleTask", "Verdict", "Version", "VersionedValue", "count_guided_steps", "count_row_steps", "count_rows",
-    "decode", "downgrade_job", "encode", "estimate_cost", "estimate_decode_ms", "has_negative_weight", "is_guided",
-    "is_in_interval", "map_step", "needs_unconditional_row", "noise_seed", "pinned_bucket", "recipe_for_image",
-    "required_blobs",
+    "UpscaleTask", "Verdict", "Version", "VersionedValue", "candidate_index", "count_guided_steps", "count_row_steps",
+    "count_rows", "decode", "downgrade_job", "encode", "estimate_cost", "estimate_decode_ms", "has_negative_weight",
+    "is_guided", "is_in_interval", "map_step", "needs_unconditional_row", "noise_seed", "pinned_bucket",
+    "recipe_for_image", "required_blobs",
 ]  # fmt: skip

@@ -37,7 +37,7 @@ def estimate_cost(recipe: Recipe, model: ModelProfile) -> float:
         len(recipe.concepts) + 1 + bool(recipe.interpolation and recipe.interpolation.end_prompt)
     ) * model.encode_ms
     init_image_count = len(recipe.start.pictures) if isinstance(recipe.start, ImageToImage) else 0
-    return (step_ms + text_ms + (recipe.count + init_image_count) * model.decode_ms * area) / 1000.0
+    return (step_ms + text_ms + (recipe.drawn_count + init_image_count) * model.decode_ms * area) / 1000.0
 
 
 def estimate_decode_ms(model: ModelProfile, width: int, height: int, count: int) -> float:

@@ -6,12 +6,14 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-# The versions that introduced the picture check, the super-resolver, other models, init images, and x0 estimates in
-# every keyframe.
+# The versions that introduced the picture check, the super-resolver, other models, init images, x0 estimates in every
+# keyframe, and candidates of which the judge chooses.
 PICTURE_CHECK_VERSION, SUPER_RESOLVER_VERSION, MODELS_VERSION, INIT_IMAGES_VERSION, X0_ESTIMATES_VERSION = 2, 3, 4, 5, 6
-VERSION = X0_ESTIMATES_VERSION
+JUDGE_VERSION = 7
+VERSION = JUDGE_VERSION
 MAX_STEPS = 1000
 MAX_COUNT = 4
+MAX_CANDIDATE_IMAGES = 2 * MAX_COUNT  # of a job, from which the judge chooses
 MAX_CONCEPTS = 8
 MAX_FRAME_BYTES = 256 * 1024
 MAX_KEYFRAMES = 48
@@ -31,6 +33,7 @@ Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]  # sa
 Text = Annotated[str, Meta(max_length=2000)]
 Sentence = Annotated[str, Meta(max_length=500)]
 Index = Annotated[int, Meta(ge=0, lt=MAX_COUNT)]
+CandidateIndex = Annotated[int, Meta(ge=0, lt=MAX_CANDIDATE_IMAGES)]  # of an image that the engine draws
 Step = Annotated[int, Meta(ge=0, le=MAX_STEPS)]
 Seed = Annotated[int, Meta(ge=0, lt=2**32)]
 # A lower bound refuses NaN, an upper bound infinity: so every float here has both.

@@ -47,7 +47,7 @@ def has_negative_weight(recipe: Recipe) -> bool:
 
 def count_rows(recipe: Recipe, is_guidance_on: bool = True) -> int:
     """Return network rows a step: per image one for each concept, plus the empty or negative text unless it cancels."""
-    return recipe.count * (
+    return recipe.drawn_count * (
         (1 if recipe.mixed else len(recipe.concepts)) + needs_unconditional_row(recipe, is_guidance_on)
     )
 

@@ -9,11 +9,14 @@ from msgspec import Meta, Struct
 
 from engine.contract.fields import (
     INIT_IMAGES_VERSION,
+    JUDGE_VERSION,
+    MAX_COUNT,
     MAX_ESTIMATE_BYTES,
     MAX_FRAME_BYTES,
     MAX_KEYFRAMES,
     MAX_STEPS,
     X0_ESTIMATES_VERSION,
+    CandidateIndex,
     Epoch,
     Id,
     Index,
@@ -67,7 +70,7 @@ class Snapshot(VersionedValue, frozen=True, kw_only=True):
     """
 
     job: Id
-    image: Index
+    image: CandidateIndex
     epoch: Epoch
     next_step: Step = msgspec.field(name="k")
     shape: Annotated[tuple[TensorSide, ...], Meta(max_length=4)]
@@ -76,3 +79,7 @@ class Snapshot(VersionedValue, frozen=True, kw_only=True):
     keyframes: Annotated[tuple[tuple[Step, LatentBytes], ...], Meta(max_length=MAX_KEYFRAMES)] = msgspec.field(
         default=(), name="rungs"
     )
+
+    def __post_init__(self) -> None:
+        if self.image >= MAX_COUNT:
+            msgspec.structs.force_setattr(self, "v", max(self.v, JUDGE_VERSION))

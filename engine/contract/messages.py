@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from msgspec import Meta, field
+from msgspec.structs import force_setattr
 
 from engine.contract.fields import (
+    JUDGE_VERSION,
+    MAX_COUNT,
     MAX_FRAME_BYTES,
     MODELS_VERSION,
     PICTURE_CHECK_VERSION,
     SUPER_RESOLVER_VERSION,
     Blame,
+    CandidateIndex,
     Epoch,
     Fraction,
     Id,
@@ -97,14 +101,24 @@ class ControlMessage(VersionedValue, frozen=True, kw_only=True, tag="Steer"):
     weight: Annotated[float, Meta(gt=0, le=1000)] = 1.0
 
 
-class JobFinished(VersionedValue, frozen=True, kw_only=True, tag="Finished"):
-    """The job is done; all of its pictures were published before. `cost` is its admission cost in device-seconds."""
+class JobFinished(VersionedValue, frozen=True, kw_only=True, omit_defaults=True, tag="Finished"):
+    """The job is done; all of its pictures were published before. `cost` is its admission cost in device-seconds.
+
+    `chosen_candidates`: the candidate that each picture is, where the judge chose. Without, bots of version 1 read it.
+    """
 
     job: Id
     epoch: Epoch
     cost: Seconds
     seconds: Seconds
     ms_per_step: Milliseconds
+    chosen_candidates: Annotated[tuple[CandidateIndex, ...], Meta(max_length=MAX_COUNT)] = field(
+        default=(), name="chosen"
+    )
+
+    def __post_init__(self) -> None:
+        if self.chosen_candidates:
+            force_setattr(self, "v", max(self.v, JUDGE_VERSION))
 
 
 class JobFailed(VersionedValue, frozen=True, kw_only=True, tag="Failed"):

@@ -48,6 +48,7 @@ class ModelProfile(Struct, frozen=True, forbid_unknown_fields=True):
     guidance_stop: Fraction = 1.0
     loras: Annotated[tuple[Lora, ...], Meta(max_length=256)] = ()  # LoRAs that fit it, each with its usual weight
     loaded: bool = True  # False: the worker loads it when a job needs it
+    has_judge: bool = field(default=False, name="judges")  # a judge chooses among candidates
 
 
 class Presence(VersionedValue, frozen=True, kw_only=True):

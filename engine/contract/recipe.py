@@ -10,6 +10,8 @@ from msgspec import Meta, Struct
 from engine.contract.fields import (
     FULL_INTERVAL,
     INIT_IMAGES_VERSION,
+    JUDGE_VERSION,
+    MAX_CANDIDATE_IMAGES,
     MAX_CONCEPTS,
     MAX_COUNT,
     MAX_INIT_IMAGES,
@@ -17,10 +19,10 @@ from engine.contract.fields import (
     MAX_LORAS,
     MAX_STEPS,
     MODELS_VERSION,
+    CandidateIndex,
     Dtype,
     Fraction,
     GuidanceKind,
-    Index,
     Name,
     Seed,
     Sha256,
@@ -42,7 +44,7 @@ class NoiseAncestor(Struct, frozen=True, forbid_unknown_fields=True):
     """A noise stream that a variation started from; `strength` is how far the next generation moves away from it."""
 
     seed: Seed
-    index: Index
+    index: CandidateIndex
     strength: Fraction
 
 
@@ -130,6 +132,8 @@ class Recipe(VersionedValue, frozen=True, kw_only=True, omit_defaults=True):
       predictions; all weights are above 0.
     - `chaos`: how far apart the images' guidance scales lie (`recipe_for_image`).
     - `interpolation`: the interpolation that the images belong to (`recipe_for_image`).
+    - `candidate_count`: how many candidates are drawn, of which the model's judge chooses `count`; 0: all are shown.
+    - `chosen_candidates`: what it chose: image `i` is candidate `chosen_candidates[i]`, and no other is drawn.
     """
 
     concepts: Annotated[tuple[Concept, ...], Meta(min_length=1, max_length=MAX_CONCEPTS)]
@@ -157,8 +161,14 @@ class Recipe(VersionedValue, frozen=True, kw_only=True, omit_defaults=True):
     mixed: bool = False
     chaos: Fraction = 0.0
     interpolation: Interpolation | None = msgspec.field(default=None, name="walk")
+    candidate_count: Annotated[int, Meta(ge=0, le=MAX_CANDIDATE_IMAGES)] = msgspec.field(default=0, name="candidates")
+    chosen_candidates: Annotated[tuple[CandidateIndex, ...], Meta(max_length=MAX_COUNT)] = msgspec.field(
+        default=(), name="chosen"
+    )
 
     def __post_init__(self) -> None:
+        if self.candidate_count or self.chosen_candidates or any(each.index >= MAX_COUNT for each in self.lineage):
+            msgspec.structs.force_setattr(self, "v", max(self.v, JUDGE_VERSION))
         if self.start or self.stop_at != 1.0 or self.tile or self.mixed or self.chaos or self.interpolation:
             msgspec.structs.force_setattr(self, "v", max(self.v, INIT_IMAGES_VERSION))
         if (
@@ -168,6 +178,16 @@ class Recipe(VersionedValue, frozen=True, kw_only=True, omit_defaults=True):
             or self.sampler not in VERSION_1_SAMPLERS
         ):
             msgspec.structs.force_setattr(self, "v", max(self.v, MODELS_VERSION))
+
+    @property
+    def drawn_count(self) -> int:
+        """How many images the engine draws: all candidates, until the judge has chosen."""
+        return self.count if self.chosen_candidates else max(self.count, self.candidate_count)
+
+    @property
+    def needs_choice(self) -> bool:
+        """Whether the judge has yet to choose among its candidates."""
+        return self.drawn_count > self.count
 
     @property
     def guidance_interval(self) -> tuple[float, float]:

@@ -17,9 +17,10 @@ def recipe_for_image(recipe: Recipe, image: int) -> Recipe:
     """
     if recipe.interpolation is not None:
         return _interpolated_recipe(recipe, recipe.interpolation, image)
-    if not recipe.chaos or recipe.count == 1:
+    last_candidate = max(recipe.count, recipe.candidate_count) - 1
+    if not recipe.chaos or last_candidate == 0:
         return recipe
-    octaves = recipe.chaos * (2 * image / (recipe.count - 1) - 1)
+    octaves = recipe.chaos * (2 * candidate_index(recipe, image) / last_candidate - 1)
     guidance = min(30.0, 1.0 + (recipe.guidance - 1.0) * 2.0**octaves)
     return msgspec.structs.replace(recipe, guidance=guidance)
 
@@ -49,7 +50,12 @@ def _interpolated_recipe(recipe: Recipe, interpolation: Interpolation, image: in
 
 def noise_seed(recipe: Recipe, image: int) -> int:
     """Return the seed of an image's noise, from its own recipe (`recipe_for_image`)."""
-    return recipe.seed if recipe.interpolation is not None else recipe.seed + image
+    return recipe.seed if recipe.interpolation is not None else recipe.seed + candidate_index(recipe, image)
+
+
+def candidate_index(recipe: Recipe, image: int) -> int:
+    """Return the candidate that an image is: the chosen one, or without a choice the one of the same number."""
+    return recipe.chosen_candidates[image] if recipe.chosen_candidates else image
 
 
 def map_step(keyframe_step: int, keyframe_steps: int, steps: int) -> int:

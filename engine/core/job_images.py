@@ -13,7 +13,7 @@ from engine.core.fault_isolation import reject_before_start
 from engine.core.init_latents import InitLatents
 from engine.core.pipeline_image import PipelineImage, PipelineSource
 from engine.core.trajectory import Trajectory
-from engine.models.family import Family, HasSingleFormat, TakesLoras
+from engine.models.family import Family, HasSingleFormat, TakesLoras, find_judge
 from engine.pipelines.call_arguments import refuse_unsupported_recipe
 from engine.plan import NotTabled, Plan
 
@@ -59,7 +59,7 @@ def _build_images(
     if plan is None:
         return _build_pipeline_images(job, recipe, family)
     plan = _plan_from_start(plan, recipe, init_latents)
-    return [Trajectory(job, recipe, image, plan, family, init_latents) for image in range(recipe.count)]
+    return [Trajectory(job, recipe, image, plan, family, init_latents) for image in range(recipe.drawn_count)]
 
 
 def _plan_from_start(plan: Plan, recipe: Recipe, init_latents: InitLatents | None) -> Plan:
@@ -118,7 +118,15 @@ def _check_recipe(job: Job, families: Mapping[str, Family]) -> tuple[Recipe, Fam
     family = _find_family(job.task, families)
     _check_size(job.task, family)
     _check_steps(job.task)
+    _check_candidates(job.task, family)
     return job.task, family
+
+
+def _check_candidates(recipe: Recipe, family: Family) -> None:
+    if recipe.needs_choice and find_judge(family) is None:
+        raise JobRejected(f"{family.name} has no judge that could choose the best pictures.", "worker")
+    if recipe.chosen_candidates and len(recipe.chosen_candidates) != recipe.count:
+        raise JobRejected("This recipe chooses more or fewer pictures than it shows.", "us")
 
 
 def _check_steps(recipe: Recipe) -> None:
@@ -204,7 +212,9 @@ def _build_pipeline_images(job: Job, recipe: Recipe, family: Family) -> list[Pip
     refuse_unsupported_recipe(recipe)
     assert isinstance(family, PipelineSource), "only such a family runs in its unmodified pipeline"
     try:
-        return [PipelineImage(job, recipe_for_image(recipe, image), image, family) for image in range(recipe.count)]
+        return [
+            PipelineImage(job, recipe_for_image(recipe, image), image, family) for image in range(recipe.drawn_count)
+        ]
     except ValueError as error:
         raise _plan_rejection(recipe, family, error) from error
 

@@ -88,7 +88,7 @@ class PipelineImage:
         self.key: Hashable = ("whole", source.name, recipe.dtype, recipe.loras, size, recipe.bucket)
         self.keyframes: list[LatentKeyframe] = []
         self._keyframe_steps = _keyframe_steps_for(recipe.steps) if job.ladder else frozenset[int]()
-        self._source, self._recipe, self._usual_rows = source, recipe, count_rows(recipe) // recipe.count
+        self._source, self._recipe, self._usual_rows = source, recipe, count_rows(recipe) // recipe.drawn_count
         self._progress_by_sampler: dict[int, Fraction] = {}  # by sampler identity; its thread writes these two
         self._x0: torch.Tensor | None = None
         self._final_latents: torch.Tensor | None = None  # the finished latents for `decode`; its thread writes them too

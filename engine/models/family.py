@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from PIL import Image
 
 from engine.contract import Dtype, GuidanceKind, Lora, Recipe, Sampler
 from engine.plan import Plan
+
+if TYPE_CHECKING:
+    from engine.models.judge import PromptJudge
 
 TORCH_DTYPES: dict[Dtype, torch.dtype] = {
     "float32": torch.float32,
@@ -140,6 +143,17 @@ class TakesLoras(Protocol):
     def make_lora_pipeline(self, recipe: Recipe) -> Any:
         """Return a pipeline with the recipe's LoRAs, which is never switched to others. Raises `JobRejected`."""
         ...
+
+
+@runtime_checkable
+class HasJudge(Protocol):
+    """A family that may have a judge, which says how near pictures are to a prompt."""
+
+    judge: PromptJudge | None
+
+
+def find_judge(family: Family) -> PromptJudge | None:
+    return family.judge if isinstance(family, HasJudge) else None
 
 
 @runtime_checkable

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from queue import PriorityQueue
@@ -30,7 +30,8 @@ from engine.core.job_images import check_job
 from engine.core.trajectory import LatentKeyframe
 from engine.device.core_turns import CoreTurns, WorkKind
 from engine.device.stopwatch import Stopwatch
-from engine.models.family import SMALL_MODEL_SIZE, Family, is_loaded
+from engine.models.family import SMALL_MODEL_SIZE, Family, find_judge, is_loaded
+from engine.output.candidates import join_concepts
 from engine.output.image_encoding import (
     encode_jpeg,
     encode_latents,
@@ -105,6 +106,10 @@ class DecodeWorker:
     def render_picture(self, event: LatentsDone, job: Job) -> Future[bytes]:
         """Return the finished PNG: the same bytes for the same recipe and latents."""
         return self._submit(PICTURE_PRIORITY, lambda: self._render_picture(event, job))
+
+    def score_candidates(self, candidates: Sequence[LatentsDone], job: Job) -> Future[list[float]]:
+        """Return how near each candidate is to the prompt, by the model's judge."""
+        return self._submit(PICTURE_PRIORITY, lambda: self._score_candidates(candidates, job))
 
     def check_picture(self, content: bytes, job: Job) -> Future[Verdict]:
         """Check a finished picture; "unchecked" if the job does not ask for it, or if the check failed."""
@@ -233,6 +238,18 @@ class DecodeWorker:
         picture = composite(picture, self._init_latents.get(job.id))
         factor = picture.width // recipe.width
         return encode_png(picture, format_parameters(recipe, event.image, family.revision, factor, family.upscaler))
+
+    def _score_candidates(self, candidates: Sequence[LatentsDone], job: Job) -> list[float]:
+        """Compare the candidates at the recipe's size: the judge sees no finer picture."""
+        recipe = _recipe_of(job)
+        family, init_latents, pictures = self._families[recipe.model], self._init_latents.get(job.id), list[Image]()
+        judge = find_judge(family)
+        assert judge is not None, "the engine refuses such a recipe"
+        for candidate in candidates:
+            with self.cores.hold(WorkKind.PICTURE):
+                pictures.append(composite(decode_tiled(family.decode, candidate.latents, recipe.tile), init_latents))
+        with self.cores.hold(WorkKind.PICTURE):
+            return judge.score_pictures(pictures, join_concepts(recipe))
 
     def _encode_ladder(self, event: LatentsDone, job: Job, is_for_film: bool) -> bytes:
         recipe = _recipe_of(job)

@@ -70,6 +70,8 @@ def format_parameters(recipe: Recipe, image: int, revision: str, factor: int = 1
     if recipe.lineage:
         fields["Variation of"] = " ".join(f"{each.seed + each.index}@{each.strength:g}" for each in recipe.lineage)
     fields |= _start_fields(recipe)
+    if recipe.candidate_count:
+        fields["Best of"] = recipe.candidate_count
     if recipe.bucket is not None:
         fields["Batch shape"] = recipe.bucket
     lines.append(", ".join(f"{name}: {value}" for name, value in (fields | {"Version": "Darkroom"}).items()))

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from engine.contract import FULL_INTERVAL, Recipe
+from engine.contract import FULL_INTERVAL, Recipe, noise_seed
 from engine.contract.rejection import JobRejected
 from engine.prompt.emphasis import strip_emphasis
 
@@ -44,7 +44,7 @@ def make_arguments(pipeline: Any, recipe: Recipe, image: int, output_type: str, 
         "negative_prompt": strip_emphasis(recipe.negative) or _choose_empty_negative(pipeline),
         "width": recipe.width, "height": recipe.height, "num_inference_steps": recipe.steps, "eta": recipe.eta,
         "true_cfg_scale" if has_guidance_rows else "guidance_scale": scale, "num_images_per_prompt": 1,
-        "generator": torch.Generator().manual_seed(recipe.seed + image), "output_type": output_type,
+        "generator": torch.Generator().manual_seed(noise_seed(recipe, image)), "output_type": output_type,
         "use_resolution_binning": False, "clean_caption": False,
     }  # fmt: skip
     if recipe.steps != 2:

@@ -113,7 +113,7 @@ class Intake:
 
     async def _start_run(self, run: JobRun) -> None:
         is_cancelled, snapshots = await asyncio.gather(
-            self._bus.is_cancelled(run.job.id), self._bus.get_snapshots(run.job.id)
+            self._bus.is_cancelled(run.job.id), self._bus.get_snapshots(run.job.id, run.image_count)
         )
         if is_cancelled:
             if run.try_end():

@@ -15,6 +15,7 @@ from engine.core.engine import LatentsDone as Finished
 from engine.core.job_images import prepare_plan
 from engine.device.core_turns import CoreTurns, WorkKind
 from engine.models.family import Family
+from engine.output.candidates import choose_candidates
 from engine.output.decode_worker import DecodeWorker
 from engine.preview_maps.map_store import MapStore
 
@@ -69,6 +70,8 @@ class _LocalRun:
         self._picture_futures: dict[int, Future[bytes]] = {}
         self._ladder_futures: dict[int, Future[bytes]] = {}
         self._frame_due_at: dict[int, float] = {}  # image → when its next frame is due
+        self._candidates: list[Finished] = []
+        self._picture_count = job.task.count if isinstance(job.task, Recipe) else 1
         self._frames_shown = 0
         self._started_at = time.monotonic()
         self._steps = 0
@@ -93,6 +96,8 @@ class _LocalRun:
             for event in events:
                 self._handle_event(event)
         stepping_seconds = time.monotonic() - stepping_began
+        if self._candidates:
+            self._render_chosen()
         pictures = [self._picture_futures[image].result() for image in sorted(self._picture_futures)]
         ladders = [self._ladder_futures[image].result() for image in sorted(self._ladder_futures)]
         seconds = time.monotonic() - self._started_at
@@ -105,21 +110,30 @@ class _LocalRun:
             self._request_frame(event)
         elif isinstance(event, JobFailure):
             raise JobRejected(event.reason, event.blame)
+        elif isinstance(self._job.task, Recipe) and self._job.task.needs_choice:
+            self._candidates.append(event)
         else:
-            self._render_results(event)
+            self._render_results(event, self._job)
 
     def _request_frame(self, event: StepDone) -> None:
         elapsed = time.monotonic() - self._started_at
         is_due = event.image not in self._frame_futures and elapsed >= self._frame_due_at.get(event.image, 0.0)
-        if self._on_frame is not None and event.x0 is not None and is_due:
+        if self._on_frame is not None and event.x0 is not None and is_due and event.image < self._picture_count:
             self._frame_due_at[event.image] = elapsed + FRAME_INTERVAL_SECONDS
             seconds_left = elapsed / max(1, event.step - self._first_step) * (self._end_step - event.step)
             self._frame_futures[event.image] = self._decode_worker.render_frame(event, self._job, 0, seconds_left)
 
-    def _render_results(self, event: Finished) -> None:
-        self._picture_futures[event.image] = self._decode_worker.render_picture(event, self._job)
-        if self._job.ladder:
-            self._ladder_futures[event.image] = self._decode_worker.encode_ladder(event, self._job, is_for_film=True)
+    def _render_chosen(self) -> None:
+        candidates = sorted(self._candidates, key=lambda event: event.image)
+        scores = self._decode_worker.score_candidates(candidates, self._job).result()
+        job, events = choose_candidates(self._job, candidates, scores)
+        for event in events:
+            self._render_results(event, job)
+
+    def _render_results(self, event: Finished, job: Job) -> None:
+        self._picture_futures[event.image] = self._decode_worker.render_picture(event, job)
+        if job.ladder:
+            self._ladder_futures[event.image] = self._decode_worker.encode_ladder(event, job, is_for_film=True)
 
     def _deliver_frames(self) -> None:
         for image, future in list(self._frame_futures.items()):

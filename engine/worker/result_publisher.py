@@ -52,13 +52,13 @@ class ResultPublisher:
         await run.start_announced.wait()
         await self.publish(picture)
 
-    async def finish_run(self, run: JobRun) -> None:
+    async def finish_run(self, run: JobRun, chosen_candidates: tuple[int, ...] = ()) -> None:
         if run.try_end():
             seconds = time.monotonic() - run.start_time
             steps = max(1, round(run.image_steps_run / run.image_count))
             result = JobFinished(
                 job=run.job.id, epoch=run.claim.epoch, cost=run.job.cost, seconds=seconds,
-                ms_per_step=1000 * seconds / steps,
+                ms_per_step=1000 * seconds / steps, chosen_candidates=chosen_candidates,
             )  # fmt: skip
             await self._end_run(run, result)
 

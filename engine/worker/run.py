@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from engine.bus.buckets.claims import Claim
 from engine.bus.deliveries import BusMessage
 from engine.contract import Job, Recipe, Snapshot, count_rows
-from engine.core.engine import Engine, StepDone
+from engine.core.engine import Engine, LatentsDone, StepDone
 
 SMOOTHING = 0.05  # weight of the newest step in the pace
 
@@ -30,6 +30,7 @@ class JobRun:
     steps_saved: dict[int, int] = field(default_factory=dict)  # image → steps done, in the last snapshots
     unpublished_images: set[int] = field(default_factory=set)  # images whose pictures are not published yet
     pending_previews: dict[int, StepDone] = field(default_factory=dict)  # image → the step to show next
+    candidates: dict[int, LatentsDone] = field(default_factory=dict)  # finished images, until the judge chooses
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     start_announced: asyncio.Event = field(default_factory=asyncio.Event)  # Started is published
     is_ended: bool = False
@@ -49,7 +50,8 @@ class JobRun:
 
     @property
     def image_count(self) -> int:
-        return self.job.task.count if isinstance(self.job.task, Recipe) else 1
+        """The images that the engine draws, candidates included."""
+        return self.job.task.drawn_count if isinstance(self.job.task, Recipe) else 1
 
     @property
     def first_step(self) -> int:

@@ -17,10 +17,11 @@ from typing import Literal, TypeVar
 
 from engine.bus import BlobMissing, BrokerUnreachable, Bus
 from engine.bus.latest import LatestByKey
-from engine.contract import MAX_FRAME_BYTES, Frame, PictureReady, Recipe, UpscaleMethod, UpscaleTask, Verdict
+from engine.contract import MAX_FRAME_BYTES, Frame, Job, PictureReady, Recipe, UpscaleMethod, UpscaleTask, Verdict
 from engine.contract.rejection import JobRejected
 from engine.core.engine import LatentsDone, StepDone
 from engine.core.init_latents import InitLatents
+from engine.output.candidates import choose_candidates
 from engine.output.decode_worker import DecodeWorker
 from engine.output.upscaler import UpscaledPicture, Upscaler
 from engine.worker.result_publisher import ResultPublisher, retry_until_reachable
@@ -68,7 +69,9 @@ class RunOutput:
         return await self._wait_for_decode(self._decode_worker.encode_init_images(run.job, blobs))
 
     def queue_preview(self, run: JobRun, event: StepDone) -> None:
-        if run.is_watched and event.x0 is not None:
+        """Queue a preview for watchers. Of candidates only the first are shown, one for each picture."""
+        recipe = run.job.task
+        if run.is_watched and event.x0 is not None and isinstance(recipe, Recipe) and event.image < recipe.count:
             run.pending_previews[event.image] = event
             self._preview_queue.put(event.job, run)
 
@@ -101,18 +104,38 @@ class RunOutput:
             log.exception("job %s: a preview failed", event.job)
 
     async def publish_image(self, run: JobRun, event: LatentsDone) -> None:
-        """Decode and publish one finished image; the last image finishes the job."""
+        """Decode and publish one finished image; the last image finishes the job. Candidates wait for the choice."""
         recipe = run.job.task
         assert isinstance(recipe, Recipe)
-        png = await self._wait_for_decode(self._decode_worker.render_picture(event, run.job))
-        verdict = await self._check_picture(run, png)
-        await self._publish_picture(run, event.image, "image", png, _read_png_size(png), verdict)
-        if run.job.ladder:
-            ladder = await self._wait_for_decode(self._decode_worker.encode_ladder(event, run.job))
-            await self._publish_picture(run, event.image, "ladder", ladder, (recipe.width, recipe.height))
+        if recipe.needs_choice:
+            run.candidates[event.image] = event
+            if len(run.candidates) == recipe.drawn_count:
+                await self._publish_chosen(run)
+            return
+        await self._publish_image(run, event, run.job)
         run.unpublished_images.discard(event.image)
         if not run.unpublished_images:
             await self._result_publisher.finish_run(run)
+
+    async def _publish_chosen(self, run: JobRun) -> None:
+        """Publish the candidates that the judge finds nearest to the prompt, and finish the job."""
+        candidates = [run.candidates[image] for image in sorted(run.candidates)]
+        scores = await self._wait_for_decode(self._decode_worker.score_candidates(candidates, run.job))
+        job, events = choose_candidates(run.job, candidates, scores)
+        for event in events:
+            await self._publish_image(run, event, job)
+        assert isinstance(job.task, Recipe)
+        await self._result_publisher.finish_run(run, job.task.chosen_candidates)
+
+    async def _publish_image(self, run: JobRun, event: LatentsDone, job: Job) -> None:
+        """Publish picture and keyframes. `job` is the run's, with the choice if there was one."""
+        assert isinstance(job.task, Recipe)
+        png = await self._wait_for_decode(self._decode_worker.render_picture(event, job))
+        verdict = await self._check_picture(run, png)
+        await self._publish_picture(run, event.image, "image", png, _read_png_size(png), verdict)
+        if job.ladder:
+            ladder = await self._wait_for_decode(self._decode_worker.encode_ladder(event, job))
+            await self._publish_picture(run, event.image, "ladder", ladder, (job.task.width, job.task.height))
 
     async def _wait_for_decode(self, future: Future[T]) -> T:
         """Wait for the decode worker. Its deadline starts anew with each item that it finishes."""

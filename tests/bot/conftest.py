@@ -58,6 +58,7 @@ def make_profile(name: str = "embedded", revision: str = "1") -> ModelProfile:
     return ModelProfile(
         name=name, revision=revision, dtype="float32", size=64, multiple=8, max_pixels=128 * 128, tokens=24, steps=40,
         sampler="ddim", guidance=3.0, row_ms=1.0, encode_ms=1.0, decode_ms=1.0,
+        has_judge=True,
     )  # fmt: skip
 
 
@@ -196,7 +197,11 @@ class FakeWorker:
             await self.publish_picture(job, epoch, image)
             if recipe:
                 await self.publish_ladder(job, epoch, image)
-        await self.publish_result(JobFinished(job=job.id, epoch=epoch, cost=job.cost / 2, seconds=1.5, ms_per_step=2.0))
+        chosen = tuple(range(recipe.drawn_count))[-recipe.count :] if recipe and recipe.needs_choice else ()
+        finished = JobFinished(
+            job=job.id, epoch=epoch, cost=job.cost / 2, seconds=1.5, ms_per_step=2.0, chosen_candidates=chosen
+        )
+        await self.publish_result(finished)
 
     async def publish_frame(self, job: Job, epoch: int, image: int, step: int) -> None:
         assert isinstance(job.task, Recipe)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,14 @@ def _sizes(paths: Sequence[Path]) -> set[tuple[int, int]]:
         with Image.open(path) as picture:
             sizes.add(picture.size)
     return sizes
+
+
+def _read_parameter(path: Path | str, name: str) -> str:
+    """Reads one of the parameters in a PNG."""
+    with Image.open(path) as picture:
+        match = re.search(rf"\b{name}: ([^,]+)", picture.info["parameters"])
+    assert match is not None
+    return match[1]
 
 
 @pytest.mark.slow
@@ -103,6 +112,38 @@ def test_the_same_seed_gives_the_same_bytes_alone_and_in_a_running_bot(
         assert len({Path(path).read_bytes() for path in paths}) == 1
     for job in other_jobs:
         shared_bot.wait_for_end(job)
+
+
+@pytest.mark.slow
+def test_the_best_pictures_are_the_same_alone_and_in_a_running_bot_and_vary_by_their_own_noise(
+    shared_bot: DarkroomProcess, calibration: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    shutil.copy(calibration, data)
+    results = []
+    for folder in (shared_bot.data, data):
+        process = run_darkroom(
+            "imagine", "red apple", "--best", "--count", "2", "--steps", "4", "--seed", "7", "--json",
+            "--out", str(tmp_path / "out"), "--data", str(folder),
+        )  # fmt: skip
+        assert process.returncode == 0, process.stderr
+        results.append(json.loads(process.stdout))
+    contents = [[Path(path).read_bytes() for path in result["pictures"]] for result in results]
+    assert contents[0] == contents[1]
+    job, seeds = results[0]["id"], [_read_parameter(path, "Seed") for path in results[0]["pictures"]]
+    assert len(set(seeds)) == 2
+    assert {int(seed) for seed in seeds} < {7, 8, 9, 10}
+    assert (shared_bot.get_job(job)["count"], shared_bot.get_job(job)["candidates"]) == (2, 4)
+    for n, seed in enumerate(seeds, 1):
+        status, body = shared_bot.send_request("POST", f"/api/jobs/{job}/vary/{n}")
+        assert status == 201, body
+        variation = shared_bot.wait_for_end(json.loads(body)["id"])
+        assert variation["state"] == "finished", variation["reason"]
+        _, content = shared_bot.send_request("GET", f"/api/jobs/{variation['id']}/pictures/1.png")
+        path = tmp_path / "variation.png"
+        path.write_bytes(content)
+        assert _read_parameter(path, "Variation of") == f"{seed}@0.2"
 
 
 def test_a_cancelled_job_stops(shared_bot: DarkroomProcess) -> None:

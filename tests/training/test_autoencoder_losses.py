@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from engine.models.judge import JudgeNetwork
 from tests.training.test_gan_trainers import SHAPE, are_same, blobs, pixels
 from training.__main__ import main
 from training.commands.run_autoencoder import load_perceptual_loss
 from training.core import checkpoint
-from training.evaluation.judge import JudgeNetwork
 from training.gan import autoencoder_trainer
 from training.gan.autoencoder_evaluator import measure_autoencoder
 from training.gan.autoencoder_shapes import AUTOENCODER_SHAPES, build_autoencoder

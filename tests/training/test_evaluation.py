@@ -15,6 +15,16 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from benchmarks.report.figure_row import format_json, format_table
 from engine.core.engine import Engine
+from engine.models.judge import (
+    DEFAULT_WIDTHS,
+    JudgeNetwork,
+    JudgeOutput,
+    LabelJudge,
+    layer_widths,
+    load_judge,
+    read_labels,
+    save_judge,
+)
 from training.__main__ import main
 from training.commands import builtin_artwork
 from training.evaluation import (
@@ -32,23 +42,13 @@ from training.evaluation.accepted_labels import ACCEPTED_LABELS, PROMPT_TEMPLATE
 from training.evaluation.augmentation import augment
 from training.evaluation.checks import CHECK_NAMES, CHECKS, run_checks
 from training.evaluation.context import EvaluationContext, LazyValue, SampleSizes
-from training.evaluation.judge import (
-    DEFAULT_WIDTHS,
-    JudgeNetwork,
-    JudgeOutput,
-    LabelJudge,
-    count_parameters,
-    layer_widths,
-    load_judge,
-    parse_widths,
-    read_labels,
-    save_judge,
-)
 from training.evaluation.judge_trainer import (
     JudgeEvaluator,
     JudgeSettings,
     JudgeTrainer,
+    count_parameters,
     held_back_pairs,
+    parse_widths,
     render_pairs,
 )
 from training.evaluation.normal_pose import render_posed

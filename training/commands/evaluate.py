@@ -77,9 +77,9 @@ def evaluate(
 def _draw_sheet(weights_folder: Path, judge_folder: Path, path: Path, seed: int) -> None:
     from dataclasses import replace
 
+    from engine.models.judge import read_labels
     from training.evaluation import prompt_sheet
     from training.evaluation.context_loader import load_sampler
-    from training.evaluation.judge import read_labels
 
     prompts = prompt_sheet.choose_prompts(read_labels(judge_folder), seed)
     sampler: PictureSampler = load_sampler(weights_folder)

@@ -26,7 +26,7 @@ Widths = Annotated[
 def judge(options: TrainOptions, cache: Cache = None, widths: Widths = None) -> None:
     """Train the judge of `darkroom train evaluate` on the built-in artwork. It never sees a generated picture."""
     from training.commands.session import open_session
-    from training.evaluation.judge import parse_widths
+    from training.evaluation.judge_trainer import parse_widths
 
     parsed_widths = None if widths is None else ",".join(map(str, parse_widths(widths)))
     with open_session("judge", options) as session:
@@ -36,17 +36,19 @@ def judge(options: TrainOptions, cache: Cache = None, widths: Widths = None) -> 
 def _train(session: Session, options: TrainOptions, cache: Path | None, widths: str | None) -> int:
     import torch
 
+    from engine.models.judge import save_judge
     from engine.models.text_embedder import Embedder
     from training.commands import builtin_artwork
     from training.core import memory_estimate
-    from training.evaluation.judge import count_parameters, parse_widths, save_judge
     from training.evaluation.judge_trainer import (
         RENDERINGS_PER_DRAWING,
         JudgeEvaluator,
         JudgeSettings,
         JudgeTrainer,
         collect_labels,
+        count_parameters,
         held_back_pairs,
+        parse_widths,
     )
 
     settings = session.resolve_settings(JudgeSettings, widths=widths, **options.setting_overrides)

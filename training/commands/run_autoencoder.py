@@ -15,6 +15,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from safetensors import SafetensorError
 
 from engine.models.families.embedded import WEIGHTS_FOLDER
+from engine.models.judge import load_judge
 from training.commands import builtin_artwork, user_dataset
 from training.commands.denoised_artwork import add_denoised_latents, check_network, find_network
 from training.commands.progress import show_progress
@@ -22,7 +23,6 @@ from training.commands.session import Session
 from training.core import memory_estimate
 from training.core.run import Metrics
 from training.diffusion.models import find_model_folder, hash_contents
-from training.evaluation.judge import load_judge
 from training.gan.autoencoder_evaluator import AutoencoderEvaluator, measure_autoencoder
 from training.gan.autoencoder_shapes import AUTOENCODER_SHAPES, build_autoencoder
 from training.gan.autoencoder_trainer import AutoencoderSettings, AutoencoderTrainer

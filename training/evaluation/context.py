@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from engine.contract.rejection import JobRejected
+from engine.models.judge import JudgeOutput, LabelJudge
 from engine.upscaling.super_resolver import SuperResolver
-from training.evaluation.judge import JudgeOutput, LabelJudge
 from training.evaluation.judge_trainer import held_back_pairs, render_pairs
 from training.evaluation.measures import retrieval_at
 from training.evaluation.normal_pose import OTHER_SCALES, render_posed_rescaled

@@ -11,9 +11,9 @@ import torch
 
 from engine.calibration.calibration import calibrate
 from engine.models.families.embedded import WEIGHTS_FOLDER, load_embedded
+from engine.models.judge import LabelJudge, load_judge
 from engine.upscaling.super_resolver import SuperResolver
 from training.evaluation.context import EvaluationContext, SampleSizes
-from training.evaluation.judge import LabelJudge, load_judge
 from training.evaluation.picture_sampler import PictureSampler
 from training.pictures.artwork import Artwork
 

@@ -6,6 +6,7 @@ a function of (seed, step). It is independent of files, clocks and the model tha
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from engine.models.judge import DEFAULT_WIDTHS, MAX_STAGES, MAX_WIDTH, JudgeNetwork, LabelJudge
 from training.core.learner import Learner, cosine_decay, warmup_factor
 from training.core.muon import is_hidden_matrix
 from training.core.rng import batch_indices, step_generator
 from training.core.run import Metrics
 from training.evaluation.augmentation import augment
-from training.evaluation.judge import DEFAULT_WIDTHS, JudgeNetwork, LabelJudge, parse_widths
 from training.evaluation.measures import retrieval_at
 from training.pictures.artwork import Artwork
 from training.pictures.masked_pictures import as_images, as_pictures
@@ -43,6 +44,24 @@ class JudgeSettings:
     smoothing: float = 0.1  # some labels are nearly equal, so no answer deserves certainty
     seed: int = 0
     widths: str = ",".join(map(str, DEFAULT_WIDTHS))  # channels of each stage, as `parse_widths` reads them
+
+
+def parse_widths(text: str) -> tuple[int, ...]:
+    """Read the channels of each stage, "64,128,256". Raises ValueError with one sentence."""
+    parts = [part.strip() for part in text.split(",")]
+    widths = tuple(int(part) for part in parts if re.fullmatch(r"[0-9]{1,5}", part))
+    if not (len(widths) == len(parts) <= MAX_STAGES and all(0 < width <= MAX_WIDTH for width in widths)):
+        raise ValueError(
+            f"--widths takes one to {MAX_STAGES} numbers of channels from 1 to {MAX_WIDTH}, like 48,96,192,320, not "
+            f"{text[:40]!r}."
+        )
+    return widths
+
+
+def count_parameters(label_count: int, widths: Sequence[int]) -> int:
+    """Return the size of a network of these widths without building it in memory."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in JudgeNetwork(label_count, widths).parameters())
 
 
 def collect_labels(pictures: Sequence[Artwork]) -> tuple[str, ...]:

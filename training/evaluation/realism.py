@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 
 from benchmarks.report.figure_row import FigureRow
+from engine.models.judge import resize_pictures
 from training.evaluation import goals
 from training.evaluation.context import EvaluationContext
-from training.evaluation.judge import resize_pictures
 from training.evaluation.measures import frechet_distance, gradient_energy
 from training.evaluation.normal_pose import render_posed
 from training.pictures.artwork import Artwork

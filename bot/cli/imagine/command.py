@@ -21,6 +21,7 @@ Lora = Annotated[
     list[str] | None, typer.Option(metavar="NAME[:WEIGHT]", help="A LoRA for the model; up to four times.")
 ]
 Count = Annotated[int | None, typer.Option(help="How many pictures, 1 to 4.")]
+Best = Annotated[bool, typer.Option("--best", help="Draw twice as many, and show those nearest to the prompt.")]
 AspectRatio = Annotated[str | None, typer.Option(metavar="W:H", help="The shape of the picture.")]
 NegativePrompt = Annotated[str | None, typer.Option(help="What to steer away from.")]
 InitImages = Annotated[list[Path] | None, typer.Option(metavar="FILE", help="A picture to begin with.")]
@@ -45,7 +46,7 @@ Film = Annotated[bool, typer.Option("--film", help="Also write the film of how t
 
 def imagine(
     prompt: Prompt = None, steps: Steps = None, sampler: Sampler = None, seed: Seed = None, guidance: Guidance = None,
-    interval: Interval = None, lora: Lora = None, count: Count = None, ar: AspectRatio = None,
+    interval: Interval = None, lora: Lora = None, count: Count = None, best: Best = False, ar: AspectRatio = None,
     no: NegativePrompt = None, image: InitImages = None, strength: Strength = None, mask: Mask = None,
     blend: Blend = False, branch: Branch = None, tile: Tile = False, mix: Mix = False, stop: Stop = None,
     chaos: Chaos = None, quality: Quality = None, walk: Walk = None, frames: Frames = None, fast: Fast = False,
@@ -61,7 +62,7 @@ def imagine(
         "steps": steps, "sampler": sampler, "seed": seed, "guidance": guidance, "interval": interval,
         "lora": lora or None, "count": count, "ar": ar, "negative": no, "fast": fast or None, "model": model,
         "strength": strength, "stop_at": stop, "tile": tile or None, "mix": mix or None, "chaos": chaos,
-        "quality": quality, "walk": walk, "frames": frames,
+        "best": best or None, "quality": quality, "walk": walk, "frames": frames,
     }  # fmt: skip
     given_options = {name: value for name, value in options.items() if value is not None}
     request = ImagineRequest(prompt_text, given_options, out, film, as_json, inputs)

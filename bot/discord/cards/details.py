@@ -53,6 +53,8 @@ def render_parameters(view: JobView) -> str:
     }
     if (interval := recipe.guidance_interval) != FULL_INTERVAL:
         settings["Guidance interval"] = f"{interval[0]:g}-{interval[1]:g}"
+    if recipe.candidate_count:
+        settings["Best of"] = recipe.candidate_count
     if view.enlargement > 1:
         settings["Hires upscale"] = view.enlargement
     if recipe.interpolation and recipe.interpolation.end_prompt:

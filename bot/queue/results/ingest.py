@@ -50,7 +50,7 @@ class ResultIngest:
         """Store pictures of one job and epoch, and finish it if `finished` is given and none is missing.
 
         False: the job no longer accepts them. Raises `WrongPicture`, `BlobMissing`, `MalformedMessage` or
-        `UnreadableImage`, and then stores none.
+        `UnreadableImage`, or ValueError for a false choice, and then stores none.
         """
         first_result = (*pictures, finished)[0]
         assert first_result is not None
@@ -58,7 +58,11 @@ class ResultIngest:
             return False, None
         contents = await self._fetch_contents(pictures)
         new_pictures = [_to_stored(picture, contents[picture.sha256]) for picture in pictures]
-        stats = JobStats(finished.cost, finished.seconds, finished.ms_per_step) if finished else None
+        stats = (
+            JobStats(finished.cost, finished.seconds, finished.ms_per_step, finished.chosen_candidates)
+            if finished
+            else None
+        )
         methods: list[UpscaleMethod] = [value.method for value in pictures if value.method]
         async with AsyncExitStack() as locks:
             for sha256 in sorted(contents):  # always sorted, or two tasks would deadlock

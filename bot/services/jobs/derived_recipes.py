@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from bot.domain.errors import UserError
@@ -9,7 +11,7 @@ from bot.prompt import ParsedPrompt
 from bot.prompt.capability_check import check_capabilities, check_sampler, choose_interval
 from bot.prompt.concepts import balance_weights
 from bot.prompt.loras import resolve_loras
-from bot.prompt.parsed_prompt import choose_sampling, fit_size
+from bot.prompt.parsed_prompt import CANDIDATES_PER_PICTURE, choose_sampling, fit_size
 from engine.contract import (
     MAX_COUNT,
     PIPELINE_SAMPLERS,
@@ -19,10 +21,13 @@ from engine.contract import (
     Recipe,
     UpscaleMethod,
     UpscaleTask,
+    candidate_index,
     count_rows,
+    noise_seed,
     recipe_for_image,
 )
 
+NOT_CHOSEN = "This job has not finished: until then nobody knows which of the candidates its pictures are."
 MAX_ANCESTORS = 8
 INTERPOLATION_FRAMES = 13  # frames of an interpolation through two, three or four pictures, these pictures included
 MAX_SIDE = 4096
@@ -40,14 +45,21 @@ def vary_recipe(recipe: Recipe, index: int, strength: float, seed: int) -> Recip
 
     The lineage keeps eight ancestors. A ninth generation drops the oldest: its noise then starts from the second-oldest
     stream. So it resembles its parent less than `strength` says, by the drift of one step. Raises `UserError` if the
-    sampler cannot make variations.
+    sampler cannot make variations, or if the judge has not chosen yet.
     """
+    check_choice(recipe)
     recipe, index = (without_interpolation(recipe, index), 0) if recipe.interpolation else (recipe, index)
-    ancestor = NoiseAncestor(seed=recipe.seed, index=index, strength=strength)
+    ancestor = NoiseAncestor(seed=recipe.seed, index=candidate_index(recipe, index), strength=strength)
     lineage = (*recipe.lineage, ancestor)[-MAX_ANCESTORS:]
-    variation = msgspec.structs.replace(recipe, seed=seed, lineage=lineage)
+    variation = msgspec.structs.replace(recipe, seed=seed, lineage=lineage, chosen_candidates=())
     check_sampler(variation)
     return variation
+
+
+def check_choice(recipe: Recipe) -> None:
+    """Raise `UserError` while the noise of each picture is unknown, since the judge has not chosen."""
+    if recipe.needs_choice:
+        raise UserError(NOT_CHOSEN)
 
 
 def without_interpolation(recipe: Recipe, index: int) -> Recipe:
@@ -71,6 +83,7 @@ def interpolation_recipes(recipe: Recipe, target_prompt: str, frames: int) -> li
             count=min(MAX_COUNT, frames - first),
             chaos=0.0,
             mixed=False,
+            candidate_count=0,
         )
         for first in range(0, frames, MAX_COUNT)
     ]
@@ -89,12 +102,13 @@ def can_interpolate(recipe: Recipe) -> bool:
 
 def has_seed_overflow(recipe: Recipe) -> bool:
     """Return whether one of its pictures has noise without a valid seed: image `i` draws from `seed + i`."""
-    return recipe.seed + recipe.count > SEED_COUNT
+    return max(noise_seed(recipe, image) for image in range(recipe.count)) >= SEED_COUNT
 
 
 def interpolate_images(recipe: Recipe) -> list[Recipe]:
     """Return the recipes of an interpolation through all pictures of a recipe."""
-    noises = tuple(recipe.seed + image for image in range(recipe.count))
+    noises = tuple(noise_seed(recipe, image) for image in range(recipe.count))
+    recipe = msgspec.structs.replace(recipe, candidate_count=0, chosen_candidates=())
     ranges = (
         (first, min(MAX_COUNT, INTERPOLATION_FRAMES - first)) for first in range(0, INTERPOLATION_FRAMES, MAX_COUNT)
     )
@@ -112,7 +126,7 @@ def reroll_recipe(recipe: Recipe, seed: int) -> Recipe:
     if interpolation is not None:
         noises = tuple(seed + offset for offset in range(len(interpolation.noises)))
         interpolation = msgspec.structs.replace(interpolation, noises=noises)
-    return msgspec.structs.replace(recipe, seed=seed, interpolation=interpolation)
+    return msgspec.structs.replace(recipe, seed=seed, interpolation=interpolation, chosen_candidates=())
 
 
 def remix_recipe(recipe: Recipe, parsed_prompt: ParsedPrompt, model_profile: ModelProfile) -> Recipe:
@@ -132,15 +146,17 @@ def remix_recipe(recipe: Recipe, parsed_prompt: ParsedPrompt, model_profile: Mod
     interval_bounds = choose_interval(
         parsed_prompt.interval, (recipe.guidance_start, recipe.guidance_stop), sampler, model_profile
     )
+    count = parsed_prompt.count or recipe.count
     remix = msgspec.structs.replace(
         recipe,
+        **_remix_candidates(recipe, parsed_prompt, count),
         concepts=balance_weights(parsed_prompt.concepts),
         negative=parsed_prompt.negative,
         sampler=sampler,
         steps=steps,
         seed=recipe.seed if parsed_prompt.seed is None else parsed_prompt.seed,
         guidance=recipe.guidance if parsed_prompt.guidance is None else parsed_prompt.guidance,
-        count=parsed_prompt.count or recipe.count,
+        count=count,
         width=width,
         height=height,
         guidance_start=interval_bounds[0],
@@ -153,12 +169,24 @@ def remix_recipe(recipe: Recipe, parsed_prompt: ParsedPrompt, model_profile: Mod
     return pin_batch_shape(remix) if remix.bucket else remix
 
 
+def _remix_candidates(recipe: Recipe, parsed_prompt: ParsedPrompt, count: int) -> dict[str, Any]:
+    """Return the candidates of a remix: it keeps the chosen ones with their noise, unless it asks for a new choice."""
+    is_best = parsed_prompt.best or recipe.candidate_count > 0
+    keeps_choice = not parsed_prompt.best and parsed_prompt.seed is None and count <= len(recipe.chosen_candidates)
+    return {
+        "candidate_count": CANDIDATES_PER_PICTURE * count if is_best and not keeps_choice else recipe.candidate_count,
+        "chosen_candidates": recipe.chosen_candidates[:count] if keeps_choice else (),
+    }
+
+
 def pin_batch_shape(recipe: Recipe) -> Recipe:
     """Return the recipe in exact mode: its batch shape is the power of two that holds its rows, whatever else runs.
 
-    Above 32 rows it takes several forwards of 32, so that it also fits a small device.
+    Above 32 rows it takes several forwards of 32, so that it also fits a small device. Chosen candidates keep the shape
+    in which all candidates were drawn.
     """
-    return msgspec.structs.replace(recipe, bucket=min(LARGEST_BUCKET, 1 << (count_rows(recipe) - 1).bit_length()))
+    row_count = count_rows(msgspec.structs.replace(recipe, chosen_candidates=()))
+    return msgspec.structs.replace(recipe, bucket=min(LARGEST_BUCKET, 1 << (row_count - 1).bit_length()))
 
 
 def largest_upscale(sha256: str, width: int, height: int, method: UpscaleMethod = "gan") -> UpscaleTask:

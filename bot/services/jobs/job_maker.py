@@ -19,9 +19,9 @@ from bot.services.init_images.loader import InitImageLoader
 from bot.services.job_permissions import check_original
 from bot.services.job_views.job_views import JobViews
 from bot.store import JobRecord
-from engine.contract import MAX_COUNT, Recipe, UpscaleTask
+from engine.contract import MAX_CANDIDATE_IMAGES, Recipe, UpscaleTask
 
-SEED_COUNT = 2**32 - MAX_COUNT  # image i draws from seed + i
+SEED_COUNT = 2**32 - MAX_CANDIDATE_IMAGES  # image i draws from seed + i
 NEVER_OFFERED = "No worker has ever offered {}."
 PAST_PARTICIPLES: Mapping[JobAction, str] = MappingProxyType(
     {

@@ -61,8 +61,8 @@ class JobService:
         """Admit a prompt as jobs, one for each permutation; all of them or none. Raises `UserError`.
 
         `options` override the flags in the text: steps, seed, guidance, interval, sampler, model, count, ar, fast,
-        negative, strength, stop, tile, mix, chaos, repeat, quality, walk, frames; `lora` adds to them. An interpolation
-        (`walk`) makes as many jobs as its pictures need.
+        best, negative, strength, stop, tile, mix, chaos, repeat, quality, walk, frames; `lora` adds to them. An
+        interpolation (`walk`) makes as many jobs as its pictures need.
 
         With `init_images` the prompt may be empty, and without --ar they give the aspect ratio. URLs at the beginning
         of the text are init images too, from Discord or our page.

@@ -15,7 +15,7 @@ from bot.prompt.flags import split_flags
 from bot.prompt.parsed_prompt import MAX_RATIO
 from bot.prompt.permutations import escape_braces, expand_braces
 from bot.services.init_images.loaded import LoadedInitImages
-from bot.services.jobs.derived_recipes import remix_recipe
+from bot.services.jobs.derived_recipes import check_choice, remix_recipe
 from engine.contract import Branch, ModelProfile, Recipe, map_step, noise_seed, recipe_for_image
 
 FIXED_SETTING = "A branch continues the sampling of its parent: its {} cannot be changed."
@@ -49,11 +49,16 @@ def unused_strength_note(parsed: ParsedPrompt, loaded_images: LoadedInitImages |
 
 
 def single_image(recipe: Recipe, image: int) -> Recipe:
-    """Return the recipe of one image alone, run to its last step: the same noise stream, the same guidance."""
+    """Return the recipe of one image alone, run to its last step: the same noise stream, the same guidance.
+
+    Raises `UserError` if the judge has not chosen yet.
+    """
+    check_choice(recipe)
     image_recipe = recipe_for_image(recipe, image)
     return msgspec.structs.replace(
-        image_recipe, seed=noise_seed(image_recipe, image), count=1, chaos=0.0, stop_at=1.0, interpolation=None
-    )
+        image_recipe, seed=noise_seed(image_recipe, image), count=1, chaos=0.0, stop_at=1.0, interpolation=None,
+        candidate_count=0, chosen_candidates=(),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,7 @@ def branch_recipe(
         step,
         base.steps,
         branch.steps,
-        Branch(ladder=ladder, step=step, has_new_noise=has_new_noise or branch.count > 1),
+        Branch(ladder=ladder, step=step, has_new_noise=has_new_noise or branch.drawn_count > 1),
     )
     return msgspec.structs.replace(branch, start=branch_point, lineage=() if has_new_noise else base.lineage)
 

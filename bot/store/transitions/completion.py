@@ -9,21 +9,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from msgspec.structs import replace
 from sqlalchemy import Connection
 
 from bot.store.jobs import queries
 from bot.store.jobs.records import StoredPicture, Transition, decode_record
 from bot.store.transitions import job_transitions, picture_writes
-from engine.contract import UpscaleMethod
+from engine.contract import Recipe, UpscaleMethod, encode
 
 
 @dataclass(frozen=True)
 class JobStats:
-    """A worker's figures for a finished job: `cost` in device-seconds, `seconds`, and milliseconds per step."""
+    """A worker's figures for a finished job: `cost` in device-seconds, `seconds`, and milliseconds per step.
+
+    `chosen_candidates`: the candidate that each picture is, where the judge chose.
+    """
 
     cost: float
     seconds: float
     ms_per_step: float
+    chosen_candidates: tuple[int, ...] = ()
 
 
 def record_pictures(
@@ -33,6 +38,7 @@ def record_pictures(
     """Record pictures of one job, and finish it if `stats` is given and none is missing.
 
     False: the job is unknown, deleted or over, or a newer epoch has it. `method`: how the worker made an upscale.
+    The finished job's recipe names the chosen candidates. Raises ValueError if they are none of its own.
     """
     row = (
         picture_writes.insert_pictures(connection, new_pictures, epoch, now, method)
@@ -45,4 +51,13 @@ def record_pictures(
     if job_record.find_missing(queries.list_pictures(connection, [job])):
         return True, None
     values: dict[str, Any] = {"seconds": stats.seconds, "ms_per_step": stats.ms_per_step, "step": job_record.steps}
+    if isinstance(job_record.task, Recipe) and job_record.task.needs_choice:
+        values["task"] = encode(_record_choice(job_record.task, stats.chosen_candidates))
     return True, job_transitions.end_job(connection, "finish", job, now, stats.cost, epoch=epoch, **values)
+
+
+def _record_choice(recipe: Recipe, chosen: tuple[int, ...]) -> Recipe:
+    """Return the recipe with its chosen candidates: from now on it makes these pictures, without a choice."""
+    if not len(chosen) == len(set(chosen)) == recipe.count or max(chosen) >= recipe.candidate_count:
+        raise ValueError(f"the worker chose the candidates {chosen} for {recipe.count} of {recipe.candidate_count}")
+    return replace(recipe, chosen_candidates=chosen)

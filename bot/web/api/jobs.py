@@ -48,6 +48,7 @@ class JobBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: str | None = None
     count: int | None = None
     ar: str | None = None
+    best: bool | None = None
     fast: bool | None = None
     negative: str | None = None
     strength: float | None = None

@@ -17,7 +17,7 @@ from nats.js.kv import KeyValue
 from engine.bus import subjects
 from engine.bus.buckets.blobs import BlobMissing, BlobStore
 from engine.bus.buckets.claims import StaleEpoch
-from engine.contract import MAX_COUNT, Epoch, MalformedMessage, Sha256, Snapshot, decode, encode
+from engine.contract import MAX_CANDIDATE_IMAGES, MAX_COUNT, Epoch, MalformedMessage, Sha256, Snapshot, decode, encode
 
 log = logging.getLogger(__name__)
 
@@ -90,9 +90,9 @@ class SnapshotStore:
             return 0, revision, ""
         return value.epoch, revision, value.sha256 if isinstance(value, SnapshotBlobRef) else ""
 
-    async def get(self, job: str) -> list[Snapshot]:
+    async def get(self, job: str, image_count: int = MAX_COUNT) -> list[Snapshot]:
         """Return a job's snapshots in the order of its images. Unreadable ones are logged and left out."""
-        snapshots = await asyncio.gather(*(self._read_image(job, image) for image in range(MAX_COUNT)))
+        snapshots = await asyncio.gather(*(self._read_image(job, image) for image in range(image_count)))
         return [snapshot for snapshot in snapshots if snapshot is not None]
 
     async def _read_image(self, job: str, image: int) -> Snapshot | None:
@@ -132,4 +132,4 @@ class SnapshotStore:
 
     @staticmethod
     def _image_keys(job: str) -> list[str]:
-        return [subjects.snapshot_key(job, image) for image in range(MAX_COUNT)]
+        return [subjects.snapshot_key(job, image) for image in range(MAX_CANDIDATE_IMAGES)]

@@ -21,6 +21,7 @@ from transformers import AutoTokenizer, BertModel
 from engine.contract.rejection import JobRejected
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.models.files.fingerprint import fingerprint_folder
+from engine.models.judge import PromptJudge
 from engine.models.library_logging import silence_libraries
 from engine.upscaling.super_resolver import SuperResolver
 
@@ -40,6 +41,9 @@ def load_embedded(
         build_pipeline(weights), EMBEDDED_MODEL, fingerprint_folder(weights), device, GUIDANCE, resolver
     )
     family.interval = INTERVAL
+    if (weights / "judge").is_dir():
+        pipeline = family.pipeline
+        family.judge = PromptJudge(weights / "judge", pipeline.tokenizer, pipeline.text_encoder, family.pipeline_lock)
     return family
 
 

@@ -13,6 +13,7 @@ from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.families.latent_consistency import choose_default_guidance, detect_guides, embed_guidance
 from engine.models.family import SMALL_MODEL_SIZE, Conditioning
 from engine.models.files.fingerprint import combine_fingerprints
+from engine.models.judge import PromptJudge
 from engine.models.text import prompt_chunks
 from engine.models.text.prompt_key import PromptKey, list_texts
 from engine.prompt.emphasis import strip_emphasis
@@ -26,6 +27,7 @@ class StableDiffusion(DiffusersFamily):
 
     network_name, channels_last = "unet", True
     supports_emphasis, prompt_arguments = True, ("prompt_embeds",)
+    judge: PromptJudge | None = None
 
     def __init__(
         self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu",

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from PIL import Image
 
 from bot.domain.events import JobEnded, JobProgress, ModelLoading
@@ -341,6 +342,23 @@ async def test_waiting_reports_of_one_job_are_stored_with_its_end_in_one_transac
     assert (view.state, len(view.pictures), view.ladder_images) == ("finished", 4, (0, 1, 2, 3))
     assert len(await app.services.gallery.read_all_for_members(job.id)) == 4
     assert (len(end_events), len(calls), len(calls[0][2])) == (1, 1, 8)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("choice", [(), (0,), (1, 1), (0, 4)])
+async def test_a_false_choice_of_candidates_ends_no_job(open_job, wait_until, choice):
+    app, worker, job = await open_job("a lamp --count 2 --best")
+    for image in range(2):
+        await worker.publish_picture(job, 10, image)
+        await worker.publish_ladder(job, 10, image)
+    await worker.publish_result(replace(finished_report(job), chosen_candidates=choice))
+    await wait_until(lambda: app.queue.result_consumer._bus.dead_letters.count["results"] == 1)
+    record = await app.store.get_job(job.id)
+    assert (record.state, record.task.needs_choice) == ("running", True)
+    await worker.publish_result(replace(finished_report(job), chosen_candidates=(3, 1)))
+    await wait_for_results(app, wait_until)
+    record = await app.store.get_job(job.id)
+    assert (record.state, record.task.chosen_candidates) == ("finished", (3, 1))
 
 
 @pytest.mark.asyncio

@@ -252,6 +252,30 @@ def test_a_worker_of_version_2_can_read_every_job_that_it_is_sent() -> None:
         assert contract.downgrade_job(job, contract.VERSION) == job
 
 
+def test_only_a_choice_among_candidates_needs_a_newer_reader() -> None:
+    """A worker or bot from before the judge must refuse it, and read everything else as before."""
+    ancestors = [contract.NoiseAncestor(seed=7, index=index, strength=0.2) for index in (3, 4)]
+    finished = contract.JobFinished(job="0" * 26, epoch=3, cost=1.0, seconds=2.0, ms_per_step=5.0)
+    assert set(msgspec.msgpack.decode(encode(finished))) == {"type", "job", "epoch", "cost", "seconds", "ms_per_step"}
+    versions = [
+        finished.v, make_recipe().v, make_recipe(lineage=(ancestors[0],)).v,
+        msgspec.structs.replace(finished, chosen_candidates=(5,)).v, make_recipe(candidate_count=8).v,
+        make_recipe(chosen_candidates=(0, 1, 2, 3)).v, make_recipe(lineage=(ancestors[1],)).v,
+    ]  # fmt: skip
+    assert versions == 3 * [1] + 4 * [contract.JUDGE_VERSION]
+
+
+def test_candidates_are_paid_and_each_chosen_one_keeps_its_noise() -> None:
+    best = make_recipe(count=2, candidate_count=4, chaos=1.0)
+    assert (count_rows(best), count_rows(make_recipe(count=2))) == (8, 4)
+    assert estimate_cost(best, make_warm()) == estimate_cost(make_recipe(count=4), make_warm())
+    chosen = msgspec.structs.replace(best, chosen_candidates=(3, 1))
+    assert estimate_cost(chosen, make_warm()) == estimate_cost(make_recipe(count=2), make_warm())
+    assert [contract.noise_seed(chosen, image) for image in (0, 1)] == [4, 2]
+    guidances = [contract.recipe_for_image(best, image).guidance for image in range(4)]
+    assert [contract.recipe_for_image(chosen, image).guidance for image in (0, 1)] == [guidances[3], guidances[1]]
+
+
 def test_newer_messages_are_distinguished_from_damaged_ones() -> None:
     share = BillingKey(tier="a", guild="b", user="c")
     job = Job(id="0" * 26, task=make_recipe(), billing_key=share, cost=1.0, deadline=2e9)

@@ -46,6 +46,7 @@ BRANCH_WITH_IMAGE = "A branch starts from a job, so it takes no image."
     model="Which model",
     lora="A LoRA for the model, like name or name:0.8; several with commas",
     count="How many pictures",
+    best="Draw twice as many, and show those nearest to the prompt",
     aspect="Width to height, like 3:2",
     negative="What to steer away from",
     fast="Few steps of a quick sampler",
@@ -66,6 +67,7 @@ async def imagine(
     model: str | None = None,
     lora: Range[str, 1, 300] | None = None,
     count: Range[int, 1, MAX_COUNT] | None = None,
+    best: bool | None = None,
     aspect: Range[str, 3, 16] | None = None,
     negative: Range[str, 1, 1000] | None = None,
     fast: bool | None = None,
@@ -73,7 +75,7 @@ async def imagine(
 ) -> None:
     values = {"steps": steps, "seed": seed, "guidance": guidance, "sampler": sampler, "model": model, "count": count}
     values |= {"ar": aspect, "negative": negative, "fast": fast, "relax": relax, "interval": interval, "lora": lora}
-    values |= {"strength": strength}
+    values |= {"strength": strength, "best": best}
     options: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
     async with reply_on_error(interaction):
         if branch is not None and (image or mask):

@@ -1,14 +1,14 @@
 """The judge: a small convolutional classifier that says what a picture of 64×64 pixels shows.
 
 It was trained on the real artwork only, so it cannot have learnt the habits of the model that it evaluates. A folder
-has `judge.safetensors` (fp16) and `labels.json`.
+has `judge.safetensors` (fp16) and `labels.json`. `PromptJudge` compares pictures with a prompt.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -22,14 +22,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.pictures.masked_pictures import as_images
-from training.pictures.variants import SIDE
+from engine.models.text.sentence_vectors import embed_texts
 
 WEIGHTS_FILE, LABELS_FILE = "judge.safetensors", "labels.json"
 DEFAULT_WIDTHS = (64, 128, 256)
 MAX_STAGES, MAX_WIDTH = 5, 4096  # the fifth stage has one position
 BOTTLENECK_CHANNELS, FEATURE_COUNT = 64, 320
 SENTENCE_DIMENSIONS = 384  # the width of MiniLM's sentence vectors
+SIDE = 64  # of the pictures that it sees, in pixels
 BATCH = 128
 
 
@@ -108,27 +108,29 @@ class LabelJudge:
     def judge_pictures(self, pictures: np.ndarray) -> JudgeOutput:
         """Judge uint8 [n, h, w, 3] of any side; resizes to 64 px."""
         pictures = resize_pictures(pictures)
-        batches = (as_images(pictures[start : start + BATCH]) for start in range(0, len(pictures), BATCH))
+        batches = (_to_tensor(pictures[start : start + BATCH]) for start in range(0, len(pictures), BATCH))
         scores, sentences, features = zip(*(self.network(batch) for batch in batches), strict=True)
         return JudgeOutput(torch.cat(scores), F.normalize(torch.cat(sentences), dim=1), torch.cat(features))
 
 
-def parse_widths(text: str) -> tuple[int, ...]:
-    """Read the channels of each stage, "64,128,256". Raises ValueError with one sentence."""
-    parts = [part.strip() for part in text.split(",")]
-    widths = tuple(int(part) for part in parts if re.fullmatch(r"[0-9]{1,5}", part))
-    if not (len(widths) == len(parts) <= MAX_STAGES and all(0 < width <= MAX_WIDTH for width in widths)):
-        raise ValueError(
-            f"--widths takes one to {MAX_STAGES} numbers of channels from 1 to {MAX_WIDTH}, like 48,96,192,320, not "
-            f"{text[:40]!r}."
-        )
-    return widths
+class PromptJudge:
+    """Says how near pictures are to a prompt. It loads its network at the first call.
 
+    `tokenizer` and `encoder` are MiniLM's, in use by the model too; `lock` guards the tokenizer. One thread calls it.
+    """
 
-def count_parameters(label_count: int, widths: Sequence[int]) -> int:
-    """Return the size of a network of these widths without building it in memory."""
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in JudgeNetwork(label_count, widths).parameters())
+    def __init__(self, folder: Path, tokenizer: Any, encoder: Any, lock: AbstractContextManager[Any]) -> None:
+        self._folder, self._tokenizer, self._encoder, self._lock = folder, tokenizer, encoder, lock
+        self._judge: LabelJudge | None = None
+
+    def score_pictures(self, pictures: Sequence[Image.Image], prompt: str) -> list[float]:
+        """Return the cosine of each picture's sentence vector with that of the prompt; the higher, the nearer."""
+        if self._judge is None:
+            self._judge = load_judge(self._folder)
+        with self._lock:
+            prompt_vector = embed_texts(self._tokenizer, self._encoder, [prompt])[0].cpu()
+        pixels = resize_pictures(np.stack([np.asarray(picture.convert("RGB")) for picture in pictures]))
+        return cast("list[float]", (self._judge.judge_pictures(pixels).sentences @ prompt_vector).tolist())
 
 
 def save_judge(judge: LabelJudge, folder: Path) -> None:
@@ -189,3 +191,8 @@ def resize_pictures(pictures: np.ndarray) -> np.ndarray:
         return pictures
     size = (SIDE, SIDE)
     return np.stack([np.asarray(Image.fromarray(one).resize(size, Image.Resampling.LANCZOS)) for one in pictures])
+
+
+def _to_tensor(pictures: np.ndarray) -> Tensor:
+    """Convert uint8 [n, h, w, 3] to fp32 [n, 3, h, w] from -1 to 1."""
+    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
