@@ -51,6 +51,7 @@ def _train(session: Session, options: TrainOptions, cache: Path | None) -> int:
     memory_estimate.check_fits(
         memory_estimate.estimate_pixel_network(MAX_PARAMETERS, ACTIVATION_BYTES, settings.batch, rendered_pixels)
     )
-    trainer = JudgeTrainer(pictures, torch.tensor(Embedder()(collect_labels(pictures))), settings)
+    label_vectors = torch.tensor(Embedder()(collect_labels(pictures)))
+    trainer = JudgeTrainer(pictures, label_vectors, settings, device=session.device)
     evaluator = JudgeEvaluator(trainer, held_back_pairs(pictures, 1, settings.seed))
     return session.train(trainer, evaluator, lambda: save_judge(evaluator.build_judge(), options.out))

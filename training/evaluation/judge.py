@@ -107,11 +107,11 @@ class LabelJudge:
         """Judge uint8 [n, h, w, 3] of any side; resizes to 64 px."""
         if pictures.shape[1:3] != (SIDE, SIDE):
             pictures = np.stack([_resize(picture) for picture in pictures])
-        batches = (as_images(pictures[start : start + BATCH]) for start in range(0, len(pictures), BATCH))
-        scores, sentences, features = zip(*(self.network(batch) for batch in batches), strict=True)
-        return JudgeOutput(
-            torch.cat(scores), F.normalize(torch.cat(sentences), dim=1), F.normalize(torch.cat(features), dim=1)
-        )
+        device = next(self.network.parameters()).device
+        batches = (as_images(pictures[start : start + BATCH]).to(device) for start in range(0, len(pictures), BATCH))
+        outputs = zip(*(self.network(batch) for batch in batches), strict=True)
+        scores, sentences, features = (torch.cat(parts).cpu() for parts in outputs)
+        return JudgeOutput(scores, F.normalize(sentences, dim=1), F.normalize(features, dim=1))
 
 
 def save_judge(judge: LabelJudge, folder: Path) -> None:

@@ -28,7 +28,8 @@ def measure_autoencoder(autoencoder: AutoencoderKL, held_out: MaskedPictures) ->
 
     `disturbed_psnr` is the PSNR inside the subject for latents with a diffusion network's error.
     """
-    images, subject_masks = held_out.read_rows(np.arange(len(held_out)))
+    rows, device = held_out.read_rows(np.arange(len(held_out))), next(autoencoder.parameters()).device
+    images, subject_masks = (tensor.to(device) for tensor in rows)
     posterior = encode_all(autoencoder, images)
     output = decode_all(autoencoder, posterior.mean)
     return {
@@ -49,7 +50,7 @@ def _add_latent_error(posterior: Posterior) -> Tensor:
     """Return the means with noise of a fixed share of each channel's signal, always the same."""
     deviation = posterior.mean.transpose(0, 1).flatten(1).std(1).view(1, -1, 1, 1)
     noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(0))
-    return posterior.mean + LATENT_ERROR * deviation * noise
+    return posterior.mean + LATENT_ERROR * deviation * noise.to(deviation.device)
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class AutoencoderEvaluator:
         path.parent.mkdir(parents=True, exist_ok=True)
         index = np.linspace(0, len(self.held_out) - 1, min(self.picture_count, len(self.held_out))).astype(int)
         images, _ = self.held_out.read_rows(index)
-        reconstructions = as_pictures(round_trip(self.trainer.average, images))
+        reconstructions = as_pictures(round_trip(self.trainer.average, images.to(self.trainer.device)))
         lines: list[np.ndarray] = []
         for start in range(0, len(index), 8):
             blank = [np.full_like(reconstructions[0], 255)] * (8 - len(index[start : start + 8]))

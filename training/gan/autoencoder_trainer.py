@@ -19,7 +19,9 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
+from engine.device.torch_device import copy_to_device
 from training.core.batch_trainer import BatchTrainer
+from training.core.device import mixed_precision
 from training.core.learner import Learner
 from training.core.muon import is_hidden_matrix
 from training.core.rng import batch_indices, step_generator
@@ -72,7 +74,7 @@ class AutoencoderTrainer(BatchTrainer[GanLearner]):
         perception: PerceptualLoss | None = None,
     ) -> None:
         cast(Any, network).to(memory_format=torch.channels_last)
-        self.network = network.train()
+        self.network, self.device = network.train(), next(network.parameters()).device
         if settings.keep_latents:
             network.encoder.requires_grad_(False)
             if network.quant_conv is not None:
@@ -90,7 +92,8 @@ class AutoencoderTrainer(BatchTrainer[GanLearner]):
 
     def step(self, progress: float) -> Metrics:
         """Train one batch at this share of the run. Raises ValueError if the loss is not a number."""
-        images, subject_masks = self.pixels.read_rows(self._batch_indices())
+        rows = self.pixels.read_rows(self._batch_indices())
+        images, subject_masks = (copy_to_device(tensor, self.device) for tensor in rows)
         generator = step_generator(self.settings.seed, self.steps)
         posterior = self._encode(images)
         latents = self._draw_latents(posterior, generator)
@@ -98,7 +101,7 @@ class AutoencoderTrainer(BatchTrainer[GanLearner]):
             DecoderTask(latents, images, 1 + self.settings.subject * subject_masks), generator
         )
         offset = draw_offset(generator)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision(self.device):
             output = decode_images(self.network, task.latents)
 
         def measure_loss(image: Tensor) -> Tensor:
@@ -119,7 +122,7 @@ class AutoencoderTrainer(BatchTrainer[GanLearner]):
         return batch_indices(self.settings.seed, self.steps, len(self.pixels), self.batch_size)
 
     def _encode(self, images: Tensor) -> Posterior:
-        with torch.set_grad_enabled(not self.settings.keep_latents), torch.autocast("cpu", torch.bfloat16):
+        with torch.set_grad_enabled(not self.settings.keep_latents), mixed_precision(self.device):
             return encode_pictures(self.network, images)
 
     def _draw_latents(self, posterior: Posterior, generator: torch.Generator) -> Tensor:
@@ -132,7 +135,7 @@ class AutoencoderTrainer(BatchTrainer[GanLearner]):
         if self.settings.keep_latents:
             strength = torch.rand((len(noise), 1, 1, 1), generator=generator) * self.settings.noise
             noise = strength * noise
-        return posterior.mean + posterior.deviation * noise
+        return posterior.mean + posterior.deviation * copy_to_device(noise, self.device)
 
     def _apply_random_pose(self, task: DecoderTask, generator: torch.Generator) -> DecoderTask:
         """At random, put latents and picture into another pose; never with frozen latents."""
