@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.core.device import open_device
+from training.core.device import mixed_precision, open_device
 
 
 def test_every_trainer_gives_the_same_numbers_on_another_device() -> None:
@@ -32,3 +32,14 @@ def test_a_device_that_is_not_there_is_refused(name: str, monkeypatch: pytest.Mo
 def test_without_a_name_a_gpu_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert open_device(None) == torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("has_bf16", "device", "is_enabled"), [(True, "cuda", True), (False, "cuda", False), (False, "cpu", True)]
+)
+def test_a_gpu_without_bf16_computes_in_fp32(
+    has_bf16: bool, device: str, is_enabled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16 or including_emulation)
+    monkeypatch.setattr(torch, "autocast", lambda device_type, dtype, enabled: (device_type, dtype, enabled))
+    assert mixed_precision(torch.device(device)) == (device, torch.bfloat16, is_enabled)

@@ -30,7 +30,9 @@ Pictures = Annotated[
 Cache = Annotated[
     Path | None,
     typer.Option(
-        "--cache", metavar="FOLDER", help="Where the built-in artwork is kept; by default ~/.cache/darkroom/training."
+        "--cache",
+        metavar="FOLDER",
+        help="Where the built-in artwork is kept, or a file of `train pack`; by default ~/.cache/darkroom/training.",
     ),
 ]
 Steps = Annotated[
