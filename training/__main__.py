@@ -17,6 +17,7 @@ from training.commands.evaluate import evaluate
 from training.commands.judge import judge
 from training.commands.lora import lora
 from training.commands.measure import export, measure
+from training.commands.pack import pack
 from training.commands.progress import print_status
 from training.commands.upscaler import upscaler
 from training.commands.words import words
@@ -45,6 +46,7 @@ app.command()(judge)
 app.command()(measure)
 app.command()(export)
 app.command()(words)
+app.command()(pack)
 
 
 def main(args: Sequence[str] | None = None) -> int:

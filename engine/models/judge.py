@@ -108,9 +108,11 @@ class LabelJudge:
     def judge_pictures(self, pictures: np.ndarray) -> JudgeOutput:
         """Judge uint8 [n, h, w, 3] of any side; resizes to 64 px."""
         pictures = resize_pictures(pictures)
-        batches = (_to_tensor(pictures[start : start + BATCH]) for start in range(0, len(pictures), BATCH))
-        scores, sentences, features = zip(*(self.network(batch) for batch in batches), strict=True)
-        return JudgeOutput(torch.cat(scores), F.normalize(torch.cat(sentences), dim=1), torch.cat(features))
+        device = next(self.network.parameters()).device
+        batches = (_to_tensor(pictures[start : start + BATCH]).to(device) for start in range(0, len(pictures), BATCH))
+        outputs = zip(*(self.network(batch) for batch in batches), strict=True)
+        scores, sentences, features = (torch.cat(parts).cpu() for parts in outputs)
+        return JudgeOutput(scores, F.normalize(sentences, dim=1), features)
 
 
 class PromptJudge:

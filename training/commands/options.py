@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
@@ -30,7 +30,9 @@ Pictures = Annotated[
 Cache = Annotated[
     Path | None,
     typer.Option(
-        "--cache", metavar="FOLDER", help="Where the built-in artwork is kept; by default ~/.cache/darkroom/training."
+        "--cache",
+        metavar="FOLDER",
+        help="Where the built-in artwork is kept, or a file of `train pack`; by default ~/.cache/darkroom/training.",
     ),
 ]
 Steps = Annotated[
@@ -44,6 +46,10 @@ Seed = Annotated[int | None, typer.Option(min=0, max=2**31 - 1, help="The same s
 Batch = Annotated[int | None, typer.Option(min=1, max=65536, help="Pictures in a step.")]
 Rate = Annotated[float | None, typer.Option(min=1e-9, max=1.0, help="The learning rate's peak.")]
 Flip = Annotated[bool, typer.Option("--flip", help="Train on mirrored pictures, too; not where left and right matter.")]
+Device = Annotated[
+    Literal["cpu", "cuda", "mps"] | None,
+    typer.Option(help="Where the network learns; by default a GPU if there is one."),
+]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start over and delete what this folder's run has saved.")]
 
 
@@ -63,6 +69,7 @@ class TrainOptions:
     seed: Seed = None
     minutes: Minutes = None
     threads: Threads = None
+    device: Device = None
     fresh: Fresh = False
 
     @property

@@ -47,6 +47,7 @@ def train_autoencoder(
         raise ValueError("--keep-latents needs an existing autoencoder: add --from embedded.")
     _refuse_unused(settings, data is not None, overrides)
     network = load_autoencoder(source) if source else _build_network(settings)
+    torch.nn.Module.to(network, session.device)
     weights_hash = hash_contents(find_autoencoder_folder(source)) if source else "none"
     if data is None:
         train_pictures, held_out = _open_artwork(session, network, weights_hash, network_name, cache, settings)
@@ -56,7 +57,7 @@ def train_autoencoder(
         train_pictures, held_out = _render_dataset(dataset, network, settings)
     initial_metrics: Mapping[str, float] = measure_autoencoder(network, held_out) if source else {}
     trainer = AutoencoderTrainer(
-        network, train_pictures, settings, load_perceptual_loss() if settings.perceptual > 0 else None
+        network, train_pictures, settings, load_perceptual_loss(session.device) if settings.perceptual > 0 else None
     )
     return session.train(
         trainer,
@@ -124,9 +125,9 @@ def _build_network(settings: AutoencoderSettings) -> AutoencoderKL:
     return build_autoencoder(settings.seed, AUTOENCODER_SHAPES[settings.shape])
 
 
-def load_perceptual_loss() -> PerceptualLoss:
+def load_perceptual_loss(device: torch.device = torch.device("cpu")) -> PerceptualLoss:
     """Return the perceptual loss on the embedded judge's convolutional features."""
-    return PerceptualLoss(load_judge(WEIGHTS_FOLDER / "judge").network.stages)
+    return PerceptualLoss(load_judge(WEIGHTS_FOLDER / "judge").network.to(device).stages)
 
 
 def _check_memory(

@@ -10,7 +10,6 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
-from engine.device.torch_device import choose_device
 from engine.models.families.embedded import EMBEDDED_MODEL
 from engine.models.files.fingerprint import fingerprint_folder
 from training.commands import builtin_artwork, user_dataset
@@ -62,11 +61,13 @@ def train_on_artwork(
     )
     vae, caption_encoder = builtin_artwork.load_encoders(weights)
     vae = load_autoencoder(autoencoder).eval() if autoencoder else vae
+    for part in (vae, caption_encoder.encoder):
+        torch.nn.Module.to(part, session.device)
     train_cache, validation_cache = builtin_artwork.open_variants(cache, (vae, caption_encoder), settings.seed)
     scheduler = builtin_artwork.load_schedule(weights)
     unet = weights / "unet"
     network = build_network(unet, settings.seed) if source == SCRATCH else load_network(unet)
-    trainer = _make_trainer(_fit_network(network, train_cache), train_cache, scheduler, settings)
+    trainer = _make_trainer(_fit_network(network, train_cache), train_cache, scheduler, settings, session.device)
     evaluator = DiffusionEvaluator(trainer, validation_cache, caption_encoder(SHEET_PROMPTS), vae, scheduler)
 
     def write_result() -> None:
@@ -100,7 +101,7 @@ def train_on_dataset(
     scheduler = _load_schedule(model)
     train_cache = user_dataset.encode_dataset(session, dataset, model, side=model.side, seed=settings.seed, flip=flip)
     model.pipeline.unet = _fit_network(_make_network(model, source, settings.seed), train_cache)
-    trainer = _make_trainer(model.pipeline.unet, train_cache, scheduler, settings)
+    trainer = _make_trainer(model.pipeline.unet, train_cache, scheduler, settings, session.device)
     prompt_states = model.encode_captions(user_dataset.choose_prompts(dataset))
     evaluator = DiffusionEvaluator(
         trainer,
@@ -117,9 +118,10 @@ def train_on_dataset(
 
 
 def _make_trainer(
-    network: UNet2DConditionModel, train_cache: LatentCache, scheduler: DDIMScheduler, settings: DiffusionSettings
-) -> DiffusionTrainer:
-    torch.nn.Module.to(network, choose_device())
+    network: UNet2DConditionModel, train_cache: LatentCache, scheduler: DDIMScheduler, settings: DiffusionSettings,
+    device: torch.device,
+) -> DiffusionTrainer:  # fmt: skip
+    torch.nn.Module.to(network, device)
     return DiffusionTrainer(network, train_cache, scheduler.alphas_cumprod, settings)
 
 

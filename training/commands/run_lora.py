@@ -14,7 +14,6 @@ from diffusers.training_utils import _collate_lora_metadata  # pyright: ignore[r
 from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers
 from peft.utils.save_and_load import get_peft_model_state_dict
 
-from engine.device.torch_device import choose_device
 from training.commands import run_folder, user_dataset
 from training.commands.progress import print_status
 from training.commands.session import Session
@@ -80,7 +79,7 @@ def _make_trainer(
     cache = user_dataset.encode_dataset(session, dataset, model, side=settings.size, seed=settings.seed, flip=flip)
     captions = user_dataset.choose_prompts(dataset)[: FEW_PICTURES if settings.size > LARGE_SIDE else None]
     prompt_states = model.encode_captions(captions)
-    network = torch.nn.Module.to(model.pipeline.unet, choose_device())
+    network = torch.nn.Module.to(model.pipeline.unet, session.device)
     trainer = LoraTrainer(network, cache, scheduler, settings)
     return trainer, LoraEvaluator(
         trainer, select_evaluation_rows(cache, dataset, flip), prompt_states, model.pipeline.vae, scheduler

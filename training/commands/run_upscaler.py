@@ -94,6 +94,8 @@ def train_upscaler(session: Session, sources: UpscalerSources, overrides: dict[s
     network = load_upscaler(start_file) if start_file else build_upscaler(settings.seed)
     _check_memory(network, settings, sources.picture_count)
     autoencoder = load_autoencoder(sources.autoencoder).eval()
+    for part in (network, autoencoder):
+        nn.Module.to(part, session.device)
     large_pictures = _open_large_pictures(session, sources, settings.seed)
     session.bind_origin(
         {

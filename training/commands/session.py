@@ -25,6 +25,7 @@ from training.commands.progress import count_noun, print_status, show_progress
 from training.commands.run_folder import RUN_FOLDER
 from training.commands.tensorboard import open_tensorboard
 from training.core import checkpoint
+from training.core.device import open_device
 from training.core.run import Budget, Evaluator, Metrics, Trainer, TrainingRun
 
 MAX_THREADS = 1024
@@ -32,10 +33,12 @@ SettingsType = TypeVar("SettingsType")
 
 
 class Session:
-    """A run of one command; `folder` holds the run's files, `position` is None for a new run."""
+    """A run of one command on `device`; `folder` holds the run's files, `position` is None for a new run."""
 
-    def __init__(self, kind: str, options: TrainOptions, position: Mapping[str, Any] | None) -> None:
-        self.kind, self.options, self.position = kind, options, position
+    def __init__(
+        self, kind: str, options: TrainOptions, position: Mapping[str, Any] | None, device: torch.device
+    ) -> None:
+        self.kind, self.options, self.position, self.device = kind, options, position, device
         self.folder = options.out / RUN_FOLDER
         self.origin: dict[str, Any] = {"kind": kind, "threads": torch.get_num_threads()}
 
@@ -176,6 +179,7 @@ def open_session(kind: str, options: TrainOptions, data: Path | None = None) -> 
     `data` is the folder of pictures. With --fresh the run starts over; its old files are deleted when training begins.
     """
     options.end_time()
+    device = open_device(options.device)
     run_folder.refuse_foreign(options.out, kind, data)
     folder = options.out / RUN_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
@@ -184,7 +188,7 @@ def open_session(kind: str, options: TrainOptions, data: Path | None = None) -> 
         old_threads = torch.get_num_threads()
         torch.set_num_threads(options.threads or _saved_threads(folder, position) or _count_cores())
         try:
-            yield Session(kind, options, position)
+            yield Session(kind, options, position, device)
         finally:
             torch.set_num_threads(old_threads)
 

@@ -22,7 +22,9 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
 from torch.nn import functional as F
 
+from engine.device.torch_device import copy_to_device
 from training.core.batch_trainer import BatchTrainer
+from training.core.device import mixed_precision
 from training.core.learner import Learner, cosine_decay, warmup_factor
 from training.core.muon import is_hidden_matrix
 from training.core.rng import batch_indices, drop_conditioning, step_generator, stratified_uniforms
@@ -119,8 +121,8 @@ class DiffusionTrainer(BatchTrainer[Learner]):
 
     def step(self, progress: float) -> Metrics:
         """Train one batch at this share of the run. Raises ValueError if the loss is not a number."""
-        noisy, timesteps, states, target = (tensor.to(self.device) for tensor in self._next_batch())
-        with torch.autocast(self.device.type, torch.bfloat16):
+        noisy, timesteps, states, target = (copy_to_device(tensor, self.device) for tensor in self._next_batch())
+        with mixed_precision(self.device):
             prediction = self.network(noisy, timesteps, encoder_hidden_states=states, return_dict=False)[0]
         loss = F.mse_loss(prediction.float(), target)
         if not torch.isfinite(loss):
@@ -170,4 +172,4 @@ class DiffusionEvaluator:
             tensor.to(self.trainer.device) for tensor in (self.prompt_states, self.trainer.empty_states)
         )
         latents = sample_latents(self.trainer.average, prompt_states, empty_states, self.scheduler)
-        write_picture_sheet(path, list(decode_latents(self.autoencoder, latents.cpu())))
+        write_picture_sheet(path, list(decode_latents(self.autoencoder, latents)))

@@ -21,6 +21,7 @@ from transformers.models.bert.modeling_bert import BertModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from engine.models.families.embedded import TOKENS, load_text_encoder
+from training.core.device import mixed_precision
 from training.pictures.artwork import Artwork
 from training.pictures.masked_pictures import ProgressCallback, as_images
 from training.pictures.variants import render_variant
@@ -54,7 +55,8 @@ class CaptionEncoder:
         tokens = self.tokenizer(
             list(captions), padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt"
         )
-        return self.encoder(tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
+        ids, mask = (tokens[name].to(self.encoder.device) for name in ("input_ids", "attention_mask"))
+        return self.encoder(ids, attention_mask=mask).last_hidden_state.cpu()
 
 
 def load_caption_encoder() -> CaptionEncoder:
@@ -65,9 +67,10 @@ def load_caption_encoder() -> CaptionEncoder:
 @torch.inference_mode()
 def encode_latents(autoencoder: AutoencoderKL, pixels: np.ndarray) -> Tensor:
     """Encode uint8 [n, h, w, 3] to the posterior's mean, fp32 [n, c, h/8, w/8]."""
-    with torch.autocast("cpu", torch.bfloat16):
-        latents = autoencoder.encode(as_images(pixels), return_dict=False)[0].mean
-    return latents.float() * autoencoder.config["scaling_factor"]
+    device = next(autoencoder.parameters()).device
+    with mixed_precision(device):
+        latents = autoencoder.encode(as_images(pixels).to(device), return_dict=False)[0].mean
+    return latents.float().cpu() * autoencoder.config["scaling_factor"]
 
 
 def hash_network(network: nn.Module) -> str:

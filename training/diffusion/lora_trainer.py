@@ -128,6 +128,4 @@ class LoraEvaluator:
         states, empty_states = self.prompt_states.to(device), self.trainer.empty_states.to(device)
         latents = sample_latents(network, states, empty_states, self.scheduler, steps=25)
         is_large = self.trainer.settings.size > 128
-        write_picture_sheet(
-            path, list(decode_latents(self.autoencoder, latents.cpu())), columns=4, zoom=1 if is_large else 2
-        )
+        write_picture_sheet(path, list(decode_latents(self.autoencoder, latents)), columns=4, zoom=1 if is_large else 2)

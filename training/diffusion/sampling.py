@@ -14,6 +14,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
 
+from training.core.device import mixed_precision
 from training.diffusion.latent_cache import LatentCache
 from training.pictures.masked_pictures import as_pictures
 
@@ -58,7 +59,7 @@ def measure_v_mse(
         clean, states = read_rows(cache, indices)
         noisy, target = add_noise(clean, noise[indices], alphas_cumprod[timesteps[indices]])
         noisy, batch_timesteps, states = (tensor.to(device) for tensor in (noisy, timesteps[indices], states))
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed_precision(device):
             prediction = network(noisy, batch_timesteps, encoder_hidden_states=states, return_dict=False)[0]
         error_sum += float((prediction.float().cpu() - target).square().mean(dim=(1, 2, 3)).sum())
     return error_sum / total
@@ -77,7 +78,7 @@ def sample_latents(
     guided_states = torch.cat([empty_states.expand_as(states), states])
     scheduler.set_timesteps(steps)
     for timestep in scheduler.timesteps:
-        with torch.autocast(states.device.type, torch.bfloat16):
+        with mixed_precision(states.device):
             prediction = network(
                 latents.repeat(2, 1, 1, 1), timestep, encoder_hidden_states=guided_states, return_dict=False
             )[0]
@@ -90,4 +91,5 @@ def sample_latents(
 @torch.inference_mode()
 def decode_latents(autoencoder: AutoencoderKL, latents: Tensor) -> np.ndarray:
     """Decode latents to uint8 [n, h, w, 3]."""
+    latents = latents.to(next(autoencoder.parameters()).device)
     return as_pictures(autoencoder.decode(latents / autoencoder.config["scaling_factor"], return_dict=False)[0])

@@ -15,7 +15,7 @@ BLUR_SIDES = (44, 32, 24)  # a third of the pictures is blurred, to one of these
 
 
 def augment(pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """Augment fp32 [n, 3, h, w] in -1 … 1; a function of the pictures and the generator's state."""
+    """Augment fp32 [n, 3, h, w] in -1 … 1; a function of the pictures and the state of the processor's generator."""
     transformed_pictures = _transform_geometry(pictures, generator)
     lit_pictures = _vary_brightness(transformed_pictures, generator)
     parts = list(lit_pictures.chunk(3 * len(BLUR_SIDES)))
@@ -24,7 +24,8 @@ def augment(pictures: Tensor, generator: torch.Generator) -> Tensor:
             parts[index] = _blur(parts[index], side)
     blurred_pictures = torch.cat(parts)
     noise_level = torch.rand((len(blurred_pictures), 1, 1, 1), generator=generator).sub(0.7).clamp_(min=0.0).mul_(0.2)
-    return (blurred_pictures + noise_level * torch.randn(blurred_pictures.shape, generator=generator)).clamp_(-1.0, 1.0)
+    noise = noise_level * torch.randn(blurred_pictures.shape, generator=generator)
+    return (blurred_pictures + noise.to(pictures.device)).clamp_(-1.0, 1.0)
 
 
 def _transform_geometry(pictures: Tensor, generator: torch.Generator) -> Tensor:
@@ -36,7 +37,7 @@ def _transform_geometry(pictures: Tensor, generator: torch.Generator) -> Tensor:
     matrices = torch.stack(
         [torch.stack([cos, -sin, draw_uniform(MAX_SHIFT)], 1), torch.stack([sin, cos, draw_uniform(MAX_SHIFT)], 1)], 1
     )
-    grid = F.affine_grid(matrices, list(pictures.shape), align_corners=False)
+    grid = F.affine_grid(matrices.to(pictures.device), list(pictures.shape), align_corners=False)
     return F.grid_sample(pictures, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
@@ -45,6 +46,7 @@ def _vary_brightness(pictures: Tensor, generator: torch.Generator) -> Tensor:
     contrast = 0.8 + 0.4 * torch.rand((count, 1, 1, 1), generator=generator)
     tint = 0.94 + 0.12 * torch.rand((count, 3, 1, 1), generator=generator)
     brightness = 0.3 * torch.rand((count, 1, 1, 1), generator=generator) - 0.15
+    contrast, tint, brightness = (draws.to(pictures.device) for draws in (contrast, tint, brightness))
     return pictures * contrast * tint + brightness
 
 

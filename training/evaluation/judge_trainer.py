@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from engine.device.torch_device import copy_to_device
 from engine.models.judge import DEFAULT_WIDTHS, MAX_STAGES, MAX_WIDTH, JudgeNetwork, LabelJudge
+from training.core.device import mixed_precision
 from training.core.learner import Learner, cosine_decay, warmup_factor
 from training.core.muon import is_hidden_matrix
 from training.core.rng import batch_indices, step_generator
@@ -82,13 +84,15 @@ class JudgeTrainer:
         pictures: Sequence[Artwork],
         label_vectors: Tensor,
         settings: JudgeSettings = JudgeSettings(),
+        device: torch.device = torch.device("cpu"),
     ) -> None:
-        self.pictures, self.label_vectors, self.settings = pictures, label_vectors, settings
+        self.pictures, self.settings, self.device = pictures, settings, device
+        self.label_vectors = label_vectors.to(device)
         self.labels = collect_labels(pictures)
         label_numbers = {label: number for number, label in enumerate(self.labels)}
         self.targets = torch.tensor([label_numbers[art.description.label] for art in pictures])
         torch.manual_seed(settings.seed)
-        self.network = JudgeNetwork(len(self.labels), parse_widths(settings.widths))
+        self.network = JudgeNetwork(len(self.labels), parse_widths(settings.widths)).to(device)
         self.network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (torch's overloads leave it out)
         self.learners = (
             Learner("body", self.network.body, is_muon_matrix=is_hidden_matrix, weight_decay=settings.decay),
@@ -110,7 +114,7 @@ class JudgeTrainer:
         """Train one batch at this share of the run. Raises ValueError if the loss is not a number."""
         pictures, targets = self.next_batch()
         self.network.train()
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision(self.device):
             scores, sentences, _ = self.network(pictures)
         label_loss = F.cross_entropy(scores.float(), targets, label_smoothing=self.settings.smoothing)
         sentence_loss = 1 - F.cosine_similarity(sentences.float(), self.label_vectors[targets]).mean()
@@ -147,7 +151,8 @@ class JudgeTrainer:
         pictures = np.stack(
             [self._render(int(drawing), int(number)) for drawing, number in zip(index, numbers, strict=True)]
         )
-        return augment(as_images(pictures), step_generator(self.settings.seed, self.steps)), self.targets[index]
+        images, targets = (copy_to_device(tensor, self.device) for tensor in (as_images(pictures), self.targets[index]))
+        return augment(images, step_generator(self.settings.seed, self.steps)), targets
 
     def _render(self, index: int, number: int) -> np.ndarray:
         if (index, number) not in self._renderings:

@@ -29,8 +29,8 @@ def measure_autoencoder(autoencoder: AutoencoderKL, held_out: MaskedPictures) ->
     `disturbed_psnr` is the PSNR inside the subject for latents with a diffusion network's error. With denoised latents,
     `mended_psnr` is the same for these, and `mended_gradient_ratio` the share of the pictures' gradient energy in them.
     """
-    indices = np.arange(len(held_out))
-    images, subject_masks = held_out.read_rows(indices)
+    indices, device = np.arange(len(held_out)), next(autoencoder.parameters()).device
+    images, subject_masks = (tensor.to(device) for tensor in held_out.read_rows(indices))
     posterior = encode_all(autoencoder, images)
     output = decode_all(autoencoder, posterior.mean)
     return {
@@ -53,7 +53,7 @@ def _measure_mending(
 ) -> Metrics:
     if latents is None:
         return {}
-    output = decode_all(autoencoder, latents)
+    output = decode_all(autoencoder, latents.to(images.device))
     return {
         "mended_psnr": float(psnr(output, images, subject_masks).mean()),
         "mended_gradient_ratio": gradient_energy(output) / max(gradient_energy(images), 1e-12),
@@ -64,7 +64,7 @@ def _add_latent_error(posterior: Posterior) -> Tensor:
     """Return the means with noise of a fixed share of each channel's signal, always the same."""
     deviation = posterior.mean.transpose(0, 1).flatten(1).std(1).view(1, -1, 1, 1)
     noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(0))
-    return posterior.mean + LATENT_ERROR * deviation * noise
+    return posterior.mean + LATENT_ERROR * deviation * noise.to(deviation.device)
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,10 @@ class AutoencoderEvaluator:
         path.parent.mkdir(parents=True, exist_ok=True)
         index = np.linspace(0, len(self.held_out) - 1, min(self.picture_count, len(self.held_out))).astype(int)
         images, _ = self.held_out.read_rows(index)
-        rows = [self.held_out.pictures[index], as_pictures(round_trip(self.trainer.average, images))]
+        device = self.trainer.device
+        rows = [self.held_out.pictures[index], as_pictures(round_trip(self.trainer.average, images.to(device)))]
         if (latents := self.held_out.read_denoised_latents(index)) is not None:
-            rows.append(as_pictures(decode_all(self.trainer.average, latents)))
+            rows.append(as_pictures(decode_all(self.trainer.average, latents.to(device))))
         lines: list[np.ndarray] = []
         for start in range(0, len(index), 8):
             blank = [np.full_like(rows[0][0], 255)] * (8 - len(index[start : start + 8]))

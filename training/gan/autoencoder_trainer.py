@@ -20,7 +20,9 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
+from engine.device.torch_device import copy_to_device
 from training.core.batch_trainer import BatchTrainer
+from training.core.device import mixed_precision
 from training.core.learner import Learner
 from training.core.muon import is_hidden_matrix
 from training.core.rng import batch_indices, step_generator
@@ -73,7 +75,7 @@ class AutoencoderTrainer(BatchTrainer[GanLearner]):
         perception: PerceptualLoss | None = None,
     ) -> None:
         cast(Any, network).to(memory_format=torch.channels_last)
-        self.network = network.train()
+        self.network, self.device = network.train(), next(network.parameters()).device
         if settings.keep_latents:
             network.encoder.requires_grad_(False)
             if network.quant_conv is not None:
@@ -92,7 +94,7 @@ class AutoencoderTrainer(BatchTrainer[GanLearner]):
     def step(self, progress: float) -> Metrics:
         """Train one batch at this share of the run. Raises ValueError if the loss is not a number."""
         indices = self._batch_indices()
-        images, subject_masks = self.pixels.read_rows(indices)
+        images, subject_masks = (copy_to_device(tensor, self.device) for tensor in self.pixels.read_rows(indices))
         generator = step_generator(self.settings.seed, self.steps)
         posterior = self._encode(images)
         latents = self._mix_denoised(self._draw_latents(posterior, generator), indices)
@@ -100,7 +102,7 @@ class AutoencoderTrainer(BatchTrainer[GanLearner]):
             DecoderTask(latents, images, 1 + self.settings.subject * subject_masks), generator
         )
         offset = draw_offset(generator)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision(self.device):
             output = decode_images(self.network, task.latents)
 
         def measure_loss(image: Tensor) -> Tensor:
@@ -121,7 +123,7 @@ class AutoencoderTrainer(BatchTrainer[GanLearner]):
         return batch_indices(self.settings.seed, self.steps, len(self.pixels), self.batch_size)
 
     def _encode(self, images: Tensor) -> Posterior:
-        with torch.set_grad_enabled(not self.settings.keep_latents), torch.autocast("cpu", torch.bfloat16):
+        with torch.set_grad_enabled(not self.settings.keep_latents), mixed_precision(self.device):
             return encode_pictures(self.network, images)
 
     def _draw_latents(self, posterior: Posterior, generator: torch.Generator) -> Tensor:
@@ -134,7 +136,7 @@ class AutoencoderTrainer(BatchTrainer[GanLearner]):
         if self.settings.keep_latents:
             strength = torch.rand((len(noise), 1, 1, 1), generator=generator) * self.settings.noise
             noise = strength * noise
-        return posterior.mean + posterior.deviation * noise
+        return posterior.mean + posterior.deviation * copy_to_device(noise, self.device)
 
     def _mix_denoised(self, latents: Tensor, indices: np.ndarray) -> Tensor:
         """Replace the first half of the rows by the pictures' denoised latents, if there are any.
@@ -143,7 +145,9 @@ class AutoencoderTrainer(BatchTrainer[GanLearner]):
         """
         count = (len(latents) + self.steps % 2) // 2
         denoised_latents = self.pixels.read_denoised_latents(indices[:count])
-        return latents if denoised_latents is None else torch.cat([denoised_latents, latents[count:]])
+        if denoised_latents is None:
+            return latents
+        return torch.cat([copy_to_device(denoised_latents, self.device), latents[count:]])
 
     def _apply_random_pose(self, task: DecoderTask, generator: torch.Generator) -> DecoderTask:
         """At random, put latents and picture into another pose; never with frozen latents."""

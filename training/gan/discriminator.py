@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
+from training.core.device import mixed_precision
+
 CHANNELS = (32, 64, 128)
 
 
@@ -52,7 +54,7 @@ def picture_gradient(
     loss = measure_loss(image)
     (gradient,) = torch.autograd.grad(loss, image)
     if discriminator is not None and weight > 0:
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision(image.device):
             scores = discriminator(image)
         (adversarial_gradient,) = torch.autograd.grad(-scores.float().mean(), image)
         gradient = gradient + adversarial_gradient * (

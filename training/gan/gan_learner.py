@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from training.core.device import mixed_precision
 from training.core.learner import Learner, cosine_decay, warmup_factor
 from training.core.run import Metrics
 from training.gan.discriminator import Discriminator, hinge_loss, picture_gradient
@@ -41,7 +42,7 @@ class GanLearner:
     def __init__(self, generator_learner: Learner, settings: GanSettings) -> None:
         self.generator_learner, self.settings = generator_learner, settings
         torch.manual_seed(settings.seed)  # initial weights of the discriminator
-        self.discriminator_network = Discriminator()
+        self.discriminator_network = Discriminator().to(next(generator_learner.network.parameters()).device)
         self.discriminator_learner = Learner("discriminator", self.discriminator_network, betas=(0.5, 0.9))
 
     @property
@@ -89,7 +90,7 @@ class GanLearner:
 
     def _update_discriminator(self, output: Tensor, real: Tensor, progress: float) -> Metrics:
         self.discriminator_network.train()
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision(real.device):
             scores = self.discriminator_network(torch.cat([real, output.float()]))
         real_scores, fake_scores = scores.float().chunk(2)
         loss = hinge_loss(real_scores, fake_scores)

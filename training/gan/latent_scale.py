@@ -21,7 +21,8 @@ def measure_latent_scale(
     """Return mean and deviation of each latent channel, over at most `max_pictures`, spread evenly."""
     index = np.unique(np.linspace(0, len(pixels) - 1, min(max_pictures, len(pixels))).astype(int))
     images, _ = pixels.read_rows(index)
-    means = torch.cat([autoencoder.encode(batch, return_dict=False)[0].mean for batch in torch.split(images, 64)])
+    batches = torch.split(images.to(next(autoencoder.parameters()).device), 64)
+    means = torch.cat([autoencoder.encode(batch, return_dict=False)[0].mean for batch in batches])
     return means.mean(dim=(0, 2, 3)), means.std(dim=(0, 2, 3)).clamp_min(1e-4)
 
 

@@ -57,12 +57,12 @@ def psnr(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tens
 def ssim(prediction: Tensor, target: Tensor) -> Tensor:
     """Return each picture's structural similarity [n], 1 for equal pictures."""
     prediction_luma, target_luma = ((image.clamp(-1, 1) + 1) / 2 for image in (prediction, target))
-    luma = torch.tensor(LUMA).view(1, 3, 1, 1)
+    luma = prediction.new_tensor(LUMA).view(1, 3, 1, 1)
     prediction_luma, target_luma = (
         (prediction_luma * luma).sum(1, keepdim=True),
         (target_luma * luma).sum(1, keepdim=True),
     )
-    offsets = torch.arange(WINDOW) - WINDOW // 2
+    offsets = torch.arange(WINDOW, device=prediction.device) - WINDOW // 2
     kernel = torch.exp(-(offsets.float() ** 2) / (2 * SIGMA**2))
     kernel = kernel / kernel.sum()
     window = (kernel[:, None] * kernel[None, :])[None, None]

@@ -12,6 +12,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from training.core.device import mixed_precision
+
 MAX_OFFSET = 4  # pixels: the first layer's stride; without jitter its positions would show as a grid
 
 
@@ -24,7 +26,7 @@ class PerceptualLoss:
     def distance(self, prediction: Tensor, target: Tensor, offset: tuple[int, int] = (0, 0)) -> Tensor:
         """Return the mean squared difference of the features, each of length 1; `offset` pixels are cut off first."""
         top, left = offset
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision(prediction.device):
             features, target_features = prediction[..., top:, left:], target[..., top:, left:]
             total = prediction.new_zeros(())
             for stage in self.stages:

@@ -26,8 +26,9 @@ GREY_STEPS = ((64, 192), (96, 160), (112, 144))  # mid greys, so that clipping d
 @torch.inference_mode()
 def upscale_batch(network: nn.Module, small: np.ndarray) -> np.ndarray:
     """Upscale uint8 [n, h, w, 3] to uint8 [n, 4h, 4w, 3], one after the other."""
-    outputs = [network(as_images(picture[None]) / 2 + 0.5)[0] for picture in small]
-    return torch.stack(outputs).mul(255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    device = next(network.parameters()).device
+    outputs = [network(as_images(picture[None]).to(device) / 2 + 0.5)[0] for picture in small]
+    return torch.stack(outputs).mul(255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 def upscale_with_lanczos(small: np.ndarray) -> np.ndarray:

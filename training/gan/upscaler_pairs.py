@@ -14,6 +14,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image
 
+from training.core.device import mixed_precision
 from training.gan.latent_coding import decode_images
 from training.pictures.artwork import Artwork
 from training.pictures.charts import draw_chart
@@ -122,10 +123,11 @@ def _compress_at_random(picture: np.ndarray, rng: np.random.Generator) -> np.nda
 @torch.inference_mode()
 def _decode_noisy(autoencoder: AutoencoderKL, pictures: np.ndarray, seed: int) -> np.ndarray:
     """Encode, add noise of any strength up to `MAX_NOISE`, and decode."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.autocast("cpu", torch.bfloat16):
-        posterior = autoencoder.encode(as_images(pictures), return_dict=False)[0]
+    generator, device = torch.Generator().manual_seed(seed), next(autoencoder.parameters()).device
+    with mixed_precision(device):
+        posterior = autoencoder.encode(as_images(pictures).to(device), return_dict=False)[0]
         mean, deviation = posterior.mean.float(), posterior.std.float()
         strength = torch.rand((len(mean), 1, 1, 1), generator=generator) * MAX_NOISE
-        images = decode_images(autoencoder, mean + strength * deviation * torch.randn(mean.shape, generator=generator))
+        noise = torch.randn(mean.shape, generator=generator)
+        images = decode_images(autoencoder, mean + strength.to(device) * deviation * noise.to(device))
     return as_pictures(images)

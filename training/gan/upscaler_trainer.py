@@ -21,9 +21,11 @@ from spandrel import ModelLoader
 from spandrel.architectures.Compact import Compact
 from torch import Tensor, nn
 
+from engine.device.torch_device import copy_to_device
 from engine.upscaling.super_resolver import CLAMP_METADATA
 from training.core import checkpoint
 from training.core.batch_trainer import BatchTrainer
+from training.core.device import mixed_precision
 from training.core.learner import Learner
 from training.core.run import Metrics
 from training.gan.gan_learner import GanLearner, GanSettings
@@ -88,7 +90,7 @@ class UpscalerTrainer(BatchTrainer[GanLearner]):
 
     def __init__(self, network: nn.Module, pairs: UpscalerPairs, settings: UpscalerSettings) -> None:
         self.network: nn.Module = cast(Any, network).to(memory_format=torch.channels_last).train()
-        self.pairs, self.settings = pairs, settings
+        self.pairs, self.settings, self.device = pairs, settings, next(network.parameters()).device
         is_muon_matrix = is_inner_matrix if settings.muon else None
         generator_learner = Learner("network", self.network, ema=settings.ema, is_muon_matrix=is_muon_matrix)
         super().__init__(GanLearner(generator_learner, settings), settings.batch)
@@ -99,8 +101,8 @@ class UpscalerTrainer(BatchTrainer[GanLearner]):
 
     def step(self, progress: float) -> Metrics:
         """Train one batch at this share of the run. Raises ValueError if the loss is not a number."""
-        small, large = self._random_crops()
-        with torch.autocast("cpu", torch.bfloat16):
+        small, large = (copy_to_device(crops, self.device) for crops in self._random_crops())
+        with mixed_precision(self.device):
             output = self.network(small / 2 + 0.5) * 2 - 1
         settings = self.settings
 

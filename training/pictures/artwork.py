@@ -92,6 +92,13 @@ WORDNET_PACKAGE = Package(
     licence="WordNet",
     credit="WordNet 3.1, © Princeton University",
 )
+NOTICE_FILES = ("package/LICENSE", "package/README.md")
+LICENCE_ADDRESSES = {
+    "Apache-2.0": "https://www.apache.org/licenses/LICENSE-2.0",
+    "CC-BY-4.0": "https://creativecommons.org/licenses/by/4.0/",
+    "MIT": "https://opensource.org/license/mit",
+    "WordNet": "https://wordnet.princeton.edu/license-and-commercial-use",
+}
 EXCLUDED_GROUPS = frozenset({None, 2, 9})  # regional letters, skin tones, flags
 
 
@@ -125,6 +132,19 @@ def load(
         for drawing in _read_drawings(package, fetch_package(package, cache), descriptions, side)
     ]
     return sorted(drawings, key=lambda drawing: drawing.key)
+
+
+def read_notices(cache: Path) -> dict[str, str]:
+    """Return the notice of each package of the artwork by name: credit, licence, and the texts of its archive."""
+    notices: dict[str, str] = {}
+    for package in (*ARTWORK_PACKAGES, LABEL_PACKAGE, WORDNET_PACKAGE):
+        with tarfile.open(fetch_package(package, cache)) as tar:
+            members = [member for member in tar if member.isfile() and member.name in NOTICE_FILES]
+            texts = [file.read().decode("utf-8", "replace") for member in members if (file := tar.extractfile(member))]
+        licence = f"{package.licence} ({LICENCE_ADDRESSES[package.licence]})"
+        source = f"{package.name} {package.version}: {package.credit}, {licence}"
+        notices[package.name] = "\n\n".join([source, *texts])
+    return notices
 
 
 def is_held_out(key: str) -> bool:

@@ -53,7 +53,7 @@ def as_images(pictures: np.ndarray) -> Tensor:
 
 def as_pictures(images: Tensor) -> np.ndarray:
     """Convert [n, 3, h, w] from −1 to 1 to uint8 [n, h, w, 3]; other values are clamped."""
-    return images.float().add(1).mul(127.5).clamp(0, 255).round().byte().permute(0, 2, 3, 1).numpy()
+    return images.float().add(1).mul(127.5).clamp(0, 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 def find_subject(picture: np.ndarray) -> np.ndarray:
