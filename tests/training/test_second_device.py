@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from training.__main__ import main
 from training.core.device import mixed_precision, open_device
 
 
@@ -21,11 +22,16 @@ def test_every_trainer_gives_the_same_numbers_on_another_device() -> None:
 
 
 @pytest.mark.parametrize("name", ["cuda", "mps"])
-def test_a_device_that_is_not_there_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_is_not_there_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(ValueError, match=f"--device {name}: torch finds no such device"):
         open_device(name)
+    assert main(["judge", "--out", str(tmp_path / "out"), "--steps", "1", "--device", name]) == 2
+    assert capfd.readouterr().err.startswith(f"darkroom train: --device {name}: torch finds no such device")
+    assert not (tmp_path / "out").exists()
     assert open_device(None) == open_device("cpu") == torch.device("cpu")
 
 
