@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from training.evaluation.judge import JudgeNetwork
 
+from engine.models.judge import JudgeNetwork
 from tests.training.second_device import NAME, autocast_devices
 from tests.training.test_diffusion_trainer import SCHEDULE, tiny_autoencoder, tiny_cache, tiny_network
 from tests.training.test_evaluation import THINGS, WIDTHS, drawings
@@ -73,7 +73,9 @@ def make_lora_parts(device: torch.device) -> Parts:
 def make_judge_parts(device: torch.device) -> Parts:
     torch.manual_seed(1)
     vectors = torch.nn.functional.normalize(torch.randn(len(THINGS), 384), dim=1)
-    trainer = JudgeTrainer(drawings(), vectors, JudgeSettings(batch=6, warm=2), WIDTHS, device)
+    trainer = JudgeTrainer(
+        drawings(), vectors, JudgeSettings(batch=6, warm=2, widths=",".join(map(str, WIDTHS))), device=device
+    )
     return trainer, JudgeEvaluator(trainer, held_back_pairs(trainer.pictures, 1, 0))
 
 

@@ -69,8 +69,8 @@ def read_notices(cache: Path | None) -> dict[str, str]:
     """Return the notice of each source by name, and the text of Apache-2.0. Raises ValueError for packed artwork."""
     if cache is not None and _is_packed(cache):
         raise ValueError(f"{cache} is packed already: --cache takes a folder here.")
-    own_licence = metadata.distribution("darkroom-bot").read_text("licenses/LICENSE") or ""
-    return {**artwork.read_notices(_cache_folder(cache) / "npm"), "Apache-2.0": own_licence}
+    own_licence = next(file for file in metadata.files("darkroom-bot") or () if file.name == "LICENSE")
+    return {**artwork.read_notices(_cache_folder(cache) / "npm"), "Apache-2.0": own_licence.read_text()}
 
 
 def _is_packed(cache: Path) -> bool:
