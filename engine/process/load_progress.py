@@ -20,7 +20,7 @@ class ProgressLines:
     def __init__(self, write_line: Callable[[str], None], device: str = "") -> None:
         self._write_line, self._device_suffix = write_line, f" on {device}" if device else ""
         self._last_stage: tuple[str | None, str] = (None, "")
-        self._load_started, self._last_line_at = 0.0, 0.0
+        self._first_seen_at, self._last_line_at = 0.0, 0.0
         self._last_line = ""
 
     def update(self, progress: ModelProgress, now: float) -> None:
@@ -31,15 +31,16 @@ class ProgressLines:
         ):
             return
         self._last_stage = stage
+        if progress.model != last_stage[0] or (progress.phase == "load" and stage != last_stage):
+            self._first_seen_at = now  # a quick load may be over before anybody looks
         if progress.phase == "load" and (stage != last_stage or progress.done):
-            self._load_started = self._load_started if stage == last_stage else now
             size_suffix = f", {format_size(progress.size)}" if progress.size else ""
             first_line = f"loading {progress.model}{size_suffix}"
             self._write(first_line if stage != last_stage else format_loading(*_progress_fields(progress)), now)
         elif progress.phase == "measure":
             self._write(f"measuring {progress.model}", now)
         elif progress.phase == "ready" and last_stage[0] == progress.model:
-            seconds = math.ceil(max(1.0, now - self._load_started))
+            seconds = math.ceil(max(1.0, now - self._first_seen_at))
             self._write(f"{progress.model} is ready{self._device_suffix} after {seconds} s", now)
 
     def _write(self, line: str, now: float) -> None:

@@ -162,6 +162,14 @@ def test_progress_lines_come_at_each_stage_and_at_intervals() -> None:
     assert len(lines) == 4, "a model without a first line has no last one"
 
 
+def test_a_load_that_nobody_saw_counts_from_the_first_line() -> None:
+    lines: list[str] = []
+    update_lines = ProgressLines(lines.append).update
+    update_lines(ModelProgress(model="sd15", phase="measure"), 70_000.0)
+    update_lines(ModelProgress(model="sd15", phase="ready"), 70_002.5)
+    assert lines == ["measuring sd15", "sd15 is ready after 3 s"]
+
+
 @pytest.mark.parametrize(
     ("fraction", "size", "expected_text"),
     [
