@@ -20,8 +20,9 @@ from engine.models.family import (
 
 BUDGET_SECONDS = 2.5  # seconds; later parts are estimated, or left to the first job
 TIMED_BUCKETS = (1, 2, 4, 8, 16, 32)  # each doubles the one before; real work refines what lies between
-BUCKETS_BUDGET_SECONDS = 1.5  # more seconds to build the kernels of a quick model, and again to time its buckets
+BUCKETS_BUDGET_SECONDS = 1.5  # more seconds to build the kernels of a quick model, and as many to time its buckets
 TIMING_ROUNDS = 3
+BUILD_FORWARDS = 2  # of a shape: the first builds its kernels, the second packs its weights (`onednn_packing`)
 MIN_FORWARDS = 6  # of two rows, per number format: fewer would time only kernel building
 FORWARD_SHRINK, DECODE_SHRINK = 4, 8  # the first forward and decode have sides shorter by these factors
 PROBE_PROMPT = "a small red house beside a lake, flat design"
@@ -155,19 +156,31 @@ class _Measurement:
         return best_ms
 
     def _time_buckets(self, dtype: Dtype) -> dict[int, float]:
-        """Return the best of a few rounds over all buckets that fit the budget; always time one row and two."""
+        """Return the best of a few rounds over all buckets that fit the budget; always time one row and two.
+
+        Before a bucket is timed, its kernels are built, on a budget of its own.
+        """
         best_ms: dict[int, float] = {}
-        for round_number in range(1 + TIMING_ROUNDS):
-            if round_number <= 1:  # the first round builds the kernels: what that takes must not be missing later
-                self._budget_left = 1000 * BUCKETS_BUDGET_SECONDS
+        self._budget_left = build_budget = 1000 * BUCKETS_BUDGET_SECONDS
+        for _ in range(TIMING_ROUNDS):
             for rows in TIMED_BUCKETS:
                 expected = best_ms.get(rows, 2 * best_ms.get(rows // 2, 0.0))
-                if expected > self._budget_left and (rows > 2 or rows in best_ms):
+                is_left_out = expected > self._budget_left or (rows not in best_ms and expected > build_budget)
+                if is_left_out and (rows > 2 or rows in best_ms):
                     break
+                if rows not in best_ms:
+                    build_budget -= self._build_kernels(rows, dtype)
                 best_ms[rows] = min(best_ms.get(rows, float("inf")), self._time_forward(rows, dtype, self._family.size))
         for rows in sorted(best_ms, reverse=True)[1:]:  # fewer rows never take longer; if they did, another program ran
             best_ms[rows] = min(best_ms[rows], best_ms[2 * rows])
         return best_ms
+
+    def _build_kernels(self, rows: int, dtype: Dtype) -> float:
+        """Run the first forwards of a shape outside the timing budget; return their milliseconds."""
+        budget_left = self._budget_left
+        build_ms = sum(self._time_forward(rows, dtype, self._family.size) for _ in range(BUILD_FORWARDS))
+        self._budget_left = budget_left
+        return build_ms
 
     def _reduced_side(self, shrink: int) -> int:
         family = self._family
