@@ -108,7 +108,7 @@ def has_seed_overflow(recipe: Recipe) -> bool:
 def interpolate_images(recipe: Recipe) -> list[Recipe]:
     """Return the recipes of an interpolation through all pictures of a recipe."""
     noises = tuple(noise_seed(recipe, image) for image in range(recipe.count))
-    recipe = msgspec.structs.replace(recipe, candidate_count=0, chosen_candidates=())
+    recipe = msgspec.structs.replace(recipe, candidate_count=0, chosen_candidates=(), v=1)  # v: the lowest it needs
     ranges = (
         (first, min(MAX_COUNT, INTERPOLATION_FRAMES - first)) for first in range(0, INTERPOLATION_FRAMES, MAX_COUNT)
     )
