@@ -13,7 +13,7 @@ import msgspec
 
 from bot.store import Store
 from bot.store.jobs import queries
-from engine.contract import SUPER_RESOLVER_VERSION, ModelProfile, Presence
+from engine.contract import SUPER_RESOLVER_VERSION, ModelProfile, Presence, Recipe
 
 DEFAULT_POOL = "default"
 SIMILAR_COST = 1.25  # pools whose costs differ by less count as equal
@@ -28,11 +28,19 @@ SHIPPED_MODEL = ModelProfile(
 
 @dataclass(frozen=True)
 class CatalogEntry:
-    """A model, the pool whose workers run it, and whether one of them is live."""
+    """A model, the pool whose workers run it, and whether one of them is live.
+
+    `judge_pool`: the pool whose workers also have its judge; empty if none is known.
+    """
 
     profile: ModelProfile
     pool: str
     is_live: bool
+    judge_pool: str = ""
+
+    def pool_for(self, recipe: Recipe) -> str:
+        """Return the pool for a recipe: workers without a judge cannot run one with candidates."""
+        return (recipe.candidate_count and self.judge_pool) or self.pool
 
 
 class ModelCatalog:
@@ -105,7 +113,8 @@ class ModelCatalog:
         """Return the models of live workers. Of several workers with one model, the first by name defines it, so that
         recipes stay stable.
 
-        A model is loaded if any worker has it in memory; its pool is the best one with the same weights.
+        A model is loaded if any worker has it in memory, and has a judge if any worker has one for the same weights.
+        Its pool is the best one with these weights.
         """
         profiles: dict[str, ModelProfile] = {}
         workers = sorted(self._workers().items())
@@ -113,21 +122,25 @@ class ModelCatalog:
         for _, presence in workers:
             for profile in presence.models:
                 profiles.setdefault(profile.name, msgspec.structs.replace(profile, loaded=profile.name in loaded))
-        return {
-            name: CatalogEntry(profile, self.choose_pool(name, profile.revision) or "", True)
-            for name, profile in profiles.items()
-        }
+        return {name: self._make_live_entry(profile) for name, profile in profiles.items()}
 
-    def choose_pool(self, model: str, revision: str = "") -> str | None:
+    def _make_live_entry(self, profile: ModelProfile) -> CatalogEntry:
+        pool = self.choose_pool(profile.name, profile.revision)
+        judge_pool = self.choose_pool(profile.name, profile.revision, needs_judge=True)
+        profile = msgspec.structs.replace(profile, has_judge=judge_pool is not None)
+        return CatalogEntry(profile, pool or "", True, judge_pool or "")
+
+    def choose_pool(self, model: str, revision: str = "", *, needs_judge: bool = False) -> str | None:
         """Return the pool for a job of a model, among the pools whose live workers offer it with these weights (empty:
-        any).
+        any), and with a judge if the job needs one.
 
         The cheapest pool wins; among pools of similar cost, the least busy. None: no pool offers it.
         """
         pools, pool_costs = group_by_pool(self._workers()), dict[str, float]()
         for presence in self._workers().values():
             for profile in presence.models:
-                if profile.name == model and revision in ("", profile.revision):
+                is_same_model = profile.name == model and revision in ("", profile.revision)
+                if is_same_model and (profile.has_judge or not needs_judge):
                     pool = presence.pools[0]
                     pool_costs[pool] = min(profile.row_ms, pool_costs.get(pool, math.inf))
         similar_pools = [pool for pool, cost in pool_costs.items() if cost <= SIMILAR_COST * min(pool_costs.values())]

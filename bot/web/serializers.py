@@ -111,7 +111,8 @@ def _serialize_task(view: JobView) -> dict[str, Any]:
         return {"kind": "generate", **_serialize_recipe(task), "footer": footer}
     picture = view.pictures[0] if view.pictures else None
     footer = "" if picture is None else texts.format_upscale(task.factor, picture.width, picture.height, task.method)
-    return {"kind": "upscale", "count": 1, "factor": task.factor, "method": task.method, "footer": footer}
+    head = {"kind": "upscale", "count": 1, "chosen": None}
+    return {**head, "factor": task.factor, "method": task.method, "footer": footer}
 
 
 def _serialize_recipe(recipe: Recipe) -> dict[str, Any]:
@@ -128,6 +129,7 @@ def _serialize_recipe(recipe: Recipe) -> dict[str, Any]:
         "height": recipe.height,
         "count": recipe.count,
         "candidates": recipe.candidate_count or None,
+        "chosen": list(recipe.chosen_candidates) or None,
         "exact": recipe.bucket is not None,
         "start": _serialize_start(recipe.start),
         "walk": _serialize_interpolation(recipe.interpolation),

@@ -122,6 +122,7 @@ class RunOutput:
         candidates = [run.candidates[image] for image in sorted(run.candidates)]
         scores = await self._wait_for_decode(self._decode_worker.score_candidates(candidates, run.job))
         job, events = choose_candidates(run.job, candidates, scores)
+        run.unpublished_images.clear()  # previews that still wait show candidates, not the pictures
         for event in events:
             await self._publish_image(run, event, job)
         assert isinstance(job.task, Recipe)

@@ -10,7 +10,7 @@ from bot.domain import texts
 from bot.domain.dto import JobView
 from bot.domain.job_states import is_end
 from bot.domain.texts import clean_text, drop_one_time_notes, escape_discord
-from engine.contract import FULL_INTERVAL, SAMPLER_TITLES, Recipe
+from engine.contract import FULL_INTERVAL, SAMPLER_TITLES, Recipe, noise_seed
 
 STATE_EMOJI = {"finished": "✅", "failed": "❌", "cancelled": "⏹️", "running": "▶️", "sent": "▶️", "queued": "⏳"}
 STATE_TITLES = {"sent": "about to start", "queued": "waiting"}
@@ -55,6 +55,8 @@ def render_parameters(view: JobView) -> str:
         settings["Guidance interval"] = f"{interval[0]:g}-{interval[1]:g}"
     if recipe.candidate_count:
         settings["Best of"] = recipe.candidate_count
+    if recipe.chosen_candidates:
+        settings["Seeds"] = " ".join(str(noise_seed(recipe, image)) for image in range(recipe.count))
     if view.enlargement > 1:
         settings["Hires upscale"] = view.enlargement
     if recipe.interpolation and recipe.interpolation.end_prompt:

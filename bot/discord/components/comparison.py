@@ -15,6 +15,7 @@ from bot.discord.checks import require_permission
 from bot.discord.responses import NO_MENTIONS
 from bot.domain.errors import UserError
 from bot.domain.texts import escape_discord
+from engine.contract import Recipe, noise_seed
 
 if TYPE_CHECKING:
     from bot.discord.client import DarkroomClient
@@ -34,8 +35,8 @@ async def send_comparison(interaction: Interaction, view: JobView, index: int) -
     services, (parent_id, parent_index) = interaction.client.services, view.parent_image
     parent = await services.job_views.load_view(parent_id)
     await require_permission(interaction, "details", parent)
-    if view.action == "remix" and any(picture.index == index for picture in parent.pictures):
-        parent_index = index  # a remix has the same noise, picture by picture
+    if has_same_noise(parent, view, index):
+        parent_index = index
     payload = await services.gallery.render_comparison(
         [(parent_id, parent_index), (view.id, index)], [f"before: {parent_index + 1}", f"after: {index + 1}"]
     )
@@ -44,3 +45,11 @@ async def send_comparison(interaction: Interaction, view: JobView, index: int) -
     description = "Left: {}. Right: {}".format(*(name[:MAX_ALT_CHARS] for name in names))
     file = discord.File(io.BytesIO(payload), f"darkroom-{view.id}-compared.png", description=description)
     await interaction.edit_original_response(content=text, attachments=[file], allowed_mentions=NO_MENTIONS)
+
+
+def has_same_noise(parent: JobView, view: JobView, index: int) -> bool:
+    """Return whether `view` is a remix whose picture has the noise of the same picture of `parent`."""
+    if not (view.action == "remix" and isinstance(parent.task, Recipe) and isinstance(view.task, Recipe)):
+        return False
+    has_picture = any(picture.index == index for picture in parent.pictures)
+    return has_picture and noise_seed(parent.task, index) == noise_seed(view.task, index)

@@ -173,8 +173,8 @@ class EditService:
             estimate_cost(new_recipe, entry.profile),
         )
         request = JobRequest(
-            "branch", branch_edit.shown_prompt, notes, new_recipe, entry.pool, job_cost, (record.id, index),
-            inputs=(ladder,),
+            "branch", branch_edit.shown_prompt, notes, new_recipe, entry.pool_for(new_recipe), job_cost,
+            (record.id, index), inputs=(ladder,),
         )  # fmt: skip
         return (await self._job_maker.admit([request], member, destination, key))[0]
 
@@ -208,7 +208,7 @@ class EditService:
         edit_recipe = msgspec.structs.replace(new_recipe, start=loaded_images.recipe_part(strength), lineage=())
         check_capabilities(edit_recipe, entry.profile)
         request = JobRequest(
-            action, shown_prompt, (*changes.notes, *change_notes), edit_recipe, entry.pool,
+            action, shown_prompt, (*changes.notes, *change_notes), edit_recipe, entry.pool_for(edit_recipe),
             estimate_cost(edit_recipe, entry.profile), (record.id, index), inputs=loaded_images.inputs,
         )  # fmt: skip
         return (await self._job_maker.admit([request], member, destination, key, loaded_images))[0]

@@ -124,7 +124,7 @@ class JobService:
             shown_prompt = " ".join(parsed_prompt.text.split())
             requests += [
                 JobRequest(
-                    action, shown_prompt, notes, recipe, entry.pool, estimate_cost(recipe, entry.profile),
+                    action, shown_prompt, notes, recipe, entry.pool_for(recipe), estimate_cost(recipe, entry.profile),
                     relaxed=parsed_prompt.relaxed, inputs=inputs,
                 )
                 for recipe in recipes

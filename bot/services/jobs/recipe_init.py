@@ -51,13 +51,14 @@ def unused_strength_note(parsed: ParsedPrompt, loaded_images: LoadedInitImages |
 def single_image(recipe: Recipe, image: int) -> Recipe:
     """Return the recipe of one image alone, run to its last step: the same noise stream, the same guidance.
 
+    Its version is the lowest that it needs, since it has no candidates.
     Raises `UserError` if the judge has not chosen yet.
     """
     check_choice(recipe)
     image_recipe = recipe_for_image(recipe, image)
     return msgspec.structs.replace(
         image_recipe, seed=noise_seed(image_recipe, image), count=1, chaos=0.0, stop_at=1.0, interpolation=None,
-        candidate_count=0, chosen_candidates=(),
+        candidate_count=0, chosen_candidates=(), v=1,
     )  # fmt: skip
 
 

@@ -167,7 +167,8 @@ class VariationService:
         pool, job_cost = record.pool, record.cost
         if entry := self._job_maker.find_entry(new_recipe.model):
             new_recipe, change_notes = renew_recipe(new_recipe, entry)
-            pool, job_cost, notes = entry.pool, estimate_cost(new_recipe, entry.profile), (*notes, *change_notes)
+            pool, notes = entry.pool_for(new_recipe), (*notes, *change_notes)
+            job_cost = estimate_cost(new_recipe, entry.profile)
         inputs = await self._init_image_loader.inputs_of(record)
         request = JobRequest(
             action, record.prompt, notes, new_recipe, pool, job_cost, (record.id, index), inputs=inputs
@@ -198,8 +199,8 @@ class VariationService:
             job_cost, noise_note = estimate_cost(new_recipe, entry.profile), (NOISE_DIFFERS,) if has_other_noise else ()
             requests.append(
                 JobRequest(
-                    "remix", shown_prompt, (*notes, *noise_note), new_recipe, entry.pool, job_cost, parent,
-                    relaxed=parsed_prompt.relaxed, inputs=inputs,
+                    "remix", shown_prompt, (*notes, *noise_note), new_recipe, entry.pool_for(new_recipe), job_cost,
+                    parent, relaxed=parsed_prompt.relaxed, inputs=inputs,
                 )
             )  # fmt: skip
         return requests

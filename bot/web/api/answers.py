@@ -45,6 +45,7 @@ JOB = _object(
     jobs_ahead="integer?", eta="number?", step="integer", total_steps="integer", percent="integer", cost="number",
     has_worker="boolean", startup_notice="string", cancelling="boolean", reason="string", wait_reason="string",
     notes=_list("string"), parent="object?", footer="string", count="integer", pictures=_list(PICTURE),
+    chosen={**_list("integer"), **_type("array?")},
     grid="string?", film="string?", films=_map("string"), keyframes="string?", walk_films=_map("string"),
 )  # fmt: skip
 ACCEPTED_JOB = _object(

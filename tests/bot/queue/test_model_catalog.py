@@ -10,6 +10,7 @@ import pytest
 from bot.queue.model_catalog import SHIPPED_MODEL, ModelCatalog, group_by_pool
 from bot.store import Store
 from engine.contract import ModelProfile, Presence
+from shared.stored_jobs import RECIPE
 
 
 def presence(worker: str, ms: float, version: int = 3, pool: str = "default") -> Presence:
@@ -77,3 +78,16 @@ def test_a_pool_is_full_for_a_model_when_every_worker_that_has_it_is_full() -> N
     assert not pool_workers.is_full("embedded")
     pool_workers = group_by_pool({"a": busy_worker})["default"]
     assert [pool_workers.is_full(model) for model in ("embedded", "", "unknown")] == [True, True, True]
+
+
+def test_a_job_with_candidates_goes_to_a_pool_with_a_judge_though_another_is_cheaper() -> None:
+    old_model = msgspec.structs.replace(SHIPPED_MODEL, row_ms=1.0, has_judge=False)
+    old = msgspec.structs.replace(presence_with("a", old_model), pools=("cheap",))
+    new = msgspec.structs.replace(presence_with("b", SHIPPED_MODEL), pools=("judged",))
+    models = ModelCatalog(cast("Store", None), lambda: {"a": old, "b": new}, lambda: 0.0)
+    entry, best = models.find_entry(None), msgspec.structs.replace(RECIPE, candidate_count=8)
+    assert entry.profile.has_judge, "the first worker by name is an old one"
+    assert (entry.pool_for(RECIPE), entry.pool_for(best)) == ("cheap", "judged")
+    only_old = ModelCatalog(cast("Store", None), lambda: {"a": old}, lambda: 0.0)
+    assert not only_old.find_entry(None).profile.has_judge
+    assert only_old.choose_pool("embedded", needs_judge=True) is None

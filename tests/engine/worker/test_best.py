@@ -5,21 +5,26 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from io import BytesIO
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 from msgspec.structs import replace
 from PIL import Image
 
+from engine.bus.buckets.claims import Claim
 from engine.contract import Concept, Frame, JobFinished, Ladder, PictureReady, Recipe, decode
 from engine.contract.rejection import JobRejected
-from engine.core.events import LatentsDone
+from engine.core.events import LatentsDone, StepDone
 from engine.core.job_images import build_images
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.output.candidates import choose_candidates, join_concepts
 from engine.worker.local_run import run_locally
+from engine.worker.run import JobRun
+from engine.worker.run_output import RunOutput
 from shared.worker_harness import JOB, WorkerHarness, hash_content, make_job, wait_until_midway
 
 Make = Callable[..., Any]
@@ -119,3 +124,42 @@ def test_a_model_without_a_judge_and_a_false_choice_are_refused(affine: Any, rec
         with pytest.raises(JobRejected, match=reason):
             build_images(job(recipe(**fields)), {"affine": affine})
     assert len(build_images(job(recipe(count=1, candidate_count=2, chosen_candidates=(1,))), {"affine": affine})) == 1
+
+
+@pytest.mark.asyncio
+async def test_after_the_choice_no_preview_of_a_candidate_is_rendered() -> None:
+    rendered, finished = list[int](), list[tuple[int, ...]]()
+    run = JobRun(make_job(**BEST), Claim(JOB, "one", 5, 5), start_time=0.0, is_watched=True)
+
+    def resolve(value: object) -> Future[Any]:
+        future = Future[Any]()
+        future.set_result(value)
+        return future
+
+    async def publish_picture(*_: object) -> None:
+        await asyncio.sleep(0.05)  # time for the previews
+
+    async def finish_run(_: object, chosen: tuple[int, ...]) -> None:
+        finished.append(chosen)
+
+    async def put_blob(_: bytes) -> str:
+        return "0" * 64
+
+    decode_worker = SimpleNamespace(
+        score_candidates=lambda *_: resolve([0.1, 0.3, 0.2, 0.3]), render_picture=lambda *_: resolve(bytes(24)),
+        render_frame=lambda event, *_: rendered.append(event.image), has_picture_check=False,
+    )  # fmt: skip
+    watchdog = SimpleNamespace(start_phase=lambda *_: None, end_phase=lambda *_: None)
+    publisher = SimpleNamespace(publish_picture=publish_picture, finish_run=finish_run)
+    bus, upscaler = SimpleNamespace(put_blob=put_blob), SimpleNamespace()
+    output = RunOutput(*(cast("Any", part) for part in (bus, decode_worker, upscaler, publisher, watchdog)))
+    for image in range(2):
+        output.queue_preview(run, StepDone(JOB, image, 3, 4, torch.zeros(1)))
+    for image in range(3):
+        await output.publish_image(run, LatentsDone(JOB, image, torch.zeros(1), ()))
+    last = asyncio.create_task(output.publish_image(run, LatentsDone(JOB, 3, torch.zeros(1), ())))
+    await asyncio.sleep(0.02)
+    previews = asyncio.create_task(output.send_previews())
+    await last
+    previews.cancel()
+    assert (rendered, finished) == ([], [(1, 3)])

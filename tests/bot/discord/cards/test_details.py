@@ -60,6 +60,13 @@ def test_parameters_name_loras_and_the_guidance_interval_as_other_tools_do() -> 
     )
 
 
+def test_parameters_name_the_seed_of_each_picture_that_the_judge_chose() -> None:
+    best = msgspec.structs.replace(RECIPE, count=2, candidate_count=4)
+    assert "Seeds" not in render_parameters(make_view(task=best))
+    chosen = msgspec.structs.replace(best, chosen_candidates=(3, 0))
+    assert render_parameters(make_view(task=chosen)).endswith("Best of: 4, Seeds: 10 7")
+
+
 def test_every_field_matches_what_the_engine_writes_to_the_png() -> None:
     encode = pytest.importorskip("engine.output.image_encoding", exc_type=ImportError)
     variation = Recipe(
