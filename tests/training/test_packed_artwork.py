@@ -139,6 +139,14 @@ def test_a_file_with_other_content_is_refused(name: str, pack: Path) -> None:
         read_pack(pack)
 
 
+def test_a_small_file_cannot_decode_to_much(pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert packed_artwork.MAX_DRAWINGS * artwork.MAX_SIDE**2 * len("RGBA") < 400e6
+    monkeypatch.setattr(packed_artwork, "MAX_DRAWINGS", 2)
+    monkeypatch.setattr(packed_artwork, "_decode_png", lambda _: pytest.fail("a picture was decoded"))
+    with pytest.raises(ValueError, match="or is damaged"):
+        read_pack(pack)
+
+
 def test_damaged_and_too_large_files_are_refused(pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = pack.read_bytes()
     for damaged in (b"", content[:-1], b"PK" + content, content.replace(b"IDAT", b"IDAX", 1)):
