@@ -53,6 +53,7 @@ from training.evaluation.judge_trainer import (
 )
 from training.evaluation.normal_pose import render_posed
 from training.evaluation.picture_sampler import PictureSampler
+from training.gan.losses import gradient_energy
 from training.pictures.artwork import Artwork
 from training.pictures.captions import HELD_OUT_WORDS, clean_description, has_held_out_word
 from training.pictures.masked_pictures import as_images
@@ -272,11 +273,16 @@ def test_the_frechet_distance_of_shifted_and_widened_sets_is_known() -> None:
 
 def test_a_blurred_picture_has_less_gradient_energy() -> None:
     sharp = square(RED)
-    blurred = np.asarray(Image.fromarray(sharp).filter(ImageFilter.GaussianBlur(1)))
-    assert 0 < measures.gradient_energy(blurred) < 0.8 * measures.gradient_energy(sharp)
-    assert measures.gradient_energy(np.full((64, 64, 3), 200, dtype=np.uint8)) == pytest.approx(0)
+    blurred = np.array(Image.fromarray(sharp).filter(ImageFilter.GaussianBlur(1)))
+    sharp_energy, blurred_energy = (gradient_energy(as_images(picture[None])) for picture in (sharp, blurred))
+    assert 0 < blurred_energy < 0.8 * sharp_energy
+    assert gradient_energy(as_images(np.full((1, 64, 64, 3), 200, dtype=np.uint8))) == pytest.approx(0)
     step = np.repeat(np.array([[0, 255]], dtype=np.uint8), 2, axis=0)[..., None].repeat(3, axis=2)
-    assert measures.gradient_energy(step) == pytest.approx(255**2 / 2)  # sideways all of it, downwards nothing
+    assert gradient_energy(as_images(step[None])) == pytest.approx(255**2 / 2)  # sideways all of it, downwards nothing
+    pair = as_images(np.stack([sharp, blurred]))
+    assert gradient_energy(pair) == pytest.approx((sharp_energy + blurred_energy) / 2)
+    red_step = as_images(step[None] * np.array([1, 0, 0], dtype=np.uint8))
+    assert gradient_energy(red_step) == pytest.approx((0.299 * 255) ** 2 / 2)  # luma, not the mean of the channels
 
 
 def test_the_place_of_the_best_wanted_label_counts_from_one() -> None:

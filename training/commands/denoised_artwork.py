@@ -13,7 +13,6 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors import SafetensorError
 
-from engine.device.torch_device import choose_device
 from engine.models.families.embedded import WEIGHTS_FOLDER
 from training.commands import builtin_artwork
 from training.commands.progress import show_progress
@@ -76,15 +75,15 @@ def check_network(source: NetworkSource, autoencoder: AutoencoderKL) -> None:
 
 def add_denoised_latents(
     folder: Path, source: NetworkSource, autoencoder: AutoencoderKL, autoencoder_hash: str, seed: int,
-    pictures: tuple[MaskedPictures, MaskedPictures],
+    pictures: tuple[MaskedPictures, MaskedPictures], device: torch.device,
 ) -> tuple[MaskedPictures, MaskedPictures]:  # fmt: skip
-    """Return the pictures to train on and the held-out ones with denoised latents, kept in `folder`."""
+    """Return the pictures to train on and the held-out ones with latents denoised on `device`, kept in `folder`."""
     train_pictures, held_out = pictures
     with show_progress("denoising latents") as report_progress:
         latents = open_denoised_latents(
             folder,
             f"{source.fingerprint}/{autoencoder_hash}",
-            partial(_load_denoiser, source, autoencoder),
+            partial(_load_denoiser, source, autoencoder, device),
             np.concatenate([train_pictures.pictures, held_out.pictures]),
             train_pictures.captions + held_out.captions,
             seed,
@@ -97,13 +96,13 @@ def add_denoised_latents(
     )
 
 
-def _load_denoiser(source: NetworkSource, autoencoder: AutoencoderKL) -> Denoiser:
+def _load_denoiser(source: NetworkSource, autoencoder: AutoencoderKL, device: torch.device) -> Denoiser:
     try:
         network = UNet2DConditionModel.from_pretrained(
             source.folder, torch_dtype=torch.float32, use_safetensors=True
         ).eval()
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{source.name} holds no diffusion network in safetensors.") from error
-    cast(Any, network).to(choose_device(), memory_format=torch.channels_last)
+    cast(Any, network).to(device, memory_format=torch.channels_last)
     alphas_cumprod = builtin_artwork.load_schedule(source.schedule_parent).alphas_cumprod
     return Denoiser(network, alphas_cumprod, autoencoder, load_caption_encoder())

@@ -178,7 +178,7 @@ def _open_artwork(
         )
     if source is None:
         return pictures
-    return add_denoised_latents(session.folder, source, network, weights_hash, settings.seed, pictures)
+    return add_denoised_latents(session.folder, source, network, weights_hash, settings.seed, pictures, session.device)
 
 
 def _render_dataset(

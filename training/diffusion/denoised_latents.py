@@ -21,6 +21,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
+from training.core.device import mixed_precision
 from training.diffusion.latent_cache import CaptionEncoder, encode_latents
 from training.diffusion.sampling import add_noise
 from training.pictures.masked_pictures import ProgressCallback
@@ -108,7 +109,7 @@ def denoise_latents(denoiser: Denoiser, latents: Tensor, states: Tensor, levels:
     clean, states = latents, states.to(device)
     for step in range(STEPS):
         timesteps = first_timesteps * (STEPS - step) // STEPS
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed_precision(device):
             prediction = network(
                 noisy.to(device), timesteps.to(device), encoder_hidden_states=states, return_dict=False
             )[0]

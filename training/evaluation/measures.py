@@ -131,12 +131,6 @@ def _symmetric_root(matrix: np.ndarray) -> np.ndarray:
     return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
 
 
-def gradient_energy(picture: np.ndarray) -> float:
-    """Return the mean squared difference of luma (Rec. 601, 0 … 255) between neighbours, sideways and downwards."""
-    luma = picture @ np.array([0.299, 0.587, 0.114])
-    return float(np.square(np.diff(luma, axis=0)).mean() + np.square(np.diff(luma, axis=1)).mean()) / 2
-
-
 def overshoot(upscaled: np.ndarray, low: int, high: int) -> float:
     """Return how far an upscaled step chart of `low` and `high` exceeds either, in steps of 255."""
     return float(max(int(upscaled.max()) - high, low - int(upscaled.min()), 0))

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from benchmarks.report.figure_row import FigureRow
 from engine.models.judge import resize_pictures
 from training.evaluation import goals
 from training.evaluation.context import EvaluationContext
-from training.evaluation.measures import frechet_distance, gradient_energy
+from training.evaluation.measures import frechet_distance
 from training.evaluation.normal_pose import render_posed
+from training.gan.losses import gradient_energy
 from training.pictures.artwork import Artwork
+from training.pictures.masked_pictures import as_images
 
 
 def check_realism(context: EvaluationContext) -> list[FigureRow]:
@@ -41,9 +44,12 @@ def _gradient_row(context: EvaluationContext) -> FigureRow:
     pictures = dict(zip(label_sample.labels, resize_pictures(label_sample.pictures), strict=True))
     drawings = [drawing for drawing in context.choose_drawings() if drawing.description.label in pictures]
 
+    def measure(picture: np.ndarray) -> float:
+        return gradient_energy(as_images(np.stack([picture])))
+
     def measure_ratio(real_drawings: Sequence[Artwork]) -> float:
-        drawn_energy = sum(gradient_energy(pictures[drawing.description.label]) for drawing in real_drawings)
-        return drawn_energy / sum(gradient_energy(render_posed(drawing)) for drawing in real_drawings)
+        drawn_energy = sum(measure(pictures[drawing.description.label]) for drawing in real_drawings)
+        return drawn_energy / sum(measure(render_posed(drawing)) for drawing in real_drawings)
 
     styles = sorted({drawing.style for drawing in drawings})
     by_style = ", ".join(

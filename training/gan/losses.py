@@ -41,8 +41,9 @@ def overshoot_loss(prediction: Tensor, target: Tensor, reach: int = 4) -> Tensor
 
 
 def gradient_energy(images: Tensor) -> float:
-    """Return the mean square of the pictures' gradients: blur lowers it."""
-    return float(images.diff(dim=-1).square().mean() + images.diff(dim=-2).square().mean())
+    """Return the mean squared difference of luma (0 … 255) between neighbours: half sideways, half downwards."""
+    luma = 127.5 * _to_luma(images)
+    return float(luma.diff(dim=-1).square().mean() + luma.diff(dim=-2).square().mean()) / 2
 
 
 def psnr(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -56,12 +57,7 @@ def psnr(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tens
 
 def ssim(prediction: Tensor, target: Tensor) -> Tensor:
     """Return each picture's structural similarity [n], 1 for equal pictures."""
-    prediction_luma, target_luma = ((image.clamp(-1, 1) + 1) / 2 for image in (prediction, target))
-    luma = prediction.new_tensor(LUMA).view(1, 3, 1, 1)
-    prediction_luma, target_luma = (
-        (prediction_luma * luma).sum(1, keepdim=True),
-        (target_luma * luma).sum(1, keepdim=True),
-    )
+    prediction_luma, target_luma = (_to_luma((image.clamp(-1, 1) + 1) / 2) for image in (prediction, target))
     offsets = torch.arange(WINDOW, device=prediction.device) - WINDOW // 2
     kernel = torch.exp(-(offsets.float() ** 2) / (2 * SIGMA**2))
     kernel = kernel / kernel.sum()
@@ -73,3 +69,8 @@ def ssim(prediction: Tensor, target: Tensor) -> Tensor:
     luminance_term = (2 * prediction_mean * target_mean + 0.01**2) / (prediction_mean**2 + target_mean**2 + 0.01**2)
     contrast_term = (2 * covariance + 0.03**2) / (prediction_variance + target_variance + 0.03**2)
     return (luminance_term * contrast_term).mean(dim=(1, 2, 3))
+
+
+def _to_luma(images: Tensor) -> Tensor:
+    """Weigh the channels: [n, 3, h, w] → [n, 1, h, w]."""
+    return (images * images.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
