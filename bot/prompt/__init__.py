@@ -49,8 +49,9 @@ def parse(
     """Parse `text`. `default_model`: the model to use if the prompt names none; None while no worker is online.
 
     `options` are a front end's own fields, by the names of `ParsedPrompt` (`steps`, `ar` as "16:9" or a pair,
-    `negative`, …): they win over flags; None, "" and False count as absent. `allow_empty`: the prompt may be empty.
-    `aliases`: the member's flag aliases, by name. Raises `UserError`: one sentence about the first mistake.
+    `negative`, …): they win over flags; None, "" and False count as absent, but for `best`, which False declines.
+    `allow_empty`: the prompt may be empty. `aliases`: the member's flag aliases, by name. Raises `UserError`: one
+    sentence about the first mistake.
     """
     prompts = expand_braces(clean_prompt(text))
     notes = [f"The braces make {format_job_count(len(prompts))}."] if len(prompts) > 1 else []
@@ -102,15 +103,17 @@ def _merge_values(flags: dict[str, Any], options: dict[str, Any]) -> dict[str, A
 
 def _parse_options(options: Mapping[str, object], models: Sequence[str]) -> dict[str, Any]:
     names = {FIELDS_BY_FLAG.get(name, name): name for name in OUR_FLAGS if name != "iw"}
-    option_values = {FIELDS_BY_FLAG.get(name, name): value for name, value in options.items() if not _is_absent(value)}
+    option_values = {
+        FIELDS_BY_FLAG.get(name, name): value for name, value in options.items() if not _is_absent(name, value)
+    }
     for field in option_values:
         if field not in names:
             raise UserError(f"There is no option {shorten(field, 40)}.", 400)
     return {field: parse_value(names[field], value, models) for field, value in option_values.items()}
 
 
-def _is_absent(value: object) -> bool:
-    return value in (None, "", (), []) or value is False
+def _is_absent(name: str, value: object) -> bool:
+    return value in (None, "", (), []) or (value is False and name != "best")  # False declines an inherited --best
 
 
 def _make_notes(words: str, flags: tuple[ParsedFlag, ...], prompt_concepts: tuple[Concept, ...]) -> Iterator[str]:

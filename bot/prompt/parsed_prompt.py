@@ -48,10 +48,10 @@ class ParsedPrompt:
 
     `concepts` carry the weights as written; `ar` is width : height. `interval` is where guidance begins and ends, as
     fractions of the steps. `loras` are None if none is named, empty to remove them. `text` is the cleaned prompt of
-    this job, with its flags; `words` the same without them. `best`: the judge chooses among twice as many pictures.
-    `relaxed` is a tier of the queue and changes no pixel. `strength` is that of init images, `stop_at` a fraction of
-    the steps, `quality` a factor on the usual ones. `walk` is the prompt at the end of an interpolation, empty for
-    none; its `frames` are pictures, in as many jobs as they need.
+    this job, with its flags; `words` the same without them. `best`: the judge chooses among twice as many pictures;
+    None if neither asked for nor declined. `relaxed` is a tier of the queue and changes no pixel. `strength` is that of
+    init images, `stop_at` a fraction of the steps, `quality` a factor on the usual ones. `walk` is the prompt at the
+    end of an interpolation, empty for none; its `frames` are pictures, in as many jobs as they need.
     """
 
     concepts: tuple[Concept, ...]
@@ -65,7 +65,7 @@ class ParsedPrompt:
     sampler: Sampler | None = None
     loras: tuple[RequestedLora, ...] | None = None
     count: int | None = None
-    best: bool = False
+    best: bool | None = None
     fast: bool = False
     relaxed: bool = False
     eta: float = 0.0

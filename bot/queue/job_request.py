@@ -60,6 +60,8 @@ def renew_recipe(old: Recipe, entry: CatalogEntry) -> tuple[Recipe, tuple[str, .
         guidance_kind=profile.guidance_kind,
         loras=loras,
     )
+    if new.needs_choice and not profile.has_judge:  # a button cannot leave out --best
+        new = msgspec.structs.replace(new, candidate_count=0, v=1)
     check_capabilities(new, profile)
     return new, tuple(_changed_notes(old, new))
 
@@ -67,6 +69,8 @@ def renew_recipe(old: Recipe, entry: CatalogEntry) -> tuple[Recipe, tuple[str, .
 def _changed_notes(old: Recipe, new: Recipe) -> Iterator[str]:
     if old.revision and new.revision != old.revision:
         yield f"Made with a newer version of {new.model}: it will differ."
+    if new.candidate_count != old.candidate_count:
+        yield f"No worker with a judge for {new.model} is known, so all pictures that are drawn are shown."
     revisions = {old_lora.name: old_lora.revision for old_lora in old.loras}
     for lora in new.loras:
         if revisions.get(lora.name) and lora.revision != revisions[lora.name]:

@@ -27,7 +27,7 @@ from engine.contract import (
     recipe_for_image,
 )
 
-NOT_CHOSEN = "This job has not finished: until then nobody knows which of the candidates its pictures are."
+NOT_CHOSEN = "The judge has not chosen this job's pictures, so nobody knows their noise."
 MAX_ANCESTORS = 8
 INTERPOLATION_FRAMES = 13  # frames of an interpolation through two, three or four pictures, these pictures included
 MAX_SIDE = 4096
@@ -149,7 +149,7 @@ def remix_recipe(recipe: Recipe, parsed_prompt: ParsedPrompt, model_profile: Mod
     count = parsed_prompt.count or recipe.count
     remix = msgspec.structs.replace(
         recipe,
-        **_remix_candidates(recipe, parsed_prompt, count),
+        **_remix_candidates(recipe, parsed_prompt, count, has_judge=model_profile.has_judge),
         concepts=balance_weights(parsed_prompt.concepts),
         negative=parsed_prompt.negative,
         sampler=sampler,
@@ -169,14 +169,16 @@ def remix_recipe(recipe: Recipe, parsed_prompt: ParsedPrompt, model_profile: Mod
     return pin_batch_shape(remix) if remix.bucket else remix
 
 
-def _remix_candidates(recipe: Recipe, parsed_prompt: ParsedPrompt, count: int) -> dict[str, Any]:
-    """Return the candidates of a remix: it keeps the chosen ones with their noise, unless it asks for a new choice."""
-    is_best = parsed_prompt.best or recipe.candidate_count > 0
+def _remix_candidates(recipe: Recipe, parsed_prompt: ParsedPrompt, count: int, *, has_judge: bool) -> dict[str, Any]:
+    """Return the candidates of a remix: it keeps the chosen ones with their noise, unless it asks for a new choice.
+
+    Without a judge it inherits no choice that is still to be made.
+    """
+    is_best = has_judge and recipe.candidate_count > 0 if parsed_prompt.best is None else parsed_prompt.best
     keeps_choice = not parsed_prompt.best and parsed_prompt.seed is None and count <= len(recipe.chosen_candidates)
-    return {
-        "candidate_count": CANDIDATES_PER_PICTURE * count if is_best and not keeps_choice else recipe.candidate_count,
-        "chosen_candidates": recipe.chosen_candidates[:count] if keeps_choice else (),
-    }
+    if keeps_choice:
+        return {"chosen_candidates": recipe.chosen_candidates[:count]}
+    return {"candidate_count": CANDIDATES_PER_PICTURE * count if is_best else 0, "chosen_candidates": (), "v": 1}
 
 
 def pin_batch_shape(recipe: Recipe) -> Recipe:

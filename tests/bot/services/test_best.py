@@ -10,7 +10,8 @@ from msgspec.structs import replace
 from bot.domain.errors import UserError
 from bot.domain.texts import format_footer
 from bot.prompt import build_recipe, parse
-from bot.queue.model_catalog import SHIPPED_MODEL
+from bot.queue.job_request import renew_recipe
+from bot.queue.model_catalog import DEFAULT_POOL, SHIPPED_MODEL, CatalogEntry
 from bot.services.jobs.derived_recipes import (
     can_interpolate,
     interpolate_images,
@@ -21,6 +22,7 @@ from bot.services.jobs.derived_recipes import (
     vary_recipe,
 )
 from bot.services.jobs.recipe_init import BranchEdit, branch_recipe, single_image
+from bot.web.serializers import serialize_job
 from engine.contract import JUDGE_VERSION, Branch, NoiseAncestor, Recipe, estimate_cost
 
 WITHOUT_JUDGE = replace(SHIPPED_MODEL, has_judge=False)
@@ -93,9 +95,31 @@ def test_what_draws_other_noise_chooses_anew() -> None:
     assert (branch.candidate_count, branch.start.has_new_noise) == (2, True)
 
 
+def test_without_a_judge_a_derived_job_inherits_no_choice_and_says_so() -> None:
+    entry = CatalogEntry(WITHOUT_JUDGE, DEFAULT_POOL, True)
+    for derived in (reroll_recipe(CHOSEN, 99), vary_recipe(CHOSEN, 0, 0.2, 99)):
+        recipe, notes = renew_recipe(derived, entry)
+        assert (recipe.candidate_count, recipe.drawn_count) == (0, 2)
+        assert recipe.v < JUDGE_VERSION
+        assert "all pictures that are drawn are shown" in notes[-1]
+    assert renew_recipe(CHOSEN, entry) == (CHOSEN, ()), "a choice that is made needs no judge"
+    (reseeded,) = parse("a cat --seed 3", None).prompts
+    assert remix_recipe(CHOSEN, reseeded, WITHOUT_JUDGE).candidate_count == 0
+    (best,) = parse("a cat --best", None).prompts
+    with pytest.raises(UserError, match="leave out --best"):
+        remix_recipe(CHOSEN, best, WITHOUT_JUDGE)
+
+
+def test_a_remix_can_decline_the_inherited_choice() -> None:
+    (declined,) = parse("a cat --seed 3", None, options={"best": False}).prompts
+    assert remix_recipe(CHOSEN, declined, SHIPPED_MODEL).candidate_count == 0
+    (overridden,) = parse("a lamp --best", None, options={"best": False}).prompts
+    assert build_recipe(overridden, SHIPPED_MODEL, 7).candidate_count == 0, "options win over flags"
+
+
 def test_before_the_choice_nobody_knows_the_noise_of_a_picture() -> None:
     for derive in (lambda recipe: vary_recipe(recipe, 0, 0.2, 99), lambda recipe: single_image(recipe, 0)):
-        with pytest.raises(UserError, match="has not finished"):
+        with pytest.raises(UserError, match="The judge has not chosen"):
             derive(build_best())
 
 
@@ -112,6 +136,7 @@ async def test_a_finished_job_remembers_its_choice(harness, wait_until, ann, des
     await wait_until(is_finished)
     view = await app.services.job_views.load_view(accepted.job)
     assert (view.task.count, view.task.candidate_count, view.task.chosen_candidates) == (2, 4, (2, 3))
+    assert serialize_job(view, ann)["chosen"] == [2, 3]
     assert [picture.index for picture in view.pictures] == [0, 1]
     variation = await app.services.variations.vary(accepted.job, 1, ann, destination)
     recipe = (await app.services.job_views.load_view(variation.job)).task
