@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -30,6 +31,24 @@ def _read_parameter(path: Path | str, name: str) -> str:
         match = re.search(rf"\b{name}: ([^,]+)", picture.info["parameters"])
     assert match is not None
     return match[1]
+
+
+@pytest.fixture
+def idle_data(calibration: Path, tmp_path: Path) -> Path:
+    """A data folder that no bot uses."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    shutil.copy(calibration, folder)
+    return folder
+
+
+def _imagine(data: Path, tmp_path: Path, *options: str) -> dict[str, Any]:
+    """Run `darkroom imagine` with seed 7; a bot that uses the data folder draws it."""
+    process = run_darkroom(
+        "imagine", *options, "--seed", "7", "--json", "--out", str(tmp_path / "out"), "--data", str(data)
+    )
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout)
 
 
 @pytest.mark.slow
@@ -92,21 +111,12 @@ def test_imagine_joins_a_running_bot(shared_bot: DarkroomProcess, tmp_path: Path
 
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_alone_and_in_a_running_bot(
-    shared_bot: DarkroomProcess, calibration: Path, tmp_path: Path
+    shared_bot: DarkroomProcess, idle_data: Path, tmp_path: Path
 ) -> None:
     """Twice alone, once beside other jobs in a running bot: twelve files, four contents."""
-    data = tmp_path / "data"
-    data.mkdir()
-    shutil.copy(calibration, data)
     other_jobs = [shared_bot.imagine(prompt="red apple", seed=index, steps=40) for index in range(2)]
-    results = []
-    for folder in (shared_bot.data, data, data):
-        process = run_darkroom(
-            "imagine", "red apple:: blue::-0.5", "--steps", "8", "--sampler", "dpmpp_2m", "--seed", "7", "--json",
-            "--out", str(tmp_path / "out"), "--data", str(folder),
-        )  # fmt: skip
-        assert process.returncode == 0, process.stderr
-        results.append(json.loads(process.stdout))
+    options = ["red apple:: blue::-0.5", "--steps", "8", "--sampler", "dpmpp_2m"]
+    results = [_imagine(folder, tmp_path, *options) for folder in (shared_bot.data, idle_data, idle_data)]
     assert len({one["id"] for one in results}) == 3
     for paths in zip(*(one["pictures"] for one in results), strict=True):
         assert len({Path(path).read_bytes() for path in paths}) == 1
@@ -116,19 +126,10 @@ def test_the_same_seed_gives_the_same_bytes_alone_and_in_a_running_bot(
 
 @pytest.mark.slow
 def test_the_best_pictures_are_the_same_alone_and_in_a_running_bot_and_vary_by_their_own_noise(
-    shared_bot: DarkroomProcess, calibration: Path, tmp_path: Path
+    shared_bot: DarkroomProcess, idle_data: Path, tmp_path: Path
 ) -> None:
-    data = tmp_path / "data"
-    data.mkdir()
-    shutil.copy(calibration, data)
-    results = []
-    for folder in (shared_bot.data, data):
-        process = run_darkroom(
-            "imagine", "red apple", "--best", "--count", "2", "--steps", "4", "--seed", "7", "--json",
-            "--out", str(tmp_path / "out"), "--data", str(folder),
-        )  # fmt: skip
-        assert process.returncode == 0, process.stderr
-        results.append(json.loads(process.stdout))
+    options = ["red apple", "--best", "--count", "2", "--steps", "4"]
+    results = [_imagine(folder, tmp_path, *options) for folder in (shared_bot.data, idle_data)]
     contents = [[Path(path).read_bytes() for path in result["pictures"]] for result in results]
     assert contents[0] == contents[1]
     job, seeds = results[0]["id"], [_read_parameter(path, "Seed") for path in results[0]["pictures"]]
