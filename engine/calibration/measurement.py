@@ -156,31 +156,31 @@ class _Measurement:
         return best_ms
 
     def _time_buckets(self, dtype: Dtype) -> dict[int, float]:
-        """Return the best of a few rounds over all buckets that fit the budget; always time one row and two.
-
-        Before a bucket is timed, its kernels are built, on a budget of its own.
-        """
+        """Return the best of a few rounds over all buckets that fit the budget; always time one row and two."""
         best_ms: dict[int, float] = {}
-        self._budget_left = build_budget = 1000 * BUCKETS_BUDGET_SECONDS
+        buckets = self._build_kernels(dtype)
+        self._budget_left = 1000 * BUCKETS_BUDGET_SECONDS
         for _ in range(TIMING_ROUNDS):
-            for rows in TIMED_BUCKETS:
+            for rows in buckets:
                 expected = best_ms.get(rows, 2 * best_ms.get(rows // 2, 0.0))
-                is_left_out = expected > self._budget_left or (rows not in best_ms and expected > build_budget)
-                if is_left_out and (rows > 2 or rows in best_ms):
+                if expected > self._budget_left and (rows > 2 or rows in best_ms):
                     break
-                if rows not in best_ms:
-                    build_budget -= self._build_kernels(rows, dtype)
                 best_ms[rows] = min(best_ms.get(rows, float("inf")), self._time_forward(rows, dtype, self._family.size))
         for rows in sorted(best_ms, reverse=True)[1:]:  # fewer rows never take longer; if they did, another program ran
             best_ms[rows] = min(best_ms[rows], best_ms[2 * rows])
         return best_ms
 
-    def _build_kernels(self, rows: int, dtype: Dtype) -> float:
-        """Run the first forwards of a shape outside the timing budget; return their milliseconds."""
-        budget_left = self._budget_left
-        build_ms = sum(self._time_forward(rows, dtype, self._family.size) for _ in range(BUILD_FORWARDS))
-        self._budget_left = budget_left
-        return build_ms
+    def _build_kernels(self, dtype: Dtype) -> list[int]:
+        """Run the first forwards of the buckets, on a budget of their own; return those that were built."""
+        buckets, expected_ms = list[int](), 0.0
+        self._budget_left = 1000 * BUCKETS_BUDGET_SECONDS
+        for rows in TIMED_BUCKETS:
+            if rows > 2 and expected_ms > self._budget_left:
+                break
+            forward_ms = [self._time_forward(rows, dtype, self._family.size) for _ in range(BUILD_FORWARDS)]
+            buckets.append(rows)
+            expected_ms = 2 * min(forward_ms)
+        return buckets
 
     def _reduced_side(self, shrink: int) -> int:
         family = self._family
