@@ -109,7 +109,7 @@ class LabelJudge:
         """Judge uint8 [n, h, w, 3] of any side; resizes to 64 px."""
         pictures = resize_pictures(pictures)
         device = next(self.network.parameters()).device
-        batches = (_to_tensor(pictures[start : start + BATCH]).to(device) for start in range(0, len(pictures), BATCH))
+        batches = (as_images(pictures[start : start + BATCH]).to(device) for start in range(0, len(pictures), BATCH))
         outputs = zip(*(self.network(batch) for batch in batches), strict=True)
         scores, sentences, features = (torch.cat(parts).cpu() for parts in outputs)
         return JudgeOutput(scores, F.normalize(sentences, dim=1), features)
@@ -195,6 +195,7 @@ def resize_pictures(pictures: np.ndarray) -> np.ndarray:
     return np.stack([np.asarray(Image.fromarray(one).resize(size, Image.Resampling.LANCZOS)) for one in pictures])
 
 
-def _to_tensor(pictures: np.ndarray) -> Tensor:
-    """Convert uint8 [n, h, w, 3] to fp32 [n, 3, h, w] from -1 to 1."""
-    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+def as_images(pictures: np.ndarray) -> Tensor:
+    """Convert uint8 [n, h, w, 3] to fp32 [n, 3, h, w] from -1 to 1, channels last."""
+    images = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+    return images.contiguous(memory_format=torch.channels_last)

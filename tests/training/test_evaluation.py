@@ -20,6 +20,7 @@ from engine.models.judge import (
     JudgeNetwork,
     JudgeOutput,
     LabelJudge,
+    as_images,
     layer_widths,
     load_judge,
     read_labels,
@@ -56,7 +57,6 @@ from training.evaluation.picture_sampler import PictureSampler
 from training.gan.losses import gradient_energy
 from training.pictures.artwork import Artwork
 from training.pictures.captions import HELD_OUT_WORDS, clean_description, has_held_out_word
-from training.pictures.masked_pictures import as_images
 from training.pictures.variants import BACKGROUND_COLOURS, FIRST_VALIDATION_NUMBER, HUE_DEGREES, render_variant
 
 SMALL = SampleSizes(per_colour=1, per_pair=1, per_word=1, seed_groups=2, guidance_prompts=3)

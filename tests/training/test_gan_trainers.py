@@ -14,6 +14,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image
 from spandrel import ModelLoader
 
+from engine.models.judge import as_images
 from training.__main__ import main
 from training.core import checkpoint
 from training.core.run import Budget, TrainingRun
@@ -35,7 +36,6 @@ from training.pictures.captions import clean_description
 from training.pictures.charts import draw_chart
 from training.pictures.masked_pictures import (
     MaskedPictures,
-    as_images,
     find_subject,
     mask_pictures,
     render_artwork,

@@ -21,9 +21,10 @@ from transformers.models.bert.modeling_bert import BertModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from engine.models.families.embedded import TOKENS, load_text_encoder
+from engine.models.judge import as_images
 from training.core.device import mixed_precision
 from training.pictures.artwork import Artwork
-from training.pictures.masked_pictures import ProgressCallback, as_images
+from training.pictures.masked_pictures import ProgressCallback
 from training.pictures.variants import render_variant
 
 CACHE_FORMAT = 3  # raise it when captions or variants change, so that old caches are not used

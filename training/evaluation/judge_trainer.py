@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.device.torch_device import copy_to_device
-from engine.models.judge import DEFAULT_WIDTHS, MAX_STAGES, MAX_WIDTH, JudgeNetwork, LabelJudge
+from engine.models.judge import DEFAULT_WIDTHS, MAX_STAGES, MAX_WIDTH, JudgeNetwork, LabelJudge, as_images
 from training.core.device import mixed_precision
 from training.core.learner import Learner, cosine_decay, warmup_factor
 from training.core.muon import is_hidden_matrix
@@ -26,7 +26,7 @@ from training.core.run import Metrics
 from training.evaluation.augmentation import augment
 from training.evaluation.measures import retrieval_at
 from training.pictures.artwork import Artwork
-from training.pictures.masked_pictures import as_images, as_pictures
+from training.pictures.masked_pictures import as_pictures
 from training.pictures.picture_sheet import write_picture_sheet
 from training.pictures.variants import FIRST_VALIDATION_NUMBER, render_variant
 

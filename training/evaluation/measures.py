@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from engine.models.judge import as_images
 from training.gan.losses import psnr
-from training.pictures.masked_pictures import as_images
 from training.pictures.variants import BACKGROUND_COLOURS, find_dominant_hue, nearest_hue
 
 MIN_SUBJECT_DISTANCE = 40.0  # minimum distance of a subject's pixel from the background, in steps of 255

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 
 from benchmarks.report.figure_row import FigureRow
-from engine.models.judge import resize_pictures
+from engine.models.judge import as_images, resize_pictures
 from training.evaluation import goals
 from training.evaluation.context import EvaluationContext
 from training.evaluation.measures import frechet_distance
 from training.evaluation.normal_pose import render_posed
 from training.gan.losses import gradient_energy
-from training.pictures.artwork import Artwork
-from training.pictures.masked_pictures import as_images
 
 
 def check_realism(context: EvaluationContext) -> list[FigureRow]:
@@ -44,16 +40,21 @@ def _gradient_row(context: EvaluationContext) -> FigureRow:
     pictures = dict(zip(label_sample.labels, resize_pictures(label_sample.pictures), strict=True))
     drawings = [drawing for drawing in context.choose_drawings() if drawing.description.label in pictures]
 
-    def measure(picture: np.ndarray) -> float:
-        return gradient_energy(as_images(np.stack([picture])))
+    drawn_energy = {label: _measure_energy(picture) for label, picture in pictures.items()}
+    energies = [
+        (drawing.style, drawn_energy[drawing.description.label], _measure_energy(render_posed(drawing)))
+        for drawing in drawings
+    ]
 
-    def measure_ratio(real_drawings: Sequence[Artwork]) -> float:
-        drawn_energy = sum(measure(pictures[drawing.description.label]) for drawing in real_drawings)
-        return drawn_energy / sum(measure(render_posed(drawing)) for drawing in real_drawings)
+    def divide(style: str | None = None) -> float:
+        """Divide the drawn by the real energy, over the drawings of one style or of all."""
+        drawn, real = zip(*(pair for each_style, *pair in energies if style in (None, each_style)), strict=True)
+        return sum(drawn) / sum(real)
 
-    styles = sorted({drawing.style for drawing in drawings})
-    by_style = ", ".join(
-        f"{style} {measure_ratio([drawing for drawing in drawings if drawing.style == style]):.2f}" for style in styles
-    )
+    by_style = ", ".join(f"{style} {divide(style):.2f}" for style in sorted({style for style, *_ in energies}))
     note = f"{len(pictures)} pictures, {len(drawings)} real drawings of the same labels and size; by style: {by_style}"
-    return goals.GRADIENT_ENERGY.make_row(measure_ratio(drawings), note)
+    return goals.GRADIENT_ENERGY.make_row(divide(), note)
+
+
+def _measure_energy(picture: np.ndarray) -> float:
+    return gradient_energy(as_images(np.stack([picture])))

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from torch import nn
 
+from engine.models.judge import as_images
 from training.core.run import Metrics
 from training.gan.losses import psnr, ssim
 from training.gan.upscaler_pairs import UPSCALE_FACTOR, UpscalerPairs
 from training.gan.upscaler_trainer import UpscalerTrainer
-from training.pictures.masked_pictures import as_images
 from training.pictures.picture_sheet import write_picture_sheet
 
 GREY_STEPS = ((64, 192), (96, 160), (112, 144))  # mid greys, so that clipping does not hide overshoot

@@ -14,11 +14,12 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image
 
+from engine.models.judge import as_images
 from training.core.device import mixed_precision
 from training.gan.latent_coding import decode_images
 from training.pictures.artwork import Artwork
 from training.pictures.charts import draw_chart
-from training.pictures.masked_pictures import ProgressCallback, as_images, as_pictures
+from training.pictures.masked_pictures import ProgressCallback, as_pictures
 from training.pictures.variants import BACKGROUND_COLOURS, USUAL_SCALE
 
 UPSCALE_FACTOR, LARGE_SIDE = 4, 256

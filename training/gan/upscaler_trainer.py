@@ -22,6 +22,7 @@ from spandrel.architectures.Compact import Compact
 from torch import Tensor, nn
 
 from engine.device.torch_device import copy_to_device
+from engine.models.judge import as_images
 from engine.upscaling.super_resolver import CLAMP_METADATA
 from training.core import checkpoint
 from training.core.batch_trainer import BatchTrainer
@@ -31,7 +32,6 @@ from training.core.run import Metrics
 from training.gan.gan_learner import GanLearner, GanSettings
 from training.gan.losses import gradient_loss, overshoot_loss, pyramid_loss
 from training.gan.upscaler_pairs import UPSCALE_FACTOR, UpscalerPairs
-from training.pictures.masked_pictures import as_images
 
 
 @dataclass(frozen=True)

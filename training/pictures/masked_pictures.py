@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.models.judge import as_images
 from training.pictures.artwork import Artwork, is_held_out
 from training.pictures.variants import FIRST_VALIDATION_NUMBER, Variant, number_variants, render_variant
 
@@ -43,12 +44,6 @@ class MaskedPictures:
     def read_denoised_latents(self, index: np.ndarray) -> Tensor | None:
         """Return the denoised latents of these pictures, fp32 [n, c, h, w]; None if there are none."""
         return None if self.denoised_latents is None else torch.from_numpy(self.denoised_latents[index]).float()
-
-
-def as_images(pictures: np.ndarray) -> Tensor:
-    """Convert uint8 [n, h, w, 3] to fp32 [n, 3, h, w] from −1 to 1."""
-    images = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
-    return images.contiguous(memory_format=torch.channels_last)
 
 
 def as_pictures(images: Tensor) -> np.ndarray:
