@@ -111,8 +111,9 @@ def _serialize_task(view: JobView) -> dict[str, Any]:
         return {"kind": "generate", **_serialize_recipe(task), "footer": footer}
     picture = view.pictures[0] if view.pictures else None
     footer = "" if picture is None else texts.format_upscale(task.factor, picture.width, picture.height, task.method)
-    head = {"kind": "upscale", "count": 1, "chosen": None}
-    return {**head, "factor": task.factor, "method": task.method, "footer": footer}
+    return {
+        "kind": "upscale", "count": 1, "chosen": None, "factor": task.factor, "method": task.method, "footer": footer
+    }  # fmt: skip
 
 
 def _serialize_recipe(recipe: Recipe) -> dict[str, Any]:
