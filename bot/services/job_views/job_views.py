@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from bot.domain.dto import AcceptedJob, JobView, PictureRef
 from bot.domain.errors import UserError
-from bot.domain.job_states import is_end
+from bot.domain.job_states import ACTIVE_STATES, is_end
 from bot.domain.texts import PICTURES_DELETED
 from bot.policy.limits import Limits
 from bot.queue.active_jobs import ActiveJobs
@@ -193,13 +193,16 @@ class JobViews:
 
     async def load_queue(self, guild: str | None = None) -> list[JobView]:
         """Return active jobs, oldest first, then at most a hundred waiting jobs in fair order."""
-        active = await self._store.query(queries.list_active)
         layout = await self._forecast.get_layout()
         if layout.is_complete:
-            records = await self._store.query(queries.get_jobs, list(layout.places))
-            waiting = [records[job] for job in layout.places if job in records and records[job].state == "queued"]
+            waiting_ids = list(layout.places)
         else:
-            waiting = await self._store.query(queries.list_queued, guild, MAX_WAITING_SHOWN)
+            waiting_ids = [
+                record.id for record in await self._store.query(queries.list_queued, guild, MAX_WAITING_SHOWN)
+            ]
+        records = await self._store.query(queries.get_active_and_waiting, waiting_ids)
+        active = [record for record in records.values() if record.state in ACTIVE_STATES]
+        waiting = [records[job] for job in waiting_ids if job in records and records[job].state == "queued"]
         visible_jobs = [
             record for record in (*active, *waiting) if guild in (None, record.guild) and record.deleted is None
         ]

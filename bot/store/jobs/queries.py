@@ -62,6 +62,15 @@ def get_jobs(connection: Connection, ids: Sequence[str]) -> dict[str, JobRecord]
     return {job_record.id: job_record for job_record in load_records(connection, _SELECT_JOBS, {"ids": list(ids)})}
 
 
+def get_active_and_waiting(connection: Connection, waiting: Sequence[str]) -> dict[str, JobRecord]:
+    """Return all sent and running jobs and these waiting ones by id, the oldest first.
+
+    It is one statement: two would miss a job that is sent between them.
+    """
+    query = select(jobs).where(jobs.c.state.in_(ACTIVE_STATES) | jobs.c.id.in_(_IDS)).order_by(jobs.c.id)
+    return {job_record.id: job_record for job_record in load_records(connection, query, {"ids": list(waiting)})}
+
+
 def list_queued(connection: Connection, guild: str | None, limit: int) -> list[JobRecord]:
     """Return waiting jobs, the oldest first."""
     query = select(jobs).where(jobs.c.state == "queued").order_by(jobs.c.id).limit(limit)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import time
 
 import msgspec
 import pytest
@@ -219,6 +220,28 @@ async def test_unknown_jobs_and_missing_pictures_are_refused_with_404(harness, a
         with pytest.raises(UserError) as error:
             await request
         assert error.value.status == 404
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("starts_before_layout", [True, False])
+async def test_the_queue_shows_a_job_that_starts_while_the_queue_is_read(
+    harness, ann, destination, monkeypatch, starts_before_layout
+):
+    app = await harness.open_app()
+    (waiting,) = await app.services.jobs.imagine("a lamp", ann, destination)
+    read_layout = app.services.job_views._forecast.get_layout
+
+    async def start_and_read_layout(**options):
+        if starts_before_layout:
+            await app.store.start_job(waiting.job, 1, "painter", 0, time.time())
+            return await read_layout(**options)
+        layout = await read_layout(**options)
+        await app.store.start_job(waiting.job, 1, "painter", 0, time.time())
+        return layout
+
+    monkeypatch.setattr(app.services.job_views._forecast, "get_layout", start_and_read_layout)
+    (view,) = await app.services.job_views.load_queue("local")
+    assert (view.id, view.state) == (waiting.job, "running")
 
 
 @pytest.mark.asyncio
