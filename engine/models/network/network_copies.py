@@ -44,10 +44,10 @@ class NetworkCopies:
     def get_network(self, dtype: Dtype) -> Any:
         if dtype not in self._networks:
             uses_master = self._device.type == "cpu" and dtype == "float32"
-            net = place_network(self._master if uses_master else copy.deepcopy(self._master), self._device, dtype)
+            net = self._master if uses_master else copy.deepcopy(self._master)
             if self._device.type == "cpu" and dtype == "bfloat16":
                 substitute_layers(net)
-            self._networks[dtype] = net
+            self._networks[dtype] = place_network(net, self._device, dtype)
         return self._networks[dtype]
 
 

@@ -30,6 +30,7 @@ MAX_PARAMETERS = 100_000_000  # parameters: too few copies of a larger network w
 Predict = Callable[[Any], torch.Tensor]  # runs one forward of the given network
 _OPERATORS = (
     "_reorder_convolution_weight", "_convolution_pointwise", "_reorder_linear_weight", "_linear_pointwise",
+    "_reorder_convolution_transpose_weight", "_convolution_transpose_pointwise",
 )  # fmt: skip
 
 
@@ -108,7 +109,7 @@ def _record_layers(
 
 def _is_packable(module: nn.Module) -> bool:
     """Match exactly these classes: a subclass may compute something else."""
-    return type(module) is nn.Linear or (type(module) is nn.Conv2d and module.padding_mode == "zeros")
+    return type(module) in _PACKED_LAYERS and getattr(module, "padding_mode", "zeros") == "zeros"
 
 
 def _make_packed_copy(net: Any, shapes: dict[str, torch.Size], text_modules: Sequence[str] = ()) -> Any:
@@ -117,8 +118,7 @@ def _make_packed_copy(net: Any, shapes: dict[str, torch.Size], text_modules: Seq
     for name, shape in shapes.items():
         parent, _, attribute = name.rpartition(".")
         module = net.get_submodule(name)
-        layer = _PackedConvolution(module, shape) if isinstance(module, nn.Conv2d) else _PackedLinear(module, shape)
-        setattr(packed.get_submodule(parent), attribute, layer)
+        setattr(packed.get_submodule(parent), attribute, _PACKED_LAYERS[type(module)](module, shape))
     for name in reversed(text_modules):  # nested modules first
         parent, _, attribute = name.rpartition(".")
         setattr(packed.get_submodule(parent), attribute, _CachedModule(packed.get_submodule(name)))
@@ -164,3 +164,27 @@ class _PackedConvolution(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.ops.mkldnn._convolution_pointwise(x, self._blocks, self.bias, *self._options, "none", [], "")
+
+
+class _PackedTransposedConvolution(nn.Module):
+    """A 2D transposed convolution with weights in oneDNN's blocks for one input shape."""
+
+    def __init__(self, module: Any, shape: torch.Size) -> None:
+        super().__init__()
+        self.weight, self.bias = module.weight, module.bias
+        self._options = (module.padding, module.output_padding, module.stride, module.dilation, module.groups)
+        self._blocks = torch.ops.mkldnn._reorder_convolution_transpose_weight(
+            module.weight.detach(), *self._options, list(shape)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.ops.mkldnn._convolution_transpose_pointwise(
+            x, self._blocks, self.bias, *self._options, "none", [], ""
+        )
+
+
+_PACKED_LAYERS: dict[type[nn.Module], Callable[[Any, torch.Size], nn.Module]] = {
+    nn.Linear: _PackedLinear,
+    nn.Conv2d: _PackedConvolution,
+    nn.ConvTranspose2d: _PackedTransposedConvolution,
+}

@@ -39,6 +39,8 @@ def test_a_packed_forward_gives_the_same_bits(embedded: StableDiffusion, rows: i
             assert torch.equal(packs.run(net, (dtype, height), predict), expected)
     if dtype == "bfloat16":
         assert all(each is not net for each in packs._copies.values())
+        kinds = {type(each).__name__ for packed in packs._copies.values() for each in packed.modules()}
+        assert {"_PackedConvolution", "_PackedLinear", "_PackedTransposedConvolution"} <= kinds
 
 
 class DerivedLinear(nn.Linear):

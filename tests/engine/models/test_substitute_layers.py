@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.attention_processor import Attention
+from diffusers.models.upsampling import Upsample2D
+from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from engine.calibration.measurement import probe_recipe
@@ -79,6 +81,39 @@ def test_substituted_attention_gives_the_same_result(token_count: int | None) ->
     mask = torch.zeros(2, 9 if token_count is None else token_count)
     mask[:, 2:] = -1e4
     assert torch.allclose(net[0](x, texts, mask), original[0](x, texts, mask), atol=1e-6)
+
+
+def build_upsample(**options: Any) -> nn.Sequential:
+    torch.manual_seed(1)
+    settings: dict[str, Any] = {"use_conv": True} | options
+    return nn.Sequential(Upsample2D(8, **settings))
+
+
+def test_a_substituted_upsample_gives_the_same_result() -> None:
+    net = build_upsample(out_channels=6)
+    original = copy.deepcopy(net)
+    substitute_layers(net)
+    assert type(net[0]) is not Upsample2D
+    for x in (torch.randn(2, 8, 5, 3), torch.randn(1, 8, 1, 1).contiguous(memory_format=torch.channels_last)):
+        assert torch.allclose(net[0](x), original[0](x), atol=1e-6)
+        assert torch.allclose(net[0](x, (7, 9)), original[0](x, (7, 9)), atol=1e-6)  # not twice the size
+
+
+def test_a_substituted_upsample_honours_a_lora_in_its_convolution() -> None:
+    net, x = build_upsample(), torch.randn(2, 8, 5, 3)
+    original = copy.deepcopy(net)
+    substitute_layers(net)
+    config = LoraConfig(r=2, target_modules=["0.conv"], init_lora_weights=False)
+    outputs = [inject_adapter_in_model(config, each)(x) for each in (net, original) if torch.manual_seed(3)]
+    assert torch.allclose(outputs[0], outputs[1], atol=1e-6)
+    assert not torch.allclose(outputs[0], build_upsample()(x), atol=1e-3)
+
+
+@pytest.mark.parametrize("options", [{"use_conv": False}, {"kernel_size": 1, "padding": 0}, {"norm_type": "ln_norm"}])
+def test_an_upsample_with_extra_options_is_not_replaced(options: dict[str, Any]) -> None:
+    net = build_upsample(**options)
+    substitute_layers(net)
+    assert type(net[0]) is Upsample2D
 
 
 @pytest.mark.parametrize("options", [{"residual_connection": True}, {"norm_num_groups": 2}, {"qk_norm": "layer_norm"}])
