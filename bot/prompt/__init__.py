@@ -1,7 +1,7 @@
 """The prompt grammar: `terrier, looking up --ar 16:9 --seed 7`, `a::2 b::-1`, `{x,y}`. Pure.
 
 `concepts` cleans and weights the text, `permutations` expands braces, `flags` finds flags, and `flag_values` parses
-them with `sampler_names` and `loras`. `flag_aliases` expands a member's flag aliases, `parsed_prompt` is the result,
+them with `sampler_names` and `loras`. `flag_aliases` expands a member's flag aliases. `parsed_prompt` is the result,
 and `capability_check` refuses what a model cannot do. Emphasis, as in `(word:1.2)`, stays as it is.
 """
 

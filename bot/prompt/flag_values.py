@@ -177,6 +177,7 @@ PARSERS: dict[str, Callable[[object], object]] = {
     "walk": _parse_walk,
     "best": _switch_parser("best"),
     "fast": _switch_parser("fast"),
+    "turbo": _switch_parser("turbo"),
     "relax": _switch_parser("relax"),
     "tile": _switch_parser("tile"),
     "mix": _switch_parser("mix"),

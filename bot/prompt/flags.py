@@ -48,6 +48,7 @@ OUR_FLAGS = {
         Flag("count", "word", "1 to 4", "how many pictures"),
         Flag("best", "nothing", "no value", "draws twice as many, and shows those nearest to the prompt"),
         Flag("fast", "nothing", "no value", "30 steps of DPM++ 2M, or of the model's own sampler"),
+        Flag("turbo", "nothing", "no value", "4 steps without guidance, if the model has a LoRA for that"),
         Flag("relax", "nothing", "no value", "waits longer, and counts against a limit of its own"),
         Flag("strength", "word", "0.05 to 1", "how much of the init image is drawn anew"),
         Flag("iw", "word", "0 to 3", "how much the init image weighs; 1 is --strength 0.6"),
@@ -73,7 +74,7 @@ ALIASES = {
 
 # Midjourney's flags, by what they take: ignored here. "number" and "word" may also stand without a value.
 IGNORED_FLAGS: dict[str, FlagArgument] = {
-    **dict.fromkeys(("video", "turbo", "stealth", "public", "uplight", "upbeta", "hd"), "nothing"),
+    **dict.fromkeys(("video", "stealth", "public", "uplight", "upbeta", "hd"), "nothing"),
     **dict.fromkeys(("draft", "beta", "test", "testp", "creative", "upanime", "loop", "raw"), "nothing"),
     **dict.fromkeys(("version", "v", "stylize", "stylise", "s", "niji", "weird", "w"), "number"),
     **dict.fromkeys(("zoom", "cw", "sw", "ow", "exp", "sv", "sameseed", "bs", "hq"), "number"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from bot.domain.errors import UserError
@@ -12,16 +12,21 @@ from bot.domain.texts import ALL_STEPS_ENDING, WHOLE_PIPELINE_ENDING
 from bot.prompt.capability_check import check_capabilities, choose_interval
 from bot.prompt.concepts import EMPTY_CONCEPT, balance_weights
 from bot.prompt.emphasis import remove_emphasis
-from bot.prompt.loras import RequestedLora, resolve_loras
+from bot.prompt.loras import RequestedLora, merge_loras, resolve_loras
 from engine.contract import (
     MAX_COUNT,
     MAX_STEPS,
     PIPELINE_SAMPLERS,
     SAMPLER_TITLES,
+    TURBO_GUIDANCE,
+    TURBO_LORA,
+    TURBO_SAMPLER,
+    TURBO_STEPS,
     Concept,
     ModelProfile,
     Recipe,
     Sampler,
+    find_turbo,
 )
 
 if TYPE_CHECKING:
@@ -67,6 +72,7 @@ class ParsedPrompt:
     count: int | None = None
     best: bool | None = None
     fast: bool = False
+    turbo: bool = False
     relaxed: bool = False
     eta: float = 0.0
     strength: float | None = None
@@ -87,9 +93,9 @@ def build_recipe(
 ) -> Recipe:
     """Return everything that decides pixels, frozen. `seed` applies if the prompt names none.
 
-    Raises `UserError` if the shape does not fit the model, or if the model lacks a feature. Members cannot set
-    `bucket`.
+    Raises `UserError` if the model lacks the shape or a feature. Members cannot set `bucket`.
     """
+    parsed_prompt = expand_turbo(parsed_prompt, model_profile)
     width, height = fit_size(parsed_prompt.ar or (1, 1), model_profile)
     sampler, steps = choose_sampling(parsed_prompt, model_profile)
     start, stop = choose_interval(
@@ -122,6 +128,20 @@ def build_recipe(
     )
     check_capabilities(recipe, model_profile)
     return recipe
+
+
+def expand_turbo(parsed_prompt: ParsedPrompt, model_profile: ModelProfile) -> ParsedPrompt:
+    """Return the prompt with what --turbo stands for; its own flags win. Without a turbo LoRA nothing changes."""
+    if not parsed_prompt.turbo or find_turbo(model_profile) is None:
+        return parsed_prompt
+    return replace(
+        parsed_prompt,
+        turbo=False,
+        sampler=parsed_prompt.sampler or TURBO_SAMPLER,
+        steps=parsed_prompt.steps or max(1, round(TURBO_STEPS * parsed_prompt.quality)),
+        guidance=TURBO_GUIDANCE if parsed_prompt.guidance is None else parsed_prompt.guidance,
+        loras=merge_loras([RequestedLora(TURBO_LORA), *(parsed_prompt.loras or ())]),
+    )
 
 
 def _count_candidates(parsed_prompt: ParsedPrompt) -> int:
@@ -188,7 +208,8 @@ def _size_deviation(width: int, height: int, ratio: float, size: int) -> float:
 
 def make_remarks(parsed_prompt: ParsedPrompt, model_profile: ModelProfile) -> tuple[str, ...]:
     """Return notes before the job runs: the unmodified pipeline, reduced steps, weak shapes, text that is not read."""
-    remarks: list[str] = []
+    remarks = list(_turbo_remarks(parsed_prompt, model_profile))
+    parsed_prompt = expand_turbo(parsed_prompt, model_profile)
     sampler, _ = choose_sampling(parsed_prompt, model_profile)
     if sampler in PIPELINE_SAMPLERS:
         remarks.append(f"{SAMPLER_TITLES[sampler]}: {WHOLE_PIPELINE_ENDING}")
@@ -210,6 +231,26 @@ def make_remarks(parsed_prompt: ParsedPrompt, model_profile: ModelProfile) -> tu
     )
     remarks.append(_truncation_note(remove_emphasis(parsed_prompt.negative), model_profile, "--no text"))
     return tuple(remark for remark in remarks if remark)
+
+
+def _turbo_remarks(parsed_prompt: ParsedPrompt, model_profile: ModelProfile) -> Iterator[str]:
+    """Yield notes on --turbo for this model, which may lack it, and on flags that do not suit it."""
+    if not parsed_prompt.turbo:
+        return
+    if find_turbo(model_profile) is None:
+        yield (
+            f"{model_profile.name} has no turbo, so --turbo is ignored; --fast takes "
+            f"{min(FAST_STEPS, model_profile.steps)} steps."
+        )
+        return
+    guidance = parsed_prompt.guidance or TURBO_GUIDANCE
+    if parsed_prompt.sampler not in (None, TURBO_SAMPLER) or guidance > TURBO_GUIDANCE:
+        yield f"--turbo is made for the sampler {TURBO_SAMPLER} without guidance: others make its pictures worse."
+    if parsed_prompt.fast:
+        yield "Beside --turbo, --fast changes nothing."
+    if guidance == TURBO_GUIDANCE:
+        flags = {"no": parsed_prompt.negative, "interval": parsed_prompt.interval, "chaos": parsed_prompt.chaos}
+        yield from (f"--turbo draws without guidance, so --{name} changes nothing." for name in flags if flags[name])
 
 
 def _truncation_note(text: str, model_profile: ModelProfile, part_name: str) -> str:

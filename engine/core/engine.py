@@ -19,6 +19,7 @@ from engine.contract import Blame, Job, Snapshot
 from engine.core.batch_layouts import BUCKETS, BatchLayouts
 from engine.core.batch_limits import BatchLimits
 from engine.core.batch_math import Coefficients, Prediction, predict, roll_tiles
+from engine.core.end_estimator import EndEstimator, choose_preview
 from engine.core.events import BatchRun, Event, JobFailure, LatentsDone, StepDone
 from engine.core.fault_isolation import check_device, find_failing_jobs, run_harmless
 from engine.core.init_latents import InitLatents
@@ -58,6 +59,7 @@ class Engine:
         self._scheduler: Scheduler[ScheduledImage] = Scheduler()
         self._pipeline_batching, self._images = PipelineBatching(), dict[str, list[ScheduledImage]]()
         self._watched_jobs = set[str]()
+        self._end_estimator = EndEstimator(families)
         self._paused_jobs = set[str]()  # also while all images of a job are busy
         self._job_weights: dict[str, float] = {}
         self._events: list[Event] = []
@@ -210,13 +212,16 @@ class Engine:
         for image, x, x0 in zip(batch, prediction.x, prediction.x0, strict=True):
             image.advance(x, x0)
             self._limits.limit_for(image)  # its shape may change now, and a pinned one may exceed the batch limit
-            watched_x0 = x0 if image.job in self._watched_jobs else None
+        is_alone = len(self._images) == 1 and batch[0].job in self._watched_jobs  # an estimate would delay other jobs
+        has_estimates = is_alone and self._end_estimator.estimate(batch)
+        for image, x0 in zip(batch, prediction.x0, strict=True):
+            watched_x0 = choose_preview(image, x0) if image.job in self._watched_jobs else None
             self._events.append(StepDone(image.job, image.image, image.k, image.plan.steps, watched_x0))
         self._scheduler.charge(batch, self._layouts.padded_rows * batch[0].row_ms)  # padding is charged, too
         self._steps += 1
         finished = [image for image in batch if image.is_done]
         is_checked = bool(finished) or self._steps % CHECK_EVERY_STEPS == 0
-        self.last_batch = self._describe_batch(batch[0], is_checked)
+        self.last_batch = None if has_estimates else self._describe_batch(batch[0], is_checked)
         if is_checked:
             self._fail_non_finite(batch, prediction.x)
         for image in finished:

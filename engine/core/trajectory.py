@@ -98,6 +98,7 @@ class Trajectory:
         self.masked_source = _build_masked_source(init_latents, self.noise)
         self.x = _first_latents(recipe, plan, self.noise, init_latents).to(family.device)
         self.h: torch.Tensor | None = _initial_history(plan, init_latents, self.x)
+        self.likely_end: torch.Tensor | None = None  # for previews alone
         self.keyframes: list[LatentKeyframe] = []
         steps = keyframe_steps.keyframe_steps(plan, self.k, self.end_step) if job.ladder else ()
         self._keyframe_numbers = {step: number for number, step in enumerate(steps)}

@@ -77,13 +77,9 @@ class DiscoveredModel:
 
 def discover_models(names: Sequence[str], context: LoadContext) -> list[DiscoveredModel]:
     """Find every model. Raises `JobRejected` where one is missing, or two have one name."""
-    catalog, discovered, lora_fingerprint = (
-        catalog_file.read_catalog(context.data),
-        list[DiscoveredModel](),
-        _fingerprint_loras(context.data),
-    )
+    catalog, discovered = catalog_file.read_catalog(context.data), list[DiscoveredModel]()
     for name_or_path in names:
-        model = _discover(name_or_path, context, catalog, lora_fingerprint)
+        model = _discover(name_or_path, context, catalog)
         if any(model.name == other.name for other in discovered):
             raise JobRejected(f"Two models are called {model.name}; rename the folder of one.", "worker")
         discovered.append(model)
@@ -114,13 +110,12 @@ def load_models(
     ]
 
 
-def _discover(
-    name_or_path: str, context: LoadContext, catalog: dict[str, CalibratedModel], lora_fingerprint: str
-) -> DiscoveredModel:
+def _discover(name_or_path: str, context: LoadContext, catalog: dict[str, CalibratedModel]) -> DiscoveredModel:
     source = None if name_or_path == EMBEDDED_MODEL else find_model(name_or_path, context.data)
     format_chooser = FormatChooser(context.device)
     name, size, revision = _inspect_source(source, format_chooser) if source else _inspect_embedded()
     upscaler = context.resolver.fingerprint if context.resolver else ""
+    lora_fingerprint = _fingerprint_loras(context.data, source.path if source else WEIGHTS_FOLDER)
     catalog_key = catalog_file.make_key(name, revision, context.device, upscaler, context.build, lora_fingerprint)
 
     def load(on_progress: OnProgress | None) -> Family:
@@ -151,11 +146,11 @@ def _load_family(source: ModelSource | None, context: LoadContext, on_progress: 
     return family
 
 
-def _fingerprint_loras(data: Path) -> str:
-    """Return a fingerprint of all LoRAs by name and weights."""
+def _fingerprint_loras(data: Path, model_folder: Path) -> str:
+    """Return a fingerprint of all LoRAs for a model by name and weights."""
     return (
         combine_fingerprints(*(f"{lora.name} {lora.revision}" for lora in loras))
-        if (loras := find_loras(data / LORA_FOLDER))
+        if (loras := find_loras(data / LORA_FOLDER, model_folder))
         else ""
     )
 

@@ -65,8 +65,10 @@ def load_source(
         source.path, source.name, format_chooser, on_progress
     )
     family = _make_family(loaded, source.name, source.compute_fingerprint(), device, resolver)
-    if isinstance(family, DiffusersFamily) and loaded.single_format is not None:
-        family.use_single_format(loaded.single_format, loaded.reload)
+    if isinstance(family, DiffusersFamily):
+        family.model_folder = None if source.is_file else source.path
+        if loaded.single_format is not None:
+            family.use_single_format(loaded.single_format, loaded.reload)
     return family
 
 

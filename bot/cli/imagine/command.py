@@ -39,6 +39,7 @@ Walk = Annotated[
 ]
 Frames = Annotated[int | None, typer.Option(help="How many pictures a walk has, 4 to 16.")]
 Fast = Annotated[bool, typer.Option("--fast", help="30 steps of DPM++ 2M, or the model's own fast setting.")]
+Turbo = Annotated[bool, typer.Option("--turbo", help="4 steps without guidance, if the model has a LoRA for that.")]
 Model = Annotated[str | None, typer.Option(help="Model folder or name.")]
 OutputFolder = Annotated[Path, typer.Option(metavar="DIR", help="Where the pictures go.")]
 Film = Annotated[bool, typer.Option("--film", help="Also write the film of how they developed.")]
@@ -50,7 +51,8 @@ def imagine(
     no: NegativePrompt = None, image: InitImages = None, strength: Strength = None, mask: Mask = None,
     blend: Blend = False, branch: Branch = None, tile: Tile = False, mix: Mix = False, stop: Stop = None,
     chaos: Chaos = None, quality: Quality = None, walk: Walk = None, frames: Frames = None, fast: Fast = False,
-    model: Model = None, out: OutputFolder = Path(), film: Film = False, as_json: AsJson = False, data: Data = None,
+    turbo: Turbo = False, model: Model = None, out: OutputFolder = Path(), film: Film = False, as_json: AsJson = False,
+    data: Data = None,
 ) -> None:  # fmt: skip
     """Draw one prompt on this machine: in the running `darkroom up`, otherwise in this process."""
     from bot.app.settings import load_settings
@@ -62,7 +64,7 @@ def imagine(
         "steps": steps, "sampler": sampler, "seed": seed, "guidance": guidance, "interval": interval,
         "lora": lora or None, "count": count, "ar": ar, "negative": no, "fast": fast or None, "model": model,
         "strength": strength, "stop_at": stop, "tile": tile or None, "mix": mix or None, "chaos": chaos,
-        "best": best or None, "quality": quality, "walk": walk, "frames": frames,
+        "best": best or None, "turbo": turbo or None, "quality": quality, "walk": walk, "frames": frames,
     }  # fmt: skip
     given_options = {name: value for name, value in options.items() if value is not None}
     request = ImagineRequest(prompt_text, given_options, out, film, as_json, inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -10,11 +11,12 @@ from bot.domain.errors import UserError
 from bot.prompt import ParsedPrompt
 from bot.prompt.capability_check import check_capabilities, check_sampler, choose_interval
 from bot.prompt.concepts import balance_weights
-from bot.prompt.loras import resolve_loras
-from bot.prompt.parsed_prompt import CANDIDATES_PER_PICTURE, choose_sampling, fit_size
+from bot.prompt.loras import RequestedLora, merge_loras, resolve_loras
+from bot.prompt.parsed_prompt import CANDIDATES_PER_PICTURE, choose_sampling, expand_turbo, fit_size
 from engine.contract import (
     MAX_COUNT,
     PIPELINE_SAMPLERS,
+    TURBO_LORA,
     Interpolation,
     ModelProfile,
     NoiseAncestor,
@@ -23,6 +25,7 @@ from engine.contract import (
     UpscaleTask,
     candidate_index,
     count_rows,
+    is_turbo,
     noise_seed,
     recipe_for_image,
 )
@@ -139,6 +142,7 @@ def remix_recipe(recipe: Recipe, parsed_prompt: ParsedPrompt, model_profile: Mod
         raise UserError("A remix cannot start an interpolation: use /walk or --walk.")
     if parsed_prompt.model not in (None, recipe.model):
         raise UserError(f"A remix keeps its model, {recipe.model}: ask for another one by a new prompt.")
+    parsed_prompt = _expand_turbo(parsed_prompt, recipe, model_profile)
     width, height = fit_size(parsed_prompt.ar, model_profile) if parsed_prompt.ar else (recipe.width, recipe.height)
     sampler, steps = choose_sampling(
         parsed_prompt, msgspec.structs.replace(model_profile, sampler=recipe.sampler, steps=recipe.steps)
@@ -167,6 +171,16 @@ def remix_recipe(recipe: Recipe, parsed_prompt: ParsedPrompt, model_profile: Mod
     )
     check_capabilities(remix, model_profile)
     return pin_batch_shape(remix) if remix.bucket else remix
+
+
+def _expand_turbo(parsed_prompt: ParsedPrompt, base: Recipe, model_profile: ModelProfile) -> ParsedPrompt:
+    """Return the prompt for a remix of `base`: turbo pictures keep their LoRA as they keep their sampler and steps."""
+    if not is_turbo(base):
+        return expand_turbo(parsed_prompt, model_profile)
+    if parsed_prompt.loras is None:
+        return replace(parsed_prompt, turbo=False)
+    kept_loras = [RequestedLora(lora.name, lora.weight) for lora in base.loras if lora.name == TURBO_LORA]
+    return replace(parsed_prompt, turbo=False, loras=merge_loras([*kept_loras, *parsed_prompt.loras]))
 
 
 def _remix_candidates(recipe: Recipe, parsed_prompt: ParsedPrompt, count: int, *, has_judge: bool) -> dict[str, Any]:

@@ -44,6 +44,7 @@ from bot.services.jobs.recipe_init import (
     nearest_step_note,
     parse_one,
     single_image,
+    start_from,
 )
 from bot.store import JobRecord
 from engine.contract import Recipe, estimate_cost
@@ -205,7 +206,7 @@ class EditService:
             new_recipe = remix_recipe(new_recipe, changes.prompt, entry.profile)
             shown_prompt = " ".join(changes.prompt.text.split())
             strength = changes.prompt.strength if strength is None else strength
-        edit_recipe = msgspec.structs.replace(new_recipe, start=loaded_images.recipe_part(strength), lineage=())
+        edit_recipe = msgspec.structs.replace(start_from(new_recipe, loaded_images.recipe_part(strength)), lineage=())
         check_capabilities(edit_recipe, entry.profile)
         request = JobRequest(
             action, shown_prompt, (*changes.notes, *change_notes), edit_recipe, entry.pool_for(edit_recipe),

@@ -61,7 +61,7 @@ class JobService:
         """Admit a prompt as jobs, one for each permutation; all of them or none. Raises `UserError`.
 
         `options` override the flags in the text: steps, seed, guidance, interval, sampler, model, count, ar, fast,
-        best, negative, strength, stop, tile, mix, chaos, repeat, quality, walk, frames; `lora` adds to them. An
+        turbo, best, negative, strength, stop, tile, mix, chaos, repeat, quality, walk, frames; `lora` adds to them. An
         interpolation (`walk`) makes as many jobs as its pictures need.
 
         With `init_images` the prompt may be empty, and without --ar they give the aspect ratio. URLs at the beginning

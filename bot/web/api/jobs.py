@@ -50,6 +50,7 @@ class JobBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ar: str | None = None
     best: bool | None = None
     fast: bool | None = None
+    turbo: bool | None = None
     negative: str | None = None
     strength: float | None = None
     stop_at: float | None = None

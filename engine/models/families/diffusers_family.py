@@ -165,6 +165,15 @@ class DiffusersFamily(WholePipelineSupport, ABC):
     def lora_folder(self, folder: Path | None) -> None:
         self._loras.folder = folder
 
+    @property
+    def model_folder(self) -> Path | None:
+        """The model's own folder, which may hold its turbo LoRA; None: it has no folder."""
+        return self._loras.model_folder
+
+    @model_folder.setter
+    def model_folder(self, folder: Path | None) -> None:
+        self._loras.model_folder = folder
+
     def with_loras(self, recipe: Recipe) -> Recipe:
         loras = self._loras.resolve(recipe.loras)
         self.get_network(recipe.dtype, loras)  # errors appear before the first step

@@ -40,7 +40,7 @@ def load_embedded(
     family = StableDiffusion(
         build_pipeline(weights), EMBEDDED_MODEL, fingerprint_folder(weights), device, GUIDANCE, resolver
     )
-    family.interval = INTERVAL
+    family.interval, family.model_folder = INTERVAL, weights
     if (weights / "judge").is_dir():
         pipeline = family.pipeline
         family.judge = PromptJudge(weights / "judge", pipeline.tokenizer, pipeline.text_encoder, family.pipeline_lock)

@@ -20,10 +20,14 @@ LoraWeights = dict[LoraFile, float]
 
 
 class LoraCollection:
-    """The LoRAs in `folder` (None: there are none) for one pipeline. PEFT is imported only when one is used."""
+    """The LoRAs in `folder` for one pipeline, and the one in its `model_folder`. None: there is no such folder.
+
+    PEFT is imported only when one is used.
+    """
 
     def __init__(self, pipeline: Any, network_name: str) -> None:
         self.folder: Path | None = None
+        self.model_folder: Path | None = None
         self._pipeline, self._network_name = pipeline, network_name
         self._copies: OrderedDict[Hashable, LoraPipeline] = OrderedDict()
         self._compatible_revisions: dict[str, bool] = {}  # by revision
@@ -31,7 +35,9 @@ class LoraCollection:
 
     def list_compatible(self) -> tuple[Lora, ...]:
         """Return all that fit this model, at weight 1. Each file is checked once."""
-        files = find_loras(self.folder) if is_peft_available() and hasattr(self._pipeline, "lora_state_dict") else []
+        if not is_peft_available() or not hasattr(self._pipeline, "lora_state_dict"):
+            return ()
+        files = find_loras(self.folder, self.model_folder)
         compatible_files = [file for file in files if self._is_compatible(file)]
         return tuple(Lora(file.name, 1.0, file.revision) for file in compatible_files[:MAX_LORAS])
 
@@ -48,7 +54,7 @@ class LoraCollection:
         """Return the same with revisions. Raises `JobRejected` where one is missing, unfit or of another revision."""
         weights: LoraWeights = {}
         for lora in loras:
-            file = find_lora(self.folder, lora.name)
+            file = find_lora(self.folder, lora.name, self.model_folder)
             if lora.revision and lora.revision != file.revision:
                 raise JobRejected(f"This worker has another version of the LoRA {lora.name}.", "worker")
             if is_peft_available() and (not count_layers(file) or self._is_compatible(file) is False):

@@ -1,6 +1,7 @@
 """LoRA files of a folder: `NAME.safetensors`, or `NAME/` with one such file, as `darkroom train lora` writes it.
 
-It accepts only safetensors: a pickle can run code when it is opened. No name and no link leads out of the folder.
+A model's own folder may hold one more, `turbo/`, which only that model has. Only safetensors are accepted: a pickle can
+run code when it is opened. No name and no link leads out of the folder.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from engine.contract import TURBO_LORA
 from engine.contract.rejection import JobRejected
 
 log = logging.getLogger(__name__)
@@ -32,21 +34,36 @@ class LoraFile(NamedTuple):
     revision: str
 
 
-def find_loras(folder: Path | None) -> list[LoraFile]:
-    """Return every usable LoRA by name; log the others."""
+def find_loras(folder: Path | None, model_folder: Path | None = None) -> list[LoraFile]:
+    """Return every usable LoRA by name, the model's own first; log the others."""
+    names = set[str]() if folder is None else _list_names(folder)
+    own_names = [TURBO_LORA] if has_turbo(model_folder) else []
+    if folder is not None and not names.isdisjoint(own_names):
+        _log_replaced(folder)
     loras: list[LoraFile] = []
-    for name in sorted(_list_names(folder)) if folder is not None else ():
+    for name in (*own_names, *sorted(names.difference(own_names))):
         try:
-            loras.append(find_lora(folder, name))
+            loras.append(find_lora(folder, name, model_folder))
         except JobRejected as rejection:
             log.warning("left out: %s", rejection.sentence)
     return loras
 
 
-def find_lora(folder: Path | None, name: str) -> LoraFile:
-    """Return the LoRA of this name. Raises `JobRejected`."""
+def has_turbo(model_folder: Path | None) -> bool:
+    """Whether the model has a turbo LoRA of its own."""
+    return model_folder is not None and (model_folder / TURBO_LORA / DEFAULT_FILE_NAME).is_file()
+
+
+@functools.cache
+def _log_replaced(folder: Path) -> None:
+    """Log once that models with a turbo LoRA of their own do not use the folder's."""
+    log.warning("the LoRA %s in %s is left out for models that have their own", TURBO_LORA, folder)
+
+
+def find_lora(folder: Path | None, name: str, model_folder: Path | None = None) -> LoraFile:
+    """Return the LoRA of this name: the model's own before one in the folder of LoRAs. Raises `JobRejected`."""
     try:
-        return _find_lora(folder, name)
+        return _find_lora(model_folder if name == TURBO_LORA and has_turbo(model_folder) else folder, name)
     except OSError as error:
         log.warning("the LoRA %s: %s", name[:64], error)
         raise JobRejected(f"The LoRA {name[:64]} cannot be read.", "worker") from error

@@ -40,6 +40,7 @@ MALFORMED = [
     b'{"prompt": "a", "steps": 4.5}',
     b'{"prompt": "a", "steps": true}',
     b'{"prompt": "a", "fast": "yes"}',
+    b'{"prompt": "a", "turbo": "yes"}',
     b'{"prompt": "a", "stpes": 40}',
     b'{"prompt": "\xff"}',
     b'{"prompt": "a"} {}',

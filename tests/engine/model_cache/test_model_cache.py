@@ -124,6 +124,14 @@ def test_a_new_lora_makes_the_stored_catalogue_entry_stale(data: Path, tmp_path:
     assert not any(one.catalog_entry for one in discover_models(NAMES, make_path(data_copy)))
 
 
+def test_a_models_own_turbo_makes_only_its_catalogue_entry_stale(data: Path, tmp_path: Path) -> None:
+    data_copy = shutil.copytree(data, tmp_path / "data")
+    (data_copy / "models" / "two" / "turbo").mkdir()
+    save_file({"a": torch.zeros(1)}, data_copy / "models" / "two" / "turbo" / "pytorch_lora_weights.safetensors")
+    discovered = discover_models(NAMES, make_path(data_copy))
+    assert [one.name for one in discovered if one.catalog_entry is None] == ["two"]
+
+
 def test_a_model_of_the_hub_is_downloaded_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     requests: list[str] = []
 

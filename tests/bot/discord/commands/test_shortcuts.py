@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+import msgspec
 import pytest
 from PIL import Image
 
@@ -16,7 +17,9 @@ from bot.discord.commands.generation.mix import mix_prompts
 from bot.discord.commands.generation.walk import join_prompts
 from bot.domain.errors import UserError
 from bot.images.films.formats import available_formats
+from bot.queue.model_catalog import SHIPPED_MODEL
 from engine.bus import Bus, NoWorkerAnswers
+from engine.contract import Lora, ModelProfile
 from shared.discord_jobs import imagine
 from shared.discord_staff import read_followups, read_text
 
@@ -57,7 +60,9 @@ async def test_mix_puts_both_prompts_with_their_weights_into_one_recipe(open_wor
 
 
 @pytest.mark.asyncio
-async def test_shortcuts_set_a_preference_and_turbo_explains_the_speeds(open_world: Any) -> None:
+async def test_shortcuts_set_a_preference_and_turbo_explains_the_speeds(
+    open_world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with open_world(worker=False) as world:
         preferences = world.client.services.preferences
         for command, name, value in (
@@ -73,6 +78,13 @@ async def test_shortcuts_set_a_preference_and_turbo_explains_the_speeds(open_wor
         assert "Turbo is not available here" in answer
         assert "add `--fast`: it takes 30 steps" in answer
         assert await preferences.load_preference(f"discord:{world.alice.id}") == before
+        turbo_profile = msgspec.structs.replace(SHIPPED_MODEL, samplers=("ddpm", "lcm"), loras=(Lora("turbo"),))
+
+        def find_profile(_name: str | None) -> ModelProfile:
+            return turbo_profile
+
+        monkeypatch.setattr(world.client.services.catalog, "find_profile", find_profile)
+        assert "add `--turbo`: it takes 4 steps" in read_text(await world.alice.slash(world.channel, "turbo"))
 
 
 @pytest.mark.slow

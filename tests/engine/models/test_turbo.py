@@ -1,0 +1,89 @@
+"""A model's own turbo LoRA, in its folder: found, announced and applied, without any folder of LoRAs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+
+from benchmarks.fixtures.small_pipelines import save_small_pipeline
+from engine.contract import Lora
+from engine.contract.rejection import JobRejected
+from engine.models import load_folder
+from engine.models.files.fingerprint import fingerprint_folder
+from engine.models.lora.lora_files import find_loras
+from tests.engine.models.test_families import by_engine, error
+from tests.engine.models.test_lora_pipeline import build_recipe
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
+
+Make = Callable[..., Any]
+
+
+def write_turbo(model_folder: Path, pipeline: Any, seed: int = 1) -> None:
+    """Writes a random LoRA for the pipeline's network as the model's own."""
+    network = pipeline.unet
+    network.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v"]))
+    matrices = get_peft_model_state_dict(network)
+    generator = torch.Generator().manual_seed(seed)
+    matrices = {name: 0.3 * torch.randn(value.shape, generator=generator) for name, value in matrices.items()}
+    type(pipeline).save_lora_weights(str(model_folder / "turbo"), unet_lora_layers=matrices)
+    network.delete_adapters("default")
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Path:
+    """The folder of a small model without a turbo LoRA."""
+    save_small_pipeline("sd", tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_the_models_own_turbo_changes_pictures_but_not_its_revision(
+    model_folder: Path, recipe: Make, job: Make, finish: Make
+) -> None:
+    plain: Any = load_folder(str(model_folder), "sd")
+    assert plain.list_loras() == ()
+    with pytest.raises(JobRejected, match="has no LoRA called turbo"):
+        plain.with_loras(build_recipe(recipe, plain, loras=(Lora("turbo"),)))
+    write_turbo(model_folder, plain.pipeline)
+    family: Any = load_folder(str(model_folder), "sd")
+    assert (family.revision, fingerprint_folder(model_folder)) == (plain.revision, plain.revision)
+    (turbo,) = family.list_loras()
+    assert (turbo.name, turbo.weight) == ("turbo", 1.0)
+    settings: dict[str, Any] = {"sampler": "lcm", "steps": 4, "guidance": 1.0}
+    (with_turbo,) = by_engine(family, build_recipe(recipe, family, loras=(turbo,), **settings), job, finish)
+    (without,) = by_engine(family, build_recipe(recipe, family, **settings), job, finish)
+    assert error(with_turbo, without) > 1e-3
+    assert error(without, by_engine(plain, build_recipe(recipe, plain, **settings), job, finish)[0]) == 0
+
+
+def test_the_models_own_turbo_wins_over_one_in_the_folder_of_loras(
+    model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    family: Any = load_folder(str(model_folder), "sd")
+    write_turbo(tmp_path / "loras", family.pipeline, seed=2)
+    family.lora_folder = tmp_path / "loras"
+    (shared,) = family.list_loras()
+    write_turbo(model_folder, family.pipeline)
+    with caplog.at_level(logging.WARNING):
+        (own,) = family.list_loras()
+        assert family.list_loras() == (own,)
+    assert (shared.name, own.name) == ("turbo", "turbo")
+    assert own.revision != shared.revision
+    assert [one.path for one in find_loras(tmp_path / "loras", model_folder)] == [
+        model_folder / "turbo" / "pytorch_lora_weights.safetensors"
+    ]
+    assert sum("is left out for models that have their own" in record.message for record in caplog.records) == 1
+
+
+def test_a_folder_called_turbo_without_weights_is_no_turbo(model_folder: Path) -> None:
+    (model_folder / "turbo").mkdir()
+    (model_folder / "turbo" / "notes.txt").write_text("in training")
+    family: Any = load_folder(str(model_folder), "sd")
+    assert family.list_loras() == ()
