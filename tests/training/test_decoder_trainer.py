@@ -35,7 +35,13 @@ from training.gan.decoder_pictures import (
     render_large_variants,
     shrink_by_area,
 )
-from training.gan.decoder_trainer import DecoderSettings, DecoderTrainer, build_large_decoder, parse_widths
+from training.gan.decoder_trainer import (
+    DecoderSettings,
+    DecoderTrainer,
+    build_large_decoder,
+    fit_output_layer,
+    parse_widths,
+)
 from training.gan.losses import gradient_energy, sharpness_loss
 from training.pictures.artwork import Artwork, is_held_out
 from training.pictures.variants import render_variant
@@ -132,9 +138,28 @@ def test_shared_levels_begin_with_the_autoencoders_weights() -> None:
     assert picture.shape == (2, 3, 8 * 16, 8 * 16)
 
 
+def test_a_fitted_last_layer_draws_the_pictures_at_once() -> None:
+    autoencoder, pictures = make_autoencoder(), make_pictures()
+    network = build_large_decoder(autoencoder, parse_widths("4,4", autoencoder), 1)
+    images, before = as_images(pictures.large), {name: each.clone() for name, each in network.state_dict().items()}
+
+    def measure_error() -> float:
+        with torch.no_grad():
+            return float((network(pictures.means) - images).square().mean())
+
+    old_error = measure_error()
+    fit_output_layer(network, pictures.means, images)
+    new_error = measure_error()
+    assert new_error < 0.7 * old_error
+    assert new_error < float((images - images.mean(dim=(0, 2, 3), keepdim=True)).square().mean())
+    changed = {name for name, tensor in network.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"decoder.conv_out.weight", "decoder.conv_out.bias"}
+
+
 def test_widths_of_all_levels_make_a_smaller_decoder() -> None:
     autoencoder = make_autoencoder()
     assert parse_widths("4,8", autoencoder) == [4, 8, 8, 8, 16]
+    assert parse_widths("", autoencoder) == [8, 8, 8, 8, 16]
     narrow = build_large_decoder(autoencoder, parse_widths("4,4,8,8,12", autoencoder), 1)
     assert narrow(torch.zeros(1, 4, 4, 4)).shape == (1, 3, 64, 64)
     assert narrow.decoder.conv_in.weight.equal(autoencoder.decoder.conv_in.weight[:12])

@@ -16,7 +16,7 @@ Widths = Annotated[
     str | None,
     typer.Option(
         metavar="LIST",
-        help="Widths of the two new levels, from the pixels' end, or of all levels; else 16,24 and the autoencoder's.",
+        help="Widths of the two new levels, from the pixels' end, or of all levels; else the autoencoder's outermost.",
     ),
 ]
 PictureCount = Annotated[

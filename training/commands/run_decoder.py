@@ -13,6 +13,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 from engine.models.autoencoder.large_decoder import FOLDER, LargeDecoder
+from engine.models.judge import as_images
 from engine.upscaling.super_resolver import SuperResolver
 from training.commands import builtin_artwork
 from training.commands.model_network import NetworkSource, check_network, find_network, load_denoiser
@@ -37,11 +38,18 @@ from training.gan.decoder_pictures import (
     encode_large_pictures,
     render_large_variants,
 )
-from training.gan.decoder_trainer import DecoderSettings, DecoderTrainer, build_large_decoder, parse_widths
+from training.gan.decoder_trainer import (
+    DecoderSettings,
+    DecoderTrainer,
+    build_large_decoder,
+    fit_output_layer,
+    parse_widths,
+)
 from training.pictures.artwork import is_held_out
 from training.pictures.variants import FIRST_VALIDATION_NUMBER, SIDE
 
 HELD_OUT_PICTURES = 32
+FIT_PICTURES = 16  # pictures to which the last layer is fitted before the first step
 
 
 def train_decoder(session: Session, model: str, cache: Path | None, overrides: dict[str, Any]) -> int:
@@ -57,6 +65,7 @@ def train_decoder(session: Session, model: str, cache: Path | None, overrides: d
     for part in (network, autoencoder):
         torch.nn.Module.to(part, session.device)
     pictures, held_out = _open_pictures(session, source, autoencoder, autoencoder_hash, cache, settings)
+    fit_output_layer(network, pictures.means[:FIT_PICTURES], as_images(pictures.large[:FIT_PICTURES]))
     trainer = DecoderTrainer(
         network, pictures, settings, load_perceptual_loss(session.device) if settings.perceptual > 0 else None
     )

@@ -32,6 +32,7 @@ from training.gan.perceptual_loss import PerceptualLoss, draw_offset
 
 PYRAMID_LEVELS = 5  # from 256 px down to 16
 WINDOW = 64  # pixels a side of the part that the judge sees at full size
+FIT_RIDGE = 1e-5  # of the mean square of the features
 OUTPUT_LAYERS = ("decoder.conv_norm_out.", "decoder.conv_out.")
 
 
@@ -43,7 +44,7 @@ class DecoderSettings(GanSettings):
     ema: float = 0.999
     gan_from: float = 0.3
     gan_weight: float = 0.5
-    widths: str = "16,24"  # of the levels beyond the autoencoder's, or of all levels; from the pixels' end
+    widths: str = ""  # of the added levels or of all, from the pixels' end; empty: the autoencoder's outermost
     pictures: int = 3000
     crop: int = 12  # latents a side
     noise: float = 0.6  # the most noise of the encoder's latents, as a share of the posterior's deviation
@@ -56,7 +57,8 @@ class DecoderSettings(GanSettings):
 def parse_widths(widths: str, autoencoder: AutoencoderKL) -> list[int]:
     """Return the width of each level from the pixels' end. Raises ValueError with a sentence."""
     own, groups = list(autoencoder.config["block_out_channels"]), int(autoencoder.config["norm_num_groups"])
-    numbers = [int(word) if word.strip().isdecimal() else 0 for word in widths.split(",")]
+    words = widths.split(",") if widths else [str(own[0])] * ADDED_LEVELS
+    numbers = [int(word) if word.strip().isdecimal() else 0 for word in words]
     if len(numbers) not in (ADDED_LEVELS, ADDED_LEVELS + len(own)):
         raise ValueError(f"--widths takes {ADDED_LEVELS} or {ADDED_LEVELS + len(own)} widths, and has {len(numbers)}.")
     if any(width < 1 or width > 1024 or width % groups for width in numbers):
@@ -95,6 +97,30 @@ def _simplify_new_levels(network: LargeDecoder, own_levels: int) -> None:
         for resnet in block.resnets if level >= own_levels else ():
             nn.init.zeros_(resnet.conv2.weight)
             nn.init.zeros_(resnet.conv2.bias)
+
+
+@torch.no_grad()
+def fit_output_layer(network: LargeDecoder, latents: Tensor, images: Tensor) -> None:
+    """Set the last layer to the least-squares fit of `images` [n, 3, height, width] from their latents [n, c, h, w].
+
+    So a training begins with the autoencoder's picture, about, and not with grey.
+    """
+    layer, device = network.decoder.conv_out, next(network.parameters()).device
+    size = layer.weight[0].numel() + 1
+    products, moments = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, 3, dtype=torch.float64)
+    features = list[Tensor]()
+    hook = layer.register_forward_pre_hook(lambda _layer, inputs: features.append(inputs[0]))
+    for row, image in zip(latents, images, strict=True):
+        network(row[None].to(device))
+        patches = F.unfold(features.pop().float().cpu(), 3, padding=1)[0]
+        patches = F.pad(patches, (0, 0, 0, 1), value=1.0).double()  # the last row is for the bias
+        products += patches @ patches.T
+        moments += patches @ image.flatten(1).T.double()
+    hook.remove()
+    ridge = FIT_RIDGE * products.diagonal().mean() * torch.eye(size, dtype=torch.float64)
+    solution = cast(Any, torch.linalg).solve(products + ridge, moments).T
+    layer.weight.copy_(solution[:, :-1].reshape(layer.weight.shape))
+    cast(Tensor, layer.bias).copy_(solution[:, -1])
 
 
 @dataclass(frozen=True)
