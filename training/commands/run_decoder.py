@@ -86,7 +86,8 @@ def _check_memory(network: LargeDecoder, settings: DecoderSettings, source: Netw
     """Raise ValueError if the training does not fit into memory."""
     config = network.config
     shape = {"block_out_channels": config["block_out_channels"], "layers_per_block": config["layers_per_block"]}
-    bytes_per_picture = memory_estimate.activation_bytes(shape, 1, LARGE_SIDE) / 2  # as for an autoencoder
+    crop_side = min(LARGE_SIDE, settings.crop << (len(config["block_out_channels"]) - 1))
+    bytes_per_picture = memory_estimate.activation_bytes(shape, 1, crop_side) / 2  # as for an autoencoder
     pixels = LARGE_SIDE**2
     memory_estimate.check_fits(
         memory_estimate.estimate_pixel_network(
