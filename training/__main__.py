@@ -12,6 +12,7 @@ import typer
 
 from engine.contract.rejection import JobRejected
 from training.commands.autoencoder import autoencoder
+from training.commands.decoder import decoder
 from training.commands.diffusion import diffusion
 from training.commands.evaluate import evaluate
 from training.commands.judge import judge
@@ -38,6 +39,7 @@ def commands() -> None:
 
 
 app.command()(autoencoder)
+app.command()(decoder)
 app.command()(diffusion)
 app.command()(lora)
 app.command()(upscaler)

@@ -64,7 +64,7 @@ def load_source(
     loaded = (load_file_pipeline if source.is_file else load_folder_pipeline)(
         source.path, source.name, format_chooser, on_progress
     )
-    family = _make_family(loaded, source.name, source.compute_fingerprint(), device, resolver)
+    family = _make_family(loaded, source, device, resolver)
     if isinstance(family, DiffusersFamily):
         family.model_folder = None if source.is_file else source.path
         if loaded.single_format is not None:
@@ -73,18 +73,21 @@ def load_source(
 
 
 def _make_family(
-    loaded: LoadedPipeline, name: str, revision: str, device: torch.device | str, resolver: SuperResolver | None
+    loaded: LoadedPipeline, source: ModelSource, device: torch.device | str, resolver: SuperResolver | None
 ) -> Family:
+    from engine.models.autoencoder.large_decoder import LargeDecoder
     from engine.models.families.latent_consistency import as_stable_diffusion
     from engine.models.families.stable_diffusion import StableDiffusion
     from engine.models.registry import FAMILY_BY_PIPELINE, LATENT_CONSISTENCY, STABLE_DIFFUSION
     from engine.models.whole_pipeline.generic_family import GenericFamily
 
-    class_name = type(loaded.pipeline).__name__
-    if class_name == LATENT_CONSISTENCY:
-        return StableDiffusion(as_stable_diffusion(loaded.pipeline), name, revision, device)
-    if class_name == STABLE_DIFFUSION:
-        return StableDiffusion(loaded.pipeline, name, revision, device, resolver=resolver)
+    class_name, name, revision = type(loaded.pipeline).__name__, source.name, source.compute_fingerprint()
+    if class_name in (LATENT_CONSISTENCY, STABLE_DIFFUSION):
+        large_decoder = LargeDecoder.load(source.path, loaded.pipeline.vae)
+        if class_name == LATENT_CONSISTENCY:
+            pipeline = as_stable_diffusion(loaded.pipeline)
+            return StableDiffusion(pipeline, name, revision, device, large_decoder=large_decoder)
+        return StableDiffusion(loaded.pipeline, name, revision, device, None, resolver, large_decoder)
     if class_name in FAMILY_BY_PIPELINE:
         return FAMILY_BY_PIPELINE[class_name](loaded.pipeline, name, revision, device)
     return GenericFamily(loaded.pipeline, name, revision, device)

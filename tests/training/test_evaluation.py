@@ -142,6 +142,20 @@ def test_a_painter_draws_the_same_latents_as_the_engine(
             assert torch.allclose(engine_latents[each.id, 0], painter_latent, atol=1e-5)
 
 
+def test_a_painter_draws_what_people_see_at_the_models_size(
+    affine: Any, recipe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    painter = PictureSampler(affine, "float32", steps=2)
+    plain = painter.sample_pictures(["cat"], [1])
+    large = np.random.default_rng(0).integers(0, 256, (128, 128, 3)).astype(np.uint8)
+    monkeypatch.setattr(affine, "upscale_factor", 4)
+    monkeypatch.setattr(affine, "finish", lambda latents: Image.fromarray(large))
+    finished = painter.sample_pictures(["cat"], [1])
+    assert finished.shape == plain.shape
+    means = large.reshape(32, 4, 32, 4, 3).mean(axis=(1, 3))
+    assert abs(finished[0] - means).max() <= 0.5 + 1e-6
+
+
 def fail_with(sentence: str) -> Callable[[], Any]:
     def make() -> Any:
         raise ValueError(sentence)

@@ -19,11 +19,12 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from engine.models.families.embedded import WEIGHTS_FOLDER
 from engine.models.judge import JudgeNetwork
 from tests.training.second_device import NAME, autocast_devices
+from tests.training.test_decoder_trainer import make_pictures as make_decoder_pictures
 from tests.training.test_denoised_latents import make_network
 from tests.training.test_diffusion_trainer import SCHEDULE, tiny_autoencoder, tiny_cache, tiny_network
 from tests.training.test_evaluation import THINGS, WIDTHS, drawings
 from tests.training.test_gan_trainers import SHAPE, blobs, pixels, small_pairs
-from training.commands.denoised_artwork import NetworkSource, _load_denoiser
+from training.commands.model_network import NetworkSource, load_denoiser
 from training.diffusion.denoised_latents import open_denoised_latents
 from training.diffusion.diffusion_trainer import DiffusionEvaluator, DiffusionSettings, DiffusionTrainer
 from training.diffusion.latent_cache import encode_latents, load_caption_encoder
@@ -32,6 +33,8 @@ from training.evaluation.judge_trainer import JudgeEvaluator, JudgeSettings, Jud
 from training.gan.autoencoder_evaluator import AutoencoderEvaluator
 from training.gan.autoencoder_shapes import build_autoencoder
 from training.gan.autoencoder_trainer import AutoencoderSettings, AutoencoderTrainer
+from training.gan.decoder_evaluator import DecoderEvaluator
+from training.gan.decoder_trainer import DecoderSettings, DecoderTrainer, build_large_decoder
 from training.gan.latent_scale import fold_scale, measure_latent_scale
 from training.gan.perceptual_loss import PerceptualLoss
 from training.gan.upscaler_evaluator import UpscalerEvaluator
@@ -53,6 +56,16 @@ def make_autoencoder_parts(device: torch.device, *, keep_latents: bool) -> Parts
     perception = PerceptualLoss(JudgeNetwork(5, (8, 16)).to(device).stages)
     trainer = AutoencoderTrainer(network, pixels(), settings, perception)
     return trainer, AutoencoderEvaluator(trainer, pixels())
+
+
+def make_large_decoder_parts(device: torch.device) -> Parts:
+    torch.manual_seed(3)
+    perception = PerceptualLoss(JudgeNetwork(5, (8, 16)).to(device).stages)
+    pictures = make_decoder_pictures()
+    settings = DecoderSettings(**{**EARLY_GAN, "batch": 2}, crop=4)
+    network = move(build_large_decoder(build_autoencoder(1, {**SHAPE, "sample_size": 64}), [4, 4, 8, 8, 16], 1), device)
+    trainer = DecoderTrainer(network, pictures, settings, perception)
+    return trainer, DecoderEvaluator(trainer, pictures, lambda latents: pictures.large[: len(latents)])
 
 
 def make_upscaler_parts(device: torch.device) -> Parts:
@@ -86,6 +99,7 @@ def make_judge_parts(device: torch.device) -> Parts:
 PARTS: dict[str, Callable[[torch.device], Parts]] = {
     "decoder": lambda device: make_autoencoder_parts(device, keep_latents=True),
     "autoencoder": lambda device: make_autoencoder_parts(device, keep_latents=False),
+    "large decoder": make_large_decoder_parts,
     "upscaler": make_upscaler_parts,
     "diffusion": make_diffusion_parts,
     "lora": make_lora_parts,
@@ -121,11 +135,11 @@ def encode_pictures(device: torch.device) -> list[float]:
 
 
 def denoise(device: torch.device, folder: Path) -> list[float]:
-    """Return numbers of the latents of `train autoencoder --network`, from a network on disk."""
+    """Return numbers of the latents of `train decoder`, from a network on disk."""
     torch.manual_seed(2)
     make_network().save_pretrained(folder / "network")
     autoencoder = move(build_autoencoder(1, {**SHAPE, "sample_size": 64}).eval(), device)
-    denoiser = _load_denoiser(NetworkSource("tiny", folder / "network", WEIGHTS_FOLDER), autoencoder, device)
+    denoiser = load_denoiser(NetworkSource("tiny", folder / "network", WEIGHTS_FOLDER), autoencoder, device)
     assert next(denoiser.network.parameters()).device == device
     autocast_devices.clear()
     pictures, captions = np.stack(blobs(2, 64)), ["a red ball", "a dog"]

@@ -12,13 +12,6 @@ StartModel = Annotated[
     str,
     typer.Option("--from", metavar="MODEL", help="embedded, or a diffusers folder; by default from scratch."),
 ]
-Network = Annotated[
-    str,
-    typer.Option(
-        metavar="MODEL",
-        help="Train the decoder on this diffusion network's latents, too: embedded, a model's or a network's folder.",
-    ),
-]
 KeepLatents = Annotated[
     bool | None,
     typer.Option(
@@ -47,13 +40,13 @@ Perceptual = Annotated[
 ]
 Variants = Annotated[
     int | None,
-    typer.Option(min=1, max=64, help="Variants of each drawing of the built-in artwork; else 4, with --network 1."),
+    typer.Option(min=1, max=64, help="Variants of each drawing of the built-in artwork; else 4."),
 ]
 
 
 @with_train_options
 def autoencoder(
-    options: TrainOptions, source: StartModel = "", network: Network = "", keep_latents: KeepLatents = None,
+    options: TrainOptions, source: StartModel = "", keep_latents: KeepLatents = None,
     shape: Shape = "", kl: KlWeight = None, noise_to_signal: NoiseToSignal = None, equivariance: Equivariance = None,
     perceptual: Perceptual = None, variants: Variants = None, data: Pictures = None, cache: Cache = None,
 ) -> None:  # fmt: skip
@@ -69,4 +62,4 @@ def autoencoder(
     }
     overrides |= {"kl": kl, "noise_to_signal": noise_to_signal, "equivariance": equivariance, "perceptual": perceptual}
     with open_session("autoencoder", options, data) as session:
-        raise typer.Exit(train_autoencoder(session, source, network, data, cache, overrides))
+        raise typer.Exit(train_autoencoder(session, source, data, cache, overrides))

@@ -17,7 +17,6 @@ from safetensors import SafetensorError
 from engine.models.families.embedded import WEIGHTS_FOLDER
 from engine.models.judge import load_judge
 from training.commands import builtin_artwork, user_dataset
-from training.commands.denoised_artwork import add_denoised_latents, check_network, find_network
 from training.commands.progress import show_progress
 from training.commands.session import Session
 from training.core import memory_estimate
@@ -38,11 +37,9 @@ LATENT_OPTIONS = {"kl", "noise_to_signal", "equivariance"}
 
 
 def train_autoencoder(
-    session: Session, source: str, network_name: str, data: Path | None, cache: Path | None, overrides: dict[str, Any]
+    session: Session, source: str, data: Path | None, cache: Path | None, overrides: dict[str, Any]
 ) -> int:
-    if network_name:
-        _refuse_without_latents(source, data is not None, overrides)
-    settings = session.resolve_settings(partial(_make_settings, bool(source), bool(network_name)), **overrides)
+    settings = session.resolve_settings(partial(_make_settings, bool(source)), **overrides)
     if settings.keep_latents and not source:
         raise ValueError("--keep-latents needs an existing autoencoder: add --from embedded.")
     _refuse_unused(settings, data is not None, overrides)
@@ -50,7 +47,7 @@ def train_autoencoder(
     torch.nn.Module.to(network, session.device)
     weights_hash = hash_contents(find_autoencoder_folder(source)) if source else "none"
     if data is None:
-        train_pictures, held_out = _open_artwork(session, network, weights_hash, network_name, cache, settings)
+        train_pictures, held_out = _open_artwork(session, network, weights_hash, cache, settings)
     else:
         dataset = user_dataset.read_dataset(session, data, require_captions=False)
         session.bind_origin({"starting weights": weights_hash, "pictures": dataset.fingerprint})
@@ -89,17 +86,7 @@ def split_pictures(pictures: tuple[DatasetPicture, ...]) -> tuple[list[DatasetPi
     return [picture for picture in pictures if picture.name not in names] or list(pictures), held_out
 
 
-def _refuse_without_latents(source: str, has_dataset: bool, overrides: Mapping[str, Any]) -> None:
-    """Raise ValueError if --network cannot be used: it needs latents that stay, and captions."""
-    if not source:
-        raise ValueError("--network needs the autoencoder whose latents it draws: add --from.")
-    if overrides["keep_latents"] is False:
-        raise ValueError("--network needs latents that stay as they are: leave out --new-latents.")
-    if has_dataset:
-        raise ValueError("--network is only for the built-in artwork: leave it out with --data.")
-
-
-def _make_settings(has_source: bool, has_network: bool, **overrides: Any) -> AutoencoderSettings:
+def _make_settings(has_source: bool, **overrides: Any) -> AutoencoderSettings:
     """Build the settings. Raises ValueError for an unknown shape, or one given for an existing autoencoder."""
     shape = str(overrides.setdefault("shape", "" if has_source else "compact"))
     if has_source and shape:
@@ -107,8 +94,6 @@ def _make_settings(has_source: bool, has_network: bool, **overrides: Any) -> Aut
     if not has_source and shape not in AUTOENCODER_SHAPES:
         raise ValueError(f"--shape takes {', '.join(AUTOENCODER_SHAPES)}, and {shape[:40]!r} is none of them.")
     values: dict[str, Any] = {"keep_latents": has_source, "rate": 5e-4 if has_source else 1e-3}
-    if has_network:
-        values["variants"] = 1  # some 6,000 pictures: to denoise them takes minutes on two cores
     return AutoencoderSettings(**(values | overrides))
 
 
@@ -130,9 +115,7 @@ def load_perceptual_loss(device: torch.device = torch.device("cpu")) -> Perceptu
     return PerceptualLoss(load_judge(WEIGHTS_FOLDER / "judge").network.to(device).stages)
 
 
-def _check_memory(
-    network: AutoencoderKL, batch: int, train_count: int, held_out_count: int, frozen_parameter_count: int = 0
-) -> None:
+def _check_memory(network: AutoencoderKL, batch: int, train_count: int, held_out_count: int) -> None:
     """Raise ValueError if the training does not fit into memory, with `train_count` and `held_out_count` pictures."""
     side, parameter_count = (
         int(network.config["sample_size"]),
@@ -150,35 +133,23 @@ def _check_memory(
             train_count * area,
             held_out_count * area,
             "a smaller --batch or fewer pictures",
-            frozen_parameter_count,
         )
     )
 
 
 def _open_artwork(
-    session: Session, network: AutoencoderKL, weights_hash: str, network_name: str, cache: Path | None,
-    settings: AutoencoderSettings,
-) -> tuple[MaskedPictures, MaskedPictures]:  # fmt: skip
-    """Render the pictures to train on and the held-out ones; with a diffusion network, denoise their latents."""
-    source = find_network(network_name) if network_name else None
-    if source is not None:
-        check_network(source, network)
-    start = f"{weights_hash} with the network {source.fingerprint}" if source else weights_hash
-    session.bind_origin({"starting weights": start, "pictures": "the built-in artwork"})
-    drawings = builtin_artwork.load_drawings(cache, with_related_words=source is not None)
-    frozen_parameter_count = memory_estimate.count_parameters(source.folder) if source else 0
-    train_count = settings.variants * len(drawings)
-    _check_memory(network, settings.batch, train_count, len(drawings) // 10, frozen_parameter_count)
+    session: Session, network: AutoencoderKL, weights_hash: str, cache: Path | None, settings: AutoencoderSettings
+) -> tuple[MaskedPictures, MaskedPictures]:
+    session.bind_origin({"starting weights": weights_hash, "pictures": "the built-in artwork"})
+    drawings = builtin_artwork.load_drawings(cache)
+    _check_memory(network, settings.batch, settings.variants * len(drawings), len(drawings) // 10)
     with show_progress("drawing variants") as report_progress:
-        pictures = render_artwork(
+        return render_artwork(
             drawings,
             settings.seed,
             settings.variants,
             on_progress=lambda finished, total: report_progress(finished / total, ""),
         )
-    if source is None:
-        return pictures
-    return add_denoised_latents(session.folder, source, network, weights_hash, settings.seed, pictures, session.device)
 
 
 def _render_dataset(

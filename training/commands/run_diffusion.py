@@ -73,7 +73,7 @@ def train_on_artwork(
     def write_result() -> None:
         model = load_model(parts_model)
         model.pipeline.vae = vae
-        _write_result(session, model, trainer)
+        _write_result(session, model, trainer, autoencoder)
 
     return session.train(trainer, evaluator, write_result)
 
@@ -111,7 +111,9 @@ def train_on_dataset(
         scheduler,
         "v_mse_of_pictures",
     )
-    exit_code = session.train(trainer, evaluator, lambda: _write_result(session, model, trainer), minutes=1.0)
+    exit_code = session.train(
+        trainer, evaluator, lambda: _write_result(session, model, trainer, autoencoder), minutes=1.0
+    )
     if exit_code == 0:
         print_status(f'Draw with it: darkroom imagine "{dataset.pictures[0].caption}" --model {session.options.out}')
     return exit_code
@@ -195,8 +197,12 @@ def _load_schedule(model: LoadedModel) -> DDIMScheduler:
     return cast(DDIMScheduler, DDIMScheduler.from_config(config))
 
 
-def _write_result(session: Session, model: LoadedModel, trainer: DiffusionTrainer) -> None:
-    """Write the averaged network in fp16 with the model's other parts in their stored number formats."""
+def _write_result(session: Session, model: LoadedModel, trainer: DiffusionTrainer, autoencoder: str) -> None:
+    """Write the averaged network in fp16 with the model's other parts in their stored number formats.
+
+    With another `autoencoder` the model's large decoder stays behind: it decodes other latents.
+    """
     model.pipeline.unet = trainer.average
     dtypes = {**read_dtypes(model.folder), "unet": torch.float16}
-    write_model(model.pipeline, dtypes, session.options.out, session.folder / STAGING_FOLDER)
+    decoder_source = None if autoencoder else model.folder
+    write_model(model.pipeline, dtypes, session.options.out, session.folder / STAGING_FOLDER, decoder_source)

@@ -126,7 +126,8 @@ def _write_merged_model(session: Session, model: LoadedModel, trainer: LoraTrain
     network.fuse_lora()
     network.unload_lora()
     with checkpoint.translate_write_errors(merge_folder):
-        write_model(model.pipeline, read_dtypes(model.folder), merge_folder, session.folder / run_folder.STAGING_FOLDER)
+        staging_folder = session.folder / run_folder.STAGING_FOLDER
+        write_model(model.pipeline, read_dtypes(model.folder), merge_folder, staging_folder, model.folder)
     checkpoint.make_readable(merge_folder)
     print_status(f"{merge_folder} is the model with the LoRA merged.")
 

@@ -17,6 +17,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from safetensors import SafetensorError, safe_open
 
 from engine.contract.rejection import JobRejected
+from engine.models.autoencoder.large_decoder import FOLDER as LARGE_DECODER
 from engine.models.families.embedded import EMBEDDED_MODEL, WEIGHTS_FOLDER, build_pipeline, load_text_encoder
 from engine.models.families.latent_consistency import detect_guides
 from engine.models.files.fingerprint import fingerprint_folder
@@ -110,8 +111,12 @@ def hash_contents(path: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-def write_model(pipeline: Any, dtypes: dict[str, torch.dtype], folder: Path, temp_folder: Path) -> None:
+def write_model(
+    pipeline: Any, dtypes: dict[str, torch.dtype], folder: Path, temp_folder: Path, source_folder: Path | None = None
+) -> None:
     """Write a complete folder for `StableDiffusionPipeline.from_pretrained`; casts the parts to `dtypes`.
+
+    `source_folder` is of a model with the same autoencoder: its large decoder comes along.
 
     Writes to `temp_folder`, moves part by part into place, and the index last: without it the folder does not count as
     a model.
@@ -125,6 +130,8 @@ def write_model(pipeline: Any, dtypes: dict[str, torch.dtype], folder: Path, tem
         config_values = json.loads(config.read_text())
         config_values.pop("_name_or_path", None)  # a path of this machine
         config.write_text(json.dumps(config_values, indent=2) + "\n")
+    if source_folder is not None and (source_folder / LARGE_DECODER).is_dir():
+        shutil.copytree(source_folder / LARGE_DECODER, temp_folder / LARGE_DECODER)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / INDEX_FILE).unlink(missing_ok=True)
     for part in sorted(temp_folder.iterdir(), key=lambda path: path.name == INDEX_FILE):

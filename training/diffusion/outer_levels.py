@@ -91,7 +91,7 @@ def _copy_weights(source: UNet2DConditionModel, network: UNet2DConditionModel, a
         elif not (added_levels and name.startswith(OUTER_PARTS)):
             target = targets.get(_shift_level(name, added_levels))
             if target is not None:
-                _copy_common_part(tensor, target)
+                copy_common_part(tensor, target)
 
 
 def _shift_level(name: str, added_levels: int) -> str:
@@ -113,7 +113,7 @@ def _halve_frequencies(weight: Tensor, added_levels: int) -> Tensor:
     return weight
 
 
-def _copy_common_part(tensor: Tensor, target: Tensor) -> None:
+def copy_common_part(tensor: Tensor, target: Tensor) -> None:
     """Copy the channels that both have; the first inputs of an outermost layer on the way up are those from within."""
     corner = tuple(slice(0, min(sizes)) for sizes in zip(tensor.shape, target.shape, strict=True))
     target[corner].copy_(tensor[corner])

@@ -38,7 +38,7 @@ def open_context(
 
 def load_sampler(weights: Path) -> PictureSampler:
     """Load a folder's model as the engine would run it here, in the fastest number format."""
-    family = load_embedded(weights=weights, resolver=SuperResolver.load(_upscaler_path(weights)))
+    family = load_embedded(weights=weights, resolver=SuperResolver.load(find_upscaler(weights)))
     with tempfile.TemporaryDirectory() as temp_folder, torch.inference_mode():
         return PictureSampler(family, calibrate(family, Path(temp_folder) / "calibration.json").dtype)
 
@@ -51,13 +51,13 @@ def _load_judge(folder: Path) -> LabelJudge:
 
 
 def _load_resolver(weights: Path) -> SuperResolver:
-    resolver = SuperResolver.load(_upscaler_path(weights))
+    resolver = SuperResolver.load(find_upscaler(weights))
     if resolver is None:
         raise ValueError("The super-resolver's weights are not there: `darkroom train upscaler` makes them.")
     return resolver
 
 
-def _upscaler_path(weights: Path) -> Path | None:
+def find_upscaler(weights: Path) -> Path | None:
     """Return the path of the model's own super-resolver; None for the built-in one."""
     upscaler_path = weights / UPSCALER_FILE
     return upscaler_path if upscaler_path.is_file() and weights != WEIGHTS_FOLDER else None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from engine.contract import Dtype, Sampler
@@ -31,9 +32,16 @@ class PictureSampler:
         self, prompts: Sequence[str], seeds: Sequence[int], guidance: float | None = None,
         interval: tuple[float, float] | None = None,
     ) -> np.ndarray:  # fmt: skip
-        """Draw uint8 [n, h, w, 3] before upscaling, one prompt and seed a picture; guidance defaults to the model's."""
+        """Draw uint8 [n, h, w, 3] as people see them, at the model's size; one prompt and seed a picture.
+
+        Each pixel is the mean of its area in the finished picture. Guidance defaults to the model's.
+        """
         latents = self.sample_latents(prompts, seeds, guidance, interval)
-        return np.stack([np.asarray(self.family.decode(picture_latents).convert("RGB")) for picture_latents in latents])
+        return np.stack([np.asarray(self._finish_at_own_size(picture_latents)) for picture_latents in latents])
+
+    def _finish_at_own_size(self, latents: Tensor) -> Image.Image:
+        picture = self.family.finish(latents).convert("RGB")
+        return picture.reduce(self.family.upscale_factor) if self.family.upscale_factor > 1 else picture
 
     def sample_latents(
         self, prompts: Sequence[str], seeds: Sequence[int], guidance: float | None = None,

@@ -16,7 +16,7 @@ from torch import Tensor
 from training.core.run import Metrics
 from training.gan.autoencoder_trainer import AutoencoderTrainer
 from training.gan.latent_coding import Posterior, decode_all, encode_all, round_trip
-from training.gan.losses import gradient_energy, psnr, ssim
+from training.gan.losses import psnr, ssim
 from training.pictures.masked_pictures import MaskedPictures, as_pictures
 from training.pictures.picture_sheet import write_picture_sheet
 
@@ -26,8 +26,7 @@ LATENT_ERROR = 0.3  # of the signal: a diffusion network's typical error in late
 def measure_autoencoder(autoencoder: AutoencoderKL, held_out: MaskedPictures) -> Metrics:
     """Return the pictures' means (PSNR inside the subject and overall, SSIM, L1), and the latents' noise and signal.
 
-    `disturbed_psnr` is the PSNR inside the subject for latents with a diffusion network's error. With denoised latents,
-    `mended_psnr` is the same for these, and `mended_gradient_ratio` the share of the pictures' gradient energy in them.
+    `disturbed_psnr` is the PSNR inside the subject for latents with a diffusion network's error.
     """
     indices, device = np.arange(len(held_out)), next(autoencoder.parameters()).device
     images, subject_masks = (tensor.to(device) for tensor in held_out.read_rows(indices))
@@ -44,19 +43,6 @@ def measure_autoencoder(autoencoder: AutoencoderKL, held_out: MaskedPictures) ->
         "signal": posterior.signal,
         "noise": posterior.noise,
         "noise_to_signal": posterior.noise_to_signal,
-        **_measure_mending(autoencoder, held_out.read_denoised_latents(indices), images, subject_masks),
-    }
-
-
-def _measure_mending(
-    autoencoder: AutoencoderKL, latents: Tensor | None, images: Tensor, subject_masks: Tensor
-) -> Metrics:
-    if latents is None:
-        return {}
-    output = decode_all(autoencoder, latents.to(images.device))
-    return {
-        "mended_psnr": float(psnr(output, images, subject_masks).mean()),
-        "mended_gradient_ratio": gradient_energy(output) / max(gradient_energy(images), 1e-12),
     }
 
 
@@ -79,14 +65,12 @@ class AutoencoderEvaluator:
         return measure_autoencoder(self.trainer.average, self.held_out)
 
     def draw_sheet(self, path: Path) -> None:
-        """Write a sheet of originals, with the decoded pictures under each line; at last from denoised latents."""
+        """Write a sheet of originals, with the decoded pictures under each line."""
         path.parent.mkdir(parents=True, exist_ok=True)
         index = np.linspace(0, len(self.held_out) - 1, min(self.picture_count, len(self.held_out))).astype(int)
         images, _ = self.held_out.read_rows(index)
         device = self.trainer.device
         rows = [self.held_out.pictures[index], as_pictures(round_trip(self.trainer.average, images.to(device)))]
-        if (latents := self.held_out.read_denoised_latents(index)) is not None:
-            rows.append(as_pictures(decode_all(self.trainer.average, latents.to(device))))
         lines: list[np.ndarray] = []
         for start in range(0, len(index), 8):
             blank = [np.full_like(rows[0][0], 255)] * (8 - len(index[start : start + 8]))

@@ -2,8 +2,7 @@
 
 It holds one step and the state that repeats the next one exactly. It is independent of files, clocks and the source of
 the pictures. With `keep_latents` encoder and quant_conv stay frozen, so every network trained on these latents stays
-valid. If the pictures have latents that a diffusion network denoised, half of each batch is decoded from these: the
-decoder then mends the network's errors. All randomness is a function of (seed, step).
+valid. All randomness is a function of (seed, step).
 
 Rombach 2022 (latent diffusion); Esser 2021 (adversarial autoencoder).
 """
@@ -93,11 +92,11 @@ class AutoencoderTrainer(BatchTrainer[GanLearner]):
 
     def step(self, progress: float) -> Metrics:
         """Train one batch at this share of the run. Raises ValueError if the loss is not a number."""
-        indices = self._batch_indices()
-        images, subject_masks = (copy_to_device(tensor, self.device) for tensor in self.pixels.read_rows(indices))
+        rows = self.pixels.read_rows(self._batch_indices())
+        images, subject_masks = (copy_to_device(tensor, self.device) for tensor in rows)
         generator = step_generator(self.settings.seed, self.steps)
         posterior = self._encode(images)
-        latents = self._mix_denoised(self._draw_latents(posterior, generator), indices)
+        latents = self._draw_latents(posterior, generator)
         task = self._apply_random_pose(
             DecoderTask(latents, images, 1 + self.settings.subject * subject_masks), generator
         )
@@ -137,17 +136,6 @@ class AutoencoderTrainer(BatchTrainer[GanLearner]):
             strength = torch.rand((len(noise), 1, 1, 1), generator=generator) * self.settings.noise
             noise = strength * noise
         return posterior.mean + posterior.deviation * copy_to_device(noise, self.device)
-
-    def _mix_denoised(self, latents: Tensor, indices: np.ndarray) -> Tensor:
-        """Replace the first half of the rows by the pictures' denoised latents, if there are any.
-
-        The order of a batch is random, so every picture comes in both halves. The halves of an odd batch take turns.
-        """
-        count = (len(latents) + self.steps % 2) // 2
-        denoised_latents = self.pixels.read_denoised_latents(indices[:count])
-        if denoised_latents is None:
-            return latents
-        return torch.cat([copy_to_device(denoised_latents, self.device), latents[count:]])
 
     def _apply_random_pose(self, task: DecoderTask, generator: torch.Generator) -> DecoderTask:
         """At random, put latents and picture into another pose; never with frozen latents."""

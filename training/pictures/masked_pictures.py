@@ -1,6 +1,7 @@
 """Training pictures for pixel networks: uint8 arrays in memory, each with the mask of its subject.
 
-It is independent of networks. A drawing with all its variants is either for training or held out (`is_held_out`).
+It is independent of captions, latents and networks. A drawing with all its variants is either for training or held out
+(`is_held_out`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from engine.models.judge import as_images
 from training.pictures.artwork import Artwork, is_held_out
-from training.pictures.variants import FIRST_VALIDATION_NUMBER, Variant, number_variants, render_variant
+from training.pictures.variants import FIRST_VALIDATION_NUMBER, number_variants, render_variant
 
 SUBJECT_THRESHOLD = 12  # of 255: a pixel that differs more from the background belongs to the subject
 
@@ -23,16 +24,10 @@ ProgressCallback = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class MaskedPictures:
-    """Pictures and masks: `pictures` uint8 [n, side, side, 3]; `subject_masks` bool [n, side, side].
-
-    The built-in artwork has `captions`. `denoised_latents` [n, c, h, w] are the pictures' latents with the errors of a
-    diffusion network, as the decoder takes them.
-    """
+    """Pictures and masks: `pictures` uint8 [n, side, side, 3]; `subject_masks` bool [n, side, side]."""
 
     pictures: np.ndarray
     subject_masks: np.ndarray
-    captions: tuple[str, ...] = ()
-    denoised_latents: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -40,10 +35,6 @@ class MaskedPictures:
     def read_rows(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return these pictures, fp32 [n, 3, side, side] from −1 to 1, and their masks [n, 1, side, side] of 0 or 1."""
         return as_images(self.pictures[index]), torch.from_numpy(self.subject_masks[index]).float().unsqueeze(1)
-
-    def read_denoised_latents(self, index: np.ndarray) -> Tensor | None:
-        """Return the denoised latents of these pictures, fp32 [n, c, h, w]; None if there are none."""
-        return None if self.denoised_latents is None else torch.from_numpy(self.denoised_latents[index]).float()
 
 
 def as_pictures(images: Tensor) -> np.ndarray:
@@ -63,11 +54,11 @@ def find_subject(picture: np.ndarray) -> np.ndarray:
     return mask if mask.any() else np.ones_like(mask)
 
 
-def mask_pictures(pictures: Sequence[np.ndarray], captions: tuple[str, ...] = ()) -> MaskedPictures:
+def mask_pictures(pictures: Sequence[np.ndarray]) -> MaskedPictures:
     """Stack pictures of one size and find their masks. Raises ValueError if there are none."""
     if not pictures:
         raise ValueError("there is no picture to learn from")
-    return MaskedPictures(np.stack(pictures), np.stack([find_subject(picture) for picture in pictures]), captions)
+    return MaskedPictures(np.stack(pictures), np.stack([find_subject(picture) for picture in pictures]))
 
 
 def render_artwork(
@@ -79,14 +70,10 @@ def render_artwork(
     """Render variants to train on, `per_picture` of every drawing, and one variant of every held-out drawing."""
     train_drawings = [drawing for drawing in pictures if not is_held_out(drawing.key)]
     held_out_drawings = [drawing for drawing in pictures if is_held_out(drawing.key)]
-    pairs, train_variants = number_variants(train_drawings, per_picture), list[Variant]()
+    pairs, train_pictures = number_variants(train_drawings, per_picture), list[np.ndarray]()
     for index, number in pairs:
-        train_variants.append(render_variant(train_drawings[index], number, seed))
-        on_progress(len(train_variants), len(pairs))
-    return _mask_variants(train_variants), _mask_variants(
-        [render_variant(drawing, FIRST_VALIDATION_NUMBER, seed) for drawing in held_out_drawings]
+        train_pictures.append(render_variant(train_drawings[index], number, seed).pixels)
+        on_progress(len(train_pictures), len(pairs))
+    return mask_pictures(train_pictures), mask_pictures(
+        [render_variant(drawing, FIRST_VALIDATION_NUMBER, seed).pixels for drawing in held_out_drawings]
     )
-
-
-def _mask_variants(variants: Sequence[Variant]) -> MaskedPictures:
-    return mask_pictures([variant.pixels for variant in variants], tuple(variant.caption for variant in variants))

@@ -37,7 +37,7 @@ USUAL_SCALE = 0.92
 
 @dataclass(frozen=True)
 class Variant:
-    """A rendered variant; `pixels` is uint8 [64, 64, 3]."""
+    """A rendered variant; `pixels` is uint8 [side, side, 3]."""
 
     pixels: np.ndarray
     caption: str
@@ -62,8 +62,11 @@ def _variant_count(drawing: Artwork) -> int:
     return max(1, round(base_count * STYLE_SHARE.get(drawing.style, 1.0)))
 
 
-def render_variant(drawing: Artwork, number: int, seed: int) -> Variant:
-    """Render the drawing's variant of this number: the same bytes and caption on every machine."""
+def render_variant(drawing: Artwork, number: int, seed: int, side: int = SIDE) -> Variant:
+    """Render the drawing's variant of this number: the same bytes and caption on every machine.
+
+    Another `side` changes neither the caption nor the composition.
+    """
     rng = np.random.default_rng([seed, zlib.crc32(drawing.key.encode()), number])
     pixels, hue = _change_hue(drawing, rng)
     background = (
@@ -74,7 +77,7 @@ def render_variant(drawing: Artwork, number: int, seed: int) -> Variant:
     has_direction = drawing.group == SYMBOL_GROUP or not {"left", "right"}.isdisjoint(drawing.description.label.split())
     if not (is_posed or has_direction) and rng.random() < 0.5:
         pixels = pixels.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    rendered = compose(pixels, scale, 0.0 if is_posed else 0.6, BACKGROUND_COLOURS[background], rng)
+    rendered = compose(pixels, scale, 0.0 if is_posed else 0.6, BACKGROUND_COLOURS[background], rng, side)
     text = make_caption(drawing.description, drawing.group, Appearance(hue, drawing.style, size, background), rng)
     return Variant(rendered, text, drawing.key, drawing.licence)
 
@@ -101,19 +104,20 @@ def nearest_hue(degrees: float) -> str:
 
 
 def compose(
-    pixels: Image.Image, scale: float, shift: float, colour: tuple[int, int, int], rng: np.random.Generator
-) -> np.ndarray:
-    """Render on a colour, uint8 [64, 64, 3]: `scale` of the side long, off centre by up to `shift` of the margin."""
+    pixels: Image.Image, scale: float, shift: float, colour: tuple[int, int, int], rng: np.random.Generator,
+    side: int = SIDE,
+) -> np.ndarray:  # fmt: skip
+    """Render on a colour, uint8 [side, side, 3]: `scale` of `side` long, off centre by up to `shift` of the margin."""
     longest = max(pixels.size)
-    width, height = (max(1, round(side * scale * SIDE / longest)) for side in pixels.size)
+    width, height = (max(1, round(length * scale * side / longest)) for length in pixels.size)
     resized = pixels.resize((width, height), Image.Resampling.BICUBIC)
-    margin = np.abs(np.array([SIDE - width, SIDE - height])) / 2
-    left, top = np.round((SIDE - np.array([width, height])) / 2 + rng.uniform(-shift, shift, 2) * margin).astype(int)
+    margin = np.abs(np.array([side - width, side - height])) / 2
+    left, top = np.round((side - np.array([width, height])) / 2 + rng.uniform(-shift, shift, 2) * margin).astype(int)
     shade = tuple(
         int(np.clip(channel + rng.integers(-5, 6), 0, 255)) if colour != (255, 255, 255) else 255 for channel in colour
     )
-    canvas = Image.new("RGBA", (SIDE, SIDE), (*shade, 255))
-    layer = Image.new("RGBA", (SIDE, SIDE), (0, 0, 0, 0))
+    canvas = Image.new("RGBA", (side, side), (*shade, 255))
+    layer = Image.new("RGBA", (side, side), (0, 0, 0, 0))
     layer.paste(resized, (int(left), int(top)))
     return np.asarray(Image.alpha_composite(canvas, layer).convert("RGB"))
 

@@ -258,7 +258,10 @@ class DiffusersFamily(WholePipelineSupport, ABC):
 
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> Image.Image:
-        pixels = decode_latents(self._vae, latents, self.device)
+        return self._decode_with(self._vae, latents)
+
+    def _decode_with(self, decoder: Any, latents: torch.Tensor) -> Image.Image:
+        pixels = decode_latents(decoder, latents, self.device)
         return self.pipeline.image_processor.postprocess(pixels, output_type="pil")[0]
 
     def finish(self, latents: torch.Tensor) -> Image.Image:

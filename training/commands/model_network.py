@@ -1,13 +1,11 @@
-"""Adds latents that a diffusion network denoised to the built-in artwork, for `train autoencoder --network`."""
+"""Finds, checks and loads the diffusion network of a model, whose errors `train decoder` learns to mend."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -15,12 +13,10 @@ from safetensors import SafetensorError
 
 from engine.models.families.embedded import WEIGHTS_FOLDER
 from training.commands import builtin_artwork
-from training.commands.progress import show_progress
 from training.core import memory_estimate
-from training.diffusion.denoised_latents import Denoiser, open_denoised_latents
+from training.diffusion.denoised_latents import Denoiser
 from training.diffusion.latent_cache import load_caption_encoder
 from training.diffusion.models import find_model_folder, hash_contents
-from training.pictures.masked_pictures import MaskedPictures
 
 TEXT_WIDTH = 384  # of MiniLM's token states
 
@@ -39,14 +35,12 @@ class NetworkSource:
         return f"{hash_contents(self.folder)}/{hash_contents(self.schedule_parent / 'scheduler')}"
 
 
-def find_network(name: str) -> NetworkSource:
-    """Find the network of a model, or a folder that is one; its schedule is the embedded one if it has none."""
-    folder = find_model_folder(name)
-    return NetworkSource(
-        name,
-        folder / "unet" if (folder / "unet").is_dir() else folder,
-        folder if (folder / "scheduler").is_dir() else WEIGHTS_FOLDER,
-    )
+def find_network(model: str) -> NetworkSource:
+    """Find the network of a model, and its noise schedule: the embedded one if it has none. Raises ValueError."""
+    folder = find_model_folder(model)
+    if not (folder / "unet").is_dir():
+        raise ValueError(f"{model} has no diffusion network: --from takes a model with unet and vae.")
+    return NetworkSource(model, folder / "unet", folder if (folder / "scheduler").is_dir() else WEIGHTS_FOLDER)
 
 
 def check_network(source: NetworkSource, autoencoder: AutoencoderKL) -> None:
@@ -59,7 +53,7 @@ def check_network(source: NetworkSource, autoencoder: AutoencoderKL) -> None:
         or schedule.config["prediction_type"] != "v_prediction"
     ):
         raise ValueError(
-            f"{source.name} is no network for the built-in artwork: --network takes the embedded model's, or one that "
+            f"{source.name} has no network for the built-in artwork: --from takes the embedded model, or one that "
             "`darkroom train diffusion` made of it."
         )
     levels, channels = len(autoencoder.config["block_out_channels"]), autoencoder.config["latent_channels"]
@@ -69,34 +63,12 @@ def check_network(source: NetworkSource, autoencoder: AutoencoderKL) -> None:
         side, count = config["sample_size"], config.get("in_channels")
         raise ValueError(
             f"The network of {source.name} draws latents of {side}×{side}×{count}, and the autoencoder has "
-            f"{own_shape[0]}×{own_shape[0]}×{channels}: --network takes a network that was trained on its latents."
+            f"{own_shape[0]}×{own_shape[0]}×{channels}: --from takes a network that was trained on its latents."
         )
 
 
-def add_denoised_latents(
-    folder: Path, source: NetworkSource, autoencoder: AutoencoderKL, autoencoder_hash: str, seed: int,
-    pictures: tuple[MaskedPictures, MaskedPictures], device: torch.device,
-) -> tuple[MaskedPictures, MaskedPictures]:  # fmt: skip
-    """Return the pictures to train on and the held-out ones with latents denoised on `device`, kept in `folder`."""
-    train_pictures, held_out = pictures
-    with show_progress("denoising latents") as report_progress:
-        latents = open_denoised_latents(
-            folder,
-            f"{source.fingerprint}/{autoencoder_hash}",
-            partial(_load_denoiser, source, autoencoder, device),
-            np.concatenate([train_pictures.pictures, held_out.pictures]),
-            train_pictures.captions + held_out.captions,
-            seed,
-            lambda finished, total: report_progress(finished / total, ""),
-        )
-    count = len(train_pictures)
-    return (
-        replace(train_pictures, denoised_latents=latents[:count]),
-        replace(held_out, denoised_latents=latents[count:]),
-    )
-
-
-def _load_denoiser(source: NetworkSource, autoencoder: AutoencoderKL, device: torch.device) -> Denoiser:
+def load_denoiser(source: NetworkSource, autoencoder: AutoencoderKL, device: torch.device) -> Denoiser:
+    """Load a network, its noise schedule and the caption encoder. Raises ValueError."""
     try:
         network = UNet2DConditionModel.from_pretrained(
             source.folder, torch_dtype=torch.float32, use_safetensors=True
