@@ -19,6 +19,7 @@ from training.commands.lora import lora
 from training.commands.measure import export, measure
 from training.commands.pack import pack
 from training.commands.progress import print_status
+from training.commands.turbo import turbo
 from training.commands.upscaler import upscaler
 from training.commands.words import words
 
@@ -40,6 +41,7 @@ def commands() -> None:
 app.command()(autoencoder)
 app.command()(diffusion)
 app.command()(lora)
+app.command()(turbo)
 app.command()(upscaler)
 app.command()(evaluate)
 app.command()(judge)
