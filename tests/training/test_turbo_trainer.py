@@ -15,6 +15,8 @@ from PIL import Image
 from safetensors import safe_open
 
 from engine.contract import FULL_INTERVAL
+from engine.models.lora.compatibility import is_compatible
+from engine.models.lora.lora_files import find_lora
 from tests.training.test_diffusion_trainer import SCHEDULE, tiny_cache, tiny_network
 from training.__main__ import main
 from training.commands.run_turbo import _make_settings
@@ -232,6 +234,7 @@ def test_diffusers_loads_the_turbo_lora_of_a_folder_of_pictures(
         small_folder, safety_checker=None
     )
     pipeline.scheduler = LCMScheduler.from_config(pipeline.scheduler.config)
+    assert is_compatible(pipeline, "unet", find_lora(tmp_path, "turbo"))
     plain = draw_latents(pipeline)
     pipeline.load_lora_weights(str(output_folder))
     assert (draw_latents(pipeline) - plain).abs().max() > 1e-3
