@@ -146,10 +146,26 @@ def test_before_training_the_student_is_the_teacher(prediction: str) -> None:
         assert torch.equal(predict(), expected)
 
 
+def test_the_target_stands_skip_steps_of_the_teacher_nearer_to_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, timesteps = build_trainer(skip=5, batch=20), list[torch.Tensor]()
+    predict_clean = trainer.predict_clean
+
+    def record(noisy: torch.Tensor, at: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        timesteps.append(at)
+        return predict_clean(noisy, at, states)
+
+    monkeypatch.setattr(trainer, "predict_clean", record)
+    trainer.step(0.0)
+    target, student = timesteps
+    assert torch.equal(target, (student - 100).clamp(min=0))
+    assert set(student.tolist()) <= set(trainer.schedule.grid.tolist())
+    assert student.min() < 100 < 900 < student.max()  # the batch covers the whole path
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_training_lowers_the_loss_for_each_prediction_type(prediction: str) -> None:
-    trainer = build_trainer(prediction, rate=2e-2, batch=10)
+    trainer = build_trainer(prediction, rate=5e-3, batch=10, skip=1)
     before = trainer.mean_loss(trainer.cache)
     for _ in range(40):
         trainer.step(0.0)
@@ -239,7 +255,7 @@ def test_diffusers_loads_the_turbo_lora_of_a_folder_of_pictures(
     pipeline.load_lora_weights(str(output_folder))
     assert (draw_latents(pipeline) - plain).abs().max() > 1e-3
     log = [json.loads(line) for line in (output_folder / "run" / "log.jsonl").read_text().splitlines()]
-    assert {"held_out_loss", "teacher_distance"} <= log[0].keys()
+    assert {"held_out_loss", "one_step_distance", "four_step_distance", "gradient_ratio"} <= log[0].keys()
     assert list((output_folder / "run" / "sheets").glob("*.png"))
 
 
