@@ -59,7 +59,7 @@ class TurboSettings:
     interval: str = "0-1"
     skip: int = 5
     rank: int = 32
-    rate: float = 1e-3
+    rate: float = 2e-4
     batch: int = 16
     warm: int = 10
     decay: float = 0.0
