@@ -20,6 +20,7 @@ from training.commands.lora import lora
 from training.commands.measure import export, measure
 from training.commands.pack import pack
 from training.commands.progress import print_status
+from training.commands.turbo import turbo
 from training.commands.upscaler import upscaler
 from training.commands.words import words
 
@@ -42,6 +43,7 @@ app.command()(autoencoder)
 app.command()(decoder)
 app.command()(diffusion)
 app.command()(lora)
+app.command()(turbo)
 app.command()(upscaler)
 app.command()(evaluate)
 app.command()(judge)

@@ -29,6 +29,7 @@ from training.diffusion.denoised_latents import open_denoised_latents
 from training.diffusion.diffusion_trainer import DiffusionEvaluator, DiffusionSettings, DiffusionTrainer
 from training.diffusion.latent_cache import encode_latents, load_caption_encoder
 from training.diffusion.lora_trainer import LoraEvaluator, LoraSettings, LoraTrainer
+from training.diffusion.turbo_trainer import TurboEvaluator, TurboSettings, TurboTrainer
 from training.evaluation.judge_trainer import JudgeEvaluator, JudgeSettings, JudgeTrainer, held_back_pairs
 from training.gan.autoencoder_evaluator import AutoencoderEvaluator
 from training.gan.autoencoder_shapes import build_autoencoder
@@ -87,6 +88,12 @@ def make_lora_parts(device: torch.device) -> Parts:
     return trainer, LoraEvaluator(trainer, tiny_cache(8), torch.zeros(2, 6, 64), tiny_autoencoder(), scheduler)
 
 
+def make_turbo_parts(device: torch.device) -> Parts:
+    scheduler, settings = DDIMScheduler(**SCHEDULE), TurboSettings(rank=4, batch=8, interval="0.3-0.8")
+    trainer = TurboTrainer(move(tiny_network(), device), tiny_cache(), scheduler, settings)
+    return trainer, TurboEvaluator(trainer, tiny_cache(8), torch.ones(2, 6, 64), tiny_autoencoder(), scheduler)
+
+
 def make_judge_parts(device: torch.device) -> Parts:
     torch.manual_seed(1)
     vectors = torch.nn.functional.normalize(torch.randn(len(THINGS), 384), dim=1)
@@ -103,6 +110,7 @@ PARTS: dict[str, Callable[[torch.device], Parts]] = {
     "upscaler": make_upscaler_parts,
     "diffusion": make_diffusion_parts,
     "lora": make_lora_parts,
+    "turbo": make_turbo_parts,
     "judge": make_judge_parts,
 }
 

@@ -97,9 +97,14 @@ def _make_settings(model: LoadedModel, overrides: dict[str, Any]) -> LoraSetting
 
 def write_lora(network: Any, folder: Path) -> None:
     """Write `pytorch_lora_weights.safetensors` with diffusers, for `pipeline.load_lora_weights(folder)`."""
+    write_layers(network, cast(Any, convert_state_dict_to_diffusers)(get_peft_model_state_dict(network)), folder)
+
+
+def write_layers(network: Any, layers: dict[str, torch.Tensor], folder: Path) -> None:
+    """Write the tensors of a network's LoRA, named as diffusers or PEFT names them."""
     StableDiffusionPipeline.save_lora_weights(
         str(folder),
-        unet_lora_layers=cast(Any, convert_state_dict_to_diffusers)(get_peft_model_state_dict(network)),
+        unet_lora_layers=cast(Any, layers),
         safe_serialization=True,
         **_collate_lora_metadata({"unet": network}),
     )

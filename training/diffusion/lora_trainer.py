@@ -45,6 +45,16 @@ class LoraSettings:
     seed: int = 0
 
 
+def add_lora(network: Any, modules: list[str], rank: int, alpha: float, seed: int) -> nn.ParameterDict:
+    """Add a LoRA that changes nothing yet to these modules of a frozen network, and return its parameters."""
+    torch.manual_seed(seed)  # initial weights of the LoRA
+    lora_alpha: Any = alpha  # PEFT takes a float, although its types say int
+    network.add_adapter(LoraConfig(r=rank, target_modules=modules, lora_alpha=lora_alpha, init_lora_weights="gaussian"))
+    return nn.ParameterDict(
+        {name.replace(".", "/"): parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+    )
+
+
 class LoraTrainer(BatchTrainer[Learner]):
     """Trains an adapter on `network`; `scheduler` says how noise is added and what is predicted."""
 
@@ -55,17 +65,8 @@ class LoraTrainer(BatchTrainer[Learner]):
         self.device = next(network.parameters()).device
         self.alphas = scheduler.alphas_cumprod
         self.predicts_noise = scheduler.config["prediction_type"] == "epsilon"
-        torch.manual_seed(settings.seed)  # initial weights of the adapter
-        alpha: Any = settings.alpha  # PEFT takes a float, although its types say int
-        network.add_adapter(
-            LoraConfig(r=settings.rank, target_modules=TARGET_MODULES, lora_alpha=alpha, init_lora_weights="gaussian")
-        )
-        lora_parameters = {
-            name.replace(".", "/"): parameter
-            for name, parameter in network.named_parameters()
-            if parameter.requires_grad
-        }
-        learner = Learner("lora", nn.ParameterDict(lora_parameters), weight_decay=settings.decay)
+        lora_parameters = add_lora(network, TARGET_MODULES, settings.rank, settings.alpha, settings.seed)
+        learner = Learner("lora", lora_parameters, weight_decay=settings.decay)
         super().__init__(learner, min(settings.batch, len(cache)))
         self.empty_states = torch.from_numpy(cache.empty_states).float()
 

@@ -5,7 +5,8 @@ Both are pure functions of the network, with fixed timesteps, noise and seeds, s
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Mapping
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
 
+from engine.contract import FULL_INTERVAL, is_in_interval
 from training.core.device import mixed_precision
 from training.diffusion.latent_cache import LatentCache
 from training.pictures.masked_pictures import as_pictures
@@ -68,24 +70,33 @@ def measure_v_mse(
 @torch.inference_mode()
 def sample_latents(
     network: UNet2DConditionModel, states: Tensor, empty_states: Tensor, scheduler: DDIMScheduler, *, steps: int = 40,
-    guidance: float = 3.5,
+    guidance: float = 3.5, interval: tuple[float, float] = FULL_INTERVAL,
 ) -> Tensor:  # fmt: skip
-    """Sample latents for each row of token states, by DDIM with classifier-free guidance; row i uses seed i."""
-    config = network.config
-    shape = (config["in_channels"], config["sample_size"], config["sample_size"])
-    latents = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i in range(len(states))])
-    latents = latents.to(states.device)
+    """Sample latents for each row of token states, by DDIM with classifier-free guidance; row i uses seed i.
+
+    Guidance holds in `interval`, a pair of fractions of the steps.
+    """
+    latents = seed_generators(network.config, len(states))[0].to(states.device)
     guided_states = torch.cat([empty_states.expand_as(states), states])
     scheduler.set_timesteps(steps)
-    for timestep in scheduler.timesteps:
+    for step, timestep in enumerate(scheduler.timesteps):
+        rows, row_states = (2, guided_states) if is_in_interval(interval, step, steps) else (1, states)
         with mixed_precision(states.device):
             prediction = network(
-                latents.repeat(2, 1, 1, 1), timestep, encoder_hidden_states=guided_states, return_dict=False
+                latents.repeat(rows, 1, 1, 1), timestep, encoder_hidden_states=row_states, return_dict=False
             )[0]
-        unconditional, conditional = prediction.float().chunk(2)
-        guided = unconditional + guidance * (conditional - unconditional)
+        *unconditional, guided = prediction.float().chunk(rows)
+        for base in unconditional:
+            guided = base + guidance * (guided - base)
         latents = cast(Tensor, scheduler.step(guided, int(timestep), latents, return_dict=False)[0])
     return latents
+
+
+def seed_generators(config: Mapping[str, Any], count: int) -> tuple[Tensor, list[torch.Generator]]:
+    """Return the initial noise [count, c, h, w] of a network's own size, and each row's generator; row i has seed i."""
+    shape = (config["in_channels"], config["sample_size"], config["sample_size"])
+    generators = [torch.Generator().manual_seed(seed) for seed in range(count)]
+    return torch.stack([torch.randn(shape, generator=generator) for generator in generators]), generators
 
 
 @torch.inference_mode()
