@@ -112,3 +112,9 @@ def _sync_to_disk(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def copy_common_part(tensor: Tensor, target: Tensor) -> None:
+    """Copy the channels that both have, the first ones, into `target`."""
+    corner = tuple(slice(0, min(sizes)) for sizes in zip(tensor.shape, target.shape, strict=True))
+    target[corner].copy_(tensor[corner])

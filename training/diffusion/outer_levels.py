@@ -13,6 +13,8 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
+from training.core.checkpoint import copy_common_part
+
 OUTER_PARTS = ("conv_in.", "conv_norm_out.", "conv_out.")  # they follow the outermost width
 TIME_WEIGHT = "time_embedding.linear_1.weight"
 # settings of diffusers that may be a list with one value for each level, the outermost first
@@ -91,7 +93,9 @@ def _copy_weights(source: UNet2DConditionModel, network: UNet2DConditionModel, a
         elif not (added_levels and name.startswith(OUTER_PARTS)):
             target = targets.get(_shift_level(name, added_levels))
             if target is not None:
-                copy_common_part(tensor, target)
+                copy_common_part(
+                    tensor, target
+                )  # an outermost layer's first inputs on the way up are those from within
 
 
 def _shift_level(name: str, added_levels: int) -> str:
@@ -111,9 +115,3 @@ def _halve_frequencies(weight: Tensor, added_levels: int) -> Tensor:
         rows, width = weight.shape
         weight = weight.view(rows, 2, width // 4, 2).sum(-1).reshape(rows, -1)
     return weight
-
-
-def copy_common_part(tensor: Tensor, target: Tensor) -> None:
-    """Copy the channels that both have; the first inputs of an outermost layer on the way up are those from within."""
-    corner = tuple(slice(0, min(sizes)) for sizes in zip(tensor.shape, target.shape, strict=True))
-    target[corner].copy_(tensor[corner])

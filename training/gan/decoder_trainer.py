@@ -19,12 +19,12 @@ from torch.nn import functional as F
 from engine.device.torch_device import copy_to_device
 from engine.models.autoencoder.large_decoder import ADDED_LEVELS, LARGE_FACTOR, LargeDecoder
 from training.core.batch_trainer import BatchTrainer
+from training.core.checkpoint import copy_common_part
 from training.core.device import mixed_precision
 from training.core.learner import Learner
 from training.core.muon import is_hidden_matrix
 from training.core.rng import batch_indices, step_generator
 from training.core.run import Metrics
-from training.diffusion.outer_levels import copy_common_part
 from training.gan.decoder_pictures import DecoderPictures
 from training.gan.gan_learner import GanLearner, GanSettings
 from training.gan.losses import gradient_loss, pyramid_loss, sharpness_loss
