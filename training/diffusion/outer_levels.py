@@ -95,7 +95,7 @@ def _copy_weights(source: UNet2DConditionModel, network: UNet2DConditionModel, a
             if target is not None:
                 copy_common_part(
                     tensor, target
-                )  # an outermost layer's first inputs on the way up are those from within
+                )  # on the way up, the first are those from within
 
 
 def _shift_level(name: str, added_levels: int) -> str:
