@@ -23,6 +23,7 @@ from engine.contract import (
     TURBO_SAMPLER,
     TURBO_STEPS,
     Concept,
+    Lora,
     ModelProfile,
     Recipe,
     Sampler,
@@ -30,7 +31,7 @@ from engine.contract import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 CANDIDATES_PER_PICTURE = 2  # with `best`
 FAST_STEPS = 30
@@ -130,17 +131,25 @@ def build_recipe(
     return recipe
 
 
-def expand_turbo(parsed_prompt: ParsedPrompt, model_profile: ModelProfile) -> ParsedPrompt:
-    """Return the prompt with what --turbo stands for; its own flags win. Without a turbo LoRA nothing changes."""
+def expand_turbo(
+    parsed_prompt: ParsedPrompt, model_profile: ModelProfile, kept_loras: Iterable[Lora] = ()
+) -> ParsedPrompt:
+    """Return the prompt with what --turbo stands for; its own flags win. Without a turbo LoRA nothing changes.
+
+    A prompt that names no LoRAs keeps `kept_loras` beside that of turbo.
+    """
     if not parsed_prompt.turbo or find_turbo(model_profile) is None:
         return parsed_prompt
+    loras = parsed_prompt.loras
+    if loras is None:
+        loras = tuple(RequestedLora(lora.name, lora.weight) for lora in kept_loras)
     return replace(
         parsed_prompt,
         turbo=False,
         sampler=parsed_prompt.sampler or TURBO_SAMPLER,
         steps=parsed_prompt.steps or max(1, round(TURBO_STEPS * parsed_prompt.quality)),
         guidance=TURBO_GUIDANCE if parsed_prompt.guidance is None else parsed_prompt.guidance,
-        loras=merge_loras([RequestedLora(TURBO_LORA), *(parsed_prompt.loras or ())]),
+        loras=merge_loras([RequestedLora(TURBO_LORA), *loras]),
     )
 
 
@@ -208,7 +217,7 @@ def _size_deviation(width: int, height: int, ratio: float, size: int) -> float:
 
 def make_remarks(parsed_prompt: ParsedPrompt, model_profile: ModelProfile) -> tuple[str, ...]:
     """Return notes before the job runs: the unmodified pipeline, reduced steps, weak shapes, text that is not read."""
-    remarks = list(_turbo_remarks(parsed_prompt, model_profile))
+    remarks = list(make_turbo_remarks(parsed_prompt, model_profile))
     parsed_prompt = expand_turbo(parsed_prompt, model_profile)
     sampler, _ = choose_sampling(parsed_prompt, model_profile)
     if sampler in PIPELINE_SAMPLERS:
@@ -233,7 +242,7 @@ def make_remarks(parsed_prompt: ParsedPrompt, model_profile: ModelProfile) -> tu
     return tuple(remark for remark in remarks if remark)
 
 
-def _turbo_remarks(parsed_prompt: ParsedPrompt, model_profile: ModelProfile) -> Iterator[str]:
+def make_turbo_remarks(parsed_prompt: ParsedPrompt, model_profile: ModelProfile) -> Iterator[str]:
     """Yield notes on --turbo for this model, which may lack it, and on flags that do not suit it."""
     if not parsed_prompt.turbo:
         return
@@ -248,7 +257,7 @@ def _turbo_remarks(parsed_prompt: ParsedPrompt, model_profile: ModelProfile) -> 
         yield f"--turbo is made for the sampler {TURBO_SAMPLER} without guidance: others make its pictures worse."
     if parsed_prompt.fast:
         yield "Beside --turbo, --fast changes nothing."
-    if guidance == TURBO_GUIDANCE:
+    if guidance == TURBO_GUIDANCE and all(concept.weight >= 0 for concept in parsed_prompt.concepts):
         flags = {"no": parsed_prompt.negative, "interval": parsed_prompt.interval, "chaos": parsed_prompt.chaos}
         yield from (f"--turbo draws without guidance, so --{name} changes nothing." for name in flags if flags[name])
 

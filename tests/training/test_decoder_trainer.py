@@ -29,7 +29,6 @@ from training.diffusion.models import load_model, read_dtypes, write_model
 from training.gan.autoencoder_shapes import build_autoencoder
 from training.gan.decoder_evaluator import DecoderEvaluator, measure_decoder
 from training.gan.decoder_pictures import (
-    LARGE_SIDE,
     DecoderPictures,
     encode_large_pictures,
     render_large_variants,
@@ -43,6 +42,7 @@ from training.gan.decoder_trainer import (
     parse_widths,
 )
 from training.gan.losses import gradient_energy, sharpness_loss
+from training.gan.upscaler_pairs import LARGE_SIDE
 from training.pictures.artwork import Artwork, is_held_out
 from training.pictures.variants import render_variant
 

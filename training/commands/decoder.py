@@ -22,7 +22,7 @@ Widths = Annotated[
 PictureCount = Annotated[
     int | None, typer.Option("--pictures", min=8, max=20000, help="Prepared before training, 220 kB each; else 3000.")
 ]
-Crop = Annotated[int | None, typer.Option(min=1, max=64, help="Latents a side that a step decodes; else 12.")]
+Crop = Annotated[int | None, typer.Option(min=2, max=64, help="Latents a side that a step decodes; else 12.")]
 GanWeight = Annotated[
     float | None,
     typer.Option(min=0, max=10, help="Length of the discriminator's gradient, relative to the losses'; else 0.5."),

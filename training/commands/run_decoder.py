@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-from engine.models.autoencoder.large_decoder import FOLDER, LargeDecoder
+from engine.models.autoencoder.large_decoder import LARGE_DECODER_FOLDER, LargeDecoder
 from engine.models.judge import as_images
 from engine.upscaling.super_resolver import SuperResolver
 from training.commands import builtin_artwork
@@ -32,7 +32,6 @@ from training.diffusion.models import find_model_folder, hash_contents
 from training.evaluation.context_loader import find_upscaler
 from training.gan.decoder_evaluator import Decode, DecoderEvaluator, decode_and_upscale, decode_large, measure_decoder
 from training.gan.decoder_pictures import (
-    LARGE_SIDE,
     DecoderPictures,
     LargePictures,
     encode_large_pictures,
@@ -45,6 +44,7 @@ from training.gan.decoder_trainer import (
     fit_output_layer,
     parse_widths,
 )
+from training.gan.upscaler_pairs import LARGE_SIDE
 from training.pictures.artwork import is_held_out
 from training.pictures.variants import FIRST_VALIDATION_NUMBER, SIDE
 
@@ -136,7 +136,7 @@ def _write_result(session: Session, trainer: DecoderTrainer, held_out: DecoderPi
     """Write the averaged network in fp16, as a model's folder holds it, and its figures beside two passes."""
     network = copy.deepcopy(trainer.average)
     torch.nn.Module.half(network)
-    network.save_pretrained(session.options.out / FOLDER, safe_serialization=True)
+    network.save_pretrained(session.options.out / LARGE_DECODER_FOLDER, safe_serialization=True)
     torch.nn.Module.float(network)
     after = measure_decoder(lambda latents: decode_large(network, latents), held_out)
     report = {"held_out": len(held_out), "before": before, "after": after, "samples": trainer.samples}

@@ -30,7 +30,7 @@ from training.diffusion.models import (
 )
 from training.pictures.dataset import PictureDataset
 
-LARGE_SIDE, FEW_PICTURES = 128, 4  # side in pixels above which a sample sheet has few pictures
+FEW_PICTURES_SIDE, FEW_PICTURES = 128, 4  # side in pixels above which a sample sheet has few pictures
 
 
 def train_lora(
@@ -77,7 +77,7 @@ def _make_trainer(
 ) -> tuple[LoraTrainer, LoraEvaluator]:
     scheduler = cast(DDIMScheduler, DDIMScheduler.from_config(model.pipeline.scheduler.config))
     cache = user_dataset.encode_dataset(session, dataset, model, side=settings.size, seed=settings.seed, flip=flip)
-    captions = user_dataset.choose_prompts(dataset)[: FEW_PICTURES if settings.size > LARGE_SIDE else None]
+    captions = user_dataset.choose_prompts(dataset)[: FEW_PICTURES if settings.size > FEW_PICTURES_SIDE else None]
     prompt_states = model.encode_captions(captions)
     network = torch.nn.Module.to(model.pipeline.unet, session.device)
     trainer = LoraTrainer(network, cache, scheduler, settings)

@@ -14,7 +14,7 @@ from transformers.models.bert.modeling_bert import BertModel
 from engine.models.families.embedded import EMBEDDED_MODEL, INTERVAL
 from training.commands import builtin_artwork, user_dataset
 from training.commands.progress import print_status
-from training.commands.run_lora import FEW_PICTURES, LARGE_SIDE, write_layers
+from training.commands.run_lora import FEW_PICTURES, FEW_PICTURES_SIDE, write_layers
 from training.commands.session import Session
 from training.core import memory_estimate
 from training.diffusion.dataset_cache import select_evaluation_rows
@@ -48,7 +48,9 @@ def train_turbo(
     settings = session.resolve_settings(build_settings, **overrides)
     folder = find_model_folder(source)
     if (folder / "unet").is_dir() and (folder / "vae").is_dir():  # otherwise `load_model` reports what is missing
-        estimate = memory_estimate.estimate_lora(folder, settings.batch, PARAMETERS_OF_LORA * settings.rank)
+        estimate = memory_estimate.estimate_lora(
+            folder, settings.batch, PARAMETERS_OF_LORA * settings.rank, has_size_option=False
+        )
         memory_estimate.check_fits(estimate)
     model = load_model(source)
     if data is None:
@@ -104,5 +106,5 @@ def _open_dataset(session: Session, model: LoadedModel, data: Path, seed: int, f
     dataset = user_dataset.read_dataset(session, data)
     session.bind_origin({"model": model.fingerprint, "pictures": dataset.fingerprint, "--flip": str(flip)})
     train_cache = user_dataset.encode_dataset(session, dataset, model, side=model.side, seed=seed, flip=flip)
-    captions = user_dataset.choose_prompts(dataset)[: FEW_PICTURES if model.side > LARGE_SIDE else None]
+    captions = user_dataset.choose_prompts(dataset)[: FEW_PICTURES if model.side > FEW_PICTURES_SIDE else None]
     return _Pictures(train_cache, select_evaluation_rows(train_cache, dataset, flip), captions)

@@ -55,7 +55,9 @@ def estimate_diffusion(folder: Path, batch: int, config: dict[str, Any] | None =
     return MemoryEstimate(weights, activation_bytes(config or read_config(folder / "unet"), batch), remedy, batch)
 
 
-def estimate_lora(folder: Path, batch: int, rank: int, side: int | None = None) -> MemoryEstimate:
+def estimate_lora(
+    folder: Path, batch: int, rank: int, side: int | None = None, *, has_size_option: bool = True
+) -> MemoryEstimate:  # fmt: skip
     """Estimate the training of a LoRA of `rank` on a frozen network; `side` of the pictures in pixels."""
     config = read_config(folder / "unet")
     vae_factor = 2 ** (len(read_config(folder / "vae", needs_sample_size=False)["block_out_channels"]) - 1)
@@ -65,7 +67,9 @@ def estimate_lora(folder: Path, batch: int, rank: int, side: int | None = None) 
         + LORA_PARAMETER_BYTES * lora_parameters
         + _frozen_parts_bytes(folder)
     )
-    remedy = "a smaller --size" if batch == 1 else f"{SMALLER_BATCH} or a smaller --size"
+    remedies = [SMALLER_BATCH] if batch > 1 else []
+    remedies.append("a smaller --size" if has_size_option else "a smaller --rank")
+    remedy = " or ".join(remedies)
     return MemoryEstimate(weights, activation_bytes(config, batch, side and side // vae_factor), remedy, batch)
 
 

@@ -17,7 +17,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from safetensors import SafetensorError, safe_open
 
 from engine.contract.rejection import JobRejected
-from engine.models.autoencoder.large_decoder import FOLDER as LARGE_DECODER
+from engine.models.autoencoder.large_decoder import LARGE_DECODER_FOLDER
 from engine.models.families.embedded import EMBEDDED_MODEL, WEIGHTS_FOLDER, build_pipeline, load_text_encoder
 from engine.models.families.latent_consistency import detect_guides
 from engine.models.files.fingerprint import fingerprint_folder
@@ -130,8 +130,8 @@ def write_model(
         config_values = json.loads(config.read_text())
         config_values.pop("_name_or_path", None)  # a path of this machine
         config.write_text(json.dumps(config_values, indent=2) + "\n")
-    if source_folder is not None and (source_folder / LARGE_DECODER).is_dir():
-        shutil.copytree(source_folder / LARGE_DECODER, temp_folder / LARGE_DECODER)
+    if source_folder is not None and (source_folder / LARGE_DECODER_FOLDER).is_dir():
+        shutil.copytree(source_folder / LARGE_DECODER_FOLDER, temp_folder / LARGE_DECODER_FOLDER)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / INDEX_FILE).unlink(missing_ok=True)
     for part in sorted(temp_folder.iterdir(), key=lambda path: path.name == INDEX_FILE):

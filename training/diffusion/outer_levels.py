@@ -93,9 +93,7 @@ def _copy_weights(source: UNet2DConditionModel, network: UNet2DConditionModel, a
         elif not (added_levels and name.startswith(OUTER_PARTS)):
             target = targets.get(_shift_level(name, added_levels))
             if target is not None:
-                copy_common_part(
-                    tensor, target
-                )  # on the way up, the first are those from within
+                copy_common_part(tensor, target)  # on the way up, the first are those from within
 
 
 def _shift_level(name: str, added_levels: int) -> str:

@@ -18,12 +18,11 @@ from torch.nn import functional as F
 from engine.models.autoencoder.large_decoder import LARGE_FACTOR
 from engine.models.judge import as_images
 from training.gan.latent_coding import encode_all
-from training.gan.upscaler_pairs import MIN_DETAILED_SIDE
+from training.gan.upscaler_pairs import LARGE_SIDE, MIN_DETAILED_SIDE
 from training.pictures.artwork import Artwork
 from training.pictures.masked_pictures import ProgressCallback, find_subject
-from training.pictures.variants import SIDE, Variant, render_variant
+from training.pictures.variants import Variant, render_variant
 
-LARGE_SIDE = SIDE * LARGE_FACTOR
 ENCODE_BATCH = 128
 
 

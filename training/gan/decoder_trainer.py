@@ -25,6 +25,7 @@ from training.core.learner import Learner
 from training.core.muon import is_hidden_matrix
 from training.core.rng import batch_indices, step_generator
 from training.core.run import Metrics
+from training.gan.autoencoder_trainer import DecoderTask
 from training.gan.decoder_pictures import DecoderPictures
 from training.gan.gan_learner import GanLearner, GanSettings
 from training.gan.losses import gradient_loss, pyramid_loss, sharpness_loss
@@ -121,15 +122,6 @@ def fit_output_layer(network: LargeDecoder, latents: Tensor, images: Tensor) -> 
     solution = cast(Any, torch.linalg).solve(products + ridge, moments).T
     layer.weight.copy_(solution[:, :-1].reshape(layer.weight.shape))
     cast(Tensor, layer.bias).copy_(solution[:, -1])
-
-
-@dataclass(frozen=True)
-class DecoderTask:
-    """Latents, their picture, and the weight of each of its pixels."""
-
-    latents: Tensor
-    images: Tensor
-    weight: Tensor
 
 
 class DecoderTrainer(BatchTrainer[GanLearner]):

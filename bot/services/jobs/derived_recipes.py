@@ -17,6 +17,8 @@ from engine.contract import (
     MAX_COUNT,
     PIPELINE_SAMPLERS,
     TURBO_LORA,
+    TURBO_SAMPLER,
+    ImageToImage,
     Interpolation,
     ModelProfile,
     NoiseAncestor,
@@ -36,6 +38,7 @@ INTERPOLATION_FRAMES = 13  # frames of an interpolation through two, three or fo
 MAX_SIDE = 4096
 SEED_COUNT = 2**32
 LARGEST_BUCKET = 32
+MAX_TURBO_STEPS = 50  # LCM's schedule has no more (diffusers' `original_inference_steps`)
 UPSCALE_FACTORS = (4, 3, 2)
 LANCZOS_SECONDS_PER_MP = 0.05  # for each megapixel of the enlarged picture; the transfer costs one megapixel more
 SUPER_RESOLVER_MS_PER_MP = (
@@ -142,6 +145,7 @@ def remix_recipe(recipe: Recipe, parsed_prompt: ParsedPrompt, model_profile: Mod
         raise UserError("A remix cannot start an interpolation: use /walk or --walk.")
     if parsed_prompt.model not in (None, recipe.model):
         raise UserError(f"A remix keeps its model, {recipe.model}: ask for another one by a new prompt.")
+    has_own_steps = parsed_prompt.steps is not None
     parsed_prompt = _expand_turbo(parsed_prompt, recipe, model_profile)
     width, height = fit_size(parsed_prompt.ar, model_profile) if parsed_prompt.ar else (recipe.width, recipe.height)
     sampler, steps = choose_sampling(
@@ -169,18 +173,51 @@ def remix_recipe(recipe: Recipe, parsed_prompt: ParsedPrompt, model_profile: Mod
         mixed=recipe.mixed or (parsed_prompt.mix and len(parsed_prompt.concepts) > 1),
         loras=recipe.loras if parsed_prompt.loras is None else resolve_loras(parsed_prompt.loras, model_profile),
     )
+    if isinstance(remix.start, ImageToImage) and not is_turbo(recipe):
+        remix = replace_start(remix, remix.start, None if has_own_steps else steps)
     check_capabilities(remix, model_profile)
     return pin_batch_shape(remix) if remix.bucket else remix
 
 
 def _expand_turbo(parsed_prompt: ParsedPrompt, base: Recipe, model_profile: ModelProfile) -> ParsedPrompt:
-    """Return the prompt for a remix of `base`: turbo pictures keep their LoRA as they keep their sampler and steps."""
+    """Return the prompt for a remix of `base`: it keeps or adds the turbo LoRA, and leaves it with another sampler."""
     if not is_turbo(base):
-        return expand_turbo(parsed_prompt, model_profile)
-    if parsed_prompt.loras is None:
-        return replace(parsed_prompt, turbo=False)
-    kept_loras = [RequestedLora(lora.name, lora.weight) for lora in base.loras if lora.name == TURBO_LORA]
-    return replace(parsed_prompt, turbo=False, loras=merge_loras([*kept_loras, *parsed_prompt.loras]))
+        return expand_turbo(parsed_prompt, model_profile, base.loras)
+    prompt = replace(parsed_prompt, turbo=False)
+    named_loras = None if prompt.loras is None else list(prompt.loras)
+    turbo_loras, other_loras = (
+        [RequestedLora(lora.name, lora.weight) for lora in base.loras if (lora.name == TURBO_LORA) == is_wanted]
+        for is_wanted in (True, False)
+    )
+    if prompt.sampler in (None, TURBO_SAMPLER):
+        return prompt if named_loras is None else replace(prompt, loras=merge_loras([*turbo_loras, *named_loras]))
+    return replace(
+        prompt,
+        steps=prompt.steps or model_profile.steps,
+        guidance=model_profile.guidance if prompt.guidance is None else prompt.guidance,
+        loras=merge_loras(other_loras if named_loras is None else named_loras),
+    )
+
+
+def replace_start(recipe: Recipe, start: ImageToImage, turbo_steps: int | None) -> Recipe:
+    """Return the recipe with init images in place of noise.
+
+    Of a turbo recipe's few steps a low strength would leave one: the schedule becomes finer, so that `turbo_steps` run.
+    None: the schedule stays, since somebody chose its steps.
+    """
+    steps = recipe.steps
+    if turbo_steps is not None and is_turbo(recipe):
+        finer_schedules = range(turbo_steps, MAX_TURBO_STEPS)
+        steps = next((n for n in finer_schedules if int(n * start.strength) >= turbo_steps), MAX_TURBO_STEPS)
+    return msgspec.structs.replace(recipe, start=start, steps=steps)
+
+
+def without_start(recipe: Recipe) -> Recipe:
+    """Return the recipe without what it began with; a turbo recipe has only the steps that it ran."""
+    steps = recipe.steps
+    if is_turbo(recipe) and isinstance(recipe.start, ImageToImage):
+        steps -= recipe.first_step
+    return msgspec.structs.replace(recipe, start=None, steps=steps)
 
 
 def _remix_candidates(recipe: Recipe, parsed_prompt: ParsedPrompt, count: int, *, has_judge: bool) -> dict[str, Any]:

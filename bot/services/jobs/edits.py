@@ -22,7 +22,7 @@ from bot.images.keyframes import ladder_keyframes
 from bot.images.uploads.upload_decoder import DecodedImage
 from bot.prompt import ParsedPrompt
 from bot.prompt.capability_check import check_capabilities
-from bot.prompt.parsed_prompt import fit_size
+from bot.prompt.parsed_prompt import fit_size, make_turbo_remarks
 from bot.queue.job_request import JobRequest
 from bot.queue.model_catalog import ModelCatalog
 from bot.services.admission.admission import Admission
@@ -33,8 +33,10 @@ from bot.services.init_images.request import InitImages, JobImageRef, RemoteFile
 from bot.services.jobs.derived_recipes import (
     pin_batch_shape,
     remix_recipe,
+    replace_start,
     reroll_recipe,
     without_interpolation,
+    without_start,
 )
 from bot.services.jobs.job_maker import JobMaker, draw_seed
 from bot.services.jobs.recipe_init import (
@@ -44,7 +46,6 @@ from bot.services.jobs.recipe_init import (
     nearest_step_note,
     parse_one,
     single_image,
-    start_from,
 )
 from bot.store import JobRecord
 from engine.contract import Recipe, estimate_cost
@@ -195,18 +196,23 @@ class EditService:
         """Admit a job with init images in its parent's place, and with the changes."""
         record, recipe, index = parent
         new_recipe, change_notes, entry = self._job_maker.renew(
-            reroll_recipe(without_interpolation(recipe, index), self._draw_seed())
+            without_start(reroll_recipe(without_interpolation(recipe, index), self._draw_seed()))
         )
         if changes.aspect is not None:
             width, height = fit_size(changes.aspect, entry.profile)
             new_recipe = msgspec.structs.replace(new_recipe, width=width, height=height)
-        shown_prompt, strength = record.prompt, changes.strength
+        shown_prompt, strength, has_own_steps = record.prompt, changes.strength, False
         if changes.prompt is not None:
             new_recipe = await self._job_maker.reset_mixed(record, new_recipe)
             new_recipe = remix_recipe(new_recipe, changes.prompt, entry.profile)
             shown_prompt = " ".join(changes.prompt.text.split())
             strength = changes.prompt.strength if strength is None else strength
-        edit_recipe = msgspec.structs.replace(start_from(new_recipe, loaded_images.recipe_part(strength)), lineage=())
+            has_own_steps = changes.prompt.steps is not None
+            change_notes = (*change_notes, *make_turbo_remarks(changes.prompt, entry.profile))
+        edit_recipe = replace_start(
+            msgspec.structs.replace(new_recipe, lineage=()), loaded_images.recipe_part(strength),
+            None if has_own_steps else new_recipe.steps,
+        )  # fmt: skip
         check_capabilities(edit_recipe, entry.profile)
         request = JobRequest(
             action, shown_prompt, (*changes.notes, *change_notes), edit_recipe, entry.pool_for(edit_recipe),

@@ -15,22 +15,11 @@ from bot.prompt.flags import split_flags
 from bot.prompt.parsed_prompt import MAX_RATIO
 from bot.prompt.permutations import escape_braces, expand_braces
 from bot.services.init_images.loaded import LoadedInitImages
-from bot.services.jobs.derived_recipes import check_choice, remix_recipe
-from engine.contract import (
-    TURBO_STEPS,
-    Branch,
-    ImageToImage,
-    ModelProfile,
-    Recipe,
-    is_turbo,
-    map_step,
-    noise_seed,
-    recipe_for_image,
-)
+from bot.services.jobs.derived_recipes import check_choice, remix_recipe, replace_start
+from engine.contract import Branch, ModelProfile, Recipe, map_step, noise_seed, recipe_for_image
 
 FIXED_SETTING = "A branch continues the sampling of its parent: its {} cannot be changed."
 FIXED_FIELDS = ("sampler", "width", "height", "model", "eta")
-MAX_TURBO_STEPS = 50  # LCM's schedule has no more (diffusers' `original_inference_steps`)
 NO_STEPS_LEFT = "Of {} steps none remains after step {} of {}: use more --steps or an earlier step."
 
 
@@ -45,19 +34,11 @@ def with_input_aspect(parsed: ParsedPrompt, loaded_images: LoadedInitImages | No
 
 def with_init_images(recipe: Recipe, parsed: ParsedPrompt, loaded_images: LoadedInitImages | None) -> Recipe:
     """Return the recipe with its init images, if there are any."""
-    return recipe if loaded_images is None else start_from(recipe, loaded_images.recipe_part(parsed.strength))
-
-
-def start_from(recipe: Recipe, start: ImageToImage) -> Recipe:
-    """Return the recipe with init images in place of noise.
-
-    Of a turbo recipe's few steps a low strength would leave one: its schedule becomes finer, so that four are run.
-    """
-    steps, wanted_steps = recipe.steps, min(recipe.steps, TURBO_STEPS)
-    if is_turbo(recipe):
-        finer = (n for n in range(steps, MAX_TURBO_STEPS) if int(n * start.strength) >= wanted_steps)
-        steps = next(finer, max(steps, MAX_TURBO_STEPS))
-    return msgspec.structs.replace(recipe, start=start, steps=steps)
+    if loaded_images is None:
+        return recipe
+    return replace_start(
+        recipe, loaded_images.recipe_part(parsed.strength), None if parsed.steps is not None else recipe.steps
+    )
 
 
 def unused_strength_note(parsed: ParsedPrompt, loaded_images: LoadedInitImages | None) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from engine.contract.rejection import JobRejected
 
-FOLDER = "decoder"
+LARGE_DECODER_FOLDER = "decoder"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 MAX_CONFIG_BYTES, MAX_WEIGHTS_BYTES = 1 << 16, 100 << 20
 ADDED_LEVELS = 2  # beyond the autoencoder's; each doubles the sides
@@ -70,9 +70,9 @@ class LargeDecoder(ModelMixin, ConfigMixin):
     def load(cls, model_folder: Path, autoencoder: Any) -> Self | None:
         """Return the large decoder of a model's folder, float32; None where it has none.
 
-        Raises `JobRejected` where the files are broken, or not for the latents of this autoencoder.
+        Raises `JobRejected` where the files are broken, or for latents of another shape or scale.
         """
-        folder = model_folder / FOLDER
+        folder = model_folder / LARGE_DECODER_FOLDER
         if not folder.is_dir():
             return None
         config = _read_config(folder)
@@ -107,7 +107,9 @@ def _read_config(folder: Path) -> _Config:
 
 def _refuse_other_latents(config: _Config, autoencoder_config: Any) -> None:
     levels = len(autoencoder_config.get("block_out_channels") or ()) + ADDED_LEVELS
-    if (config.latent_channels, len(config.block_out_channels)) != (autoencoder_config.get("latent_channels"), levels):
+    own_latents = config.latent_channels, len(config.block_out_channels), config.scaling_factor, config.shift_factor
+    names = "scaling_factor", "shift_factor"
+    if own_latents != (autoencoder_config.get("latent_channels"), levels, *map(autoencoder_config.get, names)):
         raise _reject("is not for the latents of its autoencoder")
 
 

@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 
 from engine.contract import Dtype
 from engine.contract.rejection import JobRejected
-from engine.models.autoencoder.large_decoder import FOLDER as LARGE_DECODER
+from engine.models.autoencoder.large_decoder import LARGE_DECODER_FOLDER
 from engine.models.families.embedded import WEIGHTS_FOLDER, find_minilm_folder
 from engine.models.files.model_source import ModelSource, find_configs_folder
 from engine.models.files.pipeline_parts import Part, count_parameters, read_index
@@ -32,7 +32,7 @@ def estimate_bytes_by_format(source: ModelSource, format_chooser: FormatChooser)
 def estimate_embedded_bytes(weights: Path = WEIGHTS_FOLDER) -> int:
     """Return the bytes of the embedded model. Raises `JobRejected` where its text encoder is missing."""
     folders = {
-        "unet": weights / "unet", "vae": weights / "vae", "large_decoder": weights / LARGE_DECODER,
+        "unet": weights / "unet", "vae": weights / "vae", "large_decoder": weights / LARGE_DECODER_FOLDER,
         "text_encoder": find_minilm_folder(),
     }  # fmt: skip
     parts = [_count_part(name, folder) for name, folder in folders.items()]
@@ -45,7 +45,7 @@ def _inspect_source(source: ModelSource) -> tuple[str, list[Part]]:
     parts = (inspect_file if source.is_file else inspect_folder)(source.path, source.name)
     class_name = read_index(configs, source.name)["_class_name"] if configs else ""
     if class_name in (STABLE_DIFFUSION, LATENT_CONSISTENCY) and not source.is_file:
-        parts = [*parts, _count_part("large_decoder", source.path / LARGE_DECODER)]
+        parts = [*parts, _count_part("large_decoder", source.path / LARGE_DECODER_FOLDER)]
     return class_name, parts
 
 

@@ -20,6 +20,7 @@ from engine.pipelines.pipeline_clone import NETWORK_NAMES
 
 LARGE_PARAMETERS = 100_000_000  # parameters: a model with a larger part is in memory in one format
 HUGE_PARAMETERS = 1_000_000_000  # parameters: a larger model never takes more bytes than its files
+FLOAT32_PARTS = ("large_decoder",)  # parts in float32 in any model
 HALF_FORMATS: tuple[Dtype, ...] = ("bfloat16", "float16")
 
 
@@ -66,7 +67,10 @@ class FormatChooser:
     def make_single_formats(self, dtype: Dtype, class_name: str, parts: Sequence[Part]) -> PartFormats:
         """Return the formats of a large model in `dtype`. Without a family of ours only its large parts get it."""
         if not class_name or has_family(class_name):
-            return PartFormats({part.name: dtype for part in parts}, dtype, has_network_copy=False)
+            formats: dict[str, Dtype] = {
+                part.name: "float32" if part.name in FLOAT32_PARTS else dtype for part in parts
+            }
+            return PartFormats(formats, dtype, has_network_copy=False)
         return PartFormats(
             {part.name: dtype if part.parameters > self.large_threshold else "float32" for part in parts}, dtype
         )

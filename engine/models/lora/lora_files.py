@@ -36,12 +36,14 @@ class LoraFile(NamedTuple):
 
 def find_loras(folder: Path | None, model_folder: Path | None = None) -> list[LoraFile]:
     """Return every usable LoRA by name, the model's own first; log the others."""
-    names = set[str]() if folder is None else _list_names(folder)
-    own_names = [TURBO_LORA] if has_turbo(model_folder) else []
-    if folder is not None and not names.isdisjoint(own_names):
-        _log_replaced(folder)
+    names = [] if folder is None else sorted(_list_names(folder))
+    if has_turbo(model_folder):
+        other_names = [name for name in names if name.lower() != TURBO_LORA]  # prompts name LoRAs in any case
+        if folder is not None and len(other_names) < len(names):
+            _log_replaced(folder)
+        names = [TURBO_LORA, *other_names]
     loras: list[LoraFile] = []
-    for name in (*own_names, *sorted(names.difference(own_names))):
+    for name in names:
         try:
             loras.append(find_lora(folder, name, model_folder))
         except JobRejected as rejection:
@@ -63,7 +65,9 @@ def _log_replaced(folder: Path) -> None:
 def find_lora(folder: Path | None, name: str, model_folder: Path | None = None) -> LoraFile:
     """Return the LoRA of this name: the model's own before one in the folder of LoRAs. Raises `JobRejected`."""
     try:
-        return _find_lora(model_folder if name == TURBO_LORA and has_turbo(model_folder) else folder, name)
+        if model_folder is not None and name == TURBO_LORA and has_turbo(model_folder):
+            return _open_lora(model_folder, name, model_folder / TURBO_LORA / DEFAULT_FILE_NAME)
+        return _find_lora(folder, name)
     except OSError as error:
         log.warning("the LoRA %s: %s", name[:64], error)
         raise JobRejected(f"The LoRA {name[:64]} cannot be read.", "worker") from error
@@ -76,8 +80,12 @@ def _find_lora(folder: Path | None, name: str) -> LoraFile:
     path = _find_weights(folder, name)
     if path is None:
         raise not_found
+    return _open_lora(folder, name, path)
+
+
+def _open_lora(folder: Path, name: str, path: Path) -> LoraFile:
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise JobRejected(f"The LoRA {name} is a link that leads out of the folder of LoRAs.", "worker")
+        raise JobRejected(f"The LoRA {name} is a link that leads out of the folder that it is in.", "worker")
     stat = path.stat()
     return LoraFile(name, path, _hash_weights(path, stat.st_size, stat.st_mtime_ns))
 

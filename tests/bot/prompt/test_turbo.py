@@ -10,8 +10,7 @@ import pytest
 from bot.domain.errors import UserError
 from bot.prompt import build_recipe as to_recipe
 from bot.prompt import parse
-from bot.services.jobs.derived_recipes import remix_recipe, reroll_recipe, vary_recipe
-from bot.services.jobs.recipe_init import start_from
+from bot.services.jobs.derived_recipes import remix_recipe, replace_start, reroll_recipe, vary_recipe, without_start
 from engine.contract import ImageToImage, InitImage, Lora, ModelProfile, Recipe, count_row_steps, estimate_cost
 from engine.contract.samplers import SAMPLER_TITLES
 
@@ -87,16 +86,54 @@ def test_jobs_from_a_turbo_picture_keep_its_recipe() -> None:
     assert remix(build_recipe("fox"), "wolf --turbo") == ("lcm", 4, 1.0, {"turbo": 1.0})
 
 
+def test_a_remix_with_turbo_keeps_the_loras_of_its_picture() -> None:
+    base = build_recipe("fox --lora style:0.5")
+    assert remix(base, "wolf --turbo") == ("lcm", 4, 1.0, {"turbo": 1.0, "style": 0.5})
+    assert remix(base, "wolf --turbo --lora none") == ("lcm", 4, 1.0, {"turbo": 1.0})
+
+
+def test_a_remix_with_another_sampler_leaves_turbo() -> None:
+    base = build_recipe("fox --turbo --lora style:0.5")
+    assert remix(base, "wolf --sampler ddim") == ("ddim", 1000, 4.0, {"style": 0.5})
+    assert remix(base, "wolf --sampler ddim --steps 20 --guidance 2 --lora none") == ("ddim", 20, 2.0, {})
+    assert remix(base, "wolf --sampler lcm") == ("lcm", 4, 1.0, {"turbo": 1.0, "style": 0.5})
+
+
+def test_a_negative_weight_leaves_work_for_the_negative_prompt() -> None:
+    assert parse("apple:: blue::-0.5 --no worm --turbo", TURBO).notes == ()
+
+
+def begin(recipe: Recipe, strength: float, *, keeps_steps: bool = False) -> Recipe:
+    start = ImageToImage((InitImage("a" * 64),), strength)
+    return replace_start(recipe, start, None if keeps_steps else recipe.steps)
+
+
 @pytest.mark.parametrize(("strength", "steps"), [(0.3, 14), (0.6, 7), (0.9, 5), (1.0, 4), (0.1, 40)])
 def test_with_an_init_image_four_steps_of_a_finer_schedule_run(strength: float, steps: int) -> None:
     """Of four steps a strength of 0.3 would leave one."""
-    start = ImageToImage((InitImage("a" * 64),), strength)
-    recipe = start_from(build_recipe("fox --turbo"), start)
+    base = build_recipe("fox --turbo")
+    recipe = begin(base, strength)
     assert (recipe.steps, recipe.steps - recipe.first_step) == (steps, 4)
-    assert start_from(recipe, start) == recipe, "an edit of an edit"
-    assert start_from(build_recipe("fox --steps 20"), start).steps == 20
+    plain = without_start(recipe)
+    assert (plain.steps, plain.start) == (base.steps, None)
+    assert begin(plain, 0.9).steps == begin(base, 0.9).steps, "an edit of an edit"
+    assert begin(build_recipe("fox --steps 20"), strength).steps == 20
+
+
+def test_steps_that_a_member_chose_stay_with_an_init_image() -> None:
+    assert begin(build_recipe("fox --turbo --steps 4"), 0.3, keeps_steps=True).steps == 4
+
+
+def test_a_remix_with_turbo_of_a_picture_with_an_init_image_runs_four_steps() -> None:
+    base = begin(build_recipe("fox --steps 20"), 0.3)
+    turbo, chosen = (
+        remix_recipe(base, parse(text, None).prompts[0], TURBO) for text in ("wolf --turbo", "wolf --turbo --steps 4")
+    )
+    assert (turbo.steps, turbo.steps - turbo.first_step) == (14, 4)
+    assert turbo.start == base.start
+    assert chosen.steps == 4
 
 
 def test_the_least_strength_runs_what_the_schedule_of_lcm_has() -> None:
-    recipe = start_from(build_recipe("fox --turbo"), ImageToImage((InitImage("a" * 64),), 0.05))
+    recipe = begin(build_recipe("fox --turbo"), 0.05)
     assert (recipe.steps, recipe.steps - recipe.first_step) == (50, 2)

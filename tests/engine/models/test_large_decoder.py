@@ -141,6 +141,7 @@ def spoil_weights(folder: Path) -> None:
         (lambda folder: change_config(folder, scaling_factor=0), "has no config.json that can be read"),
         (lambda folder: change_config(folder, norm_num_groups=7), "has widths that its groups do not divide"),
         (lambda folder: change_config(folder, latent_channels=3), "is not for the latents of its autoencoder"),
+        (lambda folder: change_config(folder, scaling_factor=0.7), "is not for the latents of its autoencoder"),
         (lambda folder: change_config(folder, layers_per_block=2), "are damaged or do not fit its config.json"),
         (lambda folder: (folder / WEIGHTS_FILE).unlink(), "has no diffusion_pytorch_model.safetensors of at most"),
         (lambda folder: (folder / WEIGHTS_FILE).write_bytes(b"no"), "are damaged or do not fit its config.json"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,19 @@ def test_the_models_own_turbo_wins_over_one_in_the_folder_of_loras(
         model_folder / "turbo" / "pytorch_lora_weights.safetensors"
     ]
     assert sum("is left out for models that have their own" in record.message for record in caplog.records) == 1
+
+
+def test_a_lora_called_turbo_in_other_letters_gives_way_too(model_folder: Path, tmp_path: Path) -> None:
+    """Prompts name LoRAs in any case, so of two the last would win."""
+    family: Any = load_folder(str(model_folder), "sd")
+    write_turbo(model_folder, family.pipeline)
+    (tmp_path / "loras").mkdir()
+    own = model_folder / "turbo" / "pytorch_lora_weights.safetensors"
+    for copied in (tmp_path / "loras" / "Turbo.safetensors", model_folder / "turbo.safetensors"):
+        shutil.copyfile(own, copied)
+    family.lora_folder = tmp_path / "loras"
+    assert [lora.name for lora in family.list_loras()] == ["turbo"]
+    assert [one.path for one in find_loras(tmp_path / "loras", model_folder)] == [own]
 
 
 def test_a_folder_called_turbo_without_weights_is_no_turbo(model_folder: Path) -> None:
