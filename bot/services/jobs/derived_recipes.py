@@ -141,10 +141,7 @@ def remix_recipe(recipe: Recipe, parsed_prompt: ParsedPrompt, model_profile: Mod
     Raises `UserError` if the shape does not fit the model, if the model lacks a feature, or if another model is
     requested: its noise is not comparable.
     """
-    if parsed_prompt.end_prompt:
-        raise UserError("A remix cannot start an interpolation: use /walk or --walk.")
-    if parsed_prompt.model not in (None, recipe.model):
-        raise UserError(f"A remix keeps its model, {recipe.model}: ask for another one by a new prompt.")
+    _refuse_other_kinds(recipe, parsed_prompt)
     has_own_steps = parsed_prompt.steps is not None
     parsed_prompt = _expand_turbo(parsed_prompt, recipe, model_profile)
     width, height = fit_size(parsed_prompt.ar, model_profile) if parsed_prompt.ar else (recipe.width, recipe.height)
@@ -177,6 +174,13 @@ def remix_recipe(recipe: Recipe, parsed_prompt: ParsedPrompt, model_profile: Mod
         remix = replace_start(remix, remix.start, None if has_own_steps else steps)
     check_capabilities(remix, model_profile)
     return pin_batch_shape(remix) if remix.bucket else remix
+
+
+def _refuse_other_kinds(recipe: Recipe, parsed_prompt: ParsedPrompt) -> None:
+    if parsed_prompt.end_prompt:
+        raise UserError("A remix cannot start an interpolation: use /walk or --walk.")
+    if parsed_prompt.model not in (None, recipe.model):
+        raise UserError(f"A remix keeps its model, {recipe.model}: ask for another one by a new prompt.")
 
 
 def _expand_turbo(parsed_prompt: ParsedPrompt, base: Recipe, model_profile: ModelProfile) -> ParsedPrompt:
