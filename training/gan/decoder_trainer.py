@@ -140,7 +140,7 @@ class DecoderTrainer(BatchTrainer[GanLearner]):
 
     @property
     def average(self) -> LargeDecoder:
-        return self.learner.generator_learner.average  # pyright: ignore[reportReturnType]
+        return cast(LargeDecoder, self.learner.generator_learner.average)
 
     def step(self, progress: float) -> Metrics:
         """Train one batch at this share of the run. Raises ValueError if the loss is not a number."""
