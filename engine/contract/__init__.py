@@ -22,13 +22,16 @@ from __future__ import annotations
 from engine.contract.codec import MalformedMessage, NewerVersion, decode, encode
 from engine.contract.cost import count_row_steps, estimate_cost, estimate_decode_ms
 from engine.contract.fields import (
+    CONTROL_VERSION,
     FULL_INTERVAL,
     INIT_IMAGES_VERSION,
     JUDGE_VERSION,
     MAX_CANDIDATE_IMAGES,
     MAX_CANDIDATES,
     MAX_CONCEPTS,
+    MAX_CONTROLS,
     MAX_COUNT,
+    MAX_EMBEDDINGS,
     MAX_ESTIMATE_BYTES,
     MAX_FRAME_BYTES,
     MAX_INIT_IMAGES,
@@ -36,6 +39,7 @@ from engine.contract.fields import (
     MAX_KEYFRAMES,
     MAX_LORAS,
     MAX_NOISINGS,
+    MAX_REFERENCES,
     MAX_ROWS,
     MAX_STEPS,
     MAX_THUMBNAIL_BYTES,
@@ -57,6 +61,8 @@ from engine.contract.fields import (
     LatentBytes,
     Milliseconds,
     Name,
+    Preprocessor,
+    Quantization,
     Seconds,
     Seed,
     Sentence,
@@ -95,8 +101,20 @@ from engine.contract.messages import (
     PictureReady,
     Result,
 )
-from engine.contract.presence import ModelProfile, ModelProgress, Presence
-from engine.contract.recipe import Branch, Concept, ImageToImage, InitImage, Interpolation, Lora, NoiseAncestor, Recipe
+from engine.contract.presence import ControlModel, ModelProfile, ModelProgress, Presence
+from engine.contract.recipe import (
+    Branch,
+    Concept,
+    ControlImage,
+    ImageToImage,
+    InitImage,
+    Interpolation,
+    Lora,
+    ModelPart,
+    NoiseAncestor,
+    Recipe,
+    ReferenceImage,
+)
 from engine.contract.recipe_images import candidate_index, map_step, noise_seed, recipe_for_image
 from engine.contract.requests import (
     DecodeReply,
@@ -110,20 +128,22 @@ from engine.contract.samplers import PIPELINE_SAMPLERS, SAMPLER_TITLES, VERSION_
 from engine.contract.turbo import TURBO_GUIDANCE, TURBO_LORA, TURBO_SAMPLER, TURBO_STEPS, find_turbo, is_turbo
 
 __all__ = [
-    "FULL_INTERVAL", "INIT_IMAGES_VERSION", "JUDGE_VERSION", "MAX_CANDIDATES", "MAX_CANDIDATE_IMAGES", "MAX_CONCEPTS",
-    "MAX_COUNT", "MAX_ESTIMATE_BYTES", "MAX_FRAME_BYTES", "MAX_INIT_IMAGES", "MAX_INTERPOLATION_FRAMES",
-    "MAX_KEYFRAMES", "MAX_LORAS", "MAX_NOISINGS", "MAX_ROWS", "MAX_STEPS", "MAX_THUMBNAIL_BYTES", "MODELS_VERSION",
-    "PICTURE_CHECK_VERSION", "PIPELINE_SAMPLERS", "SAMPLER_TITLES", "SUPER_RESOLVER_VERSION", "TURBO_GUIDANCE",
-    "TURBO_LORA", "TURBO_SAMPLER", "TURBO_STEPS", "VERSION", "VERSION_1_SAMPLERS", "X0_ESTIMATES_VERSION",
-    "BillingKey", "Blame", "Branch", "ByteCount", "CandidateText", "Concept", "ControlMessage", "Coordinate",
+    "CONTROL_VERSION", "FULL_INTERVAL", "INIT_IMAGES_VERSION", "JUDGE_VERSION", "MAX_CANDIDATES",
+    "MAX_CANDIDATE_IMAGES", "MAX_CONCEPTS", "MAX_CONTROLS", "MAX_COUNT", "MAX_EMBEDDINGS", "MAX_ESTIMATE_BYTES",
+    "MAX_FRAME_BYTES", "MAX_INIT_IMAGES", "MAX_INTERPOLATION_FRAMES", "MAX_KEYFRAMES", "MAX_LORAS", "MAX_NOISINGS",
+    "MAX_REFERENCES", "MAX_ROWS", "MAX_STEPS", "MAX_THUMBNAIL_BYTES", "MODELS_VERSION", "PICTURE_CHECK_VERSION",
+    "PIPELINE_SAMPLERS", "SAMPLER_TITLES", "SUPER_RESOLVER_VERSION", "TURBO_GUIDANCE", "TURBO_LORA", "TURBO_SAMPLER",
+    "TURBO_STEPS", "VERSION", "VERSION_1_SAMPLERS", "X0_ESTIMATES_VERSION", "BillingKey", "Blame", "Branch",
+    "ByteCount", "CandidateText", "Concept", "ControlImage", "ControlMessage", "ControlModel", "Coordinate",
     "DecodeReply", "DecodeRequest", "DescribeReply", "DescribeRequest", "Dtype", "EmbedReply", "EmbedRequest", "Epoch",
     "Fraction", "Frame", "GuidanceKind", "Id", "ImageToImage", "Index", "InitImage", "Interpolation", "Job",
     "JobCancelled", "JobFailed", "JobFinished", "JobHandedBack", "JobModelLoading", "JobStarted", "Keyframe", "Ladder",
-    "LatentBytes", "Lora", "MalformedMessage", "Milliseconds", "ModelProfile", "ModelProgress", "Name", "NewerVersion",
-    "NoiseAncestor", "PictureReady", "Presence", "Recipe", "Result", "Sampler", "Seconds", "Seed", "Sentence",
-    "Sha256", "Side", "Snapshot", "SquaredError", "Step", "Task", "TensorSide", "Text", "UnixSeconds", "UpscaleMethod",
-    "UpscaleTask", "Verdict", "Version", "VersionedValue", "candidate_index", "count_guided_steps", "count_row_steps",
-    "count_rows", "decode", "downgrade_job", "encode", "estimate_cost", "estimate_decode_ms", "find_turbo",
-    "has_negative_weight", "is_guided", "is_in_interval", "is_turbo", "map_step", "needs_unconditional_row",
-    "noise_seed", "pinned_bucket", "recipe_for_image", "required_blobs",
+    "LatentBytes", "Lora", "MalformedMessage", "Milliseconds", "ModelPart", "ModelProfile", "ModelProgress", "Name",
+    "NewerVersion", "NoiseAncestor", "PictureReady", "Preprocessor", "Presence", "Quantization", "Recipe",
+    "ReferenceImage", "Result", "Sampler", "Seconds", "Seed", "Sentence", "Sha256", "Side", "Snapshot", "SquaredError",
+    "Step", "Task", "TensorSide", "Text", "UnixSeconds", "UpscaleMethod", "UpscaleTask", "Verdict", "Version",
+    "VersionedValue", "candidate_index", "count_guided_steps", "count_row_steps", "count_rows", "decode",
+    "downgrade_job", "encode", "estimate_cost", "estimate_decode_ms", "find_turbo", "has_negative_weight", "is_guided",
+    "is_in_interval", "is_turbo", "map_step", "needs_unconditional_row", "noise_seed", "pinned_bucket",
+    "recipe_for_image", "required_blobs",
 ]  # fmt: skip

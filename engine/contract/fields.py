@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 # The versions that introduced the picture check, the super-resolver, other models, init images, x0 estimates in every
-# keyframe, and candidates of which the judge chooses.
+# keyframe, candidates of which the judge chooses, and control, references and parts of the operator's choice.
 PICTURE_CHECK_VERSION, SUPER_RESOLVER_VERSION, MODELS_VERSION, INIT_IMAGES_VERSION, X0_ESTIMATES_VERSION = 2, 3, 4, 5, 6
-JUDGE_VERSION = 7
-VERSION = JUDGE_VERSION
+JUDGE_VERSION, CONTROL_VERSION = 7, 8
+VERSION = CONTROL_VERSION
 MAX_STEPS = 1000
 MAX_COUNT = 4
 MAX_CANDIDATE_IMAGES = 2 * MAX_COUNT  # of a job, from which the judge chooses
@@ -20,6 +20,9 @@ MAX_KEYFRAMES = 48
 MAX_ESTIMATE_BYTES = 128 * 1024  # a keyframe: 4 × 128 × 128 half floats, SDXL's at 1024 × 1024
 MAX_THUMBNAIL_BYTES = 64 * 1024  # a keyframe that is decoded on request
 MAX_LORAS = 4
+MAX_CONTROLS = 3  # control networks of one recipe
+MAX_REFERENCES = 4  # reference pictures of one recipe
+MAX_EMBEDDINGS = 8  # textual inversions of one recipe
 MAX_INIT_IMAGES = 5
 MAX_INTERPOLATION_FRAMES = 16  # an interpolation, over as many jobs as it needs
 MAX_ROWS = 1024  # a worker at once: four times the most that calibration tries
@@ -53,6 +56,8 @@ Fraction = Annotated[float, Meta(ge=0, le=1)]
 ByteCount = Annotated[int, Meta(ge=0, le=10**15)]
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+Quantization = Literal["none", "int8", "int4", "float8", "nf4", "gguf"]  # how a network's weights are stored in memory
+Preprocessor = Literal["none", "canny", "depth", "pose", "lineart"]  # makes a control image of a picture
 GuidanceKind = Literal["rows", "network"]  # guidance by an extra unconditional row, or as an input of the network
 Blame = Literal["member", "model", "worker", "us"]
 UpscaleMethod = Literal["gan", "lanczos"]  # upscaling by the super-resolver, or without new detail

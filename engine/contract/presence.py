@@ -17,12 +17,22 @@ from engine.contract.fields import (
     GuidanceKind,
     Milliseconds,
     Name,
+    Preprocessor,
+    Quantization,
     Side,
     Version,
     VersionedValue,
 )
-from engine.contract.recipe import Lora
+from engine.contract.recipe import Lora, ModelPart
 from engine.contract.samplers import VERSION_1_SAMPLERS, Sampler
+
+
+class ControlModel(Struct, frozen=True, forbid_unknown_fields=True):
+    """A control network or reference adapter of a worker that fits a model."""
+
+    name: Name
+    revision: Annotated[str, Meta(max_length=64)] = ""
+    preprocessor: Preprocessor = "none"  # the usual one
 
 
 class ModelProfile(Struct, frozen=True, forbid_unknown_fields=True):
@@ -49,6 +59,15 @@ class ModelProfile(Struct, frozen=True, forbid_unknown_fields=True):
     loras: Annotated[tuple[Lora, ...], Meta(max_length=256)] = ()  # LoRAs that fit it, each with its usual weight
     loaded: bool = True  # False: the worker loads it when a job needs it
     has_judge: bool = field(default=False, name="judges")  # a judge chooses among candidates
+    quantization: Quantization = "none"  # how its network's weights are stored in memory
+    controls: Annotated[tuple[ControlModel, ...], Meta(max_length=64)] = ()  # control networks that fit it
+    preprocessors: Annotated[tuple[Preprocessor, ...], Meta(max_length=8)] = ("none",)  # that this worker can run
+    references: Annotated[tuple[ControlModel, ...], Meta(max_length=16)] = ()  # IP-Adapters that fit it
+    embeddings: Annotated[tuple[ModelPart, ...], Meta(max_length=256)] = ()  # textual inversions that fit it
+    autoencoders: Annotated[tuple[ModelPart, ...], Meta(max_length=32)] = ()  # that may take its own one's place
+    max_clip_skip: Annotated[int, Meta(ge=0, le=12)] = 0  # 0: its text encoder skips no layers
+    edits: bool = False  # it edits a picture by words: it needs an init image, and takes no strength
+    required: Literal["", "mask"] = ""  # what it cannot draw without: an inpainting model's mask
 
 
 class Presence(VersionedValue, frozen=True, kw_only=True):

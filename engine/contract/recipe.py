@@ -8,15 +8,19 @@ import msgspec
 from msgspec import Meta, Struct
 
 from engine.contract.fields import (
+    CONTROL_VERSION,
     FULL_INTERVAL,
     INIT_IMAGES_VERSION,
     JUDGE_VERSION,
     MAX_CANDIDATE_IMAGES,
     MAX_CONCEPTS,
+    MAX_CONTROLS,
     MAX_COUNT,
+    MAX_EMBEDDINGS,
     MAX_INIT_IMAGES,
     MAX_INTERPOLATION_FRAMES,
     MAX_LORAS,
+    MAX_REFERENCES,
     MAX_STEPS,
     MODELS_VERSION,
     CandidateIndex,
@@ -24,6 +28,8 @@ from engine.contract.fields import (
     Fraction,
     GuidanceKind,
     Name,
+    Preprocessor,
+    Quantization,
     Seed,
     Sha256,
     Side,
@@ -56,6 +62,42 @@ class Lora(Struct, frozen=True, forbid_unknown_fields=True):
 
     name: Name
     weight: Annotated[float, Meta(ge=-4, le=4)] = 1.0
+    revision: Annotated[str, Meta(max_length=64)] = ""
+
+
+class ControlImage(Struct, frozen=True, forbid_unknown_fields=True):
+    """A picture whose shapes an image follows, through a ControlNet (Zhang et al. 2023) or T2I-Adapter (Mou et al. 2023).
+
+    `name` and `revision` are the control network's on the workers. `picture` is the blob of the member's picture;
+    `preprocessor` makes the control image of it. It holds between `start` and `stop`, fractions of the steps as in
+    diffusers' pipelines.
+    """
+
+    name: Name
+    picture: Sha256
+    preprocessor: Preprocessor = "none"
+    scale: Annotated[float, Meta(ge=0, le=2)] = 1.0
+    start: Fraction = 0.0
+    stop: Fraction = 1.0
+    revision: Annotated[str, Meta(max_length=64)] = ""
+
+
+class ReferenceImage(Struct, frozen=True, forbid_unknown_fields=True):
+    """A picture whose content or style an image takes over, through an IP-Adapter (Ye et al. 2023).
+
+    `name` and `revision` are the adapter's on the workers; `picture` is a blob.
+    """
+
+    name: Name
+    picture: Sha256
+    scale: Annotated[float, Meta(ge=0, le=2)] = 0.6
+    revision: Annotated[str, Meta(max_length=64)] = ""
+
+
+class ModelPart(Struct, frozen=True, forbid_unknown_fields=True):
+    """A file that the operator adds to a model: a textual inversion (Gal et al. 2022) or an autoencoder."""
+
+    name: Name
     revision: Annotated[str, Meta(max_length=64)] = ""
 
 
@@ -133,6 +175,11 @@ class Recipe(VersionedValue, frozen=True, kw_only=True, omit_defaults=True):
     - `chaos`: how far apart the images' guidance scales lie (`recipe_for_image`).
     - `interpolation`: the interpolation that the images belong to (`recipe_for_image`).
     - `candidate_count`: how many candidates are drawn, of which the model's judge chooses `count`; 0: all are shown.
+    - `quantization`: how the network's weights are stored in memory; another one draws other pixels.
+    - `controls`, `references`: pictures beside the prompt.
+    - `embeddings`: the textual inversions whose names occur in the prompts.
+    - `autoencoder`: one in place of the model's own.
+    - `clip_skip`: how many last layers of CLIP are left out, as in diffusers' pipelines; 0: none.
     - `chosen_candidates`: what it chose: image `i` is candidate `chosen_candidates[i]`, and no other is drawn.
     """
 
@@ -165,8 +212,23 @@ class Recipe(VersionedValue, frozen=True, kw_only=True, omit_defaults=True):
     chosen_candidates: Annotated[tuple[CandidateIndex, ...], Meta(max_length=MAX_COUNT)] = msgspec.field(
         default=(), name="chosen"
     )
+    quantization: Quantization = "none"
+    controls: Annotated[tuple[ControlImage, ...], Meta(max_length=MAX_CONTROLS)] = ()
+    references: Annotated[tuple[ReferenceImage, ...], Meta(max_length=MAX_REFERENCES)] = ()
+    embeddings: Annotated[tuple[ModelPart, ...], Meta(max_length=MAX_EMBEDDINGS)] = ()
+    autoencoder: ModelPart | None = None
+    clip_skip: Annotated[int, Meta(ge=0, le=12)] = 0
 
     def __post_init__(self) -> None:
+        if (
+            self.quantization != "none"
+            or self.controls
+            or self.references
+            or self.embeddings
+            or self.autoencoder
+            or self.clip_skip
+        ):
+            msgspec.structs.force_setattr(self, "v", max(self.v, CONTROL_VERSION))
         if self.candidate_count or self.chosen_candidates or any(each.index >= MAX_COUNT for each in self.lineage):
             msgspec.structs.force_setattr(self, "v", max(self.v, JUDGE_VERSION))
         if self.start or self.stop_at != 1.0 or self.tile or self.mixed or self.chaos or self.interpolation:
@@ -211,8 +273,10 @@ class Recipe(VersionedValue, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def required_blobs(self) -> tuple[str, ...]:
         """The SHA-256 of each blob that the recipe needs."""
+        pictures = tuple(each.picture for each in (*self.controls, *self.references))
         if isinstance(self.start, Branch):
-            return (self.start.ladder,)
+            return (self.start.ladder, *pictures)
         if isinstance(self.start, ImageToImage):
-            return (*(image.sha256 for image in self.start.pictures), *filter(None, (self.start.mask,)))
-        return ()
+            init_images = tuple(image.sha256 for image in self.start.pictures)
+            return (*init_images, *filter(None, (self.start.mask,)), *pictures)
+        return pictures
