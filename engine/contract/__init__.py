@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from engine.contract.codec import MalformedMessage, NewerVersion, decode, encode
 from engine.contract.cost import count_row_steps, estimate_cost, estimate_decode_ms
+from engine.contract.embedding_names import compile_embedding_names, find_embeddings
 from engine.contract.fields import (
     CONTROL_VERSION,
     FULL_INTERVAL,
@@ -142,8 +143,8 @@ __all__ = [
     "NewerVersion", "NoiseAncestor", "PictureReady", "Preprocessor", "Presence", "Quantization", "Recipe",
     "ReferenceImage", "Result", "Sampler", "Seconds", "Seed", "Sentence", "Sha256", "Side", "Snapshot", "SquaredError",
     "Step", "Task", "TensorSide", "Text", "UnixSeconds", "UpscaleMethod", "UpscaleTask", "Verdict", "Version",
-    "VersionedValue", "candidate_index", "count_guided_steps", "count_row_steps", "count_rows", "decode",
-    "downgrade_job", "encode", "estimate_cost", "estimate_decode_ms", "find_turbo", "has_negative_weight", "is_guided",
-    "is_in_interval", "is_turbo", "map_step", "needs_unconditional_row", "noise_seed", "pinned_bucket",
-    "recipe_for_image", "required_blobs",
+    "VersionedValue", "candidate_index", "compile_embedding_names", "count_guided_steps", "count_row_steps",
+    "count_rows", "decode", "downgrade_job", "encode", "estimate_cost", "estimate_decode_ms", "find_embeddings",
+    "find_turbo", "has_negative_weight", "is_guided", "is_in_interval", "is_turbo", "map_step",
+    "needs_unconditional_row", "noise_seed", "pinned_bucket", "recipe_for_image", "required_blobs",
 ]  # fmt: skip

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from engine.contract.guidance import count_guided_steps, count_rows, is_guided, pinned_bucket
-from engine.contract.presence import ModelProfile
+from engine.contract.presence import ControlModel, ModelProfile
 from engine.contract.recipe import ImageToImage, Recipe
 from engine.contract.samplers import SECOND_ORDER_SAMPLERS
+
+# Where a worker has not measured it, of a row's time. A ControlNet is a copy of the network's encoder, about a third of
+# its forward (Zhang et al. 2023); an IP-Adapter adds one attention to a picture's few tokens in each block.
+CONTROL_SHARE, REFERENCE_SHARE = 1 / 3, 0.1
 
 
 def count_row_steps(recipe: Recipe) -> int:
@@ -29,15 +35,33 @@ def _padded_rows(recipe: Recipe, is_guidance_on: bool) -> int:
 def estimate_cost(recipe: Recipe, model: ModelProfile) -> float:
     """Return calibrated device-seconds: rows of all evaluations × time a row at this size + encode + decode.
 
-    Encoding an init image takes about as long as decoding one.
+    Control networks and reference adapters add their share of a row. Encoding an init image takes about as long as
+    decoding one, and encoding a reference picture as long as a text.
     """
     area = recipe.width * recipe.height / (model.size * model.size)
-    step_ms = count_row_steps(recipe) * model.row_ms * area
+    step_ms = count_row_steps(recipe) * model.row_ms * area * (1 + _added_share(recipe, model))
     text_ms = (
-        len(recipe.concepts) + 1 + bool(recipe.interpolation and recipe.interpolation.end_prompt)
+        len(recipe.concepts)
+        + 1
+        + bool(recipe.interpolation and recipe.interpolation.end_prompt)
+        + len(recipe.references)
     ) * model.encode_ms
     init_image_count = len(recipe.start.pictures) if isinstance(recipe.start, ImageToImage) else 0
     return (step_ms + text_ms + (recipe.drawn_count + init_image_count) * model.decode_ms * area) / 1000.0
+
+
+def _added_share(recipe: Recipe, model: ModelProfile) -> float:
+    """Return what the recipe's control networks and reference adapters add to a row, over all its steps."""
+    controls, references = (_row_shares(parts) for parts in (model.controls, model.references))
+    control_share = sum(
+        controls.get(each.name, CONTROL_SHARE) * max(0.0, each.stop - each.start) for each in recipe.controls
+    )
+    return control_share + sum(references.get(each.name, REFERENCE_SHARE) for each in recipe.references)
+
+
+def _row_shares(parts: Iterable[ControlModel]) -> dict[str, float]:
+    """Return the measured shares, by name."""
+    return {part.name: part.row_share for part in parts if part.row_share is not None}
 
 
 def estimate_decode_ms(model: ModelProfile, width: int, height: int, count: int) -> float:

@@ -66,7 +66,7 @@ class Lora(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ControlImage(Struct, frozen=True, forbid_unknown_fields=True):
-    """A picture whose shapes an image follows, through a ControlNet (Zhang et al. 2023) or T2I-Adapter (Mou et al. 2023).
+    """A picture whose shapes an image follows: by ControlNet (Zhang et al. 2023) or T2I-Adapter (Mou et al. 2023).
 
     `name` and `revision` are the control network's on the workers. `picture` is the blob of the member's picture;
     `preprocessor` makes the control image of it. It holds between `start` and `stop`, fractions of the steps as in

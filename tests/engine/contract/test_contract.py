@@ -265,6 +265,75 @@ def test_only_a_choice_among_candidates_needs_a_newer_reader() -> None:
     assert versions == 3 * [1] + 4 * [contract.JUDGE_VERSION]
 
 
+CONTROL = contract.ControlImage(name="canny", picture="a" * 64, scale=0.8, stop=0.5)
+REFERENCE = contract.ReferenceImage(name="ip-adapter", picture="b" * 64)
+PARTS: dict[str, Any] = {
+    "quantization": "int8", "controls": (CONTROL,), "references": (REFERENCE,),
+    "embeddings": (contract.ModelPart("easynegative"),), "autoencoder": contract.ModelPart("mse"), "clip_skip": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_each_part_of_control_needs_a_reader_that_knows_it(name: str) -> None:
+    """A worker from before control must refuse such a recipe as newer, and read all others as before."""
+    assert make_recipe(**{name: PARTS[name]}).v == contract.CONTROL_VERSION
+    assert name not in msgspec.msgpack.decode(encode(make_recipe()))
+
+
+def test_pictures_beside_the_prompt_are_blobs_that_the_worker_needs() -> None:
+    assert make_recipe().required_blobs == ()
+    both = make_recipe(controls=(CONTROL,), references=(REFERENCE,))
+    assert both.required_blobs == ("a" * 64, "b" * 64)
+    start = contract.ImageToImage((contract.InitImage("c" * 64),), 0.5, "d" * 64)
+    assert msgspec.structs.replace(both, start=start).required_blobs == tuple(letter * 64 for letter in "cdab")
+    branch = contract.Branch(ladder="e" * 64, step=3, has_new_noise=False)
+    assert msgspec.structs.replace(both, start=branch).required_blobs == tuple(letter * 64 for letter in "eab")
+
+
+CONTROL_FIELDS = (
+    "quantization", "controls", "preprocessors", "references", "embeddings", "autoencoders", "max_clip_skip", "edits",
+    "required",
+)  # fmt: skip
+
+
+def test_a_profile_from_before_control_offers_none_of_it() -> None:
+    profile = msgspec.msgpack.decode(encode(make_warm()))
+    for name in CONTROL_FIELDS:
+        del profile[name]
+    decoded = decode(msgspec.msgpack.encode(profile), ModelProfile)
+    assert (decoded, decoded.controls, decoded.quantization) == (make_warm(), (), "none")
+
+
+def test_control_and_reference_pictures_are_paid_by_their_share_of_a_row() -> None:
+    step_ms = 8 * 10 * 2
+    plain, controlled = make_recipe(), make_recipe(controls=(CONTROL,))
+    added = estimate_cost(controlled, make_warm()) - estimate_cost(plain, make_warm())
+    assert added == pytest.approx(step_ms / 3 / 2 / 1000), "a third of a row, for half of the steps"
+    measured = msgspec.structs.replace(make_warm(), controls=(contract.ControlModel("canny", row_share=0.0),))
+    assert estimate_cost(controlled, measured) == pytest.approx(estimate_cost(plain, measured))
+    with_reference = estimate_cost(make_recipe(references=(REFERENCE,)), make_warm())
+    assert with_reference - estimate_cost(plain, make_warm()) == pytest.approx((step_ms * 0.1 + 10) / 1000)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a cat", ()),
+        ("EasyNegative, (bad-hands:1.2)", ("easynegative", "bad-hands")),
+        ("by <moebius> and <bad-hands-5>", ("moebius", "bad-hands-5")),
+        ("moebius's moebius2 re-moebius <moebius2>", ("moebius",)),
+        ("moebius.", ("moebius",)),
+        ("bad-hands-5", ("bad-hands-5",)),
+    ],
+)
+def test_embeddings_are_found_as_whole_words_or_in_brackets(text: str, expected: tuple[str, ...]) -> None:
+    names = ("easynegative", "bad-hands", "bad-hands-5", "moebius")
+    embeddings = [contract.ModelPart(name) for name in names]
+    found = [part.name for part in contract.find_embeddings((text,), embeddings)]
+    assert sorted(found) == sorted(expected)
+    assert contract.find_embeddings((text,), ()) == ()
+
+
 def test_candidates_are_paid_and_each_chosen_one_keeps_its_noise() -> None:
     best = make_recipe(count=2, candidate_count=4, chaos=1.0)
     assert (count_rows(best), count_rows(make_recipe(count=2))) == (8, 4)
