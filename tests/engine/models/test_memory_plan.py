@@ -1,0 +1,70 @@
+"""The choice of quantisation and offload by predicted bytes. It loads nothing."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.contract import Quantization
+from engine.models.loading.memory_plan import OFFLOADS, MemoryChoice, Offload, WeightBytes, choose_memory
+
+GB = 10**9
+# Flux.1-dev in bfloat16, and with its network in fewer bits
+FLUX: dict[Quantization, WeightBytes] = {
+    "none": WeightBytes(24 * GB, 10 * GB, GB // 5, 2 * GB, GB),
+    "int8": WeightBytes(12 * GB, 10 * GB, GB // 5, GB, GB),
+    "nf4": WeightBytes(6 * GB, 10 * GB, GB // 5, GB // 2, GB),
+}
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [
+        (40, ("none", "none")),
+        (26, ("none", "text")),
+        (23, ("int8", "none")),
+        (20, ("int8", "text")),
+        (8, ("nf4", "text")),
+        (5, ("none", "layers")),  # all its layers pass through the device anyway, so in full
+        (1.3, ("int8", "layers")),
+    ],
+)
+def test_flux_gets_the_best_that_fits(budget: float, expected: tuple[Quantization, Offload]) -> None:
+    choice = choose_memory(FLUX, OFFLOADS, int(budget * GB))
+    assert (choice.quantization, choice.offload) == expected
+    assert choice.fits
+    assert choice.device_bytes <= budget * GB
+
+
+def test_what_the_caller_fixed_is_kept() -> None:
+    assert choose_memory({"none": FLUX["none"]}, OFFLOADS, 20 * GB).offload == "layers"
+    assert choose_memory(FLUX, ("none",), 17 * GB).quantization == "nf4"
+    assert choose_memory({"int8": FLUX["int8"]}, ("text",), 100 * GB).offload == "text"
+
+
+def test_the_smallest_is_named_where_nothing_fits() -> None:
+    choice = choose_memory(FLUX, ("none", "text"), GB)
+    assert choice == MemoryChoice("nf4", "text", 7 * GB + GB // 5, False)
+    assert choice.describe("flux", GB) == (
+        "flux does not fit: even as nf4, it takes about 7.2 GB, and models may take 1 GB"
+    )
+
+
+def test_the_sentence_names_choice_and_bytes() -> None:
+    assert choose_memory(FLUX, OFFLOADS, 40 * GB).describe("flux", 40 * GB) == (
+        "flux is loaded in full, whole on the device: it takes about 34.2 GB, and models may take 40 GB"
+    )
+    assert choose_memory(FLUX, OFFLOADS, 20 * GB).describe("flux", 20 * GB) == (
+        "flux is loaded as int8, its text encoders kept off the device: it takes about 13.2 GB, and models may take "
+        "20 GB"
+    )
+
+
+@given(st.integers(1, 50 * GB), st.integers(1, 50 * GB))
+def test_more_memory_never_gives_less(one: int, other: int) -> None:
+    """More memory never offloads layers that less memory kept, and what fits stays chosen."""
+    smaller, larger = (choose_memory(FLUX, OFFLOADS, budget) for budget in sorted((one, other)))
+    assert smaller.fits <= larger.fits
+    if smaller.fits and smaller.offload != "layers":
+        assert larger.offload != "layers"
