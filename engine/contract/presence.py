@@ -67,8 +67,8 @@ class ModelProfile(Struct, frozen=True, forbid_unknown_fields=True):
     embeddings: Annotated[tuple[ModelPart, ...], Meta(max_length=256)] = ()  # textual inversions that fit it
     autoencoders: Annotated[tuple[ModelPart, ...], Meta(max_length=32)] = ()  # that may take its own one's place
     max_clip_skip: Annotated[int, Meta(ge=0, le=12)] = 0  # 0: its text encoder skips no layers
-    edits: bool = False  # it edits a picture by words: it needs an init image, and takes no strength
-    required: Literal["", "mask"] = ""  # what it cannot draw without: an inpainting model's mask
+    edits: bool = False  # it edits an init image by words: at full strength (`ImageToImage`)
+    required: Literal["", "mask", "picture"] = ""  # what it cannot draw without: a mask, or a picture that it edits
 
 
 class Presence(VersionedValue, frozen=True, kw_only=True):

@@ -113,7 +113,8 @@ class ImageToImage(Struct, frozen=True, tag="Forward", forbid_unknown_fields=Tru
 
     z is the autoencoder's mean of the image; for several images, their spherical interpolation by weight. `strength` is
     the fraction of the steps still to run, as in diffusers' image-to-image pipelines: 1 keeps nothing. `mask` is a grey
-    PNG of any size: white is painted anew, black is restored after every step (Lugmayr et al. 2022).
+    PNG of any size: white is painted anew, black is restored after every step (Lugmayr et al. 2022). A model that edits
+    by words takes one image at full strength without a mask: it starts from noise and sees the image beside the prompt.
     """
 
     pictures: Annotated[tuple[InitImage, ...], Meta(min_length=1, max_length=MAX_INIT_IMAGES)]
