@@ -62,14 +62,17 @@ class Destination:
     address: dict[str, str] = field(default_factory=dict)
 
 
+InputKind = Literal["input", "mask", "branch", "control", "reference"]
+
+
 @dataclass(frozen=True)
 class StoredInput:
-    """A file that a job begins with, named by its SHA-256: kept, exported and deleted with the job's pictures.
+    """A file that a job begins with or follows, named by its SHA-256: kept and deleted with the job's pictures.
 
     `weight`: a picture's share of a blend. A ladder has the size of its picture.
     """
 
-    kind: Literal["input", "mask", "branch"]
+    kind: InputKind
     sha256: str
     bytes: int
     width: int

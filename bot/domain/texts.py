@@ -185,6 +185,10 @@ def format_footer(
     parts = [f"{recipe.steps} steps of {SAMPLER_TITLES[recipe.sampler]}", f"seed {recipe.seed}"]
     parts += [format_guidance(recipe), format_size(recipe, enlargement), recipe.model]
     parts += [f"LoRA {lora.name} ×{lora.weight:g}" for lora in recipe.loras]
+    parts += [f"control {control.name} ×{control.scale:g}" for control in recipe.controls]
+    parts += [f"reference {reference.name} ×{reference.scale:g}" for reference in recipe.references]
+    parts += [f"VAE {recipe.autoencoder.name}"] if recipe.autoencoder else []
+    parts += [f"clip skip {recipe.clip_skip + 1}"] if recipe.clip_skip else []
     if recipe.candidate_count:
         parts.append(f"best {recipe.count} of {recipe.candidate_count}")
     if seconds is not None:

@@ -1,8 +1,10 @@
 """The prompt grammar: `terrier, looking up --ar 16:9 --seed 7`, `a::2 b::-1`, `{x,y}`. Pure.
 
 `concepts` cleans and weights the text, `permutations` expands braces, `flags` finds flags, and `flag_values` parses
-them with `sampler_names` and `loras`. `flag_aliases` expands a member's flag aliases. `parsed_prompt` is the result,
-and `capability_check` refuses what a model cannot do. Emphasis, as in `(word:1.2)`, stays as it is.
+them with `sampler_names`, `loras` and `picture_flags`. `flag_aliases` expands a member's flag aliases. `parsed_prompt`
+is the result; `model_parts` finds what it names of a model, `capability_check` refuses what a model cannot do, and
+`remarks` notes what it does in another way.
+Emphasis, as in `(word:1.2)`, stays as it is.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ from bot.prompt.flag_aliases import expand_flag_aliases
 from bot.prompt.flag_values import WEIGHTS_IN_WALK, parse_value
 from bot.prompt.flags import IGNORED_FLAGS, OUR_FLAGS, split_flags
 from bot.prompt.loras import merge_loras
-from bot.prompt.parsed_prompt import ParsedPrompt, build_recipe, make_remarks
+from bot.prompt.parsed_prompt import ParsedPrompt, build_recipe
 from bot.prompt.permutations import MAX_JOBS, expand_braces
+from bot.prompt.remarks import make_remarks
 from engine.contract import MAX_COUNT
 
 if TYPE_CHECKING:
@@ -31,7 +34,9 @@ __all__ = ["ParseResult", "ParsedPrompt", "build_recipe", "make_remarks", "parse
 
 FIELDS_BY_FLAG = {
     "no": "negative", "relax": "relaxed", "lora": "loras", "iw": "strength", "stop": "stop_at", "walk": "end_prompt",
+    "control": "controls", "reference": "references", "vae": "autoencoder", "clip-skip": "clip_skip",
 }  # fmt: skip
+REPEATABLE_FLAGS = ("lora", "control", "reference")
 
 
 @dataclass(frozen=True)
@@ -77,8 +82,9 @@ def _parse_prompt(
 ) -> tuple[ParsedPrompt, list[str]]:
     words, flags = split_flags(prompt)
     flag_values: dict[str, object] = {flag.name: flag.value for flag in flags if flag.name in OUR_FLAGS}
-    if lora_values := [flag.value for flag in flags if flag.name == "lora"]:
-        flag_values["lora"] = lora_values
+    for name in REPEATABLE_FLAGS:
+        if repeated_values := [flag.value for flag in flags if flag.name == name]:
+            flag_values[name] = repeated_values
     values: dict[str, Any] = {
         FIELDS_BY_FLAG.get(name, name): parse_value(name, value, models) for name, value in flag_values.items()
     }
@@ -120,7 +126,7 @@ def _make_notes(words: str, flags: tuple[ParsedFlag, ...], prompt_concepts: tupl
     ignored_flags = [flag.text for flag in flags if flag.name in IGNORED_FLAGS]
     if ignored_flags:
         yield f"Accepted but ignored: {shorten(', '.join(dict.fromkeys(ignored_flags)), 200)}."
-    names = [flag.name for flag in flags if flag.name in OUR_FLAGS and flag.name != "lora"]
+    names = [flag.name for flag in flags if flag.name in OUR_FLAGS and flag.name not in REPEATABLE_FLAGS]
     for name in dict.fromkeys(name for name in names if names.count(name) > 1):
         yield f"--{name} is given more than once: the last one counts."
     for concept in prompt_concepts:

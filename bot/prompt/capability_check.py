@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from bot.domain.errors import UserError
 from bot.prompt.emphasis import remove_emphasis
-from engine.contract import FULL_INTERVAL, PIPELINE_SAMPLERS
+from engine.contract import FULL_INTERVAL, PIPELINE_SAMPLERS, ImageToImage
 
 if TYPE_CHECKING:
     from engine.contract import ModelProfile, Recipe, Sampler
@@ -36,10 +36,30 @@ def check_capabilities(recipe: Recipe, model_profile: ModelProfile) -> None:
     if model_profile.guidance_kind == "network":
         _check_built_in_guidance(recipe)
     check_sampler(recipe)
+    if recipe.clip_skip > model_profile.max_clip_skip:
+        raise UserError(_clip_skip_text(model_profile))
     if recipe.needs_choice:
         _check_choice(recipe, model_profile)
     if recipe.mixed and any(concept.weight <= 0 for concept in recipe.concepts):
         raise UserError("With --mix every weight must be above 0: a mixed prompt cannot steer away from a part.")
+
+
+def _clip_skip_text(model_profile: ModelProfile) -> str:
+    if not model_profile.max_clip_skip:
+        return f"{model_profile.name} always reads all layers of its text encoder: leave out --clip-skip."
+    return f"{model_profile.name} takes --clip-skip 1 to {model_profile.max_clip_skip + 1}."
+
+
+def check_start(recipe: Recipe, model_profile: ModelProfile) -> None:
+    """Raise `UserError` if the recipe lacks the mask or picture that its model needs. Call it on a complete recipe."""
+    start = recipe.start if isinstance(recipe.start, ImageToImage) else None
+    if model_profile.required == "mask" and not (start and start.mask):
+        raise UserError(
+            f"{model_profile.name} only redraws a part of a picture: add a picture and a mask of that part, or take "
+            "another model."
+        )
+    if model_profile.required == "picture" and start is None:
+        raise UserError(f"{model_profile.name} only changes a picture: add one, or take another model.")
 
 
 def _check_choice(recipe: Recipe, model_profile: ModelProfile) -> None:
@@ -79,6 +99,8 @@ def check_sampler(recipe: Recipe) -> None:
         (recipe.tile, "--tile"),
         (recipe.stop_at < 1, "--stop"),
         (recipe.interpolation is not None, "--walk"),
+        (bool(recipe.controls), "--control"),
+        (bool(recipe.references), "--reference"),
     )
     for is_used, flag in unsupported_features:
         if is_used:

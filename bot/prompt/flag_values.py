@@ -9,7 +9,7 @@ from rapidfuzz import fuzz, process
 
 from bot.domain.errors import UserError
 from bot.domain.texts import clean_text, shorten
-from bot.prompt import loras, sampler_names
+from bot.prompt import loras, picture_flags, sampler_names
 from bot.prompt.concepts import MAX_CHARACTERS
 from bot.prompt.flags import describe_values
 from bot.prompt.parsed_prompt import MAX_RATIO
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from engine.contract import Sampler
 
 MIN_STRENGTH, MIN_FRAMES = 0.05, 4
+MAX_CLIP_LAYER = 12
 WEIGHTS_IN_WALK = "A walk goes from one text to another: leave out the weights (::)."
 _INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
 _DECIMAL = re.compile(r"[+-]?(?:[0-9]{1,9}(?:\.[0-9]{0,9})?|\.[0-9]{1,9})")
@@ -107,12 +108,28 @@ def _parse_interval(value: object) -> tuple[float, float]:
     return start, stop
 
 
+def _split_list(value: object) -> list[str]:
+    """Return the parts of a list, or of a text with commas between them."""
+    return list(map(str, cast("Sequence[object]", value))) if isinstance(value, tuple | list) else str(value).split(",")
+
+
 def _parse_loras(value: object) -> tuple[loras.RequestedLora, ...]:
-    """Parse LoRAs, one after another in a list, or in a text with commas between them."""
-    texts = (
-        list(map(str, cast("Sequence[object]", value))) if isinstance(value, tuple | list) else str(value).split(",")
-    )
-    return loras.parse_loras(texts)
+    return loras.parse_loras(_split_list(value))
+
+
+def _parse_controls(value: object) -> tuple[picture_flags.RequestedControl, ...]:
+    return picture_flags.parse_controls(_split_list(value))
+
+
+def _parse_references(value: object) -> tuple[picture_flags.RequestedReference, ...]:
+    return picture_flags.parse_references(_split_list(value))
+
+
+def _parse_autoencoder(value: object) -> str:
+    name = str(value).removesuffix(".safetensors")
+    if not _NAME.fullmatch(name):
+        raise _out_of_range("vae", value)
+    return name
 
 
 def _parse_negative(value: object) -> str:
@@ -172,6 +189,10 @@ PARSERS: dict[str, Callable[[object], object]] = {
     "interval": _parse_interval,
     "sampler": _parse_sampler,
     "lora": _parse_loras,
+    "control": _parse_controls,
+    "reference": _parse_references,
+    "vae": _parse_autoencoder,
+    "clip-skip": _integer_parser("clip-skip", 1, MAX_CLIP_LAYER),
     "frames": _integer_parser("frames", MIN_FRAMES, MAX_INTERPOLATION_FRAMES),
     "no": _parse_negative,
     "walk": _parse_walk,

@@ -18,6 +18,7 @@ from bot.domain.texts import shorten
 from bot.prompt.emphasis import remove_emphasis
 from bot.prompt.loras import VALUE_RANGE as LORAS
 from bot.prompt.loras import extract_tags
+from bot.prompt.picture_flags import CONTROL_RANGE, REFERENCE_RANGE
 from bot.prompt.sampler_names import SAMPLER_LIST, split_sampler
 
 FlagArgument = Literal["nothing", "number", "word", "words", "sampler"]
@@ -44,6 +45,10 @@ OUR_FLAGS = {
         Flag("no", "words", "words, as in --no fog, text", "the negative prompt: what to steer away from"),
         Flag("model", "word", "the name of a model", "which model draws"),
         Flag("lora", "word", LORAS, "a LoRA of the model; may be given more than once"),
+        Flag("control", "word", CONTROL_RANGE, "which shapes of the control picture are followed"),
+        Flag("reference", "word", REFERENCE_RANGE, "how the reference picture is taken over"),
+        Flag("vae", "word", "the name of an autoencoder, or none", "an autoencoder in place of the model's own"),
+        Flag("clip-skip", "word", "1 to 12; 1 is all layers", "the layer of CLIP that is read, from its end"),
         Flag("sampler", "sampler", SAMPLER_LIST, "which sampler takes the steps"),
         Flag("count", "word", "1 to 4", "how many pictures"),
         Flag("best", "nothing", "no value", "draws twice as many, and shows those nearest to the prompt"),
@@ -69,7 +74,8 @@ OUR_FLAGS = {
 }
 ALIASES = {
     "aspect": "ar", "negative": "no", "cfg": "guidance", "guidance-interval": "interval", "cfg-interval": "interval",
-    "loras": "lora", "c": "chaos", "r": "repeat", "q": "quality",
+    "loras": "lora", "c": "chaos", "r": "repeat", "q": "quality", "controlnet": "control", "clip_skip": "clip-skip",
+    "clipskip": "clip-skip",
 }  # fmt: skip
 
 # Midjourney's flags, by what they take: ignored here. "number" and "word" may also stand without a value.

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bot.domain.errors import UserError
-from bot.domain.texts import ALL_STEPS_ENDING, WHOLE_PIPELINE_ENDING
 from bot.prompt.capability_check import check_capabilities, choose_interval
 from bot.prompt.concepts import EMPTY_CONCEPT, balance_weights
-from bot.prompt.emphasis import remove_emphasis
 from bot.prompt.loras import RequestedLora, merge_loras, resolve_loras
+from bot.prompt.model_parts import choose_embeddings, resolve_autoencoder
+from bot.prompt.picture_flags import RequestedControl, RequestedReference
 from engine.contract import (
     MAX_COUNT,
     MAX_STEPS,
-    PIPELINE_SAMPLERS,
-    SAMPLER_TITLES,
     TURBO_GUIDANCE,
     TURBO_LORA,
     TURBO_SAMPLER,
@@ -43,9 +40,6 @@ FULL_CHAIN_SAMPLERS: tuple[Sampler, ...] = (
 DEFAULT_FRAMES = 12  # of an interpolation
 MAX_RATIO = 4
 SIDE_RANGE = (16, 4096)  # pixels, as `engine.contract.Side`
-TOKENS_PER_WORD = 1.3  # of English, for a word-piece tokenizer; only the engine knows the true number
-
-_TOKEN = re.compile(r"\w+|[^\w\s]")
 
 
 @dataclass(frozen=True)
@@ -53,11 +47,13 @@ class ParsedPrompt:
     """One prompt, parsed and in range. None means: the model's default, or for the seed, a random one.
 
     `concepts` carry the weights as written; `ar` is width : height. `interval` is where guidance begins and ends, as
-    fractions of the steps. `loras` are None if none is named, empty to remove them. `text` is the cleaned prompt of
-    this job, with its flags; `words` the same without them. `best`: the judge chooses among twice as many pictures;
-    None if neither asked for nor declined. `relaxed` is a tier of the queue and changes no pixel. `strength` is that of
-    init images, `stop_at` a fraction of the steps, `quality` a factor on the usual ones. `walk` is the prompt at the
-    end of an interpolation, empty for none; its `frames` are pictures, in as many jobs as they need.
+    fractions of the steps. `loras`, `controls` and `references` are None if none is named, empty to remove them;
+    `autoencoder` likewise, with "none". `clip_skip` counts CLIP's layers from the end, as AUTOMATIC1111 does: 1 is all
+    of them. `text` is the cleaned prompt of this job, with its flags; `words` the same without them. `best`: the judge
+    chooses among twice as many pictures; None if neither asked for nor declined. `relaxed` is a tier of the queue and
+    changes no pixel. `strength` is that of init images, `stop_at` a fraction of the steps, `quality` a factor on the
+    usual ones. `walk` is the prompt at the end of an interpolation, empty for none; its `frames` are pictures, in as
+    many jobs as they need.
     """
 
     concepts: tuple[Concept, ...]
@@ -70,6 +66,10 @@ class ParsedPrompt:
     model: str | None = None
     sampler: Sampler | None = None
     loras: tuple[RequestedLora, ...] | None = None
+    controls: tuple[RequestedControl, ...] | None = None
+    references: tuple[RequestedReference, ...] | None = None
+    autoencoder: str | None = None
+    clip_skip: int | None = None
     count: int | None = None
     best: bool | None = None
     fast: bool = False
@@ -88,11 +88,17 @@ class ParsedPrompt:
     text: str = ""
     words: str = ""
 
+    @property
+    def read_texts(self) -> tuple[str, ...]:
+        """The texts that a text encoder reads."""
+        return (*(concept.text for concept in self.concepts), self.negative, self.end_prompt)
+
 
 def build_recipe(
     parsed_prompt: ParsedPrompt, model_profile: ModelProfile, seed: int, *, bucket: int | None = None
 ) -> Recipe:
-    """Return everything that decides pixels, frozen. `seed` applies if the prompt names none.
+    """Return everything that decides pixels, frozen, but for pictures beside the prompt. `seed` applies if the prompt
+    names none.
 
     Raises `UserError` if the model lacks the shape or a feature. Members cannot set `bucket`.
     """
@@ -121,14 +127,30 @@ def build_recipe(
         guidance_start=start,
         guidance_stop=stop,
         guidance_kind=model_profile.guidance_kind,
-        loras=resolve_loras(parsed_prompt.loras or (), model_profile),
         stop_at=1.0 if parsed_prompt.stop_at is None else parsed_prompt.stop_at,
         tile=parsed_prompt.tile,
         mixed=parsed_prompt.mix and len(parsed_prompt.concepts) > 1,
         chaos=parsed_prompt.chaos,
+        **_choose_parts(parsed_prompt, model_profile),
     )
     check_capabilities(recipe, model_profile)
     return recipe
+
+
+def _choose_parts(parsed_prompt: ParsedPrompt, model_profile: ModelProfile) -> dict[str, Any]:
+    """Return the recipe's parts of the model, besides its network. Raises `UserError` for one that it lacks."""
+    return {
+        "loras": resolve_loras(parsed_prompt.loras or (), model_profile),
+        "quantization": model_profile.quantization,
+        "embeddings": choose_embeddings(parsed_prompt.read_texts, model_profile),
+        "autoencoder": resolve_autoencoder(parsed_prompt.autoencoder, model_profile),
+        "clip_skip": count_left_out_layers(parsed_prompt.clip_skip),
+    }
+
+
+def count_left_out_layers(clip_skip: int | None) -> int:
+    """Return how many last layers of CLIP are left out, as diffusers counts them: AUTOMATIC1111 counts from 1."""
+    return (clip_skip or 1) - 1
 
 
 def expand_turbo(
@@ -213,69 +235,3 @@ def _candidate_sizes(ratio: float, model_profile: ModelProfile) -> Iterator[tupl
 def _size_deviation(width: int, height: int, ratio: float, size: int) -> float:
     """Return the deviation in shape and area, in octaves: half and double weigh the same. Shape counts twice."""
     return 2 * abs(math.log2(width / height / ratio)) + abs(math.log2(width * height / size**2))
-
-
-def make_remarks(parsed_prompt: ParsedPrompt, model_profile: ModelProfile) -> tuple[str, ...]:
-    """Return notes before the job runs: the unmodified pipeline, reduced steps, weak shapes, text that is not read."""
-    remarks = list(make_turbo_remarks(parsed_prompt, model_profile))
-    parsed_prompt = expand_turbo(parsed_prompt, model_profile)
-    sampler, _ = choose_sampling(parsed_prompt, model_profile)
-    if sampler in PIPELINE_SAMPLERS:
-        remarks.append(f"{SAMPLER_TITLES[sampler]}: {WHOLE_PIPELINE_ENDING}")
-    if (
-        parsed_prompt.steps is None
-        and not parsed_prompt.fast
-        and sampler in FULL_CHAIN_SAMPLERS
-        and model_profile.steps < MAX_STEPS
-    ):
-        remarks.append(f"{model_profile.steps} steps on this machine; --steps {MAX_STEPS} {ALL_STEPS_ENDING}")
-    if parsed_prompt.ar and parsed_prompt.ar[0] != parsed_prompt.ar[1] and model_profile.size <= 64:
-        remarks.append(
-            f"{model_profile.name} was trained on squares of {model_profile.size} px: other shapes come out weaker."
-        )
-    if parsed_prompt.tile and model_profile.size <= 64:
-        remarks.append(f"{model_profile.name} draws single things in the middle: as tiles they come out blurred.")
-    remarks += (
-        _truncation_note(remove_emphasis(concept.text), model_profile, "prompt") for concept in parsed_prompt.concepts
-    )
-    remarks.append(_truncation_note(remove_emphasis(parsed_prompt.negative), model_profile, "--no text"))
-    return tuple(remark for remark in remarks if remark)
-
-
-def make_turbo_remarks(parsed_prompt: ParsedPrompt, model_profile: ModelProfile) -> Iterator[str]:
-    """Yield notes on --turbo for this model, which may lack it, and on flags that do not suit it."""
-    if not parsed_prompt.turbo:
-        return
-    if find_turbo(model_profile) is None:
-        yield (
-            f"{model_profile.name} has no turbo, so --turbo is ignored; --fast takes "
-            f"{min(FAST_STEPS, model_profile.steps)} steps."
-        )
-        return
-    guidance = parsed_prompt.guidance or TURBO_GUIDANCE
-    if parsed_prompt.sampler not in (None, TURBO_SAMPLER) or guidance > TURBO_GUIDANCE:
-        yield f"--turbo is made for the sampler {TURBO_SAMPLER} without guidance: others make its pictures worse."
-    if parsed_prompt.fast:
-        yield "Beside --turbo, --fast changes nothing."
-    if guidance == TURBO_GUIDANCE and all(concept.weight >= 0 for concept in parsed_prompt.concepts):
-        flags = {"no": parsed_prompt.negative, "interval": parsed_prompt.interval, "chaos": parsed_prompt.chaos}
-        yield from (f"--turbo draws without guidance, so --{name} changes nothing." for name in flags if flags[name])
-
-
-def _truncation_note(text: str, model_profile: ModelProfile, part_name: str) -> str:
-    """Return a note on where the model probably stops reading; "" if it reads all. Two tokens mark the ends."""
-    token_count = 0.0
-    for token in _TOKEN.finditer(text):
-        token_count += TOKENS_PER_WORD if token[0][0].isalnum() else 1.0
-        if token_count > model_profile.tokens - 2:
-            return (
-                f"{model_profile.name} reads about {model_profile.tokens} tokens, and this {part_name} is likely "
-                "longer: "
-                f"it may stop near “{_words_before(text, token.start())}”."
-            )
-    return ""
-
-
-def _words_before(text: str, position: int) -> str:
-    last_words = text[:position].split()[-3:]
-    return " ".join(last_words)[-60:] + " …"

@@ -13,9 +13,10 @@ from bot.domain.errors import UserError
 from bot.domain.texts import format_cost
 from bot.prompt.capability_check import check_capabilities
 from bot.prompt.loras import RequestedLora, resolve_loras
+from bot.prompt.model_parts import renew_controls, renew_embeddings, renew_references, resolve_autoencoder
 from bot.queue.model_catalog import CatalogEntry
 from bot.store import NewJob
-from engine.contract import Job, MalformedMessage, Recipe, Task, decode, encode
+from engine.contract import Job, MalformedMessage, ModelPart, Quantization, Recipe, Task, decode, encode
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def add_total_cost(requests: Sequence[JobRequest]) -> list[JobRequest]:
 
 
 def renew_recipe(old: Recipe, entry: CatalogEntry) -> tuple[Recipe, tuple[str, ...]]:
-    """Update an old recipe to the current weights of its model and LoRAs. Return it with notes if they changed.
+    """Update an old recipe to the current weights of its model and its parts. Return it with notes if they changed.
 
     Raises `UserError` if the model no longer accepts the recipe.
     """
@@ -59,6 +60,12 @@ def renew_recipe(old: Recipe, entry: CatalogEntry) -> tuple[Recipe, tuple[str, .
         dtype=profile.dtype,
         guidance_kind=profile.guidance_kind,
         loras=loras,
+        quantization=profile.quantization,
+        controls=renew_controls(old.controls, profile),
+        references=renew_references(old.references, profile),
+        embeddings=renew_embeddings(old.embeddings, profile),
+        autoencoder=resolve_autoencoder(old.autoencoder.name if old.autoencoder else None, profile),
+        v=1,  # the lowest that it needs
     )
     if new.needs_choice and not profile.has_judge:  # a button cannot leave out --best
         new = msgspec.structs.replace(new, candidate_count=0, v=1)
@@ -71,10 +78,35 @@ def _changed_notes(old: Recipe, new: Recipe) -> Iterator[str]:
         yield f"Made with a newer version of {new.model}: it will differ."
     if new.candidate_count != old.candidate_count:
         yield f"No worker with a judge for {new.model} is known, so all pictures that are drawn are shown."
-    revisions = {old_lora.name: old_lora.revision for old_lora in old.loras}
-    for lora in new.loras:
-        if revisions.get(lora.name) and lora.revision != revisions[lora.name]:
-            yield f"Made with another version of the LoRA {lora.name}: it will differ."
+    if new.quantization != old.quantization:
+        yield (
+            f"Made with {_describe_weights(old.quantization)} of {new.model}, and now drawn with "
+            f"{_describe_weights(new.quantization)}: it will differ."
+        )
+    for noun, name in _changed_parts(old, new):
+        yield f"Made with another version of the {noun} {name}: it will differ."
+
+
+def _describe_weights(quantization: Quantization) -> str:
+    return "whole weights" if quantization == "none" else f"{quantization} weights"
+
+
+def _changed_parts(old: Recipe, new: Recipe) -> Iterator[tuple[str, str]]:
+    """Yield noun and name of each part whose revision changed."""
+    for noun, old_parts, new_parts in (
+        ("LoRA", old.loras, new.loras),
+        ("control", old.controls, new.controls),
+        ("reference adapter", old.references, new.references),
+        ("embedding", old.embeddings, new.embeddings),
+        ("autoencoder", _as_tuple(old.autoencoder), _as_tuple(new.autoencoder)),
+    ):
+        revisions = {part.name: part.revision for part in old_parts}
+        names = (part.name for part in new_parts if part.revision != (revisions.get(part.name) or part.revision))
+        yield from ((noun, name) for name in dict.fromkeys(names))
+
+
+def _as_tuple(part: ModelPart | None) -> tuple[ModelPart, ...]:
+    return () if part is None else (part,)
 
 
 def offline_note(entry: CatalogEntry, any_worker: bool) -> str:

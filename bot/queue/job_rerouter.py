@@ -89,8 +89,7 @@ class JobRerouter:
     def _find_other_pool(self, record: JobRecord) -> str | None:
         """Return another pool that can run the job; None if there is none."""
         if isinstance(record.task, Recipe):
-            needs_judge = record.task.candidate_count > 0
-            pool = self._models.choose_pool(record.task.model, record.task.revision, needs_judge=needs_judge)
+            pool = self._models.choose_pool(record.task.model, record.task.revision, recipe=record.task)
         else:
             pool = self._models.choose_live_pool(record.pool)
         return None if pool == record.pool else pool

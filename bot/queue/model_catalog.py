@@ -5,18 +5,17 @@ A model that is not `loaded` can be requested like any other: a worker then load
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
+from bot.queue.pool_offers import PoolOffer, choose_best_pool, merge_parts
 from bot.store import Store
 from bot.store.jobs import queries
 from engine.contract import SUPER_RESOLVER_VERSION, ModelProfile, Presence, Recipe
 
 DEFAULT_POOL = "default"
-SIMILAR_COST = 1.25  # pools whose costs differ by less count as equal
 
 # The embedded model until a worker announces it: all its steps, as measured on two slow cores.
 SHIPPED_MODEL = ModelProfile(
@@ -30,17 +29,19 @@ SHIPPED_MODEL = ModelProfile(
 class CatalogEntry:
     """A model, the pool whose workers run it, and whether one of them is live.
 
-    `judge_pool`: the pool whose workers also have its judge; empty if none is known.
+    `offers`: the same weights as each live worker offers them; `profile` has the parts of all of them.
     """
 
     profile: ModelProfile
     pool: str
     is_live: bool
-    judge_pool: str = ""
+    offers: tuple[PoolOffer, ...] = ()
 
     def pool_for(self, recipe: Recipe) -> str:
-        """Return the pool for a recipe: workers without a judge cannot run one with candidates."""
-        return (recipe.candidate_count and self.judge_pool) or self.pool
+        """Return the pool for a recipe: one whose workers have the judge and the parts that it needs, if there is
+        one.
+        """
+        return choose_best_pool(offer for offer in self.offers if offer.can_draw(recipe)) or self.pool
 
 
 class ModelCatalog:
@@ -82,6 +83,17 @@ class ModelCatalog:
         if name is None:
             return min(entries, key=lambda entry: (not entry.is_live, entry.profile.name != SHIPPED_MODEL.name))
         return {entry.profile.name: entry for entry in entries}[name]
+
+    def find_entry_for(self, recipe: Recipe) -> CatalogEntry:
+        """Return the recipe's model, if a live worker has it so with its weights stored as the recipe says.
+
+        Else as `find_entry` does. Raises KeyError.
+        """
+        for _, presence in sorted(self._workers().items()):
+            for profile in presence.models:
+                if (profile.name, profile.quantization) == (recipe.model, recipe.quantization):
+                    return self._make_live_entry(profile)
+        return self.find_entry(recipe.model)
 
     def list_profiles(self) -> list[ModelProfile]:
         """Return the models that can be requested, those of live workers first."""
@@ -125,26 +137,33 @@ class ModelCatalog:
         return {name: self._make_live_entry(profile) for name, profile in profiles.items()}
 
     def _make_live_entry(self, profile: ModelProfile) -> CatalogEntry:
-        pool = self.choose_pool(profile.name, profile.revision)
-        judge_pool = self.choose_pool(profile.name, profile.revision, needs_judge=True)
-        profile = msgspec.structs.replace(profile, has_judge=judge_pool is not None)
-        return CatalogEntry(profile, pool or "", True, judge_pool or "")
+        offers = tuple(
+            offer
+            for offer in self._list_offers(profile.name, profile.revision)
+            if offer.profile.quantization == profile.quantization
+        )
+        merged_profile = merge_parts(profile, (offer.profile for offer in offers))
+        return CatalogEntry(merged_profile, choose_best_pool(offers) or "", True, offers)
 
-    def choose_pool(self, model: str, revision: str = "", *, needs_judge: bool = False) -> str | None:
+    def choose_pool(self, model: str, revision: str = "", *, recipe: Recipe | None = None) -> str | None:
         """Return the pool for a job of a model, among the pools whose live workers offer it with these weights (empty:
-        any), and with a judge if the job needs one.
+        any), and with the judge and parts that its `recipe` needs.
 
         The cheapest pool wins; among pools of similar cost, the least busy. None: no pool offers it.
         """
-        pools, pool_costs = group_by_pool(self._workers()), dict[str, float]()
-        for presence in self._workers().values():
-            for profile in presence.models:
-                is_same_model = profile.name == model and revision in ("", profile.revision)
-                if is_same_model and (profile.has_judge or not needs_judge):
-                    pool = presence.pools[0]
-                    pool_costs[pool] = min(profile.row_ms, pool_costs.get(pool, math.inf))
-        similar_pools = [pool for pool, cost in pool_costs.items() if cost <= SIMILAR_COST * min(pool_costs.values())]
-        return min(similar_pools, key=lambda pool: (pools[pool].used_share, pool), default=None)
+        offers = self._list_offers(model, revision)
+        return choose_best_pool(offer for offer in offers if recipe is None or offer.can_draw(recipe))
+
+    def _list_offers(self, model: str, revision: str) -> list[PoolOffer]:
+        """Return a model with these weights (empty: any), as each live worker offers it."""
+        workers = [presence for _, presence in sorted(self._workers().items())]
+        pools = group_by_pool(self._workers())
+        return [
+            PoolOffer(presence.pools[0], profile, pools[presence.pools[0]].used_share)
+            for presence in workers
+            for profile in presence.models
+            if profile.name == model and revision in ("", profile.revision)
+        ]
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ keep nobody from uploading.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TypeVar
 
 import msgspec
@@ -21,7 +22,7 @@ from bot.domain.errors import UserError
 from bot.images.uploads.upload_decoder import MAX_UPLOAD_BYTES
 from bot.web.middleware import member_of
 from bot.web.renamed import describe_old_field, describe_old_part
-from engine.contract import MAX_INIT_IMAGES
+from engine.contract import MAX_CONTROLS, MAX_INIT_IMAGES, MAX_REFERENCES
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -32,6 +33,9 @@ CHUNK_BYTES = 64 * 1024
 PACE_SECONDS = 10.0  # in which `PACE_BYTES` of a form arrive, or its end
 PACE_BYTES = 160 * 1024
 MAX_FORM_MEMORY = 384 * 2**20  # bytes of all forms with pictures, from their first byte to admission
+MAX_PARTS: Mapping[str, int] = MappingProxyType(
+    {"request": 1, "picture": MAX_INIT_IMAGES, "mask": 1, "control": MAX_CONTROLS, "reference": MAX_REFERENCES}
+)  # of each name
 MALFORMED_FORM = (ValueError, AssertionError, HttpProcessingError, web.RequestPayloadError)  # aiohttp's errors for one
 MEMBER_LIMIT = web.AppKey("member_limit", PerMemberLimit)  # one form per visitor at a time; the next one waits unread
 
@@ -90,6 +94,8 @@ class FormFiles:
 
     pictures: tuple[bytes, ...] = ()
     mask: bytes | None = None
+    controls: tuple[bytes, ...] = ()
+    references: tuple[bytes, ...] = ()
 
 
 async def read_body(request: web.Request, body_type: type[T]) -> T:
@@ -106,8 +112,8 @@ async def read_body(request: web.Request, body_type: type[T]) -> T:
 
 @asynccontextmanager
 async def read_form(request: web.Request, body_type: type[T]) -> AsyncGenerator[tuple[T, FormFiles]]:
-    """Yield the JSON part `request` of a form, with up to five files `picture` and one `mask`. A plain JSON body works
-    too.
+    """Yield the JSON part `request` of a form, with its files: up to five named `picture`, one `mask`, three `control`
+    and four `reference`. A plain JSON body works too.
 
     The form is in memory while the context lasts. Refuse with 400 a form that cannot be decoded, with 408 one that
     arrives too slowly, with 413 one that is too large, with 429 too many bytes of all forms.
@@ -123,30 +129,38 @@ async def read_form(request: web.Request, body_type: type[T]) -> AsyncGenerator[
 async def _read_multipart(request: web.Request, body_type: type[T], form: IncomingForm) -> tuple[T, FormFiles]:
     try:
         async with form.keep_pace():
-            json_parts, pictures, masks = await _read_parts(await request.multipart(), form)
+            parts = await _read_parts(await request.multipart(), form)
     except TimeoutError as error:
         raise web.HTTPRequestTimeout from error
     except MALFORMED_FORM as error:
         raise UserError("The form can't be read.", 400) from error
-    if len(json_parts) != 1 or len(masks) > 1:
+    if not parts["request"]:
         raise UserError("A form has one part `request`, and at most one `mask`.", 400)
-    return _decode_body(json_parts[0], body_type), FormFiles(tuple(pictures), masks[0] if masks else None)
+    files = FormFiles(
+        tuple(parts["picture"]), next(iter(parts["mask"]), None), tuple(parts["control"]), tuple(parts["reference"])
+    )
+    return _decode_body(parts["request"][0], body_type), files
 
 
-async def _read_parts(reader: MultipartReader, form: IncomingForm) -> tuple[list[bytes], list[bytes], list[bytes]]:
-    parts: dict[str, list[bytes]] = {"request": [], "picture": [], "mask": []}
+async def _read_parts(reader: MultipartReader, form: IncomingForm) -> dict[str, list[bytes]]:
+    """Return the contents of a form's parts, by their names."""
+    parts: dict[str, list[bytes]] = {name: [] for name in MAX_PARTS}
     while (part := await reader.next()) is not None:
         if sentence := describe_old_part(part.name if isinstance(part, BodyPartReader) else None):
             raise UserError(sentence, 400)
         if not isinstance(part, BodyPartReader) or part.name not in parts:
-            raise UserError("A form has the parts `request`, `picture` and `mask`, and no other.", 400)
-        if len(parts[part.name]) >= (MAX_INIT_IMAGES if part.name == "picture" else 1):
             raise UserError(
-                f"A form has one `request`, one `mask` and up to {MAX_INIT_IMAGES} pictures (`picture`).", 400
+                "A form has the parts `request`, `picture`, `mask`, `control` and `reference`, and no other.", 400
+            )
+        if len(parts[part.name]) >= MAX_PARTS[part.name]:
+            raise UserError(
+                f"A form has one `request`, one `mask`, and up to {MAX_INIT_IMAGES} pictures (`picture`), "
+                f"{MAX_CONTROLS} `control` and {MAX_REFERENCES} `reference`.",
+                400,
             )
         max_bytes = MAX_JSON_BYTES if part.name == "request" else MAX_UPLOAD_BYTES
         parts[part.name].append(await _read_part(part, max_bytes, form))
-    return parts["request"], parts["picture"], parts["mask"]
+    return parts
 
 
 async def _read_part(part: BodyPartReader, max_bytes: int, form: IncomingForm) -> bytes:

@@ -125,6 +125,15 @@ def _serialize_recipe(recipe: Recipe) -> dict[str, Any]:
         "guidance": recipe.guidance,
         "interval": [recipe.guidance_start, recipe.guidance_stop],
         "loras": [{"name": lora.name, "weight": lora.weight} for lora in recipe.loras],
+        "controls": [
+            {"name": control.name, "scale": control.scale, "start": control.start, "stop": control.stop}
+            for control in recipe.controls
+        ],
+        "references": [{"name": reference.name, "scale": reference.scale} for reference in recipe.references],
+        "embeddings": [part.name for part in recipe.embeddings],
+        "vae": recipe.autoencoder.name if recipe.autoencoder else None,
+        "clip_skip": recipe.clip_skip + 1 if recipe.clip_skip else None,
+        "quantization": recipe.quantization,
         "negative": recipe.negative,
         "width": recipe.width,
         "height": recipe.height,
@@ -239,6 +248,11 @@ def _serialize_model(model: ModelProfile) -> dict[str, Any]:
         "loaded": model.loaded,
         "samplers": list(model.samplers),
         "loras": [lora.name for lora in model.loras],
+        "controls": [control.name for control in model.controls],
+        "references": [reference.name for reference in model.references],
+        "embeddings": [part.name for part in model.embeddings],
+        "vaes": [part.name for part in model.autoencoders],
+        "quantization": model.quantization,
     }
     return add_old_names(payload)
 

@@ -102,6 +102,7 @@ from engine.contract.messages import (
     PictureReady,
     Result,
 )
+from engine.contract.part_fields import make_part_fields
 from engine.contract.presence import ControlModel, ModelProfile, ModelProgress, Presence
 from engine.contract.recipe import (
     Branch,
@@ -145,6 +146,6 @@ __all__ = [
     "Step", "Task", "TensorSide", "Text", "UnixSeconds", "UpscaleMethod", "UpscaleTask", "Verdict", "Version",
     "VersionedValue", "candidate_index", "compile_embedding_names", "count_guided_steps", "count_row_steps",
     "count_rows", "decode", "downgrade_job", "encode", "estimate_cost", "estimate_decode_ms", "find_embeddings",
-    "find_turbo", "has_negative_weight", "is_guided", "is_in_interval", "is_turbo", "map_step",
+    "find_turbo", "has_negative_weight", "is_guided", "is_in_interval", "is_turbo", "make_part_fields", "map_step",
     "needs_unconditional_row", "noise_seed", "pinned_bucket", "recipe_for_image", "required_blobs",
 ]  # fmt: skip

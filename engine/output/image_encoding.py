@@ -16,6 +16,7 @@ from engine.contract import (
     Branch,
     ImageToImage,
     Recipe,
+    make_part_fields,
     noise_seed,
     recipe_for_image,
 )
@@ -69,7 +70,7 @@ def format_parameters(recipe: Recipe, image: int, revision: str, factor: int = 1
         fields |= {"Hires upscale": factor, "Hires upscaler": upscaler}
     if recipe.lineage:
         fields["Variation of"] = " ".join(f"{each.seed + each.index}@{each.strength:g}" for each in recipe.lineage)
-    fields |= _start_fields(recipe)
+    fields |= make_part_fields(recipe) | _start_fields(recipe)
     if recipe.candidate_count:
         fields["Best of"] = recipe.candidate_count
     if recipe.bucket is not None:

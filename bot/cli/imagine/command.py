@@ -20,6 +20,22 @@ Interval = Annotated[
 Lora = Annotated[
     list[str] | None, typer.Option(metavar="NAME[:WEIGHT]", help="A LoRA for the model; up to four times.")
 ]
+Control = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME[:SCALE][:FROM-TO][:FILE]",
+        help="Follow a picture's shapes, as in canny:sketch.png; without a file those of --image. Up to three times.",
+    ),
+]
+Reference = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="[NAME:]FILE[:SCALE]",
+        help="Take over a picture's content or style, as in face.png:0.5; up to four times.",
+    ),
+]
+Vae = Annotated[str | None, typer.Option(metavar="NAME", help="An autoencoder in place of the model's own.")]
+ClipSkip = Annotated[int | None, typer.Option(help="The layer of CLIP that is read, from its end; 1 is all layers.")]
 Count = Annotated[int | None, typer.Option(help="How many pictures, 1 to 4.")]
 Best = Annotated[bool, typer.Option("--best", help="Draw twice as many, and show those nearest to the prompt.")]
 AspectRatio = Annotated[str | None, typer.Option(metavar="W:H", help="The shape of the picture.")]
@@ -47,7 +63,8 @@ Film = Annotated[bool, typer.Option("--film", help="Also write the film of how t
 
 def imagine(
     prompt: Prompt = None, steps: Steps = None, sampler: Sampler = None, seed: Seed = None, guidance: Guidance = None,
-    interval: Interval = None, lora: Lora = None, count: Count = None, best: Best = False, ar: AspectRatio = None,
+    interval: Interval = None, lora: Lora = None, control: Control = None, reference: Reference = None,
+    vae: Vae = None, clip_skip: ClipSkip = None, count: Count = None, best: Best = False, ar: AspectRatio = None,
     no: NegativePrompt = None, image: InitImages = None, strength: Strength = None, mask: Mask = None,
     blend: Blend = False, branch: Branch = None, tile: Tile = False, mix: Mix = False, stop: Stop = None,
     chaos: Chaos = None, quality: Quality = None, walk: Walk = None, frames: Frames = None, fast: Fast = False,
@@ -56,13 +73,16 @@ def imagine(
 ) -> None:  # fmt: skip
     """Draw one prompt on this machine: in the running `darkroom up`, otherwise in this process."""
     from bot.app.settings import load_settings
+    from bot.cli.imagine.followed_pictures import split_controls, split_references
     from bot.cli.imagine.job_inputs import split_arguments
     from bot.cli.imagine.runner import ImagineRequest, run_imagine
 
-    prompt_text, inputs = split_arguments(prompt or (), image or (), mask, blend, branch)
+    controls, references = split_controls(control or ()), split_references(reference or ())
+    prompt_text, inputs = split_arguments(prompt or (), image or (), mask, blend, branch, controls[1], references[1])
     options: dict[str, object] = {
         "steps": steps, "sampler": sampler, "seed": seed, "guidance": guidance, "interval": interval,
-        "lora": lora or None, "count": count, "ar": ar, "negative": no, "fast": fast or None, "model": model,
+        "lora": lora or None, "control": controls[0] or None, "reference": references[0] or None, "vae": vae,
+        "clip_skip": clip_skip, "count": count, "ar": ar, "negative": no, "fast": fast or None, "model": model,
         "strength": strength, "stop_at": stop, "tile": tile or None, "mix": mix or None, "chaos": chaos,
         "best": best or None, "turbo": turbo or None, "quality": quality, "walk": walk, "frames": frames,
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Init images, mask and keyframe that `darkroom imagine` starts from, and the request for them to a running Darkroom.
+"""Pictures, mask and keyframe that `darkroom imagine` starts from, and the request for them to a running Darkroom.
 
 Decodes no picture.
 """
@@ -36,19 +36,21 @@ class KeyframeRef:
 
 @dataclass(frozen=True)
 class JobInputs:
-    """What a job starts from: nothing, pictures with an optional mask, or a keyframe."""
+    """What a job starts from: nothing, pictures with an optional mask, or a keyframe; and pictures that it follows."""
 
     images: tuple[Path, ...] = ()
     mask: Path | None = None
     keyframe: KeyframeRef | None = None
+    controls: tuple[Path, ...] = ()
+    references: tuple[Path, ...] = ()
 
     @property
     def has_any(self) -> bool:
         return bool(self.images) or self.keyframe is not None
 
     def read_pictures(self) -> list[bytes]:
-        """Read the picture files. Raise `UserError`."""
-        return [_read_file(path) for path in self.images]
+        """Read the files of init images. Raise `UserError`."""
+        return read_files(self.images)
 
     def read_mask(self) -> bytes | None:
         """Read the mask. Raise `UserError`."""
@@ -63,12 +65,15 @@ class JobInputs:
         mask_content = self.read_mask()
         files = [("picture", content) for content in self.read_pictures()]
         files += [("mask", mask_content)] if mask_content is not None else []
+        files += [("control", content) for content in read_files(self.controls)]
+        files += [("reference", content) for content in read_files(self.references)]
         return ApiRequest("/api/jobs", {**options, "prompt": prompt, "exact": True}, tuple(files))
 
 
 def split_arguments(
-    words: Sequence[str], image: Sequence[Path], mask: Path | None, blend: bool, branch: str | None
-) -> tuple[str, JobInputs]:
+    words: Sequence[str], image: Sequence[Path], mask: Path | None, blend: bool, branch: str | None,
+    controls: Sequence[Path] = (), references: Sequence[Path] = (),
+) -> tuple[str, JobInputs]:  # fmt: skip
     """Split the command line into the prompt and what the job starts from. Raise `UserError`.
 
     With `blend`, words that name files are pictures, and the others are the prompt.
@@ -78,11 +83,12 @@ def split_arguments(
     if blend and len(blend_files) < 2:
         raise UserError("--blend takes two to five picture files, as in --blend a.png b.png.")
     images = (*image, *blend_files)
-    if branch and (images or mask):
+    if branch and (images or mask or controls or references):
         raise UserError("--branch starts from a job and takes no picture.")
     if mask and not images:
         raise UserError("--mask marks what of a picture is drawn anew: name the picture with --image.")
-    return " ".join(prompt_words), JobInputs(images, mask, _parse_keyframe(branch) if branch else None)
+    keyframe = _parse_keyframe(branch) if branch else None
+    return " ".join(prompt_words), JobInputs(images, mask, keyframe, tuple(controls), tuple(references))
 
 
 def _parse_keyframe(text: str) -> KeyframeRef:
@@ -90,6 +96,11 @@ def _parse_keyframe(text: str) -> KeyframeRef:
     if match is None:
         raise UserError("--branch takes a job and a step, as in 01J…:400, or with the picture's number 01J…/2:400.")
     return KeyframeRef(match[1].upper(), int(match[2] or 1) - 1, int(match[3]))
+
+
+def read_files(paths: Sequence[Path]) -> list[bytes]:
+    """Read picture files. Raise `UserError`."""
+    return [_read_file(path) for path in paths]
 
 
 def _read_file(path: Path) -> bytes:

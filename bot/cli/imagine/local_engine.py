@@ -17,21 +17,22 @@ from typing import TYPE_CHECKING
 
 from ulid import ULID
 
-from bot.cli.imagine.job_inputs import JobInputs, KeyframeRef
+from bot.cli.imagine.job_inputs import JobInputs, KeyframeRef, read_files
 from bot.cli.imagine.progress_display import ProgressDisplay
 from bot.cli.imagine.result import GenerationError, ImagineResult
 from bot.cli.store_session import load_store_settings, run_with_store
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
+from bot.domain.texts import INIT_IMAGE_GONE
 from bot.images.films.interpolation_film import render_interpolation_film
 from bot.images.films.ladder_film import render_film as film_of
 from bot.images.gallery import Gallery
 from bot.images.keyframes import ladder_keyframes
-from bot.images.picture_store import PictureStore
+from bot.images.picture_store import ContentMissing, PictureStore
 from bot.images.uploads.image_links import split_leading_links
 from bot.images.uploads.upload_decoder import UploadDecoder
 from bot.prompt import build_recipe, parse
-from bot.prompt.capability_check import check_capabilities
+from bot.prompt.capability_check import check_capabilities, check_start
 from bot.services.init_images.loaded import LoadedInitImages, decode_init_images
 from bot.services.job_permissions import refusal_reason
 from bot.services.jobs.derived_recipes import interpolation_recipes, pin_batch_shape
@@ -41,6 +42,7 @@ from bot.services.jobs.recipe_init import (
     nearest_step_note,
     single_image,
     unused_strength_note,
+    with_followed_pictures,
     with_init_images,
     with_input_aspect,
 )
@@ -181,14 +183,15 @@ def _measure_model_bytes(model: str, data: Path) -> int:
 
 def _load_init_images(inputs: JobInputs, display: ProgressDisplay) -> LoadedInitImages | None:
     """Decode the init images as the bot does, and print its notes about them."""
-    if not inputs.images:
+    if not (inputs.images or inputs.controls or inputs.references):
         return None
     contents, mask = inputs.read_pictures(), inputs.read_mask()
+    controls, references = read_files(inputs.controls), read_files(inputs.references)
 
     async def decode() -> LoadedInitImages:
         decoder = UploadDecoder()
         try:
-            return await decode_init_images(decoder, contents, mask)
+            return await decode_init_images(decoder, contents, mask, (), controls, references)
         finally:
             await decoder.close()
 
@@ -206,15 +209,22 @@ def _build_recipes(
     init_images: LoadedInitImages | None,
 ) -> list[Recipe]:
     """Return the recipe as the bot makes it in exact mode, so that the pixels match; several for an interpolation."""
-    parsed = parse(prompt, model_profile, options=options, allow_empty=init_images is not None)
+    parsed = parse(
+        prompt,
+        model_profile,
+        options=options,
+        allow_empty=init_images is not None and init_images.recipe_part(None) is not None,
+    )
     request = with_input_aspect(parsed.prompts[0], init_images)
     for note in (*parsed.notes, *unused_strength_note(request, init_images)):
         display.print_note(note)
     job_recipe = with_init_images(build_recipe(request, model_profile, secrets.randbelow(2**32)), request, init_images)
+    job_recipe = with_followed_pictures(job_recipe, request, init_images, model_profile)
     recipes = (
         interpolation_recipes(job_recipe, request.end_prompt, request.frames) if request.end_prompt else [job_recipe]
     )
     check_capabilities(recipes[0], model_profile)
+    check_start(recipes[0], model_profile)
     return [pin_batch_shape(part) for part in recipes]
 
 
@@ -227,7 +237,7 @@ def branch_locally(
     display: ProgressDisplay,
 ) -> ImagineResult:
     """Branch from a job in the store of this data folder. Raise `UserError` if it is not there."""
-    record, ladder = run_with_store(
+    record, ladder, contents = run_with_store(
         load_store_settings(settings.data).database, lambda store: _load_branch_source(store, settings, keyframe)
     )
     assert isinstance(record.task, Recipe)
@@ -237,18 +247,30 @@ def branch_locally(
         display.print_note(note)
     branch_edit = BranchEdit(record.prompt, prompt or None, options)
     job_recipe = branch_recipe(single_image(record.task, keyframe.image), sha256, step, branch_edit, model_profile)
-    return _run_job(pin_batch_shape(job_recipe), {sha256: ladder}, family, model_profile, film, display, settings.data)
+    contents[sha256] = ladder
+    return _run_job(pin_batch_shape(job_recipe), contents, family, model_profile, film, display, settings.data)
 
 
-async def _load_branch_source(store: Store, settings: Settings, keyframe: KeyframeRef) -> tuple[JobRecord, bytes]:
-    """Return the job and its ladder, under the same checks as a running Darkroom applies to the terminal."""
+async def _load_branch_source(
+    store: Store, settings: Settings, keyframe: KeyframeRef
+) -> tuple[JobRecord, bytes, dict[str, bytes]]:
+    """Return the job, its ladder and the pictures that it follows, by SHA-256.
+
+    The checks are those that a running Darkroom applies to the terminal.
+    """
     record = await store.get_job(keyframe.job)
     if record is None or record.deleted is not None or not isinstance(record.task, Recipe):
         raise UserError(f"There is no job {keyframe.job} here to branch from.")
     if refusal := refusal_reason("branch", TERMINAL_MEMBER, record):
         raise UserError(refusal, 403)
-    gallery = Gallery(store, PictureStore(settings.pictures))
-    return record, await gallery.read_file(await gallery.find_ladder(keyframe.job, keyframe.image))
+    pictures = PictureStore(settings.pictures)
+    gallery = Gallery(store, pictures)
+    followed = [each.picture for each in (*record.task.controls, *record.task.references)]
+    try:
+        contents = {sha256: await pictures.get(sha256) for sha256 in followed}
+    except ContentMissing as error:
+        raise UserError(INIT_IMAGE_GONE, 404) from error
+    return record, await gallery.read_file(await gallery.find_ladder(keyframe.job, keyframe.image)), contents
 
 
 def _make_job(job_recipe: Recipe, model_profile: ModelProfile, film: bool) -> Job:

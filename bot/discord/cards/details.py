@@ -10,7 +10,7 @@ from bot.domain import texts
 from bot.domain.dto import JobView
 from bot.domain.job_states import is_end
 from bot.domain.texts import clean_text, drop_one_time_notes, escape_discord
-from engine.contract import FULL_INTERVAL, SAMPLER_TITLES, Recipe, noise_seed
+from engine.contract import FULL_INTERVAL, SAMPLER_TITLES, Recipe, make_part_fields, noise_seed
 
 STATE_EMOJI = {"finished": "✅", "failed": "❌", "cancelled": "⏹️", "running": "▶️", "sent": "▶️", "queued": "⏳"}
 STATE_TITLES = {"sent": "about to start", "queued": "waiting"}
@@ -61,6 +61,7 @@ def render_parameters(view: JobView) -> str:
         settings["Hires upscale"] = view.enlargement
     if recipe.interpolation and recipe.interpolation.end_prompt:
         settings["Walk to"] = recipe.interpolation.end_prompt
+    settings |= make_part_fields(recipe)
     if recipe.lineage:
         settings["Variation of"] = " ".join(
             f"{entry.seed + entry.index}@{entry.strength:g}" for entry in recipe.lineage

@@ -17,7 +17,7 @@ HELP_TEXT = """**Darkroom** turns prompts into pictures while you watch.
 {imagine} with a prompt makes four pictures here. With an image, or a link before the prompt, it starts from that.
 -# Flags: `--ar 3:2` `--steps 40` `--seed 7` `--no fog` `--count 1` `--fast` `--turbo` `--relax` `--guidance 5` \
 `--model …` `--sampler euler`
--# Also `--interval 0.2-0.8`, `--lora name:0.8`, `(word:1.2)`
+-# Also `--interval 0.2-0.8`, `--lora name:0.8`, `--control canny`, `(word:1.2)`
 -# `red apple:: blue::-0.5` weights parts, `{{red, green}} apple` makes both.
 
 **Under a picture**

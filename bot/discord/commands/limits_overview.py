@@ -79,7 +79,7 @@ def render_limits(quota: QuotaReport, now: float) -> list[str]:
         lines.insert(0, "⚠️ You are blocked here.")
     size = format_for_sentence("pixels", rules.pixels).replace("no limit", "of any size")
     lines.append(f"• One job: at most {rules.steps} steps, {rules.count} pictures, {size}")
-    for name in ("models", "samplers", "speeds", "commands"):
+    for name in ("models", "samplers", "controls", "references", "speeds", "commands"):
         if getattr(rules, name) != ALL:
             lines.append(f"• {name.capitalize()}: {escape_discord(', '.join(getattr(rules, name)) or 'none', 200)}")
     if rules.results != "choice":

@@ -219,9 +219,20 @@ def _find_setting(name: str | None) -> Setting | None:
         return None
 
 
+def _live_names(interaction: Interaction, setting: str) -> list[str]:
+    """Return the models, or the controls or reference adapters of all models, each once."""
+    profiles = interaction.client.services.catalog.list_profiles()
+    if setting == "models":
+        return [profile.name for profile in profiles]
+    parts = [
+        part for profile in profiles for part in (profile.controls if setting == "controls" else profile.references)
+    ]
+    return list(dict.fromkeys(part.name for part in parts))
+
+
 def _live_values(interaction: Interaction, setting: Setting) -> dict[str, str]:
     if setting.kind == "names":
-        return {model.name: model.name for model in interaction.client.services.catalog.list_profiles()}
+        return {name: name for name in _live_names(interaction, setting.name)}
     if setting.kind == "channel" and interaction.guild is not None and interaction.permissions.manage_guild:
         return {str(channel.id): f"#{channel.name}" for channel in interaction.guild.text_channels}
     return {}

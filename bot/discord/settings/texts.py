@@ -26,6 +26,8 @@ TITLES: Mapping[str, str] = MappingProxyType(
         "count": "Pictures of one job",
         "models": "Models",
         "samplers": "Samplers",
+        "controls": "Controls",
+        "references": "Reference pictures",
         "commands": "Commands",
         "results": "Results",
         "speeds": "Speeds",

@@ -91,6 +91,14 @@ SETTINGS = _by_name(
     Setting(
         "samplers", "choices", MEMBER_SCOPES, "the samplers that may be asked for", "names", choices=get_args(Sampler)
     ),
+    Setting(
+        "controls", "names", MEMBER_SCOPES, "the controls (ControlNet, T2I-Adapter) that may be used", "names",
+        maximum=64, max_items=50,
+    ),
+    Setting(
+        "references", "names", MEMBER_SCOPES, "the adapters that may take over reference pictures", "names", maximum=64,
+        max_items=50,
+    ),
     Setting("commands", "choices", MEMBER_SCOPES, "what members may do", "commands", choices=LIMITABLE_COMMANDS),
     Setting(
         "results", "choice", MEMBER_SCOPES, "who sees results: everybody, their author, or as the author likes",

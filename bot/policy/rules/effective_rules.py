@@ -58,6 +58,8 @@ class EffectiveRules:
     count: int = SETTINGS["count"].maximum
     models: tuple[str, ...] = ALL
     samplers: tuple[str, ...] = ALL
+    controls: tuple[str, ...] = ALL
+    references: tuple[str, ...] = ALL
     commands: tuple[str, ...] = ALL
     results: Results = "choice"
     speeds: tuple[str, ...] = ALL
@@ -77,7 +79,7 @@ class EffectiveRules:
     deciding_rules: Mapping[str, Rule | None] = field(default_factory=lambda: NO_RULES)
 
     def allows(self, setting: str, name: str) -> bool:
-        """Return whether a list (models, samplers, commands, speeds) allows `name`."""
+        """Return whether a list (models, samplers, controls, …) allows `name`."""
         allowed_names = cast("tuple[str, ...]", getattr(self, setting))
         return allowed_names == ALL or name in allowed_names
 

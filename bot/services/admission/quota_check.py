@@ -130,6 +130,7 @@ def check_task(rules: EffectiveRules, new_job: NewJob) -> None:
     check_model(rules, task.model)
     if not rules.allows("samplers", task.sampler):
         raise UserError(_with_allowed(rules, "samplers", f"The sampler {task.sampler} is not allowed here"), 403)
+    _check_followed_pictures(rules, task)
     for name, requested_count in (("steps", task.steps), ("count", task.count)):
         limit = getattr(rules, name)
         if requested_count > limit:
@@ -149,6 +150,17 @@ def check_task(rules: EffectiveRules, new_job: NewJob) -> None:
         limit = format_for_sentence("pixels", rules.pixels)
         sentence = f"This would be {task.width}x{task.height}, and at most {limit} is allowed here."
         raise UserError(_with_setter(sentence, rules, "pixels"))
+
+
+def _check_followed_pictures(rules: EffectiveRules, recipe: Recipe) -> None:
+    """Raise `UserError` (403) if the rules forbid a control or a reference adapter that the recipe uses."""
+    for control in recipe.controls:
+        if not rules.allows("controls", control.name):
+            raise UserError(_with_allowed(rules, "controls", f"The control {control.name} is not allowed here"), 403)
+    for reference in recipe.references:
+        if not rules.allows("references", reference.name):
+            sentence = f"Reference pictures by {reference.name} are not allowed here"
+            raise UserError(_with_allowed(rules, "references", sentence), 403)
 
 
 def _lower_hint(new_job: NewJob, name: str, limit: int) -> str:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from typing import get_args
 
 from bot.domain.concurrency import PerMemberLimit
-from bot.domain.dto import Member, StoredInput
+from bot.domain.dto import InputKind, Member, StoredInput
 from bot.domain.errors import UserError
 from bot.domain.texts import INIT_IMAGE_GONE
 from bot.images.gallery import Gallery
@@ -20,7 +22,7 @@ from bot.images.picture_store import PictureStore
 from bot.images.uploads.image_links import FetchFile, FileUnavailable
 from bot.images.uploads.memory_limiter import MemoryLimiter
 from bot.images.uploads.upload_decoder import DecodedImage, UploadDecoder
-from bot.services.init_images.loaded import LoadedInitImages, check_image_count, combine_init_images
+from bot.services.init_images.loaded import LoadedInitImages, check_image_counts, combine_init_images
 from bot.services.init_images.request import ImageInput, InitImages, JobImageRef, RemoteFile
 from bot.services.job_permissions import refusal_reason
 from bot.services.job_views.job_views import JobViews
@@ -28,7 +30,7 @@ from bot.store import DatabaseUnavailable, JobRecord, Store
 from bot.store.deletion import deletion_steps
 from bot.store.jobs import queries
 from bot.store.moderation import reviews
-from engine.contract import required_blobs
+from engine.contract import Recipe, required_blobs
 
 log = logging.getLogger(__name__)
 
@@ -62,25 +64,35 @@ class InitImageLoader:
 
         Raises `UserError`, also for a finished picture that is held or that the member may not use.
         """
-        check_image_count(len(init_images.pictures))
+        check_image_counts(
+            len(init_images.pictures),
+            len(init_images.controls),
+            len(init_images.references),
+            has_mask=init_images.mask is not None,
+        )
         async with self.reserve_turn(member), self._memory_limiter.reserve(init_images.memory_bytes):
-            pictures = [await self._load_image(member, image) for image in init_images.pictures]
-            shape, mask = (pictures[0].width, pictures[0].height), init_images.mask
-            decoded_mask = (
-                None
-                if mask is None
-                else await self._upload_decoder.decode_mask(await self._fetch_bytes(mask), shape=shape)
-            )
-            yield combine_init_images(pictures, decoded_mask, init_images.weights)
+            pictures, controls, references = [
+                [await self._load_image(member, image, label) for image in images]
+                for images, label in (
+                    (init_images.pictures, "picture"),
+                    (init_images.controls, "control picture"),
+                    (init_images.references, "reference picture"),
+                )
+            ]
+            mask = None
+            if init_images.mask is not None:
+                content, shape = await self._fetch_bytes(init_images.mask), (pictures[0].width, pictures[0].height)
+                mask = await self._upload_decoder.decode_mask(content, shape=shape)
+            yield combine_init_images(pictures, mask, init_images.weights, controls, references)
 
     async def load_upload(self, member: Member, upload: bytes | RemoteFile) -> DecodedImage:
         """Fetch and decode an image that is no init image, in its member's turn. Raises `UserError`."""
         async with self.reserve_turn(member), self._memory_limiter.reserve(InitImages((upload,)).memory_bytes):
             return await self._upload_decoder.decode_picture(await self._fetch_bytes(upload))
 
-    async def _load_image(self, member: Member, image: ImageInput) -> DecodedImage | StoredInput:
+    async def _load_image(self, member: Member, image: ImageInput, label: str) -> DecodedImage | StoredInput:
         if not isinstance(image, JobImageRef):
-            return await self._upload_decoder.decode_picture(await self._fetch_bytes(image))
+            return await self._upload_decoder.decode_picture(await self._fetch_bytes(image), label=label)
         if reason_text := refusal_reason("vary", member, await self._job_views.load_record(image.job)):
             raise UserError(reason_text, 403)
         stored_file = await self._gallery.find_visible(image.job, image.index)
@@ -107,13 +119,23 @@ class InitImageLoader:
         stored_files = await self._store.query(queries.list_pictures, [record.id])
         inputs = tuple(
             StoredInput(kind, file.sha256, file.bytes, file.width, file.height)
-            for kind in ("input", "mask", "branch") for file in stored_files if file.kind == kind
+            for kind in get_args(InputKind) for file in stored_files if file.kind == kind
         )  # fmt: skip
         if not {file.sha256 for file in inputs}.issuperset(required_blobs(record.task)):
             raise UserError(INIT_IMAGE_GONE, 404)
         if inputs:
             await self._check_not_held(record)
         return inputs
+
+    async def followed_pictures_of(self, record: JobRecord, recipe: Recipe) -> tuple[StoredInput, ...]:
+        """Return a job's control and reference pictures that `recipe` still follows, for a job derived from it.
+
+        Raises `UserError` as `inputs_of` does.
+        """
+        kinds: dict[str, InputKind] = {each.picture: "reference" for each in recipe.references}
+        kinds |= {each.picture: "control" for each in recipe.controls}
+        inputs = {file.sha256: file for file in await self.inputs_of(record)} if kinds else {}
+        return tuple(replace(inputs[sha256], kind=kind) for sha256, kind in kinds.items())
 
     async def _check_not_held(self, record: JobRecord) -> None:
         """Raise `UserError` if a picture that the job begins with is held: one with the same content, or the parent's

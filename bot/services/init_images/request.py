@@ -1,4 +1,4 @@
-"""Init images as a request names them, before any is fetched or decoded. Frozen values; no I/O.
+"""Init, control and reference pictures as a request names them, before any is fetched or decoded. Frozen values.
 
 Front ends build them; the services check the rules before they fetch anything (`bot.services.init_images.loader`).
 """
@@ -37,11 +37,16 @@ ImageInput = bytes | RemoteFile | JobImageRef
 
 @dataclass(frozen=True)
 class InitImages:
-    """Init images in order, with an optional mask and optional weights."""
+    """Init images in order, with an optional mask and optional weights, and pictures that the images follow.
+
+    `controls` are for control networks, `references` for reference adapters; the prompt's flags name these.
+    """
 
     pictures: tuple[ImageInput, ...] = ()
     mask: bytes | RemoteFile | None = None
     weights: tuple[float, ...] = ()
+    controls: tuple[ImageInput, ...] = ()
+    references: tuple[ImageInput, ...] = ()
 
     @property
     def memory_bytes(self) -> int:
@@ -49,7 +54,7 @@ class InitImages:
         return sum(_byte_size(upload) + DECODED_BYTES for upload in self._uploads())
 
     def _uploads(self) -> Iterator[bytes | RemoteFile]:
-        for image in (*self.pictures, self.mask):
+        for image in (*self.pictures, self.mask, *self.controls, *self.references):
             if isinstance(image, (bytes, RemoteFile)):
                 yield image
 

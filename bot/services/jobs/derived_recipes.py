@@ -1,7 +1,8 @@
-"""Derived recipes: variation, reroll, remix, interpolation, upscale, and the pinned batch of exact mode. Pure."""
+"""Derived recipes: variation, reroll, remix, interpolation, and the pinned batch of exact mode. Pure."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -12,19 +13,26 @@ from bot.prompt import ParsedPrompt
 from bot.prompt.capability_check import check_capabilities, check_sampler, choose_interval
 from bot.prompt.concepts import balance_weights
 from bot.prompt.loras import RequestedLora, merge_loras, resolve_loras
-from bot.prompt.parsed_prompt import CANDIDATES_PER_PICTURE, choose_sampling, expand_turbo, fit_size
+from bot.prompt.model_parts import choose_embeddings, resolve_autoencoder, resolve_controls, resolve_references
+from bot.prompt.parsed_prompt import (
+    CANDIDATES_PER_PICTURE,
+    choose_sampling,
+    count_left_out_layers,
+    expand_turbo,
+    fit_size,
+)
 from engine.contract import (
     MAX_COUNT,
     PIPELINE_SAMPLERS,
     TURBO_LORA,
     TURBO_SAMPLER,
+    ControlImage,
     ImageToImage,
     Interpolation,
     ModelProfile,
     NoiseAncestor,
     Recipe,
-    UpscaleMethod,
-    UpscaleTask,
+    ReferenceImage,
     candidate_index,
     count_rows,
     is_turbo,
@@ -35,15 +43,9 @@ from engine.contract import (
 NOT_CHOSEN = "The judge has not chosen this job's pictures, so nobody knows their noise."
 MAX_ANCESTORS = 8
 INTERPOLATION_FRAMES = 13  # frames of an interpolation through two, three or four pictures, these pictures included
-MAX_SIDE = 4096
 SEED_COUNT = 2**32
 LARGEST_BUCKET = 32
 MAX_TURBO_STEPS = 50  # LCM's schedule has no more (diffusers' `original_inference_steps`)
-UPSCALE_FACTORS = (4, 3, 2)
-LANCZOS_SECONDS_PER_MP = 0.05  # for each megapixel of the enlarged picture; the transfer costs one megapixel more
-SUPER_RESOLVER_MS_PER_MP = (
-    14_000.0  # for each megapixel of the source, by the built-in super-resolver, as measured on one slow core
-)
 
 
 def vary_recipe(recipe: Recipe, index: int, strength: float, seed: int) -> Recipe:
@@ -169,6 +171,7 @@ def remix_recipe(recipe: Recipe, parsed_prompt: ParsedPrompt, model_profile: Mod
         interpolation=None,
         mixed=recipe.mixed or (parsed_prompt.mix and len(parsed_prompt.concepts) > 1),
         loras=recipe.loras if parsed_prompt.loras is None else resolve_loras(parsed_prompt.loras, model_profile),
+        **_remix_parts(recipe, parsed_prompt, model_profile),
     )
     if isinstance(remix.start, ImageToImage) and not is_turbo(recipe):
         remix = replace_start(remix, remix.start, None if has_own_steps else steps)
@@ -236,6 +239,34 @@ def _remix_candidates(recipe: Recipe, parsed_prompt: ParsedPrompt, count: int, *
     return {"candidate_count": CANDIDATES_PER_PICTURE * count if is_best else 0, "chosen_candidates": (), "v": 1}
 
 
+def _remix_parts(recipe: Recipe, parsed_prompt: ParsedPrompt, model_profile: ModelProfile) -> dict[str, Any]:
+    """Return the further parts of a remix: it keeps those that its flags do not name, and the base's pictures.
+
+    Its embeddings are those of its own words.
+    """
+    parts: dict[str, Any] = {"embeddings": choose_embeddings(parsed_prompt.read_texts, model_profile)}
+    if parsed_prompt.controls is not None:
+        pictures = _unique_pictures(recipe.controls)
+        parts["controls"] = parsed_prompt.controls and resolve_controls(parsed_prompt.controls, pictures, model_profile)
+    if parsed_prompt.references is not None:
+        pictures, references = _unique_pictures(recipe.references), parsed_prompt.references
+        parts["references"] = references and resolve_references(references, pictures, model_profile)
+    if parsed_prompt.autoencoder is not None:
+        parts["autoencoder"] = resolve_autoencoder(parsed_prompt.autoencoder, model_profile)
+    if parsed_prompt.clip_skip is not None:
+        parts["clip_skip"] = count_left_out_layers(parsed_prompt.clip_skip)
+    return parts
+
+
+def _unique_pictures(images: Iterable[ControlImage | ReferenceImage]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(image.picture for image in images))
+
+
+def without_controls(recipe: Recipe) -> Recipe:
+    """Return the recipe without control images, whose shapes belong to the picture as it was; references stay."""
+    return msgspec.structs.replace(recipe, controls=(), v=1)
+
+
 def pin_batch_shape(recipe: Recipe) -> Recipe:
     """Return the recipe in exact mode: its batch shape is the power of two that holds its rows, whatever else runs.
 
@@ -244,32 +275,3 @@ def pin_batch_shape(recipe: Recipe) -> Recipe:
     """
     row_count = count_rows(msgspec.structs.replace(recipe, chosen_candidates=()))
     return msgspec.structs.replace(recipe, bucket=min(LARGEST_BUCKET, 1 << (row_count - 1).bit_length()))
-
-
-def largest_upscale(sha256: str, width: int, height: int, method: UpscaleMethod = "gan") -> UpscaleTask:
-    """Return the largest upscale that fits. Raises `UserError` if none does."""
-    for factor in UPSCALE_FACTORS:
-        if max(width, height) * factor <= MAX_SIDE:
-            return UpscaleTask(source=sha256, factor=factor, method=method)
-    raise UserError(f"At {width} × {height} pixels this picture is as large as it gets.")
-
-
-def upscale_notes(task: UpscaleTask, width: int, height: int) -> tuple[str, ...]:
-    """Return a note if the default factor would be too large."""
-    if task.factor == UPSCALE_FACTORS[0]:
-        return ()
-    side = UPSCALE_FACTORS[0] * max(width, height)
-    return (
-        f"×{UPSCALE_FACTORS[0]} would be {side} pixels a side, and at most {MAX_SIDE} fit: it becomes ×{task.factor}.",
-    )
-
-
-def upscale_cost(
-    task: UpscaleTask, width: int, height: int, ms_per_megapixel: float = SUPER_RESOLVER_MS_PER_MP
-) -> float:
-    """Return the estimated device-seconds of an upscale. `ms_per_megapixel`: the super-resolver's time per megapixel of
-    the source.
-    """
-    megapixels = width * height / 1e6
-    resolver_seconds = ms_per_megapixel * megapixels / 1000 if task.method == "gan" else 0.0
-    return resolver_seconds + LANCZOS_SECONDS_PER_MP * (1.0 + megapixels * task.factor**2)

@@ -21,8 +21,9 @@ from bot.images.image_codec import png_size
 from bot.images.keyframes import ladder_keyframes
 from bot.images.uploads.upload_decoder import DecodedImage
 from bot.prompt import ParsedPrompt
-from bot.prompt.capability_check import check_capabilities
-from bot.prompt.parsed_prompt import fit_size, make_turbo_remarks
+from bot.prompt.capability_check import check_capabilities, check_start
+from bot.prompt.parsed_prompt import fit_size
+from bot.prompt.remarks import make_turbo_remarks
 from bot.queue.job_request import JobRequest
 from bot.queue.model_catalog import ModelCatalog
 from bot.services.admission.admission import Admission
@@ -35,6 +36,7 @@ from bot.services.jobs.derived_recipes import (
     remix_recipe,
     replace_start,
     reroll_recipe,
+    without_controls,
     without_interpolation,
     without_start,
 )
@@ -176,7 +178,8 @@ class EditService:
         )
         request = JobRequest(
             "branch", branch_edit.shown_prompt, notes, new_recipe, entry.pool_for(new_recipe), job_cost,
-            (record.id, index), inputs=(ladder,),
+            (record.id, index),
+            inputs=(ladder, *await self._init_image_loader.followed_pictures_of(record, new_recipe)),
         )  # fmt: skip
         return (await self._job_maker.admit([request], member, destination, key))[0]
 
@@ -195,6 +198,7 @@ class EditService:
     ) -> AcceptedJob:  # fmt: skip
         """Admit a job with init images in its parent's place, and with the changes."""
         record, recipe, index = parent
+        recipe = recipe if action == "edit" else without_controls(recipe)
         new_recipe, change_notes, entry = self._job_maker.renew(
             without_start(reroll_recipe(without_interpolation(recipe, index), self._draw_seed()))
         )
@@ -209,14 +213,17 @@ class EditService:
             strength = changes.prompt.strength if strength is None else strength
             has_own_steps = changes.prompt.steps is not None
             change_notes = (*change_notes, *make_turbo_remarks(changes.prompt, entry.profile))
-        edit_recipe = replace_start(
-            msgspec.structs.replace(new_recipe, lineage=()), loaded_images.recipe_part(strength),
-            None if has_own_steps else new_recipe.steps,
-        )  # fmt: skip
+        start = loaded_images.recipe_part(strength)
+        assert start is not None  # an edit begins with its parent's picture
+        turbo_steps = None if has_own_steps else new_recipe.steps
+        edit_recipe = replace_start(msgspec.structs.replace(new_recipe, lineage=()), start, turbo_steps)
         check_capabilities(edit_recipe, entry.profile)
+        check_start(edit_recipe, entry.profile)
+        followed_pictures = await self._init_image_loader.followed_pictures_of(record, edit_recipe)
         request = JobRequest(
             action, shown_prompt, (*changes.notes, *change_notes), edit_recipe, entry.pool_for(edit_recipe),
-            estimate_cost(edit_recipe, entry.profile), (record.id, index), inputs=loaded_images.inputs,
+            estimate_cost(edit_recipe, entry.profile), (record.id, index),
+            inputs=(*loaded_images.inputs, *followed_pictures),
         )  # fmt: skip
         return (await self._job_maker.admit([request], member, destination, key, loaded_images))[0]
 

@@ -60,16 +60,19 @@ class JobMaker:
             raise UserError(f"This picture cannot be {PAST_PARTICIPLES[action]}.")
         return record, record.task, index
 
-    def find_entry(self, model: str) -> CatalogEntry | None:
-        """Return a model's catalogue entry; None if no worker has ever offered it."""
+    def find_entry(self, recipe: Recipe) -> CatalogEntry | None:
+        """Return the catalogue entry of a recipe's model, with weights stored in the same way if a worker has them.
+
+        None if no worker has ever offered it.
+        """
         try:
-            return self._catalog.find_entry(model)
+            return self._catalog.find_entry_for(recipe)
         except KeyError:
             return None
 
     def renew(self, recipe: Recipe, refusal: str = NEVER_OFFERED) -> tuple[Recipe, tuple[str, ...], CatalogEntry]:
         """Return a recipe for the current weights of its model, notes on what changed, and the model's entry."""
-        entry = self.find_entry(recipe.model)
+        entry = self.find_entry(recipe)
         if entry is None:
             raise UserError(refusal.format(recipe.model))
         return *renew_recipe(recipe, entry), entry

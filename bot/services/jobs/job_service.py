@@ -15,7 +15,7 @@ from bot.domain.texts import shorten
 from bot.images.gallery import Gallery
 from bot.policy.permissions import JobRef, forbidden_reason
 from bot.prompt import ParsedPrompt, ParseResult, build_recipe, make_remarks, parse
-from bot.prompt.capability_check import check_capabilities
+from bot.prompt.capability_check import check_capabilities, check_start
 from bot.prompt.suffix import add_end_prompt_suffix, add_suffix
 from bot.queue.cancellation import JobCanceller
 from bot.queue.job_request import JobRequest, offline_note
@@ -29,7 +29,12 @@ from bot.services.init_images.request import InitImages, PageAddresses, split_le
 from bot.services.job_views.job_views import JobViews
 from bot.services.jobs.derived_recipes import interpolation_recipes, pin_batch_shape
 from bot.services.jobs.job_maker import JobMaker, draw_seed
-from bot.services.jobs.recipe_init import unused_strength_note, with_init_images, with_input_aspect
+from bot.services.jobs.recipe_init import (
+    unused_strength_note,
+    with_followed_pictures,
+    with_init_images,
+    with_input_aspect,
+)
 from bot.store import JobRecord, Store
 from bot.store.members import preferences
 from engine.contract import Presence, Recipe, estimate_cost
@@ -61,18 +66,20 @@ class JobService:
         """Admit a prompt as jobs, one for each permutation; all of them or none. Raises `UserError`.
 
         `options` override the flags in the text: steps, seed, guidance, interval, sampler, model, count, ar, fast,
-        turbo, best, negative, strength, stop, tile, mix, chaos, repeat, quality, walk, frames; `lora` adds to them. An
-        interpolation (`walk`) makes as many jobs as its pictures need.
+        turbo, best, negative, strength, stop, tile, mix, chaos, repeat, quality, walk, frames, control, reference, vae,
+        clip_skip; `lora` adds to them. An interpolation (`walk`) makes as many jobs as its pictures need.
 
-        With `init_images` the prompt may be empty, and without --ar they give the aspect ratio. URLs at the beginning
-        of the text are init images too, from Discord or our page.
+        With `init_images` the prompt may be empty, and without --ar they give the aspect ratio, as a control picture
+        does. URLs at the beginning of the text are init images too, from Discord or our page.
 
         `suffix` goes behind the prompt, with a note, as on each flag alias. `is_exact` pins the batch shape, so that
         load cannot change the last bits. The same `key` again returns the same jobs.
         """
         text, init_images = split_leading_urls(text, init_images, self._page_addresses)
         full_text = add_suffix(text, suffix if text else "")
-        parsed = await self._parse(text, full_text, suffix, member, options, allow_empty=init_images is not None)
+        parsed = await self._parse(
+            text, full_text, suffix, member, options, allow_empty=bool(init_images and init_images.pictures)
+        )
         if key is None and any(parsed_prompt.end_prompt for parsed_prompt in parsed.prompts):
             key = f"walk:{self._clock()}:{self._draw_seed()}"  # links the jobs of an interpolation
         if init_images is None:
@@ -166,12 +173,14 @@ def _build_recipes(
     """Return the recipe of a prompt, or those of its interpolation. Raises `UserError` if the model cannot draw it."""
     base_recipe = build_recipe(with_input_aspect(parsed_prompt, loaded_images), entry.profile, seed)
     base_recipe = with_init_images(base_recipe, parsed_prompt, loaded_images)
+    base_recipe = with_followed_pictures(base_recipe, parsed_prompt, loaded_images, entry.profile)
     recipes = (
         interpolation_recipes(base_recipe, parsed_prompt.end_prompt, parsed_prompt.frames)
         if parsed_prompt.end_prompt
         else [base_recipe]
     )
     check_capabilities(recipes[0], entry.profile)
+    check_start(recipes[0], entry.profile)
     return [pin_batch_shape(recipe) if is_exact else recipe for recipe in recipes]
 
 

@@ -1,4 +1,4 @@
-"""Recipes that begin with an init image or at a keyframe instead of noise. Pure."""
+"""Recipes that begin with an init image or at a keyframe instead of noise, or follow pictures. Pure."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from bot.prompt import ParsedPrompt, parse
 from bot.prompt.concepts import clean_prompt
 from bot.prompt.flag_aliases import expand_flag_aliases
 from bot.prompt.flags import split_flags
+from bot.prompt.model_parts import CONTROL, list_names, resolve_controls, resolve_references
 from bot.prompt.parsed_prompt import MAX_RATIO
 from bot.prompt.permutations import escape_braces, expand_braces
 from bot.services.init_images.loaded import LoadedInitImages
@@ -19,31 +20,55 @@ from bot.services.jobs.derived_recipes import check_choice, remix_recipe, replac
 from engine.contract import Branch, ModelProfile, Recipe, map_step, noise_seed, recipe_for_image
 
 FIXED_SETTING = "A branch continues the sampling of its parent: its {} cannot be changed."
+WHICH_CONTROL = "Say what of the control picture is followed, as --control NAME: {}."
 FIXED_FIELDS = ("sampler", "width", "height", "model", "eta")
 NO_STEPS_LEFT = "Of {} steps none remains after step {} of {}: use more --steps or an earlier step."
 
 
 def with_input_aspect(parsed: ParsedPrompt, loaded_images: LoadedInitImages | None) -> ParsedPrompt:
-    """Return the prompt with the init image's aspect ratio, clamped to the allowed range, unless it has its own."""
-    if loaded_images is None or parsed.ar:
+    """Return the prompt with the aspect ratio of the init image, else of the control picture, clamped to the allowed
+    range, unless it has its own.
+    """
+    size = loaded_images.size if loaded_images is not None else None
+    if size is None or parsed.ar:
         return parsed
-    width, height = loaded_images.size
+    width, height = size
     max_side = MAX_RATIO * min(width, height)
     return replace(parsed, ar=(min(width, max_side), min(height, max_side)))
 
 
 def with_init_images(recipe: Recipe, parsed: ParsedPrompt, loaded_images: LoadedInitImages | None) -> Recipe:
     """Return the recipe with its init images, if there are any."""
-    if loaded_images is None:
+    start = None if loaded_images is None else loaded_images.recipe_part(parsed.strength)
+    if start is None:
         return recipe
-    return replace_start(
-        recipe, loaded_images.recipe_part(parsed.strength), None if parsed.steps is not None else recipe.steps
+    return replace_start(recipe, start, None if parsed.steps is not None else recipe.steps)
+
+
+def with_followed_pictures(
+    recipe: Recipe, parsed: ParsedPrompt, loaded_images: LoadedInitImages | None, model_profile: ModelProfile
+) -> Recipe:
+    """Return the recipe with its control and reference images. Raises `UserError` for pictures without their network.
+
+    Without a control picture, control follows the init image. A reference picture needs no flag.
+    """
+    control_pictures = loaded_images.control_pictures if loaded_images else ()
+    reference_pictures = loaded_images.reference_pictures if loaded_images else ()
+    if loaded_images is not None and loaded_images.has_control_pictures and not parsed.controls:
+        raise UserError(WHICH_CONTROL.format(list_names(CONTROL, model_profile.controls)))
+    controls = resolve_controls(parsed.controls, control_pictures, model_profile) if parsed.controls else ()
+    references = (
+        resolve_references(parsed.references or (), reference_pictures, model_profile)
+        if parsed.references or reference_pictures
+        else ()
     )
+    return msgspec.structs.replace(recipe, controls=controls, references=references)
 
 
 def unused_strength_note(parsed: ParsedPrompt, loaded_images: LoadedInitImages | None) -> tuple[str, ...]:
     """Return a note if a strength is given without an init image."""
-    if loaded_images is not None or parsed.strength is None:
+    has_start = loaded_images is not None and loaded_images.recipe_part(parsed.strength) is not None
+    if has_start or parsed.strength is None:
         return ()
     return ("--strength and --iw are for a picture to begin with, and there is none.",)
 

@@ -21,20 +21,17 @@ from bot.services.flag_aliases import FlagAliases
 from bot.services.init_images.loader import InitImageLoader
 from bot.services.job_views.job_views import JobViews
 from bot.services.jobs.derived_recipes import (
-    SUPER_RESOLVER_MS_PER_MP,
     can_interpolate,
     has_seed_overflow,
     interpolate_images,
     interpolation_frame,
-    largest_upscale,
     pin_batch_shape,
     remix_recipe,
     reroll_recipe,
-    upscale_cost,
-    upscale_notes,
     vary_recipe,
 )
 from bot.services.jobs.job_maker import JobMaker, draw_seed
+from bot.services.jobs.upscales import SUPER_RESOLVER_MS_PER_MP, largest_upscale, upscale_cost, upscale_notes
 from bot.services.preferences import VariationStrength
 from bot.store import JobRecord
 from engine.contract import Recipe, estimate_cost
@@ -165,7 +162,7 @@ class VariationService:
     ) -> AcceptedJob:  # fmt: skip
         """Admit a job with a recipe derived from another job's, on the pool that has its model now."""
         pool, job_cost = record.pool, record.cost
-        if entry := self._job_maker.find_entry(new_recipe.model):
+        if entry := self._job_maker.find_entry(new_recipe):
             new_recipe, change_notes = renew_recipe(new_recipe, entry)
             pool, notes = entry.pool_for(new_recipe), (*notes, *change_notes)
             job_cost = estimate_cost(new_recipe, entry.profile)

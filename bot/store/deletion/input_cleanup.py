@@ -1,8 +1,8 @@
 """Removes a deleted job's pictures from the inputs of jobs made from it. The results of those jobs stay.
 
 Edits, zooms and pans have their source's pixels as input, and branches its ladder. A job made from an uploaded picture
-has that picture. Retention by age removes no inputs of other jobs. Works inside its caller's transaction; the files of
-removed rows are deleted like those of a deleted job.
+has that picture, and one that follows a control or reference picture has that one. Retention by age removes no inputs
+of other jobs. Works inside its caller's transaction; the files of removed rows are deleted like those of a deleted job.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sqlalchemy.engine import RowMapping
 
 from bot.store.schema.tables import jobs, pictures
 
-RESULT_KINDS, INPUT_KINDS = ("image", "ladder"), ("input", "mask", "branch")
+RESULT_KINDS, INPUT_KINDS = ("image", "ladder"), ("input", "mask", "branch", "control", "reference")
 CANVAS_KIND = "canvas"  # the canvas of a derived job, kept as a leftover of the job that it shows
 PICTURE_ACTIONS = ("edit", "zoom", "pan")
 UPLOAD_ACTIONS = ("imagine", "blend", "zoom", "pan")  # actions whose input is the member's: uploaded files, a canvas

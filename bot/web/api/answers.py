@@ -55,7 +55,12 @@ ACCEPTED_JOB = _object(
 )  # fmt: skip
 WORKER = _object(
     name="string", device="string", rows="integer", free="integer",
-    models=_list(_object(name="string", loaded="boolean", samplers=_list("string"), loras=_list("string"))),
+    models=_list(
+        _object(
+            name="string", loaded="boolean", samplers=_list("string"), loras=_list("string"), controls=_list("string"),
+            references=_list("string"), embeddings=_list("string"), vaes=_list("string"), quantization="string",
+        )
+    ),
 )  # fmt: skip
 SUGGESTION = _object(prompt="string", error_reduction="number")
 SCHEMAS: Mapping[str, Schema] = {

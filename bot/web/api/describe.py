@@ -12,7 +12,7 @@ from bot.domain.errors import UserError
 from bot.services.prompt_tools.image_to_prompt import ImageToPrompt
 from bot.web.media import wait_while_connected
 from bot.web.middleware import member_of
-from bot.web.request_body import read_form
+from bot.web.request_body import FormFiles, read_form
 
 IMAGE_TO_PROMPT = web.AppKey("image_to_prompt", ImageToPrompt)
 
@@ -42,6 +42,6 @@ async def describe_picture(request: web.Request) -> web.Response:
 async def _read_picture(request: web.Request) -> tuple[DescribeBody, bytes]:
     """Read the form. Other forms may be sent while this picture is scored: scoring has its own queue."""
     async with read_form(request, DescribeBody) as (body, files):
-        if len(files.pictures) != 1 or files.mask is not None:
+        if len(files.pictures) != 1 or files != FormFiles(files.pictures):
             raise UserError("The form needs one part `picture`, beside `request`.", 400)
         return body, files.pictures[0]

@@ -14,7 +14,7 @@ from bot.domain.errors import UserError
 from bot.web.api.jobs import created_response, destination_of, idempotency_key_of
 from bot.web.media import picture_index_of
 from bot.web.middleware import member_of
-from bot.web.request_body import read_body, read_form
+from bot.web.request_body import FormFiles, read_body, read_form
 from bot.web.sse import SERVICES, require_permitted
 
 
@@ -71,7 +71,7 @@ async def edit(request: web.Request) -> web.Response:
     """Inpaint a picture where the mask is white."""
     view, index = await require_permitted(request, "edit"), picture_index_of(request)
     async with read_form(request, EditBody) as (body, files):
-        if files.mask is None or files.pictures:
+        if files.mask is None or files != FormFiles(mask=files.mask):
             raise UserError("The form needs a part `mask`: white where the picture is redrawn.", 400)
         accepted_job = await request.app[SERVICES].edits.edit(
             view.id, index, files.mask, member_of(request), destination_of(request),

@@ -6,6 +6,7 @@ The job service makes every decision about a job. Pictures count from 1, as on t
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -13,14 +14,15 @@ from aiohttp import web
 
 from bot.domain.dto import AcceptedJob, Destination
 from bot.domain.errors import UserError
-from bot.services.init_images.request import InitImages, JobImageRef
+from bot.services.init_images.request import ImageInput, InitImages, JobImageRef
 from bot.web import serializers
 from bot.web.media import find_picture, picture_index_of
 from bot.web.middleware import GUILD, HOST_POLICY, SESSION_TOKENS, TERMINAL_ID, VISITOR, member_of
 from bot.web.request_body import FormFiles, read_body, read_form
 from bot.web.sse import JOB_CACHE, SERVICES, require_permitted, require_stoppable, require_visible, workers_payload
+from engine.contract import MAX_CONTROLS, MAX_REFERENCES
 
-NOT_OPTIONS = ("prompt", "exact", "init_images", "weights")
+NOT_OPTIONS = ("prompt", "exact", "init_images", "weights", "control_images", "reference_images")
 
 
 class PriorityBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -45,6 +47,10 @@ class JobBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     interval: str | None = None
     sampler: str | None = None
     lora: str | list[str] | None = None
+    control: str | list[str] | None = None
+    reference: str | list[str] | None = None
+    vae: str | None = None
+    clip_skip: int | None = None
     model: str | None = None
     count: int | None = None
     ar: str | None = None
@@ -64,6 +70,8 @@ class JobBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     exact: bool = False
     init_images: Annotated[list[str], msgspec.Meta(max_length=5)] = []
     weights: Annotated[list[float], msgspec.Meta(max_length=5)] = []
+    control_images: Annotated[list[str], msgspec.Meta(max_length=MAX_CONTROLS)] = []
+    reference_images: Annotated[list[str], msgspec.Meta(max_length=MAX_REFERENCES)] = []
 
     def options(self) -> dict[str, Any]:
         """Return the flags that the request sets."""
@@ -139,7 +147,7 @@ async def list_jobs(request: web.Request) -> web.Response:
 
 
 async def create_jobs(request: web.Request) -> web.Response:
-    """Submit a prompt: one job, or several where it holds permutations. A form may carry init images."""
+    """Submit a prompt: one job, or several where it holds permutations. A form may carry pictures."""
     async with read_form(request, JobBody) as (body, files):
         accepted_jobs = await request.app[SERVICES].jobs.imagine(
             body.prompt, member_of(request), destination_of(request), key=idempotency_key_of(request),
@@ -150,13 +158,30 @@ async def create_jobs(request: web.Request) -> web.Response:
 
 
 async def _init_images(request: web.Request, body: JobBody, files: FormFiles) -> InitImages | None:
-    """Return the request's init images, not decoded yet. Refuse finished pictures that this visitor may not use."""
-    if not (files.pictures or files.mask or body.init_images):
+    """Return the request's init, control and reference pictures, not decoded yet.
+
+    Refuse finished pictures that this visitor may not use.
+    """
+    pictures, controls, references = [
+        await _collect_pictures(request, uploads, names)
+        for uploads, names in (
+            (files.pictures, body.init_images),
+            (files.controls, body.control_images),
+            (files.references, body.reference_images),
+        )
+    ]
+    if not (pictures or files.mask or controls or references):
         return None
-    if files.pictures and body.init_images:
+    return InitImages(pictures, files.mask, tuple(body.weights), controls, references)
+
+
+async def _collect_pictures(
+    request: web.Request, uploads: tuple[bytes, ...], names: Sequence[str]
+) -> tuple[ImageInput, ...]:
+    """Return uploaded pictures, or finished ones by their names. Refuse both at once."""
+    if uploads and names:
         raise UserError("Use uploaded pictures or finished ones, not both at once.")
-    finished_pictures = [JobImageRef(*await find_picture(request, name)) for name in body.init_images]
-    return InitImages((*files.pictures, *finished_pictures), files.mask, tuple(body.weights))
+    return uploads or tuple([JobImageRef(*await find_picture(request, name)) for name in names])
 
 
 async def get_job(request: web.Request) -> web.Response:

@@ -66,7 +66,7 @@ SHAPES: Mapping[Callable[..., Any], Shape] = {
     jobs.get_workers: Shape("Workers"),
     jobs.create_invitation: Shape("Path", 201, jobs.InvitationBody, is_optional=True),
     jobs.list_jobs: Shape("Jobs"),
-    jobs.create_jobs: _accepts(jobs.JobBody, "picture", "mask"),
+    jobs.create_jobs: _accepts(jobs.JobBody, "picture", "mask", "control", "reference"),
     jobs.get_job: Shape("Job"),
     jobs.cancel_job: Shape("Sentence"),
     jobs.pause_job: Shape("Sentence"),

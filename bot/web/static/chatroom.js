@@ -43,6 +43,7 @@ function removeOldCards() {
 
 function showWorkerStatus(workers) {
   const text = describeWorkers(workers);
+  initImages.offerRoles(workers);
   isOnline = workers.online;
   document.body.classList.remove("disconnected");
   statusLight.classList.toggle("on", workers.online);

@@ -34,7 +34,13 @@ export function describeAction(job) {
     walk: "interpolated between pictures",
     branch: `branched from ${picture}${step}`,
   };
-  return phrases[job.action] ?? (job.start?.pictures ? describeInitImages(job.start) : "");
+  const pictures = job.start?.pictures ? describeInitImages(job.start) : "";
+  return phrases[job.action] ?? [pictures, describeFollowedPictures(job)].filter(Boolean).join(", ");
+}
+
+function describeFollowedPictures({ controls = [], references = [] }) {
+  const names = [...new Set([...controls, ...references].map(({ name }) => name))];
+  return names.length ? `followed pictures by ${names.join(", ")}` : "";
 }
 
 function describeInitImages({ pictures, strength, mask }) {

@@ -1,4 +1,4 @@
-// The thumbnail of an init image, with its mask and its weight.
+// The thumbnail of a picture beside the prompt, with its role, its mask and its weight.
 
 import { updateSliderFill } from "/static/mask_editor.js";
 
@@ -6,17 +6,28 @@ const SIDE = 128; // pixels, twice the displayed size
 const MAX_MASK_SIDE = 1024; // most pixels a side of a picture to paint on: a mask needs no more
 export const DEFAULT_WEIGHT = 5; // of 1 to 10
 
-// `item`: { name, file, or url of a finished picture, weight, painted }. `callbacks`: { onRemove, onWeight }.
+// `item`: { name, file, or url of a finished picture, role, weight, painted }. `options`: { roles, onRemove, onWeight, onRole };
+// `roles` are pairs of value and title.
 export class Thumb {
-  constructor(item, index, callbacks) {
+  constructor(item, index, options) {
     this.item = item;
     this.element = document.createElement("li");
     this.removeButton = Object.assign(document.createElement("button"), { type: "button", textContent: "×", title: `Remove ${item.name}` });
     this.removeButton.setAttribute("aria-label", `Remove picture ${index + 1}: ${item.name}`);
-    this.removeButton.addEventListener("click", callbacks.onRemove);
+    this.removeButton.addEventListener("click", options.onRemove);
     item.thumbnail ??= item.file ? renderThumbnail(item.file) : Object.assign(new Image(), { src: item.url, alt: "" });
     this.element.append(item.thumbnail, this.removeButton);
-    this.weight = this.createWeightSlider(index, callbacks.onWeight);
+    if (options.roles.length > 1) this.element.append(this.createRoleSelect(index, options));
+    this.weight = this.createWeightSlider(index, options.onWeight);
+  }
+
+  // A choice of what the picture is for.
+  createRoleSelect(index, { roles, onRole }) {
+    this.roleSelect = Object.assign(document.createElement("select"), { className: "role" });
+    this.roleSelect.setAttribute("aria-label", `Use of picture ${index + 1}: ${this.item.name}`);
+    this.roleSelect.append(...roles.map(([value, title]) => new Option(title, value, false, value === this.item.role)));
+    this.roleSelect.addEventListener("change", () => ((this.item.role = this.roleSelect.value), onRole()));
+    return this.roleSelect;
   }
 
   createWeightSlider(index, onWeight) {

@@ -6,6 +6,7 @@ import io
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import pytest
 from PIL import Image
 from simcord.components import walk_components
@@ -19,6 +20,7 @@ from bot.services.init_images.request import InitImages
 from engine.contract import Branch, ImageToImage
 from shared.discord_jobs import imagine
 from shared.discord_staff import list_custom_ids, read_followups, read_form_fields, read_text
+from shared.model_parts import MODEL_PARTS
 from shared.png_upload import make_png
 
 pytestmark = pytest.mark.asyncio
@@ -58,6 +60,35 @@ async def test_a_bad_init_image_mask_or_branch_is_refused_ephemerally(open_world
         assert "so it takes no image" in await read_refusal(image=PICTURE, branch="x:4")
         assert "names no job" in await read_refusal(branch="whatever")
         assert await world.services.job_views.load_recent() == []
+
+
+async def test_imagine_takes_control_and_reference_pictures_that_live_workers_can_follow(open_world: Any) -> None:
+    async with open_world() as world:
+
+        async def read_refusal(**options: Any) -> str:
+            result = await world.alice.slash(world.channel, "imagine", prompt="a lamp", **options)
+            return "\n".join(read_text(each) for each in (result.response, *result.followups) if each)
+
+        assert "no controls for embedded" in await read_refusal(control="canny", control_image=PICTURE)
+        world.painter.model = msgspec.structs.replace(world.painter.model, **MODEL_PARTS)
+        await world.wait_until(lambda: world.services.catalog.find_entry(None).profile.controls)
+        for typed, names in (("", ["canny", "tile"]), ("canny:0.5, t", ["canny:0.5, tile"])):
+            choices = await world.alice.autocomplete(world.channel, "imagine", "control", typed)
+            assert [choice["value"] for choice in choices] == names
+        assert "as --control NAME: canny, tile" in await read_refusal(control_image=PICTURE)
+        assert "so it takes no image" in await read_refusal(reference=PICTURE, branch="x:4")
+        result = await world.alice.slash(
+            world.channel, "imagine", prompt="a lamp by <moebius>", control="canny:0.8:0-0.5", control_image=PICTURE,
+            reference=OTHER,
+        )  # fmt: skip
+        await world.wait_for_end(result)
+        view = await newest_view(world)
+        (control,), (reference,) = view.task.controls, view.task.references
+        assert (view.state, view.task.start) == ("finished", None)
+        assert (control.name, control.scale, control.stop, reference.name) == ("canny", 0.8, 0.5, "face")
+        assert control.picture != reference.picture
+        assert view.task.width == 2 * view.task.height, "the control picture gives the shape"
+        assert [part.name for part in view.task.embeddings] == ["moebius"]
 
 
 @dataclass

@@ -9,7 +9,7 @@ import pytest
 
 from bot.queue.model_catalog import SHIPPED_MODEL, ModelCatalog, group_by_pool
 from bot.store import Store
-from engine.contract import ModelProfile, Presence
+from engine.contract import ControlImage, ControlModel, ModelProfile, Presence
 from shared.stored_jobs import RECIPE
 
 
@@ -90,4 +90,29 @@ def test_a_job_with_candidates_goes_to_a_pool_with_a_judge_though_another_is_che
     assert (entry.pool_for(RECIPE), entry.pool_for(best)) == ("cheap", "judged")
     only_old = ModelCatalog(cast("Store", None), lambda: {"a": old}, lambda: 0.0)
     assert not only_old.find_entry(None).profile.has_judge
-    assert only_old.choose_pool("embedded", needs_judge=True) is None
+    assert only_old.choose_pool("embedded", recipe=best) is None
+
+
+def test_a_recipe_goes_to_a_pool_that_has_its_parts_and_stores_weights_as_it_says() -> None:
+    canny = ControlModel("canny", "c1", "canny")
+    quick = msgspec.structs.replace(SHIPPED_MODEL, row_ms=1.0)
+    controlled = msgspec.structs.replace(SHIPPED_MODEL, controls=(canny,), preprocessors=("none", "canny"))
+    small = msgspec.structs.replace(SHIPPED_MODEL, row_ms=0.1, quantization="int8")
+    workers = {
+        name: msgspec.structs.replace(presence_with(name, profile), pools=(name,))
+        for name, profile in (("a-quick", quick), ("b-controlled", controlled), ("c-small", small))
+    }
+    models = ModelCatalog(cast("Store", None), lambda: workers, lambda: 0.0)
+    entry = models.find_entry(None)
+    assert entry.profile.controls == (canny,), "the first worker by name has none"
+    control = ControlImage(name="canny", picture="a" * 64, preprocessor="canny", revision="c1")
+    followed = msgspec.structs.replace(RECIPE, controls=(control,))
+    assert (entry.pool_for(RECIPE), entry.pool_for(followed)) == ("a-quick", "b-controlled")
+    assert models.choose_pool("embedded", recipe=followed) == "b-controlled"
+    other = msgspec.structs.replace(control, revision="c2")
+    assert models.choose_pool("embedded", recipe=msgspec.structs.replace(RECIPE, controls=(other,))) is None
+    stored = msgspec.structs.replace(RECIPE, quantization="int8")
+    assert models.find_entry_for(stored).pool_for(stored) == "c-small"
+    assert models.find_entry_for(RECIPE).profile.quantization == "none"
+    gone = msgspec.structs.replace(RECIPE, quantization="nf4")
+    assert models.find_entry_for(gone) == entry, "nobody has it so: a note says that it will differ"

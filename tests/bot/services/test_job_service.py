@@ -19,12 +19,10 @@ from bot.images.grid import GAP
 from bot.queue.job_request import offline_note
 from bot.queue.model_catalog import SHIPPED_MODEL, CatalogEntry
 from bot.services.jobs.derived_recipes import (
-    largest_upscale,
     pin_batch_shape,
-    upscale_cost,
-    upscale_notes,
     vary_recipe,
 )
+from bot.services.jobs.upscales import largest_upscale, upscale_cost, upscale_notes
 from bot.services.jobs.variations import VARIATION_STRENGTHS
 from bot.store.jobs import queries
 from engine.contract import Concept, NoiseAncestor, Recipe, UpscaleTask, count_rows

@@ -6,11 +6,13 @@ import base64
 import io
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 from PIL import Image
 from playwright.async_api import Locator, Page, expect
 
 from engine.contract import ImageToImage, Recipe
+from shared.model_parts import MODEL_PARTS
 from shared.web_visitor import draw_picture, open_page, wait_for_card, wait_until_finished
 
 if TYPE_CHECKING:
@@ -247,3 +249,36 @@ async def test_a_picture_of_the_page_can_be_dropped_but_none_of_another_site(pag
     await drop(page, 0, "https://elsewhere.example/api/jobs/01ARZ3NDEKTSV4RRFFQ69G5FAV/pictures/1.png")
     await expect(page.get_by_role("alert")).to_contain_text("of other sites")
     await expect(page.locator(".thumbs li")).to_have_count(1)
+
+
+@pytest.mark.slow
+async def test_a_picture_can_be_for_control_or_reference(page: Page, server: WebServer) -> None:
+    (worker,) = server.workers
+    worker.model = msgspec.structs.replace(worker.model, **MODEL_PARTS)
+    await open_page(page, server)
+    await choose_files(page, file("sketch.png"), file("face.png", make_png("#c33")), file("start.png"))
+    uses = page.get_by_role("combobox")
+    await expect(uses).to_have_count(3, timeout=15_000)
+    await expect(uses.first.get_by_role("option")).to_have_text(
+        ["Init image", "Control: canny", "Control: tile", "Reference: face"]
+    )
+    await expect(page.get_by_text("Weight of each picture")).to_be_visible()
+    await page.get_by_role("combobox", name="Use of picture 1: sketch.png").select_option("control:canny")
+    await page.get_by_role("combobox", name="Use of picture 2: face.png").select_option("reference:face")
+    await expect(page.get_by_text("Weight of each picture")).to_be_hidden()
+    await expect(page.get_by_role("button", name="Paint a mask …")).to_be_visible()
+    await page.locator("#prompt").fill("a lamp --count 1")
+    await page.keyboard.press("Enter")
+    card = await wait_for_card(page, 0)
+    await expect(card.locator(".action")).to_have_text(
+        "used an init image, strength 60 %, followed pictures by canny, face"
+    )
+    await wait_until_finished(card)
+    recipe = (await server.services.job_views.load_view(str(await card.get_attribute("id")).removeprefix("job-"))).task
+    assert isinstance(recipe, Recipe)
+    assert (len(recipe.controls), len(recipe.references)) == (1, 1)
+    await choose_files(page, file("sketch.png"))
+    await page.get_by_role("combobox").select_option("control:tile")
+    await expect(page.get_by_role("slider", name="Strength")).to_be_hidden()
+    worker.model = msgspec.structs.replace(worker.model, controls=())
+    await expect(page.get_by_role("combobox")).to_have_value("start", timeout=15_000)

@@ -1,11 +1,11 @@
-"""Autocomplete choices of `/imagine`: samplers with advice, LoRAs and models.
+"""Autocomplete choices of `/imagine`: samplers with advice, LoRAs, controls and models.
 
 Pure but for discord's choices. It knows a model by what its workers announce.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -49,11 +49,20 @@ def sampler_choices(
 
 def lora_choices(model: ModelProfile | None, current: str) -> list[Choice[str]]:
     """Return the model's LoRAs, each at its usual weight, behind what was typed before the last comma."""
+    return _complete_list([f"{lora.name}:{lora.weight:g}" for lora in (model.loras if model else ())], current)
+
+
+def control_choices(model: ModelProfile | None, current: str) -> list[Choice[str]]:
+    """Return the model's control networks, behind what was typed before the last comma."""
+    return _complete_list([control.name for control in (model.controls if model else ())], current)
+
+
+def _complete_list(names: Sequence[str], current: str) -> list[Choice[str]]:
+    """Complete the last name of a list with commas."""
     before, comma, query = current.rpartition(",")
     prefix = f"{before.strip()}, " if comma else ""
-    texts = (f"{prefix}{lora.name}:{lora.weight:g}" for lora in (model.loras if model else ()))
-    matches = [text for text in texts if query.strip().casefold() in text[len(prefix) :].casefold()]
-    return [Choice(name=text, value=text) for text in matches if len(text) <= MAX_CHOICE_CHARS][:MAX_CHOICES]
+    texts = [f"{prefix}{name}" for name in names if query.strip().casefold() in name.casefold()]
+    return [Choice(name=text, value=text) for text in texts if len(text) <= MAX_CHOICE_CHARS][:MAX_CHOICES]
 
 
 def model_choices(all_models: list[ModelProfile], current: str) -> list[Choice[str]]:

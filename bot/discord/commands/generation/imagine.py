@@ -37,6 +37,9 @@ BRANCH_WITH_IMAGE = "A branch starts from a job, so it takes no image."
     image="An init image: the picture to start from",
     strength="How much of that picture is redrawn",
     mask="A picture of the same shape: its white parts are redrawn",
+    control="What of the control picture is followed, like canny:0.8 or canny:1:0-0.5",
+    control_image="The picture for control; without it, the init image",
+    reference="A picture whose content or style is taken over",
     branch="Branch off at a keyframe of a job, like JOB/2:400: picture 2, step 400",
     steps="More steps, finer and slower",
     seed="The same seed gives the same pictures",
@@ -59,6 +62,9 @@ async def imagine(
     image: discord.Attachment | None = None,
     strength: Range[float, MIN_STRENGTH, 1.0] | None = None,
     mask: discord.Attachment | None = None,
+    control: Range[str, 1, 200] | None = None,
+    control_image: discord.Attachment | None = None,
+    reference: discord.Attachment | None = None,
     branch: Range[str, 1, 300] | None = None,
     steps: Range[int, 1, MAX_STEPS] | None = None,
     seed: Range[int, 0, 2**32 - 1] | None = None,
@@ -77,24 +83,31 @@ async def imagine(
 ) -> None:
     values = {"steps": steps, "seed": seed, "guidance": guidance, "sampler": sampler, "model": model, "count": count}
     values |= {"ar": aspect, "negative": negative, "fast": fast, "relax": relax, "interval": interval, "lora": lora}
-    values |= {"strength": strength, "best": best, "turbo": turbo}
+    values |= {"strength": strength, "best": best, "turbo": turbo, "control": control}
     options: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
     async with reply_on_error(interaction):
-        if branch is not None and (image or mask):
+        if branch is not None and (image or mask or control_image or reference):
             raise UserError(BRANCH_WITH_IMAGE)
         if mask is not None and image is None:
             raise UserError(MASK_WITHOUT_IMAGE)
         if branch is not None:
             await branches.submit_branch_option(interaction, branch, prompt, options)
         else:
-            await submit_prompt(interaction, prompt, collect_init_images(image, mask), **options)
+            init_images = collect_init_images(image, mask, control_image, reference)
+            await submit_prompt(interaction, prompt, init_images, **options)
 
 
-def collect_init_images(image: discord.Attachment | None, mask: discord.Attachment | None) -> InitImages | None:
-    """Return the init image, not fetched yet; None for none. Raises `UserError` for one that is too large."""
-    return (
-        None if image is None else InitImages((to_remote_file(image),), None if mask is None else to_remote_file(mask))
+def collect_init_images(
+    image: discord.Attachment | None, mask: discord.Attachment | None, control_image: discord.Attachment | None = None,
+    reference: discord.Attachment | None = None,
+) -> InitImages | None:  # fmt: skip
+    """Return the pictures, not fetched yet; None for none. Raises `UserError` for one that is too large."""
+    pictures, masks, controls, references = (
+        () if file is None else (to_remote_file(file),) for file in (image, mask, control_image, reference)
     )
+    if not (pictures or controls or references):
+        return None
+    return InitImages(pictures, next(iter(masks), None), controls=controls, references=references)
 
 
 async def submit_prompt(
@@ -147,6 +160,11 @@ async def suggest_samplers(interaction: discord.Interaction[DarkroomClient], cur
 @imagine.autocomplete("lora")
 async def suggest_loras(interaction: discord.Interaction[DarkroomClient], current: str) -> list[Choice[str]]:
     return autocomplete.lora_choices(_selected_model(interaction), current)
+
+
+@imagine.autocomplete("control")
+async def suggest_controls(interaction: discord.Interaction[DarkroomClient], current: str) -> list[Choice[str]]:
+    return autocomplete.control_choices(_selected_model(interaction), current)
 
 
 def _selected_model(interaction: discord.Interaction[DarkroomClient]) -> ModelProfile | None:

@@ -1,0 +1,67 @@
+"""Control and reference pictures over HTTP: in a form, by the names of finished pictures, and what is refused."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+import pytest_asyncio
+
+from shared.model_parts import MODEL_PARTS
+from tests.bot.web.conftest import wait_until
+from tests.bot.web.test_init_images_api import form, make_png, send
+
+if TYPE_CHECKING:
+    from tests.bot.web.conftest import WebServer
+
+pytestmark = pytest.mark.asyncio
+
+
+@pytest_asyncio.fixture
+async def controlled(server: WebServer) -> WebServer:
+    """A web page whose worker has control networks and further parts."""
+    (worker,) = server.workers
+    worker.model = msgspec.structs.replace(worker.model, **MODEL_PARTS)
+    await wait_until(lambda: bool(server.services.catalog.find_entry(None).profile.controls))
+    return server
+
+
+async def test_a_form_carries_pictures_that_the_images_follow(controlled: WebServer) -> None:
+    request = {"prompt": "a lamp by moebius", "control": ["canny:0.8:0-0.5"], "vae": "mse", "clip_skip": 2, "count": 1}
+    files = (("control", make_png("#333")), ("reference", make_png("#c33", (32, 32), "JPEG")))
+    status, reply = await send(controlled, "/api/jobs", form(request, *files))
+    assert status == 201, reply
+    job = await controlled.wait_for_end(reply["id"])
+    assert (job["state"], job["start"]) == ("finished", None)
+    assert job["controls"] == [{"name": "canny", "scale": 0.8, "start": 0.0, "stop": 0.5}]
+    assert job["references"] == [{"name": "face", "scale": 0.6}]
+    assert (job["embeddings"], job["vae"], job["clip_skip"], job["quantization"]) == (["moebius"], "mse", 2, "int8")
+    assert "control canny ×0.8 · reference face ×0.6 · VAE mse · clip skip 2" in job["footer"]
+    _, workers = await controlled.request_json("GET", "/api/workers")
+    (model,) = workers["workers"][0]["models"]
+    assert (model["controls"], model["references"], model["vaes"]) == (["canny", "tile"], ["face"], ["mse"])
+    finished = {"prompt": "a cat", "control": "tile", "control_images": [f"{job['id']}/1"]}
+    status, reply = await controlled.request_json("POST", "/api/jobs", finished)
+    assert status == 201, reply
+    assert (await controlled.wait_for_end(reply["id"]))["controls"][0]["name"] == "tile"
+    for address, files in (
+        (f"/api/jobs/{job['id']}/edit/1", (("mask", make_png("white")), ("control", make_png()))),
+        ("/api/describe", (("picture", make_png()), ("reference", make_png()))),
+    ):
+        status, reply = await send(controlled, address, form({}, *files))
+        assert (status, "The form needs" in reply["error"]) == (400, True)
+
+
+async def test_what_cannot_be_followed_is_refused_over_http(controlled: WebServer) -> None:
+    sketch = ("control", make_png())
+    for request, files, status, words in (
+        ({"prompt": "a lamp"}, (sketch,), 422, "as --control NAME: canny, tile"),
+        ({"prompt": "a lamp", "control": "depth"}, (sketch,), 422, "--control takes: canny, tile"),
+        ({"prompt": "a lamp", "control": "canny"}, 4 * (sketch,), 400, "3 `control`"),
+        ({"prompt": "a lamp", "control": "canny", "control_images": ["x/1"]}, (sketch,), 422, "not both at once"),
+        ({"prompt": "a lamp", "clip_skip": 9}, (), 422, "takes --clip-skip 1 to 3"),
+        ({"prompt": "a lamp"}, (("reference", b"no picture"),), 422, "The reference picture has a format"),
+    ):
+        answered, reply = await send(controlled, "/api/jobs", form(request, *files))
+        assert (answered, words in reply["error"]) == (status, True), reply
