@@ -97,8 +97,7 @@ class ParsedPrompt:
 def build_recipe(
     parsed_prompt: ParsedPrompt, model_profile: ModelProfile, seed: int, *, bucket: int | None = None
 ) -> Recipe:
-    """Return everything that decides pixels, frozen, but for pictures beside the prompt. `seed` applies if the prompt
-    names none.
+    """Return everything that decides pixels, but for pictures. `seed` applies if the prompt names none.
 
     Raises `UserError` if the model lacks the shape or a feature. Members cannot set `bucket`.
     """

@@ -78,8 +78,8 @@ async def test_an_upscale_does_not_open_an_original_of_a_hidden_channel_or_anoth
 async def test_the_terminal_checks_access_in_the_store(harness, wait_until, ann, destination):
     app, _, first = await finish_job(harness, wait_until, ann, destination)
     keyframe = KeyframeRef(first.id, 0, 20)
-    record, ladder = await local_engine._load_branch_source(app.store, harness.settings, keyframe)
-    assert (record.id, bool(ladder)) == (first.id, True)
+    record, ladder, followed = await local_engine._load_branch_source(app.store, harness.settings, keyframe)
+    assert (record.id, bool(ladder), followed) == (first.id, True, {})
     await app.services.preferences.set_preference(ann.id, "results", "private")
     (accepted,) = await app.services.jobs.imagine("a lamp --steps 40 --count 1", ann, destination)
     hidden_view = await wait_for_end(app, accepted.job, wait_until)
