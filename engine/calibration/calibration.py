@@ -21,7 +21,15 @@ from msgspec.structs import replace
 
 from engine.calibration.measurement import TIMED_BUCKETS, Clock, candidate_dtypes, measure_times
 from engine.contract import Dtype, ModelProfile, Sampler
-from engine.models.family import Family, HasDefaultSampling, TakesLoras, find_judge
+from engine.models.family import (
+    Family,
+    HasDefaultSampling,
+    SkipsTextLayers,
+    TakesAutoencoders,
+    TakesEmbeddings,
+    TakesLoras,
+    find_judge,
+)
 from engine.process.atomic_file import write_atomically
 
 log = logging.getLogger(__name__)
@@ -62,6 +70,9 @@ class Calibration(Struct, frozen=True, forbid_unknown_fields=True):
             guidance_start=family.interval[0], guidance_stop=family.interval[1],
             loras=family.list_loras() if isinstance(family, TakesLoras) else (),
             has_judge=find_judge(family) is not None,
+            embeddings=family.list_embeddings() if isinstance(family, TakesEmbeddings) else (),
+            autoencoders=family.list_autoencoders() if isinstance(family, TakesAutoencoders) else (),
+            max_clip_skip=family.max_clip_skip if isinstance(family, SkipsTextLayers) else 0,
         )  # fmt: skip
 
     def with_current_costs(self, model_profile: ModelProfile) -> ModelProfile:

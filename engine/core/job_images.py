@@ -11,9 +11,10 @@ from engine.contract import FULL_INTERVAL, Branch, Job, ModelProfile, Recipe, Sn
 from engine.contract.rejection import JobRejected
 from engine.core.fault_isolation import reject_before_start
 from engine.core.init_latents import InitLatents
+from engine.core.model_parts import check_parts, find_missing_part, with_embeddings
 from engine.core.pipeline_image import PipelineImage, PipelineSource
 from engine.core.trajectory import Trajectory
-from engine.models.family import Family, HasSingleFormat, TakesLoras, find_judge
+from engine.models.family import Family, HasSingleFormat, TakesLoras, find_judge, with_autoencoder
 from engine.pipelines.call_arguments import refuse_unsupported_recipe
 from engine.plan import NotTabled, Plan
 
@@ -55,6 +56,7 @@ def _build_images(
     """Return the images with their conditioning; this loads the recipe's LoRAs."""
     if recipe.loras:
         recipe = _with_loras(recipe, family)
+    recipe = with_embeddings(recipe, family)
     plan = _find_plan(recipe, family)
     if plan is None:
         return _build_pipeline_images(job, recipe, family)
@@ -96,19 +98,23 @@ def reason_to_decline(task: Task, models: Sequence[ModelProfile]) -> str:
     """
     if not isinstance(task, Recipe) or not models:
         return ""
-    return _model_mismatch(task, {model.name: model.revision for model in models}.get(task.model))
+    profile = next((model for model in models if model.name == task.model), None)
+    mismatch = _model_mismatch(task, profile and profile.revision)
+    return mismatch or (find_missing_part(task, profile) if profile else "")
 
 
 def prepare_plan(job: Job, families: Mapping[str, Family]) -> None:
     """Find the sampler's table, which takes up to a second, so that `build_images` does not delay other jobs.
 
     It may run on any thread. A large model that is in memory in another number format is loaded again in the recipe's.
+    The recipe's autoencoder is loaded.
     """
     recipe = job.task
     if isinstance(recipe, Recipe) and (family := families.get(recipe.model)) is not None:
         with suppress(ValueError, JobRejected):  # `build_images` reports it
             if isinstance(family, HasSingleFormat) and family.is_single_format:
                 family.get_network(recipe.dtype)
+            with_autoencoder(family, recipe)
             family.plan(recipe.sampler, recipe.steps, recipe.eta, recipe.width, recipe.height)
 
 
@@ -119,6 +125,7 @@ def _check_recipe(job: Job, families: Mapping[str, Family]) -> tuple[Recipe, Fam
     _check_size(job.task, family)
     _check_steps(job.task)
     _check_candidates(job.task, family)
+    check_parts(job.task, family)
     return job.task, family
 
 

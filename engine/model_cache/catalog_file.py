@@ -34,17 +34,18 @@ class CalibratedModel(Struct, frozen=True, forbid_unknown_fields=True):
     size: Annotated[int, Meta(ge=0)]
 
 
-def make_key(name: str, fingerprint: str, device: torch.device, upscaler: str, build: str, loras: str = "") -> str:
-    """Return the key of an entry. `fingerprint`: of the model's files; `upscaler`, `loras`: fingerprints of those.
+def make_key(name: str, fingerprint: str, device: torch.device, upscaler: str, build: str, added: str = "") -> str:
+    """Return the key of an entry. `fingerprint`: of the model's files; `upscaler`, `added`: fingerprints of those.
 
-    LoRAs are part of it, because which of them fit is known only with the model in memory.
+    Added files (LoRAs, textual inversions …) are part of it, because which of them fit is known only with the model in
+    memory.
     """
     device_part = f"{read_device_name(device)}, {torch.get_num_threads()} threads"
     version_part = (
         f"torch {torch.__version__}, diffusers {diffusers.__version__}, {build}, contract {VERSION}, form "
         f"{FORMAT_VERSION}"
     )
-    return f"{device_part} | {version_part} | {name} {fingerprint} {upscaler} {loras}".rstrip()
+    return f"{device_part} | {version_part} | {name} {fingerprint} {upscaler} {added}".rstrip()
 
 
 def read_catalog(data: Path) -> dict[str, CalibratedModel]:

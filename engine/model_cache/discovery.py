@@ -18,6 +18,7 @@ from engine.calibration.calibration import Calibration, calibrate, store_calibra
 from engine.contract import Dtype, ModelProfile, ModelProgress
 from engine.contract.rejection import JobRejected
 from engine.model_cache import catalog_file
+from engine.model_cache.added_files import fingerprint_added_files
 from engine.model_cache.cache import ModelEntry, make_too_large_error
 from engine.model_cache.catalog_file import CalibratedModel
 from engine.model_cache.loaded_models import LoadedModels
@@ -25,7 +26,7 @@ from engine.model_cache.loader import free_memory
 from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.families.embedded import EMBEDDED_MODEL, WEIGHTS_FOLDER
 from engine.models.family import Family
-from engine.models.files.fingerprint import combine_fingerprints, fingerprint_folder
+from engine.models.files.fingerprint import fingerprint_folder
 from engine.models.files.model_source import ModelSource, find_model
 from engine.models.loading.memory_estimate import (
     estimate_bytes,
@@ -35,14 +36,12 @@ from engine.models.loading.memory_estimate import (
 from engine.models.loading.number_formats import FormatChooser
 from engine.models.loading.pipeline_loader import OnProgress
 from engine.models.loading.single_file import find_configs
-from engine.models.lora.lora_files import find_loras
 from engine.upscaling.super_resolver import SuperResolver
 
 log = logging.getLogger(__name__)
 
 ReportProgress = Callable[[ModelProgress], None]
 CALIBRATION_FILE = "calibration.json"
-LORA_FOLDER = "loras"  # a folder in the data folder
 
 
 @dataclass(frozen=True)
@@ -115,8 +114,8 @@ def _discover(name_or_path: str, context: LoadContext, catalog: dict[str, Calibr
     format_chooser = FormatChooser(context.device)
     name, size, revision = _inspect_source(source, format_chooser) if source else _inspect_embedded()
     upscaler = context.resolver.fingerprint if context.resolver else ""
-    lora_fingerprint = _fingerprint_loras(context.data, source.path if source else WEIGHTS_FOLDER)
-    catalog_key = catalog_file.make_key(name, revision, context.device, upscaler, context.build, lora_fingerprint)
+    added_files = fingerprint_added_files(context.data, source.path if source else WEIGHTS_FOLDER)
+    catalog_key = catalog_file.make_key(name, revision, context.device, upscaler, context.build, added_files)
 
     def load(on_progress: OnProgress | None) -> Family:
         family = _load_family(source, context, on_progress)
@@ -142,17 +141,8 @@ def _load_family(source: ModelSource | None, context: LoadContext, on_progress: 
         return models.load_model(EMBEDDED_MODEL, context.data, device=context.device, resolver=context.resolver)
     family = models.load_source(source, context.device, context.resolver, on_progress)
     if isinstance(family, DiffusersFamily):
-        family.lora_folder = context.data / LORA_FOLDER
+        family.use_data_folder(context.data)
     return family
-
-
-def _fingerprint_loras(data: Path, model_folder: Path) -> str:
-    """Return a fingerprint of all LoRAs for a model by name and weights."""
-    return (
-        combine_fingerprints(*(f"{lora.name} {lora.revision}" for lora in loras))
-        if (loras := find_loras(data / LORA_FOLDER, model_folder))
-        else ""
-    )
 
 
 def _configure_family(family: Family, context: LoadContext) -> Family:

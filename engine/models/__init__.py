@@ -32,7 +32,7 @@ def load_model(
     else:
         family = load_source(find_model(name_or_path, data), device, resolver, on_progress, large_threshold)
     if isinstance(family, DiffusersFamily):
-        family.lora_folder = data / "loras"
+        family.use_data_folder(data)
     return family
 
 

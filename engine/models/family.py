@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import torch
 from PIL import Image
 
-from engine.contract import Dtype, GuidanceKind, Lora, Recipe, Sampler
+from engine.contract import Dtype, GuidanceKind, Lora, ModelPart, Recipe, Sampler
+from engine.contract.rejection import JobRejected
 from engine.plan import Plan
 
 if TYPE_CHECKING:
@@ -143,6 +144,52 @@ class TakesLoras(Protocol):
     def make_lora_pipeline(self, recipe: Recipe) -> Any:
         """Return a pipeline with the recipe's LoRAs, which is never switched to others. Raises `JobRejected`."""
         ...
+
+
+@runtime_checkable
+class TakesEmbeddings(Protocol):
+    """A family whose prompts may name textual inversions (Gal et al. 2022)."""
+
+    def list_embeddings(self) -> tuple[ModelPart, ...]:
+        """Return the textual inversions that fit."""
+        ...
+
+    def with_embeddings(self, recipe: Recipe) -> Recipe:
+        """Return the recipe with the revision of each textual inversion. Raises `JobRejected`."""
+        ...
+
+
+@runtime_checkable
+class TakesAutoencoders(Protocol):
+    """A family whose autoencoder may be replaced for a recipe."""
+
+    def list_autoencoders(self) -> tuple[ModelPart, ...]:
+        """Return the autoencoders that fit."""
+        ...
+
+    def count_autoencoder_bytes(self, part: ModelPart) -> int:
+        """Return the memory of its added autoencoders with this one in memory. Raises `JobRejected`."""
+        ...
+
+    def with_autoencoder(self, part: ModelPart) -> Family:
+        """Return the model with this autoencoder, loaded at its first use. Raises `JobRejected`."""
+        ...
+
+
+def with_autoencoder(family: Family, recipe: Recipe) -> Family:
+    """Return the family as it encodes and decodes the recipe's pictures. Raises `JobRejected`."""
+    if recipe.autoencoder is None:
+        return family
+    if not isinstance(family, TakesAutoencoders):
+        raise JobRejected(f"{family.name} takes no other autoencoder.", "model")
+    return family.with_autoencoder(recipe.autoencoder)
+
+
+@runtime_checkable
+class SkipsTextLayers(Protocol):
+    """A family whose text encoder may skip its last layers; `max_clip_skip`: at most how many."""
+
+    max_clip_skip: int
 
 
 @runtime_checkable

@@ -30,7 +30,7 @@ from engine.core.job_images import check_job
 from engine.core.trajectory import LatentKeyframe
 from engine.device.core_turns import CoreTurns, WorkKind
 from engine.device.stopwatch import Stopwatch
-from engine.models.family import SMALL_MODEL_SIZE, Family, find_judge, is_loaded
+from engine.models.family import SMALL_MODEL_SIZE, Family, find_judge, is_loaded, with_autoencoder
 from engine.output.candidates import join_concepts
 from engine.output.image_encoding import (
     encode_jpeg,
@@ -157,7 +157,9 @@ class DecodeWorker:
         if recipe.start is None:
             return None
         check_job(job, self._families)
-        init_latents = self._run_on_upload(recipe.model, partial(load_init_latents, recipe, blobs))
+        init_latents = self._run_on_upload(
+            recipe.model, lambda family: load_init_latents(recipe, blobs, with_autoencoder(family, recipe))
+        )
         if init_latents is not None and init_latents.init_image is not None:
             self._init_latents[job.id] = init_latents
         return init_latents
@@ -197,7 +199,7 @@ class DecodeWorker:
 
     def _decode_x0(self, recipe: Recipe, x0: torch.Tensor) -> Image:
         with self.cores.hold(WorkKind.OTHER):
-            return self._families[recipe.model].decode(x0)
+            return with_autoencoder(self._families[recipe.model], recipe).decode(x0)
 
     def _previewer_of(self, model: str) -> Previewer:
         """Return the previewer of the model that is in memory now."""
@@ -230,8 +232,8 @@ class DecodeWorker:
 
     def _render_picture(self, event: LatentsDone, job: Job) -> bytes:
         recipe = _recipe_of(job)
-        family = self._families[recipe.model]
         with self.cores.hold(WorkKind.PICTURE):
+            family = with_autoencoder(self._families[recipe.model], recipe)
             stopwatch = Stopwatch()
             picture = decode_tiled(family.finish, event.latents, recipe.tile)
             self.on_picture_decoded(recipe, stopwatch.elapsed_ms())
@@ -242,7 +244,8 @@ class DecodeWorker:
     def _score_candidates(self, candidates: Sequence[LatentsDone], job: Job) -> list[float]:
         """Compare the candidates at the recipe's size: the judge sees no finer picture."""
         recipe = _recipe_of(job)
-        family, init_latents, pictures = self._families[recipe.model], self._init_latents.get(job.id), list[Image]()
+        family = with_autoencoder(self._families[recipe.model], recipe)
+        init_latents, pictures = self._init_latents.get(job.id), list[Image]()
         judge = find_judge(family)
         assert judge is not None, "the engine refuses such a recipe"
         for candidate in candidates:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from threading import RLock
 from typing import Any, ClassVar
 
@@ -16,11 +15,11 @@ import msgspec
 import torch
 from PIL import Image
 
-from engine.contract import Dtype, GuidanceKind, Lora, Recipe, Sampler
+from engine.contract import Dtype, GuidanceKind, Lora, ModelPart, Recipe, Sampler, find_embeddings
 from engine.models.autoencoder.autoencoder import decode_latents, encode_pixels, make_latent_space
+from engine.models.families.added_files import AddedFiles
 from engine.models.families.few_step_models import find_few_step_sampling
 from engine.models.family import TORCH_DTYPES, Conditioning
-from engine.models.lora.lora_collection import LoraCollection
 from engine.models.network.cpu_offload import offload_to_cpu
 from engine.models.network.forward_runner import ForwardRunner
 from engine.models.network.network_copies import (
@@ -33,6 +32,7 @@ from engine.models.network.network_copies import (
     replace_modules,
 )
 from engine.models.text.prompt_key import PromptKey, count_bytes, list_texts
+from engine.models.textual_inversion.embedding_collection import spell_words
 from engine.models.whole_pipeline.pipeline_support import WholePipelineSupport
 from engine.plan import Plan, plan, samplers_for
 from engine.preview_maps.known_maps import LatentSpace
@@ -41,7 +41,7 @@ from engine.prompt.emphasis import strip_emphasis
 MAX_CACHED_TEXTS, MAX_CACHED_TEXT_BYTES = 256, 256 * 2**20
 
 
-class DiffusersFamily(WholePipelineSupport, ABC):
+class DiffusersFamily(AddedFiles, WholePipelineSupport, ABC):
     """A `Family` over a pipeline: small, in float32 with a copy of its network for each dtype, or large.
 
     A large one is in memory in one dtype (`use_single_format`). `guidance` is the default. A subclass sets `size`,
@@ -55,6 +55,7 @@ class DiffusersFamily(WholePipelineSupport, ABC):
         "prompt_embeds",
         "pooled_prompt_embeds",
     )  # conditions, as arguments of its call
+    max_clip_skip: int = 0  # how many last layers its text encoder may skip
     guides: GuidanceKind = "rows"
     interval: tuple[float, float] = (0.0, 1.0)
     size: int
@@ -79,7 +80,7 @@ class DiffusersFamily(WholePipelineSupport, ABC):
         self.forward_runner = ForwardRunner(self._loaded_network, self.device)
         self._networks: Networks = NetworkCopies(self._loaded_network, self.device)
         self._cached_conditioning: OrderedDict[PromptKey, Conditioning] = OrderedDict()
-        self._loras = LoraCollection(pipeline, self.network_name)
+        self._init_added_files(pipeline, name)
 
     @property
     def dtypes(self) -> tuple[Dtype, ...]:
@@ -121,6 +122,7 @@ class DiffusersFamily(WholePipelineSupport, ABC):
 
     def _release_weights(self) -> None:
         self._loras.release()
+        self._autoencoders.release()
         self.forward_runner.release()
         self._cached_conditioning.clear()
         self._loaded_network = self._vae = None
@@ -152,28 +154,6 @@ class DiffusersFamily(WholePipelineSupport, ABC):
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         return self.latent_channels, height // self.pixels_per_latent, width // self.pixels_per_latent
 
-    def list_loras(self) -> tuple[Lora, ...]:
-        """Return the LoRAs that fit this model."""
-        return self._loras.list_compatible()
-
-    @property
-    def lora_folder(self) -> Path | None:
-        """Folder of the LoRAs; None: there are none."""
-        return self._loras.folder
-
-    @lora_folder.setter
-    def lora_folder(self, folder: Path | None) -> None:
-        self._loras.folder = folder
-
-    @property
-    def model_folder(self) -> Path | None:
-        """The model's own folder, which may hold its turbo LoRA; None: it has no folder."""
-        return self._loras.model_folder
-
-    @model_folder.setter
-    def model_folder(self, folder: Path | None) -> None:
-        self._loras.model_folder = folder
-
     def with_loras(self, recipe: Recipe) -> Recipe:
         loras = self._loras.resolve(recipe.loras)
         self.get_network(recipe.dtype, loras)  # errors appear before the first step
@@ -190,7 +170,10 @@ class DiffusersFamily(WholePipelineSupport, ABC):
         if self.is_single_format:
             self.get_network(recipe.dtype)  # the text encoders are in the recipe's dtype too
         with self.pipeline_lock:  # tokenizers are not thread-safe
-            prompt = PromptKey(text, negative, self._count_chunks(recipe), recipe.loras)
+            prompt = PromptKey(
+                text, negative, self._count_chunks(recipe), recipe.loras, find_embeddings([text], recipe.embeddings),
+                0 if negative else recipe.clip_skip,
+            )  # fmt: skip
         return (*self._get_conditioning(prompt), *self._make_extra_conditioning(recipe))
 
     def encode_prompt_arguments(self, recipe: Recipe) -> dict[str, Any]:
@@ -213,6 +196,14 @@ class DiffusersFamily(WholePipelineSupport, ABC):
         """Return the number of chunks of the recipe's longest text."""
         return 1
 
+    def _make_expansion(self, pipeline: Any, tokenizer: Any, embeddings: tuple[ModelPart, ...]) -> Callable[[str], str]:
+        """Return what writes the tokens of textual inversions in place of their names; several vectors, several."""
+        return (
+            (lambda text: pipeline.maybe_convert_prompt(spell_words(text, embeddings), tokenizer))
+            if embeddings
+            else str
+        )
+
     def _make_extra_conditioning(self, recipe: Recipe) -> Conditioning:
         """Return the conditions beside the prompt; none by default."""
         return ()
@@ -222,9 +213,9 @@ class DiffusersFamily(WholePipelineSupport, ABC):
         if prompt not in self._cached_conditioning:
             supported_prompt = prompt if self.supports_emphasis else prompt._replace(text=strip_emphasis(prompt.text))
             with torch.inference_mode(), self.pipeline_lock:
-                self._cached_conditioning[prompt] = self._encode_text(
-                    self.get_text_pipeline(prompt.loras), supported_prompt
-                )
+                text_pipeline = self.get_text_pipeline(prompt.loras)
+                with self._embeddings.with_words(text_pipeline, prompt.embeddings) as pipeline:
+                    self._cached_conditioning[prompt] = self._encode_text(pipeline, supported_prompt)
         self._cached_conditioning.move_to_end(prompt)
         while len(self._cached_conditioning) > 1 and (
             len(self._cached_conditioning) > MAX_CACHED_TEXTS

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from PIL import Image
 
-from engine.contract import GuidanceKind, Recipe
+from engine.contract import GuidanceKind, Recipe, find_embeddings
 from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.families.latent_consistency import choose_default_guidance, detect_guides, embed_guidance
 from engine.models.family import Conditioning
 from engine.models.text import prompt_chunks
 from engine.models.text.prompt_key import PromptKey, list_texts
+from engine.models.textual_inversion.embedding_collection import EmbeddingSlot, spell_words
 from engine.prompt.emphasis import strip_emphasis
 
 GUIDANCE = 5.0  # the pipeline's own default
@@ -27,6 +28,10 @@ class StableDiffusionXL(DiffusersFamily):
 
     network_name, channels_last = "unet", True
     supports_emphasis = True
+    embedding_slots = (
+        EmbeddingSlot("clip_l", "tokenizer", "text_encoder"),
+        EmbeddingSlot("clip_g", "tokenizer_2", "text_encoder_2"),
+    )
 
     def __init__(
         self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float | None = None
@@ -39,32 +44,48 @@ class StableDiffusionXL(DiffusersFamily):
         self.size = int(network.sample_size) * self.pixels_per_latent
         self.multiple = math.lcm(8, self.pixels_per_latent * 2 ** (len(network.block_out_channels) - 1))
         self.guides: GuidanceKind = detect_guides(pipeline)
+        encoders = pipeline.text_encoder, pipeline.text_encoder_2
+        self.max_clip_skip = min(prompt_chunks.count_skippable_layers(encoder.config, 2) for encoder in encoders)
 
     def _encode_text(self, pipeline: Any, prompt: PromptKey) -> Conditioning:
         if prompt.negative and not prompt.text and pipeline.config.force_zeros_for_empty_prompt:
             return tuple(torch.zeros_like(each) for each in self._get_conditioning(prompt._replace(negative=False)))
         chunk_lists = [
             prompt_chunks.pad_chunks(
-                prompt_chunks.split_into_chunks(prompt.text, tokenizer, prompt.chunks), prompt.chunks, tokenizer
+                prompt_chunks.split_into_chunks(
+                    prompt.text, tokenizer, prompt.chunks, self._make_expansion(pipeline, tokenizer, prompt.embeddings)
+                ),
+                prompt.chunks,
+                tokenizer,
             )
             for tokenizer in (pipeline.tokenizer, pipeline.tokenizer_2)
         ]
         if all(prompt_chunks.is_plain(each) for each in chunk_lists):
             states, _, pooled, _ = pipeline.encode_prompt(
-                strip_emphasis(prompt.text), device=self.device, do_classifier_free_guidance=False
-            )
+                spell_words(strip_emphasis(prompt.text), prompt.embeddings), device=self.device,
+                do_classifier_free_guidance=False, clip_skip=prompt.clip_skip,
+            )  # fmt: skip
             return states[0].float(), pooled[0].float()
         first, second = (
-            prompt_chunks.encode_chunks(each, encoder, penultimate=True)
+            prompt_chunks.encode_chunks(each, encoder, self.device, layer=-prompt.clip_skip - 2)
             for each, encoder in zip(chunk_lists, (pipeline.text_encoder, pipeline.text_encoder_2), strict=True)
         )
         assert second.pooled is not None
         return torch.cat([first.states, second.states], dim=-1), second.pooled
 
     def _count_chunks(self, recipe: Recipe) -> int:
-        tokenizers = (self.pipeline.tokenizer, self.pipeline.tokenizer_2)
+        return max(self._count_text_chunks(text, recipe) for text in list_texts(recipe))
+
+    def _count_text_chunks(self, text: str, recipe: Recipe) -> int:
+        embeddings = find_embeddings([text], recipe.embeddings)
+        pipeline = self._embeddings.with_tokenizers(self.pipeline, embeddings)
         return max(
-            len(prompt_chunks.split_into_chunks(text, each)) for text in list_texts(recipe) for each in tokenizers
+            len(
+                prompt_chunks.split_into_chunks(
+                    text, tokenizer, expand=self._make_expansion(pipeline, tokenizer, embeddings)
+                )
+            )
+            for tokenizer in (pipeline.tokenizer, pipeline.tokenizer_2)
         )
 
     def _make_extra_conditioning(self, recipe: Recipe) -> Conditioning:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from PIL import Image
 from transformers.models.bert.modeling_bert import BertModel
 
-from engine.contract import GuidanceKind, Recipe
+from engine.contract import GuidanceKind, ModelPart, Recipe, find_embeddings
 from engine.models.autoencoder.large_decoder import LARGE_FACTOR, LargeDecoder
 from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.families.latent_consistency import choose_default_guidance, detect_guides, embed_guidance
@@ -17,6 +17,7 @@ from engine.models.files.fingerprint import combine_fingerprints
 from engine.models.judge import PromptJudge
 from engine.models.text import prompt_chunks
 from engine.models.text.prompt_key import PromptKey, list_texts
+from engine.models.textual_inversion.embedding_collection import EmbeddingSlot, spell_words
 from engine.prompt.emphasis import strip_emphasis
 from engine.upscaling.super_resolver import MAX_SIDE, SuperResolver
 
@@ -31,6 +32,7 @@ class StableDiffusion(DiffusersFamily):
 
     network_name, channels_last = "unet", True
     supports_emphasis, prompt_arguments = True, ("prompt_embeds",)
+    embedding_slots = (EmbeddingSlot("", "tokenizer", "text_encoder"),)
     judge: PromptJudge | None = None
 
     def __init__(
@@ -45,6 +47,9 @@ class StableDiffusion(DiffusersFamily):
         super().__init__(pipeline, name, revision, device, default_guidance if guidance is None else guidance)
         # The embedded model was trained with 24 tokens only.
         self._max_chunks = 1 if isinstance(pipeline.text_encoder, BertModel) else prompt_chunks.MAX_CHUNKS
+        self.max_clip_skip = (
+            0 if is_own_model else prompt_chunks.count_skippable_layers(pipeline.text_encoder.config, 1)
+        )
         max_length, chunk_capacity = (
             int(pipeline.tokenizer.model_max_length),
             prompt_chunks.get_chunk_capacity(pipeline.tokenizer),
@@ -68,23 +73,32 @@ class StableDiffusion(DiffusersFamily):
         return self._get_conditioning(PromptKey(text))[0]
 
     def _count_chunks(self, recipe: Recipe) -> int:
-        return max(
-            len(prompt_chunks.split_into_chunks(text, self.pipeline.tokenizer, self._max_chunks))
-            for text in list_texts(recipe)
-        )
+        return max(self._count_text_chunks(text, recipe) for text in list_texts(recipe))
+
+    def _count_text_chunks(self, text: str, recipe: Recipe) -> int:
+        embeddings = find_embeddings([text], recipe.embeddings)
+        pipeline = self._embeddings.with_tokenizers(self.pipeline, embeddings)
+        expand = self._make_expansion(pipeline, pipeline.tokenizer, embeddings)
+        return len(prompt_chunks.split_into_chunks(text, pipeline.tokenizer, self._max_chunks, expand))
 
     def _get_conditioning(self, prompt: PromptKey) -> Conditioning:
         return super()._get_conditioning(prompt._replace(negative=False))  # a negative text is encoded like any other
 
     def _encode_text(self, pipeline: Any, prompt: PromptKey) -> Conditioning:
-        text_chunks = prompt_chunks.split_into_chunks(prompt.text, pipeline.tokenizer, prompt.chunks)
+        expand = self._make_expansion(pipeline, pipeline.tokenizer, prompt.embeddings)
+        text_chunks = prompt_chunks.split_into_chunks(prompt.text, pipeline.tokenizer, prompt.chunks, expand)
         text_chunks = prompt_chunks.pad_chunks(text_chunks, prompt.chunks, pipeline.tokenizer)
-        if prompt_chunks.is_plain(text_chunks):
-            states, _ = pipeline.encode_prompt(strip_emphasis(prompt.text), self.device, 1, False)
+        if prompt_chunks.is_plain(text_chunks) and not prompt.clip_skip:  # diffusers' skip needs an older transformers
+            text = spell_words(strip_emphasis(prompt.text), prompt.embeddings)
+            states, _ = pipeline.encode_prompt(text, self.device, 1, False)
             return (states[0].float(),)
         # The mean of BERT's states is near zero, so it cannot be restored.
-        is_clip = not isinstance(pipeline.text_encoder, BertModel)
-        return (prompt_chunks.encode_chunks(text_chunks, pipeline.text_encoder, restore=is_clip).states,)
+        is_clip, skip = not isinstance(pipeline.text_encoder, BertModel), prompt.clip_skip
+        encoded_text = prompt_chunks.encode_chunks(
+            text_chunks, pipeline.text_encoder, self.device, layer=-skip - 1 if skip else None,
+            has_final_norm=skip > 0, restore=is_clip,
+        )  # fmt: skip
+        return (encoded_text.states,)
 
     def _make_extra_conditioning(self, recipe: Recipe) -> Conditioning:
         return embed_guidance(self.pipeline, recipe.guidance, self.device)
@@ -93,6 +107,13 @@ class StableDiffusion(DiffusersFamily):
         states, *guidance = conditioning
         guidance_input = guidance[0] if guidance else None
         return net(x, t, encoder_hidden_states=states, timestep_cond=guidance_input, return_dict=False)[0]
+
+    def with_autoencoder(self, part: ModelPart) -> Self:
+        """Return a copy that shares all but the autoencoder; it does not use the large decoder."""
+        view = super().with_autoencoder(part)
+        if view._large_decoder is not None:
+            view._large_decoder, view.upscale_factor, view.upscaler = None, 1, ""
+        return view
 
     @torch.inference_mode()
     def finish(self, latents: torch.Tensor) -> Image.Image:

@@ -7,7 +7,7 @@ by its weight. Unlike there, a chunk may end anywhere, not preferably at a comma
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +15,8 @@ import torch
 from engine.prompt.emphasis import split_by_weight
 
 MAX_CHUNKS = 3  # chunks of a text; the rest is ignored
+MAX_CLIP_SKIP = 12  # the limit of `engine.contract.Recipe`
+Expand = Callable[[str], str]
 
 
 class Chunk(NamedTuple):
@@ -30,12 +32,17 @@ def get_chunk_capacity(tokenizer: Any) -> int:
     return int(tokenizer.model_max_length) - 2
 
 
-def split_into_chunks(text: str, tokenizer: Any, max_chunks: int = MAX_CHUNKS) -> list[Chunk]:
-    """Split a text into 1 to `max_chunks` chunks; the rest is ignored."""
+def split_into_chunks(text: str, tokenizer: Any, max_chunks: int = MAX_CHUNKS, expand: Expand = str) -> list[Chunk]:
+    """Split a text into 1 to `max_chunks` chunks; the rest is ignored.
+
+    `expand` puts the tokens of textual inversions in place of their names.
+    """
     ids: list[int] = []
     weights: list[float] = []
     for fragment in split_by_weight(text):
-        token_ids = tokenizer(fragment.text, add_special_tokens=False, truncation=False, verbose=False).input_ids
+        token_ids = tokenizer(
+            expand(fragment.text), add_special_tokens=False, truncation=False, verbose=False
+        ).input_ids
         ids += token_ids
         weights += [fragment.weight] * len(token_ids)
     capacity = get_chunk_capacity(tokenizer)
@@ -43,6 +50,11 @@ def split_into_chunks(text: str, tokenizer: Any, max_chunks: int = MAX_CHUNKS) -
     return [
         _make_chunk(ids[start : start + capacity], weights[start : start + capacity], tokenizer) for start in starts
     ]
+
+
+def count_skippable_layers(encoder_config: Any, kept_layers: int) -> int:
+    """Return how many of a CLIP's last layers a recipe may skip: all but `kept_layers`, at most 12."""
+    return max(0, min(MAX_CLIP_SKIP, int(encoder_config.num_hidden_layers) - kept_layers))
 
 
 def pad_chunks(chunks: Sequence[Chunk], count: int, tokenizer: Any) -> list[Chunk]:
@@ -71,25 +83,34 @@ class EncodedText(NamedTuple):
 
 
 def encode_chunks(
-    chunks: Sequence[Chunk], encoder: Any, *, penultimate: bool = False, restore: bool = False
-) -> EncodedText:
-    """Encode each chunk. `penultimate`: use the layer before the last. `restore`: keep the mean of a chunk's states.
+    chunks: Sequence[Chunk], encoder: Any, device: torch.device, *, layer: int | None = None,
+    has_final_norm: bool = False, restore: bool = False,
+) -> EncodedText:  # fmt: skip
+    """Encode each chunk. `restore`: keep the mean of a chunk's states.
 
-    Restoring is the web UI's "original" emphasis; without it, "no norm".
+    `layer`: an index of the encoder's hidden states; None: its output. `has_final_norm`: the encoder's last norm
+    follows the layer. Restoring is the web UI's "original" emphasis; without it, "no norm".
     """
-    outputs = [_run_encoder(chunk, encoder, penultimate) for chunk in chunks]
-    states = [output.hidden_states[-2][0].float() if penultimate else output[0][0].float() for output in outputs]
+    outputs = [_run_encoder(chunk, encoder, device, layer is not None) for chunk in chunks]
+    states = [output[0][0].float() if layer is None else output.hidden_states[layer][0] for output in outputs]
+    states = [(_apply_final_norm(encoder, each) if has_final_norm else each).float() for each in states]
     weighted = [_apply_weights(each, chunk.weights, restore) for each, chunk in zip(states, chunks, strict=True)]
     return EncodedText(torch.cat(weighted), outputs[0][0][0].float() if outputs[0][0].dim() == 2 else None)
 
 
-def _run_encoder(chunk: Chunk, encoder: Any, penultimate: bool) -> Any:
-    """Call the encoder as the pipelines do."""
-    ids = torch.tensor([chunk.ids], device=encoder.device)
+def _run_encoder(chunk: Chunk, encoder: Any, device: torch.device, has_hidden_states: bool) -> Any:
+    """Call the encoder as the pipelines do. An offloaded one is on `device` only inside its call."""
+    ids = torch.tensor([chunk.ids], device=device)
     mask = None
     if getattr(encoder.config, "use_attention_mask", False):
-        mask = (torch.arange(len(chunk.ids), device=encoder.device) < chunk.token_count).long()[None]
-    return encoder(ids, attention_mask=mask, output_hidden_states=penultimate)
+        mask = (torch.arange(len(chunk.ids), device=device) < chunk.token_count).long()[None]
+    return encoder(ids, attention_mask=mask, output_hidden_states=has_hidden_states)
+
+
+def _apply_final_norm(encoder: Any, states: torch.Tensor) -> torch.Tensor:
+    norm = getattr(encoder, "text_model", encoder).final_layer_norm
+    weight, bias = (each.to(states.device) for each in (norm.weight, norm.bias))
+    return torch.nn.functional.layer_norm(states, norm.normalized_shape, weight, bias, norm.eps)
 
 
 def _apply_weights(states: torch.Tensor, weights: Sequence[float], restore: bool) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from engine.contract import Lora, Recipe, needs_unconditional_row
+from engine.contract import Lora, ModelPart, Recipe, needs_unconditional_row
 from engine.models.family import Conditioning
 
 
@@ -16,6 +16,8 @@ class PromptKey(NamedTuple):
     negative: bool = False  # it is the empty or negative prompt of guidance
     chunks: int = 1  # chunks of the image's longest text: all its texts get this length
     loras: tuple[Lora, ...] = ()
+    embeddings: tuple[ModelPart, ...] = ()  # textual inversions whose words occur in the text
+    clip_skip: int = 0  # of a negative text always 0, as in diffusers' pipelines
 
 
 def list_texts(recipe: Recipe) -> list[str]:

@@ -1,0 +1,20 @@
+"""A fingerprint of all files that may be added to a model: which of them fit is known only with the model in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engine.models.autoencoder.autoencoder_files import find_autoencoders
+from engine.models.files.data_folders import AUTOENCODER_FOLDER, EMBEDDING_FOLDER, LORA_FOLDER
+from engine.models.files.fingerprint import combine_fingerprints
+from engine.models.lora.lora_files import find_loras
+from engine.models.textual_inversion.embedding_files import find_embeddings
+
+
+def fingerprint_added_files(data: Path, model_folder: Path) -> str:
+    """Return a fingerprint of the data folder's files for a model, by name and content; empty where there are none."""
+    loras = find_loras(data / LORA_FOLDER, model_folder)
+    parts = [f"{each.name} {each.revision}" for each in loras]
+    parts += [f"embedding {each.name} {each.revision}" for each in find_embeddings(data / EMBEDDING_FOLDER)]
+    parts += [f"vae {each.name} {each.revision}" for each in find_autoencoders(data / AUTOENCODER_FOLDER)]
+    return combine_fingerprints(*parts) if parts else ""

@@ -1,0 +1,77 @@
+"""The files that an operator may add to a family's model: LoRAs, textual inversions, autoencoders."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import msgspec
+import torch
+
+from engine.contract import Lora, ModelPart, Recipe
+from engine.models.autoencoder.autoencoder_collection import AutoencoderCollection
+from engine.models.files.data_folders import AUTOENCODER_FOLDER, EMBEDDING_FOLDER, LORA_FOLDER
+from engine.models.lora.lora_collection import LoraCollection
+from engine.models.textual_inversion.embedding_collection import EmbeddingCollection, EmbeddingSlot
+
+
+class AddedFiles:
+    """Implements `TakesEmbeddings`, `TakesAutoencoders` and the files of `TakesLoras` (`engine.models.family`)."""
+
+    network_name: ClassVar[str]
+    embedding_slots: ClassVar[tuple[EmbeddingSlot, ...]] = ()  # of textual inversions; none: it takes none
+    device: torch.device
+    _vae: Any
+
+    def _init_added_files(self, pipeline: Any, name: str) -> None:
+        self._loras = LoraCollection(pipeline, self.network_name)
+        self._embeddings = EmbeddingCollection(pipeline, self.embedding_slots, name)
+        self._autoencoders = AutoencoderCollection(pipeline.vae, name)
+
+    def list_loras(self) -> tuple[Lora, ...]:
+        """Return the LoRAs that fit this model."""
+        return self._loras.list_compatible()
+
+    def use_data_folder(self, data: Path) -> None:
+        """Find LoRAs, textual inversions and autoencoders in a worker's data folder."""
+        self.lora_folder = data / LORA_FOLDER
+        self._embeddings.folder, self._autoencoders.folder = data / EMBEDDING_FOLDER, data / AUTOENCODER_FOLDER
+
+    @property
+    def lora_folder(self) -> Path | None:
+        """Folder of the LoRAs; None: there are none."""
+        return self._loras.folder
+
+    @lora_folder.setter
+    def lora_folder(self, folder: Path | None) -> None:
+        self._loras.folder = folder
+
+    @property
+    def model_folder(self) -> Path | None:
+        """The model's own folder, which may hold its turbo LoRA; None: it has no folder."""
+        return self._loras.model_folder
+
+    @model_folder.setter
+    def model_folder(self, folder: Path | None) -> None:
+        self._loras.model_folder = folder
+
+    def list_embeddings(self) -> tuple[ModelPart, ...]:
+        """Return the textual inversions that fit this model."""
+        return self._embeddings.list_fitting()
+
+    def with_embeddings(self, recipe: Recipe) -> Recipe:
+        return msgspec.structs.replace(recipe, embeddings=self._embeddings.resolve(recipe.embeddings))
+
+    def list_autoencoders(self) -> tuple[ModelPart, ...]:
+        """Return the autoencoders that fit this model."""
+        return self._autoencoders.list_fitting()
+
+    def count_autoencoder_bytes(self, part: ModelPart) -> int:
+        return self._autoencoders.count_bytes(part, self._vae.dtype)
+
+    def with_autoencoder(self, part: ModelPart) -> Self:
+        """Return a copy that shares all but the autoencoder. Raises `JobRejected`."""
+        view = copy.copy(self)
+        view._vae = self._autoencoders.load(part, self._vae, self.device)
+        return view

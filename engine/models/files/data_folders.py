@@ -1,0 +1,7 @@
+"""Folders in a worker's data folder whose files are added to models, by the operator."""
+
+from __future__ import annotations
+
+LORA_FOLDER = "loras"
+EMBEDDING_FOLDER = "embeddings"  # textual inversions
+AUTOENCODER_FOLDER = "vaes"

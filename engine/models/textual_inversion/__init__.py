@@ -1,0 +1,1 @@
+"""Textual inversions: files, which fit a model, prompts with their words."""
