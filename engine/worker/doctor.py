@@ -13,6 +13,7 @@ from engine.models.family import Family
 from engine.output.picture_check import PictureCheck
 from engine.process.settings import SettingError, load_check_settings, upscaler_path
 from engine.upscaling.super_resolver import SuperResolver
+from engine.worker.added_files_check import check_added_files
 
 MEASURE_AGAIN_HINT = "If the machine was busy during this measurement: run darkroom doctor --remeasure, then restart."
 Finding = tuple[str, bool, str, str]  # name, whether it is fine, the finding, the fix
@@ -36,7 +37,9 @@ def check_model(data: Path, model: str = "embedded", *, force: bool = False) -> 
     except (JobRejected, OSError, ValueError) as error:
         yield "model", False, f"{model} does not load: {error}", "Install again: pip install 'darkroom-bot[all]'."
         return
-    yield from _calibration_findings(family, calibrate(family, data / "calibration.json", force=force))
+    calibration = calibrate(family, data / "calibration.json", force=force)
+    yield from _calibration_findings(family, calibration)
+    yield from check_added_files(data, family, calibration.to_model_profile(family))
 
 
 def check_picture_check(folder: Path) -> Iterator[Finding]:

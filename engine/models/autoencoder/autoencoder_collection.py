@@ -117,6 +117,10 @@ class AutoencoderCollection:
             self._loaded.move_to_end(key)
             return self._loaded[key]
 
+    def load_alone(self, part: ModelPart, like: Any, device: torch.device) -> Any:
+        """Return the autoencoder as `load` does, for the caller alone to keep. Raises `JobRejected`."""
+        return self._load(self.resolve(part), like, device)
+
     def release(self) -> None:
         """Drop all that are in memory."""
         with self._lock:

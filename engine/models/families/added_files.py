@@ -11,9 +11,12 @@ import torch
 
 from engine.contract import Lora, ModelPart, Recipe
 from engine.models.autoencoder.autoencoder_collection import AutoencoderCollection
+from engine.models.autoencoder.autoencoder_files import AutoencoderFile
 from engine.models.files.data_folders import AUTOENCODER_FOLDER, EMBEDDING_FOLDER, LORA_FOLDER
+from engine.models.files.fingerprint import combine_fingerprints
 from engine.models.lora.lora_collection import LoraCollection
 from engine.models.textual_inversion.embedding_collection import EmbeddingCollection, EmbeddingSlot
+from engine.models.textual_inversion.embedding_files import EmbeddingFile
 
 
 class AddedFiles:
@@ -22,7 +25,10 @@ class AddedFiles:
     network_name: ClassVar[str]
     embedding_slots: ClassVar[tuple[EmbeddingSlot, ...]] = ()  # of textual inversions; none: it takes none
     device: torch.device
+    revision: str
+    pipeline: Any
     _vae: Any
+    _chosen_autoencoder: ModelPart | None = None  # in place of the model's own, for every recipe
 
     def _init_added_files(self, pipeline: Any, name: str) -> None:
         self._loras = LoraCollection(pipeline, self.network_name)
@@ -67,6 +73,14 @@ class AddedFiles:
         """Return the autoencoders that fit this model."""
         return self._autoencoders.list_fitting()
 
+    def explain_embedding(self, file: EmbeddingFile) -> str:
+        """Return why a textual inversion does not fit, as the end of a sentence; empty: it fits."""
+        return self._embeddings.find_mismatch(file)
+
+    def explain_autoencoder(self, file: AutoencoderFile) -> str:
+        """Return why an autoencoder does not fit, as the end of a sentence; empty: it fits."""
+        return self._autoencoders.find_mismatch(file)
+
     def count_autoencoder_bytes(self, part: ModelPart) -> int:
         return self._autoencoders.count_bytes(part, self._vae.dtype)
 
@@ -75,3 +89,15 @@ class AddedFiles:
         view = copy.copy(self)
         view._vae = self._autoencoders.load(part, self._vae, self.device)
         return view
+
+    def use_autoencoder(self, name: str) -> None:
+        """From now on take this autoencoder as the model's own. The revision covers it. Raises `JobRejected`."""
+        file = self._autoencoders.resolve(ModelPart(name))
+        self._chosen_autoencoder = ModelPart(file.name, file.revision)
+        self._load_chosen_autoencoder()
+        self.revision = combine_fingerprints(self.revision, file.revision)
+
+    def _load_chosen_autoencoder(self) -> None:
+        if self._chosen_autoencoder is not None:
+            self._vae = self._autoencoders.load_alone(self._chosen_autoencoder, self._vae, self.device)
+            self.pipeline.vae = self._vae

@@ -102,6 +102,7 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, ABC):
         def reload_network(new_dtype: Dtype) -> Any:
             replace_modules(self.pipeline, reload(new_dtype))
             self._move_to_device()
+            self._load_chosen_autoencoder()
             detach_from_file(self._vae)
             return self._loaded_network
 

@@ -109,11 +109,18 @@ class StableDiffusion(DiffusersFamily):
         return net(x, t, encoder_hidden_states=states, timestep_cond=guidance_input, return_dict=False)[0]
 
     def with_autoencoder(self, part: ModelPart) -> Self:
-        """Return a copy that shares all but the autoencoder; it does not use the large decoder."""
+        """Return a copy that shares all but the autoencoder, without the large decoder. Raises `JobRejected`."""
         view = super().with_autoencoder(part)
-        if view._large_decoder is not None:
-            view._large_decoder, view.upscale_factor, view.upscaler = None, 1, ""
+        view._leave_large_decoder()
         return view
+
+    def use_autoencoder(self, name: str) -> None:
+        super().use_autoencoder(name)
+        self._leave_large_decoder()
+
+    def _leave_large_decoder(self) -> None:
+        if self._large_decoder is not None:
+            self._large_decoder, self.upscale_factor, self.upscaler = None, 1, ""
 
     @torch.inference_mode()
     def finish(self, latents: torch.Tensor) -> Image.Image:

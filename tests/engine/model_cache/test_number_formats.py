@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from engine.contract import Dtype
+from engine.contract import Dtype, ModelPart
 from engine.contract.rejection import JobRejected
 from engine.model_cache import cache as model_cache
 from engine.model_cache.cache import ModelCache, ModelEntry
@@ -112,4 +112,34 @@ async def test_a_larger_format_evicts_other_models_or_is_refused() -> None:
     small = build_cache(6, build_model("x", SingleFormatFamily()))
     with pytest.raises(JobRejected, match=r"The model x needs about .* of memory"):
         await small.acquire("x", "float32")
+    assert await small.acquire("x", "bfloat16")
+
+
+class FamilyWithAutoencoders(SingleFormatFamily):
+    """A stand-in for a family that loads other autoencoders, of two bytes each."""
+
+    def list_autoencoders(self) -> tuple[ModelPart, ...]:
+        return ()
+
+    def count_autoencoder_bytes(self, part: ModelPart) -> int:
+        return 2
+
+    def with_autoencoder(self, part: ModelPart) -> Any:
+        return self
+
+
+async def test_another_autoencoder_needs_room_and_holds_nothing_while_it_waits() -> None:
+    cache = build_cache(8, build_model("x", FamilyWithAutoencoders()), build_model("y", SingleFormatFamily()))
+    for name in "xy":
+        await cache.acquire(name, "bfloat16")
+    waiting_task = asyncio.create_task(cache.acquire("x", "bfloat16", ModelPart("fine")))
+    await asyncio.sleep(0.05)
+    assert not waiting_task.done()
+    cache.release("x")
+    cache.release("y")
+    assert await asyncio.wait_for(waiting_task, 5)
+    assert list(cache.families) == ["x"]
+    small = build_cache(5, build_model("x", FamilyWithAutoencoders()))
+    with pytest.raises(JobRejected, match=r"The model x with the autoencoder fine needs about .* of memory"):
+        await small.acquire("x", "bfloat16", ModelPart("fine"))
     assert await small.acquire("x", "bfloat16")

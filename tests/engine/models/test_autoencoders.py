@@ -259,3 +259,18 @@ def test_a_model_with_a_large_decoder_draws_with_another_autoencoder_at_the_reci
     assert draw(family, build_recipe(recipe, "sd"), job).size == (128, 128)
     assert draw(family, build_recipe(recipe, "sd", autoencoder=ModelPart("own")), job).size == (32, 32)
     assert family.upscale_factor == 4
+
+
+def test_a_chosen_autoencoder_becomes_the_models_own(load: Make, tmp_path: Path, recipe: Make, job: Make) -> None:
+    """It decodes every recipe and is part of the revision. A model that it does not fit keeps its own."""
+    family = load("sd")
+    build_autoencoder(family).save_pretrained(tmp_path / "vaes" / "fine", safe_serialization=True)
+    one = build_recipe(recipe, "sd", autoencoder=ModelPart("fine"))
+    expected, own = draw(family, one, job), draw(family, build_recipe(recipe, "sd"), job)
+    revision = family.revision
+    family.use_autoencoder("fine")
+    assert family.revision != revision
+    assert family.pipeline.vae is family._vae
+    assert draw(family, build_recipe(recipe, "sd"), job).tobytes() == expected.tobytes() != own.tobytes()
+    with pytest.raises(JobRejected, match="The autoencoder fine does not fit sdxl"):
+        load("sdxl").use_autoencoder("fine")
