@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from bot.domain.errors import UserError
 from bot.queue.pool_offers import PoolOffer, choose_best_pool, merge_parts
 from bot.store import Store
 from bot.store.jobs import queries
@@ -38,10 +39,18 @@ class CatalogEntry:
     offers: tuple[PoolOffer, ...] = ()
 
     def pool_for(self, recipe: Recipe) -> str:
-        """Return the pool for a recipe: one whose workers have the judge and the parts that it needs, if there is
-        one.
+        """Return the pool for a recipe: one with a worker that has the judge and all the parts that it needs.
+
+        Without a live worker, the last known one. Raises `UserError` if live workers have the parts only between them:
+        they would hand the job round for ever.
         """
-        return choose_best_pool(offer for offer in self.offers if offer.can_draw(recipe)) or self.pool
+        pool = choose_best_pool(offer for offer in self.offers if offer.can_draw(recipe))
+        if pool is None and self.offers:
+            raise UserError(
+                f"No single worker has everything that this needs of {recipe.model}: leave out a control, a reference, "
+                "an embedding or the autoencoder."
+            )
+        return pool or self.pool
 
 
 class ModelCatalog:

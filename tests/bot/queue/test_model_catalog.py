@@ -7,9 +7,10 @@ from typing import cast
 import msgspec
 import pytest
 
+from bot.domain.errors import UserError
 from bot.queue.model_catalog import SHIPPED_MODEL, ModelCatalog, group_by_pool
 from bot.store import Store
-from engine.contract import ControlImage, ControlModel, ModelProfile, Presence
+from engine.contract import ControlImage, ControlModel, ModelPart, ModelProfile, Presence
 from shared.stored_jobs import RECIPE
 
 
@@ -116,3 +117,16 @@ def test_a_recipe_goes_to_a_pool_that_has_its_parts_and_stores_weights_as_it_say
     assert models.find_entry_for(RECIPE).profile.quantization == "none"
     gone = msgspec.structs.replace(RECIPE, quantization="nf4")
     assert models.find_entry_for(gone) == entry, "nobody has it so: a note says that it will differ"
+
+
+def test_parts_that_no_single_worker_has_are_refused() -> None:
+    word = ModelPart("toy", "t1")
+    controlled = msgspec.structs.replace(SHIPPED_MODEL, controls=(ControlModel("canny", "c1"),))
+    worded = msgspec.structs.replace(SHIPPED_MODEL, embeddings=(word,))
+    workers = {name: presence_with(name, profile) for name, profile in (("a", controlled), ("b", worded))}
+    entry = ModelCatalog(cast("Store", None), lambda: workers, lambda: 0.0).find_entry(None)
+    control = ControlImage(name="canny", picture="a" * 64, revision="c1")
+    for fields in ({"controls": (control,)}, {"embeddings": (word,)}):
+        assert entry.pool_for(msgspec.structs.replace(RECIPE, **fields)) == "default"
+    with pytest.raises(UserError, match="No single worker has everything that this needs of embedded"):
+        entry.pool_for(msgspec.structs.replace(RECIPE, controls=(control,), embeddings=(word,)))
