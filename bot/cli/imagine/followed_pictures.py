@@ -37,7 +37,7 @@ def split_references(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
     for argument in arguments:
         scales = [part for part in argument.split(":") if is_scale(part)]
         name, *parts = [part for part in argument.split(":") if not is_scale(part)] or [""]
-        if _is_file(":".join((name, *parts))):
+        if _is_file(name) or Path(":".join((name, *parts))).is_file():
             name, parts = "", [name, *parts]
         files += [Path(":".join(parts))] if parts else []
         values.append(":".join(part for part in (name, *scales) if part))

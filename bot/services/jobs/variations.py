@@ -99,8 +99,8 @@ class VariationService:
         ]
         requests = [
             JobRequest(
-                "walk", record.prompt, notes, recipe, entry.pool, estimate_cost(recipe, entry.profile), parent,
-                inputs=inputs,
+                "walk", record.prompt, notes, recipe, entry.pool_for(recipe), estimate_cost(recipe, entry.profile),
+                parent, inputs=inputs,
             )
             for recipe in recipes
         ]  # fmt: skip

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
 import pytest_asyncio
+from rich.console import Console
 
+from bot.cli.imagine import http_client
+from bot.cli.imagine.followed_pictures import split_controls, split_references
+from bot.cli.imagine.job_inputs import JobInputs
+from bot.cli.imagine.progress_display import ProgressDisplay
+from bot.web.auth import terminal_key
+from engine.contract import Recipe
 from shared.model_parts import MODEL_PARTS
 from tests.bot.web.conftest import wait_until
 from tests.bot.web.test_init_images_api import form, make_png, send
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.bot.web.conftest import WebServer
 
 pytestmark = pytest.mark.asyncio
@@ -51,6 +62,26 @@ async def test_a_form_carries_pictures_that_the_images_follow(controlled: WebSer
     ):
         status, reply = await send(controlled, address, form({}, *files))
         assert (status, "The form needs" in reply["error"]) == (400, True)
+
+
+async def test_the_terminal_sends_its_files_to_a_running_darkroom(controlled: WebServer, tmp_path: Path) -> None:
+    for name, colour in (("sketch.png", "#333"), ("face.png", "#c33")):
+        await asyncio.to_thread((tmp_path / name).write_bytes, make_png(colour))
+    controls = split_controls([f"canny:{tmp_path / 'sketch.png'}:0.5"])
+    references = split_references([f"{tmp_path / 'face.png'}:0.9"])
+    inputs = JobInputs(controls=tuple(controls[1]), references=tuple(references[1]))
+    options = {"control": controls[0], "reference": references[0]}
+    request = await asyncio.to_thread(inputs.build_request, "a lamp --count 1", options)
+    key = await asyncio.to_thread(terminal_key, controlled.settings.data)
+    with ProgressDisplay(Console(file=io.StringIO()), 1) as display:
+        result = await http_client.generate(controlled.url, key, request, film=False, display=display)
+    assert len(result.pictures) == 1
+    job = await controlled.services.job_views.load_view(result.id)
+    assert isinstance(job.task, Recipe)
+    assert [(each.name, each.scale) for each in (*job.task.controls, *job.task.references)] == [
+        ("canny", 0.5), ("face", 0.9),
+    ]  # fmt: skip
+    assert job.task.bucket, "the terminal asks for exact jobs"
 
 
 async def test_what_cannot_be_followed_is_refused_over_http(controlled: WebServer) -> None:
