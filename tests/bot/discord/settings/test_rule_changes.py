@@ -6,11 +6,13 @@ import asyncio
 from typing import Any
 
 import discord
+import msgspec
 import pytest
 
 from bot.discord.responses import DEFER_AFTER
 from bot.discord.settings import cards, ui_parts
 from shared.discord_staff import create_staff, list_button_labels, list_custom_ids, read_form_fields, read_text
+from shared.model_parts import MODEL_PARTS
 
 SEES = discord.PermissionOverwrite(view_channel=True)
 pytestmark = pytest.mark.asyncio
@@ -181,6 +183,10 @@ async def test_the_settings_suggest_names_and_values(open_world: Any) -> None:
         ]  # fmt: skip
         assert "closed" not in await suggest("setting", "")
         assert await suggest("value", "emb", setting="models") == ["embedded"]
+        world.painter.model = msgspec.structs.replace(world.painter.model, **MODEL_PARTS)
+        await world.wait_until(lambda: world.services.catalog.find_entry(None).profile.controls)
+        assert await suggest("value", "", setting="controls") == ["canny", "tile", "all", "none"]
+        assert await suggest("value", "", setting="references") == ["face", "all", "none"]
         assert await suggest("value", "30", setting="cost_day") == ["30 min"]
         assert await suggest("value", "stu", setting="reports") == [str(staff.channel.id)]
         assert await suggest("value", "", setting="no such") == []
