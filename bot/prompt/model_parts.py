@@ -148,7 +148,7 @@ def _pair(flag: str, count: int, pictures: Sequence[str]) -> Sequence[str]:
     if len(pictures) == 1:
         return tuple(pictures) * count
     if not pictures:
-        raise UserError(f"{flag} is for a picture beside the prompt, and there is none: add it.")
+        raise UserError(f"{flag} is for a picture beside the prompt, and there is none: add one, or leave it out.")
     if len(pictures) != count:
         raise UserError(f"These are {len(pictures)} pictures for {count} × {flag}: give one picture for each.")
     return pictures
@@ -187,7 +187,7 @@ def choose_embeddings(texts: Iterable[str], model_profile: ModelProfile) -> tupl
     embeddings = find_embeddings(texts, model_profile.embeddings)
     if len(embeddings) > MAX_EMBEDDINGS:
         names = shorten(", ".join(part.name for part in embeddings), 200)
-        raise UserError(f"A prompt may name {MAX_EMBEDDINGS} embeddings; this one names {len(embeddings)}: {names}.")
+        raise UserError(f"A prompt may name {MAX_EMBEDDINGS} textual inversions; these are {len(embeddings)}: {names}.")
     return embeddings
 
 
@@ -222,6 +222,6 @@ def renew_embeddings(embeddings: Iterable[ModelPart], model_profile: ModelProfil
     renewed: list[ModelPart] = []
     for embedding in embeddings:
         if (part := find_part(model_profile.embeddings, embedding.name)) is None:
-            raise UserError(f"{model_profile.name} no longer has the embedding {embedding.name}.")
+            raise UserError(f"{model_profile.name} no longer has the textual inversion {embedding.name}.")
         renewed.append(ModelPart(part.name, part.revision))
     return tuple(renewed)

@@ -52,7 +52,7 @@ def make_remarks(parsed_prompt: ParsedPrompt, model_profile: ModelProfile) -> tu
     )
     remarks.append(_truncation_note(remove_emphasis(parsed_prompt.negative), model_profile, "--no text"))
     remarks += (
-        f"{model_profile.name} has no embedding {shorten(name, 40)}: <{shorten(name, 40)}> is read as words."
+        f"{model_profile.name} has no textual inversion {shorten(name, 40)}: <{shorten(name, 40)}> is read as words."
         for name in list_unknown_embeddings(parsed_prompt.read_texts, model_profile)
     )
     return tuple(remark for remark in remarks if remark)

@@ -97,7 +97,7 @@ def _changed_parts(old: Recipe, new: Recipe) -> Iterator[tuple[str, str]]:
         ("LoRA", old.loras, new.loras),
         ("control", old.controls, new.controls),
         ("reference adapter", old.references, new.references),
-        ("embedding", old.embeddings, new.embeddings),
+        ("textual inversion", old.embeddings, new.embeddings),
         ("autoencoder", _as_tuple(old.autoencoder), _as_tuple(new.autoencoder)),
     ):
         revisions = {part.name: part.revision for part in old_parts}

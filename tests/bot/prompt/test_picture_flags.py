@@ -208,7 +208,7 @@ def test_embeddings_autoencoder_clip_skip_and_stored_weights_are_part_of_the_rec
 
 def test_an_unknown_name_in_brackets_is_noted() -> None:
     (parsed,) = parse("a cat by <mobius> and <3", MODEL).prompts
-    assert make_remarks(parsed, MODEL)[-1:] == ("large has no embedding mobius: <mobius> is read as words.",)
+    assert make_remarks(parsed, MODEL)[-1:] == ("large has no textual inversion mobius: <mobius> is read as words.",)
 
 
 def test_a_remix_keeps_its_pictures_unless_its_flags_say_otherwise() -> None:
@@ -251,7 +251,7 @@ def test_an_old_recipe_takes_the_present_parts_and_says_so() -> None:
         "Made with int8 weights of large, and now drawn with whole weights: it will differ.",
         "Made with another version of the control sd15_canny: it will differ.",
         "Made with another version of the reference adapter ip-plus: it will differ.",
-        "Made with another version of the embedding moebius: it will differ.",
+        "Made with another version of the textual inversion moebius: it will differ.",
         "Made with another version of the autoencoder mse-840000: it will differ.",
     )
     for name, value in (("controls", ()), ("references", ()), ("embeddings", ()), ("autoencoders", ())):
