@@ -75,6 +75,7 @@ class _ModelRunner:
             "darkroom imagine, second start": lambda: self._measure_imagine("second"),
             "a step and a decode of the engine": self._measure_engine,
             "darkroom up": self._measure_server,
+            **({"steps with two ControlNets": self._measure_controls} if self._model.takes_controls else {}),
         }
 
     def _measure_diffusers(self, start_name: str, picture_count: int, decode_count: int) -> dict[str, float]:
@@ -99,6 +100,17 @@ class _ModelRunner:
         memory = output_lines[-1].values["memory"]
         gpu_memory = {f"ours {name}": memory[name] for name in ("gpu", "gpu_peak") if name in memory}
         return gpu_memory | self._best_seconds("ours", output_lines)
+
+    def _measure_controls(self) -> dict[str, float]:
+        run_spec = self._make_run_spec(1) | {"data": str(self._temp_folder / "data")}
+        command = [sys.executable, "-m", "benchmarks.models.control_run", str(self._write_run_spec(run_spec))]
+        [output_line] = run_and_collect(command, self._log_path("controls"))
+        values = output_line.values
+        share = 100 * values["outside"] / values["step"]
+        return {
+            "ours control step": values["step"], "diffusers control step": values["diffusers"],
+            "ours control outside": share,
+        }  # fmt: skip
 
     def _best_seconds(self, side: str, output_lines: list[OutputLine]) -> dict[str, float]:
         """Return the minimum over several runs, the least disturbed one.

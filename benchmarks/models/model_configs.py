@@ -45,6 +45,7 @@ class BenchmarkModel:
     sampler: str | None = None
     user_counts: tuple[int, ...] = (2, 4)
     note: str = ""
+    takes_controls: bool = True
 
 
 def list_real_models(on_gpu: bool) -> tuple[BenchmarkModel, ...]:
@@ -58,7 +59,7 @@ def list_real_models(on_gpu: bool) -> tuple[BenchmarkModel, ...]:
         ),
         BenchmarkModel(
             "flux", build_flux, 1024, 6 if on_gpu else 2, 3.5, user_counts=(2, 4) if on_gpu else (2,),
-            note=REDUCED_FLUX_NOTE,
+            note=REDUCED_FLUX_NOTE, takes_controls=False,
         ),
     )  # fmt: skip
 
@@ -68,7 +69,7 @@ def list_tiny_models() -> tuple[BenchmarkModel, ...]:
     return (
         BenchmarkModel("sd15", small_pipelines.sd, 32, 4, 7.5, "dpmpp_2m"),
         BenchmarkModel("sdxl", small_pipelines.sdxl, 64, 4, 7.5, "dpmpp_2m"),
-        BenchmarkModel("flux", small_pipelines.flux, 256, 4, 3.5),
+        BenchmarkModel("flux", small_pipelines.flux, 256, 4, 3.5, takes_controls=False),
     )
 
 

@@ -65,13 +65,13 @@ def _write_folder(folder: Path, pipeline: Any) -> None:
     pipeline.save_config(folder)
     for name, part in pipeline.components.items():
         if isinstance(part, torch.nn.Module):
-            _write_network(part, folder / name)
+            write_network(part, folder / name)
         elif part is not None:
             part.save_pretrained(folder / name)
 
 
-def _write_network(network: Any, folder: Path) -> None:
-    """Write a part's configuration and one file of weights."""
+def write_network(network: Any, folder: Path) -> None:
+    """Write a network of the meta device: its configuration, and one file of random weights."""
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(network.config, Mapping):  # a model of diffusers
         network.save_config(folder)

@@ -28,6 +28,7 @@ from engine.models.family import (
     TakesAutoencoders,
     TakesEmbeddings,
     TakesLoras,
+    TakesPictures,
     find_judge,
 )
 from engine.process.atomic_file import write_atomically
@@ -62,7 +63,7 @@ class Calibration(Struct, frozen=True, forbid_unknown_fields=True):
 
     def to_model_profile(self, family: Family) -> ModelProfile:
         """Return what a worker announces of this model."""
-        return ModelProfile(
+        profile = ModelProfile(
             name=family.name, revision=family.revision, dtype=self.dtype, size=family.size, multiple=family.multiple,
             max_pixels=family.max_pixels, tokens=family.tokens, steps=self.steps, sampler=self.sampler,
             guidance=family.guidance, row_ms=self.row_ms, encode_ms=self.encode_ms, decode_ms=self.decode_ms,
@@ -73,6 +74,12 @@ class Calibration(Struct, frozen=True, forbid_unknown_fields=True):
             embeddings=family.list_embeddings() if isinstance(family, TakesEmbeddings) else (),
             autoencoders=family.list_autoencoders() if isinstance(family, TakesAutoencoders) else (),
             max_clip_skip=family.max_clip_skip if isinstance(family, SkipsTextLayers) else 0,
+        )  # fmt: skip
+        if not isinstance(family, TakesPictures):
+            return profile
+        return replace(
+            profile, controls=family.list_controls(), preprocessors=family.list_preprocessors(),
+            references=family.list_references(),
         )  # fmt: skip
 
     def with_current_costs(self, model_profile: ModelProfile) -> ModelProfile:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from engine.core.batch_limits import BatchLimits
 from engine.core.batch_math import RowLayout
-from engine.core.trajectory import ModelInputs, Trajectory
+from engine.core.model_inputs import ModelInputs
+from engine.core.trajectory import Trajectory
 
 # Powers of two and the numbers half-way between: padding is under a third of a forward, and shapes stay few.
 BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
@@ -29,6 +30,11 @@ class BatchLayouts:
         """Rows per forward of the last layout, and its number of forwards."""
         size = 1 if self._last_layout is None else self._last_layout[1].forward_rows
         return size, max(1, -(-self.padded_rows // size))
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether rows of the last layout have pictures beside their texts."""
+        return self._last_layout is not None and any(self._last_layout[1].pictures_by_forward)
 
     def layout_for(self, batch: Sequence[Trajectory]) -> RowLayout:
         """Return the batch's layout; the cached one if no image joined, left or changed its inputs."""

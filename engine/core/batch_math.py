@@ -14,9 +14,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from engine.core.picture_gathering import gather_pictures
 from engine.core.trajectory import MaskedSource, Trajectory
 from engine.device.torch_device import copy_to_device
 from engine.models.family import Conditioning
+from engine.models.pictures.picture_conditions import PictureRows
 from engine.plan import COLUMNS
 
 
@@ -27,6 +29,7 @@ class RowLayout:
     `owner[r]` is the image of row r; `base[i]` is the first row of image i. `slots` holds, for the first, second, …
     further text, (row of each image, coefficient of each image). An image without that text points at its base with
     coefficient 0. Copies of the first row pad the rows to a multiple of `size`, the rows of a forward.
+    `pictures_by_forward`: the pictures of each forward's rows.
     """
 
     forward_rows: int
@@ -35,6 +38,7 @@ class RowLayout:
     base: torch.Tensor
     slots: tuple[tuple[torch.Tensor, torch.Tensor], ...]
     conditioning: Conditioning
+    pictures_by_forward: tuple[tuple[PictureRows, ...], ...]
 
     @classmethod
     def build(cls, images: Sequence[Trajectory], size: int) -> RowLayout:
@@ -58,9 +62,9 @@ class RowLayout:
             slots.append(
                 (torch.tensor(row, device=device), torch.tensor(slot_coefficients, device=device).view(-1, 1, 1, 1))
             )
-        return cls(
-            size, torch.tensor(owner, device=device), torch.tensor(base_rows, device=device), tuple(slots), conditioning
-        )
+        pictures = tuple(gather_pictures(images, size, len(owner) // size))
+        rows_of_images = torch.tensor(owner, device=device), torch.tensor(base_rows, device=device)
+        return cls(size, *rows_of_images, tuple(slots), conditioning, pictures)
 
     @cached_property
     def conditioning_by_forward(self) -> tuple[Conditioning, ...]:

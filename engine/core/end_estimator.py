@@ -15,7 +15,8 @@ import torch
 from engine.contract import TURBO_LORA, TURBO_SAMPLER, Lora, has_negative_weight
 from engine.contract.rejection import JobRejected
 from engine.core.batch_math import Coefficients, roll_tiles
-from engine.core.trajectory import Trajectory, build_conditioning
+from engine.core.model_inputs import build_conditioning
+from engine.core.trajectory import Trajectory
 from engine.models.family import SMALL_MODEL_SIZE, Family, TakesLoras
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,8 @@ def _is_due(image: Trajectory) -> bool:
     """Return whether an estimate is due after this step, for an image of one row that begins with noise alone."""
     recipe = image.recipe
     is_one_row = (recipe.mixed or len(recipe.concepts) == 1) and not has_negative_weight(recipe)
-    if image.image >= recipe.count or recipe.start is not None or recipe.loras or not is_one_row:
+    has_pictures = recipe.start is not None or bool(recipe.controls or recipe.references)
+    if image.image >= recipe.count or has_pictures or recipe.loras or not is_one_row:
         return False
     estimate_count = min(MAX_ESTIMATES, image.end_step // STEPS_PER_ESTIMATE)
     steps = (FIRST_STEP + n * _count_early_steps(image) // estimate_count for n in range(estimate_count))

@@ -28,7 +28,8 @@ from engine.core.pipeline_batching import PipelineBatching, PipelineOutputs
 from engine.core.pipeline_image import NOT_FINITE, PipelineImage
 from engine.core.trajectory import Trajectory
 from engine.device.memory import is_out_of_memory
-from engine.models.family import Family
+from engine.models.family import Family, denoise
+from engine.models.pictures.picture_conditions import PictureConditions
 from engine.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
@@ -75,12 +76,17 @@ class Engine:
     def free_rows(self) -> int:
         return max(0, self.rows - self._scheduler.active_rows)
 
-    def add(self, job: Job, snapshots: Sequence[Snapshot] = (), init_latents: InitLatents | None = None) -> None:
+    def add(
+        self, job: Job, snapshots: Sequence[Snapshot] = (), init_latents: InitLatents | None = None,
+        pictures: PictureConditions = (),
+    ) -> None:  # fmt: skip
         """Add the job's images for the next step, each from its snapshot or else its start. Raises `JobRejected`."""
         if job.id in self._images:
             return
         images = self._images[job.id] = [
-            *build_images(job, self._families, snapshots, self._row_ms_by_model, init_latents, self._forward_times)
+            *build_images(
+                job, self._families, snapshots, self._row_ms_by_model, init_latents, self._forward_times, pictures
+            )
         ]
         for image in images:
             if isinstance(image, PipelineImage):
@@ -174,9 +180,10 @@ class Engine:
             torch.split(network_inputs, layout.forward_rows),
             torch.split(timesteps, layout.forward_rows),
             layout.conditioning_by_forward,
+            layout.pictures_by_forward,
             strict=True,
         )
-        out = torch.cat([family.denoise(x, t, conditioning, dtype, loras) for x, t, conditioning in rows])
+        out = torch.cat([denoise(family, x, t, texts, dtype, loras, pictures) for x, t, texts, pictures in rows])
         return predict(batch, latents, roll_tiles(layout.apply_guidance(out), batch, -1), coefficients)
 
     def _advance_batch(self, batch: list[ScheduledImage], outcome: Prediction | PipelineOutputs) -> None:
@@ -230,9 +237,8 @@ class Engine:
     def _describe_batch(self, image: Trajectory, is_checked: bool) -> BatchRun:
         is_synchronised = is_checked or self._families[image.model].device.type == "cpu"
         rows, forwards = self._layouts.forward_shape
-        return BatchRun(
-            image.model, image.dtype, rows, forwards, tuple(image.x.shape), bool(image.loras), is_synchronised
-        )
+        has_additions = bool(image.loras) or self._layouts.has_pictures
+        return BatchRun(image.model, image.dtype, rows, forwards, tuple(image.x.shape), has_additions, is_synchronised)
 
     def _fail_non_finite(self, batch: list[Trajectory], x: torch.Tensor) -> None:
         """Fail the jobs that have rows with non-finite numbers. Waits for the device."""

@@ -45,17 +45,20 @@ Event = StepDone | LatentsDone | JobFailure
 
 @dataclass(frozen=True)
 class BatchRun:
-    """The batch of a step: `forward_count` forwards of `rows` rows each. `is_synchronised`: the device is done."""
+    """The batch of a step: `forward_count` forwards of `rows` rows each. `is_synchronised`: the device is done.
+
+    `has_additions`: LoRAs or pictures take time beside the network.
+    """
 
     model: str
     dtype: Dtype
     rows: int
     forward_count: int
     shape: tuple[int, ...]
-    has_loras: bool
+    has_additions: bool
     is_synchronised: bool
 
     @property
     def timing_key(self) -> tuple[object, ...]:
         """A key that is equal for batches whose forwards take equally long."""
-        return self.model, self.dtype, self.rows, self.shape, self.has_loras
+        return self.model, self.dtype, self.rows, self.shape, self.has_additions

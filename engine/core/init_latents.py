@@ -5,11 +5,8 @@ The blobs come from outside, so sizes are bounded, and bad ones are refused with
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from io import BytesIO
 
 import numpy as np
 import torch
@@ -17,11 +14,10 @@ from PIL import Image, ImageOps
 
 from engine.contract import Branch, ImageToImage, Ladder, MalformedMessage, Recipe, decode, map_step
 from engine.contract.rejection import JobRejected
+from engine.core.input_pictures import get_blob, open_image
 from engine.core.noise import slerp
 from engine.models.family import Family
 
-MAX_PIXELS = 4096 * 4096
-FORMATS = ("PNG", "JPEG", "WEBP")
 MASK_THRESHOLD = 128  # lighter parts of a mask are painted anew
 
 
@@ -61,13 +57,13 @@ def load_init_latents(recipe: Recipe, blobs: Mapping[str, bytes], family: Family
     if isinstance(start, ImageToImage):
         return _encode_init_images(start, recipe, blobs, family)
     if isinstance(start, Branch):
-        return _load_keyframe(start, recipe, _get_blob(blobs, start.ladder), family)
+        return _load_keyframe(start, recipe, get_blob(blobs, start.ladder), family)
     return None
 
 
 def encode_square(picture: bytes, family: Family) -> torch.Tensor:
     """Return the autoencoder's mean of an image's middle square, at the native size. Raises `JobRejected`."""
-    cropped = ImageOps.fit(_open_image(picture), (family.size, family.size), Image.Resampling.LANCZOS)
+    cropped = ImageOps.fit(open_image(picture), (family.size, family.size), Image.Resampling.LANCZOS)
     latents = family.encode_image(cropped).to(family.device, torch.float32)
     if not torch.isfinite(latents).all():
         raise JobRejected("The model encoded the image as numbers that are not finite.", "model")
@@ -83,7 +79,7 @@ def _encode_init_images(start: ImageToImage, recipe: Recipe, blobs: Mapping[str,
     size, total_weight = (recipe.width, recipe.height), 0.0
     blended: torch.Tensor | None = None
     for init_image in start.pictures:
-        picture = ImageOps.fit(_open_image(_get_blob(blobs, init_image.sha256)), size, Image.Resampling.LANCZOS)
+        picture = ImageOps.fit(open_image(get_blob(blobs, init_image.sha256)), size, Image.Resampling.LANCZOS)
         latents = family.encode_image(picture).to(family.device, torch.float32)
         total_weight += init_image.weight
         blended = latents if blended is None else slerp(blended, latents, init_image.weight / total_weight)
@@ -91,7 +87,7 @@ def _encode_init_images(start: ImageToImage, recipe: Recipe, blobs: Mapping[str,
     _check_latents(blended, recipe, family)
     if start.mask is None:
         return InitLatents(blended)
-    mask_image = _open_image(_get_blob(blobs, start.mask)).convert("L")
+    mask_image = open_image(get_blob(blobs, start.mask)).convert("L")
     mask, final_size = (
         _shrink_mask(mask_image, size, blended),
         (size[0] * family.upscale_factor, size[1] * family.upscale_factor),
@@ -99,7 +95,7 @@ def _encode_init_images(start: ImageToImage, recipe: Recipe, blobs: Mapping[str,
     if start.pictures[1:]:
         return InitLatents(blended, mask=mask)
     full_size_image = ImageOps.fit(
-        _open_image(_get_blob(blobs, start.pictures[0].sha256)), final_size, Image.Resampling.LANCZOS
+        open_image(get_blob(blobs, start.pictures[0].sha256)), final_size, Image.Resampling.LANCZOS
     )
     return InitLatents(
         blended,
@@ -186,22 +182,3 @@ def _check_latents(latents: torch.Tensor, recipe: Recipe, family: Family) -> Non
         raise JobRejected(f"{family.name} cannot start from an image of this shape.", "model")
     if not torch.isfinite(latents).all():
         raise JobRejected("The model encoded the image as numbers that are not finite.", "model")
-
-
-def _get_blob(blobs: Mapping[str, bytes], sha256: str) -> bytes:
-    try:
-        return blobs[sha256]
-    except KeyError as error:
-        raise JobRejected("The init image or keyframe of this picture is no longer stored.", "us") from error
-
-
-def _open_image(content: bytes) -> Image.Image:
-    try:
-        with Image.open(BytesIO(content), formats=FORMATS) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise JobRejected("The init image is too large.", "us")
-            return picture.convert("RGB")
-    except (OSError, SyntaxError, ValueError, EOFError, OverflowError, struct.error, zlib.error) as error:
-        raise JobRejected("The init image cannot be read.", "us") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise JobRejected("The init image is too large.", "us") from error

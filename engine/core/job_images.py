@@ -11,10 +11,12 @@ from engine.contract import FULL_INTERVAL, Branch, Job, ModelProfile, Recipe, Sn
 from engine.contract.rejection import JobRejected
 from engine.core.fault_isolation import reject_before_start
 from engine.core.init_latents import InitLatents
+from engine.core.input_pictures import check_pictures
 from engine.core.model_parts import check_parts, find_missing_part, with_embeddings
 from engine.core.pipeline_image import PipelineImage, PipelineSource
 from engine.core.trajectory import Trajectory
-from engine.models.family import Family, HasSingleFormat, TakesLoras, find_judge, with_autoencoder
+from engine.models.family import Family, HasSingleFormat, TakesLoras, TakesPictures, find_judge, with_autoencoder
+from engine.models.pictures.picture_conditions import PictureConditions
 from engine.pipelines.call_arguments import refuse_unsupported_recipe
 from engine.plan import NotTabled, Plan
 
@@ -24,19 +26,19 @@ log = logging.getLogger(__name__)
 def build_images(
     job: Job, families: Mapping[str, Family], snapshots: Sequence[Snapshot] = (),
     row_ms_by_model: Mapping[str, float] = MappingProxyType({}), init_latents: InitLatents | None = None,
-    forward_times: Mapping[str, Mapping[int, float]] = MappingProxyType({}),
+    forward_times: Mapping[str, Mapping[int, float]] = MappingProxyType({}), pictures: PictureConditions = (),
 ) -> Sequence[Trajectory] | Sequence[PipelineImage]:  # fmt: skip
     """Return one image per picture of the job, text encoded, at its first step or restored from its snapshot.
 
     If the sampler has no table, the images run through the model's whole pipeline, from the start. By model name:
     `row_ms_by_model`, milliseconds a row-step at the native size, 1 for unknown models; `forward_times`, milliseconds
-    of a forward by rows. `init_latents`: what replaces the initial noise (`load_init_latents`). Raises `JobRejected`;
-    raises `DeviceLost` if the device no longer computes.
+    of a forward by rows. `init_latents`: what replaces the initial noise (`load_init_latents`). `pictures`: beside the
+    prompt (`load_pictures`). Raises `JobRejected`; raises `DeviceLost` if the device no longer computes.
     """
     recipe, family = _check_recipe(job, families)
     row_ms = row_ms_by_model.get(recipe.model, 1.0) * recipe.width * recipe.height / family.size**2
     try:
-        images = _build_images(job, recipe, family, init_latents)
+        images = _build_images(job, recipe, family, init_latents, pictures)
     except JobRejected:
         raise
     except Exception as error:
@@ -51,7 +53,7 @@ def build_images(
 
 
 def _build_images(
-    job: Job, recipe: Recipe, family: Family, init_latents: InitLatents | None
+    job: Job, recipe: Recipe, family: Family, init_latents: InitLatents | None, pictures: PictureConditions
 ) -> Sequence[Trajectory] | Sequence[PipelineImage]:
     """Return the images with their conditioning; this loads the recipe's LoRAs."""
     if recipe.loras:
@@ -61,7 +63,9 @@ def _build_images(
     if plan is None:
         return _build_pipeline_images(job, recipe, family)
     plan = _plan_from_start(plan, recipe, init_latents)
-    return [Trajectory(job, recipe, image, plan, family, init_latents) for image in range(recipe.drawn_count)]
+    if isinstance(family, TakesPictures) and family.needs_pictures(recipe) and not pictures:
+        raise JobRejected("The control or reference pictures of this picture did not reach the engine.", "us")
+    return [Trajectory(job, recipe, image, plan, family, init_latents, pictures) for image in range(recipe.drawn_count)]
 
 
 def _plan_from_start(plan: Plan, recipe: Recipe, init_latents: InitLatents | None) -> Plan:
@@ -116,6 +120,8 @@ def prepare_plan(job: Job, families: Mapping[str, Family]) -> None:
                 family.get_network(recipe.dtype)
             with_autoencoder(family, recipe)
             family.plan(recipe.sampler, recipe.steps, recipe.eta, recipe.width, recipe.height)
+            if isinstance(family, TakesPictures) and family.needs_pictures(recipe):
+                family.load_picture_networks(recipe)
 
 
 def _check_recipe(job: Job, families: Mapping[str, Family]) -> tuple[Recipe, Family]:
@@ -126,6 +132,7 @@ def _check_recipe(job: Job, families: Mapping[str, Family]) -> tuple[Recipe, Fam
     _check_steps(job.task)
     _check_candidates(job.task, family)
     check_parts(job.task, family)
+    check_pictures(job.task, family)
     return job.task, family
 
 

@@ -1,10 +1,10 @@
-"""Checks a recipe's own parts against a model: textual inversions, autoencoder, skipped layers of CLIP."""
+"""Checks a recipe's own parts against a model: textual inversions, control networks, autoencoder, skipped layers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine.contract import ModelPart, ModelProfile, Recipe
+from engine.contract import ControlImage, ControlModel, ModelPart, ModelProfile, Recipe
 from engine.contract.rejection import JobRejected
 from engine.models.family import Family, SkipsTextLayers, TakesEmbeddings, with_autoencoder
 
@@ -33,12 +33,17 @@ def find_missing_part(recipe: Recipe, profile: ModelProfile) -> str:
     for embedding in recipe.embeddings:
         if not _is_offered(embedding, profile.embeddings):
             return f"This worker has no such version of the textual inversion {embedding.name} for {profile.name}."
+    for control in recipe.controls:
+        if not _is_offered(control, profile.controls):
+            return f"This worker has no such version of the control network {control.name} for {profile.name}."
+        if control.preprocessor not in profile.preprocessors:
+            return f"This worker cannot make {control.preprocessor} control images."
     if recipe.autoencoder is not None and not _is_offered(recipe.autoencoder, profile.autoencoders):
         return f"This worker has no such version of the autoencoder {recipe.autoencoder.name} for {profile.name}."
     return ""
 
 
-def _is_offered(part: ModelPart, offered: Sequence[ModelPart]) -> bool:
+def _is_offered(part: ModelPart | ControlImage, offered: Sequence[ModelPart | ControlModel]) -> bool:
     return any(part.name == other.name and part.revision in ("", other.revision) for other in offered)
 
 

@@ -5,7 +5,7 @@ Only the engine advances it. It knows nothing of other images.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
@@ -13,22 +13,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from engine.contract import (
-    Branch,
-    Dtype,
-    Job,
-    Recipe,
-    Snapshot,
-    has_negative_weight,
-    is_guided,
-    needs_unconditional_row,
-    pinned_bucket,
-    recipe_for_image,
-)
+from engine.contract import Branch, Dtype, Job, Recipe, Snapshot, recipe_for_image
 from engine.core import keyframe_steps
 from engine.core.init_latents import InitLatents
+from engine.core.model_inputs import ModelInputs, build_model_inputs
 from engine.core.noise import Noise
-from engine.models.family import Conditioning, Family
+from engine.models.family import Family
+from engine.models.pictures.picture_conditions import PictureConditions
 from engine.plan import Plan
 
 # 2³² times the inverse of the plastic number, and that of its square: the sequence fills the plane evenly
@@ -49,19 +40,6 @@ class LatentKeyframe:
     draw_count: int | None = None
 
 
-class ModelInputs(NamedTuple):
-    """An image's inputs to the network at one step: a base row and one row for each further text.
-
-    out = base + Σ coefficient·(row - base). Images of equal `key` may share a forward; `bucket` is the pinned batch
-    shape.
-    """
-
-    conditioning: Conditioning  # each [rows, …]
-    coefficients: tuple[float, ...]
-    key: Hashable
-    bucket: int | None
-
-
 class MaskedSource(NamedTuple):
     """The masked source: what an image keeps outside its mask, at the noise level of the rest (Lugmayr et al. 2022)."""
 
@@ -71,7 +49,7 @@ class MaskedSource(NamedTuple):
 
 
 class Trajectory:
-    """Image `image` of `job`. In steps without guidance it may take fewer rows.
+    """Image `image` of `job`. In steps without guidance it may take fewer rows. `pictures`: its recipe's, prepared.
 
     `row_ms` (milliseconds a row-step at its size) and `forward_times` (of a forward, by rows): see
     `engine.scheduler.share_tree`.
@@ -81,19 +59,16 @@ class Trajectory:
     forward_times: Mapping[int, float] = MappingProxyType({})
 
     def __init__(
-        self, job: Job, recipe: Recipe, image: int, plan: Plan, family: Family, init_latents: InitLatents | None = None
-    ) -> None:
+        self, job: Job, recipe: Recipe, image: int, plan: Plan, family: Family, init_latents: InitLatents | None = None,
+        pictures: PictureConditions = (),
+    ) -> None:  # fmt: skip
         recipe = recipe_for_image(recipe, image)
         shape = family.latent_shape(recipe.width, recipe.height)
         self.job, self.image, self.billing_key, self.plan = job.id, image, job.billing_key, plan
         self.recipe, self.model, self.loras = recipe, family.name, recipe.loras
         self.dtype: Dtype = recipe.dtype
         self.noise = Noise(recipe, image, shape)
-        self._guidance_by_step = tuple(is_guided(recipe, k) for k in range(recipe.steps))
-        self._inputs_by_guidance = {
-            is_guidance_on: _build_inputs(recipe, family, shape, is_guidance_on)
-            for is_guidance_on in {*self._guidance_by_step}
-        }
+        self._inputs_by_step = build_model_inputs(recipe, family, shape, pictures)
         self.k, self.end_step = recipe.first_step, recipe.end_step
         self.masked_source = _build_masked_source(init_latents, self.noise)
         self.x = _first_latents(recipe, plan, self.noise, init_latents).to(family.device)
@@ -122,7 +97,7 @@ class Trajectory:
     @property
     def model_inputs(self) -> ModelInputs:
         """The inputs of the next step."""
-        return self._inputs_by_guidance[self._guidance_by_step[min(self.k, len(self._guidance_by_step) - 1)]]
+        return self._inputs_by_step[min(self.k, len(self._inputs_by_step) - 1)]
 
     @property
     def rows(self) -> int:
@@ -197,40 +172,6 @@ class Trajectory:
         return list(stacked.to(self.x.device))
 
 
-def build_conditioning(
-    recipe: Recipe, family: Family, is_guidance_on: bool = True
-) -> tuple[Conditioning, tuple[float, ...]]:
-    """Return the conditions, each `[rows, …]`, and the coefficient of each row after the first.
-
-    out = u + guidance·Σ wᵢ(cᵢ - u) (Liu et al. 2022, equation 11). Where guidance·Σ wᵢ = 1 the empty text u cancels
-    out, and the first concept of positive weight is the base. That also holds where guidance is off, or is an input of
-    the network: the weights are then scaled to sum to 1, unless one of them is not positive.
-    """
-    concepts = sorted(recipe.concepts, key=lambda concept: concept.weight <= 0)
-    conditionings = [family.encode_conditioning(concept.text, recipe) for concept in concepts]
-    weights = [concept.weight for concept in concepts]
-    if recipe.mixed:
-        conditionings, weights = [_mix_conditionings(conditionings, weights)], [1.0]
-    unguided_scale = 1.0 if has_negative_weight(recipe) else 1.0 / sum(weights)
-    scale = recipe.guidance if is_guidance_on and recipe.guidance_kind == "rows" else unguided_scale
-    coefficients = [scale * weight for weight in weights]
-    if needs_unconditional_row(recipe, is_guidance_on):
-        conditionings, coefficients = (
-            [family.encode_conditioning(recipe.negative, recipe, negative=True), *conditionings],
-            [0.0, *coefficients],
-        )
-    return tuple(torch.stack(part) for part in zip(*conditionings, strict=True)), tuple(coefficients[1:])
-
-
-def _mix_conditionings(conditionings: Sequence[Conditioning], weights: Sequence[float]) -> Conditioning:
-    """Return one conditioning between several texts: the weighted mean of their conditionings."""
-    total_weight = sum(weights)
-    parts = (zip(weighted_part, weights, strict=True) for weighted_part in zip(*conditionings, strict=True))
-    return tuple(
-        torch.stack([condition * (weight / total_weight) for condition, weight in part]).sum(dim=0) for part in parts
-    )
-
-
 def _build_masked_source(init_latents: InitLatents | None, noise: Noise) -> MaskedSource | None:
     if init_latents is None or init_latents.mask is None:
         return None
@@ -259,15 +200,6 @@ def _initial_history(plan: Plan, init_latents: InitLatents | None, x: torch.Tens
         return None
     x0 = None if init_latents is None else init_latents.x0
     return torch.zeros_like(x) if x0 is None else x0
-
-
-def _build_inputs(recipe: Recipe, family: Family, shape: tuple[int, ...], is_guidance_on: bool) -> ModelInputs:
-    conditioning, coefficients = build_conditioning(recipe, family, is_guidance_on)
-    bucket = pinned_bucket(recipe, is_guidance_on)
-    shapes = tuple(part.shape[1:] for part in conditioning)
-    return ModelInputs(
-        conditioning, coefficients, (family.name, recipe.dtype, recipe.loras, shape, shapes, bucket), bucket
-    )
 
 
 def _encode_tensor(tensor: torch.Tensor | None) -> bytes:

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from engine.models.autoencoder.autoencoder_files import find_autoencoders
-from engine.models.files.data_folders import AUTOENCODER_FOLDER, EMBEDDING_FOLDER, LORA_FOLDER
+from engine.models.control.control_files import find_controls
+from engine.models.files.data_folders import (
+    AUTOENCODER_FOLDER,
+    CONTROL_FOLDER,
+    EMBEDDING_FOLDER,
+    LORA_FOLDER,
+    PREPROCESSOR_FOLDER,
+)
 from engine.models.files.fingerprint import combine_fingerprints
 from engine.models.lora.lora_files import find_loras
+from engine.models.preprocessing.preprocessors import Preprocessors
 from engine.models.textual_inversion.embedding_files import find_embeddings
 
 
@@ -17,4 +27,7 @@ def fingerprint_added_files(data: Path, model_folder: Path) -> str:
     parts = [f"{each.name} {each.revision}" for each in loras]
     parts += [f"embedding {each.name} {each.revision}" for each in find_embeddings(data / EMBEDDING_FOLDER)]
     parts += [f"vae {each.name} {each.revision}" for each in find_autoencoders(data / AUTOENCODER_FOLDER)]
+    parts += [f"control {each.name} {each.revision}" for each in find_controls(data / CONTROL_FOLDER)]
+    preprocessors = Preprocessors(torch.device("cpu"), data / PREPROCESSOR_FOLDER).list_available()
+    parts += [f"preprocessor {name}" for name in preprocessors if name not in ("none", "canny")]
     return combine_fingerprints(*parts) if parts else ""

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from engine.calibration.calibration import Calibration
-from engine.contract import Dtype, ModelPart, ModelProfile, ModelProgress
+from engine.contract import Dtype, ModelProfile, ModelProgress, Recipe
 from engine.contract.rejection import JobRejected
 from engine.model_cache.loaded_models import LoadedModels
 from engine.model_cache.loader import LoadAbandoned, ModelLoader
-from engine.models.family import Family, HasSingleFormat, TakesAutoencoders
+from engine.models.family import Family, HasSingleFormat, count_added_bytes
 from engine.process.load_progress import ProgressLines, format_size
 
 if TYPE_CHECKING:
@@ -82,8 +82,8 @@ class ModelCache:
             model.profile = calibration.with_current_costs(model.profile)
             model.save_calibration(calibration, family)
 
-    async def acquire(self, name: str, dtype: Dtype, autoencoder: ModelPart | None = None) -> bool:
-        """Wait until the model is in memory, with room for another `autoencoder`, and keep it there until `release`.
+    async def acquire(self, name: str, dtype: Dtype, recipe: Recipe | None = None) -> bool:
+        """Wait until the model is in memory, with room for what `recipe` adds, and keep it there until `release`.
 
         Returns False for an unknown model, which needs no `release`. Raises `JobRejected` where loading fails.
         """
@@ -92,7 +92,7 @@ class ModelCache:
             return False
         model.waiting_jobs += 1
         try:
-            await self._wait_until_ready(model, dtype, autoencoder)
+            await self._wait_until_ready(model, dtype, recipe)
             self._loaded_models.acquire(name)
             family = self.families[name]
             if isinstance(family, HasSingleFormat) and family.is_single_format:  # other jobs may need another format
@@ -122,7 +122,7 @@ class ModelCache:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _wait_until_ready(self, model: ModelEntry, dtype: Dtype, autoencoder: ModelPart | None) -> None:
+    async def _wait_until_ready(self, model: ModelEntry, dtype: Dtype, recipe: Recipe | None) -> None:
         waiter = object()
         try:
             while True:
@@ -130,7 +130,7 @@ class ModelCache:
                     with suppress(LoadAbandoned):
                         await asyncio.shield(model.loading_task)
                 elif self._is_ready(model, dtype):
-                    if not self._reserve_autoencoder(model, dtype, autoencoder):
+                    if not self._reserve_additions(model, dtype, recipe):
                         self._wait_starts.setdefault(waiter, time.monotonic())
                     elif model.is_unused or not self.is_memory_contended(waiter):
                         return
@@ -148,16 +148,15 @@ class ModelCache:
         family = self.families.get(model.name)
         return family is not None and (not isinstance(family, HasSingleFormat) or family.has_format(dtype))
 
-    def _reserve_autoencoder(self, model: ModelEntry, dtype: Dtype, autoencoder: ModelPart | None) -> bool:
-        """Make room for an autoencoder beside the model's own; return whether there is. Raises `JobRejected`."""
-        family = self.families[model.name]
-        if autoencoder is None or not isinstance(family, TakesAutoencoders):
+    def _reserve_additions(self, model: ModelEntry, dtype: Dtype, recipe: Recipe | None) -> bool:
+        """Make room for what a recipe adds to the model; return whether there is. Raises `JobRejected`."""
+        added = 0 if recipe is None else count_added_bytes(self.families[model.name], recipe)
+        if not added:
             return True
-        size = model.size_by_format.get(dtype, model.size) + family.count_autoencoder_bytes(autoencoder)
+        size = model.size_by_format.get(dtype, model.size) + added
         if size > self._loaded_models.budget:
-            raise make_too_large_error(
-                f"{model.name} with the autoencoder {autoencoder.name}", size, self._loaded_models.budget
-            )
+            name = f"{model.name} with what this job adds to it"
+            raise make_too_large_error(name, size, self._loaded_models.budget)
         return self._loaded_models.reserve(model.name, size, self._list_protected())
 
     def _start_loading(self, model: ModelEntry, dtype: Dtype) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import torch
 from PIL import Image
 
-from engine.contract import Dtype, GuidanceKind, Lora, ModelPart, Recipe, Sampler
+from engine.contract import ControlModel, Dtype, GuidanceKind, Lora, ModelPart, Preprocessor, Recipe, Sampler
 from engine.contract.rejection import JobRejected
+from engine.models.pictures.picture_conditions import OpenPicture, PictureConditions, PictureRows
 from engine.plan import Plan
 
 if TYPE_CHECKING:
@@ -176,6 +177,16 @@ class TakesAutoencoders(Protocol):
         ...
 
 
+def count_added_bytes(family: Family, recipe: Recipe) -> int:
+    """Return the memory of autoencoders and picture networks beside the model's own, once the recipe's are loaded."""
+    added = 0
+    if recipe.autoencoder is not None and isinstance(family, TakesAutoencoders):
+        added += family.count_autoencoder_bytes(recipe.autoencoder)
+    if isinstance(family, TakesPictures) and family.needs_pictures(recipe):
+        added += family.count_picture_bytes(recipe)
+    return added
+
+
 def with_autoencoder(family: Family, recipe: Recipe) -> Family:
     """Return the family as it encodes and decodes the recipe's pictures. Raises `JobRejected`."""
     if recipe.autoencoder is None:
@@ -190,6 +201,63 @@ class SkipsTextLayers(Protocol):
     """A family whose text encoder may skip its last layers; `max_clip_skip`: at most how many."""
 
     max_clip_skip: int
+
+
+@runtime_checkable
+class TakesPictures(Protocol):
+    """A family whose networks may take pictures beside the prompt."""
+
+    def list_controls(self) -> tuple[ControlModel, ...]:
+        """Return the control networks that fit."""
+        ...
+
+    def list_references(self) -> tuple[ControlModel, ...]:
+        """Return the reference adapters that fit."""
+        ...
+
+    def list_preprocessors(self) -> tuple[Preprocessor, ...]:
+        """Return what can make its control images."""
+        ...
+
+    def needs_pictures(self, recipe: Recipe) -> bool:
+        """Return whether a recipe has pictures for the networks."""
+        ...
+
+    def check_pictures(self, recipe: Recipe) -> None:
+        """Raise `JobRejected` where a picture's network is missing, unfit or of another revision; load nothing."""
+        ...
+
+    def count_picture_bytes(self, recipe: Recipe) -> int:
+        """Return the bytes of networks for pictures in memory once those of the recipe are loaded. Loads nothing."""
+        ...
+
+    def load_picture_networks(self, recipe: Recipe) -> None:
+        """Load the networks that the recipe's pictures need, in its number format. Raises `JobRejected`."""
+        ...
+
+    def prepare_pictures(self, recipe: Recipe, open_picture: OpenPicture) -> PictureConditions:
+        """Return the recipe's pictures as the networks take them. Raises `JobRejected`.
+
+        It runs networks, so call it only in the decode worker's thread.
+        """
+        ...
+
+    def denoise(
+        self, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, dtype: Dtype,
+        loras: tuple[Lora, ...] = (), pictures: tuple[PictureRows, ...] = (),
+    ) -> torch.Tensor:  # fmt: skip
+        """Return the network's output as `Family.denoise` does, with the pictures of some rows."""
+        ...
+
+
+def denoise(
+    family: Family, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, dtype: Dtype,
+    loras: tuple[Lora, ...], pictures: tuple[PictureRows, ...],
+) -> torch.Tensor:  # fmt: skip
+    """Return the network's output, with pictures where a row has any."""
+    if not pictures:
+        return family.denoise(x, t, conditioning, dtype, loras)
+    return cast(TakesPictures, family).denoise(x, t, conditioning, dtype, loras, pictures)  # it prepared them
 
 
 @runtime_checkable

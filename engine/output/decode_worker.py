@@ -26,16 +26,16 @@ from engine.contract.rejection import JobRejected
 from engine.core.engine import LatentsDone, StepDone
 from engine.core.fault_isolation import reject_before_start
 from engine.core.init_latents import InitLatents, encode_square, load_init_latents
+from engine.core.input_pictures import load_pictures
 from engine.core.job_images import check_job
-from engine.core.trajectory import LatentKeyframe
 from engine.device.core_turns import CoreTurns, WorkKind
 from engine.device.stopwatch import Stopwatch
 from engine.models.family import SMALL_MODEL_SIZE, Family, find_judge, is_loaded, with_autoencoder
+from engine.models.pictures.picture_conditions import PictureConditions
 from engine.output.candidates import join_concepts
 from engine.output.image_encoding import (
     encode_jpeg,
-    encode_latents,
-    encode_latents_half,
+    encode_keyframe,
     encode_png,
     encode_thumbnail,
     format_parameters,
@@ -89,6 +89,10 @@ class DecodeWorker:
         With a mask, the init image is kept until the job is forgotten, for compositing.
         """
         return self._submit(PICTURE_PRIORITY, lambda: self._encode_init_images(job, blobs))
+
+    def prepare_pictures(self, job: Job, blobs: Mapping[str, bytes]) -> Future[PictureConditions]:
+        """Prepare a job's control and reference pictures for its networks. The future may raise `JobRejected`."""
+        return self._submit(PICTURE_PRIORITY, lambda: self._prepare_pictures(job, blobs))
 
     def encode_for_description(self, model: str, picture: bytes) -> Future[torch.Tensor]:
         """Encode an image for `/describe` at the model's native size. The future may raise `JobRejected`."""
@@ -163,6 +167,13 @@ class DecodeWorker:
         if init_latents is not None and init_latents.init_image is not None:
             self._init_latents[job.id] = init_latents
         return init_latents
+
+    def _prepare_pictures(self, job: Job, blobs: Mapping[str, bytes]) -> PictureConditions:
+        recipe = _recipe_of(job)
+        if not recipe.required_blobs:
+            return ()
+        check_job(job, self._families)
+        return self._run_on_upload(recipe.model, partial(load_pictures, recipe, blobs))
 
     def _run_on_upload(self, model: str, work: Callable[[Family], T]) -> T:
         """Run work on an uploaded image. Raises `JobRejected` for anything that goes wrong, or `DeviceLost`."""
@@ -260,7 +271,7 @@ class DecodeWorker:
         render = partial(self._decode_tiled if is_decoded else self._render_preview, recipe)
         is_mapped = not is_decoded and self._previewer_of(recipe.model).can_render(event.latents)
         keyframes = tuple(
-            _to_message(keyframe, encode_thumbnail(render(keyframe.x0)), is_mapped) for keyframe in event.keyframes
+            encode_keyframe(keyframe, encode_thumbnail(render(keyframe.x0)), is_mapped) for keyframe in event.keyframes
         )
         steps, shape = recipe.steps, tuple(event.latents.shape)
         return wire.encode(
@@ -278,15 +289,6 @@ def _fulfil_future(future: Future[T], work: Callable[[], T]) -> None:
     except Exception as error:  # other jobs go on; the future carries this job's error
         log.exception("the decode worker failed at one item")
         future.set_exception(error)
-
-
-def _to_message(keyframe: LatentKeyframe, thumbnail_jpeg: bytes, is_mapped: bool) -> wire.Keyframe:
-    """Return the wire form. `is_mapped`: a linear map made the thumbnail, so keep x0 to decode it on request."""
-    history = None if keyframe.latents is None else encode_latents(keyframe.x0)
-    estimate = encode_latents_half(keyframe.x0) if is_mapped else None
-    return wire.Keyframe(
-        keyframe.step, thumbnail_jpeg, encode_latents(keyframe.latents), history, keyframe.draw_count, estimate
-    )
 
 
 def _decode_thumbnail(x0: torch.Tensor, tile: bool, family: Family) -> bytes:

@@ -15,11 +15,13 @@ from engine.contract import (
     SAMPLER_TITLES,
     Branch,
     ImageToImage,
+    Keyframe,
     Recipe,
     make_part_fields,
     noise_seed,
     recipe_for_image,
 )
+from engine.core.trajectory import LatentKeyframe
 
 THUMBNAIL_SIDE = 128  # pixels of a keyframe's longest side
 
@@ -106,6 +108,15 @@ def encode_latents_half(latents: torch.Tensor) -> bytes | None:
     if 2 * latents.numel() > MAX_ESTIMATE_BYTES:
         return None
     return latents.to("cpu", torch.float16).contiguous().numpy().tobytes()
+
+
+def encode_keyframe(keyframe: LatentKeyframe, thumbnail_jpeg: bytes, is_mapped: bool) -> Keyframe:
+    """Return the wire form. `is_mapped`: a linear map made the thumbnail, so keep x0 to decode it on request."""
+    history = None if keyframe.latents is None else encode_latents(keyframe.x0)
+    estimate = encode_latents_half(keyframe.x0) if is_mapped else None
+    return Keyframe(
+        keyframe.step, thumbnail_jpeg, encode_latents(keyframe.latents), history, keyframe.draw_count, estimate
+    )
 
 
 def _escape_marker(text: str) -> str:

@@ -21,6 +21,8 @@ def refuse_unsupported_recipe(recipe: Recipe) -> None:
         raise JobRejected(f"{prefix} supports no variations.", "member")
     if recipe.guidance_interval != FULL_INTERVAL:
         raise JobRejected(f"{prefix} applies guidance at every step.", "member")
+    if recipe.controls or recipe.references:
+        raise JobRejected(f"{prefix} takes no control or reference pictures: take the sampler ddim.", "member")
     if recipe.start is not None or recipe.stop_at < 1.0 or recipe.tile or recipe.mixed or recipe.interpolation:
         limits = "starts from noise, runs to the end, and supports no tiles, mixed prompts or walks"
         raise JobRejected(

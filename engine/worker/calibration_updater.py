@@ -82,4 +82,4 @@ class CalibrationUpdater:
 
 
 def _is_native(batch: BatchRun, family: Family) -> bool:
-    return batch.shape == family.latent_shape(family.size, family.size) and not batch.has_loras
+    return batch.shape == family.latent_shape(family.size, family.size) and not batch.has_additions

@@ -40,7 +40,7 @@ def run_locally(
 ) -> LocalResult:  # fmt: skip
     """Run the job to its end; `on_frame` gets live previews in this thread. Raises `JobRejected` if it cannot be done.
 
-    `blobs`: the recipe's init images or ladder, by SHA-256. `map_store`: where fitted preview maps are stored.
+    `blobs`: the recipe's pictures or ladder, by SHA-256. `map_store`: where fitted preview maps are stored.
     """
     on_cpu = all(family.device.type == "cpu" for family in families.values())
     engine, decode_worker = (
@@ -83,7 +83,8 @@ class _LocalRun:
         prepare_plan(self._job, self._families)  # before anything is encoded: it may load the model again
         if isinstance(self._job.task, Recipe) and (self._job.ladder or self._on_frame is not None):
             self._decode_worker.prepare_preview(self._job.task.model)
-        self._engine.add(self._job, (), self._decode_worker.encode_init_images(self._job, blobs).result())
+        init_latents = self._decode_worker.encode_init_images(self._job, blobs).result()
+        self._engine.add(self._job, (), init_latents, self._decode_worker.prepare_pictures(self._job, blobs).result())
         self._engine.watch(self._job.id, self._on_frame is not None)
         stepping_began = time.monotonic()
         while not self._engine.is_idle:

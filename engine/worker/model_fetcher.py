@@ -39,7 +39,7 @@ class ModelFetcher:
         assert isinstance(recipe, Recipe), "only a recipe has a model"
         report_task = asyncio.create_task(self._report_loading(run, recipe.model))
         try:
-            is_acquired = await self._model_cache.acquire(recipe.model, recipe.dtype, recipe.autoencoder)
+            is_acquired = await self._model_cache.acquire(recipe.model, recipe.dtype, recipe)
         finally:
             report_task.cancel()
         if run in self._active_runs:

@@ -21,6 +21,7 @@ from engine.contract import MAX_FRAME_BYTES, Frame, Job, PictureReady, Recipe, U
 from engine.contract.rejection import JobRejected
 from engine.core.engine import LatentsDone, StepDone
 from engine.core.init_latents import InitLatents
+from engine.models.pictures.picture_conditions import PictureConditions
 from engine.output.candidates import choose_candidates
 from engine.output.decode_worker import DecodeWorker
 from engine.output.upscaler import UpscaledPicture, Upscaler
@@ -51,13 +52,16 @@ class RunOutput:
         self._pending_decodes = 0
         self._upscale_lock = asyncio.Lock()
 
-    async def load_init_latents(self, run: JobRun) -> InitLatents | None:
-        """Fetch and encode the job's init image or branch point; None: it starts from noise. Raises `JobRejected`."""
+    async def load_inputs(self, run: JobRun) -> tuple[InitLatents | None, PictureConditions]:
+        """Fetch and encode the job's init image or branch point, None: it starts from noise, and its other pictures.
+
+        Raises `JobRejected`.
+        """
         recipe = run.job.task
         if isinstance(recipe, Recipe):
             self._decode_worker.prepare_preview(recipe.model)
-        if not isinstance(recipe, Recipe) or recipe.start is None:
-            return None
+        if not isinstance(recipe, Recipe) or not recipe.required_blobs:
+            return None, ()
         try:
             blobs = {
                 sha: await retry_until_reachable(partial(self._bus.get_blob, sha, MAX_SOURCE_BYTES))
@@ -65,8 +69,10 @@ class RunOutput:
             }
         except BlobMissing as error:
             # The broker drops old blobs; when the job is dispatched again, its blobs are too.
-            raise JobRejected("The init image was no longer at the broker.", "worker") from error
-        return await self._wait_for_decode(self._decode_worker.encode_init_images(run.job, blobs))
+            subject = "A picture of this job" if recipe.start is None else "The init image"
+            raise JobRejected(f"{subject} was no longer at the broker.", "worker") from error
+        pictures = await self._wait_for_decode(self._decode_worker.prepare_pictures(run.job, blobs))
+        return await self._wait_for_decode(self._decode_worker.encode_init_images(run.job, blobs)), pictures
 
     def queue_preview(self, run: JobRun, event: StepDone) -> None:
         """Queue a preview for watchers. Of candidates only the first are shown, one for each picture."""

@@ -215,12 +215,12 @@ class Worker:
     async def _admit(self, run: JobRun, snapshots: Sequence[Snapshot]) -> None:
         def add_to_engine(engine: Engine) -> None:
             if not run.is_ended:  # else a cancel came first, and nothing would remove the job again
-                engine.add(run.job, snapshots, init_latents)
+                engine.add(run.job, snapshots, init_latents, pictures)
                 engine.watch(run.job.id, run.is_watched)
                 run.apply_control(engine)
 
         await self._model_fetcher.fetch_model(run)
-        init_latents = await self._output.load_init_latents(run)
+        init_latents, pictures = await self._output.load_inputs(run)
         run.is_watched = self._watched_jobs.is_watched(run.job.id)
         run.last_step_time = time.monotonic()
         await self._thread.call(add_to_engine, WorkKind.PICTURE)  # it encodes prompts

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from engine.contract import ImageToImage, InitImage, Job, Keyframe, Ladder, Recipe, Snapshot, encode
 from engine.core.engine import Engine, JobFailure, LatentsDone
 from engine.core.init_latents import InitLatents, load_init_latents
+from engine.core.input_pictures import load_pictures
 from engine.models.family import Family
 
 Blobs = dict[str, bytes]
@@ -76,7 +77,8 @@ def load_init(job: Job, blobs: Blobs, family: Family) -> InitLatents | None:
 
 
 def add_job(engine: Engine, job: Job, blobs: Blobs, family: Family, snapshots: Sequence[Snapshot] = ()) -> None:
-    engine.add(job, snapshots, load_init(job, blobs, family))
+    assert isinstance(job.task, Recipe)
+    engine.add(job, snapshots, load_init(job, blobs, family), load_pictures(job.task, blobs, family))
 
 
 def run_job(job: Job, blobs: Blobs, family: Family, snapshots: Sequence[Snapshot] = ()) -> list[LatentsDone]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from threading import RLock
 from typing import Any, ClassVar
 
@@ -31,6 +32,9 @@ from engine.models.network.network_copies import (
     drop_modules,
     replace_modules,
 )
+from engine.models.pictures.conditioner import Additions, ForwardInputs
+from engine.models.pictures.picture_conditions import PictureRows
+from engine.models.pictures.picture_support import PictureSupport
 from engine.models.text.prompt_key import PromptKey, count_bytes, list_texts
 from engine.models.textual_inversion.embedding_collection import spell_words
 from engine.models.whole_pipeline.pipeline_support import WholePipelineSupport
@@ -41,7 +45,7 @@ from engine.prompt.emphasis import strip_emphasis
 MAX_CACHED_TEXTS, MAX_CACHED_TEXT_BYTES = 256, 256 * 2**20
 
 
-class DiffusersFamily(AddedFiles, WholePipelineSupport, ABC):
+class DiffusersFamily(AddedFiles, WholePipelineSupport, PictureSupport, ABC):
     """A `Family` over a pipeline: small, in float32 with a copy of its network for each dtype, or large.
 
     A large one is in memory in one dtype (`use_single_format`). `guidance` is the default. A subclass sets `size`,
@@ -124,6 +128,8 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, ABC):
     def _release_weights(self) -> None:
         self._loras.release()
         self._autoencoders.release()
+        for conditioner in self.conditioners:
+            conditioner.release()
         self.forward_runner.release()
         self._cached_conditioning.clear()
         self._loaded_network = self._vae = None
@@ -139,6 +145,11 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, ABC):
         """Return the pipeline's text encoders."""
         parts = self.pipeline.components.items()
         return [module for part, module in parts if part.startswith("text_encoder") and module is not None]
+
+    def use_data_folder(self, data: Path) -> None:
+        """Find LoRAs, control networks and other added files in a worker's data folder."""
+        super().use_data_folder(data)
+        self._use_picture_folders(data)
 
     @property
     def max_pixels(self) -> int:
@@ -231,14 +242,18 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, ABC):
 
     @torch.inference_mode()
     def denoise(
-        self, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, dtype: Dtype, loras: tuple[Lora, ...] = ()
-    ) -> torch.Tensor:
+        self, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, dtype: Dtype,
+        loras: tuple[Lora, ...] = (), pictures: tuple[PictureRows, ...] = (),
+    ) -> torch.Tensor:  # fmt: skip
         torch_dtype = TORCH_DTYPES[dtype]
         inputs = (x.to(torch_dtype), t, *self.forward_runner.cast_conditioning(conditioning, torch_dtype))
-        net = self.get_network(dtype, loras)
+        net, layout, predict = self.get_network(dtype, loras), (), self._run_network_on
+        if pictures:
+            forward_inputs = ForwardInputs(inputs[0], t, inputs[2:], dtype)
+            inputs, layout, predict = self._flatten(forward_inputs, self._make_additions(forward_inputs, pictures))
         if loras:  # other weights than those packed or recorded
-            return self._run_network_on(net, inputs).float()
-        return self.forward_runner.run(net, dtype, inputs, self._run_network_on).float()
+            return predict(net, inputs).float()
+        return self.forward_runner.run(net, dtype, inputs, predict, layout).float()
 
     def _run_network_on(self, net: Any, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
         x, t, *conditioning = inputs
@@ -247,6 +262,11 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, ABC):
     @abstractmethod
     def _run_network(self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
         """Run one forward of the network; every input but the timesteps is in its dtype."""
+
+    def _run_network_with(
+        self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, additions: Additions
+    ) -> torch.Tensor:
+        raise TypeError(f"a {type(self).__name__} has no conditioners")
 
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> Image.Image:

@@ -11,10 +11,12 @@ from typing import Any, cast
 import torch
 
 from engine.contract import Recipe, Sampler
+from engine.models.control.transformer_control import make_flux_conditioner
 from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.families.few_step_models import choose_guidance
 from engine.models.families.flow_matching import compute_mu, make_even_sigmas
 from engine.models.family import Conditioning
+from engine.models.pictures.conditioner import Additions
 from engine.models.text.prompt_key import PromptKey
 from engine.plan import Plan, TimestepOptions, plan
 
@@ -37,6 +39,12 @@ class Flux(DiffusersFamily):
         self.tokens = TOKENS
         self.size = int(pipeline.default_sample_size) * self.pixels_per_latent
         self.multiple = 2 * self.pixels_per_latent
+        self.conditioners = (
+            make_flux_conditioner(
+                pipeline, self.device, self.encode_image,
+                lambda inputs: self._name_inputs(inputs.x, inputs.t, inputs.conditioning), self._pack,
+            ),
+        )  # fmt: skip
         self._position_ids: dict[tuple[int, int, torch.dtype], torch.Tensor] = {}
 
     def plan(self, sampler: Sampler, steps: int, eta: float, width: int, height: int) -> Plan:
@@ -54,16 +62,28 @@ class Flux(DiffusersFamily):
         return cast(Any, type(self.pipeline))._unpack_latents(latents, height, width, self.pixels_per_latent)
 
     def _run_network(self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
-        states, pooled, *guidance = conditioning
-        rows, channels, height, width = x.shape
-        pipeline_class = cast(Any, type(self.pipeline))
-        out = net(
-            hidden_states=pipeline_class._pack_latents(x, rows, channels, height, width), encoder_hidden_states=states,
-            pooled_projections=pooled, guidance=guidance[0] if guidance else None, timestep=t.to(x.dtype) / 1000,
-            img_ids=self._get_position_ids(height // 2, width // 2, x.dtype), txt_ids=x.new_zeros(states.shape[1], 3),
-            return_dict=False,
-        )[0]  # fmt: skip
+        return self._run_network_with(net, x, t, conditioning, {})
+
+    def _run_network_with(
+        self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, additions: Additions
+    ) -> torch.Tensor:
+        height, width = x.shape[-2:]
+        out = net(**self._name_inputs(x, t, conditioning), **additions, return_dict=False)[0]
         return self._unpack(out, width * self.pixels_per_latent, height * self.pixels_per_latent)
+
+    def _name_inputs(self, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> dict[str, Any]:
+        """Return the inputs of a forward by their names, as a ControlNet takes them, too."""
+        states, pooled, *guidance = conditioning
+        height, width = x.shape[-2:]
+        return {
+            "hidden_states": self._pack(x), "encoder_hidden_states": states, "pooled_projections": pooled,
+            "guidance": guidance[0] if guidance else None, "timestep": t.to(x.dtype) / 1000,
+            "img_ids": self._get_position_ids(height // 2, width // 2, x.dtype),
+            "txt_ids": x.new_zeros(states.shape[1], 3),
+        }  # fmt: skip
+
+    def _pack(self, latents: torch.Tensor) -> torch.Tensor:
+        return cast(Any, type(self.pipeline))._pack_latents(latents, *latents.shape)
 
     def _get_position_ids(self, height: int, width: int, dtype: torch.dtype) -> torch.Tensor:
         """Return the position of each packed latent, one for all rows. Cached, since it is computed on the host."""

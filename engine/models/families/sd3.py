@@ -8,10 +8,12 @@ import torch
 
 from engine.contract import Sampler
 from engine.contract.rejection import JobRejected
+from engine.models.control.transformer_control import make_sd3_conditioner
 from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.families.few_step_models import choose_guidance
 from engine.models.families.flow_matching import compute_mu
 from engine.models.family import Conditioning
+from engine.models.pictures.conditioner import Additions, ForwardInputs
 from engine.models.text.prompt_key import PromptKey
 from engine.plan import Plan, TimestepOptions, plan
 
@@ -30,6 +32,7 @@ class StableDiffusion3(DiffusersFamily):
         self.tokens = TOKENS if pipeline.text_encoder_3 is not None else int(pipeline.tokenizer.model_max_length)
         self.size = int(network.sample_size) * self.pixels_per_latent
         self.multiple = self.pixels_per_latent * int(network.patch_size)
+        self.conditioners = (make_sd3_conditioner(pipeline, self.device, self.encode_image, _name_inputs),)
         self._max_side = int(network.pos_embed_max_size) * self.multiple
 
     def plan(self, sampler: Sampler, steps: int, eta: float, width: int, height: int) -> Plan:
@@ -45,5 +48,17 @@ class StableDiffusion3(DiffusersFamily):
         return states[0].float(), pooled[0].float()
 
     def _run_network(self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
-        states, pooled = conditioning
-        return net(x, encoder_hidden_states=states, pooled_projections=pooled, timestep=t, return_dict=False)[0]
+        return self._run_network_with(net, x, t, conditioning, {})
+
+    def _run_network_with(
+        self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, additions: Additions
+    ) -> torch.Tensor:
+        return net(**_name_inputs(ForwardInputs(x, t, conditioning, "float32")), **additions, return_dict=False)[0]
+
+
+def _name_inputs(inputs: ForwardInputs) -> dict[str, Any]:
+    """Return the inputs of a forward by their names, as a ControlNet takes them, too."""
+    states, pooled = inputs.conditioning
+    return {
+        "hidden_states": inputs.x, "encoder_hidden_states": states, "pooled_projections": pooled, "timestep": inputs.t,
+    }  # fmt: skip

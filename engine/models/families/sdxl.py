@@ -12,9 +12,11 @@ import torch
 from PIL import Image
 
 from engine.contract import GuidanceKind, Recipe, find_embeddings
+from engine.models.control.control_conditioner import make_unet_conditioner, name_unet_inputs
 from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.families.latent_consistency import choose_default_guidance, detect_guides, embed_guidance
 from engine.models.family import Conditioning
+from engine.models.pictures.conditioner import Additions
 from engine.models.text import prompt_chunks
 from engine.models.text.prompt_key import PromptKey, list_texts
 from engine.models.textual_inversion.embedding_collection import EmbeddingSlot, spell_words
@@ -46,6 +48,7 @@ class StableDiffusionXL(DiffusersFamily):
         self.guides: GuidanceKind = detect_guides(pipeline)
         encoders = pipeline.text_encoder, pipeline.text_encoder_2
         self.max_clip_skip = min(prompt_chunks.count_skippable_layers(encoder.config, 2) for encoder in encoders)
+        self.conditioners = (make_unet_conditioner(pipeline, self.device, _name_texts),)
 
     def _encode_text(self, pipeline: Any, prompt: PromptKey) -> Conditioning:
         if prompt.negative and not prompt.text and pipeline.config.force_zeros_for_empty_prompt:
@@ -97,10 +100,15 @@ class StableDiffusionXL(DiffusersFamily):
         return sizes.to(self.device), *embed_guidance(self.pipeline, recipe.guidance, self.device)
 
     def _run_network(self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
-        states, pooled, sizes, *guidance = conditioning
+        return self._run_network_with(net, x, t, conditioning, {})
+
+    def _run_network_with(
+        self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, additions: Additions
+    ) -> torch.Tensor:
+        guidance = conditioning[3:]
         return net(
-            x, t, encoder_hidden_states=states, timestep_cond=guidance[0] if guidance else None,
-            added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes}, return_dict=False,
+            x, t, timestep_cond=guidance[0] if guidance else None, return_dict=False, **_name_texts(conditioning),
+            **name_unet_inputs(additions),
         )[0]  # fmt: skip
 
     def decode(self, latents: torch.Tensor) -> Image.Image:
@@ -119,3 +127,8 @@ class StableDiffusionXL(DiffusersFamily):
             return 0.0, 1.0
         mean, std = (latents.new_tensor(config[each]).view(-1, 1, 1) for each in ("latents_mean", "latents_std"))
         return mean * config.scaling_factor, std
+
+
+def _name_texts(conditioning: Conditioning) -> dict[str, Any]:
+    states, pooled, sizes, *_ = conditioning
+    return {"encoder_hidden_states": states, "added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes}}

@@ -10,11 +10,13 @@ from transformers.models.bert.modeling_bert import BertModel
 
 from engine.contract import GuidanceKind, ModelPart, Recipe, find_embeddings
 from engine.models.autoencoder.large_decoder import LARGE_FACTOR, LargeDecoder
+from engine.models.control.control_conditioner import make_unet_conditioner, name_unet_inputs
 from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.families.latent_consistency import choose_default_guidance, detect_guides, embed_guidance
 from engine.models.family import SMALL_MODEL_SIZE, Conditioning
 from engine.models.files.fingerprint import combine_fingerprints
 from engine.models.judge import PromptJudge
+from engine.models.pictures.conditioner import Additions
 from engine.models.text import prompt_chunks
 from engine.models.text.prompt_key import PromptKey, list_texts
 from engine.models.textual_inversion.embedding_collection import EmbeddingSlot, spell_words
@@ -59,6 +61,7 @@ class StableDiffusion(DiffusersFamily):
         # Each block but one halves the sides.
         self.multiple = self.pixels_per_latent * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
         self.guides: GuidanceKind = detect_guides(pipeline)
+        self.conditioners = (make_unet_conditioner(pipeline, self.device, _name_texts),)
         self._large_decoder = large_decoder
         self._resolver = resolver if self.size <= SMALL_MODEL_SIZE and large_decoder is None else None
         if large_decoder is not None:
@@ -104,9 +107,16 @@ class StableDiffusion(DiffusersFamily):
         return embed_guidance(self.pipeline, recipe.guidance, self.device)
 
     def _run_network(self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+        return self._run_network_with(net, x, t, conditioning, {})
+
+    def _run_network_with(
+        self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, additions: Additions
+    ) -> torch.Tensor:
         states, *guidance = conditioning
-        guidance_input = guidance[0] if guidance else None
-        return net(x, t, encoder_hidden_states=states, timestep_cond=guidance_input, return_dict=False)[0]
+        return net(
+            x, t, encoder_hidden_states=states, timestep_cond=guidance[0] if guidance else None, return_dict=False,
+            **name_unet_inputs(additions),
+        )[0]  # fmt: skip
 
     def with_autoencoder(self, part: ModelPart) -> Self:
         """Return a copy that shares all but the autoencoder, without the large decoder. Raises `JobRejected`."""
@@ -130,3 +140,7 @@ class StableDiffusion(DiffusersFamily):
             return self._decode_with(self._large_decoder, latents)
         picture = self.decode(latents)
         return picture if self._resolver is None else self._resolver.upscale(picture)
+
+
+def _name_texts(conditioning: Conditioning) -> dict[str, Any]:
+    return {"encoder_hidden_states": conditioning[0]}

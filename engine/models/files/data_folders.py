@@ -5,3 +5,5 @@ from __future__ import annotations
 LORA_FOLDER = "loras"
 EMBEDDING_FOLDER = "embeddings"  # textual inversions
 AUTOENCODER_FOLDER = "vaes"
+CONTROL_FOLDER = "controlnets"  # ControlNets and T2I-Adapters
+PREPROCESSOR_FOLDER = "preprocessors"  # networks that make control images

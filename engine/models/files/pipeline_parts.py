@@ -138,7 +138,7 @@ def _inspect_part(folder: Path, part_class: Any) -> Part | None:
     if not issubclass(part_class, torch.nn.Module):
         return None
     _refuse_external_weights(folder)
-    files, variant = _find_weight_files(folder)
+    files, variant = find_weight_files(folder)
     try:
         return Part(folder.name, part_class, *count_parameters(files), variant, tuple(files))
     except (OSError, SafetensorError) as error:
@@ -159,7 +159,7 @@ def _refuse_external_weights(folder: Path) -> None:
         )
 
 
-def _find_weight_files(folder: Path) -> tuple[list[Path], str | None]:
+def find_weight_files(folder: Path) -> tuple[list[Path], str | None]:
     """Return the weight files: those of an index, else the one of the first variant."""
     files = sorted(folder.glob("*.safetensors"))
     if index_files := sorted(folder.glob("*.safetensors.index*.json"), key=lambda path: len(path.name)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -55,10 +55,14 @@ class ForwardRunner:
         return last_cast
 
     def run(
-        self, net: Any, dtype: Dtype, inputs: Inputs, predict: Callable[[Any, Inputs], torch.Tensor]
-    ) -> torch.Tensor:
-        """Return `predict(net, inputs)`. The inputs are x, t, and conditions, which may recur."""
-        shapes = (dtype, *(each.shape for each in inputs))
+        self, net: Any, dtype: Dtype, inputs: Inputs, predict: Callable[[Any, Inputs], torch.Tensor],
+        layout: tuple[Hashable, ...] = (),
+    ) -> torch.Tensor:  # fmt: skip
+        """Return `predict(net, inputs)`. The inputs are x, t, and conditions, which may recur.
+
+        `layout` tells apart inputs of equal shapes that `predict` uses in another way.
+        """
+        shapes = (dtype, *layout, *(each.shape for each in inputs))
         if self._graphs is not None:
             return self._graphs.run(shapes, inputs, lambda graph_inputs: predict(net, graph_inputs))
         if self._packed_copies is not None:

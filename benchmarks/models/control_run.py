@@ -1,0 +1,161 @@
+"""Measures steps with two ControlNets in their own process: the engine's, and those of diffusers' pipeline.
+
+python -m benchmarks.models.control_run RUN_SPEC.json
+
+It reads the file of `engine_run`, builds two ControlNets of the model's own size with random weights, and prints one
+line of JSON: seconds of a step on both sides, and the engine's seconds outside all networks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from benchmarks.fixtures.reference_pipeline import make_job
+from benchmarks.fixtures.small_controls import EMBEDDING_WIDTHS
+from benchmarks.models.diffusers_run import StepClock, print_output_line, synchronize_gpu
+from benchmarks.models.random_weights import write_network
+from engine import models
+from engine.calibration.calibration import calibrate
+from engine.contract import Concept, ControlImage, Dtype, Recipe
+from engine.core.engine import Engine, JobFailure
+from engine.core.input_pictures import load_pictures
+from engine.device.torch_device import choose_device
+from engine.models.control.control_network import ControlNet
+from engine.models.families.diffusers_family import DiffusersFamily
+from engine.models.family import TORCH_DTYPES
+from engine.models.files.data_folders import CONTROL_FOLDER
+from engine.models.pictures.picture_conditions import PictureConditions
+
+diffusers: Any = import_module("diffusers")  # their lazy modules export nothing that a type checker sees
+CONTROL_NAMES, SCALES = ("one", "two"), (0.7, 0.9)
+CONTROL_PIPELINES = {
+    "StableDiffusionPipeline": "StableDiffusionControlNetPipeline",
+    "StableDiffusionXLPipeline": "StableDiffusionXLControlNetPipeline",
+}
+
+
+class NetworkClock:
+    """The seconds inside networks."""
+
+    def __init__(self) -> None:
+        self.seconds, self._started_at = 0.0, 0.0
+
+    @contextmanager
+    def watch(self, networks: list[Any]) -> Generator[None]:
+        handles = [network.register_forward_pre_hook(self._start) for network in networks]
+        handles += [network.register_forward_hook(self._stop) for network in networks]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _start(self, *_: Any) -> None:
+        synchronize_gpu()
+        self._started_at = time.perf_counter()
+
+    def _stop(self, *_: Any) -> None:
+        synchronize_gpu()
+        self.seconds += time.perf_counter() - self._started_at
+
+
+def main(run_spec: dict[str, Any]) -> None:
+    data_folder = Path(run_spec["data"])
+    family = models.load_model(run_spec["folder"], data_folder, device=choose_device())
+    assert isinstance(family, DiffusersFamily)
+    family.forward_runner.disable_optimizations()  # both sides run the networks plainly
+    _write_controlnets(family.pipeline, data_folder / CONTROL_FOLDER)
+    dtype = calibrate(family, data_folder / "calibration.json").dtype
+    picture, blobs = _draw_picture(run_spec["side"])
+    recipe = _make_recipe(run_spec, family, dtype, next(iter(blobs)))
+    pictures = load_pictures(recipe, blobs, family)
+    step_seconds, outside_seconds = _time_engine(family, recipe, pictures)
+    del pictures
+    for conditioner in family.conditioners:
+        conditioner.release()
+    reference_seconds = _time_diffusers(run_spec, family, dtype, data_folder / CONTROL_FOLDER, picture)
+    print_output_line(step=step_seconds, outside=outside_seconds, diffusers=reference_seconds, dtype=dtype)
+
+
+def _write_controlnets(pipeline: Any, folder: Path) -> None:
+    widths = EMBEDDING_WIDTHS[pipeline.vae_scale_factor]
+    with torch.device("meta"):
+        network = diffusers.ControlNetModel.from_unet(
+            pipeline.unet, conditioning_embedding_out_channels=widths, load_weights_from_unet=False
+        )
+    for name in CONTROL_NAMES:
+        write_network(network, folder / name)
+
+
+def _draw_picture(side: int) -> tuple[Image.Image, dict[str, bytes]]:
+    picture, buffer = Image.linear_gradient("L").resize((side, side)).convert("RGB"), io.BytesIO()
+    picture.save(buffer, "PNG")
+    return picture, {hashlib.sha256(buffer.getvalue()).hexdigest(): buffer.getvalue()}
+
+
+def _make_recipe(run_spec: dict[str, Any], family: DiffusersFamily, dtype: Dtype, sha: str) -> Recipe:
+    controls = tuple(ControlImage(name, sha, scale=scale) for name, scale in zip(CONTROL_NAMES, SCALES, strict=True))
+    return Recipe(
+        concepts=(Concept(run_spec["prompt"]),), model=family.name, sampler="ddim", steps=run_spec["steps"], seed=0,
+        guidance=run_spec["guidance"], width=run_spec["side"], height=run_spec["side"], count=1, dtype=dtype,
+        guidance_kind=family.guides, controls=controls,
+    )  # fmt: skip
+
+
+def _time_engine(family: DiffusersFamily, recipe: Recipe, pictures: PictureConditions) -> tuple[float, float]:
+    """Return the mean seconds of a step after the first, and those outside the networks."""
+    networks = [family.get_network(recipe.dtype)]
+    networks += [each.network.network for each in pictures if isinstance(each.network, ControlNet)]
+    engine, clock = Engine({family.name: family}), NetworkClock()
+    engine.add(make_job(recipe), (), None, pictures)
+    with clock.watch(networks):
+        engine.step()
+        synchronize_gpu()
+        clock.seconds, started_at, steps = 0.0, time.perf_counter(), recipe.steps - 1
+        for _ in range(steps):
+            if failures := [event for event in engine.step() if isinstance(event, JobFailure)]:
+                raise RuntimeError(failures[0].reason)
+        synchronize_gpu()
+        seconds = time.perf_counter() - started_at
+    engine.close()
+    return seconds / steps, (seconds - clock.seconds) / steps
+
+
+def _time_diffusers(
+    run_spec: dict[str, Any], family: DiffusersFamily, dtype: Dtype, folder: Path, picture: Image.Image
+) -> float | None:
+    """Return the mean seconds of a step of diffusers' own pipeline with the same networks."""
+    torch_dtype = TORCH_DTYPES[dtype]
+    networks = [
+        diffusers.ControlNetModel.from_pretrained(folder / name, dtype=torch_dtype).to(family.device)
+        for name in CONTROL_NAMES
+    ]
+    parts = family.pipeline.components | {"unet": family.get_network(dtype)}
+    pipeline = getattr(diffusers, CONTROL_PIPELINES[type(family.pipeline).__name__])(**parts, controlnet=networks)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config)
+    step_clock = StepClock()
+    pipeline(
+        run_spec["prompt"], image=[picture, picture], num_inference_steps=run_spec["steps"],
+        guidance_scale=run_spec["guidance"], height=run_spec["side"], width=run_spec["side"], output_type="latent",
+        controlnet_conditioning_scale=list(SCALES), callback_on_step_end=step_clock,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    return step_clock.mean_seconds()
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    main(json.loads(Path(sys.argv[1]).read_text()))

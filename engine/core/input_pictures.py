@@ -1,0 +1,63 @@
+"""Pictures of a recipe as they come from outside: bytes of a bounded size, opened or refused with a sentence."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Mapping
+from io import BytesIO
+
+from PIL import Image
+
+from engine.contract import Recipe
+from engine.contract.rejection import JobRejected
+from engine.models.family import Family, TakesPictures
+from engine.models.pictures.picture_conditions import PictureConditions
+
+MAX_PIXELS = 4096 * 4096
+FORMATS = ("PNG", "JPEG", "WEBP")
+
+
+def check_pictures(recipe: Recipe, family: Family) -> None:
+    """Raise `JobRejected` where the family cannot take the recipe's control and reference pictures."""
+    if not isinstance(family, TakesPictures):
+        if recipe.controls or recipe.references:
+            raise JobRejected(f"{family.name} takes no control or reference pictures.", "model")
+        return
+    if family.needs_pictures(recipe) and recipe.tile:
+        raise JobRejected("A tile takes no control or reference pictures.", "member")
+    if any(control.start >= control.stop for control in recipe.controls):
+        raise JobRejected("A control picture cannot stop before it starts.", "member")
+    family.check_pictures(recipe)
+
+
+def load_pictures(recipe: Recipe, blobs: Mapping[str, bytes], family: Family) -> PictureConditions:
+    """Return the pictures beside the prompt, as the family's networks take them; () where there are none.
+
+    `blobs`: the recipe's `required_blobs`, by SHA-256. It runs networks, so call it only in the decode worker's thread.
+    Raises `JobRejected`.
+    """
+    check_pictures(recipe, family)
+    if not isinstance(family, TakesPictures) or not family.needs_pictures(recipe):
+        return ()
+    return family.prepare_pictures(recipe, lambda sha256: open_image(get_blob(blobs, sha256, "picture"), "picture"))
+
+
+def get_blob(blobs: Mapping[str, bytes], sha256: str, subject: str = "init image or keyframe") -> bytes:
+    try:
+        return blobs[sha256]
+    except KeyError as error:
+        raise JobRejected(f"The {subject} of this picture is no longer stored.", "us") from error
+
+
+def open_image(content: bytes, subject: str = "init image") -> Image.Image:
+    """Return an RGB picture of at most `MAX_PIXELS`. Raises `JobRejected`."""
+    try:
+        with Image.open(BytesIO(content), formats=FORMATS) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise JobRejected(f"The {subject} is too large.", "us")
+            return picture.convert("RGB")
+    except (OSError, SyntaxError, ValueError, EOFError, OverflowError, struct.error, zlib.error) as error:
+        raise JobRejected(f"The {subject} cannot be read.", "us") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise JobRejected(f"The {subject} is too large.", "us") from error

@@ -1,0 +1,135 @@
+"""Model inputs: what an image gives to the network at a step, its texts and its pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+import torch
+
+from engine.contract import (
+    ImageToImage,
+    Recipe,
+    has_negative_weight,
+    is_guided,
+    needs_unconditional_row,
+    pinned_bucket,
+)
+from engine.models.family import Conditioning, Family
+from engine.models.pictures.picture_conditions import PictureCondition, PictureConditions, PictureSlot
+
+
+class PictureInput(NamedTuple):
+    """One picture of an image at one step: its tensors, each `[rows, …]`, and its scale."""
+
+    slot: PictureSlot
+    tensors: tuple[torch.Tensor, ...]
+    scale: float
+    network: object
+
+
+class ModelInputs(NamedTuple):
+    """An image's inputs to the network at one step: a base row and one row for each further text.
+
+    out = base + Σ coefficient·(row - base). Images of equal `key` may share a forward; `bucket` is the pinned batch
+    shape. Pictures are no part of the key: rows with and without them share a forward.
+    """
+
+    conditioning: Conditioning  # each [rows, …]
+    coefficients: tuple[float, ...]
+    key: Hashable
+    bucket: int | None
+    pictures: tuple[PictureInput, ...] = ()
+
+
+def build_model_inputs(
+    recipe: Recipe, family: Family, shape: tuple[int, ...], pictures: PictureConditions = ()
+) -> tuple[ModelInputs, ...]:
+    """Return the inputs of each of the recipe's steps: equal ones are the same value, so that a batch can tell.
+
+    `shape`: of the latents.
+    """
+    texts_by_guidance: dict[bool, ModelInputs] = {}
+    distinct: dict[tuple[bool, tuple[bool, ...]], ModelInputs] = {}
+    inputs: list[ModelInputs] = []
+    for k in range(recipe.steps):
+        is_guidance_on, active = is_guided(recipe, k), tuple(_is_active(each, recipe, k) for each in pictures)
+        if is_guidance_on not in texts_by_guidance:
+            texts_by_guidance[is_guidance_on] = _build_text_inputs(recipe, family, shape, is_guidance_on)
+        if (is_guidance_on, active) not in distinct:
+            texts = texts_by_guidance[is_guidance_on]
+            chosen = [picture for picture, is_active in zip(pictures, active, strict=True) if is_active]
+            distinct[is_guidance_on, active] = (
+                _add_pictures(texts, chosen, needs_unconditional_row(recipe, is_guidance_on)) if chosen else texts
+            )
+        inputs.append(distinct[is_guidance_on, active])
+    return tuple(inputs)
+
+
+def _is_active(picture: PictureCondition, recipe: Recipe, k: int) -> bool:
+    """Return whether a picture holds at step `k`. From an init image on, steps are counted as diffusers does."""
+    first_step = recipe.first_step if isinstance(recipe.start, ImageToImage) else 0
+    return picture.is_active(max(0, k - first_step), recipe.steps - first_step)
+
+
+def _build_text_inputs(recipe: Recipe, family: Family, shape: tuple[int, ...], is_guidance_on: bool) -> ModelInputs:
+    conditioning, coefficients = build_conditioning(recipe, family, is_guidance_on)
+    bucket = pinned_bucket(recipe, is_guidance_on)
+    shapes = tuple(part.shape[1:] for part in conditioning)
+    return ModelInputs(
+        conditioning, coefficients, (family.name, recipe.dtype, recipe.loras, shape, shapes, bucket), bucket
+    )
+
+
+def _add_pictures(
+    inputs: ModelInputs, pictures: Sequence[PictureCondition], has_unconditional_row: bool
+) -> ModelInputs:
+    rows = len(inputs.conditioning[0])
+    return inputs._replace(
+        pictures=tuple(
+            PictureInput(each.slot, _expand_to_rows(each, rows, has_unconditional_row), each.scale, each.network)
+            for each in pictures
+        )
+    )
+
+
+def _expand_to_rows(picture: PictureCondition, rows: int, has_unconditional_row: bool) -> tuple[torch.Tensor, ...]:
+    """Return the picture's tensors for each row, as views where all rows are equal."""
+    if not has_unconditional_row or picture.unconditional_tensors is None:
+        return tuple(tensor.expand(rows, *tensor.shape) for tensor in picture.tensors)
+    pairs = zip(picture.unconditional_tensors, picture.tensors, strict=True)
+    return tuple(torch.stack([base, *[tensor] * (rows - 1)]) for base, tensor in pairs)
+
+
+def build_conditioning(
+    recipe: Recipe, family: Family, is_guidance_on: bool = True
+) -> tuple[Conditioning, tuple[float, ...]]:
+    """Return the conditions, each `[rows, …]`, and the coefficient of each row after the first.
+
+    out = u + guidance·Σ wᵢ(cᵢ - u) (Liu et al. 2022, equation 11). Where guidance·Σ wᵢ = 1 the empty text u cancels
+    out, and the first concept of positive weight is the base. That also holds where guidance is off, or is an input of
+    the network: the weights are then scaled to sum to 1, unless one of them is not positive.
+    """
+    concepts = sorted(recipe.concepts, key=lambda concept: concept.weight <= 0)
+    conditionings = [family.encode_conditioning(concept.text, recipe) for concept in concepts]
+    weights = [concept.weight for concept in concepts]
+    if recipe.mixed:
+        conditionings, weights = [_mix_conditionings(conditionings, weights)], [1.0]
+    unguided_scale = 1.0 if has_negative_weight(recipe) else 1.0 / sum(weights)
+    scale = recipe.guidance if is_guidance_on and recipe.guidance_kind == "rows" else unguided_scale
+    coefficients = [scale * weight for weight in weights]
+    if needs_unconditional_row(recipe, is_guidance_on):
+        conditionings, coefficients = (
+            [family.encode_conditioning(recipe.negative, recipe, negative=True), *conditionings],
+            [0.0, *coefficients],
+        )
+    return tuple(torch.stack(part) for part in zip(*conditionings, strict=True)), tuple(coefficients[1:])
+
+
+def _mix_conditionings(conditionings: Sequence[Conditioning], weights: Sequence[float]) -> Conditioning:
+    """Return one conditioning between several texts: the weighted mean of their conditionings."""
+    total_weight = sum(weights)
+    parts = (zip(weighted_part, weights, strict=True) for weighted_part in zip(*conditionings, strict=True))
+    return tuple(
+        torch.stack([condition * (weight / total_weight) for condition, weight in part]).sum(dim=0) for part in parts
+    )

@@ -1,0 +1,1 @@
+"""Control networks: pictures whose shapes an image follows."""

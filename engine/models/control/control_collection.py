@@ -1,0 +1,75 @@
+"""The control networks of one model: which fit, and those that are in memory."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from threading import RLock
+
+import torch
+
+from engine.contract import ControlImage, ControlModel, Dtype
+from engine.contract.rejection import JobRejected
+from engine.models.control.compatibility import TargetNetwork, is_compatible
+from engine.models.control.control_files import ControlFile, find_control, find_controls
+from engine.models.control.control_network import ControlNetwork, load_control_network
+from engine.models.family import TORCH_DTYPES
+from engine.models.files.pipeline_parts import count_parameters
+
+MAX_CONTROLS = 64  # announced control networks, the limit of `engine.contract.ModelProfile`
+MAX_KEPT = 4  # networks that stay in memory after their last picture
+
+
+class ControlCollection:
+    """The control networks in `folder` for one model; None: there is no such folder. Any thread may use it."""
+
+    def __init__(self, target: TargetNetwork, device: torch.device) -> None:
+        self.folder: Path | None = None
+        self.target, self._device, self._lock = target, device, RLock()
+        self._compatible_revisions: dict[str, bool] = {}
+        self._kept: OrderedDict[tuple[str, Dtype], ControlNetwork] = OrderedDict()
+
+    def list_compatible(self) -> tuple[ControlModel, ...]:
+        """Return all that fit this model. Each is checked once."""
+        files = [file for file in find_controls(self.folder) if self._is_compatible(file)]
+        return tuple(ControlModel(file.name, file.revision, file.usual_preprocessor) for file in files[:MAX_CONTROLS])
+
+    def find(self, control: ControlImage) -> ControlFile:
+        """Return a control picture's network. Raises `JobRejected`: missing, unfit or of another revision."""
+        file = find_control(self.folder, control.name)
+        if control.revision and control.revision != file.revision:
+            raise JobRejected(f"This worker has another version of the control network {control.name}.", "worker")
+        if not self._is_compatible(file):
+            raise JobRejected(f"The control network {control.name} does not fit this model.", "model")
+        return file
+
+    def load(self, file: ControlFile, dtype: Dtype) -> ControlNetwork:
+        """Return the network in this format, loaded at its first use. Raises `JobRejected`."""
+        with self._lock:
+            key = file.revision, dtype
+            if key not in self._kept:
+                self._kept[key] = load_control_network(file, self.target, dtype, self._device)
+            self._kept.move_to_end(key)
+            while len(self._kept) > MAX_KEPT:
+                self._kept.popitem(last=False)
+            return self._kept[key]
+
+    def count_bytes(self, files: Sequence[ControlFile], dtype: Dtype) -> int:
+        """Return the bytes of all networks in memory once these are loaded; they are read from headers."""
+        with self._lock:
+            kept_bytes = {key: network.nbytes for key, network in self._kept.items()}
+        added = {(file.revision, dtype): file for file in files if (file.revision, dtype) not in kept_bytes}
+        predicted = sum(count_parameters(list(file.weights))[0] for file in added.values())
+        return sum(kept_bytes.values()) + predicted * TORCH_DTYPES[dtype].itemsize
+
+    def release(self) -> None:
+        """Drop all networks."""
+        with self._lock:
+            self._kept.clear()
+
+    def _is_compatible(self, file: ControlFile) -> bool:
+        with self._lock:
+            if file.revision not in self._compatible_revisions:
+                self._compatible_revisions[file.revision] = is_compatible(file, self.target)
+            return self._compatible_revisions[file.revision]

@@ -1,0 +1,160 @@
+"""Control pictures, from a recipe to conditions, and those of a U-Net's forward to its residuals and features."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from PIL import Image, ImageOps
+
+from engine.contract import ControlModel, Preprocessor, Recipe
+from engine.models.control.compatibility import TargetNetwork
+from engine.models.control.control_collection import ControlCollection
+from engine.models.control.control_network import ControlNet, ControlNetwork
+from engine.models.family import Conditioning
+from engine.models.files.data_folders import CONTROL_FOLDER, PREPROCESSOR_FOLDER
+from engine.models.pictures.conditioner import Additions, ForwardInputs
+from engine.models.pictures.picture_conditions import (
+    OpenPicture,
+    PictureCondition,
+    PictureConditions,
+    PictureRows,
+    PictureSlot,
+    SlotKind,
+)
+from engine.models.preprocessing.preprocessors import Preprocessors
+
+NameTexts = Callable[[Conditioning], Mapping[str, Any]]
+
+
+class ControlConditioner(ABC):
+    """Finds and loads control networks, and prepares their pictures.
+
+    Both halves of guidance get the control, as in diffusers' pipelines without their guess mode.
+    """
+
+    kinds: tuple[SlotKind, ...] = ("control", "adapter")
+
+    def __init__(self, collection: ControlCollection, preprocessors: Preprocessors) -> None:
+        self.collection, self.preprocessors = collection, preprocessors
+
+    def use_data_folder(self, data: Path) -> None:
+        self.collection.folder, self.preprocessors.folder = data / CONTROL_FOLDER, data / PREPROCESSOR_FOLDER
+
+    def list_networks(self) -> tuple[ControlModel, ...]:
+        return self.collection.list_compatible()
+
+    def list_preprocessors(self) -> tuple[Preprocessor, ...]:
+        return self.preprocessors.list_available()
+
+    def needs_pictures(self, recipe: Recipe) -> bool:
+        return bool(recipe.controls)
+
+    def check_pictures(self, recipe: Recipe) -> None:
+        for control in recipe.controls:
+            self.collection.find(control)
+            self.preprocessors.check(control.preprocessor)
+
+    def count_bytes(self, recipe: Recipe) -> int:
+        return self.collection.count_bytes([self.collection.find(each) for each in recipe.controls], recipe.dtype)
+
+    def load_networks(self, recipe: Recipe) -> None:
+        for control in recipe.controls:
+            self.collection.load(self.collection.find(control), recipe.dtype)
+
+    def prepare_pictures(self, recipe: Recipe, open_picture: OpenPicture) -> PictureConditions:
+        numbers, conditions = Counter[str](), list[PictureCondition]()
+        for control in recipe.controls:
+            file = self.collection.find(control)
+            network = self.collection.load(file, recipe.dtype)
+            picture = _fit(open_picture(control.picture), recipe)
+            control_image = _fit(self.preprocessors.run(control.preprocessor, picture), recipe)
+            slot = PictureSlot(network.kind, file.name, file.revision, numbers[file.revision])
+            numbers[file.revision] += 1
+            tensors = self._encode(network, control_image)
+            conditions.append(
+                PictureCondition(slot, tensors, control.scale, control.start, control.stop, network=network)
+            )
+        return tuple(conditions)
+
+    def release(self) -> None:
+        self.collection.release()
+
+    def _encode(self, network: ControlNetwork, control_image: Image.Image) -> tuple[torch.Tensor, ...]:
+        """Return what a forward needs of a control image."""
+        return network.encode_picture(control_image)
+
+    @abstractmethod
+    def make_additions(self, inputs: ForwardInputs, pictures: Sequence[PictureRows]) -> Additions: ...
+
+
+class UNetControlConditioner(ControlConditioner):
+    """`name_texts` names the texts of a forward as a ControlNet's forward takes them."""
+
+    def __init__(self, collection: ControlCollection, preprocessors: Preprocessors, name_texts: NameTexts) -> None:
+        super().__init__(collection, preprocessors)
+        self._name_texts = name_texts
+
+    def make_additions(self, inputs: ForwardInputs, pictures: Sequence[PictureRows]) -> Additions:
+        additions: dict[str, tuple[torch.Tensor, ...]] = {}
+        if controls := [each for each in pictures if each.slot.kind == "control"]:
+            *down, middle = sum_spread(controls, [self._run(inputs, each) for each in controls], len(inputs.x))
+            additions |= {
+                "down_block_additional_residuals": tuple(down),
+                "mid_block_additional_residual": (middle,),
+            }
+        if adapters := [each for each in pictures if each.slot.kind == "adapter"]:
+            features = sum_spread(adapters, [each.tensors for each in adapters], len(inputs.x))
+            additions["down_intrablock_additional_residuals"] = tuple(features)
+        return additions
+
+    def _run(self, inputs: ForwardInputs, picture: PictureRows) -> Sequence[torch.Tensor]:
+        """Run a ControlNet for the rows that have its picture."""
+        network = cast(ControlNet, picture.network)
+        texts = self._name_texts(tuple(picture.select(part) for part in inputs.conditioning))
+        return network.compute_residuals(picture.select(inputs.x), picture.select(inputs.t), picture.tensors[0], texts)
+
+
+def make_unet_conditioner(pipeline: Any, device: torch.device, name_texts: NameTexts) -> UNetControlConditioner:
+    """Return the conditioner of a pipeline with a U-Net."""
+    return UNetControlConditioner(make_collection(pipeline, pipeline.unet, device), Preprocessors(device), name_texts)
+
+
+def make_collection(pipeline: Any, network: Any, device: torch.device) -> ControlCollection:
+    """Return the control networks for a pipeline's network."""
+    channels, factor = int(pipeline.vae.config.latent_channels), int(pipeline.vae_scale_factor)
+    return ControlCollection(TargetNetwork(type(network).__name__, network.config, channels, factor), device)
+
+
+def name_unet_inputs(additions: Additions) -> dict[str, Any]:
+    """Return control additions as the arguments of a U-Net's forward, which empties the list of features."""
+    arguments: dict[str, Any] = {}
+    if "down_block_additional_residuals" in additions:
+        arguments["down_block_additional_residuals"] = additions["down_block_additional_residuals"]
+        arguments["mid_block_additional_residual"] = additions["mid_block_additional_residual"][0]
+    if "down_intrablock_additional_residuals" in additions:
+        arguments["down_intrablock_additional_residuals"] = list(additions["down_intrablock_additional_residuals"])
+    return arguments
+
+
+def sum_spread(
+    pictures: Sequence[PictureRows], values: Sequence[Sequence[torch.Tensor]], row_count: int
+) -> list[torch.Tensor]:
+    """Return the sums of all pictures' scaled values, each `[row_count, …]`."""
+    totals: list[torch.Tensor] = []
+    for picture, tensors in zip(pictures, values, strict=True):
+        spread = [picture.spread(picture.scale(tensor), row_count) for tensor in tensors]
+        sums = [total + each for total, each in zip(totals, spread, strict=False)]
+        totals = [*sums, *(totals if len(totals) > len(spread) else spread)[len(sums) :]]
+    return totals
+
+
+def _fit(picture: Image.Image, recipe: Recipe) -> Image.Image:
+    """Return the picture (RGB) at the recipe's size, its middle where the shapes differ."""
+    size = recipe.width, recipe.height
+    picture = picture.convert("RGB")
+    return picture if picture.size == size else ImageOps.fit(picture, size, Image.Resampling.LANCZOS)

@@ -1,0 +1,69 @@
+"""`PictureConditioner`: one kind of pictures for a family, from the recipe to the inputs of a forward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+
+from engine.contract import ControlModel, Dtype, Preprocessor, Recipe
+from engine.models.pictures.picture_conditions import OpenPicture, PictureConditions, PictureRows, SlotKind
+
+Additions = Mapping[str, tuple[torch.Tensor, ...]]  # further inputs of a network, by their name in its forward
+
+
+class ForwardInputs(NamedTuple):
+    """The inputs of a forward: latents `[rows, …]` and conditions in `dtype`, timesteps `[rows]`."""
+
+    x: torch.Tensor
+    t: torch.Tensor
+    conditioning: tuple[torch.Tensor, ...]
+    dtype: Dtype
+
+
+class PictureConditioner(Protocol):
+    """Prepares a recipe's pictures of `kinds`, and turns those of a forward's rows into additional inputs."""
+
+    kinds: tuple[SlotKind, ...]
+
+    def use_data_folder(self, data: Path) -> None:
+        """From now on, find networks in the worker's data folder."""
+        ...
+
+    def list_networks(self) -> tuple[ControlModel, ...]:
+        """Return the networks that fit the model."""
+        ...
+
+    def list_preprocessors(self) -> tuple[Preprocessor, ...]:
+        """Return the preprocessors that may make its pictures."""
+        ...
+
+    def needs_pictures(self, recipe: Recipe) -> bool:
+        """Return whether the recipe has such pictures."""
+        ...
+
+    def check_pictures(self, recipe: Recipe) -> None:
+        """Raise `JobRejected` where it cannot take them; load nothing."""
+        ...
+
+    def count_bytes(self, recipe: Recipe) -> int:
+        """Return the bytes of its networks in memory once those of the recipe are loaded. Loads nothing."""
+        ...
+
+    def load_networks(self, recipe: Recipe) -> None:
+        """Load the networks that they need, in the recipe's number format. It may run on any thread."""
+        ...
+
+    def prepare_pictures(self, recipe: Recipe, open_picture: OpenPicture) -> PictureConditions:
+        """Return them as conditions. Raises `JobRejected`."""
+        ...
+
+    def make_additions(self, inputs: ForwardInputs, pictures: Sequence[PictureRows]) -> Additions:
+        """Return the additional inputs of a forward with these pictures, for all of its rows."""
+        ...
+
+    def release(self) -> None:
+        """Drop all networks."""
+        ...
