@@ -29,8 +29,11 @@ PictureCheckOption = Annotated[
     typer.Option("--picture-check", "--check", help="A folder with an image classifier; else DARKROOM_PICTURE_CHECK."),
 ]
 OffloadOption = Annotated[
-    bool,
-    typer.Option("--offload", help="On a GPU: keep text encoders in host memory, and on the GPU only while they run."),
+    str,
+    typer.Option(
+        help="What stays off the device but while it runs: none, text (encoders), layers, or auto: what must; else "
+        "DARKROOM_OFFLOAD, or auto. Alone: text."
+    ),
 ]
 KeyFileOption = Annotated[
     Path | None, typer.Option(help="A file with this worker's own key, in place of a token; else DARKROOM_NATS_KEY.")
@@ -72,7 +75,7 @@ def serve(
     graphs: Annotated[
         bool, typer.Option("--cuda-graphs", "--graphs", help="On a GPU: record forwards as CUDA graphs.")
     ] = False,
-    offload: OffloadOption = False,
+    offload: OffloadOption = "",
     simulated: SimulatedOption = False,
     row_ms: RowMsOption = None,
     rows: RowsOption = None,
@@ -107,11 +110,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", GOMP_SPIN_COUNT)  # torch reads it when it loads, later
     from engine.bus.connection import BrokerUnreachable
     from engine.contract.rejection import JobRejected
+    from engine.process.offload_request import complete_switch
     from engine.process.settings import SettingError
 
     os.umask(0o077)  # new files are their owner's alone
     try:
-        app(list(argv) if argv is not None else None)
+        app(complete_switch(sys.argv[1:] if argv is None else argv))
     except (SettingError, BrokerUnreachable, JobRejected) as error:
         return _print_error(str(error), EXIT_BAD_SETTING)
     except SystemExit as exit_error:  # how typer ends; it has already printed a usage error

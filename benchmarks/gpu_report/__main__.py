@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,8 +12,10 @@ from benchmarks.models.__main__ import default_cache_folder, measure_models, par
 if TYPE_CHECKING:
     import torch
 
+    from benchmarks.gpu_report.speedups import LoadFamily
     from benchmarks.report.figure_row import FigureRow
     from engine.models.families.diffusers_family import DiffusersFamily
+    from engine.process.offload_request import Offload
 
 REPORT_NAME = "darkroom-gpu-report"
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -86,19 +87,18 @@ def measure_report(
     return facts, sections
 
 
-def _make_family_loader(device: torch.device, cache_folder: Path) -> Callable[[], DiffusersFamily]:
+def _make_family_loader(device: torch.device, cache_folder: Path) -> LoadFamily:
     """Return the loader of the network to time: Stable Diffusion 1.5 on a GPU, the embedded model on a processor."""
 
-    def load_family() -> DiffusersFamily:
+    def load_family(offload: Offload = "none") -> DiffusersFamily:
         from benchmarks.models.model_configs import build_sd15
         from benchmarks.models.random_weights import ensure_model_folder
         from engine import models
         from engine.models.families.diffusers_family import DiffusersFamily
 
         if device.type == "cuda":
-            family = models.load_folder(
-                str(ensure_model_folder(cache_folder / "real-512" / "sd15", build_sd15)), "sd15", device
-            )
+            folder = ensure_model_folder(cache_folder / "real-512" / "sd15", build_sd15)
+            family = models.load_model(str(folder), cache_folder, device=device, offload=offload)
         else:
             family = models.load_model("embedded", cache_folder, device=device)
         assert isinstance(family, DiffusersFamily)

@@ -5,10 +5,12 @@ On a GPU it loads Stable Diffusion 1.5's configuration, on a processor the embed
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -19,6 +21,7 @@ from engine.contract import Dtype
 from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.family import Family
 from engine.models.network.cuda_graphs import FORWARDS_BEFORE_RECORDING
+from engine.process.offload_request import OFFLOADS, Offload
 
 BATCH_SIZES = (2, 4, 8, 16)
 ROUNDS = 5
@@ -26,9 +29,20 @@ COMPILED_ROUNDS = 10
 NO_GPU_NOTE = "not on a processor"
 GRAPH_ROW_NAMES = ("CUDA graphs: a forward of 2 rows, without ÷ with", "CUDA graphs: the same bits as without them")
 COMPILE_ROW_NAME = "torch.compile: a forward of 2 rows, without ÷ with"
-OFFLOAD_ROW_NAME = "offload: GPU memory at rest, with ÷ without"
-ENCODE_ROW_NAME = "offload: encoding a prompt, with ÷ without"
-LoadFamily = Callable[[], DiffusersFamily]
+OFFLOAD_ROW_NAMES = (
+    "offloaded text encoders: GPU memory at rest, with ÷ without",
+    "offloaded text encoders: encoding a prompt, with ÷ without",
+    "offloaded layers: GPU memory at rest, with ÷ without",
+    "offloaded layers: GPU memory at its peak in a forward of 2 rows, with ÷ without",
+    "offloaded layers: a forward of 2 rows, with ÷ without",
+    "offloaded layers: largest difference of a forward",
+)
+
+
+class LoadFamily(Protocol):
+    """Loads the same model anew each time, with what of it stays off the device."""
+
+    def __call__(self, offload: Offload = "none") -> DiffusersFamily: ...
 
 
 def measure_speedup_rows(load_family: LoadFamily, print_progress: Callable[[str], None]) -> list[FigureRow]:
@@ -41,7 +55,7 @@ def measure_speedup_rows(load_family: LoadFamily, print_progress: Callable[[str]
         ("rows together", tuple(_batch_row_name(count) for count in BATCH_SIZES), _measure_batches),
         ("CUDA graphs", GRAPH_ROW_NAMES, _measure_cuda_graphs),
         ("torch.compile", (COMPILE_ROW_NAME,), _measure_compile),
-        ("offload", (OFFLOAD_ROW_NAME, ENCODE_ROW_NAME), _measure_offload),
+        ("offload", OFFLOAD_ROW_NAMES, _measure_offload),
     ):
         print_progress(title)
         method_rows = dict[str, FigureRow]()
@@ -109,27 +123,47 @@ def _measure_compile(load_family: LoadFamily) -> Iterator[FigureRow]:
     yield FigureRow(COMPILE_ROW_NAME, plain_ms / compiled_ms, None, "×", note)
 
 
+@dataclass(frozen=True)
+class _OffloadFigures:
+    """Of one way of offloading: MB at rest, MB at the peak of a forward, milliseconds, and the forward's output."""
+
+    rest_mb: float
+    peak_mb: float
+    encode_ms: float
+    forward_ms: float
+    output: torch.Tensor
+
+
 def _measure_offload(load_family: LoadFamily) -> Iterator[FigureRow]:
-    family = load_family()
-    if family.device.type != "cuda":
-        yield from (FigureRow(name, None, None, "×", NO_GPU_NOTE) for name in (OFFLOAD_ROW_NAME, ENCODE_ROW_NAME))
+    if load_family().device.type != "cuda":
+        yield from (FigureRow(name, None, None, "×", NO_GPU_NOTE) for name in OFFLOAD_ROW_NAMES)
         return
-    resident_mb = _read_gpu_memory_mb(family)
-    resident_ms = _measure_ms(_make_text_encode(family), family)
-    family.offload()
+    whole, text, layers = (_measure_offload_mode(load_family, mode) for mode in OFFLOADS)
+    figures = (
+        (text.rest_mb, whole.rest_mb, "MB"), (text.encode_ms, whole.encode_ms, "ms"),
+        (layers.rest_mb, whole.rest_mb, "MB"), (layers.peak_mb, whole.peak_mb, "MB"),
+        (layers.forward_ms, whole.forward_ms, "ms"),
+    )  # fmt: skip
+    for name, (figure, whole_figure, unit) in zip(OFFLOAD_ROW_NAMES, figures, strict=False):
+        note = f"{figure:.4g} {unit}, whole {whole_figure:.4g} {unit}"
+        yield FigureRow(name, figure / whole_figure, None, "×", note)
+    difference = float((layers.output - whole.output).abs().max()) / max(1.0, float(whole.output.abs().max()))
+    yield FigureRow(OFFLOAD_ROW_NAMES[-1], difference, "≤ 1e-4", "")
+
+
+def _measure_offload_mode(load_family: LoadFamily, mode: Offload) -> _OffloadFigures:
+    gc.collect()
     torch.cuda.empty_cache()
-    offloaded_mb = _read_gpu_memory_mb(family)
-    offloaded_ms = _measure_ms(_make_text_encode(family), family)
-    yield FigureRow(
-        OFFLOAD_ROW_NAME,
-        offloaded_mb / resident_mb,
-        None,
-        "×",
-        f"{resident_mb:.0f} MB, offloaded {offloaded_mb:.0f} MB",
-    )
-    yield FigureRow(
-        ENCODE_ROW_NAME, offloaded_ms / resident_ms, None, "×", f"{resident_ms:.3g} ms, offloaded {offloaded_ms:.3g} ms"
-    )
+    family = load_family(mode)
+    encode_ms = _measure_ms(_make_text_encode(family), family)
+    forward = _make_forward(family, 2, _choose_dtype(family))
+    forward_ms, output = _measure_ms(forward, family), forward()
+    torch.cuda.empty_cache()
+    rest_mb = _read_gpu_memory_mb(family)
+    torch.cuda.reset_peak_memory_stats(family.device)
+    forward()
+    peak_mb = torch.cuda.max_memory_allocated(family.device) / 2**20
+    return _OffloadFigures(rest_mb, peak_mb, encode_ms, forward_ms, output)
 
 
 def _choose_dtype(family: DiffusersFamily) -> Dtype:

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from benchmarks.models.measurement import Figures
     from benchmarks.models.model_configs import BenchmarkModel
     from benchmarks.report.figure_row import FigureRow
 
 MODEL_NAMES = ("sd15", "sdxl", "flux")
+PART_NAMES = ("speed", "memory", "families")  # beside diffusers; offload and tiles; memory of every family
 CACHE_FOLDER = "bench-models"
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -35,6 +37,10 @@ def bench_models(
     tiny: Annotated[
         bool, typer.Option("--tiny", help="The same rows with tiny models, as a test of the benchmark.")
     ] = False,
+    parts: Annotated[
+        str,
+        typer.Option(metavar="PARTS", help=f"Some of {', '.join(PART_NAMES)}, with commas; all by default."),
+    ] = "",
     json: Annotated[bool, typer.Option("--json", help="Print a list of rows as JSON.")] = False,
 ) -> None:
     """Measure models of real size side by side with diffusers: first preview and picture, users, step, decode, memory.
@@ -44,7 +50,9 @@ def bench_models(
     """
     from benchmarks.report.figure_row import format_json, format_table
 
-    rows = list(measure_models(parse_model_names(only), cache or default_cache_folder(), steps=steps, is_tiny=tiny))
+    names, part_names = parse_model_names(only), parse_part_names(parts)
+    cache_folder = cache or default_cache_folder()
+    rows = list(measure_models(names, cache_folder, steps=steps, is_tiny=tiny, part_names=part_names))
     typer.echo(format_json(rows) if json else format_table(rows))
 
 
@@ -56,6 +64,14 @@ def parse_model_names(only: str) -> tuple[str, ...]:
     return names
 
 
+def parse_part_names(text: str) -> tuple[str, ...]:
+    """Split a list of parts at commas; an empty one means all. Raises `typer.BadParameter` for an unknown name."""
+    names = tuple(name.strip() for name in text.split(",") if name.strip()) or PART_NAMES
+    if unknown := [name for name in names if name not in PART_NAMES]:
+        raise typer.BadParameter(f"There is no part {unknown[0]} here; there are {', '.join(PART_NAMES)}.")
+    return names
+
+
 def default_cache_folder() -> Path:
     from engine.process.settings import default_data
 
@@ -63,7 +79,12 @@ def default_cache_folder() -> Path:
 
 
 def measure_models(
-    names: tuple[str, ...], cache_folder: Path, *, steps: int | None, is_tiny: bool
+    names: tuple[str, ...],
+    cache_folder: Path,
+    *,
+    steps: int | None,
+    is_tiny: bool,
+    part_names: tuple[str, ...] = PART_NAMES,
 ) -> Iterator[FigureRow]:
     import torch
 
@@ -72,21 +93,37 @@ def measure_models(
     on_gpu = torch.cuda.is_available()
     for model in list_tiny_models() if is_tiny else list_real_models(on_gpu):
         if model.name in names:
-            model_with_steps = replace(model, steps=steps or model.steps)
-            yield from _measure_model(
-                model_with_steps, cache_folder / ("tiny" if is_tiny else f"real-{model.side}") / model.name, on_gpu
-            )
+            folder = cache_folder / ("tiny" if is_tiny else f"real-{model.side}") / model.name
+            yield from _measure_model(replace(model, steps=steps or model.steps), folder, on_gpu, part_names)
+    if "families" in part_names:
+        from benchmarks.models.family_memory import measure_family_rows
+
+        yield from measure_family_rows(_print_progress)
 
 
-def _measure_model(model: BenchmarkModel, folder: Path, on_gpu: bool) -> Iterator[FigureRow]:
-    """Build the model's folder if it is missing, and measure it; if building fails, the rows say so."""
-    from benchmarks.models.measurement import Figures, measure_model
+def _measure_model(
+    model: BenchmarkModel, folder: Path, on_gpu: bool, part_names: tuple[str, ...]
+) -> Iterator[FigureRow]:
+    """Build the model's folder if it is missing, and measure the parts; if building fails, the rows say so."""
+    from benchmarks.models.measurement import Figures
     from benchmarks.models.random_weights import ensure_model_folder
-    from benchmarks.models.ratios import make_rows
 
     figures = Figures()
     _print_progress(f"{model.name}: its folder is {folder}")
     figures.add_measured("building the model", lambda: ensure_model_folder(folder, model.build_pipeline) and {})
+    if "speed" in part_names:
+        yield from _measure_speed(model, folder, figures, on_gpu)
+    if "memory" in part_names and not figures.failures:
+        from benchmarks.models.memory_rows import measure_memory_rows
+
+        yield from measure_memory_rows(model, folder, _print_progress)
+
+
+def _measure_speed(model: BenchmarkModel, folder: Path, figures: Figures, on_gpu: bool) -> Iterator[FigureRow]:
+    """Yield the rows beside diffusers. `figures` has the failures so far."""
+    from benchmarks.models.measurement import measure_model
+    from benchmarks.models.ratios import make_rows
+
     if not figures.failures:
         figures = measure_model(model, folder, _print_progress)
     for failure in figures.failures:

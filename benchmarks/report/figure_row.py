@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 AT_MOST_SIGN = "≤"
+RANGE_WORD = " to "
 
 
 @dataclass(frozen=True)
 class FigureRow:
-    """One figure. `goal` reads "≥ 3.5", "≤ 200" or "= 1"; None means that the figure has no goal.
+    """One figure. `goal` reads "≥ 3.5", "≤ 200", "= 1" or "0.9 to 1.1"; None means that the figure has no goal.
 
     A figure of None could not be measured, and `note` says why. `samples` of the `planned` samples were taken: fewer
     miss every goal, and with none the figure becomes None. A figure that is not finite becomes None, too.
@@ -56,6 +57,9 @@ class FigureRow:
             return False
         if self.goal is None:
             return True
+        if RANGE_WORD in self.goal:
+            low, high = map(float, self.goal.split(RANGE_WORD))
+            return low <= self.figure <= high
         sign, bound = self.goal.split()
         if sign == "=":
             return self.figure == float(bound)

@@ -22,6 +22,7 @@ from msgspec.structs import replace
 from engine.calibration.measurement import TIMED_BUCKETS, Clock, candidate_dtypes, measure_times
 from engine.contract import Dtype, ModelProfile, Sampler
 from engine.models.family import (
+    CanBeOffloaded,
     Family,
     HasDefaultSampling,
     SkipsTextLayers,
@@ -120,7 +121,10 @@ def update_default_steps(calibration: Calibration, family: Family) -> Calibratio
 def calibration_key(family: Family) -> str:
     """Return the key of a calibration; anything in it changes the timing, or the bits."""
     device = f"{read_device_name(family.device)}, {torch.get_num_threads()} threads"
-    return f"{device} | torch {torch.__version__}, diffusers {diffusers.__version__} | {family.name} {family.revision}"
+    libraries, offload = f"torch {torch.__version__}, diffusers {diffusers.__version__}", ""
+    if isinstance(family, CanBeOffloaded) and family.offload != "none":
+        offload = f", offload {family.offload}"
+    return f"{device} | {libraries}{offload} | {family.name} {family.revision}"
 
 
 def read_device_name(device: torch.device) -> str:

@@ -6,6 +6,7 @@ Blocks for seconds to minutes.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,13 +30,16 @@ from engine.models.family import Family
 from engine.models.files.fingerprint import fingerprint_folder
 from engine.models.files.model_source import ModelSource, find_model
 from engine.models.loading.memory_estimate import (
-    estimate_bytes,
+    choose_offload,
     estimate_bytes_by_format,
     estimate_embedded_bytes,
 )
+from engine.models.loading.memory_plan import MemoryChoice
 from engine.models.loading.number_formats import FormatChooser
 from engine.models.loading.pipeline_loader import OnProgress
 from engine.models.loading.single_file import find_configs
+from engine.models.network.group_offload import remove_stale_folders
+from engine.process.offload_request import Offload, OffloadRequest
 from engine.upscaling.super_resolver import SuperResolver
 
 log = logging.getLogger(__name__)
@@ -48,7 +52,8 @@ CALIBRATION_FILE = "calibration.json"
 class LoadContext:
     """Model directory, device and settings.
 
-    `use_cuda_graphs`, `use_cpu_offload`: as `graphs` and `offload` of `engine.process.settings.WorkerSettings`.
+    `use_cuda_graphs`, `offload`: as `graphs` and `offload` of `engine.process.settings.WorkerSettings`. `budget`: bytes
+    for models, by which `offload` chooses.
     """
 
     data: Path
@@ -56,7 +61,8 @@ class LoadContext:
     resolver: SuperResolver | None
     build: str
     use_cuda_graphs: bool = False
-    use_cpu_offload: bool = False
+    offload: OffloadRequest = "none"
+    budget: int = sys.maxsize
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,7 @@ class DiscoveredModel:
 
 def discover_models(names: Sequence[str], context: LoadContext) -> list[DiscoveredModel]:
     """Find every model. Raises `JobRejected` where one is missing, or two have one name."""
+    remove_stale_folders(context.data)
     catalog, discovered = catalog_file.read_catalog(context.data), list[DiscoveredModel]()
     for name_or_path in names:
         model = _discover(name_or_path, context, catalog)
@@ -112,51 +119,55 @@ def load_models(
 def _discover(name_or_path: str, context: LoadContext, catalog: dict[str, CalibratedModel]) -> DiscoveredModel:
     source = None if name_or_path == EMBEDDED_MODEL else find_model(name_or_path, context.data)
     format_chooser = FormatChooser(context.device)
-    name, size, revision = _inspect_source(source, format_chooser) if source else _inspect_embedded()
+    name, choice, revision = _inspect_source(source, format_chooser, context) if source else _inspect_embedded()
     upscaler = context.resolver.fingerprint if context.resolver else ""
     added_files = fingerprint_added_files(context.data, source.path if source else WEIGHTS_FOLDER)
-    catalog_key = catalog_file.make_key(name, revision, context.device, upscaler, context.build, added_files)
+    build = context.build if choice.offload == "none" else f"{context.build}, offload {choice.offload}"
+    catalog_key = catalog_file.make_key(name, revision, context.device, upscaler, build, added_files)
 
     def load(on_progress: OnProgress | None) -> Family:
-        family = _load_family(source, context, on_progress)
+        family = _load_family(source, context, choice.offload, on_progress)
         if source is not None and source.compute_fingerprint() != revision:
             raise JobRejected(f"The files of the model {name} have changed: restart this worker.", "worker")
         return _configure_family(family, context)
 
-    size_by_format = estimate_bytes_by_format(source, format_chooser) if source else dict[Dtype, int]()
-    return DiscoveredModel(name, size, catalog_key, load, catalog.get(catalog_key), size_by_format)
+    size_by_format = estimate_bytes_by_format(source, format_chooser, choice.offload) if source else {}
+    return DiscoveredModel(name, choice.device_bytes, catalog_key, load, catalog.get(catalog_key), size_by_format)
 
 
-def _inspect_source(source: ModelSource, format_chooser: FormatChooser) -> tuple[str, int, str]:
-    """Return name, size and revision; fetch what the model needs from the hub now, never while jobs run."""
-    size = estimate_bytes(source, format_chooser)  # first: its errors say what is wrong with the files
+def _inspect_source(
+    source: ModelSource, format_chooser: FormatChooser, context: LoadContext
+) -> tuple[str, MemoryChoice, str]:
+    """Return name, way of loading and revision; fetch what the model needs from the hub now, never while jobs run."""
+    choice = choose_offload(source, format_chooser, context.offload, context.budget)  # its errors name wrong files
     if source.is_file:
         find_configs(source.path, source.name)
-    return source.name, size, source.compute_fingerprint()
+    return source.name, choice, source.compute_fingerprint()
 
 
-def _load_family(source: ModelSource | None, context: LoadContext, on_progress: OnProgress | None) -> Family:
+def _load_family(
+    source: ModelSource | None, context: LoadContext, offload: Offload, on_progress: OnProgress | None
+) -> Family:
     """Load the files found at the start: a hub name is not looked up again."""
     if source is None:
         return models.load_model(EMBEDDED_MODEL, context.data, device=context.device, resolver=context.resolver)
-    family = models.load_source(source, context.device, context.resolver, on_progress)
+    pipeline_offload = models.make_pipeline_offload(offload, context.device, context.data)
+    family = models.load_source(source, context.device, context.resolver, on_progress, offload=pipeline_offload)
     if isinstance(family, DiffusersFamily):
         family.use_data_folder(context.data)
     return family
 
 
 def _configure_family(family: Family, context: LoadContext) -> Family:
-    """Apply offloading and CUDA graphs where the model supports them."""
-    if isinstance(family, DiffusersFamily):
-        if context.use_cpu_offload:
-            family.offload()
-        if context.use_cuda_graphs:
-            family.forward_runner.enable_cuda_graphs()
+    """Apply CUDA graphs where the model supports them."""
+    if isinstance(family, DiffusersFamily) and context.use_cuda_graphs:
+        family.forward_runner.enable_cuda_graphs()
     return family
 
 
-def _inspect_embedded() -> tuple[str, int, str]:
-    return EMBEDDED_MODEL, estimate_embedded_bytes(), fingerprint_folder(WEIGHTS_FOLDER)
+def _inspect_embedded() -> tuple[str, MemoryChoice, str]:
+    choice = MemoryChoice("none", "none", estimate_embedded_bytes(), fits=True)
+    return EMBEDDED_MODEL, choice, fingerprint_folder(WEIGHTS_FOLDER)
 
 
 def _load_or_read_entry(

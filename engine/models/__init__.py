@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
+    from engine.contract import Dtype
     from engine.models.family import Family
     from engine.models.files.model_source import ModelSource
     from engine.models.loading.pipeline_loader import LoadedPipeline, OnProgress
+    from engine.models.network.pipeline_offload import PipelineOffload
+    from engine.process.offload_request import Offload, OffloadRequest
     from engine.upscaling.super_resolver import SuperResolver
 
 
 def load_model(
     name_or_path: str, data: Path, *, device: torch.device | str = "cpu", resolver: SuperResolver | None = None,
-    on_progress: OnProgress | None = None, large_threshold: int | None = None,
+    on_progress: OnProgress | None = None, large_threshold: int | None = None, offload: OffloadRequest = "none",
 ) -> Family:  # fmt: skip
     """Load a model: `embedded`, a folder, a safetensors file, either's name in `<data>/models`, or a hub name.
 
     `resolver` upscales a small model's pictures. `on_progress` receives the progress. `large_threshold`: as in
-    `FormatChooser`. Raises `JobRejected`.
+    `FormatChooser`. `offload`: what stays off the device; auto: what must, by the device's memory. The embedded model
+    is too small for it. Raises `JobRejected`.
     """
     from engine.models.families.diffusers_family import DiffusersFamily
     from engine.models.families.embedded import EMBEDDED_MODEL, load_embedded
@@ -30,7 +34,9 @@ def load_model(
     if name_or_path == EMBEDDED_MODEL:
         family: Family = load_embedded(device, resolver=resolver)
     else:
-        family = load_source(find_model(name_or_path, data), device, resolver, on_progress, large_threshold)
+        source = find_model(name_or_path, data)
+        pipeline_offload = make_pipeline_offload(_choose_offload(source, device, offload), device, data)
+        family = load_source(source, device, resolver, on_progress, large_threshold, pipeline_offload)
     if isinstance(family, DiffusersFamily):
         family.use_data_folder(data)
     return family
@@ -49,11 +55,13 @@ def load_folder(
 def load_source(
     source: ModelSource, device: torch.device | str = "cpu", resolver: SuperResolver | None = None,
     on_progress: OnProgress | None = None, large_threshold: int | None = None,
+    offload: PipelineOffload | None = None,
 ) -> Family:  # fmt: skip
     """Load a located model. Raises `JobRejected` where it is no model in safetensors."""
     import torch
 
     from engine.models.families.diffusers_family import DiffusersFamily
+    from engine.models.family import CanBeOffloaded
     from engine.models.loading.number_formats import LARGE_PARAMETERS, FormatChooser
     from engine.models.loading.pipeline_loader import load_folder_pipeline
     from engine.models.loading.single_file import load_file_pipeline
@@ -64,12 +72,51 @@ def load_source(
     loaded = (load_file_pipeline if source.is_file else load_folder_pipeline)(
         source.path, source.name, format_chooser, on_progress
     )
+    loaded = loaded if offload is None else _offload_parts(loaded, offload)
     family = _make_family(loaded, source, device, resolver)
+    if offload is not None and isinstance(family, CanBeOffloaded):
+        family.offload = offload.mode
     if isinstance(family, DiffusersFamily):
         family.model_folder = None if source.is_file else source.path
         if loaded.single_format is not None:
             family.use_single_format(loaded.single_format, loaded.reload)
     return family
+
+
+def _choose_offload(source: ModelSource, device: torch.device | str, request: OffloadRequest) -> Offload:
+    """Return what of a model stays off the device if it is the only one there."""
+    import torch
+
+    from engine.device.memory_budget import model_budget
+    from engine.models.loading.memory_estimate import choose_offload
+    from engine.models.loading.number_formats import FormatChooser
+
+    if request != "auto":
+        return request
+    chooser = FormatChooser(torch.device(device))
+    return choose_offload(source, chooser, request, model_budget(chooser.device)).offload
+
+
+def make_pipeline_offload(offload: Offload, device: torch.device | str, data: Path) -> PipelineOffload | None:
+    """Return how to offload a model; None where all of it stays on the device."""
+    import torch
+
+    from engine.models.network.pipeline_offload import PipelineOffload
+
+    return None if offload == "none" else PipelineOffload(offload, torch.device(device), data)
+
+
+def _offload_parts(loaded: LoadedPipeline, offload: PipelineOffload) -> LoadedPipeline:
+    """Offload the loaded pipeline, before anything moves to the device, and whenever it is loaded again."""
+    from dataclasses import replace
+
+    def reload(dtype: Dtype) -> Any:
+        pipeline = loaded.reload(dtype)
+        offload.offload_parts(pipeline)
+        return pipeline
+
+    offload.offload_parts(loaded.pipeline)
+    return replace(loaded, reload=reload)
 
 
 def _make_family(

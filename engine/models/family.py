@@ -12,6 +12,7 @@ from engine.contract import ControlModel, Dtype, GuidanceKind, Lora, ModelPart, 
 from engine.contract.rejection import JobRejected
 from engine.models.pictures.picture_conditions import OpenPicture, PictureConditions, PictureRows
 from engine.plan import Plan
+from engine.process.offload_request import Offload
 
 if TYPE_CHECKING:
     from engine.models.judge import PromptJudge
@@ -121,6 +122,13 @@ class TimedAtNativeSize(Protocol):
     """A family whose timing forward always has its native size."""
 
     timed_at_native_size: bool
+
+
+@runtime_checkable
+class CanBeOffloaded(Protocol):
+    """A family that says what of it is off the device between its forwards; this changes its speed, and no pixel."""
+
+    offload: Offload
 
 
 @runtime_checkable

@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from engine.process.log_format import LogFormat
+from engine.process.offload_request import OffloadRequest, parse_offload
 
 SIZE_PATTERN = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*(?:([KMGT])(I?))?B?", re.IGNORECASE)
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -91,7 +92,7 @@ class WorkerSettings(BaseModel):
     - `parent`: the process that started this one; the worker ends with it; 0: none.
     - `upscaler`: a file; None: the built-in super-resolver.
     - `graphs`: on a GPU, record forwards as CUDA graphs.
-    - `offload`: keep text encoders in host memory, and on the GPU only while they run.
+    - `offload`: what stays off the device but while it runs: nothing, text encoders, or all layers; auto: what must.
     - `simulated`: a device that only waits, without models.
     - `log`: the format of log lines.
     """
@@ -112,7 +113,7 @@ class WorkerSettings(BaseModel):
     upscaler: Path | None = None
     memory: int | None = None
     graphs: bool = False
-    offload: bool = False
+    offload: OffloadRequest = "auto"
     log: LogFormat = "text"
     simulated: SimulationSettings | None = None
 
@@ -120,6 +121,11 @@ class WorkerSettings(BaseModel):
     @classmethod
     def _parse_memory(cls, value: object) -> object:
         return parse_size(value) if isinstance(value, str) else value
+
+    @field_validator("offload", mode="before")
+    @classmethod
+    def _parse_offload(cls, value: object) -> object:
+        return parse_offload(value) if isinstance(value, str | bool) else value
 
     @field_validator("nats_key")
     @classmethod
@@ -218,6 +224,14 @@ def upscaler_path() -> Path | None:
     """Return the file that the environment names in place of the built-in super-resolver."""
     path = os.environ.get(VARIABLES["upscaler"])
     return Path(path).expanduser().absolute() if path else None
+
+
+def offload_request() -> OffloadRequest:
+    """Return what the environment asks to keep off the device; auto where it says nothing. Raises `SettingError`."""
+    try:
+        return parse_offload(os.environ.get(VARIABLES["offload"]) or "auto")
+    except ValueError as error:
+        raise SettingError(f"{VARIABLES['offload']}: {error}.") from error
 
 
 def _setting_error(error: ValidationError, names: Mapping[str, str]) -> SettingError:

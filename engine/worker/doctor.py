@@ -11,7 +11,7 @@ from engine.contract.rejection import JobRejected
 from engine.device.torch_device import choose_device
 from engine.models.family import Family
 from engine.output.picture_check import PictureCheck
-from engine.process.settings import SettingError, load_check_settings, upscaler_path
+from engine.process.settings import SettingError, load_check_settings, offload_request, upscaler_path
 from engine.upscaling.super_resolver import SuperResolver
 from engine.worker.added_files_check import check_added_files
 
@@ -33,7 +33,7 @@ def check_model(data: Path, model: str = "embedded", *, force: bool = False) -> 
         return
     yield "upscaler", True, _describe_upscaler(resolver), ""
     try:
-        family = models.load_model(model, data, device=device, resolver=resolver)
+        family = models.load_model(model, data, device=device, resolver=resolver, offload=offload_request())
     except (JobRejected, OSError, ValueError) as error:
         yield "model", False, f"{model} does not load: {error}", "Install again: pip install 'darkroom-bot[all]'."
         return

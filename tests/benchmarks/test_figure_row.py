@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from benchmarks.report.figure_row import FigureRow, format_json, format_table
 
-GOALS = st.sampled_from(["≥ 0.5", "≤ 2", "= 0", "= 1", None])
+GOALS = st.sampled_from(["≥ 0.5", "≤ 2", "= 0", "= 1", "0.9 to 1.1", None])
 FIGURES = st.none() | st.floats() | st.integers(-3, 3)
 
 
@@ -53,3 +53,10 @@ def test_a_row_of_one_measurement_shows_no_sample_count() -> None:
     assert FigureRow("resident", 120.0, "≤ 200", "MB").to_dict() == {
         "name": "resident", "figure": 120.0, "goal": "≤ 200", "unit": "MB", "pass": True
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("figure", "expected"), [(0.89, False), (0.9, True), (1.1, True), (1.11, False), (None, False)]
+)
+def test_a_goal_may_be_a_range(figure: float | None, expected: bool) -> None:
+    assert FigureRow("a row", figure, "0.9 to 1.1", "×").meets_goal == expected

@@ -19,6 +19,7 @@ from benchmarks.models.measurement import Figures
 from benchmarks.report.figure_row import FigureRow
 from engine import models
 from engine.models.families.diffusers_family import DiffusersFamily
+from engine.process.offload_request import Offload
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers' schedulers
 CPU = torch.device("cpu")
@@ -76,8 +77,8 @@ def test_a_picture_that_differs_is_a_miss(monkeypatch: pytest.MonkeyPatch) -> No
 def load(tmp_path: Path) -> speedups.LoadFamily:
     save_small_pipeline("sd", tmp_path / "sd")
 
-    def load_family() -> DiffusersFamily:
-        family = models.load_folder(str(tmp_path / "sd"), "sd")
+    def load_family(offload: Offload = "none") -> DiffusersFamily:
+        family = models.load_model(str(tmp_path / "sd"), tmp_path, offload=offload)
         assert isinstance(family, DiffusersFamily)
         return family
 
@@ -91,7 +92,7 @@ def test_each_method_is_measured_or_marked_as_gpu_only(load: speedups.LoadFamily
     assert all(figure > 0 for figure in measured_figures.values())
     assert sorted(measured_figures) == sorted(speedups._batch_row_name(count) for count in speedups.BATCH_SIZES)
     assert {row.note for row in rows if row.figure is None} == {speedups.NO_GPU_NOTE}
-    assert len(rows) == len(speedups.BATCH_SIZES) + 5
+    assert len(rows) == len(speedups.BATCH_SIZES) + 3 + len(speedups.OFFLOAD_ROW_NAMES)
 
 
 def test_a_failing_method_does_not_stop_the_others(load: speedups.LoadFamily, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +101,7 @@ def test_a_failing_method_does_not_stop_the_others(load: speedups.LoadFamily, mo
 
     monkeypatch.setattr(speedups, "_measure_ms", fail)
     rows = speedups.measure_speedup_rows(load, ignore_sentence)
-    assert len(rows) == len(speedups.BATCH_SIZES) + 5
+    assert len(rows) == len(speedups.BATCH_SIZES) + 3 + len(speedups.OFFLOAD_ROW_NAMES)
     assert all("out of memory" in row.note for row in rows[: len(speedups.BATCH_SIZES)])
     assert {row.note for row in rows[len(speedups.BATCH_SIZES) :]} == {speedups.NO_GPU_NOTE}
 
@@ -124,7 +125,7 @@ def test_a_method_that_fails_late_keeps_its_first_rows_and_repeats_none(
 
 
 def test_failures_name_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any) -> Any:
+    def fail(*_: Any, **__: Any) -> Any:
         raise FileNotFoundError(2, "No such file or directory", "/home/ada/models/sd")
 
     figures = Figures()

@@ -139,7 +139,7 @@ def _load_model(model: str, data: Path, display: ProgressDisplay) -> tuple[Famil
     from engine import models
     from engine.calibration.calibration import calibrate
     from engine.device.torch_device import choose_device
-    from engine.process.settings import upscaler_path
+    from engine.process.settings import SettingError, offload_request, upscaler_path
     from engine.upscaling.super_resolver import SuperResolver
 
     if "/" in model:
@@ -147,12 +147,17 @@ def _load_model(model: str, data: Path, display: ProgressDisplay) -> tuple[Famil
     else:
         display.print_note(f"No Darkroom is running: {model} is loaded here. `darkroom up` keeps it in memory.")
     name = Path(model).name
+    try:
+        offload = offload_request()
+    except SettingError as error:
+        raise UserError(str(error)) from error
     display.show_loading(f"loading {name}", None)
     device = choose_device()
     resolver = SuperResolver.load(upscaler_path(), device)
     family = models.load_model(
-        model, data, device=device, resolver=resolver, on_progress=_loading_callback(name, model, data, display)
-    )
+        model, data, device=device, resolver=resolver, on_progress=_loading_callback(name, model, data, display),
+        offload=offload,
+    )  # fmt: skip
     display.show_loading(f"measuring {name}", None)
     return family, calibrate(family, data / "calibration.json").to_model_profile(family)
 

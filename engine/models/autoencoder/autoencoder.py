@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from engine.models.autoencoder.tiled_decode import decode_within_memory
+from engine.models.autoencoder.tiled_encode import encode_within_memory
 from engine.preview_maps.known_maps import LatentSpace
 
 
@@ -25,7 +26,7 @@ def decode_latents(vae: Any, latents: torch.Tensor, device: torch.device) -> tor
 def encode_pixels(vae: Any, pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Return scaled latents `[channels, height, width]`, float32: the encoder's mean for pixels in -1…1."""
     with avoid_overflow(vae):
-        mean = vae.encode(pixels.to(device, vae.dtype)).latent_dist.mean[0].float()
+        mean = encode_within_memory(vae, pixels.to(device, vae.dtype))[0]
     return (mean - get_shift(vae.config)) * vae.config.scaling_factor
 
 

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 TILE, OVERLAP = 512, 128  # pixels along a side
 CHANNELS_LAST_LAYERS, CONTIGUOUS_LAYERS = 6, 8  # a decoder's peak memory in layers of its first block's size; measured
+Run = Callable[[], Any]
 Decode = Callable[[torch.Tensor], torch.Tensor]
 Span = tuple[int, torch.Tensor]  # a tile's first latent along a side, and its weight at each of its pixels
 
@@ -33,33 +34,41 @@ def decode_within_memory(vae: Any, latents: torch.Tensor) -> torch.Tensor:
     factor = get_pixels_per_latent(vae)
     if factor * max(latents.shape[-2:]) <= TILE:
         return decode(latents)  # a tile would take as much
-    needed_bytes, free_bytes = estimate_decode_bytes(vae, latents), memory_for_pictures(latents.device)
+    return run_within_memory(
+        lambda: decode(latents),
+        lambda: decode_tiles(decode, latents, factor),
+        estimate_decode_bytes(vae, latents),
+        latents.device,
+        "a decode",
+    )
+
+
+def run_within_memory(run_whole: Run, run_tiles: Run, needed_bytes: int, device: torch.device, work: str) -> Any:
+    """Return `run_whole()`, or where memory is short `run_tiles()`. `needed_bytes`: predicted, of the whole."""
+    free_bytes = memory_for_pictures(device)
     if needed_bytes <= free_bytes:
         try:
-            return decode(latents)
+            return run_whole()
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-    log.warning(
-        "a decode needs about %s and %s is free: it is decoded in tiles",
-        format_size(needed_bytes),
-        format_size(free_bytes),
-    )
-    return decode_tiles(decode, latents, factor)
+    needed, free = format_size(needed_bytes), format_size(free_bytes)
+    log.warning("%s needs about %s and %s is free: it runs in tiles", work, needed, free)
+    return run_tiles()
 
 
 def estimate_decode_bytes(vae: Any, latents: torch.Tensor) -> int:
     """Predict the memory of a whole decode besides weights, in bytes; 0 where the configuration does not say."""
-    channels = _list_channels(vae)
+    channels = list_channels(vae)
     if not channels:
         return 0
     height, width = (side * get_pixels_per_latent(vae) for side in latents.shape[-2:])
-    return _estimate_peak_layers(vae) * height * width * channels[0] * latents.element_size()
+    return estimate_peak_layers(vae) * height * width * channels[0] * latents.element_size()
 
 
 def get_pixels_per_latent(vae: Any) -> int:
     """Return pixels a latent along a side: each block of the decoder but one doubles it."""
-    return 2 ** max(0, len(_list_channels(vae)) - 1) if _list_channels(vae) else 8
+    return 2 ** max(0, len(list_channels(vae)) - 1) if list_channels(vae) else 8
 
 
 def decode_tiles(decode: Decode, latents: torch.Tensor, factor: int) -> torch.Tensor:
@@ -90,12 +99,15 @@ def split_into_spans(length: int, tile: int, overlap: int, factor: int) -> list[
     return [(start, (weight / total[start * factor : (start + tile) * factor]).float()) for start in starts]
 
 
-def _list_channels(vae: Any) -> list[int]:
+def list_channels(vae: Any) -> list[int]:
     """Return the channels of the decoder's blocks, from the pixels' end."""
-    return list(vae.config.get("decoder_block_out_channels") or vae.config.get("block_out_channels") or ())
+    config = vae.config
+    if (width := config.get("decoder_base_dim") or config.get("base_dim")) and config.get("dim_mult"):
+        return [width * factor for factor in config["dim_mult"]]
+    return list(config.get("decoder_block_out_channels") or config.get("block_out_channels") or ())
 
 
-def _estimate_peak_layers(vae: Any) -> int:
+def estimate_peak_layers(vae: Any) -> int:
     """Return a decoder's peak memory in layers: channels-last weights need fewer copies."""
     kernels = [weight for weight in vae.parameters() if weight.dim() == 4 and min(weight.shape) > 1]
     is_channels_last = kernels and all(weight.is_contiguous(memory_format=torch.channels_last) for weight in kernels)

@@ -21,7 +21,7 @@ from engine.models.autoencoder.autoencoder import decode_latents, encode_pixels,
 from engine.models.families.added_files import AddedFiles
 from engine.models.families.few_step_models import find_few_step_sampling
 from engine.models.family import TORCH_DTYPES, Conditioning
-from engine.models.network.cpu_offload import offload_to_cpu
+from engine.models.network.cpu_offload import is_offloaded
 from engine.models.network.forward_runner import ForwardRunner
 from engine.models.network.network_copies import (
     NetworkCopies,
@@ -40,6 +40,7 @@ from engine.models.textual_inversion.embedding_collection import spell_words
 from engine.models.whole_pipeline.pipeline_support import WholePipelineSupport
 from engine.plan import Plan, plan, samplers_for
 from engine.preview_maps.known_maps import LatentSpace
+from engine.process.offload_request import Offload
 from engine.prompt.emphasis import strip_emphasis
 
 MAX_CACHED_TEXTS, MAX_CACHED_TEXT_BYTES = 256, 256 * 2**20
@@ -61,6 +62,7 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, PictureSupport, ABC):
     )  # conditions, as arguments of its call
     max_clip_skip: int = 0  # how many last layers its text encoder may skip
     guides: GuidanceKind = "rows"
+    offload: Offload = "none"
     interval: tuple[float, float] = (0.0, 1.0)
     size: int
     multiple: int
@@ -79,9 +81,10 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, PictureSupport, ABC):
         self.upscale_factor, self.upscaler = 1, ""
         self.latent_channels = int(pipeline.vae.config.latent_channels)  # of the latents
         self.latent_space: LatentSpace = make_latent_space(pipeline.vae.config, int(pipeline.vae_scale_factor))
-        self._is_offloaded = False
         self._move_to_device()
         self.forward_runner = ForwardRunner(self._loaded_network, self.device)
+        if is_offloaded(self._loaded_network):
+            self.forward_runner.disable_optimizations()  # they keep weights, which come and go
         self._networks: Networks = NetworkCopies(self._loaded_network, self.device)
         self._cached_conditioning: OrderedDict[PromptKey, Conditioning] = OrderedDict()
         self._init_added_files(pipeline, name)
@@ -121,9 +124,9 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, PictureSupport, ABC):
         if self.channels_last:
             self._vae.to(memory_format=torch.channels_last)
         for encoder in self._list_text_encoders():
-            encoder.eval().requires_grad_(False).to(self.device)
-            if self._is_offloaded:
-                offload_to_cpu(encoder, self.device)
+            encoder.eval().requires_grad_(False)
+            if not is_offloaded(encoder):
+                encoder.to(self.device)
 
     def _release_weights(self) -> None:
         self._loras.release()
@@ -134,12 +137,6 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, PictureSupport, ABC):
         self._cached_conditioning.clear()
         self._loaded_network = self._vae = None
         drop_modules(self.pipeline)
-
-    def offload(self) -> None:
-        """From now on, keep the text encoders, the larger half of large models, on the host between their forwards."""
-        self._is_offloaded = True
-        for encoder in self._list_text_encoders():
-            offload_to_cpu(encoder, self.device)
 
     def _list_text_encoders(self) -> list[Any]:
         """Return the pipeline's text encoders."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from engine.models.autoencoder.tiled_encode import encode_within_memory
 from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.families.few_step_models import choose_guidance
 from engine.models.family import Conditioning
@@ -56,4 +57,4 @@ class Sana(DiffusersFamily):
     @torch.inference_mode()
     def encode_image(self, picture: Image.Image) -> torch.Tensor:
         pixels = self.pipeline.image_processor.preprocess(picture).to(self.device, self._vae.dtype)
-        return self._vae.encode(pixels, return_dict=False)[0][0].float() * self._vae.config.scaling_factor
+        return encode_within_memory(self._vae, pixels)[0] * self._vae.config.scaling_factor

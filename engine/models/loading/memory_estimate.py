@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from functools import partial
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -12,10 +14,15 @@ from engine.models.autoencoder.large_decoder import LARGE_DECODER_FOLDER
 from engine.models.families.embedded import WEIGHTS_FOLDER, find_minilm_folder
 from engine.models.files.model_source import ModelSource, find_configs_folder
 from engine.models.files.pipeline_parts import Part, count_parameters, read_index
+from engine.models.loading.memory_plan import MemoryChoice, WeightBytes, choose_memory, list_offloads
 from engine.models.loading.number_formats import FormatChooser, choose_training_formats
 from engine.models.loading.pipeline_loader import inspect_folder
 from engine.models.loading.single_file import inspect_file
+from engine.models.loading.weight_bytes import weigh_parts
 from engine.models.registry import LATENT_CONSISTENCY, STABLE_DIFFUSION
+from engine.process.offload_request import Offload, OffloadRequest
+
+log = logging.getLogger(__name__)
 
 
 def estimate_bytes(source: ModelSource, format_chooser: FormatChooser) -> int:
@@ -24,9 +31,39 @@ def estimate_bytes(source: ModelSource, format_chooser: FormatChooser) -> int:
     return format_chooser.choose_formats(class_name, parts).count_bytes(parts)
 
 
-def estimate_bytes_by_format(source: ModelSource, format_chooser: FormatChooser) -> dict[Dtype, int]:
+def estimate_bytes_by_format(
+    source: ModelSource, format_chooser: FormatChooser, offload: Offload = "none"
+) -> dict[Dtype, int]:
     """Return the bytes in each number format that a large model may be loaded in; empty for a small model."""
-    return format_chooser.estimate_sizes(*_inspect_source(source))
+    class_name, parts = _inspect_source(source)
+    sizes = format_chooser.estimate_sizes(class_name, parts)
+    if offload == "none":
+        return sizes
+    formats = {dtype: format_chooser.make_single_formats(dtype, class_name, parts) for dtype in sizes}
+    weigh = partial(weigh_parts, parts, source=source, device=format_chooser.device)
+    return {dtype: weigh(formats=formats[dtype]).count_device_bytes(offload) for dtype in sizes}
+
+
+def estimate_weights(source: ModelSource, format_chooser: FormatChooser) -> WeightBytes:
+    """Return the bytes of a model's weights by what may be offloaded. Raises `JobRejected` where files are wrong."""
+    class_name, parts = _inspect_source(source)
+    return weigh_parts(parts, format_chooser.choose_formats(class_name, parts), source, format_chooser.device)
+
+
+def choose_offload(
+    source: ModelSource, format_chooser: FormatChooser, request: OffloadRequest, budget: int
+) -> MemoryChoice:
+    """Choose what of a model stays off the device, within `budget` bytes; what was chosen by itself is logged.
+
+    Raises `JobRejected` where something is wrong with the files.
+    """
+    class_name, parts = _inspect_source(source)
+    formats, device = format_chooser.choose_formats(class_name, parts), format_chooser.device
+    offloads = list_offloads(request, device.type, is_large=formats.single_format is not None)
+    choice = choose_memory({"none": weigh_parts(parts, formats, source, device)}, offloads, budget, device.type)
+    if len(offloads) > 1:
+        log.info("%s", choice.describe(source.name, budget))
+    return choice
 
 
 def estimate_embedded_bytes(weights: Path = WEIGHTS_FOLDER) -> int:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from engine.contract import Quantization
 from engine.process.load_progress import format_size
+from engine.process.offload_request import Offload, OffloadRequest
 
-Offload = Literal["none", "text", "layers"]  # what stays off the device: nothing, text encoders, or also the network
-OFFLOADS: tuple[Offload, ...] = ("none", "text", "layers")
+MOVABLE_LAYERS: dict[str, tuple[Quantization, ...]] = {  # by the device's type: weights whose layers can be offloaded
+    "cuda": ("none", "int8", "float8", "int4", "gguf"),  # bitsandbytes keeps what a layer needs beside its weights
+    "cpu": ("none",),  # layers wait in files of safetensors, which hold plain numbers
+}
 _QUICK_OFFLOADS: tuple[Offload, ...] = ("none", "text")  # without a cost a step
+_SLOW_OFFLOADS: tuple[Offload, ...] = ("layers",)
 _OFFLOAD_TEXTS: dict[Offload, str] = {
     "none": "whole on the device",
     "text": "its text encoders kept off the device",
@@ -65,20 +68,37 @@ class MemoryChoice:
         return f"about {format_size(self.device_bytes)}, and models may take {format_size(budget)}"
 
 
+def list_offloads(request: OffloadRequest, device_type: str, *, is_large: bool) -> tuple[Offload, ...]:
+    """Return the ways of offloading that an operator's request leaves; a small model is not worth offloading.
+
+    On a processor, text encoders are in host memory anyway.
+    """
+    if request == "text" and device_type == "cpu":
+        return ("none",)
+    if request != "auto":
+        return (request,)
+    if not is_large:
+        return ("none",)
+    return ("none", "layers") if device_type == "cpu" else ("none", "text", "layers")
+
+
 def choose_memory(
-    weights: Mapping[Quantization, WeightBytes], offloads: Sequence[Offload], budget: int
+    weights: Mapping[Quantization, WeightBytes], offloads: Sequence[Offload], budget: int, device_type: str
 ) -> MemoryChoice:
     """Choose the first option that fits `budget` bytes; where none does, the smallest one.
 
     `weights` are the quantisations that may be used, best first; `offloads` the ways of offloading that may be used. A
-    caller that leaves no choice of one gives only that one. Neither may be empty.
+    caller that leaves no choice of one gives only that one. Neither may be empty. Raises ValueError with a sentence
+    where no offloading of these is possible.
     """
     choices = [
         MemoryChoice(quantization, offload, size := each.count_device_bytes(offload), size <= budget)
-        for group in (_QUICK_OFFLOADS, ("layers",))
+        for group in (_QUICK_OFFLOADS, _SLOW_OFFLOADS)
         for quantization, each in weights.items()
         for offload in group
-        if offload in offloads
+        if offload in offloads and (offload != "layers" or quantization in MOVABLE_LAYERS[device_type])
     ]
+    if not choices:
+        raise ValueError(f"Layers of {' or '.join(weights)} weights cannot be offloaded on this device.")
     fitting = [choice for choice in choices if choice.fits]
     return fitting[0] if fitting else min(choices, key=lambda choice: choice.device_bytes)

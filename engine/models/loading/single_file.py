@@ -141,6 +141,12 @@ def _count_parameters(path: Path, name: str) -> dict[str, Counter[str]]:
     return counts
 
 
+def is_in_part(key: str, part_name: str) -> bool:
+    """Whether a tensor of this name in a file belongs to the part: the network, whatever it is called, or another."""
+    group = _find_group(key)
+    return group == part_name or (group == "network" and part_name in NETWORK_NAMES)
+
+
 def _find_group(key: str) -> str:
     if key.startswith(TEXT_ENCODER_PREFIXES):
         return "text_encoder"

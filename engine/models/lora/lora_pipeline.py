@@ -22,6 +22,7 @@ from engine.contract.rejection import JobRejected
 from engine.device.memory import is_out_of_memory
 from engine.models.library_logging import silence_libraries
 from engine.models.lora.lora_files import LoraFile
+from engine.models.network.group_offload import copy_without_offload, find_offload, offload_like, remove_hooks
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class LoraPipeline:
             return self.pipeline
         if len(self._loaded_revisions | {lora.revision for lora in weights}) > LORAS_PER_COPY:
             self._reset()
-        with lora_loading_context():
+        with lora_loading_context(), self._in_host_memory():
             for lora in weights:
                 if lora.revision not in self._loaded_revisions:
                     self._load_lora(lora)
@@ -57,6 +58,20 @@ class LoraPipeline:
             self.pipeline.set_adapters(list(adapter_weights), list(adapter_weights.values()))
         self._active_weights = tuple(weights.items())
         return self.pipeline
+
+    @contextmanager
+    def _in_host_memory(self) -> Generator[None]:
+        """Change the copies without hooks of offloading, which know only the layers of before.
+
+        On a processor a copy's weights stay mapped from the files of its offloaded original.
+        """
+        for each, _ in self._copied_modules:
+            remove_hooks(each)
+        yield
+        for each, original in self._copied_modules:
+            settings = find_offload(original)
+            if settings is not None and settings.device.type != "cpu":
+                offload_like(each, original)
 
     def has_loras(self, loras: Iterable[LoraFile]) -> bool:
         """Whether all of these are loaded."""
@@ -71,7 +86,7 @@ class LoraPipeline:
         for name in getattr(self._original, "_lora_loadable_modules", ()):
             part = self.net if name == self._network_name else getattr(self._original, name, None)
             if isinstance(part, torch.nn.Module):
-                part_copy: Any = _copy_sharing_tensors(part)
+                part_copy: Any = copy_without_offload(part)
                 vars(self.pipeline)[name] = part_copy
                 self._copied_modules.append((part_copy, part))
 
@@ -103,11 +118,6 @@ class LoraPipeline:
 def is_peft_available() -> bool:
     """Whether PEFT is installed: without it diffusers reads no LoRA."""
     return find_spec("peft") is not None
-
-
-def _copy_sharing_tensors(module: Any) -> Any:
-    """Copy a module, sharing all its tensors."""
-    return copy.deepcopy(module, {id(each): each for each in (*module.parameters(), *module.buffers())})
 
 
 def _make_adapter_name(lora: LoraFile) -> str:

@@ -11,6 +11,8 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 from engine.contract import Dtype
 from engine.models.family import TORCH_DTYPES
+from engine.models.network.cpu_offload import is_offloaded
+from engine.models.network.group_offload import copy_without_offload, offload_like
 from engine.models.network.substitute_layers import substitute_layers
 
 Reload = Callable[[Dtype], Any]
@@ -43,12 +45,21 @@ class NetworkCopies:
 
     def get_network(self, dtype: Dtype) -> Any:
         if dtype not in self._networks:
-            uses_master = self._device.type == "cpu" and dtype == "float32"
-            net = self._master if uses_master else copy.deepcopy(self._master)
-            if self._device.type == "cpu" and dtype == "bfloat16":
-                substitute_layers(net)
-            self._networks[dtype] = place_network(net, self._device, dtype)
+            is_master = dtype == "float32" and (self._device.type == "cpu" or is_offloaded(self._master))
+            self._networks[dtype] = self._master if is_master else self._make_copy(dtype)
+            if not is_offloaded(self._networks[dtype]):
+                place_network(self._networks[dtype], self._device, dtype)
         return self._networks[dtype]
+
+    def _make_copy(self, dtype: Dtype) -> Any:
+        """Return a copy in this format, and for offloaded layers, offloaded."""
+        net = copy.deepcopy(copy_without_offload(self._master))
+        if self._device.type == "cpu" and dtype == "bfloat16":
+            substitute_layers(net)
+        if is_offloaded(self._master):
+            torch.nn.Module.to(net, dtype=TORCH_DTYPES[dtype])
+            offload_like(net.eval().requires_grad_(False), self._master)
+        return net
 
 
 class SingleNetwork:
@@ -113,10 +124,13 @@ def drop_modules(pipeline: Any) -> None:
 
 
 def _move_network(net: Any, device: torch.device) -> Any:
+    net.eval().requires_grad_(False)
+    if is_offloaded(net):
+        return net
     torch.nn.Module.to(net, device)
     if device.type == "cuda":
         net.to(memory_format=torch.channels_last)
-    return net.eval().requires_grad_(False)
+    return net
 
 
 def _choose_half_format(device: torch.device) -> Dtype:

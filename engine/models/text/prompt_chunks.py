@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from engine.models.network.group_offload import find_offload
 from engine.prompt.emphasis import split_by_weight
 
 MAX_CHUNKS = 3  # chunks of a text; the rest is ignored
@@ -109,6 +110,8 @@ def _run_encoder(chunk: Chunk, encoder: Any, device: torch.device, has_hidden_st
 
 def _apply_final_norm(encoder: Any, states: torch.Tensor) -> torch.Tensor:
     norm = getattr(encoder, "text_model", encoder).final_layer_norm
+    if find_offload(encoder) is not None:  # its hooks bring the weights
+        return norm(states)
     weight, bias = (each.to(states.device) for each in (norm.weight, norm.bias))
     return torch.nn.functional.layer_norm(states, norm.normalized_shape, weight, bias, norm.eps)
 

@@ -24,8 +24,9 @@ class ExtendedEmbedding(torch.nn.Module):
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Return `[…, features]` for token ids `[…]`, the same bits as a longer matrix would give."""
         known = self.original(ids.clamp(max=self._first_id - 1))
-        added = torch.nn.functional.embedding((ids - self._first_id).clamp(min=0), self.get_buffer("vectors"))
-        return torch.where((ids >= self._first_id)[..., None], added, known)
+        new_ids = (ids - self._first_id).clamp(min=0).to(known.device)  # an offloaded original moves its own inputs
+        added = torch.nn.functional.embedding(new_ids, self.get_buffer("vectors").to(known.device))
+        return torch.where((ids >= self._first_id)[..., None].to(known.device), added, known)
 
 
 @contextmanager

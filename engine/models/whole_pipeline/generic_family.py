@@ -20,14 +20,19 @@ from PIL import Image
 from engine.contract import Concept, Dtype, GuidanceKind, Lora, Recipe, Sampler
 from engine.contract.rejection import JobRejected
 from engine.models.autoencoder.autoencoder import get_shift, make_latent_space
+from engine.models.autoencoder.pipeline_tiling import fit_to_memory
 from engine.models.autoencoder.tiled_decode import decode_within_memory
+from engine.models.autoencoder.tiled_encode import encode_within_memory
 from engine.models.family import TORCH_DTYPES, Conditioning
+from engine.models.network.cpu_offload import is_offloaded
+from engine.models.network.group_offload import copy_without_offload, offload_like
 from engine.models.whole_pipeline.pipeline_traits import PipelineTraits
 from engine.pipelines.call_arguments import make_arguments
 from engine.pipelines.network_call import NetworkCall, NetworkForward, join_calls
 from engine.pipelines.pipeline_clone import NETWORK_NAMES, clone_pipeline
 from engine.plan import NotTabled, Plan, build_scheduler
 from engine.preview_maps.known_maps import LatentSpace
+from engine.process.offload_request import Offload
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +47,7 @@ class GenericFamily:
     output_type = "pil"
     no_guidance = 1.0
     timed_at_native_size = True
+    offload: Offload = "none"
     interval: tuple[float, float] = (0.0, 1.0)
 
     def __init__(self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu") -> None:
@@ -58,6 +64,8 @@ class GenericFamily:
         self._image_processor: Any = getattr(pipeline, "image_processor", None) or VaeImageProcessor()
         self._networks: dict[tuple[int, Dtype], Any] = {}
         self._move_to_device(pipeline)
+        if isinstance(vae := getattr(pipeline, "vae", None), torch.nn.Module):
+            fit_to_memory(vae)
         self._test_call, self._timed_network = self._run_test_image()
 
     @property
@@ -110,8 +118,7 @@ class GenericFamily:
     def encode_image(self, picture: Image.Image) -> torch.Tensor:
         if self._vae is None:
             return _to_pixels(picture)
-        encoded = self._vae.encode(self._image_processor.preprocess(picture).to(self.device))
-        mean = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latent
+        mean = encode_within_memory(self._vae, self._image_processor.preprocess(picture).to(self.device))
         return (mean[0] - get_shift(self._vae.config)) * self._vae.config.scaling_factor
 
     def make_scheduler(self, sampler: str) -> Any:
@@ -122,12 +129,18 @@ class GenericFamily:
             raise JobRejected(f"{self.name} takes no LoRA.", "member")
         key = id(net), dtype
         if key not in self._networks:
-            has_same_dtype = (
-                next(net.parameters()).dtype == TORCH_DTYPES[dtype]
-            )  # a large network exists once, in its files' format
-            self._networks[key] = net if has_same_dtype else copy.deepcopy(net)
-            torch.nn.Module.to(self._networks[key], self.device, TORCH_DTYPES[dtype])
+            self._networks[key] = self._place_network(net, dtype)
         return NetworkForward(self._networks[key], None if dtype == "float32" else TORCH_DTYPES[dtype])
+
+    def _place_network(self, net: Any, dtype: Dtype) -> Any:
+        """Return the network on the device, or offloaded. A large one exists once, in its files' format."""
+        if next(net.parameters()).dtype != TORCH_DTYPES[dtype]:
+            original, net = net, copy.deepcopy(copy_without_offload(net))
+            torch.nn.Module.to(net, dtype=TORCH_DTYPES[dtype])
+            offload_like(net, original)
+        if not is_offloaded(net):
+            torch.nn.Module.to(net, self.device)
+        return net
 
     def extract_latents(self, output: Any, width: int, height: int) -> torch.Tensor:
         if output[0].size != (width, height):
@@ -148,7 +161,7 @@ class GenericFamily:
                 self._move_to_device(part)
             elif isinstance(part, torch.nn.Module):
                 part.eval().requires_grad_(False)
-                if name not in NETWORK_NAMES:
+                if name not in NETWORK_NAMES and not is_offloaded(part):
                     part.to(self.device)
 
     @torch.no_grad()

@@ -21,6 +21,7 @@ from engine.bus.model_progress import MAX_ENTRIES, ModelProgressRegistry
 from engine.bus.rejections import RejectionLog
 from engine.contract import JobModelLoading, ModelProgress, decode, encode
 from engine.model_cache import discovery
+from engine.models.loading.memory_estimate import estimate_bytes
 from engine.process import load_progress
 from engine.process.load_progress import LINE_INTERVAL_SECONDS, ProgressLines
 from engine.process.settings import load_settings
@@ -62,13 +63,13 @@ async def test_a_starting_worker_reports_its_loading_until_it_is_ready(
     gates = {"load": threading.Event(), "measure": threading.Event()}
     open_model, measure = discovery._load_family, discovery.calibrate
 
-    def open_slowly(source: Any, target: Any, report: Any) -> Any:
+    def open_slowly(source: Any, target: Any, offload: Any, report: Any) -> Any:
         def wait_halfway(fraction: float) -> None:
             report(fraction)
             if 0.0 < fraction < 1.0:
                 gates["load"].wait(30)
 
-        return open_model(source, target, wait_halfway)
+        return open_model(source, target, offload, wait_halfway)
 
     def calibrate_later(*args: Any) -> Any:
         gates["measure"].wait(30)
@@ -86,7 +87,7 @@ async def test_a_starting_worker_reports_its_loading_until_it_is_ready(
         now = bot.get_startup_progress("big")
         assert now is not None
         assert (now.model, now.phase) == ("tiny", "load")
-        assert now.size == discovery.estimate_bytes(
+        assert now.size == estimate_bytes(
             discovery.find_model("tiny", tmp_path),
             discovery.FormatChooser("cpu"),  # pyright: ignore[reportArgumentType]
         )

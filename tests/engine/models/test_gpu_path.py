@@ -13,8 +13,9 @@ from engine import models
 from engine.calibration.measurement import probe_recipe
 from engine.device.torch_device import choose_device, copy_to_device
 from engine.models.families.diffusers_family import DiffusersFamily
-from engine.models.network.cpu_offload import offload_to_cpu
+from engine.models.network.cpu_offload import is_offloaded, offload_to_cpu
 from engine.models.network.cuda_graphs import GraphCache
+from engine.process.offload_request import OFFLOADS
 from engine.process.settings import load_settings
 from engine.worker.main import load_all_models
 
@@ -46,9 +47,11 @@ def test_an_offloaded_module_is_on_the_device_only_during_its_forward() -> None:
 @pytest.mark.parametrize("kind", ["sd", "sdxl", "sd3"])
 def test_offloaded_text_encoders_give_the_same_conditioning(kind: str, tmp_path: Path) -> None:
     save_small_pipeline(kind, tmp_path / kind)
-    plain_family, offloaded_family = (models.load_folder(str(tmp_path / kind), kind) for _ in range(2))
+    plain_family, offloaded_family = (
+        models.load_model(str(tmp_path / kind), tmp_path, offload=offload) for offload in OFFLOADS[::2]
+    )
     assert isinstance(offloaded_family, DiffusersFamily)
-    offloaded_family.offload()
+    assert is_offloaded(offloaded_family.pipeline.text_encoder)
     offloaded_family.forward_runner.enable_cuda_graphs()  # this does nothing on a processor
     for one, other in zip(
         *(each.encode_conditioning("cat", probe_recipe(each)) for each in (plain_family, offloaded_family)), strict=True
@@ -63,7 +66,7 @@ def test_a_worker_accepts_graphs_and_offload(tmp_path: Path, monkeypatch: pytest
     settings = load_settings(
         nats="nats://127.0.0.1:1", models=(str(tmp_path / "small"),), data=tmp_path, device="cpu", offload=True
     )
-    assert (settings.graphs, settings.offload) == (True, True)
+    assert (settings.graphs, settings.offload) == (True, "text")
     ready = load_all_models(settings)
     assert [family.dtype for _, family in ready.models]
 

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.contract import Quantization
-from engine.models.loading.memory_plan import OFFLOADS, MemoryChoice, Offload, WeightBytes, choose_memory
+from engine.models.loading.memory_plan import MemoryChoice, WeightBytes, choose_memory, list_offloads
+from engine.process.offload_request import OFFLOADS, Offload
 
 GB = 10**9
 # Flux.1-dev in bfloat16, and with its network in fewer bits
@@ -27,24 +28,30 @@ FLUX: dict[Quantization, WeightBytes] = {
         (20, ("int8", "text")),
         (8, ("nf4", "text")),
         (5, ("none", "layers")),  # all its layers pass through the device anyway, so in full
-        (1.3, ("int8", "layers")),
+        (1.3, ("int8", "layers")),  # not nf4, whose layers cannot be moved
     ],
 )
 def test_flux_gets_the_best_that_fits(budget: float, expected: tuple[Quantization, Offload]) -> None:
-    choice = choose_memory(FLUX, OFFLOADS, int(budget * GB))
+    choice = choose_memory(FLUX, OFFLOADS, int(budget * GB), "cuda")
     assert (choice.quantization, choice.offload) == expected
     assert choice.fits
     assert choice.device_bytes <= budget * GB
 
 
 def test_what_the_caller_fixed_is_kept() -> None:
-    assert choose_memory({"none": FLUX["none"]}, OFFLOADS, 20 * GB).offload == "layers"
-    assert choose_memory(FLUX, ("none",), 17 * GB).quantization == "nf4"
-    assert choose_memory({"int8": FLUX["int8"]}, ("text",), 100 * GB).offload == "text"
+    assert choose_memory({"none": FLUX["none"]}, OFFLOADS, 20 * GB, "cuda").offload == "layers"
+    assert choose_memory(FLUX, ("none",), 17 * GB, "cuda").quantization == "nf4"
+    assert choose_memory({"int8": FLUX["int8"]}, ("text",), 100 * GB, "cuda").offload == "text"
+
+
+def test_layers_of_nf4_stay_where_they_are() -> None:
+    with pytest.raises(ValueError, match="Layers of nf4 weights cannot"):
+        choose_memory({"nf4": FLUX["nf4"]}, ("layers",), 40 * GB, "cuda")
+    assert choose_memory(FLUX, OFFLOADS, 5 * GB, "cpu").quantization == "none"
 
 
 def test_the_smallest_is_named_where_nothing_fits() -> None:
-    choice = choose_memory(FLUX, ("none", "text"), GB)
+    choice = choose_memory(FLUX, ("none", "text"), GB, "cuda")
     assert choice == MemoryChoice("nf4", "text", 7 * GB + GB // 5, False)
     assert choice.describe("flux", GB) == (
         "flux does not fit: even as nf4, it takes about 7.2 GB, and models may take 1 GB"
@@ -52,19 +59,27 @@ def test_the_smallest_is_named_where_nothing_fits() -> None:
 
 
 def test_the_sentence_names_choice_and_bytes() -> None:
-    assert choose_memory(FLUX, OFFLOADS, 40 * GB).describe("flux", 40 * GB) == (
+    assert choose_memory(FLUX, OFFLOADS, 40 * GB, "cuda").describe("flux", 40 * GB) == (
         "flux is loaded in full, whole on the device: it takes about 34.2 GB, and models may take 40 GB"
     )
-    assert choose_memory(FLUX, OFFLOADS, 20 * GB).describe("flux", 20 * GB) == (
+    assert choose_memory(FLUX, OFFLOADS, 20 * GB, "cuda").describe("flux", 20 * GB) == (
         "flux is loaded as int8, its text encoders kept off the device: it takes about 13.2 GB, and models may take "
         "20 GB"
     )
 
 
+def test_auto_offloads_only_what_helps_there() -> None:
+    assert list_offloads("auto", "cuda", is_large=True) == ("none", "text", "layers")
+    assert list_offloads("auto", "cpu", is_large=True) == ("none", "layers")
+    assert list_offloads("auto", "cuda", is_large=False) == ("none",)
+    assert list_offloads("layers", "cpu", is_large=False) == ("layers",)
+    assert list_offloads("text", "cpu", is_large=True) == ("none",)
+
+
 @given(st.integers(1, 50 * GB), st.integers(1, 50 * GB))
 def test_more_memory_never_gives_less(one: int, other: int) -> None:
     """More memory never offloads layers that less memory kept, and what fits stays chosen."""
-    smaller, larger = (choose_memory(FLUX, OFFLOADS, budget) for budget in sorted((one, other)))
+    smaller, larger = (choose_memory(FLUX, OFFLOADS, budget, "cuda") for budget in sorted((one, other)))
     assert smaller.fits <= larger.fits
     if smaller.fits and smaller.offload != "layers":
         assert larger.offload != "layers"

@@ -1,0 +1,127 @@
+"""Rows on memory: predicted and measured, whole and with offloaded layers, an autoencoder whole and in tiles."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from benchmarks.models.measurement import DTYPE, PROMPT, PrintProgress
+from benchmarks.models.model_configs import BenchmarkModel
+from benchmarks.models.processes import run_and_collect
+from benchmarks.report.errors import FAILED, describe_error
+from benchmarks.report.figure_row import FigureRow
+from engine.process.offload_request import Offload
+
+PREDICTION_GOAL, PARITY_GOAL = "0.9 to 1.1", "≤ 1e-4"
+STEPS = 3  # the first step is not timed
+MAX_SIDE = 512  # pixels: memory of weights does not depend on the picture
+TINY_TILE = 32  # pixels, for tiny autoencoders
+MB = 2**20
+Figures = dict[str, Any]
+
+
+def measure_memory_rows(model: BenchmarkModel, folder: Path, print_progress: PrintProgress) -> Iterator[FigureRow]:
+    """Yield the rows of one model. A part that fails says so in its row, and the others go on."""
+    with tempfile.TemporaryDirectory(prefix="darkroom-bench-") as temp_folder:
+        runner = _MemoryRunner(model, folder, Path(temp_folder))
+        runs: dict[Offload, Figures] = {}
+        for offload in ("none", "layers"):
+            print_progress(f"{model.name}: memory, offload {offload}")
+            try:
+                runs[offload] = runner.run_offload(offload)
+            except (RuntimeError, OSError, ValueError, LookupError) as error:
+                yield FigureRow(
+                    f"{model.name}: memory, offload {offload}", None, None, "×", f"{FAILED}: {describe_error(error)}"
+                )
+        yield from _make_offload_rows(model, runs)
+        print_progress(f"{model.name}: its autoencoder in tiles")
+        try:
+            yield from _make_tiling_rows(model, runner.run_tiling())
+        except (RuntimeError, OSError, ValueError, LookupError) as error:
+            yield FigureRow(f"{model.name}: tiles", None, None, "×", f"{FAILED}: {describe_error(error)}")
+
+
+class _MemoryRunner:
+    def __init__(self, model: BenchmarkModel, folder: Path, temp_folder: Path) -> None:
+        self._model, self._folder, self._temp_folder = model, folder, temp_folder
+
+    def run_offload(self, offload: Offload) -> Figures:
+        model, latents = self._model, self._temp_folder / f"{offload}.safetensors"
+        run_spec = {
+            "folder": str(self._folder), "data": str(self._temp_folder), "offload": offload, "prompt": PROMPT,
+            "sampler": model.sampler, "steps": STEPS, "guidance": model.guidance, "side": min(model.side, MAX_SIDE),
+            "latents": str(latents), "is_large": True,
+        }  # fmt: skip
+        [line] = self._run("memory_run", run_spec)
+        return line | {"latents": load_file(latents)["latents"]}
+
+    def run_tiling(self) -> list[Figures]:
+        is_tiny = self._model.side < MAX_SIDE
+        tile = TINY_TILE if is_tiny else MAX_SIDE
+        run_spec = {"folder": str(self._folder), "dtype": DTYPE, "tile": tile, "side": 2 * tile}
+        return self._run("tiling_run", run_spec)
+
+    def _run(self, program: str, run_spec: dict[str, Any]) -> list[Figures]:
+        path = self._temp_folder / f"{program}.json"
+        path.write_text(json.dumps(run_spec))
+        command = [sys.executable, "-m", f"benchmarks.models.{program}", str(path)]
+        return [line.values for line in run_and_collect(command, self._temp_folder / f"{program}.log")]
+
+
+def _make_offload_rows(model: BenchmarkModel, runs: dict[Offload, Figures]) -> Iterator[FigureRow]:
+    whole, layers = runs.get("none"), runs.get("layers")
+    if whole:
+        yield _make_prediction_row(f"{model.name}: memory at rest, predicted ÷ measured", whole)
+    if layers:
+        predicted_mb, measured_mb = layers["predicted_group"] / MB, layers["largest_group"] / MB
+        ratio = predicted_mb / measured_mb if measured_mb else None
+        note = f"{predicted_mb:.4g} MB of the network at once predicted, {measured_mb:.4g} MB measured"
+        yield FigureRow(f"{model.name}: offloaded layers, predicted ÷ measured", ratio, PREDICTION_GOAL, "×", note)
+    if not whole or not layers:
+        return
+    peaks_mb = _used_mb(layers, "peak"), _used_mb(whole, "peak")
+    yield _make_ratio_row(f"{model.name}: offloaded layers, memory at its peak in the steps", *peaks_mb, "MB")
+    yield _make_ratio_row(f"{model.name}: offloaded layers, a step", layers["step"], whole["step"], "s")
+    difference = float((layers["latents"] - whole["latents"]).abs().max()) / max(
+        1.0, float(whole["latents"].abs().max())
+    )
+    name = f"{model.name}: offloaded layers, latents against those without"
+    yield FigureRow(name, difference, PARITY_GOAL, "", f"{whole['dtype']}, {STEPS} steps")
+
+
+def _make_prediction_row(name: str, run: Figures) -> FigureRow:
+    measured_mb, predicted_mb = _used_mb(run, "rest"), run["predicted"] / MB
+    note = f"{predicted_mb:.4g} MB predicted, {measured_mb:.4g} MB measured after a picture, {run['dtype']}"
+    return FigureRow(name, predicted_mb / measured_mb, PREDICTION_GOAL, "×", note)
+
+
+def _make_ratio_row(name: str, figure: float, whole_figure: float, unit: str) -> FigureRow:
+    note = f"{figure:.4g} {unit}, without {whole_figure:.4g} {unit}"
+    return FigureRow(f"{name}, with ÷ without", figure / whole_figure, None, "×", note)
+
+
+def _make_tiling_rows(model: BenchmarkModel, lines: list[Figures]) -> Iterator[FigureRow]:
+    for line in lines:
+        name = f"{model.name}: {line['name']} in tiles"
+        yield FigureRow(
+            f"{name}, memory, tiles ÷ whole", line["tiled_mb"] / line["whole_mb"], None, "×",
+            f"{line['tiled_mb']:.4g} MB, whole {line['whole_mb']:.4g} MB, predicted {line['predicted_mb']:.4g} MB",
+        )  # fmt: skip
+        yield FigureRow(
+            f"{name}, time, tiles ÷ whole", line["tiled_seconds"] / line["whole_seconds"], None, "×",
+            f"{line['tiled_seconds']:.4g} s, whole {line['whole_seconds']:.4g} s",
+        )  # fmt: skip
+
+
+def _used_mb(run: Figures, moment: str) -> float:
+    """Return the MB that the model takes, of the GPU's memory if there is one: `rest` now, or at the `peak`."""
+    if "gpu" in run["base"]:
+        key = "gpu_peak" if moment == "peak" else "gpu"
+        return run[moment][key] - run["base"]["gpu"]
+    return run[moment]["peak" if moment == "peak" else "rest"] - run["base"]["rest"]

@@ -1,0 +1,113 @@
+"""Memory that files' headers predict, and what the weights of a loaded model take, for every small pipeline."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.fixtures.medium_pipelines import build_medium_pipeline
+from benchmarks.fixtures.small_pipelines import PIPELINE_BUILDERS, save_small_pipeline
+from benchmarks.models.family_memory import measure_family_rows
+from benchmarks.models.memory_run import sample_weight_bytes
+from benchmarks.models.random_weights import ensure_model_folder
+from engine import models
+from engine.calibration.measurement import probe_recipe
+from engine.contract import Dtype
+from engine.contract.rejection import JobRejected
+from engine.models.family import HasFormats, HasNetwork
+from engine.models.files.model_source import ModelSource
+from engine.models.loading.memory_estimate import (
+    choose_offload,
+    estimate_bytes,
+    estimate_bytes_by_format,
+    estimate_weights,
+)
+from engine.models.loading.number_formats import LARGE_PARAMETERS, FormatChooser
+from engine.models.network.cpu_offload import is_offloaded
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
+CPU = torch.device("cpu")
+
+
+def count_weight_bytes(family: Any) -> int:
+    """Count the memory of all that a model's files hold, network copies included, each storage once."""
+    parts: list[Any] = [part for part in family.pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    if isinstance(family, HasNetwork) and isinstance(family, HasFormats):
+        parts += [family.get_network(dtype) for dtype in family.dtypes]
+    weights = [weight for part in parts for weight in part.state_dict().values()]
+    return sum({each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in weights}.values())
+
+
+@pytest.mark.sampled
+@pytest.mark.parametrize("kind", PIPELINE_BUILDERS)
+@pytest.mark.parametrize("large_threshold", [0, LARGE_PARAMETERS], ids=["large", "small"])
+def test_the_weights_take_what_their_headers_predict(kind: str, large_threshold: int, tmp_path: Path) -> None:
+    save_small_pipeline(kind, tmp_path / kind)
+    predicted = estimate_bytes(ModelSource(kind, tmp_path / kind), FormatChooser(CPU, large_threshold))
+    family = models.load_model(str(tmp_path / kind), tmp_path, large_threshold=large_threshold)
+    assert 0.9 < predicted / count_weight_bytes(family) < 1.1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(sys.platform != "linux", reason="the process's memory is read from /proc")
+def test_a_process_takes_what_the_headers_of_larger_models_predict() -> None:
+    rows = list(measure_family_rows(lambda _: None, ("sdxl", "lumina2")))
+    assert len(rows) == 2
+    assert [f"{row.name}: {row.figure_text}, {row.note}" for row in rows if not row.meets_goal] == []
+
+
+@pytest.fixture(scope="module")
+def medium(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
+    """A Flux of 200 MB."""
+    folder = tmp_path_factory.mktemp("medium") / "flux"
+    return ModelSource("flux", ensure_model_folder(folder, lambda: build_medium_pipeline("flux")))
+
+
+@torch.inference_mode()
+def test_offloaded_layers_take_what_is_predicted(medium: ModelSource, tmp_path: Path) -> None:
+    chooser = FormatChooser(CPU, 1_000_000)
+    weights = estimate_weights(medium, chooser)
+    family: Any = models.load_model(str(medium.path), tmp_path, large_threshold=1_000_000, offload="layers")
+    network = family.get_network(family.dtypes[0])
+    assert is_offloaded(network)
+    x = torch.randn(1, *family.latent_shape(64, 64))
+    recipe = probe_recipe(family)
+    conditioning = tuple(part[None] for part in family.encode_conditioning("a cat", recipe))
+    with sample_weight_bytes([network]) as samples:
+        family.denoise(x, torch.tensor([500.0]), conditioning, family.dtypes[0])
+    assert 0.9 < weights.network_group / max(samples) < 1.1
+    assert max(samples) < weights.network / 2
+    assert weights.count_device_bytes("layers") < weights.count_device_bytes("none") / 2
+
+
+def test_auto_offloads_a_large_model_only_where_it_must(medium: ModelSource, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    chooser = FormatChooser(CPU, 1_000_000)
+    whole = estimate_bytes(medium, chooser)
+    assert choose_offload(medium, chooser, "auto", whole).offload == "none"
+    choice = choose_offload(medium, chooser, "auto", whole - 1)
+    assert (choice.offload, choice.fits) == ("layers", True)
+    assert len(caplog.messages) == 2
+    assert "its network and text encoders kept off the device" in caplog.messages[1]
+    assert choose_offload(medium, chooser, "none", whole - 1).fits is False
+    assert choose_offload(medium, FormatChooser(CPU), "auto", whole).offload == "none", "small for this chooser"
+
+
+def test_the_sizes_of_other_formats_count_what_is_offloaded(medium: ModelSource) -> None:
+    chooser = FormatChooser(CPU, 1_000_000)
+    whole, layers = (estimate_bytes_by_format(medium, chooser, offload) for offload in ("none", "layers"))
+    formats: tuple[Dtype, ...] = ("float32", "bfloat16", "float16")
+    assert set(whole) == set(layers) == set(formats)
+    assert all(layers[dtype] < whole[dtype] / 2 for dtype in formats)
+    assert layers["float32"] == pytest.approx(2 * layers["bfloat16"], rel=0.01)
+
+
+def test_unreadable_weights_are_refused_in_one_sentence(medium: ModelSource, tmp_path: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    with pytest.raises(JobRejected, match="has no model_index"):
+        estimate_weights(ModelSource("broken", tmp_path / "broken"), FormatChooser(CPU))
