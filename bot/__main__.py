@@ -17,6 +17,7 @@ from bot.cli import describe, flag_aliases, privacy, visitors
 from bot.cli.backup import backup_command, restore_command
 from bot.cli.imagine import command as imagine_command
 from bot.cli.jobs import commands as job_commands
+from bot.cli.models import commands as model_commands
 from bot.cli.options import AsJson, Data
 from bot.cli.rules import commands as rule_commands
 from bot.cli.rules import kill_switch
@@ -39,13 +40,17 @@ rule_commands.app.command("open")(kill_switch.reopen)
 app.add_typer(rule_commands.app, name="rules")
 app.add_typer(job_commands.app, name="jobs")
 app.add_typer(visitors.app, name="visitors")
+app.add_typer(model_commands.app, name="models")
 
 Port = Annotated[
     int | None, typer.Option(min=0, max=65535, help="Port of the chatroom (DARKROOM_PORT, else 8189; 0: a free one).")
 ]
 Host = Annotated[str | None, typer.Option(help="Address to listen on (DARKROOM_HOST, else 127.0.0.1).")]
 Nats = Annotated[str | None, typer.Option(metavar="URL", help="URL of an external NATS broker (DARKROOM_NATS).")]
-Model = Annotated[list[str] | None, typer.Option(help="Model folder, file or name; repeatable.")]
+Model = Annotated[
+    list[str] | None,
+    typer.Option(help="Model folder, file or name; repeatable. Else all added models."),
+]
 Memory = Annotated[
     str, typer.Option(metavar="SIZE", help="Memory for models, such as 12GB (DARKROOM_MEMORY, else a share).")
 ]
@@ -78,7 +83,7 @@ def up(
     from bot.cli.up.startup import run_bot
 
     settings = _load_settings(port=port, host=host, data=data, nats=nats, check=check)
-    run_bot(settings, models=tuple(model or ("embedded",)), memory=memory, open_browser=open_browser, standby=standby)
+    run_bot(settings, models=tuple(model or ("added",)), memory=memory, open_browser=open_browser, standby=standby)
 
 
 @app.command()

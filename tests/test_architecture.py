@@ -84,6 +84,7 @@ PURE = [
     "bot.policy.rules.word_filter",
     "bot.policy.rules.trie",
     "bot.domain.dto",
+    "bot.prompt.default_cost",
     "bot.prompt.suffix",
     "bot.discord.delivery.rate_limit",
     "bot.discord.commands.command_limits",
@@ -227,16 +228,23 @@ EDGES = {
 
 
 def test_the_bot_imports_only_the_contract_of_the_engine() -> None:
-    """The bot imports of the engine only the wire contract, the bus, log lines and size texts. Modules that start an
-    engine may import more.
+    """The bot imports of the engine only the wire contract, the bus, log lines, size texts and the operator's choices
+    for models. Modules that start an engine, or fetch models for it, may import more.
     """
-    allowed_modules = {"engine.contract", "engine.bus", "engine.process.log_format", "engine.process.load_progress"}
+    allowed_modules = {
+        "engine.contract",
+        "engine.bus",
+        "engine.process.log_format",
+        "engine.process.load_progress",
+        "engine.process.model_settings",
+    }
     entry_points = {
         "bot.cli.up.startup": {
             "engine.bus.broker.embedded",
             "engine.process.settings",
             "engine.process.load_progress",
             "engine.process.heap",
+            "engine.hub.offered_models",
         },
         "bot.cli.doctor": {"engine.bus.broker.embedded", "engine.worker.doctor"},
         **{edge: {"engine"} for edge in EDGES},
@@ -246,6 +254,8 @@ def test_the_bot_imports_only_the_contract_of_the_engine() -> None:
         if not _path_of(path).startswith("bot/"):
             continue
         allowed_here = allowed_modules | entry_points.get(_module_of(path), set())
+        if _is_in_package(_module_of(path), "bot.cli.models"):
+            allowed_here = allowed_here | {"engine.hub", "engine.contract.rejection"}
         for module in sorted(_find_imports(path)):
             if (
                 _is_in_package(module, "engine")

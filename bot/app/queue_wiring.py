@@ -43,6 +43,7 @@ class Core:
     metrics: Metrics
     worker_decoder: UploadDecoder  # decodes pictures of workers
     clock: Callable[[], float]
+    default_model: str = ""  # empty: the embedded one
 
     def live_workers(self) -> dict[str, Presence]:
         """Return the live workers by name."""
@@ -74,7 +75,7 @@ def wire_queue(core: Core) -> Queue:
     store, bus, feed, metrics, clock = core.store, core.bus, core.feed, core.metrics, core.clock
     wake_event = asyncio.Event()  # set: rows may be free for waiting jobs
     active_jobs = ActiveJobs(on_first_preview=metrics.observe_first_preview)
-    catalog = ModelCatalog(store, core.live_workers, clock)
+    catalog = ModelCatalog(store, core.live_workers, clock, core.default_model)
     forecast = Forecast(
         store, active_jobs, core.live_workers, clock=clock,
         get_startup_progress=bus.get_startup_progress, get_model_size=bus.model_progress.get_model_size,

@@ -54,10 +54,20 @@ class CatalogEntry:
 
 
 class ModelCatalog:
-    """The catalogue. Call `refresh` when workers come or go; it stores new profiles."""
+    """The catalogue. Call `refresh` when workers come or go; it stores new profiles.
 
-    def __init__(self, store: Store, workers: Callable[[], Mapping[str, Presence]], clock: Callable[[], float]) -> None:
+    `default`: the model for those who name none; empty: the embedded one.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        workers: Callable[[], Mapping[str, Presence]],
+        clock: Callable[[], float],
+        default: str = "",
+    ) -> None:
         self._store, self._workers, self._clock = store, workers, clock
+        self._default = default or SHIPPED_MODEL.name
         self._known: dict[str, tuple[ModelProfile, str]] = {}
 
     async def load(self) -> None:
@@ -87,10 +97,10 @@ class ModelCatalog:
         return [entry.profile.name for entry in self.entries()]
 
     def find_entry(self, name: str | None) -> CatalogEntry:
-        """Return this model; for None the embedded one, or another if only that is live. Raises KeyError."""
+        """Return this model; for None the default one; if it is not live, one that is. Raises KeyError."""
         entries = self.entries()
         if name is None:
-            return min(entries, key=lambda entry: (not entry.is_live, entry.profile.name != SHIPPED_MODEL.name))
+            return min(entries, key=lambda entry: (not entry.is_live, *self._rank(entry.profile.name)))
         return {entry.profile.name: entry for entry in entries}[name]
 
     def find_entry_for(self, recipe: Recipe) -> CatalogEntry:
@@ -103,6 +113,9 @@ class ModelCatalog:
                 if (profile.name, profile.quantization) == (recipe.model, recipe.quantization):
                     return self._make_live_entry(profile)
         return self.find_entry(recipe.model)
+
+    def _rank(self, name: str) -> tuple[bool, bool]:
+        return name != self._default, name != SHIPPED_MODEL.name
 
     def list_profiles(self) -> list[ModelProfile]:
         """Return the models that can be requested, those of live workers first."""

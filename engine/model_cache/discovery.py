@@ -39,6 +39,7 @@ from engine.models.loading.number_formats import FormatChooser
 from engine.models.loading.pipeline_loader import OnProgress
 from engine.models.loading.single_file import find_configs
 from engine.models.network.group_offload import remove_stale_folders
+from engine.process.model_settings import ModelSettings, ModelSettingsError, read_model_settings
 from engine.process.offload_request import Offload, OffloadRequest
 from engine.upscaling.super_resolver import SuperResolver
 
@@ -196,10 +197,11 @@ def _load_or_read_entry(
 
 
 def _make_model_entry(model: DiscoveredModel, entry: CalibratedModel, context: LoadContext) -> ModelEntry:
-    entries = [entry]
+    """The operator's defaults are no part of the stored entry, which says what was measured."""
+    entries, settings = [entry], _read_settings(context.data, model.name)
 
     def make_info(family: Family) -> ModelProfile:
-        return entries[-1].calibration.to_model_profile(family)
+        return settings.apply(entries[-1].calibration.to_model_profile(family))
 
     def save_calibration(calibration: Calibration, family: Family) -> None:
         entries[:] = [
@@ -208,9 +210,17 @@ def _make_model_entry(model: DiscoveredModel, entry: CalibratedModel, context: L
         store_calibration(context.data / CALIBRATION_FILE, family, calibration)
         catalog_file.write_entries(context.data, {model.catalog_key: entries[-1]})
 
+    model_profile = settings.apply(entry.model_profile)
     return ModelEntry(
-        model.name, model.size, entry.model_profile, model.load, make_info, save_calibration, model.size_by_format
+        model.name, model.size, model_profile, model.load, make_info, save_calibration, model.size_by_format
     )
+
+
+def _read_settings(data: Path, name: str) -> ModelSettings:
+    try:
+        return read_model_settings(data).get(name)
+    except ModelSettingsError as error:
+        raise JobRejected(str(error), "worker") from error
 
 
 def _write_catalog(discovered: Sequence[DiscoveredModel], entries: dict[str, CalibratedModel], data: Path) -> None:

@@ -87,7 +87,7 @@ class WorkerSettings(BaseModel):
     - `nats_key`: the worker's own key in place of the token.
     - `nats_ca`: certificates to trust behind `tls://`.
     - `device`: auto, cpu or cuda (`cuda:1` for the second).
-    - `models`: names or folders, the first the default.
+    - `models`: names or folders; `added`: the default model and all added ones (`engine.hub.offered_models`).
     - `memory`: bytes for models, given as 12GB; None: a share of the device's.
     - `parent`: the process that started this one; the worker ends with it; 0: none.
     - `upscaler`: a file; None: the built-in super-resolver.
@@ -104,7 +104,7 @@ class WorkerSettings(BaseModel):
     nats_key: SecretStr = SecretStr("")
     nats_ca: Path | None = None
     name: Name
-    models: Annotated[tuple[str, ...], Field(min_length=1, max_length=64)] = ("embedded",)
+    models: Annotated[tuple[str, ...], Field(min_length=1, max_length=64)] = ("added",)
     pools: Annotated[tuple[Name, ...], Field(min_length=1, max_length=16)] = ("default",)
     data: Path
     device: str = "auto"

@@ -114,12 +114,13 @@ def discover_models(settings: WorkerSettings) -> tuple[LoadContext, list[Discove
         LoadContext,
         discover_models,
     )
+    from engine.model_cache.offered_models import choose_models
 
     device = choose_device() if settings.device == "auto" else torch.device(settings.device)
     resolver = SuperResolver.load(settings.upscaler, device)
     budget = settings.memory or model_budget(device)
     model_dirs = LoadContext(settings.data, device, resolver, build_label(), settings.graphs, settings.offload, budget)
-    return model_dirs, discover_models(settings.models, model_dirs)
+    return model_dirs, discover_models(choose_models(settings.models, model_dirs, budget), model_dirs)
 
 
 def load_startup_models(
@@ -201,7 +202,7 @@ async def _load_with_timeout(settings: WorkerSettings, on_progress: ReportProgre
         progress_lines.update(progress, time.monotonic())
 
     try:
-        async with asyncio.timeout(DEADLINES["load"] * len(settings.models)):
+        async with asyncio.timeout(DEADLINES["load"] * len(discovered)):
             return await asyncio.to_thread(load_startup_models, settings, model_dirs, discovered, on_load_progress)
     except TimeoutError as error:
         raise Stuck("Loading the models took too long.") from error

@@ -49,6 +49,7 @@ from bot.services.jobs.recipe_init import (
 from bot.store import JobRecord, Store
 from engine.contract import BillingKey, Frame, Job, ModelProfile, Recipe, estimate_cost
 from engine.process.load_progress import format_loading
+from engine.process.model_settings import ModelSettingsError, ModelSettingsFile, read_model_settings
 
 if TYPE_CHECKING:
     from bot.app.settings import Settings
@@ -87,7 +88,7 @@ def _generate_here(
     prompt: str, options: Mapping[str, object], data: Path, inputs: JobInputs, film: bool, display: ProgressDisplay
 ) -> ImagineResult:
     init_images = _load_init_images(inputs, display)
-    family, model_profile = _load_model(_model_name(prompt, options), data, display)
+    family, model_profile = _load_model(_model_name(prompt, options, _read_settings(data).default), data, display)
     recipes = _build_recipes(prompt, {**options, "model": None}, model_profile, display, init_images)
     is_walk, contents = recipes[0].interpolation is not None, init_images.new_contents if init_images else {}
     results = [_run_job(part, contents, family, model_profile, film and not is_walk, display, data) for part in recipes]
@@ -129,10 +130,10 @@ def _run_job(
     )  # fmt: skip
 
 
-def _model_name(prompt: str, options: Mapping[str, object]) -> str:
-    """Return a folder or a name; an option wins over the prompt's flag."""
+def _model_name(prompt: str, options: Mapping[str, object], default: str) -> str:
+    """Return a folder or a name; an option wins over the prompt's flag, and that over the default model."""
     chosen_model = options.get("model") or parse(prompt, None, allow_empty=True).prompts[0].model
-    return str(chosen_model or "embedded")
+    return str(chosen_model or default or "embedded")
 
 
 def _load_model(model: str, data: Path, display: ProgressDisplay) -> tuple[Family, ModelProfile]:
@@ -159,7 +160,16 @@ def _load_model(model: str, data: Path, display: ProgressDisplay) -> tuple[Famil
         offload=offload,
     )  # fmt: skip
     display.show_loading(f"measuring {name}", None)
-    return family, calibrate(family, data / "calibration.json").to_model_profile(family)
+    model_profile = calibrate(family, data / "calibration.json").to_model_profile(family)
+    return family, _read_settings(data).get(family.name).apply(model_profile)
+
+
+def _read_settings(data: Path) -> ModelSettingsFile:
+    """Return what the operator chose for the models. Raise `UserError` where the file cannot be read."""
+    try:
+        return read_model_settings(data)
+    except ModelSettingsError as error:
+        raise UserError(str(error)) from error
 
 
 def _loading_callback(name: str, model: str, data: Path, display: ProgressDisplay) -> Callable[[float], None]:

@@ -35,6 +35,8 @@ from engine.process.heap import exempt_from_collection, limit_heap_arenas, retur
 from engine.process.load_progress import ProgressLines
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from aiohttp.web import Application
 
     from bot.app.leader_election import Leader
@@ -239,7 +241,7 @@ def announce_address(settings: Settings, port: int) -> Generator[None]:
 
 def _welcome_text(settings: Settings, models: Sequence[str], page_url: str) -> str:
     discord = "connecting" if settings.discord_token else "not connected (set DISCORD_TOKEN)"
-    engine = f"{', '.join(models)}, loading" if models else "on other machines"
+    engine = f"{', '.join(_list_names(models, settings.data))}, loading" if models else "on other machines"
     return f"""
   Darkroom is open: {page_url}
 
@@ -249,6 +251,17 @@ def _welcome_text(settings: Settings, models: Sequence[str], page_url: str) -> s
     stop      Ctrl-C
 
 """
+
+
+def _list_names(models: Sequence[str], data: Path) -> list[str]:
+    """Return the models' names. Raise `UserError` where the settings of the models cannot be read."""
+    from engine.hub.offered_models import expand_names
+    from engine.process.model_settings import ModelSettingsError
+
+    try:
+        return expand_names(tuple(models), data)
+    except ModelSettingsError as error:
+        raise UserError(str(error)) from error
 
 
 async def print_load_progress(

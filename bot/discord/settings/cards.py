@@ -27,9 +27,13 @@ PRECEDENCE = "-# The most specific rule holds: member, then role, channel, every
 
 
 def build_overview(
-    effective_rules: EffectiveRules, rules: Sequence[Rule], notice: Sequence[ui.Item[Any]] = ()
-) -> ui.LayoutView:
-    """Return the card of what holds for everyone, with the number of exceptions and every possible change."""
+    effective_rules: EffectiveRules, rules: Sequence[Rule], notice: Sequence[ui.Item[Any]] = (),
+    model_costs: Sequence[str] = (),
+) -> ui.LayoutView:  # fmt: skip
+    """Return the card of what holds for everyone, with the number of exceptions and every possible change.
+
+    `model_costs`: lines on what a picture of each model costs.
+    """
     items: list[ui.Item[Any]] = [*notice, ui_parts.make_text("## Settings of this server")]
     if effective_rules.closed:
         closed_text = f"🔴 **Closed**: {escape_discord(effective_rules.closed, 300)}"
@@ -46,6 +50,7 @@ def build_overview(
             "### This server",
             *(_setting_line(name, effective_rules) for name in (*texts.SWITCHES, "words", "patterns")),
         ),
+        *([ui_parts.make_text("### Models", *model_costs)] if model_costs else []),
         ui_parts.make_text(LEGEND, PRECEDENCE),
         ui_parts.select(
             "Change a limit of each member …", _select_options(texts.MEMBER_LIMITS, effective_rules), "change"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from discord import ui
 
-from bot.discord.settings import cards, explanations
+from bot.discord.settings import cards, explanations, texts
 from bot.discord.settings.responses import Reply, respond
 from bot.domain.dto import Member
 from bot.policy.permissions import forbidden_reason
@@ -32,7 +32,8 @@ async def build_overview(interaction: Interaction, member: Member, notice: Seque
     effective_rules = await get_administration(interaction).effective_rules(
         Member("", "", member.guild)
     )  # of a member without exceptions
-    return Reply(view=cards.build_overview(effective_rules, rules, notice))
+    costs = texts.describe_model_costs(interaction.client.services.catalog.list_profiles())
+    return Reply(view=cards.build_overview(effective_rules, rules, notice, costs))
 
 
 async def show_overview(interaction: Interaction, press: CardPress | None = None) -> None:

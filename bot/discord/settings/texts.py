@@ -8,11 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from bot.domain.texts import escape_discord, shorten
 from bot.policy.rules.catalogue import SETTINGS
 from bot.policy.rules.rule import SCOPES, Rule, RuleChange, RuleStep, RuleValue, Scope
 from bot.policy.rules.value_parser import UNLIMITED, format_setting_value
+from bot.prompt.default_cost import format_default_cost
+
+if TYPE_CHECKING:
+    from engine.contract import ModelProfile
+
+MAX_LISTED_MODELS = 8
 
 TITLES: Mapping[str, str] = MappingProxyType(
     {
@@ -181,3 +188,14 @@ def fit_lines(lines: Sequence[str], limit: int, max_lines: int = 1000) -> list[s
         fitting_lines.append(line)
         used_characters += len(line) + 1
     return fitting_lines
+
+
+def describe_model_costs(model_profiles: Sequence[ModelProfile]) -> list[str]:
+    """Return a line for each model: what a picture with its defaults costs, in device time."""
+    lines = [
+        f"{escape_discord(each.name, 64)} · {format_default_cost(each) or 'needs a picture to begin with'}"
+        + ("" if each.quantization == "none" else f", {each.quantization}")
+        for each in model_profiles[:MAX_LISTED_MODELS]
+    ]
+    more = len(model_profiles) - MAX_LISTED_MODELS
+    return [*lines, f"and {more} more"] if more > 0 else lines

@@ -7,17 +7,16 @@ owner cannot change what a worker runs; `name@revision` chooses another one.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import msgspec
-
 from engine.contract.rejection import JobRejected
+from engine.hub.added_models import list_added
+from engine.hub.catalogue import find_entry
+from engine.hub.revisions import read_revisions, remember_revision
 from engine.models.files.fingerprint import combine_fingerprints, fingerprint_file, fingerprint_folder
-from engine.process.atomic_file import write_atomically
 
 SAFETENSORS_SUFFIX = ".safetensors"
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
@@ -25,7 +24,6 @@ _HUB_NAME = re.compile(
     r"([A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)?)(?:@([A-Za-z0-9][A-Za-z0-9._-]*))?"
 )
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-REVISIONS_FILE = "hub-revisions.json"
 _PATHLIKE = re.compile(r"^[~./\\]|\\|/.*/|^[A-Za-z]:|/$")  # no hub name looks like this
 
 
@@ -68,6 +66,10 @@ def find_model(name_or_path: str, data: Path) -> ModelSource:
             f"{name_or_path[:100]!r} is no name of a model: a folder, a file, or a name on the hub.", "model"
         )
     hub_name, revision = hub_match.groups()
+    if folder := _find_added(hub_name, revision, data):
+        return ModelSource(folder.name, folder)
+    if "/" not in hub_name and find_entry(hub_name) is not None:
+        raise JobRejected(f"{hub_name} is not here yet: `darkroom models add {hub_name}`.", "model")
     return ModelSource(make_model_name(hub_name), _download_remembered(hub_name, revision, data))
 
 
@@ -102,26 +104,21 @@ def _refuse_other_files(path: Path) -> None:
     raise JobRejected(f"The model {path.name} is neither a folder nor a file of safetensors.", "model")
 
 
+def _find_added(hub_name: str, revision: str | None, data: Path) -> Path | None:
+    """Return the folder that `darkroom models add` made of this model of the hub, at this revision if one is named."""
+    for name, manifest in list_added(data).items() if data != Path() else ():
+        if manifest.hub_id == hub_name and revision in (None, manifest.revision):
+            return data / "models" / name
+    return None
+
+
 def _download_remembered(hub_name: str, revision: str | None, data: Path) -> Path:
     """Fetch a revision: the chosen one, or else the one that was fetched first. Remember it where there is a folder."""
-    path = data / REVISIONS_FILE
-    revisions = _read_revisions(path)
-    chosen = revision or revisions.get(hub_name)
+    chosen = revision or read_revisions(data).get(hub_name)
     folder = _download(hub_name, chosen) if chosen else _download(hub_name)
-    if data != Path() and _COMMIT.fullmatch(folder.name) and revisions.get(hub_name) != folder.name:
-        write_atomically(path, json.dumps(revisions | {hub_name: folder.name}, indent=1).encode() + b"\n")
+    if data != Path() and _COMMIT.fullmatch(folder.name):
+        remember_revision(data, hub_name, folder.name)
     return folder
-
-
-def _read_revisions(path: Path) -> dict[str, str]:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
-    except FileNotFoundError:
-        return {}
-    except msgspec.DecodeError as error:  # the newest revision instead would be what the file guards against
-        raise JobRejected(
-            f"The file {path} cannot be read: mend it, or delete it to take the newest revisions.", "worker"
-        ) from error
 
 
 def _download(hub_name: str, revision: str | None = None) -> Path:

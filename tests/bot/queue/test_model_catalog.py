@@ -59,6 +59,16 @@ async def test_a_model_on_disk_is_offered_and_counts_as_loaded_once_any_worker_h
     assert second_catalog.find_entry("large").profile.samplers == ("ddim", "heun")
 
 
+def test_the_operators_default_model_is_taken_for_those_who_name_none() -> None:
+    large = msgspec.structs.replace(SHIPPED_MODEL, name="large")
+    workers = {"a": presence_with("a", SHIPPED_MODEL, large)}
+    models = ModelCatalog(cast("Store", None), lambda: workers, lambda: 0.0, "large")
+    assert models.find_entry(None).profile.name == "large"
+    workers["a"] = presence_with("a", SHIPPED_MODEL)
+    assert models.find_entry(None).profile.name == "embedded", "the default is not live"
+    assert ModelCatalog(cast("Store", None), lambda: workers, lambda: 0.0).find_entry(None).profile.name == "embedded"
+
+
 def test_a_pool_is_full_for_a_model_when_every_worker_that_has_it_is_full() -> None:
     large = msgspec.structs.replace(SHIPPED_MODEL, name="large")
     busy_worker, idle_worker = (

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from engine.contract.rejection import JobRejected
+from engine.hub.added_models import Manifest, write_manifest
+from engine.hub.revisions import REVISIONS_FILE
 from engine.models.files import model_source
-from engine.models.files.model_source import REVISIONS_FILE, find_model
+from engine.models.files.model_source import find_model
 
 FIRST, SECOND = "a" * 40, "b" * 40
 
@@ -58,3 +60,19 @@ def test_without_a_data_folder_nothing_is_written(tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     find_model("owner/name", Path())
     assert not (tmp_path / REVISIONS_FILE).exists()
+
+
+def test_an_added_model_is_found_by_its_name_on_the_hub(tmp_path: Path, downloads: list[tuple[str, str | None]]) -> None:
+    folder = tmp_path / "models" / "short"
+    folder.mkdir(parents=True)
+    write_manifest(folder, Manifest("owner/name", FIRST, ()))
+    assert find_model("owner/name", tmp_path).path == folder
+    assert find_model(f"owner/name@{FIRST}", tmp_path).name == "short"
+    assert downloads == []
+    find_model(f"owner/name@{SECOND}", tmp_path)
+    assert downloads == [("owner/name", SECOND)]
+
+
+def test_a_name_of_the_catalogue_says_how_to_add_it(tmp_path: Path) -> None:
+    with pytest.raises(JobRejected, match="flux-schnell is not here yet: `darkroom models add flux-schnell`"):
+        find_model("flux-schnell", tmp_path)

@@ -52,7 +52,7 @@ def test_the_command_line_overrides_the_environment(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("DARKROOM_WORKER_NAME", "from-environment")
     settings = load_settings(name="given", nats="", models=(), data=tmp_path)
     assert (settings.nats, settings.name) == ("nats://elsewhere:4222", "given")
-    assert (settings.models, settings.pools, settings.data) == (("embedded",), ("default",), tmp_path)
+    assert (settings.models, settings.pools, settings.data) == (("added",), ("default",), tmp_path)
     assert settings.nats_token.get_secret_value() == "secret-token"
     assert "secret-token" not in repr(settings)
 

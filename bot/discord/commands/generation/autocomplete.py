@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from discord.app_commands import Choice
 
 from bot.discord.job_choice import MAX_CHOICE_CHARS, MAX_CHOICES
+from bot.prompt.default_cost import format_default_cost
 from engine.contract import SAMPLER_TITLES
 
 if TYPE_CHECKING:
@@ -66,9 +67,16 @@ def _complete_list(names: Sequence[str], current: str) -> list[Choice[str]]:
 
 
 def model_choices(all_models: list[ModelProfile], current: str) -> list[Choice[str]]:
-    """Return models by name; one that is only on disk says that it is loaded on demand."""
-    notes = {model.name: "" if model.loaded else " (loaded on demand)" for model in reversed(all_models)}
+    """Return models by name with what a picture costs; one that is only on disk says that it is loaded on demand."""
+    notes = {model.name: _describe_model(model) for model in reversed(all_models)}
     names = [
         name for name in dict.fromkeys(model.name for model in all_models) if current.casefold() in name.casefold()
     ]
     return [Choice(name=f"{name}{notes[name]}"[:MAX_CHOICE_CHARS], value=name) for name in names][:MAX_CHOICES]
+
+
+def _describe_model(model: ModelProfile) -> str:
+    """Return " (about 12 s a picture, loaded on demand)", or what of it is known."""
+    parts = [format_default_cost(model), "" if model.loaded else "loaded on demand"]
+    text = ", ".join(part for part in parts if part)
+    return f" ({text})" if text else ""

@@ -24,6 +24,7 @@ from bot.discord.commands.registry import COMMANDS, build_payload
 from bot.discord.job_choice import MAX_CHOICE_CHARS, MAX_CHOICES
 from bot.discord.permissions import PERMISSIONS_AFTER_TOKEN, SEND_IN_THREADS
 from bot.policy.permissions import ACTIONS
+from bot.prompt.default_cost import format_default_cost
 from bot.queue.model_catalog import SHIPPED_MODEL
 from bot.services.flag_aliases import MAX_ALIASES
 from bot.services.preferences import NAMES as PREFERENCES
@@ -164,7 +165,9 @@ def test_a_model_not_in_memory_is_offered_as_loaded_on_demand() -> None:
     cold = msgspec.structs.replace(SHIPPED_MODEL, name="large", loaded=False)
     choices = autocomplete.model_choices([SHIPPED_MODEL, cold], "")
     assert [one.value for one in choices] == ["embedded", "large"]
-    assert [one.name for one in choices] == ["embedded", "large (loaded on demand)"]
+    cost = format_default_cost(SHIPPED_MODEL)
+    assert re.fullmatch(r"about [\d.]+ s a picture", cost)
+    assert [one.name for one in choices] == [f"embedded ({cost})", f"large ({cost}, loaded on demand)"]
 
 
 def test_help_names_each_command_and_links_those_with_a_known_id() -> None:

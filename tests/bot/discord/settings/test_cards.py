@@ -7,6 +7,7 @@ import string
 from typing import Any
 
 import discord
+import msgspec
 import pytest
 from discord import app_commands, ui
 from hypothesis import given, settings
@@ -30,6 +31,7 @@ from bot.policy.rules.catalogue import SETTINGS, Setting
 from bot.policy.rules.effective_rules import resolve
 from bot.policy.rules.explanations import Explanation
 from bot.policy.rules.rule import SCOPES, Rule, RuleChange, RuleStep, RuleValue, Scope
+from bot.queue.model_catalog import SHIPPED_MODEL
 from loopback.known_deviations import find_unexplained
 from loopback.openapi import FILE, RequestValidator
 
@@ -99,7 +101,10 @@ def check_card(view: ui.LayoutView) -> list[dict[str, Any]]:
 @given(st.lists(rules(), max_size=60, unique_by=lambda rule: rule.key), st.integers(0, 5))
 def test_overview_and_exceptions_fit_discords_limits(rule_list: list[Rule], page: int) -> None:
     effective_rules = resolve(rule_list, Member("", "", GUILD), Limits())
-    check_card(cards.build_overview(effective_rules, rule_list, cards.build_notice("✅ Something changed.", 10**9)))
+    costs = texts.describe_model_costs([msgspec.structs.replace(SHIPPED_MODEL, name="m" * 64)] * 30)
+    assert costs[-1] == "and 22 more"
+    notice = cards.build_notice("✅ Something changed.", 10**9)
+    check_card(cards.build_overview(effective_rules, rule_list, notice, costs))
     for scope in ("channel", "role", "user"):
         check_card(cards.build_exceptions(scope, rule_list, page, cards.build_notice("✅ Something changed.", 10**9)))
 

@@ -1,0 +1,1 @@
+"""`darkroom models`: models of the hub on this machine."""

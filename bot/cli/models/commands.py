@@ -1,0 +1,151 @@
+"""`darkroom models`: add models of the hub, list, check and delete them, and choose their defaults.
+
+Works on the data folder, with or without a running bot; that offers a new model after its next start. Slow imports
+happen inside the commands.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bot.cli.options import AsJson, Data
+from bot.domain.errors import UserError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    help="Models of the hub: search, add, list, verify, remove them, and choose defaults (docs/models.md).",
+)
+
+ModelName = Annotated[str, typer.Argument(metavar="NAME", help="A model's name, as `darkroom models list` shows it.")]
+Quantize = Annotated[
+    str, typer.Option(metavar="KIND", help="How its network is kept in memory: auto, none, int8, int4, nf4 or fp8.")
+]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+
+
+@app.command("list")
+def list_models(as_json: AsJson = False, data: Data = None) -> None:
+    """List the models on this machine: size, licence, defaults, and what the running Darkroom does with them."""
+    from bot.cli.models import listing, tables
+
+    with _one_sentence():
+        rows = listing.list_rows(_find_data(data))
+    if as_json:
+        _print_json([listing.row_to_dict(row) for row in rows])
+    else:
+        tables.print_models(rows)
+
+
+@app.command()
+def search(
+    word: Annotated[str, typer.Argument(help="Part of a name; without it, the whole catalogue.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Search the catalogue, and the names on the hub."""
+    from bot.cli.models import listing, tables
+    from engine.hub.catalogue import search_catalogue
+
+    entries = search_catalogue(word)
+    hub_ids, note = listing.search_hub_names(word, entries) if word else ([], "")
+    if as_json:
+        _print_json({"catalogue": [listing.entry_to_dict(each) for each in entries], "hub": hub_ids, "note": note})
+    else:
+        tables.print_search(entries, hub_ids, note)
+
+
+@app.command()
+def add(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name of the catalogue, or owner/name on the hub.")],
+    called: Annotated[str, typer.Option("--name", metavar="NAME", help="What it is called here.")] = "",
+    quantize: Quantize = "",
+    accept_licence: Annotated[
+        bool, typer.Option("--accept-licence", "--accept-license", help="Accept its licence without a question.")
+    ] = False,
+    revision: Annotated[str, typer.Option(help="A commit, branch or tag, in place of the pinned one.")] = "",
+    as_json: AsJson = False,
+    data: Data = None,
+) -> None:
+    """Download a model, check it, and offer it from the next start on. After an interruption, run it again."""
+    from bot.cli.models.addition import AddRequest, add_model
+
+    with _one_sentence():
+        result = add_model(AddRequest(name, called, quantize, accept_licence, revision, as_json), _find_data(data))
+    if as_json:
+        _print_json(result)
+
+
+@app.command()
+def verify(
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME …", help="Else every added model.")] = None,
+    as_json: AsJson = False,
+    data: Data = None,
+) -> None:
+    """Compare every file of the added models with the hub's checksums. Asks nobody; reads all bytes."""
+    from bot.cli.models.verification import verify_models
+
+    with _one_sentence():
+        damaged = verify_models(_find_data(data), names or [], quiet=as_json)
+    if as_json:
+        _print_json(damaged)
+    raise typer.Exit(1 if any(damaged.values()) else 0)
+
+
+@app.command()
+def remove(name: ModelName, yes: Yes = False, data: Data = None) -> None:
+    """Delete an added model and its settings from this machine."""
+    from bot.cli.models.removal import remove_added
+
+    with _one_sentence():
+        typer.echo(remove_added(_find_data(data), name, confirmed=yes))
+
+
+@app.command()
+def default(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A model here; without it, show the default.")] = "",
+    steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Its default steps.")] = None,
+    sampler: Annotated[str, typer.Option(help="Its default sampler.")] = "",
+    guidance: Annotated[float | None, typer.Option(min=1, max=30, help="Its default guidance.")] = None,
+    quantize: Quantize = "",
+    reset: Annotated[bool, typer.Option("--reset", help="Forget what was chosen for it.")] = False,
+    data: Data = None,
+) -> None:
+    """Make a model the one that is drawn with if nobody names another; with options, choose its defaults instead."""
+    from bot.cli.models.defaults import DefaultsRequest, choose_defaults
+
+    with _one_sentence():
+        request = DefaultsRequest(name, steps, sampler, guidance, quantize, reset)
+        typer.echo(choose_defaults(request, _find_data(data)))
+
+
+@contextmanager
+def _one_sentence() -> Generator[None]:
+    """Turn what the hub, a file or a setting refuses into the command line's one sentence."""
+    from engine.contract.rejection import JobRejected
+    from engine.hub.errors import HubError
+    from engine.process.model_settings import ModelSettingsError
+
+    try:
+        yield
+    except (HubError, JobRejected) as error:
+        raise UserError(error.sentence) from error
+    except ModelSettingsError as error:
+        raise UserError(str(error)) from error
+
+
+def _find_data(data: Path | None) -> Path:
+    from bot.app.settings import load_settings
+
+    return load_settings(**({} if data is None else {"data": data})).data
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))

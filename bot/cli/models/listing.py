@@ -1,0 +1,122 @@
+"""What `darkroom models list` and `search` show, gathered from the data folder, the hub and the running Darkroom."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bot.cli.models.defaults import EMBEDDED_MODEL, describe_settings
+from engine.hub.added_models import MODELS_FOLDER, is_name, list_added, list_partial
+from engine.hub.catalogue import CatalogueEntry
+from engine.hub.errors import HubError
+from engine.hub.repository import search_hub
+from engine.process.model_settings import read_model_settings
+
+MEMORY_KINDS = ("none", "int8", "int4", "nf4", "float8")
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """A model on this machine. `state`: what the running Darkroom does with it; empty where none runs."""
+
+    name: str
+    size: int  # bytes on the disk; 0: unknown
+    licence: str
+    defaults: str
+    state: str
+    is_default: bool
+    hub_id: str = ""
+    revision: str = ""
+    quantize: str = ""
+
+
+def list_rows(data: Path) -> list[ModelRow]:
+    """Return the embedded model, added models, other folders and files, and downloads that have not ended."""
+    settings_file, added, states = read_model_settings(data), list_added(data), _fetch_states(data)
+    default = settings_file.default or EMBEDDED_MODEL
+    others = [name for name in _list_other_names(data) if name not in added]
+    rows = [
+        ModelRow(
+            name, added[name].size if name in added else 0, _describe_licence(name, added),
+            describe_settings(settings_file.get(name)), states.get(name, _default_state(states)), name == default,
+            added[name].hub_id if name in added else "", added[name].revision if name in added else "",
+            settings_file.get(name).quantize or "",
+        )
+        for name in (EMBEDDED_MODEL, *added, *others)
+    ]  # fmt: skip
+    unfinished = [name for name in list_partial(data) if name not in added]
+    return [*rows, *(ModelRow(name, 0, "", "", "download interrupted: add it again", False) for name in unfinished)]
+
+
+def row_to_dict(row: ModelRow) -> dict[str, Any]:
+    return asdict(row)
+
+
+def entry_to_dict(entry: CatalogueEntry) -> dict[str, Any]:
+    """Return an entry as JSON has it; sizes in bytes are estimates."""
+    return {
+        "name": entry.name, "hub_id": entry.hub_id, "revision": entry.revision, "title": entry.title,
+        "licence": entry.licence, "restrictions": entry.restrictions, "asks": entry.asks,
+        "download_bytes": entry.download_bytes,
+        "memory_bytes": {kind: entry.estimate_memory(kind) for kind in MEMORY_KINDS},
+        "sampler": entry.sampler, "steps": entry.steps, "guidance": entry.guidance, "size": entry.size,
+    }  # fmt: skip
+
+
+def search_hub_names(word: str, entries: Sequence[CatalogueEntry]) -> tuple[list[str], str]:
+    """Return names on the hub that are not among the entries, and a sentence if it cannot be asked."""
+    try:
+        hub_ids = search_hub(word)
+    except HubError as error:
+        return [], error.sentence
+    known_ids = {entry.hub_id for entry in entries}
+    return [hub_id for hub_id in hub_ids if hub_id not in known_ids], ""
+
+
+def _describe_licence(name: str, added: Mapping[str, Any]) -> str:
+    if name in added:
+        return str(added[name].licence)
+    return "Apache 2.0" if name == EMBEDDED_MODEL else ""
+
+
+def _list_other_names(data: Path) -> list[str]:
+    """Return the folders and files that the operator put there."""
+    try:
+        paths = sorted((data / MODELS_FOLDER).iterdir())
+    except OSError:
+        return []
+    names = [path.name.removesuffix(".safetensors") for path in paths if _is_model(path)]
+    return list(dict.fromkeys(name for name in names if is_name(name)))
+
+
+def _is_model(path: Path) -> bool:
+    return (path / "model_index.json").is_file() or (path.suffix == ".safetensors" and path.is_file())
+
+
+def _default_state(states: Mapping[str, str]) -> str:
+    return "not offered" if states else ""
+
+
+def _fetch_states(data: Path) -> dict[str, str]:
+    """Return what the running Darkroom says of each model; empty where none runs or answers."""
+    from bot.cli.imagine.http_client import is_darkroom_running, request_json
+    from bot.cli.imagine.result import GenerationError
+    from bot.cli.instance_lock import find_instance
+    from bot.domain.errors import UserError
+    from bot.web.auth import terminal_key
+
+    async def ask(url: str, key: str) -> dict[str, Any]:
+        return await request_json("GET", url, key, "/api/workers") if await is_darkroom_running(url) else {}
+
+    instance = find_instance(data)
+    if instance is None:
+        return {}
+    try:
+        answer = asyncio.run(ask(instance.url, terminal_key(data)))
+    except (GenerationError, UserError):
+        return {}
+    loaded = set(answer.get("loaded", ()))
+    return {str(name): "in memory" if name in loaded else "offered" for name in answer.get("models", ())}
