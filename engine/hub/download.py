@@ -28,7 +28,7 @@ from engine.hub.added_models import (
 from engine.hub.checksums import is_intact
 from engine.hub.errors import HubError, explain_disk_error, explain_error, get_endpoint
 from engine.hub.file_selection import INDEX_FILE, MAX_INDEX_BYTES, read_parts, select_files
-from engine.hub.repository import LIBRARY_NAME, Repository, RepositoryFile
+from engine.hub.repository import LIBRARY_NAME, Repository, RepositoryFile, fetch_repository
 
 PART_SUFFIX = ".part"
 SPARE_BYTES = 512 * 2**20  # bytes of the disk that a download leaves free
@@ -68,6 +68,20 @@ def plan_download(repository: Repository, data: Path, name: str) -> Download:
     files = tuple(select_files(repository.files, parts, repository.hub_id))
     folder = find_partial_folder(data, name)
     return Download(repository, files, folder, sum(_count_present(folder / file.path, file) for file in files))
+
+
+def plan_repair(manifest: Manifest, damaged: Iterable[RepositoryFile], data: Path, name: str) -> Download:
+    """Take a model's damaged files away, to be fetched again; it is not offered meanwhile. Raises `HubError`."""
+    repository = fetch_repository(manifest.hub_id, manifest.revision)  # first: without the hub nothing is touched
+    target, folder = find_folder(data, name), find_partial_folder(data, name)
+    with _explained(repository):
+        for file in damaged:
+            (target / file.path).unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        target.replace(folder)
+    present = sum(_count_present(folder / file.path, file) for file in manifest.files)
+    return Download(repository, manifest.files, folder, present)
 
 
 def check_disk_space(download: Download) -> None:

@@ -86,14 +86,15 @@ def add(
 @app.command()
 def verify(
     names: Annotated[list[str] | None, typer.Argument(metavar="NAME …", help="Else every added model.")] = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Download damaged files again.")] = False,
     as_json: AsJson = False,
     data: Data = None,
 ) -> None:
-    """Compare every file of the added models with the hub's checksums. Asks nobody; reads all bytes."""
+    """Compare every file of the added models with the hub's checksums. Reads all bytes."""
     from bot.cli.models.verification import verify_models
 
     with _one_sentence():
-        damaged = verify_models(_find_data(data), names or [], quiet=as_json)
+        damaged = verify_models(_find_data(data), names or [], repair=repair, quiet=as_json)
     if as_json:
         _print_json(damaged)
     raise typer.Exit(1 if any(damaged.values()) else 0)

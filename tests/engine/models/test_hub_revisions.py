@@ -62,7 +62,9 @@ def test_without_a_data_folder_nothing_is_written(tmp_path: Path, monkeypatch: p
     assert not (tmp_path / REVISIONS_FILE).exists()
 
 
-def test_an_added_model_is_found_by_its_name_on_the_hub(tmp_path: Path, downloads: list[tuple[str, str | None]]) -> None:
+def test_an_added_model_is_found_by_its_name_on_the_hub(
+    tmp_path: Path, downloads: list[tuple[str, str | None]]
+) -> None:
     folder = tmp_path / "models" / "short"
     folder.mkdir(parents=True)
     write_manifest(folder, Manifest("owner/name", FIRST, ()))

@@ -59,6 +59,18 @@ def test_a_model_is_added_listed_verified_and_removed(hub: ModelHub, run: Run, t
     assert read_model_settings(tmp_path).models == {}
 
 
+def test_damaged_files_are_named_and_fetched_again(hub: ModelHub, run: Run, tmp_path: Path) -> None:
+    run("add", "small", "--json")
+    path = tmp_path / "models" / "small" / "unet" / "config.json"
+    path.write_bytes(b"[]")
+    assert json.loads(run("verify", "small", "--json")) == {"small": ["unet/config.json"]}
+    hub.requests.clear()
+    assert json.loads(run("verify", "small", "--repair", "--json")) == {"small": []}
+    assert path.read_bytes() == b"{}"
+    assert len([request for request in hub.requests if "/resolve/" in request]) == 1
+    assert json.loads(run("verify", "--json")) == {"small": []}
+
+
 def test_the_remembered_revision_is_taken_again(hub: ModelHub, run: Run) -> None:
     first = json.loads(run("add", "small", "--json"))["revision"]
     hub.repositories["small"].add_revision(FILES | {"unet/config.json": b'{"new": 1}'})
