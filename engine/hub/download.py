@@ -151,6 +151,10 @@ def _transfer(
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
+    if file.size == 0:
+        return  # an empty file has no range to ask for
+    received = resume_size
+
     class ByteCounter:
         """What `huggingface_hub` takes for a progress bar."""
 
@@ -162,10 +166,12 @@ def _transfer(
         def __exit__(self, *_: object) -> None: ...
 
         def update(self, byte_count: float | None = 1) -> None:
+            nonlocal received
+            received += int(byte_count or 0)
+            if received > file.size:
+                raise HubError(f"{file.path} of {repository.hub_id} is larger than the hub says: it is not taken.")
             on_progress("download", int(byte_count or 0))
 
-    if file.size == 0:
-        return  # an empty file has no range to ask for
     url = f"{get_endpoint()}/{repository.hub_id}/resolve/{repository.revision}/{quote(file.path)}"
     headers = {**cast(Any, build_hf_headers)(library_name=LIBRARY_NAME), "Accept-Encoding": "identity"}
     get: Any = http_get

@@ -55,7 +55,7 @@ def fetch_repository(hub_id: str, revision: str | None = None) -> Repository:
     card = _read_card(info)
     name, link = str(card.get("license_name") or card.get("license") or ""), str(card.get("license_link") or "")
     files = tuple(_read_file(each) for each in list(info.siblings or ())[:MAX_FILES] if _is_safe(str(each.rfilename)))
-    return Repository(str(info.id), commit, files, name[:100], link[:300], bool(info.gated))
+    return Repository(hub_id, commit, files, name[:100], link[:300], bool(info.gated))
 
 
 def search_hub(word: str) -> list[str]:

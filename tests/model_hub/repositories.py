@@ -13,13 +13,15 @@ LFS_SUFFIXES = (".safetensors", ".bin", ".model")
 @dataclass
 class Faults:
     """What goes wrong: `cut_after`: bytes of an answer before its connection is cut, once each; `bytes_a_second`:
-    how slow; `corrupt`: paths whose first byte is wrong, so many times; `status`: of every request.
+    how slow; `corrupt`: paths whose first byte is wrong, so many times; `status`: of every request;
+    `padding`: what follows every file.
     """
 
     cut_after: list[int] = field(default_factory=list[int])
     bytes_a_second: float = 0.0
     corrupt: dict[str, int] = field(default_factory=dict[str, int])
     status: int = 0
+    padding: bytes = b""
 
 
 @dataclass

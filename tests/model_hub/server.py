@@ -119,7 +119,7 @@ class ModelHub:
         start, status = 0, 200
         if (asked := request.headers.get("Range", "")).startswith("bytes="):
             start, status = int(asked.removeprefix("bytes=").partition("-")[0]), 206
-        body = self._corrupt(path, content)[start:]
+        body = self._corrupt(path, content)[start:] + self.faults.padding
         range_headers = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if status == 206 else {}
         response = web.StreamResponse(status=status, headers={**(headers or {}), **range_headers})
         response.content_length = len(body)

@@ -97,6 +97,13 @@ def test_a_wrong_checksum_is_tried_once_more_and_then_refused(hub: ModelHub, tmp
     assert list_partial(tmp_path) == ["small"]
 
 
+def test_a_file_larger_than_the_hub_says_is_refused_at_once(hub: ModelHub, tmp_path: Path) -> None:
+    plan = plan_download(fetch_repository("owner/small"), tmp_path, "small")
+    hub.faults.padding = b"x" * 30 * 2**20
+    with pytest.raises(HubError, match="is larger than the hub says"):
+        run_download(plan, tmp_path, "small", lambda stage, byte_count: None)
+
+
 def test_another_revision_takes_the_place_of_the_first(hub: ModelHub, tmp_path: Path) -> None:
     repository = hub.repositories["owner/small"]
     first = repository.main

@@ -33,6 +33,6 @@ def test_a_small_sdxl_is_added_and_draws(
         standalone_mode=False)  # fmt: skip
     result = json.loads(capsys.readouterr().out)
     assert (result["steps"], result["sampler"]) == (3, "euler")
-    [picture] = [Path(path) for path in result["files"]] if "files" in result else list(out.glob("*.png"))
-    assert Image.open(io.BytesIO(picture.read_bytes())).size == (64, 64)
-    assert "tiny-sdxl" in picture.read_bytes().decode("latin-1")
+    [content] = [Path(path).read_bytes() for path in result["pictures"]]
+    assert Image.open(io.BytesIO(content)).size == (64, 64)
+    assert b"tiny-sdxl" in content
