@@ -244,8 +244,8 @@ def test_the_bot_imports_only_the_contract_of_the_engine() -> None:
             "engine.process.settings",
             "engine.process.load_progress",
             "engine.process.heap",
-            "engine.hub.offered_models",
         },
+        "bot.cli.up.welcome": {"engine.hub.offered_models"},
         "bot.cli.doctor": {"engine.bus.broker.embedded", "engine.worker.doctor"},
         **{edge: {"engine"} for edge in EDGES},
     }

@@ -25,6 +25,7 @@ from bot.cli.instance_lock import RunningInstance, check_port_free, lock_data_fo
 from bot.cli.up import broker_setup
 from bot.cli.up.engine_process import EngineProcess
 from bot.cli.up.log_file import log_to_file
+from bot.cli.up.welcome import format_welcome
 from bot.domain.errors import UserError
 from bot.domain.periodic import run_periodically
 from bot.store import DatabaseUnavailable
@@ -35,8 +36,6 @@ from engine.process.heap import exempt_from_collection, limit_heap_arenas, retur
 from engine.process.load_progress import ProgressLines
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from aiohttp.web import Application
 
     from bot.app.leader_election import Leader
@@ -140,7 +139,7 @@ async def _start_parts(
     await stack.enter_async_context(_run_beside(trims, "heap"))
     stack.enter_context(announce_address(settings, port))
     page_url = entry_address(settings, web_app, port)
-    _print_text(_welcome_text(settings, models, page_url))
+    _print_text(format_welcome(settings, models, page_url))
     if engine_process is not None:
         await stack.enter_async_context(_run_beside(print_load_progress(bus.model_progress.get_progress), "loads"))
         warm_line = print_when_warm(bot_app.services.live_workers, engine_process, warmup)
@@ -237,31 +236,6 @@ def announce_address(settings: Settings, port: int) -> Generator[None]:
         yield
     finally:
         instance_lock.withdraw_instance(settings.data)
-
-
-def _welcome_text(settings: Settings, models: Sequence[str], page_url: str) -> str:
-    discord = "connecting" if settings.discord_token else "not connected (set DISCORD_TOKEN)"
-    engine = f"{', '.join(_list_names(models, settings.data))}, loading" if models else "on other machines"
-    return f"""
-  Darkroom is open: {page_url}
-
-    model     {engine}
-    Discord   {discord}
-    data      {settings.data}
-    stop      Ctrl-C
-
-"""
-
-
-def _list_names(models: Sequence[str], data: Path) -> list[str]:
-    """Return the models' names. Raise `UserError` where the settings of the models cannot be read."""
-    from engine.hub.offered_models import expand_names
-    from engine.process.model_settings import ModelSettingsError
-
-    try:
-        return expand_names(tuple(models), data)
-    except ModelSettingsError as error:
-        raise UserError(str(error)) from error
 
 
 async def print_load_progress(

@@ -41,17 +41,7 @@ def build_overview(
             ui_parts.text_with_button(closed_text, ui_parts.make_button("Open", "open", style=ui_parts.Style.success))
         )
     items += [
-        ui_parts.make_text("### Each member", *(_setting_line(name, effective_rules) for name in texts.MEMBER_LIMITS)),
-        ui_parts.make_text(
-            "### All together",
-            *(_setting_line(name, effective_rules, texts.shared_limit_title(name)) for name in texts.SHARED_LIMITS),
-        ),
-        ui_parts.make_text(
-            "### This server",
-            *(_setting_line(name, effective_rules) for name in (*texts.SWITCHES, "words", "patterns")),
-        ),
-        *([ui_parts.make_text("### Models", *model_costs)] if model_costs else []),
-        ui_parts.make_text(LEGEND, PRECEDENCE),
+        *_overview_texts(effective_rules, model_costs),
         ui_parts.select(
             "Change a limit of each member …", _select_options(texts.MEMBER_LIMITS, effective_rules), "change"
         ),
@@ -69,6 +59,22 @@ def build_overview(
         _action_buttons(is_closed=bool(effective_rules.closed)),
     ]
     return ui_parts.make_layout(*items, colour=RED if effective_rules.closed else BLUE)
+
+
+def _overview_texts(effective_rules: EffectiveRules, model_costs: Sequence[str]) -> list[ui.Item[Any]]:
+    return [
+        ui_parts.make_text("### Each member", *(_setting_line(name, effective_rules) for name in texts.MEMBER_LIMITS)),
+        ui_parts.make_text(
+            "### All together",
+            *(_setting_line(name, effective_rules, texts.shared_limit_title(name)) for name in texts.SHARED_LIMITS),
+        ),
+        ui_parts.make_text(
+            "### This server",
+            *(_setting_line(name, effective_rules) for name in (*texts.SWITCHES, "words", "patterns")),
+        ),
+        *([ui_parts.make_text("### Models", *model_costs)] if model_costs else []),
+        ui_parts.make_text(LEGEND, PRECEDENCE),
+    ]
 
 
 def build_exceptions(
