@@ -98,7 +98,7 @@ def check_disk_space(download: Download) -> None:
 def run_download(download: Download, data: Path, name: str, on_progress: OnProgress, licence: str = "") -> Manifest:
     """Fetch what is missing, check every file, and put the folder in its place. Raises `HubError`."""
     manifest = Manifest(download.repository.hub_id, download.repository.revision, download.files, licence)
-    with _explained(download.repository), _lock_folder(download.folder, name):
+    with _explained(download.repository), lock_folder(download.folder, name):
         _drop_other_files(download.folder, download.files)
         write_manifest(download.folder, manifest)
         for file in download.files:
@@ -205,8 +205,8 @@ def _put_in_place(partial: Path, target: Path) -> None:
 
 
 @contextmanager
-def _lock_folder(folder: Path, name: str) -> Generator[None]:
-    """Keep a second process from the same download. The lock ends with this process."""
+def lock_folder(folder: Path, name: str) -> Generator[None]:
+    """Keep a second process from the same download. The lock ends with this process. Raises `HubError`."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder.with_name(f".{folder.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
     try:

@@ -8,7 +8,7 @@ import random
 from model_hub.repositories import HubRepository, make_repository
 
 WEIGHTS = random.Random(1).randbytes(200_000)
-INDEX = {
+INDEX: dict[str, object] = {
     "_class_name": "StableDiffusionPipeline",
     "_diffusers_version": "0.42.0",
     "unet": ["diffusers", "UNet2DConditionModel"],

@@ -37,8 +37,12 @@ def add(data: Path, hub_id: str = "owner/small", revision: str | None = None) ->
     progress: list[tuple[str, int]] = []
     plan = plan_download(fetch_repository(hub_id, revision), data, "small")
     check_disk_space(plan)
-    run_download(plan, data, "small", lambda stage, count: progress.append((stage, count)))
+    run_download(plan, data, "small", lambda stage, byte_count: progress.append((stage, byte_count)))
     return progress
+
+
+def _measure_full_disk(_: Path) -> SimpleNamespace:
+    return SimpleNamespace(free=10**6)
 
 
 def downloaded_bytes(progress: list[tuple[str, int]]) -> int:
@@ -173,7 +177,7 @@ def test_the_disk_is_asked_first_and_may_fill_up_later(
 ) -> None:
     plan = plan_download(fetch_repository("owner/small"), tmp_path, "small")
     with monkeypatch.context() as patch:
-        patch.setattr(downloads.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6))
+        patch.setattr(downloads.shutil, "disk_usage", _measure_full_disk)
         with pytest.raises(HubError, match=r"0\.0 GB are needed and 0\.0 GB are free in"):
             check_disk_space(plan)
 
@@ -187,7 +191,7 @@ def test_the_disk_is_asked_first_and_may_fill_up_later(
 
 def test_two_processes_do_not_add_one_model_at_once(hub: ModelHub, tmp_path: Path) -> None:
     plan = plan_download(fetch_repository("owner/small"), tmp_path, "small")
-    with downloads._lock_folder(plan.folder, "small"), pytest.raises(HubError, match="Another process adds small"):
+    with downloads.lock_folder(plan.folder, "small"), pytest.raises(HubError, match="Another process adds small"):
         run_download(plan, tmp_path, "small", lambda stage, byte_count: None)
 
 
