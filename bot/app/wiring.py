@@ -16,10 +16,10 @@ import aiohttp
 from bot.app.leader_election import Leader
 from bot.app.metrics import Metrics
 from bot.app.metrics_page import MetricsPage
+from bot.app.model_choices import read_model_choices
 from bot.app.queue_wiring import Core, Queue, wire_queue
 from bot.app.service_wiring import wire_services
 from bot.app.settings import Settings
-from bot.domain.errors import UserError
 from bot.domain.events import Feed
 from bot.images.picture_store import PictureStore
 from bot.images.uploads.image_links import FetchFile, fetch_file
@@ -29,7 +29,6 @@ from bot.services.storage.file_cleanup import OrphanFiles
 from bot.services.storage.retention import Retention, RetentionLimits
 from bot.store import Store
 from engine.bus import Bus
-from engine.process.model_settings import ModelSettingsError, read_model_settings
 
 STOP_SECONDS = 5.0  # the broker's client needs a moment to hand back messages in flight
 
@@ -107,7 +106,7 @@ async def open_app(
         if leader is not None:
             await leader.begin_term(store)
         fetch_upload = fetch_upload or partial(fetch_file, session)
-        default_model = await asyncio.to_thread(_read_default_model, settings)
+        default_model = (await asyncio.to_thread(read_model_choices, settings.data)).default
         core = Core(settings, bus, store, picture_store, Feed(), Metrics(clock), worker_decoder, clock, default_model)
         app = wire_app(core, filter_thread, upload_decoder, fetch_upload)
         await app.queue.external_changes.prepare()
@@ -122,13 +121,6 @@ async def open_app(
         await session.close()
         await asyncio.to_thread(filter_thread.shutdown)
         await store.close()
-
-
-def _read_default_model(settings: Settings) -> str:
-    try:
-        return read_model_settings(settings.data).default
-    except ModelSettingsError as error:
-        raise UserError(str(error)) from error
 
 
 @asynccontextmanager

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from ulid import ULID
 
+from bot.app.model_choices import read_model_choices
 from bot.cli.imagine.job_inputs import JobInputs, KeyframeRef, read_files
 from bot.cli.imagine.progress_display import ProgressDisplay
 from bot.cli.imagine.result import GenerationError, ImagineResult
@@ -49,7 +50,6 @@ from bot.services.jobs.recipe_init import (
 from bot.store import JobRecord, Store
 from engine.contract import BillingKey, Frame, Job, ModelProfile, Recipe, estimate_cost
 from engine.process.load_progress import format_loading
-from engine.process.model_settings import ModelSettingsError, ModelSettingsFile, read_model_settings
 
 if TYPE_CHECKING:
     from bot.app.settings import Settings
@@ -88,7 +88,7 @@ def _generate_here(
     prompt: str, options: Mapping[str, object], data: Path, inputs: JobInputs, film: bool, display: ProgressDisplay
 ) -> ImagineResult:
     init_images = _load_init_images(inputs, display)
-    family, model_profile = _load_model(_model_name(prompt, options, _read_settings(data).default), data, display)
+    family, model_profile = _load_model(_model_name(prompt, options, read_model_choices(data).default), data, display)
     recipes = _build_recipes(prompt, {**options, "model": None}, model_profile, display, init_images)
     is_walk, contents = recipes[0].interpolation is not None, init_images.new_contents if init_images else {}
     results = [_run_job(part, contents, family, model_profile, film and not is_walk, display, data) for part in recipes]
@@ -161,15 +161,7 @@ def _load_model(model: str, data: Path, display: ProgressDisplay) -> tuple[Famil
     )  # fmt: skip
     display.show_loading(f"measuring {name}", None)
     model_profile = calibrate(family, data / "calibration.json").to_model_profile(family)
-    return family, _read_settings(data).get(family.name).apply(model_profile)
-
-
-def _read_settings(data: Path) -> ModelSettingsFile:
-    """Return what the operator chose for the models. Raise `UserError` where the file cannot be read."""
-    try:
-        return read_model_settings(data)
-    except ModelSettingsError as error:
-        raise UserError(str(error)) from error
+    return family, read_model_choices(data).get(family.name).apply(model_profile)
 
 
 def _loading_callback(name: str, model: str, data: Path, display: ProgressDisplay) -> Callable[[float], None]:
