@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from benchmarks.fixtures.small_controls import build_controlnet
 from bot.app.settings import load_settings
+from bot.cli.imagine.followed_pictures import split_controls
 from bot.cli.imagine.job_inputs import JobInputs
 from bot.cli.imagine.local_engine import generate
 from bot.cli.imagine.progress_display import ProgressDisplay
@@ -19,7 +22,7 @@ from bot.cli.imagine.result import ImagineResult
 from bot.domain.errors import UserError
 from engine.calibration.calibration import Calibration
 from tests.engine.models.test_textual_inversion import write_embedding
-from tests.engine.models.text_models import save_model
+from tests.engine.models.text_models import load_pipeline, save_model
 
 CALIBRATION = Calibration("float32", 4, 10, "ddim", 1.0, 1.0, 1.0, {1: 1.0}, {"float32": 1.0})
 OPTIONS = "--count 1 --steps 3 --seed 7"
@@ -31,12 +34,13 @@ def draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     model = save_model("sd", tmp_path / "small")
     monkeypatch.setattr("engine.calibration.calibration.calibrate", lambda family, path: CALIBRATION)
 
-    def run(text: str, **inputs: Any) -> ImagineResult:
+    def run(text: str, controls: Sequence[str] = (), **inputs: Any) -> ImagineResult:
         settings, prompt = load_settings(data=tmp_path), f"{text} {OPTIONS}"
+        values, files = split_controls(controls)
+        options = {"model": str(model), "control": values}
+        job_inputs = JobInputs(controls=tuple(files), **inputs)
         with ProgressDisplay(Console(file=io.StringIO()), 1) as display:
-            return generate(
-                prompt, {"model": str(model)}, settings, inputs=JobInputs(**inputs), film=False, display=display
-            )
+            return generate(prompt, options, settings, inputs=job_inputs, film=False, display=display)
 
     return run
 
@@ -64,3 +68,22 @@ def test_a_small_model_draws_with_a_textual_inversion_another_autoencoder_and_cl
     parameters = read_parameters(changed)
     assert all(part in parameters for part in ("VAE: mse, VAE hash: ", "Clip skip: 2", 'TI hashes: "Toy: ')), parameters
     assert read_pixels(draw("a cat by TOY --vae MSE --clip-skip 2")) == read_pixels(changed) != read_pixels(plain)
+
+
+@pytest.mark.slow
+def test_a_small_model_follows_the_edges_of_a_sketch(draw: Any, tmp_path: Path) -> None:
+    """As in `darkroom imagine "a castle" --control canny:sketch.png:0.8`."""
+    build_controlnet(load_pipeline(tmp_path / "small")).save_pretrained(tmp_path / "controlnets" / "canny")
+    sketch = tmp_path / "sketch.png"
+    with Image.new("RGB", (32, 32)) as picture:
+        picture.paste("white", (8, 8, 24, 24))
+        picture.save(sketch)
+    plain, followed = draw("a castle"), draw("a castle", [f"canny:{sketch}:0.8"])
+    parameters = read_parameters(followed)
+    assert '"Module: canny, Model: canny [' in parameters, parameters
+    assert "], Weight: 0.8, Guidance Start: 0, Guidance End: 1, Picture: " in parameters
+    assert read_pixels(followed) == read_pixels(draw("a castle", [f"canny:{sketch}:0.8"])) != read_pixels(plain)
+    weaker = draw("a castle", [f"canny:{sketch}:0"])
+    assert read_pixels(weaker) == read_pixels(plain), "at a scale of 0 a control changes nothing"
+    with pytest.raises(UserError, match="--control takes: canny"):
+        draw("a castle", [f"pose:{sketch}"])
