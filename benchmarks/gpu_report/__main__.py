@@ -74,11 +74,13 @@ def measure_report(
 ) -> tuple[dict[str, object], dict[str, list[FigureRow]]]:
     from benchmarks.gpu_report.device_facts import describe_device
     from benchmarks.gpu_report.pipeline_parity import measure_parity_rows
+    from benchmarks.gpu_report.reference_parity import measure_picture_rows
     from benchmarks.gpu_report.speedups import measure_speedup_rows
 
     facts = describe_device(device)
     sections = {
         "Parity with the unmodified pipelines": measure_parity_rows(device, _print_progress),
+        "Parity with pictures beside the prompt": measure_picture_rows(device, _print_progress),
         "Ways of running a network": measure_speedup_rows(_make_family_loader(device, cache_folder), _print_progress),
     }
     if with_real_models:

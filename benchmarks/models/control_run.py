@@ -1,9 +1,9 @@
-"""Measures steps with two ControlNets in their own process: the engine's, and those of diffusers' pipeline.
+"""Measures steps with two ControlNets and a reference picture in their own process: the engine's, and diffusers'.
 
 python -m benchmarks.models.control_run RUN_SPEC.json
 
-It reads the file of `engine_run`, builds two ControlNets of the model's own size with random weights, and prints one
-line of JSON: seconds of a step on both sides, and the engine's seconds outside all networks.
+It reads the file of `engine_run`, builds the networks of the model's own size with random weights, and prints one line
+of JSON: seconds of a step on both sides, and the engine's seconds outside all networks.
 """
 
 from __future__ import annotations
@@ -24,22 +24,25 @@ from PIL import Image
 
 from benchmarks.fixtures.reference_pipeline import make_job
 from benchmarks.fixtures.small_controls import EMBEDDING_WIDTHS
+from benchmarks.fixtures.small_ip_adapters import ADAPTER_FILE
 from benchmarks.models.diffusers_run import StepClock, print_output_line, synchronize_gpu
+from benchmarks.models.random_adapters import SCALE as REFERENCE_SCALE
+from benchmarks.models.random_adapters import ensure_adapter
 from benchmarks.models.random_weights import write_network
 from engine import models
 from engine.calibration.calibration import calibrate
-from engine.contract import Concept, ControlImage, Dtype, Recipe
+from engine.contract import Concept, ControlImage, Dtype, Recipe, ReferenceImage
 from engine.core.engine import Engine, JobFailure
 from engine.core.input_pictures import load_pictures
 from engine.device.torch_device import choose_device
 from engine.models.control.control_network import ControlNet
 from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.family import TORCH_DTYPES
-from engine.models.files.data_folders import CONTROL_FOLDER
+from engine.models.files.data_folders import CONTROL_FOLDER, REFERENCE_FOLDER
 from engine.models.pictures.picture_conditions import PictureConditions
 
 diffusers: Any = import_module("diffusers")  # their lazy modules export nothing that a type checker sees
-CONTROL_NAMES, SCALES = ("one", "two"), (0.7, 0.9)
+CONTROL_NAMES, SCALES, ADAPTER_NAME = ("one", "two"), (0.7, 0.9), "plus"
 CONTROL_PIPELINES = {
     "StableDiffusionPipeline": "StableDiffusionControlNetPipeline",
     "StableDiffusionXLPipeline": "StableDiffusionXLControlNetPipeline",
@@ -77,6 +80,7 @@ def main(run_spec: dict[str, Any]) -> None:
     assert isinstance(family, DiffusersFamily)
     family.forward_runner.disable_optimizations()  # both sides run the networks plainly
     _write_controlnets(family.pipeline, data_folder / CONTROL_FOLDER)
+    ensure_adapter(data_folder / REFERENCE_FOLDER / ADAPTER_NAME, family.pipeline.unet)
     dtype = calibrate(family, data_folder / "calibration.json").dtype
     picture, blobs = _draw_picture(run_spec["side"])
     recipe = _make_recipe(run_spec, family, dtype, next(iter(blobs)))
@@ -85,8 +89,8 @@ def main(run_spec: dict[str, Any]) -> None:
     del pictures
     for conditioner in family.conditioners:
         conditioner.release()
-    reference_seconds = _time_diffusers(run_spec, family, dtype, data_folder / CONTROL_FOLDER, picture)
-    print_output_line(step=step_seconds, outside=outside_seconds, diffusers=reference_seconds, dtype=dtype)
+    diffusers_seconds = _time_diffusers(run_spec, family, dtype, data_folder, picture)
+    print_output_line(step=step_seconds, outside=outside_seconds, diffusers=diffusers_seconds, dtype=dtype)
 
 
 def _write_controlnets(pipeline: Any, folder: Path) -> None:
@@ -111,6 +115,7 @@ def _make_recipe(run_spec: dict[str, Any], family: DiffusersFamily, dtype: Dtype
         concepts=(Concept(run_spec["prompt"]),), model=family.name, sampler="ddim", steps=run_spec["steps"], seed=0,
         guidance=run_spec["guidance"], width=run_spec["side"], height=run_spec["side"], count=1, dtype=dtype,
         guidance_kind=family.guides, controls=controls,
+        references=(ReferenceImage(ADAPTER_NAME, sha, REFERENCE_SCALE),),
     )  # fmt: skip
 
 
@@ -134,21 +139,26 @@ def _time_engine(family: DiffusersFamily, recipe: Recipe, pictures: PictureCondi
 
 
 def _time_diffusers(
-    run_spec: dict[str, Any], family: DiffusersFamily, dtype: Dtype, folder: Path, picture: Image.Image
+    run_spec: dict[str, Any], family: DiffusersFamily, dtype: Dtype, data_folder: Path, picture: Image.Image
 ) -> float | None:
     """Return the mean seconds of a step of diffusers' own pipeline with the same networks."""
     torch_dtype = TORCH_DTYPES[dtype]
     networks = [
-        diffusers.ControlNetModel.from_pretrained(folder / name, dtype=torch_dtype).to(family.device)
+        diffusers.ControlNetModel.from_pretrained(data_folder / CONTROL_FOLDER / name, dtype=torch_dtype).to(
+            family.device
+        )
         for name in CONTROL_NAMES
     ]
     parts = family.pipeline.components | {"unet": family.get_network(dtype)}
     pipeline = getattr(diffusers, CONTROL_PIPELINES[type(family.pipeline).__name__])(**parts, controlnet=networks)
+    adapter_folder = str(data_folder / REFERENCE_FOLDER / ADAPTER_NAME)
+    pipeline.load_ip_adapter(adapter_folder, subfolder="", weight_name=ADAPTER_FILE)
+    pipeline.set_ip_adapter_scale(REFERENCE_SCALE)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config)
     step_clock = StepClock()
     pipeline(
-        run_spec["prompt"], image=[picture, picture], num_inference_steps=run_spec["steps"],
+        run_spec["prompt"], image=[picture, picture], ip_adapter_image=picture, num_inference_steps=run_spec["steps"],
         guidance_scale=run_spec["guidance"], height=run_spec["side"], width=run_spec["side"], output_type="latent",
         controlnet_conditioning_scale=list(SCALES), callback_on_step_end=step_clock,
         generator=torch.Generator().manual_seed(0),

@@ -30,6 +30,7 @@ def main(run_spec: dict[str, Any]) -> None:
     if run_spec["sampler"] == "dpmpp_2m":
         scheduler_class = import_module("diffusers").DPMSolverMultistepScheduler
         pipeline.scheduler = scheduler_class.from_config(pipeline.scheduler.config)
+    reference_arguments = add_reference(pipeline, run_spec["reference"]) if "reference" in run_spec else {}
     print_output_line(loaded=read_memory())
     for number in range(run_spec["pictures"]):
         started_at = time.perf_counter()
@@ -37,7 +38,7 @@ def main(run_spec: dict[str, Any]) -> None:
         picture = pipeline(
             run_spec["prompt"], num_inference_steps=run_spec["steps"], guidance_scale=run_spec["guidance"],
             height=run_spec["side"], width=run_spec["side"], generator=torch.Generator().manual_seed(number),
-            callback_on_step_end=step_clock,
+            callback_on_step_end=step_clock, **reference_arguments,
         ).images[0]  # fmt: skip
         picture.save(Path(run_spec["out"]) / f"{number}.png")
         print_output_line(
@@ -45,6 +46,14 @@ def main(run_spec: dict[str, Any]) -> None:
         )
     for _ in range(run_spec["decodes"]):
         print_output_line(decode=time_decode(pipeline, run_spec["side"]))
+
+
+def add_reference(pipeline: Any, reference: dict[str, Any]) -> dict[str, Any]:
+    """Load an IP-Adapter into the pipeline; return the arguments of its call with a reference picture."""
+    adapter = Path(reference["adapter"])
+    pipeline.load_ip_adapter(str(adapter), subfolder="", weight_name=next(adapter.glob("*.safetensors")).name)
+    pipeline.set_ip_adapter_scale(reference["scale"])
+    return {"ip_adapter_image": import_module("PIL.Image").open(reference["picture"]).convert("RGB")}
 
 
 class StepClock:

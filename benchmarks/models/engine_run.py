@@ -7,6 +7,7 @@ It reads the same file as `diffusers_run` and prints the same facts. Nobody watc
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import time
@@ -20,9 +21,10 @@ from benchmarks.fixtures.reference_pipeline import make_job
 from benchmarks.models.diffusers_run import print_output_line, read_memory, synchronize_gpu
 from engine import models
 from engine.calibration.calibration import calibrate
-from engine.contract import Concept, Job, ModelProfile, Recipe
+from engine.contract import Concept, Job, ModelProfile, Recipe, ReferenceImage
 from engine.core.engine import Engine, JobFailure, LatentsDone
 from engine.device.torch_device import choose_device
+from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.family import Family
 from engine.output.decode_worker import DecodeWorker
 
@@ -32,17 +34,27 @@ def main(run_spec: dict[str, Any]) -> None:
     family = models.load_model(run_spec["folder"], data_folder, device=choose_device())
     model_profile = calibrate(family, data_folder / "calibration.json").to_model_profile(family)
     print_output_line(loaded=read_memory(), dtype=model_profile.dtype)
+    references, blobs = _use_reference(family, run_spec["reference"]) if "reference" in run_spec else ((), {})
     for number in range(run_spec["pictures"]):
-        _run_job(run_spec, family, _make_job(run_spec, model_profile, number))
+        _run_job(run_spec, family, _make_job(run_spec, model_profile, number, references), blobs)
 
 
-def _run_job(run_spec: dict[str, Any], family: Family, job: Job) -> None:
+def _use_reference(family: Family, reference: dict[str, Any]) -> tuple[tuple[ReferenceImage, ...], dict[str, bytes]]:
+    """Let the family find the adapter; return the recipe's reference and its blob."""
+    assert isinstance(family, DiffusersFamily)
+    adapter, content = Path(reference["adapter"]), Path(reference["picture"]).read_bytes()
+    family.use_data_folder(adapter.parents[1])
+    sha256 = hashlib.sha256(content).hexdigest()
+    return (ReferenceImage(adapter.name, sha256, reference["scale"]),), {sha256: content}
+
+
+def _run_job(run_spec: dict[str, Any], family: Family, job: Job, blobs: dict[str, bytes]) -> None:
     """Draw one picture and print when its steps and its decode ended."""
     engine, decode_worker = Engine({family.name: family}), DecodeWorker({family.name: family})
     step_ends, pictures = list[float](), list[Future[bytes]]()
     started_at = time.perf_counter()
     try:
-        engine.add(job, (), decode_worker.encode_init_images(job, {}).result())
+        engine.add(job, (), None, decode_worker.prepare_pictures(job, blobs).result())
         while not engine.is_idle:
             for event in engine.step():
                 if isinstance(event, JobFailure):
@@ -63,12 +75,15 @@ def _run_job(run_spec: dict[str, Any], family: Family, job: Job) -> None:
     )
 
 
-def _make_job(run_spec: dict[str, Any], model_profile: ModelProfile, seed: int) -> Job:
+def _make_job(
+    run_spec: dict[str, Any], model_profile: ModelProfile, seed: int, references: tuple[ReferenceImage, ...]
+) -> Job:
     recipe = Recipe(
         concepts=(Concept(run_spec["prompt"]),), model=model_profile.name,
         sampler=run_spec["sampler"] or model_profile.sampler, steps=run_spec["steps"], seed=seed,
         guidance=run_spec["guidance"], width=run_spec["side"], height=run_spec["side"], count=1,
         dtype=model_profile.dtype, guidance_kind=model_profile.guidance_kind,
+        references=references,
     )  # fmt: skip
     return make_job(recipe, seed)
 

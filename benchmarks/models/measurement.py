@@ -14,10 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.models import diffusers_run
 from benchmarks.models.darkroom_server import DarkroomServer, JobTimes, run_server
 from benchmarks.models.model_configs import BenchmarkModel
 from benchmarks.models.processes import OutputLine, darkroom_command, run_and_collect
+from benchmarks.models.random_adapters import SCALE, ensure_adapter, save_picture
 from benchmarks.report.errors import describe_error
 
 PROMPT = "a lighthouse at night"
@@ -75,7 +78,13 @@ class _ModelRunner:
             "darkroom imagine, second start": lambda: self._measure_imagine("second"),
             "a step and a decode of the engine": self._measure_engine,
             "darkroom up": self._measure_server,
-            **({"steps with two ControlNets": self._measure_controls} if self._model.takes_controls else {}),
+            **(self._list_picture_measurements() if self._model.takes_controls else {}),
+        }
+
+    def _list_picture_measurements(self) -> dict[str, Callable[[], dict[str, float]]]:
+        return {
+            "steps with two ControlNets and a reference picture": self._measure_controls,
+            "steps with a reference picture": self._measure_reference,
         }
 
     def _measure_diffusers(self, start_name: str, picture_count: int, decode_count: int) -> dict[str, float]:
@@ -111,6 +120,28 @@ class _ModelRunner:
             "ours control step": values["step"], "diffusers control step": values["diffusers"],
             "ours control outside": share,
         }  # fmt: skip
+
+    def _measure_reference(self) -> dict[str, float]:
+        """Measure a step of both sides with a reference picture."""
+        data = self._model_folder.parent / f"{self._model_folder.name}-data"
+        with torch.device("meta"):
+            unet = self._model.build_pipeline().unet
+        adapter = ensure_adapter(data / "ip-adapters" / "plus", unet)
+        picture = save_picture(self._temp_folder / "reference.png")
+        run_spec = self._make_run_spec(picture_count=2) | {
+            "data": str(self._temp_folder / "data"), "decodes": 0,
+            "reference": {"adapter": str(adapter), "picture": str(picture), "scale": SCALE},
+        }  # fmt: skip
+        spec_file, seconds = str(self._write_run_spec(run_spec)), dict[str, float]()
+        for side, command in (
+            ("diffusers", [sys.executable, diffusers_run.__file__, spec_file]),
+            ("ours", [sys.executable, "-m", "benchmarks.models.engine_run", spec_file]),
+        ):
+            output_lines = run_and_collect(command, self._log_path(f"{side}-reference"))
+            seconds[f"{side} reference step"] = min(
+                line.values["step"] for line in output_lines if line.values.get("step")
+            )
+        return seconds
 
     def _best_seconds(self, side: str, output_lines: list[OutputLine]) -> dict[str, float]:
         """Return the minimum over several runs, the least disturbed one.

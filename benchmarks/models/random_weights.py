@@ -82,10 +82,10 @@ def write_network(network: Any, folder: Path) -> None:
         file_name = "model.safetensors"
     tied_weights = getattr(network, "_tied_weights_keys", None) or ()
     shapes = {name: tuple(value.shape) for name, value in network.state_dict().items() if name not in tied_weights}
-    _write_weights(shapes, folder / file_name)
+    write_weights(shapes, folder / file_name)
 
 
-def _write_weights(shapes: Mapping[str, tuple[int, ...]], path: Path) -> None:
+def write_weights(shapes: Mapping[str, tuple[int, ...]], path: Path) -> None:
     """Write a safetensors file: the header's length, the header, the values."""
     header, end_offset = dict[str, Any](__metadata__={"format": "pt"}), 0
     for name, shape in shapes.items():

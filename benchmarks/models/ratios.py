@@ -37,7 +37,8 @@ GPU_RATIO_ROWS = (
     RatioRow("GPU memory at rest", "gpu", "gpu", "≤ 1.05", "MB"),
     RatioRow("GPU memory at its peak, one user", "gpu_peak", "gpu_peak", "≤ 1.15", "MB"),
 )
-CONTROL_ROW = RatioRow("a step with two ControlNets, nobody watches", "control step", "control step", "≤ 1.05")
+CONTROL_ROW = RatioRow("a step with two ControlNets and a reference picture", "control step", "control step", "≤ 1.05")
+REFERENCE_ROW = RatioRow("a step with a reference picture alone", "reference step", "reference step", "≤ 1.05")
 USER_COUNTS = (2, 4)
 
 
@@ -45,12 +46,12 @@ def make_rows(model: BenchmarkModel, figures: Figures, on_gpu: bool) -> list[Fig
     ratios = [*RATIO_ROWS, *(_make_user_ratio(users) for users in USER_COUNTS), *(GPU_RATIO_ROWS if on_gpu else ())]
     control_rows = [_make_outside_row(model, figures)] if model.takes_controls else []
     if model.takes_controls:
-        ratios.append(CONTROL_ROW)
+        ratios += [CONTROL_ROW, REFERENCE_ROW]
     return [*(_make_row(model, figures, ratio) for ratio in ratios), *control_rows]
 
 
 def _make_outside_row(model: BenchmarkModel, figures: Figures) -> FigureRow:
-    name = f"{model.name}: time outside the networks a step, two ControlNets"
+    name = f"{model.name}: time outside the networks a step, two ControlNets and a reference"
     share = figures.values.get("ours control outside")
     note = "; ".join(figures.failures) if share is None else _describe_job(model, figures)
     return FigureRow(name, share, "≤ 1", "%", note)

@@ -32,6 +32,7 @@ from engine.models.family import (
     TakesPictures,
     find_judge,
 )
+from engine.models.pictures.picture_support import PictureSupport
 from engine.process.atomic_file import write_atomically
 
 log = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ class Calibration(Struct, frozen=True, forbid_unknown_fields=True):
             has_judge=find_judge(family) is not None,
             embeddings=family.list_embeddings() if isinstance(family, TakesEmbeddings) else (),
             autoencoders=family.list_autoencoders() if isinstance(family, TakesAutoencoders) else (),
+            required=family.required if isinstance(family, PictureSupport) else "",
             max_clip_skip=family.max_clip_skip if isinstance(family, SkipsTextLayers) else 0,
         )  # fmt: skip
         if not isinstance(family, TakesPictures):

@@ -25,7 +25,7 @@ def check_pictures(recipe: Recipe, family: Family) -> None:
             raise JobRejected(f"{family.name} takes no control or reference pictures.", "model")
         return
     if family.needs_pictures(recipe) and recipe.tile:
-        raise JobRejected("A tile takes no control or reference pictures.", "member")
+        raise JobRejected("A tile takes no control, reference or inpainted pictures.", "member")
     if any(control.start >= control.stop for control in recipe.controls):
         raise JobRejected("A control picture cannot stop before it starts.", "member")
     family.check_pictures(recipe)

@@ -70,7 +70,8 @@ class Trajectory:
         self.noise = Noise(recipe, image, shape)
         self._inputs_by_step = build_model_inputs(recipe, family, shape, pictures)
         self.k, self.end_step = recipe.first_step, recipe.end_step
-        self.masked_source = _build_masked_source(init_latents, self.noise)
+        is_inpainted = any(picture.slot.kind == "inpaint" for picture in pictures)  # the network itself sees the mask
+        self.masked_source = None if is_inpainted else _build_masked_source(init_latents, self.noise)
         self.x = _first_latents(recipe, plan, self.noise, init_latents).to(family.device)
         self.h: torch.Tensor | None = _initial_history(plan, init_latents, self.x)
         self.likely_end: torch.Tensor | None = None  # for previews alone

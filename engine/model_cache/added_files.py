@@ -14,10 +14,12 @@ from engine.models.files.data_folders import (
     EMBEDDING_FOLDER,
     LORA_FOLDER,
     PREPROCESSOR_FOLDER,
+    REFERENCE_FOLDER,
 )
 from engine.models.files.fingerprint import combine_fingerprints
 from engine.models.lora.lora_files import find_loras
 from engine.models.preprocessing.preprocessors import Preprocessors
+from engine.models.reference.adapter_files import find_adapters
 from engine.models.textual_inversion.embedding_files import find_embeddings
 
 
@@ -28,6 +30,7 @@ def fingerprint_added_files(data: Path, model_folder: Path) -> str:
     parts += [f"embedding {each.name} {each.revision}" for each in find_embeddings(data / EMBEDDING_FOLDER)]
     parts += [f"vae {each.name} {each.revision}" for each in find_autoencoders(data / AUTOENCODER_FOLDER)]
     parts += [f"control {each.name} {each.revision}" for each in find_controls(data / CONTROL_FOLDER)]
+    parts += [f"reference {each.name} {each.revision}" for each in find_adapters(data / REFERENCE_FOLDER)]
     preprocessors = Preprocessors(torch.device("cpu"), data / PREPROCESSOR_FOLDER).list_available()
     parts += [f"preprocessor {name}" for name in preprocessors if name not in ("none", "canny")]
     return combine_fingerprints(*parts) if parts else ""

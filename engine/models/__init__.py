@@ -60,6 +60,7 @@ def load_source(
     """Load a located model. Raises `JobRejected` where it is no model in safetensors."""
     import torch
 
+    from engine.models.conditioners import add_conditioners
     from engine.models.families.diffusers_family import DiffusersFamily
     from engine.models.family import CanBeOffloaded
     from engine.models.loading.number_formats import LARGE_PARAMETERS, FormatChooser
@@ -78,6 +79,7 @@ def load_source(
         family.offload = offload.mode
     if isinstance(family, DiffusersFamily):
         family.model_folder = None if source.is_file else source.path
+        add_conditioners(family)
         if loaded.single_format is not None:
             family.use_single_format(loaded.single_format, loaded.reload)
     return family
@@ -125,19 +127,21 @@ def _make_family(
     from engine.models.autoencoder.large_decoder import LargeDecoder
     from engine.models.families.latent_consistency import as_stable_diffusion
     from engine.models.families.stable_diffusion import StableDiffusion
-    from engine.models.registry import FAMILY_BY_PIPELINE, LATENT_CONSISTENCY, STABLE_DIFFUSION
+    from engine.models.registry import FAMILY_BY_PIPELINE, INPAINTING_PIPELINES, LATENT_CONSISTENCY, STABLE_DIFFUSION
     from engine.models.whole_pipeline.generic_family import GenericFamily
 
-    class_name, name, revision = type(loaded.pipeline).__name__, source.name, source.compute_fingerprint()
+    read_pipeline = INPAINTING_PIPELINES.get(type(loaded.pipeline).__name__)
+    pipeline = loaded.pipeline if read_pipeline is None else read_pipeline(loaded.pipeline)
+    class_name, name, revision = type(pipeline).__name__, source.name, source.compute_fingerprint()
     if class_name in (LATENT_CONSISTENCY, STABLE_DIFFUSION):
-        large_decoder = LargeDecoder.load(source.path, loaded.pipeline.vae)
+        large_decoder = LargeDecoder.load(source.path, pipeline.vae)
         if class_name == LATENT_CONSISTENCY:
-            pipeline = as_stable_diffusion(loaded.pipeline)
+            pipeline = as_stable_diffusion(pipeline)
             return StableDiffusion(pipeline, name, revision, device, large_decoder=large_decoder)
-        return StableDiffusion(loaded.pipeline, name, revision, device, None, resolver, large_decoder)
+        return StableDiffusion(pipeline, name, revision, device, None, resolver, large_decoder)
     if class_name in FAMILY_BY_PIPELINE:
-        return FAMILY_BY_PIPELINE[class_name](loaded.pipeline, name, revision, device)
-    return GenericFamily(loaded.pipeline, name, revision, device)
+        return FAMILY_BY_PIPELINE[class_name](pipeline, name, revision, device)
+    return GenericFamily(pipeline, name, revision, device)
 
 
 def make_model_name(name_or_path: str) -> str:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.families.flux import Flux
+from engine.models.families.inpainting import as_stable_diffusion_xl
+from engine.models.families.latent_consistency import as_stable_diffusion
 from engine.models.families.sana import Sana
 from engine.models.families.sd3 import StableDiffusion3
 from engine.models.families.sdxl import StableDiffusionXL
@@ -11,6 +16,11 @@ from engine.models.families.zimage import ZImage
 
 # `_make_family` builds these itself: StableDiffusionPipeline may take a super-resolver.
 STABLE_DIFFUSION, LATENT_CONSISTENCY = "StableDiffusionPipeline", "LatentConsistencyModelPipeline"
+# Inpainting pipelines, each with the function that reads it as the text-to-image pipeline of the same parts.
+INPAINTING_PIPELINES: dict[str, Callable[[Any], Any]] = {
+    "StableDiffusionInpaintPipeline": as_stable_diffusion,
+    "StableDiffusionXLInpaintPipeline": as_stable_diffusion_xl,
+}
 FAMILY_BY_PIPELINE: dict[str, type[DiffusersFamily]] = {
     "StableDiffusionXLPipeline": StableDiffusionXL,
     "StableDiffusion3Pipeline": StableDiffusion3,
@@ -22,4 +32,4 @@ FAMILY_BY_PIPELINE: dict[str, type[DiffusersFamily]] = {
 
 def has_family(class_name: str) -> bool:
     """Whether a family of ours runs pipelines of this class."""
-    return class_name in (STABLE_DIFFUSION, LATENT_CONSISTENCY, *FAMILY_BY_PIPELINE)
+    return class_name in (STABLE_DIFFUSION, LATENT_CONSISTENCY, *INPAINTING_PIPELINES, *FAMILY_BY_PIPELINE)

@@ -12,7 +12,7 @@ import typer
 
 from benchmarks.fixtures.small_pipelines import PIPELINE_BUILDERS, save_small_pipeline
 from benchmarks.gpu_report import __main__ as report
-from benchmarks.gpu_report import device_facts, pipeline_parity, speedups
+from benchmarks.gpu_report import device_facts, pipeline_parity, reference_parity, speedups
 from benchmarks.gpu_report.device_facts import describe_device
 from benchmarks.gpu_report.report_format import format_json, format_markdown
 from benchmarks.models.measurement import Figures
@@ -48,6 +48,13 @@ def test_every_kind_is_measured_and_matches_its_pipeline() -> None:
     rows = pipeline_parity.measure_parity_rows(CPU, messages.append)
     assert len(rows) == len(messages) == len(PIPELINE_BUILDERS)
     assert [f"{row.name}: {row.note}" for row in rows if not row.meets_goal] == []
+
+
+@pytest.mark.slow
+def test_pictures_beside_the_prompt_are_measured_and_match_their_pipelines() -> None:
+    rows = reference_parity.measure_picture_rows(CPU, ignore_sentence)
+    assert [f"{row.name}: {row.note}" for row in rows if not row.meets_goal] == []
+    assert len(rows) == 4
 
 
 @pytest.mark.slow
@@ -191,7 +198,10 @@ def test_both_files_are_written_and_named(
 
 
 def test_full_measures_the_chosen_real_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, section in ((pipeline_parity, "measure_parity_rows"), (speedups, "measure_speedup_rows")):
+    for module, section in (
+        (pipeline_parity, "measure_parity_rows"), (reference_parity, "measure_picture_rows"),
+        (speedups, "measure_speedup_rows"),
+    ):  # fmt: skip
         monkeypatch.setattr(module, section, lambda *_: [])  # the test above runs them
     chosen_rows: list[Any] = []
 

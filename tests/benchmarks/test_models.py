@@ -93,9 +93,12 @@ def test_a_short_run_measures_every_row(tmp_path: Path, capsys: pytest.CaptureFi
     main(["--tiny", "--only", "sd15", "--steps", "3", "--cache", str(tmp_path), "--json"])
     output, err = capsys.readouterr()
     rows = json.loads(output)
-    assert len(rows) == len(RATIO_ROWS) + len(USER_COUNTS)
+    picture_rows = [row for row in rows if "ControlNets" in row["name"] or "reference picture" in row["name"]]
+    assert len(picture_rows) == 3
+    assert len(rows) == len(RATIO_ROWS) + len(USER_COUNTS) + len(picture_rows)
     assert [row["name"] for row in rows if row["figure"] is None] == [], err
-    assert all(row["name"].startswith("sd15: ") and "diffusers" in row["note"] for row in rows)
+    assert all(row["name"].startswith("sd15: ") for row in rows)
+    assert all("diffusers" in row["note"] or "outside the networks" in row["name"] for row in rows)
 
 
 def _make_subject(**fields: Any) -> model_configs.BenchmarkModel:

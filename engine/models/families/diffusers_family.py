@@ -278,7 +278,11 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, PictureSupport, ABC):
 
     @torch.inference_mode()
     def encode_image(self, picture: Image.Image) -> torch.Tensor:
-        return encode_pixels(self._vae, self.pipeline.image_processor.preprocess(picture), self.device)
+        return self.encode_pixels(self.pipeline.image_processor.preprocess(picture))
+
+    def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return scaled latents `[channels, height, width]` of pixels `[1, 3, height, width]` in -1…1."""
+        return encode_pixels(self._vae, pixels, self.device)
 
     def get_network(self, dtype: Dtype, loras: tuple[Lora, ...] = ()) -> Any:
         """Return the network in this format, with `loras` in a copy that shares its weights. Raises `JobRejected`."""

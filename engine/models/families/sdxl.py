@@ -16,6 +16,8 @@ from engine.models.control.control_conditioner import make_unet_conditioner, nam
 from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.families.latent_consistency import choose_default_guidance, detect_guides, embed_guidance
 from engine.models.family import Conditioning
+from engine.models.inpainting.inpainting_channels import add_channels
+from engine.models.network.reference_attention import attend_to_references, find_references
 from engine.models.pictures.conditioner import Additions
 from engine.models.text import prompt_chunks
 from engine.models.text.prompt_key import PromptKey, list_texts
@@ -106,10 +108,11 @@ class StableDiffusionXL(DiffusersFamily):
         self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, additions: Additions
     ) -> torch.Tensor:
         guidance = conditioning[3:]
-        return net(
-            x, t, timestep_cond=guidance[0] if guidance else None, return_dict=False, **_name_texts(conditioning),
-            **name_unet_inputs(additions),
-        )[0]  # fmt: skip
+        with attend_to_references(net, find_references(additions)):
+            return net(
+                add_channels(net, x, additions), t, timestep_cond=guidance[0] if guidance else None, return_dict=False,
+                **_name_texts(conditioning), **name_unet_inputs(additions),
+            )[0]  # fmt: skip
 
     def decode(self, latents: torch.Tensor) -> Image.Image:
         mean, std = self._get_latent_statistics(latents)

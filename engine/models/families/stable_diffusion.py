@@ -15,7 +15,9 @@ from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.families.latent_consistency import choose_default_guidance, detect_guides, embed_guidance
 from engine.models.family import SMALL_MODEL_SIZE, Conditioning
 from engine.models.files.fingerprint import combine_fingerprints
+from engine.models.inpainting.inpainting_channels import add_channels
 from engine.models.judge import PromptJudge
+from engine.models.network.reference_attention import attend_to_references, find_references
 from engine.models.pictures.conditioner import Additions
 from engine.models.text import prompt_chunks
 from engine.models.text.prompt_key import PromptKey, list_texts
@@ -113,10 +115,11 @@ class StableDiffusion(DiffusersFamily):
         self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, additions: Additions
     ) -> torch.Tensor:
         states, *guidance = conditioning
-        return net(
-            x, t, encoder_hidden_states=states, timestep_cond=guidance[0] if guidance else None, return_dict=False,
-            **name_unet_inputs(additions),
-        )[0]  # fmt: skip
+        with attend_to_references(net, find_references(additions)):
+            return net(
+                add_channels(net, x, additions), t, encoder_hidden_states=states,
+                timestep_cond=guidance[0] if guidance else None, return_dict=False, **name_unet_inputs(additions),
+            )[0]  # fmt: skip
 
     def with_autoencoder(self, part: ModelPart) -> Self:
         """Return a copy that shares all but the autoencoder, without the large decoder. Raises `JobRejected`."""

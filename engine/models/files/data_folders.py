@@ -7,3 +7,4 @@ EMBEDDING_FOLDER = "embeddings"  # textual inversions
 AUTOENCODER_FOLDER = "vaes"
 CONTROL_FOLDER = "controlnets"  # ControlNets and T2I-Adapters
 PREPROCESSOR_FOLDER = "preprocessors"  # networks that make control images
+REFERENCE_FOLDER = "ip-adapters"  # for reference pictures

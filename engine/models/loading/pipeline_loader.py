@@ -28,8 +28,10 @@ from engine.models.files.pipeline_parts import (
     read_index,
 )
 from engine.models.files.tensor_reader import read_tensors
+from engine.models.inpainting.inpainting_channels import needs_mask
 from engine.models.library_logging import silence_libraries
 from engine.models.loading.number_formats import FormatChooser, PartFormats, choose_training_formats
+from engine.models.registry import has_family
 
 OnProgress = Callable[[float], None]  # takes the loaded fraction; may raise, to stop the loading
 LOAD_ERRORS = (
@@ -54,7 +56,10 @@ class LoadedPipeline:
 
 def load_training_pipeline(folder: Path, name: str) -> Any:
     """Load a folder's pipeline for training. Raises `JobRejected` where it is no such model in safetensors."""
-    return _load(folder, name, choose_training_formats(inspect_folder(folder, name)), None)
+    pipeline = _load(folder, name, choose_training_formats(inspect_folder(folder, name)), None)
+    if needs_mask(pipeline):
+        raise JobRejected(f"The model {name} is for inpainting, which cannot be trained here.", "model")
+    return pipeline
 
 
 def load_folder_pipeline(
@@ -206,11 +211,13 @@ def prepare_pipeline(pipeline: Any, name: str) -> Any:
 
 
 def _refuse_other_inputs(pipeline: Any, name: str) -> None:
-    """Refuse inpainting and depth networks: they also take a picture and a mask."""
+    """Refuse networks that take a picture, such as depth. Those of inpainting have families."""
     if getattr(pipeline, "unet", None) is None or getattr(pipeline, "vae", None) is None:
         return
     network = pipeline.unet.config
-    if not network.in_channels == network.out_channels == pipeline.vae.config.latent_channels:
+    is_plain = network.in_channels == network.out_channels == pipeline.vae.config.latent_channels
+    is_known = is_plain or (needs_mask(pipeline) and has_family(type(pipeline).__name__))
+    if not is_known or pipeline.config.get("requires_aesthetics_score"):
         raise JobRejected(
-            f"The model {name} needs more than a prompt (inpainting, depth …), which is not supported.", "model"
+            f"The model {name} needs more than a prompt (depth, a score), which is not supported.", "model"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -18,10 +18,14 @@ Predict = Callable[[Any, tuple[torch.Tensor, ...]], torch.Tensor]
 
 
 class PictureSupport:
-    """Implements `engine.models.family.TakesPictures` for a family; `conditioners`: what its networks take."""
+    """Implements `engine.models.family.TakesPictures` for a family; `conditioners`: what its networks take.
+
+    `required`: what it cannot draw without; empty: it can.
+    """
 
     name: str
     conditioners: tuple[PictureConditioner, ...] = ()
+    required: Literal["", "mask", "picture"] = ""
 
     def _use_picture_folders(self, data: Path) -> None:
         """Find the networks for pictures in a worker's data folder."""

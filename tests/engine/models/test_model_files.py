@@ -134,15 +134,15 @@ def test_corrupt_weights_are_refused(small_folder: Path, tmp_path: Path) -> None
         load_model(str(corrupt_folder), tmp_path)
 
 
-def test_a_network_that_also_takes_a_mask_is_refused(small_folder: Path, tmp_path: Path) -> None:
-    masked_folder = tmp_path / "masked"
-    shutil.copytree(small_folder, masked_folder)
+def test_a_network_that_also_takes_depth_is_refused(small_folder: Path, tmp_path: Path) -> None:
+    depth_folder = tmp_path / "depth"
+    shutil.copytree(small_folder, depth_folder)
     network: Any = import_module("diffusers").UNet2DConditionModel
-    network.from_config(network.load_config(small_folder / "unet") | {"in_channels": 9}).save_pretrained(
-        masked_folder / "unet"
+    network.from_config(network.load_config(small_folder / "unet") | {"in_channels": 5}).save_pretrained(
+        depth_folder / "unet"
     )
-    with pytest.raises(JobRejected, match="The model masked needs more than a prompt") as error:
-        load_model(str(masked_folder), tmp_path)
+    with pytest.raises(JobRejected, match="The model depth needs more than a prompt") as error:
+        load_model(str(depth_folder), tmp_path)
     assert error.value.blame == "model"
 
 

@@ -1,0 +1,92 @@
+"""`InpaintingConditioner`: a recipe's init image and mask as additional channels of each of its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from engine.contract import ControlModel, ImageToImage, Preprocessor, Recipe
+from engine.contract.rejection import JobRejected
+from engine.models.family import with_autoencoder
+from engine.models.inpainting.inpainting_channels import ADDITION
+from engine.models.pictures.conditioner import Additions, ForwardInputs
+from engine.models.pictures.picture_conditions import (
+    OpenPicture,
+    PictureCondition,
+    PictureConditions,
+    PictureRows,
+    PictureSlot,
+    SlotKind,
+)
+
+MASK_THRESHOLD = 128  # as in diffusers: lighter parts of a mask are painted anew
+
+
+class InpaintingConditioner:
+    """A `PictureConditioner` for a family with a U-Net of nine channels."""
+
+    kinds: tuple[SlotKind, ...] = ("inpaint",)
+
+    def __init__(self, family: Any) -> None:
+        self._family = family
+
+    def use_data_folder(self, data: Path) -> None:
+        """It needs no files but the model's."""
+
+    def list_networks(self) -> tuple[ControlModel, ...]:
+        return ()
+
+    def list_preprocessors(self) -> tuple[Preprocessor, ...]:
+        return ()
+
+    def needs_pictures(self, recipe: Recipe) -> bool:
+        return True
+
+    def check_pictures(self, recipe: Recipe) -> None:
+        """Raise `JobRejected` where there is no mask."""
+        if not isinstance(recipe.start, ImageToImage) or recipe.start.mask is None:
+            name = self._family.name
+            raise JobRejected(f"{name} paints inside a mask: it needs a picture to begin with, and a mask.", "member")
+        if recipe.start.pictures[1:]:
+            raise JobRejected(f"{self._family.name} paints in one picture, not in a blend of several.", "member")
+
+    def count_bytes(self, recipe: Recipe) -> int:
+        return 0
+
+    def load_networks(self, recipe: Recipe) -> None:
+        """It needs none but the autoencoder."""
+
+    def prepare_pictures(self, recipe: Recipe, open_picture: OpenPicture) -> PictureConditions:
+        """Return mask and masked picture as channels `[channels, height, width]`. Raises `JobRejected`."""
+        self.check_pictures(recipe)
+        assert isinstance(recipe.start, ImageToImage)
+        assert recipe.start.mask is not None
+        size = (recipe.width, recipe.height)
+        mask = _fit(open_picture(recipe.start.mask).convert("L"), size)
+        is_painted = torch.from_numpy(np.asarray(mask) >= MASK_THRESHOLD)[None, None]
+        picture = _fit(open_picture(recipe.start.pictures[0].sha256), size)
+        family: Any = with_autoencoder(self._family, recipe)
+        latents = family.encode_pixels(family.pipeline.image_processor.preprocess(picture) * ~is_painted)
+        small_mask = torch.nn.functional.interpolate(is_painted.float(), size=latents.shape[-2:])[0]
+        channels = torch.cat([small_mask.to(latents.device), latents])
+        if not torch.isfinite(channels).all():
+            raise JobRejected("The model encoded the image as numbers that are not finite.", "model")
+        return (PictureCondition(PictureSlot("inpaint"), (channels,)),)
+
+    def make_additions(self, inputs: ForwardInputs, pictures: Sequence[PictureRows]) -> Additions:
+        """Return the channels of all rows; those of padding rows are empty."""
+        (rows,) = pictures
+        (channels,) = rows.tensors
+        return {ADDITION: (rows.spread(channels, len(inputs.x)).to(inputs.x.dtype),)}
+
+    def release(self) -> None:
+        """There is nothing to drop."""
+
+
+def _fit(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return ImageOps.fit(picture, size, Image.Resampling.LANCZOS)

@@ -1,0 +1,158 @@
+"""Reference pictures of one model: which adapters fit, the loaded ones, and pictures as its U-Net attends to them.
+
+A picture is encoded once, before the first step. Its forwards need no weights of the adapter.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from threading import RLock
+from typing import Any
+
+import torch
+
+from engine.contract import ControlModel, Dtype, Preprocessor, Recipe
+from engine.contract.rejection import JobRejected
+from engine.models.family import TORCH_DTYPES
+from engine.models.files.data_folders import REFERENCE_FOLDER
+from engine.models.network.reference_attention import ADDITION
+from engine.models.pictures.conditioner import Additions, ForwardInputs
+from engine.models.pictures.picture_conditions import (
+    OpenPicture,
+    PictureCondition,
+    PictureConditions,
+    PictureRows,
+    PictureSlot,
+    SlotKind,
+)
+from engine.models.reference.adapter_files import (
+    AdapterFile,
+    count_values,
+    find_adapter,
+    find_adapters,
+)
+from engine.models.reference.compatibility import find_mismatch
+from engine.models.reference.image_encoder import ImageEncoder
+from engine.models.reference.reference_adapter import ReferenceAdapter
+
+log = logging.getLogger(__name__)
+
+MAX_ANNOUNCED = 16  # adapters, the limit of `engine.contract.ModelProfile`
+
+
+class ReferenceConditioner:
+    """A `PictureConditioner` for the U-Net of a family: its pipeline's, in one number format where that is large."""
+
+    kinds: tuple[SlotKind, ...] = ("reference",)
+
+    def __init__(self, family: Any) -> None:
+        self.folder: Path | None = None
+        self._family, self._lock = family, RLock()
+        self._mismatches: dict[str, str] = {}  # by revision
+        self._adapter: tuple[str, Dtype, ReferenceAdapter] | None = None  # the last one, by revision
+        self._encoder: ImageEncoder | None = None  # the last one: adapters often share it
+        self._kept_bytes = 0
+        self._last_additions: tuple[tuple[PictureRows, ...], Dtype, Additions] = (), "float32", {}
+
+    def use_data_folder(self, data: Path) -> None:
+        self.folder = data / REFERENCE_FOLDER
+
+    def list_networks(self) -> tuple[ControlModel, ...]:
+        """Return the adapters that fit. Each is checked once."""
+        fitting = [file for file in find_adapters(self.folder) if self._find_mismatch(file) == ""]
+        return tuple(ControlModel(file.name, file.revision) for file in fitting[:MAX_ANNOUNCED])
+
+    def list_preprocessors(self) -> tuple[Preprocessor, ...]:
+        return ()
+
+    def needs_pictures(self, recipe: Recipe) -> bool:
+        return bool(recipe.references)
+
+    def check_pictures(self, recipe: Recipe) -> None:
+        """Raise `JobRejected` where an adapter is missing, unfit or of another revision; load nothing."""
+        for reference in recipe.references:
+            file = find_adapter(self.folder, reference.name)
+            if reference.revision and reference.revision != file.revision:
+                raise JobRejected(f"This worker has another version of the reference adapter {file.name}.", "worker")
+            if self._find_mismatch(file):
+                raise JobRejected(f"The reference adapter {file.name} does not fit this model.", "model")
+
+    def count_bytes(self, recipe: Recipe) -> int:
+        """Return the bytes of the largest adapter with its image encoder: one of each is in memory at a time."""
+        files = {find_adapter(self.folder, reference.name) for reference in recipe.references}
+        return max(self._kept_bytes, *(self._count_bytes(file, self._choose_dtype(recipe)) for file in files), 0)
+
+    def load_networks(self, recipe: Recipe) -> None:
+        """Load the first picture's adapter and image encoder; the next one's replace them. Raises `JobRejected`."""
+        self._load(find_adapter(self.folder, recipe.references[0].name), self._choose_dtype(recipe))
+
+    def prepare_pictures(self, recipe: Recipe, open_picture: OpenPicture) -> PictureConditions:
+        """Return the pictures as keys and values `[tokens, width]`. Raises `JobRejected`."""
+        dtype, conditions = self._choose_dtype(recipe), list[PictureCondition]()
+        for number, reference in enumerate(recipe.references):
+            adapter, encoder = self._load(find_adapter(self.folder, reference.name), dtype)
+            picture, no_picture = adapter.encode(encoder, open_picture(reference.picture))
+            if not torch.isfinite(picture).all():
+                raise JobRejected("The reference picture was encoded as numbers that are not finite.", "model")
+            slot = PictureSlot("reference", number=number)
+            conditions.append(PictureCondition(slot, (picture,), reference.scale, unconditional_tensors=(no_picture,)))
+        return tuple(conditions)
+
+    def make_additions(self, inputs: ForwardInputs, pictures: Sequence[PictureRows]) -> Additions:
+        """Return (keys and values, scales) of each slot, and row numbers where it does not have all rows."""
+        last_pictures, last_dtype, additions = self._last_additions
+        is_same = len(last_pictures) == len(pictures) and all(
+            one is other for one, other in zip(last_pictures, pictures, strict=True)
+        )
+        if not is_same or last_dtype != inputs.dtype:
+            additions = {f"{ADDITION} {number}": _cast(rows, inputs.dtype) for number, rows in enumerate(pictures)}
+            self._last_additions = tuple(pictures), inputs.dtype, additions
+        return additions
+
+    def release(self) -> None:
+        """Drop all weights."""
+        with self._lock:
+            self._adapter, self._encoder, self._kept_bytes = None, None, 0
+
+    def _choose_dtype(self, recipe: Recipe) -> Dtype:
+        return recipe.dtype if self._family.is_single_format else "float32"
+
+    def _load(self, file: AdapterFile, dtype: Dtype) -> tuple[ReferenceAdapter, ImageEncoder]:
+        """Return adapter and encoder; those of another adapter go first, since there may be no room for two."""
+        net, device = self._get_net(), self._family.device
+        with self._lock:
+            if self._adapter is None or self._adapter[:2] != (file.revision, dtype):
+                self._adapter = None
+                self._adapter = file.revision, dtype, ReferenceAdapter(net, file, device, dtype)
+            if self._encoder is None or (self._encoder.revision, self._encoder.dtype) != (file.encoder_revision, dtype):
+                self._encoder = None
+                self._encoder = ImageEncoder(file, device, dtype)
+            self._kept_bytes = self._count_bytes(file, dtype)
+            return self._adapter[2], self._encoder
+
+    @staticmethod
+    def _count_bytes(file: AdapterFile, dtype: Dtype) -> int:
+        return count_values(file) * TORCH_DTYPES[dtype].itemsize
+
+    def _get_net(self) -> Any:
+        return getattr(self._family.pipeline, self._family.network_name)
+
+    def _find_mismatch(self, file: AdapterFile) -> str | None:
+        """Return why an adapter does not fit; None while that is unknown, while a large network is reloaded."""
+        if file.revision not in self._mismatches and (net := self._get_net()) is not None:
+            try:
+                mismatch = find_mismatch(net, file)
+            except JobRejected as rejection:
+                mismatch = rejection.sentence
+            self._mismatches[file.revision] = mismatch
+            if mismatch:
+                log.warning("left out: the reference adapter %s does not fit the model: %s", file.name, mismatch)
+        return self._mismatches.get(file.revision)
+
+
+def _cast(rows: PictureRows, dtype: Dtype) -> tuple[torch.Tensor, ...]:
+    (keys_values,) = rows.tensors
+    tensors = keys_values.to(TORCH_DTYPES[dtype]), rows.scales.to(TORCH_DTYPES[dtype])
+    return tensors if rows.is_whole else (*tensors, rows.rows)
