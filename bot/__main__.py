@@ -54,6 +54,9 @@ Model = Annotated[
 Memory = Annotated[
     str, typer.Option(metavar="SIZE", help="Memory for models, such as 12GB (DARKROOM_MEMORY, else a share).")
 ]
+Vae = Annotated[
+    str, typer.Option(metavar="NAME", help="An autoencoder in vaes/ for the models that it fits (DARKROOM_VAE).")
+]
 Standby = Annotated[
     bool, typer.Option("--standby", help="If another bot uses the data folder, wait until it ends, then start.")
 ]
@@ -70,6 +73,7 @@ def up(
     nats: Nats = None,
     model: Model = None,
     memory: Memory = "",
+    vae: Vae = "",
     check: Annotated[
         Path | None,
         typer.Option(
@@ -83,7 +87,14 @@ def up(
     from bot.cli.up.startup import run_bot
 
     settings = _load_settings(port=port, host=host, data=data, nats=nats, check=check)
-    run_bot(settings, models=tuple(model or ("added",)), memory=memory, open_browser=open_browser, standby=standby)
+    run_bot(
+        settings,
+        models=tuple(model or ("added",)),
+        memory=memory,
+        vae=vae,
+        open_browser=open_browser,
+        standby=standby,
+    )
 
 
 @app.command()

@@ -35,6 +35,9 @@ OffloadOption = Annotated[
         "DARKROOM_OFFLOAD, or auto. Alone: text."
     ),
 ]
+VaeOption = Annotated[
+    str, typer.Option(metavar="NAME", help="An autoencoder in vaes/ for the models that it fits; else DARKROOM_VAE.")
+]
 KeyFileOption = Annotated[
     Path | None, typer.Option(help="A file with this worker's own key, in place of a token; else DARKROOM_NATS_KEY.")
 ]
@@ -76,6 +79,7 @@ def serve(
         bool, typer.Option("--cuda-graphs", "--graphs", help="On a GPU: record forwards as CUDA graphs.")
     ] = False,
     offload: OffloadOption = "",
+    vae: VaeOption = "",
     simulated: SimulatedOption = False,
     row_ms: RowMsOption = None,
     rows: RowsOption = None,
@@ -86,9 +90,9 @@ def serve(
 
     token, key = (read_token(path) if path else "" for path in (token_file, key_file))
     settings = load_settings(
-        nats=nats, nats_token=token, nats_key=key, name=name, models=tuple(model or ()),
-        pools=tuple(pool or ()), data=data, device=device, check=check, upscaler=upscaler, memory=memory,
-        graphs=graphs, offload=offload, simulated=load_simulation_settings(simulated, row_ms=row_ms, rows=rows),
+        nats=nats, nats_token=token, nats_key=key, name=name, models=tuple(model or ()), pools=tuple(pool or ()),
+        data=data, device=device, check=check, upscaler=upscaler, memory=memory, graphs=graphs, offload=offload, vae=vae,
+        simulated=load_simulation_settings(simulated, row_ms=row_ms, rows=rows),
     )  # fmt: skip
     configure_stderr(settings.log, settings.name)
     asyncio.run(_run_worker(settings))

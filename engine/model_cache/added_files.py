@@ -23,8 +23,11 @@ from engine.models.reference.adapter_files import find_adapters
 from engine.models.textual_inversion.embedding_files import find_embeddings
 
 
-def fingerprint_added_files(data: Path, model_folder: Path) -> str:
-    """Return a fingerprint of the data folder's files for a model, by name and content; empty where there are none."""
+def fingerprint_added_files(data: Path, model_folder: Path, autoencoder: str = "") -> str:
+    """Return a fingerprint of the data folder's files for a model, by name and content; empty where there are none.
+
+    `autoencoder`: the one that is to take the place of the model's own.
+    """
     loras = find_loras(data / LORA_FOLDER, model_folder)
     parts = [f"{each.name} {each.revision}" for each in loras]
     parts += [f"embedding {each.name} {each.revision}" for each in find_embeddings(data / EMBEDDING_FOLDER)]
@@ -33,4 +36,5 @@ def fingerprint_added_files(data: Path, model_folder: Path) -> str:
     parts += [f"reference {each.name} {each.revision}" for each in find_adapters(data / REFERENCE_FOLDER)]
     preprocessors = Preprocessors(torch.device("cpu"), data / PREPROCESSOR_FOLDER).list_available()
     parts += [f"preprocessor {name}" for name in preprocessors if name not in ("none", "canny")]
+    parts += [f"own vae {autoencoder}"] if autoencoder else []
     return combine_fingerprints(*parts) if parts else ""

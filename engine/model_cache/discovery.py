@@ -24,9 +24,11 @@ from engine.model_cache.cache import ModelEntry, make_too_large_error
 from engine.model_cache.catalog_file import CalibratedModel
 from engine.model_cache.loaded_models import LoadedModels
 from engine.model_cache.loader import free_memory
+from engine.models.autoencoder.autoencoder_files import find_autoencoder
 from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.families.embedded import EMBEDDED_MODEL, WEIGHTS_FOLDER
 from engine.models.family import Family
+from engine.models.files.data_folders import AUTOENCODER_FOLDER
 from engine.models.files.fingerprint import fingerprint_folder
 from engine.models.files.model_source import ModelSource, find_model
 from engine.models.loading.memory_estimate import (
@@ -64,6 +66,7 @@ class LoadContext:
     use_cuda_graphs: bool = False
     offload: OffloadRequest = "none"
     budget: int = sys.maxsize
+    autoencoder: str = ""  # in place of each model's own that it fits
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,8 @@ class DiscoveredModel:
 def discover_models(names: Sequence[str], context: LoadContext) -> list[DiscoveredModel]:
     """Find every model. Raises `JobRejected` where one is missing, or two have one name."""
     remove_stale_folders(context.data)
+    if context.autoencoder:
+        find_autoencoder(context.data / AUTOENCODER_FOLDER, context.autoencoder)
     catalog, discovered = catalog_file.read_catalog(context.data), list[DiscoveredModel]()
     for name_or_path in names:
         model = _discover(name_or_path, context, catalog)
@@ -122,7 +127,7 @@ def _discover(name_or_path: str, context: LoadContext, catalog: dict[str, Calibr
     format_chooser = FormatChooser(context.device)
     name, choice, revision = _inspect_source(source, format_chooser, context) if source else _inspect_embedded()
     upscaler = context.resolver.fingerprint if context.resolver else ""
-    added_files = fingerprint_added_files(context.data, source.path if source else WEIGHTS_FOLDER)
+    added_files = fingerprint_added_files(context.data, source.path if source else WEIGHTS_FOLDER, context.autoencoder)
     build = context.build if choice.offload == "none" else f"{context.build}, offload {choice.offload}"
     catalog_key = catalog_file.make_key(name, revision, context.device, upscaler, build, added_files)
 
@@ -160,10 +165,20 @@ def _load_family(
 
 
 def _configure_family(family: Family, context: LoadContext) -> Family:
-    """Apply CUDA graphs where the model supports them."""
-    if isinstance(family, DiffusersFamily) and context.use_cuda_graphs:
-        family.forward_runner.enable_cuda_graphs()
+    """Apply another autoencoder and CUDA graphs where the model supports them."""
+    if isinstance(family, DiffusersFamily):
+        if context.autoencoder:
+            _replace_autoencoder(family, context.autoencoder)
+        if context.use_cuda_graphs:
+            family.forward_runner.enable_cuda_graphs()
     return family
+
+
+def _replace_autoencoder(family: DiffusersFamily, name: str) -> None:
+    try:
+        family.use_autoencoder(name)
+    except JobRejected as rejection:
+        log.warning("%s keeps its own autoencoder: %s", family.name, rejection.sentence)
 
 
 def _inspect_embedded() -> tuple[str, MemoryChoice, str]:

@@ -31,7 +31,7 @@ VARIABLES = {
     "nats_ca": "DARKROOM_NATS_CA", "name": "DARKROOM_WORKER_NAME", "data": "DARKROOM_DATA",
     "device": "DARKROOM_DEVICE", "parent": "DARKROOM_PARENT", "upscaler": "DARKROOM_UPSCALER",
     "memory": "DARKROOM_MEMORY", "graphs": "DARKROOM_CUDA_GRAPHS", "offload": "DARKROOM_OFFLOAD",
-    "log": "DARKROOM_LOG_FORMAT",
+    "log": "DARKROOM_LOG_FORMAT", "vae": "DARKROOM_VAE",
 }  # fmt: skip
 CHECK_VARIABLES = {
     "folder": "DARKROOM_PICTURE_CHECK",
@@ -93,6 +93,7 @@ class WorkerSettings(BaseModel):
     - `upscaler`: a file; None: the built-in super-resolver.
     - `graphs`: on a GPU, record forwards as CUDA graphs.
     - `offload`: what stays off the device but while it runs: nothing, text encoders, or all layers; auto: what must.
+    - `vae`: an autoencoder in the data folder that takes the place of each model's own that it fits.
     - `simulated`: a device that only waits, without models.
     - `log`: the format of log lines.
     """
@@ -114,6 +115,7 @@ class WorkerSettings(BaseModel):
     memory: int | None = None
     graphs: bool = False
     offload: OffloadRequest = "auto"
+    vae: Annotated[str, StringConstraints(pattern=rf"{NAME_PATTERN}|^$")] = ""
     log: LogFormat = "text"
     simulated: SimulationSettings | None = None
 

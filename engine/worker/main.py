@@ -119,7 +119,9 @@ def discover_models(settings: WorkerSettings) -> tuple[LoadContext, list[Discove
     device = choose_device() if settings.device == "auto" else torch.device(settings.device)
     resolver = SuperResolver.load(settings.upscaler, device)
     budget = settings.memory or model_budget(device)
-    model_dirs = LoadContext(settings.data, device, resolver, build_label(), settings.graphs, settings.offload, budget)
+    model_dirs = LoadContext(
+        settings.data, device, resolver, build_label(), settings.graphs, settings.offload, budget, settings.vae
+    )
     return model_dirs, discover_models(choose_models(settings.models, model_dirs, budget), model_dirs)
 
 

@@ -52,13 +52,14 @@ BOT_SECRETS = ("DISCORD_TOKEN", "DATABASE_URL", "PICTURES_URL", "DARKROOM_METRIC
 
 
 def run_bot(
-    settings: Settings, models: Sequence[str], *, memory: str = "", open_browser: bool, standby: bool = False
-) -> None:
+    settings: Settings, models: Sequence[str], *, memory: str = "", vae: str = "", open_browser: bool,
+    standby: bool = False,
+) -> None:  # fmt: skip
     """Run until Ctrl-C or SIGTERM.
 
     Raise `UserError` if it cannot start: folder or port is taken, broker or database is unreachable. `models`: what the
     engine on this machine offers; if empty, neither an engine nor a broker runs here. `memory`: the models' budget, as
-    12GB; if empty, the environment's. `standby`: if another process has the folder, wait for it.
+    12GB; `vae`: their autoencoder; if empty, the environment's. `standby`: if another process has the folder, wait.
     """
     if models:
         check_classifier_folder(settings)
@@ -66,11 +67,11 @@ def run_bot(
     limit_heap_arenas()
     return_freed_blocks()
     sys.setswitchinterval(SWITCH_SECONDS)
-    options = [*(part for model in models for part in ("--model", model)), *(("--memory", memory) if memory else ())]
-    log_file = settings.data / "darkroom.log"
+    options = [part for model in models for part in ("--model", model)]
+    options += [part for option, value in (("--memory", memory), ("--vae", vae)) if value for part in (option, value)]
     raise_descriptor_limit()
     lock = lock_data_folder(settings.data, _print_line if standby else None, _print_line)
-    with lock, log_to_file(log_file, settings.log):
+    with lock, log_to_file(settings.data / "darkroom.log", settings.log):
         if settings.port:
             check_port_free(settings.host, settings.port)
         with asyncio.Runner(loop_factory=WatchdogLoop) as runner:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import shutil
 import threading
 import time
@@ -165,6 +166,21 @@ def test_configurations_of_a_single_file_are_downloaded_at_the_start(
     assert len(requests) == 1
     assert one.load(None).name == "old"
     assert len(requests) == 1
+
+
+def test_an_autoencoder_for_all_models_takes_the_place_of_those_that_it_fits(data: Path, tmp_path: Path) -> None:
+    data_copy = shutil.copytree(data, tmp_path / "data")
+    (data_copy / "vaes").mkdir()
+    shutil.copytree(data_copy / "models" / "one" / "vae", data_copy / "vaes" / "fine")
+    plain, chosen = (
+        discover_models(["one"], dataclasses.replace(make_path(data_copy), autoencoder=name))[0]
+        for name in ("", "fine")
+    )
+    assert plain.catalog_key != chosen.catalog_key
+    families: list[Any] = [plain.load(None), chosen.load(None)]
+    assert families[0].revision != families[1].revision
+    with pytest.raises(JobRejected, match="This worker has no autoencoder called nope"):
+        discover_models(["one"], dataclasses.replace(make_path(data_copy), autoencoder="nope"))
 
 
 @pytest.mark.asyncio
