@@ -35,6 +35,9 @@ OffloadOption = Annotated[
         "DARKROOM_OFFLOAD, or auto. Alone: text."
     ),
 ]
+GraphsOption = Annotated[
+    bool, typer.Option("--cuda-graphs", "--graphs", help="On a GPU: record forwards as CUDA graphs.")
+]
 VaeOption = Annotated[
     str, typer.Option(metavar="NAME", help="An autoencoder in vaes/ for the models that it fits; else DARKROOM_VAE.")
 ]
@@ -75,9 +78,7 @@ def serve(
         Path | None,
         typer.Option(help="A super-resolver in safetensors, in place of the built-in one; else DARKROOM_UPSCALER."),
     ] = None,
-    graphs: Annotated[
-        bool, typer.Option("--cuda-graphs", "--graphs", help="On a GPU: record forwards as CUDA graphs.")
-    ] = False,
+    graphs: GraphsOption = False,
     offload: OffloadOption = "",
     vae: VaeOption = "",
     simulated: SimulatedOption = False,
@@ -90,8 +91,9 @@ def serve(
 
     token, key = (read_token(path) if path else "" for path in (token_file, key_file))
     settings = load_settings(
-        nats=nats, nats_token=token, nats_key=key, name=name, models=tuple(model or ()), pools=tuple(pool or ()),
-        data=data, device=device, check=check, upscaler=upscaler, memory=memory, graphs=graphs, offload=offload, vae=vae,
+        nats=nats, nats_token=token, nats_key=key, name=name, models=tuple(model or ()),
+        pools=tuple(pool or ()), data=data, device=device, check=check, upscaler=upscaler, memory=memory,
+        graphs=graphs, offload=offload, vae=vae,
         simulated=load_simulation_settings(simulated, row_ms=row_ms, rows=rows),
     )  # fmt: skip
     configure_stderr(settings.log, settings.name)

@@ -16,7 +16,7 @@ from engine.contract import Branch, ImageToImage, Ladder, MalformedMessage, Reci
 from engine.contract.rejection import JobRejected
 from engine.core.input_pictures import get_blob, open_image
 from engine.core.noise import slerp
-from engine.models.family import Family
+from engine.models.family import Family, with_autoencoder
 
 MASK_THRESHOLD = 128  # lighter parts of a mask are painted anew
 
@@ -53,7 +53,7 @@ def load_init_latents(recipe: Recipe, blobs: Mapping[str, bytes], family: Family
 
     It runs the autoencoder, so call it only in the decode worker's thread. Raises `JobRejected`.
     """
-    start = recipe.start
+    start, family = recipe.start, with_autoencoder(family, recipe)
     if isinstance(start, ImageToImage):
         return _encode_init_images(start, recipe, blobs, family)
     if isinstance(start, Branch):

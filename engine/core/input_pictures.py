@@ -11,7 +11,7 @@ from PIL import Image
 
 from engine.contract import Recipe
 from engine.contract.rejection import JobRejected
-from engine.models.family import Family, TakesPictures
+from engine.models.family import Family, TakesPictures, with_autoencoder
 from engine.models.pictures.picture_conditions import PictureConditions
 
 MAX_PIXELS = 4096 * 4096
@@ -37,6 +37,7 @@ def load_pictures(recipe: Recipe, blobs: Mapping[str, bytes], family: Family) ->
     `blobs`: the recipe's `required_blobs`, by SHA-256. It runs networks, so call it only in the decode worker's thread.
     Raises `JobRejected`.
     """
+    family = with_autoencoder(family, recipe)
     check_pictures(recipe, family)
     if not isinstance(family, TakesPictures) or not family.needs_pictures(recipe):
         return ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine.contract import ControlImage, ControlModel, ModelPart, ModelProfile, Recipe
+from engine.contract import ControlImage, ControlModel, ModelPart, ModelProfile, Recipe, ReferenceImage
 from engine.contract.rejection import JobRejected
 from engine.models.family import Family, SkipsTextLayers, TakesEmbeddings, with_autoencoder
 
@@ -38,12 +38,15 @@ def find_missing_part(recipe: Recipe, profile: ModelProfile) -> str:
             return f"This worker has no such version of the control network {control.name} for {profile.name}."
         if control.preprocessor not in profile.preprocessors:
             return f"This worker cannot make {control.preprocessor} control images."
+    for reference in recipe.references:
+        if not _is_offered(reference, profile.references):
+            return f"This worker has no such version of the reference adapter {reference.name} for {profile.name}."
     if recipe.autoencoder is not None and not _is_offered(recipe.autoencoder, profile.autoencoders):
         return f"This worker has no such version of the autoencoder {recipe.autoencoder.name} for {profile.name}."
     return ""
 
 
-def _is_offered(part: ModelPart | ControlImage, offered: Sequence[ModelPart | ControlModel]) -> bool:
+def _is_offered(part: ModelPart | ControlImage | ReferenceImage, offered: Sequence[ModelPart | ControlModel]) -> bool:
     return any(part.name == other.name and part.revision in ("", other.revision) for other in offered)
 
 

@@ -161,9 +161,7 @@ class DecodeWorker:
         if recipe.start is None:
             return None
         check_job(job, self._families)
-        init_latents = self._run_on_upload(
-            recipe.model, lambda family: load_init_latents(recipe, blobs, with_autoencoder(family, recipe))
-        )
+        init_latents = self._run_on_upload(recipe.model, partial(load_init_latents, recipe, blobs))
         if init_latents is not None and init_latents.init_image is not None:
             self._init_latents[job.id] = init_latents
         return init_latents

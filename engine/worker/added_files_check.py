@@ -11,9 +11,12 @@ from engine.contract import ModelProfile
 from engine.contract.rejection import JobRejected
 from engine.model_cache.catalog_file import read_catalog
 from engine.models.autoencoder.autoencoder_files import find_autoencoder
+from engine.models.control.compatibility import explain_mismatch
+from engine.models.control.control_conditioner import ControlConditioner
+from engine.models.control.control_files import ControlFile, find_control
 from engine.models.families.added_files import AddedFiles
 from engine.models.family import Family
-from engine.models.files.data_folders import AUTOENCODER_FOLDER, EMBEDDING_FOLDER
+from engine.models.files.data_folders import AUTOENCODER_FOLDER, CONTROL_FOLDER, EMBEDDING_FOLDER
 from engine.models.textual_inversion.embedding_files import find_embedding
 
 MAX_FILES = 256  # of a kind
@@ -35,11 +38,19 @@ class AddedKind(NamedTuple):
     explain: Callable[[AddedFiles, Any], str]
 
 
+def _explain_control(family: AddedFiles, file: ControlFile) -> str:
+    conditioners = [each for each in family.conditioners if isinstance(each, ControlConditioner)]
+    if not conditioners:
+        return "it takes no control networks"
+    return explain_mismatch(file, conditioners[0].collection.target)
+
+
 KINDS = (
     AddedKind(
         "embedding", "textual inversion", EMBEDDING_FOLDER, find_embedding, "embeddings",
         AddedFiles.explain_embedding,
     ),
+    AddedKind("control", "control network", CONTROL_FOLDER, find_control, "controls", _explain_control),
     AddedKind(
         "vae", "autoencoder", AUTOENCODER_FOLDER, find_autoencoder, "autoencoders",
         AddedFiles.explain_autoencoder,

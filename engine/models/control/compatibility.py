@@ -40,13 +40,17 @@ class TargetNetwork(NamedTuple):
 
 def is_compatible(file: ControlFile, target: TargetNetwork) -> bool:
     """Whether the control network fits; logs why not."""
-    try:
-        mismatch = _find_mismatch(file, target)
-    except Exception as error:  # untrusted files, many configurations: any error is possible
-        mismatch = str(error).partition("\n")[0] or type(error).__name__
-    if mismatch:
-        log.warning("left out: the control network %s does not fit the model: %s", file.name, mismatch[:500])
+    if mismatch := explain_mismatch(file, target):
+        log.warning("left out: the control network %s does not fit the model: %s", file.name, mismatch)
     return not mismatch
+
+
+def explain_mismatch(file: ControlFile, target: TargetNetwork) -> str:
+    """Return why the control network does not fit, as the end of a sentence; empty: it fits."""
+    try:
+        return _find_mismatch(file, target)[:500]
+    except Exception as error:  # untrusted files, many configurations: any error is possible
+        return str(error).partition("\n")[0][:500] or type(error).__name__
 
 
 def build_empty_network(file: ControlFile, target: TargetNetwork) -> Any:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from PIL import Image
@@ -31,6 +32,12 @@ class TransformerControlConditioner(ControlConditioner):
     ) -> None:  # fmt: skip
         super().__init__(collection, preprocessors)
         self._encode_image, self._name_inputs = encode_image, name_inputs
+
+    def with_family(self, family: Any) -> Self:
+        """Return the same for a copy of its family with another autoencoder."""
+        conditioner = copy.copy(self)
+        conditioner._encode_image = family.encode_image
+        return conditioner
 
     def _encode(self, network: ControlNetwork, control_image: Image.Image) -> tuple[torch.Tensor, ...]:
         transformer = cast(TransformerControlNet, network)

@@ -15,6 +15,7 @@ from engine.models.autoencoder.autoencoder_files import AutoencoderFile
 from engine.models.files.data_folders import AUTOENCODER_FOLDER, EMBEDDING_FOLDER, LORA_FOLDER
 from engine.models.files.fingerprint import combine_fingerprints
 from engine.models.lora.lora_collection import LoraCollection
+from engine.models.pictures.conditioner import PictureConditioner, UsesAutoencoder
 from engine.models.textual_inversion.embedding_collection import EmbeddingCollection, EmbeddingSlot
 from engine.models.textual_inversion.embedding_files import EmbeddingFile
 
@@ -27,6 +28,7 @@ class AddedFiles:
     device: torch.device
     revision: str
     pipeline: Any
+    conditioners: tuple[PictureConditioner, ...]
     _vae: Any
     _chosen_autoencoder: ModelPart | None = None  # in place of the model's own, for every recipe
 
@@ -88,6 +90,11 @@ class AddedFiles:
         """Return a copy that shares all but the autoencoder. Raises `JobRejected`."""
         view = copy.copy(self)
         view._vae = self._autoencoders.load(part, self._vae, self.device)
+        view.pipeline = copy.copy(self.pipeline)
+        vars(view.pipeline)["vae"] = view._vae
+        view.conditioners = tuple(
+            each.with_family(view) if isinstance(each, UsesAutoencoder) else each for each in self.conditioners
+        )
         return view
 
     def use_autoencoder(self, name: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 
@@ -21,6 +21,15 @@ class ForwardInputs(NamedTuple):
     t: torch.Tensor
     conditioning: tuple[torch.Tensor, ...]
     dtype: Dtype
+
+
+@runtime_checkable
+class UsesAutoencoder(Protocol):
+    """A conditioner that encodes pictures with its family's autoencoder."""
+
+    def with_family(self, family: Any) -> PictureConditioner:
+        """Return the same for a copy of its family with another autoencoder."""
+        ...
 
 
 class PictureConditioner(Protocol):

@@ -274,3 +274,18 @@ def test_a_chosen_autoencoder_becomes_the_models_own(load: Make, tmp_path: Path,
     assert draw(family, build_recipe(recipe, "sd"), job).tobytes() == expected.tobytes() != own.tobytes()
     with pytest.raises(JobRejected, match="The autoencoder fine does not fit sdxl"):
         load("sdxl").use_autoencoder("fine")
+
+
+def test_control_images_of_transformers_are_encoded_with_it(tmp_path: Path) -> None:
+    save_small_pipeline("flux", tmp_path / "flux")
+    family: Any = load_folder(str(tmp_path / "flux"), "flux")
+    family.use_data_folder(tmp_path)
+    other = build_autoencoder(family)
+    other.save_pretrained(tmp_path / "vaes" / "fine", safe_serialization=True)
+    view = family.with_autoencoder(ModelPart("fine"))
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    assert torch.equal(view.conditioners[0]._encode_image(picture), view.encode_image(picture))
+    assert torch.equal(family.conditioners[0]._encode_image(picture), family.encode_image(picture))
+    assert not torch.equal(view.encode_image(picture), family.encode_image(picture))
+    assert view.pipeline.vae is view._vae
+    assert family.pipeline.vae is family._vae

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.calibration.calibration import Calibration
-from engine.contract import Concept, ModelPart
+from engine.contract import Concept, ModelPart, ReferenceImage
 from engine.contract.rejection import JobRejected
 from engine.core.engine import Engine
 from engine.core.job_images import reason_to_decline
@@ -213,6 +213,10 @@ def test_a_worker_declines_what_it_lacks(load: Make, tmp_path: Path, recipe: Mak
         ({"clip_skip": 3}, ""),
         ({"embeddings": (ModelPart("toy", "other"),)}, "This worker has no such version of the textual inversion toy"),
         ({"clip_skip": 4}, "The text encoder of sd can skip at most 3 of its layers."),
+        (
+            {"references": (ReferenceImage("face", "a" * 64),)},
+            "This worker has no such version of the reference adapter face for sd.",
+        ),
         ({"autoencoder": ModelPart("fine")}, "This worker has no such version of the autoencoder fine for sd."),
     ]
     for fields, sentence in refusals:

@@ -26,6 +26,8 @@ def test_what_fits_no_model_is_named_with_the_reason(small_folder: Path, tmp_pat
         save_file({"emb": torch.zeros(1, width)}, tmp_path / "embeddings" / f"{name}.safetensors")
     (tmp_path / "vaes").mkdir()
     (tmp_path / "vaes" / "spoilt.safetensors").write_bytes(b"rubbish")
+    (tmp_path / "controlnets").mkdir()
+    save_file({"lora_A": torch.zeros(2)}, tmp_path / "controlnets" / "wrong.safetensors")
     profile = CALIBRATION.to_model_profile(family)
     assert [part.name for part in profile.embeddings] == ["fits"]
     wide = next(part for part in _list_parts(tmp_path) if part.name == "wide")
@@ -33,11 +35,15 @@ def test_what_fits_no_model_is_named_with_the_reason(small_folder: Path, tmp_pat
     write_entries(tmp_path, {"former": CalibratedModel(former, CALIBRATION, 1)})
     reason = "its vectors have 1024 numbers, and those of small have 32"
     remedy = "Take it away, or offer a model that it fits and start it once."
-    assert list(check_added_files(tmp_path, family, profile)) == [
+    *findings, control, autoencoder = check_added_files(tmp_path, family, profile)
+    assert control[2].startswith("the control network wrong fits none of small, former: ")
+    assert findings == [
         ("embedding", False, f"the textual inversion other fits none of small, former: {reason}", remedy),
         ("embedding", True, "2 fit: fits, wide", ""),
-        ("vae", False, "The autoencoder spoilt cannot be read as safetensors", "Replace it, or take it away."),
     ]
+    assert autoencoder == (
+        "vae", False, "The autoencoder spoilt cannot be read as safetensors", "Replace it, or take it away.",
+    )  # fmt: skip
 
 
 def _list_parts(data: Path) -> list[Any]:
