@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -129,10 +130,11 @@ class FamilyWithAutoencoders(SingleFormatFamily):
 
 
 async def test_another_autoencoder_needs_room_and_holds_nothing_while_it_waits() -> None:
+    recipe: Any = SimpleNamespace(autoencoder=ModelPart("fine"))
     cache = build_cache(8, build_model("x", FamilyWithAutoencoders()), build_model("y", SingleFormatFamily()))
     for name in "xy":
         await cache.acquire(name, "bfloat16")
-    waiting_task = asyncio.create_task(cache.acquire("x", "bfloat16", ModelPart("fine")))
+    waiting_task = asyncio.create_task(cache.acquire("x", "bfloat16", recipe))
     await asyncio.sleep(0.05)
     assert not waiting_task.done()
     cache.release("x")
@@ -140,6 +142,6 @@ async def test_another_autoencoder_needs_room_and_holds_nothing_while_it_waits()
     assert await asyncio.wait_for(waiting_task, 5)
     assert list(cache.families) == ["x"]
     small = build_cache(5, build_model("x", FamilyWithAutoencoders()))
-    with pytest.raises(JobRejected, match=r"The model x with the autoencoder fine needs about .* of memory"):
-        await small.acquire("x", "bfloat16", ModelPart("fine"))
+    with pytest.raises(JobRejected, match=r"The model x with what this job adds to it needs about .* of memory"):
+        await small.acquire("x", "bfloat16", recipe)
     assert await small.acquire("x", "bfloat16")
