@@ -8,6 +8,7 @@ of JSON: seconds of a step on both sides, and the engine's seconds outside all n
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import io
 import json
@@ -75,6 +76,15 @@ class NetworkClock:
 
 
 def main(run_spec: dict[str, Any]) -> None:
+    picture, blobs = _draw_picture(run_spec["side"])
+    dtype, pipeline_class, step_seconds, outside_seconds = _measure_engine(run_spec, blobs)
+    gc.collect()  # before diffusers loads the same networks once more
+    reference_seconds = _time_diffusers(run_spec, pipeline_class, dtype, picture)
+    print_output_line(step=step_seconds, outside=outside_seconds, diffusers=reference_seconds, dtype=dtype)
+
+
+def _measure_engine(run_spec: dict[str, Any], blobs: dict[str, bytes]) -> tuple[Dtype, str, float, float]:
+    """Return the model's number format and pipeline, the mean seconds of a step, and those outside the networks."""
     data_folder = Path(run_spec["data"])
     family = models.load_model(run_spec["folder"], data_folder, device=choose_device())
     assert isinstance(family, DiffusersFamily)
@@ -82,15 +92,8 @@ def main(run_spec: dict[str, Any]) -> None:
     _write_controlnets(family.pipeline, data_folder / CONTROL_FOLDER)
     ensure_adapter(data_folder / REFERENCE_FOLDER / ADAPTER_NAME, family.pipeline.unet)
     dtype = calibrate(family, data_folder / "calibration.json").dtype
-    picture, blobs = _draw_picture(run_spec["side"])
     recipe = _make_recipe(run_spec, family, dtype, next(iter(blobs)))
-    pictures = load_pictures(recipe, blobs, family)
-    step_seconds, outside_seconds = _time_engine(family, recipe, pictures)
-    del pictures
-    for conditioner in family.conditioners:
-        conditioner.release()
-    diffusers_seconds = _time_diffusers(run_spec, family, dtype, data_folder, picture)
-    print_output_line(step=step_seconds, outside=outside_seconds, diffusers=diffusers_seconds, dtype=dtype)
+    return dtype, type(family.pipeline).__name__, *_time_engine(family, recipe, load_pictures(recipe, blobs, family))
 
 
 def _write_controlnets(pipeline: Any, folder: Path) -> None:
@@ -121,8 +124,8 @@ def _make_recipe(run_spec: dict[str, Any], family: DiffusersFamily, dtype: Dtype
 
 def _time_engine(family: DiffusersFamily, recipe: Recipe, pictures: PictureConditions) -> tuple[float, float]:
     """Return the mean seconds of a step after the first, and those outside the networks."""
-    networks = [family.get_network(recipe.dtype)]
-    networks += [each.network.network for each in pictures if isinstance(each.network, ControlNet)]
+    controls = {id(each.network): each.network for each in pictures if isinstance(each.network, ControlNet)}
+    networks = [family.get_network(recipe.dtype), *(control.network for control in controls.values())]
     engine, clock = Engine({family.name: family}), NetworkClock()
     engine.add(make_job(recipe), (), None, pictures)
     with clock.watch(networks):
@@ -138,22 +141,20 @@ def _time_engine(family: DiffusersFamily, recipe: Recipe, pictures: PictureCondi
     return seconds / steps, (seconds - clock.seconds) / steps
 
 
-def _time_diffusers(
-    run_spec: dict[str, Any], family: DiffusersFamily, dtype: Dtype, data_folder: Path, picture: Image.Image
-) -> float | None:
+def _time_diffusers(run_spec: dict[str, Any], pipeline_class: str, dtype: Dtype, picture: Image.Image) -> float | None:
     """Return the mean seconds of a step of diffusers' own pipeline with the same networks."""
-    torch_dtype = TORCH_DTYPES[dtype]
+    torch_dtype, data_folder = TORCH_DTYPES[dtype], Path(run_spec["data"])
     networks = [
-        diffusers.ControlNetModel.from_pretrained(data_folder / CONTROL_FOLDER / name, dtype=torch_dtype).to(
-            family.device
-        )
+        diffusers.ControlNetModel.from_pretrained(data_folder / CONTROL_FOLDER / name, dtype=torch_dtype)
         for name in CONTROL_NAMES
     ]
-    parts = family.pipeline.components | {"unet": family.get_network(dtype)}
-    pipeline = getattr(diffusers, CONTROL_PIPELINES[type(family.pipeline).__name__])(**parts, controlnet=networks)
+    pipeline = getattr(diffusers, CONTROL_PIPELINES[pipeline_class]).from_pretrained(
+        run_spec["folder"], controlnet=networks, dtype=torch_dtype
+    )
     adapter_folder = str(data_folder / REFERENCE_FOLDER / ADAPTER_NAME)
     pipeline.load_ip_adapter(adapter_folder, subfolder="", weight_name=ADAPTER_FILE)
     pipeline.set_ip_adapter_scale(REFERENCE_SCALE)
+    pipeline.to(choose_device())
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config)
     step_clock = StepClock()

@@ -130,7 +130,10 @@ class ModelCache:
                     with suppress(LoadAbandoned):
                         await asyncio.shield(model.loading_task)
                 elif self._is_ready(model, dtype):
-                    if not self._reserve_additions(model, dtype, recipe):
+                    added_bytes = await self._count_additions(model, recipe)
+                    if model.loading_task is not None or not self._is_ready(model, dtype):
+                        continue  # it was dropped meanwhile
+                    if not self._reserve_additions(model, dtype, added_bytes):
                         self._wait_starts.setdefault(waiter, time.monotonic())
                     elif model.is_unused or not self.is_memory_contended(waiter):
                         return
@@ -148,12 +151,17 @@ class ModelCache:
         family = self.families.get(model.name)
         return family is not None and (not isinstance(family, HasSingleFormat) or family.has_format(dtype))
 
-    def _reserve_additions(self, model: ModelEntry, dtype: Dtype, recipe: Recipe | None) -> bool:
+    async def _count_additions(self, model: ModelEntry, recipe: Recipe | None) -> int:
+        """Return the bytes that a recipe adds to the model, by the headers of files. Raises `JobRejected`."""
+        if recipe is None or not (recipe.autoencoder or recipe.controls or recipe.references):
+            return 0
+        return await asyncio.to_thread(count_added_bytes, self.families[model.name], recipe)
+
+    def _reserve_additions(self, model: ModelEntry, dtype: Dtype, added_bytes: int) -> bool:
         """Make room for what a recipe adds to the model; return whether there is. Raises `JobRejected`."""
-        added = 0 if recipe is None else count_added_bytes(self.families[model.name], recipe)
-        if not added:
+        if not added_bytes:
             return True
-        size = model.size_by_format.get(dtype, model.size) + added
+        size = model.size_by_format.get(dtype, model.size) + added_bytes
         if size > self._loaded_models.budget:
             name = f"{model.name} with what this job adds to it"
             raise make_too_large_error(name, size, self._loaded_models.budget)

@@ -10,7 +10,17 @@ from typing import Any
 
 from engine.bus import Bus, BusLimits
 from engine.bus.broker.embedded import Broker
-from engine.contract import BillingKey, Concept, Job, JobCancelled, JobFailed, JobFinished, JobStarted, Recipe
+from engine.contract import (
+    BillingKey,
+    Concept,
+    Job,
+    JobCancelled,
+    JobFailed,
+    JobFinished,
+    JobStarted,
+    PictureReady,
+    Recipe,
+)
 from engine.core.engine import Engine
 from engine.models.family import Family
 from engine.output.decode_worker import DecodeWorker
@@ -19,6 +29,7 @@ from engine.worker.local_run import run_locally
 from engine.worker.watchdog import Watchdog
 from engine.worker.worker import Worker
 from engine.worker.worker_profile import WorkerProfile
+from shared.init_image_jobs import Blobs
 
 LEASE = 2.0
 JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
@@ -134,3 +145,18 @@ async def hash_local_pictures(harness: WorkerHarness, job: Job) -> list[str]:
     """Runs the job without a broker; returns the hashes of its pictures."""
     result = await asyncio.to_thread(run_locally, job, harness.families)
     return [hash_content(picture) for picture in result.pictures]
+
+
+async def put_blobs(harness: WorkerHarness, blobs: Blobs) -> None:
+    for name, content in blobs.items():
+        assert await harness.bot.put_blob(content) == name
+
+
+async def draw_hashes(harness: WorkerHarness, job: Any, blobs: Blobs) -> list[str]:
+    result = await asyncio.to_thread(run_locally, job, harness.families, blobs)
+    return [hash_content(picture) for picture in result.pictures]
+
+
+def picture_hashes(results: list[Any], kind: str = "image") -> list[str]:
+    pictures = [value for value in results if isinstance(value, PictureReady) and value.kind == kind]
+    return [value.sha256 for value in sorted(pictures, key=lambda value: value.image)]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from typing import Any
-
 import pytest
 
 from engine.contract import (
@@ -14,37 +11,22 @@ from engine.contract import (
     JobFinished,
     JobStarted,
     Ladder,
-    PictureReady,
     decode,
 )
-from engine.worker.local_run import run_locally
-from shared.init_image_jobs import Blobs, draw_half_mask, draw_scene, encode_picture, make_image_to_image
+from shared.init_image_jobs import draw_half_mask, draw_scene, encode_picture, make_image_to_image
 from shared.worker_harness import (
     JOB,
     LONG_STEPS,
     OTHER_JOB,
     SlowFamily,
     WorkerHarness,
-    hash_content,
+    draw_hashes,
     make_job,
+    picture_hashes,
+    put_blobs,
     wait_until,
     wait_until_midway,
 )
-
-
-async def put_blobs(harness: WorkerHarness, blobs: Blobs) -> None:
-    for name, content in blobs.items():
-        assert await harness.bot.put_blob(content) == name
-
-
-async def draw_hashes(harness: WorkerHarness, job: Any, blobs: Blobs) -> list[str]:
-    result = await asyncio.to_thread(run_locally, job, harness.families, blobs)
-    return [hash_content(picture) for picture in result.pictures]
-
-
-def picture_hashes(results: list[Any], kind: str = "image") -> list[str]:
-    pictures = [value for value in results if isinstance(value, PictureReady) and value.kind == kind]
-    return [value.sha256 for value in sorted(pictures, key=lambda value: value.image)]
 
 
 @pytest.mark.slow
