@@ -92,13 +92,13 @@ def test_the_real_configurations_have_the_published_sizes(subject: model_configs
 def test_a_short_run_measures_every_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["--tiny", "--only", "sd15", "--steps", "3", "--cache", str(tmp_path), "--json"])
     output, err = capsys.readouterr()
-    rows = json.loads(output)
-    picture_rows = [row for row in rows if "ControlNets" in row["name"] or "reference picture" in row["name"]]
-    assert len(picture_rows) == 3
-    assert len(rows) == len(RATIO_ROWS) + len(USER_COUNTS) + len(picture_rows)
-    assert [row["name"] for row in rows if row["figure"] is None] == [], err
-    assert all(row["name"].startswith("sd15: ") for row in rows)
-    assert all("diffusers" in row["note"] or "outside the networks" in row["name"] for row in rows)
+    rows = {row["name"]: row for row in json.loads(output)}
+    assert [name for name, row in rows.items() if row["figure"] is None] == [], err
+    compared = [row.name for row in make_rows(_make_subject(), Figures(), on_gpu=False)]
+    assert len(compared) == len(RATIO_ROWS) + len(USER_COUNTS) + 3
+    *ratios, outside = (rows[name] for name in compared)
+    assert all(row["name"].startswith("sd15: ") and "diffusers" in row["note"] for row in ratios)
+    assert "time outside the networks a step, two ControlNets" in outside["name"]
 
 
 def _make_subject(**fields: Any) -> model_configs.BenchmarkModel:
