@@ -32,6 +32,7 @@ from engine.models.family import (
     TakesPictures,
     find_judge,
 )
+from engine.models.picture_edits import EditsPictures
 from engine.models.pictures.picture_support import PictureSupport
 from engine.process.atomic_file import write_atomically
 
@@ -77,6 +78,7 @@ class Calibration(Struct, frozen=True, forbid_unknown_fields=True):
             autoencoders=family.list_autoencoders() if isinstance(family, TakesAutoencoders) else (),
             required=family.required if isinstance(family, PictureSupport) else "",
             max_clip_skip=family.max_clip_skip if isinstance(family, SkipsTextLayers) else 0,
+            edits=isinstance(family, EditsPictures),
         )  # fmt: skip
         if not isinstance(family, TakesPictures):
             return profile

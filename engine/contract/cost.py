@@ -51,12 +51,17 @@ def estimate_cost(recipe: Recipe, model: ModelProfile) -> float:
 
 
 def _added_share(recipe: Recipe, model: ModelProfile) -> float:
-    """Return what the recipe's control networks and reference adapters add to a row, over all its steps."""
+    """Return what the recipe's control networks and reference adapters add to a row, over all its steps.
+
+    A picture that is edited has as many tokens as the new one. Models that do nothing else are measured with one.
+    """
     controls, references = (_row_shares(parts) for parts in (model.controls, model.references))
     control_share = sum(
         controls.get(each.name, CONTROL_SHARE) * max(0.0, each.stop - each.start) for each in recipe.controls
     )
-    return control_share + sum(references.get(each.name, REFERENCE_SHARE) for each in recipe.references)
+    start = recipe.start
+    is_edit = model.edits and not model.required and isinstance(start, ImageToImage) and start.strength == 1.0
+    return is_edit + control_share + sum(references.get(each.name, REFERENCE_SHARE) for each in recipe.references)
 
 
 def _row_shares(parts: Iterable[ControlModel]) -> dict[str, float]:

@@ -5,7 +5,7 @@ Each image depends on its own rows alone (no sum runs over the batch), so a non-
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -21,6 +21,8 @@ from engine.models.family import Conditioning
 from engine.models.pictures.picture_conditions import PictureRows
 from engine.plan import COLUMNS
 
+MeasureNorm = Callable[[torch.Tensor], torch.Tensor]  # `NormalizesGuidance.measure_norm`
+
 
 @dataclass(frozen=True)
 class RowLayout:
@@ -28,8 +30,8 @@ class RowLayout:
 
     `owner[r]` is the image of row r; `base[i]` is the first row of image i. `slots` holds, for the first, second, …
     further text, (row of each image, coefficient of each image). An image without that text points at its base with
-    coefficient 0. Copies of the first row pad the rows to a multiple of `size`, the rows of a forward.
-    `pictures_by_forward`: the pictures of each forward's rows.
+    coefficient 0. Copies of the first row pad the rows to a multiple of `size`, the rows of a forward. `guidance` is
+    that of each image (`ModelInputs`). `pictures_by_forward`: the pictures of each forward's rows.
     """
 
     forward_rows: int
@@ -37,6 +39,7 @@ class RowLayout:
     owner: torch.Tensor
     base: torch.Tensor
     slots: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+    guidance: torch.Tensor
     conditioning: Conditioning
     pictures_by_forward: tuple[tuple[PictureRows, ...], ...]
 
@@ -63,20 +66,27 @@ class RowLayout:
                 (torch.tensor(row, device=device), torch.tensor(slot_coefficients, device=device).view(-1, 1, 1, 1))
             )
         pictures = tuple(gather_pictures(images, size, len(owner) // size))
+        guidance = torch.tensor([image.model_inputs.guidance for image in images], device=device).view(-1, 1, 1, 1)
         rows_of_images = torch.tensor(owner, device=device), torch.tensor(base_rows, device=device)
-        return cls(size, *rows_of_images, tuple(slots), conditioning, pictures)
+        return cls(size, *rows_of_images, tuple(slots), guidance, conditioning, pictures)
 
     @cached_property
     def conditioning_by_forward(self) -> tuple[Conditioning, ...]:
         """The conditioning of each forward: the same tensors at every step, so the network can cache by identity."""
         return tuple(zip(*(torch.split(part, self.forward_rows) for part in self.conditioning), strict=True))
 
-    def apply_guidance(self, out: torch.Tensor) -> torch.Tensor:
-        """Return base + Σ coefficient·(row - base): classifier-free guidance (Ho & Salimans 2022) for any texts."""
+    def apply_guidance(self, out: torch.Tensor, measure_norm: MeasureNorm | None = None) -> torch.Tensor:
+        """Return base + Σ coefficient·(row - base): classifier-free guidance (Ho & Salimans 2022) for any texts.
+
+        With `measure_norm`, the result gets the norm that it has at a guidance of 1.
+        """
         base = guided = out[self.base]
         for row, coefficient in self.slots:
             guided = guided + coefficient * (out[row] - base)
-        return guided
+        if measure_norm is None or not self.slots:
+            return guided
+        norm, unguided_norm = measure_norm(guided), measure_norm(base + (guided - base) / self.guidance)
+        return torch.where((norm > 0) & (self.guidance > 1), guided * (unguided_norm / norm), guided)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from engine.core.pipeline_image import NOT_FINITE, PipelineImage
 from engine.core.trajectory import Trajectory
 from engine.device.memory import is_out_of_memory
 from engine.models.family import Family, denoise
+from engine.models.guidance_norm import NormalizesGuidance
 from engine.models.pictures.picture_conditions import PictureConditions
 from engine.scheduler import Scheduler
 
@@ -184,7 +185,8 @@ class Engine:
             strict=True,
         )
         out = torch.cat([denoise(family, x, t, texts, dtype, loras, pictures) for x, t, texts, pictures in rows])
-        return predict(batch, latents, roll_tiles(layout.apply_guidance(out), batch, -1), coefficients)
+        measure_norm = family.measure_norm if isinstance(family, NormalizesGuidance) else None
+        return predict(batch, latents, roll_tiles(layout.apply_guidance(out, measure_norm), batch, -1), coefficients)
 
     def _advance_batch(self, batch: list[ScheduledImage], outcome: Prediction | PipelineOutputs) -> None:
         if isinstance(outcome, PipelineOutputs):

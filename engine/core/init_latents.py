@@ -17,6 +17,7 @@ from engine.contract.rejection import JobRejected
 from engine.core.input_pictures import get_blob, open_image
 from engine.core.noise import slerp
 from engine.models.family import Family, with_autoencoder
+from engine.models.picture_edits import EditedPicture, fit_edited_size, is_edit
 
 MASK_THRESHOLD = 128  # lighter parts of a mask are painted anew
 
@@ -39,6 +40,7 @@ class InitLatents:
     mask_image: Image.Image | None = None
     draw_count: int | None = None
     noise_level: tuple[float, float] | None = None
+    edited: EditedPicture | None = None
 
     def at_noise_level(self, target: tuple[float, float]) -> torch.Tensor:
         """Return the branch's latents at a nearby noise level: x = alpha·x0 + sigma·eps, with x0 and eps unchanged."""
@@ -55,7 +57,8 @@ def load_init_latents(recipe: Recipe, blobs: Mapping[str, bytes], family: Family
     """
     start, family = recipe.start, with_autoencoder(family, recipe)
     if isinstance(start, ImageToImage):
-        return _encode_init_images(start, recipe, blobs, family)
+        encode = _encode_edited_picture if is_edit(recipe, family) else _encode_init_images
+        return encode(start, recipe, blobs, family)
     if isinstance(start, Branch):
         return _load_keyframe(start, recipe, get_blob(blobs, start.ladder), family)
     return None
@@ -103,6 +106,17 @@ def _encode_init_images(start: ImageToImage, recipe: Recipe, blobs: Mapping[str,
         init_image=full_size_image,
         mask_image=ImageOps.fit(mask_image, final_size, Image.Resampling.LANCZOS),
     )
+
+
+def _encode_edited_picture(
+    start: ImageToImage, recipe: Recipe, blobs: Mapping[str, bytes], family: Family
+) -> InitLatents:
+    picture = open_image(get_blob(blobs, start.pictures[0].sha256))
+    image = ImageOps.fit(picture, fit_edited_size(recipe, family), Image.Resampling.LANCZOS)
+    latents = family.encode_image(image).to(family.device, torch.float32)
+    if not torch.isfinite(latents).all():
+        raise JobRejected("The model encoded the image as numbers that are not finite.", "model")
+    return InitLatents(latents, edited=EditedPicture(image, latents))
 
 
 def _shrink_mask(mask_image: Image.Image, size: tuple[int, int], latents: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,17 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from types import MappingProxyType
 
-from engine.contract import FULL_INTERVAL, Branch, Job, ModelProfile, Recipe, Snapshot, Task, recipe_for_image
+from engine.contract import (
+    FULL_INTERVAL,
+    Branch,
+    ImageToImage,
+    Job,
+    ModelProfile,
+    Recipe,
+    Snapshot,
+    Task,
+    recipe_for_image,
+)
 from engine.contract.rejection import JobRejected
 from engine.core.fault_isolation import reject_before_start
 from engine.core.init_latents import InitLatents
@@ -16,6 +26,7 @@ from engine.core.model_parts import check_parts, find_missing_part, with_embeddi
 from engine.core.pipeline_image import PipelineImage, PipelineSource
 from engine.core.trajectory import Trajectory
 from engine.models.family import Family, HasSingleFormat, TakesLoras, TakesPictures, find_judge, with_autoencoder
+from engine.models.picture_edits import EditsPictures
 from engine.models.pictures.picture_conditions import PictureConditions
 from engine.pipelines.call_arguments import refuse_unsupported_recipe
 from engine.plan import NotTabled, Plan
@@ -133,7 +144,19 @@ def _check_recipe(job: Job, families: Mapping[str, Family]) -> tuple[Recipe, Fam
     _check_candidates(job.task, family)
     check_parts(job.task, family)
     check_pictures(job.task, family)
+    _check_edit(job.task, family)
     return job.task, family
+
+
+def _check_edit(recipe: Recipe, family: Family) -> None:
+    """Refuse anything but an edit where the model does nothing else."""
+    if not isinstance(family, EditsPictures) or not family.needs_picture:
+        return
+    start = recipe.start
+    if not isinstance(start, ImageToImage):
+        raise JobRejected(f"{family.name} edits a picture by words: give it one.", "member")
+    if start.strength < 1.0 or start.mask is not None or len(start.pictures) > 1:
+        raise JobRejected(f"{family.name} edits one picture as it is: no mask, strength or second picture.", "member")
 
 
 def _check_candidates(recipe: Recipe, family: Family) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from engine.contract import (
     pinned_bucket,
 )
 from engine.models.family import Conditioning, Family
+from engine.models.picture_edits import EditedPicture, EditsPictures
 from engine.models.pictures.picture_conditions import PictureCondition, PictureConditions, PictureSlot
 
 
@@ -32,7 +34,8 @@ class ModelInputs(NamedTuple):
     """An image's inputs to the network at one step: a base row and one row for each further text.
 
     out = base + Σ coefficient·(row - base). Images of equal `key` may share a forward; `bucket` is the pinned batch
-    shape. Pictures are no part of the key: rows with and without them share a forward.
+    shape. Pictures are no part of the key: rows with and without them share a forward. `guidance` is the sum of the
+    coefficients where the base is the empty text, else 1.
     """
 
     conditioning: Conditioning  # each [rows, …]
@@ -40,14 +43,16 @@ class ModelInputs(NamedTuple):
     key: Hashable
     bucket: int | None
     pictures: tuple[PictureInput, ...] = ()
+    guidance: float = 1.0
 
 
 def build_model_inputs(
-    recipe: Recipe, family: Family, shape: tuple[int, ...], pictures: PictureConditions = ()
-) -> tuple[ModelInputs, ...]:
+    recipe: Recipe, family: Family, shape: tuple[int, ...], pictures: PictureConditions = (),
+    edited: EditedPicture | None = None,
+) -> tuple[ModelInputs, ...]:  # fmt: skip
     """Return the inputs of each of the recipe's steps: equal ones are the same value, so that a batch can tell.
 
-    `shape`: of the latents.
+    `shape`: of the latents. `edited`: a picture that is edited by the recipe's texts.
     """
     texts_by_guidance: dict[bool, ModelInputs] = {}
     distinct: dict[tuple[bool, tuple[bool, ...]], ModelInputs] = {}
@@ -55,7 +60,7 @@ def build_model_inputs(
     for k in range(recipe.steps):
         is_guidance_on, active = is_guided(recipe, k), tuple(_is_active(each, recipe, k) for each in pictures)
         if is_guidance_on not in texts_by_guidance:
-            texts_by_guidance[is_guidance_on] = _build_text_inputs(recipe, family, shape, is_guidance_on)
+            texts_by_guidance[is_guidance_on] = _build_text_inputs(recipe, family, shape, is_guidance_on, edited)
         if (is_guidance_on, active) not in distinct:
             texts = texts_by_guidance[is_guidance_on]
             chosen = [picture for picture, is_active in zip(pictures, active, strict=True) if is_active]
@@ -72,13 +77,15 @@ def _is_active(picture: PictureCondition, recipe: Recipe, k: int) -> bool:
     return picture.is_active(max(0, k - first_step), recipe.steps - first_step)
 
 
-def _build_text_inputs(recipe: Recipe, family: Family, shape: tuple[int, ...], is_guidance_on: bool) -> ModelInputs:
-    conditioning, coefficients = build_conditioning(recipe, family, is_guidance_on)
+def _build_text_inputs(
+    recipe: Recipe, family: Family, shape: tuple[int, ...], is_guidance_on: bool, edited: EditedPicture | None
+) -> ModelInputs:
+    conditioning, coefficients = build_conditioning(recipe, family, is_guidance_on, edited)
     bucket = pinned_bucket(recipe, is_guidance_on)
     shapes = tuple(part.shape[1:] for part in conditioning)
-    return ModelInputs(
-        conditioning, coefficients, (family.name, recipe.dtype, recipe.loras, shape, shapes, bucket), bucket
-    )
+    key = family.name, recipe.dtype, recipe.loras, shape, shapes, bucket
+    guidance = sum(coefficients) if needs_unconditional_row(recipe, is_guidance_on) else 1.0
+    return ModelInputs(conditioning, coefficients, key, bucket, guidance=guidance)
 
 
 def _add_pictures(
@@ -102,16 +109,20 @@ def _expand_to_rows(picture: PictureCondition, rows: int, has_unconditional_row:
 
 
 def build_conditioning(
-    recipe: Recipe, family: Family, is_guidance_on: bool = True
+    recipe: Recipe, family: Family, is_guidance_on: bool = True, edited: EditedPicture | None = None
 ) -> tuple[Conditioning, tuple[float, ...]]:
     """Return the conditions, each `[rows, …]`, and the coefficient of each row after the first.
 
     out = u + guidance·Σ wᵢ(cᵢ - u) (Liu et al. 2022, equation 11). Where guidance·Σ wᵢ = 1 the empty text u cancels
     out, and the first concept of positive weight is the base. That also holds where guidance is off, or is an input of
-    the network: the weights are then scaled to sum to 1, unless one of them is not positive.
+    the network: the weights are then scaled to sum to 1, unless one of them is not positive. `edited`: the picture that
+    is edited by these texts.
     """
+    encode = family.encode_conditioning
+    if edited is not None and isinstance(family, EditsPictures):
+        encode = partial(family.encode_edit, picture=edited)
     concepts = sorted(recipe.concepts, key=lambda concept: concept.weight <= 0)
-    conditionings = [family.encode_conditioning(concept.text, recipe) for concept in concepts]
+    conditionings = [encode(concept.text, recipe) for concept in concepts]
     weights = [concept.weight for concept in concepts]
     if recipe.mixed:
         conditionings, weights = [_mix_conditionings(conditionings, weights)], [1.0]
@@ -120,7 +131,7 @@ def build_conditioning(
     coefficients = [scale * weight for weight in weights]
     if needs_unconditional_row(recipe, is_guidance_on):
         conditionings, coefficients = (
-            [family.encode_conditioning(recipe.negative, recipe, negative=True), *conditionings],
+            [encode(recipe.negative, recipe, negative=True), *conditionings],
             [0.0, *coefficients],
         )
     return tuple(torch.stack(part) for part in zip(*conditionings, strict=True)), tuple(coefficients[1:])

@@ -68,7 +68,9 @@ class Trajectory:
         self.recipe, self.model, self.loras = recipe, family.name, recipe.loras
         self.dtype: Dtype = recipe.dtype
         self.noise = Noise(recipe, image, shape)
-        self._inputs_by_step = build_model_inputs(recipe, family, shape, pictures)
+        self._inputs_by_step = build_model_inputs(
+            recipe, family, shape, pictures, None if init_latents is None else init_latents.edited
+        )
         self.k, self.end_step = recipe.first_step, recipe.end_step
         is_inpainted = any(picture.slot.kind == "inpaint" for picture in pictures)  # the network itself sees the mask
         self.masked_source = None if is_inpainted else _build_masked_source(init_latents, self.noise)
@@ -186,7 +188,8 @@ def _first_latents(recipe: Recipe, plan: Plan, noise: Noise, init_latents: InitL
     At full strength nothing of a masked image is kept, as in diffusers' inpainting.
     """
     first_step, start = recipe.first_step, recipe.start
-    if init_latents is None or (init_latents.mask is not None and first_step == 0):
+    is_repainted = init_latents is not None and init_latents.mask is not None and first_step == 0
+    if init_latents is None or init_latents.edited is not None or is_repainted:
         return noise.initial_noise() * plan.init_sigma
     clean, (alpha, sigma) = init_latents.latents, plan.noise_level(first_step)
     if isinstance(start, Branch):

@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from engine.models.families.chroma import Chroma
 from engine.models.families.diffusers_family import DiffusersFamily
-from engine.models.families.flux import Flux
+from engine.models.families.flux import Flux, FluxKontext
+from engine.models.families.flux2 import Flux2
+from engine.models.families.hidream import HiDream
 from engine.models.families.inpainting import as_stable_diffusion_xl
 from engine.models.families.latent_consistency import as_stable_diffusion
+from engine.models.families.lumina2 import Lumina2
+from engine.models.families.pixart import PixArt
+from engine.models.families.qwen_image import QwenImage, QwenImageEdit
 from engine.models.families.sana import Sana
 from engine.models.families.sd3 import StableDiffusion3
 from engine.models.families.sdxl import StableDiffusionXL
@@ -25,8 +31,19 @@ FAMILY_BY_PIPELINE: dict[str, type[DiffusersFamily]] = {
     "StableDiffusionXLPipeline": StableDiffusionXL,
     "StableDiffusion3Pipeline": StableDiffusion3,
     "FluxPipeline": Flux,
+    "FluxKontextPipeline": FluxKontext,
+    "Flux2Pipeline": Flux2,
+    "Flux2KleinPipeline": Flux2,
+    "ChromaPipeline": Chroma,
+    "QwenImagePipeline": QwenImage,
+    "QwenImageEditPipeline": QwenImageEdit,
+    "QwenImageEditPlusPipeline": QwenImageEdit,
     "ZImagePipeline": ZImage,
     "SanaPipeline": Sana,
+    "Lumina2Pipeline": Lumina2,
+    "PixArtAlphaPipeline": PixArt,
+    "PixArtSigmaPipeline": PixArt,
+    "HiDreamImagePipeline": HiDream,
 }
 
 

@@ -5,6 +5,7 @@ Reuses the pipeline's parts, but never its `__call__`. Subclasses hold what diff
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -79,9 +80,9 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, PictureSupport, ABC):
         )
         self.default_sampling = find_few_step_sampling(self.name, self.scheduler_config, self.samplers)
         self.upscale_factor, self.upscaler = 1, ""
-        self.latent_channels = int(pipeline.vae.config.latent_channels)  # of the latents
-        self.latent_space: LatentSpace = make_latent_space(pipeline.vae.config, int(pipeline.vae_scale_factor))
         self._move_to_device()
+        self.latent_channels = int(self._vae.config.latent_channels)  # of the latents
+        self.latent_space: LatentSpace = make_latent_space(self._vae.config, self.pixels_per_latent)
         self.forward_runner = ForwardRunner(self._loaded_network, self.device)
         if is_offloaded(self._loaded_network):
             self.forward_runner.disable_optimizations()  # they keep weights, which come and go
@@ -120,13 +121,17 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, PictureSupport, ABC):
     def _move_to_device(self) -> None:
         """Move the pipeline's parts to the device; a network moves only when a dtype is used."""
         self._loaded_network = getattr(self.pipeline, self.network_name).eval().requires_grad_(False)
-        self._vae: Any = self.pipeline.vae.eval().requires_grad_(False).to(self.device)
+        self._vae: Any = self._adapt_autoencoder(self.pipeline.vae).eval().requires_grad_(False).to(self.device)
         if self.channels_last:
             self._vae.to(memory_format=torch.channels_last)
         for encoder in self._list_text_encoders():
             encoder.eval().requires_grad_(False)
             if not is_offloaded(encoder):
                 encoder.to(self.device)
+
+    def _adapt_autoencoder(self, autoencoder: Any) -> Any:
+        """Return the pipeline's autoencoder in the form of AutoencoderKL."""
+        return autoencoder
 
     def _release_weights(self) -> None:
         self._loras.release()
@@ -192,7 +197,9 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, PictureSupport, ABC):
         for negative in negatives:
             negative_arguments = self._make_prompt_arguments(self.encode_conditioning(negative, recipe, negative=True))
             arguments |= {f"negative_{name}": part for name, part in negative_arguments.items()}
-        return {"prompt": None, "negative_prompt": None, **arguments}
+        parameters = inspect.signature(type(self.pipeline).__call__).parameters
+        arguments = {"prompt": None, "negative_prompt": None, **arguments}
+        return {name: value for name, value in arguments.items() if name in parameters}
 
     def _make_prompt_arguments(self, conditions: Conditioning) -> dict[str, Any]:
         return {name: part[None] for name, part in zip(self.prompt_arguments, conditions, strict=False)}

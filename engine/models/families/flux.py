@@ -1,7 +1,7 @@
 """Flux.1: T5's token states, CLIP's pooled text, latents packed two by two. Guidance is a network input.
 
-schnell has no such input; there guidance takes rows, and is off by default. Our latents are unpacked: between networks
-they are `[channels, height, width]` for every model.
+schnell has no such input; there guidance takes rows, and is off by default. Kontext edits a picture by words. Our
+latents are unpacked: between networks they are `[channels, height, width]` for every model.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from engine.models.control.transformer_control import make_flux_conditioner
 from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.families.few_step_models import choose_guidance
 from engine.models.families.flow_matching import compute_mu, make_even_sigmas
+from engine.models.families.picture_editing import NeedsPicture, split_picture
 from engine.models.family import Conditioning
-from engine.models.pictures.conditioner import Additions
+from engine.models.pictures.conditioner import Additions, PictureConditioner
 from engine.models.text.prompt_key import PromptKey
 from engine.plan import Plan, TimestepOptions, plan
 
@@ -32,20 +33,23 @@ class Flux(DiffusersFamily):
     def __init__(
         self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float | None = None
     ) -> None:
-        self._takes_guidance = bool(pipeline.transformer.config.guidance_embeds)
+        self._takes_guidance = bool(pipeline.transformer.config.get("guidance_embeds"))
         default_guidance = choose_guidance(name, GUIDANCE) if self._takes_guidance else 1.0
         super().__init__(pipeline, name, revision, device, guidance or default_guidance)
         self.guides = "network" if self._takes_guidance else "rows"
         self.tokens = TOKENS
         self.size = int(pipeline.default_sample_size) * self.pixels_per_latent
         self.multiple = 2 * self.pixels_per_latent
-        self.conditioners = (
-            make_flux_conditioner(
-                pipeline, self.device, self.encode_image,
-                lambda inputs: self._name_inputs(inputs.x, inputs.t, inputs.conditioning), self._pack,
-            ),
-        )  # fmt: skip
+        self.conditioners = self._make_conditioners(pipeline)
         self._position_ids: dict[tuple[int, int, torch.dtype], torch.Tensor] = {}
+
+    def _make_conditioners(self, pipeline: Any) -> tuple[PictureConditioner, ...]:
+        """Return what takes pictures beside the prompt: ControlNets of Flux."""
+        conditioner = make_flux_conditioner(
+            pipeline, self.device, self.encode_image,
+            lambda inputs: self._name_inputs(inputs.x, inputs.t, inputs.conditioning), self._pack,
+        )  # fmt: skip
+        return (conditioner,)
 
     def plan(self, sampler: Sampler, steps: int, eta: float, width: int, height: int) -> Plan:
         mu = compute_mu(self.scheduler_config, width * height // self.multiple**2)
@@ -69,6 +73,7 @@ class Flux(DiffusersFamily):
     ) -> torch.Tensor:
         height, width = x.shape[-2:]
         out = net(**self._name_inputs(x, t, conditioning), **additions, return_dict=False)[0]
+        out = out[:, : height * width // 4]  # without the tokens of a picture that is edited
         return self._unpack(out, width * self.pixels_per_latent, height * self.pixels_per_latent)
 
     def _name_inputs(self, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> dict[str, Any]:
@@ -91,3 +96,24 @@ class Flux(DiffusersFamily):
         if key not in self._position_ids:
             self._position_ids[key] = self.pipeline._prepare_latent_image_ids(1, height, width, self.device, dtype)
         return self._position_ids[key]
+
+
+class FluxKontext(NeedsPicture, Flux):
+    """The picture is encoded at the size of the new one; its pipeline scales it to one of a few sizes instead."""
+
+    unsupported_samplers = (*Flux.unsupported_samplers, "unipc", "native")  # a whole pipeline gets no picture
+
+    def _make_conditioners(self, pipeline: Any) -> tuple[PictureConditioner, ...]:
+        return ()
+
+    def _name_inputs(self, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> dict[str, Any]:
+        texts, picture = split_picture(conditioning)
+        inputs = super()._name_inputs(x, t, texts)
+        if picture is None:
+            return inputs
+        height, width = picture.shape[-2:]
+        positions = self._get_position_ids(height // 2, width // 2, x.dtype) + x.new_tensor([1, 0, 0])
+        return inputs | {
+            "hidden_states": torch.cat([inputs["hidden_states"], self._pack(picture)], dim=1),
+            "img_ids": torch.cat([inputs["img_ids"], positions]),
+        }

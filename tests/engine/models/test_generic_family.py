@@ -27,6 +27,7 @@ from engine.models.whole_pipeline.generic_family import GenericFamily
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers' schedulers
 Make = Callable[..., Any]
+GENERIC = ("pixart", "lumina2")  # kinds that have a family, which these tests do without
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +45,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
         if kind not in loaded_models:
             folder = tmp_path_factory.mktemp(kind) / kind
             save_small_pipeline(kind, folder)
-            loaded_models[kind] = models.load_folder(str(folder), kind)
+            loaded_models[kind] = (
+                GenericFamily(load_training_pipeline(folder, kind), kind, "r1")
+                if kind in GENERIC
+                else models.load_folder(str(folder), kind)
+            )
         return loaded_models[kind]
 
     return load
@@ -137,7 +142,7 @@ def count_forwards(engine: Engine) -> tuple[int, int]:
     return batcher.forwards, batcher.rows
 
 
-@pytest.mark.parametrize("kind", ["pixart", "lumina2"])
+@pytest.mark.parametrize("kind", ["auraflow", *GENERIC])
 def test_an_unknown_pipeline_kind_gives_its_own_pictures(
     kind: str, model: Make, engines: Make, make_job_for: Make
 ) -> None:
@@ -565,7 +570,7 @@ def test_a_small_network_is_timed_without_copies_of_copies(tmp_path: Path) -> No
 
 
 def test_a_dropped_model_is_freed(tmp_path: Path, make_job_for: Make) -> None:
-    save_small_pipeline("pixart", tmp_path / "dropped")
+    save_small_pipeline("auraflow", tmp_path / "dropped")
     families: dict[str, Any] = {"dropped": models.load_folder(str(tmp_path / "dropped"), "dropped")}
     engine = Engine(families)
     for number in range(2):

@@ -35,6 +35,7 @@ Make = Callable[..., Any]
 ATTENTION = (".to_q", ".to_k", ".to_v")
 CLIP = (".q_proj", ".v_proj")
 TEXTS = {"sd": ("text_encoder",), "sdxl": ("text_encoder", "text_encoder_2")}
+NEWER_KINDS = ("flux2", "flux2_klein", "chroma", "qwen_image", "lumina2", "hidream")
 CALIBRATION = Calibration("float32", 4, 10, "ddim", 1.0, 1.0, 1.0, {1: 1.0}, {"float32": 1.0})
 
 
@@ -107,7 +108,7 @@ def build_recipe(make: Make, family: Any, **fields: Any) -> Any:
 
 
 @pytest.mark.sampled
-@pytest.mark.parametrize("kind", ["sd", "sdxl", "sd3", "flux", "zimage", "sana"])
+@pytest.mark.parametrize("kind", ["sd", "sdxl", "sd3", "flux", "zimage", "sana", *NEWER_KINDS])
 def test_latents_equal_those_of_a_pipeline_that_loads_the_loras_itself(
     load_small: Make, small_folders: Make, tmp_path: Path, recipe: Make, job: Make, finish: Make, kind: str
 ) -> None:

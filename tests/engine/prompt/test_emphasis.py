@@ -238,7 +238,9 @@ def test_a_mean_near_zero_does_not_blow_up_the_states(load_family: Make, recipe:
         assert float(states.abs().max()) <= 20 * float(encode_with_pipeline(family, "a cat").abs().max())
 
 
-@pytest.mark.parametrize("kind", ["sd3", "flux", "zimage", "sana"])
+@pytest.mark.parametrize(
+    "kind", ["sd3", "flux", "zimage", "sana", "flux2_klein", "chroma", "qwen_image", "lumina2", "pixart", "hidream"]
+)
 def test_families_without_word_weights_drop_the_brackets(load_family: Make, recipe: Make, kind: str) -> None:
     family = load_family(kind)
     for text in ("(a cat:1.5)", "[a] (cat)", r"a cat"):

@@ -1,0 +1,105 @@
+"""Flux.2: states of three layers of a language model, latents of a patched autoencoder; guidance is a network input.
+
+It draws, and edits a picture by words. Klein is the small one: it has no such input, so guidance takes rows. The
+distilled Klein is used without guidance.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
+
+from engine.contract import Recipe, Sampler
+from engine.models.autoencoder.latent_adapters import PATCH, PatchedAutoencoder
+from engine.models.families.diffusers_family import DiffusersFamily
+from engine.models.families.few_step_models import DISTILLED_STEPS, choose_guidance
+from engine.models.families.flow_matching import make_even_sigmas
+from engine.models.families.picture_editing import PictureEditing, split_picture
+from engine.models.family import Conditioning
+from engine.models.text.prompt_key import PromptKey
+from engine.plan import Plan, TimestepOptions, plan
+
+GUIDANCE = 4.0  # the pipelines' own default
+TOKENS = 512
+
+
+class Flux2(PictureEditing, DiffusersFamily):
+    """Conditions: the text's states, and guidance where it is an input."""
+
+    unsupported_samplers = ("heun", "dpmpp_3m")
+
+    def __init__(
+        self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float | None = None
+    ) -> None:
+        is_distilled = bool(pipeline.config.get("is_distilled"))
+        default_guidance = 1.0 if is_distilled else choose_guidance(name, GUIDANCE)
+        super().__init__(pipeline, name, revision, device, guidance or default_guidance)
+        self._takes_guidance = bool(pipeline.transformer.config.guidance_embeds)
+        self.guides = "network" if self._takes_guidance else "rows"
+        self.tokens = TOKENS
+        self.size = int(pipeline.default_sample_size) * int(pipeline.vae_scale_factor)
+        self.multiple = self.pixels_per_latent
+        if is_distilled:
+            self.default_sampling = DISTILLED_STEPS, "euler"
+        self._positions: dict[tuple[int, int, bool], torch.Tensor] = {}
+
+    @property
+    def pixels_per_latent(self) -> int:
+        return PATCH * int(self.pipeline.vae_scale_factor)
+
+    def _adapt_autoencoder(self, autoencoder: Any) -> PatchedAutoencoder:
+        return PatchedAutoencoder(autoencoder)
+
+    def plan(self, sampler: Sampler, steps: int, eta: float, width: int, height: int) -> Plan:
+        mu = compute_empirical_mu(width * height // self.multiple**2, steps)
+        return plan(self.scheduler_config, sampler, steps, eta, TimestepOptions(mu=mu, sigmas=make_even_sigmas(steps)))
+
+    def _encode_text(self, pipeline: Any, prompt: PromptKey) -> Conditioning:
+        states, _ = pipeline.encode_prompt(prompt.text, device=self.device, max_sequence_length=TOKENS)
+        return (states[0].float(),)
+
+    def _make_extra_conditioning(self, recipe: Recipe) -> Conditioning:
+        return (torch.tensor(recipe.guidance, device=self.device),) if self._takes_guidance else ()
+
+    def _run_network(self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+        texts, picture = split_picture(conditioning)
+        states, *guidance = texts
+        tokens, positions = _to_tokens(x), self._get_positions(*x.shape[-2:])
+        count = tokens.shape[1]
+        if picture is not None:
+            tokens = torch.cat([tokens, _to_tokens(picture)], dim=1)
+            positions = torch.cat([positions, self._get_positions(*picture.shape[-2:], is_edited=True)])
+        out = net(
+            hidden_states=tokens, encoder_hidden_states=states, timestep=t.to(x.dtype) / 1000,
+            guidance=guidance[0] if guidance else None, img_ids=positions,
+            txt_ids=self._get_text_positions(states.shape[1]), return_dict=False,
+        )[0]  # fmt: skip
+        return out[:, :count].transpose(1, 2).unflatten(2, x.shape[-2:])
+
+    def _get_positions(self, height: int, width: int, *, is_edited: bool = False) -> torch.Tensor:
+        """Return the position of each latent `[latents, 4]`, one for all rows. Cached, as the host computes it."""
+        key = height, width, is_edited
+        if key not in self._positions:
+            latents = torch.empty(1, 1, height, width)
+            prepare = self.pipeline._prepare_image_ids if is_edited else self.pipeline._prepare_latent_ids
+            self._positions[key] = prepare([latents] if is_edited else latents)[0].to(self.device)
+        return self._positions[key]
+
+    def _get_text_positions(self, tokens: int) -> torch.Tensor:
+        key = tokens, 0, False
+        if key not in self._positions:
+            self._positions[key] = self.pipeline._prepare_text_ids(torch.empty(1, tokens, 1))[0].to(self.device)
+        return self._positions[key]
+
+    def _unpack(self, latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
+        if latents.dim() == 4:  # Klein's finished ones, as its autoencoder takes them
+            return self._vae.normalize(latents)
+        sides = height // self.pixels_per_latent, width // self.pixels_per_latent
+        return latents.transpose(1, 2).unflatten(2, sides)
+
+
+def _to_tokens(latents: torch.Tensor) -> torch.Tensor:
+    """Return latents `[rows, channels, height, width]` as tokens `[rows, height·width, channels]`."""
+    return latents.flatten(2).transpose(1, 2)

@@ -1,0 +1,62 @@
+"""Lumina Image 2: Gemma's states with a mask, one stream of text and image, a time that runs from noise to picture.
+
+Its pipeline scales the guided prediction to the norm of the prompt's own, along each row of latents.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from engine.contract import Sampler
+from engine.models.families.diffusers_family import DiffusersFamily
+from engine.models.families.few_step_models import choose_guidance
+from engine.models.families.flow_matching import compute_mu, make_even_sigmas
+from engine.models.family import Conditioning
+from engine.models.text.prompt_key import PromptKey
+from engine.plan import Plan, TimestepOptions, plan
+
+GUIDANCE = 4.0  # the pipeline's own default
+TOKENS = 256
+
+
+class Lumina2(DiffusersFamily):
+    """Conditions: the text's states, and a mask of the tokens that are text."""
+
+    prompt_arguments = ("prompt_embeds", "prompt_attention_mask")
+    unsupported_samplers = ("heun", "unipc", "dpmpp_3m")
+
+    def __init__(
+        self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float | None = None
+    ) -> None:
+        super().__init__(pipeline, name, revision, device, guidance or choose_guidance(name, GUIDANCE))
+        self.tokens = TOKENS
+        self.size = int(pipeline.default_sample_size) * self.pixels_per_latent
+        self.multiple = self.pixels_per_latent * int(pipeline.transformer.config.patch_size)
+        # text lengths vary inside, and a packed copy or a graph would fix them
+        self.forward_runner.disable_optimizations()
+
+    def plan(self, sampler: Sampler, steps: int, eta: float, width: int, height: int) -> Plan:
+        mu = compute_mu(self.scheduler_config, self.latent_channels)  # its pipeline counts channels as tokens
+        return plan(self.scheduler_config, sampler, steps, eta, TimestepOptions(mu=mu, sigmas=make_even_sigmas(steps)))
+
+    def _encode_text(self, pipeline: Any, prompt: PromptKey) -> Conditioning:
+        if prompt.negative:  # it gets no instruction
+            states, mask = pipeline._get_gemma_prompt_embeds(prompt.text, self.device, TOKENS)
+        else:
+            states, mask, *_ = pipeline.encode_prompt(
+                prompt.text, False, device=self.device, max_sequence_length=TOKENS
+            )
+        return states[0].float(), mask[0].to(torch.int32)
+
+    def measure_norm(self, prediction: torch.Tensor) -> torch.Tensor:
+        """Return the norms of `[images, channels, height, width]` along the width: `[images, channels, height, 1]`."""
+        return torch.linalg.vector_norm(prediction, dim=-1, keepdim=True)
+
+    def _run_network(self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+        states, mask = conditioning
+        return -net(
+            hidden_states=x, timestep=1 - t / 1000, encoder_hidden_states=states, encoder_attention_mask=mask > 0,
+            return_dict=False,
+        )[0]  # fmt: skip

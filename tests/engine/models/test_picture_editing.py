@@ -1,0 +1,173 @@
+"""Models that edit a picture by words: the oracle is each unmodified pipeline with the same picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from hashlib import sha256
+from importlib import import_module
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks.fixtures.reference_pipeline import call_pipeline
+from benchmarks.fixtures.small_pipelines import save_small_pipeline
+from engine.contract import Branch, ImageToImage, InitImage, Job
+from engine.contract.rejection import JobRejected
+from engine.core.engine import Engine
+from engine.core.init_latents import load_init_latents
+from engine.models import load_folder
+from engine.models.picture_edits import EditsPictures, fit_edited_size, is_edit
+from tests.engine.models.test_families import build_recipe, error
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
+
+Make = Callable[..., Any]
+EDITORS = ("kontext", "qwen_image_edit", "qwen_image_edit_plus")  # they draw nothing without a picture
+KINDS = ("flux2_klein", *EDITORS, "flux2")
+SIZE = (64, 96)
+
+
+@pytest.fixture(scope="module")
+def load_small(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any, Any]]:
+    """(family, pipeline) of a kind, loaded separately from one folder."""
+    loaded_models: dict[str, tuple[Any, Any]] = {}
+
+    def open_kind(kind: str) -> tuple[Any, Any]:
+        if kind not in loaded_models:
+            folder: Path = tmp_path_factory.mktemp("small") / kind
+            save_small_pipeline(kind, folder)
+            pipeline = import_module("diffusers").DiffusionPipeline.from_pretrained(folder)
+            pipeline.set_progress_bar_config(disable=True)
+            loaded_models[kind] = load_folder(str(folder), kind), pipeline
+        return loaded_models[kind]
+
+    return open_kind
+
+
+@pytest.fixture
+def native_area(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Qwen's pipelines scale every picture to a million pixels. Here they keep its size, as our family does."""
+    edit, plus = (
+        import_module(f"diffusers.pipelines.qwenimage.pipeline_qwenimage_{name}") for name in ("edit", "edit_plus")
+    )
+    scale = plus.calculate_dimensions
+    monkeypatch.setattr(edit, "calculate_dimensions", lambda area, ratio: (*SIZE, None))
+    monkeypatch.setattr(
+        plus,
+        "calculate_dimensions",
+        lambda area, ratio: SIZE if area == plus.VAE_IMAGE_SIZE else scale(area, ratio),
+    )
+
+
+def draw_picture(seed: int, size: tuple[int, int] = SIZE) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 255, (3, 2, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+
+
+def encode(picture: Image.Image) -> tuple[str, bytes]:
+    buffer = BytesIO()
+    picture.save(buffer, "PNG")
+    return sha256(buffer.getvalue()).hexdigest(), buffer.getvalue()
+
+
+def build_edit(make: Make, kind: str, family: Any, picture: Image.Image, text: str = "a cat", **fields: Any) -> Any:
+    start = ImageToImage((InitImage(encode(picture)[0]),), 1.0)
+    return build_recipe(make, kind, family, text, **({"width": SIZE[0], "height": SIZE[1], "start": start} | fields))
+
+
+def add_edit(engine: Engine, family: Any, each: Job, picture: Image.Image) -> None:
+    engine.add(each, (), load_init_latents(each.task, dict([encode(picture)]), family))
+
+
+@pytest.mark.sampled
+@pytest.mark.parametrize("kind", KINDS)
+def test_edits_share_forwards_and_equal_the_pipelines(
+    load_small: Make, native_area: None, recipe: Make, job: Make, finish: Make, kind: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    family, pipeline = load_small(kind)
+    rows, denoise = [], family.denoise
+
+    def count_rows(x: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        rows.append(len(x))
+        return denoise(x, *arguments)
+
+    monkeypatch.setattr(family, "denoise", count_rows)
+    pictures = draw_picture(1), draw_picture(2)
+    first = job(build_edit(recipe, kind, family, pictures[0], steps=4, guidance=3.0), user="ann")
+    second = job(
+        build_edit(recipe, kind, family, pictures[1], "make it a longer night", steps=3, guidance=2.0, seed=3),
+        user="bea",
+    )
+    engine = Engine({kind: family})
+    add_edit(engine, family, first, pictures[0])
+    engine.step()
+    add_edit(engine, family, second, pictures[1])
+    latents = finish(engine)
+    assert len(rows) == 4
+    for each, picture in zip((first, second), pictures, strict=True):
+        (expected,) = call_pipeline(pipeline, family, each.task, image=picture)
+        assert error(latents[each.id, 0], expected) <= 1e-4
+
+
+@pytest.mark.sampled
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_picture_changes_the_latents(load_small: Make, recipe: Make, job: Make, finish: Make, kind: str) -> None:
+    """Otherwise the comparisons with the pipeline would prove nothing."""
+    family, _ = load_small(kind)
+    drawn: list[torch.Tensor] = []
+    for seed in (1, 2):
+        engine, each = Engine({kind: family}), job(build_edit(recipe, kind, family, draw_picture(seed)))
+        add_edit(engine, family, each, draw_picture(seed))
+        drawn.append(finish(engine)[each.id, 0])
+    assert error(*drawn) > 1e-3
+
+
+@pytest.mark.parametrize("kind", EDITORS[:2])
+def test_an_editor_refuses_what_is_no_edit_with_a_sentence(
+    load_small: Make, recipe: Make, job: Make, kind: str
+) -> None:
+    family, _ = load_small(kind)
+    sha = encode(draw_picture(1))[0]
+    engine = Engine({kind: family})
+    for start, words in (
+        (None, "give it one"),
+        (Branch(ladder=sha, step=2), "give it one"),
+        (ImageToImage((InitImage(sha),), 0.5), "as it is"),
+        (ImageToImage((InitImage(sha), InitImage(sha)), 1.0), "as it is"),
+        (ImageToImage((InitImage(sha),), 1.0, sha), "as it is"),
+    ):
+        with pytest.raises(JobRejected, match=words) as refusal:
+            engine.add(job(build_recipe(recipe, kind, family, start=start)))
+        assert refusal.value.blame == "member"
+    assert "native" not in family.samplers
+
+
+def test_a_model_that_draws_and_edits_tells_them_apart_by_the_strength(load_small: Make, recipe: Make) -> None:
+    family, _ = load_small("flux2_klein")
+    sha = encode(draw_picture(1))[0]
+    starts = [ImageToImage((InitImage(sha),), strength) for strength in (1.0, 0.6)]
+    recipes = [build_recipe(recipe, "flux2_klein", family, start=start) for start in (*starts, None)]
+    assert [is_edit(each, family) for each in recipes] == [True, False, False]
+    loaded = [load_init_latents(each, dict([encode(draw_picture(1))]), family) for each in recipes]
+    assert [each is not None and each.edited is not None for each in loaded] == [True, False, False]
+
+
+def test_editors_say_whether_they_also_draw(load_small: Make) -> None:
+    families = {kind: load_small(kind)[0] for kind in ("flux2", *EDITORS[:2])}
+    assert all(isinstance(family, EditsPictures) for family in families.values())
+    assert [family.needs_picture for family in families.values()] == [False, True, True]
+
+
+def test_a_picture_is_never_larger_than_the_native_area(load_small: Make, recipe: Make) -> None:
+    family, _ = load_small("kontext")
+    sizes = [
+        fit_edited_size(build_recipe(recipe, "kontext", family, width=width, height=height), family)
+        for width, height in ((64, 96), (256, 256), (512, 128), (512, 512))
+    ]
+    assert sizes == [(64, 96), (256, 256), (512, 128), (256, 256)]
