@@ -58,8 +58,13 @@ def check_start(recipe: Recipe, model_profile: ModelProfile) -> None:
             f"{model_profile.name} only redraws a part of a picture: add a picture and a mask of that part, or take "
             "another model."
         )
-    if model_profile.required == "picture" and start is None:
-        raise UserError(f"{model_profile.name} only changes a picture: add one, or take another model.")
+    if model_profile.required == "picture":
+        if start is None:
+            raise UserError(f"{model_profile.name} only changes a picture: add one, or take another model.")
+        if start.mask is not None or len(start.pictures) > 1:
+            raise UserError(
+                f"{model_profile.name} changes one picture as a whole: leave out the mask and other pictures."
+            )
 
 
 def _check_choice(recipe: Recipe, model_profile: ModelProfile) -> None:

@@ -200,6 +200,7 @@ PARSERS: dict[str, Callable[[object], object]] = {
     "fast": _switch_parser("fast"),
     "turbo": _switch_parser("turbo"),
     "relax": _switch_parser("relax"),
+    "edit": _switch_parser("edit"),
     "tile": _switch_parser("tile"),
     "mix": _switch_parser("mix"),
 }

@@ -57,6 +57,7 @@ OUR_FLAGS = {
         Flag("relax", "nothing", "no value", "waits longer, and counts against a limit of its own"),
         Flag("strength", "word", "0.05 to 1", "how much of the init image is drawn anew"),
         Flag("iw", "word", "0 to 3", "how much the init image weighs; 1 is --strength 0.6"),
+        Flag("edit", "nothing", "no value", "changes the init image as the words say, with a model that can"),
         Flag("stop", "word", "10 to 100", "ends at this percentage of the steps, unfinished"),
         Flag("tile", "nothing", "no value", "edges that fit each other, as in wallpaper"),
         Flag("mix", "nothing", "no value", "weighted parts (::) are mixed into one prompt"),

@@ -52,8 +52,8 @@ class ParsedPrompt:
     of them. `text` is the cleaned prompt of this job, with its flags; `words` the same without them. `best`: the judge
     chooses among twice as many pictures; None if neither asked for nor declined. `relaxed` is a tier of the queue and
     changes no pixel. `strength` is that of init images, `stop_at` a fraction of the steps, `quality` a factor on the
-    usual ones. `walk` is the prompt at the end of an interpolation, empty for none; its `frames` are pictures, in as
-    many jobs as they need.
+    usual ones. With `edit` the words say how the init image is changed. `walk` is the prompt at the end of an
+    interpolation, empty for none; its `frames` are pictures, in as many jobs as they need.
     """
 
     concepts: tuple[Concept, ...]
@@ -77,6 +77,7 @@ class ParsedPrompt:
     relaxed: bool = False
     eta: float = 0.0
     strength: float | None = None
+    edit: bool = False
     stop_at: float | None = None
     tile: bool = False
     mix: bool = False

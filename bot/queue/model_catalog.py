@@ -117,6 +117,11 @@ class ModelCatalog:
     def _rank(self, name: str) -> tuple[bool, bool]:
         return name != self._default, name != SHIPPED_MODEL.name
 
+    def find_editor(self) -> CatalogEntry | None:
+        """Return a model that edits pictures by words, first one that does nothing else; None: there is none."""
+        editors = [entry for entry in self.entries() if entry.profile.edits]
+        return min(editors, key=lambda entry: (not entry.is_live, not entry.profile.required), default=None)
+
     def list_profiles(self) -> list[ModelProfile]:
         """Return the models that can be requested, those of live workers first."""
         return [entry.profile for entry in self.entries()]

@@ -42,6 +42,7 @@ AspectRatio = Annotated[str | None, typer.Option(metavar="W:H", help="The shape 
 NegativePrompt = Annotated[str | None, typer.Option(help="What to steer away from.")]
 InitImages = Annotated[list[Path] | None, typer.Option(metavar="FILE", help="A picture to begin with.")]
 Strength = Annotated[float | None, typer.Option(help="How much of it is drawn anew, 0.05 to 1.")]
+Edit = Annotated[bool, typer.Option("--edit", help="Change the picture as the words say, with a model that can.")]
 Mask = Annotated[Path | None, typer.Option(metavar="FILE", help="White where it is drawn anew.")]
 Blend = Annotated[bool, typer.Option("--blend", help="The files that follow are blended: two to five.")]
 Branch = Annotated[str | None, typer.Option(metavar="JOB[/N]:STEP", help="Branch off an older job at that step.")]
@@ -65,7 +66,8 @@ def imagine(
     prompt: Prompt = None, steps: Steps = None, sampler: Sampler = None, seed: Seed = None, guidance: Guidance = None,
     interval: Interval = None, lora: Lora = None, control: Control = None, reference: Reference = None,
     vae: Vae = None, clip_skip: ClipSkip = None, count: Count = None, best: Best = False, ar: AspectRatio = None,
-    no: NegativePrompt = None, image: InitImages = None, strength: Strength = None, mask: Mask = None,
+    no: NegativePrompt = None, image: InitImages = None, strength: Strength = None, edit: Edit = False,
+    mask: Mask = None,
     blend: Blend = False, branch: Branch = None, tile: Tile = False, mix: Mix = False, stop: Stop = None,
     chaos: Chaos = None, quality: Quality = None, walk: Walk = None, frames: Frames = None, fast: Fast = False,
     turbo: Turbo = False, model: Model = None, out: OutputFolder = Path(), film: Film = False, as_json: AsJson = False,
@@ -83,8 +85,9 @@ def imagine(
         "steps": steps, "sampler": sampler, "seed": seed, "guidance": guidance, "interval": interval,
         "lora": lora or None, "control": controls[0] or None, "reference": references[0] or None, "vae": vae,
         "clip_skip": clip_skip, "count": count, "ar": ar, "negative": no, "fast": fast or None, "model": model,
-        "strength": strength, "stop_at": stop, "tile": tile or None, "mix": mix or None, "chaos": chaos,
-        "best": best or None, "turbo": turbo or None, "quality": quality, "walk": walk, "frames": frames,
+        "strength": strength, "edit": edit or None, "stop_at": stop, "tile": tile or None, "mix": mix or None,
+        "chaos": chaos, "best": best or None, "turbo": turbo or None, "quality": quality, "walk": walk,
+        "frames": frames,
     }  # fmt: skip
     given_options = {name: value for name, value in options.items() if value is not None}
     request = ImagineRequest(prompt_text, given_options, out, film, as_json, inputs)

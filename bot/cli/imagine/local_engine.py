@@ -225,7 +225,8 @@ def _build_recipes(
     request = with_input_aspect(parsed.prompts[0], init_images)
     for note in (*parsed.notes, *unused_strength_note(request, init_images)):
         display.print_note(note)
-    job_recipe = with_init_images(build_recipe(request, model_profile, secrets.randbelow(2**32)), request, init_images)
+    job_recipe = build_recipe(request, model_profile, secrets.randbelow(2**32))
+    job_recipe = with_init_images(job_recipe, request, init_images, model_profile)
     job_recipe = with_followed_pictures(job_recipe, request, init_images, model_profile)
     recipes = (
         interpolation_recipes(job_recipe, request.end_prompt, request.frames) if request.end_prompt else [job_recipe]

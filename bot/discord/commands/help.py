@@ -35,6 +35,7 @@ HELP_TEXT = """**Darkroom** turns prompts into pictures while you watch.
 {reproduce} · the same picture once more
 {film} · a film of its steps, from noise to picture
 {blend} · two to five pictures in one
+{edit} · a picture changed by words
 {mix} · two prompts in one
 {walk} · from one prompt to another, with a film
 {shorten} · which words of a prompt matter
@@ -45,7 +46,7 @@ HELP_TEXT = """**Darkroom** turns prompts into pictures while you watch.
 -# A message's own menu (right click, or hold it, then *Apps*) reproduces its picture or uses its prompt."""
 STAFF_LINE = "-# {settings show} · limits, refused words and reports of this server"
 MENTIONED_COMMANDS = (
-    "imagine", "blend", "mix", "walk", "shorten", "describe", "mine", "queue", "cancel", "info", "prefer show",
+    "imagine", "blend", "edit", "mix", "walk", "shorten", "describe", "mine", "queue", "cancel", "info", "prefer show",
     "reproduce", "film", "my-data", "forget-me",
 )  # fmt: skip
 

@@ -16,6 +16,7 @@ from bot.discord.commands.context_menus import (
 )
 from bot.discord.commands.generation.blend import blend
 from bot.discord.commands.generation.describe import ImagineButton, describe
+from bot.discord.commands.generation.edit import edit
 from bot.discord.commands.generation.imagine import imagine
 from bot.discord.commands.generation.mix import mix
 from bot.discord.commands.generation.reproduce import reproduce
@@ -39,6 +40,7 @@ _AnyCommand = app_commands.Command[Any, ..., Any] | app_commands.ContextMenu | a
 COMMANDS: tuple[_AnyCommand, ...] = cast(Any, (
     imagine,
     blend,
+    edit,
     mix,
     walk,
     shorten,

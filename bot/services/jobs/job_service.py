@@ -39,6 +39,7 @@ from bot.store import JobRecord, Store
 from bot.store.members import preferences
 from engine.contract import Presence, Recipe, estimate_cost
 
+NO_EDITOR = "No worker has a model that edits pictures by words, such as FLUX.2, FLUX.1 Kontext or Qwen-Image-Edit."
 SUFFIX_ADDED = "Your suffix was added: “{}”."
 
 
@@ -66,8 +67,9 @@ class JobService:
         """Admit a prompt as jobs, one for each permutation; all of them or none. Raises `UserError`.
 
         `options` override the flags in the text: steps, seed, guidance, interval, sampler, model, count, ar, fast,
-        turbo, best, negative, strength, stop, tile, mix, chaos, repeat, quality, walk, frames, control, reference, vae,
-        clip_skip; `lora` adds to them. An interpolation (`walk`) makes as many jobs as its pictures need.
+        turbo, best, negative, strength, edit, stop, tile, mix, chaos, repeat, quality, walk, frames, control,
+        reference, vae, clip_skip; `lora` adds to them. An interpolation (`walk`) makes as many jobs as its pictures
+        need. An `edit` takes a model that edits, unless one is named.
 
         With `init_images` the prompt may be empty, and without --ar they give the aspect ratio, as a control picture
         does. URLs at the beginning of the text are init images too, from Discord or our page.
@@ -121,7 +123,7 @@ class JobService:
         default_entry, requests = self._catalog.find_entry(None), list[JobRequest]()
         inputs, input_notes = (loaded_images.inputs, loaded_images.notes) if loaded_images else ((), ())
         for parsed_prompt in parsed.prompts:
-            entry = self._catalog.find_entry(parsed_prompt.model) if parsed_prompt.model else default_entry
+            entry = self._choose_entry(parsed_prompt, default_entry)
             recipes = _build_recipes(parsed_prompt, entry, self._draw_seed(), loaded_images, is_exact=is_exact)
             is_default = entry.profile.name == default_entry.profile.name
             model_notes = () if is_default else make_remarks(parsed_prompt, entry.profile)
@@ -137,6 +139,16 @@ class JobService:
                 for recipe in recipes
             ]  # fmt: skip
         return requests
+
+    def _choose_entry(self, parsed_prompt: ParsedPrompt, default_entry: CatalogEntry) -> CatalogEntry:
+        """Return the named model, else the default one: for an edit, one that edits. Raises `UserError`."""
+        if parsed_prompt.model:
+            return self._catalog.find_entry(parsed_prompt.model)
+        if not parsed_prompt.edit:
+            return default_entry
+        if (editor := self._catalog.find_editor()) is None:
+            raise UserError(NO_EDITOR)
+        return editor
 
     async def cancel(self, job: str, member: Member) -> str:
         """Cancel the member's own job, or as a moderator one of their guild; say what happened. Raises `UserError`."""
@@ -172,7 +184,7 @@ def _build_recipes(
 ) -> list[Recipe]:  # fmt: skip
     """Return the recipe of a prompt, or those of its interpolation. Raises `UserError` if the model cannot draw it."""
     base_recipe = build_recipe(with_input_aspect(parsed_prompt, loaded_images), entry.profile, seed)
-    base_recipe = with_init_images(base_recipe, parsed_prompt, loaded_images)
+    base_recipe = with_init_images(base_recipe, parsed_prompt, loaded_images, entry.profile)
     base_recipe = with_followed_pictures(base_recipe, parsed_prompt, loaded_images, entry.profile)
     recipes = (
         interpolation_recipes(base_recipe, parsed_prompt.end_prompt, parsed_prompt.frames)

@@ -37,9 +37,21 @@ def with_input_aspect(parsed: ParsedPrompt, loaded_images: LoadedInitImages | No
     return replace(parsed, ar=(min(width, max_side), min(height, max_side)))
 
 
-def with_init_images(recipe: Recipe, parsed: ParsedPrompt, loaded_images: LoadedInitImages | None) -> Recipe:
-    """Return the recipe with its init images, if there are any."""
-    start = None if loaded_images is None else loaded_images.recipe_part(parsed.strength)
+def with_init_images(
+    recipe: Recipe, parsed: ParsedPrompt, loaded_images: LoadedInitImages | None, model_profile: ModelProfile
+) -> Recipe:
+    """Return the recipe with its init images, if there are any. Raises `UserError` for an edit that cannot be one.
+
+    An edit is at full strength: the picture is a condition, and the new one starts from noise.
+    """
+    is_edit = parsed.edit or model_profile.required == "picture"
+    start = None if loaded_images is None else loaded_images.recipe_part(1.0 if is_edit else parsed.strength)
+    if parsed.edit and not model_profile.edits:
+        raise UserError(
+            f"{model_profile.name} edits no pictures by words: name a model that does, or leave out --edit."
+        )
+    if parsed.edit and (start is None or start.mask is not None or len(start.pictures) > 1):
+        raise UserError("An edit changes one picture by words: add that picture, and no mask.")
     if start is None:
         return recipe
     return replace_start(recipe, start, None if parsed.steps is not None else recipe.steps)

@@ -59,6 +59,7 @@ class JobBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     turbo: bool | None = None
     negative: str | None = None
     strength: float | None = None
+    edit: bool | None = None
     stop_at: float | None = None
     tile: bool | None = None
     mix: bool | None = None

@@ -131,6 +131,13 @@ async def test_urls_in_a_prompt_become_init_images(open_world: Any) -> None:
         assert not any("evil" in url for url in world.uploads.fetched_urls)
 
 
+async def test_edit_needs_a_model_that_edits(open_world: Any) -> None:
+    async with open_world() as world:
+        reply = await world.alice.slash(world.channel, "edit", picture=PICTURE, words="make it red")
+        assert reply.ephemeral
+        assert "No worker has a model that edits pictures by words" in read_text(reply)
+
+
 async def test_blend_takes_weights_and_needs_no_prompt(open_world: Any) -> None:
     async with open_world() as world:
         values = {"weights": "3, 1", "aspect": "1:1"}

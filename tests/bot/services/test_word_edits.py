@@ -1,0 +1,71 @@
+"""Edits of a picture by words, over a real broker and store: which model edits, and what it gets."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from bot.domain.errors import UserError
+from bot.services.init_images.request import InitImages
+from tests.bot import conftest
+from tests.bot.conftest import make_png
+from tests.bot.services.test_edits import open_app_and_worker, stored_names, wait_for_end
+
+__all__ = ["stored_names"]
+pytestmark = pytest.mark.asyncio
+PICTURE = InitImages((make_png(64, 32),))
+
+
+def announce(monkeypatch, **fields):
+    """The fake worker's model gets these fields."""
+    make_profile = conftest.make_profile
+    monkeypatch.setattr(
+        conftest, "make_profile", lambda *arguments: msgspec.structs.replace(make_profile(*arguments), **fields)
+    )
+
+
+async def test_an_edit_sends_one_picture_at_full_strength(harness, wait_until, ann, destination, monkeypatch):
+    announce(monkeypatch, edits=True, required="picture")
+    app, worker = await open_app_and_worker(harness, wait_until)
+    jobs = app.services.jobs
+    for options in ({"edit": True}, {}):  # a model that does nothing else needs no flag
+        (accepted,) = await jobs.imagine("make it red", ann, destination, init_images=PICTURE, **options)
+        view = await wait_for_end(app, accepted.job, wait_until)
+        start = view.task.start
+        assert (view.state, view.action) == ("finished", "imagine")
+        assert (start.strength, start.mask, len(start.pictures)) == (1.0, None, 1)
+        assert view.task.width == 2 * view.task.height
+        assert start.pictures[0].sha256 in worker.fetched_blobs
+    with pytest.raises(UserError, match="only changes a picture: add one"):
+        await jobs.imagine("a lamp", ann, destination)
+    with pytest.raises(UserError, match="add that picture, and no mask"):
+        await jobs.imagine("a lamp --edit", ann, destination)
+    masked = InitImages(PICTURE.pictures, make_png(64, 32, 255))
+    with pytest.raises(UserError, match="changes one picture as a whole"):
+        await jobs.imagine("a lamp", ann, destination, init_images=masked)
+    with pytest.raises(UserError, match="add that picture, and no mask"):
+        await jobs.imagine("a lamp --edit", ann, destination, init_images=masked)
+
+
+async def test_without_an_editing_model_one_sentence_says_so(harness, wait_until, ann, destination):
+    app, _ = await open_app_and_worker(harness, wait_until)
+    name = app.services.catalog.find_entry(None).profile.name
+    for text, words in (
+        ("make it red --edit", "No worker has a model that edits"),
+        (f"red --edit --model {name}", "edits no pictures"),
+    ):
+        with pytest.raises(UserError, match=words):
+            await app.services.jobs.imagine(text, ann, destination, init_images=PICTURE)
+
+
+async def test_a_model_that_draws_too_starts_from_a_picture_unless_it_edits(
+    harness, wait_until, ann, destination, monkeypatch
+):
+    announce(monkeypatch, edits=True)
+    app, _ = await open_app_and_worker(harness, wait_until)
+    strengths = []
+    for text in ("make it red --edit", "make it red"):
+        (accepted,) = await app.services.jobs.imagine(text, ann, destination, init_images=PICTURE)
+        strengths.append((await wait_for_end(app, accepted.job, wait_until)).task.start.strength)
+    assert strengths == [1.0, 0.6]
+    await app.services.jobs.imagine("a lamp", ann, destination)
