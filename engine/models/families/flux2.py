@@ -97,7 +97,7 @@ class Flux2(PictureEditing, DiffusersFamily):
         if latents.dim() == 4:  # Klein's finished ones, as its autoencoder takes them
             return self._vae.normalize(latents)
         sides = height // self.pixels_per_latent, width // self.pixels_per_latent
-        return latents.transpose(1, 2).unflatten(2, sides)
+        return latents.transpose(1, 2).reshape(len(latents), -1, *sides)
 
 
 def _to_tokens(latents: torch.Tensor) -> torch.Tensor:

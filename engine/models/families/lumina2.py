@@ -52,7 +52,7 @@ class Lumina2(DiffusersFamily):
 
     def measure_norm(self, prediction: torch.Tensor) -> torch.Tensor:
         """Return the norms of `[images, channels, height, width]` along the width: `[images, channels, height, 1]`."""
-        return torch.linalg.vector_norm(prediction, dim=-1, keepdim=True)
+        return prediction.square().sum(dim=-1, keepdim=True).sqrt()
 
     def _run_network(self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
         states, mask = conditioning

@@ -114,7 +114,7 @@ class QwenImageEdit(NeedsPicture, QwenImage):
 
 def _pack(pipeline: Any, latents: torch.Tensor) -> torch.Tensor:
     """Return latents as tokens `[rows, tokens, features]`."""
-    return type(pipeline)._pack_latents(latents, *latents.shape)
+    return cast(Any, type(pipeline))._pack_latents(latents, *latents.shape)
 
 
 def _count_patches(latents: torch.Tensor) -> tuple[int, int, int]:
@@ -124,5 +124,5 @@ def _count_patches(latents: torch.Tensor) -> tuple[int, int, int]:
 
 def _fit_area(image: Image.Image, pixels: int) -> Image.Image:
     """Return the image at about this area, as the Plus pipelines show it to the language model."""
-    width, height = calculate_dimensions(pixels, image.width / image.height)
-    return image.resize((width, height), Image.Resampling.LANCZOS)
+    size = cast(tuple[int, int], cast(Any, calculate_dimensions)(pixels, image.width / image.height))
+    return image.resize(size, Image.Resampling.LANCZOS)

@@ -65,7 +65,7 @@ def make_recipe(
 ) -> Recipe:
     """The recipe as the job service makes it, which survives the wire."""
     (parsed,) = parse(text, model, options=options).prompts
-    recipe = with_init_images(build_recipe(with_input_aspect(parsed, loaded), model, 7), parsed, loaded)
+    recipe = with_init_images(build_recipe(with_input_aspect(parsed, loaded), model, 7), parsed, loaded, model)
     recipe = with_followed_pictures(recipe, parsed, loaded, model)
     check_capabilities(recipe, model)
     assert decode(encode(recipe), Recipe) == recipe

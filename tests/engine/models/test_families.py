@@ -30,7 +30,7 @@ Make = Callable[..., Any]
 USUAL = {
     "sd_lcm": "lcm", "sdxl": "euler", "lcm": "lcm", "sd3": "euler", "flux": "euler", "schnell": "euler",
     "zimage": "euler", "sana": "dpmpp_2m", "flux2": "euler", "flux2_klein": "euler", "chroma": "euler",
-    "qwen_image": "euler", "lumina2": "euler", "pixart": "dpmpp_2m", "hidream": "euler",
+    "qwen_image": "euler", "lumina2": "euler", "pixart": "dpmpp_2m", "pixart_alpha": "dpmpp_2m", "hidream": "euler",
 }  # fmt: skip
 KINDS = tuple(USUAL)
 BY_ROWS = tuple(kind for kind in KINDS if kind not in ("sd_lcm", "lcm", "flux", "flux2"))
@@ -223,7 +223,7 @@ def test_each_family_announces_its_sizes_tokens_and_guidance(load_small: Make) -
     assert {kind: (each.size, each.multiple) for kind, each in families.items()} == {
         "sd_lcm": (64, 4), "sdxl": (64, 8), "lcm": (64, 8), "sd3": (64, 8), "flux": (256, 4), "schnell": (256, 4),
         "zimage": (256, 4), "sana": (64, 32), "flux2": (256, 4), "flux2_klein": (256, 4), "chroma": (256, 4),
-        "qwen_image": (256, 4), "lumina2": (64, 16), "pixart": (256, 16), "hidream": (96, 4),
+        "qwen_image": (256, 4), "lumina2": (64, 16), "pixart": (256, 16), "pixart_alpha": (256, 4), "hidream": (96, 4),
     }  # fmt: skip
     assert [families[kind].tokens for kind in ("sd3", "flux", "zimage", "sana")] == [256, 512, 512, 300]
     newer_kinds = ("flux2", "chroma", "qwen_image", "lumina2", "pixart", "hidream")

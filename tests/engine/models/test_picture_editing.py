@@ -16,7 +16,7 @@ from PIL import Image
 
 from benchmarks.fixtures.reference_pipeline import call_pipeline
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
-from engine.contract import Branch, ImageToImage, InitImage, Job
+from engine.contract import Branch, ImageToImage, InitImage, Job, Recipe
 from engine.contract.rejection import JobRejected
 from engine.core.engine import Engine
 from engine.core.init_latents import load_init_latents
@@ -81,6 +81,7 @@ def build_edit(make: Make, kind: str, family: Any, picture: Image.Image, text: s
 
 
 def add_edit(engine: Engine, family: Any, each: Job, picture: Image.Image) -> None:
+    assert isinstance(each.task, Recipe)
     engine.add(each, (), load_init_latents(each.task, dict([encode(picture)]), family))
 
 
