@@ -176,8 +176,8 @@ class TakesAutoencoders(Protocol):
         """Return the autoencoders that fit."""
         ...
 
-    def count_autoencoder_bytes(self, part: ModelPart) -> int:
-        """Return the memory of its added autoencoders with this one in memory. Raises `JobRejected`."""
+    def count_autoencoder_bytes(self, part: ModelPart | None) -> int:
+        """Return the memory of its added autoencoders once this one is in memory too. Raises `JobRejected`."""
         ...
 
     def with_autoencoder(self, part: ModelPart) -> Family:
@@ -186,13 +186,13 @@ class TakesAutoencoders(Protocol):
 
 
 def count_added_bytes(family: Family, recipe: Recipe) -> int:
-    """Return the memory of autoencoders and picture networks beside the model's own, once the recipe's are loaded."""
-    added = 0
-    if recipe.autoencoder is not None and isinstance(family, TakesAutoencoders):
-        added += family.count_autoencoder_bytes(recipe.autoencoder)
-    if isinstance(family, TakesPictures) and family.needs_pictures(recipe):
-        added += family.count_picture_bytes(recipe)
-    return added
+    """Return the memory of added autoencoders and picture networks once the recipe's are there; 0: it needs none."""
+    pictures = family if isinstance(family, TakesPictures) else None
+    autoencoders = family if isinstance(family, TakesAutoencoders) else None
+    if recipe.autoencoder is None and not (pictures and pictures.needs_pictures(recipe)):
+        return 0
+    picture_bytes = pictures.count_picture_bytes(recipe) if pictures else 0
+    return picture_bytes + (autoencoders.count_autoencoder_bytes(recipe.autoencoder) if autoencoders else 0)
 
 
 def with_autoencoder(family: Family, recipe: Recipe) -> Family:

@@ -16,7 +16,9 @@ from engine.models.control.control_conditioner import ControlConditioner
 from engine.models.control.control_files import ControlFile, find_control
 from engine.models.families.added_files import AddedFiles
 from engine.models.family import Family
-from engine.models.files.data_folders import AUTOENCODER_FOLDER, CONTROL_FOLDER, EMBEDDING_FOLDER
+from engine.models.files.data_folders import AUTOENCODER_FOLDER, CONTROL_FOLDER, EMBEDDING_FOLDER, REFERENCE_FOLDER
+from engine.models.reference.adapter_files import AdapterFile, find_adapter
+from engine.models.reference.reference_conditioner import ReferenceConditioner
 from engine.models.textual_inversion.embedding_files import find_embedding
 
 MAX_FILES = 256  # of a kind
@@ -45,12 +47,18 @@ def _explain_control(family: AddedFiles, file: ControlFile) -> str:
     return explain_mismatch(file, conditioners[0].collection.target)
 
 
+def _explain_reference(family: AddedFiles, file: AdapterFile) -> str:
+    conditioners = [each for each in family.conditioners if isinstance(each, ReferenceConditioner)]
+    return (conditioners[0].find_mismatch(file) or "") if conditioners else "it takes no reference pictures"
+
+
 KINDS = (
     AddedKind(
         "embedding", "textual inversion", EMBEDDING_FOLDER, find_embedding, "embeddings",
         AddedFiles.explain_embedding,
     ),
     AddedKind("control", "control network", CONTROL_FOLDER, find_control, "controls", _explain_control),
+    AddedKind("reference", "reference adapter", REFERENCE_FOLDER, find_adapter, "references", _explain_reference),
     AddedKind(
         "vae", "autoencoder", AUTOENCODER_FOLDER, find_autoencoder, "autoencoders",
         AddedFiles.explain_autoencoder,

@@ -93,13 +93,14 @@ class AutoencoderCollection:
             raise JobRejected(f"The autoencoder {part.name} does not fit {self._model_name}: {mismatch}.", "model")
         return file
 
-    def count_bytes(self, part: ModelPart, dtype: torch.dtype) -> int:
+    def count_bytes(self, part: ModelPart | None, dtype: torch.dtype) -> int:
         """Return the memory of the autoencoders that are loaded once `part` is. Raises `JobRejected`."""
-        file = self.resolve(part)
+        file = None if part is None else self.resolve(part)
         with self._lock:
-            kept = [each for key, each in self._loaded.items() if key[0].name != part.name][1 - MAX_LOADED :]
-        kept_bytes = sum(tensor.nbytes for each in kept for tensor in each.parameters())
-        return file.layout.parameters * dtype.itemsize + kept_bytes
+            kept = [each for key, each in self._loaded.items() if file is None or key[0].name != file.name]
+        kept_count = MAX_LOADED if file is None else MAX_LOADED - 1
+        kept_bytes = sum(tensor.nbytes for each in kept[-kept_count:] for tensor in each.parameters())
+        return kept_bytes + (0 if file is None else file.layout.parameters * dtype.itemsize)
 
     def load(self, part: ModelPart, like: Any, device: torch.device) -> Any:
         """Return the autoencoder in number format and memory layout of `like`, loaded once. Raises `JobRejected`."""

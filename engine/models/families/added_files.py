@@ -83,7 +83,7 @@ class AddedFiles:
         """Return why an autoencoder does not fit, as the end of a sentence; empty: it fits."""
         return self._autoencoders.find_mismatch(file)
 
-    def count_autoencoder_bytes(self, part: ModelPart) -> int:
+    def count_autoencoder_bytes(self, part: ModelPart | None) -> int:
         return self._autoencoders.count_bytes(part, self._vae.dtype)
 
     def with_autoencoder(self, part: ModelPart) -> Self:

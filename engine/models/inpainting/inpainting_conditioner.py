@@ -35,6 +35,10 @@ class InpaintingConditioner:
     def __init__(self, family: Any) -> None:
         self._family = family
 
+    def with_family(self, family: Any) -> InpaintingConditioner:
+        """Return the same for a copy of its family with another autoencoder."""
+        return InpaintingConditioner(family)
+
     def use_data_folder(self, data: Path) -> None:
         """It needs no files but the model's."""
 

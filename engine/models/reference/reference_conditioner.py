@@ -61,7 +61,7 @@ class ReferenceConditioner:
 
     def list_networks(self) -> tuple[ControlModel, ...]:
         """Return the adapters that fit. Each is checked once."""
-        fitting = [file for file in find_adapters(self.folder) if self._find_mismatch(file) == ""]
+        fitting = [file for file in find_adapters(self.folder) if self.find_mismatch(file) == ""]
         return tuple(ControlModel(file.name, file.revision) for file in fitting[:MAX_ANNOUNCED])
 
     def list_preprocessors(self) -> tuple[Preprocessor, ...]:
@@ -76,7 +76,7 @@ class ReferenceConditioner:
             file = find_adapter(self.folder, reference.name)
             if reference.revision and reference.revision != file.revision:
                 raise JobRejected(f"This worker has another version of the reference adapter {file.name}.", "worker")
-            if self._find_mismatch(file):
+            if self.find_mismatch(file):
                 raise JobRejected(f"The reference adapter {file.name} does not fit this model.", "model")
 
     def count_bytes(self, recipe: Recipe) -> int:
@@ -139,7 +139,7 @@ class ReferenceConditioner:
     def _get_net(self) -> Any:
         return getattr(self._family.pipeline, self._family.network_name)
 
-    def _find_mismatch(self, file: AdapterFile) -> str | None:
+    def find_mismatch(self, file: AdapterFile) -> str | None:
         """Return why an adapter does not fit; None while that is unknown, while a large network is reloaded."""
         if file.revision not in self._mismatches and (net := self._get_net()) is not None:
             try:

@@ -122,7 +122,7 @@ class FamilyWithAutoencoders(SingleFormatFamily):
     def list_autoencoders(self) -> tuple[ModelPart, ...]:
         return ()
 
-    def count_autoencoder_bytes(self, part: ModelPart) -> int:
+    def count_autoencoder_bytes(self, part: ModelPart | None) -> int:
         return 2
 
     def with_autoencoder(self, part: ModelPart) -> Any:

@@ -171,6 +171,7 @@ def test_it_is_loaded_once_and_counted_in_memory(load: Make, tmp_path: Path, rec
     assert family.with_autoencoder(ModelPart("one"))._vae is network
     assert family.count_autoencoder_bytes(one) == size
     assert family.count_autoencoder_bytes(two) == 2 * size
+    assert family.count_autoencoder_bytes(None) == size
     family.with_autoencoder(two)
     assert family.count_autoencoder_bytes(three) == 2 * size
     family.with_autoencoder(three)  # two are kept: the first is dropped

@@ -17,7 +17,7 @@ from benchmarks.fixtures.picture_pipelines import call_inpainting
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
 from engine.calibration.calibration import Calibration
 from engine.calibration.measurement import probe_recipe
-from engine.contract import PIPELINE_SAMPLERS, Branch, Job, Recipe
+from engine.contract import PIPELINE_SAMPLERS, Branch, Job, ModelPart, Recipe
 from engine.contract.rejection import JobRejected
 from engine.core.engine import Engine
 from engine.core.input_pictures import load_pictures
@@ -96,6 +96,27 @@ def test_the_masked_picture_equals_the_pipelines(load_small: Make, recipe: Make,
     small_mask = torch.nn.functional.interpolate(mask, size=mean.shape[-2:])
     assert error(condition.tensors[0], torch.cat([small_mask, mean], dim=1)[0]) <= 1e-5
     assert 0 < float(small_mask.mean()) < 1
+
+
+@pytest.mark.sampled
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_autoencoder_encodes_the_masked_picture_too(
+    load_small: Make, recipe: Make, job: Make, kind: str, tmp_path: Path
+) -> None:
+    family, pipeline = load_small(kind)
+    torch.manual_seed(5)
+    other = type(pipeline.vae).from_config(pipeline.vae.config).eval()
+    other.save_pretrained(tmp_path / "vaes" / "fine", safe_serialization=True)
+    family.use_data_folder(tmp_path)
+    one, blobs = build(recipe, family, autoencoder=ModelPart("fine"))
+    (chosen,), (own,) = (load_pictures(each, blobs, family) for each in (one, build(recipe, family)[0]))
+    mask = pipeline.mask_processor.preprocess(MASK, family.size, family.size)
+    pixels = pipeline.image_processor.preprocess(draw_scene(), family.size, family.size) * (mask < 0.5)
+    with torch.inference_mode():
+        mean = other.encode(pixels).latent_dist.mean * other.config.scaling_factor
+    assert error(chosen.tensors[0][1:], mean[0]) <= 1e-5
+    assert error(own.tensors[0][1:], mean[0]) > 1e-2
+    assert torch.isfinite(draw(job(one), family, blobs)).all()
 
 
 @pytest.mark.sampled
