@@ -52,7 +52,7 @@ def main(run_spec: dict[str, Any]) -> None:
     picture = family.finish(latents)
     rest = read_settled_memory()
     with sample_weight_bytes(_list_networks(family)) as samples:
-        draw_latents(family, make_recipe(run_spec | {"steps": 2}, family, dtype))
+        draw_latents(family, make_recipe(run_spec, family, dtype))
     save_file({"latents": latents.float().cpu().contiguous()}, run_spec["latents"])
     print_output_line(
         predicted=weights.count_device_bytes(offload), predicted_group=weights.network_group,

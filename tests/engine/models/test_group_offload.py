@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from benchmarks.fixtures.reference_pipeline import call_pipeline, make_job
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
 from engine import models
-from engine.contract import Concept, Recipe
+from engine.contract import Concept, Lora, Recipe
 from engine.contract.rejection import JobRejected
 from engine.core.engine import Engine, LatentsDone
 from engine.models.families.diffusers_family import DiffusersFamily
@@ -268,3 +269,23 @@ def test_a_whole_pipeline_draws_the_same_with_offloaded_layers(load_small: Load,
     recipe = build_recipe(plain, sampler=plain.samplers[0], steps=2)
     assert is_offloaded(offloaded.pipeline.text_encoder)
     assert float((draw(offloaded, recipe) - draw(plain, recipe)).abs().max()) <= 1e-4
+
+
+def test_a_lora_works_with_offloaded_layers_and_leaves_them_offloaded(load_small: Load, tmp_path: Path) -> None:
+    plain, offloaded = load_small("sdxl", "none"), load_small("sdxl", "layers")
+    network = plain.get_network("float32")
+    generator, matrices = torch.Generator().manual_seed(1), dict[str, torch.Tensor]()
+    for name, layer in network.named_modules():
+        if isinstance(layer, nn.Linear) and name.endswith((".to_q", ".to_v")):
+            matrices[f"unet.{name}.lora_A.weight"] = torch.randn(2, layer.in_features, generator=generator) * 0.3
+            matrices[f"unet.{name}.lora_B.weight"] = torch.randn(layer.out_features, 2, generator=generator) * 0.3
+    save_file(matrices, tmp_path / "style.safetensors")
+    for family in (plain, offloaded):
+        family.lora_folder = tmp_path
+    recipe = build_recipe(plain, loras=(Lora("style", 0.7),))
+    without_lora = draw(offloaded, build_recipe(offloaded))
+    expected = draw(plain, recipe)
+    assert float((draw(offloaded, recipe) - expected).abs().max()) <= 1e-4
+    assert float((without_lora - expected).abs().max()) > 1e-3
+    assert torch.equal(draw(offloaded, build_recipe(offloaded)), without_lora)
+    assert is_offloaded(offloaded.get_network("float32"))
