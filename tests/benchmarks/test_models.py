@@ -14,8 +14,8 @@ import typer
 from safetensors import safe_open
 
 from benchmarks.fixtures import small_pipelines
-from benchmarks.models import model_configs
-from benchmarks.models.__main__ import main, parse_model_names
+from benchmarks.models import memory_rows, model_configs
+from benchmarks.models.__main__ import main, parse_model_names, parse_part_names
 from benchmarks.models.measurement import Figures
 from benchmarks.models.processes import clean_environment, run_and_collect
 from benchmarks.models.random_weights import STAMP_FILE, ensure_model_folder
@@ -90,7 +90,7 @@ def test_the_real_configurations_have_the_published_sizes(subject: model_configs
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_short_run_measures_every_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["--tiny", "--only", "sd15", "--steps", "3", "--cache", str(tmp_path), "--json"])
+    main(["--tiny", "--only", "sd15", "--parts", "speed", "--steps", "3", "--cache", str(tmp_path), "--json"])
     output, err = capsys.readouterr()
     rows = {row["name"]: row for row in json.loads(output)}
     assert [name for name, row in rows.items() if row["figure"] is None] == [], err
@@ -99,6 +99,28 @@ def test_a_short_run_measures_every_row(tmp_path: Path, capsys: pytest.CaptureFi
     *ratios, outside = (rows[name] for name in compared)
     assert all(row["name"].startswith("sd15: ") and "diffusers" in row["note"] for row in ratios)
     assert "time outside the networks a step, two ControlNets" in outside["name"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_short_run_measures_every_row_on_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--tiny", "--only", "sd15", "--parts", "memory", "--cache", str(tmp_path), "--json"])
+    output, err = capsys.readouterr()
+    rows = {row["name"]: row for row in json.loads(output)}
+    assert len(rows) == 9
+    assert [name for name, row in rows.items() if row["figure"] is None] == [], err
+    assert rows["sd15: offloaded layers, latents against those without"]["pass"]
+    assert rows["sd15: offloaded layers, predicted ÷ measured"]["figure"] < 2
+
+
+def test_a_part_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("it was killed")
+
+    monkeypatch.setattr(memory_rows, "run_and_collect", fail)
+    rows = list(memory_rows.measure_memory_rows(_make_subject(), tmp_path, lambda _: None))
+    assert [row.figure for row in rows] == [None] * 3
+    assert all("failed: RuntimeError: it was killed" in row.note for row in rows)
 
 
 def _make_subject(**fields: Any) -> model_configs.BenchmarkModel:
@@ -153,6 +175,13 @@ def test_benchmark_programs_get_no_settings_of_the_real_bot(monkeypatch: pytest.
     for name in ("DISCORD_TOKEN", "DARKROOM_NATS", "DATABASE_URL"):
         monkeypatch.setenv(name, "real")
     assert "real" not in clean_environment().values()
+
+
+def test_part_names_are_separated_by_commas() -> None:
+    assert parse_part_names("") == ("speed", "memory", "families")
+    assert parse_part_names("families, speed") == ("families", "speed")
+    with pytest.raises(typer.BadParameter, match="There is no part taste"):
+        parse_part_names("taste")
 
 
 def test_model_names_are_separated_by_commas() -> None:
