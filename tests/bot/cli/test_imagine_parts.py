@@ -13,8 +13,9 @@ from PIL import Image
 from rich.console import Console
 
 from benchmarks.fixtures.small_controls import build_controlnet
+from benchmarks.fixtures.small_ip_adapters import save_small_ip_adapter
 from bot.app.settings import load_settings
-from bot.cli.imagine.followed_pictures import split_controls
+from bot.cli.imagine.followed_pictures import split_controls, split_references
 from bot.cli.imagine.job_inputs import JobInputs
 from bot.cli.imagine.local_engine import generate
 from bot.cli.imagine.progress_display import ProgressDisplay
@@ -30,15 +31,15 @@ OPTIONS = "--count 1 --steps 3 --seed 7"
 
 @pytest.fixture
 def draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`draw(text, **inputs)`: draws with a small model, whose data folder is `tmp_path`."""
+    """`draw(text, controls, references)`: draws with a small model, whose data folder is `tmp_path`."""
     model = save_model("sd", tmp_path / "small")
     monkeypatch.setattr("engine.calibration.calibration.calibrate", lambda family, path: CALIBRATION)
 
-    def run(text: str, controls: Sequence[str] = (), **inputs: Any) -> ImagineResult:
+    def run(text: str, controls: Sequence[str] = (), references: Sequence[str] = ()) -> ImagineResult:
         settings, prompt = load_settings(data=tmp_path), f"{text} {OPTIONS}"
-        values, files = split_controls(controls)
-        options = {"model": str(model), "control": values}
-        job_inputs = JobInputs(controls=tuple(files), **inputs)
+        (controls, sketches), (references, faces) = split_controls(controls), split_references(references)
+        options = {"model": str(model), "control": controls, "reference": references}
+        job_inputs = JobInputs(controls=tuple(sketches), references=tuple(faces))
         with ProgressDisplay(Console(file=io.StringIO()), 1) as display:
             return generate(prompt, options, settings, inputs=job_inputs, film=False, display=display)
 
@@ -87,3 +88,24 @@ def test_a_small_model_follows_the_edges_of_a_sketch(draw: Any, tmp_path: Path) 
     assert read_pixels(weaker) == read_pixels(plain), "at a scale of 0 a control changes nothing"
     with pytest.raises(UserError, match="--control takes: canny"):
         draw("a castle", [f"pose:{sketch}"])
+
+
+@pytest.mark.slow
+def test_a_small_model_takes_over_a_reference_picture_beside_a_control(draw: Any, tmp_path: Path) -> None:
+    """As in `darkroom imagine "a castle" --control canny:sketch.png --reference face.png:0.9`."""
+    pipeline = load_pipeline(tmp_path / "small")
+    build_controlnet(pipeline).save_pretrained(tmp_path / "controlnets" / "canny")
+    save_small_ip_adapter(tmp_path / "ip-adapters" / "face", pipeline.unet)
+    pictures = [tmp_path / f"{colour}.png" for colour in ("red", "blue")]
+    for path in pictures:
+        with Image.new("RGB", (32, 32), path.stem) as picture:
+            picture.paste("white", (8, 8, 24, 24))
+            picture.save(path)
+    controls = [f"canny:{pictures[0]}"]
+    results = [draw("a castle", controls, [f"{path}:0.9"]) for path in pictures]
+    parameters = read_parameters(results[0])
+    assert '"Module: canny, Model: canny [' in parameters, parameters
+    assert 'ControlNet 1: "Module: ip-adapter, Model: face [' in parameters
+    assert "Weight: 0.9, Picture: " in parameters
+    pixels = [read_pixels(each) for each in (*results, draw("a castle", controls), draw("a castle"))]
+    assert len(set(pixels)) == 4, "each picture and each network changes what is drawn"
