@@ -18,7 +18,7 @@ from bot.cli.backup import backup_command, restore_command
 from bot.cli.imagine import command as imagine_command
 from bot.cli.jobs import commands as job_commands
 from bot.cli.models import commands as model_commands
-from bot.cli.options import AsJson, Data
+from bot.cli.options import QUANTIZE_HELP, QUANTIZE_TEXT_HELP, AsJson, Data, EngineOptions
 from bot.cli.rules import commands as rule_commands
 from bot.cli.rules import kill_switch
 from bot.cli.worker_keys import command as worker_key_command
@@ -57,6 +57,8 @@ Memory = Annotated[
 Vae = Annotated[
     str, typer.Option(metavar="NAME", help="An autoencoder in vaes/ for the models that it fits (DARKROOM_VAE).")
 ]
+Quantize = Annotated[str, typer.Option(metavar="HOW", help=QUANTIZE_HELP)]
+QuantizeText = Annotated[str, typer.Option(metavar="HOW", help=QUANTIZE_TEXT_HELP)]
 Standby = Annotated[
     bool, typer.Option("--standby", help="If another bot uses the data folder, wait until it ends, then start.")
 ]
@@ -74,6 +76,8 @@ def up(
     model: Model = None,
     memory: Memory = "",
     vae: Vae = "",
+    quantize: Quantize = "",
+    quantize_text: QuantizeText = "",
     check: Annotated[
         Path | None,
         typer.Option(
@@ -87,14 +91,8 @@ def up(
     from bot.cli.up.startup import run_bot
 
     settings = _load_settings(port=port, host=host, data=data, nats=nats, check=check)
-    run_bot(
-        settings,
-        models=tuple(model or ("added",)),
-        memory=memory,
-        vae=vae,
-        open_browser=open_browser,
-        standby=standby,
-    )
+    options = EngineOptions(memory, vae, quantize, quantize_text)
+    run_bot(settings, tuple(model or ("added",)), engine=options, open_browser=open_browser, standby=standby)
 
 
 @app.command()
@@ -121,13 +119,18 @@ def doctor(
     data: Data = None,
     nats: Nats = None,
     remeasure: Annotated[bool, typer.Option("--remeasure", "--again", help="Measure the device anew.")] = False,
+    model: Annotated[str, typer.Option(help="Load this model in place of the embedded one.")] = "embedded",
+    quantize: Quantize = "",
+    quantize_text: QuantizeText = "",
     as_json: AsJson = False,
 ) -> None:
     """Check what works on this machine, one line each, with the fix for what does not."""
-    from bot.cli.doctor import findings_to_json, run_checks
+    from bot.cli.doctor import EngineCheck, findings_to_json, run_checks
 
     findings: list[Finding] = []
-    for finding in run_checks(_load_settings(port=port, host=host, data=data, nats=nats), remeasure=remeasure):
+    settings = _load_settings(port=port, host=host, data=data, nats=nats)
+    check = EngineCheck(model, quantize, quantize_text, remeasure)
+    for finding in run_checks(settings, check):
         findings.append(finding)
         if not as_json:
             typer.echo(str(finding))

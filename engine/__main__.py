@@ -28,6 +28,13 @@ PictureCheckOption = Annotated[
     Path | None,
     typer.Option("--picture-check", "--check", help="A folder with an image classifier; else DARKROOM_PICTURE_CHECK."),
 ]
+UpscalerOption = Annotated[
+    Path | None,
+    typer.Option(help="A super-resolver in safetensors, in place of the built-in one; else DARKROOM_UPSCALER."),
+]
+GraphsOption = Annotated[
+    bool, typer.Option("--cuda-graphs", "--graphs", help="On a GPU: record forwards as CUDA graphs.")
+]
 OffloadOption = Annotated[
     str,
     typer.Option(
@@ -35,11 +42,17 @@ OffloadOption = Annotated[
         "DARKROOM_OFFLOAD, or auto. Alone: text."
     ),
 ]
-GraphsOption = Annotated[
-    bool, typer.Option("--cuda-graphs", "--graphs", help="On a GPU: record forwards as CUDA graphs.")
-]
 VaeOption = Annotated[
     str, typer.Option(metavar="NAME", help="An autoencoder in vaes/ for the models that it fits; else DARKROOM_VAE.")
+]
+QuantizeOption = Annotated[
+    str,
+    typer.Option(
+        help="Store networks as int8, int4, fp8 or nf4, not at all (none), or as fits (auto); else DARKROOM_QUANTIZE."
+    ),
+]
+QuantizeTextOption = Annotated[
+    str, typer.Option(help="The same for text encoders; else DARKROOM_QUANTIZE_TEXT, or auto.")
 ]
 KeyFileOption = Annotated[
     Path | None, typer.Option(help="A file with this worker's own key, in place of a token; else DARKROOM_NATS_KEY.")
@@ -74,13 +87,12 @@ def serve(
     data: Annotated[Path | None, typer.Option(help="Folder for calibrations; else DARKROOM_DATA.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "",
     check: PictureCheckOption = None,
-    upscaler: Annotated[
-        Path | None,
-        typer.Option(help="A super-resolver in safetensors, in place of the built-in one; else DARKROOM_UPSCALER."),
-    ] = None,
+    upscaler: UpscalerOption = None,
     graphs: GraphsOption = False,
     offload: OffloadOption = "",
     vae: VaeOption = "",
+    quantize: QuantizeOption = "",
+    quantize_text: QuantizeTextOption = "",
     simulated: SimulatedOption = False,
     row_ms: RowMsOption = None,
     rows: RowsOption = None,
@@ -93,7 +105,7 @@ def serve(
     settings = load_settings(
         nats=nats, nats_token=token, nats_key=key, name=name, models=tuple(model or ()),
         pools=tuple(pool or ()), data=data, device=device, check=check, upscaler=upscaler, memory=memory,
-        graphs=graphs, offload=offload, vae=vae,
+        graphs=graphs, offload=offload, vae=vae, quantize=quantize, quantize_text=quantize_text,
         simulated=load_simulation_settings(simulated, row_ms=row_ms, rows=rows),
     )  # fmt: skip
     configure_stderr(settings.log, settings.name)

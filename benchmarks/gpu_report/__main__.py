@@ -37,7 +37,7 @@ def gpu_report(
         bool, typer.Option("--full", help="Real sizes on a processor, too, which takes about 40 minutes.")
     ] = False,
 ) -> None:
-    """Report device and driver, parity of every kind of model, batch gain, graphs, compile, offload, and real sizes.
+    """Report device and driver, parity of every kind and quantisation, batch gain, graphs, offload, and real sizes.
 
     Writes darkroom-gpu-report.json and .md, to attach to an issue; they name no person, folder or network address.
     Without a GPU it measures the processor and says so, without real sizes, in about two minutes.
@@ -74,6 +74,7 @@ def measure_report(
 ) -> tuple[dict[str, object], dict[str, list[FigureRow]]]:
     from benchmarks.gpu_report.device_facts import describe_device
     from benchmarks.gpu_report.pipeline_parity import measure_parity_rows
+    from benchmarks.gpu_report.quantization_rows import measure_quantization_rows
     from benchmarks.gpu_report.reference_parity import measure_picture_rows
     from benchmarks.gpu_report.speedups import measure_speedup_rows
 
@@ -81,6 +82,7 @@ def measure_report(
     sections = {
         "Parity with the unmodified pipelines": measure_parity_rows(device, _print_progress),
         "Parity with pictures beside the prompt": measure_picture_rows(device, _print_progress),
+        "Weights in fewer bits": measure_quantization_rows(device, _print_progress),
         "Ways of running a network": measure_speedup_rows(_make_family_loader(device, cache_folder), _print_progress),
     }
     if with_real_models:

@@ -19,9 +19,10 @@ from benchmarks.report.errors import describe_error
 from benchmarks.report.figure_row import FigureRow
 from benchmarks.report.measures import psnr
 from engine import models
-from engine.contract import Concept, Recipe, Sampler
+from engine.contract import Concept, Dtype, Recipe, Sampler
 from engine.core.engine import Engine, JobFailure, LatentsDone
 from engine.models.family import Family, HasDefaultSampling
+from engine.models.quantization.quantized_network import find_quantization
 from engine.models.whole_pipeline.generic_family import GenericFamily
 
 STEPS, IMAGE_SIDE, GUIDANCE, SEED = 4, 64, 4.0, 3
@@ -55,14 +56,14 @@ def _measure_kind(kind: str, folder: Path, device: torch.device) -> FigureRow:
     pipeline_class = type(pipeline).__name__
     if isinstance(family, GenericFamily):  # the pipeline's own call draws its pictures
         engine_result, pipeline_result = (
-            _draw_picture(family, _make_recipe(family, "native")),
+            _draw_picture(family, make_recipe(family, "native")),
             _call_pipeline_unchanged(pipeline, family),
         )
         return FigureRow(
             f"{kind}: picture against {pipeline_class}", psnr(engine_result, pipeline_result), "≥ 60", "dB"
         )
-    recipe = _make_recipe(family, _choose_sampler(family))
-    engine_result, pipeline_result = _run_engine(family, recipe), call_pipeline(pipeline, family, recipe)[0]
+    recipe = make_recipe(family, _choose_sampler(family))
+    engine_result, pipeline_result = run_engine(family, recipe), call_pipeline(pipeline, family, recipe)[0]
     relative_error = float((engine_result - pipeline_result).abs().max()) / max(1.0, float(pipeline_result.abs().max()))
     if not math.isfinite(relative_error):
         raise RuntimeError("the latents are not finite")
@@ -82,16 +83,17 @@ def _choose_sampler(family: Family) -> Sampler:
     return next(sampler for sampler in candidates if sampler in family.samplers)
 
 
-def _make_recipe(family: Family, sampler: Sampler) -> Recipe:
+def make_recipe(family: Family, sampler: Sampler, dtype: Dtype = "float32") -> Recipe:
     """Return a recipe of one picture: of several, the one that ends first need not be the first one."""
     return Recipe(
         concepts=(Concept("a cat"),), model=family.name, sampler=sampler, steps=STEPS, seed=SEED, guidance=GUIDANCE,
-        width=IMAGE_SIDE, height=IMAGE_SIDE, dtype="float32", guidance_kind=family.guides,
-        count=1,
+        width=IMAGE_SIDE, height=IMAGE_SIDE, dtype=dtype, guidance_kind=family.guides,
+        count=1, quantization=find_quantization(family),
     )  # fmt: skip
 
 
-def _run_engine(family: Family, recipe: Recipe) -> torch.Tensor:
+def run_engine(family: Family, recipe: Recipe) -> torch.Tensor:
+    """Return the latents of the recipe's picture. Raises RuntimeError if the job fails."""
     engine = Engine({family.name: family})
     try:
         engine.add(make_job(recipe))
@@ -107,7 +109,7 @@ def _run_engine(family: Family, recipe: Recipe) -> torch.Tensor:
 
 
 def _draw_picture(family: Family, recipe: Recipe) -> Image.Image:
-    return family.finish(_run_engine(family, recipe))
+    return family.finish(run_engine(family, recipe))
 
 
 def _call_pipeline_unchanged(pipeline: Any, family: GenericFamily) -> Image.Image:

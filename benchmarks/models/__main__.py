@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from benchmarks.report.figure_row import FigureRow
 
 MODEL_NAMES = ("sd15", "sdxl", "flux")
-PART_NAMES = ("speed", "memory", "families")  # beside diffusers; offload and tiles; memory of every family
+# beside diffusers; offload and tiles; weights in fewer bits; memory of every family
+PART_NAMES = ("speed", "memory", "quantization", "families")
+QUANTIZED_MODELS = ("sdxl",)  # on a processor; on a GPU all
 CACHE_FOLDER = "bench-models"
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -117,6 +119,10 @@ def _measure_model(
         from benchmarks.models.memory_rows import measure_memory_rows
 
         yield from measure_memory_rows(model, folder, _print_progress)
+    if "quantization" in part_names and not figures.failures and (on_gpu or model.name in QUANTIZED_MODELS):
+        from benchmarks.models.quantization import measure_quantizations
+
+        yield from measure_quantizations(model, folder, _print_progress, on_gpu=on_gpu)
 
 
 def _measure_speed(model: BenchmarkModel, folder: Path, figures: Figures, on_gpu: bool) -> Iterator[FigureRow]:

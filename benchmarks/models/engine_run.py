@@ -13,30 +13,54 @@ import sys
 import time
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from benchmarks.fixtures.reference_pipeline import make_job
 from benchmarks.models.diffusers_run import print_output_line, read_memory, synchronize_gpu
+from benchmarks.models.weight_bytes import count_stored_bytes
 from engine import models
 from engine.calibration.calibration import calibrate
-from engine.contract import Concept, Job, ModelProfile, Recipe, ReferenceImage
+from engine.contract import Concept, Job, ModelProfile, Quantization, Recipe, ReferenceImage
 from engine.core.engine import Engine, JobFailure, LatentsDone
 from engine.device.torch_device import choose_device
+from engine.models.autoencoder import tiled_decode
 from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.family import Family
+from engine.models.files.model_source import find_model
+from engine.models.loading.memory_estimate import estimate_bytes
+from engine.models.loading.number_formats import FormatChooser
+from engine.models.quantization.part_quantization import PartQuantization
 from engine.output.decode_worker import DecodeWorker
 
 
 def main(run_spec: dict[str, Any]) -> None:
     data_folder = Path(run_spec["data"])
-    family = models.load_model(run_spec["folder"], data_folder, device=choose_device())
+    if "tiles" in run_spec:
+        _fix_decode_memory(0 if run_spec["tiles"] else sys.maxsize)
+    how = cast(Quantization, run_spec.get("quantization", "none"))
+    quantization = PartQuantization(how, how)
+    family = models.load_model(run_spec["folder"], data_folder, device=choose_device(), quantization=quantization)
     model_profile = calibrate(family, data_folder / "calibration.json").to_model_profile(family)
-    print_output_line(loaded=read_memory(), dtype=model_profile.dtype)
+    print_output_line(
+        loaded=read_memory(), dtype=model_profile.dtype, stored=count_stored_bytes(cast(Any, family).pipeline),
+        predicted=estimate_bytes(
+            find_model(run_spec["folder"], data_folder), FormatChooser(choose_device(), quantization=quantization)
+        ),
+    )  # fmt: skip
     references, blobs = _use_reference(family, run_spec["reference"]) if "reference" in run_spec else ((), {})
     for number in range(run_spec["pictures"]):
         _run_job(run_spec, family, _make_job(run_spec, model_profile, number, references), blobs)
+
+
+def _fix_decode_memory(free_bytes: int) -> None:
+    """Let decodes have `free_bytes`, whatever this machine has: a comparison needs tiles, or none."""
+
+    def return_free_bytes(device: torch.device) -> int:
+        return free_bytes
+
+    tiled_decode.memory_for_pictures = return_free_bytes
 
 
 def _use_reference(family: Family, reference: dict[str, Any]) -> tuple[tuple[ReferenceImage, ...], dict[str, bytes]]:
@@ -84,6 +108,7 @@ def _make_job(
         guidance=run_spec["guidance"], width=run_spec["side"], height=run_spec["side"], count=1,
         dtype=model_profile.dtype, guidance_kind=model_profile.guidance_kind,
         references=references,
+        quantization=model_profile.quantization,
     )  # fmt: skip
     return make_job(recipe, seed)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bot.cli.instance_lock import check_port_free, find_instance
+from bot.cli.options import load_quantization
 from bot.domain.errors import UserError
 from engine.process.log_format import escape
 
@@ -40,8 +41,18 @@ class Finding:
         return f"{line}\n              → {self.remedy}" if self.remedy else line
 
 
-def run_checks(settings: Settings, *, remeasure: bool = False) -> Iterator[Finding]:
-    """Run every check, the quick ones first. `remeasure`: measure the device anew."""
+@dataclass(frozen=True)
+class EngineCheck:
+    """What the engine's check loads, how its weights are stored, and whether the device is measured anew."""
+
+    model: str = "embedded"
+    quantize: str = ""
+    quantize_text: str = ""
+    remeasure: bool = False
+
+
+def run_checks(settings: Settings, engine_check: EngineCheck | None = None) -> Iterator[Finding]:
+    """Run every check, the quick ones first."""
     yield check_python()
     yield check_broker(settings)
     yield check_disk(settings.data)
@@ -49,7 +60,7 @@ def run_checks(settings: Settings, *, remeasure: bool = False) -> Iterator[Findi
     yield check_chatroom_port(settings)
     yield check_discord(settings)
     yield from check_workers(settings)
-    yield from check_engine(settings, remeasure)
+    yield from check_engine(settings, engine_check or EngineCheck())
 
 
 def check_python() -> Finding:
@@ -182,8 +193,8 @@ def check_workers(settings: Settings) -> Iterator[Finding]:
         )
 
 
-def check_engine(settings: Settings, remeasure: bool) -> Iterator[Finding]:
-    """Report device, number format and ms a step of the embedded model, from the calibration file or measured now."""
+def check_engine(settings: Settings, check: EngineCheck) -> Iterator[Finding]:
+    """Report device, number format and ms a step of a model, from the calibration file or measured now."""
     missing_packages = [name for name in ("torch", "diffusers", "transformers") if find_spec(name) is None]
     if missing_packages:
         remedy = "pip install 'darkroom-bot[all]'; a bot whose engines run elsewhere needs none."
@@ -191,7 +202,13 @@ def check_engine(settings: Settings, remeasure: bool) -> Iterator[Finding]:
         return
     from engine.worker.doctor import check_model, check_picture_check
 
-    yield from (Finding(*line) for line in check_model(settings.data, force=remeasure))
+    try:
+        requests = load_quantization(check.quantize, check.quantize_text)
+    except UserError as error:
+        yield Finding("weights", False, error.sentence, "Mend the option or the variable.")
+        return
+    lines = check_model(settings.data, check.model, force=check.remeasure, requests=requests)
+    yield from (Finding(*line) for line in lines)
     if settings.check:
         yield from (Finding(*line) for line in check_picture_check(settings.check))
 

@@ -2,12 +2,48 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from bot.domain.errors import UserError
+from engine.process.quantization_request import QuantizationRequests, load_requests
+
 Data = Annotated[Path | None, typer.Option(help="Folder of the store and the pictures (DARKROOM_DATA).")]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print JSON on the standard output, all else on the error output.")
 ]
+
+QUANTIZE_HELP = "Store networks as int8, int4, fp8 or nf4, not at all (none), or as fits (auto; DARKROOM_QUANTIZE)."
+QUANTIZE_TEXT_HELP = "The same for text encoders (DARKROOM_QUANTIZE_TEXT, else auto)."
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What an engine's command line is given beside its models: budget, as 12GB, autoencoder, and how weights are kept.
+
+    Empty: as the environment says.
+    """
+
+    memory: str = ""
+    vae: str = ""
+    quantize: str = ""
+    quantize_text: str = ""
+
+    def list_arguments(self) -> list[str]:
+        """Return them as the engine's command line takes them."""
+        options = {
+            "--memory": self.memory, "--vae": self.vae, "--quantize": self.quantize,
+            "--quantize-text": self.quantize_text,
+        }  # fmt: skip
+        return [part for option, value in options.items() if value for part in (option, value)]
+
+
+def load_quantization(network: str, text: str) -> QuantizationRequests:
+    """Return how weights are to be stored. Raises `UserError` for an unknown word."""
+    try:
+        return load_requests(network, text)
+    except ValueError as error:
+        raise UserError(str(error)) from error

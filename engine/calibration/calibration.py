@@ -34,6 +34,7 @@ from engine.models.family import (
 )
 from engine.models.picture_edits import EditsPictures
 from engine.models.pictures.picture_support import PictureSupport
+from engine.models.quantization.quantized_network import find_quantization
 from engine.process.atomic_file import write_atomically
 
 log = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ class Calibration(Struct, frozen=True, forbid_unknown_fields=True):
             upscale_factor=family.upscale_factor, samplers=family.samplers, guidance_kind=family.guides,
             guidance_start=family.interval[0], guidance_stop=family.interval[1],
             loras=family.list_loras() if isinstance(family, TakesLoras) else (),
-            has_judge=find_judge(family) is not None,
+            has_judge=find_judge(family) is not None, quantization=find_quantization(family),
             embeddings=family.list_embeddings() if isinstance(family, TakesEmbeddings) else (),
             autoencoders=family.list_autoencoders() if isinstance(family, TakesAutoencoders) else (),
             required=family.required if isinstance(family, PictureSupport) else "",
@@ -125,10 +126,13 @@ def update_default_steps(calibration: Calibration, family: Family) -> Calibratio
 def calibration_key(family: Family) -> str:
     """Return the key of a calibration; anything in it changes the timing, or the bits."""
     device = f"{read_device_name(family.device)}, {torch.get_num_threads()} threads"
+    model = f"{family.name} {family.revision}"
+    if (quantization := find_quantization(family)) != "none":
+        model = f"{model} {quantization}"
     libraries, offload = f"torch {torch.__version__}, diffusers {diffusers.__version__}", ""
     if isinstance(family, CanBeOffloaded) and family.offload != "none":
         offload = f", offload {family.offload}"
-    return f"{device} | {libraries}{offload} | {family.name} {family.revision}"
+    return f"{device} | {libraries}{offload} | {model}"
 
 
 def read_device_name(device: torch.device) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from types import MappingProxyType
 
 from engine.contract import (
@@ -13,6 +14,7 @@ from engine.contract import (
     ImageToImage,
     Job,
     ModelProfile,
+    Quantization,
     Recipe,
     Snapshot,
     Task,
@@ -28,6 +30,7 @@ from engine.core.trajectory import Trajectory
 from engine.models.family import Family, HasSingleFormat, TakesLoras, TakesPictures, find_judge, with_autoencoder
 from engine.models.picture_edits import EditsPictures
 from engine.models.pictures.picture_conditions import PictureConditions
+from engine.models.quantization.quantized_network import find_quantization
 from engine.pipelines.call_arguments import refuse_unsupported_recipe
 from engine.plan import NotTabled, Plan
 
@@ -114,7 +117,7 @@ def reason_to_decline(task: Task, models: Sequence[ModelProfile]) -> str:
     if not isinstance(task, Recipe) or not models:
         return ""
     profile = next((model for model in models if model.name == task.model), None)
-    mismatch = _model_mismatch(task, profile and profile.revision)
+    mismatch = _model_mismatch(task, profile and _OfferedModel(profile.revision, profile.quantization))
     return mismatch or (find_missing_part(task, profile) if profile else "")
 
 
@@ -194,7 +197,9 @@ def _restore_image(image: Trajectory, snapshots: Sequence[Snapshot]) -> None:
 
 def _find_family(recipe: Recipe, families: Mapping[str, Family]) -> Family:
     family = families.get(recipe.model)
-    reason = _model_mismatch(recipe, None if family is None else family.revision)
+    reason = _model_mismatch(
+        recipe, None if family is None else _OfferedModel(family.revision, find_quantization(family))
+    )
     if family is None or reason:
         raise JobRejected(reason, "worker")
     if recipe.guidance_kind != family.guides:
@@ -206,13 +211,28 @@ def _find_family(recipe: Recipe, families: Mapping[str, Family]) -> Family:
     return family
 
 
-def _model_mismatch(recipe: Recipe, revision: str | None) -> str:
-    """Return why this worker cannot run the recipe's model. `revision` is the worker's; None if it lacks the model."""
-    if revision is None:
+@dataclass(frozen=True)
+class _OfferedModel:
+    """What must be equal in a recipe and a worker's model."""
+
+    revision: str
+    quantization: Quantization
+
+
+def _model_mismatch(recipe: Recipe, offered: _OfferedModel | None) -> str:
+    """Return why this worker cannot run the recipe's model; `offered` is None if it lacks the model."""
+    if offered is None:
         return f"This worker has no model called {recipe.model}."
-    if recipe.revision and recipe.revision != revision:
+    if recipe.revision and recipe.revision != offered.revision:
         return f"This worker has another version of {recipe.model} than the recipe names."
+    if recipe.quantization != offered.quantization:
+        wanted, present = (_describe_quantization(each) for each in (recipe.quantization, offered.quantization))
+        return f"This worker has {recipe.model} {present}, and the recipe asks for it {wanted}."
     return ""
+
+
+def _describe_quantization(quantization: Quantization) -> str:
+    return "unquantised" if quantization == "none" else f"in {quantization}"
 
 
 def _with_loras(recipe: Recipe, family: Family) -> Recipe:

@@ -31,18 +31,18 @@ from engine.models.family import Family
 from engine.models.files.data_folders import AUTOENCODER_FOLDER
 from engine.models.files.fingerprint import fingerprint_folder
 from engine.models.files.model_source import ModelSource, find_model
-from engine.models.loading.memory_estimate import (
-    choose_offload,
-    estimate_bytes_by_format,
-    estimate_embedded_bytes,
-)
-from engine.models.loading.memory_plan import MemoryChoice
+from engine.models.loading.memory_estimate import InspectedModel, LoadChoice, estimate_embedded_bytes
+from engine.models.loading.network_file import is_network_file
 from engine.models.loading.number_formats import FormatChooser
 from engine.models.loading.pipeline_loader import OnProgress
 from engine.models.loading.single_file import find_configs
 from engine.models.network.group_offload import remove_stale_folders
+from engine.models.quantization.choice import SizedQuantization, choose_quantizations
+from engine.models.quantization.part_quantization import PartQuantization
+from engine.process.load_progress import format_size
 from engine.process.model_settings import ModelSettings, ModelSettingsError, read_model_settings
-from engine.process.offload_request import Offload, OffloadRequest
+from engine.process.offload_request import OffloadRequest
+from engine.process.quantization_request import UNQUANTIZED, QuantizationRequests, split_model_request
 from engine.upscaling.super_resolver import SuperResolver
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class LoadContext:
     """Model directory, device and settings.
 
     `use_cuda_graphs`, `offload`: as `graphs` and `offload` of `engine.process.settings.WorkerSettings`. `budget`: bytes
-    for models, by which `offload` chooses.
+    for models, by which `offload` and `quantize` choose.
     """
 
     data: Path
@@ -67,6 +67,28 @@ class LoadContext:
     offload: OffloadRequest = "none"
     budget: int = sys.maxsize
     autoencoder: str = ""  # in place of each model's own that it fits
+    quantize: QuantizationRequests = UNQUANTIZED
+
+
+@dataclass(frozen=True)
+class _FoundModel:
+    """A model's files and their fingerprint, and its quantisations with their sizes, best first.
+
+    `inspected` is None for the embedded model.
+    """
+
+    name: str
+    fingerprint: str
+    inspected: InspectedModel | None
+    quantizations: tuple[SizedQuantization, ...]
+
+    def choose_load(self, chosen: SizedQuantization, context: LoadContext) -> LoadChoice:
+        """Choose what stays off the device. Other quantisations count only where the chosen one does not fit alone."""
+        if self.inspected is None:
+            return LoadChoice(chosen.quantization, "none", chosen.size)
+        candidates = (chosen,) if chosen.size <= context.budget else self.quantizations
+        chooser = FormatChooser(context.device)
+        return self.inspected.choose_load(chooser, candidates, context.offload, context.budget)
 
 
 @dataclass(frozen=True)
@@ -85,17 +107,22 @@ class DiscoveredModel:
 
 
 def discover_models(names: Sequence[str], context: LoadContext) -> list[DiscoveredModel]:
-    """Find every model. Raises `JobRejected` where one is missing, or two have one name."""
+    """Find every model, and choose its quantisation. Raises `JobRejected` where one is missing, or two have one name.
+
+    A name may end in a quantisation of its own: `sdxl=int8`.
+    """
     remove_stale_folders(context.data)
     if context.autoencoder:
         find_autoencoder(context.data / AUTOENCODER_FOLDER, context.autoencoder)
-    catalog, discovered = catalog_file.read_catalog(context.data), list[DiscoveredModel]()
+    found = list[_FoundModel]()
     for name_or_path in names:
-        model = _discover(name_or_path, context, catalog)
-        if any(model.name == other.name for other in discovered):
+        model = _find(*split_model_request(name_or_path, context.quantize), context)
+        if any(model.name == other.name for other in found):
             raise JobRejected(f"Two models are called {model.name}; rename the folder of one.", "worker")
-        discovered.append(model)
-    return discovered
+        found.append(model)
+    chosen = choose_quantizations([model.quantizations for model in found], context.budget)
+    catalog = catalog_file.read_catalog(context.data)
+    return [_describe(model, choice, context, catalog) for model, choice in zip(found, chosen, strict=True)]
 
 
 def load_models(
@@ -122,43 +149,65 @@ def load_models(
     ]
 
 
-def _discover(name_or_path: str, context: LoadContext, catalog: dict[str, CalibratedModel]) -> DiscoveredModel:
-    source = None if name_or_path == EMBEDDED_MODEL else find_model(name_or_path, context.data)
-    format_chooser = FormatChooser(context.device)
-    name, choice, revision = _inspect_source(source, format_chooser, context) if source else _inspect_embedded()
+def _find(name_or_path: str, requests: QuantizationRequests, context: LoadContext) -> _FoundModel:
+    """Find one model's files; fetch what it needs from the hub now, never while jobs run."""
+    if name_or_path == EMBEDDED_MODEL:
+        embedded = SizedQuantization(PartQuantization(), estimate_embedded_bytes())
+        return _FoundModel(EMBEDDED_MODEL, fingerprint_folder(WEIGHTS_FOLDER), None, (embedded,))
+    source = find_model(name_or_path, context.data)
+    inspected = InspectedModel.from_source(source)  # first: its errors say what is wrong with the files
+    quantizations = inspected.list_quantizations(FormatChooser(context.device), requests)
+    if source.is_file and not is_network_file(source.path, source.name):
+        find_configs(source.path, source.name)
+    return _FoundModel(source.name, source.compute_fingerprint(), inspected, quantizations)
+
+
+def _describe(
+    model: _FoundModel, chosen: SizedQuantization, context: LoadContext, catalog: dict[str, CalibratedModel]
+) -> DiscoveredModel:
+    choice, source = model.choose_load(chosen, context), model.inspected and model.inspected.source
+    _log_quantization(model, choice, context)
     upscaler = context.resolver.fingerprint if context.resolver else ""
     added_files = fingerprint_added_files(context.data, source.path if source else WEIGHTS_FOLDER, context.autoencoder)
     build = context.build if choice.offload == "none" else f"{context.build}, offload {choice.offload}"
-    catalog_key = catalog_file.make_key(name, revision, context.device, upscaler, build, added_files)
+    revision = f"{model.fingerprint} {choice.quantization}" if choice.quantization else model.fingerprint
+    catalog_key = catalog_file.make_key(model.name, revision, context.device, upscaler, build, added_files)
 
     def load(on_progress: OnProgress | None) -> Family:
-        family = _load_family(source, context, choice.offload, on_progress)
-        if source is not None and source.compute_fingerprint() != revision:
-            raise JobRejected(f"The files of the model {name} have changed: restart this worker.", "worker")
+        family = _load_family(source, context, choice, on_progress)
+        if source is not None and source.compute_fingerprint() != model.fingerprint:
+            raise JobRejected(f"The files of the model {model.name} have changed: restart this worker.", "worker")
         return _configure_family(family, context)
 
-    size_by_format = estimate_bytes_by_format(source, format_chooser, choice.offload) if source else {}
-    return DiscoveredModel(name, choice.device_bytes, catalog_key, load, catalog.get(catalog_key), size_by_format)
+    chooser, size_by_format = FormatChooser(context.device, quantization=choice.quantization), dict[Dtype, int]()
+    if model.inspected is not None:
+        size_by_format = model.inspected.count_bytes_by_format(chooser, choice.offload)
+    return DiscoveredModel(model.name, choice.size, catalog_key, load, catalog.get(catalog_key), size_by_format)
 
 
-def _inspect_source(
-    source: ModelSource, format_chooser: FormatChooser, context: LoadContext
-) -> tuple[str, MemoryChoice, str]:
-    """Return name, way of loading and revision; fetch what the model needs from the hub now, never while jobs run."""
-    choice = choose_offload(source, format_chooser, context.offload, context.budget)  # its errors name wrong files
-    if source.is_file:
-        find_configs(source.path, source.name)
-    return source.name, choice, source.compute_fingerprint()
+def _log_quantization(model: _FoundModel, choice: LoadChoice, context: LoadContext) -> None:
+    """Log a quantisation that `auto` chose, or that was asked for, in one sentence."""
+    if not choice.quantization or model.inspected is None:
+        return
+    log.info(
+        "%s is loaded with its %s: it takes about %s, and unquantised %s",
+        model.name,
+        choice.quantization,
+        format_size(choice.size),
+        format_size(model.inspected.count_bytes(FormatChooser(context.device))),
+    )
 
 
 def _load_family(
-    source: ModelSource | None, context: LoadContext, offload: Offload, on_progress: OnProgress | None
+    source: ModelSource | None, context: LoadContext, choice: LoadChoice, on_progress: OnProgress | None
 ) -> Family:
     """Load the files found at the start: a hub name is not looked up again."""
     if source is None:
         return models.load_model(EMBEDDED_MODEL, context.data, device=context.device, resolver=context.resolver)
-    pipeline_offload = models.make_pipeline_offload(offload, context.device, context.data)
-    family = models.load_source(source, context.device, context.resolver, on_progress, offload=pipeline_offload)
+    family = models.load_source(
+        source, context.device, context.resolver, on_progress, quantization=choice.quantization,
+        offload=models.make_pipeline_offload(choice.offload, context.device, context.data),
+    )  # fmt: skip
     if isinstance(family, DiffusersFamily):
         family.use_data_folder(context.data)
     return family
@@ -179,11 +228,6 @@ def _replace_autoencoder(family: DiffusersFamily, name: str) -> None:
         family.use_autoencoder(name)
     except JobRejected as rejection:
         log.warning("%s keeps its own autoencoder: %s", family.name, rejection.sentence)
-
-
-def _inspect_embedded() -> tuple[str, MemoryChoice, str]:
-    choice = MemoryChoice("none", "none", estimate_embedded_bytes(), fits=True)
-    return EMBEDDED_MODEL, choice, fingerprint_folder(WEIGHTS_FOLDER)
 
 
 def _load_or_read_entry(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,19 +14,25 @@ if TYPE_CHECKING:
     from engine.models.files.model_source import ModelSource
     from engine.models.loading.pipeline_loader import LoadedPipeline, OnProgress
     from engine.models.network.pipeline_offload import PipelineOffload
+    from engine.models.quantization.part_quantization import PartQuantization
     from engine.process.offload_request import Offload, OffloadRequest
     from engine.upscaling.super_resolver import SuperResolver
+
+# diffusers imports torchao, which tells at every start what it lacks on a device without CUDA.
+for _name in ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 
 def load_model(
     name_or_path: str, data: Path, *, device: torch.device | str = "cpu", resolver: SuperResolver | None = None,
     on_progress: OnProgress | None = None, large_threshold: int | None = None, offload: OffloadRequest = "none",
+    quantization: PartQuantization | None = None,
 ) -> Family:  # fmt: skip
     """Load a model: `embedded`, a folder, a safetensors file, either's name in `<data>/models`, or a hub name.
 
     `resolver` upscales a small model's pictures. `on_progress` receives the progress. `large_threshold`: as in
-    `FormatChooser`. `offload`: what stays off the device; auto: what must, by the device's memory. The embedded model
-    is too small for it. Raises `JobRejected`.
+    `FormatChooser`. `offload`: what stays off the device; auto: what must, by the device's memory. `quantization`: None
+    keeps the weights as they are. The embedded model is too small for either. Raises `JobRejected`.
     """
     from engine.models.families.diffusers_family import DiffusersFamily
     from engine.models.families.embedded import EMBEDDED_MODEL, load_embedded
@@ -36,26 +43,28 @@ def load_model(
     else:
         source = find_model(name_or_path, data)
         pipeline_offload = make_pipeline_offload(_choose_offload(source, device, offload), device, data)
-        family = load_source(source, device, resolver, on_progress, large_threshold, pipeline_offload)
+        family = load_source(source, device, resolver, on_progress, large_threshold, pipeline_offload, quantization)
     if isinstance(family, DiffusersFamily):
         family.use_data_folder(data)
     return family
 
 
 def load_folder(
-    source: str, name: str, device: torch.device | str = "cpu", resolver: SuperResolver | None = None
-) -> Family:
+    source: str, name: str, device: torch.device | str = "cpu", resolver: SuperResolver | None = None,
+    quantization: PartQuantization | None = None,
+) -> Family:  # fmt: skip
     """Load a folder, or a hub name. Raises `JobRejected` where it is no model in safetensors."""
     from engine.models.files.model_source import ModelSource
     from engine.models.loading.pipeline_loader import find_folder
 
-    return load_source(ModelSource(name, find_folder(source)), device, resolver)
+    return load_source(ModelSource(name, find_folder(source)), device, resolver, quantization=quantization)
 
 
 def load_source(
     source: ModelSource, device: torch.device | str = "cpu", resolver: SuperResolver | None = None,
     on_progress: OnProgress | None = None, large_threshold: int | None = None,
     offload: PipelineOffload | None = None,
+    quantization: PartQuantization | None = None,
 ) -> Family:  # fmt: skip
     """Load a located model. Raises `JobRejected` where it is no model in safetensors."""
     import torch
@@ -63,20 +72,28 @@ def load_source(
     from engine.models.conditioners import add_conditioners
     from engine.models.families.diffusers_family import DiffusersFamily
     from engine.models.family import CanBeOffloaded
+    from engine.models.loading.network_file import is_network_file, load_network_file_pipeline
     from engine.models.loading.number_formats import LARGE_PARAMETERS, FormatChooser
     from engine.models.loading.pipeline_loader import load_folder_pipeline
     from engine.models.loading.single_file import load_file_pipeline
+    from engine.models.quantization.part_quantization import PartQuantization
+    from engine.models.quantization.quantized_network import HasQuantization
 
-    format_chooser = FormatChooser(
-        torch.device(device), LARGE_PARAMETERS if large_threshold is None else large_threshold
-    )
-    loaded = (load_file_pipeline if source.is_file else load_folder_pipeline)(
-        source.path, source.name, format_chooser, on_progress
-    )
+    threshold = LARGE_PARAMETERS if large_threshold is None else large_threshold
+    format_chooser = FormatChooser(torch.device(device), threshold, quantization or PartQuantization())
+    if not source.is_file:
+        load = load_folder_pipeline
+    elif is_network_file(source.path, source.name):
+        load = load_network_file_pipeline
+    else:
+        load = load_file_pipeline
+    loaded = load(source.path, source.name, format_chooser, on_progress)
     loaded = loaded if offload is None else _offload_parts(loaded, offload)
     family = _make_family(loaded, source, device, resolver)
     if offload is not None and isinstance(family, CanBeOffloaded):
         family.offload = offload.mode
+    if isinstance(family, HasQuantization):
+        family.quantization = loaded.quantization.network
     if isinstance(family, DiffusersFamily):
         family.model_folder = None if source.is_file else source.path
         add_conditioners(family)
@@ -132,7 +149,8 @@ def _make_family(
 
     read_pipeline = INPAINTING_PIPELINES.get(type(loaded.pipeline).__name__)
     pipeline = loaded.pipeline if read_pipeline is None else read_pipeline(loaded.pipeline)
-    class_name, name, revision = type(pipeline).__name__, source.name, source.compute_fingerprint()
+    class_name, name = type(pipeline).__name__, source.name
+    revision = _make_revision(source, loaded.quantization)
     if class_name in (LATENT_CONSISTENCY, STABLE_DIFFUSION):
         large_decoder = LargeDecoder.load(source.path, pipeline.vae)
         if class_name == LATENT_CONSISTENCY:
@@ -142,6 +160,16 @@ def _make_family(
     if class_name in FAMILY_BY_PIPELINE:
         return FAMILY_BY_PIPELINE[class_name](pipeline, name, revision, device)
     return GenericFamily(pipeline, name, revision, device)
+
+
+def _make_revision(source: ModelSource, quantization: PartQuantization) -> str:
+    """Return the fingerprint of the files; another one if text encoders are quantised, which no recipe names."""
+    from engine.models.files.fingerprint import combine_fingerprints
+
+    fingerprint = source.compute_fingerprint()
+    return (
+        fingerprint if quantization.text == "none" else combine_fingerprints(fingerprint, f"text {quantization.text}")
+    )
 
 
 def make_model_name(name_or_path: str) -> str:

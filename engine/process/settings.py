@@ -22,6 +22,7 @@ from pydantic import (
 
 from engine.process.log_format import LogFormat
 from engine.process.offload_request import OffloadRequest, parse_offload
+from engine.process.quantization_request import QuantizationRequest, QuantizationRequests, parse_quantization
 
 SIZE_PATTERN = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*(?:([KMGT])(I?))?B?", re.IGNORECASE)
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -31,7 +32,8 @@ VARIABLES = {
     "nats_ca": "DARKROOM_NATS_CA", "name": "DARKROOM_WORKER_NAME", "data": "DARKROOM_DATA",
     "device": "DARKROOM_DEVICE", "parent": "DARKROOM_PARENT", "upscaler": "DARKROOM_UPSCALER",
     "memory": "DARKROOM_MEMORY", "graphs": "DARKROOM_CUDA_GRAPHS", "offload": "DARKROOM_OFFLOAD",
-    "log": "DARKROOM_LOG_FORMAT", "vae": "DARKROOM_VAE",
+    "log": "DARKROOM_LOG_FORMAT", "vae": "DARKROOM_VAE", "quantize": "DARKROOM_QUANTIZE",
+    "quantize_text": "DARKROOM_QUANTIZE_TEXT",
 }  # fmt: skip
 CHECK_VARIABLES = {
     "folder": "DARKROOM_PICTURE_CHECK",
@@ -94,6 +96,8 @@ class WorkerSettings(BaseModel):
     - `graphs`: on a GPU, record forwards as CUDA graphs.
     - `offload`: what stays off the device but while it runs: nothing, text encoders, or all layers; auto: what must.
     - `vae`: an autoencoder in the data folder that takes the place of each model's own that it fits.
+    - `quantize`: how the weights of networks are stored; auto: the best that fits into `memory`.
+    - `quantize_text`: the same of text encoders; None: as they are where `quantize` is none, else auto.
     - `simulated`: a device that only waits, without models.
     - `log`: the format of log lines.
     """
@@ -116,6 +120,8 @@ class WorkerSettings(BaseModel):
     graphs: bool = False
     offload: OffloadRequest = "auto"
     vae: Annotated[str, StringConstraints(pattern=rf"{NAME_PATTERN}|^$")] = ""
+    quantize: QuantizationRequest = "auto"
+    quantize_text: QuantizationRequest | None = None
     log: LogFormat = "text"
     simulated: SimulationSettings | None = None
 
@@ -128,6 +134,15 @@ class WorkerSettings(BaseModel):
     @classmethod
     def _parse_offload(cls, value: object) -> object:
         return parse_offload(value) if isinstance(value, str | bool) else value
+
+    @field_validator("quantize", "quantize_text", mode="before")
+    @classmethod
+    def _parse_quantization(cls, value: object) -> object:
+        return parse_quantization(value) if isinstance(value, str) else value
+
+    @property
+    def quantization_requests(self) -> QuantizationRequests:
+        return QuantizationRequests(self.quantize, self.quantize_text)
 
     @field_validator("nats_key")
     @classmethod

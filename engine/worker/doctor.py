@@ -5,27 +5,38 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from engine import models
 from engine.calibration.calibration import Calibration, calibrate, read_device_name
+from engine.contract import Quantization
 from engine.contract.rejection import JobRejected
 from engine.device.torch_device import choose_device
+from engine.model_cache.single_choice import choose_for_one
 from engine.models.family import Family
+from engine.models.quantization.library_configs import find_obstacle
 from engine.output.picture_check import PictureCheck
+from engine.process.load_progress import format_size
+from engine.process.quantization_request import UNQUANTIZED, QuantizationRequests
 from engine.process.settings import SettingError, load_check_settings, offload_request, upscaler_path
 from engine.upscaling.super_resolver import SuperResolver
 from engine.worker.added_files_check import check_added_files
 
 MEASURE_AGAIN_HINT = "If the machine was busy during this measurement: run darkroom doctor --remeasure, then restart."
+QUANTIZATIONS: tuple[Quantization, ...] = ("int8", "float8", "int4", "nf4", "gguf")
 Finding = tuple[str, bool, str, str]  # name, whether it is fine, the finding, the fix
 
 
-def check_model(data: Path, model: str = "embedded", *, force: bool = False) -> Iterator[Finding]:
-    """Yield device, number format and speed of one model, from its calibration.
+def check_model(
+    data: Path, model: str = "embedded", *, force: bool = False, requests: QuantizationRequests = UNQUANTIZED
+) -> Iterator[Finding]:
+    """Yield device, quantisations, number format and speed of one model, from its calibration.
 
     It measures now if there is no calibration, or with `force`.
     """
     device = choose_device()
     yield "device", True, f"{device.type}: {read_device_name(device)}", ""
+    yield _describe_quantizations(device, requests)
     try:
         resolver = SuperResolver.load(upscaler_path(), device)
     except JobRejected as error:
@@ -33,13 +44,29 @@ def check_model(data: Path, model: str = "embedded", *, force: bool = False) -> 
         return
     yield "upscaler", True, _describe_upscaler(resolver), ""
     try:
-        family = models.load_model(model, data, device=device, resolver=resolver, offload=offload_request())
+        path, chosen = choose_for_one(model, requests, data, device, offload_request())
+        family = models.load_model(
+            path, data, device=device, resolver=resolver, quantization=chosen.quantization, offload=chosen.offload
+        )
     except (JobRejected, OSError, ValueError) as error:
         yield "model", False, f"{model} does not load: {error}", "Install again: pip install 'darkroom-bot[all]'."
         return
+    if chosen.size:
+        yield "memory", True, f"{family.name} takes about {format_size(chosen.size)}, {chosen.quantization}", ""
     calibration = calibrate(family, data / "calibration.json", force=force)
     yield from _calibration_findings(family, calibration)
     yield from check_added_files(data, family, calibration.to_model_profile(family))
+
+
+def _describe_quantizations(device: torch.device, requests: QuantizationRequests) -> Finding:
+    """Say how weights can be stored here, and whether that includes what was asked for."""
+    obstacles = {each: find_obstacle(each, device) for each in QUANTIZATIONS}
+    present = ", ".join(each for each, obstacle in obstacles.items() if not obstacle) or "none"
+    for request in (requests.network, requests.text_request):
+        if obstacles.get(request):
+            return "weights", False, f"{request} cannot be had here: {obstacles[request]}", f"Choose of: {present}."
+    lacking = "; ".join(f"not {each}, since {obstacle}" for each, obstacle in obstacles.items() if obstacle)
+    return "weights", True, f"can be stored as {present}{f' ({lacking})' if lacking else ''}", ""
 
 
 def check_picture_check(folder: Path) -> Iterator[Finding]:

@@ -120,8 +120,9 @@ def discover_models(settings: WorkerSettings) -> tuple[LoadContext, list[Discove
     resolver = SuperResolver.load(settings.upscaler, device)
     budget = settings.memory or model_budget(device)
     model_dirs = LoadContext(
-        settings.data, device, resolver, build_label(), settings.graphs, settings.offload, budget, settings.vae
-    )
+        settings.data, device, resolver, build_label(), settings.graphs, settings.offload, budget, settings.vae,
+        settings.quantization_requests,
+    )  # fmt: skip
     return model_dirs, discover_models(choose_models(settings.models, model_dirs, budget), model_dirs)
 
 

@@ -12,7 +12,7 @@ import typer
 
 from benchmarks.fixtures.small_pipelines import PIPELINE_BUILDERS, save_small_pipeline
 from benchmarks.gpu_report import __main__ as report
-from benchmarks.gpu_report import device_facts, pipeline_parity, reference_parity, speedups
+from benchmarks.gpu_report import device_facts, pipeline_parity, quantization_rows, reference_parity, speedups
 from benchmarks.gpu_report.device_facts import describe_device
 from benchmarks.gpu_report.report_format import format_json, format_markdown
 from benchmarks.models.measurement import Figures
@@ -36,6 +36,7 @@ def one_kind_and_two_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test of the report itself measures."""
     monkeypatch.setattr(pipeline_parity, "PIPELINE_BUILDERS", {"sd": PIPELINE_BUILDERS["sd"]})
     monkeypatch.setattr(speedups, "BATCH_SIZES", (2, 4))
+    monkeypatch.setattr(quantization_rows, "QUANTIZATIONS", ("int8", "nf4"))
 
 
 def ignore_sentence(_: str) -> None:
@@ -145,8 +146,8 @@ def test_failures_name_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_latents_that_are_not_finite_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = pipeline_parity._run_engine
-    monkeypatch.setattr(pipeline_parity, "_run_engine", lambda *args: original(*args) * torch.nan)
+    original = pipeline_parity.run_engine
+    monkeypatch.setattr(pipeline_parity, "run_engine", lambda *args: original(*args) * torch.nan)
     (row,) = pipeline_parity.measure_parity_rows(CPU, ignore_sentence, ("sd",))
     assert "not finite" in row.note
     assert "| **failed** | sd: latents" in format_markdown({"device": "a", "kind": "cuda"}, {"Parity": [row]})
@@ -201,6 +202,7 @@ def test_full_measures_the_chosen_real_sizes(tmp_path: Path, monkeypatch: pytest
     for module, section in (
         (pipeline_parity, "measure_parity_rows"), (reference_parity, "measure_picture_rows"),
         (speedups, "measure_speedup_rows"),
+        (quantization_rows, "measure_quantization_rows"),
     ):  # fmt: skip
         monkeypatch.setattr(module, section, lambda *_: [])  # the test above runs them
     chosen_rows: list[Any] = []

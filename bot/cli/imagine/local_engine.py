@@ -49,7 +49,8 @@ from bot.services.jobs.recipe_init import (
 )
 from bot.store import JobRecord, Store
 from engine.contract import BillingKey, Frame, Job, ModelProfile, Recipe, estimate_cost
-from engine.process.load_progress import format_loading
+from engine.process.load_progress import format_loading, format_size
+from engine.process.quantization_request import UNQUANTIZED, QuantizationRequests
 
 if TYPE_CHECKING:
     from bot.app.settings import Settings
@@ -62,7 +63,7 @@ TERMINAL_MEMBER = Member("local:terminal", "Terminal", "local")
 
 def generate(
     prompt: str, options: Mapping[str, object], settings: Settings, *, inputs: JobInputs, film: bool,
-    display: ProgressDisplay,
+    display: ProgressDisplay, requests: QuantizationRequests = UNQUANTIZED,
 ) -> ImagineResult:  # fmt: skip
     """Run one prompt here. Raise `UserError` for a bad request, `GenerationError` for any other failure."""
     missing_packages = [name for name in ("torch", "diffusers", "transformers") if find_spec(name) is None]
@@ -76,8 +77,8 @@ def generate(
 
     try:
         if inputs.keyframe is not None:
-            return branch_locally(prompt, options, settings, inputs.keyframe, film, display)
-        return _generate_here(prompt, options, settings.data, inputs, film, display)
+            return branch_locally(prompt, options, settings, inputs.keyframe, film, display, requests)
+        return _generate_here(prompt, options, settings.data, inputs, film, display, requests)
     except JobRejected as error:
         if error.blame == "member":
             raise UserError(error.sentence) from error
@@ -85,10 +86,12 @@ def generate(
 
 
 def _generate_here(
-    prompt: str, options: Mapping[str, object], data: Path, inputs: JobInputs, film: bool, display: ProgressDisplay
-) -> ImagineResult:
+    prompt: str, options: Mapping[str, object], data: Path, inputs: JobInputs, film: bool, display: ProgressDisplay,
+    requests: QuantizationRequests,
+) -> ImagineResult:  # fmt: skip
     init_images = _load_init_images(inputs, display)
-    family, model_profile = _load_model(_model_name(prompt, options, read_model_choices(data).default), data, display)
+    model = _model_name(prompt, options, read_model_choices(data).default)
+    family, model_profile = _load_model(model, data, display, requests)
     recipes = _build_recipes(prompt, {**options, "model": None}, model_profile, display, init_images)
     is_walk, contents = recipes[0].interpolation is not None, init_images.new_contents if init_images else {}
     results = [_run_job(part, contents, family, model_profile, film and not is_walk, display, data) for part in recipes]
@@ -136,10 +139,13 @@ def _model_name(prompt: str, options: Mapping[str, object], default: str) -> str
     return str(chosen_model or default or "embedded")
 
 
-def _load_model(model: str, data: Path, display: ProgressDisplay) -> tuple[Family, ModelProfile]:
+def _load_model(
+    model: str, data: Path, display: ProgressDisplay, requests: QuantizationRequests = UNQUANTIZED
+) -> tuple[Family, ModelProfile]:
     from engine import models
     from engine.calibration.calibration import calibrate
     from engine.device.torch_device import choose_device
+    from engine.model_cache.single_choice import choose_for_one
     from engine.process.settings import SettingError, offload_request, upscaler_path
     from engine.upscaling.super_resolver import SuperResolver
 
@@ -155,37 +161,21 @@ def _load_model(model: str, data: Path, display: ProgressDisplay) -> tuple[Famil
     display.show_loading(f"loading {name}", None)
     device = choose_device()
     resolver = SuperResolver.load(upscaler_path(), device)
+    path, chosen = choose_for_one(model, requests, data, device, offload)
+    if chosen.quantization:
+        display.print_note(f"{name} is loaded with its {chosen.quantization}: about {format_size(chosen.size)}.")
     family = models.load_model(
-        model, data, device=device, resolver=resolver, on_progress=_loading_callback(name, model, data, display),
-        offload=offload,
+        path, data, device=device, resolver=resolver, on_progress=_loading_callback(name, chosen.size, display),
+        quantization=chosen.quantization, offload=chosen.offload,
     )  # fmt: skip
     display.show_loading(f"measuring {name}", None)
     model_profile = calibrate(family, data / "calibration.json").to_model_profile(family)
     return family, read_model_choices(data).get(family.name).apply(model_profile)
 
 
-def _loading_callback(name: str, model: str, data: Path, display: ProgressDisplay) -> Callable[[float], None]:
-    """Return a callback that shows loading progress, in bytes where the model's files tell their size."""
-    model_bytes: list[int] = []  # measured at the first call: files from the hub are here by then
-
-    def on_progress(fraction: float) -> None:
-        if not model_bytes:
-            model_bytes.append(_measure_model_bytes(model, data))
-        display.show_loading(format_loading(name, fraction, model_bytes[0]), round(100 * fraction))
-
-    return on_progress
-
-
-def _measure_model_bytes(model: str, data: Path) -> int:
-    from engine.device.torch_device import choose_device
-    from engine.models.files.model_source import find_model
-    from engine.models.loading.memory_estimate import estimate_bytes
-    from engine.models.loading.number_formats import FormatChooser
-
-    models_folder = data / "models"
-    if not any(path.exists() for path in (Path(model), models_folder / model, models_folder / f"{model}.safetensors")):
-        return 0  # on the hub: the size is not worth another request
-    return estimate_bytes(find_model(model, data), FormatChooser(choose_device()))
+def _loading_callback(name: str, size: int, display: ProgressDisplay) -> Callable[[float], None]:
+    """Return a callback that shows loading progress, in bytes where `size` is known."""
+    return lambda fraction: display.show_loading(format_loading(name, fraction, size), round(100 * fraction))
 
 
 def _load_init_images(inputs: JobInputs, display: ProgressDisplay) -> LoadedInitImages | None:
@@ -243,13 +233,14 @@ def branch_locally(
     keyframe: KeyframeRef,
     film: bool,
     display: ProgressDisplay,
+    requests: QuantizationRequests = UNQUANTIZED,
 ) -> ImagineResult:
     """Branch from a job in the store of this data folder. Raise `UserError` if it is not there."""
     record, ladder, contents = run_with_store(
         load_store_settings(settings.data).database, lambda store: _load_branch_source(store, settings, keyframe)
     )
     assert isinstance(record.task, Recipe)
-    family, model_profile = _load_model(record.task.model, settings.data, display)
+    family, model_profile = _load_model(record.task.model, settings.data, display, requests)
     sha256, step = hashlib.sha256(ladder).hexdigest(), ladder_keyframes.nearest_branch_step(ladder, keyframe.step)
     for note in nearest_step_note(step, keyframe.step):
         display.print_note(note)

@@ -21,6 +21,7 @@ from bot.cli.imagine.job_inputs import JobInputs
 from bot.cli.imagine.progress_display import ProgressDisplay
 from bot.cli.imagine.result import GenerationError, ImagineResult, check_output_folder, save_result, to_dict
 from bot.cli.instance_lock import find_instance
+from bot.cli.options import load_quantization
 from bot.domain.errors import UserError
 from bot.domain.texts import shorten
 from bot.prompt import parse
@@ -37,7 +38,10 @@ NO_INPUTS = JobInputs()
 
 @dataclass(frozen=True)
 class ImagineRequest:
-    """What the command line asks for. `options` are named as in `bot.prompt.parse` and win over flags."""
+    """What the command line asks for. `options` are named as in `bot.prompt.parse` and win over flags.
+
+    `quantize`, `quantize_text`: how the weights of a model that is loaded here are stored; empty: the environment's.
+    """
 
     prompt: str
     options: dict[str, object]
@@ -45,11 +49,14 @@ class ImagineRequest:
     with_film: bool
     as_json: bool
     inputs: JobInputs = NO_INPUTS
+    quantize: str = ""
+    quantize_text: str = ""
 
 
 def run_imagine(request: ImagineRequest, settings: Settings) -> int:
     """Make, write and print the pictures; return the exit code. Raise `UserError` for a bad request."""
     console = Console(file=sys.stderr if request.as_json or not sys.stdout.isatty() else sys.stdout)
+    load_quantization(request.quantize, request.quantize_text)  # a wrong word is refused before anything is loaded
     request, picture_count, notes = _resolve_request(request, load_aliases(request.prompt, settings))
     check_output_folder(request.output_folder)
     try:
@@ -104,12 +111,15 @@ def _generate(request: ImagineRequest, settings: Settings, display: ProgressDisp
     if instance is not None:
         result = asyncio.run(_generate_remotely(instance.url, request, settings.data, display))
         if result is not None:
+            if request.quantize or request.quantize_text:
+                display.print_note("The running Darkroom drew this: its own start says how weights are stored.")
             return result
     from bot.cli.imagine.local_engine import generate  # imports torch
 
     return generate(
-        request.prompt, request.options, settings, inputs=request.inputs, film=request.with_film, display=display
-    )
+        request.prompt, request.options, settings, inputs=request.inputs, film=request.with_film, display=display,
+        requests=load_quantization(request.quantize, request.quantize_text),
+    )  # fmt: skip
 
 
 async def _generate_remotely(

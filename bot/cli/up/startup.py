@@ -22,6 +22,7 @@ from bot.app.watchdog_loop import WatchdogLoop
 from bot.app.wiring import open_app
 from bot.cli import instance_lock
 from bot.cli.instance_lock import RunningInstance, check_port_free, lock_data_folder
+from bot.cli.options import EngineOptions, load_quantization
 from bot.cli.up import broker_setup
 from bot.cli.up.engine_process import EngineProcess
 from bot.cli.up.log_file import log_to_file
@@ -52,23 +53,23 @@ BOT_SECRETS = ("DISCORD_TOKEN", "DATABASE_URL", "PICTURES_URL", "DARKROOM_METRIC
 
 
 def run_bot(
-    settings: Settings, models: Sequence[str], *, memory: str = "", vae: str = "", open_browser: bool,
+    settings: Settings, models: Sequence[str], *, engine: EngineOptions = EngineOptions(), open_browser: bool,
     standby: bool = False,
 ) -> None:  # fmt: skip
     """Run until Ctrl-C or SIGTERM.
 
     Raise `UserError` if it cannot start: folder or port is taken, broker or database is unreachable. `models`: what the
-    engine on this machine offers; if empty, neither an engine nor a broker runs here. `memory`: the models' budget, as
-    12GB; `vae`: their autoencoder; if empty, the environment's. `standby`: if another process has the folder, wait.
+    engine on this machine offers; if empty, neither an engine nor a broker runs here. `standby`: if another process has
+    the folder, wait for it.
     """
     if models:
         check_classifier_folder(settings)
-        check_memory_size(memory)
+        check_memory_size(engine.memory)
+        load_quantization(engine.quantize, engine.quantize_text)
     limit_heap_arenas()
     return_freed_blocks()
     sys.setswitchinterval(SWITCH_SECONDS)
-    options = [part for model in models for part in ("--model", model)]
-    options += [part for option, value in (("--memory", memory), ("--vae", vae)) if value for part in (option, value)]
+    options = [*(part for model in models for part in ("--model", model)), *engine.list_arguments()]
     raise_descriptor_limit()
     lock = lock_data_folder(settings.data, _print_line if standby else None, _print_line)
     with lock, log_to_file(settings.data / "darkroom.log", settings.log):
@@ -163,19 +164,8 @@ def _make_engine_process(
     settings: Settings, options: Sequence[str], broker_address: broker_setup.BrokerAddress
 ) -> EngineProcess:
     """Return the engine's process. `options`: of the engine's command line, its models among them."""
-    command = [
-        sys.executable,
-        "-m",
-        "engine",
-        "serve",
-        "--nats",
-        broker_address.url,
-        "--name",
-        LOCAL_WORKER,
-        "--data",
-        str(settings.data),
-    ]
-    command += options
+    command = [sys.executable, "-m", "engine", "serve", "--nats", broker_address.url, "--name", LOCAL_WORKER]
+    command += ["--data", str(settings.data), *options]
     if settings.check is not None:
         command += ["--picture-check", str(settings.check)]
     env = {name: value for name, value in os.environ.items() if name not in BOT_SECRETS}

@@ -17,7 +17,7 @@ import msgspec
 import torch
 from PIL import Image
 
-from engine.contract import Dtype, GuidanceKind, Lora, ModelPart, Recipe, Sampler, find_embeddings
+from engine.contract import Dtype, GuidanceKind, Lora, ModelPart, Quantization, Recipe, Sampler, find_embeddings
 from engine.models.autoencoder.autoencoder import decode_latents, encode_pixels, make_latent_space
 from engine.models.families.added_files import AddedFiles
 from engine.models.families.few_step_models import find_few_step_sampling
@@ -65,6 +65,7 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, PictureSupport, ABC):
     guides: GuidanceKind = "rows"
     offload: Offload = "none"
     interval: tuple[float, float] = (0.0, 1.0)
+    quantization: Quantization = "none"
     size: int
     multiple: int
     tokens: int

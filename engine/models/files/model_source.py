@@ -1,8 +1,8 @@
 """Locates a model's files by its name on the command line. Loads no weights.
 
 A name means a diffusers folder, an entry in `<data>/models`, a safetensors file in the layout of the original programs,
-or a model on the hub, which is fetched. Its first revision is remembered in `<data>/hub-revisions.json`, so that its
-owner cannot change what a worker runs; `name@revision` chooses another one.
+a GGUF file of a network, or a model on the hub, which is fetched. Its first revision is remembered in
+`<data>/hub-revisions.json`, so that its owner cannot change what a worker runs; `name@revision` chooses another one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from engine.hub.catalogue import find_entry
 from engine.hub.revisions import read_revisions, remember_revision
 from engine.models.files.fingerprint import combine_fingerprints, fingerprint_file, fingerprint_folder
 
-SAFETENSORS_SUFFIX = ".safetensors"
+SAFETENSORS_SUFFIX, GGUF_SUFFIX = ".safetensors", ".gguf"
+WEIGHT_SUFFIXES = (SAFETENSORS_SUFFIX, GGUF_SUFFIX)
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 _HUB_NAME = re.compile(
     r"([A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)?)(?:@([A-Za-z0-9][A-Za-z0-9._-]*))?"
@@ -50,7 +51,11 @@ def find_model(name_or_path: str, data: Path) -> ModelSource:
     """Locate a model. Raises `JobRejected` with one sentence where there is none of that name, or only a pickle."""
     models_folder = data / "models"
     candidates = (
-        (models_folder / f"{name_or_path}{SAFETENSORS_SUFFIX}", models_folder / name_or_path, Path(name_or_path))
+        (
+            *(models_folder / f"{name_or_path}{suffix}" for suffix in WEIGHT_SUFFIXES),
+            models_folder / name_or_path,
+            Path(name_or_path),
+        )
         if name_or_path
         else ()
     )
@@ -58,7 +63,7 @@ def find_model(name_or_path: str, data: Path) -> ModelSource:
         if _exists(path):
             _refuse_other_files(path)
             return ModelSource(make_model_name(name_or_path), path)
-    if Path(name_or_path).suffix.lower() in (SAFETENSORS_SUFFIX, *PICKLE_SUFFIXES) or _PATHLIKE.search(name_or_path):
+    if Path(name_or_path).suffix.lower() in (*WEIGHT_SUFFIXES, *PICKLE_SUFFIXES) or _PATHLIKE.search(name_or_path):
         raise JobRejected(f"There is no model at {name_or_path[:200]}: neither a folder nor a file.", "model")
     hub_match = _HUB_NAME.fullmatch(name_or_path)
     if hub_match is None:
@@ -76,7 +81,8 @@ def find_model(name_or_path: str, data: Path) -> ModelSource:
 def make_model_name(name_or_path: str) -> str:
     """Return a name that `engine.contract.Name` allows: the last part of a path or hub name, without a suffix."""
     base_name = name_or_path.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
-    name = re.sub(r"[^A-Za-z0-9._-]", "-", base_name.removesuffix(SAFETENSORS_SUFFIX)).lstrip("._-")[:64]
+    base_name = base_name.removesuffix(SAFETENSORS_SUFFIX).removesuffix(GGUF_SUFFIX)
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", base_name).lstrip("._-")[:64]
     if not name:
         raise JobRejected(f"A model needs a name of letters and digits; {name_or_path!r} has none.", "worker")
     return name
@@ -96,12 +102,12 @@ def _exists(path: Path) -> bool:
 
 
 def _refuse_other_files(path: Path) -> None:
-    if path.is_dir() or path.suffix.lower() == SAFETENSORS_SUFFIX:
+    if path.is_dir() or path.suffix.lower() in WEIGHT_SUFFIXES:
         return
     if path.suffix.lower() in PICKLE_SUFFIXES:
         reason = "is a pickle, which can run code when it is opened: convert it to safetensors"
         raise JobRejected(f"The model {path.name} {reason}.", "model")
-    raise JobRejected(f"The model {path.name} is neither a folder nor a file of safetensors.", "model")
+    raise JobRejected(f"The model {path.name} is neither a folder nor a file of safetensors or GGUF.", "model")
 
 
 def _find_added(hub_name: str, revision: str | None, data: Path) -> Path | None:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import transformers
@@ -20,9 +20,10 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from safetensors import SafetensorError, safe_open
 
-from engine.contract import Dtype
+from engine.contract import Dtype, Quantization
 from engine.contract.rejection import JobRejected
 from engine.models.files.fingerprint import UNUSED_PARTS, refuse_unsafe_part_names
+from engine.models.quantization.matrix_sizes import Matrix, find_matrix
 
 LIBRARIES = ("diffusers", "transformers")
 AUTO_CLASSES = (
@@ -35,6 +36,14 @@ PICKLE_PATTERNS = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 SAFETENSORS_DTYPES: dict[str, Dtype] = {"BF16": "bfloat16", "F16": "float16"}
 
 
+class PackedWeights(NamedTuple):
+    """The weights that a quantised file stores in fewer bits: their quantisation, count and bytes."""
+
+    quantization: Quantization
+    parameters: int
+    bytes: int
+
+
 @dataclass(frozen=True)
 class Part:
     """A part with weights: its class, parameter count, and the number format of most parameters."""
@@ -45,6 +54,16 @@ class Part:
     stored_dtype: Dtype
     variant: str | None = None  # infix of its file names, as in `model.fp16.safetensors`
     files: tuple[Path, ...] = ()  # the weights
+    matrices: tuple[Matrix, ...] = ()  # those of linear layers, which can be quantised
+    packed: PackedWeights | None = None  # of a file that is quantised already
+
+
+class WeightCount(NamedTuple):
+    """What the headers of weight files say: parameters, most common number format, matrices of linear layers."""
+
+    parameters: int
+    stored_dtype: Dtype
+    matrices: tuple[Matrix, ...]
 
 
 def read_index(folder: Path, name: str) -> dict[str, Any]:
@@ -108,16 +127,19 @@ def refuse_pickles(folder: Path, part_classes: Mapping[str, Any]) -> None:
             raise JobRejected(f"The folder {name} of the model's configurations holds a pickle, {reason}.", "model")
 
 
-def count_parameters(files: list[Path]) -> tuple[int, Dtype]:
-    """Return the files' parameter count and most common number format. Raises `SafetensorError` or OSError."""
-    counts: Counter[str] = Counter()
+def count_parameters(files: list[Path]) -> WeightCount:
+    """Count the files' parameters. Raises `SafetensorError` or OSError."""
+    counts, matrices = Counter[str](), list[Matrix]()
     for path in files:
         with cast(Any, safe_open)(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 - not a mapping
                 tensor = file.get_slice(key)
-                counts[tensor.get_dtype()] += torch.Size(tensor.get_shape()).numel()
+                shape = torch.Size(tensor.get_shape())
+                counts[tensor.get_dtype()] += shape.numel()
+                if (matrix := find_matrix(key, shape)) is not None:
+                    matrices.append(matrix)
     most_common = counts.most_common(1)[0][0] if counts else ""
-    return sum(counts.values()), SAFETENSORS_DTYPES.get(most_common, "float32")
+    return WeightCount(sum(counts.values()), SAFETENSORS_DTYPES.get(most_common, "float32"), tuple(matrices))
 
 
 def _is_allowed_class(part_class: type) -> bool:
@@ -140,23 +162,30 @@ def _inspect_part(folder: Path, part_class: Any) -> Part | None:
     _refuse_external_weights(folder)
     files, variant = find_weight_files(folder)
     try:
-        return Part(folder.name, part_class, *count_parameters(files), variant, tuple(files))
+        count = count_parameters(files)
     except (OSError, SafetensorError) as error:
         raise JobRejected(
             f"The weights of the model's {folder.name} cannot be read: they are no safetensors.", "model"
         ) from error
+    return Part(
+        folder.name, part_class, count.parameters, count.stored_dtype, variant, tuple(files), matrices=count.matrices
+    )
 
 
 def _refuse_external_weights(folder: Path) -> None:
-    """Refuse configurations that make transformers open other weights than the inspected ones, even a pickle."""
+    """Refuse configurations that make the libraries open other weights than the inspected ones, even a pickle."""
     try:
         config = json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError, RecursionError):
         config = None  # reported when the part is loaded
-    if (folder / "adapter_config.json").exists() or (isinstance(config, dict) and "transformers_weights" in config):
+    names = cast(dict[str, object], config) if isinstance(config, dict) else {}
+    if (folder / "adapter_config.json").exists() or "transformers_weights" in names:
         raise JobRejected(
             f"The {folder.name} of the model names weights besides its own, which are not opened.", "model"
         )
+    if names.get("quantization_config"):  # of many libraries, some of which fetch code
+        sentence = f"The {folder.name} of the model is quantised already, in a way that is not opened"
+        raise JobRejected(f"{sentence}: take the unquantised model with --quantize, or a GGUF file.", "model")
 
 
 def find_weight_files(folder: Path) -> tuple[list[Path], str | None]:

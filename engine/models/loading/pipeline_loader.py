@@ -6,16 +6,18 @@ it loads any.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.models.modeling_utils import ModelMixin
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from engine.contract import Dtype
+from engine.contract import Dtype, Quantization
 from engine.contract.rejection import JobRejected
 from engine.models.family import TORCH_DTYPES
 from engine.models.files.fingerprint import UNUSED_PARTS
@@ -27,12 +29,18 @@ from engine.models.files.pipeline_parts import (
     list_parts,
     read_index,
 )
+from engine.models.files.streamed_tensors import StreamedTensors
 from engine.models.files.tensor_reader import read_tensors
 from engine.models.inpainting.inpainting_channels import needs_mask
 from engine.models.library_logging import silence_libraries
 from engine.models.loading.number_formats import FormatChooser, PartFormats, choose_training_formats
+from engine.models.quantization.library_configs import make_library_config, refuse_unavailable
+from engine.models.quantization.part_quantization import PartQuantization
 from engine.models.registry import has_family
 
+log = logging.getLogger(__name__)
+
+ReadTensors = Callable[[Sequence[Path], torch.dtype, Collection[str]], dict[str, Any]]
 OnProgress = Callable[[float], None]  # takes the loaded fraction; may raise, to stop the loading
 LOAD_ERRORS = (
     OSError, ValueError, TypeError, LookupError, RuntimeError, AttributeError, ImportError, ArithmeticError,
@@ -52,6 +60,7 @@ class LoadedPipeline:
     pipeline: Any
     single_format: Dtype | None
     reload: Callable[[Dtype], Any]
+    quantization: PartQuantization = field(default_factory=PartQuantization)
 
 
 def load_training_pipeline(folder: Path, name: str) -> Any:
@@ -72,15 +81,21 @@ def load_folder_pipeline(
     def reload(dtype: Dtype) -> Any:
         return _load(folder, name, format_chooser.make_single_formats(dtype, class_name, parts), None)
 
-    return LoadedPipeline(_load(folder, name, formats, on_progress), formats.single_format, reload)
+    pipeline = _load(folder, name, formats, on_progress)
+    return LoadedPipeline(pipeline, formats.single_format, reload, formats.quantization)
 
 
 def _load(folder: Path, name: str, formats: PartFormats, on_progress: OnProgress | None) -> Any:
+    parts = inspect_folder(folder, name)
+    return load_pipeline(folder, name, parts, lambda part: load_part(folder, part, formats, name), on_progress)
+
+
+def load_pipeline(
+    folder: Path, name: str, parts: Sequence[Part], load_one: Callable[[Part], Any], on_progress: OnProgress | None
+) -> Any:
+    """Load a folder's pipeline; `load_one` loads each part with weights. Raises `JobRejected`."""
     index = read_index(folder, name)
-    pipeline_type, parts = find_pipeline_class(index, name), inspect_folder(folder, name)
-    loaded_parts = load_parts(
-        parts, lambda part: _load_part(folder, part, TORCH_DTYPES[formats.by_part[part.name]], name), on_progress
-    )
+    pipeline_type, loaded_parts = find_pipeline_class(index, name), load_parts(parts, load_one, on_progress)
     try:
         with silence_libraries():
             pipeline = pipeline_type.from_pretrained(
@@ -120,39 +135,55 @@ def make_unused_arguments(index: Mapping[str, Any]) -> dict[str, Any]:
     return arguments | {"requires_safety_checker": False} if "safety_checker" in index else arguments
 
 
-def _load_part(folder: Path, part: Part, dtype: torch.dtype, name: str) -> Any:
-    converted_files = part.files if dtype != TORCH_DTYPES[part.stored_dtype] else ()
+def load_part(folder: Path, part: Part, formats: PartFormats, name: str) -> Any:
+    """Load one part of a folder. Raises `JobRejected` where it is damaged, or cannot be quantised here."""
+    dtype, options = TORCH_DTYPES[formats.by_part[part.name]], dict[str, Any]()
+    if (quantization := formats.find_quantization(part)) != "none":
+        options["quantization_config"] = _make_quantization_config(part, quantization, dtype, formats.device)
+    converted_files = part.files if options or dtype != TORCH_DTYPES[part.stored_dtype] else ()
     part_class = (
         part.part_class
         if dtype == torch.float32 and not converted_files
-        else guard_default_dtype(part.part_class, dtype, converted_files)
+        else guard_default_dtype(part.part_class, dtype, converted_files, is_streamed=bool(options))
     )
     try:
         with silence_libraries():
             module = part_class.from_pretrained(
-                str(folder / part.name), dtype=dtype, variant=part.variant, use_safetensors=True, local_files_only=True
-            )
+                str(folder / part.name), dtype=dtype, variant=part.variant, use_safetensors=True, local_files_only=True,
+                **options,
+            )  # fmt: skip
     except LOAD_ERRORS as error:
+        log.info("%s of %s cannot be loaded", part.name, name, exc_info=True)
         reason = f"its {part.name} is damaged"
         raise JobRejected(f"The model {name} is not a model that can be loaded: {reason}.", "model") from error
     module.__class__ = part.part_class
     return module
 
 
-def guard_default_dtype(part_class: Any, target_dtype: torch.dtype, converted_files: Sequence[Path] = ()) -> Any:
+def _make_quantization_config(part: Part, quantization: Quantization, dtype: torch.dtype, device: torch.device) -> Any:
+    refuse_unavailable(quantization, device)
+    library = "diffusers" if issubclass(part.part_class, ModelMixin) else "transformers"
+    return make_library_config(library, quantization, device, dtype, part.matrices)
+
+
+def guard_default_dtype(
+    part_class: Any, target_dtype: torch.dtype, converted_files: Sequence[Path] = (), *, is_streamed: bool = False
+) -> Any:
     """Return the class as a subclass that leaves torch's default dtype alone while it is built.
 
     Both libraries change that default for the whole process, while another thread may be drawing noise with it.
-    `converted_files`: files in another format, read a slice at a time.
+    `converted_files`: files in another format, read a slice at a time, or where `is_streamed` one weight at a time.
     """
     guard = _guard_diffusers_part if hasattr(part_class, "_set_default_torch_dtype") else _guard_transformers_part
-    guarded_class = guard(part_class, target_dtype, converted_files)
+    guarded_class = guard(part_class, target_dtype, converted_files, StreamedTensors if is_streamed else read_tensors)
     for name in ("__name__", "__qualname__", "__module__"):
         setattr(guarded_class, name, getattr(part_class, name))
     return guarded_class
 
 
-def _guard_diffusers_part(part_class: Any, target_dtype: torch.dtype, converted_files: Sequence[Path]) -> Any:
+def _guard_diffusers_part(
+    part_class: Any, target_dtype: torch.dtype, converted_files: Sequence[Path], read: ReadTensors
+) -> Any:
     class DiffusersPart(part_class):
         @classmethod
         def _set_default_torch_dtype(cls, dtype: torch.dtype) -> torch.dtype:
@@ -162,7 +193,7 @@ def _guard_diffusers_part(part_class: Any, target_dtype: torch.dtype, converted_
         def _load_pretrained_model(cls, model: Any, state_dict: Any, *others: Any, **options: Any) -> Any:
             if converted_files:
                 sharded = state_dict is None
-                state_dict = read_tensors(converted_files, target_dtype, _list_float32_names(model))
+                state_dict = read(converted_files, target_dtype, _list_float32_names(model))
                 if not sharded:
                     model._fix_state_dict_keys_on_load(state_dict)
             base: Any = super()
@@ -171,7 +202,9 @@ def _guard_diffusers_part(part_class: Any, target_dtype: torch.dtype, converted_
     return DiffusersPart
 
 
-def _guard_transformers_part(part_class: Any, target_dtype: torch.dtype, converted_files: Sequence[Path]) -> Any:
+def _guard_transformers_part(
+    part_class: Any, target_dtype: torch.dtype, converted_files: Sequence[Path], read: ReadTensors
+) -> Any:
     class TransformersPart(part_class):
         def __init__(self, *arguments: Any, **options: Any) -> None:
             base: Any = super()
@@ -187,7 +220,7 @@ def _guard_transformers_part(part_class: Any, target_dtype: torch.dtype, convert
         @staticmethod
         def _load_pretrained_model(model: Any, state_dict: Any, *others: Any, **options: Any) -> Any:
             if converted_files:
-                state_dict = read_tensors(converted_files, target_dtype, _list_float32_names(model))
+                state_dict = read(converted_files, target_dtype, _list_float32_names(model))
             return part_class._load_pretrained_model(model, state_dict, *others, **options)
 
     return TransformersPart

@@ -7,30 +7,28 @@ from the hub, by what diffusers recognises in the file.
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from diffusers.loaders import single_file_utils
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
 
 from engine.contract import Dtype
 from engine.contract.rejection import JobRejected
 from engine.models.family import TORCH_DTYPES
 from engine.models.files.model_source import find_configs_folder
 from engine.models.files.pipeline_parts import (
-    SAFETENSORS_DTYPES,
     Part,
     find_part_classes,
     find_pipeline_class,
     read_index,
     refuse_pickles,
 )
-from engine.models.files.tensor_reader import read_tensors
+from engine.models.files.single_file_header import PartGroup, find_group, read_groups
 from engine.models.library_logging import silence_libraries
+from engine.models.loading.file_weights import load_file_part
 from engine.models.loading.number_formats import FormatChooser, PartFormats
 from engine.models.loading.pipeline_loader import (
     LOAD_ERRORS,
@@ -41,10 +39,10 @@ from engine.models.loading.pipeline_loader import (
     make_unused_arguments,
     prepare_pipeline,
 )
+from engine.models.quantization.library_configs import quantize_in_place, refuse_unavailable
+from engine.models.quantization.part_quantization import TEXT_ENCODER_PREFIX
 from engine.pipelines.pipeline_clone import NETWORK_NAMES
 
-TEXT_ENCODER_PREFIXES = ("cond_stage_model.", "conditioner.", "text_encoders.", "text_encoder.")
-AUTOENCODER_PREFIXES = ("first_stage_model.", "vae.")
 CONFIG_PATTERNS = ["*.json", "**/*.json", "*.txt", "**/*.txt", "**/*.model"]
 
 
@@ -52,7 +50,7 @@ def load_file_pipeline(
     path: Path, name: str, format_chooser: FormatChooser, on_progress: OnProgress | None = None
 ) -> LoadedPipeline:
     """Open a file as a pipeline. Raises `JobRejected` where it is no model that can be opened."""
-    _count_parameters(path, name)  # refuse a bad file before anything is fetched
+    read_groups(path, name)  # refuse a bad file before anything is fetched
     configs = find_configs(path, name)
     index = read_index(configs, name)
     parts, class_name = inspect_file(path, name, index), index["_class_name"]
@@ -61,38 +59,29 @@ def load_file_pipeline(
     def reload(dtype: Dtype) -> Any:
         return _load(path, name, configs, format_chooser.make_single_formats(dtype, class_name, parts), None)
 
-    return LoadedPipeline(_load(path, name, configs, formats, on_progress), formats.single_format, reload)
+    pipeline = _load(path, name, configs, formats, on_progress)
+    return LoadedPipeline(pipeline, formats.single_format, reload, formats.quantization)
 
 
 def _load(path: Path, name: str, configs: Path, formats: PartFormats, on_progress: OnProgress | None) -> Any:
     index = read_index(configs, name)
-    pipeline_type, part_classes, parts = (
-        find_pipeline_class(index, name),
-        find_part_classes(index, name),
-        inspect_file(path, name, index),
-    )
+    pipeline_type, part_classes = find_pipeline_class(index, name), find_part_classes(index, name)
     refuse_pickles(configs, part_classes)
+    parts = [replace(part, part_class=part_classes.get(part.name)) for part in inspect_file(path, name, index)]
 
     def load_part(part: Part) -> Any:
-        options = {"config": str(configs), "subfolder": part.name, "local_files_only": True}
-        dtype, group = TORCH_DTYPES[formats.by_part[part.name]], "vae" if part.name == "vae" else "network"
-        is_converted = dtype != TORCH_DTYPES[part.stored_dtype]
-        weights = (
-            read_tensors([path], dtype, is_selected=lambda key: _find_group(key) == group)
-            if is_converted
-            else str(path)
-        )
-        with silence_libraries():
-            return part_classes[part.name].from_single_file(weights, torch_dtype=dtype, **options)
+        group = "vae" if part.name == "vae" else "network"
+        return load_file_part(path, part, formats, configs, lambda key: find_group(key) == group)
 
     try:
-        loadable_parts = [part for part in parts if hasattr(part_classes.get(part.name), "from_single_file")]
+        loadable_parts = [part for part in parts if hasattr(part.part_class, "from_single_file")]
         loaded_parts = load_parts(loadable_parts, load_part, on_progress) | make_unused_arguments(index)
         text_dtype = TORCH_DTYPES[formats.by_part.get("text_encoder", "float32")]
         with silence_libraries():
             pipeline = pipeline_type.from_single_file(
                 str(path), config=str(configs), dtype=text_dtype, local_files_only=True, **loaded_parts
             )
+        _quantize_text_encoders(pipeline, formats)
     except single_file_utils.SingleFileComponentError as error:
         raise JobRejected(
             f"The file of the model {name} lacks a part: its network or a text encoder.", "model"
@@ -100,6 +89,17 @@ def _load(path: Path, name: str, configs: Path, formats: PartFormats, on_progres
     except LOAD_ERRORS as error:
         raise make_load_error(name) from error
     return prepare_pipeline(pipeline, name)
+
+
+def _quantize_text_encoders(pipeline: Any, formats: PartFormats) -> None:
+    """Quantise the text encoders of a loaded pipeline: the library loads them from a file only as they are."""
+    quantization = formats.quantization.text
+    if quantization == "none":
+        return
+    refuse_unavailable(quantization, formats.device)
+    for part, module in pipeline.components.items():
+        if part.startswith(TEXT_ENCODER_PREFIX) and module is not None:
+            quantize_in_place(module, quantization, formats.device)
 
 
 def find_configs(path: Path, name: str) -> Path:
@@ -115,42 +115,14 @@ def inspect_file(path: Path, name: str, index: Mapping[str, Any] | None = None) 
     configs = find_configs_folder(path)
     known_index = index or (read_index(configs, name) if configs else {})
     network = next((each for each in NETWORK_NAMES if each in known_index), NETWORK_NAMES[0])
-    part_names = {"network": network, "vae": "vae", "text_encoder": "text_encoder"}
-    return [
-        Part(
-            part_names[group],
-            None,
-            sum(counts.values()),
-            SAFETENSORS_DTYPES.get(counts.most_common(1)[0][0], "float32"),
-        )
-        for group, counts in _count_parameters(path, name).items()
-    ]
-
-
-def _count_parameters(path: Path, name: str) -> dict[str, Counter[str]]:
-    """Count the parameters of each number format in every group. Raises `JobRejected`."""
-    counts: dict[str, Counter[str]] = {}
-    try:
-        with cast(Any, safe_open)(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 - not a mapping
-                tensor = file.get_slice(key)
-                group_counts = counts.setdefault(_find_group(key), Counter())
-                group_counts[tensor.get_dtype()] += torch.Size(tensor.get_shape()).numel()
-    except (OSError, SafetensorError) as error:
-        raise JobRejected(f"The model {name} cannot be read: its file is no safetensors.", "model") from error
-    return counts
+    part_names: dict[PartGroup, str] = {"network": network, "vae": "vae", "text_encoder": "text_encoder"}
+    return [weights.make_part(part_names[group]) for group, weights in read_groups(path, name).items()]
 
 
 def is_in_part(key: str, part_name: str) -> bool:
     """Whether a tensor of this name in a file belongs to the part: the network, whatever it is called, or another."""
-    group = _find_group(key)
+    group = find_group(key)
     return group == part_name or (group == "network" and part_name in NETWORK_NAMES)
-
-
-def _find_group(key: str) -> str:
-    if key.startswith(TEXT_ENCODER_PREFIXES):
-        return "text_encoder"
-    return "vae" if key.startswith(AUTOENCODER_PREFIXES) else "network"
 
 
 @functools.lru_cache(maxsize=64)

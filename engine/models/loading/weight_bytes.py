@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from engine.contract.rejection import JobRejected
-from engine.models.files.model_source import ModelSource
+from engine.models.files.model_source import GGUF_SUFFIX, ModelSource
 from engine.models.files.pipeline_parts import Part
 from engine.models.loading.memory_plan import WeightBytes
 from engine.models.loading.number_formats import PartFormats
@@ -39,6 +39,8 @@ def _measure_group(parts: Sequence[Part], formats: PartFormats, source: ModelSou
 
 
 def _measure_part_group(part: Part, formats: PartFormats, source: ModelSource, device: torch.device) -> int:
+    if any(file.suffix.lower() == GGUF_SUFFIX for file in part.files):  # its layers are not listed here
+        return formats.count_bytes([part])
     sizes = _read_layers(part, source)
     at_once = sizes.count_at_once(is_streamed=device.type == "cuda")
     return round(formats.count_bytes([part]) * at_once / max(1, sizes.total))
@@ -47,7 +49,7 @@ def _measure_part_group(part: Part, formats: PartFormats, source: ModelSource, d
 def _read_layers(part: Part, source: ModelSource) -> LayerSizes:
     """Return the sizes of a part's layers; of a file in the layout of the original programs, by that file's names."""
     try:
-        if not source.is_file:
+        if not source.is_file or part.files:
             return measure_layers(_count_by_name(part.files))
         return measure_layers(each for each in _count_by_name([source.path]) if is_in_part(each[0], part.name))
     except (OSError, SafetensorError) as error:

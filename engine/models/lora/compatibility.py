@@ -15,6 +15,7 @@ from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 
 from engine.models.lora.lora_files import LoraFile
 from engine.models.lora.lora_pipeline import lora_loading_context
+from engine.models.quantization.quantized_network import find_weight_shape
 
 log = logging.getLogger(__name__)
 
@@ -64,12 +65,12 @@ def _find_mismatch(network: Any, matrices: dict[str, torch.Tensor]) -> str:
     layers = dict(network.named_modules())
     for name, matrix in matrices.items():
         match = _MATRIX_KEY.match(name)
-        weight = getattr(layers.get(match[1]), "weight", None) if match else None
         if match is None:
             continue  # a scale or a bias
-        if weight is None:
+        shape = find_weight_shape(layers.get(match[1]))
+        if shape is None:
             return f"there is no {match[1]}"
-        fits_layer = matrix.shape[1:] == weight.shape[1:] if match[2] == "A" else matrix.shape[0] == weight.shape[0]
+        fits_layer = matrix.shape[1:] == shape[1:] if match[2] == "A" else matrix.shape[0] == shape[0]
         if not fits_layer:
             return f"{name} has the shape {list(matrix.shape)}"
     return ""

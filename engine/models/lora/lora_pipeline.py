@@ -23,6 +23,7 @@ from engine.device.memory import is_out_of_memory
 from engine.models.library_logging import silence_libraries
 from engine.models.lora.lora_files import LoraFile
 from engine.models.network.group_offload import copy_without_offload, find_offload, offload_like, remove_hooks
+from engine.models.quantization.quantized_network import find_compute_dtype
 
 log = logging.getLogger(__name__)
 
@@ -108,16 +109,21 @@ class LoraPipeline:
             self._reset()
             raise _reject_lora(lora, f"only {fitting_count} of its {layer_count} layers fit")
         for each, original in self._copied_modules:
-            parameter = next(original.parameters())
-            torch.nn.Module.to(
-                each.eval().requires_grad_(False), parameter.device, parameter.dtype
-            )  # shared tensors are already there
+            _place_lora_weights(each.eval().requires_grad_(False), original)
         self._loaded_revisions.add(lora.revision)
 
 
 def is_peft_available() -> bool:
     """Whether PEFT is installed: without it diffusers reads no LoRA."""
     return find_spec("peft") is not None
+
+
+def _place_lora_weights(module: Any, original: Any) -> None:
+    """Move the LoRAs' weights to the original's device and number format; the shared ones, quantised or not, stay."""
+    device, dtype = next(original.parameters()).device, find_compute_dtype(original)
+    for name, parameter in module.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.to(device, dtype)
 
 
 def _make_adapter_name(lora: LoraFile) -> str:

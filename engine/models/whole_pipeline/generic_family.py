@@ -17,7 +17,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL import Image
 
-from engine.contract import Concept, Dtype, GuidanceKind, Lora, Recipe, Sampler
+from engine.contract import Concept, Dtype, GuidanceKind, Lora, Quantization, Recipe, Sampler
 from engine.contract.rejection import JobRejected
 from engine.models.autoencoder.autoencoder import get_shift, make_latent_space
 from engine.models.autoencoder.pipeline_tiling import fit_to_memory
@@ -26,6 +26,7 @@ from engine.models.autoencoder.tiled_encode import encode_within_memory
 from engine.models.family import TORCH_DTYPES, Conditioning
 from engine.models.network.cpu_offload import is_offloaded
 from engine.models.network.group_offload import copy_without_offload, offload_like
+from engine.models.quantization.quantized_network import is_quantized
 from engine.models.whole_pipeline.pipeline_traits import PipelineTraits
 from engine.pipelines.call_arguments import make_arguments
 from engine.pipelines.network_call import NetworkCall, NetworkForward, join_calls
@@ -49,6 +50,7 @@ class GenericFamily:
     timed_at_native_size = True
     offload: Offload = "none"
     interval: tuple[float, float] = (0.0, 1.0)
+    quantization: Quantization = "none"
 
     def __init__(self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu") -> None:
         self.name, self.revision, self.device, self.pipeline = name, revision, torch.device(device), pipeline
@@ -70,9 +72,11 @@ class GenericFamily:
 
     @property
     def dtypes(self) -> tuple[Dtype, ...]:
-        """Number formats worth timing: of a large network the format of its files."""
+        """Number formats worth timing: of a large or quantised network the format in which it is in memory."""
         network = next(part for each in NETWORK_NAMES if (part := getattr(self.pipeline, each, None)) is not None)
         stored_dtype = next(network.parameters()).dtype
+        if is_quantized(network):
+            return tuple(name for name, dtype in TORCH_DTYPES.items() if dtype == stored_dtype)
         half_formats: tuple[Dtype, ...] = ("bfloat16", "float16")
         stored_halves: tuple[Dtype, ...] = tuple(each for each in half_formats if TORCH_DTYPES[each] == stored_dtype)
         return stored_halves or ("float32", "bfloat16")

@@ -269,7 +269,6 @@ def test_an_invalid_index_is_one_sentence_for_loading_and_fingerprint(
         ("text_encoder", {"hidden_size": "wide"}),
         ("unet", {"norm_num_groups": 0}),
         ("unet", {"block_out_channels": []}),
-        ("unet", {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}),
     ],
 )
 @pytest.mark.filterwarnings("ignore")

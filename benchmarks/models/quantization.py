@@ -1,0 +1,109 @@
+"""Measures a model with its weights in fewer bits: memory at its peak, a step, and how well the bytes were predicted.
+
+Each variant draws one picture of 1024² in a process of its own. The first is bfloat16 with a whole decode; the others
+decode in tiles.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.models.measurement import PROMPT
+from benchmarks.models.model_configs import BenchmarkModel
+from benchmarks.models.processes import run_and_collect
+from benchmarks.report.errors import describe_error
+from benchmarks.report.figure_row import FigureRow
+
+PEAK_GOALS = {"int8": "≤ 0.6"}
+PREDICTION_GOAL = "≤ 1.11"  # of the larger ÷ the smaller: 0.9 to 1.1 times
+SIDE, TINY_SIDE, STEPS = 1024, 256, 2
+PROCESSOR_QUANTIZATIONS, GPU_QUANTIZATIONS = ("int8", "float8", "int4"), ("int8", "float8", "int4", "nf4")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How the weights of network and text encoders are stored, and whether the decode runs in tiles."""
+
+    quantization: str
+    has_tiles: bool
+
+
+@dataclass(frozen=True)
+class VariantFigures:
+    """MB at the peak, seconds of a step, bytes of the weights as predicted and as measured, and the number format."""
+
+    peak_mb: float
+    step_seconds: float
+    predicted_bytes: float
+    stored_bytes: float
+    dtype: str
+
+
+def measure_quantizations(
+    model: BenchmarkModel, folder: Path, print_progress: Callable[[str], None], *, on_gpu: bool
+) -> Iterator[FigureRow]:
+    """Yield the rows of every quantisation. A variant that fails leaves its rows without a figure."""
+    whole, failure = _try_measuring(model, folder, Variant("none", False), print_progress)
+    if whole is not None:
+        yield _make_prediction_row(model, "bfloat16", whole)
+    for quantization in GPU_QUANTIZATIONS if on_gpu else PROCESSOR_QUANTIZATIONS:
+        figures, own_failure = _try_measuring(model, folder, Variant(quantization, True), print_progress)
+        yield from _make_rows(model, quantization, whole, figures, own_failure or failure)
+
+
+def _try_measuring(
+    model: BenchmarkModel, folder: Path, variant: Variant, print_progress: Callable[[str], None]
+) -> tuple[VariantFigures | None, str]:
+    print_progress(f"{model.name}: {variant.quantization}{' with tiles' if variant.has_tiles else ''}")
+    try:
+        return _measure(model, folder, variant, SIDE if model.side > TINY_SIDE else model.side), ""
+    except (RuntimeError, OSError, ValueError, LookupError) as error:
+        return None, f"{variant.quantization} failed: {describe_error(error)}"
+
+
+def _measure(model: BenchmarkModel, folder: Path, variant: Variant, side: int) -> VariantFigures:
+    with tempfile.TemporaryDirectory(prefix="darkroom-bench-") as temp_folder:
+        run_spec: dict[str, Any] = {
+            "folder": str(folder), "prompt": PROMPT, "steps": STEPS, "guidance": model.guidance, "side": side,
+            "sampler": model.sampler, "pictures": 1, "out": temp_folder, "data": f"{temp_folder}/data",
+            "quantization": variant.quantization, "tiles": variant.has_tiles,
+        }  # fmt: skip
+        path = Path(temp_folder) / "order.json"
+        path.write_text(json.dumps(run_spec))
+        command = [sys.executable, "-m", "benchmarks.models.engine_run", str(path)]
+        first, *_, last = [line.values for line in run_and_collect(command, Path(temp_folder) / "log")]
+    memory = last["memory"]
+    return VariantFigures(
+        memory.get("gpu_peak") or memory["peak"], last["step"], first["predicted"], first["stored"], first["dtype"]
+    )
+
+
+def _make_rows(
+    model: BenchmarkModel, quantization: str, whole: VariantFigures | None, figures: VariantFigures | None, failure: str
+) -> Iterator[FigureRow]:
+    peak_name = f"{model.name} {quantization}: memory at its peak, with tiles ÷ bfloat16 whole"
+    step_name = f"{model.name} {quantization}: a step ÷ bfloat16"
+    goal = PEAK_GOALS.get(quantization)
+    if whole is None or figures is None:
+        yield FigureRow(peak_name, None, goal, "×", failure)
+        yield FigureRow(step_name, None, None, "×", failure)
+        return
+    job = f"{SIDE}², network and text encoders as {quantization}, computed in {figures.dtype}"
+    note = f"{figures.peak_mb:.0f} MB, bfloat16 {whole.peak_mb:.0f} MB; {job}"
+    yield FigureRow(peak_name, figures.peak_mb / whole.peak_mb, goal, "×", note)
+    note = f"{figures.step_seconds:.3g} s, bfloat16 {whole.step_seconds:.3g} s; {job}"
+    yield FigureRow(step_name, figures.step_seconds / whole.step_seconds, None, "×", note)
+    yield _make_prediction_row(model, quantization, figures)
+
+
+def _make_prediction_row(model: BenchmarkModel, quantization: str, figures: VariantFigures) -> FigureRow:
+    ratio = figures.predicted_bytes / figures.stored_bytes
+    note = f"predicted {figures.predicted_bytes / 1e6:.1f} MB, measured {figures.stored_bytes / 1e6:.1f} MB"
+    name = f"{model.name} {quantization}: bytes of the weights, predicted and measured, the larger ÷ the smaller"
+    return FigureRow(name, max(ratio, 1 / ratio), PREDICTION_GOAL, "×", note)
