@@ -30,6 +30,7 @@ from shared.picture_jobs import (
     store_pictures,
 )
 from tests.engine.models.test_families import by_engine, error
+from tests.engine.models.test_lora_pipeline import random_matrices
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 
@@ -150,6 +151,34 @@ def test_concepts_share_the_reference(load_small: Make, recipe: Make, job: Make)
     one = build(recipe, family, make_reference("plus", 0))
     other = build(recipe, family, make_reference("plus", 0), concepts=halves)
     assert error(draw(job(other), family), draw(job(one), family)) <= 1e-4
+
+
+def test_a_lora_changes_a_picture_with_a_reference_as_in_the_pipeline(
+    load_small: Make, recipe: Make, job: Make
+) -> None:
+    family, data, folder = load_small("sd")
+    matrices = random_matrices(family.pipeline.unet, (".to_q", ".to_v"), 3)
+    (data / "loras").mkdir(exist_ok=True)
+    save_file({f"unet.{name}": matrix for name, matrix in matrices.items()}, data / "loras" / "bright.safetensors")
+    (lora,) = family.list_loras()
+    one = build(recipe, family, make_reference("plain", 0), loras=(lora,))
+    pipeline = load_reference_pipeline(folder, [data / "ip-adapters" / "plain"])
+    pipeline.load_lora_weights(str(data / "loras"), weight_name="bright.safetensors")
+    actual = draw(job(one), family)
+    assert error(actual, call_with_references(pipeline, family, one, BLOBS)) <= 1e-4
+    assert error(actual, draw(job(build(recipe, family, make_reference("plain", 0))), family)) > 1e-3
+
+
+def test_a_large_model_refers_in_its_only_number_format(load_small: Make, recipe: Make, job: Make) -> None:
+    small, data, _ = load_small("sdxl")
+    large: Any = load_model("sdxl", data, large_threshold=1)
+    dtype = large.dtypes[0]
+    one = build(recipe, large, make_reference("plus", 1), dtype=dtype)
+    exact = draw(job(build(recipe, small, make_reference("plus", 1))), small)
+    plain = draw(job(build(recipe, small)), small)
+    assert large.is_single_format
+    assert large.count_picture_bytes(one) > 0
+    assert error(draw(job(one), large), exact) < 0.5 * error(plain, exact)
 
 
 @pytest.mark.slow
