@@ -11,7 +11,7 @@ import logging
 import platform
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import diffusers
 import msgspec
@@ -77,7 +77,7 @@ class Calibration(Struct, frozen=True, forbid_unknown_fields=True):
             has_judge=find_judge(family) is not None, quantization=find_quantization(family),
             embeddings=family.list_embeddings() if isinstance(family, TakesEmbeddings) else (),
             autoencoders=family.list_autoencoders() if isinstance(family, TakesAutoencoders) else (),
-            required=family.required if isinstance(family, PictureSupport) else "",
+            required=_find_required(family),
             max_clip_skip=family.max_clip_skip if isinstance(family, SkipsTextLayers) else 0,
             edits=isinstance(family, EditsPictures),
         )  # fmt: skip
@@ -91,6 +91,10 @@ class Calibration(Struct, frozen=True, forbid_unknown_fields=True):
     def with_current_costs(self, model_profile: ModelProfile) -> ModelProfile:
         """Return the announcement with these costs; it changes nothing that a recipe freezes."""
         return replace(model_profile, row_ms=self.row_ms, decode_ms=self.decode_ms)
+
+
+def _find_required(family: Family) -> Literal["", "mask", "picture"]:
+    return family.required if isinstance(family, PictureSupport) else ""
 
 
 def store_calibration(path: Path, family: Family, calibration: Calibration) -> None:
