@@ -18,7 +18,6 @@ from engine import models
 from engine.calibration.measurement import probe_recipe
 from engine.contract import Dtype
 from engine.contract.rejection import JobRejected
-from engine.models.family import HasFormats, HasNetwork
 from engine.models.files.model_source import ModelSource
 from engine.models.loading.memory_estimate import (
     choose_offload,
@@ -29,6 +28,8 @@ from engine.models.loading.memory_estimate import (
 from engine.models.loading.number_formats import LARGE_PARAMETERS, FormatChooser
 from engine.models.loading.pipeline_loader import inspect_folder
 from engine.models.network.cpu_offload import is_offloaded
+from engine.models.whole_pipeline.generic_family import GenericFamily
+from engine.pipelines.pipeline_clone import NETWORK_NAMES
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 CPU = torch.device("cpu")
@@ -37,7 +38,10 @@ CPU = torch.device("cpu")
 def count_weight_bytes(family: Any) -> int:
     """Count the memory of all that a model's files hold, network copies included, each storage once."""
     parts: list[Any] = [part for part in family.pipeline.components.values() if isinstance(part, torch.nn.Module)]
-    if isinstance(family, HasNetwork) and isinstance(family, HasFormats):
+    if isinstance(family, GenericFamily):
+        networks = [part for name, part in family.pipeline.components.items() if name in NETWORK_NAMES]
+        parts += [family.make_forward("", net, dtype, ()).net for net in networks for dtype in family.dtypes]
+    else:
         parts += [family.get_network(dtype) for dtype in family.dtypes]
     weights = [weight for part in parts for weight in part.state_dict().values()]
     return sum({each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in weights}.values())
