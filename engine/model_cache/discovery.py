@@ -39,10 +39,11 @@ from engine.models.loading.single_file import find_configs
 from engine.models.network.group_offload import remove_stale_folders
 from engine.models.quantization.choice import SizedQuantization, choose_quantizations
 from engine.models.quantization.part_quantization import PartQuantization
+from engine.process.chosen_quantization import find_requests
 from engine.process.load_progress import format_size
 from engine.process.model_settings import ModelSettings, ModelSettingsError, read_model_settings
 from engine.process.offload_request import OffloadRequest
-from engine.process.quantization_request import UNQUANTIZED, QuantizationRequests, split_model_request
+from engine.process.quantization_request import UNQUANTIZED, QuantizationRequests
 from engine.upscaling.super_resolver import SuperResolver
 
 log = logging.getLogger(__name__)
@@ -116,7 +117,7 @@ def discover_models(names: Sequence[str], context: LoadContext) -> list[Discover
         find_autoencoder(context.data / AUTOENCODER_FOLDER, context.autoencoder)
     found = list[_FoundModel]()
     for name_or_path in names:
-        model = _find(*split_model_request(name_or_path, context.quantize), context)
+        model = _find(*find_requests(name_or_path, context.quantize, context.data), context)
         if any(model.name == other.name for other in found):
             raise JobRejected(f"Two models are called {model.name}; rename the folder of one.", "worker")
         found.append(model)

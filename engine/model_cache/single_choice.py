@@ -13,8 +13,9 @@ from engine.models.loading.memory_estimate import InspectedModel, LoadChoice
 from engine.models.loading.number_formats import FormatChooser
 from engine.models.quantization.choice import choose_quantizations
 from engine.models.quantization.part_quantization import PartQuantization
+from engine.process.chosen_quantization import find_requests
 from engine.process.offload_request import OffloadRequest
-from engine.process.quantization_request import QuantizationRequests, split_model_request
+from engine.process.quantization_request import QuantizationRequests
 
 
 def choose_for_one(
@@ -24,7 +25,7 @@ def choose_for_one(
 
     Raises `JobRejected` where something is wrong with its files, or where weights cannot be stored so here.
     """
-    name_or_path, own_requests = split_model_request(model, requests)
+    name_or_path, own_requests = find_requests(model, requests, data)
     if name_or_path == EMBEDDED_MODEL:
         return name_or_path, LoadChoice(PartQuantization(), "none", 0)
     inspected, chooser = InspectedModel.from_source(find_model(name_or_path, data)), FormatChooser(device)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta, Struct, field
@@ -15,9 +15,9 @@ from msgspec.structs import replace
 
 from engine.contract import ModelProfile, Name, Sampler
 from engine.process.atomic_file import write_atomically
+from engine.process.quantization_request import QuantizationRequest
 
 SETTINGS_FILE = "models.json"
-QuantizationChoice = Literal["auto", "none", "int8", "int4", "float8", "nf4"]
 
 
 class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -26,7 +26,7 @@ class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     steps: Annotated[int, Meta(ge=1, le=1000)] | None = None
     sampler: Sampler | None = None
     guidance: Annotated[float, Meta(ge=1, le=30)] | None = None
-    quantize: QuantizationChoice | None = None
+    quantize: QuantizationRequest | None = None
 
     def apply(self, model_profile: ModelProfile) -> ModelProfile:
         """Return the profile with these defaults. A sampler that the model does not have leaves steps and sampler."""

@@ -20,7 +20,8 @@ from engine.hub.errors import HubError
 from engine.hub.repository import Repository, fetch_repository
 from engine.hub.revisions import read_revisions, remember_revision
 from engine.process.load_progress import format_size
-from engine.process.model_settings import ModelSettings, QuantizationChoice, read_model_settings, write_model_settings
+from engine.process.model_settings import ModelSettings, read_model_settings, write_model_settings
+from engine.process.quantization_request import QuantizationRequest
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def _describe_start(target: _Target, download: Download) -> list[str]:
     return lines
 
 
-def _store_settings(target: _Target, quantization: QuantizationChoice | None, data: Path) -> ModelSettings:
+def _store_settings(target: _Target, quantization: QuantizationRequest | None, data: Path) -> ModelSettings:
     """Write the catalogue's recommendations down as the model's defaults, beneath what was chosen before."""
     settings_file, entry = read_model_settings(data), target.entry
     known = settings_file.get(target.name)

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from bot.queue.model_catalog import SHIPPED_MODEL
+from engine.contract.rejection import JobRejected
+from engine.process.chosen_quantization import find_requests
 from engine.process.model_settings import (
     SETTINGS_FILE,
     ModelSettings,
@@ -15,6 +17,7 @@ from engine.process.model_settings import (
     read_model_settings,
     write_model_settings,
 )
+from engine.process.quantization_request import QuantizationRequests
 
 
 def test_they_are_written_and_read(tmp_path: Path) -> None:
@@ -44,3 +47,16 @@ def test_a_sampler_that_the_model_lacks_leaves_its_steps_too() -> None:
     profile = ModelSettings(steps=4, sampler="lcm", guidance=1.5).apply(SHIPPED_MODEL)
     assert (profile.steps, profile.sampler) == (SHIPPED_MODEL.steps, SHIPPED_MODEL.sampler)
     assert profile.guidance == 1.5
+
+
+def test_the_operators_quantisation_holds_unless_the_command_line_names_one(tmp_path: Path) -> None:
+    write_model_settings(tmp_path, ModelSettingsFile().with_model("sdxl", ModelSettings(quantize="int8")))
+    automatic, none = QuantizationRequests(), QuantizationRequests("none")
+    assert find_requests("sdxl", automatic, tmp_path) == ("sdxl", QuantizationRequests("int8"))
+    assert find_requests("sdxl=nf4", automatic, tmp_path) == ("sdxl", QuantizationRequests("nf4"))
+    assert find_requests("sdxl=auto", automatic, tmp_path) == ("sdxl", automatic)
+    assert find_requests("sdxl", none, tmp_path) == ("sdxl", none)
+    assert find_requests("other", automatic, tmp_path) == ("other", automatic)
+    (tmp_path / SETTINGS_FILE).write_text("{")
+    with pytest.raises(JobRejected, match="mend it, or delete it"):
+        find_requests("sdxl", automatic, tmp_path)

@@ -31,7 +31,9 @@ def test_a_small_sdxl_is_added_and_draws(
     capsys.readouterr()
     app(["imagine", "a castle", "--out", str(out), "--json", "--seed", "1", "--count", "1", "--data", str(data)],
         standalone_mode=False)  # fmt: skip
-    result = json.loads(capsys.readouterr().out)
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert "tiny-sdxl is loaded with its network in int8" in captured.err
     assert (result["steps"], result["sampler"]) == (3, "euler")
     [content] = [Path(path).read_bytes() for path in result["pictures"]]
     assert Image.open(io.BytesIO(content)).size == (64, 64)
