@@ -102,6 +102,7 @@ def draw(family: Any, recipe: Any, job: Make, blobs: Any = None) -> Image.Image:
     return Image.open(BytesIO(png)).convert("RGB")
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", SIDES)
 def test_pictures_equal_those_of_a_pipeline_with_that_autoencoder(
     load: Make, folders: dict[str, Path], tmp_path: Path, recipe: Make, job: Make, kind: str

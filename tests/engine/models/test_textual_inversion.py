@@ -116,6 +116,7 @@ def test_a_long_text_with_weights_keeps_every_vector(
     assert error(actual, torch.cat(expected)) <= 1e-5
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", SLOTS)
 @pytest.mark.parametrize("clip_skip", [1, 2])
 def test_skipped_layers_equal_the_pipelines(
@@ -129,6 +130,7 @@ def test_skipped_layers_equal_the_pipelines(
     assert error(actual, plain) > 1e-3
 
 
+@pytest.mark.slow
 def test_jobs_with_different_words_and_layers_share_the_forward_and_not_a_bit_of_each_other(
     load: Make, tmp_path: Path, recipe: Make, job: Make, finish: Make
 ) -> None:
