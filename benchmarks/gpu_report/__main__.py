@@ -72,6 +72,7 @@ def _write_files(out: Path, facts: dict[str, object], sections: dict[str, list[F
 def measure_report(
     device: torch.device, names: tuple[str, ...], cache_folder: Path, *, with_real_models: bool
 ) -> tuple[dict[str, object], dict[str, list[FigureRow]]]:
+    from benchmarks.gpu_report.control_parity import measure_control_rows
     from benchmarks.gpu_report.device_facts import describe_device
     from benchmarks.gpu_report.pipeline_parity import measure_parity_rows
     from benchmarks.gpu_report.quantization_rows import measure_quantization_rows
@@ -81,7 +82,10 @@ def measure_report(
     facts = describe_device(device)
     sections = {
         "Parity with the unmodified pipelines": measure_parity_rows(device, _print_progress),
-        "Parity with pictures beside the prompt": measure_picture_rows(device, _print_progress),
+        "Parity with pictures beside the prompt": [
+            *measure_control_rows(device, _print_progress),
+            *measure_picture_rows(device, _print_progress),
+        ],
         "Weights in fewer bits": measure_quantization_rows(device, _print_progress),
         "Ways of running a network": measure_speedup_rows(_make_family_loader(device, cache_folder), _print_progress),
     }

@@ -12,7 +12,14 @@ import typer
 
 from benchmarks.fixtures.small_pipelines import PIPELINE_BUILDERS, save_small_pipeline
 from benchmarks.gpu_report import __main__ as report
-from benchmarks.gpu_report import device_facts, pipeline_parity, quantization_rows, reference_parity, speedups
+from benchmarks.gpu_report import (
+    control_parity,
+    device_facts,
+    pipeline_parity,
+    quantization_rows,
+    reference_parity,
+    speedups,
+)
 from benchmarks.gpu_report.device_facts import describe_device
 from benchmarks.gpu_report.report_format import format_json, format_markdown
 from benchmarks.models.measurement import Figures
@@ -54,8 +61,9 @@ def test_every_kind_is_measured_and_matches_its_pipeline() -> None:
 @pytest.mark.slow
 def test_pictures_beside_the_prompt_are_measured_and_match_their_pipelines() -> None:
     rows = reference_parity.measure_picture_rows(CPU, ignore_sentence)
+    rows += control_parity.measure_control_rows(CPU, ignore_sentence)
     assert [f"{row.name}: {row.note}" for row in rows if not row.meets_goal] == []
-    assert len(rows) == 4
+    assert len(rows) == 6
 
 
 @pytest.mark.slow

@@ -33,7 +33,10 @@ class ControlCollection:
     def list_compatible(self) -> tuple[ControlModel, ...]:
         """Return all that fit this model. Each is checked once."""
         files = [file for file in find_controls(self.folder) if self._is_compatible(file)]
-        return tuple(ControlModel(file.name, file.revision, file.usual_preprocessor) for file in files[:MAX_CONTROLS])
+        return tuple(
+            ControlModel(file.name, file.revision, file.usual_preprocessor, file.row_share)
+            for file in files[:MAX_CONTROLS]
+        )
 
     def find(self, control: ControlImage) -> ControlFile:
         """Return a control picture's network. Raises `JobRejected`: missing, unfit or of another revision."""

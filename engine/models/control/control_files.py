@@ -47,6 +47,11 @@ class ControlFile(NamedTuple):
         return str(self.config.get("_class_name", "ControlNetModel"))
 
     @property
+    def row_share(self) -> float | None:
+        """Which share of a row's time it adds: none for an adapter, which runs once for a picture; None: unknown."""
+        return 0.0 if self.class_name == "T2IAdapter" else None
+
+    @property
     def usual_preprocessor(self) -> Preprocessor:
         """What makes its control images, as far as its name says so."""
         name = self.name.lower()

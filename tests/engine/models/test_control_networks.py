@@ -64,7 +64,7 @@ def test_a_model_lists_the_networks_of_its_kind(pipelines: dict[str, Any], colle
     revisions = {name: find_control(tmp_path, name).revision for name in ("sd-canny", "sd-openpose")}
     assert collect("sd").list_compatible() == (
         ControlModel("sd-canny", revisions["sd-canny"], "canny"),
-        ControlModel("sd-openpose", revisions["sd-openpose"], "pose"),
+        ControlModel("sd-openpose", revisions["sd-openpose"], "pose", 0.0),
     )
     assert [(each.name, each.preprocessor) for each in collect("sdxl").list_compatible()] == [
         ("xl-depth-midas", "depth"), ("xl-sketch", "none"),

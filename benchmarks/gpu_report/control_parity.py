@@ -1,0 +1,93 @@
+"""Parity of control pictures: two small ControlNets against diffusers' own pipeline on the same device."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable
+from importlib import import_module
+from io import BytesIO
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import torch
+from PIL import Image
+
+from benchmarks.fixtures.reference_pipeline import make_job
+from benchmarks.fixtures.small_controls import build_controlnet, save_control
+from benchmarks.fixtures.small_pipelines import save_small_pipeline
+from benchmarks.report.errors import describe_error
+from benchmarks.report.figure_row import FigureRow
+from engine import models
+from engine.contract import Concept, ControlImage, Recipe
+from engine.core.engine import Engine, JobFailure, LatentsDone
+from engine.core.input_pictures import load_pictures
+from engine.models.family import Family
+from engine.models.files.data_folders import CONTROL_FOLDER
+from engine.plan import build_scheduler
+
+STEPS, IMAGE_SIDE, GUIDANCE, SEED = 4, 64, 4.0, 3
+CONTROLS = (("one", 0.6, 0.0, 0.75), ("two", 1.2, 0.25, 1.0))  # name, scale, start, stop
+PIPELINES = {"sd": "StableDiffusionControlNetPipeline", "sdxl": "StableDiffusionXLControlNetPipeline"}
+
+
+def measure_control_rows(device: torch.device, print_progress: Callable[[str], None]) -> list[FigureRow]:
+    """Return one row for each kind of model."""
+    rows: list[FigureRow] = []
+    for kind, pipeline_class in PIPELINES.items():
+        print_progress(f"parity of {kind} with ControlNets")
+        name = f"{kind}: latents with two ControlNets against {pipeline_class}"
+        try:
+            with tempfile.TemporaryDirectory(prefix="darkroom-report-") as folder:
+                figure = _measure_kind(kind, Path(folder), device)
+            rows.append(FigureRow(name, figure, "≤ 1e-4", "", f"float32, {STEPS} steps of ddim"))
+        except Exception as error:  # the report is for finding kinds that fail here; the others go on
+            rows.append(FigureRow(name, None, "≤ 1e-4", "", describe_error(error)))
+    return rows
+
+
+def _measure_kind(kind: str, data: Path, device: torch.device) -> float:
+    """Return the largest difference; above 1 relative to the largest latent."""
+    diffusers: Any = import_module("diffusers")
+    save_small_pipeline(kind, data / "models" / kind)
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(data / "models" / kind)
+    for seed, (name, *_) in enumerate(CONTROLS, 1):
+        save_control(build_controlnet(pipeline, seed), data / CONTROL_FOLDER / name)
+    family = models.load_model(kind, data, device=device)
+    picture, content = Image.linear_gradient("L").resize((IMAGE_SIDE, IMAGE_SIDE)).convert("RGB"), BytesIO()
+    picture.save(content, "PNG")
+    actual = _run_engine(family, content.getvalue())
+    networks = [diffusers.ControlNetModel.from_pretrained(data / CONTROL_FOLDER / name) for name, *_ in CONTROLS]
+    controlled = getattr(diffusers, PIPELINES[kind])(**pipeline.components, controlnet=networks).to(device)
+    controlled.scheduler = build_scheduler(cast(Any, family).scheduler_config, "ddim")
+    controlled.set_progress_bar_config(disable=True)
+    scales, starts, stops = ([control[place] for control in CONTROLS] for place in (1, 2, 3))
+    expected = controlled(
+        "a cat", negative_prompt=None, image=[picture] * len(CONTROLS), num_inference_steps=STEPS, width=IMAGE_SIDE,
+        height=IMAGE_SIDE, guidance_scale=GUIDANCE, generator=torch.Generator().manual_seed(SEED),
+        output_type="latent", controlnet_conditioning_scale=scales, control_guidance_start=starts,
+        control_guidance_end=stops,
+    ).images[0]  # fmt: skip
+    return float((actual - expected).abs().max()) / max(1.0, float(expected.abs().max()))
+
+
+def _run_engine(family: Family, picture: bytes) -> torch.Tensor:
+    sha256 = hashlib.sha256(picture).hexdigest()
+    recipe = Recipe(
+        concepts=(Concept("a cat"),), model=family.name, sampler="ddim", steps=STEPS, seed=SEED, guidance=GUIDANCE,
+        width=IMAGE_SIDE, height=IMAGE_SIDE, dtype="float32", guidance_kind=family.guides, count=1,
+    )  # fmt: skip
+    controls = tuple(ControlImage(name, sha256, "none", *numbers) for name, *numbers in CONTROLS)
+    recipe, engine = msgspec.structs.replace(recipe, controls=controls), Engine({family.name: family})
+    engine.add(make_job(recipe), (), None, load_pictures(recipe, {sha256: picture}, family))
+    try:
+        while not engine.is_idle:
+            for event in engine.step():
+                if isinstance(event, JobFailure):
+                    raise RuntimeError(event.reason)
+                if isinstance(event, LatentsDone):
+                    return event.latents
+    finally:
+        engine.close()
+    raise RuntimeError("the engine ended without latents")
