@@ -78,7 +78,7 @@ def _run_engine(family: Family, picture: bytes) -> torch.Tensor:
         concepts=(Concept("a cat"),), model=family.name, sampler="ddim", steps=STEPS, seed=SEED, guidance=GUIDANCE,
         width=IMAGE_SIDE, height=IMAGE_SIDE, dtype="float32", guidance_kind=family.guides, count=1,
     )  # fmt: skip
-    controls = tuple(ControlImage(name, sha256, "none", *numbers) for name, *numbers in CONTROLS)
+    controls = tuple(ControlImage(name, sha256, "none", scale, start, stop) for name, scale, start, stop in CONTROLS)
     recipe, engine = msgspec.structs.replace(recipe, controls=controls), Engine({family.name: family})
     engine.add(make_job(recipe), (), None, load_pictures(recipe, {sha256: picture}, family))
     try:
