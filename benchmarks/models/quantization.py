@@ -50,7 +50,7 @@ def measure_quantizations(
 ) -> Iterator[FigureRow]:
     """Yield the rows of every quantisation. A variant that fails leaves its rows without a figure."""
     whole, failure = _try_measuring(model, folder, Variant("none", False), print_progress)
-    if whole is not None:
+    if whole is not None and model.side > TINY_SIDE:  # a small model also has a copy of its network
         yield _make_prediction_row(model, "bfloat16", whole)
     for quantization in GPU_QUANTIZATIONS if on_gpu else PROCESSOR_QUANTIZATIONS:
         figures, own_failure = _try_measuring(model, folder, Variant(quantization, True), print_progress)

@@ -14,7 +14,7 @@ import typer
 from safetensors import safe_open
 
 from benchmarks.fixtures import small_pipelines
-from benchmarks.models import memory_rows, model_configs
+from benchmarks.models import memory_rows, model_configs, quantization
 from benchmarks.models.__main__ import main, parse_model_names, parse_part_names
 from benchmarks.models.measurement import Figures
 from benchmarks.models.processes import clean_environment, run_and_collect
@@ -177,8 +177,21 @@ def test_benchmark_programs_get_no_settings_of_the_real_bot(monkeypatch: pytest.
     assert "real" not in clean_environment().values()
 
 
+@pytest.mark.slow
+def test_a_short_run_has_every_row_of_the_quantisations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(quantization, "PROCESSOR_QUANTIZATIONS", ("int8",))
+    main(["--tiny", "--only", "sdxl", "--parts", "quantization", "--cache", str(tmp_path), "--json"])
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert [name for name, row in rows.items() if row["figure"] is None] == []
+    peak = rows["sdxl int8: memory at its peak, with tiles ÷ bfloat16 whole"]
+    assert (peak["goal"], peak["unit"]) == ("≤ 0.6", "×")
+    assert rows["sdxl int8: bytes of the weights, predicted and measured, the larger ÷ the smaller"]["pass"]
+
+
 def test_part_names_are_separated_by_commas() -> None:
-    assert parse_part_names("") == ("speed", "memory", "families")
+    assert parse_part_names("") == ("speed", "memory", "quantization", "families")
     assert parse_part_names("families, speed") == ("families", "speed")
     with pytest.raises(typer.BadParameter, match="There is no part taste"):
         parse_part_names("taste")

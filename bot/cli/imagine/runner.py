@@ -101,8 +101,8 @@ def _resolve_request(request: ImagineRequest, aliases: Mapping[str, str]) -> tup
 
 
 def _is_model_path(request: ImagineRequest) -> bool:
-    """Return whether the model is a folder or a hub name, which prompts cannot name: it then runs in this process."""
-    return "/" in str(request.options.get("model") or "")
+    """Return whether prompts cannot name the model: a folder, a hub name, `NAME=int8`. It then runs in this process."""
+    return any(sign in str(request.options.get("model") or "") for sign in "/=")
 
 
 def _generate(request: ImagineRequest, settings: Settings, display: ProgressDisplay) -> ImagineResult:
