@@ -263,7 +263,7 @@ def test_out_of_memory_between_offloaded_layers_halves_the_batch(load_small: Loa
         assert float((latents[each.id] - whole).abs().max()) <= 1e-4
 
 
-@pytest.mark.parametrize("kind", ["pixart", "lumina2"])
+@pytest.mark.parametrize("kind", ["auraflow", "lumina2"])
 def test_a_whole_pipeline_draws_the_same_with_offloaded_layers(load_small: Load, kind: str) -> None:
     plain, offloaded = load_small(kind, "none"), load_small(kind, "layers")
     recipe = build_recipe(plain, sampler=plain.samplers[0], steps=2)

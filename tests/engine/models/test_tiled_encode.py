@@ -97,10 +97,10 @@ def test_families_encode_in_tiles_where_memory_is_short(
 def test_a_whole_pipeline_decodes_in_tiles_only_where_memory_is_short(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save_small_pipeline("pixart", tmp_path / "pixart")
-    family: Any = models.load_folder(str(tmp_path / "pixart"), "pixart")
+    save_small_pipeline("auraflow", tmp_path / "auraflow")
+    family: Any = models.load_folder(str(tmp_path / "auraflow"), "auraflow")
     vae = family.pipeline.vae
-    latents = torch.randn(1, 4, 16, 16)
+    latents = torch.randn(1, vae.config.latent_channels, 48, 48)
     monkeypatch.setattr(tiled_decode, "memory_for_pictures", lambda _: 1 << 40)
     whole = vae.decode(latents, return_dict=False)[0]
     assert not vae.use_tiling
