@@ -1,1 +1,8 @@
 """The engine: claims jobs from the queue and makes their pictures on one device. Never imports `bot` or `discord`."""
+
+import logging
+
+# diffusers imports torchao, which tells at every start what it lacks on a device without CUDA. These lines
+# are here, since a training or a benchmark may import diffusers before `engine.models`.
+for _name in ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
+    logging.getLogger(_name).setLevel(logging.ERROR)

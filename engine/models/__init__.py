@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +16,6 @@ if TYPE_CHECKING:
     from engine.models.quantization.part_quantization import PartQuantization
     from engine.process.offload_request import Offload, OffloadRequest
     from engine.upscaling.super_resolver import SuperResolver
-
-# diffusers imports torchao, which tells at every start what it lacks on a device without CUDA.
-for _name in ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
-    logging.getLogger(_name).setLevel(logging.ERROR)
 
 
 def load_model(
