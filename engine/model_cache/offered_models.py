@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 
 from engine.contract.rejection import JobRejected
 from engine.hub.offered_models import expand_names
@@ -18,21 +19,43 @@ def choose_models(names: Sequence[str], context: LoadContext, budget: int) -> li
     """Return the names of all models to offer. `added` stands for those of the data folder.
 
     Of these, one that is damaged or needs more than `budget` bytes is left out with a line in the log: nobody asked
-    for it by name. Raises `JobRejected` where the settings of the models cannot be read.
+    for it by name. Raises `JobRejected` where no model is left, or the settings of the models cannot be read.
     """
+    usable, last_rejection = list[str](), None
     try:
         expanded = expand_names(tuple(names), context.data)
     except ModelSettingsError as error:
         raise JobRejected(str(error), "worker") from error
-    return [name for name in expanded if name in names or _is_usable(name, context, budget)] or list(names)
+    for name in expanded:
+        try:
+            if name not in names:
+                _check(name, context, budget)
+            usable.append(name)
+        except JobRejected as rejection:
+            log.warning("%s is not offered: %s", name, rejection.sentence)
+            last_rejection = rejection
+    if not usable and last_rejection is not None:
+        raise last_rejection
+    return usable
 
 
-def _is_usable(name: str, context: LoadContext, budget: int) -> bool:
-    try:
+def _check(name: str, context: LoadContext, budget: int) -> None:
+    """Raise `JobRejected` where a model cannot be used."""
+    with _without_choices_in_log():
         [model] = discover_models([name], context)
-        if model.size > budget:
-            raise make_too_large_error(name, model.size, budget)
-    except JobRejected as error:
-        log.warning("%s is not offered: %s", name, error.sentence)
-        return False
-    return True
+    if model.size > budget:
+        raise make_too_large_error(name, model.size, budget)
+
+
+@contextmanager
+def _without_choices_in_log() -> Generator[None]:
+    """Keep out of the log what `auto` chooses for a model alone: beside the others it may choose something else."""
+    loggers = [logging.getLogger(name) for name in ("engine.model_cache.discovery", "engine.models")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

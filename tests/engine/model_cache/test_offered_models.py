@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import shutil
 from pathlib import Path
@@ -10,12 +11,14 @@ import pytest
 import torch
 
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
+from engine.contract.rejection import JobRejected
 from engine.hub.added_models import Manifest, write_manifest
 from engine.hub.offered_models import list_offered
 from engine.model_cache.discovery import LoadContext, discover_models, load_models
 from engine.model_cache.loaded_models import LoadedModels
 from engine.model_cache.offered_models import choose_models
 from engine.process.model_settings import ModelSettings, ModelSettingsFile, write_model_settings
+from engine.process.quantization_request import QuantizationRequests
 
 
 @pytest.fixture
@@ -48,9 +51,24 @@ def test_the_default_model_is_first_and_what_cannot_be_used_is_left_out(
 def test_a_model_that_does_not_fit_is_left_out(data: Path, caplog: pytest.LogCaptureFixture) -> None:
     [good] = discover_models(["good"], context(data))
     with caplog.at_level(logging.WARNING):
-        assert "good" not in choose_models(("added",), context(data), good.size - 1)
+        assert choose_models(("added", "own"), context(data), good.size - 1) == ["own"]
     assert "good is not offered: The model good needs about" in caplog.text
     assert choose_models(("good",), context(data), good.size - 1) == ["good"]
+
+
+def test_where_nothing_can_be_used_the_sentence_says_why(data: Path) -> None:
+    shutil.rmtree(data / "models")
+    with pytest.raises(JobRejected, match="The model embedded needs about"):
+        choose_models(("added",), context(data), 1)
+
+
+def test_a_look_at_each_model_says_nothing_of_how_it_is_loaded(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    chosen = dataclasses.replace(context(data), quantize=QuantizationRequests("int8"), offload="auto")
+    with caplog.at_level(logging.INFO):
+        names = choose_models(("added",), chosen, 10**12)
+        assert "good is loaded" not in caplog.text
+        discover_models(names, chosen)
+    assert "good is loaded with its" in caplog.text
 
 
 @pytest.mark.may_block("loads a model")
