@@ -17,6 +17,7 @@ from engine.hub.added_models import Manifest, find_folder, is_name, list_added, 
 from engine.hub.catalogue import CatalogueEntry, find_entry, read_catalogue, suggest_names
 from engine.hub.download import Download, check_disk_space, plan_download, read_partial_revision, run_download
 from engine.hub.errors import HubError
+from engine.hub.offered_models import ADDED_MODELS, EMBEDDED_MODEL
 from engine.hub.repository import Repository, fetch_repository
 from engine.hub.revisions import read_revisions, remember_revision
 from engine.process.load_progress import format_size
@@ -77,6 +78,8 @@ def _find_target(request: AddRequest, data: Path) -> _Target:
     name = request.called or (entry.name if entry else hub_id.rpartition("/")[2])
     if not is_name(name):
         raise UserError(f"{name[:80]!r} is no name for a model: choose letters, digits, dots and dashes with --name.")
+    if name in (EMBEDDED_MODEL, ADDED_MODELS):
+        raise UserError(f"--model {name} has a meaning of its own: choose another name with --name.")
     _refuse_other_models(name, data)
     partial_revision = read_partial_revision(data, name, hub_id)
     pinned = entry.revision if entry else ""

@@ -112,6 +112,8 @@ def test_defaults_are_chosen_shown_and_forgotten(hub: ModelHub, run: Run, tmp_pa
         (("add", "flux-schnel"), r"The hub has no model flux-schnel.* Did you mean flux-schnell"),
         (("add", "small", "--quantize", "int3"), "auto, none, int8, int4, fp8 or nf4 is needed"),
         (("add", "small", "--name", "../up"), "is no name for a model"),
+        (("add", "small", "--name", "embedded"), "--model embedded has a meaning of its own"),
+        (("add", "small", "--name", "added"), "--model added has a meaning of its own"),
         (("add", "small", "--revision", "gone"), "no revision gone of small"),
         (("add", "big/other"), "The hub has no model big/other"),
         (("verify", "smal"), "No model called smal was added here"),
