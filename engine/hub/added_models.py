@@ -17,18 +17,19 @@ from msgspec import Meta, Struct
 from engine.contract import Name
 from engine.hub.checksums import is_intact
 from engine.hub.errors import HubError, explain_disk_error
-from engine.hub.repository import RepositoryFile
+from engine.hub.repository import RepositoryFile, is_safe
 from engine.process.atomic_file import write_atomically
 
 MODELS_FOLDER = "models"  # in the data folder
 PARTIAL_FOLDER = ".partial"  # in that one: downloads that have not ended
 MANIFEST_FILE = "manifest.json"
+HUB_ID_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?\Z"
 
 
 class Manifest(Struct, frozen=True):
     """Where a model came from, and its files. `licence`: as it was shown when the model was added."""
 
-    hub_id: str
+    hub_id: Annotated[str, Meta(pattern=HUB_ID_PATTERN, max_length=200)]
     revision: Annotated[str, Meta(pattern=r"^[0-9a-f]{40}\Z")]
     files: tuple[RepositoryFile, ...]
     licence: str = ""
@@ -61,11 +62,12 @@ def find_partial_folder(data: Path, name: str) -> Path:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """Return a folder's manifest; None where it has none, or one that cannot be read."""
+    """Return a folder's manifest; None where it has none, one that cannot be read, or one of files elsewhere."""
     try:
-        return msgspec.json.decode((folder / MANIFEST_FILE).read_bytes(), type=Manifest)
+        manifest = msgspec.json.decode((folder / MANIFEST_FILE).read_bytes(), type=Manifest)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return None
+    return manifest if all(is_safe(file.path) for file in manifest.files) else None
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

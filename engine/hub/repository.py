@@ -54,7 +54,7 @@ def fetch_repository(hub_id: str, revision: str | None = None) -> Repository:
         raise HubError(f"The hub does not say which revision of {hub_id} it has.")
     card = _read_card(info)
     name, link = str(card.get("license_name") or card.get("license") or ""), str(card.get("license_link") or "")
-    files = tuple(_read_file(each) for each in list(info.siblings or ())[:MAX_FILES] if _is_safe(str(each.rfilename)))
+    files = tuple(_read_file(each) for each in list(info.siblings or ())[:MAX_FILES] if is_safe(str(each.rfilename)))
     return Repository(hub_id, commit, files, name[:100], link[:300], bool(info.gated))
 
 
@@ -103,11 +103,13 @@ def _read_file(sibling: Any) -> RepositoryFile:
     return RepositoryFile(str(sibling.rfilename), size, sha256, "" if sha256 else str(sibling.blob_id or ""))
 
 
-def _is_safe(path: str) -> bool:
-    """Whether it stays inside the folder it is written to."""
+def is_safe(path: str) -> bool:
+    """Whether a file's path stays inside the folder it is written to."""
     parts: Sequence[str] = PurePosixPath(path).parts
     return (
-        0 < len(path) <= MAX_PATH_CHARS
+        len(parts) > 0
+        and len(path) <= MAX_PATH_CHARS
+        and path.isprintable()
         and "\\" not in path
         and not path.startswith("/")
         and not any(part in ("..", ".") or part.startswith(".") for part in parts)

@@ -12,7 +12,15 @@ from typing import Any
 import pytest
 
 from engine.hub import download as downloads
-from engine.hub.added_models import find_damaged, list_added, list_partial, read_manifest, remove_model
+from engine.hub.added_models import (
+    Manifest,
+    find_damaged,
+    list_added,
+    list_partial,
+    read_manifest,
+    remove_model,
+    write_manifest,
+)
 from engine.hub.download import check_disk_space, plan_download, run_download
 from engine.hub.errors import HubError, explain_error
 from engine.hub.repository import RepositoryFile, fetch_repository, search_hub
@@ -132,6 +140,33 @@ def test_damaged_and_missing_files_are_found(hub: ModelHub, tmp_path: Path) -> N
     (folder / "tokenizer" / "vocab.json").unlink()
     damaged = {file.path for file in find_damaged(folder, manifest)}
     assert damaged == {WEIGHTS_PATH, "unet/config.json", "tokenizer/vocab.json"}
+
+
+@pytest.mark.parametrize(
+    ("hub_id", "path"),
+    [
+        ("owner/small", "../../keep.txt"),
+        ("owner/small", "/keep.txt"),
+        ("owner/small", "unet/../../../keep.txt"),
+        ("owner/small", "keep\0.txt"),
+        ("owner/small", "."),
+        ("../small", "unet/config.json"),
+        ("owner/small/..", "unet/config.json"),
+        ("http://owner", "unet/config.json"),
+    ],
+)
+def test_a_manifest_of_files_elsewhere_counts_as_none(tmp_path: Path, hub_id: str, path: str) -> None:
+    folder = tmp_path / "models" / "small"
+    folder.mkdir(parents=True)
+    good, crafted = (
+        Manifest(each_id, "a" * 40, (RepositoryFile(each_path, 1),))
+        for each_id, each_path in (("owner/small", "unet/config.json"), (hub_id, path))
+    )
+    write_manifest(folder, good)
+    assert read_manifest(folder) == good
+    write_manifest(folder, crafted)
+    assert read_manifest(folder) is None
+    assert list_added(tmp_path) == {}
 
 
 @pytest.mark.parametrize("status", [401, 403])
