@@ -72,7 +72,7 @@ def find_model(name_or_path: str, data: Path) -> ModelSource:
         )
     hub_name, revision = hub_match.groups()
     if folder := _find_added(hub_name, revision, data):
-        return ModelSource(folder.name, folder)
+        return ModelSource(make_model_name(hub_name), folder)  # the name it had before it was added: recipes have it
     if "/" not in hub_name and find_entry(hub_name) is not None:
         raise JobRejected(f"{hub_name} is not here yet: `darkroom models add {hub_name}`.", "model")
     return ModelSource(make_model_name(hub_name), _download_remembered(hub_name, revision, data))

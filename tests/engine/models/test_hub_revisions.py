@@ -68,8 +68,10 @@ def test_an_added_model_is_found_by_its_name_on_the_hub(
     folder = tmp_path / "models" / "short"
     folder.mkdir(parents=True)
     write_manifest(folder, Manifest("owner/name", FIRST, ()))
-    assert find_model("owner/name", tmp_path).path == folder
-    assert find_model(f"owner/name@{FIRST}", tmp_path).name == "short"
+    found = find_model("owner/name", tmp_path)
+    assert (found.name, found.path) == ("name", folder), "recipes from before it was added have this name"
+    assert find_model(f"owner/name@{FIRST}", tmp_path) == found
+    assert find_model("short", tmp_path).name == "short"
     assert downloads == []
     find_model(f"owner/name@{SECOND}", tmp_path)
     assert downloads == [("owner/name", SECOND)]
