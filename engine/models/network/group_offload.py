@@ -7,9 +7,10 @@ On a processor they wait in files, and a group is mapped while it computes. The 
 from __future__ import annotations
 
 import copy
-import itertools
+import fcntl
 import os
 import shutil
+import tempfile
 import weakref
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -27,9 +28,9 @@ from engine.models.network.layer_sizes import measure_layers
 from engine.process.load_progress import format_size
 
 HOOKS = ("group_offloading", "layer_execution_tracker", "lazy_prefetch_group_offloading")  # as diffusers calls them
-FOLDER_NAME = "offloaded"  # of weights on disk; a folder in it begins with the number of its process
+FOLDER_NAME = "offloaded"  # of weights on disk; a process locks each folder in it that it uses
+_LOCK_FILE = "lock"  # in each of them
 _REGISTRY, _SETTINGS = "_diffusers_hook", "_layer_offload"  # attributes of a module: diffusers' hooks, and ours
-_folder_numbers = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,6 @@ def offload_layers(module: torch.nn.Module, device: torch.device, data: Path) ->
     folder = None if device.type == "cuda" else _make_folder(module, data)
     _join_tied_layers(module)
     _apply_hooks(module, LayerOffload(device, data, folder, sizes.has_small_blocks))
-    if folder is not None:
-        weakref.finalize(module, shutil.rmtree, folder, ignore_errors=True)
 
 
 def find_offload(module: torch.nn.Module) -> LayerOffload | None:
@@ -102,13 +101,13 @@ def _forget_offload(module: torch.nn.Module) -> None:
 
 
 def remove_stale_folders(data: Path) -> None:
-    """Remove the weights that processes left on the disk when they were killed. Only where a system has /proc."""
-    if not Path("/proc/self").exists():
-        return
-    for folder in (data / FOLDER_NAME).glob("*-*"):
-        number = folder.name.partition("-")[0]
-        if number.isdigit() and not Path(f"/proc/{number}").exists():
-            shutil.rmtree(folder, ignore_errors=True)
+    """Remove the weights that processes left on the disk when they were killed. A living process has a lock on its."""
+    for folder in (data / FOLDER_NAME).glob("*/"):
+        try:
+            lock = _lock_folder(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # another process uses it, or has just removed it
+            continue
+        _remove_folder(folder, lock)
 
 
 class _FileGroup(ModuleGroup):
@@ -179,17 +178,47 @@ def _join_tied_layers(module: torch.nn.Module) -> None:
 
 def _make_folder(module: torch.nn.Module, data: Path) -> Path:
     """Make the folder, and room in it: weights in one piece of memory each, as the files want them."""
-    folder = data / FOLDER_NAME / f"{os.getpid()}-{next(_folder_numbers)}"
-    folder.mkdir(parents=True)
+    folder, lock = _make_locked_folder(data / FOLDER_NAME)
     needed, free = sum(each.nbytes for each in module.parameters()), shutil.disk_usage(folder).free
     if needed > free:
-        folder.rmdir()
+        _remove_folder(folder, lock)
         raise JobRejected(
             f"Offloaded layers need {format_size(needed)} of disk, and {format_size(free)} are free.", "worker"
         )
+    weakref.finalize(module, _remove_folder, folder, lock)
     for each in (*module.parameters(), *module.buffers()):
         each.data = each.data.contiguous()
     return folder
+
+
+def _make_locked_folder(parent: Path) -> tuple[Path, int]:
+    """Return a new folder and its lock. A starting worker may remove it before it is locked; then another is made."""
+    parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        folder = Path(tempfile.mkdtemp(dir=parent))
+        try:
+            lock = _lock_folder(folder, fcntl.LOCK_EX)
+        except FileNotFoundError:
+            continue
+        if (folder / _LOCK_FILE).exists():
+            return folder, lock
+        os.close(lock)
+
+
+def _lock_folder(folder: Path, operation: int) -> int:
+    """Return the descriptor that holds the folder's lock as long as it is open. Raises OSError."""
+    lock = os.open(folder / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, operation)
+    except OSError:
+        os.close(lock)
+        raise
+    return lock
+
+
+def _remove_folder(folder: Path, lock: int) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    os.close(lock)
 
 
 def _share_memory(tensor: torch.Tensor) -> torch.Tensor:

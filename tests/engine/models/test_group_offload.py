@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -91,12 +92,23 @@ def test_files_are_removed_with_their_module_and_after_a_killed_process(tmp_path
     offload_layers(network, CPU, tmp_path)
     (folder,) = (tmp_path / FOLDER_NAME).iterdir()
     assert list(folder.glob("*.safetensors"))
-    (tmp_path / FOLDER_NAME / "999999999-0").mkdir()
     remove_stale_folders(tmp_path)
     assert list((tmp_path / FOLDER_NAME).iterdir()) == [folder]
     del network
     gc.collect()
     assert not list((tmp_path / FOLDER_NAME).iterdir())
+
+
+def test_a_lock_says_which_folders_are_in_use_and_no_process_number(tmp_path: Path) -> None:
+    """In a container each worker has the number 1, the killed one and its successor."""
+    for number in (1, os.getpid(), os.getppid()):
+        (tmp_path / FOLDER_NAME / f"{number}-0").mkdir(parents=True)
+    network = Network()
+    expected = network(IDS)
+    offload_layers(network, CPU, tmp_path)
+    remove_stale_folders(tmp_path)
+    assert len(list((tmp_path / FOLDER_NAME).iterdir())) == 1
+    assert torch.equal(network(IDS), expected)
 
 
 def test_a_copy_has_no_hooks_shares_the_memory_and_leaves_the_original_offloaded(tmp_path: Path) -> None:
