@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from engine.hub.added_models import MODELS_FOLDER, list_added
-from engine.process.model_settings import read_model_settings
+from engine.process.model_settings import EMBEDDED_MODEL, read_model_settings
 
 ADDED_MODELS = "added"  # in place of a model's name: all of these
-EMBEDDED_MODEL = "embedded"
 MAX_OFFERED = 64  # models that a worker may announce
 
 

@@ -23,6 +23,7 @@ NETWORK_NAMES = (
     "prior",
     "decoder",
 )  # the networks that a pipeline runs at each step
+TEXT_ENCODER_PREFIX = "text_encoder"  # of the names of a pipeline's text encoders
 X0_SCHEDULERS = (  # schedulers whose result tuple ends with x0
     "DDIMScheduler", "DDPMScheduler", "DPMSolverSDEScheduler", "EDMEulerScheduler", "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler",

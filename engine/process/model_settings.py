@@ -17,6 +17,7 @@ from engine.contract import ModelProfile, Name, Sampler
 from engine.process.atomic_file import write_atomically
 from engine.process.quantization_request import QuantizationRequest
 
+EMBEDDED_MODEL = "embedded"  # the name of the model that comes with Darkroom
 SETTINGS_FILE = "models.json"
 
 

@@ -11,9 +11,7 @@ from bot.domain.errors import UserError
 from bot.prompt.sampler_names import SAMPLER_LIST, find_sampler
 from engine.contract import Sampler
 from engine.hub.added_models import find_folder, list_added
-from engine.process.model_settings import ModelSettings, read_model_settings, write_model_settings
-
-EMBEDDED_MODEL = "embedded"
+from engine.process.model_settings import EMBEDDED_MODEL, ModelSettings, read_model_settings, write_model_settings
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bot.cli.models.defaults import EMBEDDED_MODEL, describe_settings
+from bot.cli.models.defaults import describe_settings
 from engine.hub.added_models import MODELS_FOLDER, is_name, list_added, list_partial
 from engine.hub.catalogue import CatalogueEntry
 from engine.hub.errors import HubError
 from engine.hub.repository import search_hub
-from engine.process.model_settings import read_model_settings
+from engine.process.model_settings import EMBEDDED_MODEL, read_model_settings
 
 MEMORY_KINDS = ("none", "int8", "int4", "nf4", "float8")
 

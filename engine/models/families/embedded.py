@@ -24,9 +24,9 @@ from engine.models.families.stable_diffusion import StableDiffusion
 from engine.models.files.fingerprint import fingerprint_folder
 from engine.models.judge import PromptJudge
 from engine.models.library_logging import silence_libraries
+from engine.process.model_settings import EMBEDDED_MODEL
 from engine.upscaling.super_resolver import SuperResolver
 
-EMBEDDED_MODEL = "embedded"
 WEIGHTS_FOLDER = Path(__file__).parents[2] / "weights"
 GUIDANCE = 4.0  # by the sweep: a higher value follows unseen words, a lower one unseen hues
 INTERVAL = (0.3, 0.8)  # by the sweep: as good as in every step, with 3/4 of the rows

@@ -16,8 +16,7 @@ from engine.models.loading.memory_plan import WeightBytes
 from engine.models.loading.number_formats import PartFormats
 from engine.models.loading.single_file import is_in_part
 from engine.models.network.layer_sizes import LayerSizes, measure_layers
-from engine.models.network.pipeline_offload import TEXT_ENCODER_PREFIX
-from engine.pipelines.pipeline_clone import NETWORK_NAMES
+from engine.pipelines.pipeline_clone import NETWORK_NAMES, TEXT_ENCODER_PREFIX
 
 
 def weigh_parts(parts: Sequence[Part], formats: PartFormats, source: ModelSource, device: torch.device) -> WeightBytes:

@@ -13,12 +13,10 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from engine.models.network.cpu_offload import offload_to_cpu
 from engine.models.network.group_offload import offload_layers
-from engine.pipelines.pipeline_clone import NETWORK_NAMES
+from engine.pipelines.pipeline_clone import NETWORK_NAMES, TEXT_ENCODER_PREFIX
 from engine.process.offload_request import Offload
 
 log = logging.getLogger(__name__)
-
-TEXT_ENCODER_PREFIX = "text_encoder"
 
 
 @dataclass(frozen=True)

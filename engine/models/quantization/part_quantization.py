@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.contract import Quantization
-from engine.pipelines.pipeline_clone import NETWORK_NAMES
-
-TEXT_ENCODER_PREFIX = "text_encoder"
+from engine.pipelines.pipeline_clone import NETWORK_NAMES, TEXT_ENCODER_PREFIX
 
 
 @dataclass(frozen=True)
