@@ -157,7 +157,7 @@ def _find(name_or_path: str, requests: QuantizationRequests, context: LoadContex
         return _FoundModel(EMBEDDED_MODEL, fingerprint_folder(WEIGHTS_FOLDER), None, (embedded,))
     source = find_model(name_or_path, context.data)
     inspected = InspectedModel.from_source(source)  # first: its errors say what is wrong with the files
-    quantizations = inspected.list_quantizations(FormatChooser(context.device), requests)
+    quantizations = inspected.list_quantizations(FormatChooser(context.device), requests, context.offload)
     if source.is_file and not is_network_file(source.path, source.name):
         find_configs(source.path, source.name)
     return _FoundModel(source.name, source.compute_fingerprint(), inspected, quantizations)

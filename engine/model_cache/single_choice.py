@@ -29,7 +29,7 @@ def choose_for_one(
     if name_or_path == EMBEDDED_MODEL:
         return name_or_path, LoadChoice(PartQuantization(), "none", 0)
     inspected, chooser = InspectedModel.from_source(find_model(name_or_path, data)), FormatChooser(device)
-    candidates, budget = inspected.list_quantizations(chooser, own_requests), model_budget(device)
+    candidates, budget = inspected.list_quantizations(chooser, own_requests, offload), model_budget(device)
     [chosen] = choose_quantizations([candidates], budget)
     considered = (chosen,) if chosen.size <= budget else candidates
     return name_or_path, inspected.choose_load(chooser, considered, offload, budget)

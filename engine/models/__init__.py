@@ -14,20 +14,20 @@ if TYPE_CHECKING:
     from engine.models.loading.pipeline_loader import LoadedPipeline, OnProgress
     from engine.models.network.pipeline_offload import PipelineOffload
     from engine.models.quantization.part_quantization import PartQuantization
-    from engine.process.offload_request import Offload, OffloadRequest
+    from engine.process.offload_request import Offload
     from engine.upscaling.super_resolver import SuperResolver
 
 
 def load_model(
     name_or_path: str, data: Path, *, device: torch.device | str = "cpu", resolver: SuperResolver | None = None,
-    on_progress: OnProgress | None = None, large_threshold: int | None = None, offload: OffloadRequest = "none",
+    on_progress: OnProgress | None = None, large_threshold: int | None = None, offload: Offload = "none",
     quantization: PartQuantization | None = None,
 ) -> Family:  # fmt: skip
     """Load a model: `embedded`, a folder, a safetensors file, either's name in `<data>/models`, or a hub name.
 
     `resolver` upscales a small model's pictures. `on_progress` receives the progress. `large_threshold`: as in
-    `FormatChooser`. `offload`: what stays off the device; auto: what must, by the device's memory. `quantization`: None
-    keeps the weights as they are. The embedded model is too small for either. Raises `JobRejected`.
+    `FormatChooser`. `offload`: what stays off the device. `quantization`: None keeps the weights as they are. The
+    embedded model is too small for either. Raises `JobRejected`.
     """
     from engine.models.families.diffusers_family import DiffusersFamily
     from engine.models.families.embedded import EMBEDDED_MODEL, load_embedded
@@ -37,7 +37,7 @@ def load_model(
         family: Family = load_embedded(device, resolver=resolver)
     else:
         source = find_model(name_or_path, data)
-        pipeline_offload = make_pipeline_offload(_choose_offload(source, device, offload), device, data)
+        pipeline_offload = make_pipeline_offload(offload, device, data)
         family = load_source(source, device, resolver, on_progress, large_threshold, pipeline_offload, quantization)
     if isinstance(family, DiffusersFamily):
         family.use_data_folder(data)
@@ -95,20 +95,6 @@ def load_source(
         if loaded.single_format is not None:
             family.use_single_format(loaded.single_format, loaded.reload)
     return family
-
-
-def _choose_offload(source: ModelSource, device: torch.device | str, request: OffloadRequest) -> Offload:
-    """Return what of a model stays off the device if it is the only one there."""
-    import torch
-
-    from engine.device.memory_budget import model_budget
-    from engine.models.loading.memory_estimate import choose_offload
-    from engine.models.loading.number_formats import FormatChooser
-
-    if request != "auto":
-        return request
-    chooser = FormatChooser(torch.device(device))
-    return choose_offload(source, chooser, request, model_budget(chooser.device)).offload
 
 
 def make_pipeline_offload(offload: Offload, device: torch.device | str, data: Path) -> PipelineOffload | None:

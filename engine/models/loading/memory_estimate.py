@@ -10,13 +10,13 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from engine.contract import Dtype, Quantization
+from engine.contract import Dtype
 from engine.contract.rejection import JobRejected
 from engine.models.autoencoder.large_decoder import LARGE_DECODER_FOLDER
 from engine.models.families.embedded import WEIGHTS_FOLDER, find_minilm_folder
 from engine.models.files.model_source import ModelSource, find_configs_folder
 from engine.models.files.pipeline_parts import Part, count_parameters, read_index
-from engine.models.loading.memory_plan import MemoryChoice, WeightBytes, choose_memory, list_offloads
+from engine.models.loading.memory_plan import WeightBytes, can_offload, choose_memory, list_offloads
 from engine.models.loading.network_file import inspect_network_file, is_network_file
 from engine.models.loading.number_formats import FormatChooser, choose_training_formats
 from engine.models.loading.pipeline_loader import inspect_folder
@@ -73,19 +73,29 @@ class InspectedModel:
         return weigh_parts(self.parts, formats, self.source, format_chooser.device)
 
     def list_quantizations(
-        self, format_chooser: FormatChooser, requests: QuantizationRequests
+        self, format_chooser: FormatChooser, requests: QuantizationRequests, offload: OffloadRequest = "auto"
     ) -> tuple[SizedQuantization, ...]:
         """Return the quantisations that are asked for, best first, with the bytes of each. Raises `JobRejected`.
 
-        A small model is quantised only where that is asked for by name: its network also has a copy.
+        A small model is quantised only where that is asked for by name: its network also has a copy. If `offload` is
+        named, the bytes are what is on the device then, and quantisations whose layers cannot move are left out.
         """
+        device = format_chooser.device
         packed = next((part.packed for part in self.parts if part.packed is not None), None)
-        candidates = list_candidates(requests, format_chooser.device, packed.quantization if packed else "none")
+        candidates = list_candidates(requests, device, packed.quantization if packed else "none")
         if not format_chooser.is_large(self.parts):
             candidates = candidates[:1]
+        named = "none" if offload == "auto" else list_offloads(offload, device.type, is_large=True)[0]
+        possible = [each for each in candidates if can_offload(each, named, device.type)]
         return tuple(
-            SizedQuantization(each, self.count_bytes(format_chooser.with_quantization(each))) for each in candidates
+            SizedQuantization(each, self._count_device_bytes(format_chooser.with_quantization(each), named))
+            for each in possible or candidates
         )
+
+    def _count_device_bytes(self, format_chooser: FormatChooser, offload: Offload) -> int:
+        if offload == "none":
+            return self.count_bytes(format_chooser)
+        return self.weigh(format_chooser).count_device_bytes(offload)
 
     def choose_load(
         self, format_chooser: FormatChooser, quantizations: Sequence[SizedQuantization], request: OffloadRequest,
@@ -95,13 +105,10 @@ class InspectedModel:
 
         Raises `JobRejected` where layers cannot be offloaded.
         """
-        choosers: dict[Quantization, FormatChooser] = {
-            each.quantization.network: format_chooser.with_quantization(each.quantization) for each in quantizations
-        }
         is_large = any(each.quantization for each in quantizations) or format_chooser.is_large(self.parts)
         offloads = list_offloads(request, format_chooser.device.type, is_large=is_large)
-        weights: dict[Quantization, WeightBytes] = {
-            network: self.weigh(chooser) for network, chooser in choosers.items()
+        weights = {
+            each.quantization: self.weigh(format_chooser.with_quantization(each.quantization)) for each in quantizations
         }
         try:
             choice = choose_memory(weights, offloads, budget, format_chooser.device.type)
@@ -109,7 +116,7 @@ class InspectedModel:
             raise JobRejected(str(error), "worker") from error
         if len(offloads) > 1:
             log.info("%s", choice.describe(self.source.name, budget))
-        return LoadChoice(choosers[choice.quantization].quantization, choice.offload, choice.device_bytes)
+        return LoadChoice(choice.quantization, choice.offload, choice.device_bytes)
 
 
 def estimate_bytes(source: ModelSource, format_chooser: FormatChooser) -> int:
@@ -117,32 +124,9 @@ def estimate_bytes(source: ModelSource, format_chooser: FormatChooser) -> int:
     return InspectedModel.from_source(source).count_bytes(format_chooser)
 
 
-def estimate_bytes_by_format(
-    source: ModelSource, format_chooser: FormatChooser, offload: Offload = "none"
-) -> dict[Dtype, int]:
-    """Return the bytes in each number format that a large model may be loaded in; empty for a small model."""
-    return InspectedModel.from_source(source).count_bytes_by_format(format_chooser, offload)
-
-
 def estimate_weights(source: ModelSource, format_chooser: FormatChooser) -> WeightBytes:
     """Return the bytes of a model's weights by what may be offloaded. Raises `JobRejected` where files are wrong."""
     return InspectedModel.from_source(source).weigh(format_chooser)
-
-
-def choose_offload(
-    source: ModelSource, format_chooser: FormatChooser, request: OffloadRequest, budget: int
-) -> MemoryChoice:
-    """Choose what of a model stays off the device, within `budget` bytes; what was chosen by itself is logged.
-
-    Raises `JobRejected` where something is wrong with the files.
-    """
-    class_name, parts = _inspect_source(source)
-    formats, device = format_chooser.choose_formats(class_name, parts), format_chooser.device
-    offloads = list_offloads(request, device.type, is_large=formats.single_format is not None)
-    choice = choose_memory({"none": weigh_parts(parts, formats, source, device)}, offloads, budget, device.type)
-    if len(offloads) > 1:
-        log.info("%s", choice.describe(source.name, budget))
-    return choice
 
 
 def estimate_embedded_bytes(weights: Path = WEIGHTS_FOLDER) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from engine.contract import Quantization
+from engine.models.quantization.part_quantization import PartQuantization
 from engine.process.load_progress import format_size
 from engine.process.offload_request import Offload, OffloadRequest
 
@@ -52,14 +53,14 @@ class WeightBytes:
 class MemoryChoice:
     """The chosen quantisation and offload, the predicted bytes on the device, and whether they fit the budget."""
 
-    quantization: Quantization
+    quantization: PartQuantization
     offload: Offload
     device_bytes: int
     fits: bool
 
     def describe(self, name: str, budget: int) -> str:
         """Return one sentence for the log."""
-        weights = "in full" if self.quantization == "none" else f"as {self.quantization}"
+        weights = f"with its {self.quantization}" if self.quantization else "in full"
         if not self.fits:
             return f"{name} does not fit: even {weights}, it takes {self._compare(budget)}"
         return f"{name} is loaded {weights}, {_OFFLOAD_TEXTS[self.offload]}: it takes {self._compare(budget)}"
@@ -82,8 +83,13 @@ def list_offloads(request: OffloadRequest, device_type: str, *, is_large: bool) 
     return ("none", "layers") if device_type == "cpu" else ("none", "text", "layers")
 
 
+def can_offload(quantization: PartQuantization, offload: Offload, device_type: str) -> bool:
+    """Whether a network that is stored so can be offloaded so."""
+    return offload != "layers" or quantization.network in MOVABLE_LAYERS[device_type]
+
+
 def choose_memory(
-    weights: Mapping[Quantization, WeightBytes], offloads: Sequence[Offload], budget: int, device_type: str
+    weights: Mapping[PartQuantization, WeightBytes], offloads: Sequence[Offload], budget: int, device_type: str
 ) -> MemoryChoice:
     """Choose the first option that fits `budget` bytes; where none does, the smallest one.
 
@@ -96,9 +102,10 @@ def choose_memory(
         for group in (_QUICK_OFFLOADS, _SLOW_OFFLOADS)
         for quantization, each in weights.items()
         for offload in group
-        if offload in offloads and (offload != "layers" or quantization in MOVABLE_LAYERS[device_type])
+        if offload in offloads and can_offload(quantization, offload, device_type)
     ]
     if not choices:
-        raise ValueError(f"Layers of {' or '.join(weights)} weights cannot be offloaded on this device.")
+        networks = " or ".join(dict.fromkeys(each.network for each in weights))
+        raise ValueError(f"Layers of {networks} weights cannot be offloaded on this device.")
     fitting = [choice for choice in choices if choice.fits]
     return fitting[0] if fitting else min(choices, key=lambda choice: choice.device_bytes)

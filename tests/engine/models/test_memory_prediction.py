@@ -20,16 +20,19 @@ from engine.contract import Dtype
 from engine.contract.rejection import JobRejected
 from engine.models.files.model_source import ModelSource
 from engine.models.loading.memory_estimate import (
-    choose_offload,
+    InspectedModel,
     estimate_bytes,
-    estimate_bytes_by_format,
     estimate_weights,
 )
 from engine.models.loading.number_formats import LARGE_PARAMETERS, FormatChooser
 from engine.models.loading.pipeline_loader import inspect_folder
 from engine.models.network.cpu_offload import is_offloaded
+from engine.models.quantization.choice import SizedQuantization, choose_quantizations
+from engine.models.quantization.part_quantization import PartQuantization
 from engine.models.whole_pipeline.generic_family import GenericFamily
 from engine.pipelines.pipeline_clone import NETWORK_NAMES
+from engine.process.offload_request import OFFLOADS
+from engine.process.quantization_request import QuantizationRequests
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 CPU = torch.device("cpu")
@@ -94,20 +97,42 @@ def test_offloaded_layers_take_what_is_predicted(medium: ModelSource, tmp_path: 
 
 def test_auto_offloads_a_large_model_only_where_it_must(medium: ModelSource, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    chooser = FormatChooser(CPU, 1_000_000)
-    whole = estimate_bytes(medium, chooser)
-    assert choose_offload(medium, chooser, "auto", whole).offload == "none"
-    choice = choose_offload(medium, chooser, "auto", whole - 1)
-    assert (choice.offload, choice.fits) == ("layers", True)
+    inspected, chooser = InspectedModel.from_source(medium), FormatChooser(CPU, 1_000_000)
+    whole = inspected.count_bytes(chooser)
+    full = (SizedQuantization(PartQuantization(), whole),)
+    assert inspected.choose_load(chooser, full, "auto", whole).offload == "none"
+    choice = inspected.choose_load(chooser, full, "auto", whole - 1)
+    assert (choice.offload, choice.size < whole) == ("layers", True)
     assert len(caplog.messages) == 2
     assert "its network and text encoders kept off the device" in caplog.messages[1]
-    assert choose_offload(medium, chooser, "none", whole - 1).fits is False
-    assert choose_offload(medium, FormatChooser(CPU), "auto", whole).offload == "none", "small for this chooser"
+    assert inspected.choose_load(chooser, full, "none", whole - 1).size == whole
+    assert inspected.choose_load(FormatChooser(CPU, 10**9), full, "auto", 1).offload == "none", "a small one"
+
+
+def test_a_named_offload_counts_before_weights_are_stored_in_fewer_bits(
+    medium: ModelSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a processor, layers of quantised weights cannot be offloaded."""
+    inspected, chooser, auto = InspectedModel.from_source(medium), FormatChooser(CPU, 1_000_000), QuantizationRequests()
+    layers = inspected.list_quantizations(chooser, auto, "layers")
+    whole, quantised, *_ = inspected.list_quantizations(chooser, auto)
+    budget = max(layers[0].size, quantised.size)
+    assert budget < whole.size
+    chosen = inspected.choose_load(chooser, choose_quantizations([layers], budget), "layers", budget)
+    assert (chosen.offload, chosen.quantization, chosen.size) == ("layers", PartQuantization(), layers[0].size)
+    int8 = inspected.list_quantizations(chooser, QuantizationRequests("int8"), "layers")
+    with pytest.raises(JobRejected, match="Layers of int8 weights cannot be offloaded"):
+        inspected.choose_load(chooser, int8, "layers", whole.size)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    on_gpu = FormatChooser(torch.device("cuda"), 1_000_000)
+    full, *_ = inspected.list_quantizations(on_gpu, auto, "text")
+    assert full.size == inspected.weigh(on_gpu).count_device_bytes("text") < inspected.count_bytes(on_gpu)
 
 
 def test_the_sizes_of_other_formats_count_what_is_offloaded(medium: ModelSource) -> None:
-    chooser = FormatChooser(CPU, 1_000_000)
-    whole, layers = (estimate_bytes_by_format(medium, chooser, offload) for offload in ("none", "layers"))
+    inspected, chooser = InspectedModel.from_source(medium), FormatChooser(CPU, 1_000_000)
+    whole, layers = (inspected.count_bytes_by_format(chooser, offload) for offload in OFFLOADS[::2])
     formats: tuple[Dtype, ...] = ("float32", "bfloat16", "float16")
     assert set(whole) == set(layers) == set(formats)
     assert all(layers[dtype] < whole[dtype] / 2 for dtype in formats)

@@ -24,8 +24,8 @@ from engine.models.family import TORCH_DTYPES
 from engine.models.files import tensor_reader
 from engine.models.files.model_source import ModelSource, find_model
 from engine.models.loading.memory_estimate import (
+    InspectedModel,
     estimate_bytes,
-    estimate_bytes_by_format,
     estimate_embedded_bytes,
 )
 from engine.models.loading.number_formats import FormatChooser, choose_single_format
@@ -462,14 +462,15 @@ def test_the_memory_estimate_of_a_large_model_is_its_parameters_in_its_format(
     source, choice = find_model(str(small_folder), tmp_path), FormatChooser(torch.device("cpu"), LARGE)
     family = load_family(small_folder, tmp_path, LARGE)
     modules = [each for each in family.pipeline.components.values() if isinstance(each, torch.nn.Module)]
-    sizes = estimate_bytes_by_format(source, choice)
+    inspected = InspectedModel.from_source(source)
+    sizes = inspected.count_bytes_by_format(choice)
     for dtype in ("float32", "bfloat16"):
         family.get_network(dtype)
         modules = [each for each in family.pipeline.components.values() if isinstance(each, torch.nn.Module)]
         size = sum(each.nbytes for module in modules for each in module.parameters())
         assert sizes[dtype] == pytest.approx(size, rel=0.01)
     assert estimate_bytes(source, choice) == sizes[family.dtypes[0]]
-    assert estimate_bytes_by_format(source, FormatChooser(torch.device("cpu"))) == {}
+    assert inspected.count_bytes_by_format(FormatChooser(torch.device("cpu"))) == {}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
