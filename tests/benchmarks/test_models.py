@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ import typer
 from safetensors import safe_open
 
 from benchmarks.fixtures import small_pipelines
-from benchmarks.models import memory_rows, model_configs, quantization
+from benchmarks.models import family_memory, memory_rows, model_configs, quantization
 from benchmarks.models.__main__ import main, parse_model_names, parse_part_names
 from benchmarks.models.measurement import Figures
 from benchmarks.models.processes import clean_environment, run_and_collect
 from benchmarks.models.random_weights import STAMP_FILE, ensure_model_folder
 from benchmarks.models.ratios import RATIO_ROWS, USER_COUNTS, make_rows
 from benchmarks.report.figure_row import FigureRow
+from shared.forked_programs import ForkedPrograms
 
 diffusers: Any = import_module("diffusers")
 KINDS = {"sd15": small_pipelines.sd, "sdxl": small_pipelines.sdxl, "flux": small_pipelines.flux}
@@ -101,9 +103,18 @@ def test_a_short_run_measures_every_row(tmp_path: Path, capsys: pytest.CaptureFi
     assert "time outside the networks a step, two ControlNets" in outside["name"]
 
 
+@pytest.fixture(scope="module")
+def forked_programs() -> Iterator[ForkedPrograms]:
+    with ForkedPrograms() as programs:
+        yield programs
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_short_run_measures_every_row_on_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_short_run_measures_every_row_on_memory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, forked_programs: ForkedPrograms
+) -> None:
+    monkeypatch.setattr(memory_rows, "run_and_collect", forked_programs.run_and_collect)
     main(["--tiny", "--only", "sd15", "--parts", "memory", "--cache", str(tmp_path), "--json"])
     output, err = capsys.readouterr()
     rows = {row["name"]: row for row in json.loads(output)}
@@ -179,8 +190,9 @@ def test_benchmark_programs_get_no_settings_of_the_real_bot(monkeypatch: pytest.
 
 @pytest.mark.slow
 def test_a_short_run_has_every_row_of_the_quantisations(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], forked_programs: ForkedPrograms
 ) -> None:
+    monkeypatch.setattr(quantization, "run_and_collect", forked_programs.run_and_collect)
     monkeypatch.setattr(quantization, "PROCESSOR_QUANTIZATIONS", ("int8",))
     main(["--tiny", "--only", "sdxl", "--parts", "quantization", "--cache", str(tmp_path), "--json"])
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
@@ -188,6 +200,18 @@ def test_a_short_run_has_every_row_of_the_quantisations(
     peak = rows["sdxl int8: memory at its peak, with tiles ÷ bfloat16 whole"]
     assert (peak["goal"], peak["unit"]) == ("≤ 0.6", "×")
     assert rows["sdxl int8: bytes of the weights, predicted and measured, the larger ÷ the smaller"]["pass"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(sys.platform != "linux", reason="the process's memory is read from /proc")
+def test_a_process_takes_what_the_headers_of_larger_models_predict(
+    monkeypatch: pytest.MonkeyPatch, forked_programs: ForkedPrograms
+) -> None:
+    monkeypatch.setattr(family_memory, "run_and_collect", forked_programs.run_and_collect)
+    rows = list(family_memory.measure_family_rows(lambda _: None, ("lumina2",)))
+    assert len(rows) == 1
+    assert [f"{row.name}: {row.figure_text}, {row.note}" for row in rows if not row.meets_goal] == []
 
 
 def test_part_names_are_separated_by_commas() -> None:
