@@ -44,6 +44,10 @@ class BatchLayouts:
             self._last_layout = cached = (model_inputs, RowLayout.build(batch, size))
         return cached[1]
 
+    def forget(self) -> None:
+        """Drop the last layout, since an image has left: its pictures and their networks need memory."""
+        self._last_layout = None
+
     def forward_rows(self, batch: Sequence[Trajectory]) -> int:
         """Return the rows of a forward: the recipe's pinned shape, or the next bucket."""
         rows = min(sum(image.rows for image in batch), self._limits.limit_for(batch[0]))

@@ -292,6 +292,7 @@ class Engine:
             self._pipeline_batching.remove(image)
         with suppress(KeyError):  # a busy image is not scheduled
             self._scheduler.remove(image)
+        self._layouts.forget()
         self._images[image.job].remove(image)
         if not self._images[image.job]:
             del self._images[image.job]

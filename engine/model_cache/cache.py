@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
@@ -21,7 +22,7 @@ from engine.contract import Dtype, ModelProfile, ModelProgress, Recipe
 from engine.contract.rejection import JobRejected
 from engine.model_cache.loaded_models import LoadedModels
 from engine.model_cache.loader import LoadAbandoned, ModelLoader
-from engine.models.family import Family, HasSingleFormat, count_added_bytes
+from engine.models.family import AddedBytes, Family, HasSingleFormat, count_added_bytes, release_other_additions
 from engine.process.load_progress import ProgressLines, format_size
 
 if TYPE_CHECKING:
@@ -103,11 +104,10 @@ class ModelCache:
         return True
 
     def is_memory_contended(self, waiter: object = None) -> bool:
-        """Whether another waiter than `waiter` has waited too long for models in use."""
+        """Whether somebody has waited too long for models in use, and longer than `waiter`."""
+        own_start = self._wait_starts.get(waiter, math.inf)
         return any(
-            time.monotonic() - start > MAX_WAIT_SECONDS
-            for other, start in self._wait_starts.items()
-            if other is not waiter
+            time.monotonic() - start > MAX_WAIT_SECONDS and start < own_start for start in self._wait_starts.values()
         )
 
     def release(self, name: str) -> None:
@@ -130,10 +130,12 @@ class ModelCache:
                     with suppress(LoadAbandoned):
                         await asyncio.shield(model.loading_task)
                 elif self._is_ready(model, dtype):
-                    added_bytes = await self._count_additions(model, recipe)
+                    added = await self._count_additions(model, recipe)
                     if model.loading_task is not None or not self._is_ready(model, dtype):
                         continue  # it was dropped meanwhile
-                    if not self._reserve_additions(model, dtype, added_bytes):
+                    if not self._reserve_additions(model, dtype, added):
+                        if await self._release_others(model, recipe, added):
+                            continue
                         self._wait_starts.setdefault(waiter, time.monotonic())
                     elif model.is_unused or not self.is_memory_contended(waiter):
                         return
@@ -151,21 +153,30 @@ class ModelCache:
         family = self.families.get(model.name)
         return family is not None and (not isinstance(family, HasSingleFormat) or family.has_format(dtype))
 
-    async def _count_additions(self, model: ModelEntry, recipe: Recipe | None) -> int:
+    async def _count_additions(self, model: ModelEntry, recipe: Recipe | None) -> AddedBytes:
         """Return the bytes that a recipe adds to the model, by the headers of files. Raises `JobRejected`."""
         if recipe is None or not (recipe.autoencoder or recipe.controls or recipe.references):
-            return 0
+            return AddedBytes(0, 0)
         return await asyncio.to_thread(count_added_bytes, self.families[model.name], recipe)
 
-    def _reserve_additions(self, model: ModelEntry, dtype: Dtype, added_bytes: int) -> bool:
-        """Make room for what a recipe adds to the model; return whether there is. Raises `JobRejected`."""
-        if not added_bytes:
+    def _reserve_additions(self, model: ModelEntry, dtype: Dtype, added: AddedBytes) -> bool:
+        """Make room for what a recipe adds to the model; return whether there is. Raises `JobRejected`.
+
+        It is refused only where it does not fit alone: what other recipes have left loaded can go.
+        """
+        if not added.own:
             return True
-        size = model.size_by_format.get(dtype, model.size) + added_bytes
-        if size > self._loaded_models.budget:
-            name = f"{model.name} with what this job adds to it"
-            raise make_too_large_error(name, size, self._loaded_models.budget)
-        return self._loaded_models.reserve(model.name, size, self._list_protected())
+        size, budget = model.size_by_format.get(dtype, model.size), self._loaded_models.budget
+        if size + added.own > budget:
+            raise make_too_large_error(f"{model.name} with what this job adds to it", size + added.own, budget)
+        return self._loaded_models.reserve(model.name, size + added.total, self._list_protected())
+
+    async def _release_others(self, model: ModelEntry, recipe: Recipe | None, added: AddedBytes) -> bool:
+        """Drop what other recipes added to an idle model; return whether there was any."""
+        if recipe is None or added.total <= added.own or self._loaded_models.count_users(model.name):
+            return False
+        await asyncio.to_thread(release_other_additions, self.families[model.name], recipe)
+        return True
 
     def _start_loading(self, model: ModelEntry, dtype: Dtype) -> None:
         model.loaded_fraction = 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 from PIL import Image
@@ -176,8 +176,12 @@ class TakesAutoencoders(Protocol):
         """Return the autoencoders that fit."""
         ...
 
-    def count_autoencoder_bytes(self, part: ModelPart | None) -> int:
-        """Return the memory of its added autoencoders once this one is in memory too. Raises `JobRejected`."""
+    def count_autoencoder_bytes(self, part: ModelPart | None, *, with_kept: bool = True) -> int:
+        """Return the bytes of this added autoencoder, `with_kept`: and of those in memory. Raises `JobRejected`."""
+        ...
+
+    def release_other_autoencoders(self, part: ModelPart | None) -> None:
+        """Drop the added autoencoders in memory but this one."""
         ...
 
     def with_autoencoder(self, part: ModelPart) -> Family:
@@ -185,14 +189,34 @@ class TakesAutoencoders(Protocol):
         ...
 
 
-def count_added_bytes(family: Family, recipe: Recipe) -> int:
-    """Return the memory of added autoencoders and picture networks once the recipe's are there; 0: it needs none."""
+class AddedBytes(NamedTuple):
+    """Bytes of added autoencoders and picture networks: a recipe's own, and all with those that others left loaded."""
+
+    own: int
+    total: int
+
+
+def count_added_bytes(family: Family, recipe: Recipe) -> AddedBytes:
+    """Return the bytes beside the model once a recipe's networks are loaded; 0: it has none. Raises `JobRejected`."""
     pictures = family if isinstance(family, TakesPictures) else None
     autoencoders = family if isinstance(family, TakesAutoencoders) else None
     if recipe.autoencoder is None and not (pictures and pictures.needs_pictures(recipe)):
-        return 0
-    picture_bytes = pictures.count_picture_bytes(recipe) if pictures else 0
-    return picture_bytes + (autoencoders.count_autoencoder_bytes(recipe.autoencoder) if autoencoders else 0)
+        return AddedBytes(0, 0)
+
+    def count(with_kept: bool) -> int:
+        picture_bytes = pictures.count_picture_bytes(recipe, with_kept=with_kept) if pictures else 0
+        part = recipe.autoencoder
+        return picture_bytes + (autoencoders.count_autoencoder_bytes(part, with_kept=with_kept) if autoencoders else 0)
+
+    return AddedBytes(count(with_kept=False), count(with_kept=True))
+
+
+def release_other_additions(family: Family, recipe: Recipe) -> None:
+    """Drop the added autoencoders and picture networks in memory that a recipe does not use. Raises `JobRejected`."""
+    if isinstance(family, TakesPictures):
+        family.release_other_networks(recipe)
+    if isinstance(family, TakesAutoencoders):
+        family.release_other_autoencoders(recipe.autoencoder)
 
 
 def with_autoencoder(family: Family, recipe: Recipe) -> Family:
@@ -235,8 +259,12 @@ class TakesPictures(Protocol):
         """Raise `JobRejected` where a picture's network is missing, unfit or of another revision; load nothing."""
         ...
 
-    def count_picture_bytes(self, recipe: Recipe) -> int:
-        """Return the bytes of networks for pictures in memory once those of the recipe are loaded. Loads nothing."""
+    def count_picture_bytes(self, recipe: Recipe, *, with_kept: bool = True) -> int:
+        """Return the bytes of the recipe's networks, `with_kept`: and of those in memory. Loads nothing."""
+        ...
+
+    def release_other_networks(self, recipe: Recipe) -> None:
+        """Drop the networks for pictures that the recipe does not use. Raises `JobRejected`."""
         ...
 
     def load_picture_networks(self, recipe: Recipe) -> None:

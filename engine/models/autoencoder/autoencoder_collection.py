@@ -93,14 +93,14 @@ class AutoencoderCollection:
             raise JobRejected(f"The autoencoder {part.name} does not fit {self._model_name}: {mismatch}.", "model")
         return file
 
-    def count_bytes(self, part: ModelPart | None, dtype: torch.dtype) -> int:
-        """Return the memory of the autoencoders that are loaded once `part` is. Raises `JobRejected`."""
+    def count_bytes(self, part: ModelPart | None, dtype: torch.dtype, *, with_kept: bool = True) -> int:
+        """Return the memory of `part`, and `with_kept` of the others that are loaded then. Raises `JobRejected`."""
         file = None if part is None else self.resolve(part)
         with self._lock:
             kept = [each for key, each in self._loaded.items() if file is None or key[0].name != file.name]
         kept_count = MAX_LOADED if file is None else MAX_LOADED - 1
         kept_bytes = sum(tensor.nbytes for each in kept[-kept_count:] for tensor in each.parameters())
-        return kept_bytes + (0 if file is None else file.layout.parameters * dtype.itemsize)
+        return (kept_bytes if with_kept else 0) + (0 if file is None else file.layout.parameters * dtype.itemsize)
 
     def load(self, part: ModelPart, like: Any, device: torch.device) -> Any:
         """Return the autoencoder in number format and memory layout of `like`, loaded once. Raises `JobRejected`."""
@@ -121,6 +121,12 @@ class AutoencoderCollection:
     def load_alone(self, part: ModelPart, like: Any, device: torch.device) -> Any:
         """Return the autoencoder as `load` does, for the caller alone to keep. Raises `JobRejected`."""
         return self._load(self.resolve(part), like, device)
+
+    def release_others(self, part: ModelPart | None) -> None:
+        """Drop all that are in memory but `part`."""
+        with self._lock:
+            for key in [key for key in self._loaded if part is None or key[0].name != part.name]:
+                del self._loaded[key]
 
     def release(self) -> None:
         """Drop all that are in memory."""

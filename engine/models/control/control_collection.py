@@ -58,13 +58,21 @@ class ControlCollection:
                 self._kept.popitem(last=False)
             return self._kept[key]
 
-    def count_bytes(self, files: Sequence[ControlFile], dtype: Dtype) -> int:
-        """Return the bytes of all networks in memory once these are loaded; they are read from headers."""
+    def count_bytes(self, files: Sequence[ControlFile], dtype: Dtype, *, with_kept: bool = True) -> int:
+        """Return the bytes of these networks, `with_kept`: and of those in memory. They are read from headers."""
+        wanted = {(file.revision, dtype): file for file in files}
         with self._lock:
-            kept_bytes = {key: network.nbytes for key, network in self._kept.items()}
-        added = {(file.revision, dtype): file for file in files if (file.revision, dtype) not in kept_bytes}
-        predicted = sum(count_parameters(list(file.weights))[0] for file in added.values())
+            kept_bytes = {key: network.nbytes for key, network in self._kept.items() if with_kept or key in wanted}
+        added = [file for key, file in wanted.items() if key not in kept_bytes]
+        predicted = sum(count_parameters(list(file.weights))[0] for file in added)
         return sum(kept_bytes.values()) + predicted * TORCH_DTYPES[dtype].itemsize
+
+    def release_others(self, files: Sequence[ControlFile], dtype: Dtype) -> None:
+        """Drop all networks but these."""
+        wanted = {(file.revision, dtype) for file in files}
+        with self._lock:
+            for key in self._kept.keys() - wanted:
+                del self._kept[key]
 
     def release(self) -> None:
         """Drop all networks."""

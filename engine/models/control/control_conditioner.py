@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from engine.contract import ControlModel, Preprocessor, Recipe
 from engine.models.control.compatibility import TargetNetwork
 from engine.models.control.control_collection import ControlCollection
+from engine.models.control.control_files import ControlFile
 from engine.models.control.control_network import ControlNet, ControlNetwork
 from engine.models.family import Conditioning
 from engine.models.files.data_folders import CONTROL_FOLDER, PREPROCESSOR_FOLDER
@@ -59,8 +60,11 @@ class ControlConditioner(ABC):
             self.collection.find(control)
             self.preprocessors.check(control.preprocessor)
 
-    def count_bytes(self, recipe: Recipe) -> int:
-        return self.collection.count_bytes([self.collection.find(each) for each in recipe.controls], recipe.dtype)
+    def count_bytes(self, recipe: Recipe, *, with_kept: bool = True) -> int:
+        preprocessors = [each.preprocessor for each in recipe.controls]
+        return self.collection.count_bytes(
+            self._find_files(recipe), recipe.dtype, with_kept=with_kept
+        ) + self.preprocessors.count_bytes(preprocessors, with_kept=with_kept)
 
     def load_networks(self, recipe: Recipe) -> None:
         for control in recipe.controls:
@@ -81,8 +85,16 @@ class ControlConditioner(ABC):
             )
         return tuple(conditions)
 
+    def release_others(self, recipe: Recipe) -> None:
+        self.collection.release_others(self._find_files(recipe), recipe.dtype)
+        self.preprocessors.release_others([each.preprocessor for each in recipe.controls])
+
     def release(self) -> None:
         self.collection.release()
+        self.preprocessors.release()
+
+    def _find_files(self, recipe: Recipe) -> list[ControlFile]:
+        return [self.collection.find(each) for each in recipe.controls]
 
     def _encode(self, network: ControlNetwork, control_image: Image.Image) -> tuple[torch.Tensor, ...]:
         """Return what a forward needs of a control image."""

@@ -83,8 +83,11 @@ class AddedFiles:
         """Return why an autoencoder does not fit, as the end of a sentence; empty: it fits."""
         return self._autoencoders.find_mismatch(file)
 
-    def count_autoencoder_bytes(self, part: ModelPart | None) -> int:
-        return self._autoencoders.count_bytes(part, self._vae.dtype)
+    def count_autoencoder_bytes(self, part: ModelPart | None, *, with_kept: bool = True) -> int:
+        return self._autoencoders.count_bytes(part, self._vae.dtype, with_kept=with_kept)
+
+    def release_other_autoencoders(self, part: ModelPart | None) -> None:
+        self._autoencoders.release_others(part)
 
     def with_autoencoder(self, part: ModelPart) -> Self:
         """Return a copy that shares all but the autoencoder. Raises `JobRejected`."""

@@ -59,7 +59,7 @@ class InpaintingConditioner:
         if recipe.start.pictures[1:]:
             raise JobRejected(f"{self._family.name} paints in one picture, not in a blend of several.", "member")
 
-    def count_bytes(self, recipe: Recipe) -> int:
+    def count_bytes(self, recipe: Recipe, *, with_kept: bool = True) -> int:
         return 0
 
     def load_networks(self, recipe: Recipe) -> None:
@@ -87,6 +87,9 @@ class InpaintingConditioner:
         (rows,) = pictures
         (channels,) = rows.tensors
         return {ADDITION: (rows.spread(channels, len(inputs.x)).to(inputs.x.dtype),)}
+
+    def release_others(self, recipe: Recipe) -> None:
+        """There is nothing to drop."""
 
     def release(self) -> None:
         """There is nothing to drop."""

@@ -57,8 +57,8 @@ class PictureConditioner(Protocol):
         """Raise `JobRejected` where it cannot take them; load nothing."""
         ...
 
-    def count_bytes(self, recipe: Recipe) -> int:
-        """Return the bytes of its networks in memory once those of the recipe are loaded. Loads nothing."""
+    def count_bytes(self, recipe: Recipe, *, with_kept: bool = True) -> int:
+        """Return the bytes of the recipe's networks, `with_kept`: and of those in memory. Loads nothing."""
         ...
 
     def load_networks(self, recipe: Recipe) -> None:
@@ -71,6 +71,10 @@ class PictureConditioner(Protocol):
 
     def make_additions(self, inputs: ForwardInputs, pictures: Sequence[PictureRows]) -> Additions:
         """Return the additional inputs of a forward with these pictures, for all of its rows."""
+        ...
+
+    def release_others(self, recipe: Recipe) -> None:
+        """Drop the networks that the recipe does not use. Raises `JobRejected`."""
         ...
 
     def release(self) -> None:

@@ -59,8 +59,12 @@ class PictureSupport:
         for conditioner in self.conditioners:
             conditioner.check_pictures(recipe)
 
-    def count_picture_bytes(self, recipe: Recipe) -> int:
-        return sum(each.count_bytes(recipe) for each in self.conditioners)
+    def count_picture_bytes(self, recipe: Recipe, *, with_kept: bool = True) -> int:
+        return sum(each.count_bytes(recipe, with_kept=with_kept) for each in self.conditioners)
+
+    def release_other_networks(self, recipe: Recipe) -> None:
+        for conditioner in self.conditioners:
+            conditioner.release_others(recipe)
 
     def load_picture_networks(self, recipe: Recipe) -> None:
         for conditioner in self.conditioners:

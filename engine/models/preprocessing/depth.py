@@ -39,6 +39,10 @@ class DepthEstimator:
             raise _reject("is none that transformers can open") from error
         return cls(model.eval().requires_grad_(False).to(device), processor, device)
 
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in (*self._model.parameters(), *self._model.buffers()))
+
     @torch.inference_mode()
     def draw(self, picture: Image.Image) -> Image.Image:
         """Return the depth of a picture (RGB) as grey RGB from 0 to 255, at the same size."""

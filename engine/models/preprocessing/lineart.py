@@ -64,6 +64,10 @@ class LineDrawer(nn.Module):
             ) from error
         return network.eval().requires_grad_(False).to(device)
 
+    @property
+    def nbytes(self) -> int:
+        return sum(parameter.nbytes for parameter in self.parameters())
+
     @torch.inference_mode()
     def draw(self, picture: Image.Image) -> Image.Image:
         """Return the lines of a picture (RGB), white on black, as RGB of the same size."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from threading import RLock
 from typing import Protocol, get_args
+from weakref import WeakValueDictionary
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 
 from engine.contract import Preprocessor
 from engine.contract.rejection import JobRejected
+from engine.models.files.pipeline_parts import count_parameters, find_weight_files
 from engine.models.preprocessing.canny import draw_canny_edges
 from engine.models.preprocessing.depth import DepthEstimator
 from engine.models.preprocessing.lineart import WEIGHTS_FILE, LineDrawer
@@ -20,6 +23,9 @@ NAMES: tuple[Preprocessor, ...] = get_args(Preprocessor)
 
 
 class Drawer(Protocol):
+    @property
+    def nbytes(self) -> int: ...
+
     def draw(self, picture: Image.Image) -> Image.Image:
         """Return the control image of a picture, both RGB and of one size."""
         ...
@@ -31,8 +37,15 @@ _NETWORKS: dict[Preprocessor, tuple[str, Callable[[Path, torch.device], Drawer]]
 }  # fmt: skip
 
 
+_shared_drawers: WeakValueDictionary[tuple[Path, torch.device], Drawer] = WeakValueDictionary()
+_shared_lock = RLock()
+
+
 class Preprocessors:
-    """`folder` holds a folder for each network, `depth` and `lineart`; None: there is no such folder."""
+    """`folder` holds a folder for each network, `depth` and `lineart`; None: there is no such folder.
+
+    Models share the networks, which are in memory while one of them keeps them.
+    """
 
     def __init__(self, device: torch.device, folder: Path | None = None) -> None:
         self.folder = folder
@@ -58,6 +71,34 @@ class Preprocessors:
             return draw_canny_edges(picture)
         return self._load_drawer(name).draw(picture) if name in _NETWORKS else picture
 
+    def count_bytes(self, names: Iterable[Preprocessor], *, with_kept: bool = True) -> int:
+        """Return the bytes of these networks, `with_kept`: and of those in memory. Raises `JobRejected`."""
+        wanted = {name for name in names if name in _NETWORKS}
+        with self._lock:
+            kept = {name: drawer.nbytes for name, drawer in self._drawers.items() if with_kept or name in wanted}
+        return sum(kept.values()) + sum(self._predict_bytes(name) for name in wanted - kept.keys())
+
+    def release_others(self, names: Iterable[Preprocessor]) -> None:
+        """Drop all networks but these."""
+        with self._lock:
+            for name in self._drawers.keys() - set(names):
+                del self._drawers[name]
+
+    def release(self) -> None:
+        """Drop all networks."""
+        self.release_others(())
+
+    def _predict_bytes(self, name: Preprocessor) -> int:
+        """Return the bytes of a network, in float32, by its file's header. Raises `JobRejected`."""
+        self.check(name)
+        assert self.folder is not None, "only then is it available"
+        folder = self.folder / name
+        try:
+            files = [folder / WEIGHTS_FILE] if name == "lineart" else find_weight_files(folder)[0]
+            return count_parameters(files).parameters * torch.float32.itemsize
+        except (OSError, SafetensorError) as error:
+            raise JobRejected(f"The weights of this worker's {name} preprocessor cannot be read.", "worker") from error
+
     def _is_available(self, name: Preprocessor) -> bool:
         if name in ("none", "canny"):
             return True
@@ -67,5 +108,13 @@ class Preprocessors:
         with self._lock:
             if name not in self._drawers:
                 assert self.folder is not None, "only then is it available"
-                self._drawers[name] = _NETWORKS[name][1](self.folder / name, self._device)
+                self._drawers[name] = _load_shared(name, self.folder / name, self._device)
             return self._drawers[name]
+
+
+def _load_shared(name: Preprocessor, folder: Path, device: torch.device) -> Drawer:
+    with _shared_lock:
+        drawer = _shared_drawers.get((folder, device))
+        if drawer is None:
+            _shared_drawers[folder, device] = drawer = _NETWORKS[name][1](folder, device)
+        return drawer

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from threading import RLock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -54,7 +55,7 @@ class ReferenceConditioner:
         self._adapter: tuple[str, Dtype, ReferenceAdapter] | None = None  # the last one, by revision
         self._encoder: ImageEncoder | None = None  # the last one: adapters often share it
         self._kept_bytes = 0
-        self._last_additions: tuple[tuple[PictureRows, ...], Dtype, Additions] = (), "float32", {}
+        self._cast_rows: WeakKeyDictionary[PictureRows, tuple[Dtype, tuple[torch.Tensor, ...]]] = WeakKeyDictionary()
 
     def use_data_folder(self, data: Path) -> None:
         self.folder = data / REFERENCE_FOLDER
@@ -79,10 +80,11 @@ class ReferenceConditioner:
             if self.find_mismatch(file):
                 raise JobRejected(f"The reference adapter {file.name} does not fit this model.", "model")
 
-    def count_bytes(self, recipe: Recipe) -> int:
+    def count_bytes(self, recipe: Recipe, *, with_kept: bool = True) -> int:
         """Return the bytes of the largest adapter with its image encoder: one of each is in memory at a time."""
         files = {find_adapter(self.folder, reference.name) for reference in recipe.references}
-        return max(self._kept_bytes, *(self._count_bytes(file, self._choose_dtype(recipe)) for file in files), 0)
+        kept_bytes = self._kept_bytes if with_kept else 0
+        return max(kept_bytes, *(self._count_bytes(file, self._choose_dtype(recipe)) for file in files), 0)
 
     def load_networks(self, recipe: Recipe) -> None:
         """Load the first picture's adapter and image encoder; the next one's replace them. Raises `JobRejected`."""
@@ -102,19 +104,28 @@ class ReferenceConditioner:
 
     def make_additions(self, inputs: ForwardInputs, pictures: Sequence[PictureRows]) -> Additions:
         """Return (keys and values, scales) of each slot, and row numbers where it does not have all rows."""
-        last_pictures, last_dtype, additions = self._last_additions
-        is_same = len(last_pictures) == len(pictures) and all(
-            one is other for one, other in zip(last_pictures, pictures, strict=True)
-        )
-        if not is_same or last_dtype != inputs.dtype:
-            additions = {f"{ADDITION} {number}": _cast(rows, inputs.dtype) for number, rows in enumerate(pictures)}
-            self._last_additions = tuple(pictures), inputs.dtype, additions
-        return additions
+        return {f"{ADDITION} {number}": self._cast(rows, inputs.dtype) for number, rows in enumerate(pictures)}
+
+    def release_others(self, recipe: Recipe) -> None:
+        """Drop adapter and image encoder where the recipe uses another adapter or none. Raises `JobRejected`."""
+        dtype = self._choose_dtype(recipe)
+        used = {(find_adapter(self.folder, reference.name).revision, dtype) for reference in recipe.references}
+        with self._lock:
+            if self._adapter is None or self._adapter[:2] not in used:
+                self.release()
 
     def release(self) -> None:
         """Drop all weights."""
         with self._lock:
             self._adapter, self._encoder, self._kept_bytes = None, None, 0
+        self._cast_rows.clear()
+
+    def _cast(self, rows: PictureRows, dtype: Dtype) -> tuple[torch.Tensor, ...]:
+        """Return the rows' keys and values in `dtype`: the same tensors at every step."""
+        known = self._cast_rows.get(rows)
+        if known is None or known[0] != dtype:
+            self._cast_rows[rows] = known = dtype, _cast(rows, dtype)
+        return known[1]
 
     def _choose_dtype(self, recipe: Recipe) -> Dtype:
         return recipe.dtype if self._family.is_single_format else "float32"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Sequence
 from io import BytesIO
 
@@ -63,8 +65,11 @@ class PictureAffine(Affine):
     def list_preprocessors(self) -> tuple[Preprocessor, ...]:
         return ("none",)
 
-    def count_picture_bytes(self, recipe: Recipe) -> int:
+    def count_picture_bytes(self, recipe: Recipe, *, with_kept: bool = True) -> int:
         return 0
+
+    def release_other_networks(self, recipe: Recipe) -> None:
+        return None
 
     def load_picture_networks(self, recipe: Recipe) -> None:
         return None
@@ -164,6 +169,21 @@ def test_rows_with_and_without_pictures_share_forwards_with_the_bits_of_a_run_al
     if rows == 32:
         assert len(family.seen) == 10, "one forward a step"
         assert {name for name, _, _ in family.seen[0]} == {"lines", "depth", "style"}
+
+
+def test_pictures_leave_memory_with_their_job(job: JobMaker, recipe: RecipeMaker) -> None:
+    family = PictureAffine()
+    engine = Engine({"affine": family})
+    task = recipe("a cat", controls=(_control(),))
+    one, pictures = job(task), load_pictures(task, BLOBS, family)
+    alive = weakref.ref(pictures[0].tensors[0])
+    engine.add(one, (), None, pictures)
+    engine.step()
+    del pictures
+    assert alive() is not None
+    engine.cancel(one.id)
+    gc.collect()
+    assert alive() is None
 
 
 def test_a_control_changes_the_picture_and_a_scale_of_zero_does_not(job: JobMaker, recipe: RecipeMaker) -> None:

@@ -122,10 +122,16 @@ class FamilyWithAutoencoders(SingleFormatFamily):
     def list_autoencoders(self) -> tuple[ModelPart, ...]:
         return ()
 
-    def count_autoencoder_bytes(self, part: ModelPart | None) -> int:
-        return 2
+    kept: ModelPart | None = None
+
+    def count_autoencoder_bytes(self, part: ModelPart | None, *, with_kept: bool = True) -> int:
+        return 4 if with_kept and self.kept not in (None, part) else 2
+
+    def release_other_autoencoders(self, part: ModelPart | None) -> None:
+        self.kept = None if self.kept != part else self.kept
 
     def with_autoencoder(self, part: ModelPart) -> Any:
+        self.kept = part
         return self
 
 
@@ -145,3 +151,35 @@ async def test_another_autoencoder_needs_room_and_holds_nothing_while_it_waits()
     with pytest.raises(JobRejected, match=r"The model x with what this job adds to it needs about .* of memory"):
         await small.acquire("x", "bfloat16", recipe)
     assert await small.acquire("x", "bfloat16")
+
+
+def build_recipe(autoencoder: str) -> Any:
+    return SimpleNamespace(autoencoder=ModelPart(autoencoder))
+
+
+async def test_what_other_jobs_left_in_memory_makes_way_once_no_job_uses_it() -> None:
+    family = FamilyWithAutoencoders()
+    cache = build_cache(6, build_model("x", family))
+    await cache.acquire("x", "bfloat16", build_recipe("fine"))
+    family.with_autoencoder(ModelPart("fine"))
+    waiting_task = asyncio.create_task(cache.acquire("x", "bfloat16", build_recipe("sharp")))
+    await asyncio.sleep(0.05)
+    assert (waiting_task.done(), family.kept) == (False, ModelPart("fine")), "a job still uses it"
+    cache.release("x")
+    assert await asyncio.wait_for(waiting_task, 5)
+    assert family.kept is None
+
+
+async def test_two_jobs_that_wait_long_for_room_do_not_block_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_cache, "MAX_WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(model_cache, "RECHECK_SECONDS", 0.05)
+    family = FamilyWithAutoencoders()
+    cache = build_cache(6, build_model("x", family))
+    await cache.acquire("x", "bfloat16", build_recipe("fine"))
+    family.with_autoencoder(ModelPart("fine"))
+    tasks = [asyncio.create_task(cache.acquire("x", "bfloat16", build_recipe(name))) for name in ("sharp", "soft")]
+    await asyncio.sleep(0.15)
+    cache.release("x")
+    for task in tasks:
+        assert await asyncio.wait_for(task, 5)
+    assert not cache.is_memory_contended()

@@ -173,6 +173,13 @@ def test_it_is_loaded_once_and_counted_in_memory(load: Make, tmp_path: Path, rec
     assert family.count_autoencoder_bytes(one) == size
     assert family.count_autoencoder_bytes(two) == 2 * size
     assert family.count_autoencoder_bytes(None) == size
+    assert family.count_autoencoder_bytes(None, with_kept=False) == 0
+    assert family.count_autoencoder_bytes(two, with_kept=False) == size
+    family.release_other_autoencoders(one)
+    assert family.with_autoencoder(one)._vae is network
+    family.release_other_autoencoders(two)
+    assert family.count_autoencoder_bytes(None) == 0
+    network = family.with_autoencoder(one)._vae
     family.with_autoencoder(two)
     assert family.count_autoencoder_bytes(three) == 2 * size
     family.with_autoencoder(three)  # two are kept: the first is dropped

@@ -214,3 +214,20 @@ def test_only_the_newest_networks_stay_in_memory(pipelines: dict[str, Any], coll
     for file in files[1:]:
         collection.load(file, "float32")
     assert collection.load(files[0], "float32") is not first
+
+
+def test_networks_of_other_recipes_are_counted_apart_and_can_go(
+    pipelines: dict[str, Any], collect: Collect, tmp_path: Path
+) -> None:
+    collection = collect()
+    for number, name in enumerate(("canny", "depth")):
+        save_control(build_controlnet(pipelines["sd"], number), tmp_path / name)
+    canny, depth = (collection.find(ControlImage(name, SHA)) for name in ("canny", "depth"))
+    network = collection.load(canny, "float32")
+    own = collection.count_bytes([depth], "float32", with_kept=False)
+    assert own == network.nbytes
+    assert collection.count_bytes([depth], "float32") == 2 * own
+    collection.release_others([canny], "float32")
+    assert collection.load(canny, "float32") is network
+    collection.release_others([depth], "float32")
+    assert collection.count_bytes([depth], "float32") == own

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import weakref
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,27 @@ def test_depth_equals_transformers_pipeline(folder: Path) -> None:
     assert np.ptp(actual) == 255
 
 
+def test_models_share_a_network_which_counts_and_goes_with_the_last(folder: Path) -> None:
+    one, other = Preprocessors(CPU, folder), Preprocessors(CPU, folder)
+    predicted = one.count_bytes(["depth", "canny", "none", "depth"])
+    assert predicted > 0
+    assert one.count_bytes([]) == 0
+    one.run("depth", draw_scene())
+    other.run("depth", draw_scene())
+    drawer = one._drawers["depth"]
+    assert other._drawers["depth"] is drawer
+    assert one.count_bytes([]) == one.count_bytes(["depth"], with_kept=False) == drawer.nbytes == predicted
+    assert one.count_bytes([], with_kept=False) == 0
+    one.release_others(["depth"])
+    assert one._drawers
+    alive = weakref.ref(drawer)
+    del drawer
+    one.release()
+    assert alive() is not None
+    other.release_others(["canny"])
+    assert alive() is None
+
+
 def test_a_worker_lists_only_what_it_can_run(folder: Path, tmp_path: Path) -> None:
     assert Preprocessors(CPU).list_available() == ("none", "canny")
     assert Preprocessors(CPU, tmp_path).list_available() == ("none", "canny")
@@ -117,6 +139,9 @@ def test_lines_are_white_where_the_network_draws(tmp_path: Path) -> None:
 
 def test_foreign_weights_of_the_line_drawer_are_refused(tmp_path: Path) -> None:
     (tmp_path / "lineart").mkdir()
+    (tmp_path / "lineart" / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(JobRejected, match="weights of this worker's lineart preprocessor cannot be read"):
+        Preprocessors(CPU, tmp_path).count_bytes(["lineart"])
     save_file({"other": torch.zeros(1)}, tmp_path / "lineart" / "model.safetensors")
     with pytest.raises(JobRejected, match=r"has no model\.safetensors that fits"):
         Preprocessors(CPU, tmp_path).run("lineart", draw_scene())
