@@ -82,7 +82,8 @@ def count_values(adapter: AdapterFile) -> int:
 def read_encoder_config(adapter: AdapterFile) -> dict[str, Any]:
     """Return the configuration of the image encoder. Raises `JobRejected`."""
     try:
-        config = json.loads((adapter.encoder_folder / "config.json").read_bytes()[:MAX_CONFIG_BYTES])
+        with (adapter.encoder_folder / "config.json").open("rb") as file:
+            config = json.loads(file.read(MAX_CONFIG_BYTES))  # a longer one is cut off, and so refused
     except (OSError, ValueError, RecursionError):
         config = None
     if not isinstance(config, dict):
@@ -105,6 +106,9 @@ def _open_adapter(folder: Path, name: str) -> AdapterFile:
     encoder_files = sorted([*encoder_folder.glob("config.json"), *encoder_folder.glob(f"*{SAFETENSORS_SUFFIX}")])
     if not any(each.suffix == SAFETENSORS_SUFFIX for each in encoder_files):
         reason = f"needs its image encoder beside it, as the folder {ENCODER_FOLDER} with weights in safetensors"
+        raise JobRejected(f"The reference adapter {name} {reason}.", "worker")
+    if any(each.stat().st_size > MAX_CONFIG_BYTES for each in encoder_folder.glob("*.json")):  # libraries read it whole
+        reason = f"has an image encoder with a configuration of more than {MAX_CONFIG_BYTES // 2**20} MiB"
         raise JobRejected(f"The reference adapter {name} {reason}.", "worker")
     if not all(each.resolve().is_relative_to(folder.resolve()) for each in (path, *encoder_files)):
         raise JobRejected(f"The reference adapter {name} has a link that leads out of the folder it is in.", "worker")

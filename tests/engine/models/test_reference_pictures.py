@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Callable
 from functools import lru_cache
@@ -21,6 +22,7 @@ from engine.contract.rejection import JobRejected
 from engine.core.engine import Engine
 from engine.core.job_images import check_job
 from engine.models import load_model
+from engine.models.reference.adapter_files import MAX_CONFIG_BYTES
 from engine.models.reference.reference_conditioner import ReferenceConditioner
 from shared.init_image_jobs import Blobs, add_job
 from shared.picture_jobs import (
@@ -181,6 +183,24 @@ def test_a_large_model_refers_in_its_only_number_format(load_small: Make, recipe
     assert error(draw(job(one), large), exact) < 0.5 * error(plain, exact)
 
 
+def test_an_adapter_of_another_recipe_is_counted_apart_and_can_go(load_small: Make, recipe: Make, job: Make) -> None:
+    family, _, _ = load_small("sd")
+    conditioner = find_conditioner(family)
+    plain, plus, none = (
+        build(recipe, family, *references)
+        for references in ((make_reference("plain", 0),), (make_reference("plus", 0),), ())
+    )
+    draw(job(plus), family)
+    gc.collect()
+    assert not conditioner._cast_rows, "keys and values go with the job"
+    small, large = (conditioner.count_bytes(each, with_kept=False) for each in (plain, plus))
+    assert 0 < small < large == conditioner.count_bytes(none) == conditioner.count_bytes(plain)
+    family.release_other_networks(plus)
+    assert conditioner.count_bytes(none) == large
+    family.release_other_networks(plain)
+    assert (conditioner.count_bytes(none), conditioner.count_bytes(plain)) == (0, small)
+
+
 @pytest.mark.slow
 def test_without_references_the_bits_stay_the_same(load_small: Make, recipe: Make, job: Make, finish: Make) -> None:
     family, _, _ = load_small("sd")
@@ -269,6 +289,8 @@ def spoil(folder: Path, how: str) -> None:
         shutil.copy(path, folder / "other.safetensors")
     elif how == "no encoder":
         shutil.rmtree(folder / "image_encoder")
+    elif how == "configuration":
+        (folder / "image_encoder" / "config.json").write_text(" " * (MAX_CONFIG_BYTES + 1))
     elif how == "link":
         path.rename(folder.parents[1] / "outside.safetensors")
         path.symlink_to(folder.parents[1] / "outside.safetensors")
@@ -284,6 +306,7 @@ def spoil(folder: Path, how: str) -> None:
     [
         ("pickle", "only as a pickle"), ("rubbish", "does not fit this model"), ("several", "several files of weights"),
         ("no encoder", "needs its image encoder beside it"), ("link", "leads out of the folder"),
+        ("configuration", "has an image encoder with a configuration of more than 1 MiB"),
         ("faces", "does not fit this model"), ("layers", "does not fit this model"),
     ],
 )  # fmt: skip
