@@ -9,7 +9,7 @@ from engine.contract.presence import ControlModel, ModelProfile
 from engine.contract.recipe import ImageToImage, Recipe
 from engine.contract.samplers import SECOND_ORDER_SAMPLERS
 
-# Where a worker has not measured it, of a row's time. A ControlNet is a copy of the network's encoder, about a third of
+# Where a worker does not say, of a row's time. A ControlNet is a copy of the network's encoder, about a third of
 # its forward (Zhang et al. 2023); an IP-Adapter adds one attention to a picture's few tokens in each block.
 CONTROL_SHARE, REFERENCE_SHARE = 1 / 3, 0.1
 
@@ -65,7 +65,7 @@ def _added_share(recipe: Recipe, model: ModelProfile) -> float:
 
 
 def _row_shares(parts: Iterable[ControlModel]) -> dict[str, float]:
-    """Return the measured shares, by name."""
+    """Return the announced shares, by name."""
     return {part.name: part.row_share for part in parts if part.row_share is not None}
 
 

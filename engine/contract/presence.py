@@ -33,7 +33,7 @@ class ControlModel(Struct, frozen=True, forbid_unknown_fields=True):
     name: Name
     revision: Annotated[str, Meta(max_length=64)] = ""
     preprocessor: Preprocessor = "none"  # the usual one
-    row_share: Annotated[float, Meta(ge=0, le=4)] | None = None  # of a row's time that it adds; None: not measured
+    row_share: Annotated[float, Meta(ge=0, le=4)] | None = None  # of a row's time that it adds; None: not known
 
 
 class ModelProfile(Struct, frozen=True, forbid_unknown_fields=True):

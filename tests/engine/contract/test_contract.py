@@ -309,8 +309,8 @@ def test_control_and_reference_pictures_are_paid_by_their_share_of_a_row() -> No
     plain, controlled = make_recipe(), make_recipe(controls=(CONTROL,))
     added = estimate_cost(controlled, make_warm()) - estimate_cost(plain, make_warm())
     assert added == pytest.approx(step_ms / 3 / 2 / 1000), "a third of a row, for half of the steps"
-    measured = msgspec.structs.replace(make_warm(), controls=(contract.ControlModel("canny", row_share=0.0),))
-    assert estimate_cost(controlled, measured) == pytest.approx(estimate_cost(plain, measured))
+    adapter = msgspec.structs.replace(make_warm(), controls=(contract.ControlModel("canny", row_share=0.0),))
+    assert estimate_cost(controlled, adapter) == pytest.approx(estimate_cost(plain, adapter))
     with_reference = estimate_cost(make_recipe(references=(REFERENCE,)), make_warm())
     assert with_reference - estimate_cost(plain, make_warm()) == pytest.approx((step_ms * 0.1 + 10) / 1000)
 
