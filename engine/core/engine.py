@@ -64,8 +64,7 @@ class Engine:
         self._end_estimator = EndEstimator(families)
         self._paused_jobs = set[str]()  # also while all images of a job are busy
         self._job_weights: dict[str, float] = {}
-        self._events: list[Event] = []
-        self._steps = 0
+        self._events, self._steps = list[Event](), 0
         self.last_batch: BatchRun | None = None  # the last step's batch of trajectories, if any
 
     @property

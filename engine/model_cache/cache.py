@@ -20,9 +20,10 @@ from msgspec.structs import replace
 from engine.calibration.calibration import Calibration
 from engine.contract import Dtype, ModelProfile, ModelProgress, Recipe
 from engine.contract.rejection import JobRejected
+from engine.model_cache.added_bytes import AddedBytes, count_added_bytes, release_other_additions
 from engine.model_cache.loaded_models import LoadedModels
 from engine.model_cache.loader import LoadAbandoned, ModelLoader
-from engine.models.family import AddedBytes, Family, HasSingleFormat, count_added_bytes, release_other_additions
+from engine.models.family import Family, HasSingleFormat
 from engine.process.load_progress import ProgressLines, format_size
 
 if TYPE_CHECKING:

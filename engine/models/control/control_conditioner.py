@@ -61,7 +61,7 @@ class ControlConditioner(ABC):
             self.preprocessors.check(control.preprocessor)
 
     def count_bytes(self, recipe: Recipe, *, with_kept: bool = True) -> int:
-        preprocessors = [each.preprocessor for each in recipe.controls]
+        preprocessors: list[Preprocessor] = [each.preprocessor for each in recipe.controls]
         return self.collection.count_bytes(
             self._find_files(recipe), recipe.dtype, with_kept=with_kept
         ) + self.preprocessors.count_bytes(preprocessors, with_kept=with_kept)

@@ -73,7 +73,7 @@ class Preprocessors:
 
     def count_bytes(self, names: Iterable[Preprocessor], *, with_kept: bool = True) -> int:
         """Return the bytes of these networks, `with_kept`: and of those in memory. Raises `JobRejected`."""
-        wanted = {name for name in names if name in _NETWORKS}
+        wanted: set[Preprocessor] = {name for name in names if name in _NETWORKS}
         with self._lock:
             kept = {name: drawer.nbytes for name, drawer in self._drawers.items() if with_kept or name in wanted}
         return sum(kept.values()) + sum(self._predict_bytes(name) for name in wanted - kept.keys())
