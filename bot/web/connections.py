@@ -200,6 +200,14 @@ class GuardedConnection(web_protocol.RequestHandler):
         if self._request_count == 0:
             self._table.mark_waiting(self)
 
+    async def start(self) -> None:
+        """Serve the connection's requests. The client must read in time what is unsent at the end."""
+        try:
+            await super().start()
+        finally:
+            if self._socket_transport is not None and self._socket_transport.get_write_buffer_size():
+                self._watch_reader()
+
     def connection_lost(self, exc: BaseException | None) -> None:
         self._table.remove(self)
         if self._stall_timer is not None:
@@ -242,6 +250,8 @@ class GuardedConnection(web_protocol.RequestHandler):
     def _watch_reader(self, size_before: int | None = None) -> None:
         """Abort if the client has read too little since the last look; else look again later."""
         assert self._socket_transport is not None
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
         size = self._socket_transport.get_write_buffer_size()
         if size_before is not None and size > size_before - STALL_BYTES:
             return self.abort()

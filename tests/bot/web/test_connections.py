@@ -163,6 +163,40 @@ async def test_a_client_that_reads_nothing_is_closed(server: WebServer, monkeypa
 
 
 @pytest.mark.asyncio
+async def test_a_client_that_reads_nothing_is_closed_after_its_last_answer(
+    server: WebServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answers fit into the transport's buffer, so writing never pauses; then the server wants to close."""
+    monkeypatch.setattr(connections, "STALL_SECONDS", 0.1)
+    connect = connections.GuardedConnection.connection_made
+
+    def connect_with_small_buffer(self: connections.GuardedConnection, transport: asyncio.BaseTransport) -> None:
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
+        connect(self, transport)
+
+    monkeypatch.setattr(connections.GuardedConnection, "connection_made", connect_with_small_buffer)
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        client.connect(("127.0.0.1", server.port))
+        request = f"GET /static/chatroom.js HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n\r\n".encode()
+        client.sendall(request * 4)
+        await asyncio.sleep(0.5)  # the server reads the next bytes apart from these
+        client.sendall(b"no HTTP\r\n\r\n")
+        async with asyncio.timeout(20):
+            while not _is_refused(client):
+                await asyncio.sleep(0.05)
+
+
+def _is_refused(client: socket.socket) -> bool:
+    """Send a byte; a closed socket answers the first one by a reset."""
+    try:
+        client.send(b"x")
+    except ConnectionError:
+        return True
+    return False
+
+
+@pytest.mark.asyncio
 async def test_answers_to_what_is_no_http_have_the_safety_headers_and_no_traceback(
     server: WebServer, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -237,7 +237,10 @@ async def test_info_separates_models_in_memory_from_models_on_disk(open_world: A
         content = text(await world.alice.slash(world.channel, "info"))
         assert "• Models: embedded\n• Loaded on demand: large\n" in content
         models = await world.alice.autocomplete(world.channel, "imagine", "model", "")
-        assert [one["name"] for one in models] == ["embedded", "large (loaded on demand)"]
+        assert [one["name"] for one in models] == [
+            "embedded (about 0.0 s a picture)",
+            "large (about 0.0 s a picture, loaded on demand)",
+        ]
 
 
 async def test_info_of_a_job_has_parameters_to_copy(open_world: Any) -> None:
@@ -454,7 +457,7 @@ async def test_a_job_without_a_film_is_refused(open_world: Any) -> None:
 async def test_help_links_commands_and_tells_staff_more(open_world: Any) -> None:
     async with open_world() as world:
         content = text(await world.alice.slash(world.channel, "help"))
-        assert len(re.findall(r"</[a-z ]+:\d+>", content)) == 13
+        assert len(re.findall(r"</[a-z ]+:\d+>", content)) == 14
         assert "settings" not in content
         assert re.search(r"</settings show:\d+>", text(await create_moderator(world).slash(world.channel, "help")))
 
