@@ -22,6 +22,7 @@ IMPORTED: dict[str, tuple[str, ...]] = {  # modules, and what of them is importe
     "torchao.quantization": (),
     "transformers": ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPTokenizer", "Gemma2Model"),
     "diffusers": ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "Lumina2Pipeline"),
+    "benchmarks.models.control_run": (),
     "benchmarks.models.engine_run": (),
     "benchmarks.models.family_memory": (),
     "benchmarks.models.tiling_run": (),
