@@ -139,8 +139,12 @@ def build_conditioning(
 
 def _mix_conditionings(conditionings: Sequence[Conditioning], weights: Sequence[float]) -> Conditioning:
     """Return one conditioning between several texts: the weighted mean of their conditionings."""
+    return tuple(_mix_part(part, weights) for part in zip(*conditionings, strict=True))
+
+
+def _mix_part(part: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
+    """Return the weighted mean. Whole numbers are lengths or masks: the largest holds, so that no text is cut off."""
+    if not part[0].is_floating_point():
+        return torch.stack([each for each, weight in zip(part, weights, strict=True) if weight]).amax(dim=0)
     total_weight = sum(weights)
-    parts = (zip(weighted_part, weights, strict=True) for weighted_part in zip(*conditionings, strict=True))
-    return tuple(
-        torch.stack([condition * (weight / total_weight) for condition, weight in part]).sum(dim=0) for part in parts
-    )
+    return torch.stack([each * (weight / total_weight) for each, weight in zip(part, weights, strict=True)]).sum(dim=0)

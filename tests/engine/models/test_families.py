@@ -19,6 +19,7 @@ from benchmarks.report.measures import psnr
 from engine.contract import Concept, Job, Recipe
 from engine.contract.rejection import JobRejected
 from engine.core.engine import Engine
+from engine.core.model_inputs import build_conditioning
 from engine.models import load_folder
 from engine.models.families.few_step_models import choose_guidance, find_few_step_sampling
 from engine.models.families.stable_diffusion import StableDiffusion
@@ -297,6 +298,23 @@ def test_an_empty_negative_prompt_of_sdxl_is_all_zeros(load_small: Make, recipe:
     assert not states.any()
     assert not pooled_states.any()
     assert family.encode_conditioning("", one)[0].any()
+
+
+@pytest.mark.parametrize("kind", ["qwen_image", "lumina2"])
+def test_a_mix_is_as_long_as_its_longest_text(
+    load_small: Make, recipe: Make, job: Make, finish: Make, kind: str
+) -> None:
+    family, _ = load_small(kind)
+    concepts = Concept("a cat", 0.75), Concept("a cat in a red hat on a table by the window", 0.25)
+    one = build_recipe(recipe, kind, family, concepts=concepts, mixed=True, guidance=1.0, steps=2)
+    short, long = (family.encode_conditioning(each.text, one) for each in concepts)
+    (states, length), _ = build_conditioning(one, family)
+    torch.testing.assert_close(states[0], 0.75 * short[0] + 0.25 * long[0])
+    assert (length.dtype, length[0].tolist()) == (long[1].dtype, long[1].tolist())
+    assert short[1].tolist() != long[1].tolist()
+    for dtype in ("float32", "bfloat16"):
+        (latents,) = by_engine(family, msgspec.structs.replace(one, dtype=dtype), job, finish)
+        assert latents.isfinite().all()
 
 
 def test_sdxl_is_conditioned_on_the_size(load_small: Make, recipe: Make) -> None:
