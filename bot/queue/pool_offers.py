@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import msgspec
 
-from engine.contract import ControlModel, ModelPart, ModelProfile, Recipe
+from engine.contract import ControlModel, ModelPart, ModelProfile, Recipe, find_missing_part
 
 SIMILAR_COST = 1.25  # pools whose costs differ by less count as equal
 Part = TypeVar("Part", ControlModel, ModelPart)
@@ -25,23 +25,10 @@ class PoolOffer:
 
     def can_draw(self, recipe: Recipe) -> bool:
         """Return whether the worker has the judge, the stored weights and the parts that the recipe needs."""
-        profile = self.profile
-        used_parts = (
-            (profile.controls, recipe.controls),
-            (profile.references, recipe.references),
-            (profile.embeddings, recipe.embeddings),
-            (profile.autoencoders, (recipe.autoencoder,) if recipe.autoencoder else ()),
-        )
         return (
-            (profile.has_judge or not recipe.candidate_count)
-            and profile.quantization == recipe.quantization
-            and profile.max_clip_skip >= recipe.clip_skip
-            and {each.preprocessor for each in recipe.controls} <= {"none", *profile.preprocessors}
-            and all(
-                (used.name, used.revision) in {(part.name, part.revision) for part in parts}
-                for parts, needed_parts in used_parts
-                for used in needed_parts
-            )
+            (self.profile.has_judge or not recipe.candidate_count)
+            and self.profile.quantization == recipe.quantization
+            and find_missing_part(recipe, self.profile) is None
         )
 
 

@@ -12,6 +12,7 @@ files:
 - `recipe`: the recipe and its parts. `recipe_images`: the recipe and noise of one image. `guidance`: its guided steps
   and network rows. `turbo`: a model's own LoRA for few steps.
 - `job`: the job, its task and who pays for it. `cost`: what a recipe costs on a model.
+- `edits`: which recipes edit a picture. `offered_parts`: whether a worker has a recipe's parts.
 - `messages`: previews, results and control messages of a job. `keyframes`: ladders and snapshots.
 - `presence`: what a worker announces. `requests`: what it answers at once, without a job.
 - `codec`: bytes from and to values. `rejection`: the exception for a job that the engine refuses or fails.
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 from engine.contract.codec import MalformedMessage, NewerVersion, decode, encode
 from engine.contract.cost import count_row_steps, estimate_cost, estimate_decode_ms
+from engine.contract.edits import is_edit, is_whole_picture
 from engine.contract.embedding_names import compile_embedding_names, find_embeddings
 from engine.contract.fields import (
     CONTROL_VERSION,
@@ -102,6 +104,7 @@ from engine.contract.messages import (
     PictureReady,
     Result,
 )
+from engine.contract.offered_parts import MissingPart, find_missing_part
 from engine.contract.part_fields import make_part_fields
 from engine.contract.presence import ControlModel, ModelProfile, ModelProgress, Presence
 from engine.contract.recipe import (
@@ -140,12 +143,13 @@ __all__ = [
     "DecodeReply", "DecodeRequest", "DescribeReply", "DescribeRequest", "Dtype", "EmbedReply", "EmbedRequest", "Epoch",
     "Fraction", "Frame", "GuidanceKind", "Id", "ImageToImage", "Index", "InitImage", "Interpolation", "Job",
     "JobCancelled", "JobFailed", "JobFinished", "JobHandedBack", "JobModelLoading", "JobStarted", "Keyframe", "Ladder",
-    "LatentBytes", "Lora", "MalformedMessage", "Milliseconds", "ModelPart", "ModelProfile", "ModelProgress", "Name",
-    "NewerVersion", "NoiseAncestor", "PictureReady", "Preprocessor", "Presence", "Quantization", "Recipe",
-    "ReferenceImage", "Result", "Sampler", "Seconds", "Seed", "Sentence", "Sha256", "Side", "Snapshot", "SquaredError",
-    "Step", "Task", "TensorSide", "Text", "UnixSeconds", "UpscaleMethod", "UpscaleTask", "Verdict", "Version",
-    "VersionedValue", "candidate_index", "compile_embedding_names", "count_guided_steps", "count_row_steps",
-    "count_rows", "decode", "downgrade_job", "encode", "estimate_cost", "estimate_decode_ms", "find_embeddings",
-    "find_turbo", "has_negative_weight", "is_guided", "is_in_interval", "is_turbo", "make_part_fields", "map_step",
-    "needs_unconditional_row", "noise_seed", "pinned_bucket", "recipe_for_image", "required_blobs",
+    "LatentBytes", "Lora", "MalformedMessage", "Milliseconds", "MissingPart", "ModelPart", "ModelProfile",
+    "ModelProgress", "Name", "NewerVersion", "NoiseAncestor", "PictureReady", "Preprocessor", "Presence",
+    "Quantization", "Recipe", "ReferenceImage", "Result", "Sampler", "Seconds", "Seed", "Sentence", "Sha256", "Side",
+    "Snapshot", "SquaredError", "Step", "Task", "TensorSide", "Text", "UnixSeconds", "UpscaleMethod", "UpscaleTask",
+    "Verdict", "Version", "VersionedValue", "candidate_index", "compile_embedding_names", "count_guided_steps",
+    "count_row_steps", "count_rows", "decode", "downgrade_job", "encode", "estimate_cost", "estimate_decode_ms",
+    "find_embeddings", "find_missing_part", "find_turbo", "has_negative_weight", "is_edit", "is_guided",
+    "is_in_interval", "is_turbo", "is_whole_picture", "make_part_fields", "map_step", "needs_unconditional_row",
+    "noise_seed", "pinned_bucket", "recipe_for_image", "required_blobs",
 ]  # fmt: skip

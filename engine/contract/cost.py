@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from engine.contract.edits import is_edit
 from engine.contract.guidance import count_guided_steps, count_rows, is_guided, pinned_bucket
 from engine.contract.presence import ControlModel, ModelProfile
 from engine.contract.recipe import ImageToImage, Recipe
@@ -59,9 +60,8 @@ def _added_share(recipe: Recipe, model: ModelProfile) -> float:
     control_share = sum(
         controls.get(each.name, CONTROL_SHARE) * max(0.0, each.stop - each.start) for each in recipe.controls
     )
-    start = recipe.start
-    is_edit = model.edits and not model.required and isinstance(start, ImageToImage) and start.strength == 1.0
-    return is_edit + control_share + sum(references.get(each.name, REFERENCE_SHARE) for each in recipe.references)
+    edit_share = 1.0 if not model.required and is_edit(recipe, model) else 0.0
+    return edit_share + control_share + sum(references.get(each.name, REFERENCE_SHARE) for each in recipe.references)
 
 
 def _row_shares(parts: Iterable[ControlModel]) -> dict[str, float]:

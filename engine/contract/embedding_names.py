@@ -22,7 +22,8 @@ def compile_embedding_names(names: tuple[str, ...]) -> re.Pattern[str]:
     if not names:
         return re.compile(r"(?!)()()")
     choices = "|".join(re.escape(name) for name in sorted(names, key=lambda name: (-len(name), name)))
-    return re.compile(rf"<({choices})>|(?<![\w<-])({choices})(?![\w>-])", re.IGNORECASE)
+    # Only ASCII letters have two cases here: names have no others, and `ſ` is no `s`.
+    return re.compile(rf"<((?ai:{choices}))>|(?<![\w<-])((?ai:{choices}))(?![\w>-])")
 
 
 def find_embeddings(texts: Iterable[str], embeddings: Sequence[ModelPart]) -> tuple[ModelPart, ...]:

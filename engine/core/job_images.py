@@ -24,11 +24,11 @@ from engine.contract.rejection import JobRejected
 from engine.core.fault_isolation import reject_before_start
 from engine.core.init_latents import InitLatents
 from engine.core.input_pictures import check_pictures
-from engine.core.model_parts import check_parts, find_missing_part, with_embeddings
+from engine.core.model_parts import check_parts, describe_missing_part, with_embeddings
 from engine.core.pipeline_image import PipelineImage, PipelineSource
 from engine.core.trajectory import Trajectory
 from engine.models.family import Family, HasSingleFormat, TakesLoras, TakesPictures, find_judge, with_autoencoder
-from engine.models.picture_edits import EditsPictures
+from engine.models.picture_edits import EditsPictures, is_edit
 from engine.models.pictures.picture_conditions import PictureConditions
 from engine.models.quantization.quantized_network import find_quantization
 from engine.pipelines.call_arguments import refuse_unsupported_recipe
@@ -118,7 +118,7 @@ def reason_to_decline(task: Task, models: Sequence[ModelProfile]) -> str:
         return ""
     profile = next((model for model in models if model.name == task.model), None)
     mismatch = _model_mismatch(task, profile and _OfferedModel(profile.revision, profile.quantization))
-    return mismatch or (find_missing_part(task, profile) if profile else "")
+    return mismatch or (describe_missing_part(task, profile) if profile else "")
 
 
 def prepare_plan(job: Job, families: Mapping[str, Family]) -> None:
@@ -152,7 +152,9 @@ def _check_recipe(job: Job, families: Mapping[str, Family]) -> tuple[Recipe, Fam
 
 
 def _check_edit(recipe: Recipe, family: Family) -> None:
-    """Refuse anything but an edit where the model does nothing else."""
+    """Refuse an edit that tiles, and anything but an edit where the model does nothing else."""
+    if recipe.tile and is_edit(recipe, family):
+        raise JobRejected("A picture that is edited by words does not tile.", "member")
     if not isinstance(family, EditsPictures) or not family.needs_picture:
         return
     start = recipe.start

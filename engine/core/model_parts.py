@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from engine.contract import ControlImage, ControlModel, ModelPart, ModelProfile, Recipe, ReferenceImage
+from engine.contract import ModelProfile, Recipe, find_missing_part
 from engine.contract.rejection import JobRejected
 from engine.models.family import Family, SkipsTextLayers, TakesEmbeddings, with_autoencoder
 
@@ -26,28 +24,16 @@ def with_embeddings(recipe: Recipe, family: Family) -> Recipe:
     return family.with_embeddings(recipe)
 
 
-def find_missing_part(recipe: Recipe, profile: ModelProfile) -> str:
+def describe_missing_part(recipe: Recipe, profile: ModelProfile) -> str:
     """Return which of the recipe's parts a worker lacks, by what it announces, as one sentence; empty: none."""
-    if recipe.clip_skip > profile.max_clip_skip:
+    missing = find_missing_part(recipe, profile)
+    if missing is None:
+        return ""
+    if missing.kind == "skipped layers":
         return _describe_clip_skip(profile.name, profile.max_clip_skip)
-    for embedding in recipe.embeddings:
-        if not _is_offered(embedding, profile.embeddings):
-            return f"This worker has no such version of the textual inversion {embedding.name} for {profile.name}."
-    for control in recipe.controls:
-        if not _is_offered(control, profile.controls):
-            return f"This worker has no such version of the control network {control.name} for {profile.name}."
-        if control.preprocessor not in profile.preprocessors:
-            return f"This worker cannot make {control.preprocessor} control images."
-    for reference in recipe.references:
-        if not _is_offered(reference, profile.references):
-            return f"This worker has no such version of the reference adapter {reference.name} for {profile.name}."
-    if recipe.autoencoder is not None and not _is_offered(recipe.autoencoder, profile.autoencoders):
-        return f"This worker has no such version of the autoencoder {recipe.autoencoder.name} for {profile.name}."
-    return ""
-
-
-def _is_offered(part: ModelPart | ControlImage | ReferenceImage, offered: Sequence[ModelPart | ControlModel]) -> bool:
-    return any(part.name == other.name and part.revision in ("", other.revision) for other in offered)
+    if missing.kind == "preprocessor":
+        return f"This worker cannot make {missing.name} control images."
+    return f"This worker has no such version of the {missing.kind} {missing.name} for {profile.name}."
 
 
 def _describe_clip_skip(model: str, max_clip_skip: int) -> str:

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from PIL import Image
 
-from engine.contract import ImageToImage, Recipe
+from engine.contract import ImageToImage, Recipe, is_whole_picture
 from engine.models.family import Conditioning, Family
 
 
@@ -38,7 +38,7 @@ def is_edit(recipe: Recipe, family: Family) -> bool:
     start = recipe.start
     if not isinstance(family, EditsPictures) or not isinstance(start, ImageToImage):
         return False
-    return family.needs_picture or (start.strength == 1.0 and start.mask is None and len(start.pictures) == 1)
+    return family.needs_picture or is_whole_picture(start)
 
 
 def fit_edited_size(recipe: Recipe, family: Family) -> tuple[int, int]:

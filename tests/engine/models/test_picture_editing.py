@@ -159,6 +159,14 @@ def test_a_model_that_draws_and_edits_tells_them_apart_by_the_strength(load_smal
     assert [each is not None and each.edited is not None for each in loaded] == [True, False, False]
 
 
+@pytest.mark.parametrize("kind", ["flux2_klein", "kontext"])
+def test_an_edit_does_not_tile(load_small: Make, recipe: Make, job: Make, kind: str) -> None:
+    family, _ = load_small(kind)
+    with pytest.raises(JobRejected, match="does not tile") as refusal:
+        Engine({kind: family}).add(job(build_edit(recipe, kind, family, draw_picture(1), tile=True)))
+    assert refusal.value.blame == "member"
+
+
 def test_editors_say_whether_they_also_draw(load_small: Make) -> None:
     families = {kind: load_small(kind)[0] for kind in ("flux2", *EDITORS[:2])}
     assert all(isinstance(family, EditsPictures) for family in families.values())
