@@ -5,7 +5,7 @@ A model that is not `loaded` can be requested like any other: a worker then load
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -111,16 +111,23 @@ class ModelCatalog:
         for _, presence in sorted(self._workers().items()):
             for profile in presence.models:
                 if (profile.name, profile.quantization) == (recipe.model, recipe.quantization):
-                    return self._make_live_entry(profile)
+                    return _make_live_entry(profile, self._group_offers()[profile.name])
         return self.find_entry(recipe.model)
 
     def _rank(self, name: str) -> tuple[bool, bool]:
         return name != self._default, name != SHIPPED_MODEL.name
 
-    def find_editor(self) -> CatalogEntry | None:
-        """Return a model that edits pictures by words, first one that does nothing else; None: there is none."""
+    def find_editor(self, is_allowed: Callable[[str], bool] = lambda name: True) -> CatalogEntry | None:
+        """Return a model that edits pictures by words, first one that does nothing else; None: there is none.
+
+        `is_allowed`: whether a member may use the model of that name. Such a model goes before all others.
+        """
         editors = [entry for entry in self.entries() if entry.profile.edits]
-        return min(editors, key=lambda entry: (not entry.is_live, not entry.profile.required), default=None)
+        return min(
+            editors,
+            key=lambda entry: (not is_allowed(entry.profile.name), not entry.is_live, not entry.profile.required),
+            default=None,
+        )
 
     def list_profiles(self) -> list[ModelProfile]:
         """Return the models that can be requested, those of live workers first."""
@@ -161,16 +168,8 @@ class ModelCatalog:
         for _, presence in workers:
             for profile in presence.models:
                 profiles.setdefault(profile.name, msgspec.structs.replace(profile, loaded=profile.name in loaded))
-        return {name: self._make_live_entry(profile) for name, profile in profiles.items()}
-
-    def _make_live_entry(self, profile: ModelProfile) -> CatalogEntry:
-        offers = tuple(
-            offer
-            for offer in self._list_offers(profile.name, profile.revision)
-            if offer.profile.quantization == profile.quantization
-        )
-        merged_profile = merge_parts(profile, (offer.profile for offer in offers))
-        return CatalogEntry(merged_profile, choose_best_pool(offers) or "", True, offers)
+        offers = self._group_offers()
+        return {name: _make_live_entry(profile, offers[name]) for name, profile in profiles.items()}
 
     def choose_pool(self, model: str, revision: str = "", *, recipe: Recipe | None = None) -> str | None:
         """Return the pool for a job of a model, among the pools whose live workers offer it with these weights (empty:
@@ -183,14 +182,28 @@ class ModelCatalog:
 
     def _list_offers(self, model: str, revision: str) -> list[PoolOffer]:
         """Return a model with these weights (empty: any), as each live worker offers it."""
-        workers = [presence for _, presence in sorted(self._workers().items())]
-        pools = group_by_pool(self._workers())
-        return [
-            PoolOffer(presence.pools[0], profile, pools[presence.pools[0]].used_share)
-            for presence in workers
-            for profile in presence.models
-            if profile.name == model and revision in ("", profile.revision)
-        ]
+        return [offer for offer in self._group_offers().get(model, ()) if revision in ("", offer.profile.revision)]
+
+    def _group_offers(self) -> dict[str, list[PoolOffer]]:
+        """Return every model by name, as each live worker offers it."""
+        workers, offers = dict(sorted(self._workers().items())), dict[str, list[PoolOffer]]()
+        pools = group_by_pool(workers)
+        for presence in workers.values():
+            for profile in presence.models:
+                offer = PoolOffer(presence.pools[0], profile, pools[presence.pools[0]].used_share)
+                offers.setdefault(profile.name, []).append(offer)
+        return offers
+
+
+def _make_live_entry(profile: ModelProfile, offers: Iterable[PoolOffer]) -> CatalogEntry:
+    """Return the entry of a model with these weights. `offers`: that name, as each live worker offers it."""
+    same_offers = tuple(
+        offer
+        for offer in offers
+        if profile.revision in ("", offer.profile.revision) and offer.profile.quantization == profile.quantization
+    )
+    merged_profile = merge_parts(profile, (offer.profile for offer in same_offers))
+    return CatalogEntry(merged_profile, choose_best_pool(same_offers) or "", True, same_offers)
 
 
 @dataclass(frozen=True)

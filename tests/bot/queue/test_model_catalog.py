@@ -140,3 +140,33 @@ def test_parts_that_no_single_worker_has_are_refused() -> None:
         assert entry.pool_for(msgspec.structs.replace(RECIPE, **fields)) == "default"
     with pytest.raises(UserError, match="No single worker has everything that this needs of embedded"):
         entry.pool_for(msgspec.structs.replace(RECIPE, controls=(control,), embeddings=(word,)))
+
+
+def test_an_allowed_editor_goes_before_one_that_does_nothing_else() -> None:
+    edits, only_edits = (
+        msgspec.structs.replace(SHIPPED_MODEL, name=name, edits=True, required=required)
+        for name, required in (("flux2", ""), ("kontext", "picture"))
+    )
+    models = ModelCatalog(
+        cast("Store", None), lambda: {"a": presence_with("a", SHIPPED_MODEL, edits, only_edits)}, lambda: 0.0
+    )
+    editors = [
+        models.find_editor(), models.find_editor(lambda name: name == "flux2"), models.find_editor(lambda name: False)
+    ]  # fmt: skip
+    assert [entry and entry.profile.name for entry in editors] == ["kontext", "flux2", "kontext"]
+
+
+def test_a_call_reads_the_workers_equally_often_for_many_models() -> None:
+    workers, reads = dict[str, Presence](), list[int]()
+
+    def read_workers() -> dict[str, Presence]:
+        reads[-1] += 1
+        return workers
+
+    models = ModelCatalog(cast("Store", None), read_workers, lambda: 0.0)
+    for count in (1, 30):
+        profiles = [msgspec.structs.replace(SHIPPED_MODEL, name=f"model-{number}") for number in range(count)]
+        workers |= {name: presence_with(name, *profiles) for name in "abc"}
+        reads.append(0)
+        assert [len(entry.offers) for entry in models.entries()] == [3] * count
+    assert reads[0] == reads[1]
