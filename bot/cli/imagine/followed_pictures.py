@@ -15,17 +15,21 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".avif", "
 DEFAULT_VALUE = f"{DEFAULT_REFERENCE_SCALE:g}"
 
 
-def split_controls(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
-    """Return the values of the flag `--control`, and the files. Raise `UserError` for a file without a control."""
-    values, files = list[str](), list[Path]()
+def split_controls(arguments: Sequence[str], images: Sequence[Path] = ()) -> tuple[list[str], list[Path]]:
+    """Return the values of the flag `--control`, and the files. Raise `UserError` for a file without a control.
+
+    Where only some have a file, the others follow the first of `images`, if there is one.
+    """
+    values, files = list[str](), list[Path | None]()
     for argument in arguments:
         name, *parts = argument.split(":")
         if not parts and _is_file(name):
             raise UserError(f"Say what of {name} is followed, as in --control canny:{name}.")
         file = ":".join(part for part in parts if not is_control_part(part))
         values.append(":".join([name, *(part for part in parts if is_control_part(part))]))
-        files += [Path(file)] if file else []
-    return values, files
+        files.append(Path(file) if file else None)
+    followed_image = images[0] if images and any(files) else None
+    return values, [path for path in (file or followed_image for file in files) if path is not None]
 
 
 def split_references(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:

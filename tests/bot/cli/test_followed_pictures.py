@@ -31,6 +31,22 @@ def test_a_control_is_split_into_its_flag_and_its_file(argument: str, value: str
 
 
 @pytest.mark.parametrize(
+    ("arguments", "images", "files"),
+    [
+        (["canny", "depth:d.png"], ["a.png", "b.png"], ["a.png", "d.png"]),
+        (["canny:c.png", "depth"], ["a.png"], ["c.png", "a.png"]),
+        (["canny", "depth"], ["a.png"], []),
+        (["canny", "depth:d.png"], [], ["d.png"]),
+    ],
+)
+def test_a_control_without_a_file_follows_the_init_image(
+    arguments: list[str], images: list[str], files: list[str]
+) -> None:
+    values, found = split_controls(arguments, [Path(name) for name in images])
+    assert ([value.split(":")[0] for value in values], found) == (["canny", "depth"], [Path(name) for name in files])
+
+
+@pytest.mark.parametrize(
     ("arguments", "values", "files"),
     [
         (["face.png"], [], ["face.png"]),
