@@ -56,12 +56,12 @@ def wire_services(
         limits=limits, max_age=core.settings.max_age, on_admitted=queue.dispatcher.wake, clock=clock,
     )  # fmt: skip
     job_maker = JobMaker(catalog, job_views, gallery, admission, loader)
-    jobs = JobService(
-        store=store, catalog=catalog, job_views=job_views, gallery=gallery, admission=admission, clock=clock,
-        init_image_loader=loader, flag_aliases=flag_aliases, job_maker=job_maker, canceller=queue.canceller,
-        job_control=queue.control, workers=core.live_workers, page_addresses=page_addresses,
-    )  # fmt: skip
     rule_admin = RuleAdmin(store, queue.canceller.cancel, limits=limits, clock=clock)
+    jobs = JobService(
+        store=store, catalog=catalog, job_views=job_views, gallery=gallery, admission=admission, job_maker=job_maker,
+        init_image_loader=loader, flag_aliases=flag_aliases, page_addresses=page_addresses, canceller=queue.canceller,
+        job_control=queue.control, workers=core.live_workers, effective_rules=rule_admin.effective_rules, clock=clock,
+    )  # fmt: skip
     front_end, moderation, data_deletion = _wire_deletion(core, queue, rule_admin, films)
     return Services(
         jobs=jobs,

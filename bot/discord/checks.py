@@ -26,7 +26,7 @@ CHARGED = "charged"  # in an interaction's extras: its member's rate has paid fo
 # Each command's and menu's action in the table. /settings, /moderation and the menu Report check theirs themselves.
 COMMAND_ACTIONS: Mapping[str, Action] = MappingProxyType(
     {
-        **dict.fromkeys(("imagine", "edit", "mix", "walk"), "imagine"), "blend": "blend", "shorten": "prompt",
+        **dict.fromkeys(("imagine", "mix", "walk"), "imagine"), "blend": "blend", "edit": "edit", "shorten": "prompt",
         "describe": "describe",
         **dict.fromkeys(("fast", "relax", "turbo", "stealth", "public"), "prefer"),
         "queue": "queue", "cancel": "cancel", "mine": "mine", "info": "info", "prefer": "prefer",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from bot.domain.errors import UserError
 from bot.prompt.emphasis import remove_emphasis
-from engine.contract import FULL_INTERVAL, PIPELINE_SAMPLERS, ImageToImage
+from engine.contract import FULL_INTERVAL, PIPELINE_SAMPLERS, ImageToImage, is_edit
 
 if TYPE_CHECKING:
     from engine.contract import ModelProfile, Recipe, Sampler
@@ -51,7 +51,10 @@ def _clip_skip_text(model_profile: ModelProfile) -> str:
 
 
 def check_start(recipe: Recipe, model_profile: ModelProfile) -> None:
-    """Raise `UserError` if the recipe lacks the mask or picture that its model needs. Call it on a complete recipe."""
+    """Raise `UserError` if the recipe lacks the mask or picture that its model needs, or if its edit would tile.
+
+    Call it on a complete recipe.
+    """
     start = recipe.start if isinstance(recipe.start, ImageToImage) else None
     if model_profile.required == "mask" and not (start and start.mask):
         raise UserError(
@@ -65,6 +68,10 @@ def check_start(recipe: Recipe, model_profile: ModelProfile) -> None:
             raise UserError(
                 f"{model_profile.name} changes one picture as a whole: leave out the mask and other pictures."
             )
+        if start.strength < 1.0:
+            raise UserError(f"{model_profile.name} changes one picture as a whole: leave out the strength.")
+    if recipe.tile and is_edit(recipe, model_profile):
+        raise UserError("A picture that is edited by words does not tile: leave out --tile.")
 
 
 def _check_choice(recipe: Recipe, model_profile: ModelProfile) -> None:

@@ -213,7 +213,7 @@ def _build_recipes(
         allow_empty=init_images is not None and init_images.recipe_part(None) is not None,
     )
     request = with_input_aspect(parsed.prompts[0], init_images)
-    for note in (*parsed.notes, *unused_strength_note(request, init_images)):
+    for note in (*parsed.notes, *unused_strength_note(request, init_images, model_profile)):
         display.print_note(note)
     job_recipe = build_recipe(request, model_profile, secrets.randbelow(2**32))
     job_recipe = with_init_images(job_recipe, request, init_images, model_profile)

@@ -6,14 +6,16 @@ Every refusal is a `UserError` with one sentence for the member.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 from bot.domain.dto import AcceptedJob, Destination, JobAction, Member
 from bot.domain.errors import UserError
 from bot.domain.texts import shorten
 from bot.images.gallery import Gallery
 from bot.policy.permissions import JobRef, forbidden_reason
+from bot.policy.rules import EffectiveRules
 from bot.prompt import ParsedPrompt, ParseResult, build_recipe, make_remarks, parse
 from bot.prompt.capability_check import check_capabilities, check_start
 from bot.prompt.suffix import add_end_prompt_suffix, add_suffix
@@ -30,6 +32,7 @@ from bot.services.job_views.job_views import JobViews
 from bot.services.jobs.derived_recipes import interpolation_recipes, pin_batch_shape
 from bot.services.jobs.job_maker import JobMaker, draw_seed
 from bot.services.jobs.recipe_init import (
+    is_edit_requested,
     unused_strength_note,
     with_followed_pictures,
     with_init_images,
@@ -50,13 +53,13 @@ class JobService:
         self, *, store: Store, catalog: ModelCatalog, job_views: JobViews, gallery: Gallery, admission: Admission,
         init_image_loader: InitImageLoader, flag_aliases: FlagAliases, job_maker: JobMaker,
         canceller: JobCanceller, job_control: JobControl, workers: Callable[[], Mapping[str, Presence]],
-        page_addresses: PageAddresses,
+        page_addresses: PageAddresses, effective_rules: Callable[[Member], Awaitable[EffectiveRules]],
         clock: Callable[[], float] = time.time, draw_seed: Callable[[], int] = draw_seed,
     ) -> None:  # fmt: skip
         self._store, self._catalog, self._job_views, self._gallery = store, catalog, job_views, gallery
         self._admission, self._init_image_loader, self._flag_aliases = admission, init_image_loader, flag_aliases
         self._job_maker, self._cancelling, self._job_control = job_maker, canceller, job_control
-        self._workers, self._page_addresses = workers, page_addresses
+        self._workers, self._page_addresses, self._effective_rules = workers, page_addresses, effective_rules
         self._clock, self._draw_seed = clock, draw_seed
 
     async def imagine(
@@ -84,15 +87,18 @@ class JobService:
         )
         if key is None and any(parsed_prompt.end_prompt for parsed_prompt in parsed.prompts):
             key = f"walk:{self._clock()}:{self._draw_seed()}"  # links the jobs of an interpolation
+        parsed = await self._choose_editors(parsed, member)
         if init_images is None:
             requests = self._build_requests(parsed, action, None, is_exact=is_exact)
             return await self._job_maker.admit(requests, member, destination, key)
         action = "blend" if len(init_images.pictures) > 1 else action
         count, relaxed = len(parsed.prompts), any(parsed_prompt.relaxed for parsed_prompt in parsed.prompts)
-        if existing_jobs := await self._admission.check_before_content(
-            action, member, key, full_text, count=count, relaxed=relaxed
-        ):
-            return existing_jobs
+        actions: tuple[JobAction, ...] = ("edit", action) if self._has_edit(parsed) else (action,)
+        for checked_action in actions:  # who may not edit pictures may not have them edited by words either
+            if existing_jobs := await self._admission.check_before_content(
+                checked_action, member, key, full_text, count=count, relaxed=relaxed
+            ):
+                return existing_jobs
         async with self._init_image_loader.open_init_images(member, init_images) as loaded_images:
             requests = self._build_requests(parsed, action, loaded_images, is_exact=is_exact)
             return await self._job_maker.admit(requests, member, destination, key, loaded_images)
@@ -123,11 +129,11 @@ class JobService:
         default_entry, requests = self._catalog.find_entry(None), list[JobRequest]()
         inputs, input_notes = (loaded_images.inputs, loaded_images.notes) if loaded_images else ((), ())
         for parsed_prompt in parsed.prompts:
-            entry = self._choose_entry(parsed_prompt, default_entry)
+            entry = self._catalog.find_entry(parsed_prompt.model) if parsed_prompt.model else default_entry
             recipes = _build_recipes(parsed_prompt, entry, self._draw_seed(), loaded_images, is_exact=is_exact)
             is_default = entry.profile.name == default_entry.profile.name
             model_notes = () if is_default else make_remarks(parsed_prompt, entry.profile)
-            strength_notes = unused_strength_note(parsed_prompt, loaded_images)
+            strength_notes = unused_strength_note(parsed_prompt, loaded_images, entry.profile)
             notes = tuple(dict.fromkeys((*input_notes, *parsed.notes, *model_notes, *strength_notes)))
             notes = notes if entry.is_live else (*notes, offline_note(entry, bool(self._workers())))
             shown_prompt = " ".join(parsed_prompt.text.split())
@@ -140,15 +146,26 @@ class JobService:
             ]  # fmt: skip
         return requests
 
-    def _choose_entry(self, parsed_prompt: ParsedPrompt, default_entry: CatalogEntry) -> CatalogEntry:
-        """Return the named model, else the default one: for an edit, one that edits. Raises `UserError`."""
-        if parsed_prompt.model:
-            return self._catalog.find_entry(parsed_prompt.model)
-        if not parsed_prompt.edit:
-            return default_entry
-        if (editor := self._catalog.find_editor()) is None:
+    async def _choose_editors(self, parsed: ParseResult, member: Member) -> ParseResult:
+        """Return the prompts, each edit without a model with one that edits, if possible one that the member may use.
+
+        Raises `UserError` if there is none.
+        """
+        if not any(prompt.edit and not prompt.model for prompt in parsed.prompts):
+            return parsed
+        rules = await self._effective_rules(member)
+        if (editor := self._catalog.find_editor(partial(rules.allows, "models"))) is None:
             raise UserError(NO_EDITOR)
-        return editor
+        prompts = (
+            replace(prompt, model=editor.profile.name) if prompt.edit and not prompt.model else prompt
+            for prompt in parsed.prompts
+        )
+        return replace(parsed, prompts=tuple(prompts))
+
+    def _has_edit(self, parsed: ParseResult) -> bool:
+        return any(
+            is_edit_requested(prompt, self._catalog.find_entry(prompt.model).profile) for prompt in parsed.prompts
+        )
 
     async def cancel(self, job: str, member: Member) -> str:
         """Cancel the member's own job, or as a moderator one of their guild; say what happened. Raises `UserError`."""

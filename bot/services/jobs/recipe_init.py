@@ -17,7 +17,7 @@ from bot.prompt.parsed_prompt import MAX_RATIO
 from bot.prompt.permutations import escape_braces, expand_braces
 from bot.services.init_images.loaded import LoadedInitImages
 from bot.services.jobs.derived_recipes import check_choice, remix_recipe, replace_start
-from engine.contract import Branch, ModelProfile, Recipe, map_step, noise_seed, recipe_for_image
+from engine.contract import Branch, ModelProfile, Recipe, is_edit, map_step, noise_seed, recipe_for_image
 
 FIXED_SETTING = "A branch continues the sampling of its parent: its {} cannot be changed."
 WHICH_CONTROL = "Say what of the control picture is followed, as --control NAME: {}."
@@ -37,6 +37,11 @@ def with_input_aspect(parsed: ParsedPrompt, loaded_images: LoadedInitImages | No
     return replace(parsed, ar=(min(width, max_side), min(height, max_side)))
 
 
+def is_edit_requested(parsed: ParsedPrompt, model_profile: ModelProfile) -> bool:
+    """Return whether the prompt says how its picture is changed, rather than what to draw from it."""
+    return parsed.edit or model_profile.required == "picture"
+
+
 def with_init_images(
     recipe: Recipe, parsed: ParsedPrompt, loaded_images: LoadedInitImages | None, model_profile: ModelProfile
 ) -> Recipe:
@@ -44,8 +49,8 @@ def with_init_images(
 
     An edit is at full strength: the picture is a condition, and the new one starts from noise.
     """
-    is_edit = parsed.edit or model_profile.required == "picture"
-    start = None if loaded_images is None else loaded_images.recipe_part(1.0 if is_edit else parsed.strength)
+    strength = 1.0 if is_edit_requested(parsed, model_profile) else parsed.strength
+    start = None if loaded_images is None else loaded_images.recipe_part(strength)
     if parsed.edit and not model_profile.edits:
         raise UserError(
             f"{model_profile.name} edits no pictures by words: name a model that does, or leave out --edit."
@@ -77,12 +82,25 @@ def with_followed_pictures(
     return msgspec.structs.replace(recipe, controls=controls, references=references)
 
 
-def unused_strength_note(parsed: ParsedPrompt, loaded_images: LoadedInitImages | None) -> tuple[str, ...]:
-    """Return a note if a strength is given without an init image."""
+def unused_strength_note(
+    parsed: ParsedPrompt, loaded_images: LoadedInitImages | None, model_profile: ModelProfile
+) -> tuple[str, ...]:
+    """Return a note if a strength is given without an init image, or for an edit."""
     has_start = loaded_images is not None and loaded_images.recipe_part(parsed.strength) is not None
-    if has_start or parsed.strength is None:
+    if parsed.strength is None:
         return ()
-    return ("--strength and --iw are for a picture to begin with, and there is none.",)
+    if not has_start:
+        return ("--strength and --iw are for a picture to begin with, and there is none.",)
+    if is_edit_requested(parsed, model_profile):
+        return ("--strength and --iw change nothing here: an edit sees the picture beside the words.",)
+    return ()
+
+
+def unused_edit_note(parsed: ParsedPrompt, recipe: Recipe, model_profile: ModelProfile) -> tuple[str, ...]:
+    """Return a note if a derived recipe does not become the edit that its flags ask for."""
+    if not parsed.edit or is_edit(recipe, model_profile):
+        return ()
+    return ("--edit is for a new prompt beside a picture: this keeps what the job began with.",)
 
 
 def single_image(recipe: Recipe, image: int) -> Recipe:
@@ -138,6 +156,7 @@ def branch_recipe(
     Without changes it gives the same picture. A seed, or several pictures, also draw the noise at that keyframe anew.
     Another number of steps means the whole schedule: the branch runs its share of them.
     """
+    _refuse_lost_picture(base, model_profile)
     branch, has_new_noise = base, False
     if edit.new_prompt is not None or edit.options:
         parsed = _parse_edit(edit, base, models)
@@ -154,6 +173,15 @@ def branch_recipe(
         Branch(ladder=ladder, step=step, has_new_noise=has_new_noise or branch.drawn_count > 1),
     )
     return msgspec.structs.replace(branch, start=branch_point, lineage=() if has_new_noise else base.lineage)
+
+
+def _refuse_lost_picture(base: Recipe, model_profile: ModelProfile) -> None:
+    """Raise `UserError` for a picture that is drawn with another one in sight, which a branch does not keep."""
+    if model_profile.required or is_edit(base, model_profile):
+        raise UserError(
+            f"{model_profile.name} drew this with the picture that it changes in sight, and a branch does not keep "
+            "that picture: remix it instead."
+        )
 
 
 def _move_branch_point(step: int, old_steps: int, new_steps: int, branch_point: Branch) -> Branch:

@@ -15,6 +15,7 @@ from bot.domain.dto import AcceptedJob, Destination, JobAction, Member
 from bot.domain.errors import UserError
 from bot.images.gallery import Gallery
 from bot.prompt import make_remarks, parse
+from bot.prompt.capability_check import check_start
 from bot.queue.job_request import JobRequest, renew_recipe
 from bot.queue.model_catalog import ModelCatalog
 from bot.services.flag_aliases import FlagAliases
@@ -31,6 +32,7 @@ from bot.services.jobs.derived_recipes import (
     vary_recipe,
 )
 from bot.services.jobs.job_maker import JobMaker, draw_seed
+from bot.services.jobs.recipe_init import unused_edit_note
 from bot.services.jobs.upscales import SUPER_RESOLVER_MS_PER_MP, largest_upscale, upscale_cost, upscale_notes
 from bot.services.preferences import VariationStrength
 from bot.store import JobRecord
@@ -192,12 +194,14 @@ class VariationService:
                 remix_recipe(base, parsed_prompt, entry.profile),
                 " ".join(parsed_prompt.text.split()),
             )
+            check_start(new_recipe, entry.profile)
             has_other_noise = base.interpolation is not None and new_recipe.count > 1 and parsed_prompt.seed is None
             job_cost, noise_note = estimate_cost(new_recipe, entry.profile), (NOISE_DIFFERS,) if has_other_noise else ()
+            edit_note = unused_edit_note(parsed_prompt, new_recipe, entry.profile)
             requests.append(
                 JobRequest(
-                    "remix", shown_prompt, (*notes, *noise_note), new_recipe, entry.pool_for(new_recipe), job_cost,
-                    parent, relaxed=parsed_prompt.relaxed, inputs=inputs,
+                    "remix", shown_prompt, (*notes, *noise_note, *edit_note), new_recipe, entry.pool_for(new_recipe),
+                    job_cost, parent, relaxed=parsed_prompt.relaxed, inputs=inputs,
                 )
             )  # fmt: skip
         return requests

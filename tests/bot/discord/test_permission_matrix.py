@@ -61,7 +61,7 @@ FORMS: Mapping[str, Action] = {"remix": "remix", "report": "report", "edit": "ed
 COMMANDS: Mapping[str, tuple[Action, Mapping[str, Any]]] = {
     "imagine": ("imagine", {"prompt": "apple"}),
     "blend": ("blend", {"image1": ("a.png", make_png(8, 8)), "image2": ("b.png", make_png(8, 8))}),
-    "edit": ("imagine", {"picture": ("a.png", make_png(8, 8)), "words": "make it red"}),
+    "edit": ("edit", {"picture": ("a.png", make_png(8, 8)), "words": "make it red"}),
     "mix": ("imagine", {"first": "apple", "second": "pear"}),
     "walk": ("imagine", {"from": "apple", "to": "pear", "frames": 4}),
     "shorten": ("prompt", {"prompt": "a red apple"}),

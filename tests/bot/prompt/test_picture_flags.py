@@ -17,9 +17,18 @@ from bot.queue.job_request import renew_recipe
 from bot.queue.model_catalog import DEFAULT_POOL, CatalogEntry
 from bot.services.init_images.loaded import LoadedInitImages, combine_init_images
 from bot.services.jobs.derived_recipes import remix_recipe, vary_recipe, without_controls
-from bot.services.jobs.recipe_init import with_followed_pictures, with_init_images, with_input_aspect
+from bot.services.jobs.recipe_init import (
+    BranchEdit,
+    branch_recipe,
+    unused_edit_note,
+    unused_strength_note,
+    with_followed_pictures,
+    with_init_images,
+    with_input_aspect,
+)
 from engine.contract import (
     CONTROL_VERSION,
+    Branch,
     ControlModel,
     ModelPart,
     ModelProfile,
@@ -264,13 +273,63 @@ def test_an_inpainting_model_needs_a_mask_and_an_editing_one_a_picture() -> None
     editing = msgspec.structs.replace(MODEL, required="picture")
     with pytest.raises(UserError, match="large only changes a picture: add one"):
         check_start(make_recipe("a cat", load_pictures(controls=1), control="canny"), editing)
-    check_start(make_recipe("a cat", load_pictures(init_images=1)), editing)
+    check_start(make_recipe("a cat", load_pictures(init_images=1), editing), editing)
     inpainting = msgspec.structs.replace(MODEL, required="mask")
     with pytest.raises(UserError, match="large only redraws a part of a picture: add a picture and a mask"):
         check_start(make_recipe("a cat", load_pictures(init_images=1)), inpainting)
     masked = combine_init_images([make_decoded_image(64, 32)], make_decoded_image(64, 32, 255))
     check_start(make_recipe("a cat", masked), inpainting)
     check_start(make_recipe("a cat"), MODEL)
+
+
+EDITING = msgspec.structs.replace(MODEL, edits=True)
+KONTEXT = msgspec.structs.replace(EDITING, required="picture")
+
+
+def test_an_edit_has_no_tile_and_no_strength() -> None:
+    one = load_pictures(init_images=1)
+    for text, model in (("red --tile --edit", EDITING), ("red --tile", KONTEXT)):
+        with pytest.raises(UserError, match="does not tile: leave out --tile"):
+            check_start(make_recipe(text, one, model), model)
+    check_start(make_recipe("red --tile", one, EDITING), EDITING)
+    weak = make_recipe("red --strength 0.5", one, EDITING)
+    with pytest.raises(UserError, match="leave out the strength"):
+        check_start(weak, KONTEXT)
+
+
+@pytest.mark.parametrize(
+    ("text", "model", "has_note"),
+    [
+        ("red --strength 0.5", KONTEXT, True), ("red --strength 0.5 --edit", EDITING, True),
+        ("red --strength 0.5", EDITING, False), ("red --edit", EDITING, False),
+    ],
+)  # fmt: skip
+def test_a_strength_that_an_edit_does_not_use_has_a_note(text: str, model: ModelProfile, has_note: bool) -> None:
+    (parsed,) = parse(text, model).prompts
+    notes = unused_strength_note(parsed, load_pictures(init_images=1), model)
+    assert [note for note in notes if "an edit sees the picture" in note] == list(notes)
+    assert bool(notes) == has_note
+
+
+def test_a_derived_recipe_that_is_no_edit_has_a_note_on_the_flag() -> None:
+    (parsed,) = parse("red --edit", EDITING).prompts
+    one = load_pictures(init_images=1)
+    assert unused_edit_note(parsed, make_recipe("red --edit", one, EDITING), EDITING) == ()
+    (note,) = unused_edit_note(parsed, make_recipe("red", one, EDITING), EDITING)
+    assert note.startswith("--edit is for a new prompt beside a picture")
+
+
+@pytest.mark.parametrize(
+    ("text", "model"),
+    [("red --edit", EDITING), ("red", KONTEXT), ("red", msgspec.structs.replace(MODEL, required="mask"))],
+)
+def test_a_picture_drawn_with_another_in_sight_has_no_branch(text: str, model: ModelProfile) -> None:
+    base = make_recipe(text, load_pictures(init_images=1), model)
+    with pytest.raises(UserError, match="a branch does not keep that picture: remix it instead"):
+        branch_recipe(base, "a" * 64, 4, BranchEdit("red", None, {}), model)
+    plain = make_recipe("red", load_pictures(init_images=1), EDITING)
+    branched = branch_recipe(plain, "a" * 64, 4, BranchEdit("red", None, {}), EDITING)
+    assert isinstance(branched.start, Branch)
 
 
 def test_the_parts_are_written_as_other_programs_write_them() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from bot.domain.dto import Member
 from bot.domain.errors import UserError
 from bot.services.init_images.request import InitImages
 from tests.bot import conftest
@@ -13,6 +14,7 @@ from tests.bot.services.test_edits import open_app_and_worker, stored_names, wai
 
 __all__ = ["stored_names"]
 pytestmark = pytest.mark.asyncio
+OWNER = Member("local:o", "O", "local", is_owner=True, is_admin=True)
 PICTURE = InitImages((make_png(64, 64),))
 
 
@@ -68,3 +70,29 @@ async def test_a_model_that_draws_too_starts_from_a_picture_unless_it_edits(
         strengths.append((await wait_for_end(app, accepted.job, wait_until)).task.start.strength)
     assert strengths == [1.0, 0.6]
     await app.services.jobs.imagine("a lamp", ann, destination)
+
+
+async def test_who_may_not_edit_has_no_picture_edited_by_words(harness, wait_until, ann, destination, monkeypatch):
+    announce(monkeypatch, edits=True)
+    app, _ = await open_app_and_worker(harness, wait_until)
+    services = app.services
+    await services.rule_admin.set_rule(OWNER, "guild", "", "commands", "imagine")
+    with pytest.raises(UserError, match="You may not use edit here") as refusal:
+        await services.jobs.imagine("red --edit", ann, destination, init_images=PICTURE)
+    assert refusal.value.status == 403
+    await services.jobs.imagine("red", ann, destination, init_images=PICTURE)
+
+
+async def test_a_remix_keeps_the_edit_and_a_branch_is_refused(harness, wait_until, ann, destination, monkeypatch):
+    announce(monkeypatch, edits=True)
+    app, _ = await open_app_and_worker(harness, wait_until)
+    services = app.services
+    views = []
+    for text in ("red --edit --steps 40", "red --steps 40"):
+        (accepted,) = await services.jobs.imagine(text, ann, destination, init_images=PICTURE)
+        views.append(await wait_for_end(app, accepted.job, wait_until))
+    remixes = [await services.variations.remix(view.id, 0, "blue --edit", ann, destination) for view in views]
+    assert [any("--edit is for a new prompt" in note for note in made[0].notes) for made in remixes] == [False, True]
+    with pytest.raises(UserError, match="a branch does not keep that picture"):
+        await services.edits.branch(views[0].id, 0, 20, ann, destination)
+    await services.edits.branch(views[1].id, 0, 30, ann, destination)

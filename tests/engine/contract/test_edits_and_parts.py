@@ -13,6 +13,7 @@ from engine.contract import (
     MissingPart,
     ModelPart,
     ModelProfile,
+    Preprocessor,
     Recipe,
     compile_embedding_names,
     estimate_cost,
@@ -52,12 +53,13 @@ def test_only_an_edit_is_charged_for_the_picture_beside_it(start: ImageToImage) 
 
 def test_a_part_without_a_revision_is_any_of_that_name() -> None:
     model = replace(MODEL, controls=(ControlModel("canny", "c1", "canny"),), preprocessors=("canny",))
-    for revision, preprocessor, missing in (
+    cases: tuple[tuple[str, Preprocessor, MissingPart | None], ...] = (
         ("", "none", None),
         ("c1", "canny", None),
         ("c2", "canny", MissingPart("control network", "canny")),
         ("c1", "depth", MissingPart("preprocessor", "depth")),
-    ):
+    )
+    for revision, preprocessor, missing in cases:
         control = ControlImage(name="canny", picture="a" * 64, preprocessor=preprocessor, revision=revision)
         assert find_missing_part(replace(RECIPE, controls=(control,)), model) == missing
     assert find_missing_part(replace(RECIPE, clip_skip=1), model) == MissingPart("skipped layers")
