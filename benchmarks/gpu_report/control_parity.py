@@ -10,19 +10,16 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
 
-import msgspec
 import torch
 from PIL import Image
 
-from benchmarks.fixtures.reference_pipeline import make_job
 from benchmarks.fixtures.small_controls import build_controlnet, save_control
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
+from benchmarks.gpu_report.pipeline_parity import run_engine
 from benchmarks.report.errors import describe_error
 from benchmarks.report.figure_row import FigureRow
 from engine import models
 from engine.contract import Concept, ControlImage, Recipe
-from engine.core.engine import Engine, JobFailure, LatentsDone
-from engine.core.input_pictures import load_pictures
 from engine.models.family import Family
 from engine.models.files.data_folders import CONTROL_FOLDER
 from engine.plan import build_scheduler
@@ -57,7 +54,7 @@ def _measure_kind(kind: str, data: Path, device: torch.device) -> float:
     family = models.load_model(kind, data, device=device)
     picture, content = Image.linear_gradient("L").resize((IMAGE_SIDE, IMAGE_SIDE)).convert("RGB"), BytesIO()
     picture.save(content, "PNG")
-    actual = _run_engine(family, content.getvalue())
+    actual = _draw_controlled(family, content.getvalue())
     networks = [diffusers.ControlNetModel.from_pretrained(data / CONTROL_FOLDER / name) for name, *_ in CONTROLS]
     controlled = getattr(diffusers, PIPELINES[kind])(**pipeline.components, controlnet=networks).to(device)
     controlled.scheduler = build_scheduler(cast(Any, family).scheduler_config, "ddim")
@@ -72,22 +69,11 @@ def _measure_kind(kind: str, data: Path, device: torch.device) -> float:
     return float((actual - expected).abs().max()) / max(1.0, float(expected.abs().max()))
 
 
-def _run_engine(family: Family, picture: bytes) -> torch.Tensor:
+def _draw_controlled(family: Family, picture: bytes) -> torch.Tensor:
     sha256 = hashlib.sha256(picture).hexdigest()
     recipe = Recipe(
         concepts=(Concept("a cat"),), model=family.name, sampler="ddim", steps=STEPS, seed=SEED, guidance=GUIDANCE,
         width=IMAGE_SIDE, height=IMAGE_SIDE, dtype="float32", guidance_kind=family.guides, count=1,
+        controls=tuple(ControlImage(name, sha256, "none", scale, start, stop) for name, scale, start, stop in CONTROLS),
     )  # fmt: skip
-    controls = tuple(ControlImage(name, sha256, "none", scale, start, stop) for name, scale, start, stop in CONTROLS)
-    recipe, engine = msgspec.structs.replace(recipe, controls=controls), Engine({family.name: family})
-    engine.add(make_job(recipe), (), None, load_pictures(recipe, {sha256: picture}, family))
-    try:
-        while not engine.is_idle:
-            for event in engine.step():
-                if isinstance(event, JobFailure):
-                    raise RuntimeError(event.reason)
-                if isinstance(event, LatentsDone):
-                    return event.latents
-    finally:
-        engine.close()
-    raise RuntimeError("the engine ended without latents")
+    return run_engine(family, recipe, {sha256: picture})

@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from benchmarks.report.measures import psnr
 from engine import models
 from engine.contract import Concept, Dtype, Recipe, Sampler
 from engine.core.engine import Engine, JobFailure, LatentsDone
+from engine.core.init_latents import load_init_latents
+from engine.core.input_pictures import load_pictures
 from engine.models.family import Family, HasDefaultSampling
 from engine.models.quantization.quantized_network import find_quantization
 from engine.models.whole_pipeline.generic_family import GenericFamily
@@ -92,11 +95,15 @@ def make_recipe(family: Family, sampler: Sampler, dtype: Dtype = "float32") -> R
     )  # fmt: skip
 
 
-def run_engine(family: Family, recipe: Recipe) -> torch.Tensor:
-    """Return the latents of the recipe's picture. Raises RuntimeError if the job fails."""
+def run_engine(family: Family, recipe: Recipe, blobs: Mapping[str, bytes] = MappingProxyType({})) -> torch.Tensor:
+    """Return the latents of the recipe's picture. `blobs`: what it needs, by SHA-256.
+
+    Raises RuntimeError if the job fails.
+    """
     engine = Engine({family.name: family})
     try:
-        engine.add(make_job(recipe))
+        init_latents, pictures = load_init_latents(recipe, blobs, family), load_pictures(recipe, blobs, family)
+        engine.add(make_job(recipe), (), init_latents, pictures)
         while not engine.is_idle:
             for event in engine.step():
                 if isinstance(event, JobFailure):

@@ -15,16 +15,13 @@ import torch
 from PIL import Image, ImageDraw
 
 from benchmarks.fixtures.picture_pipelines import call_inpainting, call_with_references, load_reference_pipeline
-from benchmarks.fixtures.reference_pipeline import make_job
 from benchmarks.fixtures.small_ip_adapters import save_small_ip_adapter
 from benchmarks.fixtures.small_pipelines import INPAINTING_BUILDERS, save_small_pipeline
+from benchmarks.gpu_report.pipeline_parity import run_engine
 from benchmarks.report.errors import describe_error
 from benchmarks.report.figure_row import FigureRow
 from engine import models
 from engine.contract import Concept, ImageToImage, InitImage, Recipe, ReferenceImage
-from engine.core.engine import Engine, JobFailure, LatentsDone
-from engine.core.init_latents import load_init_latents
-from engine.core.input_pictures import load_pictures
 from engine.models.family import Family
 
 STEPS, IMAGE_SIDE, GUIDANCE, SEED, SCALE = 4, 64, 4.0, 3, 0.7
@@ -91,24 +88,8 @@ def _make_recipe(family: Family, **fields: Any) -> Recipe:
 
 def _compare(family: Family, recipe: Recipe, blobs: Mapping[str, bytes], expected: torch.Tensor) -> float:
     """Return the largest difference from the expected latents, relative to the largest of them above 1."""
-    difference = (_run_engine(family, recipe, blobs) - expected).abs().max()
+    difference = (run_engine(family, recipe, blobs) - expected).abs().max()
     return float(difference) / max(1.0, float(expected.abs().max()))
-
-
-def _run_engine(family: Family, recipe: Recipe, blobs: Mapping[str, bytes]) -> torch.Tensor:
-    engine = Engine({family.name: family})
-    try:
-        start, pictures = load_init_latents(recipe, blobs, family), load_pictures(recipe, blobs, family)
-        engine.add(make_job(recipe), (), start, pictures)
-        while not engine.is_idle:
-            for event in engine.step():
-                if isinstance(event, JobFailure):
-                    raise RuntimeError(event.reason)
-                if isinstance(event, LatentsDone):
-                    return event.latents
-    finally:
-        engine.close()
-    raise RuntimeError("the engine ended without latents")
 
 
 def _draw_picture() -> Image.Image:

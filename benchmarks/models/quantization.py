@@ -1,6 +1,6 @@
 """Measures a model with its weights in fewer bits: memory at its peak, a step, and how well the bytes were predicted.
 
-Each variant draws one picture of 1024² in a process of its own. The first is bfloat16 with a whole decode; the others
+Each storage draws one picture of 1024² in a process of its own. The first is bfloat16 with a whole decode; the others
 decode in tiles.
 """
 
@@ -27,7 +27,7 @@ PROCESSOR_QUANTIZATIONS, GPU_QUANTIZATIONS = ("int8", "float8", "int4"), ("int8"
 
 
 @dataclass(frozen=True)
-class Variant:
+class WeightStorage:
     """How the weights of network and text encoders are stored, and whether the decode runs in tiles."""
 
     quantization: str
@@ -35,7 +35,7 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class VariantFigures:
+class StorageFigures:
     """MB at the peak, seconds of a step, bytes of the weights as predicted and as measured, and the number format."""
 
     peak_mb: float
@@ -48,44 +48,44 @@ class VariantFigures:
 def measure_quantizations(
     model: BenchmarkModel, folder: Path, print_progress: Callable[[str], None], *, on_gpu: bool
 ) -> Iterator[FigureRow]:
-    """Yield the rows of every quantisation. A variant that fails leaves its rows without a figure."""
-    whole, failure = _try_measuring(model, folder, Variant("none", False), print_progress)
+    """Yield the rows of every quantisation. A storage that fails leaves its rows without a figure."""
+    whole, failure = _try_measuring(model, folder, WeightStorage("none", False), print_progress)
     if whole is not None and model.side > TINY_SIDE:  # a small model also has a copy of its network
         yield _make_prediction_row(model, "bfloat16", whole)
     for quantization in GPU_QUANTIZATIONS if on_gpu else PROCESSOR_QUANTIZATIONS:
-        figures, own_failure = _try_measuring(model, folder, Variant(quantization, True), print_progress)
+        figures, own_failure = _try_measuring(model, folder, WeightStorage(quantization, True), print_progress)
         yield from _make_rows(model, quantization, whole, figures, own_failure or failure)
 
 
 def _try_measuring(
-    model: BenchmarkModel, folder: Path, variant: Variant, print_progress: Callable[[str], None]
-) -> tuple[VariantFigures | None, str]:
-    print_progress(f"{model.name}: {variant.quantization}{' with tiles' if variant.has_tiles else ''}")
+    model: BenchmarkModel, folder: Path, storage: WeightStorage, print_progress: Callable[[str], None]
+) -> tuple[StorageFigures | None, str]:
+    print_progress(f"{model.name}: {storage.quantization}{' with tiles' if storage.has_tiles else ''}")
     try:
-        return _measure(model, folder, variant, SIDE if model.side > TINY_SIDE else model.side), ""
+        return _measure(model, folder, storage, SIDE if model.side > TINY_SIDE else model.side), ""
     except (RuntimeError, OSError, ValueError, LookupError) as error:
-        return None, f"{variant.quantization} failed: {describe_error(error)}"
+        return None, f"{storage.quantization} failed: {describe_error(error)}"
 
 
-def _measure(model: BenchmarkModel, folder: Path, variant: Variant, side: int) -> VariantFigures:
+def _measure(model: BenchmarkModel, folder: Path, storage: WeightStorage, side: int) -> StorageFigures:
     with tempfile.TemporaryDirectory(prefix="darkroom-bench-") as temp_folder:
         run_spec: dict[str, Any] = {
             "folder": str(folder), "prompt": PROMPT, "steps": STEPS, "guidance": model.guidance, "side": side,
             "sampler": model.sampler, "pictures": 1, "out": temp_folder, "data": f"{temp_folder}/data",
-            "quantization": variant.quantization, "tiles": variant.has_tiles,
+            "quantization": storage.quantization, "tiles": storage.has_tiles,
         }  # fmt: skip
         path = Path(temp_folder) / "order.json"
         path.write_text(json.dumps(run_spec))
         command = [sys.executable, "-m", "benchmarks.models.engine_run", str(path)]
         first, *_, last = [line.values for line in run_and_collect(command, Path(temp_folder) / "log")]
     memory = last["memory"]
-    return VariantFigures(
+    return StorageFigures(
         memory.get("gpu_peak") or memory["peak"], last["step"], first["predicted"], first["stored"], first["dtype"]
     )
 
 
 def _make_rows(
-    model: BenchmarkModel, quantization: str, whole: VariantFigures | None, figures: VariantFigures | None, failure: str
+    model: BenchmarkModel, quantization: str, whole: StorageFigures | None, figures: StorageFigures | None, failure: str
 ) -> Iterator[FigureRow]:
     peak_name = f"{model.name} {quantization}: memory at its peak, with tiles ÷ bfloat16 whole"
     step_name = f"{model.name} {quantization}: a step ÷ bfloat16"
@@ -102,7 +102,7 @@ def _make_rows(
     yield _make_prediction_row(model, quantization, figures)
 
 
-def _make_prediction_row(model: BenchmarkModel, quantization: str, figures: VariantFigures) -> FigureRow:
+def _make_prediction_row(model: BenchmarkModel, quantization: str, figures: StorageFigures) -> FigureRow:
     ratio = figures.predicted_bytes / figures.stored_bytes
     note = f"predicted {figures.predicted_bytes / 1e6:.1f} MB, measured {figures.stored_bytes / 1e6:.1f} MB"
     name = f"{model.name} {quantization}: bytes of the weights, predicted and measured, the larger ÷ the smaller"

@@ -26,7 +26,7 @@ MANIFEST_FILE = "manifest.json"
 HUB_ID_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?\Z"
 
 
-class Manifest(Struct, frozen=True):
+class ModelManifest(Struct, frozen=True):
     """Where a model came from, and its files. `licence`: as it was shown when the model was added."""
 
     hub_id: Annotated[str, Meta(pattern=HUB_ID_PATTERN, max_length=200)]
@@ -61,16 +61,16 @@ def find_partial_folder(data: Path, name: str) -> Path:
     return data / MODELS_FOLDER / PARTIAL_FOLDER / find_folder(data, name).name
 
 
-def read_manifest(folder: Path) -> Manifest | None:
+def read_manifest(folder: Path) -> ModelManifest | None:
     """Return a folder's manifest; None where it has none, one that cannot be read, or one of files elsewhere."""
     try:
-        manifest = msgspec.json.decode((folder / MANIFEST_FILE).read_bytes(), type=Manifest)
+        manifest = msgspec.json.decode((folder / MANIFEST_FILE).read_bytes(), type=ModelManifest)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return None
     return manifest if all(is_safe(file.path) for file in manifest.files) else None
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
+def write_manifest(folder: Path, manifest: ModelManifest) -> None:
     """Write a folder's manifest. Raises `HubError` where the disk refuses it."""
     try:
         write_atomically(folder / MANIFEST_FILE, msgspec.json.format(msgspec.json.encode(manifest)))
@@ -78,7 +78,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         raise explain_disk_error(error, folder) from error
 
 
-def list_added(data: Path) -> dict[str, Manifest]:
+def list_added(data: Path) -> dict[str, ModelManifest]:
     """Return the added models by name, in the sequence of their names."""
     try:
         folders = sorted(folder for folder in (data / MODELS_FOLDER).iterdir() if is_name(folder.name))
@@ -101,7 +101,7 @@ def list_partial(data: Path) -> list[str]:
 
 
 def find_damaged(
-    folder: Path, manifest: Manifest, on_bytes: Callable[[int], None] = lambda _: None
+    folder: Path, manifest: ModelManifest, on_bytes: Callable[[int], None] = lambda _: None
 ) -> list[RepositoryFile]:
     """Return the files that are missing or not as the hub has them. Reads every byte."""
     return [file for file in manifest.files if not _is_file_intact(folder / file.path, file, on_bytes)]

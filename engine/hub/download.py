@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from engine.hub.added_models import (
     MANIFEST_FILE,
-    Manifest,
+    ModelManifest,
     find_folder,
     find_partial_folder,
     read_manifest,
@@ -70,7 +70,7 @@ def plan_download(repository: Repository, data: Path, name: str) -> Download:
     return Download(repository, files, folder, sum(_count_present(folder / file.path, file) for file in files))
 
 
-def plan_repair(manifest: Manifest, damaged: Iterable[RepositoryFile], data: Path, name: str) -> Download:
+def plan_repair(manifest: ModelManifest, damaged: Iterable[RepositoryFile], data: Path, name: str) -> Download:
     """Take a model's damaged files away, to be fetched again; it is not offered meanwhile. Raises `HubError`."""
     repository = fetch_repository(manifest.hub_id, manifest.revision)  # first: without the hub nothing is touched
     target, folder = find_folder(data, name), find_partial_folder(data, name)
@@ -95,9 +95,11 @@ def check_disk_space(download: Download) -> None:
         )
 
 
-def run_download(download: Download, data: Path, name: str, on_progress: OnProgress, licence: str = "") -> Manifest:
+def run_download(
+    download: Download, data: Path, name: str, on_progress: OnProgress, licence: str = ""
+) -> ModelManifest:
     """Fetch what is missing, check every file, and put the folder in its place. Raises `HubError`."""
-    manifest = Manifest(download.repository.hub_id, download.repository.revision, download.files, licence)
+    manifest = ModelManifest(download.repository.hub_id, download.repository.revision, download.files, licence)
     with _explained(download.repository), lock_folder(download.folder, name):
         _drop_other_files(download.folder, download.files)
         write_manifest(download.folder, manifest)

@@ -33,7 +33,7 @@ from training.evaluation.context_loader import find_upscaler
 from training.gan.decoder_evaluator import Decode, DecoderEvaluator, decode_and_upscale, decode_large, measure_decoder
 from training.gan.decoder_pictures import (
     DecoderPictures,
-    LargePictures,
+    TwoSizePictures,
     encode_large_pictures,
     render_large_variants,
 )
@@ -118,7 +118,7 @@ def _open_pictures(
             np.concatenate([train_pictures.small, held_out.small]), train_pictures.captions + held_out.captions,
             settings.seed, lambda done, total: report_progress(done / total, ""),
         )  # fmt: skip
-    parts: tuple[tuple[LargePictures, np.ndarray], ...] = (
+    parts: tuple[tuple[TwoSizePictures, np.ndarray], ...] = (
         (train_pictures, denoised[: len(train_pictures)]), (held_out, denoised[len(train_pictures) :]),
     )  # fmt: skip
     encoded_train, encoded_held_out = (encode_large_pictures(autoencoder, *part) for part in parts)

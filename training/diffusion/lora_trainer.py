@@ -22,7 +22,7 @@ from training.core.learner import Learner, warmup_factor
 from training.core.rng import batch_indices, drop_conditioning, step_generator, stratified_uniforms
 from training.core.run import Metrics
 from training.diffusion.latent_cache import LatentCache
-from training.diffusion.sampling import add_noise, decode_latents, read_rows, sample_latents
+from training.diffusion.sampling import add_noise, decode_latents, measure_mean_loss, read_rows, sample_latents
 from training.pictures.picture_sheet import write_picture_sheet
 
 TARGET_MODULES = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -81,14 +81,8 @@ class LoraTrainer(BatchTrainer[Learner]):
         self.steps += 1
         return {"loss": float(loss.detach())}
 
-    @torch.no_grad()
     def mean_loss(self, cache: LatentCache) -> float:
-        """Return the mean loss over a cache, always with the same noise and timesteps."""
-        total = 0.0
-        for start in range(0, len(cache), self.batch_size):
-            clean, states = read_rows(cache, np.arange(start, min(start + self.batch_size, len(cache))))
-            total += float(self._loss(clean, states, torch.Generator().manual_seed(start))) * len(clean)
-        return total / len(cache)
+        return measure_mean_loss(cache, self.batch_size, self._loss)
 
     def _loss(self, clean: Tensor, states: Tensor, generator: torch.Generator) -> Tensor:
         count = len(clean)

@@ -5,7 +5,7 @@ Both are pure functions of the network, with fixed timesteps, noise and seeds, s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -44,6 +44,18 @@ def add_noise(clean: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> tuple[Ten
 def read_rows(cache: LatentCache, indices: np.ndarray) -> tuple[Tensor, Tensor]:
     """Return latents and token states of these variants, fp32."""
     return torch.from_numpy(cache.latents[indices]).float(), torch.from_numpy(cache.states[indices]).float()
+
+
+@torch.no_grad()
+def measure_mean_loss(
+    cache: LatentCache, batch_size: int, measure_loss: Callable[[Tensor, Tensor, torch.Generator], Tensor]
+) -> float:
+    """Return the mean loss over a cache, always with the same noise and timesteps."""
+    total = 0.0
+    for start in range(0, len(cache), batch_size):
+        clean, states = read_rows(cache, np.arange(start, min(start + batch_size, len(cache))))
+        total += float(measure_loss(clean, states, torch.Generator().manual_seed(start))) * len(clean)
+    return total / len(cache)
 
 
 @torch.inference_mode()

@@ -33,7 +33,14 @@ from training.core.rng import batch_indices, step_generator, stratified_uniforms
 from training.core.run import Metrics
 from training.diffusion.latent_cache import LatentCache
 from training.diffusion.lora_trainer import TARGET_MODULES, add_lora
-from training.diffusion.sampling import add_noise, decode_latents, read_rows, sample_latents, seed_generators
+from training.diffusion.sampling import (
+    add_noise,
+    decode_latents,
+    measure_mean_loss,
+    read_rows,
+    sample_latents,
+    seed_generators,
+)
 from training.gan.losses import gradient_energy
 from training.pictures.picture_sheet import write_picture_sheet
 
@@ -151,14 +158,8 @@ class TurboTrainer(BatchTrainer[Learner]):
         self.steps += 1
         return {"loss": float(loss.detach())}
 
-    @torch.no_grad()
     def mean_loss(self, cache: LatentCache) -> float:
-        """Return the mean loss over a cache, always with the same noise and timesteps."""
-        total = 0.0
-        for start in range(0, len(cache), self.batch_size):
-            clean, states = read_rows(cache, np.arange(start, min(start + self.batch_size, len(cache))))
-            total += float(self._loss(clean, states, torch.Generator().manual_seed(start))) * len(clean)
-        return total / len(cache)
+        return measure_mean_loss(cache, self.batch_size, self._loss)
 
     @contextmanager
     def without_lora(self) -> Generator[None]:

@@ -27,7 +27,7 @@ ENCODE_BATCH = 128
 
 
 @dataclass(frozen=True)
-class LargePictures:
+class TwoSizePictures:
     """`large` uint8 [n, 256, 256, 3], `small` uint8 [n, 64, 64, 3], and each picture's caption."""
 
     large: np.ndarray
@@ -77,7 +77,7 @@ class DecoderPictures:
 def render_large_variants(
     drawings: Sequence[Artwork], count: int, first_number: int, seed: int,
     on_progress: ProgressCallback = lambda finished, total: None,
-) -> LargePictures:  # fmt: skip
+) -> TwoSizePictures:  # fmt: skip
     """Render `count` variants of the drawings with enough detail, in turn, numbered from `first_number`.
 
     Raises ValueError if no drawing has enough detail.
@@ -90,7 +90,7 @@ def render_large_variants(
         drawing = detailed[int(order[number % len(detailed)])]
         variants.append(render_variant(drawing, first_number + number // len(detailed), seed, LARGE_SIDE))
         on_progress(len(variants), count)
-    return LargePictures(
+    return TwoSizePictures(
         np.stack([variant.pixels for variant in variants]),
         np.stack([shrink_by_area(variant.pixels) for variant in variants]),
         tuple(variant.caption for variant in variants),
@@ -102,7 +102,9 @@ def shrink_by_area(picture: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(picture).reduce(LARGE_FACTOR))
 
 
-def encode_large_pictures(autoencoder: AutoencoderKL, pictures: LargePictures, denoised: np.ndarray) -> DecoderPictures:
+def encode_large_pictures(
+    autoencoder: AutoencoderKL, pictures: TwoSizePictures, denoised: np.ndarray
+) -> DecoderPictures:
     """Encode the small copies, and add their denoised latents [n, c, h, w]."""
     device, means, deviations = next(autoencoder.parameters()).device, list[Tensor](), list[Tensor]()
     for start in range(0, len(pictures), ENCODE_BATCH):

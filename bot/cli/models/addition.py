@@ -13,7 +13,7 @@ from bot.cli.models.licence import ask_acceptance, describe_licence
 from bot.cli.models.quantization import parse_quantization
 from bot.cli.models.transfer_display import TransferDisplay
 from bot.domain.errors import UserError
-from engine.hub.added_models import Manifest, find_folder, is_name, list_added, read_manifest
+from engine.hub.added_models import ModelManifest, find_folder, is_name, list_added, read_manifest
 from engine.hub.catalogue import CatalogueEntry, find_entry, read_catalogue, suggest_names
 from engine.hub.download import Download, check_disk_space, plan_download, read_partial_revision, run_download
 from engine.hub.errors import HubError
@@ -105,7 +105,7 @@ def _fetch_known_repository(target: _Target) -> Repository:
         raise
 
 
-def _find_present(target: _Target, repository: Repository, data: Path) -> Manifest | None:
+def _find_present(target: _Target, repository: Repository, data: Path) -> ModelManifest | None:
     """Return the manifest if the model is here at that revision already."""
     manifest = list_added(data).get(target.name)
     if manifest is not None and manifest.hub_id != repository.hub_id:
@@ -115,7 +115,7 @@ def _find_present(target: _Target, repository: Repository, data: Path) -> Manife
 
 def _download(
     target: _Target, repository: Repository, request: AddRequest, data: Path, console: Console
-) -> Manifest:  # fmt: skip
+) -> ModelManifest:  # fmt: skip
     download, licence = plan_download(repository, data, target.name), describe_licence(repository, target.entry)
     check_disk_space(download)
     if not request.quiet:
@@ -154,7 +154,7 @@ def _store_settings(target: _Target, quantization: QuantizationRequest | None, d
     return settings
 
 
-def _describe_end(name: str, manifest: Manifest, settings: ModelSettings) -> str:
+def _describe_end(name: str, manifest: ModelManifest, settings: ModelSettings) -> str:
     chosen = [f"{settings.steps} steps"] if settings.steps else []
     chosen += [f"of {settings.sampler}"] if settings.sampler else []
     defaults = f", {' '.join(chosen)} by default" if chosen else ""

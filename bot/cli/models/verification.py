@@ -9,7 +9,7 @@ from rich.console import Console
 
 from bot.cli.models.transfer_display import TransferDisplay
 from bot.domain.errors import UserError
-from engine.hub.added_models import Manifest, find_damaged, find_folder, list_added
+from engine.hub.added_models import ModelManifest, find_damaged, find_folder, list_added
 from engine.hub.catalogue import suggest_names
 from engine.hub.download import plan_repair, run_download
 from engine.hub.repository import RepositoryFile
@@ -37,7 +37,7 @@ def make_unknown_error(name: str, known_names: list[str]) -> UserError:
     return UserError(f"No model called {name[:80]} was added here.{question}")
 
 
-def _verify(data: Path, name: str, manifest: Manifest, console: Console, repair: bool, quiet: bool) -> list[str]:
+def _verify(data: Path, name: str, manifest: ModelManifest, console: Console, repair: bool, quiet: bool) -> list[str]:
     with TransferDisplay(console, name, manifest.size, quiet=quiet) as display:
         damaged = find_damaged(find_folder(data, name), manifest, display.advance)
     if not quiet:
@@ -50,7 +50,7 @@ def _verify(data: Path, name: str, manifest: Manifest, console: Console, repair:
     return [file.path for file in damaged]
 
 
-def _describe(name: str, manifest: Manifest, damaged: list[RepositoryFile], repair: bool) -> str:
+def _describe(name: str, manifest: ModelManifest, damaged: list[RepositoryFile], repair: bool) -> str:
     if not damaged:
         return f"{name}: all {len(manifest.files)} files are as the hub has them."
     mend = "they are fetched again" if repair else f"`darkroom models verify {name} --repair` fetches them again"

@@ -13,7 +13,7 @@ import pytest
 
 from engine.hub import download as downloads
 from engine.hub.added_models import (
-    Manifest,
+    ModelManifest,
     find_damaged,
     list_added,
     list_partial,
@@ -159,7 +159,7 @@ def test_a_manifest_of_files_elsewhere_counts_as_none(tmp_path: Path, hub_id: st
     folder = tmp_path / "models" / "small"
     folder.mkdir(parents=True)
     good, crafted = (
-        Manifest(each_id, "a" * 40, (RepositoryFile(each_path, 1),))
+        ModelManifest(each_id, "a" * 40, (RepositoryFile(each_path, 1),))
         for each_id, each_path in (("owner/small", "unet/config.json"), (hub_id, path))
     )
     write_manifest(folder, good)

@@ -41,23 +41,6 @@ OTHERS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def load_small(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any, Any]]:
-    """(family, pipeline) of a kind, loaded separately from one folder."""
-    loaded_models: dict[str, tuple[Any, Any]] = {}
-
-    def open_kind(kind: str) -> tuple[Any, Any]:
-        if kind not in loaded_models:
-            folder: Path = tmp_path_factory.mktemp("small") / kind
-            save_small_pipeline(kind, folder)
-            pipeline = import_module("diffusers").DiffusionPipeline.from_pretrained(folder)
-            pipeline.set_progress_bar_config(disable=True)
-            loaded_models[kind] = load_folder(str(folder), kind), pipeline
-        return loaded_models[kind]
-
-    return open_kind
-
-
 def build_recipe(make: Make, kind: str, family: Family, text: str = "a cat", **fields: Any) -> Recipe:
     defaults: dict[str, Any] = {
         "model": kind, "sampler": USUAL.get(kind, "euler"), "steps": 4, "width": 64, "height": 64,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine.contract.rejection import JobRejected
-from engine.hub.added_models import Manifest, write_manifest
+from engine.hub.added_models import ModelManifest, write_manifest
 from engine.hub.revisions import REVISIONS_FILE
 from engine.models.files import model_source
 from engine.models.files.model_source import find_model
@@ -67,7 +67,7 @@ def test_an_added_model_is_found_by_its_name_on_the_hub(
 ) -> None:
     folder = tmp_path / "models" / "short"
     folder.mkdir(parents=True)
-    write_manifest(folder, Manifest("owner/name", FIRST, ()))
+    write_manifest(folder, ModelManifest("owner/name", FIRST, ()))
     found = find_model("owner/name", tmp_path)
     assert (found.name, found.path) == ("name", folder), "recipes from before it was added have this name"
     assert find_model(f"owner/name@{FIRST}", tmp_path) == found

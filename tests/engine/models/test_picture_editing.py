@@ -6,7 +6,6 @@ from collections.abc import Callable
 from hashlib import sha256
 from importlib import import_module
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,12 +14,10 @@ import torch
 from PIL import Image
 
 from benchmarks.fixtures.reference_pipeline import call_pipeline
-from benchmarks.fixtures.small_pipelines import save_small_pipeline
 from engine.contract import Branch, ImageToImage, InitImage, Job, Recipe
 from engine.contract.rejection import JobRejected
 from engine.core.engine import Engine
 from engine.core.init_latents import load_init_latents
-from engine.models import load_folder
 from engine.models.picture_edits import EditsPictures, fit_edited_size, is_edit
 from tests.engine.models.test_families import build_recipe, error
 
@@ -30,23 +27,6 @@ Make = Callable[..., Any]
 EDITORS = ("kontext", "qwen_image_edit", "qwen_image_edit_plus")  # they draw nothing without a picture
 KINDS = ("flux2_klein", *EDITORS, "flux2")
 SIZE = (64, 96)
-
-
-@pytest.fixture(scope="module")
-def load_small(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any, Any]]:
-    """(family, pipeline) of a kind, loaded separately from one folder."""
-    loaded_models: dict[str, tuple[Any, Any]] = {}
-
-    def open_kind(kind: str) -> tuple[Any, Any]:
-        if kind not in loaded_models:
-            folder: Path = tmp_path_factory.mktemp("small") / kind
-            save_small_pipeline(kind, folder)
-            pipeline = import_module("diffusers").DiffusionPipeline.from_pretrained(folder)
-            pipeline.set_progress_bar_config(disable=True)
-            loaded_models[kind] = load_folder(str(folder), kind), pipeline
-        return loaded_models[kind]
-
-    return open_kind
 
 
 @pytest.fixture
