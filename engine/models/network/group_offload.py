@@ -11,6 +11,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+import threading
 import weakref
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -185,7 +186,7 @@ def _make_folder(module: torch.nn.Module, data: Path) -> Path:
         raise JobRejected(
             f"Offloaded layers need {format_size(needed)} of disk, and {format_size(free)} are free.", "worker"
         )
-    weakref.finalize(module, _remove_folder, folder, lock)
+    weakref.finalize(module, _remove_folder_in_thread, folder, lock)
     for each in (*module.parameters(), *module.buffers()):
         each.data = each.data.contiguous()
     return folder
@@ -214,6 +215,15 @@ def _lock_folder(folder: Path, operation: int) -> int:
         os.close(lock)
         raise
     return lock
+
+
+def _remove_folder_in_thread(folder: Path, lock: int) -> None:
+    """Remove the folder without a wait: the garbage collector runs on any thread, an event loop's too."""
+    removal = threading.Thread(target=_remove_folder, args=(folder, lock))
+    if threading.main_thread().is_alive():
+        removal.start()
+    else:
+        removal.run()  # at exit: nobody would wait for the thread
 
 
 def _remove_folder(folder: Path, lock: int) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -34,6 +37,7 @@ from engine.models.network.group_offload import (
 )
 from engine.models.network.layer_sizes import measure_layers
 from engine.process.offload_request import Offload
+from tests.shared.worker_harness import wait_until
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 CPU = torch.device("cpu")
@@ -87,15 +91,31 @@ def test_offloaded_layers_compute_the_same_and_take_no_memory_between_forwards(t
     assert is_offloaded(network)
 
 
-def test_files_are_removed_with_their_module_and_after_a_killed_process(tmp_path: Path) -> None:
+@pytest.mark.asyncio
+async def test_files_are_removed_with_their_module_also_on_an_event_loop(tmp_path: Path) -> None:
+    """The garbage collector runs anywhere, and a blocking call on a loop is an error in these tests."""
     network = Network()
-    offload_layers(network, CPU, tmp_path)
+    await asyncio.to_thread(offload_layers, network, CPU, tmp_path)
     (folder,) = (tmp_path / FOLDER_NAME).iterdir()
     assert list(folder.glob("*.safetensors"))
-    remove_stale_folders(tmp_path)
+    await asyncio.to_thread(remove_stale_folders, tmp_path)
     assert list((tmp_path / FOLDER_NAME).iterdir()) == [folder]
     del network
     gc.collect()
+    await wait_until(lambda: not list((tmp_path / FOLDER_NAME).iterdir()))
+
+
+def test_files_are_removed_at_exit(tmp_path: Path) -> None:
+    program = "\n".join(
+        [
+            "import sys, pathlib, torch",
+            "from engine.models.network.group_offload import offload_layers",
+            "network = torch.nn.Sequential(torch.nn.Linear(8, 8))",
+            "offload_layers(network, torch.device('cpu'), pathlib.Path(sys.argv[1]))",
+            "assert list(pathlib.Path(sys.argv[1]).rglob('*.safetensors'))",
+        ]
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True)
     assert not list((tmp_path / FOLDER_NAME).iterdir())
 
 
