@@ -23,6 +23,7 @@ from bot.services.init_images.request import PageAddresses
 from bot.services.job_views.deliveries import Deliveries
 from bot.services.job_views.history import History
 from bot.services.job_views.job_views import JobViews
+from bot.services.jobs.attended_request import AttendedRequests
 from bot.services.jobs.edits import EditService
 from bot.services.jobs.job_maker import JobMaker
 from bot.services.jobs.job_service import JobService
@@ -64,13 +65,13 @@ def wire_services(
     )  # fmt: skip
     front_end, moderation, data_deletion = _wire_deletion(core, queue, rule_admin, films)
     return Services(
-        jobs=jobs,
-        variations=VariationService(catalog, job_views, gallery, loader, flag_aliases, job_maker),
+        jobs=jobs, variations=VariationService(catalog, job_views, gallery, loader, flag_aliases, job_maker),
         edits=EditService(catalog, gallery, admission, loader, flag_aliases, job_maker),
         job_views=job_views, gallery=gallery, catalog=catalog, feed=core.feed, live_workers=core.live_workers,
         startup_notice=lambda: format_startup(bus.get_startup_progress()), page_addresses=page_addresses,
-        front_end=front_end, deliveries=Deliveries(store, job_views, clock=clock), preferences=Preferences(store),
-        flag_aliases=flag_aliases, rule_admin=rule_admin, word_filter=word_filter, worker_decoder=core.worker_decoder,
+        attended_requests=AttendedRequests(jobs, job_views, gallery, core.feed), preferences=Preferences(store),
+        front_end=front_end, deliveries=Deliveries(store, job_views, clock=clock), flag_aliases=flag_aliases,
+        rule_admin=rule_admin, word_filter=word_filter, worker_decoder=core.worker_decoder,
         picture_review=PictureReview(store, job_views, gallery, clock=clock), history=History(store, job_views),
         moderation=moderation, data_deletion=data_deletion, prompt_shortener=PromptShortener(bus.embed),
         data_export=DataExport(store, core.picture_store, clock=clock), sessions=Sessions(store, clock=clock),

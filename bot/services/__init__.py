@@ -16,6 +16,7 @@ from bot.services.init_images.request import PageAddresses
 from bot.services.job_views.deliveries import Deliveries
 from bot.services.job_views.history import History
 from bot.services.job_views.job_views import JobViews
+from bot.services.jobs.attended_request import AttendedRequests
 from bot.services.jobs.edits import EditService
 from bot.services.jobs.job_service import JobService
 from bot.services.jobs.variations import VariationService
@@ -38,6 +39,7 @@ class Services:
     jobs: JobService
     variations: VariationService
     edits: EditService
+    attended_requests: AttendedRequests
     job_views: JobViews
     gallery: Gallery
     catalog: ModelCatalog

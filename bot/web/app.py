@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import aiohttp_jinja2
 import jinja2
@@ -24,6 +25,7 @@ from bot.web.auth import HostPolicy, SessionTokens, load_or_create_key
 from bot.web.connections import ConnectionLimits, ConnectionTable, GuardedConnection
 from bot.web.grid_cache import GridCache
 from bot.web.listener import listen
+from bot.web.openai_api import errors as openai_errors
 from bot.web.sse_cache import EventCache, JobCache
 
 PACKAGE_DIR = Path(__file__).parent
@@ -33,6 +35,7 @@ KEEPALIVE_SECONDS = 30.0  # seconds that a connection may stay open without a re
 MIDDLEWARES = (
     middleware.handle_errors, rate_limit.limit_address, middleware.authenticate, rate_limit.limit_rate,
 )  # fmt: skip
+ERROR_SHAPES: Mapping[str, middleware.ErrorShape] = MappingProxyType({"/v1/": openai_errors.shape_error})
 TEMPLATES = ("base.html", "chatroom.html", "dialogs.html", "discord.html", "enter.html", "sentence.html")
 
 
@@ -56,9 +59,8 @@ def build_app(
     app[sse.STREAMS] = set()
     app[sse.EVENT_CACHE], app[sse.JOB_CACHE] = EventCache(), JobCache()
     app[sse.PAGE_JOBS] = sse.share_page_jobs(services)
-    app[request_body.FORM_MEMORY] = request_body.FormMemory()
-    app[request_body.MEMBER_LIMIT] = PerMemberLimit()
-    app[rate_limit.TOKEN_BUCKETS] = TokenBuckets()
+    app[request_body.FORM_MEMORY], app[request_body.MEMBER_LIMIT] = request_body.FormMemory(), PerMemberLimit()
+    app[rate_limit.TOKEN_BUCKETS], app[middleware.ERROR_SHAPES] = TokenBuckets(), ERROR_SHAPES
     app[middleware.HOST_POLICY] = HostPolicy.from_settings(settings.host, settings.public_url, settings.allowed_hosts)
     app[middleware.SESSION_TOKENS] = SessionTokens(load_or_create_key(settings.data))
     app[middleware.METRICS_TOKEN] = settings.metrics_token.get_secret_value() if settings.metrics_token else ""

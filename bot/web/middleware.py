@@ -9,7 +9,8 @@ import hmac
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 
 import aiohttp_jinja2
 from aiohttp import HttpVersion11, web
@@ -58,6 +59,29 @@ SECURITY_HEADERS = {
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
 
+
+class NotSignedIn(UserError):
+    """The request carries nothing that identifies its visitor."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A request that gets an error. `sentence` is for people; `cause` is what was raised, perhaps with more to tell.
+
+    `retry_after`: seconds, if known. `is_stranger`: the request carries nothing that identifies its visitor.
+    """
+
+    status: int
+    sentence: str
+    cause: Exception
+    retry_after: int | None = None
+    is_stranger: bool = False
+
+
+ErrorShape = Callable[[Refusal], web.Response]
+# how the errors of other programs' APIs look, by the beginning of the path, such as `/v1/`
+ERROR_SHAPES = web.AppKey("error_shapes", Mapping[str, ErrorShape])
+
 # aiohttp passes it by the name `handler`
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -88,31 +112,39 @@ async def handle_errors(request: web.Request, handler: Handler) -> web.StreamRes
     """Turn every refusal and error into one sentence with the right status."""
     try:
         return await handler(request)
-    except UserError as error:
-        response = error_response(request, error.status, error.sentence)
-        if error.status == 429 and error.retry_at is not None:
-            response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_at - time.time())))
-        return response
-    except web.HTTPMethodNotAllowed as error:
-        methods = ", ".join(sorted(error.allowed_methods))
-        response = error_response(request, 405, f"{request.method} is not allowed here, only {methods}.")
-        response.headers["Allow"] = methods
-        return response
     except web.HTTPException as error:
         if error.status < 400:
             raise
-        response = error_response(request, error.status, STATUS_SENTENCES.get(error.status, error.reason))
-        if error.status == 408:
-            response.force_close()  # the rest of the request may never arrive
+        return _answer_http_error(request, error)
+    except UserError as error:
+        wait_seconds = None if error.retry_at is None else max(1, math.ceil(error.retry_at - time.time()))
+        is_stranger = isinstance(error, NotSignedIn)
+        response = error_response(request, Refusal(error.status, error.sentence, error, wait_seconds, is_stranger))
+        if error.status == 429 and wait_seconds is not None:
+            response.headers["Retry-After"] = str(wait_seconds)
         return response
     except DatabaseUnavailable as error:
         log.warning("a request found no database: %s %s: %s", request.method, request.rel_url.raw_path, error)
-        return error_response(request, 503, STATUS_SENTENCES[503])
+        return error_response(request, Refusal(503, STATUS_SENTENCES[503], error))
     except ConnectionResetError:
         raise
-    except Exception:
+    except Exception as error:
         log.exception("a request failed: %s %s", request.method, request.rel_url.raw_path)
-        return error_response(request, 500, "An internal error occurred. The log has the details.")
+        return error_response(request, Refusal(500, "An internal error occurred. The log has the details.", error))
+
+
+def _answer_http_error(request: web.Request, error: web.HTTPException) -> web.Response:
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        methods = ", ".join(sorted(error.allowed_methods))
+        sentence = f"{request.method} is not allowed here, only {methods}."
+        response = error_response(request, Refusal(405, sentence, error))
+        response.headers["Allow"] = methods
+        return response
+    sentence = STATUS_SENTENCES.get(error.status, error.reason)
+    response = error_response(request, Refusal(error.status, sentence, error))
+    if error.status == 408:
+        response.force_close()  # the rest of the request may never arrive
+    return response
 
 
 @web.middleware
@@ -130,7 +162,7 @@ async def authenticate(request: web.Request, handler: Handler) -> web.StreamResp
     elif app[HOST_POLICY].is_local:
         return await _answer_anybody(request, handler)
     elif not (_is_public(request) or _is_scrape(request)):
-        raise UserError(SIGNED_OUT if cookie else SIGN_IN, 403)
+        raise NotSignedIn(SIGNED_OUT if cookie else SIGN_IN, 403)
     return await handler(request)
 
 
@@ -169,8 +201,12 @@ def _is_scrape(request: web.Request) -> bool:
     return request.path == METRICS_PATH and bool(token) and hmac.compare_digest(header, f"Bearer {token}".encode())
 
 
-def error_response(request: web.Request, status: int, sentence: str) -> web.Response:
-    """Return one sentence: as JSON under `/api`, else as a page."""
+def error_response(request: web.Request, refusal: Refusal) -> web.Response:
+    """Return one sentence: as another program's API has it, as JSON under `/api`, else as a page."""
+    status, sentence = refusal.status, refusal.sentence
+    for prefix, shape_error in request.app[ERROR_SHAPES].items():
+        if request.path.startswith(prefix):
+            return shape_error(refusal)
     if request.path.startswith("/api/") or request.path in ("/healthz", METRICS_PATH):
         return web.json_response({"error": sentence}, status=status)
     context = {"status": status, "sentence": sentence}

@@ -36,6 +36,8 @@ MAX_FORM_MEMORY = 384 * 2**20  # bytes of all forms with pictures, from their fi
 MAX_PARTS: Mapping[str, int] = MappingProxyType(
     {"request": 1, "picture": MAX_INIT_IMAGES, "mask": 1, "control": MAX_CONTROLS, "reference": MAX_REFERENCES}
 )  # of each name
+MAX_PICTURE_JSON_BYTES = 64 * 2**20  # bytes of a JSON body with pictures in base64
+MAX_FOREIGN_PARTS = 64  # of a form of another program's API
 MALFORMED_FORM = (ValueError, AssertionError, HttpProcessingError, web.RequestPayloadError)  # aiohttp's errors for one
 MEMBER_LIMIT = web.AppKey("member_limit", PerMemberLimit)  # one form per visitor at a time; the next one waits unread
 
@@ -124,6 +126,71 @@ async def read_form(request: web.Request, body_type: type[T]) -> AsyncGenerator[
     async with request.app[MEMBER_LIMIT].reserve(member_of(request).id):
         with request.app[FORM_MEMORY].open_form() as form:
             yield await _read_multipart(request, body_type, form)
+
+
+@asynccontextmanager
+async def read_picture_body(request: web.Request, body_type: type[T]) -> AsyncGenerator[T]:
+    """Yield a JSON body that may hold pictures in base64, up to 64 MiB, for APIs that send them so.
+
+    It is in the forms' memory while the context lasts, and is refused as a form is (`read_form`).
+    """
+    async with request.app[MEMBER_LIMIT].reserve(member_of(request).id):
+        with request.app[FORM_MEMORY].open_form() as form:
+            yield _decode_body(await _read_json(request, form), body_type)
+
+
+async def _read_json(request: web.Request, form: IncomingForm) -> bytes:
+    content = bytearray()
+    try:
+        async with form.keep_pace():
+            while chunk := await request.content.readany():
+                form.count_chunk(len(chunk))
+                content += chunk
+                if len(content) > MAX_PICTURE_JSON_BYTES:
+                    raise UserError(f"The request is too large: the limit is {MAX_PICTURE_JSON_BYTES >> 20} MiB.", 413)
+    except TimeoutError as error:
+        raise web.HTTPRequestTimeout from error
+    except web.RequestPayloadError as error:
+        raise UserError("The request can't be read.", 400) from error
+    return bytes(content)
+
+
+@asynccontextmanager
+async def read_foreign_form(
+    request: web.Request, max_files: Mapping[str, int]
+) -> AsyncGenerator[tuple[dict[str, str], dict[str, list[bytes]]]]:
+    """Yield the texts and files of a form of another program's API, by the names of its parts.
+
+    `max_files`: how many files each name may have; any other part is a text. Refused as a form is (`read_form`).
+    """
+    async with request.app[MEMBER_LIMIT].reserve(member_of(request).id):
+        with request.app[FORM_MEMORY].open_form() as form:
+            try:
+                async with form.keep_pace():
+                    parts = await _read_foreign_parts(await request.multipart(), form, max_files)
+            except TimeoutError as error:
+                raise web.HTTPRequestTimeout from error
+            except MALFORMED_FORM as error:
+                raise UserError("The form can't be read.", 400) from error
+            yield parts
+
+
+async def _read_foreign_parts(
+    reader: MultipartReader, form: IncomingForm, max_files: Mapping[str, int]
+) -> tuple[dict[str, str], dict[str, list[bytes]]]:
+    texts, files = dict[str, str](), {name: list[bytes]() for name in max_files}
+    for _ in range(MAX_FOREIGN_PARTS):
+        if (part := await reader.next()) is None:
+            return texts, files
+        if not isinstance(part, BodyPartReader) or not part.name:
+            raise UserError("Each part of the form needs a name.", 400)
+        if part.name not in files:
+            texts[part.name] = (await _read_part(part, MAX_JSON_BYTES, form)).decode()
+            continue
+        if len(files[part.name]) >= max_files[part.name]:
+            raise UserError(f"A form has up to {max_files[part.name]} of {part.name}.", 400)
+        files[part.name].append(await _read_part(part, MAX_UPLOAD_BYTES, form))
+    raise UserError(f"A form has up to {MAX_FOREIGN_PARTS} parts.", 400)
 
 
 async def _read_multipart(request: web.Request, body_type: type[T], form: IncomingForm) -> tuple[T, FormFiles]:

@@ -59,10 +59,10 @@ def routes() -> list[web.RouteDef]:
 
 async def stream_events(request: web.Request) -> web.StreamResponse:
     """Stream all that the page shows: `workers`, `jobs`, then `job`, `queued`, `loading`, `frame` as they happen."""
-    async with _open_stream(request) as stream, request.app[SERVICES].feed.subscribe() as subscription:
+    async with open_stream(request) as stream, request.app[SERVICES].feed.subscribe() as subscription:
         page = PageStream(request, stream)
         await race(
-            page.follow_jobs(subscription), page.watch_workers(), _wait_for_disconnect(request),
+            page.follow_jobs(subscription), page.watch_workers(), wait_for_disconnect(request),
             _wait_for_sign_out(request),
         )  # fmt: skip
     return stream
@@ -114,7 +114,7 @@ class PageStream:
         if job_event.job not in self._visibility or isinstance(job_event, JobEnded):
             await self._send_job(job_event.job)
         if not isinstance(job_event, JobEnded) and self._visibility.get(job_event.job):
-            await _write(self._request, self._stream, self._app[EVENT_CACHE].encode(job_event))
+            await write_event(self._request, self._stream, self._app[EVENT_CACHE].encode(job_event))
             return isinstance(job_event, JobProgress)
         return False
 
@@ -146,7 +146,7 @@ class PageStream:
             await asyncio.sleep(POLL_SECONDS)
 
     async def _send(self, event: str, json_text: bytes) -> None:
-        await _write(self._request, self._stream, format_event(event, json_text))
+        await write_event(self._request, self._stream, format_event(event, json_text))
 
 
 async def stream_job_events(request: web.Request) -> web.StreamResponse:
@@ -158,9 +158,9 @@ async def stream_job_events(request: web.Request) -> web.StreamResponse:
     view = await require_visible(request)
     if request.headers.get("Last-Event-ID") == END_EVENT_ID:
         return web.Response(status=204)  # this status stops an EventSource
-    async with _open_stream(request) as stream, services.feed.subscribe(view.id) as subscription:
+    async with open_stream(request) as stream, services.feed.subscribe(view.id) as subscription:
         await race(
-            _follow_job(request, stream, subscription), _wait_for_disconnect(request), _wait_for_sign_out(request)
+            _follow_job(request, stream, subscription), wait_for_disconnect(request), _wait_for_sign_out(request)
         )
     return stream
 
@@ -176,16 +176,16 @@ async def _follow_job(request: web.Request, stream: EventSourceResponse, subscri
         "eta": view.eta,
         "startup_notice": view.startup_notice,
     }
-    await _write(request, stream, format_event("queued", msgspec.json.encode(payload)))
+    await write_event(request, stream, format_event("queued", msgspec.json.encode(payload)))
     async for job_event in subscription:
         if isinstance(job_event, JobEnded):
             return await _send_end(request, stream)
-        await _write(request, stream, request.app[EVENT_CACHE].encode(job_event))
+        await write_event(request, stream, request.app[EVENT_CACHE].encode(job_event))
         if isinstance(job_event, JobProgress):
             await asyncio.sleep(FRAME_PAUSE)
 
 
-async def _write(request: web.Request, stream: EventSourceResponse, event: bytes) -> None:
+async def write_event(request: web.Request, stream: EventSourceResponse, event: bytes) -> None:
     """Send one event in its wire format. Most are bytes that all pages share.
 
     The library's `send` searches each text for line ends: with a hundred pages that took most of the bot's time. A
@@ -205,9 +205,9 @@ async def _send_end(request: web.Request, stream: EventSourceResponse) -> None:
         view = await require_visible(request)
     except UserError as error:  # deleted meanwhile
         payload = {"id": request.match_info["id"], "state": "deleted", "reason": error.sentence}
-        return await _write(request, stream, format_event("deleted", msgspec.json.encode(payload), END_EVENT_ID))
+        return await write_event(request, stream, format_event("deleted", msgspec.json.encode(payload), END_EVENT_ID))
     job = request.app[JOB_CACHE].encode(view, member_of(request))
-    await _write(request, stream, format_event(view.state, job, END_EVENT_ID))
+    await write_event(request, stream, format_event(view.state, job, END_EVENT_ID))
 
 
 async def require_visible(request: web.Request, job: str = "") -> JobView:
@@ -243,7 +243,7 @@ async def require_stoppable(request: web.Request, action: Action = "cancel") -> 
 
 
 @contextlib.asynccontextmanager
-async def _open_stream(request: web.Request) -> AsyncGenerator[EventSourceResponse]:
+async def open_stream(request: web.Request) -> AsyncGenerator[EventSourceResponse]:
     """Yield an event stream that counts against the limits. An error ends it, and the client reconnects."""
     streams, visitor = request.app[STREAMS], request[VISITOR].id
     visitor_streams = 0 if visitor == TERMINAL_ID else sum(reader == visitor for reader, _ in streams)
@@ -275,7 +275,7 @@ def _limit_buffers(request: web.Request) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
 
 
-async def _wait_for_disconnect(request: web.Request) -> None:
+async def wait_for_disconnect(request: web.Request) -> None:
     """Return when the client has gone or the server closes."""
     while request.transport is not None and not request.transport.is_closing():
         with contextlib.suppress(TimeoutError):
