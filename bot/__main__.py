@@ -159,13 +159,14 @@ def engine(context: typer.Context) -> None:
 def bench(context: typer.Context) -> None:
     """Measure this machine against diffusers with its default settings. `bench models`: models of real sizes; `bench
     discord`: a busy evening in Discord; `bench queue`: the queue on either database; `bench scale`: one to eight
-    workers.
+    workers; `bench clients`: OpenAI's API beside our own.
     """
     if context.args[:1] == ["models"]:
         _run_engine_command("benchmarks.models.__main__", context.args[1:])
     bench_modules = {
         "discord": "benchmarks.discord.command",
         "queue": "benchmarks.queue.command",
+        "clients": "benchmarks.clients.command",
         "scale": "benchmarks.queue.worker_scaling",
     }
     if module := bench_modules.get(context.args[0] if context.args else ""):

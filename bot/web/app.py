@@ -26,6 +26,7 @@ from bot.web.connections import ConnectionLimits, ConnectionTable, GuardedConnec
 from bot.web.grid_cache import GridCache
 from bot.web.listener import listen
 from bot.web.openai_api import errors as openai_errors
+from bot.web.openai_api import images, models, picture_addresses
 from bot.web.sse_cache import EventCache, JobCache
 
 PACKAGE_DIR = Path(__file__).parent
@@ -36,6 +37,10 @@ MIDDLEWARES = (
     middleware.handle_errors, rate_limit.limit_address, middleware.authenticate, rate_limit.limit_rate,
 )  # fmt: skip
 ERROR_SHAPES: Mapping[str, middleware.ErrorShape] = MappingProxyType({"/v1/": openai_errors.shape_error})
+PARTS = (
+    pages, jobs, media, review, sse, edits, wait_reason, flag_aliases, describe, renamed, openapi, images, models,
+    picture_addresses,
+)  # fmt: skip
 TEMPLATES = ("base.html", "chatroom.html", "dialogs.html", "discord.html", "enter.html", "sentence.html")
 
 
@@ -68,7 +73,7 @@ def build_app(
     app[media.GRID_CACHE] = GridCache(media.MIN_CELL)
     app[pages.DISCORD_ENABLED] = settings.discord_token is not None
     _load_templates(app)
-    for part in (pages, jobs, media, review, sse, edits, wait_reason, flag_aliases, describe, renamed, openapi):
+    for part in PARTS:
         app.add_routes(part.routes())
     if metrics_snapshot is not None:
         app[metrics.METRICS_SNAPSHOT] = metrics_snapshot

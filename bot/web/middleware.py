@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import aiohttp_jinja2
 from aiohttp import HttpVersion11, web
@@ -37,6 +38,7 @@ TERMINAL_ID = "terminal"  # the id of the visitor with the terminal's key
 ANYBODY = Visitor("anybody", is_operator=False)  # an open chatroom's visitor without a cookie, such as a program
 METRICS_PATH = "/metrics"
 SIGN_IN_PATH = "/api/entrance"  # where a one-time token is exchanged
+SIGNED_PATH = "/v1/pictures/"  # pictures whose addresses are signed, for programs that fetch them without a key
 PUBLIC_PATHS = ("/healthz", "/static/")  # public: nothing secret is behind these
 SIGN_IN = "Sign in with the one-time address that `darkroom up` printed; `darkroom visitors invite` prints a new one."
 SIGNED_OUT = f"This browser is not signed in any more. {SIGN_IN}"
@@ -81,6 +83,7 @@ class Refusal:
 ErrorShape = Callable[[Refusal], web.Response]
 # how the errors of other programs' APIs look, by the beginning of the path, such as `/v1/`
 ERROR_SHAPES = web.AppKey("error_shapes", Mapping[str, ErrorShape])
+NO_SHAPES: Mapping[str, ErrorShape] = MappingProxyType({})
 
 # aiohttp passes it by the name `handler`
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -189,7 +192,8 @@ async def _answer_anybody(request: web.Request, handler: Handler) -> web.StreamR
 
 
 def _is_public(request: web.Request) -> bool:
-    return (request.path == "/" and "token" in request.query) or request.path == SIGN_IN_PATH
+    has_token = request.path == "/" and "token" in request.query
+    return has_token or request.path == SIGN_IN_PATH or request.path.startswith(SIGNED_PATH)
 
 
 def _is_scrape(request: web.Request) -> bool:
@@ -204,7 +208,7 @@ def _is_scrape(request: web.Request) -> bool:
 def error_response(request: web.Request, refusal: Refusal) -> web.Response:
     """Return one sentence: as another program's API has it, as JSON under `/api`, else as a page."""
     status, sentence = refusal.status, refusal.sentence
-    for prefix, shape_error in request.app[ERROR_SHAPES].items():
+    for prefix, shape_error in request.app.get(ERROR_SHAPES, NO_SHAPES).items():
         if request.path.startswith(prefix):
             return shape_error(refusal)
     if request.path.startswith("/api/") or request.path in ("/healthz", METRICS_PATH):

@@ -50,6 +50,7 @@ MAX_RECENT_JOBS = 30  # jobs that the page starts with
 MAX_SEEN_JOBS = 4096  # jobs of which a stream remembers whether the page shows them
 SEND_BUFFER_BYTES = 64 * 1024  # bytes that may wait in the kernel for a slow client
 STALL_TIMEOUT = 30.0  # seconds without a read, after which a client is disconnected
+SLOWEST_READ = 16 * 1024  # bytes a second of a large event that a client reads at least
 END_EVENT_ID = "end"  # the id of a job's last event: a browser that reconnects with it is told to stop
 
 
@@ -63,7 +64,7 @@ async def stream_events(request: web.Request) -> web.StreamResponse:
         page = PageStream(request, stream)
         await race(
             page.follow_jobs(subscription), page.watch_workers(), wait_for_disconnect(request),
-            _wait_for_sign_out(request),
+            wait_for_sign_out(request),
         )  # fmt: skip
     return stream
 
@@ -159,9 +160,7 @@ async def stream_job_events(request: web.Request) -> web.StreamResponse:
     if request.headers.get("Last-Event-ID") == END_EVENT_ID:
         return web.Response(status=204)  # this status stops an EventSource
     async with open_stream(request) as stream, services.feed.subscribe(view.id) as subscription:
-        await race(
-            _follow_job(request, stream, subscription), wait_for_disconnect(request), _wait_for_sign_out(request)
-        )
+        await race(_follow_job(request, stream, subscription), wait_for_disconnect(request), wait_for_sign_out(request))
     return stream
 
 
@@ -192,7 +191,7 @@ async def write_event(request: web.Request, stream: EventSourceResponse, event: 
     client that reads nothing for too long is disconnected. Raise ConnectionError and TimeoutError.
     """
     try:
-        async with asyncio.timeout(STALL_TIMEOUT):
+        async with asyncio.timeout(STALL_TIMEOUT + len(event) / SLOWEST_READ):
             await stream.write(event)
     except TimeoutError:
         if request.transport is not None:
@@ -252,7 +251,9 @@ async def open_stream(request: web.Request) -> AsyncGenerator[EventSourceRespons
     streams.add(entry := (visitor, object()))
     try:
         _limit_buffers(request)
-        async with sse_response(request, send_timeout=STALL_TIMEOUT, ping_interval=10) as stream:
+        async with sse_response(
+            request, send_timeout=STALL_TIMEOUT, ping_interval=10, allow_all_methods=True
+        ) as stream:
             try:
                 yield stream
             except DatabaseUnavailable as error:  # is a ConnectionError too
@@ -284,7 +285,7 @@ async def wait_for_disconnect(request: web.Request) -> None:
             return
 
 
-async def _wait_for_sign_out(request: web.Request) -> None:
+async def wait_for_sign_out(request: web.Request) -> None:
     """Return when the visitor's session has ended; never for a visitor without one."""
     while True:
         await asyncio.sleep(SESSION_SECONDS)

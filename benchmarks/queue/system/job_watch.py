@@ -17,10 +17,13 @@ TIMEOUT_SECONDS = 180.0
 
 
 class JobWatch:
-    """The progress of every job. `first_preview_times`: when a job's first preview came."""
+    """The progress of every job. `first_preview_times`: when a job's first preview came; `first_step_times`: when the
+    first sign of a step came, with a preview or without.
+    """
 
     def __init__(self) -> None:
         self.first_preview_times: dict[str, float] = {}
+        self.first_step_times: dict[str, float] = {}
         self.latest_steps: dict[str, int] = {}
         self.first_steps: dict[str, int] = {}  # the step of a job's first preview
         self.ends: dict[str, tuple[float, JobState]] = {}
@@ -30,6 +33,8 @@ class JobWatch:
         """Follow the feed until it closes."""
         async with feed.subscribe() as events:
             async for event in events:
+                if isinstance(event, JobProgress):
+                    self.first_step_times.setdefault(event.job, time.monotonic())
                 if isinstance(event, JobProgress) and event.frames:
                     self.first_preview_times.setdefault(event.job, time.monotonic())
                     self.first_steps.setdefault(event.job, event.step)

@@ -32,14 +32,15 @@ DECODED, UNKNOWN_FORMAT, BROKEN, TOO_MANY_PIXELS, SIDE_TOO_LONG, OUT_OF_MEMORY, 
     b"m",
     b"e",
 )
-UploadKind = Literal[b"p", b"m", b"w"]  # a picture, a mask, pictures of a worker
+UploadKind = Literal[b"p", b"m", b"t", b"w"]  # a picture, a mask, a mask by transparency, pictures of a worker
 PICTURE: UploadKind = b"p"
 MASK: UploadKind = b"m"
+TRANSPARENCY_MASK: UploadKind = b"t"  # painted where it is transparent; without transparency as any mask
 WORKER_PICTURES: UploadKind = b"w"  # the most pixels of each, then each after its length; none is returned
 LENGTH = struct.Struct(">I")  # of pictures of a worker
 WORKER_FORMATS = ("PNG", "JPEG", "WEBP")
 MASK_THRESHOLD = 128  # grey level from which a mask is painted
-_BACKGROUNDS = {PICTURE: (255, 255, 255), MASK: (0, 0, 0)}  # what is transparent in a mask is not painted
+_BACKGROUNDS = {PICTURE: (255, 255, 255), MASK: (0, 0, 0), TRANSPARENCY_MASK: (0, 0, 0)}  # transparent: not painted
 _EXIF_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -116,8 +117,10 @@ def _decode(kind: UploadKind, content: bytes) -> bytes:
     if transpose is not None:
         pixels = pixels.transpose(transpose)
         original_size = original_size[::-1] if transpose in _SIDE_SWAPS else original_size
+    if kind == TRANSPARENCY_MASK and pixels.mode == "RGBA":
+        pixels = pixels.getchannel("A").point(lambda level: 255 - level)
     flattened, transparent = _flatten(pixels, profile if kind == PICTURE else None, _BACKGROUNDS[kind])
-    if kind == MASK:
+    if kind in (MASK, TRANSPARENCY_MASK):
         flattened = flattened.convert("L")
         if int(flattened.getextrema()[1]) < MASK_THRESHOLD:  # pyright: ignore[reportArgumentType] - one band has two numbers
             raise _UploadRejected(EMPTY_MASK)

@@ -80,14 +80,22 @@ class UploadDecoder:
         return await asyncio.to_thread(_build_image, header, png, RGB, label)
 
     async def decode_mask(
-        self, content: bytes, *, shape: tuple[int, int] | None = None, label: str = "mask"
+        self,
+        content: bytes,
+        *,
+        shape: tuple[int, int] | None = None,
+        label: str = "mask",
+        is_transparency: bool = False,
     ) -> DecodedImage:
         """Decode a mask to grey: white is repainted. Raises `UserError`, also if nothing is white.
+
+        `is_transparency`: what is transparent in the file is repainted, where anything is; else what is white.
 
         `shape`: width and height of its picture. The mask may be smaller or larger, since both are scaled later. With
         another aspect ratio both would be cropped differently, and the mask would be misplaced.
         """
-        header, png = await self._request_decode(image_decoding.MASK, content, label)
+        kind = image_decoding.TRANSPARENCY_MASK if is_transparency else image_decoding.MASK
+        header, png = await self._request_decode(kind, content, label)
         mask_size = header[2], header[3]
         if shape is not None and not _has_same_aspect(mask_size, shape):
             size_text, shape_text = f"{mask_size[0]} × {mask_size[1]}", f"{shape[0]} × {shape[1]}"

@@ -82,7 +82,8 @@ class InitImageLoader:
             mask = None
             if init_images.mask is not None:
                 content, shape = await self._fetch_bytes(init_images.mask), (pictures[0].width, pictures[0].height)
-                mask = await self._upload_decoder.decode_mask(content, shape=shape)
+                is_transparency = init_images.is_mask_transparency
+                mask = await self._upload_decoder.decode_mask(content, shape=shape, is_transparency=is_transparency)
             yield combine_init_images(pictures, mask, init_images.weights, controls, references)
 
     async def load_upload(self, member: Member, upload: bytes | RemoteFile) -> DecodedImage:

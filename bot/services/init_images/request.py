@@ -40,6 +40,7 @@ class InitImages:
     """Init images in order, with an optional mask and optional weights, and pictures that the images follow.
 
     `controls` are for control networks, `references` for reference adapters; the prompt's flags name these.
+    `is_mask_transparency`: the mask is transparent where the picture is painted anew, as other programs' masks are.
     """
 
     pictures: tuple[ImageInput, ...] = ()
@@ -47,6 +48,7 @@ class InitImages:
     weights: tuple[float, ...] = ()
     controls: tuple[ImageInput, ...] = ()
     references: tuple[ImageInput, ...] = ()
+    is_mask_transparency: bool = False
 
     @property
     def memory_bytes(self) -> int:
@@ -84,11 +86,12 @@ def split_leading_urls(
         return text, init_images
     init_images = init_images or InitImages()
     return prompt, replace(
-        init_images, pictures=(*init_images.pictures, *(_resolve_url(url, own_addresses) for url in urls))
+        init_images, pictures=(*init_images.pictures, *(resolve_url(url, own_addresses) for url in urls))
     )
 
 
-def _resolve_url(url: str, own_addresses: Iterable[str]) -> RemoteFile | JobImageRef:
+def resolve_url(url: str, own_addresses: Iterable[str]) -> RemoteFile | JobImageRef:
+    """Return the picture at an address: one of ours, or a file at Discord. Raises `UserError` for any other."""
     for base in own_addresses:
         if (job_image := parse_own_picture(url, base)) is not None:
             return JobImageRef(job_image[0], job_image[1] - 1)

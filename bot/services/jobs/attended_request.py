@@ -136,6 +136,10 @@ class AttendedRequest:
         """The jobs that have ended, in their order."""
         return [self._views[accepted.job] for accepted in self.jobs if accepted.job in self._views]
 
+    def keep_jobs(self) -> None:
+        """Let the jobs go on, whoever leaves."""
+        self.open_jobs.clear()
+
     def _first_pictures(self) -> dict[str, int]:
         """Return the number of each job's first picture among all."""
         first_pictures, total = dict[str, int](), 0
@@ -189,15 +193,15 @@ class AttendedRequests:
                 for accepted in accepted_jobs
             ]
             attended = AttendedRequest(accepted_jobs, subscriptions, self._job_views, self._gallery)
-            is_restart = False
+            if is_kept:
+                attended.keep_jobs()
             try:
                 yield attended
             except FeedClosed:
-                is_restart = True
+                attended.keep_jobs()
                 raise
             finally:
-                if not (is_kept or is_restart):
-                    await self._cancel(sorted(attended.open_jobs), member)
+                await self._cancel(sorted(attended.open_jobs), member)
 
     async def _cancel(self, jobs: Sequence[str], member: Member) -> None:
         for job in jobs:

@@ -63,6 +63,11 @@ WORKER = _object(
     ),
 )  # fmt: skip
 SUGGESTION = _object(prompt="string", error_reduction="number")
+OPENAI_MODEL = _object(id="string", object="string", created="integer", owned_by="string")
+OPENAI_USAGE = _object(
+    input_tokens="integer", output_tokens="integer", total_tokens="integer",
+    input_tokens_details=_object(text_tokens="integer", image_tokens="integer"),
+)  # fmt: skip
 SCHEMAS: Mapping[str, Schema] = {
     "Error": _object(error="string"),
     "Path": _object(path="string"),
@@ -83,6 +88,13 @@ SCHEMAS: Mapping[str, Schema] = {
     ),
     "WaitReason": _object(
         id="string", state="string", wait_reason="string", jobs_ahead="integer?", eta="number?", step="integer"
+    ),
+    "OpenAIError": _object(error=_object(message="string", type="string", param="string?", code="string?")),
+    "OpenAIModel": OPENAI_MODEL,
+    "OpenAIModels": _object(object="string", data=_list(OPENAI_MODEL)),
+    "OpenAIImages": _object(
+        created="integer", data=_list("object"), background="string", output_format="string", quality="string",
+        size="string", usage=OPENAI_USAGE, darkroom=_object(jobs=_list("object")),
     ),
     "Rejections": _object(rejections=_list(_object(sender="string", reason="string", count="integer"))),
 }  # fmt: skip

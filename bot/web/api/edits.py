@@ -11,11 +11,12 @@ import msgspec
 from aiohttp import web
 
 from bot.domain.errors import UserError
-from bot.web.api.jobs import created_response, destination_of, idempotency_key_of
+from bot.web.api.jobs import created_response
 from bot.web.media import picture_index_of
 from bot.web.middleware import member_of
 from bot.web.request_body import FormFiles, read_body, read_form
 from bot.web.sse import SERVICES, require_permitted
+from bot.web.submission import destination_of, idempotency_key_of
 
 
 class EditBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -5,14 +5,13 @@ The job service makes every decision about a job. Pictures count from 1, as on t
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
 from aiohttp import web
 
-from bot.domain.dto import AcceptedJob, Destination
+from bot.domain.dto import AcceptedJob
 from bot.domain.errors import UserError
 from bot.services.init_images.request import ImageInput, InitImages, JobImageRef
 from bot.web import serializers
@@ -20,6 +19,7 @@ from bot.web.media import find_picture, picture_index_of
 from bot.web.middleware import GUILD, HOST_POLICY, SESSION_TOKENS, TERMINAL_ID, VISITOR, member_of
 from bot.web.request_body import FormFiles, read_body, read_form
 from bot.web.sse import JOB_CACHE, SERVICES, require_permitted, require_stoppable, require_visible, workers_payload
+from bot.web.submission import destination_of, idempotency_key_of
 from engine.contract import MAX_CONTROLS, MAX_REFERENCES
 
 NOT_OPTIONS = ("prompt", "exact", "init_images", "weights", "control_images", "reference_images")
@@ -254,21 +254,6 @@ async def interpolate(request: web.Request) -> web.Response:
     )
     payload = serializers.serialize_all_accepted(accepted_jobs)
     return web.json_response(payload, status=201, headers={"Location": payload["url"]})
-
-
-def destination_of(request: web.Request) -> Destination:
-    return Destination("terminal" if request.headers.get("X-Darkroom") == "terminal" else "web")
-
-
-def idempotency_key_of(request: web.Request) -> str | None:
-    """Return the job service's key for an Idempotency-Key: the same visitor, address and key mean the same request."""
-    header = request.headers.get("Idempotency-Key")
-    if header is None:
-        return None
-    if not (1 <= len(header) <= 200 and header.isprintable()):
-        raise UserError("An Idempotency-Key has 1 to 200 printable characters.", 400)
-    text = "\n".join([member_of(request).id, request.method, request.path, header])
-    return "web:" + hashlib.sha256(text.encode()).hexdigest()[:40]
 
 
 def created_response(accepted_job: AcceptedJob) -> web.Response:

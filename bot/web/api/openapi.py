@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -18,6 +18,8 @@ from bot.images.films.formats import FILM_FORMATS, MEDIA_TYPES
 from bot.web import media, metrics, pages, renamed, sse
 from bot.web.api import answers, describe, edits, flag_aliases, jobs, review, wait_reason
 from bot.web.auth import COOKIE_NAME
+from bot.web.openai_api import bodies, images, models, picture_addresses
+from bot.web.openai_api.answers import FORMATS
 from engine.contract import MAX_COUNT
 
 PATH = "/api/openapi.json"
@@ -29,6 +31,8 @@ PARAMETERS: Mapping[str, dict[str, Any]] = {
     "id": {"type": "string", "minLength": 1, "maxLength": 64, "description": "A job."},
     "n": {"type": "integer", "minimum": 0, "maximum": MAX_COUNT, "description": "Pictures count from 1, steps from 0."},
     "kind": {"type": "string", "enum": list(FILM_FORMATS)},
+    "format": {"type": "string", "enum": list(FORMATS)},
+    "model": {"type": "string", "minLength": 1, "maxLength": 64, "description": "A model's name."},
 }
 
 
@@ -45,6 +49,8 @@ class Shape:
     files: tuple[str, ...] = ()
     content: tuple[str, ...] = ("application/json",)
     is_optional: bool = False  # the body
+    is_flat: bool = False  # the body's fields are parts of the form
+    json_body: type[msgspec.Struct] | None = None  # in place of that form
 
 
 def _accepts(body: type[msgspec.Struct] | None = None, *files: str) -> Shape:
@@ -53,6 +59,12 @@ def _accepts(body: type[msgspec.Struct] | None = None, *files: str) -> Shape:
 
 def _file(*types: str) -> Shape:
     return Shape(content=types)
+
+
+def _draws(body: type[msgspec.Struct], *files: str) -> Shape:
+    """Return the shape of a request of OpenAI's API: pictures at once, or a stream of events."""
+    content = ("application/json", "text/event-stream")
+    return Shape("OpenAIImages", body=body, files=files, content=content, is_flat=bool(files))
 
 
 SHAPES: Mapping[Callable[..., Any], Shape] = {
@@ -98,6 +110,12 @@ SHAPES: Mapping[Callable[..., Any], Shape] = {
     media.get_keyframe: _file("image/webp"),
     sse.stream_events: _file("text/event-stream"),
     sse.stream_job_events: _file("text/event-stream"),
+    images.generate_images: _draws(bodies.GenerationBody),
+    images.edit_images: replace(_draws(bodies.EditFields, "image", "image[]", "mask"), json_body=bodies.JsonEditBody),
+    images.vary_image: _draws(bodies.VariationFields, "image", "image[]"),
+    models.list_models: Shape("OpenAIModels"),
+    models.get_model: Shape("OpenAIModel"),
+    picture_addresses.get_signed_picture: _file(*(f"image/{name}" for name in FORMATS)),
 }
 
 
@@ -116,8 +134,8 @@ def describe_routes(app: web.Application) -> dict[str, Any]:
     for route in app.router.routes():
         if route.method != "HEAD" and route.resource is not None and _is_own(route):
             paths.setdefault(route.resource.canonical, {})[route.method.lower()] = _describe_operation(route)
-    bodies = [shape.body for shape in SHAPES.values() if shape.body is not None]
-    _, body_schemas = msgspec.json.schema_components(bodies, ref_template="#/components/schemas/{name}")
+    structs = [body for shape in SHAPES.values() for body in (shape.body, shape.json_body) if body is not None]
+    _, body_schemas = msgspec.json.schema_components(structs, ref_template="#/components/schemas/{name}")
     return {
         "openapi": "3.1.0",
         "info": {"title": "Darkroom", "version": "1", "description": "Ask for pictures, follow and fetch them."},
@@ -174,6 +192,14 @@ def _describe_body(shape: Shape) -> dict[str, Any]:
     reference = {"$ref": f"#/components/schemas/{shape.body.__name__}"}
     if not shape.files:
         return {"application/json": {"schema": reference}}
+    if shape.is_flat:
+        binary = {"type": "string", "contentMediaType": "application/octet-stream"}
+        files = {"type": "object", "properties": dict.fromkeys(shape.files, binary)}
+        content: dict[str, Any] = {"multipart/form-data": {"schema": {"allOf": [reference, files]}}}
+        if shape.json_body is not None:
+            json_reference = {"$ref": f"#/components/schemas/{shape.json_body.__name__}"}
+            content["application/json"] = {"schema": json_reference}
+        return content
     parts = {name: {"type": "string", "contentMediaType": "application/octet-stream"} for name in shape.files}
     required = ["request", *(() if shape.body is jobs.JobBody else shape.files)]
     form = {"type": "object", "properties": {"request": reference, **parts}, "required": required}
@@ -185,7 +211,7 @@ def _describe_responses(path: str, shape: Shape) -> dict[str, Any]:
     schema = {"schema": {"$ref": f"#/components/schemas/{shape.answer}"}} if shape.answer else {}
     success: dict[str, Any] = {"description": "As asked for."}
     if shape.content:
-        success["content"] = dict.fromkeys(shape.content, schema)
+        success["content"] = {kind: schema if kind == "application/json" else {} for kind in shape.content}
     more = {"200": success, "201": success} if shape.body is pages.SignInBody else {str(shape.status): success}
     if shape.content == ("text/event-stream",):
         more["204"] = {"description": "The stream is over."}
@@ -194,6 +220,10 @@ def _describe_responses(path: str, shape: Shape) -> dict[str, Any]:
 
 def _describe_refusals(path: str) -> dict[str, Any]:
     """Return the answers to a request that is too large, too frequent or not allowed: one sentence."""
+    if path.startswith("/v1/"):
+        error = {"application/json": {"schema": {"$ref": "#/components/schemas/OpenAIError"}}}
+        sentences = {"4XX": "Why not, in OpenAI's shape.", "5XX": "Why no pictures came, in OpenAI's shape."}
+        return {status: {"description": text, "content": error} for status, text in sentences.items()}
     is_json = path.startswith("/api/") or path in ("/healthz", "/metrics")
     schema = {"schema": {"$ref": "#/components/schemas/Error"}} if is_json else {}
     content = {"application/json" if is_json else "text/html": schema}

@@ -34,6 +34,8 @@ def shape_error(refusal: Refusal) -> web.Response:
     """Return an error as OpenAI's clients read it, and when to try again."""
     status = 401 if refusal.is_stranger else STATUSES.get(refusal.status, refusal.status)
     response = web.json_response({"error": describe_error(refusal.cause, refusal.sentence, status)}, status=status)
+    if isinstance(refusal.cause, PicturesMissing):
+        response.headers["X-Should-Retry"] = "false"  # clients would draw the same failure twice more
     if status == 429:
         wait_seconds = refusal.retry_after or DEFAULT_RETRY_SECONDS
         response.headers["Retry-After"] = str(wait_seconds)

@@ -282,6 +282,8 @@ ask for pictures. Both come in by a one-time address, which signs in one browser
   a new one, with `--guest` one for a guest. On the page, the operator makes addresses with *Invite a guest*.
 - Programs on this computer are the operator with the key in the data folder (`web.key`, mode 600), as
   `darkroom imagine` is. To change the key, remove the file and start again.
+- An address that [`/v1/images`](openai-api.md) answers as `url` is signed: it shows one picture
+  to whoever has it, for an hour.
 - On loopback without `PUBLIC_URL` and `ALLOWED_HOSTS` the room is open: whoever opens it may ask for pictures, and
   only that. An open room refuses everything that shows a sign of a proxy: HTTP/1.0, `Via`, `Forwarded`,
   `X-Forwarded-…`, `X-Real-IP`, `CF-…`, `True-Client-IP`. Behind a proxy, set `PUBLIC_URL`. A forwarder of bytes, such

@@ -9,6 +9,7 @@ import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from bot.web.middleware import HOST_POLICY
 from engine.bus import Bus
 from engine.bus.broker.embedded import Broker
 from shared.migrated_database import put_migrated_database
-from shared.painter import PaintingWorker, cancel_task, paint_disc
+from shared.painter import PaintFunction, PaintingWorker, cancel_task, paint_disc, paint_solid
 
 STEPS = 24
 FLAGS = [
@@ -99,25 +100,41 @@ OpenServer = Callable[..., Any]
 def open_server(tmp_path: Path, broker: Broker) -> OpenServer:
     """`async with open_server(port=…, workers=1, **settings)`: a web page on the test's folder and broker."""
     put_migrated_database(tmp_path)
+    return partial(serve_page, tmp_path, broker)
 
-    @asynccontextmanager
-    async def open_server(*, port: int = 0, workers: int = 1, **options: Any) -> AsyncIterator[WebServer]:
-        settings = await asyncio.to_thread(
-            load_settings, data=tmp_path, **{"host": "127.0.0.1", "discord_token": None, **options}
-        )
-        async with AsyncExitStack() as parts:
-            bot_app = await parts.enter_async_context(open_app(settings, await connect(parts, broker)))
-            app = await asyncio.to_thread(build_app, settings, bot_app.services, metrics_snapshot=bot_app.metrics_page)
-            real_port = await parts.enter_async_context(run_server(app, "127.0.0.1", port))
-            headers = await asyncio.to_thread(_terminal_headers, settings, app)
-            client = await parts.enter_async_context(aiohttp.ClientSession(read_bufsize=1 << 20, headers=headers))
-            server = WebServer(f"http://127.0.0.1:{real_port}", real_port, client, bot_app.services, app, settings)
-            for _ in range(workers):
-                server.workers.append(await parts.enter_async_context(start_worker(broker)))
-            await wait_until(lambda: len(server.services.live_workers()) >= workers)
-            yield server
 
-    return open_server
+@asynccontextmanager
+async def serve_page(
+    folder: Path, broker: Broker, *, port: int = 0, workers: int = 1, paint: PaintFunction = paint_disc, **options: Any
+) -> AsyncIterator[WebServer]:  # fmt: skip
+    """Serves a web page on a folder with a migrated database."""
+    settings = await asyncio.to_thread(
+        load_settings, data=folder, **{"host": "127.0.0.1", "discord_token": None, **options}
+    )
+    async with AsyncExitStack() as parts:
+        bot_app = await parts.enter_async_context(open_app(settings, await connect(parts, broker)))
+        app = await asyncio.to_thread(build_app, settings, bot_app.services, metrics_snapshot=bot_app.metrics_page)
+        real_port = await parts.enter_async_context(run_server(app, "127.0.0.1", port))
+        headers = await asyncio.to_thread(_terminal_headers, settings, app)
+        client = await parts.enter_async_context(aiohttp.ClientSession(read_bufsize=1 << 20, headers=headers))
+        server = WebServer(f"http://127.0.0.1:{real_port}", real_port, client, bot_app.services, app, settings)
+        for _ in range(workers):
+            server.workers.append(await parts.enter_async_context(start_worker(broker, paint)))
+        await wait_until(lambda: len(server.services.live_workers()) >= workers)
+        yield server
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[WebServer]:
+    """One web page for all tests of a module, which share its event loop. Its worker paints pictures of any size."""
+    folder = tmp_path_factory.mktemp("page")
+    await asyncio.to_thread(put_migrated_database, folder)
+    async with (
+        Broker(tmp_path_factory.mktemp("nats"), token="a-token-for-tests") as broker,
+        serve_page(folder, broker, paint=paint_solid) as server,
+    ):
+        server.workers[0].speed = 0.005
+        yield server
 
 
 def _terminal_headers(settings: Settings, app: web.Application) -> dict[str, str]:
@@ -127,10 +144,10 @@ def _terminal_headers(settings: Settings, app: web.Application) -> dict[str, str
 
 
 @asynccontextmanager
-async def start_worker(broker: Broker) -> AsyncIterator[PaintingWorker]:
+async def start_worker(broker: Broker, paint: PaintFunction = paint_disc) -> AsyncIterator[PaintingWorker]:
     """Runs a worker on a connection of its own."""
     async with AsyncExitStack() as parts:
-        worker = PaintingWorker(await connect(parts, broker), steps=STEPS, paint=paint_disc, speed=0.02)
+        worker = PaintingWorker(await connect(parts, broker), steps=STEPS, paint=paint, speed=0.02)
         task = asyncio.create_task(worker.run())
         try:
             yield worker

@@ -1,0 +1,1 @@
+"""Benchmarks of the APIs that other programs' clients speak."""

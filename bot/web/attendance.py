@@ -1,0 +1,32 @@
+"""Requests of other programs' APIs, whose clients wait for their pictures (`bot.services.jobs.attended_request`)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+
+from bot.services.jobs.attended_request import AttendedRequest, PictureRequest
+from bot.web.middleware import member_of
+from bot.web.sse import SERVICES, SHUTDOWN
+from bot.web.submission import destination_of
+
+
+@asynccontextmanager
+async def admit_attended(
+    request: web.Request, picture_request: PictureRequest, *, with_previews: bool
+) -> AsyncGenerator[AttendedRequest]:
+    """Admit a visitor's request for the length of the context, and cancel its jobs if the context ends before them.
+
+    Jobs of a server that shuts down go on. Raises `UserError` for a refused request.
+    """
+    admit = request.app[SERVICES].attended_requests.admit
+    async with admit(
+        picture_request, member_of(request), destination_of(request), with_previews=with_previews
+    ) as attended:
+        try:
+            yield attended
+        finally:
+            if request.app[SHUTDOWN].is_set():
+                attended.keep_jobs()

@@ -1,0 +1,226 @@
+"""OpenAI's image API, asked by OpenAI's own library: pictures, edits, streams, addresses, errors."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import aiohttp
+import openai
+import pytest
+import pytest_asyncio
+from openai.types import ImagesResponse
+from PIL import Image
+
+from bot.web.auth import terminal_key
+from bot.web.middleware import Refusal
+from bot.web.openai_api import picture_addresses
+from bot.web.openai_api.errors import shape_error
+
+if TYPE_CHECKING:
+    from tests.bot.web.conftest import OpenServer, WebServer
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+ROOT = Path(__file__).parents[4]
+
+
+def make_picture(mode: str = "RGB", colour: tuple[int, ...] = (200, 10, 10)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new(mode, (64, 64), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def open_answer(answer: Any, index: int = 0) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(answer.data[index].b64_json)))
+
+
+def client_options(server: WebServer) -> dict[str, Any]:
+    return {"base_url": f"{server.url}/v1", "api_key": terminal_key(server.settings.data), "max_retries": 0}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def client(shared_server: WebServer) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai.AsyncOpenAI(**await asyncio.to_thread(client_options, shared_server)) as client:
+        yield client
+
+
+async def test_pictures_come_in_the_answer_to_both_clients(
+    client: openai.AsyncOpenAI, shared_server: WebServer
+) -> None:
+    own = {"seed": 5, "steps": 6, "sampler": "euler", "guidance": 2.0, "negative_prompt": "fog"}
+    answer: Any = await client.images.generate(
+        prompt="a lamp {on, off}", n=2, size="1024x1536", quality="high", user="ann", extra_body=own
+    )
+    assert [open_answer(answer, index).size for index in (0, 1)] == [(48, 72)] * 2
+    assert answer.size == "48x72"
+    assert (answer.output_format, answer.quality, answer.background) == ("png", "high", "opaque")
+    assert answer.usage is not None
+    assert answer.usage.total_tokens == answer.usage.input_tokens + answer.usage.output_tokens
+    (job,) = answer.darkroom["jobs"]
+    assert (job["seed"], job["steps"], job["sampler"]) == (5, 6, "euler")
+    view: Any = await shared_server.services.job_views.load_view(job["id"])
+    assert (view.prompt, view.task.negative) == ("a lamp {on, off}", "fog")
+
+    def generate_at_once() -> Any:
+        with openai.OpenAI(**client_options(shared_server)) as sync_client:
+            return sync_client.images.generate(prompt="a lamp", n=5, output_format="webp", output_compression=50)
+
+    answer = await asyncio.to_thread(generate_at_once)
+    assert [open_answer(answer, index).format for index in range(5)] == ["WEBP"] * 5
+
+
+@pytest.mark.parametrize("wanted", [0, 3])
+async def test_a_stream_has_at_most_the_partial_pictures_asked_for_and_then_the_picture(
+    client: openai.AsyncOpenAI, wanted: int
+) -> None:
+    events: list[Any] = [
+        event async for event in await client.images.generate(prompt="a lamp", stream=True, partial_images=wanted, n=1)
+    ]
+    *partial_events, completed = events
+    assert min(wanted, 1) <= len(partial_events) <= wanted  # a slow reader gets the newest ones alone
+    assert [(event.type, event.partial_image_index) for event in partial_events] == [
+        ("image_generation.partial_image", index) for index in range(len(partial_events))
+    ]
+    for event in partial_events:
+        assert Image.open(io.BytesIO(base64.b64decode(event.b64_json))).format == "JPEG"
+    assert completed.type == "image_generation.completed"
+    assert Image.open(io.BytesIO(base64.b64decode(completed.b64_json))).size == (64, 64)
+    assert completed.usage.output_tokens > 0
+
+
+async def test_pictures_are_edited_in_a_mask_and_as_a_beginning(
+    client: openai.AsyncOpenAI, shared_server: WebServer
+) -> None:
+    async def load_start(answer: Any) -> Any:
+        view: Any = await shared_server.services.job_views.load_view(answer.darkroom["jobs"][0]["id"])
+        return view, view.task.start
+
+    mask = io.BytesIO()
+    half = Image.new("RGBA", (64, 64), (0, 0, 0, 255))
+    half.paste((0, 0, 0, 0), (0, 0, 32, 64))
+    half.save(mask, "PNG")
+    answer = await client.images.edit(image=make_picture(), mask=mask.getvalue(), prompt="a dog", output_format="jpeg")
+    assert open_answer(answer).format == "JPEG"
+    _, start = await load_start(answer)
+    stored_mask = await shared_server.services.gallery._rendered._pictures.get(start.mask)
+    with Image.open(io.BytesIO(stored_mask)) as painted:
+        assert (painted.getpixel((5, 5)), painted.getpixel((60, 5))) == (255, 0)
+    answer = await client.images.edit(image=[make_picture(), make_picture(colour=(1, 2, 3))], prompt="a dog")
+    view, start = await load_start(answer)
+    assert (view.action, len(start.pictures), start.mask) == ("blend", 2, None)
+    with pytest.warns(DeprecationWarning, match="deprecated"):
+        answer = await client.images.create_variation(image=make_picture(), n=2, extra_body={"strength": "0.3"})
+    _, start = await load_start(answer)
+    assert (len(answer.data or ()), start.strength) == (2, 0.3)
+    data_url = "data:image/png;base64," + base64.b64encode(make_picture()).decode()
+    body = {"prompt": "a dog", "images": [{"image_url": data_url}], "strength": 0.4}
+    answer = await client.post("/images/edits", body=body, cast_to=ImagesResponse)
+    _, start = await load_start(answer)
+    assert (len(start.pictures), start.strength) == (1, 0.4)
+    body["images"] = [{"image_url": "data:image/png;base64,?"}]
+    with pytest.raises(openai.BadRequestError, match="no valid base64"):
+        await client.post("/images/edits", body=body, cast_to=ImagesResponse)
+    events = [event async for event in await client.images.edit(image=make_picture(), prompt="a dog", stream=True)]
+    assert [event.type for event in events] == ["image_edit.completed"]
+
+
+async def test_an_address_is_signed_and_ends(client: openai.AsyncOpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = await client.images.generate(prompt="a lamp", model="dall-e-3", output_format="webp")
+    assert answer.data is not None
+    url = str(answer.data[0].url)
+
+    async def fetch(address: str) -> tuple[int, str]:
+        async with aiohttp.ClientSession() as stranger, stranger.get(address) as response:
+            return response.status, response.content_type
+
+    assert await fetch(url) == (200, "image/webp")
+    for other in (url.replace("/1.webp", "/2.webp"), url.replace("webp", "png"), url[:-1], url.partition("?")[0]):
+        assert (await fetch(other))[0] == 404
+    monkeypatch.setattr(picture_addresses, "VALID_SECONDS", -1)
+    answer = await client.images.generate(prompt="a lamp", response_format="url")
+    assert answer.data is not None
+    assert (await fetch(str(answer.data[0].url)))[0] == 404
+
+
+async def test_models_are_listed(client: openai.AsyncOpenAI) -> None:
+    assert [model.id async for model in client.models.list()] == ["embedded"]
+    assert (await client.models.retrieve("embedded")).owned_by == "darkroom"
+    with pytest.raises(openai.NotFoundError) as error:
+        await client.models.retrieve("nothing")
+    assert error.value.code == "model_not_found"
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"n": 11}, "n"), ({"n": 5, "extra_body": {"seed": 1}}, "n"), ({"size": "1024"}, "size"),
+        ({"size": "1000x100"}, "size"), ({"model": "nothing"}, "model"), ({"background": "transparent"}, "background"),
+        ({"extra_body": {"steps": 0}}, "steps"), ({"extra_body": {"sampler": "none"}}, "sampler"),
+        ({"prompt": ""}, "prompt"), ({"prompt": "x" * 2001}, "prompt"), ({"quality": "best"}, "quality"),
+    ],
+)  # fmt: skip
+async def test_a_refusal_names_its_field(client: openai.AsyncOpenAI, options: dict[str, Any], param: str) -> None:
+    with pytest.raises((openai.BadRequestError, openai.NotFoundError)) as error:
+        await client.images.generate(**{"prompt": "a lamp", **options})
+    assert (error.value.param, error.value.type) == (param, "invalid_request_error")
+    assert "message" in cast(dict[str, Any], error.value.body)
+
+
+async def test_a_form_without_a_picture_and_an_unknown_address_are_refused(
+    client: openai.AsyncOpenAI, shared_server: WebServer
+) -> None:
+    form = aiohttp.FormData({"prompt": "a dog"}, default_to_multipart=True)
+    async with shared_server.client.post(f"{shared_server.url}/v1/images/edits", data=form) as response:
+        assert response.status == 400
+        assert (await response.json())["error"]["param"] == "image"
+    with pytest.raises(openai.NotFoundError):
+        await client.get("/nothing", cast_to=object)
+
+
+async def test_a_failed_job_is_an_error_in_the_answer_and_in_the_stream(client: openai.AsyncOpenAI) -> None:
+    with pytest.raises(openai.InternalServerError) as failure:
+        await client.images.generate(prompt="impossible")
+    assert failure.value.response.headers["x-should-retry"] == "false"
+    with pytest.raises(openai.APIError, match="out of bounds"):
+        async for _ in await client.images.generate(prompt="impossible", stream=True):
+            pass
+
+
+async def test_a_client_that_goes_cancels_its_job(client: openai.AsyncOpenAI, shared_server: WebServer) -> None:
+    worker = shared_server.workers[0]
+    worker.step_gate.clear()
+    with pytest.raises(openai.APITimeoutError):
+        await client.with_options(timeout=1).images.generate(prompt="left alone")
+    worker.step_gate.set()
+    async with asyncio.timeout(20):
+        while (view := (await shared_server.services.job_views.load_recent("local", 1))[0]).state != "cancelled":
+            await asyncio.sleep(0.02)
+    assert view.prompt == "left alone"
+
+
+async def test_a_stranger_needs_a_key_and_a_limit_says_when_to_come_back(open_server: OpenServer) -> None:
+    async with open_server(allowed_hosts=("other.example",), workers=0) as server:
+        options = await asyncio.to_thread(client_options, server)
+        async with openai.AsyncOpenAI(**{**options, "api_key": "wrong"}) as stranger:
+            with pytest.raises(openai.AuthenticationError) as refusal:
+                await stranger.models.list()
+        assert refusal.value.code == "invalid_api_key"
+    limited = shape_error(Refusal(429, "Too much.", ValueError(), 90))
+    assert (limited.headers["Retry-After"], limited.headers["X-Should-Retry"]) == ("90", "false")
+
+
+async def test_the_example_saves_the_picture(shared_server: WebServer, tmp_path: Path) -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(ROOT / "examples" / "openai_stream.py"), "a lamp", "--out", str(tmp_path),
+        env={"DARKROOM_URL": shared_server.url}, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    output, _ = await process.communicate()
+    assert process.returncode == 0
+    assert output.decode().strip() == str(tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "partial-1.jpeg").read_bytes().startswith(b"\xff\xd8")
