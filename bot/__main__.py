@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bot.cli import describe, flag_aliases, privacy, visitors
+from bot.cli import api_keys, describe, flag_aliases, privacy, visitors
 from bot.cli.backup import backup_command, restore_command
 from bot.cli.imagine import command as imagine_command
 from bot.cli.jobs import commands as job_commands
@@ -199,6 +199,7 @@ for command_name in ("flag-alias", "option"):  # the second is its name in earli
         command_name, hidden=command_name == "option", context_settings={"ignore_unknown_options": True}
     )(flag_aliases.flag_alias)  # values may begin with dashes  # fmt: skip
 app.command("worker-key")(worker_key_command.worker_key)
+app.command("api-key")(api_keys.api_key)
 for command in (backup_command.backup, restore_command.restore, privacy.forget, privacy.export):
     app.command()(command)
 

@@ -16,6 +16,7 @@ from bot.services.admission.admission import Admission
 from bot.services.admission.load_costs import LoadCosts
 from bot.services.admission.word_filter import WordFilter
 from bot.services.admission.work_charges import WorkCharges
+from bot.services.api_keys import ApiKeys
 from bot.services.flag_aliases import FlagAliases
 from bot.services.front_end_actions import FrontEndActions
 from bot.services.init_images.loader import InitImageLoader
@@ -75,11 +76,17 @@ def wire_services(
         picture_review=PictureReview(store, job_views, gallery, clock=clock), history=History(store, job_views),
         moderation=moderation, data_deletion=data_deletion, prompt_shortener=PromptShortener(bus.embed),
         data_export=DataExport(store, core.picture_store, clock=clock), sessions=Sessions(store, clock=clock),
-        image_to_prompt=ImageToPrompt(
-            bus.describe, loader.load_upload, catalog, rule_admin.effective_rules,
-            WorkCharges(store, limits=limits, clock=clock).charge,
-        ),
+        api_keys=ApiKeys(store, clock=clock), image_to_prompt=_wire_image_to_prompt(core, queue, loader, rule_admin),
     )  # fmt: skip
+
+
+def _wire_image_to_prompt(
+    core: Core, queue: Queue, loader: InitImageLoader, rule_admin: RuleAdmin
+) -> ImageToPrompt:  # fmt: skip
+    charges = WorkCharges(core.store, limits=core.settings.limits, clock=core.clock)
+    return ImageToPrompt(
+        core.bus.describe, loader.load_upload, queue.catalog, rule_admin.effective_rules, charges.charge
+    )
 
 
 def _wire_deletion(

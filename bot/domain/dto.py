@@ -14,6 +14,7 @@ JobAction = Literal[
 ]
 DestinationKind = Literal["discord", "web", "terminal"]
 DeliveryRole = Literal["answer", "notice", "direct", "film"]
+KeyScope = Literal["imagine", "read"]  # what an API key may be made for
 
 
 def can_see_everything(channel: str) -> bool:
@@ -29,7 +30,7 @@ class Member:
     the role (`bot.policy.permissions`). `roles`: the member's Discord roles there. `channel`: where they act (a thread
     counts as its parent). `thread`: the private thread where they act, else empty. `age_restricted`: the channel is for
     adults; there no picture is checked, while the word filter still holds. `can_see`: whether they can see a channel of
-    their guild, by its id.
+    their guild, by its id. `scopes`: of the API key that acts as this member; None: no key does, nothing is restricted.
     """
 
     id: str
@@ -44,6 +45,7 @@ class Member:
     channel: str = ""
     thread: str = ""
     age_restricted: bool = False
+    scopes: frozenset[KeyScope] | None = None
     can_see: Callable[[str], bool] = field(default=can_see_everything, compare=False, repr=False)
 
     def can_see_place(self, channel: str, thread: str) -> bool:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
-from bot.domain.dto import JobView, Member
+from bot.domain.dto import JobView, KeyScope, Member
 
 Role = Literal["member", "moderator", "admin", "owner", "operator"]
 JobRelation = Literal["none", "own", "another's", "private", "elsewhere"]
@@ -35,6 +35,7 @@ class Permission:
     `private_role`: on another member's private job. `operator_elsewhere`: the operator may act on jobs of other
     servers; other members never may, except authors on their own jobs. `in_direct_messages`: it also works in a direct
     message with the bot. `phrase`: the action as it stands after "may". `concerns_jobs`: the action can have a job.
+    `scope`: what an API key needs for it; None: no key may, whatever its member may.
     """
 
     phrase: str
@@ -44,21 +45,22 @@ class Permission:
     operator_elsewhere: bool = False
     in_direct_messages: bool = True
     concerns_jobs: bool = True
+    scope: KeyScope | None = None
 
 
-def _allow_everyone(phrase: str) -> Permission:
+def _allow_everyone(phrase: str, scope: KeyScope | None = None) -> Permission:
     """Return a row for everyone, about no job."""
-    return Permission(phrase, concerns_jobs=False)
+    return Permission(phrase, concerns_jobs=False, scope=scope)
 
 
-def _allow_viewers(phrase: str) -> Permission:
+def _allow_viewers(phrase: str, scope: KeyScope | None = "imagine") -> Permission:
     """Return a row for every member who sees the picture, at their own expense; a private picture: its author only."""
-    return Permission(phrase, others_role="member")
+    return Permission(phrase, others_role="member", scope=scope)
 
 
-def _allow_author_and_moderators(phrase: str) -> Permission:
+def _allow_author_and_moderators(phrase: str, scope: KeyScope | None = None) -> Permission:
     """Return a row for a job's author and the moderators."""
-    return Permission(phrase, others_role="moderator", private_role="moderator", operator_elsewhere=True)
+    return Permission(phrase, others_role="moderator", private_role="moderator", operator_elsewhere=True, scope=scope)
 
 
 def _allow_moderators(phrase: str) -> Permission:
@@ -75,18 +77,18 @@ def _allow_guild_role(phrase: str, role: Role) -> Permission:
 
 PERMISSIONS: Mapping[Action, Permission] = MappingProxyType(
     {
-        "imagine": _allow_everyone("ask for pictures"),
-        "blend": _allow_everyone("blend pictures"),
-        "describe": _allow_everyone("have pictures described"),
-        "queue": _allow_everyone("look at the queue"),
-        "mine": _allow_everyone("look through their own jobs"),
-        "info": _allow_everyone("look at their limits"),
-        "prefer": _allow_everyone("set what they prefer"),
+        "imagine": _allow_everyone("ask for pictures", "imagine"),
+        "blend": _allow_everyone("blend pictures", "imagine"),
+        "describe": _allow_everyone("have pictures described", "imagine"),
+        "queue": _allow_everyone("look at the queue", "read"),
+        "mine": _allow_everyone("look through their own jobs", "read"),
+        "info": _allow_everyone("look at their limits", "read"),
+        "prefer": _allow_everyone("set what they prefer", "imagine"),
         "export": _allow_everyone("export their data"),
         "forget": _allow_everyone("have all their data deleted"),
-        "help": _allow_everyone("read the help"),
-        "cancel": _allow_author_and_moderators("cancel this job"),
-        "pause": _allow_author_and_moderators("pause this job"),
+        "help": _allow_everyone("read the help", "read"),
+        "cancel": _allow_author_and_moderators("cancel this job", "imagine"),
+        "pause": _allow_author_and_moderators("pause this job", "imagine"),
         "upscale": _allow_viewers("upscale this picture"),
         "vary": _allow_viewers("vary this picture"),
         "reroll": _allow_viewers("reroll this"),
@@ -98,10 +100,10 @@ PERMISSIONS: Mapping[Action, Permission] = MappingProxyType(
         "branch": _allow_viewers("branch off from this picture"),
         "walk": _allow_viewers("walk between these pictures"),
         "prompt": _allow_viewers("use this prompt"),
-        "film": _allow_viewers("see this film"),
-        "details": _allow_viewers("see the details of this job"),
+        "film": _allow_viewers("see this film", "read"),
+        "details": _allow_viewers("see the details of this job", "read"),
         "favourite": _allow_viewers("keep this picture as a favourite"),
-        "envelope": _allow_viewers("have these pictures sent to them"),
+        "envelope": _allow_viewers("have these pictures sent to them", None),
         "delete": _allow_author_and_moderators("delete these pictures"),
         "report": Permission(
             "report this", own_role=None, others_role="member"
@@ -116,9 +118,12 @@ PERMISSIONS: Mapping[Action, Permission] = MappingProxyType(
         "budget": Permission("set what a whole server may spend", own_role="operator", concerns_jobs=False),
     }
 )
+LOOK = Permission("look at this", concerns_jobs=False, scope="read")
 PRIVATE_JOB = "That job is private: only its author may use it."
 OWN_JOB = "This one is yours: delete it instead."  # for `report`, the only action that authors may not do
 OTHER_GUILD = "That job belongs to another server."
+NO_KEY = "No key may {}."
+SCOPE_MISSING = "This key may not {}: that needs the scope {}."
 GUILD_ONLY = "That works only in a server: use it there."
 ROLE_TITLES: Mapping[Role, str] = MappingProxyType(
     {
@@ -177,6 +182,19 @@ def least_role(action: Action, relation: JobRelation) -> Role | None:
     return permission.private_role if relation == "private" else permission.own_role
 
 
+def scope_refusal(action: str, scopes: frozenset[KeyScope] | None) -> str | None:
+    """Return why an API key with these scopes may not act, as a sentence; None if it may, or where no key acts.
+
+    An action that is no row of the table, such as fetching a file, is a look: its scope is `read`.
+    """
+    permission = PERMISSIONS.get(cast("Action", action), LOOK)
+    if scopes is None or permission.scope in scopes:
+        return None
+    if permission.scope is None:
+        return NO_KEY.format(permission.phrase)
+    return SCOPE_MISSING.format(permission.phrase, permission.scope)
+
+
 def forbidden_reason(
     action: Action, member: Member, job: JobRef | None = None, *, in_direct_message: bool = False
 ) -> str | None:
@@ -188,6 +206,8 @@ def forbidden_reason(
     permission, relation = PERMISSIONS[action], job_relation(member, job)
     if job is not None and not permission.concerns_jobs:
         raise ValueError(f"{action} acts on no job")
+    if reason := scope_refusal(action, member.scopes):
+        return reason
     needed_role = least_role(action, relation)
     if in_direct_message and not permission.in_direct_messages:
         return GUILD_ONLY

@@ -18,9 +18,9 @@ from bot.domain.texts import format_duration
 from bot.policy.permissions import Action
 
 # What is asked for besides the actions of the permission table: a page or an old address, a file such as a picture, one
-# job, a list, a stream of events, suggestions while one types, and any request of a public address.
-RatedAction = Action | Literal["page", "file", "job", "list", "stream", "suggest", "review", "stranger"]
-BucketKind = Literal["look", "change", "make", "stranger"]
+# job, a list, a stream of events, suggestions while one types, any request of a public address, and an invalid key.
+RatedAction = Action | Literal["page", "file", "job", "list", "stream", "suggest", "review", "stranger", "guess"]
+BucketKind = Literal["look", "change", "make", "stranger", "guess"]
 MAX_BUCKETS = 50_000  # buckets of a kind in memory; with more, the one used longest ago is forgotten
 
 
@@ -44,6 +44,7 @@ RATES: Mapping[BucketKind, Rate] = MappingProxyType(
         "change": Rate(60.0, 2.0),
         "make": Rate(40.0, 1.0),
         "stranger": Rate(1000.0, 200.0),  # of one public address
+        "guess": Rate(20.0, 0.5),  # keys that are not valid, of one address
     }
 )
 FILL_SECONDS = max(rate.burst / rate.per_second for rate in RATES.values())  # after it, every bucket is full
@@ -63,6 +64,7 @@ PRICES: Mapping[RatedAction, Price] = MappingProxyType(
         "prompt": Price("make", 4.0),  # /shorten has a worker read texts
         "describe": Price("make", 10.0),
         "stranger": Price("stranger", 1.0),
+        "guess": Price("guess", 1.0),
     }
 )
 

@@ -10,6 +10,7 @@ from bot.images.gallery import Gallery
 from bot.images.uploads.upload_decoder import UploadDecoder
 from bot.queue.model_catalog import ModelCatalog
 from bot.services.admission.word_filter import WordFilter
+from bot.services.api_keys import ApiKeys
 from bot.services.flag_aliases import FlagAliases
 from bot.services.front_end_actions import FrontEndActions
 from bot.services.init_images.request import PageAddresses
@@ -62,3 +63,4 @@ class Services:
     image_to_prompt: ImageToPrompt
     worker_decoder: UploadDecoder  # decodes pictures of workers, before anything else does
     sessions: Sessions
+    api_keys: ApiKeys

@@ -54,18 +54,18 @@ def build_app(
     metrics page; without it there is none.
     """
     app = web.Application(middlewares=MIDDLEWARES, client_max_size=MAX_BODY_BYTES)
-    app[sse.SERVICES], app[middleware.SESSIONS] = services, services.sessions
+    app[sse.SERVICES] = services
+    app[middleware.SESSIONS], app[middleware.API_KEYS] = services.sessions, services.api_keys
     services.page_addresses.add(*_extra_addresses(settings))
     app[review.REVIEW] = services.picture_review
     app[describe.IMAGE_TO_PROMPT] = services.image_to_prompt
     app[flag_aliases.FLAG_ALIASES] = services.flag_aliases
     app[sse.ENGINE_LOADING] = engine_loading or asyncio.Event()
-    app[sse.SHUTDOWN] = asyncio.Event()
-    app[sse.STREAMS] = set()
+    app[sse.SHUTDOWN], app[sse.STREAMS] = asyncio.Event(), set()
     app[sse.EVENT_CACHE], app[sse.JOB_CACHE] = EventCache(), JobCache()
     app[sse.PAGE_JOBS] = sse.share_page_jobs(services)
     app[request_body.FORM_MEMORY], app[request_body.MEMBER_LIMIT] = request_body.FormMemory(), PerMemberLimit()
-    app[rate_limit.TOKEN_BUCKETS], app[middleware.ERROR_SHAPES] = TokenBuckets(), ERROR_SHAPES
+    app[middleware.TOKEN_BUCKETS], app[middleware.ERROR_SHAPES] = TokenBuckets(), ERROR_SHAPES
     app[middleware.HOST_POLICY] = HostPolicy.from_settings(settings.host, settings.public_url, settings.allowed_hosts)
     app[middleware.SESSION_TOKENS] = SessionTokens(load_or_create_key(settings.data))
     app[middleware.METRICS_TOKEN] = settings.metrics_token.get_secret_value() if settings.metrics_token else ""

@@ -5,6 +5,8 @@ Imports neither aiohttp nor anything about jobs. `bot.services.sessions` keeps w
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hmac
 import ipaddress
 import logging
@@ -15,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from bot.domain.dto import KeyScope
 from bot.domain.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -36,10 +39,15 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 @dataclass(frozen=True)
 class Visitor:
-    """A person at the page. The operator may cancel any job; a guest only their own."""
+    """A person at the page, or a program. The operator may cancel any job; others only their own.
+
+    `name`: of its API key, and `scopes`: what that key may do; empty and None where no key acts.
+    """
 
     id: str
     is_operator: bool
+    name: str = ""
+    scopes: frozenset[KeyScope] | None = None
 
 
 def parse_host_name(host: str) -> str:
@@ -151,6 +159,22 @@ def _is_own_upload(headers: Mapping[str, str]) -> bool:
 
 def _content_type(headers: Mapping[str, str]) -> str:
     return headers.get("Content-Type", "").partition(";")[0].strip().lower()
+
+
+def parse_credentials(authorization: str) -> str:
+    """Return the secret of an Authorization header: after `Bearer`, or the password of `Basic`; empty if it has none.
+
+    With `Basic` any name will do.
+    """
+    scheme, _, credentials = authorization.partition(" ")
+    if scheme.lower() == "bearer":
+        return credentials.strip()
+    if scheme.lower() != "basic":
+        return ""
+    try:
+        return base64.b64decode(credentials.strip(), validate=True).decode().partition(":")[2]
+    except (binascii.Error, ValueError):
+        return ""
 
 
 def _header_bytes(text: str) -> bytes:

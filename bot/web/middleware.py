@@ -18,20 +18,27 @@ from aiohttp import HttpVersion11, web
 
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
+from bot.policy.rates import TokenBuckets, too_often
+from bot.services.api_keys import PREFIX, ApiKeys
 from bot.services.sessions import DAY_SECONDS, SESSION_DAYS, Sessions
 from bot.store import DatabaseUnavailable
+from bot.store.members.api_keys import ApiKey
 from bot.store.members.sessions import VisitorSession
-from bot.web.auth import COOKIE_NAME, HostPolicy, SessionTokens, Visitor, new_visitor_id
+from bot.web.auth import COOKIE_NAME, HostPolicy, SessionTokens, Visitor, new_visitor_id, parse_credentials
+from bot.web.connections import address_group
 
 log = logging.getLogger(__name__)
 
 HOST_POLICY = web.AppKey("host_policy", HostPolicy)
 SESSION_TOKENS = web.AppKey("session_tokens", SessionTokens)
 SESSIONS = web.AppKey("sessions", Sessions)
+API_KEYS = web.AppKey("api_keys", ApiKeys)
+TOKEN_BUCKETS = web.AppKey("token_buckets", TokenBuckets)
 SECURE_COOKIE = web.AppKey("secure_cookie", bool)
 METRICS_TOKEN = web.AppKey("metrics_token", str)  # the token for the metrics; empty: no token gives access
 VISITOR = web.RequestKey("visitor", Visitor)
 SESSION = web.RequestKey("session", VisitorSession)  # of the request's cookie
+API_KEY = web.RequestKey("api_key", ApiKey)  # of the request's Authorization
 
 GUILD = "local"
 TERMINAL_ID = "terminal"  # the id of the visitor with the terminal's key
@@ -42,6 +49,7 @@ SIGNED_PATH = "/v1/pictures/"  # pictures whose addresses are signed, for progra
 PUBLIC_PATHS = ("/healthz", "/static/")  # public: nothing secret is behind these
 SIGN_IN = "Sign in with the one-time address that `darkroom up` printed; `darkroom visitors invite` prints a new one."
 SIGNED_OUT = f"This browser is not signed in any more. {SIGN_IN}"
+INVALID_KEY = "This key is not valid: it is mistyped, expired or revoked. `darkroom api-key NAME` makes a new one."
 STATUS_SENTENCES = {
     404: "There is nothing at this address.",
     408: "The request took too long to arrive. Send it again.",
@@ -123,6 +131,8 @@ async def handle_errors(request: web.Request, handler: Handler) -> web.StreamRes
         wait_seconds = None if error.retry_at is None else max(1, math.ceil(error.retry_at - time.time()))
         is_stranger = isinstance(error, NotSignedIn)
         response = error_response(request, Refusal(error.status, error.sentence, error, wait_seconds, is_stranger))
+        if error.status == 401:
+            response.headers["WWW-Authenticate"] = 'Bearer realm="darkroom"'
         if error.status == 429 and wait_seconds is not None:
             response.headers["Retry-After"] = str(wait_seconds)
         return response
@@ -158,21 +168,52 @@ async def authenticate(request: web.Request, handler: Handler) -> web.StreamResp
     if request.path.startswith(PUBLIC_PATHS):
         return await handler(request)
     cookie = request.cookies.get(COOKIE_NAME, "")
-    if (session := await find_session(request)) is not None:
+    authorization = request.headers.get("Authorization", "")
+    if parse_credentials(authorization).startswith(PREFIX):
+        await _identify_program(request)
+    elif (session := await find_session(request)) is not None:
         request[SESSION], request[VISITOR] = session, Visitor(session.visitor, session.kind == "operator")
-    elif app[SESSION_TOKENS].is_terminal_key(request.headers.get("Authorization", "")):
+    elif app[SESSION_TOKENS].is_terminal_key(authorization):
         request[VISITOR] = Visitor(TERMINAL_ID, is_operator=True)
     elif app[HOST_POLICY].is_local:
         return await _answer_anybody(request, handler)
     elif not (_is_public(request) or _is_scrape(request)):
+        if authorization:
+            raise _invalid_key(request)
         raise NotSignedIn(SIGNED_OUT if cookie else SIGN_IN, 403)
     return await handler(request)
+
+
+async def _identify_program(request: web.Request) -> None:
+    """Make the API key of the request its visitor. Raises `UserError` (401, or 429 after too many guesses)."""
+    key = await find_api_key(request)
+    if key is None:
+        raise _invalid_key(request)
+    request[API_KEY], request[VISITOR] = key, Visitor(key.visitor, is_operator=False, name=key.name, scopes=key.scopes)
+
+
+async def find_api_key(request: web.Request) -> ApiKey | None:
+    """Return the API key that the request carries; None if it carries none, or one that is not valid any more."""
+    return await request.app[API_KEYS].find(parse_credentials(request.headers.get("Authorization", "")))
+
+
+def _invalid_key(request: web.Request) -> UserError:
+    """Charge a guess to the request's address; return the refusal."""
+    remote = request.remote or ""
+    wait_seconds = request.app[TOKEN_BUCKETS].take(address_group(remote) or remote, "guess")
+    return too_often(wait_seconds) if wait_seconds else UserError(INVALID_KEY, 401)
 
 
 async def find_session(request: web.Request) -> VisitorSession | None:
     """Return the session of the request's cookie. One of an open chatroom counts only while the chatroom is open."""
     session = await request.app[SESSIONS].find(request.cookies.get(COOKIE_NAME, ""))
     return None if session and session.kind == "open" and not request.app[HOST_POLICY].is_local else session
+
+
+async def is_signed_out(request: web.Request) -> bool:
+    """Return whether the session or the key that the request came with has ended since."""
+    has_session_ended = SESSION in request and await find_session(request) is None
+    return has_session_ended or (API_KEY in request and await find_api_key(request) is None)
 
 
 async def _answer_anybody(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -221,5 +262,7 @@ def member_of(request: web.Request) -> Member:
     """Return the visitor as a member. The operator is a moderator here."""
     visitor = request[VISITOR]
     names = {TERMINAL_ID: "Terminal", ANYBODY.id: "Visitor"}
-    name = names.get(visitor.id, f"Visitor {visitor.id[:4]}")
-    return Member(id=f"{GUILD}:{visitor.id}", name=name, guild=GUILD, is_moderator=visitor.is_operator)
+    name = visitor.name or names.get(visitor.id, f"Visitor {visitor.id[:4]}")
+    return Member(
+        id=f"{GUILD}:{visitor.id}", name=name, guild=GUILD, is_moderator=visitor.is_operator, scopes=visitor.scopes
+    )

@@ -1,4 +1,7 @@
-"""Rates of the page: each route's action, and the middleware that charges it to its visitor (`bot.policy.rates`)."""
+"""Rates of the page: each route's action, and the middleware that charges it to its visitor (`bot.policy.rates`).
+
+An API key may have too little scope for the action (`bot.policy.permissions`).
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,12 @@ from types import MappingProxyType
 
 from aiohttp import web
 
-from bot.policy.rates import RatedAction, TokenBuckets, too_often
+from bot.domain.errors import UserError
+from bot.policy.permissions import scope_refusal
+from bot.policy.rates import RatedAction, too_often
 from bot.web.connections import address_group
-from bot.web.middleware import TERMINAL_ID, VISITOR, Handler
+from bot.web.middleware import TERMINAL_ID, TOKEN_BUCKETS, VISITOR, Handler
 
-TOKEN_BUCKETS = web.AppKey("token_buckets", TokenBuckets)
 UNKNOWN_ROUTE: RatedAction = "page"
 # Of a route that knows no visitor, such as /healthz, only the address is charged.
 ROUTE_ACTIONS: Mapping[str, RatedAction] = MappingProxyType(
@@ -90,11 +94,14 @@ async def limit_address(request: web.Request, handler: Handler) -> web.StreamRes
 
 @web.middleware
 async def limit_rate(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Charge the request's action to its visitor. The terminal has no limit."""
+    """Charge the request's action to its visitor, unless the scopes of its key forbid it. The terminal has no limit."""
     visitor = request.get(VISITOR)
     if visitor is None or visitor.id == TERMINAL_ID:
         return await handler(request)
-    if wait_seconds := request.app[TOKEN_BUCKETS].take(visitor.id, _action_of(request)):
+    action = _action_of(request)
+    if reason := scope_refusal(action, visitor.scopes):
+        raise UserError(reason, 403)
+    if wait_seconds := request.app[TOKEN_BUCKETS].take(visitor.id, action):
         raise too_often(wait_seconds)
     return await handler(request)
 

@@ -27,7 +27,7 @@ from bot.policy.permissions import Action, forbidden_reason, job_ref
 from bot.services import Services
 from bot.store import DatabaseUnavailable
 from bot.web import serializers
-from bot.web.middleware import GUILD, SESSION, TERMINAL_ID, VISITOR, find_session, member_of
+from bot.web.middleware import GUILD, TERMINAL_ID, VISITOR, is_signed_out, member_of
 from bot.web.renamed import OLD_WORKERS_EVENT
 from bot.web.sse_cache import EventCache, JobCache, format_event
 
@@ -286,9 +286,9 @@ async def wait_for_disconnect(request: web.Request) -> None:
 
 
 async def wait_for_sign_out(request: web.Request) -> None:
-    """Return when the visitor's session has ended; never for a visitor without one."""
+    """Return when the visitor's session or key has ended; never for a visitor without one."""
     while True:
         await asyncio.sleep(SESSION_SECONDS)
         with contextlib.suppress(DatabaseUnavailable):  # nobody can know now
-            if SESSION in request and await find_session(request) is None:
+            if await is_signed_out(request):
                 return

@@ -227,12 +227,14 @@ def run_with_rule_admin(data: Path | None, action: Callable[[RuleAdmin], Awaitab
     settings = load_settings(**({} if data is None else {"data": data}))
     settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    async def refuse_cancel(_job: str) -> str:
-        raise UserError("Jobs are cancelled by the running bot.")
-
     return run_with_store(
         settings.database, lambda store: action(RuleAdmin(store, refuse_cancel, limits=settings.limits))
     )
+
+
+async def refuse_cancel(_job: str) -> str:
+    """Cancel nothing: the command line has no broker. Raises `UserError`."""
+    raise UserError("Jobs are cancelled by the running bot.")
 
 
 def _find_setting(name: str) -> Any:

@@ -78,7 +78,7 @@ def _parse_number(setting: Setting, text: str) -> int:
 
 def _parse_seconds(setting: Setting, text: str) -> int:
     folded_text = _fold_text(text)
-    seconds = _parse_duration(folded_text)
+    seconds = parse_duration(folded_text)
     if seconds is None or not setting.minimum <= seconds <= setting.maximum:
         raise _invalid_value(
             setting, text, f"a time such as “90 s” or “2 min”, up to {format_setting_value(setting, setting.maximum)}"
@@ -88,13 +88,13 @@ def _parse_seconds(setting: Setting, text: str) -> int:
 
 def _parse_cost(setting: Setting, text: str) -> int:
     folded_text = _fold_text(text)
-    seconds = setting.maximum if folded_text in UNLIMITED else _parse_duration(folded_text)
+    seconds = setting.maximum if folded_text in UNLIMITED else parse_duration(folded_text)
     if seconds is None or not setting.minimum <= seconds <= setting.maximum:
         raise _invalid_value(setting, text, "device time such as “30 min”, “2 h”, “1800” (seconds) or “no limit”")
     return seconds
 
 
-def _parse_duration(text: str) -> int | None:
+def parse_duration(text: str) -> int | None:
     """Return whole seconds, rounded up; None if it is no time."""
     if _INTEGER.fullmatch(text):
         return int(text)

@@ -1,8 +1,8 @@
 """Online backup of an SQLite database, and checks of such a copy.
 
 Uses SQLite's online backup: it reads one snapshot, which in WAL mode blocks no writer. For PostgreSQL use pg_dump. The
-copy leaves out Discord's interaction tokens, which are valid for 15 minutes, and visitors' sessions: a
-restored copy signs nobody in again.
+copy leaves out Discord's interaction tokens, which are valid for 15 minutes, visitors' sessions and API keys: a
+restored copy signs nobody in again, and revives no revoked key.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from bot.store.schema.tables import jobs, pictures
 
 TIMEOUT_SECONDS = 10.0
 REMOVE_TOKENS_SQL = """UPDATE places SET "where" = json_remove("where", '$.token') WHERE "where" LIKE '%"token"%'"""
-HAS_SESSIONS_SQL = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'sessions'"  # not before revision 0012
+HAS_TABLE_SQL = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"  # an earlier revision has not all
+SECRET_TABLES = ("sessions", "api_keys")
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 
 
@@ -37,7 +38,7 @@ def find_sqlite_path(url: str) -> Path | None:
 
 
 def copy_database(source: Path, target: Path) -> None:
-    """Copy everything committed at the start, except tokens and sessions, to one file. Raises `UnusableDatabase`,
+    """Copy everything committed at the start, except tokens, sessions and keys, to one file. Raises `UnusableDatabase`,
     OSError.
 
     VACUUM writes the file anew, since SQLite leaves deleted and overwritten content in a file.
@@ -49,8 +50,9 @@ def copy_database(source: Path, target: Path) -> None:
             target_database.execute("PRAGMA journal_mode=DELETE")
             with target_database:
                 target_database.execute(REMOVE_TOKENS_SQL)
-                if target_database.execute(HAS_SESSIONS_SQL).fetchone():
-                    target_database.execute("DELETE FROM sessions")
+                for table in SECRET_TABLES:
+                    if target_database.execute(HAS_TABLE_SQL, (table,)).fetchone():
+                        target_database.execute(f"DELETE FROM {table}")  # noqa: S608 - a name of ours
             target_database.execute("VACUUM INTO ?", (str(target),))
     except sqlite3.Error as error:
         raise UnusableDatabase(f"The database {source} cannot be copied: {error}.") from error

@@ -17,7 +17,7 @@ from bot.store.deletion import input_cleanup
 from bot.store.deletion.deletion_steps import mark_without_incident
 from bot.store.deletion.retention import BATCH_SIZE, record_reasons
 from bot.store.schema.deletion_tables import deleted_jobs, erasure_requests
-from bot.store.schema.member_tables import flag_aliases, preferences, sessions
+from bot.store.schema.member_tables import api_keys, flag_aliases, preferences, sessions
 from bot.store.schema.tables import accounts, destinations, favourites, incidents, jobs
 
 MEMBER_INCIDENT_KINDS = (
@@ -28,6 +28,7 @@ MEMBER_INCIDENT_KINDS = (
 )  # incidents about a member's actions; the other kinds are staff decisions
 DELETED_MEMBER = "deleted member"
 VISITOR_PREFIX = "local:"  # of the member id of a visitor to the chatroom (`bot.web.middleware.member_of`)
+KEY_PREFIX = "local:key:"  # of the member id of an API key (`bot.store.members.api_keys.ApiKey`)
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def mark_batch_deleted(connection: Connection, request: ErasureRequest, now: flo
 
 
 def erase_member_data(connection: Connection, request: ErasureRequest) -> None:
-    """Delete what belongs to no job: preferences, favourites, a visitor's sessions, and the name in incidents."""
+    """Delete what belongs to no job: preferences, favourites, sessions, a program's key, and the name in incidents."""
     favourite_conditions = [favourites.c.member == request.member, favourites.c.at <= request.requested_at]
     if request.guild:
         favourite_conditions.append(favourites.c.job.in_(select(jobs.c.id).where(jobs.c.guild == request.guild)))
@@ -83,6 +84,7 @@ def erase_member_data(connection: Connection, request: ErasureRequest) -> None:
         connection.execute(preferences.delete().where(preferences.c.member == request.member))
         connection.execute(flag_aliases.delete().where(flag_aliases.c.member == request.member))
         _delete_sessions(connection, request)
+        _delete_key(connection, request)
     connection.execute(favourites.delete().where(*favourite_conditions))
     incident_conditions = [incidents.c.actor == request.member, incidents.c.at <= request.requested_at]
     incident_conditions += [incidents.c.guild == request.guild] if request.guild else []
@@ -96,6 +98,13 @@ def _delete_sessions(connection: Connection, request: ErasureRequest) -> None:
     if request.member.startswith(VISITOR_PREFIX):
         is_theirs = sessions.c.visitor == request.member.removeprefix(VISITOR_PREFIX)
         connection.execute(sessions.delete().where(is_theirs, sessions.c.issued <= request.requested_at))
+
+
+def _delete_key(connection: Connection, request: ErasureRequest) -> None:
+    """Delete the API keys of a program that were made before the request."""
+    if request.member.startswith(KEY_PREFIX):
+        is_theirs = api_keys.c.name == request.member.removeprefix(KEY_PREFIX)
+        connection.execute(api_keys.delete().where(is_theirs, api_keys.c.issued <= request.requested_at))
 
 
 def read_state(connection: Connection, job: str) -> JobState | None:

@@ -139,13 +139,14 @@ def describe_routes(app: web.Application) -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {"title": "Darkroom", "version": "1", "description": "Ask for pictures, follow and fetch them."},
-        "security": [{"cookie": []}, {"key": []}],
+        "security": [{"cookie": []}, {"key": []}, {"password": []}],
         "paths": paths,
         "components": {
             "schemas": {**answers.SCHEMAS, **body_schemas},
             "securitySchemes": {
                 "cookie": {"type": "apiKey", "in": "cookie", "name": COOKIE_NAME},
                 "key": {"type": "http", "scheme": "bearer"},
+                "password": {"type": "http", "scheme": "basic", "description": "The key is the password."},
             },
         },
     }

@@ -10,10 +10,11 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from bot.domain.dto import Member
+from bot.domain.dto import KeyScope, Member
 from bot.policy.permissions import (
     ACTIONS,
     PERMISSIONS,
@@ -25,6 +26,7 @@ from bot.policy.permissions import (
     forbidden_reason,
     job_ref,
     role_of,
+    scope_refusal,
 )
 from shared.sample_views import make_view
 
@@ -237,6 +239,29 @@ def test_the_subject_is_taken_from_the_view() -> None:
     assert job_ref(make_view(is_private=True)) == JobRef("discord:1", "Alice", "discord:2", True)
 
 
+def test_a_key_needs_the_scope_of_the_action_besides_the_role() -> None:
+    for action, relation, role, direct in every_case():
+        member, subject = make_case(relation, role, direct=direct)
+        scope, refusal = PERMISSIONS[action].scope, forbidden_reason(action, member, subject, in_direct_message=direct)
+        for scopes in (frozenset[KeyScope](), frozenset[KeyScope](get_args(KeyScope))):
+            program = replace(member, scopes=scopes)
+            reason = forbidden_reason(action, program, subject, in_direct_message=direct)
+            assert reason == refusal if scope in scopes else reason is not None
+
+
+def test_a_key_may_never_delete_or_administer() -> None:
+    unscoped = {action for action in ACTIONS if PERMISSIONS[action].scope is None}
+    assert unscoped == {
+        "export", "forget", "envelope", "delete", "report", "approve", "deny", "dismiss", "settings", "explain", "set",
+        "close", "budget",
+    }  # fmt: skip
+    every_scope = frozenset[KeyScope](get_args(KeyScope))
+    assert scope_refusal("delete", every_scope) == "No key may delete these pictures."
+    assert scope_refusal("film", frozenset()) == "This key may not see this film: that needs the scope read."
+    assert scope_refusal("file", frozenset()) == "This key may not look at this: that needs the scope read."
+    assert scope_refusal("delete", None) is None
+
+
 # The functions of `bot` that check an action, and `respond`, which checks it before it answers.
 CHECKS = (
     "forbidden_reason", "require_permission", "_require_permission", "_check_permission", "respond",
@@ -268,7 +293,7 @@ def test_the_code_uses_every_row_of_the_table() -> None:
 
 COLUMNS = (
     "may", "nothing in particular, or an own job", "another's job in this server", "another's private job",
-    "a job of another server", "in a conversation with the bot",
+    "a job of another server", "in a conversation with the bot", "scope of a key",
 )  # fmt: skip
 
 
@@ -331,8 +356,11 @@ def render_page() -> str:
         "the job's own channel or private thread, and only if today's rules would admit the job. Else only the member",
         "who asked for the film sees it.",
         "",
+        "A program with an [API key](api-keys.md) is a member of the chatroom. Besides, it needs the scope in the last",
+        "column; where none stands, no key may. Looking at files, jobs and streams over HTTP needs `read`.",
+        "",
         f"| {' | '.join(COLUMNS)} |",
-        "|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|",
     ]
     for permission in PERMISSIONS.values():
         others_cell = [
@@ -346,6 +374,7 @@ def render_page() -> str:
             cell(permission.own_role),
             *(others_cell if permission.concerns_jobs else ["", "", ""]),
             direct,
+            permission.scope or "–",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     refusals = [f"- {one}" for one in sorted(every_refusal())]

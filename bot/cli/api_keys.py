@@ -1,0 +1,166 @@
+"""`darkroom api-key`: makes, lists and revokes the keys of programs that ask for pictures over HTTP.
+
+Works on the store, with or without a running bot, which notices at the next request. Slow imports happen inside the
+command.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bot.cli.options import AsJson, Data
+from bot.domain.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from bot.app.settings import Settings
+    from bot.policy.limits import Limits
+    from bot.store import Store
+    from bot.store.members.api_keys import ApiKey
+
+BUDGET_SETTINGS = {"day": "cost_day", "month": "cost_month"}
+GUILD, MEMBER_PREFIX = "local", "local:"
+
+
+def api_key(
+    name: Annotated[str, typer.Argument(help="A name for the program, as open-webui.")] = "",
+    scopes: Annotated[
+        str, typer.Option(metavar="NAMES", help="What it may do: imagine, read, or both.")
+    ] = "imagine,read",
+    budget: Annotated[str, typer.Option(metavar="TIME/day", help="Device time, as 2h/day or 10h/month.")] = "",
+    expires: Annotated[str, typer.Option(metavar="TIME", help="When it ends by itself, as 90d; else never.")] = "",
+    revoke: Annotated[bool, typer.Option("--revoke", help="Revoke the key: its next request is refused.")] = False,
+    list_keys: Annotated[bool, typer.Option("--list", help="List the keys, with their last use.")] = False,
+    as_json: AsJson = False,
+    data: Data = None,
+) -> None:
+    """Make a key for a program that asks for pictures over HTTP. It is a member, with rules and limits of its own."""
+    if bool(name) == list_keys or (list_keys and revoke):
+        raise UserError("Name one key, or ask for --list.")
+    from bot.cli.store_session import load_store_settings, run_with_store
+
+    settings = load_store_settings(data)
+    if list_keys:
+        typer.echo(_format_list(run_with_store(settings.database, _list_keys), as_json))
+    elif revoke:
+        run_with_store(settings.database, lambda store: _revoke_key(store, name))
+        typer.echo(json.dumps({"name": name, "revoked": True}) if as_json else f"The key {name} is revoked.")
+    else:
+        typer.echo(_create_key(settings, name, _split_names(scopes), budget, expires, as_json))
+
+
+def _create_key(
+    settings: Settings, name: str, scopes: Collection[str], budget: str, expires: str, as_json: bool
+) -> str:
+    from bot.cli.store_session import run_with_store
+
+    rule, seconds = _parse_budget(budget), _parse_expiry(expires)
+    secret, key = run_with_store(
+        settings.database, lambda store: _write_key(store, settings.limits, name, scopes, rule, seconds)
+    )
+    if as_json:
+        return json.dumps(_to_dict(key) | {"key": secret}, indent=1)
+    until = "" if key.expires is None else f" until {_format_day(key.expires)}"
+    budget_note = f"It may spend {rule[1]} of device time a {budget.rpartition('/')[2] or 'day'}." if rule else (
+        f"Its limits are everybody's: `darkroom rules explain {MEMBER_PREFIX}{key.visitor}`."
+    )  # fmt: skip
+    return "\n\n".join([
+        f"The key {name}, for {' and '.join(sorted(key.scopes))}{until}. It is shown only now, and stored nowhere:",
+        f"  {secret}",
+        "Programs send it as `Authorization: Bearer KEY`, or as the password of `Basic`, with any user name.",
+        budget_note,
+    ])  # fmt: skip
+
+
+async def _write_key(
+    store: Store, limits: Limits, name: str, scopes: Collection[str], rule: tuple[str, str] | None,
+    seconds: float | None,
+) -> tuple[str, ApiKey]:  # fmt: skip
+    """Set the budget, then add the key: at no moment is it without one."""
+    from bot.cli.rules.commands import operator_member, refuse_cancel
+    from bot.services.api_keys import ApiKeys
+    from bot.services.rule_admin import RuleAdmin
+
+    keys = ApiKeys(store, clock=time.time)
+    key = await keys.prepare(name, scopes, seconds)
+    if rule is not None:
+        rule_admin, member = RuleAdmin(store, refuse_cancel, limits=limits), f"{MEMBER_PREFIX}{key.visitor}"
+        await rule_admin.set_rule(operator_member(GUILD), "user", member, *rule)
+    return await keys.add(key), key
+
+
+async def _list_keys(store: Store) -> list[ApiKey]:
+    from bot.services.api_keys import ApiKeys
+
+    return await ApiKeys(store, clock=time.time).list_all()
+
+
+async def _revoke_key(store: Store, name: str) -> None:
+    from bot.services.api_keys import ApiKeys
+
+    await ApiKeys(store, clock=time.time).revoke(name)
+
+
+def _split_names(names: str) -> list[str]:
+    return [name for name in (part.strip() for part in names.split(",")) if name]
+
+
+def _parse_budget(text: str) -> tuple[str, str] | None:
+    """Return the setting and the value of a budget such as `2h/day`; None for none. Raises `UserError`."""
+    if not text:
+        return None
+    value, slash, window = text.rpartition("/") if "/" in text else (text, "/", "day")
+    if not (slash and value and window.strip() in BUDGET_SETTINGS):
+        raise UserError(f"“{text[:40]}” is no budget: it is a time for a day or a month, as 2h/day or 10h/month.")
+    return BUDGET_SETTINGS[window.strip()], value.strip()
+
+
+def _parse_expiry(text: str) -> float | None:
+    """Return seconds; None for never. Raises `UserError`."""
+    from bot.policy.rules.value_parser import parse_duration
+
+    if not text:
+        return None
+    seconds = parse_duration(text.strip().casefold())
+    if not seconds:
+        raise UserError(f"--expires cannot be “{text[:40]}”: it takes a time such as 90d or 12h.")
+    return float(seconds)
+
+
+def _format_list(keys: list[ApiKey], as_json: bool) -> str:
+    if as_json:
+        return json.dumps([_to_dict(key) for key in keys], indent=1)
+    if not keys:
+        return "No program has a key."
+    heads = _format_row("name", "may", "made", "last used", "state")
+    return "\n".join([heads, *(_format_key(key) for key in keys)])
+
+
+def _format_key(key: ApiKey) -> str:
+    used = "never" if key.used is None else _format_minute(key.used)
+    state = "valid" if key.expires is None else f"until {_format_day(key.expires)}"
+    if not key.is_valid(time.time()):
+        state = "expired" if key.revoked is None else f"revoked {_format_day(key.revoked)}"
+    return _format_row(key.name, ",".join(sorted(key.scopes)), _format_minute(key.issued), used, state)
+
+
+def _format_row(name: str, scopes: str, issued: str, used: str, state: str) -> str:
+    return f"{name:24}  {scopes:12}  {issued:16}  {used:16}  {state}"
+
+
+def _format_minute(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(at))
+
+
+def _format_day(at: float) -> str:
+    return time.strftime("%Y-%m-%d", time.localtime(at))
+
+
+def _to_dict(key: ApiKey) -> dict[str, Any]:
+    return asdict(key) | {"scopes": sorted(key.scopes), "member": f"{MEMBER_PREFIX}{key.visitor}"}
