@@ -141,7 +141,7 @@ async def test_the_terminal_authenticates_by_the_key_in_the_data_folder(open_ser
     async with open_server(host="0.0.0.0") as server:
         authorization = f"Bearer {await asyncio.to_thread(terminal_key, server.settings.data)}"
         assert (await server.request_json("GET", "/api/jobs", Authorization=authorization))[0] == 200
-        assert (await server.request_json("GET", "/api/jobs", Authorization=authorization + "x"))[0] == 403
+        assert (await server.request_json("GET", "/api/jobs", Authorization=authorization + "x"))[0] == 401
 
 
 async def test_behind_a_proxy_the_public_name_is_known_and_the_cookie_is_secure(open_server: OpenServer) -> None:
