@@ -28,8 +28,10 @@ from bot.services.jobs.attended_request import AttendedRequests
 from bot.services.jobs.edits import EditService
 from bot.services.jobs.job_maker import JobMaker
 from bot.services.jobs.job_service import JobService
+from bot.services.jobs.upload_upscales import UploadUpscaler
 from bot.services.jobs.variations import VariationService
 from bot.services.ladder_decoder import LadderDecoder
+from bot.services.model_choices import ModelChoices
 from bot.services.moderation.moderation import Moderation
 from bot.services.moderation.picture_review import PictureReview
 from bot.services.preferences import Preferences
@@ -67,7 +69,8 @@ def wire_services(
     front_end, moderation, data_deletion = _wire_deletion(core, queue, rule_admin, films)
     return Services(
         jobs=jobs, variations=VariationService(catalog, job_views, gallery, loader, flag_aliases, job_maker),
-        edits=EditService(catalog, gallery, admission, loader, flag_aliases, job_maker),
+        edits=EditService(catalog, gallery, admission, loader, flag_aliases, job_maker), init_image_loader=loader,
+        upload_upscaler=UploadUpscaler(catalog, admission, loader, job_maker), model_choices=ModelChoices(store),
         job_views=job_views, gallery=gallery, catalog=catalog, feed=core.feed, live_workers=core.live_workers,
         startup_notice=lambda: format_startup(bus.get_startup_progress()), page_addresses=page_addresses,
         attended_requests=AttendedRequests(jobs, job_views, gallery, core.feed), preferences=Preferences(store),

@@ -195,6 +195,10 @@ class Feed:
             self._note_viewer(job)
         return subscription
 
+    def find_latest(self, job: str) -> JobEvent | None:
+        """Return the newest event of a job that has not ended, with the newest frame of each image; None if unknown."""
+        return self._latest_events.get(job)
+
     def watch(self, job: str) -> None:
         """Ask for a job's live frames without a subscription, until `unwatch`."""
         self._watch_counts[job] += 1

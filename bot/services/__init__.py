@@ -13,6 +13,7 @@ from bot.services.admission.word_filter import WordFilter
 from bot.services.api_keys import ApiKeys
 from bot.services.flag_aliases import FlagAliases
 from bot.services.front_end_actions import FrontEndActions
+from bot.services.init_images.loader import InitImageLoader
 from bot.services.init_images.request import PageAddresses
 from bot.services.job_views.deliveries import Deliveries
 from bot.services.job_views.history import History
@@ -20,7 +21,9 @@ from bot.services.job_views.job_views import JobViews
 from bot.services.jobs.attended_request import AttendedRequests
 from bot.services.jobs.edits import EditService
 from bot.services.jobs.job_service import JobService
+from bot.services.jobs.upload_upscales import UploadUpscaler
 from bot.services.jobs.variations import VariationService
+from bot.services.model_choices import ModelChoices
 from bot.services.moderation.moderation import Moderation
 from bot.services.moderation.picture_review import PictureReview
 from bot.services.preferences import Preferences
@@ -41,6 +44,8 @@ class Services:
     variations: VariationService
     edits: EditService
     attended_requests: AttendedRequests
+    upload_upscaler: UploadUpscaler
+    init_image_loader: InitImageLoader
     job_views: JobViews
     gallery: Gallery
     catalog: ModelCatalog
@@ -51,6 +56,7 @@ class Services:
     front_end: FrontEndActions
     deliveries: Deliveries
     preferences: Preferences
+    model_choices: ModelChoices
     flag_aliases: FlagAliases
     rule_admin: RuleAdmin
     word_filter: WordFilter

@@ -20,6 +20,9 @@ from bot.domain.concurrency import PerMemberLimit
 from bot.policy.rates import TokenBuckets
 from bot.services import Services
 from bot.web import media, metrics, middleware, pages, rate_limit, renamed, request_body, sse
+from bot.web.a1111_api import errors as a1111_errors
+from bot.web.a1111_api import routes as a1111_api
+from bot.web.a1111_api.open_requests import OPEN_REQUESTS, OpenRequests
 from bot.web.api import describe, edits, flag_aliases, jobs, openapi, review, wait_reason
 from bot.web.auth import HostPolicy, SessionTokens, load_or_create_key
 from bot.web.connections import ConnectionLimits, ConnectionTable, GuardedConnection
@@ -36,10 +39,12 @@ KEEPALIVE_SECONDS = 30.0  # seconds that a connection may stay open without a re
 MIDDLEWARES = (
     middleware.handle_errors, rate_limit.limit_address, middleware.authenticate, rate_limit.limit_rate,
 )  # fmt: skip
-ERROR_SHAPES: Mapping[str, middleware.ErrorShape] = MappingProxyType({"/v1/": openai_errors.shape_error})
+ERROR_SHAPES: Mapping[str, middleware.ErrorShape] = MappingProxyType(
+    {"/v1/": openai_errors.shape_error, "/sdapi/": a1111_errors.shape_error, "/controlnet/": a1111_errors.shape_error}
+)
 PARTS = (
     pages, jobs, media, review, sse, edits, wait_reason, flag_aliases, describe, renamed, openapi, images, models,
-    picture_addresses,
+    picture_addresses, a1111_api,
 )  # fmt: skip
 TEMPLATES = ("base.html", "chatroom.html", "dialogs.html", "discord.html", "enter.html", "sentence.html")
 
@@ -70,7 +75,7 @@ def build_app(
     app[middleware.SESSION_TOKENS] = SessionTokens(load_or_create_key(settings.data))
     app[middleware.METRICS_TOKEN] = settings.metrics_token.get_secret_value() if settings.metrics_token else ""
     app[middleware.SECURE_COOKIE] = settings.public_url.startswith("https://")
-    app[media.GRID_CACHE] = GridCache(media.MIN_CELL)
+    app[media.GRID_CACHE], app[OPEN_REQUESTS] = GridCache(media.MIN_CELL), OpenRequests(services.feed)
     app[pages.DISCORD_ENABLED] = settings.discord_token is not None
     _load_templates(app)
     for part in PARTS:

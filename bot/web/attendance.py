@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 
 from aiohttp import web
 
+from bot.domain.dto import AcceptedJob
 from bot.services.jobs.attended_request import AttendedRequest, PictureRequest
 from bot.web.middleware import member_of
 from bot.web.sse import SERVICES, SHUTDOWN
@@ -28,5 +29,22 @@ async def admit_attended(
         try:
             yield attended
         finally:
-            if request.app[SHUTDOWN].is_set():
-                attended.keep_jobs()
+            _keep_jobs_at_shutdown(request, attended)
+
+
+@asynccontextmanager
+async def attend_accepted(
+    request: web.Request, accepted_jobs: Sequence[AcceptedJob], *, with_previews: bool
+) -> AsyncGenerator[AttendedRequest]:
+    """Attend to a visitor's jobs that another service has admitted, as `admit_attended` does."""
+    attend = request.app[SERVICES].attended_requests.attend
+    async with attend(accepted_jobs, member_of(request), with_previews=with_previews) as attended:
+        try:
+            yield attended
+        finally:
+            _keep_jobs_at_shutdown(request, attended)
+
+
+def _keep_jobs_at_shutdown(request: web.Request, attended: AttendedRequest) -> None:
+    if request.app[SHUTDOWN].is_set():
+        attended.keep_jobs()

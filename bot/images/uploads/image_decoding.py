@@ -3,7 +3,7 @@ decoded too, only to see whether that succeeds.
 
 Runs in the sandboxed child (`bot.images.uploads.sandbox_worker`). Imports nothing of the bot, so that the process
 starts quickly. The header is checked before any pixel is decoded. An outcome is a letter and numbers, never text: the
-bot repeats no text from this process.
+bot repeats no text from this process, but for a picture's recipe to those who sent the picture.
 """
 
 from __future__ import annotations
@@ -32,11 +32,14 @@ DECODED, UNKNOWN_FORMAT, BROKEN, TOO_MANY_PIXELS, SIDE_TOO_LONG, OUT_OF_MEMORY, 
     b"m",
     b"e",
 )
-UploadKind = Literal[b"p", b"m", b"t", b"w"]  # a picture, a mask, a mask by transparency, pictures of a worker
+# a picture, a mask, a mask by transparency, pictures of a worker, a picture's recipe
+UploadKind = Literal[b"p", b"m", b"t", b"w", b"r"]
 PICTURE: UploadKind = b"p"
 MASK: UploadKind = b"m"
 TRANSPARENCY_MASK: UploadKind = b"t"  # painted where it is transparent; without transparency as any mask
 WORKER_PICTURES: UploadKind = b"w"  # the most pixels of each, then each after its length; none is returned
+RECIPE_TEXT: UploadKind = b"r"  # as UTF-8, in place of the PNG; empty if the picture has none
+MAX_RECIPE_LENGTH = 32_768  # characters
 LENGTH = struct.Struct(">I")  # of pictures of a worker
 WORKER_FORMATS = ("PNG", "JPEG", "WEBP")
 MASK_THRESHOLD = 128  # grey level from which a mask is painted
@@ -65,6 +68,8 @@ class _UploadRejected(ValueError):
 def decode_upload(kind: UploadKind, content: bytes) -> bytes:
     """Return `HEADER` and a PNG of 8 bits, RGB or (of a mask) grey; for a refused file `HEADER` alone. Never raises."""
     try:
+        if kind == RECIPE_TEXT:
+            return HEADER.pack(DECODED, 0, 0, 0) + _read_recipe_text(content).encode("utf-8", "replace")
         return _decode_worker_pictures(content) if kind == WORKER_PICTURES else _decode(kind, content)
     except _UploadRejected as error:
         outcome = error.outcome
@@ -138,6 +143,17 @@ def _decode_worker_pictures(content: bytes) -> bytes:
                 raise _UploadRejected(TOO_MANY_PIXELS)
             image.load()
     return HEADER.pack(DECODED, 0, 0, 0)
+
+
+def _read_recipe_text(content: bytes) -> str:
+    """Return the text that AUTOMATIC1111's web UI and Darkroom store with a picture: how it was made."""
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        _check_size(*image.size)
+        text = image.info.get("parameters")
+        comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
+    if text is None and isinstance(comment, bytes) and comment.startswith(b"UNICODE\0"):
+        text = comment[8:].decode("utf-16-be", "replace")
+    return str(text or "")[:MAX_RECIPE_LENGTH]
 
 
 def _check_size(width: int, height: int) -> None:

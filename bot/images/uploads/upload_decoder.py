@@ -104,6 +104,14 @@ class UploadDecoder:
             )
         return await asyncio.to_thread(_build_image, header, png, GREY, label)
 
+    async def read_recipe_text(self, content: bytes) -> str:
+        """Return the recipe that a picture carries, as AUTOMATIC1111's web UI stores it; empty if it has none.
+
+        Raises `UserError` for anything but a picture.
+        """
+        _, text = await self._request_decode(image_decoding.RECIPE_TEXT, content, "picture")
+        return text[: 4 * image_decoding.MAX_RECIPE_LENGTH].decode("utf-8", "replace")
+
     async def check_pictures(self, pictures: Sequence[bytes], max_pixels: int = MAX_WORKER_PIXELS) -> None:
         """Decode a worker's pictures (PNG, JPEG or WebP) and keep nothing. Raises `UnreadableImage` for bad ones.
 

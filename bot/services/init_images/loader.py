@@ -91,6 +91,11 @@ class InitImageLoader:
         async with self.reserve_turn(member), self._memory_limiter.reserve(InitImages((upload,)).memory_bytes):
             return await self._upload_decoder.decode_picture(await self._fetch_bytes(upload))
 
+    async def read_recipe_text(self, member: Member, upload: bytes) -> str:
+        """Return the recipe that an uploaded picture carries, in its member's turn. Raises `UserError`."""
+        async with self.reserve_turn(member), self._memory_limiter.reserve(InitImages((upload,)).memory_bytes):
+            return await self._upload_decoder.read_recipe_text(upload)
+
     async def _load_image(self, member: Member, image: ImageInput, label: str) -> DecodedImage | StoredInput:
         if not isinstance(image, JobImageRef):
             return await self._upload_decoder.decode_picture(await self._fetch_bytes(image), label=label)

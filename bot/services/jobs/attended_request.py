@@ -111,12 +111,18 @@ class AttendedRequest:
                     picture = first_pictures[job_event.job] + index
                     yield Preview(picture, jpeg, job_event.step, job_event.total_steps)
 
-    async def read_pictures(self) -> list[DrawnPicture]:
-        """Wait for the end; return the pictures that may be shown. Raises `PicturesMissing` if a job has none."""
+    async def read_pictures(self, *, is_partial: bool = False) -> list[DrawnPicture]:
+        """Wait for the end; return the pictures that may be shown. Raises `PicturesMissing` if a job has none.
+
+        `is_partial`: jobs that were cancelled are left out, if another one has finished.
+        """
         async for _ in self.events():
             pass
         first_pictures, pictures = self._first_pictures(), list[DrawnPicture]()
+        is_partial = is_partial and any(view.state == "finished" for view in self.views)
         for view in self.views:
+            if view.state == "cancelled" and is_partial:
+                continue
             if view.state != "finished":
                 raise PicturesMissing(view.reason or f"The job was {view.state}.", view.state)
             pictures += [

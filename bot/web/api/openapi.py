@@ -16,6 +16,9 @@ from aiohttp import web
 
 from bot.images.films.formats import FILM_FORMATS, MEDIA_TYPES
 from bot.web import media, metrics, pages, renamed, sse
+from bot.web.a1111_api import bodies as webui_bodies
+from bot.web.a1111_api import generation, listings, picture_texts, progress, upscaling
+from bot.web.a1111_api import models as webui_models
 from bot.web.api import answers, describe, edits, flag_aliases, jobs, review, wait_reason
 from bot.web.auth import COOKIE_NAME
 from bot.web.openai_api import bodies, images, models, picture_addresses
@@ -116,7 +119,33 @@ SHAPES: Mapping[Callable[..., Any], Shape] = {
     models.list_models: Shape("OpenAIModels"),
     models.get_model: Shape("OpenAIModel"),
     picture_addresses.get_signed_picture: _file(*(f"image/{name}" for name in FORMATS)),
+    generation.draw_from_text: Shape("WebuiPictures", body=webui_bodies.TextToImageBody),
+    generation.draw_from_picture: Shape("WebuiPictures", body=webui_bodies.ImageToImageBody),
+    upscaling.enlarge_picture: Shape("WebuiPicture", body=webui_bodies.SingleUpscaleBody),
+    upscaling.enlarge_pictures: Shape("WebuiEnlarged", body=webui_bodies.BatchUpscaleBody),
+    picture_texts.read_png_info: Shape("WebuiParameters", body=webui_bodies.PictureBody),
+    picture_texts.interrogate: Shape("WebuiCaption", body=webui_bodies.InterrogateBody),
+    progress.get_progress: Shape("WebuiProgress"),
+    progress.interrupt: Shape("WebuiNothing"),
+    progress.skip: Shape("WebuiNothing"),
+    webui_models.get_options: Shape("WebuiOptions"),
+    webui_models.set_options: Shape("WebuiNothing", body=webui_bodies.OptionsBody),
+    webui_models.list_checkpoints: Shape("WebuiModels"),
+    webui_models.refresh_checkpoints: Shape("WebuiNothing"),
+    listings.list_all_samplers: Shape("WebuiSamplers"),
+    listings.list_schedulers: Shape("WebuiSchedulers"),
+    listings.list_upscalers: Shape("WebuiNames"),
+    listings.list_loras: Shape("WebuiNames"),
+    listings.list_embeddings: Shape("WebuiEmbeddings"),
+    listings.list_autoencoders: Shape("WebuiAutoencoders"),
+    listings.list_scripts: Shape("WebuiScripts"),
+    listings.list_nothing: Shape("WebuiNames"),
+    listings.get_control_version: Shape("WebuiControlVersion"),
+    listings.list_control_models: Shape("WebuiControlModels"),
+    listings.list_control_modules: Shape("WebuiControlModules"),
 }
+
+SHARED_HANDLERS = (renamed.refuse_old_path, listings.list_nothing)  # of several addresses
 
 
 def routes() -> list[web.RouteDef]:
@@ -161,7 +190,7 @@ def _describe_operation(route: web.AbstractRoute) -> dict[str, Any]:
     handler, path = route.handler, route.resource.canonical
     shape = SHAPES.get(handler, Shape())
     operation: dict[str, Any] = {
-        "operationId": f"{handler.__name__}{path if handler is renamed.refuse_old_path else ''}",
+        "operationId": f"{handler.__name__}{path if handler in SHARED_HANDLERS else ''}",
         "summary": (inspect.getdoc(handler) or "").partition("\n\n")[0].replace("\n", " "),
         "parameters": [*_list_parameters(path, shape), *_list_headers(route.method, shape)],
         "responses": _describe_responses(path, shape),
@@ -224,6 +253,10 @@ def _describe_refusals(path: str) -> dict[str, Any]:
     if path.startswith("/v1/"):
         error = {"application/json": {"schema": {"$ref": "#/components/schemas/OpenAIError"}}}
         sentences = {"4XX": "Why not, in OpenAI's shape.", "5XX": "Why no pictures came, in OpenAI's shape."}
+        return {status: {"description": text, "content": error} for status, text in sentences.items()}
+    if path.startswith(("/sdapi/", "/controlnet/")):
+        error = {"application/json": {"schema": {"$ref": "#/components/schemas/WebuiError"}}}
+        sentences = {"4XX": "Why not: `detail` is a sentence.", "5XX": "Why no pictures came, as a sentence."}
         return {status: {"description": text, "content": error} for status, text in sentences.items()}
     is_json = path.startswith("/api/") or path in ("/healthz", "/metrics")
     schema = {"schema": {"$ref": "#/components/schemas/Error"}} if is_json else {}

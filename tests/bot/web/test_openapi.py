@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tests.bot.web.conftest import WebServer
 
 pytestmark = pytest.mark.asyncio
-BODY_CALL = re.compile(r"read_(?:body|form)\(request, (\w+)\)")
+BODY_CALL = re.compile(r"read_(?:picture_)?(?:body|form)\(request, (\w+)\)")
 
 
 async def load_description(server: WebServer) -> dict[str, Any]:
@@ -47,7 +47,8 @@ async def test_the_description_has_every_body_that_a_handler_reads(server: WebSe
     }
     read_names = {name for module in modules if module for name in BODY_CALL.findall(inspect.getsource(module))}
     assert "JobBody" in read_names
-    assert read_names == {shape.body.__name__ for shape in openapi.SHAPES.values() if shape.body is not None}
+    bodies = [body for shape in openapi.SHAPES.values() for body in (shape.body, shape.json_body)]
+    assert read_names == {body.__name__ for body in bodies if body is not None}
 
 
 async def test_answers_are_as_described(server: WebServer) -> None:

@@ -1,0 +1,123 @@
+"""`POST /sdapi/v1/txt2img` and `/img2img`: pictures in the answer, as soon as they are finished."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from bot.domain.errors import UserError
+from bot.images.image_codec import read_recipe_text
+from bot.services.init_images.request import InitImages
+from bot.services.jobs.attended_request import (
+    AttendedRequest,
+    DrawnPicture,
+    FeedClosed,
+    PictureRequest,
+    PicturesMissing,
+)
+from bot.services.jobs.job_maker import draw_seed
+from bot.web.a1111_api.bodies import ImageToImageBody, TextToImageBody
+from bot.web.a1111_api.control_units import follow_pictures, read_units
+from bot.web.a1111_api.errors import answer_missing
+from bot.web.a1111_api.models import choose_profile
+from bot.web.a1111_api.open_requests import OPEN_REQUESTS, OpenRequest
+from bot.web.a1111_api.picture_options import make_picture_options
+from bot.web.a1111_api.pictures import decode_picture, encode_base64, invert_mask
+from bot.web.a1111_api.result_fields import DrawnImage, describe_images
+from bot.web.attendance import admit_attended
+from bot.web.media import wait_while_connected
+from bot.web.middleware import member_of
+from bot.web.request_body import read_picture_body
+from bot.web.sse import SERVICES
+from engine.contract import Recipe
+
+PICTURE_FIELDS = ("init_images", "mask")
+
+
+def routes() -> list[web.RouteDef]:
+    return [web.post("/sdapi/v1/txt2img", draw_from_text), web.post("/sdapi/v1/img2img", draw_from_picture)]
+
+
+async def draw_from_text(request: web.Request) -> web.Response:
+    """Draw pictures of a prompt, and return them. If the client goes, the jobs are cancelled."""
+    async with AsyncExitStack() as stack:
+        async with read_picture_body(request, TextToImageBody) as body:
+            attended = await _admit(request, stack, body, None)
+        return await _answer(request, stack, attended, body, "txt2img")
+
+
+async def draw_from_picture(request: web.Request) -> web.Response:
+    """Draw pictures that begin with one, within a mask if there is one, and return them."""
+    async with AsyncExitStack() as stack:
+        async with read_picture_body(request, ImageToImageBody) as body:
+            attended = await _admit(request, stack, body, await _read_init_images(request, body))
+            echoed_body = body if body.include_init_images else _without_pictures(body)
+        del body
+        return await _answer(request, stack, attended, echoed_body, "img2img")
+
+
+async def _read_init_images(request: web.Request, body: ImageToImageBody) -> InitImages:
+    pictures = body.init_images or []
+    if len(pictures) != 1:
+        raise UserError(f"One picture begins a request (init_images), and these are {len(pictures)}.")
+    mask = decode_picture(body.mask, "mask") if body.mask else None
+    if mask is not None and body.inpainting_mask_invert:
+        mask = await invert_mask(request.app[SERVICES].init_image_loader, member_of(request), mask)
+    return InitImages((decode_picture(pictures[0]),), mask)
+
+
+def _without_pictures(body: ImageToImageBody) -> ImageToImageBody:
+    return msgspec.structs.replace(body, init_images=None, mask=None)
+
+
+async def _admit(
+    request: web.Request, stack: AsyncExitStack, body: TextToImageBody, images: InitImages | None
+) -> AttendedRequest:
+    """Admit the jobs of a request, until the stack closes. `images`: what they begin with."""
+    services, member = request.app[SERVICES], member_of(request)
+    settings = body.override_settings
+    profile = await choose_profile(services, member, settings.sd_model_checkpoint if settings else None)
+    images = images or InitImages()
+    followed = follow_pictures(read_units(body.alwayson_scripts), next(iter(images.pictures), None))
+    wanted = make_picture_options(body, profile, draw_seed(), followed)
+    images = replace(images, controls=followed.control_pictures, references=followed.reference_pictures)
+    picture_request = PictureRequest(wanted.prompt, wanted.options, None if images == InitImages() else images)
+    return await stack.enter_async_context(admit_attended(request, picture_request, with_previews=False))
+
+
+async def _answer(
+    request: web.Request, stack: AsyncExitStack, attended: AttendedRequest, body: TextToImageBody, kind: str
+) -> web.Response:
+    """Wait for the pictures; return them with what they were drawn with."""
+    started = time.time()
+    stack.enter_context(request.app[OPEN_REQUESTS].note(member_of(request).id, OpenRequest(attended, kind, started)))
+    try:
+        pictures = await wait_while_connected(request, attended.read_pictures(is_partial=True))
+    except (PicturesMissing, FeedClosed) as missing:
+        return answer_missing(missing)
+    recipes = {view.id: view.task for view in attended.views if isinstance(view.task, Recipe)}
+    payload = await asyncio.to_thread(_encode_answer, pictures, recipes, body, started)
+    return web.Response(body=payload, content_type="application/json")
+
+
+def _encode_answer(
+    pictures: Sequence[DrawnPicture], recipes: dict[str, Recipe], body: TextToImageBody, started: float
+) -> bytes:
+    images = [
+        DrawnImage(recipes[each.job], each.index, each.width, each.height, read_recipe_text(each.png))
+        for each in pictures
+    ]
+    answer: dict[str, Any] = {
+        "images": [encode_base64(each.png) for each in pictures] if body.send_images is not False else [],
+        "parameters": msgspec.to_builtins(body),
+        "info": json.dumps(describe_images(images, body.prompt or "", body.batch_size or 1, started)),
+    }
+    return msgspec.json.encode(answer)

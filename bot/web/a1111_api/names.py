@@ -1,0 +1,124 @@
+"""AUTOMATIC1111's names of samplers, schedulers, upscalers and models, and ours for the same. Pure.
+
+It names the sampler and its schedule of noise apart ("DPM++ 2M" and "Karras"), or as one as before 2024. Ours are one
+name. Each refusal says which names there are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from bot.domain.errors import UserError
+from bot.domain.texts import shorten
+from bot.prompt.sampler_names import SAMPLER_NAMES, find_sampler
+from engine.contract import SAMPLER_TITLES, ModelProfile, Sampler, UpscaleMethod
+
+AUTOMATIC, UNIFORM, KARRAS = "automatic", "uniform", "karras"
+SCHEDULERS: Mapping[str, str] = MappingProxyType({AUTOMATIC: "Automatic", UNIFORM: "Uniform", KARRAS: "Karras"})
+PLAIN_SCHEDULERS = frozenset(
+    {"", AUTOMATIC, UNIFORM, "normal"}
+)  # even steps in time, as the samplers have by themselves
+UPSCALERS: Mapping[str, UpscaleMethod] = MappingProxyType({"Lanczos": "lanczos", "Darkroom": "gan"})
+FOREIGN_UPSCALERS: Mapping[str, UpscaleMethod] = MappingProxyType(  # networks for the same task, which clients name
+    {"r-esrgan 4x+": "gan", "esrgan_4x": "gan", "r-esrgan general 4xv3": "gan"}
+)
+NO_UPSCALER = "none"
+_HASH = re.compile(r"\s*\[[0-9a-fA-F]{1,64}\]$")  # behind a model's title
+_SUFFIX = re.compile(r"\.(?:safetensors|ckpt)$")
+
+
+@dataclass(frozen=True)
+class ListedSampler:
+    """A sampler in the list: its name there, and other names that requests may use."""
+
+    name: str
+    aliases: tuple[str, ...]
+
+
+def name_sampler(sampler: Sampler) -> str:
+    """Return the name for AUTOMATIC1111's clients: its own name where it has the sampler."""
+    title = SAMPLER_TITLES[sampler]
+    return title if find_sampler(title) == sampler else sampler
+
+
+def list_samplers(first: ModelProfile, profiles: Iterable[ModelProfile]) -> list[ListedSampler]:
+    """Return every sampler that a model takes: first the usual one of `first`, then its others, then the rest."""
+    names = [first.sampler, *first.samplers, *(name for profile in profiles for name in profile.samplers)]
+    return [ListedSampler(name_sampler(name), (name,)) for name in dict.fromkeys(names)]
+
+
+def choose_sampler(name: str, scheduler: str, profile: ModelProfile) -> Sampler | None:
+    """Return the sampler of a request; None for the model's usual one. Raises `UserError` for one that it lacks."""
+    schedule = scheduler.strip().lower()
+    if schedule not in PLAIN_SCHEDULERS and schedule != KARRAS:
+        raise UserError(f"There is no scheduler {_quote(scheduler)} here: {_join(SCHEDULERS.values())} are.")
+    if not name.strip() and schedule != KARRAS:
+        return None
+    sampler = find_sampler(name) if name.strip() else profile.sampler
+    if sampler is None:
+        raise UserError(f"There is no sampler {_quote(name)} here: {_list_titles(profile.samplers)} are.", 404)
+    sampler = _find_karras(sampler) if schedule == KARRAS else sampler
+    if sampler not in profile.samplers:
+        raise UserError(
+            f"{profile.name} does not take the sampler {name_sampler(sampler)}: it takes "
+            f"{_list_titles(profile.samplers)}."
+        )
+    return sampler
+
+
+def _find_karras(sampler: Sampler) -> Sampler:
+    if sampler.endswith(f"_{KARRAS}"):
+        return sampler
+    twins = dict(_list_karras_twins())
+    if sampler not in twins:
+        raise UserError(
+            f"{name_sampler(sampler)} has no Karras schedule here: {_list_titles(twins)} have. Leave the scheduler out."
+        )
+    return twins[sampler]
+
+
+def _list_karras_twins() -> Iterator[tuple[Sampler, Sampler]]:
+    """Yield each sampler that has a Karras schedule, with that one."""
+    for sampler in SAMPLER_NAMES:
+        if (twin := find_sampler(f"{sampler}_{KARRAS}")) is not None and twin != sampler:
+            yield sampler, twin
+
+
+def title_model(profile: ModelProfile) -> str:
+    """Return a model's title in lists: its name. Clients send it back, and some compare it without its case."""
+    return profile.name
+
+
+def find_model(name: str, profiles: Sequence[ModelProfile]) -> ModelProfile:
+    """Return the model of that title, file name or name; the first of them is no default. Raises `UserError`."""
+    bare_name = _SUFFIX.sub("", _HASH.sub("", name.strip())).lower()
+    for profile in profiles:
+        if profile.name.lower() == bare_name:
+            return profile
+    raise UserError(f"There is no model {_quote(name)} here: {_join(profile.name for profile in profiles)} are.", 404)
+
+
+def choose_upscaler(name: str) -> UpscaleMethod:
+    """Return the method of an upscaler. Raises `UserError` for none, or one that is not here."""
+    methods = {title.lower(): method for title, method in UPSCALERS.items()} | dict(FOREIGN_UPSCALERS)
+    if (method := methods.get(name.strip().lower())) is not None:
+        return method
+    if name.strip().lower() in ("", NO_UPSCALER):
+        raise UserError(f"Name an upscaler in upscaler_1: {_join(UPSCALERS)} are here.")
+    raise UserError(f"There is no upscaler {_quote(name)} here: {_join(UPSCALERS)} are.", 404)
+
+
+def _list_titles(samplers: Iterable[Sampler]) -> str:
+    return _join(map(name_sampler, samplers))
+
+
+def _join(names: Iterable[str]) -> str:
+    *others, last = names
+    return shorten(f"{', '.join(others)} and {last}" if others else last, 400)
+
+
+def _quote(name: str) -> str:
+    return f"“{shorten(name, 60)}”"

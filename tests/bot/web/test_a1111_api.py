@@ -1,0 +1,227 @@
+"""AUTOMATIC1111's API, asked by the package `webuiapi`, which its clients use."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import io
+from collections.abc import AsyncGenerator, Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import aiohttp
+import msgspec
+import pytest
+import webuiapi
+from PIL import Image
+
+from shared.model_parts import MODEL_PARTS
+from tests.bot.web.conftest import wait_until
+from tests.shared.painter import paint_solid
+
+if TYPE_CHECKING:
+    from tests.bot.web.conftest import OpenServer, WebServer
+
+pytestmark = pytest.mark.asyncio
+T = TypeVar("T")
+CLIENT_SECONDS = 30
+
+
+@contextlib.asynccontextmanager
+async def connect(server: WebServer) -> AsyncGenerator[webuiapi.WebUIApi]:
+    """A client as a program makes it. It asks for the scripts at once."""
+    api = await call(webuiapi.WebUIApi, port=server.port, sampler="Euler", steps=6)
+    api.session.request = partial(api.session.request, timeout=CLIENT_SECONDS)  # a thread cannot be cancelled
+    try:
+        yield api
+    finally:
+        api.session.close()
+
+
+async def call(function: Callable[..., T], *arguments: Any, **options: Any) -> T:
+    """The client blocks: it runs in a thread."""
+    return await asyncio.to_thread(function, *arguments, **options)
+
+
+def make_picture(size: tuple[int, int] = (64, 64), colour: str = "#c33", mode: str = "RGB") -> Image.Image:
+    return Image.new(mode, size, colour)
+
+
+async def test_a_program_draws_pictures(server: WebServer) -> None:
+    server.workers[0].paint = paint_solid
+    async with connect(server) as api:
+        result = await call(
+            api.txt2img,
+            prompt="a (red:1.2) fox",
+            negative_prompt="fog",
+            seed=7,
+            steps=9,
+            cfg_scale=5,
+            n_iter=3,
+            batch_size=2,
+        )
+    assert len(result.images) == 6
+    assert {image.size for image in result.images} == {(64, 64)}
+    assert result.info["all_seeds"] == [7, 8, 9, 10, 11, 12]
+    assert (result.info["sampler_name"], result.info["steps"], result.info["cfg_scale"]) == ("Euler", 9, 5)
+    assert (result.info["prompt"], result.info["negative_prompt"]) == ("a (red:1.2) fox", "fog")
+    assert len(result.info["infotexts"]) == 6
+    assert (result.parameters["n_iter"], result.parameters["steps"]) == (3, 9)
+
+
+@pytest.mark.slow
+async def test_a_program_draws_from_pictures_and_enlarges_them(server: WebServer) -> None:
+    mask = make_picture(mode="L", colour="#000")
+    mask.paste(255, (0, 0, 32, 64))
+    async with connect(server) as api:
+        result = await call(
+            api.img2img, images=[make_picture()], mask_image=mask, inpainting_mask_invert=1, prompt="a fox",
+            denoising_strength=0.5, seed=3,
+        )  # fmt: skip
+        enlarged = await call(
+            api.extra_single_image, make_picture((40, 20)), upscaler_1="Lanczos", upscaling_resize=2.5
+        )
+        several = await call(
+            api.extra_batch_images, [make_picture((40, 20)), make_picture((20, 20))], upscaler_1="Lanczos",
+            resize_mode=1, upscaling_resize_w=80, upscaling_resize_h=60,
+        )  # fmt: skip
+    assert result.image.size == (64, 64)
+    assert result.info["denoising_strength"] == 0.5
+    assert "init_images" not in {name for name, value in result.parameters.items() if value}
+    assert enlarged.image.size == (100, 50)
+    assert [image.size for image in several.images] == [(80, 60), (80, 60)]
+
+
+@pytest.mark.slow
+async def test_a_program_sees_previews_and_interrupts_its_own_jobs_alone(server: WebServer) -> None:
+    worker = server.workers[0]
+    worker.pause_step = 4
+    elsewhere = await server.imagine("a lamp --count 1")
+    async with connect(server) as api:
+        drawing = asyncio.create_task(call(api.txt2img, prompt="a fox", seed=1, batch_size=2))
+        state: dict[str, Any] = {}
+
+        async def has_preview() -> bool:
+            nonlocal state
+            state = await call(api.get_progress)
+            return bool(state["current_image"])
+
+        async with asyncio.timeout(20):
+            while not await has_preview():
+                await asyncio.sleep(0.02)
+        assert 0 < state["progress"] < 1
+        assert state["state"]["job"] == "scripts_txt2img"
+        assert (state["state"]["job_count"], state["state"]["sampling_steps"]) == (1, 6)
+        assert Image.open(io.BytesIO(base64.b64decode(state["current_image"]))).format == "JPEG"
+        assert await call(api.interrupt) == {}
+        worker.pause_step = None
+        worker.step_gate.set()
+        with pytest.raises(RuntimeError) as raised:
+            await drawing
+        assert raised.value.args[0] == 409
+        idle = await call(api.get_progress)
+        assert (idle["progress"], idle["state"]["job_count"]) == (0, 0)
+    assert (await server.wait_for_end(elsewhere))["state"] == "finished"
+
+
+@pytest.mark.slow
+async def test_skip_ends_one_job_and_the_others_are_returned(server: WebServer) -> None:
+    worker = server.workers[0]
+    worker.pause_step = 2
+    async with connect(server) as api:
+        drawing = asyncio.create_task(call(api.txt2img, prompt="a fox", seed=1, batch_size=5))
+        await wait_until(lambda: not worker.step_gate.is_set())
+        await call(api.skip)
+        worker.pause_step = None
+        worker.step_gate.set()
+        assert (await drawing).info["all_seeds"] == [5]
+
+
+@pytest.mark.slow
+async def test_a_client_that_goes_cancels_its_jobs(server: WebServer) -> None:
+    worker = server.workers[0]
+    worker.pause_step = 2
+    async with aiohttp.ClientSession() as client:
+        sending = asyncio.create_task(client.post(f"{server.url}/sdapi/v1/txt2img", json={"prompt": "a fox"}))
+        await wait_until(lambda: not worker.step_gate.is_set())
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+    _, jobs = await server.request_json("GET", "/api/jobs")
+    assert (await server.wait_for_end(jobs["jobs"][0]["id"]))["state"] == "cancelled"
+    worker.step_gate.set()
+
+
+@pytest.mark.slow
+async def test_a_program_lists_and_chooses(server: WebServer) -> None:
+    other_model = msgspec.structs.replace(server.workers[0].model, name="dreamer", samplers=("euler",), sampler="euler")
+    server.workers[0].models = (server.workers[0].model, other_model)
+    await wait_until(lambda: len(server.services.catalog.entries()) == 2)
+    guest = {"Cookie": await server.start_session("open")}
+    async with connect(server) as api:
+        assert api.has_controlnet is False
+        assert await call(api.util_get_model_names) == ["dreamer", "embedded"]
+        assert await call(api.util_get_current_model) == "embedded"
+        await call(api.util_set_model, "Dreamer")
+        assert await call(api.util_get_current_model) == "dreamer"
+        assert [each["name"] for each in await call(api.get_samplers)] == ["Euler", "DDPM", "DDIM", "DPM++ 2M"]
+        assert await call(api.util_get_scheduler_names) == ["automatic", "karras", "uniform"]
+        assert [each["name"] for each in await call(api.get_upscalers)] == ["None", "Lanczos", "Darkroom"]
+        for listing in (
+            api.get_loras, api.get_sd_vae, api.get_latent_upscale_modes, api.get_hypernetworks, api.get_face_restorers,
+            api.get_realesrgan_models, api.get_prompt_styles,
+        ):  # fmt: skip
+            assert await call(listing) == []
+        assert await call(api.get_embeddings) == {"loaded": {}, "skipped": {}}
+        assert await call(api.refresh_checkpoints) is None
+        await call(api.util_wait_for_ready)
+        result = await call(api.txt2img, prompt="a fox", seed=1)
+        assert result.info["sd_model_name"] == "dreamer"
+    async with aiohttp.ClientSession(headers=guest) as client, client.get(f"{server.url}/sdapi/v1/options") as answer:
+        assert (await answer.json())["sd_model_checkpoint"] == "embedded"
+
+
+@pytest.mark.slow
+async def test_units_of_controlnet_are_followed(server: WebServer) -> None:
+    (worker,) = server.workers
+    worker.model = msgspec.structs.replace(worker.model, **MODEL_PARTS)
+    await wait_until(lambda: bool(server.services.catalog.find_entry(None).profile.controls))
+    async with connect(server) as api:
+        names = await call(api.controlnet_model_list)
+        assert names == [part.name for part in (*worker.model.controls, *worker.model.references)]
+        assert await call(api.controlnet_version) == 2
+        modules = await call(api.controlnet_module_list)
+        unit = webuiapi.ControlNetUnit(image=make_picture(), module=modules[0], model=names[0], weight=0.7)
+        await call(api.txt2img, prompt="a fox", seed=1, controlnet_units=[unit])
+    _, jobs = await server.request_json("GET", "/api/jobs")
+    (control,) = jobs["jobs"][0]["controls"]
+    assert (control["name"], control["scale"]) == (names[0], 0.7)
+
+
+@pytest.mark.slow
+async def test_a_picture_tells_how_it_was_made(server: WebServer) -> None:
+    picture = make_picture()
+    picture.info["parameters"] = "a fox\nSteps: 20, Sampler: Euler, Seed: 5"
+    async with connect(server) as api:
+        told = await call(api.png_info, picture)
+        assert told.info == picture.info["parameters"]
+        assert told.parameters["Seed"] == "5"
+        assert (await call(api.png_info, make_picture())).info == ""
+
+
+@pytest.mark.slow
+async def test_errors_have_its_shape_and_one_sentence(open_server: OpenServer) -> None:
+    bad = {"prompt": "a fox", "sampler_name": "PLMS"}
+    async with open_server() as server:
+        status, answer = await server.request_json("POST", "/sdapi/v1/txt2img", bad)
+        assert (status, answer["detail"].startswith("There is no sampler “PLMS” here:")) == (404, True)
+        status, answer = await server.request_json("POST", "/sdapi/v1/img2img", {"init_images": ["abc"]})
+        assert (status, answer["detail"]) == (422, "The picture is no picture in base64.")
+        status, answer = await server.request_json("POST", "/sdapi/v1/txt2img", {"prompt": "impossible", "steps": 5})
+        assert (status, answer["detail"]) == (500, "The numbers went out of bounds")
+    async with (
+        open_server(allowed_hosts=("other.example",)) as server,
+        server.client.get(f"{server.url}/sdapi/v1/options") as reply,
+    ):
+        assert (reply.status, reply.headers["WWW-Authenticate"]) == (401, 'Basic realm="Darkroom"')
+        assert (await reply.json())["detail"]
