@@ -17,6 +17,7 @@ from bot.cli import api_keys, describe, flag_aliases, privacy, visitors
 from bot.cli.backup import backup_command, restore_command
 from bot.cli.imagine import command as imagine_command
 from bot.cli.jobs import commands as job_commands
+from bot.cli.mcp import command as mcp_command
 from bot.cli.models import commands as model_commands
 from bot.cli.options import QUANTIZE_HELP, QUANTIZE_TEXT_HELP, AsJson, Data, EngineOptions
 from bot.cli.rules import commands as rule_commands
@@ -110,6 +111,7 @@ def bot(
 
 app.command()(imagine_command.imagine)
 app.command()(describe.describe)
+app.command()(mcp_command.mcp)
 
 
 @app.command()

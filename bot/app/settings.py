@@ -50,6 +50,7 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(None, validation_alias="DATABASE_URL")
     pictures_url: SecretStr | None = Field(None, validation_alias="PICTURES_URL")
     public_url: str = Field("", validation_alias="PUBLIC_URL")
+    api_key: SecretStr | None = Field(None, validation_alias="DARKROOM_API_KEY")
     metrics_token: SecretStr | None = Field(None, validation_alias="DARKROOM_METRICS_TOKEN")
     log: LogFormat = Field("text", validation_alias=AliasChoices("DARKROOM_LOG_FORMAT", "DARKROOM_LOG"))
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field((), validation_alias="ALLOWED_HOSTS")

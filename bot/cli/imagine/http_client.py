@@ -1,4 +1,7 @@
-"""HTTP client of a running Darkroom: submits jobs, watches them, fetches pictures, asks for image-to-prompt."""
+"""HTTP client of a running Darkroom: submits jobs, watches them, fetches pictures, asks for image-to-prompt.
+
+`darkroom imagine` and `darkroom mcp` use it.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,8 @@ import asyncio
 import base64
 import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, cast
 
 import aiohttp
@@ -25,6 +29,7 @@ DESCRIBE_TIMEOUT = aiohttp.ClientTimeout(
 STREAM_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60)  # the stream pings every 10 s
 MAX_LINE_BYTES = 4 * 1024 * 1024  # bytes: four previews in one event, base64
 MAX_RECONNECTS = 5  # attempts to reconnect without any event in between
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 END_EVENTS = ("finished", "failed", "cancelled", "deleted")
 
 
@@ -57,16 +62,21 @@ async def fetch_refusals(url: str, key: str) -> list[tuple[str, str]] | None:
         return None
 
 
+def open_session(
+    url: str, key: str, timeout: aiohttp.ClientTimeout = REQUEST_TIMEOUT, headers: Mapping[str, str] = NO_HEADERS
+) -> aiohttp.ClientSession:
+    """Return a session for that Darkroom, whose requests carry `key`; without one, a header that allows forms."""
+    own_headers = {"Authorization": f"Bearer {key}"} if key else {"X-Darkroom": "1"}
+    return aiohttp.ClientSession(url, headers={**headers, **own_headers}, timeout=timeout, read_bufsize=MAX_LINE_BYTES)
+
+
 async def generate(url: str, key: str, request: ApiRequest, *, film: bool, display: ProgressDisplay) -> ImagineResult:
     """Run one job there, or all of an interpolation. A cancellation also cancels these jobs.
 
     Raise `UserError`, or `GenerationError` if none is finished.
     """
-    headers = {"Authorization": f"Bearer {key}"}
-    async with aiohttp.ClientSession(
-        url, headers=headers, timeout=REQUEST_TIMEOUT, read_bufsize=MAX_LINE_BYTES
-    ) as session:
-        accepted = await _request_json(session, "POST", request.path, request.body, request.files)
+    async with open_session(url, key) as session:
+        accepted = await send_request(session, "POST", request.path, request.body, request.files)
         for note in accepted["notes"]:
             display.print_note(note)
         if not accepted["has_worker"]:
@@ -90,12 +100,10 @@ async def _wait_for_jobs(
         ]
     except asyncio.CancelledError:
         for job in jobs:
-            await _request_json(session, "DELETE", f"/api/jobs/{job}", None)
+            await send_request(session, "DELETE", f"/api/jobs/{job}", None)
         raise
     return (
-        ended_jobs
-        if len(jobs) == 1
-        else [await _request_json(session, "GET", f"/api/jobs/{job}", None) for job in jobs]
+        ended_jobs if len(jobs) == 1 else [await send_request(session, "GET", f"/api/jobs/{job}", None) for job in jobs]
     )
 
 
@@ -114,22 +122,30 @@ async def request_json(
     method: str, url: str, key: str, path: str, body: Mapping[str, object] | None = None
 ) -> dict[str, Any]:
     """Return one answer of the API. Raise `UserError`, or `GenerationError` if there is no answer."""
-    headers = {"Authorization": f"Bearer {key}"}
-    async with aiohttp.ClientSession(url, headers=headers, timeout=QUICK_TIMEOUT) as session:
-        return await _request_json(session, method, path, body)
+    async with open_session(url, key, QUICK_TIMEOUT) as session:
+        return await send_request(session, method, path, body)
 
 
 async def describe(url: str, key: str, picture: bytes, model: str | None) -> dict[str, Any]:
     """Return prompts for a picture file. Raise `UserError`, or `GenerationError` if there is no answer."""
-    headers, body = {"Authorization": f"Bearer {key}"}, {} if model is None else {"model": model}
-    async with aiohttp.ClientSession(url, headers=headers, timeout=DESCRIBE_TIMEOUT) as session:
-        return await _request_json(session, "POST", "/api/describe", body, (("picture", picture),))
+    async with open_session(url, key, DESCRIBE_TIMEOUT) as session:
+        return await request_description(session, picture, model)
 
 
-async def _request_json(
-    session: aiohttp.ClientSession, method: str, path: str, body: Mapping[str, object] | None,
+async def request_description(session: aiohttp.ClientSession, picture: bytes, model: str | None) -> dict[str, Any]:
+    """Return prompts for a picture, over a session with `DESCRIBE_TIMEOUT`."""
+    body = {} if model is None else {"model": model}
+    return await send_request(session, "POST", "/api/describe", body, (("picture", picture),))
+
+
+async def send_request(
+    session: aiohttp.ClientSession, method: str, path: str, body: Mapping[str, object] | None = None,
     files: Sequence[tuple[str, bytes]] = (),
 ) -> dict[str, Any]:  # fmt: skip
+    """Return one answer of the API, whose path is its address there; with `files`, send a form.
+
+    Raise `UserError`, or `GenerationError` if there is no answer.
+    """
     payload: dict[str, Any] = {"data": _build_form(body, files)} if files else {"json": body}
     try:
         async with session.request(method, path, **payload) as response:
@@ -157,19 +173,28 @@ def _error_for_status(status: int, sentence: str) -> Exception:
 async def _wait_for_end(
     session: aiohttp.ClientSession, job: str, display: ProgressDisplay, first_index: int = 0
 ) -> dict[str, Any]:
-    """Return the job's end from its event stream; reconnect while the server lives.
+    """Return the job's end. `first_index`: the index of its first picture among all on the screen."""
+    value: dict[str, Any] = {}
+    async for event, value in follow_job(session, job):
+        _show_event(event, value, display, first_index)
+    return value
 
-    `first_index`: the index of its first picture among all on the screen.
+
+async def follow_job(session: aiohttp.ClientSession, job: str) -> AsyncGenerator[tuple[str, dict[str, Any]]]:
+    """Yield the events of a job's stream, up to its end; reconnect while the server lives.
+
+    Raise `GenerationError` if the connection is lost.
     """
     failures = 0  # in a row
     while failures < MAX_RECONNECTS:
         await asyncio.sleep(failures)
         with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-            async for event, value in _read_events(session, f"/api/jobs/{job}/events"):
-                if event in END_EVENTS:
-                    return value
-                _show_event(event, value, display, first_index)
-                failures = 0
+            async with contextlib.aclosing(_read_events(session, f"/api/jobs/{job}/events")) as events:
+                async for event, value in events:
+                    yield event, value
+                    if event in END_EVENTS:
+                        return
+                    failures = 0
         failures += 1
     raise GenerationError(f"Lost the connection to Darkroom. Job {job} continues when it restarts.")
 
@@ -185,7 +210,7 @@ def _show_event(event: str, value: dict[str, Any], display: ProgressDisplay, fir
             display.show_frame(first_index + int(number) - 1, base64.b64decode(jpeg))
 
 
-async def _read_events(session: aiohttp.ClientSession, path: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+async def _read_events(session: aiohttp.ClientSession, path: str) -> AsyncGenerator[tuple[str, dict[str, Any]]]:
     """Yield server-sent events: name and JSON (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
     async with session.get(path, headers={"Accept": "text/event-stream"}, timeout=STREAM_TIMEOUT) as response:
         response.raise_for_status()
@@ -213,16 +238,17 @@ async def _fetch_result(
         raise GenerationError("All of its pictures are held by the picture check.")
     walk_film_urls = [job["walk_films"]["webp"] for job in ended_jobs if job["walk_films"]]
     film_url = walk_film_urls[0] if walk_film_urls else first_job["film"] if film else None
-    pictures = [await _fetch_bytes(session, picture_ref["url"]) for picture_ref in visible_refs]
+    pictures = [await fetch_bytes(session, picture_ref["url"]) for picture_ref in visible_refs]
     return ImagineResult(
         id=first_job["id"], seed=first_job["seed"], steps=first_job["steps"], sampler=first_job["sampler"],
-        pictures=tuple(pictures), film=await _fetch_bytes(session, film_url) if film_url else None,
+        pictures=tuple(pictures), film=await fetch_bytes(session, film_url) if film_url else None,
         preview_count=preview_count, seconds=sum(job["seconds"] or 0.0 for job in ended_jobs),
         ms_per_step=first_job["ms_per_step"] or 0.0,
     )  # fmt: skip
 
 
-async def _fetch_bytes(session: aiohttp.ClientSession, path: str) -> bytes:
+async def fetch_bytes(session: aiohttp.ClientSession, path: str) -> bytes:
+    """Return the file at an address of the API. Raise `GenerationError`."""
     try:
         async with session.get(path) as response:
             response.raise_for_status()

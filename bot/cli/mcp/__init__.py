@@ -1,0 +1,1 @@
+"""`darkroom mcp`: lets an assistant draw with a running Darkroom, by the Model Context Protocol."""

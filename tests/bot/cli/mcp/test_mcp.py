@@ -1,0 +1,204 @@
+"""`darkroom mcp`, asked by the SDK's own client over both transports."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from httpx2 import ASGITransport, AsyncClient
+from mcp import Client
+from mcp.shared.exceptions import MCPError
+from mcp_types import ImageContent, ResourceLink, ResourceUpdatedNotification
+from PIL import Image
+
+from bot.cli.imagine import http_client
+from bot.cli.mcp.access import DarkroomAccess
+from bot.cli.mcp.server import TOOLS, build_server
+from bot.cli.mcp.transports import build_http_app
+from bot.domain.errors import UserError
+from bot.web.auth import HostPolicy
+from tests.bot.cli.mcp.conftest import ROOT, Darkroom, open_http
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+async def test_an_assistant_draws_over_stdio(darkroom: Darkroom, mode: str) -> None:
+    progress: list[tuple[float, float | None, str | None]] = []
+
+    async def note_progress(value: float, total: float | None, message: str | None) -> None:
+        progress.append((value, total, message))
+
+    async with darkroom.open_stdio(mode) as client:
+        tools = (await client.list_tools()).tools
+        assert [tool.name for tool in tools] == list(TOOLS)
+        result = await client.call_tool("imagine", {"prompt": "a lamp", "count": 2}, progress_callback=note_progress)
+        assert not result.is_error, result.content
+        (job,) = result.structured_content["jobs"]
+        assert job["state"] == "finished"
+        assert len(job["pictures"]) == 2
+        links = [block for block in result.content if isinstance(block, ResourceLink)]
+        copies = [block for block in result.content if isinstance(block, ImageContent)]
+        assert [link.uri for link in links] == [picture["uri"] for picture in job["pictures"]]
+        assert Image.open(io.BytesIO(base64.b64decode(copies[0].data))).format == "JPEG"
+        (contents,) = (await client.read_resource(links[1].uri)).contents
+        assert Image.open(io.BytesIO(base64.b64decode(contents.blob))).format == "PNG"
+    values = [value for value, _, _ in progress]
+    assert values == sorted(set(values))
+    assert len(values) > 5
+    assert any(f"darkroom://jobs/{job['job']}/previews/1" in str(message) for _, _, message in progress)
+
+
+async def test_a_caller_over_http_draws_with_its_own_key(darkroom: Darkroom, http_address: str) -> None:
+    async with open_http(http_address, darkroom.key) as client:
+        result = await client.call_tool("imagine", {"prompt": "a sun", "count": 1})
+        (job,) = result.structured_content["jobs"]
+        varied = await client.call_tool("vary", {"job": job["job"], "picture": 1})
+        assert varied.structured_content["jobs"][0]["state"] == "finished"
+        upscaled = await client.call_tool("upscale", {"job": job["job"]})
+        assert upscaled.structured_content["jobs"][0]["pictures"][0]["width"] > job["pictures"][0]["width"]
+        edited = await client.call_tool("edit", {"picture": f"{job['job']}/1", "prompt": "a moon", "strength": 0.5})
+        assert edited.structured_content["jobs"][0]["state"] == "finished"
+        own_uris = {resource.uri for resource in (await client.list_resources()).resources}
+        assert job["pictures"][0]["uri"] in own_uris
+    async with open_http(http_address, mode="legacy") as stranger:
+        uris = {resource.uri for resource in (await stranger.list_resources()).resources}
+        assert uris == {"darkroom://queue"}
+        drawn = await stranger.call_tool("imagine", {"prompt": "a cup", "count": 1})
+        assert drawn.structured_content["jobs"][0]["is_yours"]
+
+
+async def test_mistakes_and_refusals_are_sentences_that_the_assistant_reads(
+    darkroom: Darkroom, http_address: str
+) -> None:
+    async with open_http(http_address, darkroom.key) as client:
+        for name, arguments, sentence in (
+            ("imagine", {"prompt": ""}, "The prompt is empty"),
+            (
+                "imagine",
+                {"prompt": "a lamp", "count": 9},
+                "count is not valid: input should be less than or equal to 4.",
+            ),
+            ("imagine", {"prompt": "a lamp", "size": 9}, "size is not valid: extra inputs are not permitted."),
+            ("imagine", {"prompt": "impossible"}, "The numbers went out of bounds"),
+            ("edit", {"prompt": "a lamp", "picture": __file__}, "A picture is a finished one as JOB/2"),
+            (
+                "edit",
+                {"prompt": "a lamp", "picture": "data:image/png;base64,!"},
+                "A picture is a finished one as JOB/2",
+            ),
+            ("edit", {"prompt": "a lamp", "picture": f"{'0' * 26}/1"}, "no such job"),
+            ("describe", {"picture": "data:image/png;base64,AAAA"}, ""),
+        ):
+            result = await client.call_tool(name, arguments)
+            (block,) = result.content
+            assert result.is_error
+            assert sentence.lower() in block.text.lower(), block.text
+        for uri in ("darkroom://jobs/none", f"darkroom://jobs/{'0' * 26}/pictures/1", "file:///etc/passwd"):
+            with pytest.raises(MCPError):
+                await client.read_resource(uri)
+        with pytest.raises(MCPError, match="There is no tool"):
+            await client.call_tool("draw", {})
+
+
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+async def test_who_subscribes_to_a_preview_sees_it_and_a_cancelled_call_ends_its_job(
+    darkroom: Darkroom, http_address: str, mode: str
+) -> None:
+    darkroom.worker.pause_step = 4
+    updated, uris = asyncio.Event(), asyncio.Queue[str]()
+
+    async def note_message(message: object) -> None:
+        if isinstance(message, ResourceUpdatedNotification):
+            updated.set()
+
+    async def note_progress(value: float, total: float | None, message: str | None) -> None:
+        if message and "preview at " in message:
+            uris.put_nowait(message.rpartition("preview at ")[2])
+
+    async def wait_for_update(client: Client, uri: str) -> None:
+        if mode == "legacy":
+            await client.subscribe_resource(uri)
+            darkroom.worker.pause_step = None
+            darkroom.worker.step_gate.set()
+            await updated.wait()
+            return
+        async with client.listen(resource_subscriptions=[uri]) as events:
+            darkroom.worker.pause_step = None
+            darkroom.worker.step_gate.set()
+            assert (await anext(aiter(events))).uri == uri
+
+    async with asyncio.timeout(30), open_http(http_address, darkroom.key, mode, note_message) as client:
+        call = asyncio.create_task(
+            client.call_tool("imagine", {"prompt": "a bell", "steps": 400, "count": 1}, progress_callback=note_progress)
+        )
+        uri = await uris.get()
+        await wait_for_update(client, uri)
+        (contents,) = (await client.read_resource(uri)).contents
+        assert contents.mime_type == "image/jpeg"
+        job = uri.split("/")[3]
+        shown = await client.call_tool("job", {"job": job})
+        assert shown.structured_content["state"] == "running"
+        assert isinstance(shown.content[1], ImageContent)
+        queue = await client.call_tool("queue", {})
+        assert [one["job"] for one in queue.structured_content["jobs"]] == [job]
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        state = "running"
+        while state == "running":
+            state = (await client.call_tool("job", {"job": job, "preview": False})).structured_content["state"]
+        assert state == "cancelled"
+
+
+async def test_a_job_is_followed_and_cancelled_by_its_id(darkroom: Darkroom, http_address: str) -> None:
+    darkroom.worker.pause_step = 2
+    async with open_http(http_address, darkroom.key) as client:
+        result = await client.call_tool("imagine", {"prompt": "a {bell,drum}", "count": 1, "wait": False})
+        jobs = [job["job"] for job in result.structured_content["jobs"]]
+        assert len(jobs) == 2
+        for job in jobs:
+            assert "ancel" in (await client.call_tool("cancel", {"job": job})).structured_content["sentence"]
+    darkroom.worker.pause_step = None
+    darkroom.worker.step_gate.set()
+
+
+async def test_the_example_draws_and_saves_a_picture(darkroom: Darkroom, tmp_path: Path) -> None:
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "DARKROOM_DATA": str(darkroom.data)}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(ROOT / "examples" / "mcp_client.py"), "a lamp", "--out", str(tmp_path), cwd=ROOT, env=env,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    output, errors = await process.communicate()
+    assert process.returncode == 0, errors.decode()
+    (path,) = output.decode().split()
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+    assert "100.0 %" in errors.decode()
+
+
+async def test_a_server_that_others_can_reach_needs_keys_and_opens_no_open_chatroom(darkroom: Darkroom) -> None:
+    access = DarkroomAccess(darkroom.data, is_shared=True, is_relayed=True)
+    app = build_http_app(build_server(access), HostPolicy.from_settings("0.0.0.0", "", ["far.example"]))
+    async with AsyncClient(transport=ASGITransport(app), base_url="http://far.example") as client:
+        answer = await client.post("/mcp", json={})
+        assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+        for headers in ({"Host": "evil.example"}, {"Origin": "http://evil.example"}):
+            assert (await client.post("/mcp", json={}, headers=headers)).status_code == 403
+    async with await access.open_session("Bearer made-up") as session:
+        with pytest.raises(UserError, match="behind a proxy"):
+            await http_client.send_request(session, "GET", "/api/jobs")
+
+
+async def test_the_terminals_key_stays_on_this_machine(darkroom: Darkroom) -> None:
+    async with await DarkroomAccess(darkroom.data, url="http://far.example").open_session("") as session:
+        assert "Authorization" not in session.headers
+    async with await DarkroomAccess(darkroom.data).open_session("Bearer another") as session:
+        assert session.headers["Authorization"] == f"Bearer {darkroom.key}"
+    with pytest.raises(UserError, match="No Darkroom is running"):
+        await DarkroomAccess(darkroom.data / "none").open_session("")
