@@ -5,6 +5,7 @@ JOBS ?= 5 # more than cores: half of the tests wait for clocks and other process
 XDIST := -n $(JOBS) --dist loadfile --no-loadscope-reorder # tests/conftest.py puts the long files first
 KILLS ?= 20
 CASES ?= 10000
+EXAMPLES ?= 100
 ENGINE ?= simulated
 DATABASE ?= sqlite
 BIN := .venv/bin
@@ -19,7 +20,7 @@ endef
 export PYTHONUNBUFFERED := 1
 export PYTHONDONTWRITEBYTECODE := # the tests start many processes: each would compile our modules anew
 
-.PHONY: help demo test test-all lint types imports tests tests-all coverage audit audit-if-online bill lock docs attack chaos fuzz format clean
+.PHONY: help demo test test-all lint types imports tests tests-all coverage audit audit-if-online bill lock docs attack schemathesis chaos fuzz format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -67,6 +68,9 @@ docs: .venv/.dev ## build the pages of docs/ as a site in out/site; a broken lin
 
 attack: .venv/.dev ## attack a Darkroom that it starts: floods, forged cookies, every route and role, its API and its broker; QUICK=1, SEED=n
 	PYTHONPATH=tests $(BIN)/python -m attack $(if $(QUICK),--quick) $(if $(SEED),--seed $(SEED))
+
+schemathesis: .venv/.dev ## ask a Darkroom that it starts for everything in its openapi.json, rightly and wrongly; EXAMPLES=100 of each operation, SEED=n
+	PYTHONPATH=tests $(BIN)/python -m attack.schema_fuzzing --examples $(EXAMPLES) $(if $(SEED),--seed $(SEED))
 
 chaos: .venv/.dev ## inject KILLS=20 faults into a complete installation, about half of them SIGKILL; ENGINE=simulated or real, DATABASE=sqlite or postgres, SEED=n
 	PYTHONPATH=tests $(BIN)/python -m chaos --kills $(KILLS) --engine $(ENGINE) --database $(DATABASE) $(if $(SEED),--seed $(SEED))

@@ -78,8 +78,7 @@ def build_app(
     app[media.GRID_CACHE], app[OPEN_REQUESTS] = GridCache(media.MIN_CELL), OpenRequests(services.feed)
     app[pages.DISCORD_ENABLED] = settings.discord_token is not None
     _load_templates(app)
-    for part in PARTS:
-        app.add_routes(part.routes())
+    add_routes(app)
     if metrics_snapshot is not None:
         app[metrics.METRICS_SNAPSHOT] = metrics_snapshot
         app.add_routes(metrics.routes())
@@ -88,6 +87,12 @@ def build_app(
     app.on_response_prepare.append(middleware.add_security_headers)
     app.on_shutdown.append(_close_streams)
     return app
+
+
+def add_routes(app: web.Application) -> None:
+    """Add every route but the metrics and the static files."""
+    for part in PARTS:
+        app.add_routes(part.routes())
 
 
 def _load_templates(app: web.Application) -> None:

@@ -108,7 +108,7 @@ class HostPolicy:
         return parts.scheme in {"http", "https"} and parts.netloc.lower() in {host.lower(), self.public_host} - {""}
 
     def check_request(self, method: str, headers: Mapping[str, str], *, is_http_1_0: bool = False) -> None:
-        """Refuse an unknown Host or a foreign Origin (403), and anything that another site's form could send (400).
+        """Refuse (403) an unknown Host, a foreign Origin, and anything that another site's form could send.
 
         A chatroom for this computer alone lets everybody in, so it refuses proxied requests. Browsers and programs of
         today speak HTTP/1.1; a proxy may speak 1.0 and add no header.
@@ -127,7 +127,7 @@ class HostPolicy:
         if is_cross_site and origin is None and not _is_navigation(method, headers):
             raise UserError("Requests from other sites are not allowed.", 403)
         if method not in SAFE_METHODS and _is_form(headers) and not _is_own_upload(headers):
-            raise UserError("Send JSON (Content-Type: application/json); a form needs a header X-Darkroom.", 400)
+            raise UserError("Send JSON (Content-Type: application/json); a form needs a header X-Darkroom.", 403)
 
 
 def _has_proxy_header(headers: Mapping[str, str]) -> bool:

@@ -24,6 +24,7 @@ ROUTE_ACTIONS: Mapping[str, RatedAction] = MappingProxyType(
         "POST /api/entrance": "page",
         "POST /api/sign-out": "prefer",
         "POST /api/sign-out/everywhere": "prefer",
+        "GET /openapi.json": "page",
         "GET /api/openapi.json": "page",
         "GET /discord": "page",
         "GET /favicon.ico": "file",

@@ -18,7 +18,7 @@ from attack import floods, forgeries, hostile_worker
 from attack.room import HOSTILE_WORKER, Room, start_room
 from attack.room_watch import RoomWatch, find_log_damage, read_log, watch_room
 from attack.route_matrix import SIGN_OUT, Caller, Matrix
-from attack.schema_fuzzing import fuzz_schema
+from attack.schema_fuzzing import SchemaCampaign, fuzz_schema
 from attack.visitors import Tally, Visitor
 from engine.bus import Bus
 
@@ -128,7 +128,8 @@ class Campaign:
         await asyncio.gather(*(guest.draw() for guest in self.guests[: self.plan.scaled(ENDED_JOBS)]))
         if not self.plan.is_quick:
             (folder := self.room.folder / "warm-up").mkdir()
-            await fuzz_schema(self.room, self.owner, folder, 10, WARM_UP_SECONDS, self.plan.seed)
+            campaign = SchemaCampaign(10, WARM_UP_SECONDS, self.plan.seed)
+            await fuzz_schema(self.room, self.tally, folder, campaign)
 
     async def hold_half_open(self) -> None:
         count, seconds = self.plan.scaled(5000), self.plan.seconds(15.0, 3.0)
@@ -184,8 +185,9 @@ class Campaign:
         examples, seconds = self.plan.scaled(200), int(self.plan.seconds(90.0, 20.0))
         before = self.tally.requests
         self.evidence.schema_failures = await fuzz_schema(
-            self.room, self.owner, self.room.folder, examples, seconds, self.plan.seed
-        )
+            self.room, self.tally, self.room.folder,
+            SchemaCampaign(examples, seconds, self.plan.seed),
+        )  # fmt: skip
         self.evidence.schema_requests = self.tally.requests - before
 
     async def attack_broker(self) -> None:

@@ -40,20 +40,18 @@ class HostGuard:
         self._app, self._policy = app, policy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            try:
-                self._check(scope)
-            except UserError as error:
-                headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
-                await PlainTextResponse(error.sentence, error.status, headers)(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+        refusal = self._find_refusal(scope) if scope["type"] == "http" else None
+        await (refusal or self._app)(scope, receive, send)
 
-    def _check(self, scope: Scope) -> None:
+    def _find_refusal(self, scope: Scope) -> PlainTextResponse | None:
         headers = Headers(scope=scope)
-        self._policy.check_request(scope["method"], headers, is_http_1_0=scope["http_version"] == "1.0")
-        if not self._policy.is_local and not read_bearer_key(headers.get("Authorization", "")):
-            raise UserError(KEY_NEEDED, 401)
+        try:
+            self._policy.check_request(scope["method"], headers, is_http_1_0=scope["http_version"] == "1.0")
+        except UserError as error:
+            return PlainTextResponse(error.sentence, error.status)
+        if self._policy.is_local or read_bearer_key(headers.get("Authorization", "")):
+            return None
+        return PlainTextResponse(KEY_NEEDED, 401, {"WWW-Authenticate": "Bearer"})
 
 
 def build_http_app(server: Server, policy: HostPolicy) -> ASGIApp:

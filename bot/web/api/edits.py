@@ -11,7 +11,7 @@ import msgspec
 from aiohttp import web
 
 from bot.domain.errors import UserError
-from bot.web.api.jobs import created_response
+from bot.web.api.jobs import Count, Guidance, Seed, Steps, created_response
 from bot.web.media import picture_index_of
 from bot.web.middleware import member_of
 from bot.web.request_body import FormFiles, read_body, read_form
@@ -44,10 +44,10 @@ class BranchBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     step: Annotated[int, msgspec.Meta(ge=1, le=1000)]
     prompt: str | None = None
-    steps: int | None = None
-    seed: int | None = None
-    guidance: float | None = None
-    count: int | None = None
+    steps: Steps = None
+    seed: Seed = None
+    guidance: Guidance = None
+    count: Count = None
     negative: str | None = None
     exact: bool = False
 

@@ -13,6 +13,8 @@ from aiohttp import web
 
 from bot.domain.dto import AcceptedJob
 from bot.domain.errors import UserError
+from bot.prompt.flag_values import MAX_CLIP_LAYER, MIN_FRAMES, MIN_STRENGTH
+from bot.prompt.permutations import MAX_JOBS
 from bot.services.init_images.request import ImageInput, InitImages, JobImageRef
 from bot.web import serializers
 from bot.web.media import find_picture, picture_index_of
@@ -20,8 +22,19 @@ from bot.web.middleware import GUILD, HOST_POLICY, SESSION_TOKENS, TERMINAL_ID, 
 from bot.web.request_body import FormFiles, read_body, read_form
 from bot.web.sse import JOB_CACHE, SERVICES, require_permitted, require_stoppable, require_visible, workers_payload
 from bot.web.submission import destination_of, idempotency_key_of
-from engine.contract import MAX_CONTROLS, MAX_REFERENCES
+from engine.contract import MAX_CONTROLS, MAX_COUNT, MAX_INTERPOLATION_FRAMES, MAX_REFERENCES, MAX_STEPS
 
+
+def describe_range(minimum: float, maximum: float) -> msgspec.Meta:
+    """Return a range for the API's description alone: the grammar refuses other values, by a sentence with the flag."""
+    return msgspec.Meta(extra_json_schema={"minimum": minimum, "maximum": maximum})
+
+
+Steps = Annotated[int | None, describe_range(1, MAX_STEPS)]
+Seed = Annotated[int | None, describe_range(0, 2**32 - 1)]
+Guidance = Annotated[float | None, describe_range(1, 30)]
+Count = Annotated[int | None, describe_range(1, MAX_COUNT)]
+PictureName = Annotated[str, msgspec.Meta(extra_json_schema={"pattern": f"^[0-9A-Za-z]+/[1-{MAX_COUNT}]$"})]
 NOT_OPTIONS = ("prompt", "exact", "init_images", "weights", "control_images", "reference_images")
 
 
@@ -41,38 +54,38 @@ class JobBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of `POST /api/jobs`. The options mean the same as the prompt's flags, and override them."""
 
     prompt: str
-    steps: int | None = None
-    seed: int | None = None
-    guidance: float | None = None
+    steps: Steps = None
+    seed: Seed = None
+    guidance: Guidance = None
     interval: str | None = None
     sampler: str | None = None
     lora: str | list[str] | None = None
     control: str | list[str] | None = None
     reference: str | list[str] | None = None
     vae: str | None = None
-    clip_skip: int | None = None
+    clip_skip: Annotated[int | None, describe_range(1, MAX_CLIP_LAYER)] = None
     model: str | None = None
-    count: int | None = None
+    count: Count = None
     ar: str | None = None
     best: bool | None = None
     fast: bool | None = None
     turbo: bool | None = None
     negative: str | None = None
-    strength: float | None = None
+    strength: Annotated[float | None, describe_range(MIN_STRENGTH, 1)] = None
     edit: bool | None = None
-    stop_at: float | None = None
+    stop_at: Annotated[float | None, describe_range(10, 100)] = None
     tile: bool | None = None
     mix: bool | None = None
-    chaos: float | None = None
-    repeat: int | None = None
-    quality: float | None = None
+    chaos: Annotated[float | None, describe_range(0, 100)] = None
+    repeat: Annotated[int | None, describe_range(1, MAX_JOBS)] = None
+    quality: Annotated[float | None, describe_range(0.25, 4)] = None
     walk: str | None = None
-    frames: int | None = None
+    frames: Annotated[int | None, describe_range(MIN_FRAMES, MAX_INTERPOLATION_FRAMES)] = None
     exact: bool = False
-    init_images: Annotated[list[str], msgspec.Meta(max_length=5)] = []
+    init_images: Annotated[list[PictureName], msgspec.Meta(max_length=5)] = []
     weights: Annotated[list[float], msgspec.Meta(max_length=5)] = []
-    control_images: Annotated[list[str], msgspec.Meta(max_length=MAX_CONTROLS)] = []
-    reference_images: Annotated[list[str], msgspec.Meta(max_length=MAX_REFERENCES)] = []
+    control_images: Annotated[list[PictureName], msgspec.Meta(max_length=MAX_CONTROLS)] = []
+    reference_images: Annotated[list[PictureName], msgspec.Meta(max_length=MAX_REFERENCES)] = []
 
     def options(self) -> dict[str, Any]:
         """Return the flags that the request sets."""

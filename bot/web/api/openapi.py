@@ -1,6 +1,7 @@
-"""`GET /api/openapi.json`: the description of the HTTP API (OpenAPI 3.1), for programs and for `make attack`.
+"""`GET /openapi.json`: the description of the HTTP API (OpenAPI 3.1), for programs, the docs and `make schemathesis`.
 
 Addresses come from the route table, request bodies from the msgspec structs, and answers from `bot.web.api.answers`.
+`GET /api/openapi.json` is its earlier address.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from typing import Any
 
 import msgspec
@@ -21,22 +23,28 @@ from bot.web.a1111_api import generation, listings, picture_texts, progress, ups
 from bot.web.a1111_api import models as webui_models
 from bot.web.api import answers, describe, edits, flag_aliases, jobs, review, wait_reason
 from bot.web.auth import COOKIE_NAME
+from bot.web.middleware import PUBLIC_PATHS, SIGN_IN_PATH, SIGNED_PATH
 from bot.web.openai_api import bodies, images, models, picture_addresses
 from bot.web.openai_api.answers import FORMATS
+from bot.web.request_body import MAX_PARTS
 from engine.contract import MAX_COUNT
 
-PATH = "/api/openapi.json"
+PATH = "/openapi.json"
+OLD_PATH = "/api/openapi.json"
 DESCRIPTION = web.AppKey("description", str)
 FORM_HEADER = "X-Darkroom"  # another site's form cannot send it
 KEY_HEADER = "Idempotency-Key"
 FILMS = tuple(MEDIA_TYPES[kind] for kind in FILM_FORMATS)
 PARAMETERS: Mapping[str, dict[str, Any]] = {
     "id": {"type": "string", "minLength": 1, "maxLength": 64, "description": "A job."},
-    "n": {"type": "integer", "minimum": 0, "maximum": MAX_COUNT, "description": "Pictures count from 1, steps from 0."},
+    "n": {"type": "integer", "minimum": 1, "maximum": MAX_COUNT, "description": "A picture, from 1."},
     "kind": {"type": "string", "enum": list(FILM_FORMATS)},
     "format": {"type": "string", "enum": list(FORMATS)},
     "model": {"type": "string", "minLength": 1, "maxLength": 64, "description": "A model's name."},
 }
+
+
+KEYFRAME = {"type": "integer", "minimum": 0, "maximum": 9999, "description": "A keyframe, from 0."}
 
 
 @dataclass(frozen=True)
@@ -148,8 +156,17 @@ SHAPES: Mapping[Callable[..., Any], Shape] = {
 SHARED_HANDLERS = (renamed.refuse_old_path, listings.list_nothing)  # of several addresses
 
 
+# module or package → what its operations are about
+TAGS: Mapping[str, str] = {
+    "jobs": "Jobs", "wait_reason": "Jobs", "sse": "Jobs", "media": "Results", "edits": "Continue from a picture",
+    "describe": "Image to prompt", "flag_aliases": "Flag aliases", "review": "Review", "pages": "Chatroom",
+    "openai_api": "OpenAI's image API", "a1111_api": "AUTOMATIC1111's API",
+    "metrics": "Operation", "openapi": "Operation", "renamed": "Earlier addresses",
+}  # fmt: skip
+
+
 def routes() -> list[web.RouteDef]:
-    return [web.get(PATH, get_description)]
+    return [web.get(PATH, get_description), web.get(OLD_PATH, get_description_at_old_path)]
 
 
 async def get_description(request: web.Request) -> web.Response:
@@ -157,9 +174,15 @@ async def get_description(request: web.Request) -> web.Response:
     return web.Response(text=request.app[DESCRIPTION], content_type="application/json")
 
 
+async def get_description_at_old_path(request: web.Request) -> web.Response:
+    """Return the description of this API at its earlier address."""
+    return await get_description(request)
+
+
 def describe_routes(app: web.Application) -> dict[str, Any]:
     """Return the OpenAPI document of every registered route, but for the static files."""
     paths: dict[str, dict[str, Any]] = {}
+    tags = list(dict.fromkeys(TAGS.values()))
     for route in app.router.routes():
         if route.method != "HEAD" and route.resource is not None and _is_own(route):
             paths.setdefault(route.resource.canonical, {})[route.method.lower()] = _describe_operation(route)
@@ -167,7 +190,11 @@ def describe_routes(app: web.Application) -> dict[str, Any]:
     _, body_schemas = msgspec.json.schema_components(structs, ref_template="#/components/schemas/{name}")
     return {
         "openapi": "3.1.0",
-        "info": {"title": "Darkroom", "version": "1", "description": "Ask for pictures, follow and fetch them."},
+        "info": {
+            "title": "Darkroom", "version": version("darkroom-bot"), "license": {"name": "Apache-2.0"},
+            "description": "Ask for pictures, follow and fetch them.",
+        },
+        "tags": [{"name": tag} for tag in tags],
         "security": [{"cookie": []}, {"key": []}, {"password": []}],
         "paths": paths,
         "components": {
@@ -191,20 +218,29 @@ def _describe_operation(route: web.AbstractRoute) -> dict[str, Any]:
     shape = SHAPES.get(handler, Shape())
     operation: dict[str, Any] = {
         "operationId": f"{handler.__name__}{path if handler in SHARED_HANDLERS else ''}",
+        "tags": [_find_tag(handler)],
         "summary": (inspect.getdoc(handler) or "").partition("\n\n")[0].replace("\n", " "),
         "parameters": [*_list_parameters(path, shape), *_list_headers(route.method, shape)],
         "responses": _describe_responses(path, shape),
     }
     if shape.body is not None:
         operation["requestBody"] = {"required": not shape.is_optional, "content": _describe_body(shape)}
+    if path.startswith((*PUBLIC_PATHS, SIGN_IN_PATH, SIGNED_PATH)):
+        operation["security"] = []
     if handler is renamed.refuse_old_path:
         operation |= {"deprecated": True, "responses": _describe_refusals(path)}
     return operation
 
 
+def _find_tag(handler: Callable[..., Any]) -> str:
+    names = handler.__module__.split(".")
+    return next((TAGS[name] for name in names if name in TAGS), names[-1])
+
+
 def _list_parameters(path: str, shape: Shape) -> Iterator[dict[str, Any]]:
     for name in re.findall(r"{(\w+)}", path):
-        schema = PARAMETERS.get(name, {"type": "string", "minLength": 1})
+        is_keyframe = name == "n" and "/keyframes/" in path
+        schema = KEYFRAME if is_keyframe else PARAMETERS.get(name, {"type": "string", "minLength": 1})
         yield {"name": name, "in": "path", "required": True, "schema": schema}
 
 
@@ -213,7 +249,8 @@ def _list_headers(method: str, shape: Shape) -> Iterator[dict[str, Any]]:
         schema = {"type": "string", "minLength": 1, "maxLength": 200, "pattern": "^[ -~]+$"}
         yield {"name": KEY_HEADER, "in": "header", "required": False, "schema": schema}
     if shape.files:
-        yield {"name": FORM_HEADER, "in": "header", "required": True, "schema": {"type": "string", "enum": ["1"]}}
+        schema, needed = {"type": "string", "enum": ["1"]}, "A form with a visitor's cookie needs it."
+        yield {"name": FORM_HEADER, "in": "header", "required": False, "schema": schema, "description": needed}
 
 
 def _describe_body(shape: Shape) -> dict[str, Any]:
@@ -223,18 +260,32 @@ def _describe_body(shape: Shape) -> dict[str, Any]:
     if not shape.files:
         return {"application/json": {"schema": reference}}
     if shape.is_flat:
-        binary = {"type": "string", "contentMediaType": "application/octet-stream"}
-        files = {"type": "object", "properties": dict.fromkeys(shape.files, binary)}
-        content: dict[str, Any] = {"multipart/form-data": {"schema": {"allOf": [reference, files]}}}
-        if shape.json_body is not None:
-            json_reference = {"$ref": f"#/components/schemas/{shape.json_body.__name__}"}
-            content["application/json"] = {"schema": json_reference}
-        return content
-    parts = {name: {"type": "string", "contentMediaType": "application/octet-stream"} for name in shape.files}
-    required = ["request", *(() if shape.body is jobs.JobBody else shape.files)]
-    form = {"type": "object", "properties": {"request": reference, **parts}, "required": required}
+        return _describe_flat_form(shape, reference)
+    is_job = shape.body is jobs.JobBody
+    parts = {name: _describe_part(MAX_PARTS[name] if is_job else 1) for name in shape.files}
+    required = ["request", *(() if is_job else shape.files)]
+    form = {
+        "type": "object", "properties": {"request": reference, **parts}, "required": required,
+        "additionalProperties": False,
+    }  # fmt: skip
     content = {"multipart/form-data": {"schema": form, "encoding": {"request": {"contentType": "application/json"}}}}
-    return content | ({"application/json": {"schema": reference}} if shape.body is jobs.JobBody else {})
+    return content | ({"application/json": {"schema": reference}} if is_job else {})
+
+
+def _describe_flat_form(shape: Shape, reference: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a form whose fields are parts beside its files, and the JSON body that does as well, if there is one."""
+    binary = {"type": "string", "contentMediaType": "application/octet-stream"}
+    files = {"type": "object", "properties": dict.fromkeys(shape.files, binary)}
+    content: dict[str, Any] = {"multipart/form-data": {"schema": {"allOf": [reference, files]}}}
+    if shape.json_body is not None:
+        content["application/json"] = {"schema": {"$ref": f"#/components/schemas/{shape.json_body.__name__}"}}
+    return content
+
+
+def _describe_part(max_count: int) -> dict[str, Any]:
+    """Return a part of a form that is a file, or up to `max_count` of them."""
+    file = {"type": "string", "contentMediaType": "application/octet-stream", "minLength": 1}
+    return file if max_count == 1 else {"type": "array", "items": file, "minItems": 1, "maxItems": max_count}
 
 
 def _describe_responses(path: str, shape: Shape) -> dict[str, Any]:

@@ -98,8 +98,8 @@ def test_requests_of_our_own_page_are_accepted(door: HostPolicy, method: str, he
         ("GET", {"Host": "localhost:1", "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}, 403),
         ("GET", {"Host": "localhost:1", "Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "cors"}, 403),
         ("POST", {"Host": "localhost:1", "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, 403),
-        ("POST", {"Host": "localhost:1", "Content-Type": "text/plain"}, 400),
-        ("POST", {"Host": "localhost:1", "Content-Type": "application/x-www-form-urlencoded"}, 400),
+        ("POST", {"Host": "localhost:1", "Content-Type": "text/plain"}, 403),
+        ("POST", {"Host": "localhost:1", "Content-Type": "application/x-www-form-urlencoded"}, 403),
     ],
 )
 def test_requests_that_another_site_could_send_are_refused(method: str, headers: dict[str, str], status: int) -> None:

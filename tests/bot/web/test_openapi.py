@@ -37,6 +37,8 @@ async def test_the_description_has_every_route(server: WebServer) -> None:
     operations = [operation for item in description["paths"].values() for operation in item.values()]
     assert len({operation["operationId"] for operation in operations}) == len(operations)
     assert all(operation["summary"] for operation in operations)
+    public = {path for path, item in description["paths"].items() for one in item.values() if one.get("security") == []}
+    assert public == {"/healthz", "/api/entrance"}
     names = set(description["components"]["schemas"])
     assert set(re.findall(r"#/components/schemas/(\w+)", str(description))) <= names
 
@@ -60,7 +62,9 @@ async def test_answers_are_as_described(server: WebServer) -> None:
         jsonschema.validate(answer, {"$ref": f"#/components/schemas/{schema}", "components": description["components"]})
         return answer
 
-    job = (await check("POST", "/api/jobs", "Accepted", {"prompt": "a lamp --count 1"}))["id"]
+    # 1.0 is an integer in JSON Schema, 1.5 is none
+    job = (await check("POST", "/api/jobs", "Accepted", {"prompt": "a lamp", "count": 1.0}))["id"]
+    await check("POST", "/api/jobs", "Error", {"prompt": "a lamp", "count": 1.5})
     await server.wait_for_end(job)
     for path, schema in {
         f"/api/jobs/{job}": "Job", "/api/jobs": "Jobs", "/api/workers": "Workers", "/healthz": "Health",

@@ -29,6 +29,7 @@ GET     /favicon.ico                            visitor     -
 GET     /static                                 everybody   -
 GET     /healthz                                everybody   -
 GET     /metrics                                visitor     -
+GET     /openapi.json                           visitor     -
 GET     /api/openapi.json                       visitor     -
 GET     /api/rejections                         operator    -
 GET     /api/workers                            visitor     -

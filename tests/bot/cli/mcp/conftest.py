@@ -69,7 +69,8 @@ async def darkroom(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
         port = await parts.enter_async_context(run_server(app, "127.0.0.1", 0))
         url = f"http://127.0.0.1:{port}"
         await asyncio.to_thread(announce_instance, data_folder, RunningInstance(url, os.getpid()))
-        worker = await parts.enter_async_context(start_worker(broker))
+        worker: PaintingWorker = await parts.enter_async_context(start_worker(broker))
+        worker.speed = 0.004
         await wait_until(lambda: len(bot_app.services.live_workers()) >= 1)
         yield Darkroom(data_folder, url, worker)
 
