@@ -38,7 +38,13 @@ async def read_upload(text: str, *, reads_files: bool) -> bytes:
         return _decode_base64(text[prefix.end() :])
     if not reads_files or text.startswith("data:"):
         raise UserError(UNREADABLE)
-    return (await asyncio.to_thread(read_files, [Path(text).expanduser()]))[0]
+    return await asyncio.to_thread(_read_file, Path(text).expanduser())
+
+
+def _read_file(path: Path) -> bytes:
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise UserError(f"{path} is no file.")
+    return read_files([path])[0]
 
 
 def _decode_base64(text: str) -> bytes:
