@@ -35,15 +35,12 @@ ROOT = Path(__file__).parents[4]
 
 @dataclass
 class Darkroom:
-    """A running Darkroom: its data folder, address, and worker."""
+    """A running Darkroom: its data folder, address, worker, and the terminal's key."""
 
     data: Path
     url: str
     worker: PaintingWorker
-
-    @property
-    def key(self) -> str:
-        return terminal_key(self.data)
+    key: str
 
     def open_stdio(self, mode: str = "auto", **environment: str) -> Client:
         """`darkroom mcp` as a process of its own, as assistants start it."""
@@ -72,14 +69,14 @@ async def darkroom(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
         worker: PaintingWorker = await parts.enter_async_context(start_worker(broker))
         worker.speed = 0.004
         await wait_until(lambda: len(bot_app.services.live_workers()) >= 1)
-        yield Darkroom(data_folder, url, worker)
+        yield Darkroom(data_folder, url, worker, await asyncio.to_thread(terminal_key, data_folder))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def http_address(darkroom: Darkroom) -> AsyncIterator[str]:
     """The address of `darkroom mcp --http` for this Darkroom."""
     access = DarkroomAccess(darkroom.data, is_shared=True)
-    app = build_http_app(build_server(access), HostPolicy.from_settings("127.0.0.1", "", ()))
+    app = build_http_app(await asyncio.to_thread(build_server, access), HostPolicy.from_settings("127.0.0.1", "", ()))
     server = build_http_server(app, "127.0.0.1", 0)
     task = asyncio.create_task(server.serve())
     await wait_until(lambda: server.started)

@@ -180,7 +180,8 @@ async def test_a_job_is_followed_and_cancelled_by_its_id(darkroom: Darkroom, htt
 
 async def test_a_server_that_others_can_reach_needs_keys_and_opens_no_open_chatroom(darkroom: Darkroom) -> None:
     access = DarkroomAccess(darkroom.data, is_shared=True, is_relayed=True)
-    app = build_http_app(build_server(access), HostPolicy.from_settings("0.0.0.0", "", ["far.example"]))
+    server = await asyncio.to_thread(build_server, access)
+    app = build_http_app(server, HostPolicy.from_settings("0.0.0.0", "", ["far.example"]))
     async with AsyncClient(transport=ASGITransport(app), base_url="http://far.example") as client:
         answer = await client.post("/mcp", json={})
         assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
