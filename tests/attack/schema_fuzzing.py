@@ -22,8 +22,8 @@ from bot.web.auth import terminal_key
 
 CONFIG = Path(__file__).with_name("schemathesis.toml")
 HOOKS = Path(__file__).with_name("schemathesis_hooks.py")
-# streams never end, who has signed out asks for nothing more, and requests of other APIs wait for their pictures
-LEFT_OUT = "events$|/sign-out|^/v1/images/|^/sdapi/v1/(txt2img|img2img|extra-|interrogate)"
+# streams never end, who has signed out asks for nothing more, and requests of AUTOMATIC1111's wait for their pictures
+LEFT_OUT = "events$|/sign-out|^/sdapi/v1/(txt2img|img2img|extra-|interrogate)"
 PHASES = "examples,coverage,fuzzing,stateful"
 
 

@@ -75,9 +75,9 @@ async def test_an_unknown_field_is_named(server: WebServer) -> None:
     assert "stpes" in sentence
 
 
-async def test_a_form_is_400(server: WebServer) -> None:
+async def test_a_form_is_403(server: WebServer) -> None:
     status, sentence = await send_refused(server, "POST", "/api/jobs", data={"prompt": "a"})
-    assert status == 400
+    assert status == 403
     assert "application/json" in sentence
 
 
