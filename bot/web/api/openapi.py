@@ -191,7 +191,9 @@ def describe_routes(app: web.Application) -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {
-            "title": "Darkroom", "version": version("darkroom-bot"), "license": {"name": "Apache-2.0"},
+            "title": "Darkroom",
+            "version": version("darkroom-bot"),
+            "license": {"name": "Apache-2.0"},
             "description": "Ask for pictures, follow and fetch them.",
         },
         "tags": [{"name": tag} for tag in tags],
