@@ -14,10 +14,11 @@ from PIL import Image, ImageOps
 
 from engine.contract import Branch, ImageToImage, Ladder, MalformedMessage, Recipe, decode, map_step
 from engine.contract.rejection import JobRejected
-from engine.core.input_pictures import get_blob, open_image
+from engine.core.input_pictures import get_blob
 from engine.core.noise import slerp
 from engine.models.family import Family, with_autoencoder
 from engine.models.picture_edits import EditedPicture, fit_edited_size, is_edit
+from engine.picture_files.decoding import open_image
 
 MASK_THRESHOLD = 128  # lighter parts of a mask are painted anew
 

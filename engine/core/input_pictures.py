@@ -1,21 +1,14 @@
-"""Pictures of a recipe as they come from outside: bytes of a bounded size, opened or refused with a sentence."""
+"""Pictures of a recipe as they come from outside: found among the blobs, and prepared for the networks."""
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections.abc import Mapping
-from io import BytesIO
-
-from PIL import Image
 
 from engine.contract import Recipe
 from engine.contract.rejection import JobRejected
 from engine.models.family import Family, TakesPictures, with_autoencoder
 from engine.models.pictures.picture_conditions import PictureConditions
-
-MAX_PIXELS = 4096 * 4096
-FORMATS = ("PNG", "JPEG", "WEBP")
+from engine.picture_files.decoding import open_image
 
 
 def check_pictures(recipe: Recipe, family: Family) -> None:
@@ -49,16 +42,3 @@ def get_blob(blobs: Mapping[str, bytes], sha256: str, subject: str = "init image
         return blobs[sha256]
     except KeyError as error:
         raise JobRejected(f"The {subject} of this picture is no longer stored.", "us") from error
-
-
-def open_image(content: bytes, subject: str = "init image") -> Image.Image:
-    """Return an RGB picture of at most `MAX_PIXELS`. Raises `JobRejected`."""
-    try:
-        with Image.open(BytesIO(content), formats=FORMATS) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise JobRejected(f"The {subject} is too large.", "us")
-            return picture.convert("RGB")
-    except (OSError, SyntaxError, ValueError, EOFError, OverflowError, struct.error, zlib.error) as error:
-        raise JobRejected(f"The {subject} cannot be read.", "us") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise JobRejected(f"The {subject} is too large.", "us") from error

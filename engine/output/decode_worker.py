@@ -33,16 +33,12 @@ from engine.device.stopwatch import Stopwatch
 from engine.models.family import SMALL_MODEL_SIZE, Family, find_judge, is_loaded, with_autoencoder
 from engine.models.pictures.picture_conditions import PictureConditions
 from engine.output.candidates import join_concepts
-from engine.output.image_encoding import (
-    encode_jpeg,
-    encode_keyframe,
-    encode_png,
-    encode_thumbnail,
-    format_parameters,
-)
+from engine.output.latent_encoding import encode_keyframe
 from engine.output.picture_check import JobVerdicts, PictureCheck
 from engine.output.postprocessing import composite, decode_tiled
 from engine.output.previewer import Previewer
+from engine.picture_files.encoding import encode_jpeg, encode_png, encode_thumbnail
+from engine.picture_files.parameters import format_parameters
 from engine.preview_maps.map_store import MapStore
 
 log = logging.getLogger(__name__)

@@ -7,18 +7,13 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from io import BytesIO
 
 import torch
-from PIL import Image
 
 from engine.contract import UpscaleMethod
-from engine.contract.rejection import JobRejected
 from engine.device.threads import limit_to_one_core
-from engine.output.image_encoding import encode_png
-from engine.upscaling.super_resolver import MAX_SIDE, OnTile, SuperResolver
-
-LANCZOS = "Lanczos"
+from engine.picture_files.lanczos import encode_upscaled, open_source, upscale_by_lanczos
+from engine.upscaling.super_resolver import OnTile, SuperResolver
 
 
 @dataclass(frozen=True)
@@ -60,23 +55,8 @@ def upscale_picture(
 
     Without a `resolver` "gan" falls back to Lanczos, and the result says so.
     """
-    picture, text = _open_source(source, factor)
-    if method == "gan" and resolver is not None:
-        upscaled, name = resolver.upscale(picture, factor, on_tile), resolver.name
-    else:
-        size = (picture.width * factor, picture.height * factor)
-        upscaled, name, method = picture.resize(size, Image.Resampling.LANCZOS), LANCZOS, "lanczos"
-    upscale_note = f"Postprocess upscale by: {factor}, Postprocess upscaler: {name}"  # as A1111's extras write it
-    return UpscaledPicture(encode_png(upscaled, f"{text}, {upscale_note}" if text else upscale_note), method)
-
-
-def _open_source(source: bytes, factor: int) -> tuple[Image.Image, str]:
-    """Return the pixels as RGB, and the recipe text."""
-    try:
-        with Image.open(BytesIO(source), formats=("PNG", "JPEG", "WEBP")) as picture:
-            width, height = picture.width * factor, picture.height * factor
-            if max(width, height) > MAX_SIDE:
-                raise JobRejected(f"{width}×{height} is more than {MAX_SIDE} pixels a side.", "member")
-            return picture.convert("RGB"), str(picture.info.get("parameters", ""))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise JobRejected("The picture to upscale cannot be read.", "us") from error
+    if method == "lanczos" or resolver is None:
+        return UpscaledPicture(upscale_by_lanczos(source, factor), "lanczos")
+    picture, text = open_source(source, factor)
+    upscaled = resolver.upscale(picture, factor, on_tile)
+    return UpscaledPicture(encode_upscaled(upscaled, text, factor, resolver.name), method)

@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 
 BUILT_IN = Path(__file__).parents[1] / "weights" / "upscaler" / "model.safetensors"
 MAX_WEIGHTS_BYTES = 10**9  # of a weights file
-MAX_SIDE = 4096  # pixels of the output
 TILE_SIDE = 256  # pixels a side of the network's input
 MAX_CONTEXT = 64  # pixels around a tile: some networks see the whole picture, but distant pixels matter little
 EDGE_PADDING = 8  # pixels of edge padding: networks see black beyond the edge, and would darken it

@@ -5,18 +5,24 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterator
+from typing import Protocol
 
-from engine.output.decode_worker import DecodeWorker
-from engine.worker.engine_thread import EngineThread
+from engine.worker.job_engine import EngineCaller
 from engine.worker.run import JobRun
 
 log = logging.getLogger(__name__)
 
 
+class ForgetsJobs(Protocol):
+    """What keeps something of a job until the job leaves the worker."""
+
+    def forget_job(self, job: str) -> None: ...
+
+
 class ActiveRuns:
     """`presence_changed` is set when the worker's presence is out of date."""
 
-    def __init__(self, thread: EngineThread, decode_worker: DecodeWorker) -> None:
+    def __init__(self, thread: EngineCaller, decode_worker: ForgetsJobs) -> None:
         self.thread, self._decode_worker = thread, decode_worker
         self.presence_changed = asyncio.Event()
         self.on_remove: Callable[[JobRun], None] = lambda _: None

@@ -15,6 +15,7 @@ from engine.core.events import BatchRun
 from engine.model_cache.cache import ModelCache
 from engine.models.family import Family
 from engine.worker.active_runs import ActiveRuns
+from engine.worker.engine_thread import EngineThread
 
 UPDATE_SECONDS = 5.0
 
@@ -26,10 +27,11 @@ class CalibrationUpdater:
         self,
         model_cache: ModelCache,
         active_runs: ActiveRuns,
+        thread: EngineThread,
         calibrations: Mapping[str, Calibration],
         on_rows: Callable[[int], None],
     ) -> None:
-        self._model_cache, self._active_runs, self._on_rows = model_cache, active_runs, on_rows
+        self._model_cache, self._active_runs, self._thread, self._on_rows = model_cache, active_runs, thread, on_rows
         self._refinements = {name: Refinement(calibration) for name, calibration in calibrations.items()}
         self._unsynchronized_steps: list[tuple[BatchRun, float]] = []  # steps that may still be running on the device
 
@@ -63,7 +65,7 @@ class CalibrationUpdater:
                     await self._apply_calibration(name, calibration)
 
     async def _apply_calibration(self, name: str, calibration: Calibration) -> None:
-        await self._active_runs.thread.call(
+        await self._thread.call(
             lambda engine: engine.set_calibration(name, calibration.row_ms, calibration.rows, calibration.bucket_ms)
         )
         self._on_rows(calibration.rows)

@@ -11,6 +11,7 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
 
 from engine.bus import BrokerUnreachable, Bus, BusMessage, Claim
 from engine.contract import Job, JobStarted, Snapshot, UpscaleTask
@@ -19,7 +20,6 @@ from engine.process.log_format import log_context
 from engine.worker.active_runs import ActiveRuns
 from engine.worker.result_publisher import ResultPublisher
 from engine.worker.run import JobRun
-from engine.worker.run_output import RunOutput
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,14 @@ AdmitRun = Callable[[JobRun, Sequence[Snapshot]], Awaitable[None]]
 FindRejection = Callable[[Job], str]
 
 
+class RunsUpscales(Protocol):
+    """What runs upscale jobs, which need no engine."""
+
+    async def run_upscale(self, run: JobRun) -> None:
+        """Run an upscale job to its result."""
+        ...
+
+
 class Intake:
     """`admit` gives a run to the engine. It raises `JobRejected` where the engine cannot run the job.
 
@@ -40,8 +48,8 @@ class Intake:
     """
 
     def __init__(
-        self, bus: Bus, worker_name: str, active_runs: ActiveRuns, result_publisher: ResultPublisher, output: RunOutput,
-        admit: AdmitRun, find_rejection: FindRejection,
+        self, bus: Bus, worker_name: str, active_runs: ActiveRuns, result_publisher: ResultPublisher,
+        output: RunsUpscales, admit: AdmitRun, find_rejection: FindRejection,
     ) -> None:  # fmt: skip
         self._bus, self._worker_name, self._active_runs = bus, worker_name, active_runs
         self._result_publisher, self._output, self._admit, self._find_rejection = (

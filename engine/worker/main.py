@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
@@ -34,6 +32,7 @@ from engine.process.load_progress import ProgressLines
 from engine.process.settings import PictureCheckSettings, SimulationSettings, WorkerSettings
 from engine.upscaling.super_resolver import SuperResolver
 from engine.worker.heartbeats import Stuck
+from engine.worker.process_end import SignalHandlers, act_on_parent_exit
 from engine.worker.startup_progress import StartupProgress
 from engine.worker.watchdog import DEADLINES, Watchdog
 from engine.worker.worker import Worker
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PARENT_CHECK_SECONDS = 0.5  # between two checks of the parent process
 GRID_ROWS = 8  # rows of four images with guidance: with fewer, a worker could never announce room for a grid
 
 
@@ -239,39 +237,12 @@ async def _run_jobs(bus: Bus, loaded: WorkerModels, settings: WorkerSettings) ->
         bus, engine, decode_worker, loaded.build_offer(settings), Watchdog(loaded.slowest_step_seconds),
         loaded.upscaler, model_cache, loaded.calibrations,
     )  # fmt: skip
-    with _SignalHandlers(worker.drain):
-        parent_watch = asyncio.create_task(_act_on_parent_exit(settings.parent, worker.drain))
+    with SignalHandlers(worker.drain):
+        parent_watch = asyncio.create_task(act_on_parent_exit(settings.parent, worker.drain))
         try:
             await worker.run()
         finally:
             parent_watch.cancel()
-
-
-async def _act_on_parent_exit(parent: int, on_exit: Callable[[], None]) -> None:
-    """Call `on_exit` once the parent process has died: nothing else would ever stop this worker."""
-    if not parent:
-        return
-    while os.getppid() == parent:
-        await asyncio.sleep(PARENT_CHECK_SECONDS)
-    log.warning("the parent process %d of this worker has ended", parent)
-    on_exit()
-
-
-class _SignalHandlers:
-    """While active, SIGTERM and SIGINT call `on_signal` and do not end the process."""
-
-    def __init__(self, on_signal: Callable[[], None]) -> None:
-        self._on_signal = on_signal
-
-    def __enter__(self) -> None:
-        loop = asyncio.get_running_loop()
-        for signal_number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signal_number, self._on_signal)
-
-    def __exit__(self, *_: object) -> None:
-        loop = asyncio.get_running_loop()
-        for signal_number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(signal_number)
 
 
 __all__ = ["JobRejected", "Stuck", "build_label", "load_all_models", "run_worker"]

@@ -9,10 +9,20 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from engine.bus import BrokerUnreachable, Bus
-from engine.contract import Blame, JobCancelled, JobFailed, JobFinished, JobHandedBack, PictureReady, Result
+from engine.contract import (
+    Blame,
+    JobCancelled,
+    JobFailed,
+    JobFinished,
+    JobHandedBack,
+    PictureReady,
+    Result,
+    UpscaleMethod,
+    Verdict,
+)
 from engine.process.log_format import log_context
 from engine.worker.active_runs import ActiveRuns
 from engine.worker.run import JobRun
@@ -51,6 +61,18 @@ class ResultPublisher:
         """Announce a finished picture, whose blob is already stored."""
         await run.start_announced.wait()
         await self.publish(picture)
+
+    async def publish_content(
+        self, run: JobRun, image: int, kind: Literal["image", "ladder"], content: bytes, size: tuple[int, int],
+        verdict: Verdict = "unchecked", method: UpscaleMethod | None = None,
+    ) -> None:  # fmt: skip
+        """Store a finished picture or ladder as a blob, and announce it. `size`: width and height in pixels."""
+        sha = await retry_until_reachable(lambda: self._bus.put_blob(content))
+        picture = PictureReady(
+            job=run.job.id, image=image, epoch=run.claim.epoch, kind=kind, sha256=sha, bytes=len(content),
+            width=size[0], height=size[1], verdict=verdict, method=method,
+        )  # fmt: skip
+        await self.publish_picture(run, picture)
 
     async def finish_run(self, run: JobRun, chosen_candidates: tuple[int, ...] = ()) -> None:
         if run.try_end():

@@ -9,11 +9,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from engine.bus.buckets.claims import Claim
 from engine.bus.deliveries import BusMessage
 from engine.contract import Job, Recipe, Snapshot, count_rows
-from engine.core.engine import Engine, LatentsDone, StepDone
+from engine.worker.job_engine import JobEngine
+
+if TYPE_CHECKING:
+    from engine.core.engine import LatentsDone, StepDone  # they bring torch
 
 SMOOTHING = 0.05  # weight of the newest step in the pace
 
@@ -68,7 +72,7 @@ class JobRun:
         """Rows of the batch that it occupies."""
         return count_rows(self.job.task) if isinstance(self.job.task, Recipe) and self.pause_timer is None else 0
 
-    def apply_control(self, engine: Engine) -> None:
+    def apply_control(self, engine: JobEngine) -> None:
         """Set pause and weight in the engine, between two steps, also for a job that it has yet to admit."""
         (engine.resume if self.pause_timer is None else engine.pause)(self.job.id)
         engine.set_job_weight(self.job.id, self.weight)

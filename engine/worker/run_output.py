@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import struct
 import threading
 import time
 from concurrent.futures import Future
 from functools import partial
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from engine.bus import BlobMissing, BrokerUnreachable, Bus
 from engine.bus.latest import LatestByKey
-from engine.contract import MAX_FRAME_BYTES, Frame, Job, PictureReady, Recipe, UpscaleMethod, UpscaleTask, Verdict
+from engine.contract import MAX_FRAME_BYTES, Frame, Job, Recipe, UpscaleTask, Verdict
 from engine.contract.rejection import JobRejected
 from engine.core.engine import LatentsDone, StepDone
 from engine.core.init_latents import InitLatents
@@ -25,6 +24,7 @@ from engine.models.pictures.picture_conditions import PictureConditions
 from engine.output.candidates import choose_candidates
 from engine.output.decode_worker import DecodeWorker
 from engine.output.upscaler import UpscaledPicture, Upscaler
+from engine.picture_files.encoding import read_png_size
 from engine.worker.result_publisher import ResultPublisher, retry_until_reachable
 from engine.worker.run import JobRun
 from engine.worker.watchdog import Watchdog
@@ -139,10 +139,12 @@ class RunOutput:
         assert isinstance(job.task, Recipe)
         png = await self._wait_for_decode(self._decode_worker.render_picture(event, job))
         verdict = await self._check_picture(run, png)
-        await self._publish_picture(run, event.image, "image", png, _read_png_size(png), verdict)
+        await self._result_publisher.publish_content(run, event.image, "image", png, read_png_size(png), verdict)
         if job.ladder:
             ladder = await self._wait_for_decode(self._decode_worker.encode_ladder(event, job))
-            await self._publish_picture(run, event.image, "ladder", ladder, (job.task.width, job.task.height))
+            await self._result_publisher.publish_content(
+                run, event.image, "ladder", ladder, (job.task.width, job.task.height)
+            )
 
     async def _wait_for_decode(self, future: Future[T]) -> T:
         """Wait for the decode worker. Its deadline starts anew with each item that it finishes."""
@@ -164,17 +166,6 @@ class RunOutput:
             return "unchecked"
         return await self._wait_for_decode(self._decode_worker.check_picture(png, run.job))
 
-    async def _publish_picture(
-        self, run: JobRun, image: int, kind: Literal["image", "ladder"], content: bytes, size: tuple[int, int],
-        verdict: Verdict = "unchecked", method: UpscaleMethod | None = None,
-    ) -> None:  # fmt: skip
-        sha = await retry_until_reachable(lambda: self._bus.put_blob(content))
-        picture = PictureReady(
-            job=run.job.id, image=image, epoch=run.claim.epoch, kind=kind, sha256=sha, bytes=len(content),
-            width=size[0], height=size[1], verdict=verdict, method=method,
-        )  # fmt: skip
-        await self._result_publisher.publish_picture(run, picture)
-
     async def run_upscale(self, run: JobRun) -> None:
         """Run an upscale job."""
         task = run.job.task
@@ -189,8 +180,8 @@ class RunOutput:
             await self._result_publisher.fail_run(run, error.sentence, error.blame)
         else:
             verdict = await self._check_picture(run, upscaled.png)
-            await self._publish_picture(
-                run, 0, "image", upscaled.png, _read_png_size(upscaled.png), verdict, upscaled.method
+            await self._result_publisher.publish_content(
+                run, 0, "image", upscaled.png, read_png_size(upscaled.png), verdict, upscaled.method
             )
             await self._result_publisher.finish_run(run)
 
@@ -210,9 +201,3 @@ class RunOutput:
             return await asyncio.wrap_future(future)
         finally:
             is_abandoned.set()
-
-
-def _read_png_size(png: bytes) -> tuple[int, int]:
-    """Return width and height from the header (PNG specification, 11.2.2 IHDR)."""
-    width, height = struct.unpack(">II", png[16:24])
-    return int(width), int(height)

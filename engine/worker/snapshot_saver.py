@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from engine.bus import BrokerUnreachable, Bus, StaleEpoch
 from engine.contract import Snapshot
-from engine.core.engine import Engine
 from engine.worker.active_runs import ActiveRuns
+from engine.worker.job_engine import JobEngine
 from engine.worker.result_publisher import ResultPublisher
 from engine.worker.run import JobRun
 from engine.worker.watched_jobs import WatchedJobs
@@ -53,7 +53,7 @@ class SnapshotSaver:
     async def _take_snapshots(self, runs: Sequence[JobRun], *, is_last: bool = False) -> list[list[Snapshot]]:
         """Return the snapshots of each run. `is_last`: also pause the runs, so that no further step runs."""
 
-        def take_between_steps(engine: Engine) -> list[list[Snapshot]]:
+        def take_between_steps(engine: JobEngine) -> list[list[Snapshot]]:
             for run in runs if is_last else ():
                 engine.pause(run.job.id)
             return [engine.take_snapshots(run.job.id, run.claim.epoch) for run in runs]

@@ -30,6 +30,7 @@ from engine.worker.describe_service import DescribeService
 from engine.worker.engine_thread import EngineThread
 from engine.worker.heartbeats import Heartbeats, Stuck
 from engine.worker.intake import Intake
+from engine.worker.job_puller import JobPuller
 from engine.worker.model_fetcher import ModelFetcher
 from engine.worker.result_publisher import ResultPublisher
 from engine.worker.run import JobRun
@@ -43,11 +44,7 @@ from engine.worker.worker_profile import WorkerProfile
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 0.25
-POLL_SECONDS = 0.05
-FULL_WAIT_SECONDS = 0.15  # longest wait of a full worker before it pulls a job that no other takes
 IDLE_SECONDS = 1.0  # between two checks for running jobs
-PULL_SECONDS = 0.3  # short: a stopping worker waits for its last request
-MAX_RUNS = 64
 
 
 class Worker:
@@ -63,7 +60,7 @@ class Worker:
         self.active_runs = ActiveRuns(self._thread, decode_worker)
         self._model_cache = model_cache or ModelCache([], LoadedModels(0))
         self._calibration_updater = CalibrationUpdater(
-            self._model_cache, self.active_runs, calibrations, self._raise_rows
+            self._model_cache, self.active_runs, self._thread, calibrations, self._raise_rows
         )
         self._thread.on_step = self._calibration_updater.record_step
         decode_worker.on_picture_decoded = self._calibration_updater.record_decode
@@ -77,6 +74,15 @@ class Worker:
             bus, profile.name, self.active_runs, self._result_publisher, self._output, self._admit,
             self._model_fetcher.find_rejection,
         )  # fmt: skip
+        self._job_puller = JobPuller(
+            bus,
+            self.active_runs,
+            self._intake,
+            profile.pools,
+            lambda: self._profile.rows,
+            self._make_presence,
+            profile.name,
+        )
         self._heartbeats = Heartbeats(bus, self.active_runs, self._result_publisher, watchdog)
         self._watched_jobs = WatchedJobs(bus, self.active_runs)
         self._run_control = RunControl(bus, self.active_runs, self._model_cache.is_memory_contended)
@@ -87,7 +93,7 @@ class Worker:
 
     @property
     def free_rows(self) -> int:
-        return max(0, self._profile.rows - self.active_runs.rows)
+        return self._job_puller.free_rows
 
     def drain(self) -> None:
         """Hand back all jobs and stop. Call it on the loop (a signal's callback)."""
@@ -99,8 +105,8 @@ class Worker:
         self._thread.start()
         self._bus.add_reconnect_callback(self._heartbeats.recheck_cancels)
         coroutines: list[Coroutine[object, object, None]] = [
-            self._pull_jobs(),
-            self._announce_presence(),
+            self._job_puller.pull_regularly(),
+            self._job_puller.announce_regularly(),
             self._heartbeats.renew_runs(),
             self._heartbeats.watch_cancels(),
             self._watched_jobs.listen(),
@@ -150,38 +156,6 @@ class Worker:
 
     async def _announce_departure(self) -> None:
         await self._bus.remove_presence(self._profile.name)
-
-    async def _pull_jobs(self) -> None:
-        while True:
-            has_free_rows = await self._wait_for_rows()
-            try:
-                delivery = await self._bus.pull_job(self._profile.pools, PULL_SECONDS, wait=has_free_rows)
-            except BrokerUnreachable as error:
-                log.warning("%s", error)
-                await asyncio.sleep(RETRY_SECONDS)
-                continue
-            if delivery is not None:
-                self.active_runs.spawn(self._intake.accept(delivery))
-
-    async def _wait_for_rows(self) -> bool:
-        """Wait for free rows and return True. Return False when none are free after a wait.
-
-        The wait grows with this worker's load. A full worker may then take a job that no other wants: the engine shares
-        the device.
-        """
-        end = time.monotonic() + min(FULL_WAIT_SECONDS, POLL_SECONDS * self.active_runs.rows / self._profile.rows)
-        while len(self.active_runs) >= MAX_RUNS or (self.free_rows == 0 and time.monotonic() < end):
-            await asyncio.sleep(POLL_SECONDS)
-        return self.free_rows > 0
-
-    async def _announce_presence(self) -> None:
-        while True:
-            await self.active_runs.presence_changed.wait()
-            self.active_runs.presence_changed.clear()
-            try:
-                await self._bus.announce(self._make_presence())
-            except BrokerUnreachable as error:
-                log.warning("%s", error)
 
     async def _serve_requests(self) -> None:
         """Answer requests only for models in memory: no model is loaded for a request."""

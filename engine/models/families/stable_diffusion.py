@@ -22,8 +22,9 @@ from engine.models.pictures.conditioner import Additions
 from engine.models.text import prompt_chunks
 from engine.models.text.prompt_key import PromptKey, list_texts
 from engine.models.textual_inversion.embedding_collection import EmbeddingSlot, spell_words
+from engine.picture_files.lanczos import MAX_SIDE
 from engine.prompt.emphasis import strip_emphasis
-from engine.upscaling.super_resolver import MAX_SIDE, SuperResolver
+from engine.upscaling.super_resolver import SuperResolver
 
 OWN_MODEL_GUIDANCE, DEFAULT_GUIDANCE = 4.0, 7.5  # guidance: models trained here have seen fewer pictures
 

@@ -23,7 +23,7 @@ from engine.contract import (
 from engine.contract.rejection import JobRejected
 from engine.core.job_images import build_images
 from engine.models.families.stable_diffusion import StableDiffusion
-from engine.output.image_encoding import format_parameters
+from engine.picture_files.parameters import format_parameters
 from shared.init_image_jobs import run_job
 
 Make = Callable[..., Any]

@@ -24,7 +24,7 @@ from engine.contract import (
 )
 from engine.contract.rejection import JobRejected
 from engine.core.engine import Engine, LatentsDone
-from engine.core.input_pictures import MAX_PIXELS, load_pictures
+from engine.core.input_pictures import load_pictures
 from engine.core.job_images import build_images
 from engine.core.model_inputs import ModelInputs
 from engine.core.trajectory import Trajectory
@@ -36,6 +36,7 @@ from engine.models.pictures.picture_conditions import (
     PictureRows,
     PictureSlot,
 )
+from engine.picture_files.decoding import MAX_PIXELS
 from shared.engine_fixtures import SCHEDULE, Affine
 
 SHA, OTHER_SHA = "a" * 64, "b" * 64

@@ -25,8 +25,9 @@ from engine.contract import (
 from engine.contract.rejection import JobRejected
 from engine.core.engine import Engine, LatentsDone, StepDone
 from engine.output.decode_worker import DecodeWorker
-from engine.output.image_encoding import encode_png, format_parameters
 from engine.output.upscaler import upscale_picture
+from engine.picture_files.encoding import encode_png
+from engine.picture_files.parameters import format_parameters
 
 Make = Callable[..., Any]
 TIMEOUT = 30.0

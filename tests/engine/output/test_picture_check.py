@@ -25,8 +25,8 @@ from engine.contract import Frame, Job, JobFailed, JobFinished, JobStarted, Pict
 from engine.contract.rejection import JobRejected
 from engine.core.engine import Engine, StepDone
 from engine.output.decode_worker import DecodeWorker
-from engine.output.image_encoding import encode_png
 from engine.output.picture_check import PictureCheck
+from engine.picture_files.encoding import encode_png
 from engine.process.settings import SettingError, load_check_settings, load_settings
 from engine.worker.doctor import check_picture_check
 from engine.worker.main import load_all_models

@@ -12,8 +12,9 @@ from sd_parsers.data import PromptInfo
 
 from bot.images import grid
 from engine.contract import Concept, Recipe
-from engine.output.image_encoding import encode_png, format_parameters
 from engine.output.upscaler import upscale_picture
+from engine.picture_files.encoding import encode_png
+from engine.picture_files.parameters import format_parameters
 
 RECIPE = Recipe(
     concepts=(Concept(text="terrier, looking up"), Concept(text="blue", weight=-0.5)), negative="fog, text",

@@ -19,11 +19,12 @@ from safetensors.torch import load_file, save_file
 from engine.contract.rejection import JobRejected
 from engine.models.families.embedded import load_embedded
 from engine.output.decode_worker import DecodeWorker
-from engine.output.image_encoding import encode_png
 from engine.output.upscaler import Upscaler, upscale_picture
+from engine.picture_files.encoding import encode_png
+from engine.picture_files.lanczos import MAX_SIDE
 from engine.upscaling import super_resolver
 from engine.upscaling.ringing import MAX_EXCESS, clamp_ringing
-from engine.upscaling.super_resolver import BUILT_IN, CLAMP_METADATA, MAX_SIDE, SuperResolver, _tile_boxes
+from engine.upscaling.super_resolver import BUILT_IN, CLAMP_METADATA, SuperResolver, _tile_boxes
 from training.evaluation.edge_charts import measure_overshoots
 
 TIMEOUT = 60.0

@@ -16,8 +16,8 @@ from benchmarks.fixtures.small_pipelines import save_small_pipeline
 from engine import models
 from engine.core.engine import Engine, StepDone
 from engine.device.core_turns import CoreTurns, WorkKind
-from engine.output.image_encoding import encode_png
 from engine.output.picture_check import JobVerdicts
+from engine.picture_files.encoding import encode_png
 from engine.worker.engine_thread import EngineThread
 from engine.worker.watchdog import Watchdog
 from shared.worker_harness import wait_until

@@ -1,50 +1,24 @@
-"""Images as bytes: PNG with its recipe, JPEG previews and thumbnails. Deterministic."""
+"""A recipe as text in A1111's format, as a PNG carries it."""
 
 from __future__ import annotations
 
 import re
-from io import BytesIO
-
-import torch
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from engine.contract import (
     FULL_INTERVAL,
-    MAX_ESTIMATE_BYTES,
     SAMPLER_TITLES,
     Branch,
     ImageToImage,
-    Keyframe,
     Recipe,
     make_part_fields,
     noise_seed,
     recipe_for_image,
 )
-from engine.core.trajectory import LatentKeyframe
-
-THUMBNAIL_SIDE = 128  # pixels of a keyframe's longest side
 
 
-def encode_png(picture: Image.Image, text: str) -> bytes:
-    """Return a PNG with `text` under the key `parameters`, as A1111 and gallery software expect."""
-    chunks = PngInfo()
-    chunks.add_text("parameters", text)
-    return _save(picture, format="PNG", pnginfo=chunks, compress_level=6)
-
-
-def encode_jpeg(picture: Image.Image) -> bytes:
-    return _save(picture.convert("RGB"), format="JPEG", quality=88)
-
-
-def encode_thumbnail(picture: Image.Image) -> bytes:
-    """Return a JPEG of at most `THUMBNAIL_SIDE` pixels a side: a ladder has dozens, and WebP is six times slower."""
-    small = picture.convert("RGB")
-    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-    return _save(small, format="JPEG", quality=85, subsampling=0)
-
-
-def format_parameters(recipe: Recipe, image: int, revision: str, factor: int = 1, upscaler: str = "") -> str:
+def format_parameters(
+    recipe: Recipe, image: int, revision: str, factor: int = 1, upscaler: str = "", *, is_by_backend: bool = False
+) -> str:
     """Return the recipe of one image in A1111's format. With that seed diffusers draws the same picture.
 
     `Size` is the size for diffusers. A later upscale is in A1111's own fields for it.
@@ -62,8 +36,9 @@ def format_parameters(recipe: Recipe, image: int, revision: str, factor: int = 1
         "Size": f"{recipe.width}x{recipe.height}",
         "Model hash": revision,
         "Model": recipe.model,
-        "Precision": recipe.dtype,
     }
+    if not is_by_backend:  # which nobody knows of another server
+        fields["Precision"] = recipe.dtype
     if recipe.sampler == "ddim":
         fields["Eta"] = f"{recipe.eta:g}"
     if recipe.guidance_interval != FULL_INTERVAL:
@@ -98,27 +73,6 @@ def _start_fields(recipe: Recipe) -> dict[str, str]:
     return fields | ({"Mixed": "True"} if recipe.mixed else {})
 
 
-def encode_latents(latents: torch.Tensor | None) -> bytes | None:
-    """Return the latents as float32, C-order."""
-    return None if latents is None else latents.to("cpu", torch.float32).contiguous().numpy().tobytes()
-
-
-def encode_latents_half(latents: torch.Tensor) -> bytes | None:
-    """Return the latents as float16, C-order; None if they are larger than a keyframe may carry."""
-    if 2 * latents.numel() > MAX_ESTIMATE_BYTES:
-        return None
-    return latents.to("cpu", torch.float16).contiguous().numpy().tobytes()
-
-
-def encode_keyframe(keyframe: LatentKeyframe, thumbnail_jpeg: bytes, is_mapped: bool) -> Keyframe:
-    """Return the wire form. `is_mapped`: a linear map made the thumbnail, so keep x0 to decode it on request."""
-    history = None if keyframe.latents is None else encode_latents(keyframe.x0)
-    estimate = encode_latents_half(keyframe.x0) if is_mapped else None
-    return Keyframe(
-        keyframe.step, thumbnail_jpeg, encode_latents(keyframe.latents), history, keyframe.draw_count, estimate
-    )
-
-
 def _escape_marker(text: str) -> str:
     """Break this marker inside the text: readers split at it anywhere."""
     return re.sub(r"(negative prompt):", r"\1 :", text, flags=re.IGNORECASE)
@@ -126,9 +80,3 @@ def _escape_marker(text: str) -> str:
 
 def _format_concept(text: str, weight: float) -> str:
     return text if weight == 1.0 else f"{text}::{weight:g}"
-
-
-def _save(picture: Image.Image, **options: object) -> bytes:
-    buffer = BytesIO()
-    picture.save(buffer, **options)  # pyright: ignore[reportArgumentType]
-    return buffer.getvalue()

@@ -1,0 +1,84 @@
+"""Pulls jobs while there is room for them, and announces the worker whenever its presence has changed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+from engine.bus import BrokerUnreachable, Bus
+from engine.contract import Presence
+from engine.worker.active_runs import ActiveRuns
+from engine.worker.intake import Intake
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 0.25
+POLL_SECONDS = 0.05
+FULL_WAIT_SECONDS = 0.15  # longest wait of a full worker before it pulls a job that no other takes
+PULL_SECONDS = 0.3  # short: a stopping worker waits for its last request
+MAX_RUNS = 64
+
+
+class JobPuller:
+    """`get_rows` returns the rows that the worker `name` runs at once, `make_presence` what to announce now.
+
+    Without a presence it is not there for jobs.
+
+    While `may_pull` is False it pulls nothing.
+    """
+
+    def __init__(
+        self, bus: Bus, active_runs: ActiveRuns, intake: Intake, pools: Sequence[str], get_rows: Callable[[], int],
+        make_presence: Callable[[], Presence | None], name: str,
+    ) -> None:  # fmt: skip
+        self._bus, self._active_runs, self._intake, self._pools = bus, active_runs, intake, pools
+        self._get_rows, self._make_presence, self._name = get_rows, make_presence, name
+        self.may_pull = True
+
+    @property
+    def free_rows(self) -> int:
+        return max(0, self._get_rows() - self._active_runs.rows)
+
+    async def pull_regularly(self) -> None:
+        """Pull jobs, for ever."""
+        while True:
+            has_free_rows = await self._wait_for_rows()
+            try:
+                delivery = await self._bus.pull_job(self._pools, PULL_SECONDS, wait=has_free_rows)
+            except BrokerUnreachable as error:
+                log.warning("%s", error)
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            if delivery is not None:
+                self._active_runs.spawn(self._intake.accept(delivery))
+
+    async def announce_regularly(self) -> None:
+        """Announce the worker each time its presence is out of date, for ever."""
+        while True:
+            await self._active_runs.presence_changed.wait()
+            self._active_runs.presence_changed.clear()
+            try:
+                presence = self._make_presence()
+                if presence is None:
+                    await self._bus.remove_presence(self._name)
+                else:
+                    await self._bus.announce(presence)
+            except BrokerUnreachable as error:
+                log.warning("%s", error)
+
+    async def _wait_for_rows(self) -> bool:
+        """Wait for free rows and return True. Return False when none are free after a wait.
+
+        The wait grows with this worker's load. A full worker may then take a job that no other wants: the engine shares
+        the device.
+        """
+        end = time.monotonic() + min(FULL_WAIT_SECONDS, POLL_SECONDS * self._active_runs.rows / self._get_rows())
+        while (
+            not self.may_pull
+            or len(self._active_runs) >= MAX_RUNS
+            or (self.free_rows == 0 and time.monotonic() < end)
+        ):  # fmt: skip
+            await asyncio.sleep(POLL_SECONDS)
+        return self.free_rows > 0
