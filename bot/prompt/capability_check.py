@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from bot.domain.errors import UserError
 from bot.prompt.emphasis import remove_emphasis
-from engine.contract import FULL_INTERVAL, PIPELINE_SAMPLERS, ImageToImage, is_edit
+from engine.contract import FULL_INTERVAL, PIPELINE_SAMPLERS, ImageToImage, find_lacking_feature, is_edit
 
 if TYPE_CHECKING:
-    from engine.contract import ModelProfile, Recipe, Sampler
+    from collections.abc import Mapping
+
+    from engine.contract import Feature, ModelProfile, Recipe, Sampler
+
+_LACKING_TEXTS: Mapping[Feature, str] = MappingProxyType(
+    {
+        "weights": "reads one text: leave out the weights (::)",
+        "negative": "takes no negative prompt: leave out --no",
+        "steps": "chooses its own number of steps: leave out --steps, --fast and --quality",
+        "guidance": "chooses its own guidance: leave out --guidance and --chaos",
+        "interval": "guides at every step: leave out --interval",
+        "variation": "draws no variations: roll again, or remix",
+        "picture": "begins with noise alone: leave out the picture",
+        "mask": "takes no mask: leave it out",
+        "strength": "starts from no picture, but edits one by words: add --edit",
+        "blend": "takes one picture at most: leave out the others",
+        "branch": "keeps no keyframes to branch from: remix instead",
+        "tile": "draws no tiles: leave out --tile",
+        "stop": "always runs to its last step: leave out --stop",
+        "mix": "does not mix prompts: leave out --mix",
+        "walk": "does not walk between pictures: leave out --walk",
+    }
+)
 
 
 def choose_interval(
@@ -22,7 +45,9 @@ def choose_interval(
     if requested_interval is not None:
         return requested_interval
     return (
-        FULL_INTERVAL if sampler in PIPELINE_SAMPLERS or model_profile.guidance_kind == "network" else default_interval
+        FULL_INTERVAL
+        if sampler in PIPELINE_SAMPLERS or model_profile.guidance_kind == "network" or "interval" in model_profile.lacks
+        else default_interval
     )
 
 
@@ -33,15 +58,24 @@ def check_capabilities(recipe: Recipe, model_profile: ModelProfile) -> None:
             f"{model_profile.name} does not take the sampler {recipe.sampler}: it takes "
             f"{join_names(model_profile.samplers)}."
         )
+    check_features(recipe, model_profile)
     if model_profile.guidance_kind == "network":
         _check_built_in_guidance(recipe)
-    check_sampler(recipe)
+    if not model_profile.lacks:  # else another server draws it, with what it calls that sampler
+        check_sampler(recipe)
     if recipe.clip_skip > model_profile.max_clip_skip:
         raise UserError(_clip_skip_text(model_profile))
     if recipe.needs_choice:
         _check_choice(recipe, model_profile)
     if recipe.mixed and any(concept.weight <= 0 for concept in recipe.concepts):
         raise UserError("With --mix every weight must be above 0: a mixed prompt cannot steer away from a part.")
+
+
+def check_features(recipe: Recipe, model_profile: ModelProfile) -> None:
+    """Raise `UserError` if the recipe uses what the model, behind another server's API, lacks."""
+    feature = find_lacking_feature(recipe, model_profile)
+    if feature is not None:
+        raise UserError(f"{model_profile.name} {_LACKING_TEXTS[feature]}.")
 
 
 def _clip_skip_text(model_profile: ModelProfile) -> str:
@@ -55,6 +89,7 @@ def check_start(recipe: Recipe, model_profile: ModelProfile) -> None:
 
     Call it on a complete recipe.
     """
+    check_features(recipe, model_profile)
     start = recipe.start if isinstance(recipe.start, ImageToImage) else None
     if model_profile.required == "mask" and not (start and start.mask):
         raise UserError(

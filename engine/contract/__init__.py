@@ -12,7 +12,8 @@ files:
 - `recipe`: the recipe and its parts. `recipe_images`: the recipe and noise of one image. `guidance`: its guided steps
   and network rows. `turbo`: a model's own LoRA for few steps.
 - `job`: the job, its task and who pays for it. `cost`: what a recipe costs on a model.
-- `edits`: which recipes edit a picture. `offered_parts`: whether a worker has a recipe's parts.
+- `edits`: which recipes edit a picture. `offered_parts`: whether a worker has a recipe's parts. `features`: whether a
+  model can do what a recipe uses.
 - `messages`: previews, results and control messages of a job. `keyframes`: ladders and snapshots.
 - `presence`: what a worker announces. `requests`: what it answers at once, without a job.
 - `codec`: bytes from and to values. `rejection`: the exception for a job that the engine refuses or fails.
@@ -24,8 +25,10 @@ from engine.contract.codec import MalformedMessage, NewerVersion, decode, encode
 from engine.contract.cost import count_row_steps, estimate_cost, estimate_decode_ms
 from engine.contract.edits import is_edit, is_whole_picture
 from engine.contract.embedding_names import compile_embedding_names, find_embeddings
+from engine.contract.features import find_lacking_feature
 from engine.contract.fields import (
     CONTROL_VERSION,
+    FEATURES_VERSION,
     FULL_INTERVAL,
     INIT_IMAGES_VERSION,
     JUDGE_VERSION,
@@ -57,6 +60,7 @@ from engine.contract.fields import (
     Coordinate,
     Dtype,
     Epoch,
+    Feature,
     Fraction,
     GuidanceKind,
     Id,
@@ -133,7 +137,7 @@ from engine.contract.samplers import PIPELINE_SAMPLERS, SAMPLER_TITLES, VERSION_
 from engine.contract.turbo import TURBO_GUIDANCE, TURBO_LORA, TURBO_SAMPLER, TURBO_STEPS, find_turbo, is_turbo
 
 __all__ = [
-    "CONTROL_VERSION", "FULL_INTERVAL", "INIT_IMAGES_VERSION", "JUDGE_VERSION", "MAX_CANDIDATES",
+    "CONTROL_VERSION", "FEATURES_VERSION", "FULL_INTERVAL", "INIT_IMAGES_VERSION", "JUDGE_VERSION", "MAX_CANDIDATES",
     "MAX_CANDIDATE_IMAGES", "MAX_CONCEPTS", "MAX_CONTROLS", "MAX_COUNT", "MAX_EMBEDDINGS", "MAX_ESTIMATE_BYTES",
     "MAX_FRAME_BYTES", "MAX_INIT_IMAGES", "MAX_INTERPOLATION_FRAMES", "MAX_KEYFRAMES", "MAX_LORAS", "MAX_NOISINGS",
     "MAX_REFERENCES", "MAX_ROWS", "MAX_STEPS", "MAX_THUMBNAIL_BYTES", "MODELS_VERSION", "PICTURE_CHECK_VERSION",
@@ -141,7 +145,7 @@ __all__ = [
     "TURBO_STEPS", "VERSION", "VERSION_1_SAMPLERS", "X0_ESTIMATES_VERSION", "BillingKey", "Blame", "Branch",
     "ByteCount", "CandidateText", "Concept", "ControlImage", "ControlMessage", "ControlModel", "Coordinate",
     "DecodeReply", "DecodeRequest", "DescribeReply", "DescribeRequest", "Dtype", "EmbedReply", "EmbedRequest", "Epoch",
-    "Fraction", "Frame", "GuidanceKind", "Id", "ImageToImage", "Index", "InitImage", "Interpolation", "Job",
+    "Feature", "Fraction", "Frame", "GuidanceKind", "Id", "ImageToImage", "Index", "InitImage", "Interpolation", "Job",
     "JobCancelled", "JobFailed", "JobFinished", "JobHandedBack", "JobModelLoading", "JobStarted", "Keyframe", "Ladder",
     "LatentBytes", "Lora", "MalformedMessage", "Milliseconds", "MissingPart", "ModelPart", "ModelProfile",
     "ModelProgress", "Name", "NewerVersion", "NoiseAncestor", "PictureReady", "Preprocessor", "Presence",
@@ -149,7 +153,7 @@ __all__ = [
     "Snapshot", "SquaredError", "Step", "Task", "TensorSide", "Text", "UnixSeconds", "UpscaleMethod", "UpscaleTask",
     "Verdict", "Version", "VersionedValue", "candidate_index", "compile_embedding_names", "count_guided_steps",
     "count_row_steps", "count_rows", "decode", "downgrade_job", "encode", "estimate_cost", "estimate_decode_ms",
-    "find_embeddings", "find_missing_part", "find_turbo", "has_negative_weight", "is_edit", "is_guided",
-    "is_in_interval", "is_turbo", "is_whole_picture", "make_part_fields", "map_step", "needs_unconditional_row",
-    "noise_seed", "pinned_bucket", "recipe_for_image", "required_blobs",
+    "find_embeddings", "find_lacking_feature", "find_missing_part", "find_turbo", "has_negative_weight", "is_edit",
+    "is_guided", "is_in_interval", "is_turbo", "is_whole_picture", "make_part_fields", "map_step",
+    "needs_unconditional_row", "noise_seed", "pinned_bucket", "recipe_for_image", "required_blobs",
 ]  # fmt: skip

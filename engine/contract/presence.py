@@ -13,6 +13,7 @@ from engine.contract.fields import (
     VERSION,
     ByteCount,
     Dtype,
+    Feature,
     Fraction,
     GuidanceKind,
     Milliseconds,
@@ -68,6 +69,7 @@ class ModelProfile(Struct, frozen=True, forbid_unknown_fields=True):
     autoencoders: Annotated[tuple[ModelPart, ...], Meta(max_length=32)] = ()  # that may take its own one's place
     max_clip_skip: Annotated[int, Meta(ge=0, le=12)] = 0  # 0: its text encoder skips no layers
     edits: bool = False  # it edits an init image by words: at full strength (`ImageToImage`)
+    lacks: Annotated[tuple[Feature, ...], Meta(max_length=32)] = ()  # features that its recipes cannot use
     required: Literal["", "mask", "picture"] = ""  # what it cannot draw without: a mask, or a picture that it edits
 
 
