@@ -63,6 +63,20 @@ SimulatedOption = Annotated[
 RowMsOption = Annotated[float | None, typer.Option(help="Simulated milliseconds per row of a forward; else 0.5.")]
 RowsOption = Annotated[int | None, typer.Option(help="Most rows of a simulated forward; else 32.")]
 
+BackendOption = Annotated[
+    str,
+    typer.Option(
+        metavar="KIND=ADDRESS",
+        help="Let another server draw: comfyui=http://…, a1111=http://… or openai=https://…; else DARKROOM_BACKEND. "
+        "Its key: DARKROOM_BACKEND_KEY.",
+    ),
+]
+WorkflowOption = Annotated[
+    list[Path] | None,
+    typer.Option(help="For ComfyUI: a workflow in API format with named slots; may be repeated, for pictures, masks."),
+]
+SizeOption = Annotated[int, typer.Option(help="Native side of the backend's models in pixels; else by their names.")]
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
 
@@ -96,10 +110,12 @@ def serve(
     simulated: SimulatedOption = False,
     row_ms: RowMsOption = None,
     rows: RowsOption = None,
+    backend: BackendOption = "",
+    workflow: WorkflowOption = None,
+    size: SizeOption = 0,
 ) -> None:
-    """Take jobs from a broker and make their pictures on this machine, until SIGTERM."""
-    from engine.process.log_format import configure_stderr
-    from engine.process.settings import load_settings, load_simulation_settings, read_token
+    """Take jobs from a broker and make their pictures on this machine or by a backend, until SIGTERM."""
+    from engine.process.settings import load_backend_settings, load_settings, load_simulation_settings, read_token
 
     token, key = (read_token(path) if path else "" for path in (token_file, key_file))
     settings = load_settings(
@@ -107,19 +123,35 @@ def serve(
         pools=tuple(pool or ()), data=data, device=device, check=check, upscaler=upscaler, memory=memory,
         graphs=graphs, offload=offload, vae=vae, quantize=quantize, quantize_text=quantize_text,
         simulated=load_simulation_settings(simulated, row_ms=row_ms, rows=rows),
+        backend=load_backend_settings(backend, workflow or (), size),
     )  # fmt: skip
-    configure_stderr(settings.log, settings.name)
     asyncio.run(_run_worker(settings))
 
 
 async def _run_worker(settings: WorkerSettings) -> None:
     """Run the worker. If a thread is stuck, end the process at once: a normal exit would wait for it for ever."""
+    from engine.process.log_format import configure_stderr
+
+    configure_stderr(settings.log, settings.name)
+    if settings.backend is not None:
+        return await _run_backend_worker(settings)
     from engine.bus import ConnectionEnded
     from engine.worker import main as worker_main  # torch takes seconds to load: report bad settings first
 
     try:
         await worker_main.run_worker(settings)
     except (worker_main.Stuck, ConnectionEnded) as error:
+        _exit_now(_print_error(str(error), EXIT_STUCK))
+
+
+async def _run_backend_worker(settings: WorkerSettings) -> None:
+    """Run a worker whose engine is a backend; this loads no torch."""
+    from engine.backend.backend_process import run_backend_worker
+    from engine.bus import ConnectionEnded
+
+    try:
+        await run_backend_worker(settings)
+    except ConnectionEnded as error:
         _exit_now(_print_error(str(error), EXIT_STUCK))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +20,7 @@ from pydantic import (
     field_validator,
 )
 
+from engine.process.backend_settings import BackendSettings, parse_backend
 from engine.process.log_format import LogFormat
 from engine.process.offload_request import OffloadRequest, parse_offload
 from engine.process.quantization_request import QuantizationRequest, QuantizationRequests, parse_quantization
@@ -100,6 +101,7 @@ class WorkerSettings(BaseModel):
     - `quantize_text`: the same of text encoders; None: as they are where `quantize` is none, else auto.
     - `simulated`: a device that only waits, without models.
     - `log`: the format of log lines.
+    - `backend`: another server that draws in place of an engine here.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -124,6 +126,7 @@ class WorkerSettings(BaseModel):
     quantize_text: QuantizationRequest | None = None
     log: LogFormat = "text"
     simulated: SimulationSettings | None = None
+    backend: BackendSettings | None = None
 
     @field_validator("memory", mode="before")
     @classmethod
@@ -235,6 +238,14 @@ def load_simulation_settings(is_enabled: bool, **arguments: float | None) -> Sim
         return SimulationSettings.model_validate(values) if is_enabled else None
     except ValidationError as error:
         raise _setting_error(error, {"row_ms": "--row-ms", "rows": "--rows"}) from None
+
+
+def load_backend_settings(text: str, workflows: Sequence[Path], size: int) -> BackendSettings | None:
+    """Return the backend of the command line or the environment. Raises `SettingError`."""
+    try:
+        return parse_backend(text, workflows, size)
+    except ValueError as error:
+        raise SettingError(str(error)) from error
 
 
 def upscaler_path() -> Path | None:

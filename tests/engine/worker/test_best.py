@@ -136,22 +136,19 @@ async def test_after_the_choice_no_preview_of_a_candidate_is_rendered() -> None:
         future.set_result(value)
         return future
 
-    async def publish_picture(*_: object) -> None:
+    async def publish_content(*_: object) -> None:
         await asyncio.sleep(0.05)  # time for the previews
 
     async def finish_run(_: object, chosen: tuple[int, ...]) -> None:
         finished.append(chosen)
-
-    async def put_blob(_: bytes) -> str:
-        return "0" * 64
 
     decode_worker = SimpleNamespace(
         score_candidates=lambda *_: resolve([0.1, 0.3, 0.2, 0.3]), render_picture=lambda *_: resolve(bytes(24)),
         render_frame=lambda event, *_: rendered.append(event.image), has_picture_check=False,
     )  # fmt: skip
     watchdog = SimpleNamespace(start_phase=lambda *_: None, end_phase=lambda *_: None)
-    publisher = SimpleNamespace(publish_picture=publish_picture, finish_run=finish_run)
-    bus, upscaler = SimpleNamespace(put_blob=put_blob), SimpleNamespace()
+    publisher = SimpleNamespace(publish_content=publish_content, finish_run=finish_run)
+    bus, upscaler = SimpleNamespace(), SimpleNamespace()
     output = RunOutput(*(cast("Any", part) for part in (bus, decode_worker, upscaler, publisher, watchdog)))
     for image in range(2):
         output.queue_preview(run, StepDone(JOB, image, 3, 4, torch.zeros(1)))

@@ -1,0 +1,160 @@
+"""The worker whose engine is a backend: takes jobs from the queue and holds each until its pictures are stored."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Sequence
+
+from msgspec.structs import replace
+
+from engine.backend.connection_state import ConnectionState
+from engine.backend.drawing import Backend, BackendUnreachable
+from engine.backend.measured_times import MeasuredTimes
+from engine.backend.remote_engine import RemoteEngine
+from engine.backend.run_pictures import RunPictures
+from engine.backend.verdicts import Verdicts
+from engine.bus import BrokerUnreachable, Bus
+from engine.contract import Job, Presence, Recipe, Snapshot, find_missing_part
+from engine.contract.rejection import JobRejected
+from engine.process.log_format import log_context
+from engine.worker.active_runs import ActiveRuns
+from engine.worker.heartbeats import Heartbeats
+from engine.worker.intake import Intake
+from engine.worker.job_puller import JobPuller
+from engine.worker.result_publisher import ResultPublisher
+from engine.worker.run import JobRun
+from engine.worker.snapshot_saver import SnapshotSaver
+from engine.worker.watchdog import Watchdog
+from engine.worker.watched_jobs import WatchedJobs
+from engine.worker.worker_profile import WorkerProfile
+
+log = logging.getLogger(__name__)
+
+ROWS = 8  # of a grid of four with guidance: the backend draws one grid, and the next waits in the fair queue
+
+
+class BackendWorker:
+    """`run` returns after `drain`, and raises `ConnectionEnded` when the process must end."""
+
+    def __init__(
+        self, bus: Bus, backend: Backend, profile: WorkerProfile, state: ConnectionState, times: MeasuredTimes,
+        verdicts: Verdicts,
+    ) -> None:  # fmt: skip
+        self._bus, self._profile, self._state = bus, profile, state
+        self.active_runs = ActiveRuns(RemoteEngine(), verdicts)
+        self._result_publisher = ResultPublisher(bus, profile.name, self.active_runs)
+        self._pictures = RunPictures(bus, backend, state, times, self._result_publisher, verdicts)
+        self._intake = Intake(
+            bus, profile.name, self.active_runs, self._result_publisher, self._pictures, self._admit,
+            self._find_rejection,
+        )  # fmt: skip
+        self._job_puller = JobPuller(
+            bus,
+            self.active_runs,
+            self._intake,
+            profile.pools,
+            lambda: profile.rows,
+            self._make_presence,
+            profile.name,
+        )
+        self._heartbeats = Heartbeats(bus, self.active_runs, self._result_publisher, Watchdog())
+        self._watched_jobs = WatchedJobs(bus, self.active_runs)
+        self._snapshot_saver = SnapshotSaver(bus, self.active_runs, self._result_publisher, self._watched_jobs)
+        self._stop_signal: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        state.on_change = self._on_connection_change
+        self._job_puller.may_pull = False
+
+    def drain(self) -> None:
+        """Hand back all jobs and stop. Call it on the loop (a signal's callback)."""
+        if not self._stop_signal.done():
+            self._stop_signal.set_result(None)
+
+    async def run(self) -> None:
+        """Work until drained. Raises `ConnectionEnded` from the bus."""
+        self._bus.add_reconnect_callback(self._heartbeats.recheck_cancels)
+        coroutines: list[Coroutine[object, object, None]] = [
+            self._state.watch(),
+            self._job_puller.pull_regularly(),
+            self._job_puller.announce_regularly(),
+            self._heartbeats.renew_runs(),
+            self._heartbeats.watch_cancels(),
+            self._watched_jobs.listen(),
+            self._snapshot_saver.save_regularly(),
+            self._bus.wait_closed(),
+        ]
+        tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+        try:
+            done, _ = await asyncio.wait([self._stop_signal, *tasks], return_when=asyncio.FIRST_COMPLETED)
+            for finished_task in done:
+                finished_task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self.active_runs.close()
+        await self._shut_down()
+
+    async def _shut_down(self) -> None:
+        """Shut down in this order, so that jobs we hand back do not come back to us."""
+        ended_tasks = [task for run in self.active_runs for task in run.tasks]
+        for shutdown_step in (self._bus.stop_pulling, self._snapshot_saver.hand_back_all, self._announce_departure):
+            try:
+                await shutdown_step()
+            except BrokerUnreachable as error:
+                log.warning("%s", error)
+        await asyncio.gather(*ended_tasks, return_exceptions=True)  # they ask the backend to stop
+
+    async def _announce_departure(self) -> None:
+        await self._bus.remove_presence(self._profile.name)
+
+    def _on_connection_change(self) -> None:
+        self._job_puller.may_pull = self._state.is_reachable
+        self.active_runs.presence_changed.set()
+
+    def _make_presence(self) -> Presence | None:
+        """Return what to announce; None while the backend does not answer, as if this worker were not there."""
+        if not self._state.is_reachable:
+            return None
+        presence = self._profile.make_presence(self._job_puller.free_rows)
+        return replace(presence, models=self._state.list_profiles())
+
+    def _find_rejection(self, job: Job) -> str:
+        """Return why a job is for another worker; empty: this one may claim it."""
+        recipe = job.task
+        if not isinstance(recipe, Recipe):
+            return ""
+        profile = self._state.find_profile(recipe.model)
+        if profile is None:
+            return f"This worker's backend has no model called {recipe.model} now."
+        if recipe.revision not in ("", profile.revision) or recipe.quantization != profile.quantization:
+            return f"This worker's backend has another version of {recipe.model} than the recipe names."
+        missing = find_missing_part(recipe, profile)
+        return f"This worker's backend lacks a part that the recipe needs: {missing.kind}." if missing else ""
+
+    async def _admit(self, run: JobRun, snapshots: Sequence[Snapshot]) -> None:
+        """Begin to draw a run, from its start whatever others did before."""
+        run.steps_done = dict.fromkeys(range(run.image_count), run.first_step)
+        run.is_watched = self._watched_jobs.is_watched(run.job.id)
+        self.active_runs.spawn(self._draw_guarded(run), run)
+
+    async def _draw_guarded(self, run: JobRun) -> None:
+        """Draw a run; an error ends only this job. A lost backend hands it back."""
+        with log_context(run.job.id):
+            try:
+                await self._pictures.draw_run(run)
+            except BackendUnreachable as error:
+                self._state.note_loss(error)
+                await self._give_up(run, str(error))
+            except JobRejected as error:
+                await self._give_up(run, error.sentence, error)
+            except BrokerUnreachable as error:
+                await self.active_runs.abandon(run, str(error))
+            except Exception:
+                log.exception("job %s failed", run.job.id)
+                await self._give_up(run, "The picture could not be written.", JobRejected("", "us"))
+
+    async def _give_up(self, run: JobRun, sentence: str, error: JobRejected | None = None) -> None:
+        """Fail a run, or let another worker try it where nothing points at the job itself."""
+        await run.start_announced.wait()
+        await self._result_publisher.fail_run(run, sentence, "worker" if error is None else error.blame)

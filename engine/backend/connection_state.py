@@ -1,0 +1,84 @@
+"""Whether the backend answers: looks for its models, waits longer after each failure, and says so once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+from engine.backend.drawing import Backend, BackendModel, BackendUnreachable
+from engine.backend.measured_times import MeasuredTimes
+from engine.backend.offer import make_profile
+from engine.contract import ModelProfile
+from engine.contract.rejection import JobRejected
+
+log = logging.getLogger(__name__)
+
+FIRST_WAIT_SECONDS, MAX_WAIT_SECONDS = 1.0, 60.0
+REFRESH_SECONDS = 60.0  # between two looks at the models of a backend that answers
+
+
+class ConnectionState:
+    """The backend's models while it answers; none while it does not. `wanted`: names of models to offer; (): all."""
+
+    def __init__(self, backend: Backend, kind: str, times: MeasuredTimes, wanted: Sequence[str] = ()) -> None:
+        self._backend, self._kind, self._times, self._wanted = backend, kind, times, wanted
+        self.models: dict[str, BackendModel] = {}
+        self.on_change: Callable[[], None] = lambda: None
+        self._lost = asyncio.Event()
+        self._sentence = ""
+
+    @property
+    def is_reachable(self) -> bool:
+        return bool(self.models)
+
+    def list_profiles(self) -> tuple[ModelProfile, ...]:
+        """Return what to announce now."""
+        return tuple(self._times.apply(model, make_profile(model, self._kind)) for model in self.models.values())
+
+    def find_profile(self, name: str) -> ModelProfile | None:
+        return next((profile for profile in self.list_profiles() if profile.name == name), None)
+
+    def note_loss(self, error: BackendUnreachable) -> None:
+        """Note that a call found no backend: no model is offered until it answers again."""
+        self._show(str(error))
+        self._lost.set()
+
+    async def watch(self) -> None:
+        """Look for the backend and its models, for ever."""
+        wait_seconds = FIRST_WAIT_SECONDS
+        while True:
+            self._lost.clear()
+            try:
+                self._offer(await self._backend.list_models())
+                wait_seconds = FIRST_WAIT_SECONDS
+                await self._wait_for_loss(REFRESH_SECONDS)
+            except (BackendUnreachable, JobRejected) as error:
+                self._show(str(error))
+                await asyncio.sleep(wait_seconds)
+                wait_seconds = min(MAX_WAIT_SECONDS, 2 * wait_seconds)
+
+    async def _wait_for_loss(self, seconds: float) -> None:
+        """Wait until the next look is due; a lost backend is looked for after a moment."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._lost.wait()
+        except TimeoutError:
+            return
+        await asyncio.sleep(FIRST_WAIT_SECONDS)
+
+    def _offer(self, models: Sequence[BackendModel]) -> None:
+        offered = {model.name: model for model in models if not self._wanted or model.name in self._wanted}
+        if not offered:
+            raise JobRejected(f"The backend has none of the models {', '.join(self._wanted)}.", "worker")
+        if offered != self.models:
+            log.info("the backend answers and offers: %s", ", ".join(offered))
+        self.models, self._sentence = offered, ""
+        self.on_change()
+
+    def _show(self, sentence: str) -> None:
+        """Log an outage once, not at each try."""
+        if sentence != self._sentence:
+            log.warning("%s Jobs wait until it does; trying again with growing pauses.", sentence)
+        self.models, self._sentence = {}, sentence
+        self.on_change()

@@ -1,0 +1,91 @@
+"""What a worker asks a backend for and what it answers: one picture, its progress, the models that it has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from engine.contract import Feature, Lora, Sampler
+
+
+class BackendUnreachable(ConnectionError):
+    """The backend did not answer at all; the text is one sentence."""
+
+
+@dataclass(frozen=True)
+class BackendModel:
+    """One model of a backend, as it can be offered.
+
+    `name` is its name here, `title` the backend's own. `version` changes with what is known of its weights or workflow.
+    `step_share`: whether steps decide how long it draws, else a picture takes what it takes.
+    """
+
+    name: str
+    title: str
+    size: int
+    multiple: int
+    max_pixels: int
+    samplers: tuple[Sampler, ...]
+    steps: int
+    guidance: float
+    lacks: tuple[Feature, ...] = ()
+    version: str = ""
+    is_priced_by_steps: bool = True
+    edits: bool = False
+    needs_picture: bool = False
+    loras: tuple[Lora, ...] = ()
+    max_clip_skip: int = 0
+
+
+@dataclass(frozen=True)
+class DrawRequest:
+    """One picture. `picture` and `mask` are PNGs of its size; white in the mask is painted anew. `strength`: 0 to 1."""
+
+    model: BackendModel
+    prompt: str
+    negative: str
+    seed: int
+    steps: int
+    guidance: float
+    sampler: Sampler
+    width: int
+    height: int
+    picture: bytes | None = None
+    mask: bytes | None = None
+    strength: float = 1.0
+    tile: bool = False
+    clip_skip: int = 0
+    loras: tuple[Lora, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class DrawProgress:
+    """How far a picture is, 0 to 1, and a preview of it as the backend sent it (a file), if any."""
+
+    fraction: float
+    preview: bytes | None = None
+
+
+OnProgress = Callable[[DrawProgress], None]
+
+
+class Backend(Protocol):
+    """A server that draws. `concurrency`: how many pictures it is asked for at once."""
+
+    concurrency: int
+
+    async def list_models(self) -> tuple[BackendModel, ...]:
+        """Return its models as they are now. Raises `BackendUnreachable` or `JobRejected`."""
+        ...
+
+    async def draw(self, request: DrawRequest, on_progress: OnProgress) -> bytes:
+        """Return a picture, as a file. If the call is cancelled, the backend stops drawing.
+
+        Raises `BackendUnreachable` or `JobRejected`.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Close its connections."""
+        ...

@@ -1,0 +1,154 @@
+"""HTTP to a backend: waits and bodies are bounded, every failure is one sentence, and the key is never shown."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+import re
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import aiohttp
+from yarl import URL
+
+from engine.backend.drawing import BackendUnreachable
+from engine.contract import Blame
+from engine.contract.rejection import JobRejected
+
+MAX_LIST_BYTES = 16 * 1024 * 1024
+MAX_PICTURE_BYTES = 96 * 1024 * 1024  # a picture of 64 MiB in base64
+MAX_REASON = 200  # characters of a backend's own words that we repeat
+CONNECT_SECONDS, LIST_SECONDS, SILENCE_SECONDS = 10.0, 30.0, 600.0
+BUSY_STATUSES = (429, 502, 503, 504)
+
+
+class BackendHttp:
+    """One backend's address. `headers` carry its key. `timeout`: seconds without a byte while it draws."""
+
+    def __init__(self, name: str, url: str, headers: Mapping[str, str], silence: float = SILENCE_SECONDS) -> None:
+        self.name, self._url = name, URL(url.rstrip("/") + "/")
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=silence)
+        self._session = aiohttp.ClientSession(headers=dict(headers), timeout=timeout)
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    async def get_json(self, path: str, query: Mapping[str, str] | None = None) -> Any:
+        """Return a list or description, which comes at once. Raises `BackendUnreachable` or `JobRejected`."""
+        async with asyncio.timeout(LIST_SECONDS), self.request("GET", path, params=query or {}) as response:
+            return parse_json(await read_body(response, MAX_LIST_BYTES), self.name)
+
+    async def post_json(self, path: str, value: Any, limit: int = MAX_LIST_BYTES) -> Any:
+        """Post a value and return the answer; None for an empty one."""
+        async with self.request("POST", path, json=value) as response:
+            body = await read_body(response, limit)
+            return parse_json(body, self.name) if body.strip() else None
+
+    @asynccontextmanager
+    async def request(self, method: str, path: str, **options: Any) -> AsyncGenerator[aiohttp.ClientResponse]:
+        """Send a request and check the status. Redirects are refused: the key belongs to this address alone."""
+        try:
+            async with self._session.request(
+                method, self._url.join(URL(path.lstrip("/"))), allow_redirects=False, **options
+            ) as response:
+                if response.status != 200:
+                    await self._refuse(response)
+                yield response
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self.describe_outage(error) from error
+
+    @asynccontextmanager
+    async def open_websocket(self, path: str, max_bytes: int) -> AsyncGenerator[aiohttp.ClientWebSocketResponse]:
+        try:
+            async with self._session.ws_connect(
+                self._url.join(URL(path.lstrip("/"))), max_msg_size=max_bytes, heartbeat=30.0
+            ) as websocket:
+                yield websocket
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self.describe_outage(error) from error
+
+    def describe_outage(self, error: BaseException) -> BackendUnreachable:
+        """Return the one sentence that log and operator see."""
+        if isinstance(error, BackendUnreachable):
+            return error
+        where = f"{self._url.host}:{self._url.port}"
+        return BackendUnreachable(f"{self.name} at {where} does not answer: {type(error).__name__}.")
+
+    async def _refuse(self, response: aiohttp.ClientResponse) -> None:
+        body = await read_body(response, MAX_LIST_BYTES)
+        if response.status in BUSY_STATUSES:
+            raise BackendUnreachable(f"{self.name} is busy or down: it answers {response.status}.")
+        if response.status in (401, 403):
+            raise JobRejected(f"{self.name} refuses the key of this worker ({response.status}).", "worker")
+        blame: Blame = "worker" if response.status >= 500 else "model"
+        reason = find_reason(body)
+        text = f": {reason}" if reason else "."
+        raise BackendRefusal(f"{self.name} refuses the picture ({response.status}){text}", blame, response.status)
+
+
+class BackendRefusal(JobRejected):
+    """The backend answered with an error. `status`: of HTTP."""
+
+    def __init__(self, sentence: str, blame: Blame, status: int) -> None:
+        super().__init__(sentence, blame)
+        self.status = status
+
+
+async def read_body(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    """Return the body. Raises `JobRejected` as soon as it is longer than `limit` bytes."""
+    chunks, size = list[bytes](), 0
+    async for chunk in response.content.iter_chunked(256 * 1024):
+        size += len(chunk)
+        if size > limit:
+            raise JobRejected("The backend's answer is too long.", "worker")
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def parse_json(body: bytes | str, name: str) -> Any:
+    """Return the value. Raises `JobRejected`."""
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise JobRejected(f"{name} answers with something that is no JSON.", "worker") from error
+
+
+def parse_object(body: bytes | str, name: str) -> dict[str, Any]:
+    """Return an object's members; none of a value that is no object. Raises `JobRejected`."""
+    return as_object(parse_json(body, name))
+
+
+def as_object(value: object) -> dict[str, Any]:
+    """Return a parsed object's members; none of a value that is no object."""
+    return cast(dict[str, Any], value) if isinstance(value, dict) else {}
+
+
+def find_reason(body: bytes) -> str:
+    """Return the backend's own words about an error as one short line, or ""."""
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return ""
+    for key in ("error", "message", "detail"):
+        if isinstance(value, dict) and key in value:
+            value = cast(dict[str, Any], value)[key]
+    return clean_line(value) if isinstance(value, str) else ""
+
+
+def clean_line(text: str) -> str:
+    """Return untrusted words as one line that ends like a sentence, without what could format or ping."""
+    line = re.sub(r"[^\w\s.,:;()'/+-]", "", " ".join(text.split()))[:MAX_REASON].strip()
+    return line if not line or line.endswith(".") else f"{line}."
+
+
+def decode_base64(text: object, name: str) -> bytes:
+    """Return the bytes of a base64 text, with or without a `data:` prefix. Raises `JobRejected`."""
+    try:
+        if not isinstance(text, str):
+            raise ValueError("no text")
+        return base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
+    except (ValueError, binascii.Error) as error:
+        raise JobRejected(f"{name} sent a picture that is no base64.", "worker") from error

@@ -1,0 +1,41 @@
+"""Names of a backend's models as members type them, and what their names tell of their native size. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+MAX_MODELS = 64  # a worker's presence has no more
+LARGE, SMALL = 1024, 512
+LARGE_MARKS = re.compile(r"xl|flux|sd3|sd_3|pony|illustrious|qwen|z[-_]?image|hidream|chroma|sana", re.IGNORECASE)
+
+
+def name_models(titles: Iterable[str]) -> dict[str, str]:
+    """Return name → title: the file's name without folder signs and suffix. Names differ in more than case."""
+    named: dict[str, str] = {}
+    for title in titles:
+        name, number = make_name(title), 2
+        base = name[:60]
+        while name.lower() in {other.lower() for other in named}:
+            name, number = f"{base}-{number}", number + 1
+        named[name] = title
+        if len(named) == MAX_MODELS:
+            break
+    return named
+
+
+def make_name(title: str) -> str:
+    """Return a title as `engine.contract.Name` allows it."""
+    stem = re.sub(r"\.(safetensors|sft|ckpt|pt|gguf)\b.*$", "", title, flags=re.IGNORECASE)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("._-")[:64]
+    return name or "model"
+
+
+def choose_multiple(size: int) -> int:
+    """Return what sides are multiples of, for a native side in pixels: no API says it."""
+    return 64 if size % 64 == 0 and size > 64 else 8
+
+
+def guess_size(title: str) -> int:
+    """Return the native side in pixels that a model's name suggests: servers do not say it."""
+    return LARGE if LARGE_MARKS.search(title) else SMALL

@@ -1,0 +1,189 @@
+"""Draws the pictures of a run: asks the backend, shows its previews, publishes each picture with its keyframes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+
+from engine.backend.connection_state import ConnectionState
+from engine.backend.draw_requests import check_recipe, finish_picture, make_request, shrink_preview
+from engine.backend.drawing import Backend, BackendModel, DrawProgress
+from engine.backend.measured_times import MeasuredTimes
+from engine.backend.verdicts import Verdicts
+from engine.bus import BlobMissing, BrokerUnreachable, Bus
+from engine.contract import (
+    MAX_FRAME_BYTES,
+    MAX_KEYFRAMES,
+    Frame,
+    Keyframe,
+    Ladder,
+    ModelProfile,
+    Recipe,
+    UpscaleTask,
+    encode,
+    recipe_for_image,
+)
+from engine.contract.rejection import JobRejected
+from engine.picture_files.decoding import open_image
+from engine.picture_files.encoding import encode_thumbnail, read_png_size
+from engine.picture_files.lanczos import upscale_by_lanczos
+from engine.worker.result_publisher import ResultPublisher, retry_until_reachable
+from engine.worker.run import JobRun
+
+log = logging.getLogger(__name__)
+
+MAX_SOURCE_BYTES = 64 * 1024 * 1024
+MAX_PICTURE_SECONDS = 3600.0  # of one picture, with its wait in the backend's own queue
+
+
+class RunPictures:
+    """Belongs to the event loop. Pictures are decoded and encoded in threads."""
+
+    def __init__(
+        self, bus: Bus, backend: Backend, state: ConnectionState, times: MeasuredTimes, publisher: ResultPublisher,
+        verdicts: Verdicts,
+    ) -> None:  # fmt: skip
+        self._bus, self._backend, self._state = bus, backend, state
+        self._times, self._publisher, self._verdicts = times, publisher, verdicts
+        self._slots = asyncio.Semaphore(backend.concurrency)
+
+    async def draw_run(self, run: JobRun) -> None:
+        """Draw and publish all pictures, and finish the run. Raises `JobRejected` or `BackendUnreachable`."""
+        recipe = run.job.task
+        assert isinstance(recipe, Recipe)
+        model, profile = self._state.models.get(recipe.model), self._state.find_profile(recipe.model)
+        if model is None or profile is None:
+            raise JobRejected(f"The backend no longer offers {recipe.model}.", "worker")
+        check_recipe(recipe, profile)
+        blobs = await self._load_blobs(recipe)
+        run.last_step_time = time.monotonic()
+        try:
+            async with asyncio.TaskGroup() as group:
+                for image in range(recipe.count):
+                    group.create_task(self._draw_image(run, image, (model, profile), blobs))
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from errors
+        await self._publisher.finish_run(run)
+
+    async def run_upscale(self, run: JobRun) -> None:
+        """Run an upscale job, by Lanczos: no network is here."""
+        task = run.job.task
+        assert isinstance(task, UpscaleTask)
+        try:
+            source = await retry_until_reachable(lambda: self._bus.get_blob(task.source, MAX_SOURCE_BYTES))
+            png = await asyncio.to_thread(upscale_by_lanczos, source, task.factor)
+            verdict = await self._verdicts.check_final(run.job, png)
+        except BlobMissing:
+            await self._publisher.fail_run(run, "The picture to upscale is no longer stored.", "us")
+        except JobRejected as error:
+            await self._publisher.fail_run(run, error.sentence, error.blame)
+        else:
+            await self._publisher.publish_content(run, 0, "image", png, read_png_size(png), verdict, "lanczos")
+            await self._publisher.finish_run(run)
+
+    async def _load_blobs(self, recipe: Recipe) -> Mapping[str, bytes]:
+        blobs: dict[str, bytes] = {}
+        try:
+            for sha in recipe.required_blobs:
+                blobs[sha] = await retry_until_reachable(lambda sha=sha: self._bus.get_blob(sha, MAX_SOURCE_BYTES))
+        except BlobMissing as error:
+            raise JobRejected("The init image was no longer at the broker.", "worker") from error
+        return blobs
+
+    async def _draw_image(
+        self, run: JobRun, image: int, offer: tuple[BackendModel, ModelProfile], blobs: Mapping[str, bytes]
+    ) -> None:
+        """Draw one picture in its turn, and publish it."""
+        recipe = run.job.task
+        assert isinstance(recipe, Recipe)
+        model, profile = offer
+        async with self._slots:
+            request = await asyncio.to_thread(make_request, recipe, image, model, blobs)
+            previews = ImagePreviews(self._bus, run, image, self._verdicts)
+            show = asyncio.create_task(previews.show())
+            started = time.monotonic()
+            try:
+                async with asyncio.timeout(MAX_PICTURE_SECONDS):
+                    content = await self._backend.draw(request, previews.put)
+            except TimeoutError as error:
+                raise JobRejected("The backend took too long for this picture.", "worker") from error
+            finally:
+                show.cancel()
+                await asyncio.gather(show, return_exceptions=True)
+            seconds = time.monotonic() - started
+        record_steps(run, image, run.end_step, time.monotonic())
+        png = await asyncio.to_thread(finish_picture, content, recipe, image, profile.revision)
+        await asyncio.to_thread(self._times.record, model, profile, recipe_for_image(recipe, image), seconds)
+        verdict = await self._verdicts.check_final(run.job, png)
+        await self._publisher.publish_content(run, image, "image", png, read_png_size(png), verdict)
+        if run.job.ladder:
+            ladder = await asyncio.to_thread(previews.encode_ladder, png)
+            await self._publisher.publish_content(run, image, "ladder", ladder, (recipe.width, recipe.height))
+        run.unpublished_images.discard(image)
+
+
+def record_steps(run: JobRun, image: int, step: int, moment: float) -> None:
+    """Record all steps of an image up to `step`, evenly spread in time: a backend may tell of several at once."""
+    done, start = run.steps_done[image], run.last_step_time
+    for number in range(done + 1, step + 1):
+        share = (number - done) / (step - done)
+        run.record_step([(image, number)], start + share * (moment - start))
+
+
+class ImagePreviews:
+    """The previews of one picture: the newest is shown to watchers, some are kept as keyframes for films."""
+
+    def __init__(self, bus: Bus, run: JobRun, image: int, verdicts: Verdicts) -> None:
+        self._bus, self._run, self._image, self._verdicts = bus, run, image, verdicts
+        self._newest: bytes | None = None
+        self._arrived = asyncio.Event()
+        self._keyframes: dict[int, bytes] = {}
+
+    def put(self, progress: DrawProgress) -> None:
+        """Note progress and the newest preview; one that is not shown yet is replaced."""
+        first, end = self._run.first_step, self._run.end_step
+        step = min(end - 1, first + int(progress.fraction * (end - first)))
+        record_steps(self._run, self._image, step, time.monotonic())
+        if progress.preview is not None:
+            self._newest = progress.preview
+            self._arrived.set()
+
+    async def show(self) -> None:
+        """Show previews until cancelled. One that cannot be read is skipped: the picture does not depend on it."""
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            content, self._newest = self._newest, None
+            if content is None:
+                continue
+            try:
+                await self._show(await asyncio.to_thread(shrink_preview, content))
+            except (BrokerUnreachable, JobRejected) as error:
+                log.debug("a preview of job %s is skipped: %s", self._run.job.id, error)
+
+    async def _show(self, jpeg: bytes) -> None:
+        run, step = self._run, max(1, self._run.steps_done[self._image])
+        self._keyframes[step] = jpeg
+        if len(self._keyframes) == MAX_KEYFRAMES:
+            self._keyframes = dict(list(self._keyframes.items())[::2])
+        if run.is_watched and not run.is_ended and len(jpeg) <= MAX_FRAME_BYTES:
+            verdict = await self._verdicts.check_preview(run.job, self._image, step / run.end_step, jpeg)
+            frame = Frame(
+                job=run.job.id, image=self._image, epoch=run.claim.epoch, step=step, total_steps=run.end_step,
+                picture=jpeg, seconds_left=run.seconds_left, verdict=verdict,
+            )  # fmt: skip
+            await self._bus.publish_frame(frame)
+
+    def encode_ladder(self, png: bytes) -> bytes:
+        """Return its keyframes, the finished picture last. They have no latents: nothing can branch from them."""
+        pictures = {step: open_image(jpeg) for step, jpeg in self._keyframes.items() if step < self._run.end_step}
+        pictures[self._run.end_step] = open_image(png)
+        recipe = self._run.job.task
+        assert isinstance(recipe, Recipe)
+        keyframes = tuple(Keyframe(step, encode_thumbnail(picture)) for step, picture in sorted(pictures.items()))
+        shape = (3, recipe.height, recipe.width)  # of the picture: latents never leave the backend
+        return encode(
+            Ladder(job=self._run.job.id, image=self._image, total_steps=recipe.steps, shape=shape, keyframes=keyframes)
+        )

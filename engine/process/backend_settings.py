@@ -1,0 +1,66 @@
+"""Which backend a worker draws with: its kind and address, its key, its workflows. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+
+BackendKind = Literal["comfyui", "a1111", "openai"]
+KIND_VARIABLE, KEY_VARIABLE = "DARKROOM_BACKEND", "DARKROOM_BACKEND_KEY"
+FORM = "comfyui=http://127.0.0.1:8188, a1111=http://… or openai=https://…"
+
+
+class BackendSettings(BaseModel):
+    """A backend. `key`: for `Authorization`; of the form NAME:PASSWORD it is sent as Basic. `size`: pixels; 0: guess.
+
+    `workflows`: files for ComfyUI in API format; none: the built-in ones.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: BackendKind
+    url: str
+    key: SecretStr = SecretStr("")
+    workflows: Annotated[tuple[Path, ...], Field(max_length=3)] = ()
+    size: Annotated[int, Field(ge=0, le=2048)] = 0
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, value: str) -> str:
+        if not re.match(r"^https?://[^\s@?#]+$", value):
+            raise ValueError(f"an address without a key is needed; the key belongs into {KEY_VARIABLE}")
+        return value.rstrip("/")
+
+    @field_validator("workflows")
+    @classmethod
+    def _make_absolute(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
+        return tuple(path.expanduser().absolute() for path in value)
+
+
+def parse_backend(text: str, workflows: Sequence[Path] = (), size: int = 0) -> BackendSettings | None:
+    """Return the backend of `KIND=ADDRESS`, else of the environment; None: there is none. The key comes from there.
+
+    Raises ValueError with a sentence.
+    """
+    text = text or os.environ.get(KIND_VARIABLE, "")
+    if not text:
+        if workflows or size:
+            raise ValueError("--workflow and --size need --backend.")
+        return None
+    kind, _, url = text.partition("=")
+    if kind not in get_args(BackendKind) or not url:
+        raise ValueError(f"--backend: {FORM} is needed.")
+    if workflows and kind != "comfyui":
+        raise ValueError("--workflow is for --backend comfyui=… alone.")
+    key = SecretStr(os.environ.get(KEY_VARIABLE, ""))
+    try:
+        values = {"kind": kind, "url": url, "key": key, "workflows": tuple(workflows), "size": size}
+        return BackendSettings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]  # an input may hold a key
+        raise ValueError(f"--backend: {first['msg'].removeprefix('Value error, ')}.") from None

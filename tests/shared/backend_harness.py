@@ -1,0 +1,91 @@
+"""Shared by the tests of backends: a broker, a server on loopback, and a worker between them. Imports no torch."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from engine.backend.backend_process import build_backend, load_workflows
+from engine.backend.backend_worker import ROWS, BackendWorker
+from engine.backend.connection_state import ConnectionState
+from engine.backend.measured_times import MeasuredTimes
+from engine.backend.verdicts import ChecksPictures, Verdicts
+from engine.bus.broker.embedded import Broker
+from engine.contract import JobCancelled, JobFailed, JobFinished, JobHandedBack
+from engine.process.backend_settings import BackendSettings
+from engine.worker.worker_profile import WorkerProfile
+from shared.bus_harness import JOB, LEASE, BusHarness, wait_until
+
+ENDS = (JobFinished, JobFailed, JobCancelled, JobHandedBack)
+
+
+class CollectingHarness(BusHarness):
+    """Consumes results from its start to its end: to stop such a stream takes a second."""
+
+    def __init__(self, broker: Broker, lease: float) -> None:
+        super().__init__(broker, lease)
+        self._results: defaultdict[str, list[Any]] = defaultdict(list)
+
+    async def collect(self) -> None:
+        """Acknowledges and keeps all results, for ever."""
+        async for delivered in self.bot.consume_results():
+            await delivered.ack()
+            self._results[delivered.value.job].append(delivered.value)
+
+    async def collect_results(self, job: str = JOB, seconds: float = 30.0) -> list[Any]:
+        """Returns all results of a job once it has ended."""
+        await wait_until(lambda: job in self._results and isinstance(self._results[job][-1], ENDS), seconds)
+        return self._results[job]
+
+
+@asynccontextmanager
+async def open_bus(folder: Path, lease: float = LEASE) -> AsyncIterator[CollectingHarness]:
+    """A broker with the bot's end of the bus."""
+    async with Broker(folder / "nats") as broker:
+        harness = CollectingHarness(broker, lease)
+        harness.bot = await harness.connect()
+        await harness.bot.watch_workers()
+        collecting = asyncio.create_task(harness.collect())
+        yield harness
+        collecting.cancel()
+        for bus in harness.buses:
+            await bus.close()
+
+
+@asynccontextmanager
+async def serve(app: web.Application, port: int | None = None) -> AsyncIterator[str]:
+    """A server on loopback, on a free port if none is given; yields its address."""
+    async with TestServer(app, port=port) as server:
+        yield str(server.make_url("")).rstrip("/")
+
+
+@asynccontextmanager
+async def run_backend_worker(
+    harness: BusHarness,
+    settings: BackendSettings,
+    folder: Path,
+    name: str = "comfy",
+    checks: ChecksPictures | None = None,
+) -> AsyncIterator[BackendWorker]:
+    """A worker whose engine is this backend; it is drained at the end."""
+    backend = build_backend(settings, await asyncio.to_thread(load_workflows, settings), ())
+    times = await asyncio.to_thread(MeasuredTimes, folder)
+    state = ConnectionState(backend, settings.kind, times)
+    profile = WorkerProfile(name, f"backend: {settings.kind}", ROWS)
+    verdicts = Verdicts(checks)
+    worker = BackendWorker(await harness.connect(), backend, profile, state, times, verdicts)
+    task = asyncio.create_task(worker.run())
+    try:
+        yield worker
+    finally:
+        worker.drain()
+        await asyncio.gather(task, return_exceptions=True)
+        await backend.close()
+        verdicts.close()

@@ -1,0 +1,170 @@
+"""A ComfyUI without its models: the routes of its `server.py` that a worker uses, with answers of the same shape.
+
+It checks an order as ComfyUI does (`execution.validate_prompt`): known classes, all required inputs, listed choices.
+Its pictures have one colour, by the seed. `hold` keeps a workflow running until it is interrupted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import struct
+import uuid
+from io import BytesIO
+from typing import Any
+
+from aiohttp import web
+from PIL import Image
+
+MODELS = ["sd15.safetensors", "folder/sdxl base.safetensors"]
+SAMPLERS = ["euler", "euler_ancestral", "dpmpp_2m", "ddim", "uni_pc", "dpm_2"]
+SCHEDULERS = ["normal", "karras", "ddim_uniform"]
+LINK, TEXT, INT, FLOAT = "LINK", "STRING", "INT", "FLOAT"
+CLASSES: dict[str, dict[str, Any]] = {
+    "CheckpointLoaderSimple": {"ckpt_name": MODELS},
+    "CLIPTextEncode": {"text": TEXT, "clip": LINK},
+    "EmptyLatentImage": {"width": INT, "height": INT, "batch_size": INT},
+    "KSampler": {
+        "model": LINK, "positive": LINK, "negative": LINK, "latent_image": LINK, "seed": INT, "steps": INT,
+        "cfg": FLOAT, "sampler_name": SAMPLERS, "scheduler": SCHEDULERS, "denoise": FLOAT,
+    },
+    "VAEDecode": {"samples": LINK, "vae": LINK},
+    "VAEEncode": {"pixels": LINK, "vae": LINK},
+    "LoadImage": {"image": TEXT},
+    "LoadImageMask": {"image": TEXT, "channel": ["alpha", "red", "green", "blue"]},
+    "SetLatentNoiseMask": {"samples": LINK, "mask": LINK},
+    "PreviewImage": {"images": LINK},
+    "SaveImage": {"images": LINK, "filename_prefix": TEXT},
+}  # fmt: skip
+
+
+class ComfyUiStandIn:
+    """`orders`: what was posted to `/prompt`. `uploads`: files by name. `interrupted`: ids."""
+
+    def __init__(self) -> None:
+        self.orders: list[dict[str, Any]] = []
+        self.uploads: dict[str, bytes] = {}
+        self.interrupted: list[str] = []
+        self.picture: bytes | None = None  # in place of the one by seed
+        self.hold = False
+        self._sockets: dict[str, web.WebSocketResponse] = {}
+        self._running: dict[str, asyncio.Event] = {}
+        self._history: dict[str, Any] = {}
+        self._files: dict[str, bytes] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.app = web.Application(client_max_size=64 * 1024 * 1024)
+        self.app.on_shutdown.append(self._close_sockets)
+        self.app.add_routes(
+            [
+                web.get("/ws", self._open_socket), web.post("/prompt", self._take_order),
+                web.get("/object_info/{name}", self._describe), web.get("/queue", self._list_queue),
+                web.post("/queue", self._answer_empty), web.post("/interrupt", self._interrupt),
+                web.get("/history/{id}", self._show_history), web.post("/history", self._answer_empty),
+                web.get("/view", self._view), web.post("/upload/image", self._upload),
+            ]
+        )  # fmt: skip
+
+    async def _close_sockets(self, app: web.Application) -> None:
+        for socket in list(self._sockets.values()):
+            await socket.close()
+
+    async def _open_socket(self, request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        self._sockets[request.query["clientId"]] = socket
+        await socket.send_json({"type": "status", "data": {"status": {"exec_info": {"queue_remaining": 0}}}})
+        async for _ in socket:
+            pass
+        return socket
+
+    async def _take_order(self, request: web.Request) -> web.Response:
+        order = await request.json()
+        self.orders.append(order)
+        if errors := list(self._find_errors(order["prompt"])):
+            error = {"type": "prompt_outputs_failed_validation", "message": "Prompt outputs failed validation"}
+            return web.json_response({"error": error, "node_errors": dict(errors)}, status=400)
+        prompt_id = order.get("prompt_id") or str(uuid.uuid4())
+        self._running[prompt_id] = asyncio.Event()
+        task = asyncio.create_task(self._run(prompt_id, order))
+        self._tasks.add(task)
+        return web.json_response({"prompt_id": prompt_id, "number": len(self.orders), "node_errors": {}})
+
+    def _find_errors(self, nodes: dict[str, Any]) -> Any:
+        for number, node in nodes.items():
+            for name, kind in CLASSES[node["class_type"]].items():
+                value = node["inputs"].get(name)
+                is_link = isinstance(value, list) and value[0] in nodes
+                types: dict[str, Any] = {TEXT: str, INT: int, FLOAT: (int, float)}
+                fits = value in kind if isinstance(kind, list) else is_link or isinstance(value, types.get(kind, ()))
+                if node["class_type"].startswith("LoadImage") and name == "image":
+                    fits = str(value).removesuffix(" [temp]") in self.uploads
+                if not fits:
+                    yield number, {"errors": [{"type": "value_not_in_list", "details": f"{name}: {value}"}]}
+
+    async def _run(self, prompt_id: str, order: dict[str, Any]) -> None:
+        sampling = next(node["inputs"] for node in order["prompt"].values() if node["class_type"] == "KSampler")
+        size = next((node["inputs"] for node in order["prompt"].values() if "width" in node["inputs"]), None)
+        await self._send(order, "execution_start", {"prompt_id": prompt_id, "timestamp": 1})
+        for step in range(1, sampling["steps"] + 1):
+            data = {"value": step, "max": sampling["steps"], "prompt_id": prompt_id, "node": "sampling"}
+            await self._send(order, "progress", data)
+            preview = _encode(Image.new("RGB", (64, 64), (step, 0, 0)), "JPEG")
+            await self._sockets[order["client_id"]].send_bytes(struct.pack(">II", 1, 1) + preview)
+            if self.hold:
+                await self._running[prompt_id].wait()
+                await self._send(order, "execution_interrupted", {"prompt_id": prompt_id, "node_id": "sampling"})
+                return
+        colour = (sampling["seed"] % 256, 99, 0)
+        width, height = (size["width"], size["height"]) if size else (64, 64)
+        self._files[f"{prompt_id}.png"] = self.picture or _encode(Image.new("RGB", (width, height), colour), "PNG")
+        image = {"filename": f"{prompt_id}.png", "subfolder": "", "type": "temp"}
+        self._history[prompt_id] = {
+            "prompt": [1, prompt_id, order["prompt"]], "outputs": {"picture": {"images": [image]}},
+            "status": {"status_str": "success", "completed": True, "messages": []},
+        }  # fmt: skip
+        del self._running[prompt_id]
+        await self._send(order, "execution_success", {"prompt_id": prompt_id, "timestamp": 2})
+        await self._send(order, "executing", {"node": None, "prompt_id": prompt_id})
+
+    async def _send(self, order: dict[str, Any], kind: str, data: dict[str, Any]) -> None:
+        await self._sockets[order["client_id"]].send_json({"type": kind, "data": data})
+
+    async def _describe(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        if name not in CLASSES:
+            return web.json_response({})
+        kinds = {field: [kind, {}] for field, kind in CLASSES[name].items()}
+        return web.json_response({name: {"input": {"required": kinds}, "name": name}})
+
+    async def _list_queue(self, request: web.Request) -> web.Response:
+        running = [[1, prompt_id, {}, {}, []] for prompt_id in self._running]
+        return web.json_response({"queue_running": running, "queue_pending": []})
+
+    async def _interrupt(self, request: web.Request) -> web.Response:
+        prompt_id = json.loads(await request.text())["prompt_id"]
+        self.interrupted.append(prompt_id)
+        self._running.pop(prompt_id).set()
+        return web.Response()
+
+    async def _answer_empty(self, request: web.Request) -> web.Response:
+        return web.Response()
+
+    async def _show_history(self, request: web.Request) -> web.Response:
+        prompt_id = request.match_info["id"]
+        return web.json_response({prompt_id: self._history[prompt_id]} if prompt_id in self._history else {})
+
+    async def _view(self, request: web.Request) -> web.Response:
+        content = self._files.get(request.query["filename"])
+        return web.Response(status=404) if content is None else web.Response(body=content, content_type="image/png")
+
+    async def _upload(self, request: web.Request) -> web.Response:
+        form = await request.post()
+        image: Any = form["image"]
+        self.uploads[image.filename] = image.file.read()
+        return web.json_response({"name": image.filename, "subfolder": "", "type": form.get("type", "input")})
+
+
+def _encode(picture: Image.Image, kind: str) -> bytes:
+    buffer = BytesIO()
+    picture.save(buffer, format=kind)
+    return buffer.getvalue()
