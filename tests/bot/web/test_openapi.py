@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 from aiohttp import web
 
-from bot.web.api import openapi
+from bot.web.api import openapi, shapes
 
 if TYPE_CHECKING:
     from tests.bot.web.conftest import WebServer
@@ -49,7 +49,7 @@ async def test_the_description_has_every_body_that_a_handler_reads(server: WebSe
     }
     read_names = {name for module in modules if module for name in BODY_CALL.findall(inspect.getsource(module))}
     assert "JobBody" in read_names
-    bodies = [body for shape in openapi.SHAPES.values() for body in (shape.body, shape.json_body)]
+    bodies = [body for shape in shapes.SHAPES.values() for body in (shape.body, shape.json_body)]
     assert read_names == {body.__name__ for body in bodies if body is not None}
 
 
