@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ class CollectingHarness(BusHarness):
 
 
 @asynccontextmanager
-async def open_bus(folder: Path, lease: float = LEASE) -> AsyncIterator[CollectingHarness]:
+async def open_bus(folder: Path, lease: float = LEASE) -> AsyncGenerator[CollectingHarness]:
     """A broker with the bot's end of the bus."""
     async with Broker(folder / "nats") as broker:
         harness = CollectingHarness(broker, lease)
@@ -60,7 +60,7 @@ async def open_bus(folder: Path, lease: float = LEASE) -> AsyncIterator[Collecti
 
 
 @asynccontextmanager
-async def serve(app: web.Application, port: int | None = None) -> AsyncIterator[str]:
+async def serve(app: web.Application, port: int | None = None) -> AsyncGenerator[str]:
     """A server on loopback, on a free port if none is given; yields its address."""
     async with TestServer(app, port=port) as server:
         yield str(server.make_url("")).rstrip("/")
@@ -73,7 +73,7 @@ async def run_backend_worker(
     folder: Path,
     name: str = "comfy",
     checks: ChecksPictures | None = None,
-) -> AsyncIterator[BackendWorker]:
+) -> AsyncGenerator[BackendWorker]:
     """A worker whose engine is this backend; it is drained at the end."""
     backend = build_backend(settings, await asyncio.to_thread(load_workflows, settings), ())
     times = await asyncio.to_thread(MeasuredTimes, folder)

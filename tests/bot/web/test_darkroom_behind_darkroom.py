@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from io import BytesIO
 from pathlib import Path
@@ -29,7 +29,7 @@ JOBS = [JOB[:-1] + letter for letter in "ABC"]
 
 
 @asynccontextmanager
-async def stand_before(server: WebServer, kind: BackendKind, folder: Path) -> AsyncIterator[BusHarness]:
+async def stand_before(server: WebServer, kind: BackendKind, folder: Path) -> AsyncGenerator[BusHarness]:
     """Another Darkroom's queue, whose worker draws with `server`."""
     key = await asyncio.to_thread(terminal_key, server.settings.data)
     settings = BackendSettings.model_validate({"kind": kind, "url": server.url, "key": key, "size": 64})

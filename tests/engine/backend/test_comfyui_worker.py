@@ -54,8 +54,11 @@ class ComfyRoom:
 
     def make_job(self, job: str = JOB, **changes: Any) -> Job:
         model = self.find_model()
-        fields = {"model": model.name, "revision": model.revision, "sampler": "euler", "dtype": model.dtype}
-        return make_job(job, **{"bucket": None, "guidance": 5.0, "steps": BACKEND_STEPS, **fields, **changes})
+        fields: dict[str, Any] = {
+            "model": model.name, "revision": model.revision, "sampler": "euler", "dtype": model.dtype, "bucket": None,
+            "guidance": 5.0, "steps": BACKEND_STEPS,
+        }  # fmt: skip
+        return make_job(job, **{**fields, **changes})
 
     async def draw(self, job: Job) -> list[Any]:
         await self.harness.bot.dispatch(job)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -26,7 +26,7 @@ Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @asynccontextmanager
-async def talk_to(answer: Answer) -> AsyncIterator[BackendHttp]:
+async def talk_to(answer: Answer) -> AsyncGenerator[BackendHttp]:
     """A backend that answers every request so, and a client of it."""
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", answer)
