@@ -30,6 +30,7 @@ STREAM_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60
 MAX_LINE_BYTES = 4 * 1024 * 1024  # bytes: four previews in one event, base64
 MAX_RECONNECTS = 5  # attempts to reconnect without any event in between
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+REFUSALS = (401, 403, 404)  # of a stream that no further try would open
 END_EVENTS = ("finished", "failed", "cancelled", "deleted")
 
 
@@ -183,7 +184,7 @@ async def _wait_for_end(
 async def follow_job(session: aiohttp.ClientSession, job: str) -> AsyncGenerator[tuple[str, dict[str, Any]]]:
     """Yield the events of a job's stream, up to its end; reconnect while the server lives.
 
-    Raise `GenerationError` if the connection is lost.
+    Raise `UserError` if it is refused, `GenerationError` if the connection is lost.
     """
     failures = 0  # in a row
     while failures < MAX_RECONNECTS:
@@ -213,6 +214,8 @@ def _show_event(event: str, value: dict[str, Any], display: ProgressDisplay, fir
 async def _read_events(session: aiohttp.ClientSession, path: str) -> AsyncGenerator[tuple[str, dict[str, Any]]]:
     """Yield server-sent events: name and JSON (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
     async with session.get(path, headers={"Accept": "text/event-stream"}, timeout=STREAM_TIMEOUT) as response:
+        if response.status in REFUSALS:
+            raise UserError(str((await response.json())["error"]))
         response.raise_for_status()
         name, lines = "message", list[str]()
         async for raw_line in response.content:

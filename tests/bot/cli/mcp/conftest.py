@@ -23,6 +23,7 @@ from bot.cli.instance_lock import RunningInstance, announce_instance
 from bot.cli.mcp.access import DarkroomAccess
 from bot.cli.mcp.server import build_server
 from bot.cli.mcp.transports import build_http_app, build_http_server
+from bot.services import Services
 from bot.web.app import build_app, run_server
 from bot.web.auth import HostPolicy, terminal_key
 from engine.bus.broker.embedded import Broker
@@ -35,11 +36,12 @@ ROOT = Path(__file__).parents[4]
 
 @dataclass
 class Darkroom:
-    """A running Darkroom: its data folder, address, worker, and the terminal's key."""
+    """A running Darkroom: its data folder, address, worker and services, and the terminal's key."""
 
     data: Path
     url: str
     worker: PaintingWorker
+    services: Services
     key: str
 
     def open_stdio(self, mode: str = "auto", **environment: str) -> Client:
@@ -69,7 +71,8 @@ async def darkroom(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
         worker: PaintingWorker = await parts.enter_async_context(start_worker(broker))
         worker.speed = 0.004
         await wait_until(lambda: len(bot_app.services.live_workers()) >= 1)
-        yield Darkroom(data_folder, url, worker, await asyncio.to_thread(terminal_key, data_folder))
+        key = await asyncio.to_thread(terminal_key, data_folder)
+        yield Darkroom(data_folder, url, worker, bot_app.services, key)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -30,6 +30,7 @@ from bot.cli.mcp.server import TOOLS, build_server
 from bot.cli.mcp.transports import build_http_app
 from bot.domain.errors import UserError
 from bot.web.auth import HostPolicy
+from bot.web.middleware import INVALID_KEY
 from tests.bot.cli.mcp.conftest import Darkroom, open_http
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -79,6 +80,25 @@ async def test_a_caller_over_http_draws_with_its_own_key(darkroom: Darkroom, htt
         assert uris == {"darkroom://queue"}
         drawn = await stranger.call_tool("imagine", {"prompt": "a cup", "count": 1})
         assert drawn.structured_content["jobs"][0]["is_yours"]
+
+
+async def test_an_api_key_acts_within_its_scopes(darkroom: Darkroom, http_address: str) -> None:
+    keys = darkroom.services.api_keys
+    secret = await keys.add(await keys.prepare("viewer", ["read"]))
+    async with open_http(http_address, secret) as viewer:
+        assert not (await viewer.call_tool("queue", {})).is_error
+        refused = await viewer.call_tool("imagine", {"prompt": "a lamp", "count": 1})
+        assert refused.is_error
+        assert "needs the scope imagine" in str(refused.content)
+    await keys.revoke("viewer")
+    painter = await keys.add(await keys.prepare("painter", ["imagine"]))
+    async with open_http(http_address, painter) as client:
+        refused = await client.call_tool("imagine", {"prompt": "a lamp", "count": 1})
+        assert "needs the scope read" in str(refused.content)  # the picture is drawn, and not shown
+    async with open_http(http_address, secret) as viewer:
+        refused = await viewer.call_tool("queue", {})
+        assert refused.is_error
+        assert INVALID_KEY in str(refused.content)
 
 
 async def test_mistakes_and_refusals_are_sentences_that_the_assistant_reads(
