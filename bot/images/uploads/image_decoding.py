@@ -96,12 +96,14 @@ def prepare_pillow() -> None:
     profile = _srgb_profile().tobytes()
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = b"UNICODE\0\0a"  # loads its codec, too
     for format_name in FORMATS:
         buffer = io.BytesIO()
         Image.new("P" if format_name == "GIF" else "RGB", (8, 8)).save(
             buffer, format_name, icc_profile=profile, exif=exif
         )
-        assert decode_upload(PICTURE, buffer.getvalue()).startswith(DECODED), format_name
+        for kind in (PICTURE, RECIPE_TEXT):
+            assert decode_upload(kind, buffer.getvalue()).startswith(DECODED), format_name
     decode_upload(PICTURE, b"no picture")
 
 

@@ -7,7 +7,6 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -50,7 +49,8 @@ async def draw_from_text(request: web.Request) -> web.Response:
     """Draw pictures of a prompt, and return them. If the client goes, the jobs are cancelled."""
     async with AsyncExitStack() as stack:
         async with read_picture_body(request, TextToImageBody) as body:
-            attended = await _admit(request, stack, body, None)
+            attended = await _admit(request, stack, body)
+            body = msgspec.structs.replace(body, alwayson_scripts={})  # frees their pictures
         return await _answer(request, stack, attended, body, "txt2img")
 
 
@@ -58,38 +58,36 @@ async def draw_from_picture(request: web.Request) -> web.Response:
     """Draw pictures that begin with one, within a mask if there is one, and return them."""
     async with AsyncExitStack() as stack:
         async with read_picture_body(request, ImageToImageBody) as body:
-            attended = await _admit(request, stack, body, await _read_init_images(request, body))
-            echoed_body = body if body.include_init_images else _without_pictures(body)
-        del body
-        return await _answer(request, stack, attended, echoed_body, "img2img")
+            attended = await _admit(request, stack, body, *await _read_pictures(request, body))
+            body = msgspec.structs.replace(body, alwayson_scripts={})
+            if not body.include_init_images:
+                body = msgspec.structs.replace(body, init_images=None, mask=None)
+        return await _answer(request, stack, attended, body, "img2img")
 
 
-async def _read_init_images(request: web.Request, body: ImageToImageBody) -> InitImages:
+async def _read_pictures(request: web.Request, body: ImageToImageBody) -> tuple[bytes, bytes | None]:
+    """Return the init image and the mask, not decoded yet."""
     pictures = body.init_images or []
     if len(pictures) != 1:
         raise UserError(f"One picture begins a request (init_images), and these are {len(pictures)}.")
     mask = decode_picture(body.mask, "mask") if body.mask else None
     if mask is not None and body.inpainting_mask_invert:
         mask = await invert_mask(request.app[SERVICES].init_image_loader, member_of(request), mask)
-    return InitImages((decode_picture(pictures[0]),), mask)
-
-
-def _without_pictures(body: ImageToImageBody) -> ImageToImageBody:
-    return msgspec.structs.replace(body, init_images=None, mask=None)
+    return decode_picture(pictures[0]), mask
 
 
 async def _admit(
-    request: web.Request, stack: AsyncExitStack, body: TextToImageBody, images: InitImages | None
-) -> AttendedRequest:
-    """Admit the jobs of a request, until the stack closes. `images`: what they begin with."""
-    services, member = request.app[SERVICES], member_of(request)
-    settings = body.override_settings
-    profile = await choose_profile(services, member, settings.sd_model_checkpoint if settings else None)
-    images = images or InitImages()
-    followed = follow_pictures(read_units(body.alwayson_scripts), next(iter(images.pictures), None))
+    request: web.Request, stack: AsyncExitStack, body: TextToImageBody, init_image: bytes | None = None,
+    mask: bytes | None = None,
+) -> AttendedRequest:  # fmt: skip
+    """Admit the jobs of a request, until the stack closes."""
+    services, settings = request.app[SERVICES], body.override_settings
+    profile = await choose_profile(services, member_of(request), settings.sd_model_checkpoint if settings else None)
+    followed = follow_pictures(read_units(body.alwayson_scripts), init_image)
     wanted = make_picture_options(body, profile, draw_seed(), followed)
-    images = replace(images, controls=followed.control_pictures, references=followed.reference_pictures)
-    picture_request = PictureRequest(wanted.prompt, wanted.options, None if images == InitImages() else images)
+    pictures = () if init_image is None else (init_image,)
+    images = InitImages(pictures, mask, (), followed.control_pictures, followed.reference_pictures)
+    picture_request = PictureRequest(wanted.prompt, wanted.options, images if images != InitImages() else None)
     return await stack.enter_async_context(admit_attended(request, picture_request, with_previews=False))
 
 

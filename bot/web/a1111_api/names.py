@@ -46,8 +46,10 @@ def name_sampler(sampler: Sampler) -> str:
 
 def list_samplers(first: ModelProfile, profiles: Iterable[ModelProfile]) -> list[ListedSampler]:
     """Return every sampler that a model takes: first the usual one of `first`, then its others, then the rest."""
-    names = [first.sampler, *first.samplers, *(name for profile in profiles for name in profile.samplers)]
-    return [ListedSampler(name_sampler(name), (name,)) for name in dict.fromkeys(names)]
+    samplers = dict[Sampler, None].fromkeys((first.sampler, *first.samplers))
+    for profile in profiles:
+        samplers |= dict[Sampler, None].fromkeys(profile.samplers)
+    return [ListedSampler(name_sampler(sampler), (sampler,)) for sampler in samplers]
 
 
 def choose_sampler(name: str, scheduler: str, profile: ModelProfile) -> Sampler | None:
@@ -103,7 +105,8 @@ def find_model(name: str, profiles: Sequence[ModelProfile]) -> ModelProfile:
 
 def choose_upscaler(name: str) -> UpscaleMethod:
     """Return the method of an upscaler. Raises `UserError` for none, or one that is not here."""
-    methods = {title.lower(): method for title, method in UPSCALERS.items()} | dict(FOREIGN_UPSCALERS)
+    methods: dict[str, UpscaleMethod] = {**FOREIGN_UPSCALERS}
+    methods |= {title.lower(): method for title, method in UPSCALERS.items()}
     if (method := methods.get(name.strip().lower())) is not None:
         return method
     if name.strip().lower() in ("", NO_UPSCALER):

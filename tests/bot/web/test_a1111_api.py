@@ -8,7 +8,7 @@ import contextlib
 import io
 from collections.abc import AsyncGenerator, Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import msgspec
@@ -16,30 +16,34 @@ import pytest
 import webuiapi
 from PIL import Image
 
+from bot.images.image_codec import ImageFormat, encode_image
 from shared.model_parts import MODEL_PARTS
 from tests.bot.web.conftest import wait_until
-from tests.shared.painter import paint_solid
 
 if TYPE_CHECKING:
     from tests.bot.web.conftest import OpenServer, WebServer
 
-pytestmark = pytest.mark.asyncio
-T = TypeVar("T")
+on_shared_server = pytest.mark.asyncio(loop_scope="module")
 CLIENT_SECONDS = 30
 
 
 @contextlib.asynccontextmanager
-async def connect(server: WebServer) -> AsyncGenerator[webuiapi.WebUIApi]:
+async def connect(server: WebServer, **credentials: str) -> AsyncGenerator[webuiapi.WebUIApi]:
     """A client as a program makes it. It asks for the scripts at once."""
-    api = await call(webuiapi.WebUIApi, port=server.port, sampler="Euler", steps=6)
-    api.session.request = partial(api.session.request, timeout=CLIENT_SECONDS)  # a thread cannot be cancelled
+    api = await call(webuiapi.WebUIApi, port=server.port, sampler="Euler", steps=6, **credentials)
+    session: Any = api.session
+    session.request = partial(session.request, timeout=CLIENT_SECONDS)  # a thread cannot be cancelled
     try:
         yield api
     finally:
         api.session.close()
 
 
-async def call(function: Callable[..., T], *arguments: Any, **options: Any) -> T:
+def encode(picture: Image.Image, image_format: ImageFormat = "PNG", text: str = "") -> str:
+    return base64.b64encode(encode_image(picture, image_format, text=text)).decode()
+
+
+async def call(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     """The client blocks: it runs in a thread."""
     return await asyncio.to_thread(function, *arguments, **options)
 
@@ -48,9 +52,9 @@ def make_picture(size: tuple[int, int] = (64, 64), colour: str = "#c33", mode: s
     return Image.new(mode, size, colour)
 
 
-async def test_a_program_draws_pictures(server: WebServer) -> None:
-    server.workers[0].paint = paint_solid
-    async with connect(server) as api:
+@on_shared_server
+async def test_a_program_draws_pictures(shared_server: WebServer) -> None:
+    async with connect(shared_server) as api:
         result = await call(
             api.txt2img,
             prompt="a (red:1.2) fox",
@@ -70,11 +74,11 @@ async def test_a_program_draws_pictures(server: WebServer) -> None:
     assert (result.parameters["n_iter"], result.parameters["steps"]) == (3, 9)
 
 
-@pytest.mark.slow
-async def test_a_program_draws_from_pictures_and_enlarges_them(server: WebServer) -> None:
+@on_shared_server
+async def test_a_program_draws_from_pictures_and_enlarges_them(shared_server: WebServer) -> None:
     mask = make_picture(mode="L", colour="#000")
     mask.paste(255, (0, 0, 32, 64))
-    async with connect(server) as api:
+    async with connect(shared_server) as api:
         result = await call(
             api.img2img, images=[make_picture()], mask_image=mask, inpainting_mask_invert=1, prompt="a fox",
             denoising_strength=0.5, seed=3,
@@ -93,43 +97,35 @@ async def test_a_program_draws_from_pictures_and_enlarges_them(server: WebServer
     assert [image.size for image in several.images] == [(80, 60), (80, 60)]
 
 
-@pytest.mark.slow
-async def test_a_program_sees_previews_and_interrupts_its_own_jobs_alone(server: WebServer) -> None:
-    worker = server.workers[0]
-    worker.pause_step = 4
-    elsewhere = await server.imagine("a lamp --count 1")
-    async with connect(server) as api:
-        drawing = asyncio.create_task(call(api.txt2img, prompt="a fox", seed=1, batch_size=2))
+@on_shared_server
+async def test_a_program_sees_previews_and_interrupts_its_own_jobs_alone(shared_server: WebServer) -> None:
+    elsewhere = await shared_server.imagine("a lamp --count 1", steps=1000)
+    async with connect(shared_server) as api:
+        drawing = asyncio.create_task(call(api.txt2img, prompt="a fox", seed=1, steps=1000, batch_size=2))
         state: dict[str, Any] = {}
-
-        async def has_preview() -> bool:
-            nonlocal state
-            state = await call(api.get_progress)
-            return bool(state["current_image"])
-
         async with asyncio.timeout(20):
-            while not await has_preview():
-                await asyncio.sleep(0.02)
+            while not state.get("current_image"):
+                state = await call(api.get_progress)
         assert 0 < state["progress"] < 1
         assert state["state"]["job"] == "scripts_txt2img"
-        assert (state["state"]["job_count"], state["state"]["sampling_steps"]) == (1, 6)
+        assert (state["state"]["job_count"], state["state"]["sampling_steps"]) == (1, 1000)
         assert Image.open(io.BytesIO(base64.b64decode(state["current_image"]))).format == "JPEG"
         assert await call(api.interrupt) == {}
-        worker.pause_step = None
-        worker.step_gate.set()
         with pytest.raises(RuntimeError) as raised:
             await drawing
         assert raised.value.args[0] == 409
         idle = await call(api.get_progress)
         assert (idle["progress"], idle["state"]["job_count"]) == (0, 0)
-    assert (await server.wait_for_end(elsewhere))["state"] == "finished"
+    _, job = await shared_server.request_json("GET", f"/api/jobs/{elsewhere}")
+    assert job["state"] == "running"
+    await shared_server.request_json("DELETE", f"/api/jobs/{elsewhere}")
 
 
-@pytest.mark.slow
-async def test_skip_ends_one_job_and_the_others_are_returned(server: WebServer) -> None:
-    worker = server.workers[0]
+@on_shared_server
+async def test_skip_ends_one_job_and_the_others_are_returned(shared_server: WebServer) -> None:
+    worker = shared_server.workers[0]
     worker.pause_step = 2
-    async with connect(server) as api:
+    async with connect(shared_server) as api:
         drawing = asyncio.create_task(call(api.txt2img, prompt="a fox", seed=1, batch_size=5))
         await wait_until(lambda: not worker.step_gate.is_set())
         await call(api.skip)
@@ -138,21 +134,23 @@ async def test_skip_ends_one_job_and_the_others_are_returned(server: WebServer) 
         assert (await drawing).info["all_seeds"] == [5]
 
 
-@pytest.mark.slow
-async def test_a_client_that_goes_cancels_its_jobs(server: WebServer) -> None:
-    worker = server.workers[0]
+@on_shared_server
+async def test_a_client_that_goes_cancels_its_jobs(shared_server: WebServer) -> None:
+    worker = shared_server.workers[0]
     worker.pause_step = 2
     async with aiohttp.ClientSession() as client:
-        sending = asyncio.create_task(client.post(f"{server.url}/sdapi/v1/txt2img", json={"prompt": "a fox"}))
+        sending = asyncio.create_task(client.post(f"{shared_server.url}/sdapi/v1/txt2img", json={"prompt": "a fox"}))
         await wait_until(lambda: not worker.step_gate.is_set())
         sending.cancel()
         await asyncio.gather(sending, return_exceptions=True)
-    _, jobs = await server.request_json("GET", "/api/jobs")
-    assert (await server.wait_for_end(jobs["jobs"][0]["id"]))["state"] == "cancelled"
+    _, jobs = await shared_server.request_json("GET", "/api/jobs")
+    assert (await shared_server.wait_for_end(jobs["jobs"][0]["id"]))["state"] == "cancelled"
+    worker.pause_step = None
     worker.step_gate.set()
 
 
 @pytest.mark.slow
+@pytest.mark.asyncio
 async def test_a_program_lists_and_chooses(server: WebServer) -> None:
     other_model = msgspec.structs.replace(server.workers[0].model, name="dreamer", samplers=("euler",), sampler="euler")
     server.workers[0].models = (server.workers[0].model, other_model)
@@ -181,47 +179,60 @@ async def test_a_program_lists_and_chooses(server: WebServer) -> None:
         assert (await answer.json())["sd_model_checkpoint"] == "embedded"
 
 
-@pytest.mark.slow
-async def test_units_of_controlnet_are_followed(server: WebServer) -> None:
-    (worker,) = server.workers
+@on_shared_server
+async def test_units_of_controlnet_are_followed(shared_server: WebServer) -> None:
+    (worker,) = shared_server.workers
     worker.model = msgspec.structs.replace(worker.model, **MODEL_PARTS)
-    await wait_until(lambda: bool(server.services.catalog.find_entry(None).profile.controls))
-    async with connect(server) as api:
+    await wait_until(lambda: bool(shared_server.services.catalog.find_entry(None).profile.controls))
+    async with connect(shared_server) as api:
         names = await call(api.controlnet_model_list)
         assert names == [part.name for part in (*worker.model.controls, *worker.model.references)]
         assert await call(api.controlnet_version) == 2
         modules = await call(api.controlnet_module_list)
-        unit = webuiapi.ControlNetUnit(image=make_picture(), module=modules[0], model=names[0], weight=0.7)
+        picture: Any = make_picture()
+        unit = webuiapi.ControlNetUnit(image=picture, module=modules[0], model=names[0], weight=0.7)
         await call(api.txt2img, prompt="a fox", seed=1, controlnet_units=[unit])
-    _, jobs = await server.request_json("GET", "/api/jobs")
+    _, jobs = await shared_server.request_json("GET", "/api/jobs")
     (control,) = jobs["jobs"][0]["controls"]
     assert (control["name"], control["scale"]) == (names[0], 0.7)
 
 
-@pytest.mark.slow
-async def test_a_picture_tells_how_it_was_made(server: WebServer) -> None:
+@on_shared_server
+async def test_a_picture_tells_how_it_was_made(shared_server: WebServer) -> None:
     picture = make_picture()
     picture.info["parameters"] = "a fox\nSteps: 20, Sampler: Euler, Seed: 5"
-    async with connect(server) as api:
+    async with connect(shared_server) as api:
         told = await call(api.png_info, picture)
         assert told.info == picture.info["parameters"]
         assert told.parameters["Seed"] == "5"
         assert (await call(api.png_info, make_picture())).info == ""
+    webp = encode(make_picture(), "WEBP", "a fox\nSteps: 9, Sampler: Euler, Seed: 6")
+    _, answer = await shared_server.request_json("POST", "/sdapi/v1/png-info", {"image": webp})
+    assert answer["parameters"]["Seed"] == "6", answer
+
+
+@on_shared_server
+async def test_errors_have_its_shape_and_one_sentence(shared_server: WebServer) -> None:
+    enlarged = {"image": encode(make_picture()), "upscaler_1": "Lanczos", "upscaling_resize": 5}
+    for path, body, status, detail in (
+        ("txt2img", {"prompt": "a fox", "sampler_name": "PLMS"}, 404, "There is no sampler “PLMS” here:"),
+        ("img2img", {"init_images": ["abc"]}, 422, "The picture is no picture in base64."),
+        ("txt2img", {"prompt": "impossible", "steps": 5}, 500, "The numbers went out of bounds"),
+        ("extra-single-image", enlarged, 422, "A picture is made up to 4 times as large, and this would be 5."),
+        ("nothing", {}, 404, "There is nothing at this address."),
+    ):
+        answer = await shared_server.request_json("POST", f"/sdapi/v1/{path}", body)
+        assert (answer[0], answer[1]["detail"].startswith(detail)) == (status, True), answer
 
 
 @pytest.mark.slow
-async def test_errors_have_its_shape_and_one_sentence(open_server: OpenServer) -> None:
-    bad = {"prompt": "a fox", "sampler_name": "PLMS"}
-    async with open_server() as server:
-        status, answer = await server.request_json("POST", "/sdapi/v1/txt2img", bad)
-        assert (status, answer["detail"].startswith("There is no sampler “PLMS” here:")) == (404, True)
-        status, answer = await server.request_json("POST", "/sdapi/v1/img2img", {"init_images": ["abc"]})
-        assert (status, answer["detail"]) == (422, "The picture is no picture in base64.")
-        status, answer = await server.request_json("POST", "/sdapi/v1/txt2img", {"prompt": "impossible", "steps": 5})
-        assert (status, answer["detail"]) == (500, "The numbers went out of bounds")
-    async with (
-        open_server(allowed_hosts=("other.example",)) as server,
-        server.client.get(f"{server.url}/sdapi/v1/options") as reply,
-    ):
-        assert (reply.status, reply.headers["WWW-Authenticate"]) == (401, 'Basic realm="Darkroom"')
-        assert (await reply.json())["detail"]
+@pytest.mark.asyncio
+async def test_a_closed_room_asks_for_a_key(open_server: OpenServer) -> None:
+    async with open_server(allowed_hosts=("other.example",)) as server:
+        keys = server.services.api_keys
+        key = await keys.add(await keys.prepare("painter", ["imagine", "read"]))
+        async with server.client.get(f"{server.url}/sdapi/v1/options") as reply:
+            assert (reply.status, reply.headers["WWW-Authenticate"]) == (401, 'Basic realm="Darkroom"')
+            assert (await reply.json())["detail"]
+        async with connect(server, username="anything", password=key) as api:
+            assert await call(api.util_get_current_model) == "embedded"
