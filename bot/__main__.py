@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bot.cli import api_keys, describe, flag_aliases, privacy, visitors
+from bot.cli import api_keys, describe, flag_aliases, privacy, visitors, webhooks
 from bot.cli.backup import backup_command, restore_command
 from bot.cli.imagine import command as imagine_command
 from bot.cli.jobs import commands as job_commands
@@ -41,6 +41,7 @@ rule_commands.app.command("open")(kill_switch.reopen)
 app.add_typer(rule_commands.app, name="rules")
 app.add_typer(job_commands.app, name="jobs")
 app.add_typer(visitors.app, name="visitors")
+app.add_typer(webhooks.app, name="webhook")
 app.add_typer(model_commands.app, name="models")
 
 Port = Annotated[

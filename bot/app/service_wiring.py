@@ -11,6 +11,7 @@ from bot.images.film_cache import FILMS, FilmCache
 from bot.images.gallery import Gallery
 from bot.images.uploads.image_links import FetchFile
 from bot.images.uploads.upload_decoder import UploadDecoder
+from bot.policy.webhooks import PrivateHosts
 from bot.services import Services
 from bot.services.admission.admission import Admission
 from bot.services.admission.load_costs import LoadCosts
@@ -41,6 +42,7 @@ from bot.services.prompt_tools.image_to_prompt import ImageToPrompt
 from bot.services.prompt_tools.prompt_shortening import PromptShortener
 from bot.services.rule_admin import RuleAdmin
 from bot.services.sessions import Sessions
+from bot.services.webhooks.admin import Webhooks
 
 
 def wire_services(
@@ -79,6 +81,7 @@ def wire_services(
         picture_review=PictureReview(store, job_views, gallery, clock=clock), history=History(store, job_views),
         moderation=moderation, data_deletion=data_deletion, prompt_shortener=PromptShortener(bus.embed),
         data_export=DataExport(store, core.picture_store, clock=clock), sessions=Sessions(store, clock=clock),
+        webhooks=Webhooks(store, PrivateHosts.parse(core.settings.webhook_hosts), clock=clock),
         api_keys=ApiKeys(store, clock=clock), image_to_prompt=_wire_image_to_prompt(core, queue, loader, rule_admin),
     )  # fmt: skip
 

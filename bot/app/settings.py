@@ -54,6 +54,7 @@ class Settings(BaseSettings):
     metrics_token: SecretStr | None = Field(None, validation_alias="DARKROOM_METRICS_TOKEN")
     log: LogFormat = Field("text", validation_alias=AliasChoices("DARKROOM_LOG_FORMAT", "DARKROOM_LOG"))
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field((), validation_alias="ALLOWED_HOSTS")
+    webhook_hosts: Annotated[tuple[str, ...], NoDecode] = Field((), validation_alias="DARKROOM_WEBHOOK_HOSTS")
     host: str = Field("127.0.0.1", min_length=1, validation_alias="DARKROOM_HOST")
     port: int = Field(8189, ge=0, le=65535, validation_alias="DARKROOM_PORT")
     running: int = Field(3, ge=1, le=1000, validation_alias="DARKROOM_RUNNING")
@@ -73,7 +74,7 @@ class Settings(BaseSettings):
     keep_days: float | None = Field(None, gt=0, le=36_500, validation_alias="DARKROOM_KEEP_DAYS")
     keep_gb: float | None = Field(None, gt=0, le=1e6, validation_alias="DARKROOM_KEEP_GB")
 
-    @field_validator("allowed_hosts", mode="before")
+    @field_validator("allowed_hosts", "webhook_hosts", mode="before")
     @classmethod
     def _split_hosts(cls, value: object) -> object:
         return tuple(host.strip() for host in value.split(",") if host.strip()) if isinstance(value, str) else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Coroutine
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -24,9 +25,13 @@ from bot.domain.events import Feed
 from bot.images.picture_store import PictureStore
 from bot.images.uploads.image_links import FetchFile, fetch_file
 from bot.images.uploads.upload_decoder import WORKER_TIMEOUT, UploadDecoder
+from bot.policy.webhooks import PrivateHosts
 from bot.services import Services
 from bot.services.storage.file_cleanup import OrphanFiles
 from bot.services.storage.retention import Retention, RetentionLimits
+from bot.services.webhooks.client import WebhookClient
+from bot.services.webhooks.previews import WebhookPreviews
+from bot.services.webhooks.sender import WebhookSender
 from bot.store import Store
 from engine.bus import Bus
 
@@ -44,6 +49,8 @@ class App:
     queue: Queue
     retention: Retention
     orphan_files: OrphanFiles
+    webhook_sender: WebhookSender
+    webhook_previews: WebhookPreviews
     bus: Bus
     metrics: Metrics
     metrics_page: MetricsPage
@@ -67,10 +74,15 @@ class App:
             "retention": self.retention.run(),
             "orphan-files": self.orphan_files.run(),
             "data-deletion": self.services.data_deletion.run(),
+            "webhooks": self.webhook_sender.run(),
+            "webhook-previews": self.webhook_previews.run(),
         }
 
 
-def wire_app(core: Core, filter_thread: Executor, upload_decoder: UploadDecoder, fetch_upload: FetchFile) -> App:
+def wire_app(
+    core: Core, filter_thread: Executor, upload_decoder: UploadDecoder, fetch_upload: FetchFile,
+    webhook_client: WebhookClient,
+) -> App:  # fmt: skip
     """Build all parts; starts nothing. `filter_thread`: the word filter's. `fetch_upload`: fetches from Discord."""
     store, clock, settings = core.store, core.clock, core.settings
     queue = wire_queue(core)
@@ -81,7 +93,9 @@ def wire_app(core: Core, filter_thread: Executor, upload_decoder: UploadDecoder,
     )  # fmt: skip
     return App(
         services, core.feed, store, core.picture_store, queue, retention,
-        OrphanFiles(store, core.picture_store, clock=clock), core.bus, core.metrics,
+        OrphanFiles(store, core.picture_store, clock=clock),
+        WebhookSender(store, webhook_client, clock=clock, jitter=random.random),
+        WebhookPreviews(store, core.feed, webhook_client, clock=clock), core.bus, core.metrics,
         MetricsPage(core.metrics, store, core.bus, clock=clock),
     )  # fmt: skip
 
@@ -102,13 +116,14 @@ async def open_app(
     # two decoders: a flood of uploads delays no result
     upload_decoder, worker_decoder = UploadDecoder(), UploadDecoder(timeout=WORKER_TIMEOUT)
     session = aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar())
+    webhook_client = WebhookClient(PrivateHosts.parse(settings.webhook_hosts))
     try:
         if leader is not None:
             await leader.begin_term(store)
         fetch_upload = fetch_upload or partial(fetch_file, session)
         default_model = (await asyncio.to_thread(read_model_choices, settings.data)).default
         core = Core(settings, bus, store, picture_store, Feed(), Metrics(clock), worker_decoder, clock, default_model)
-        app = wire_app(core, filter_thread, upload_decoder, fetch_upload)
+        app = wire_app(core, filter_thread, upload_decoder, fetch_upload, webhook_client)
         await app.queue.external_changes.prepare()
         await app.queue.dispatcher.prepare()
         async with _run_tasks(app):
@@ -119,6 +134,7 @@ async def open_app(
         await upload_decoder.close()
         await worker_decoder.close()
         await session.close()
+        await webhook_client.close()
         await asyncio.to_thread(filter_thread.shutdown)
         await store.close()
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from bot.store.members.api_keys import ApiKey
 
 BUDGET_SETTINGS = {"day": "cost_day", "month": "cost_month"}
-GUILD, MEMBER_PREFIX = "local", "local:"
+GUILD = "local"
 
 
 def api_key(
@@ -60,7 +60,7 @@ def _create_key(
 ) -> str:
     from bot.cli.store_session import run_with_store
 
-    rule, seconds = _parse_budget(budget), _parse_expiry(expires)
+    rule, seconds = _parse_budget(budget), parse_time("--expires", expires)
     secret, key = run_with_store(
         settings.database, lambda store: _write_key(store, settings.limits, name, scopes, rule, seconds)
     )
@@ -68,7 +68,7 @@ def _create_key(
         return json.dumps(_to_dict(key) | {"key": secret}, indent=1)
     until = "" if key.expires is None else f" until {_format_day(key.expires)}"
     budget_note = f"It may spend {rule[1]} of device time a {budget.rpartition('/')[2] or 'day'}." if rule else (
-        f"Its limits are everybody's: `darkroom rules explain {MEMBER_PREFIX}{key.visitor}`."
+        f"Its limits are everybody's: `darkroom rules explain {key.member}`."
     )  # fmt: skip
     return "\n\n".join([
         f"The key {name}, for {' and '.join(sorted(key.scopes))}{until}. It is shown only now, and stored nowhere:",
@@ -90,8 +90,8 @@ async def _write_key(
     keys = ApiKeys(store, clock=time.time)
     key = await keys.prepare(name, scopes, seconds)
     if rule is not None:
-        rule_admin, member = RuleAdmin(store, refuse_cancel, limits=limits), f"{MEMBER_PREFIX}{key.visitor}"
-        await rule_admin.set_rule(operator_member(GUILD), "user", member, *rule)
+        rule_admin = RuleAdmin(store, refuse_cancel, limits=limits)
+        await rule_admin.set_rule(operator_member(GUILD), "user", key.member, *rule)
     return await keys.add(key), key
 
 
@@ -121,15 +121,15 @@ def _parse_budget(text: str) -> tuple[str, str] | None:
     return BUDGET_SETTINGS[window.strip()], value.strip()
 
 
-def _parse_expiry(text: str) -> float | None:
-    """Return seconds; None for never. Raises `UserError`."""
+def parse_time(option: str, text: str) -> float | None:
+    """Return the seconds of a time such as `90d`; None for an empty one. Raises `UserError`."""
     from bot.policy.rules.value_parser import parse_duration
 
     if not text:
         return None
     seconds = parse_duration(text.strip().casefold())
     if not seconds:
-        raise UserError(f"--expires cannot be “{text[:40]}”: it takes a time such as 90d or 12h.")
+        raise UserError(f"{option} cannot be “{text[:40]}”: it takes a time such as 90d or 12h.")
     return float(seconds)
 
 
@@ -163,4 +163,4 @@ def _format_day(at: float) -> str:
 
 
 def _to_dict(key: ApiKey) -> dict[str, Any]:
-    return asdict(key) | {"scopes": sorted(key.scopes), "member": f"{MEMBER_PREFIX}{key.visitor}"}
+    return asdict(key) | {"scopes": sorted(key.scopes), "member": key.member}

@@ -33,6 +33,7 @@ from bot.services.prompt_tools.image_to_prompt import ImageToPrompt
 from bot.services.prompt_tools.prompt_shortening import PromptShortener
 from bot.services.rule_admin import RuleAdmin
 from bot.services.sessions import Sessions
+from bot.services.webhooks.admin import Webhooks
 from engine.contract import Presence
 
 
@@ -70,3 +71,4 @@ class Services:
     worker_decoder: UploadDecoder  # decodes pictures of workers, before anything else does
     sessions: Sessions
     api_keys: ApiKeys
+    webhooks: Webhooks

@@ -1,8 +1,8 @@
 """Online backup of an SQLite database, and checks of such a copy.
 
 Uses SQLite's online backup: it reads one snapshot, which in WAL mode blocks no writer. For PostgreSQL use pg_dump. The
-copy leaves out Discord's interaction tokens, which are valid for 15 minutes, visitors' sessions and API keys: a
-restored copy signs nobody in again, and revives no revoked key.
+copy leaves out Discord's interaction tokens, which are valid for 15 minutes, visitors' sessions, API keys and webhooks:
+a restored copy signs nobody in again, revives no revoked key, and sends nothing to anybody.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bot.store.schema.tables import jobs, pictures
 TIMEOUT_SECONDS = 10.0
 REMOVE_TOKENS_SQL = """UPDATE places SET "where" = json_remove("where", '$.token') WHERE "where" LIKE '%"token"%'"""
 HAS_TABLE_SQL = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"  # an earlier revision has not all
-SECRET_TABLES = ("sessions", "api_keys")
+SECRET_TABLES = ("sessions", "api_keys", "webhook_deliveries", "webhooks")
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 
 

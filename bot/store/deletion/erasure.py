@@ -16,9 +16,11 @@ from bot.domain.job_states import JobState
 from bot.store.deletion import input_cleanup
 from bot.store.deletion.deletion_steps import mark_without_incident
 from bot.store.deletion.retention import BATCH_SIZE, record_reasons
+from bot.store.members.api_keys import KEY_MEMBER_PREFIX
 from bot.store.schema.deletion_tables import deleted_jobs, erasure_requests
 from bot.store.schema.member_tables import api_keys, flag_aliases, preferences, sessions
 from bot.store.schema.tables import accounts, destinations, favourites, incidents, jobs
+from bot.store.schema.webhook_tables import webhooks
 
 MEMBER_INCIDENT_KINDS = (
     "word",
@@ -28,7 +30,6 @@ MEMBER_INCIDENT_KINDS = (
 )  # incidents about a member's actions; the other kinds are staff decisions
 DELETED_MEMBER = "deleted member"
 VISITOR_PREFIX = "local:"  # of the member id of a visitor to the chatroom (`bot.web.middleware.member_of`)
-KEY_PREFIX = "local:key:"  # of the member id of an API key (`bot.store.members.api_keys.ApiKey`)
 
 
 @dataclass(frozen=True)
@@ -101,10 +102,12 @@ def _delete_sessions(connection: Connection, request: ErasureRequest) -> None:
 
 
 def _delete_key(connection: Connection, request: ErasureRequest) -> None:
-    """Delete the API keys of a program that were made before the request."""
-    if request.member.startswith(KEY_PREFIX):
-        is_theirs = api_keys.c.name == request.member.removeprefix(KEY_PREFIX)
-        connection.execute(api_keys.delete().where(is_theirs, api_keys.c.issued <= request.requested_at))
+    """Delete the API keys of a program, and its webhooks, that were made before the request."""
+    if request.member.startswith(KEY_MEMBER_PREFIX):
+        name = request.member.removeprefix(KEY_MEMBER_PREFIX)
+        connection.execute(api_keys.delete().where(api_keys.c.name == name, api_keys.c.issued <= request.requested_at))
+        is_theirs = webhooks.c.key_name == name
+        connection.execute(webhooks.delete().where(is_theirs, webhooks.c.made <= request.requested_at))
 
 
 def read_state(connection: Connection, job: str) -> JobState | None:

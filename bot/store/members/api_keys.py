@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, and_, or_, select,
 from bot.domain.dto import KeyScope
 from bot.store.schema.member_tables import api_keys as table
 
+KEY_MEMBER_PREFIX = "local:key:"  # of the member that a key acts as (`bot.web.middleware.member_of`)
 KEPT_SECONDS = 90 * 86_400.0  # a key that has ended is listed for so long
 
 
@@ -33,6 +34,11 @@ class ApiKey:
         """The visitor of the chatroom that the key acts as. A new key of the same name is the same visitor."""
         return f"key:{self.name}"
 
+    @property
+    def member(self) -> str:
+        """The member that the key acts as."""
+        return f"{KEY_MEMBER_PREFIX}{self.name}"
+
     def is_valid(self, now: float) -> bool:
         """Return whether it opens anything now."""
         return self.revoked is None and (self.expires is None or self.expires > now)
@@ -42,7 +48,7 @@ def insert_key(connection: Connection, secret_hash: str, key: ApiKey) -> bool:
     """Store a new key; False, and nothing stored, while one of that name is valid. Drops keys that ended long ago."""
     long_ago = key.issued - KEPT_SECONDS
     connection.execute(table.delete().where(or_(table.c.revoked <= long_ago, table.c.expires <= long_ago)))
-    is_taken = select(table.c.hash).where(table.c.name == key.name, _is_valid(key.issued)).limit(1)
+    is_taken = select(table.c.hash).where(table.c.name == key.name, is_valid(key.issued)).limit(1)
     if connection.execute(is_taken).first() is not None:
         return False
     values = {"name": key.name, "scopes": sorted(key.scopes), "issued": key.issued, "expires": key.expires}
@@ -52,7 +58,7 @@ def insert_key(connection: Connection, secret_hash: str, key: ApiKey) -> bool:
 
 def get_key(connection: Connection, secret_hash: str, now: float) -> ApiKey | None:
     """Return a valid key, or None."""
-    query = select(table).where(table.c.hash == secret_hash, _is_valid(now))
+    query = select(table).where(table.c.hash == secret_hash, is_valid(now))
     row = connection.execute(query).mappings().first()
     return None if row is None else _to_key(row)
 
@@ -70,11 +76,12 @@ def list_keys(connection: Connection) -> Sequence[ApiKey]:
 
 def revoke_key(connection: Connection, name: str, now: float) -> bool:
     """Revoke the valid key of a name; False if there is none."""
-    is_named = and_(table.c.name == name, _is_valid(now))
+    is_named = and_(table.c.name == name, is_valid(now))
     return connection.execute(update(table).where(is_named).values(revoked=now)).rowcount > 0
 
 
-def _is_valid(now: float) -> ColumnElement[bool]:
+def is_valid(now: float) -> ColumnElement[bool]:
+    """Return the condition that a key is valid now."""
     return and_(table.c.revoked.is_(None), or_(table.c.expires.is_(None), table.c.expires > now))
 
 

@@ -1,0 +1,1 @@
+"""Webhooks: signed messages about jobs to addresses that programs and the operator choose."""

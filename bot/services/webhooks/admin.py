@@ -1,0 +1,100 @@
+"""Use cases of webhooks: add, list, remove, read the dead letters, replay. `key_name`: of the key that asks, which has
+its own webhooks alone; empty: the operator, who has all.
+"""
+
+from __future__ import annotations
+
+import base64
+import secrets
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from ulid import ULID
+
+from bot.domain.errors import UserError
+from bot.policy.webhooks import DEFAULT_EVENTS, PrivateHosts, check_url, parse_events
+from bot.store import Store
+from bot.store.members.api_keys import list_keys
+from bot.store.webhooks import endpoints, outbox
+from bot.store.webhooks.endpoints import MAX_KEY_WEBHOOKS, MAX_WEBHOOKS, Webhook
+from bot.store.webhooks.outbox import WebhookDelivery
+
+SECRET_BYTES = 32
+MAX_DEAD = 200  # dead letters that are listed
+TOO_MANY = f"There are too many webhooks: a key may have {MAX_KEY_WEBHOOKS}, all together {MAX_WEBHOOKS}."
+
+
+@dataclass(frozen=True)
+class WebhookState:
+    """A webhook, and how many of its events wait, were delivered in the last days, or are dead letters."""
+
+    webhook: Webhook
+    waiting: int
+    delivered: int
+    dead: int
+
+
+class Webhooks:
+    """Adds, lists, removes and replays webhooks. `private_hosts`: what the operator lists."""
+
+    def __init__(self, store: Store, private_hosts: PrivateHosts, *, clock: Callable[[], float]) -> None:
+        self._store, self._private_hosts, self._clock = store, private_hosts, clock
+
+    async def add(self, url: str, events: Collection[str] = (), *, key_name: str = "") -> Webhook:
+        """Add a webhook; events are sent from now on. Return it with its secret. Raises `UserError`."""
+        chosen = parse_events(events) if events else DEFAULT_EVENTS
+        check_url(url, self._private_hosts)
+        now = self._clock()
+        valid_names = {key.name for key in await self._store.query(list_keys) if key.is_valid(now)}
+        if key_name and key_name not in valid_names:
+            raise UserError(f"There is no valid key {key_name[:40]!r}: `darkroom api-key --list`.", 404)
+        webhook = Webhook(str(ULID()), url, key_name, chosen, _make_secret(), now)
+        if not await self._store.write(endpoints.insert_webhook, webhook):
+            raise UserError(TOO_MANY)
+        return webhook
+
+    async def list_all(self, key_name: str = "") -> list[WebhookState]:
+        """Return the webhooks, the oldest first."""
+        counts = await self._store.query(outbox.count_by_state)
+
+        def count(webhook: Webhook, state: str) -> int:
+            return counts.get((webhook.id, state), 0)
+
+        return [
+            WebhookState(webhook, count(webhook, "waiting"), count(webhook, "delivered"), count(webhook, "dead"))
+            for webhook in await self._store.query(endpoints.list_webhooks)
+            if key_name in ("", webhook.key_name)
+        ]
+
+    async def remove(self, suffix: str, key_name: str = "") -> Webhook:
+        """Remove a webhook with all its events. Raises `UserError` (404)."""
+        webhook = await self.find(suffix, key_name)
+        await self._store.write(endpoints.delete_webhook, webhook.id)
+        return webhook
+
+    async def list_dead(self, suffix: str, key_name: str = "") -> list[WebhookDelivery]:
+        """Return the dead letters of a webhook, the newest first. Raises `UserError` (404)."""
+        webhook = await self.find(suffix, key_name)
+        return await self._store.query(outbox.list_dead, webhook.id, MAX_DEAD)
+
+    async def replay(self, suffix: str, key_name: str = "", *, seconds: float | None = None) -> int:
+        """Send a webhook's dead letters again, or all its events of the last so many seconds, and turn it on.
+
+        Return how many there are. Raises `UserError` (404).
+        """
+        webhook, now = await self.find(suffix, key_name), self._clock()
+        await self._store.write(endpoints.enable_webhook, webhook.id)
+        since = None if seconds is None else now - seconds
+        return await self._store.write(outbox.replay, webhook.id, now, since=since)
+
+    async def find(self, suffix: str, key_name: str = "") -> Webhook:
+        """Return the webhook whose id ends so. Raises `UserError` (404) if there is none, or more than one."""
+        webhooks = [state.webhook for state in await self.list_all(key_name)]
+        matches = [webhook for webhook in webhooks if suffix and webhook.id.lower().endswith(suffix.lower())]
+        if len(matches) != 1:
+            raise UserError(f"There is {'no' if not matches else 'more than one'} webhook {suffix[:40]!r}.", 404)
+        return matches[0]
+
+
+def _make_secret() -> str:
+    return "whsec_" + base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode()

@@ -1,0 +1,172 @@
+"""The outbox of webhooks over real databases: each event once for each webhook, whoever is killed when."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bot.domain.dto import Destination, Member
+from bot.policy.webhooks import DEFAULT_EVENTS, EVENTS, WebhookEvent
+from bot.store import NewJob, PickRequest, Store
+from bot.store.deletion import erasure
+from bot.store.members import api_keys
+from bot.store.members.api_keys import ApiKey
+from bot.store.schema.tables import audit_lines
+from bot.store.webhooks import endpoints, outbox
+from bot.store.webhooks.endpoints import MAX_KEY_WEBHOOKS, Webhook
+from bot.store.webhooks.outbox import WebhookDelivery
+from shared.sample_views import make_recipe
+
+pytestmark = pytest.mark.asyncio
+IDS = [f"01JZ000000000000000000000{number}" for number in range(4)]
+NOW = 200.0
+
+
+async def admit_job(store: Store, number: int, member: str = "local:ann") -> None:
+    new_job = NewJob(
+        IDS[number], "imagine", "a lamp", (), make_recipe(), Member(member, "Ann", "local"), Destination("web", {}),
+        "default", "embedded", 8.0, 100.0 + number, 9000.0,
+    )  # fmt: skip
+    await store.admit_jobs([new_job], None, lambda new_jobs, _ledger: new_jobs, 100.0 + number)
+
+
+async def add_webhook(
+    store: Store, name: str, events: tuple[WebhookEvent, ...] = DEFAULT_EVENTS, key: str = ""
+) -> Webhook:
+    webhook = Webhook(name, "https://hooks.example/", key, events, "whsec_AAAA", 1.0)
+    assert await store.write(endpoints.insert_webhook, webhook)
+    return webhook
+
+
+async def collect(store: Store, now: float = NOW) -> list[WebhookDelivery]:
+    """Collects what is new; returns everything that is due."""
+    if await store.query(outbox.has_new_lines, now):
+        await store.write(outbox.collect_events, now)
+    return [delivery for delivery, _ in await store.query(outbox.list_due, now, [], 100)]
+
+
+async def test_each_webhook_gets_the_events_that_it_asks_for_once(store: Store) -> None:
+    await admit_job(store, 0)
+    everything, ends = await add_webhook(store, "a", EVENTS), await add_webhook(store, "b", ("job.cancelled",))
+    await admit_job(store, 1)
+    assert await store.pick_job(PickRequest("default", ["embedded"], 3), 32, 1.0, 120.0) is not None
+    await store.start_job(IDS[0], 7, "worker", 0, 121.0)
+    found = {(one.webhook, one.event, one.job) for one in await collect(store)}
+    assert found == {("a", "job.queued", IDS[1]), ("a", "job.started", IDS[0])}, "older lines are no events"
+    await store.request_cancel(IDS[1], 130.0)  # now the last lines are read again
+    assert {(one.webhook, one.event) for one in await collect(store)} >= {
+        (everything.id, "job.cancelled"), (ends.id, "job.cancelled"),
+    }  # fmt: skip
+    assert len({one.id for one in await collect(store)}) == 4
+
+
+async def test_a_line_that_another_process_commits_late_is_found(sqlite_store: Store) -> None:
+    await add_webhook(sqlite_store, "a", EVENTS)
+    for number in range(3):
+        await admit_job(sqlite_store, number)
+    await sqlite_store.write(lambda connection: connection.execute(audit_lines.delete().where(audit_lines.c.id == 2)))
+    assert [one.line for one in await collect(sqlite_store)] == [1, 3]
+    late = {
+        "id": 2,
+        "job": IDS[1],
+        "at": 101.0,
+        "source": "new",
+        "target": "queued",
+        "attempt": 1,
+        "epoch": 0,
+        "why": "",
+    }
+    await sqlite_store.write(lambda connection: connection.execute(audit_lines.insert().values(**late)))
+    await admit_job(sqlite_store, 3)
+    assert [one.line for one in await collect(sqlite_store)] == [1, 2, 3, 4]
+
+
+async def test_a_key_has_its_own_jobs_while_it_is_valid(store: Store) -> None:
+    key = ApiKey("webui", frozenset({"imagine"}), 1.0)
+    await store.write(api_keys.insert_key, "0" * 64, key)
+    await add_webhook(store, "a", EVENTS, key="webui")
+    await admit_job(store, 0)
+    await admit_job(store, 1, key.member)
+    assert [one.job for one in await collect(store)] == [IDS[1]]
+    await store.write(api_keys.revoke_key, "webui", NOW)
+    await admit_job(store, 2, key.member)
+    assert await collect(store) == []
+    await store.write(api_keys.insert_key, "1" * 64, ApiKey("webui", frozenset({"imagine"}), NOW))
+    assert [one.job for one in await collect(store)] == [IDS[1], IDS[2]], "a changed key misses nothing"
+    await store.write(erasure.erase_member_data, erasure.ErasureRequest(key.member, "", NOW))
+    assert await store.query(endpoints.list_webhooks) == []
+
+
+async def test_dead_letters_are_kept_replayed_and_dropped_in_time(store: Store) -> None:
+    webhook = await add_webhook(store, "a", EVENTS)
+    for number in range(2):
+        await admit_job(store, number)
+    first, second = await collect(store)
+    await store.write(outbox.record_failed, first, NOW, 5.0, "It answered 500.")
+    await store.write(outbox.record_failed, second, NOW, None, "It answered 500.")
+    assert await collect(store) == []
+    assert [one.id for one in await collect(store, NOW + 5)] == [first.id]
+    (letter,) = await store.query(outbox.list_dead, webhook.id, 10)
+    assert (letter.id, letter.tries, letter.state) == (second.id, 1, "dead")
+    assert await store.write(outbox.replay, webhook.id, NOW, since=None) == 1
+    (replayed,) = await collect(store)
+    await store.write(outbox.record_delivered, replayed, NOW)
+    assert await store.write(outbox.replay, webhook.id, NOW, since=101.0) == 1
+    (again,) = await collect(store)
+    assert (again.id, again.tries) == (second.id, 0)
+    await store.write(outbox.record_delivered, again, NOW)
+    await store.write(outbox.collect_events, NOW + outbox.KEPT_SECONDS)
+    assert await store.query(outbox.count_by_state) == {(webhook.id, "waiting"): 1}
+
+
+async def test_a_webhook_that_takes_nothing_is_off_before_it_fills_the_database(
+    sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "MAX_WAITING", 1)
+    webhook = await add_webhook(sqlite_store, "a", EVENTS)
+    for number in range(2):
+        await admit_job(sqlite_store, number)
+    assert await collect(sqlite_store) == []
+    (stored,) = await sqlite_store.query(endpoints.list_webhooks)
+    assert (stored.enabled, stored.reason) == (False, outbox.FULL)
+    await sqlite_store.write(endpoints.enable_webhook, webhook.id)
+    assert len(await collect(sqlite_store)) == 2
+
+
+async def test_a_key_has_a_bounded_number_of_webhooks(sqlite_store: Store) -> None:
+    for number in range(MAX_KEY_WEBHOOKS):
+        await add_webhook(sqlite_store, str(number), key="webui")
+    extra = Webhook("extra", "https://hooks.example/", "webui", DEFAULT_EVENTS, "whsec_AAAA", 1.0)
+    assert not await sqlite_store.write(endpoints.insert_webhook, extra)
+    await add_webhook(sqlite_store, "other")
+
+
+KILLED = """
+import asyncio, os, signal, sys
+from bot.store import Store
+from tests.bot.store.test_webhook_outbox import add_webhook, admit_job
+
+async def admit_and_die(url):
+    store = await Store.open(url)
+    await add_webhook(store, "a", ("job.queued",))
+    await admit_job(store, 0)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(admit_and_die(sys.argv[1]))
+"""
+
+
+@pytest.mark.slow
+async def test_an_event_survives_the_kill_that_follows_its_commit(tmp_path: Path) -> None:
+    url, root = f"sqlite:///{tmp_path / 'darkroom.sqlite'}", Path(__file__).parents[3]
+    environment = {"PYTHONPATH": f"{root}:{root / 'tests'}", "PATH": ""}
+    killed = subprocess.run([sys.executable, "-c", KILLED, url], env=environment, check=False)  # noqa: ASYNC221
+    assert killed.returncode == -9
+    store = await Store.open(url)
+    try:
+        assert [(one.event, one.job) for one in await collect(store)] == [("job.queued", IDS[0])]
+    finally:
+        await store.close()

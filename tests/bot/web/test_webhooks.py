@@ -1,0 +1,164 @@
+"""Webhooks from a whole bot to a real receiver: signed, tried again, replayed, and never lost with the process."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import pytest_asyncio
+from aiohttp import web
+from standardwebhooks import Webhook as Verifier
+
+from bot.__main__ import app as darkroom
+from tests.bot.web.test_api_keys import ask, make_key
+
+if TYPE_CHECKING:
+    from tests.bot.web.conftest import OpenServer, WebServer
+
+pytestmark = pytest.mark.asyncio
+LISTED = ("127.0.0.1",)
+
+
+@dataclass
+class Receiver:
+    """An endpoint that answers with `statuses`, then with 204, and keeps what it got."""
+
+    url: str = ""
+    statuses: list[int] = field(default_factory=list)
+    messages: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
+    arrival: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def receive(self, request: web.Request) -> web.Response:
+        self.messages.append((dict(request.headers), await request.read()))
+        self.arrival.set()
+        status = self.statuses.pop(0) if self.statuses else 204
+        return web.Response(status=status, headers={"Location": "/elsewhere"} if status == 302 else {})
+
+    async def wait_for(self, *types: str) -> list[dict[str, Any]]:
+        """Waits until every type has come; returns the bodies, by their first arrival."""
+        async with asyncio.timeout(30):
+            while not set(types) <= {body["type"] for body in self.bodies()}:
+                self.arrival.clear()
+                await self.arrival.wait()
+        return self.bodies()
+
+    def bodies(self) -> list[dict[str, Any]]:
+        return [json.loads(body) for _, body in self.messages]
+
+    def verify(self, secret: str) -> set[str]:
+        """Checks every signature; returns the ids."""
+        for headers, body in self.messages:
+            assert Verifier(secret).verify(body, headers) == json.loads(body)
+        return {headers["webhook-id"] for headers, _ in self.messages}
+
+
+@pytest_asyncio.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    receiver, app = Receiver(), web.Application()
+    app.router.add_post("/hook", receiver.receive)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    receiver.url = f"http://127.0.0.1:{runner.addresses[0][1]}/hook"
+    yield receiver
+    await runner.cleanup()
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bot.policy.webhooks.RETRY_SECONDS", (0.05,))
+    monkeypatch.setattr("bot.services.webhooks.sender.ROUND_SECONDS", 0.05)
+    for name in ("LOOK_SECONDS", "PREVIEW_SECONDS"):
+        monkeypatch.setattr(f"bot.services.webhooks.previews.{name}", 0.05)
+
+
+async def test_a_job_is_told_from_its_start_to_its_end_with_previews(
+    open_server: OpenServer, receiver: Receiver
+) -> None:
+    async with open_server(webhook_hosts=LISTED) as server:
+        events = ("queued", "started", "preview", "finished")
+        webhook = await server.services.webhooks.add(receiver.url, events)
+        await asyncio.sleep(0.2)  # previews are looked for so often
+        job = await server.imagine("a lamp")
+        bodies = await receiver.wait_for("job.queued", "job.started", "job.preview", "job.finished")
+        receiver.verify(webhook.secret)
+        assert {body["data"]["id"] for body in bodies} == {job}
+        finished = next(body["data"] for body in bodies if body["type"] == "job.finished")
+        assert [picture["n"] for picture in finished["pictures"]] == [1, 2, 3, 4]
+        async with server.client.get(server.url + finished["pictures"][0]["url"]) as answer:
+            assert answer.status == 200
+        preview = next(body["data"] for body in bodies if body["type"] == "job.preview")
+        assert base64.b64decode(preview["previews"][0]["base64"]).startswith(b"\xff\xd8")
+        assert "a lamp" not in str(bodies), "the prompt stays where it may be seen"
+
+
+async def test_a_failed_message_is_sent_again_then_a_dead_letter_and_replayed_under_its_id(
+    open_server: OpenServer, receiver: Receiver, capsys: pytest.CaptureFixture[str]
+) -> None:
+    receiver.statuses = [500, 302]
+    async with open_server(webhook_hosts=LISTED) as server:
+
+        async def run(*args: str) -> str:
+            arguments = ["webhook", *args, "--data", str(server.settings.data)]
+            await asyncio.to_thread(darkroom, arguments, standalone_mode=False)
+            return capsys.readouterr().out
+
+        webhook = await server.services.webhooks.add(receiver.url, ["finished"])
+        await server.imagine("a lamp")
+        async with asyncio.timeout(30):
+            while not (letters := await server.services.webhooks.list_dead(webhook.id)):
+                await asyncio.sleep(0.02)
+        assert [(letter.tries, letter.error) for letter in letters] == [(2, "It answered 302.")]
+        assert letters[0].job in await run("dead", webhook.id[-6:])
+        assert len(receiver.messages) == 2, "a redirect is not followed"
+        assert await run("replay", webhook.id) == "1 event is sent again.\n"
+        async with asyncio.timeout(30):
+            while len(receiver.messages) < 3:
+                await asyncio.sleep(0.02)
+        assert receiver.verify(webhook.secret) == {letters[0].id}
+        assert len({body for _, body in receiver.messages}) == 1
+        async with asyncio.timeout(30):
+            while "0 waiting, 1 delivered, 0 dead" not in await run("list"):
+                await asyncio.sleep(0.02)
+        assert webhook.secret not in await run("list", "--json")
+        assert await run("remove", webhook.id) == f"The webhook {webhook.id} is removed.\n"
+
+
+async def test_an_event_that_was_committed_survives_the_process(open_server: OpenServer, receiver: Receiver) -> None:
+    receiver.statuses = [503]
+    async with open_server(webhook_hosts=LISTED) as server:
+        webhook = await server.services.webhooks.add(receiver.url, ["finished"])
+        job = await server.imagine("a lamp")
+        await receiver.wait_for("job.finished")
+    async with open_server(webhook_hosts=LISTED, workers=0):
+        async with asyncio.timeout(30):
+            while len(receiver.messages) < 2:
+                await asyncio.sleep(0.02)
+    assert {body["data"]["id"] for body in receiver.bodies()} == {job}
+    assert len(receiver.verify(webhook.secret)) == 1
+
+
+async def test_a_webhook_of_a_key_has_its_jobs_alone_and_ends_with_it(
+    open_server: OpenServer, receiver: Receiver
+) -> None:
+    async with open_server(webhook_hosts=LISTED) as server:
+        secret = await make_key(server, "webui")
+        await server.services.webhooks.add(receiver.url, ["finished"], key_name="webui")
+        await server.wait_for_end(await server.imagine("an owl"))
+        status, text = await ask(server, "POST", "/api/jobs", f"Bearer {secret}", {"prompt": "a lamp"})
+        assert status == 201
+        (body,) = await receiver.wait_for("job.finished")
+        assert (body["data"]["id"], body["data"]["member"]) == (json.loads(text)["id"], "local:key:webui")
+
+
+async def test_a_private_address_is_refused_unless_it_is_listed(server: WebServer, receiver: Receiver) -> None:
+    from bot.domain.errors import UserError
+
+    with pytest.raises(UserError, match="is not in DARKROOM_WEBHOOK_HOSTS"):
+        await server.services.webhooks.add(receiver.url)
+    assert receiver.messages == []
