@@ -31,7 +31,7 @@ GUILD = "local"
 def api_key(
     name: Annotated[str, typer.Argument(help="A name for the program, as open-webui.")] = "",
     scopes: Annotated[
-        str, typer.Option(metavar="NAMES", help="What it may do: imagine, read, or both.")
+        str, typer.Option(metavar="NAMES", help="What it may do, of imagine, read, webhooks.")
     ] = "imagine,read",
     budget: Annotated[str, typer.Option(metavar="TIME/day", help="Device time, as 2h/day or 10h/month.")] = "",
     expires: Annotated[str, typer.Option(metavar="TIME", help="When it ends by itself, as 90d; else never.")] = "",
@@ -151,7 +151,7 @@ def _format_key(key: ApiKey) -> str:
 
 
 def _format_row(name: str, scopes: str, issued: str, used: str, state: str) -> str:
-    return f"{name:24}  {scopes:12}  {issued:16}  {used:16}  {state}"
+    return f"{name:24}  {scopes:21}  {issued:16}  {used:16}  {state}"
 
 
 def _format_minute(at: float) -> str:

@@ -14,7 +14,7 @@ JobAction = Literal[
 ]
 DestinationKind = Literal["discord", "web", "terminal"]
 DeliveryRole = Literal["answer", "notice", "direct", "film"]
-KeyScope = Literal["imagine", "read"]  # what an API key may be made for
+KeyScope = Literal["imagine", "read", "webhooks"]  # what an API key may be made for
 
 
 def can_see_everything(channel: str) -> bool:

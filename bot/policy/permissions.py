@@ -20,7 +20,7 @@ Action = Literal[
     "cancel", "pause", "upscale", "vary", "reroll", "remix", "reproduce",
     "edit", "zoom", "pan", "branch", "walk", "prompt", "film", "details", "favourite",
     "envelope", "delete", "report", "approve", "deny", "dismiss",
-    "settings", "explain", "set", "close", "budget",
+    "settings", "explain", "set", "close", "budget", "webhook",
 ]  # fmt: skip
 
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -35,7 +35,8 @@ class Permission:
     `private_role`: on another member's private job. `operator_elsewhere`: the operator may act on jobs of other
     servers; other members never may, except authors on their own jobs. `in_direct_messages`: it also works in a direct
     message with the bot. `phrase`: the action as it stands after "may". `concerns_jobs`: the action can have a job.
-    `scope`: what an API key needs for it; None: no key may, whatever its member may.
+    `scope`: what an API key needs for it; None: no key may, whatever its member may. `scope_suffices`: a key that has
+    it needs no role.
     """
 
     phrase: str
@@ -46,6 +47,7 @@ class Permission:
     in_direct_messages: bool = True
     concerns_jobs: bool = True
     scope: KeyScope | None = None
+    scope_suffices: bool = False
 
 
 def _allow_everyone(phrase: str, scope: KeyScope | None = None) -> Permission:
@@ -116,6 +118,9 @@ PERMISSIONS: Mapping[Action, Permission] = MappingProxyType(
         "set": _allow_guild_role("change this server's settings", "admin"),
         "close": _allow_guild_role("close or open this server", "owner"),
         "budget": Permission("set what a whole server may spend", own_role="operator", concerns_jobs=False),
+        "webhook": Permission(
+            "have webhooks", own_role="moderator", concerns_jobs=False, scope="webhooks", scope_suffices=True
+        ),
     }
 )
 LOOK = Permission("look at this", concerns_jobs=False, scope="read")
@@ -211,6 +216,8 @@ def forbidden_reason(
     needed_role = least_role(action, relation)
     if in_direct_message and not permission.in_direct_messages:
         return GUILD_ONLY
+    if member.scopes is not None and permission.scope_suffices:
+        return None
     if needed_role is not None and ROLES.index(role_of(member)) >= ROLES.index(needed_role):
         return None
     if relation == "elsewhere":

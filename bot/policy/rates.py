@@ -56,7 +56,7 @@ PRICES: Mapping[RatedAction, Price] = MappingProxyType(
         **dict.fromkeys(("queue", "mine", "info", "help", "details", "film"), Price("look", 20.0)),
         **dict.fromkeys(("settings", "explain", "review"), Price("look", 20.0)),
         **dict.fromkeys(("cancel", "pause", "favourite", "prefer", "delete"), Price("change", 1.0)),
-        **dict.fromkeys(("approve", "deny", "dismiss", "set", "close", "budget"), Price("change", 1.0)),
+        **dict.fromkeys(("approve", "deny", "dismiss", "set", "close", "budget", "webhook"), Price("change", 1.0)),
         **dict.fromkeys(("report", "envelope"), Price("change", 5.0)),
         **dict.fromkeys(("export", "forget"), Price("change", 20.0)),
         **dict.fromkeys(("imagine", "blend", "upscale", "vary", "reroll", "remix", "reproduce"), Price("make", 1.0)),

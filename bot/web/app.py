@@ -23,7 +23,7 @@ from bot.web import media, metrics, middleware, pages, rate_limit, renamed, requ
 from bot.web.a1111_api import errors as a1111_errors
 from bot.web.a1111_api import routes as a1111_api
 from bot.web.a1111_api.open_requests import OPEN_REQUESTS, OpenRequests
-from bot.web.api import describe, edits, flag_aliases, jobs, openapi, review, wait_reason
+from bot.web.api import describe, edits, flag_aliases, jobs, openapi, review, wait_reason, webhooks
 from bot.web.auth import HostPolicy, SessionTokens, load_or_create_key
 from bot.web.connections import ConnectionLimits, ConnectionTable, GuardedConnection
 from bot.web.grid_cache import GridCache
@@ -44,7 +44,7 @@ ERROR_SHAPES: Mapping[str, middleware.ErrorShape] = MappingProxyType(
 )
 PARTS = (
     pages, jobs, media, review, sse, edits, wait_reason, flag_aliases, describe, renamed, openapi, images, models,
-    picture_addresses, a1111_api,
+    picture_addresses, a1111_api, webhooks,
 )  # fmt: skip
 TEMPLATES = ("base.html", "chatroom.html", "dialogs.html", "discord.html", "enter.html", "sentence.html")
 
@@ -64,7 +64,7 @@ def build_app(
     services.page_addresses.add(*_extra_addresses(settings))
     app[review.REVIEW] = services.picture_review
     app[describe.IMAGE_TO_PROMPT] = services.image_to_prompt
-    app[flag_aliases.FLAG_ALIASES] = services.flag_aliases
+    app[flag_aliases.FLAG_ALIASES], app[webhooks.WEBHOOKS] = services.flag_aliases, services.webhooks
     app[sse.ENGINE_LOADING] = engine_loading or asyncio.Event()
     app[sse.SHUTDOWN], app[sse.STREAMS] = asyncio.Event(), set()
     app[sse.EVENT_CACHE], app[sse.JOB_CACHE] = EventCache(), JobCache()

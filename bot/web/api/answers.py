@@ -62,6 +62,10 @@ WORKER = _object(
         )
     ),
 )  # fmt: skip
+WEBHOOK = _object(
+    id="string", url="string", key="string", events=_list("string"), made="number", enabled="boolean", reason="string"
+)
+WEBHOOK_COUNTS = _object(waiting="integer", delivered="integer", dead="integer")
 SUGGESTION = _object(prompt="string", error_reduction="number")
 OPENAI_MODEL = _object(id="string", object="string", created="integer", owned_by="string")
 OPENAI_USAGE = _object(
@@ -120,5 +124,10 @@ SCHEMAS: Mapping[str, Schema] = {
     "WebuiControlModels": _object(model_list=_list("string")),
     "WebuiControlModules": _object(module_list=_list("string")),
     "WebuiNothing": {"type": ["null", "object"]},
+    "Webhooks": _object(webhooks=_list({"allOf": [WEBHOOK, WEBHOOK_COUNTS]})),
+    "NewWebhook": {"allOf": [WEBHOOK, _object(secret="string")]},  # noqa: S106 - the name of a type
+    "DeadLetters": _object(
+        dead=_list(_object(id="string", event="string", job="string", at="number", tries="integer", error="string"))
+    ),
     "Rejections": _object(rejections=_list(_object(sender="string", reason="string", count="integer"))),
 }  # fmt: skip

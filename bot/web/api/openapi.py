@@ -37,6 +37,7 @@ PARAMETERS: Mapping[str, dict[str, Any]] = {
     "kind": {"type": "string", "enum": list(FILM_FORMATS)},
     "format": {"type": "string", "enum": list(FORMATS)},
     "model": {"type": "string", "minLength": 1, "maxLength": 64, "description": "A model's name."},
+    "webhook": {"type": "string", "minLength": 1, "maxLength": 64, "description": "A webhook's id, or the end of it."},
 }
 KEYFRAME = {"type": "integer", "minimum": 0, "maximum": 9999, "description": "A keyframe, from 0."}
 
@@ -44,7 +45,7 @@ KEYFRAME = {"type": "integer", "minimum": 0, "maximum": 9999, "description": "A 
 TAGS: Mapping[str, str] = {
     "jobs": "Jobs", "wait_reason": "Jobs", "sse": "Jobs", "media": "Results", "edits": "Continue from a picture",
     "describe": "Image to prompt", "flag_aliases": "Flag aliases", "review": "Review", "pages": "Chatroom",
-    "openai_api": "OpenAI's image API", "a1111_api": "AUTOMATIC1111's API",
+    "webhooks": "Webhooks", "openai_api": "OpenAI's image API", "a1111_api": "AUTOMATIC1111's API",
     "metrics": "Operation", "openapi": "Operation", "renamed": "Earlier addresses",
 }  # fmt: skip
 

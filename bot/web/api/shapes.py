@@ -13,7 +13,7 @@ from bot.web import media, metrics, pages, renamed, sse
 from bot.web.a1111_api import bodies as webui_bodies
 from bot.web.a1111_api import generation, listings, picture_texts, progress, upscaling
 from bot.web.a1111_api import models as webui_models
-from bot.web.api import describe, edits, flag_aliases, jobs, review, wait_reason
+from bot.web.api import describe, edits, flag_aliases, jobs, review, wait_reason, webhooks
 from bot.web.openai_api import bodies, images, models, picture_addresses
 from bot.web.openai_api.answers import FORMATS
 
@@ -81,6 +81,11 @@ SHAPES: Mapping[Callable[..., Any], Shape] = {
     flag_aliases.list_aliases: Shape("FlagAliases"),
     flag_aliases.set_alias: Shape("FlagAliases", body=flag_aliases.FlagAliasBody),
     wait_reason.get_wait_reason: Shape("WaitReason"),
+    webhooks.list_webhooks: Shape("Webhooks"),
+    webhooks.add_webhook: Shape("NewWebhook", 201, webhooks.WebhookBody),
+    webhooks.remove_webhook: Shape("Sentence"),
+    webhooks.list_dead_letters: Shape("DeadLetters"),
+    webhooks.replay_events: Shape("Sentence", body=webhooks.ReplayBody, is_optional=True),
     review.get_held_picture: _file("image/png"),
     review.show_picture: Shape("Job"),
     review.hide_picture: Shape("Job"),

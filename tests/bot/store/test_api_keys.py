@@ -84,7 +84,7 @@ async def test_a_bad_name_is_refused(sqlite_store: Store, name: str) -> None:
 
 @pytest.mark.parametrize("scopes", [[], ["read", "write"]])
 async def test_an_unknown_scope_is_refused(sqlite_store: Store, scopes: list[str]) -> None:
-    with pytest.raises(UserError, match="there are imagine, read"):
+    with pytest.raises(UserError, match="there are imagine, read, webhooks"):
         await ApiKeys(sqlite_store, clock=Clock()).prepare("webui", scopes)
 
 

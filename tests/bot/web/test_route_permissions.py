@@ -33,6 +33,11 @@ GET     /openapi.json                           visitor     -
 GET     /api/openapi.json                       visitor     -
 GET     /api/rejections                         operator    -
 GET     /api/workers                            visitor     -
+GET     /api/webhooks                           operator    webhook
+POST    /api/webhooks                           operator    webhook
+DELETE  /api/webhooks/{webhook}                 operator    webhook
+GET     /api/webhooks/{webhook}/dead            operator    webhook
+POST    /api/webhooks/{webhook}/replay          operator    webhook
 GET     /api/events                             visitor     -
 POST    /api/invitations                        operator    -
 DELETE  /api/invitations                        operator    -
@@ -121,7 +126,7 @@ class Route(NamedTuple):
     action: str
 
     def path_of(self, job: str) -> str:
-        return self.path.format(id=job, n=1, kind="webp", file="1.webp", format="png", model="embedded")
+        return self.path.format(id=job, n=1, kind="webp", file="1.webp", format="png", model="embedded", webhook="01")
 
 
 TABLE = [Route(*row.split()) for row in ROUTES.strip().split("\n")]

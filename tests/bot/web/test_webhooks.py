@@ -15,6 +15,7 @@ from aiohttp import web
 from standardwebhooks import Webhook as Verifier
 
 from bot.__main__ import app as darkroom
+from bot.domain.errors import UserError
 from tests.bot.web.test_api_keys import ask, make_key
 
 if TYPE_CHECKING:
@@ -156,9 +157,33 @@ async def test_a_webhook_of_a_key_has_its_jobs_alone_and_ends_with_it(
         assert (body["data"]["id"], body["data"]["member"]) == (json.loads(text)["id"], "local:key:webui")
 
 
-async def test_a_private_address_is_refused_unless_it_is_listed(server: WebServer, receiver: Receiver) -> None:
-    from bot.domain.errors import UserError
+async def test_a_key_with_the_scope_has_its_own_webhooks_over_http(open_server: OpenServer, receiver: Receiver) -> None:
+    async with open_server(webhook_hosts=LISTED) as server:
+        own, other = await make_key(server, "one", "webhooks"), await make_key(server, "two", "imagine", "read")
+        path, wanted = "/api/webhooks", {"url": receiver.url, "events": ["finished"]}
+        status, text = await ask(server, "POST", path, f"Bearer {own}", wanted)
+        assert status == 201, text
+        made = json.loads(text)
+        assert (made["key"], made["events"]) == ("one", ["job.finished"])
+        assert (await ask(server, "POST", path, f"Bearer {own}", wanted | {"key": "two"}))[0] == 403
+        assert await ask(server, "GET", path, f"Bearer {other}") == (
+            403, '{"error": "This key may not have webhooks: that needs the scope webhooks."}',
+        )  # fmt: skip
+        status, everything = await server.request_json("POST", path, wanted | {"key": ""})
+        assert status == 201, "the terminal is the operator"
+        status, text = await ask(server, "GET", path, f"Bearer {own}")
+        assert [webhook["id"] for webhook in json.loads(text)["webhooks"]] == [made["id"]]
+        assert made["secret"] not in text
+        for method, rest in (("DELETE", ""), ("GET", "/dead"), ("POST", "/replay")):
+            assert (await ask(server, method, f"{path}/{everything['id']}{rest}", f"Bearer {own}"))[0] == 404
+            assert (await ask(server, method, f"{path}/{made['id']}{rest}", "Bearer none"))[0] == 403, "an open room"
+        assert (await ask(server, "GET", f"{path}/{made['id']}/dead", f"Bearer {own}"))[1] == '{"dead": []}'
+        assert (await ask(server, "POST", f"{path}/{made['id']}/replay", f"Bearer {own}", {"seconds": 60}))[0] == 200
+        assert (await ask(server, "DELETE", f"{path}/{made['id']}", f"Bearer {own}"))[0] == 200
+        assert (await ask(server, "DELETE", f"{path}/{made['id']}", f"Bearer {own}"))[0] == 404
 
+
+async def test_a_private_address_is_refused_unless_it_is_listed(server: WebServer, receiver: Receiver) -> None:
     with pytest.raises(UserError, match="is not in DARKROOM_WEBHOOK_HOSTS"):
         await server.services.webhooks.add(receiver.url)
     assert receiver.messages == []
