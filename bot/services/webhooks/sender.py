@@ -61,18 +61,26 @@ class WebhookSender:
 
     async def _send(self, delivery: WebhookDelivery, webhook: Webhook) -> None:
         try:
-            record = await self._store.get_job(delivery.job)
-            if record is None:  # deleted meanwhile, and the event with it
-                return
-            body = build_event_body(delivery, record, await self._store.query(queries.list_pictures, [record.id]))
-            await self._record(delivery, await self._client.post(webhook, delivery.id, body, self._clock()))
+            answer = await self._post(delivery, webhook)
+            if answer is not None:
+                await self._record(delivery, answer)
         except OSError as error:  # an outage of the database: the event is still due
             log.warning("webhook %s: %s", webhook.id, error)
-        except Exception:  # of one event: the others go on
-            log.exception("webhook %s: %s cannot be sent", webhook.id, delivery.id)
-            await self._record(delivery, Answer(0, "An internal error occurred. The log has the details."))
         finally:
             del self._in_flight[delivery.id]
+
+    async def _post(self, delivery: WebhookDelivery, webhook: Webhook) -> Answer | None:
+        """Send an event once; None if its job was deleted meanwhile, and the event with it."""
+        record = await self._store.get_job(delivery.job)
+        if record is None:
+            return None
+        pictures = await self._store.query(queries.list_pictures, [record.id])
+        try:
+            body = build_event_body(delivery, record, pictures)
+            return await self._client.post(webhook, delivery.id, body, self._clock())
+        except Exception:  # of one event: the others go on
+            log.exception("webhook %s: %s cannot be sent", webhook.id, delivery.id)
+            return Answer(0, "An internal error occurred. The log has the details.")
 
     async def _record(self, delivery: WebhookDelivery, answer: Answer) -> None:
         now = self._clock()
