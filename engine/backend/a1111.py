@@ -95,7 +95,7 @@ class Automatic1111:
             "prompt": " ".join((request.prompt, *loras)), "negative_prompt": request.negative, "seed": request.seed,
             "steps": request.steps, "cfg_scale": request.guidance, "width": request.width, "height": request.height,
             "sampler_name": sampler.name, "n_iter": 1, "batch_size": 1, "send_images": True, "save_images": False,
-            "override_settings": settings,
+            "override_settings": settings, "override_settings_restore_afterwards": False,  # loading a model takes long
         }  # fmt: skip
         return (
             body

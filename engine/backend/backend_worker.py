@@ -31,7 +31,7 @@ from engine.worker.worker_profile import WorkerProfile
 
 log = logging.getLogger(__name__)
 
-ROWS = 8  # of a grid of four with guidance: the backend draws one grid, and the next waits in the fair queue
+ROWS = 8  # of a grid of four with guidance; a job that the backend would not begin yet waits in the fair queue
 
 
 class BackendWorker:
@@ -50,14 +50,9 @@ class BackendWorker:
             self._find_rejection,
         )  # fmt: skip
         self._job_puller = JobPuller(
-            bus,
-            self.active_runs,
-            self._intake,
-            profile.pools,
-            lambda: profile.rows,
-            self._make_presence,
-            profile.name,
-        )
+            bus, self.active_runs, self._intake, profile.pools, lambda: profile.rows, self._make_presence,
+            profile.name, backend.concurrency,
+        )  # fmt: skip
         self._heartbeats = Heartbeats(bus, self.active_runs, self._result_publisher, Watchdog())
         self._watched_jobs = WatchedJobs(bus, self.active_runs)
         self._snapshot_saver = SnapshotSaver(bus, self.active_runs, self._result_publisher, self._watched_jobs)

@@ -13,6 +13,14 @@ class BackendUnreachable(ConnectionError):
     """The backend did not answer at all; the text is one sentence."""
 
 
+class BackendBusy(BackendUnreachable):
+    """The backend asks to come again after `wait_seconds`: it limits how much it draws."""
+
+    def __init__(self, sentence: str, wait_seconds: float) -> None:
+        super().__init__(sentence)
+        self.wait_seconds = wait_seconds
+
+
 @dataclass(frozen=True)
 class BackendModel:
     """One model of a backend, as it can be offered.

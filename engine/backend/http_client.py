@@ -14,7 +14,7 @@ from typing import Any, cast
 import aiohttp
 from yarl import URL
 
-from engine.backend.drawing import BackendUnreachable
+from engine.backend.drawing import BackendBusy, BackendUnreachable
 from engine.contract import Blame
 from engine.contract.rejection import JobRejected
 
@@ -22,7 +22,8 @@ MAX_LIST_BYTES = 16 * 1024 * 1024
 MAX_PICTURE_BYTES = 96 * 1024 * 1024  # a picture of 64 MiB in base64
 MAX_REASON = 200  # characters of a backend's own words that we repeat
 CONNECT_SECONDS, LIST_SECONDS, SILENCE_SECONDS = 10.0, 30.0, 600.0
-BUSY_STATUSES = (429, 502, 503, 504)
+DOWN_STATUSES = (502, 503, 504)
+USUAL_WAIT_SECONDS, MAX_WAIT_SECONDS = 5.0, 60.0  # before a backend that limits us is asked again
 
 
 class BackendHttp:
@@ -79,7 +80,10 @@ class BackendHttp:
 
     async def _refuse(self, response: aiohttp.ClientResponse) -> None:
         body = await read_body(response, MAX_LIST_BYTES)
-        if response.status in BUSY_STATUSES:
+        if response.status == 429:
+            wait_seconds = read_wait(response.headers.get("Retry-After", ""))
+            raise BackendBusy(f"{self.name} limits how much it draws.", wait_seconds)
+        if response.status in DOWN_STATUSES:
             raise BackendUnreachable(f"{self.name} is busy or down: it answers {response.status}.")
         if response.status in (401, 403):
             raise JobRejected(f"{self.name} refuses the key of this worker ({response.status}).", "worker")
@@ -106,6 +110,12 @@ async def read_body(response: aiohttp.ClientResponse, limit: int) -> bytes:
             raise JobRejected("The backend's answer is too long.", "worker")
         chunks.append(chunk)
     return b"".join(chunks)
+
+
+def read_wait(retry_after: str) -> float:
+    """Return the seconds of a `Retry-After`, within bounds; a date or nothing means a few."""
+    seconds = float(retry_after) if retry_after.isascii() and retry_after.isdigit() else USUAL_WAIT_SECONDS
+    return min(MAX_WAIT_SECONDS, seconds)
 
 
 def parse_json(body: bytes | str, name: str) -> Any:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from engine.backend.connection_state import ConnectionState
 from engine.backend.draw_requests import check_recipe, finish_picture, make_request, shrink_preview
-from engine.backend.drawing import Backend, BackendModel, DrawProgress
+from engine.backend.drawing import Backend, BackendBusy, BackendModel, DrawProgress, DrawRequest
 from engine.backend.measured_times import MeasuredTimes
 from engine.backend.verdicts import Verdicts
 from engine.bus import BlobMissing, BrokerUnreachable, Bus
@@ -35,6 +35,7 @@ from engine.worker.run import JobRun
 log = logging.getLogger(__name__)
 
 MAX_SOURCE_BYTES = 64 * 1024 * 1024
+MAX_BUSY_ANSWERS = 10  # for one picture
 MAX_PICTURE_SECONDS = 3600.0  # of one picture, with its wait in the backend's own queue
 
 
@@ -106,7 +107,7 @@ class RunPictures:
             started = time.monotonic()
             try:
                 async with asyncio.timeout(MAX_PICTURE_SECONDS):
-                    content = await self._backend.draw(request, previews.put)
+                    content = await self._draw_patiently(request, previews)
             except TimeoutError as error:
                 raise JobRejected("The backend took too long for this picture.", "worker") from error
             finally:
@@ -122,6 +123,16 @@ class RunPictures:
             ladder = await asyncio.to_thread(previews.encode_ladder, png)
             await self._publisher.publish_content(run, image, "ladder", ladder, (recipe.width, recipe.height))
         run.unpublished_images.discard(image)
+
+    async def _draw_patiently(self, request: DrawRequest, previews: ImagePreviews) -> bytes:
+        """Draw, and ask again where the backend limits us. Its last refusal counts as an outage."""
+        for _ in range(MAX_BUSY_ANSWERS):
+            try:
+                return await self._backend.draw(request, previews.put)
+            except BackendBusy as error:
+                log.info("%s Asking again in %.0f s.", error, error.wait_seconds)
+                await asyncio.sleep(error.wait_seconds)
+        return await self._backend.draw(request, previews.put)
 
 
 def record_steps(run: JobRun, image: int, step: int, moment: float) -> None:

@@ -7,8 +7,8 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from engine.bus import BrokerUnreachable, Bus
-from engine.contract import Presence
+from engine.bus import BrokerUnreachable, Bus, BusMessage
+from engine.contract import Job, Presence
 from engine.worker.active_runs import ActiveRuns
 from engine.worker.intake import Intake
 
@@ -24,22 +24,30 @@ MAX_RUNS = 64
 class JobPuller:
     """`get_rows` returns the rows that the worker `name` runs at once, `make_presence` what to announce now.
 
-    Without a presence it is not there for jobs.
+    Without a presence it is not there for jobs. It takes no further job while it has `max_runs`.
 
     While `may_pull` is False it pulls nothing.
     """
 
     def __init__(
         self, bus: Bus, active_runs: ActiveRuns, intake: Intake, pools: Sequence[str], get_rows: Callable[[], int],
-        make_presence: Callable[[], Presence | None], name: str,
+        make_presence: Callable[[], Presence | None], name: str, max_runs: int = MAX_RUNS,
     ) -> None:  # fmt: skip
         self._bus, self._active_runs, self._intake, self._pools = bus, active_runs, intake, pools
         self._get_rows, self._make_presence, self._name = get_rows, make_presence, name
+        self._max_runs = max_runs
+        self._accepted_jobs: list[str] = []  # jobs on their way to a run
         self.may_pull = True
 
     @property
     def free_rows(self) -> int:
-        return max(0, self._get_rows() - self._active_runs.rows)
+        return 0 if self._is_full else max(0, self._get_rows() - self._active_runs.rows)
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether it has as many runs as it may have, those included that are being claimed."""
+        new_jobs = sum(self._active_runs.get(job) is None for job in self._accepted_jobs)
+        return len(self._active_runs) + new_jobs >= self._max_runs
 
     async def pull_regularly(self) -> None:
         """Pull jobs, for ever."""
@@ -52,7 +60,15 @@ class JobPuller:
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
             if delivery is not None:
-                self._active_runs.spawn(self._intake.accept(delivery))
+                self._active_runs.spawn(self._accept(delivery))
+
+    async def _accept(self, delivery: BusMessage[Job]) -> None:
+        job = delivery.value.id
+        self._accepted_jobs.append(job)
+        try:
+            await self._intake.accept(delivery)
+        finally:
+            self._accepted_jobs.remove(job)
 
     async def announce_regularly(self) -> None:
         """Announce the worker each time its presence is out of date, for ever."""
@@ -77,7 +93,7 @@ class JobPuller:
         end = time.monotonic() + min(FULL_WAIT_SECONDS, POLL_SECONDS * self._active_runs.rows / self._get_rows())
         while (
             not self.may_pull
-            or len(self._active_runs) >= MAX_RUNS
+            or self._is_full
             or (self.free_rows == 0 and time.monotonic() < end)
         ):  # fmt: skip
             await asyncio.sleep(POLL_SECONDS)

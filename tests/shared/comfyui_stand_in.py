@@ -47,6 +47,7 @@ class ComfyUiStandIn:
         self.interrupted: list[str] = []
         self.picture: bytes | None = None  # in place of the one by seed
         self.hold = False
+        self.busy_answers = 0  # to the next orders: come again
         self._sockets: dict[str, web.WebSocketResponse] = {}
         self._running: dict[str, asyncio.Event] = {}
         self._history: dict[str, Any] = {}
@@ -79,6 +80,9 @@ class ComfyUiStandIn:
 
     async def _take_order(self, request: web.Request) -> web.Response:
         order = await request.json()
+        if self.busy_answers:
+            self.busy_answers -= 1
+            return web.Response(status=429, headers={"Retry-After": "0"})
         self.orders.append(order)
         if errors := list(self._find_errors(order["prompt"])):
             error = {"type": "prompt_outputs_failed_validation", "message": "Prompt outputs failed validation"}

@@ -122,7 +122,7 @@ async def test_it_offers_the_models_and_samplers_of_the_server(room: ComfyRoom) 
 @pytest.mark.slow
 @pytest.mark.asyncio
 async def test_previews_reach_watchers_and_a_cancel_interrupts_the_server(room: ComfyRoom) -> None:
-    room.comfyui.hold = True
+    room.comfyui.hold, room.comfyui.busy_answers = True, 2
     frames: list[Any] = []
 
     async def collect_frames() -> None:
@@ -135,6 +135,7 @@ async def test_previews_reach_watchers_and_a_cancel_interrupts_the_server(room: 
     await room.harness.bot.dispatch(room.make_job())
     await wait_until(lambda: frames, 20)
     collect_task.cancel()
+    assert room.harness.bot.workers["comfy"].free == 0, "the next job waits in the fair queue"
     assert (frames[0].job, frames[0].step, frames[0].total_steps) == (JOB, 1, BACKEND_STEPS)
     assert Image.open(BytesIO(frames[0].picture)).format == "JPEG"
     await room.harness.bot.cancel(JOB)
