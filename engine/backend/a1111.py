@@ -48,10 +48,11 @@ class Automatic1111:
             raise JobRejected("This AUTOMATIC1111 has no model or no sampler that Darkroom knows.", "worker")
         loras = [str(each["name"]) for each in await self._list_optional("loras") if each.get("name")]
         self._lora_titles = {make_name(title): title for title in loras[:MAX_LORAS]}
-        by_title = {str(each.get("title")): each for each in models}
-        names = name_models(str(each.get("model_name") or each.get("title")) for each in models)
+        by_title = {str(each.get("title")): each for each in models}  # requests name a model by its title
+        names = name_models(str(each.get("model_name") or title) for title, each in by_title.items())
         return tuple(
-            self._describe_model(name, title, by_title[title]) for name, title in zip(names, by_title, strict=False)
+            self._describe_model(name, title, each)
+            for name, (title, each) in zip(names, by_title.items(), strict=False)  # of too many models the first ones
         )
 
     async def draw(self, request: DrawRequest, on_progress: OnProgress) -> bytes:

@@ -57,7 +57,7 @@ class BackendWorker:
         self._watched_jobs = WatchedJobs(bus, self.active_runs)
         self._snapshot_saver = SnapshotSaver(bus, self.active_runs, self._result_publisher, self._watched_jobs)
         self._stop_signal: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        state.on_change = self._on_connection_change
+        state.on_change, state.is_busy = self._on_connection_change, lambda: len(self.active_runs) > 0
         self._job_puller.may_pull = False
 
     def drain(self) -> None:

@@ -19,7 +19,7 @@ import aiohttp
 
 from engine.backend.comfyui_workflow import SlotPlace, SlotValue, Workflow, parse_workflow
 from engine.backend.drawing import BackendModel, BackendUnreachable, DrawProgress, DrawRequest, OnProgress
-from engine.backend.http_client import MAX_PICTURE_BYTES, BackendHttp, clean_line, read_body
+from engine.backend.http_client import MAX_PICTURE_BYTES, BackendHttp, clean_line, parse_object, read_body
 from engine.backend.model_names import choose_multiple, guess_size, name_models
 from engine.backend.sampler_titles import BackendSampler, match_comfyui_samplers, sort_samplers
 from engine.contract import Feature, Sampler
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 BUILT_IN = Path(__file__).parent / "workflows"
 MAX_MESSAGE_BYTES = 8 * 1024 * 1024  # of its websocket
+MAX_ANSWER_BYTES = 64 * 1024  # to an upload
 STOP_SECONDS = 5.0
 PREVIEW_IMAGE = 1  # its binary message: event and format as big-endian integers, then a JPEG or PNG
 USUAL_STEPS, USUAL_GUIDANCE = 20, 7.0
@@ -159,7 +160,9 @@ class ComfyUi:
         form.add_field("image", content, filename=f"darkroom-{self._make_id()}.png", content_type="image/png")
         form.add_field("type", "temp")
         async with self._http.request("POST", "upload/image", data=form) as response:
-            answer = json.loads(await read_body(response, 64 * 1024))
+            answer = parse_object(await read_body(response, MAX_ANSWER_BYTES), "ComfyUI")
+        if "name" not in answer:
+            raise JobRejected("ComfyUI did not say where it put a picture.", "worker")
         folder = f"{answer['subfolder']}/" if answer.get("subfolder") else ""
         return f"{folder}{answer['name']} [{answer.get('type', 'temp')}]"
 

@@ -25,6 +25,8 @@ class ConnectionState:
         self._backend, self._kind, self._times, self._wanted = backend, kind, times, wanted
         self.models: dict[str, BackendModel] = {}
         self.on_change: Callable[[], None] = lambda: None
+        # While it draws it may answer late; the drawing itself then tells of an outage.
+        self.is_busy: Callable[[], bool] = lambda: False
         self._lost = asyncio.Event()
         self._sentence = ""
 
@@ -49,14 +51,25 @@ class ConnectionState:
         wait_seconds = FIRST_WAIT_SECONDS
         while True:
             self._lost.clear()
-            try:
-                self._offer(await self._backend.list_models())
+            sentence = await self._look()
+            if not sentence or (self.is_reachable and self.is_busy()):
                 wait_seconds = FIRST_WAIT_SECONDS
                 await self._wait_for_loss(REFRESH_SECONDS)
-            except (BackendUnreachable, JobRejected) as error:
-                self._show(str(error))
-                await asyncio.sleep(wait_seconds)
-                wait_seconds = min(MAX_WAIT_SECONDS, 2 * wait_seconds)
+                continue
+            self._show(sentence)
+            await asyncio.sleep(wait_seconds)
+            wait_seconds = min(MAX_WAIT_SECONDS, 2 * wait_seconds)
+
+    async def _look(self) -> str:
+        """Offer the models that the backend has now. Return a sentence where it has none or does not answer."""
+        try:
+            self._offer(await self._backend.list_models())
+        except (BackendUnreachable, JobRejected) as error:
+            return str(error)
+        except Exception:  # an answer of a kind that nobody has met; the next may be a usual one
+            log.exception("the backend's list of models cannot be read")
+            return "The backend's list of models cannot be read."
+        return ""
 
     async def _wait_for_loss(self, seconds: float) -> None:
         """Wait until the next look is due; a lost backend is looked for after a moment."""

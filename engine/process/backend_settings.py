@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 
 BackendKind = Literal["comfyui", "a1111", "openai"]
 KIND_VARIABLE, KEY_VARIABLE = "DARKROOM_BACKEND", "DARKROOM_BACKEND_KEY"
+MIN_SIZE = 16  # pixels
 FORM = "comfyui=http://127.0.0.1:8188, a1111=http://… or openai=https://…"
 
 
@@ -35,6 +36,13 @@ class BackendSettings(BaseModel):
         if not re.match(r"^https?://[^\s@?#]+$", value):
             raise ValueError(f"an address without a key is needed; the key belongs into {KEY_VARIABLE}")
         return value.rstrip("/")
+
+    @field_validator("size")
+    @classmethod
+    def _check_size(cls, value: int) -> int:
+        if 0 < value < MIN_SIZE:
+            raise ValueError(f"a size of {MIN_SIZE} pixels or more is needed")
+        return value
 
     @field_validator("workflows")
     @classmethod
@@ -63,4 +71,5 @@ def parse_backend(text: str, workflows: Sequence[Path] = (), size: int = 0) -> B
         return BackendSettings.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]  # an input may hold a key
-        raise ValueError(f"--backend: {first['msg'].removeprefix('Value error, ')}.") from None
+        option = "--size" if first["loc"][:1] == ("size",) else "--backend"
+        raise ValueError(f"{option}: {first['msg'].removeprefix('Value error, ')}.") from None
