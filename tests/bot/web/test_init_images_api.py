@@ -114,7 +114,7 @@ async def test_an_invalid_form_is_refused_in_one_sentence(
 async def test_another_sites_form_is_refused(server: WebServer) -> None:
     data = form({"prompt": "a"}, ("picture", make_png()))
     async with aiohttp.ClientSession() as browser, browser.post(f"{server.url}/api/jobs", data=data) as answer:
-        assert answer.status == 400
+        assert answer.status == 403
     data = form({"prompt": "a"}, ("picture", make_png()))
     assert (await send(server, "/api/jobs", data, {**PAGE_HEADERS, "Origin": "https://evil.example"}))[0] == 403
 
