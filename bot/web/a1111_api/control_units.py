@@ -66,7 +66,7 @@ def read_units(scripts: Mapping[str, Any] | None) -> list[ControlUnit]:
         try:
             units += msgspec.convert(script, _Script, strict=False).args
         except msgspec.ValidationError as error:
-            raise UserError(f"A unit of ControlNet can't be read: {error}.", 400) from error
+            raise UserError(f"A unit of ControlNet can't be read: {error}.") from error
     units = [unit for unit in units if unit.enabled]
     if len(units) > MAX_UNITS:
         raise UserError(f"ControlNet takes at most {MAX_UNITS} units here, and these are {len(units)}.")
