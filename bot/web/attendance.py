@@ -23,9 +23,9 @@ async def admit_attended(
     Jobs of a server that shuts down go on. Raises `UserError` for a refused request.
     """
     admit = request.app[SERVICES].attended_requests.admit
-    async with admit(
-        picture_request, member_of(request), destination_of(request), with_previews=with_previews
-    ) as attended:
+    context = admit(picture_request, member_of(request), destination_of(request), with_previews=with_previews)
+    del picture_request  # its pictures need no memory while the jobs run
+    async with context as attended:
         try:
             yield attended
         finally:

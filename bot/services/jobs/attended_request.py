@@ -185,6 +185,7 @@ class AttendedRequests:
             **request.options,
         )  # fmt: skip
         is_kept = request.key is not None
+        del request  # its pictures need no memory while the jobs run
         async with self.attend(accepted_jobs, member, is_kept=is_kept, with_previews=with_previews) as attended:
             yield attended
 

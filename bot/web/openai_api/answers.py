@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from bot.domain.dto import JobView
 from bot.images.image_codec import ImageFormat, decode_image, encode_image, read_recipe_text
-from bot.services.jobs.attended_request import DrawnPicture, PictureRequest, Preview
+from bot.services.jobs.attended_request import DrawnPicture, Preview
 from bot.web import serializers
 from bot.web.openai_api.bodies import DEFAULT_COMPRESSION, DrawBody, PictureFormat
 
@@ -41,10 +41,9 @@ class Usage:
         }
 
 
-def count_usage(request: PictureRequest, views: Sequence[JobView]) -> Usage:
-    """Return what a request took."""
-    pictures = len(request.images.pictures) if request.images else 0
-    return Usage(len(request.prompt.split()), pictures, round(1000 * sum(view.cost for view in views)))
+def count_usage(words: int, pictures: int, views: Sequence[JobView]) -> Usage:
+    """Return what a request took: what came in, and what its jobs were charged."""
+    return Usage(words, pictures, round(1000 * sum(view.cost for view in views)))
 
 
 def share_usage(total: Usage, parts: int) -> Usage:

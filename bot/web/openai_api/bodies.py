@@ -27,6 +27,7 @@ PictureFormat = Literal["png", "jpeg", "webp"]
 class DrawBody(msgspec.Struct, frozen=True, kw_only=True):
     """What all image requests have. `seed` to `strength` are Darkroom's own (`extra_body` in OpenAI's library)."""
 
+    prompt: str
     model: str | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_PICTURES)] | None = None
     size: Annotated[str, Meta(max_length=11)] | None = None
@@ -61,14 +62,12 @@ class DrawBody(msgspec.Struct, frozen=True, kw_only=True):
 class GenerationBody(DrawBody, frozen=True, kw_only=True):
     """The body of `POST /v1/images/generations`."""
 
-    prompt: str
     style: Literal["vivid", "natural"] | None = None
 
 
 class EditFields(DrawBody, frozen=True, kw_only=True):
     """The texts in the form of `POST /v1/images/edits`, beside `image` or several `image[]`, and perhaps `mask`."""
 
-    prompt: str
     input_fidelity: Literal["high", "low"] | None = None
 
 
@@ -83,6 +82,10 @@ class JsonEditBody(EditFields, frozen=True, kw_only=True):
 
     images: Annotated[list[ImageReference], Meta(min_length=1, max_length=MAX_INIT_IMAGES)]
     mask: ImageReference | None = None
+
+    def without_pictures(self) -> EditFields:
+        """Return the fields alone, so that nothing keeps the pictures in memory."""
+        return EditFields(**{name: getattr(self, name) for name in EditFields.__struct_fields__})
 
 
 class VariationFields(DrawBody, frozen=True, kw_only=True):

@@ -25,7 +25,6 @@ from bot.services.jobs.attended_request import (
     AttendedRequest,
     DrawnPicture,
     FeedClosed,
-    PictureRequest,
     PicturesMissing,
 )
 from bot.web.attendance import admit_attended
@@ -59,12 +58,20 @@ RESTARTING = "Darkroom is restarting: the pictures will be in its chatroom."
 
 @dataclass(frozen=True)
 class Drawing:
-    """A request that is being answered. `kind`: the beginning of its events' names."""
+    """An admitted request that is being answered, without the pictures that came with it: they are no longer needed.
+
+    `picture_count`: of those; `kind`: the beginning of its events' names.
+    """
 
     http: web.Request
     body: DrawBody
-    request: PictureRequest
+    attended: AttendedRequest
+    picture_count: int = 0
     kind: answers.EventKind = "image_generation"
+
+    def count_usage(self) -> answers.Usage:
+        """Return what the request took, once its jobs have ended."""
+        return answers.count_usage(len(self.body.prompt.split()), self.picture_count, self.attended.views)
 
 
 def routes() -> list[web.RouteDef]:
@@ -82,26 +89,30 @@ async def generate_images(request: web.Request) -> web.StreamResponse:
     except UserError as error:
         raise name_field(error) from error
     async with AsyncExitStack() as stack:
-        drawing = Drawing(request, body, _build(request, body, body.prompt))
-        return await _answer(drawing, await _admit(stack, drawing))
+        return await _answer(Drawing(request, body, await _admit(stack, request, body)))
 
 
 async def edit_images(request: web.Request) -> web.StreamResponse:
     """Change pictures by a prompt: by words, inside a mask, or with the pictures as a beginning."""
     async with AsyncExitStack() as stack:
-        async with _read_edit(request) as (body, images):
-            drawing = Drawing(request, body, _build(request, body, body.prompt, images), "image_edit")
-            attended = await _admit(stack, drawing)
-        return await _answer(drawing, attended)
+        return await _answer(await _admit_edit(stack, request))
 
 
 async def vary_image(request: web.Request) -> web.StreamResponse:
     """Draw pictures that begin with a picture."""
     async with AsyncExitStack() as stack:
-        async with _read_form(request, VariationFields) as (body, images):
-            drawing = Drawing(request, body, _build(request, body, body.prompt, images))
-            attended = await _admit(stack, drawing)
-        return await _answer(drawing, attended)
+        return await _answer(await _admit_variation(stack, request))
+
+
+async def _admit_edit(stack: AsyncExitStack, request: web.Request) -> Drawing:
+    async with _read_edit(request) as (body, images):
+        attended = await _admit(stack, request, body, images)
+        return Drawing(request, body, attended, len(images.pictures), "image_edit")
+
+
+async def _admit_variation(stack: AsyncExitStack, request: web.Request) -> Drawing:
+    async with _read_form(request, VariationFields) as (body, images):
+        return Drawing(request, body, await _admit(stack, request, body, images), len(images.pictures))
 
 
 @asynccontextmanager
@@ -117,7 +128,7 @@ async def _read_edit(request: web.Request) -> AsyncGenerator[tuple[EditFields, I
         except UserError as error:
             raise name_field(error) from error
         addresses = request.app[SERVICES].page_addresses
-        yield body, await asyncio.to_thread(read_references, body, addresses)
+        yield body.without_pictures(), await asyncio.to_thread(read_references, body, addresses)
 
 
 @asynccontextmanager
@@ -133,30 +144,28 @@ async def _read_form(request: web.Request, fields_type: type[T]) -> AsyncGenerat
         yield decode_fields(texts, fields_type), InitImages(pictures, mask, is_mask_transparency=mask is not None)
 
 
-def _build(request: web.Request, body: DrawBody, prompt: str, images: InitImages | None = None) -> PictureRequest:
-    return build_request(body, prompt, request.app[SERVICES].catalog, images, idempotency_key_of(request))
-
-
-async def _admit(stack: AsyncExitStack, drawing: Drawing) -> AttendedRequest:
+async def _admit(
+    stack: AsyncExitStack, request: web.Request, body: DrawBody, images: InitImages | None = None
+) -> AttendedRequest:
     """Admit the request until the stack ends. Raises `UserError`, with its field if it is about one."""
-    with_previews = bool(drawing.body.stream and drawing.body.partial_images)
+    picture_request = build_request(body, request.app[SERVICES].catalog, images, idempotency_key_of(request))
+    with_previews = bool(body.stream and body.partial_images)
     try:
-        return await stack.enter_async_context(
-            admit_attended(drawing.http, drawing.request, with_previews=with_previews)
-        )
+        return await stack.enter_async_context(admit_attended(request, picture_request, with_previews=with_previews))
     except UserError as error:
-        raise name_flag(error, has_images=drawing.request.images is not None) from error
+        raise name_flag(error, has_images=images is not None) from error
 
 
-async def _answer(drawing: Drawing, attended: AttendedRequest) -> web.StreamResponse:
+async def _answer(drawing: Drawing) -> web.StreamResponse:
     if drawing.body.stream:
-        return await _stream_pictures(drawing, attended)
+        return await _stream_pictures(drawing)
+    attended = drawing.attended
     try:
         pictures = await wait_while_connected(drawing.http, attended.read_pictures())
     except (PicturesMissing, FeedClosed) as error:
         return shape_error(_refusal_of(error))
     images = [await _describe_picture(drawing, picture) for picture in pictures]
-    usage, size = answers.count_usage(drawing.request, attended.views), f"{pictures[0].width}x{pictures[0].height}"
+    usage, size = drawing.count_usage(), f"{pictures[0].width}x{pictures[0].height}"
     payload = answers.build_images(drawing.body, images, size, usage, attended.views, time.time())
     return web.Response(body=msgspec.json.encode(payload), content_type="application/json")
 
@@ -175,19 +184,19 @@ async def _describe_picture(drawing: Drawing, picture: DrawnPicture) -> dict[str
     return {"b64_json": await answers.convert_picture(picture.png, body.picture_format, body.output_compression)}
 
 
-async def _stream_pictures(drawing: Drawing, attended: AttendedRequest) -> web.StreamResponse:
+async def _stream_pictures(drawing: Drawing) -> web.StreamResponse:
     async with open_stream(drawing.http) as stream:
         await race(
-            _send_events(drawing, attended, stream),
+            _send_events(drawing, stream),
             wait_for_disconnect(drawing.http),
             wait_for_sign_out(drawing.http),
         )
     return stream
 
 
-async def _send_events(drawing: Drawing, attended: AttendedRequest, stream: EventSourceResponse) -> None:
+async def _send_events(drawing: Drawing, stream: EventSourceResponse) -> None:
     try:
-        async for name, payload in _list_events(drawing, attended):
+        async for name, payload in _list_events(drawing):
             await _send(drawing, stream, name, payload)
     except (PicturesMissing, FeedClosed) as error:
         refusal = _refusal_of(error)
@@ -195,17 +204,17 @@ async def _send_events(drawing: Drawing, attended: AttendedRequest, stream: Even
         await _send(drawing, stream, "error", {"type": "error", "error": details})
 
 
-async def _list_events(drawing: Drawing, attended: AttendedRequest) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+async def _list_events(drawing: Drawing) -> AsyncIterator[tuple[str, dict[str, Any]]]:
     """Yield the partial pictures, at most as many of each as the body asks for, then the finished ones."""
     body, wanted, sent_counts = drawing.body, drawing.body.partial_images or 0, Counter[int]()
     if wanted:
-        async for preview in attended.previews():
+        async for preview in drawing.attended.previews():
             sent = sent_counts[preview.picture]
             if sent < wanted and preview.step * wanted >= sent * preview.total_steps:
                 sent_counts[preview.picture] += 1
                 yield answers.build_partial(drawing.kind, body, preview, sent, time.time())
-    pictures = await attended.read_pictures()
-    total = answers.count_usage(drawing.request, attended.views)
+    pictures = await drawing.attended.read_pictures()
+    total = drawing.count_usage()
     for picture in pictures:
         content = await answers.convert_picture(picture.png, body.picture_format, body.output_compression)
         usage = answers.share_usage(total, len(pictures))

@@ -31,7 +31,7 @@ FIELDS_BY_FLAG: Mapping[str, str] = MappingProxyType(
 
 
 def build_request(
-    body: DrawBody, prompt: str, catalog: ModelCatalog, images: InitImages | None = None, key: str | None = None
+    body: DrawBody, catalog: ModelCatalog, images: InitImages | None = None, key: str | None = None
 ) -> PictureRequest:
     """Return what the body asks for. Raises `FieldError` for a field that cannot be met.
 
@@ -47,7 +47,7 @@ def build_request(
         "edit": body.strength is None and _is_edit_by_words(images, model, catalog),
     }  # fmt: skip
     chosen_options = {name: value for name, value in options.items() if value is not None}
-    return PictureRequest(escape_braces(prompt), chosen_options, images, key)
+    return PictureRequest(escape_braces(body.prompt), chosen_options, images, key)
 
 
 def count_pictures(body: DrawBody) -> dict[str, int]:
