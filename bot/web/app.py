@@ -29,7 +29,7 @@ from bot.web.connections import ConnectionLimits, ConnectionTable, GuardedConnec
 from bot.web.grid_cache import GridCache
 from bot.web.listener import listen
 from bot.web.openai_api import errors as openai_errors
-from bot.web.openai_api import images, models, picture_addresses
+from bot.web.openai_api import images, models, picture_addresses, responses
 from bot.web.sse_cache import EventCache, JobCache
 
 PACKAGE_DIR = Path(__file__).parent
@@ -44,7 +44,7 @@ ERROR_SHAPES: Mapping[str, middleware.ErrorShape] = MappingProxyType(
 )
 PARTS = (
     pages, jobs, media, review, sse, edits, wait_reason, flag_aliases, describe, renamed, openapi, images, models,
-    picture_addresses, a1111_api, webhooks,
+    picture_addresses, responses, a1111_api, webhooks,
 )  # fmt: skip
 TEMPLATES = ("base.html", "chatroom.html", "dialogs.html", "discord.html", "enter.html", "sentence.html")
 

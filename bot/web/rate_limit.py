@@ -76,6 +76,7 @@ ROUTE_ACTIONS: Mapping[str, RatedAction] = MappingProxyType(
         "POST /v1/images/generations": "imagine",
         "POST /v1/images/edits": "edit",
         "POST /v1/images/variations": "vary",
+        "POST /v1/responses": "imagine",
         "GET /v1/models": "list",
         "GET /v1/models/{model}": "job",
         "GET /v1/pictures/{id}/{n}.{format}": "file",

@@ -129,5 +129,9 @@ SCHEMAS: Mapping[str, Schema] = {
     "DeadLetters": _object(
         dead=_list(_object(id="string", event="string", job="string", at="number", tries="integer", error="string"))
     ),
+    "OpenAIResponse": _object(
+        id="string", object="string", created_at="integer", status="string", model="string", output=_list("object"),
+        error="object?", usage="object?",
+    ),
     "Rejections": _object(rejections=_list(_object(sender="string", reason="string", count="integer"))),
 }  # fmt: skip

@@ -14,7 +14,7 @@ from bot.web.a1111_api import bodies as webui_bodies
 from bot.web.a1111_api import generation, listings, picture_texts, progress, upscaling
 from bot.web.a1111_api import models as webui_models
 from bot.web.api import describe, edits, flag_aliases, jobs, review, wait_reason, webhooks
-from bot.web.openai_api import bodies, images, models, picture_addresses
+from bot.web.openai_api import bodies, images, models, picture_addresses, responses
 from bot.web.openai_api.answers import FORMATS
 
 FILMS = tuple(MEDIA_TYPES[kind] for kind in FILM_FORMATS)
@@ -102,6 +102,7 @@ SHAPES: Mapping[Callable[..., Any], Shape] = {
     images.generate_images: _draws(bodies.GenerationBody),
     images.edit_images: replace(_draws(bodies.EditFields, "image", "image[]", "mask"), json_body=bodies.JsonEditBody),
     images.vary_image: _draws(bodies.VariationFields, "image", "image[]"),
+    responses.create_response: replace(_draws(bodies.ResponseBody), answer="OpenAIResponse"),
     models.list_models: Shape("OpenAIModels"),
     models.get_model: Shape("OpenAIModel"),
     picture_addresses.get_signed_picture: _file(*(f"image/{name}" for name in FORMATS)),

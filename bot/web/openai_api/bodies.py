@@ -88,6 +88,68 @@ class JsonEditBody(EditFields, frozen=True, kw_only=True):
         return EditFields(**{name: getattr(self, name) for name in EditFields.__struct_fields__})
 
 
+class ImageTool(msgspec.Struct, frozen=True, kw_only=True):
+    """The tool of a response. Other tools are ignored."""
+
+    type: str
+    model: str | None = None
+    size: Annotated[str, Meta(max_length=11)] | None = None
+    quality: Literal["auto", "low", "medium", "high"] | None = None
+    background: Literal["auto", "opaque", "transparent"] | None = None
+    output_format: PictureFormat | None = None
+    output_compression: Annotated[int, Meta(ge=0, le=100)] | None = None
+    partial_images: Annotated[int, Meta(ge=0, le=3)] | None = None
+
+
+class MessagePart(msgspec.Struct, frozen=True):
+    """A part of a message: a text (`input_text`) or a picture (`input_image`)."""
+
+    type: str = ""
+    text: str = ""
+    image_url: str = ""
+
+
+class Message(msgspec.Struct, frozen=True):
+    """A message of the conversation."""
+
+    content: str | list[MessagePart] = ""
+
+
+class ResponseBody(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of `POST /v1/responses`. `model` names a language model, which is not needed here."""
+
+    input: str | Annotated[list[Message], Meta(min_length=1)]
+    tools: list[ImageTool] = []
+    stream: bool | None = None
+    seed: int | None = None
+    steps: int | None = None
+    sampler: str | None = None
+    guidance: float | None = None
+    negative_prompt: str | None = None
+    strength: float | None = None
+
+    def read_tool(self) -> EditFields:
+        """Return what the tool is asked for. Raises `FieldError` without the tool, or without words."""
+        tool = next((tool for tool in self.tools if tool.type == "image_generation"), None)
+        if tool is None:
+            raise FieldError("tools", "Only pictures are made here: name the tool image_generation.")
+        of_tool = {name: getattr(tool, name) for name in ImageTool.__struct_fields__ if name != "type"}
+        names = ("stream", "seed", "steps", "sampler", "guidance", "negative_prompt", "strength")
+        return EditFields(prompt=self._prompt(), **of_tool, **{name: getattr(self, name) for name in names})
+
+    def picture_urls(self) -> list[str]:
+        """Return the addresses of the newest message's pictures."""
+        return [part.image_url for part in self._parts() if part.image_url]
+
+    def _prompt(self) -> str:
+        return "\n".join(part.text for part in self._parts() if part.text)
+
+    def _parts(self) -> list[MessagePart]:
+        """Return the parts of the newest message."""
+        content = self.input if isinstance(self.input, str) else self.input[-1].content
+        return [MessagePart("input_text", content)] if isinstance(content, str) else content
+
+
 class VariationFields(DrawBody, frozen=True, kw_only=True):
     """The texts in the form of `POST /v1/images/variations`, beside `image`."""
 

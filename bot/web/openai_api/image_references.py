@@ -5,10 +5,9 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterable
-from functools import partial
 
 from bot.images.uploads.upload_decoder import MAX_UPLOAD_BYTES
-from bot.services.init_images.request import InitImages, JobImageRef, RemoteFile, resolve_url
+from bot.services.init_images.request import ImageInput, InitImages, JobImageRef, resolve_url
 from bot.web.openai_api.bodies import JsonEditBody
 from bot.web.openai_api.errors import FieldError
 
@@ -18,15 +17,21 @@ def read_references(body: JsonEditBody, own_addresses: Iterable[str]) -> InitIma
 
     It decodes megabytes: async callers use a thread.
     """
-    read = partial(_read_reference, own_addresses=tuple(own_addresses))
-    pictures = tuple(read(reference.image_url, "images") for reference in body.images)
-    mask = None if body.mask is None else read(body.mask.image_url, "mask")
+    addresses = tuple(own_addresses)
+    pictures = read_picture_urls([reference.image_url for reference in body.images], "images", addresses)
+    mask = None if body.mask is None else _read_reference(body.mask.image_url, "mask", addresses)
     if isinstance(mask, JobImageRef):
         raise FieldError("mask", "A finished picture is no mask: send the mask as a data URL.")
     return InitImages(pictures, mask, is_mask_transparency=mask is not None)
 
 
-def _read_reference(url: str, param: str, own_addresses: Iterable[str]) -> bytes | RemoteFile | JobImageRef:
+def read_picture_urls(urls: Iterable[str], param: str, own_addresses: Iterable[str]) -> tuple[ImageInput, ...]:
+    """Return the pictures at these addresses; `param`: the field that has them."""
+    addresses = tuple(own_addresses)
+    return tuple([_read_reference(url, param, addresses) for url in urls])
+
+
+def _read_reference(url: str, param: str, own_addresses: Iterable[str]) -> ImageInput:
     if not url.startswith("data:"):
         return resolve_url(url, own_addresses)
     header, _, content = url.partition(",")

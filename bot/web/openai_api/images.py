@@ -7,29 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 import msgspec
 from aiohttp import web
-from aiohttp_sse import EventSourceResponse
 
-from bot.domain.concurrency import race
 from bot.domain.errors import UserError
 from bot.services.init_images.request import InitImages
-from bot.services.jobs.attended_request import (
-    AttendedRequest,
-    DrawnPicture,
-    FeedClosed,
-    PicturesMissing,
-)
-from bot.web.attendance import admit_attended
+from bot.services.jobs.attended_request import DrawnPicture, FeedClosed, PicturesMissing
 from bot.web.media import wait_while_connected
-from bot.web.middleware import Refusal
 from bot.web.openai_api import answers
 from bot.web.openai_api.bodies import (
     DrawBody,
@@ -40,38 +29,17 @@ from bot.web.openai_api.bodies import (
     decode_fields,
     name_field,
 )
+from bot.web.openai_api.drawing import Drawing, Event, admit_drawing, refusal_of, send_events
 from bot.web.openai_api.errors import FieldError, describe_error, shape_error
 from bot.web.openai_api.image_references import read_references
 from bot.web.openai_api.picture_addresses import sign_address
-from bot.web.openai_api.picture_requests import build_request, name_flag
 from bot.web.request_body import read_body, read_foreign_form, read_picture_body
-from bot.web.sse import SERVICES, open_stream, wait_for_disconnect, wait_for_sign_out, write_event
-from bot.web.sse_cache import format_event
-from bot.web.submission import idempotency_key_of
+from bot.web.sse import SERVICES
 from engine.contract import MAX_INIT_IMAGES
 
 T = TypeVar("T", bound=DrawBody)
 
 MAX_FILES: Mapping[str, int] = MappingProxyType({"image": MAX_INIT_IMAGES, "image[]": MAX_INIT_IMAGES, "mask": 1})
-RESTARTING = "Darkroom is restarting: the pictures will be in its chatroom."
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """An admitted request that is being answered, without the pictures that came with it: they are no longer needed.
-
-    `picture_count`: of those; `kind`: the beginning of its events' names.
-    """
-
-    http: web.Request
-    body: DrawBody
-    attended: AttendedRequest
-    picture_count: int = 0
-    kind: answers.EventKind = "image_generation"
-
-    def count_usage(self) -> answers.Usage:
-        """Return what the request took, once its jobs have ended."""
-        return answers.count_usage(len(self.body.prompt.split()), self.picture_count, self.attended.views)
 
 
 def routes() -> list[web.RouteDef]:
@@ -89,7 +57,7 @@ async def generate_images(request: web.Request) -> web.StreamResponse:
     except UserError as error:
         raise name_field(error) from error
     async with AsyncExitStack() as stack:
-        return await _answer(Drawing(request, body, await _admit(stack, request, body)))
+        return await _answer(Drawing(request, body, await admit_drawing(stack, request, body)))
 
 
 async def edit_images(request: web.Request) -> web.StreamResponse:
@@ -106,13 +74,13 @@ async def vary_image(request: web.Request) -> web.StreamResponse:
 
 async def _admit_edit(stack: AsyncExitStack, request: web.Request) -> Drawing:
     async with _read_edit(request) as (body, images):
-        attended = await _admit(stack, request, body, images)
+        attended = await admit_drawing(stack, request, body, images)
         return Drawing(request, body, attended, len(images.pictures), "image_edit")
 
 
 async def _admit_variation(stack: AsyncExitStack, request: web.Request) -> Drawing:
     async with _read_form(request, VariationFields) as (body, images):
-        return Drawing(request, body, await _admit(stack, request, body, images), len(images.pictures))
+        return Drawing(request, body, await admit_drawing(stack, request, body, images), len(images.pictures))
 
 
 @asynccontextmanager
@@ -144,36 +112,18 @@ async def _read_form(request: web.Request, fields_type: type[T]) -> AsyncGenerat
         yield decode_fields(texts, fields_type), InitImages(pictures, mask, is_mask_transparency=mask is not None)
 
 
-async def _admit(
-    stack: AsyncExitStack, request: web.Request, body: DrawBody, images: InitImages | None = None
-) -> AttendedRequest:
-    """Admit the request until the stack ends. Raises `UserError`, with its field if it is about one."""
-    picture_request = build_request(body, request.app[SERVICES].catalog, images, idempotency_key_of(request))
-    with_previews = bool(body.stream and body.partial_images)
-    try:
-        return await stack.enter_async_context(admit_attended(request, picture_request, with_previews=with_previews))
-    except UserError as error:
-        raise name_flag(error, has_images=images is not None) from error
-
-
 async def _answer(drawing: Drawing) -> web.StreamResponse:
     if drawing.body.stream:
-        return await _stream_pictures(drawing)
+        return await send_events(drawing.http, _list_events(drawing))
     attended = drawing.attended
     try:
         pictures = await wait_while_connected(drawing.http, attended.read_pictures())
     except (PicturesMissing, FeedClosed) as error:
-        return shape_error(_refusal_of(error))
+        return shape_error(refusal_of(error))
     images = [await _describe_picture(drawing, picture) for picture in pictures]
     usage, size = drawing.count_usage(), f"{pictures[0].width}x{pictures[0].height}"
     payload = answers.build_images(drawing.body, images, size, usage, attended.views, time.time())
     return web.Response(body=msgspec.json.encode(payload), content_type="application/json")
-
-
-def _refusal_of(error: PicturesMissing | FeedClosed) -> Refusal:
-    if isinstance(error, FeedClosed):
-        return Refusal(503, RESTARTING, error)
-    return Refusal(400 if error.is_held or error.state == "cancelled" else 500, error.sentence, error)
 
 
 async def _describe_picture(drawing: Drawing, picture: DrawnPicture) -> dict[str, Any]:
@@ -184,42 +134,25 @@ async def _describe_picture(drawing: Drawing, picture: DrawnPicture) -> dict[str
     return {"b64_json": await answers.convert_picture(picture.png, body.picture_format, body.output_compression)}
 
 
-async def _stream_pictures(drawing: Drawing) -> web.StreamResponse:
-    async with open_stream(drawing.http) as stream:
-        await race(
-            _send_events(drawing, stream),
-            wait_for_disconnect(drawing.http),
-            wait_for_sign_out(drawing.http),
-        )
-    return stream
-
-
-async def _send_events(drawing: Drawing, stream: EventSourceResponse) -> None:
+async def _list_events(drawing: Drawing) -> AsyncIterator[Event]:
+    """Yield what a stream tells; an error instead of the pictures that do not come."""
     try:
-        async for name, payload in _list_events(drawing):
-            await _send(drawing, stream, name, payload)
+        async for event in _list_pictures(drawing):
+            yield event
     except (PicturesMissing, FeedClosed) as error:
-        refusal = _refusal_of(error)
+        refusal = refusal_of(error)
         details = describe_error(error, refusal.sentence, refusal.status)
-        await _send(drawing, stream, "error", {"type": "error", "error": details})
+        yield "error", {"type": "error", "error": details}
 
 
-async def _list_events(drawing: Drawing) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+async def _list_pictures(drawing: Drawing) -> AsyncIterator[Event]:
     """Yield the partial pictures, at most as many of each as the body asks for, then the finished ones."""
-    body, wanted, sent_counts = drawing.body, drawing.body.partial_images or 0, Counter[int]()
-    if wanted:
-        async for preview in drawing.attended.previews():
-            sent = sent_counts[preview.picture]
-            if sent < wanted and preview.step * wanted >= sent * preview.total_steps:
-                sent_counts[preview.picture] += 1
-                yield answers.build_partial(drawing.kind, body, preview, sent, time.time())
+    body = drawing.body
+    async for index, preview in drawing.previews():
+        yield answers.build_partial(drawing.kind, body, preview, index, time.time())
     pictures = await drawing.attended.read_pictures()
     total = drawing.count_usage()
     for picture in pictures:
         content = await answers.convert_picture(picture.png, body.picture_format, body.output_compression)
         usage = answers.share_usage(total, len(pictures))
         yield answers.build_completed(drawing.kind, body, picture, content, usage, time.time())
-
-
-async def _send(drawing: Drawing, stream: EventSourceResponse, name: str, payload: dict[str, Any]) -> None:
-    await write_event(drawing.http, stream, format_event(name, msgspec.json.encode(payload)))

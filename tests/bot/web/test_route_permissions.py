@@ -76,6 +76,7 @@ GET     /api/jobs/{id}/keyframes/{n}.webp       visitor     film
 POST    /v1/images/generations                  visitor     -
 POST    /v1/images/edits                        visitor     -
 POST    /v1/images/variations                   visitor     -
+POST    /v1/responses                           visitor     -
 GET     /v1/models                              visitor     -
 GET     /v1/models/{model}                      visitor     -
 GET     /v1/pictures/{id}/{n}.{format}          everybody   -

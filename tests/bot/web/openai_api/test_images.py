@@ -214,6 +214,7 @@ async def test_a_stranger_needs_a_key_and_a_limit_says_when_to_come_back(open_se
     assert (limited.headers["Retry-After"], limited.headers["X-Should-Retry"]) == ("90", "false")
 
 
+@pytest.mark.slow
 async def test_the_example_saves_the_picture(shared_server: WebServer, tmp_path: Path) -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable, str(ROOT / "examples" / "openai_stream.py"), "a lamp", "--out", str(tmp_path),
