@@ -40,10 +40,11 @@ async def test_a_response_has_a_picture_and_a_stream_tells_how_it_comes(shared_s
         ]
         assert [event.sequence_number for event in events] == list(range(len(events)))
         call_name = "response.image_generation_call"
-        assert [event.type for event in events] == [
+        types = [event.type for event in events]
+        assert types.count(f"{call_name}.partial_image") <= 1  # none for a reader slower than the job
+        assert [name for name in types if name != f"{call_name}.partial_image"] == [
             "response.created", "response.in_progress", "response.output_item.added", f"{call_name}.in_progress",
-            f"{call_name}.generating", f"{call_name}.partial_image", f"{call_name}.completed",
-            "response.output_item.done", "response.completed",
+            f"{call_name}.generating", f"{call_name}.completed", "response.output_item.done", "response.completed",
         ]  # fmt: skip
         assert base64.b64decode(events[-1].response.output[0].result).startswith(b"\x89PNG")
         *_, failed = [event async for event in await client.responses.create(model="m", input="impossible", **options)]
