@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tests.bot.web.conftest import OpenServer, WebServer
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-ROOT = Path(__file__).parents[4]
+ROOT = Path(__file__).parents[3]
 
 
 def make_picture(mode: str = "RGB", colour: tuple[int, ...] = (200, 10, 10)) -> bytes:
