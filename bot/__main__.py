@@ -59,6 +59,14 @@ Vae = Annotated[
 ]
 Quantize = Annotated[str, typer.Option(metavar="HOW", help=QUANTIZE_HELP)]
 QuantizeText = Annotated[str, typer.Option(metavar="HOW", help=QUANTIZE_TEXT_HELP)]
+Offload = Annotated[
+    str,
+    typer.Option(
+        metavar="WHAT",
+        help="Keep off the device but while they run: text encoders (text), also networks (layers), none, or what must "
+        "be (auto; DARKROOM_OFFLOAD).",
+    ),
+]
 Standby = Annotated[
     bool, typer.Option("--standby", help="If another bot uses the data folder, wait until it ends, then start.")
 ]
@@ -78,6 +86,7 @@ def up(
     vae: Vae = "",
     quantize: Quantize = "",
     quantize_text: QuantizeText = "",
+    offload: Offload = "",
     check: Annotated[
         Path | None,
         typer.Option(
@@ -91,7 +100,7 @@ def up(
     from bot.cli.up.startup import run_bot
 
     settings = _load_settings(port=port, host=host, data=data, nats=nats, check=check)
-    options = EngineOptions(memory, vae, quantize, quantize_text)
+    options = EngineOptions(memory, vae, quantize, quantize_text, offload)
     run_bot(settings, tuple(model or ("added",)), engine=options, open_browser=open_browser, standby=standby)
 
 

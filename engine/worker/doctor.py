@@ -17,8 +17,9 @@ from engine.models.family import Family
 from engine.models.quantization.library_configs import find_obstacle
 from engine.output.picture_check import PictureCheck
 from engine.process.load_progress import format_size
+from engine.process.offload_request import load_offload_request
 from engine.process.quantization_request import UNQUANTIZED, QuantizationRequests
-from engine.process.settings import SettingError, load_check_settings, offload_request, upscaler_path
+from engine.process.settings import SettingError, load_check_settings, upscaler_path
 from engine.upscaling.super_resolver import SuperResolver
 from engine.worker.added_files_check import check_added_files
 
@@ -44,7 +45,7 @@ def check_model(
         return
     yield "upscaler", True, _describe_upscaler(resolver), ""
     try:
-        path, chosen = choose_for_one(model, requests, data, device, offload_request())
+        path, chosen = choose_for_one(model, requests, data, device, load_offload_request())
         family = models.load_model(
             path, data, device=device, resolver=resolver, quantization=chosen.quantization, offload=chosen.offload
         )

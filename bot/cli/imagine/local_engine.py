@@ -21,6 +21,7 @@ from bot.app.model_choices import read_model_choices
 from bot.cli.imagine.job_inputs import JobInputs, KeyframeRef, read_files
 from bot.cli.imagine.progress_display import ProgressDisplay
 from bot.cli.imagine.result import GenerationError, ImagineResult
+from bot.cli.options import load_offload
 from bot.cli.store_session import load_store_settings, run_with_store
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
@@ -146,7 +147,7 @@ def _load_model(
     from engine.calibration.calibration import calibrate
     from engine.device.torch_device import choose_device
     from engine.model_cache.single_choice import choose_for_one
-    from engine.process.settings import SettingError, offload_request, upscaler_path
+    from engine.process.settings import upscaler_path
     from engine.upscaling.super_resolver import SuperResolver
 
     if "/" in model:
@@ -154,14 +155,10 @@ def _load_model(
     else:
         display.print_note(f"No Darkroom is running: {model} is loaded here. `darkroom up` keeps it in memory.")
     name = Path(model).name
-    try:
-        offload = offload_request()
-    except SettingError as error:
-        raise UserError(str(error)) from error
     display.show_loading(f"loading {name}", None)
     device = choose_device()
     resolver = SuperResolver.load(upscaler_path(), device)
-    path, chosen = choose_for_one(model, requests, data, device, offload)
+    path, chosen = choose_for_one(model, requests, data, device, load_offload())
     if chosen.quantization:
         display.print_note(f"{name} is loaded with its {chosen.quantization}: about {format_size(chosen.size)}.")
     family = models.load_model(
