@@ -95,12 +95,16 @@ class Preprocessors:
             return draw_canny_edges(picture)
         return self._load_drawer(name).draw(picture) if name in _NETWORKS else picture
 
-    def count_bytes(self, names: Iterable[Preprocessor], *, with_kept: bool = True) -> int:
-        """Return the bytes of these networks, `with_kept`: and of those in memory. Raises `JobRejected`."""
+    def list_bytes(self, names: Iterable[Preprocessor], *, with_kept: bool = True) -> dict[str, int]:
+        """Return the bytes of these networks, `with_kept`: and of those in memory. Raises `JobRejected`.
+
+        They are by keys that are the same for all models that share a network.
+        """
         wanted: set[Preprocessor] = {name for name in names if name in _NETWORKS}
         with self._lock:
             kept = {name: drawer.nbytes for name, drawer in self._drawers.items() if with_kept or name in wanted}
-        return sum(kept.values()) + sum(self._predict_bytes(name) for name in wanted - kept.keys())
+        predicted = {name: self._predict_bytes(name) for name in wanted - kept.keys()}
+        return {f"{self.folder}/{name} {self._device}": size for name, size in (kept | predicted).items()}
 
     def release_others(self, names: Iterable[Preprocessor]) -> None:
         """Drop all networks but these."""
