@@ -64,7 +64,7 @@ def select_files(files: Iterable[RepositoryFile], parts: Iterable[str], hub_id: 
 
 
 def _select_part(files: Mapping[str, RepositoryFile], part: str, hub_id: str) -> list[RepositoryFile]:
-    weights = _choose_weights([name for name in files if name.endswith(".safetensors")])
+    weights = choose_weights([name for name in files if name.endswith(".safetensors")])
     if not weights and any(name.endswith(PICKLE_SUFFIXES) for name in files):
         raise HubError(
             f"The weights of the {part} of {hub_id} are only there as a pickle, which can run code: choose another."
@@ -82,7 +82,7 @@ def _is_wanted_config(name: str, variant: str, has_shards: bool) -> bool:
     return bool(CONFIG_NAME.fullmatch(name)) and not OTHER_INDEX_NAME.fullmatch(name)
 
 
-def _choose_weights(names: Iterable[str]) -> list[str]:
+def choose_weights(names: Iterable[str]) -> list[str]:
     """Return one set of weights: the best variant; whole rather than split into shards."""
     groups: dict[tuple[str, bool, str], list[str]] = {}
     for name in names:

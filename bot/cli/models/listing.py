@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from bot.cli.models.defaults import describe_settings
-from engine.hub.added_models import MODELS_FOLDER, is_name, list_added, list_partial
-from engine.hub.catalogue import CatalogueEntry
+from engine.hub.added_models import MODELS_FOLDER, is_name, list_added, list_partial, list_places
+from engine.hub.catalogue import CatalogueEntry, PartEntry
 from engine.hub.errors import HubError
 from engine.hub.repository import search_hub
 from engine.process.model_settings import EMBEDDED_MODEL, read_model_settings
@@ -31,10 +31,11 @@ class ModelRow:
     hub_id: str = ""
     revision: str = ""
     quantize: str = ""
+    kind: str = "model"
 
 
 def list_rows(data: Path) -> list[ModelRow]:
-    """Return the embedded model, added models, other folders and files, and downloads that have not ended."""
+    """Return the embedded model, added models, other folders and files, added parts, and interrupted downloads."""
     settings_file, added, states = read_model_settings(data), list_added(data), _fetch_states(data)
     default = settings_file.default or EMBEDDED_MODEL
     others = [name for name in _list_other_names(data) if name not in added]
@@ -47,8 +48,18 @@ def list_rows(data: Path) -> list[ModelRow]:
         )
         for name in (EMBEDDED_MODEL, *added, *others)
     ]  # fmt: skip
-    unfinished = [name for name in list_partial(data) if name not in added]
-    return [*rows, *(ModelRow(name, 0, "", "", "download interrupted: add it again", False) for name in unfinished)]
+    places = list_places(data)
+    parts = [
+        ModelRow(
+            place.key, manifest.size, manifest.licence, "", "", False, manifest.hub_id, manifest.revision,
+            kind=place.kind,
+        )
+        for place, manifest in places.values()
+        if place.kind != "model"
+    ]  # fmt: skip
+    unfinished = [key for key in list_partial(data) if key not in places]
+    state = "download interrupted: add it again"
+    return [*rows, *parts, *(ModelRow(key, 0, "", "", state, False) for key in unfinished)]
 
 
 def row_to_dict(row: ModelRow) -> dict[str, Any]:
@@ -63,6 +74,15 @@ def entry_to_dict(entry: CatalogueEntry) -> dict[str, Any]:
         "download_bytes": entry.download_bytes,
         "memory_bytes": {kind: entry.estimate_memory(kind) for kind in MEMORY_KINDS},
         "sampler": entry.sampler, "steps": entry.steps, "guidance": entry.guidance, "size": entry.size,
+    }  # fmt: skip
+
+
+def part_entry_to_dict(entry: PartEntry) -> dict[str, Any]:
+    """Return a well-known part as JSON has it; its size in bytes is an estimate."""
+    return {
+        "name": entry.name, "kind": entry.kind, "hub_id": entry.hub_id, "revision": entry.revision,
+        "path": entry.path, "title": entry.title, "fits": entry.fits, "licence": entry.licence,
+        "restrictions": entry.restrictions, "asks": entry.asks, "download_bytes": entry.download_bytes,
     }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""`darkroom models remove`: asks, and deletes a model with its settings."""
+"""`darkroom models remove`: asks, and deletes a model with its settings, or a part."""
 
 from __future__ import annotations
 
@@ -7,25 +7,47 @@ from pathlib import Path
 
 import typer
 
-from bot.cli.models.verification import make_unknown_error
+from bot.cli.models.verification import find_key
 from bot.domain.errors import UserError
-from engine.hub.added_models import find_folder, list_added, list_partial, remove_model
+from engine.hub.added_models import (
+    AddedPlace,
+    find_partial,
+    find_place,
+    is_name,
+    list_added,
+    list_partial,
+    list_places,
+    remove_place,
+)
 from engine.process.load_progress import format_size
 from engine.process.model_settings import read_model_settings, write_model_settings
 
 
 def remove_added(data: Path, name: str, *, confirmed: bool) -> str:
-    """Delete a model; return the sentence about it. Raise `UserError` or `HubError`."""
-    added, partial = list_added(data), list_partial(data)
-    if name not in added and name not in partial and not find_folder(data, name).exists():
-        raise make_unknown_error(name, [*added, *partial])
+    """Delete a model or part; return the sentence about it. Raise `UserError` or `HubError`."""
+    place, size = _find(data, name)
     if not confirmed:
-        _ask(name, added[name].size if name in added else 0)
+        _ask(place.key, size)
     settings_file = read_model_settings(data)
-    freed = remove_model(data, name)
-    if name in settings_file.models or settings_file.default == name:
-        write_model_settings(data, settings_file.without_model(name))
-    return f"{name} is deleted, which frees {format_size(freed)}. A running Darkroom needs a restart to forget it."
+    freed = remove_place(place)
+    is_gone = place.kind == "model" and place.name not in list_added(data)
+    if is_gone and (place.name in settings_file.models or settings_file.default == place.name):
+        write_model_settings(data, settings_file.without_model(place.name))
+    return f"{place.key} is deleted, which frees {format_size(freed)}. A running Darkroom needs a restart to forget it."
+
+
+def _find(data: Path, name: str) -> tuple[AddedPlace, int]:
+    """Return what is meant, added or half downloaded, and its bytes, 0 where they are unknown."""
+    added, partial = list_places(data), list_partial(data)
+    if name not in added and name not in partial and is_name(name) and find_place(data, name).path.exists():
+        return find_place(data, name), 0  # the operator's own, which is refused
+    key = find_key(name, list(dict.fromkeys([*added, *partial])))
+    if key in added:
+        place, manifest = added[key]
+        return place, manifest.size
+    place = find_partial(data, key)
+    assert place is not None, "its key was listed"
+    return place, 0
 
 
 def _ask(name: str, size: int) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from engine.contract.rejection import JobRejected
-from engine.hub.added_models import list_added
+from engine.hub.added_models import list_places
 from engine.hub.catalogue import find_entry
 from engine.hub.revisions import read_revisions, remember_revision
 from engine.models.files.fingerprint import combine_fingerprints, fingerprint_file, fingerprint_folder
@@ -112,9 +112,9 @@ def _refuse_other_files(path: Path) -> None:
 
 def _find_added(hub_name: str, revision: str | None, data: Path) -> Path | None:
     """Return the folder that `darkroom models add` made of this model of the hub, at this revision if one is named."""
-    for name, manifest in list_added(data).items() if data != Path() else ():
-        if manifest.hub_id == hub_name and revision in (None, manifest.revision):
-            return data / "models" / name
+    for place, manifest in list_places(data, ("model",)).values() if data != Path() else ():
+        if not place.suffix and manifest.hub_id == hub_name and revision in (None, manifest.revision):
+            return place.path
     return None
 
 
