@@ -24,6 +24,7 @@ from engine.hub.repository import Repository, RepositoryFile
 
 CONFIG_FILE = "config.json"
 ENCODER_FOLDER = "image_encoder"
+NETWORK_FOLDERS = ("transformer", "unet")  # of pipelines
 SAFETENSORS_SUFFIX, GGUF_SUFFIX = FILE_SUFFIXES
 NETWORK_STEM, ENCODER_STEM = "diffusion_pytorch_model", "model"  # of the weights of diffusers and transformers
 MAX_LISTED = 3  # files that a refusal names
@@ -59,6 +60,17 @@ def select_part(repository: Repository, wanted: WantedPart, name: str) -> Select
     if kind in ("controlnet", "vae"):
         return Selection(kind, tuple(_select_folder(repository, wanted.path, NETWORK_STEM)))
     return _select_file(repository, _find_only_file(repository, wanted.path, kind), kind, wanted, name)
+
+
+def select_rest(repository: Repository) -> Selection:
+    """Choose a pipeline's files without the weights of its network. Raises `HubError`."""
+    files = _select_pipeline(repository, "")
+    rest = [
+        file
+        for file in files
+        if PurePosixPath(file.path).parent.name not in NETWORK_FOLDERS or file.path.endswith(f"/{CONFIG_FILE}")
+    ]
+    return Selection("model", tuple(rest))
 
 
 def _find_kind(repository: Repository, path: str) -> PartKind:

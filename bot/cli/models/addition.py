@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -36,7 +36,7 @@ from engine.hub.download import Download, check_disk_space, plan_download, read_
 from engine.hub.errors import HubError
 from engine.hub.offered_models import ADDED_MODELS, EMBEDDED_MODEL
 from engine.hub.part_kinds import PART_KINDS, TITLES, PartKind
-from engine.hub.part_selection import Selection, WantedPart, select_part
+from engine.hub.part_selection import Selection, WantedPart, select_part, select_rest
 from engine.hub.repository import Repository, fetch_repository
 from engine.hub.revisions import read_revisions, remember_revision
 from engine.process.load_progress import format_size
@@ -57,7 +57,8 @@ USE_BY_KIND: Mapping[PartKind, str] = MappingProxyType(
 class AddRequest:
     """What was typed. `called`: the name here; empty: the catalogue's, or the last part of the hub's.
 
-    `kind`: a word of `PartKind`; `encoder`: the folder of an IP-Adapter's image encoder in its repository.
+    `kind`: a word of `PartKind`; `encoder`: the folder of an IP-Adapter's image encoder in its repository. `pipeline`:
+    where the rest of the pipeline of a single network comes from.
     """
 
     name: str
@@ -68,6 +69,7 @@ class AddRequest:
     quiet: bool = False
     kind: str = ""
     encoder: str = ""
+    pipeline: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,14 +91,12 @@ def add_model(request: AddRequest, data: Path) -> dict[str, Any]:
     repository = _fetch_known_repository(target, data)
     selection = select_part(repository, target.wanted, target.name)
     place = _find_free_place(target, selection, data)
+    rest = _add_rest(request, place, console) if request.pipeline else None
     if quantization and selection.kind != "model":
         raise UserError(f"--quantize is for models: {place.key} is {_with_article(selection.kind)}.")
-    if (manifest := _find_present(place, repository)) is None:
-        manifest = _download(plan_download(repository, place, selection.files), target, request, console)
-        remember_revision(data, repository.hub_id, repository.revision)
-    elif not request.quiet:
-        _say(console, f"{place.key} is here already, at this revision; `darkroom models verify` checks its files.")
-    settings = _store_settings(target, quantization, data) if place.kind == "model" else ModelSettings()
+    manifest = _fetch(repository, selection, place, target, request, console)
+    entry = rest.entry if rest else target.entry
+    settings = _store_settings(target.name, entry, quantization, data) if place.kind == "model" else ModelSettings()
     if not request.quiet:
         _say(console, _describe_end(place, manifest, settings))
     return {
@@ -105,6 +105,30 @@ def add_model(request: AddRequest, data: Path) -> dict[str, Any]:
         "steps": settings.steps, "sampler": settings.sampler, "guidance": settings.guidance,
         "quantize": settings.quantize,
     }  # fmt: skip
+
+
+def _add_rest(request: AddRequest, place: AddedPlace, console: Console) -> _Target:
+    """Add what a file that is only a network lacks, as the folder of its name; return where that came from."""
+    if place.kind != "model" or not place.suffix:
+        raise UserError("--pipeline is for a file that is only a network, such as a GGUF file.")
+    target = _find_target(replace(request, name=request.pipeline, called=place.name, kind="", revision=""))
+    repository = _fetch_known_repository(target, place.data)
+    rest = select_rest(repository)
+    _fetch(repository, rest, _find_free_place(target, rest, place.data), target, request, console)
+    return target
+
+
+def _fetch(
+    repository: Repository, selection: Selection, place: AddedPlace, target: _Target, request: AddRequest,
+    console: Console,
+) -> ModelManifest:  # fmt: skip
+    """Return the manifest of what is here already, or is fetched now."""
+    if (manifest := _find_present(place, repository, selection)) is None:
+        manifest = _download(plan_download(repository, place, selection.files), target, request, console)
+        remember_revision(place.data, repository.hub_id, repository.revision)
+    elif not request.quiet:
+        _say(console, f"{place.key} is here already, at this revision; `darkroom models verify` checks its files.")
+    return manifest
 
 
 def _find_target(request: AddRequest) -> _Target:
@@ -142,17 +166,23 @@ def _make_name(hub_id: str, path: str) -> str:
 
 
 def _find_free_place(target: _Target, selection: Selection, data: Path) -> AddedPlace:
-    """Return where it will be. Raise `UserError` where something lies there that was not added."""
+    """Return where it will be. Raise `UserError` where something of that name is, in this form or another."""
     place = find_place(data, target.name, selection.kind, selection.suffix)
-    files = [place.folder / f"{place.name}{suffix}" for suffix in FILE_SUFFIXES]
-    others = [*files, *([] if place.suffix else [place.path])]  # a folder beside a file holds the rest of its pipeline
-    for path in others:
-        owner = find_place(data, place.name, place.kind, path.suffix if path in files else "")
-        if path.exists() and read_place(owner) is None:
+    others = [replace(place, suffix=suffix) for suffix in ("", *FILE_SUFFIXES)]
+    for other in others:
+        if other.path.exists() and not _may_stay(other, place):
             raise UserError(
                 f"{place.folder} has another {TITLES[place.kind]} called {place.name}: choose a name with --name."
             )
     return place
+
+
+def _may_stay(other: AddedPlace, place: AddedPlace) -> bool:
+    """Whether what is at `other` may stay: itself to be replaced, or network and rest of one model."""
+    is_added = read_place(other) is not None
+    if other == place or place.kind != "model":
+        return is_added and other == place
+    return not other.suffix or (is_added and not place.suffix)
 
 
 def _fetch_known_repository(target: _Target, data: Path) -> Repository:
@@ -178,12 +208,15 @@ def _read_partial_revision(target: _Target, data: Path) -> str | None:
     return next(filter(None, (read_partial_revision(place, target.hub_id) for place in places)), None)
 
 
-def _find_present(place: AddedPlace, repository: Repository) -> ModelManifest | None:
-    """Return the manifest if it is here at that revision already."""
+def _find_present(place: AddedPlace, repository: Repository, selection: Selection) -> ModelManifest | None:
+    """Return the manifest if these files are here at that revision already."""
     manifest = read_place(place)
     if manifest is not None and manifest.hub_id != repository.hub_id:
         raise UserError(f"{place.key} is {manifest.hub_id} here: choose another name with --name.")
-    return manifest if manifest is not None and manifest.revision == repository.revision else None
+    if manifest is None or manifest.revision != repository.revision:
+        return None
+    paths = ({file.path for file in files} for files in (manifest.files, selection.files))
+    return manifest if len(set(map(frozenset, paths))) == 1 else None
 
 
 def _download(download: Download, target: _Target, request: AddRequest, console: Console) -> ModelManifest:
@@ -211,11 +244,12 @@ def _describe_start(target: _Target, download: Download) -> list[str]:
     return lines
 
 
-def _store_settings(target: _Target, quantization: QuantizationRequest | None, data: Path) -> ModelSettings:
+def _store_settings(
+    name: str, origin: CatalogueEntry | PartEntry | None, quantization: QuantizationRequest | None, data: Path
+) -> ModelSettings:  # fmt: skip
     """Write the catalogue's recommendations down as the model's defaults, beneath what was chosen before."""
-    settings_file = read_model_settings(data)
-    entry = target.entry if isinstance(target.entry, CatalogueEntry) else None
-    known = settings_file.get(target.name)
+    settings_file, entry = read_model_settings(data), origin if isinstance(origin, CatalogueEntry) else None
+    known = settings_file.get(name)
     settings = ModelSettings(
         steps=known.steps or (entry.steps if entry else None),
         sampler=known.sampler or (entry.sampler if entry else None),
@@ -223,7 +257,7 @@ def _store_settings(target: _Target, quantization: QuantizationRequest | None, d
         quantize=quantization or known.quantize,
     )
     if settings != known:
-        write_model_settings(data, settings_file.with_model(target.name, settings))
+        write_model_settings(data, settings_file.with_model(name, settings))
     return settings
 
 
@@ -235,10 +269,12 @@ def _describe_end(place: AddedPlace, manifest: ModelManifest, settings: ModelSet
     chosen += [f"of {settings.sampler}"] if settings.sampler else []
     defaults = f", {' '.join(chosen)} by default" if chosen else ""
     quantize = f", --quantize {settings.quantize}" if settings.quantize else ""
-    rest = f" It is a network: the rest of its pipeline must be in {place.folder / place.name} (docs/memory.md)."
+    folder = place.folder / place.name
+    needs_rest = place.suffix == ".gguf" and not (folder / "model_index.json").is_file()
+    rest = f" It is only a network: the rest of its pipeline belongs into {folder}, or --pipeline fetches it."
     return (
         f"{begin}{defaults}{quantize}. `darkroom up` offers it from its next start on; "
-        f'`darkroom imagine "…" --model {place.name}` draws with it now.{rest if place.suffix == ".gguf" else ""}'
+        f'`darkroom imagine "…" --model {place.name}` draws with it now.{rest if needs_rest else ""}'
     )
 
 

@@ -83,6 +83,9 @@ def add(
     encoder: Annotated[
         str, typer.Option("--image-encoder", metavar="FOLDER", help="Of an IP-Adapter, in its repository.")
     ] = "",
+    pipeline: Annotated[
+        str, typer.Option(metavar="NAME", help="Of a file that is only a network: where the rest comes from.")
+    ] = "",
     as_json: AsJson = False,
     data: Data = None,
 ) -> None:
@@ -90,7 +93,7 @@ def add(
     from bot.cli.models.addition import AddRequest, add_model
 
     with _one_sentence():
-        request = AddRequest(name, called, quantize, accept_licence, revision, as_json, kind, encoder)
+        request = AddRequest(name, called, quantize, accept_licence, revision, as_json, kind, encoder, pipeline)
         result = add_model(request, _find_data(data))
     if as_json:
         _print_json(result)

@@ -25,34 +25,42 @@ from engine.process.model_settings import read_model_settings, write_model_setti
 
 def remove_added(data: Path, name: str, *, confirmed: bool) -> str:
     """Delete a model or part; return the sentence about it. Raise `UserError` or `HubError`."""
-    place, size = _find(data, name)
+    found = _find(data, name)
+    key = " and ".join(place.key for place, _ in found)
     if not confirmed:
-        _ask(place.key, size)
+        _ask(name, key, sum(size for _, size in found))
     settings_file = read_model_settings(data)
-    freed = remove_place(place)
-    is_gone = place.kind == "model" and place.name not in list_added(data)
-    if is_gone and (place.name in settings_file.models or settings_file.default == place.name):
-        write_model_settings(data, settings_file.without_model(place.name))
-    return f"{place.key} is deleted, which frees {format_size(freed)}. A running Darkroom needs a restart to forget it."
+    freed = sum(remove_place(place) for place, _ in found)
+    for name_here in {place.name for place, _ in found if place.kind == "model"} - list_added(data).keys():
+        if name_here in settings_file.models or settings_file.default == name_here:
+            write_model_settings(data, settings_file.without_model(name_here))
+    are = "are" if len(found) > 1 else "is"
+    return f"{key} {are} deleted, which frees {format_size(freed)}. A running Darkroom needs a restart to forget it."
 
 
-def _find(data: Path, name: str) -> tuple[AddedPlace, int]:
-    """Return what is meant, added or half downloaded, and its bytes, 0 where they are unknown."""
+def _find(data: Path, name: str) -> list[tuple[AddedPlace, int]]:
+    """Return what is meant, added or half downloaded, and its bytes, 0 where they are unknown.
+
+    A model of that name is a network and the rest of its pipeline, where these are apart.
+    """
     added, partial = list_places(data), list_partial(data)
+    models = [(place, manifest.size) for place, manifest in added.values() if place.kind == "model"]
+    if both := [each for each in models if each[0].name == name]:
+        return both
     if name not in added and name not in partial and is_name(name) and find_place(data, name).path.exists():
-        return find_place(data, name), 0  # the operator's own, which is refused
+        return [(find_place(data, name), 0)]  # the operator's own, which is refused
     key = find_key(name, list(dict.fromkeys([*added, *partial])))
     if key in added:
         place, manifest = added[key]
-        return place, manifest.size
+        return [(place, manifest.size)]
     place = find_partial(data, key)
     assert place is not None, "its key was listed"
-    return place, 0
+    return [(place, 0)]
 
 
-def _ask(name: str, size: int) -> None:
+def _ask(name: str, key: str, size: int) -> None:
     if not sys.stdin.isatty():
         raise UserError(f"`darkroom models remove {name} --yes` deletes it.")
     size_text = f", {format_size(size)}" if size else ""
-    if not typer.confirm(f"Delete {name}{size_text}?", default=False, err=True):
+    if not typer.confirm(f"Delete {key}{size_text}?", default=False, err=True):
         raise UserError("Nothing was deleted.")

@@ -113,9 +113,15 @@ def _refuse_other_files(path: Path) -> None:
 def _find_added(hub_name: str, revision: str | None, data: Path) -> Path | None:
     """Return the folder that `darkroom models add` made of this model of the hub, at this revision if one is named."""
     for place, manifest in list_places(data, ("model",)).values() if data != Path() else ():
-        if not place.suffix and manifest.hub_id == hub_name and revision in (None, manifest.revision):
+        is_whole = not place.suffix and not _has_file_beside(place.path)
+        if is_whole and manifest.hub_id == hub_name and revision in (None, manifest.revision):
             return place.path
     return None
+
+
+def _has_file_beside(folder: Path) -> bool:
+    """Whether a file of that name has the network's weights: the folder then lacks them."""
+    return any(folder.with_name(f"{folder.name}{suffix}").is_file() for suffix in WEIGHT_SUFFIXES)
 
 
 def _download_remembered(hub_name: str, revision: str | None, data: Path) -> Path:

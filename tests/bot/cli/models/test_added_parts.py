@@ -57,7 +57,8 @@ def run(hub: ModelHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Ru
 
     def run_command(*args: str) -> str:
         app(["models", *args, *([] if args[0] == "search" else ["--data", str(tmp_path)])], standalone_mode=False)
-        return capsys.readouterr().out
+        captured = capsys.readouterr()
+        return captured.out or captured.err
 
     return run_command
 
@@ -142,6 +143,30 @@ def test_a_single_model_is_offered_with_its_settings_and_beside_its_rest(run: Ru
     assert (tmp_path / "models" / "flux").is_dir()
 
 
+def test_the_rest_of_a_networks_pipeline_is_fetched_without_its_weights(run: Run, tmp_path: Path) -> None:
+    file = ("o/single:flux-Q4.gguf", "--name", "flux", "--pipeline", "o/pipeline")
+    added = json.loads(run("add", *file, "--json"))
+    folder = tmp_path / "models" / "flux"
+    rest = read_folder(folder)
+    assert added["folder"] == str(folder.with_suffix(".gguf"))
+    assert rest.pop("manifest.json")
+    assert rest == {path: content for path, content in FILES.items() if content != WEIGHTS}
+    assert json.loads(run("verify", "--json")) == {"flux": [], "flux.gguf": []}
+    assert "flux.gguf is here already" in run("add", *file)
+    assert [row["name"] for row in json.loads(run("list", "--json"))] == ["embedded", "flux"]
+    assert "flux and flux.gguf are deleted" in run("remove", "flux", "--yes")
+    assert not folder.exists()
+    with pytest.raises(UserError, match="--pipeline is for a file that is only a network"):
+        run("add", "o/vae", "--pipeline", "o/pipeline")
+
+
+def test_another_file_of_the_same_repository_takes_the_place_of_the_first(run: Run, tmp_path: Path) -> None:
+    run("add", "o/adapters:models/plain.safetensors", "--as", "lora", "--name", "one", "--json")
+    run("add", "o/adapters:xl/plus.safetensors", "--as", "lora", "--name", "one", "--json")
+    assert (tmp_path / "loras" / "one.safetensors").read_bytes() == WEIGHTS[:500]
+    assert json.loads(run("verify", "--json")) == {"loras/one.safetensors": []}
+
+
 def test_an_interrupted_single_file_goes_on(hub: ModelHub, run: Run, tmp_path: Path) -> None:
     partial = tmp_path / "vaes" / ".partial" / "old.safetensors"
     partial.mkdir(parents=True)
@@ -193,6 +218,9 @@ def test_the_operators_own_files_are_not_replaced_or_deleted(run: Run, tmp_path:
     with pytest.raises(UserError, match="No model called vae was added here"):
         run("remove", "vae", "--yes")
     assert (tmp_path / "vaes" / "vae.safetensors").read_bytes() == b"own"
+    run("add", "o/single:files/old.safetensors", "--as", "vae", "--json")
+    with pytest.raises(UserError, match="has another autoencoder called old"):  # a worker would only see the file
+        run("add", "o/vae", "--name", "old")
 
 
 @pytest.mark.parametrize("entry", read_part_catalogue(), ids=[entry.name for entry in read_part_catalogue()])
