@@ -91,9 +91,9 @@ def add_model(request: AddRequest, data: Path) -> dict[str, Any]:
     repository = _fetch_known_repository(target, data)
     selection = select_part(repository, target.wanted, target.name)
     place = _find_free_place(target, selection, data)
-    rest = _add_rest(request, place, console) if request.pipeline else None
     if quantization and selection.kind != "model":
         raise UserError(f"--quantize is for models: {place.key} is {_with_article(selection.kind)}.")
+    rest = _add_rest(request, place, console) if request.pipeline else None
     manifest = _fetch(repository, selection, place, target, request, console)
     entry = rest.entry if rest else target.entry
     settings = _store_settings(target.name, entry, quantization, data) if place.kind == "model" else ModelSettings()
@@ -215,8 +215,8 @@ def _find_present(place: AddedPlace, repository: Repository, selection: Selectio
         raise UserError(f"{place.key} is {manifest.hub_id} here: choose another name with --name.")
     if manifest is None or manifest.revision != repository.revision:
         return None
-    paths = ({file.path for file in files} for files in (manifest.files, selection.files))
-    return manifest if len(set(map(frozenset, paths))) == 1 else None
+    present = {file.path for file in manifest.files}  # a whole model also has the rest of one
+    return manifest if present >= {file.path for file in selection.files} else None
 
 
 def _download(download: Download, target: _Target, request: AddRequest, console: Console) -> ModelManifest:
