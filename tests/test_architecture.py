@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -154,7 +155,8 @@ def _module_of(path: Path) -> str:
     return _path_of(path).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
-def _find_imports(path: Path, *, typing_too: bool = False) -> set[str]:
+@functools.cache
+def _find_imports(path: Path, *, typing_too: bool = False) -> frozenset[str]:
     """Every module that a file imports, at its top or inside. Leaves out imports for type checkers."""
     imports: set[str] = set()
 
@@ -170,7 +172,7 @@ def _find_imports(path: Path, *, typing_too: bool = False) -> set[str]:
             visit_node(child)
 
     visit_node(ast.parse(path.read_text()))
-    return imports
+    return frozenset(imports)
 
 
 def _is_in_package(module: str, package: str) -> bool:
@@ -189,7 +191,9 @@ def test_import_contracts_hold() -> None:
 def test_no_modules_import_each_other_in_a_circle() -> None:
     """Counts imports for type checkers too, which import-linter leaves out."""
     modules = {_module_of(path): path for path in SOURCES}
-    imports = {name: _find_imports(path, typing_too=True) & modules.keys() - {name} for name, path in modules.items()}
+    imports = {
+        name: set(_find_imports(path, typing_too=True) & modules.keys() - {name}) for name, path in modules.items()
+    }
     for name, imported in imports.items():  # `from package import module` names the package too, but needs the module
         imported -= {
             one
