@@ -19,14 +19,13 @@ from msgspec import Meta, Struct
 from engine.contract import Name
 from engine.hub.checksums import is_intact
 from engine.hub.errors import HubError, explain_disk_error
-from engine.hub.part_kinds import FOLDER_BY_KIND, PART_KINDS, PartKind
+from engine.hub.part_kinds import FOLDER_BY_KIND, PART_KINDS, WEIGHT_SUFFIXES, PartKind
 from engine.hub.repository import RepositoryFile, is_safe
 from engine.process.atomic_file import write_atomically
 
 MODELS_FOLDER = FOLDER_BY_KIND["model"]  # in the data folder
 PARTIAL_FOLDER = ".partial"  # in a kind's folder: downloads that have not ended
 MANIFEST_FILE = "manifest.json"
-FILE_SUFFIXES = (".safetensors", ".gguf")  # of models and parts that are one file
 HUB_ID_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?\Z"
 
 
@@ -193,7 +192,7 @@ def _find_places(data: Path, kind: PartKind) -> Iterator[AddedPlace]:
     except OSError:
         return
     for path in paths:
-        suffix = path.suffix if path.suffix in FILE_SUFFIXES and path.is_file() else ""
+        suffix = path.suffix if path.suffix in WEIGHT_SUFFIXES and path.is_file() else ""
         name = path.name.removesuffix(suffix)
         if is_name(name) and (suffix or path.is_dir()):
             yield AddedPlace(data, name, kind, suffix)
@@ -204,7 +203,7 @@ def _find_partial(data: Path, kind: PartKind) -> list[AddedPlace]:
         folders = sorted(each for each in (data / FOLDER_BY_KIND[kind] / PARTIAL_FOLDER).iterdir() if each.is_dir())
     except OSError:
         return []
-    suffixes = [next((each for each in FILE_SUFFIXES if folder.name.endswith(each)), "") for folder in folders]
+    suffixes = [next((each for each in WEIGHT_SUFFIXES if folder.name.endswith(each)), "") for folder in folders]
     places = [
         AddedPlace(data, folder.name.removesuffix(suffix), kind, suffix)
         for folder, suffix in zip(folders, suffixes, strict=True)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from engine.hub.errors import HubError
+from engine.hub.part_kinds import PICKLE_SUFFIXES
 from engine.hub.repository import RepositoryFile
 
 INDEX_FILE = "model_index.json"
@@ -23,7 +24,6 @@ WEIGHT_NAME = re.compile(
 )
 WEIGHT_INDEX_NAME = re.compile(r"[\w-]+\.safetensors\.index(?:\.(?P<variant>\w+))?\.json")
 OTHER_INDEX_NAME = re.compile(r"[\w-]+\.(bin|msgpack|h5|onnx)\.index(\.\w+)?\.json")  # of weights that are not taken
-PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 LIBRARIES = ("diffusers", "transformers")
 UNUSED_PARTS = ("feature_extractor", "image_encoder", "safety_checker")
 _PART_NAME = re.compile(r"[A-Za-z0-9_]+")

@@ -8,24 +8,28 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple, cast
 
-from engine.hub.added_models import FILE_SUFFIXES
 from engine.hub.download import fetch_small_file
 from engine.hub.errors import HubError
 from engine.hub.file_selection import (
     INDEX_FILE,
     MAX_INDEX_BYTES,
-    PICKLE_SUFFIXES,
     choose_weights,
     read_parts,
     select_files,
 )
-from engine.hub.part_kinds import TITLES, PartKind
+from engine.hub.part_kinds import (
+    GGUF_SUFFIX,
+    PICKLE_SUFFIXES,
+    SAFETENSORS_SUFFIX,
+    TITLES,
+    WEIGHT_SUFFIXES,
+    PartKind,
+)
 from engine.hub.repository import Repository, RepositoryFile
 
 CONFIG_FILE = "config.json"
 ENCODER_FOLDER = "image_encoder"
 NETWORK_FOLDERS = ("transformer", "unet")  # of pipelines
-SAFETENSORS_SUFFIX, GGUF_SUFFIX = FILE_SUFFIXES
 NETWORK_STEM, ENCODER_STEM = "diffusion_pytorch_model", "model"  # of the weights of diffusers and transformers
 MAX_LISTED = 3  # files that a refusal names
 
@@ -171,13 +175,13 @@ def _find_only_file(repository: Repository, path: str, kind: PartKind) -> Reposi
 
 
 def _list_files(repository: Repository) -> str:
-    names = [file.path for file in repository.files if file.path.endswith(FILE_SUFFIXES)]
+    names = [file.path for file in repository.files if file.path.endswith(WEIGHT_SUFFIXES)]
     more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
     return f" It has {', '.join(names[:MAX_LISTED])}{more}." if names else ""
 
 
 def _is_file_path(path: str) -> bool:
-    return path.endswith((*FILE_SUFFIXES, *PICKLE_SUFFIXES))
+    return path.endswith((*WEIGHT_SUFFIXES, *PICKLE_SUFFIXES))
 
 
 def _get_file(repository: Repository, path: str) -> RepositoryFile | None:

@@ -16,7 +16,6 @@ from bot.cli.models.quantization import parse_quantization
 from bot.cli.models.transfer_display import TransferDisplay
 from bot.domain.errors import UserError
 from engine.hub.added_models import (
-    FILE_SUFFIXES,
     AddedPlace,
     ModelManifest,
     find_place,
@@ -35,7 +34,7 @@ from engine.hub.catalogue import (
 from engine.hub.download import Download, check_disk_space, plan_download, read_partial_revision, run_download
 from engine.hub.errors import HubError
 from engine.hub.offered_models import ADDED_MODELS, EMBEDDED_MODEL
-from engine.hub.part_kinds import PART_KINDS, TITLES, PartKind
+from engine.hub.part_kinds import PART_KINDS, TITLES, WEIGHT_SUFFIXES, PartKind
 from engine.hub.part_selection import Selection, WantedPart, select_part, select_rest
 from engine.hub.repository import Repository, fetch_repository
 from engine.hub.revisions import read_revisions, remember_revision
@@ -161,14 +160,14 @@ def _parse_kind(word: str) -> PartKind | None:
 def _make_name(hub_id: str, path: str) -> str:
     """Return the name of a file without its suffix, else that of the repository."""
     last = (path or hub_id).rpartition("/")[2]
-    suffix = next((each for each in FILE_SUFFIXES if path.endswith(each)), "")
+    suffix = next((each for each in WEIGHT_SUFFIXES if path.endswith(each)), "")
     return last.removesuffix(suffix)
 
 
 def _find_free_place(target: _Target, selection: Selection, data: Path) -> AddedPlace:
     """Return where it will be. Raise `UserError` where something of that name is, in this form or another."""
     place = find_place(data, target.name, selection.kind, selection.suffix)
-    others = [replace(place, suffix=suffix) for suffix in ("", *FILE_SUFFIXES)]
+    others = [replace(place, suffix=suffix) for suffix in ("", *WEIGHT_SUFFIXES)]
     for other in others:
         if other.path.exists() and not _may_stay(other, place):
             raise UserError(
@@ -204,7 +203,7 @@ def _fetch_known_repository(target: _Target, data: Path) -> Repository:
 
 def _read_partial_revision(target: _Target, data: Path) -> str | None:
     """Return the revision of an interrupted download of this name, whatever it is."""
-    places = (find_place(data, target.name, kind, suffix) for kind in PART_KINDS for suffix in ("", *FILE_SUFFIXES))
+    places = (find_place(data, target.name, kind, suffix) for kind in PART_KINDS for suffix in ("", *WEIGHT_SUFFIXES))
     return next(filter(None, (read_partial_revision(place, target.hub_id) for place in places)), None)
 
 

@@ -9,9 +9,10 @@ from rich.console import Console
 
 from bot.cli.models.transfer_display import TransferDisplay
 from bot.domain.errors import UserError
-from engine.hub.added_models import FILE_SUFFIXES, AddedPlace, ModelManifest, find_damaged, list_places
+from engine.hub.added_models import AddedPlace, ModelManifest, find_damaged, list_places
 from engine.hub.catalogue import suggest_names
 from engine.hub.download import plan_repair, run_download
+from engine.hub.part_kinds import WEIGHT_SUFFIXES
 from engine.hub.repository import RepositoryFile
 
 
@@ -40,7 +41,7 @@ def find_key(name: str, keys: list[str]) -> str:
 def list_short_names(key: str) -> list[str]:
     """Return what `controlnets/canny.safetensors` may be called where that is clear, too."""
     name = key.rpartition("/")[2]
-    suffix = next((each for each in FILE_SUFFIXES if name.endswith(each)), "")
+    suffix = next((each for each in WEIGHT_SUFFIXES if name.endswith(each)), "")
     return [name, name.removesuffix(suffix), key.removesuffix(suffix)]
 
 

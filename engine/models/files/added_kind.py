@@ -17,11 +17,10 @@ from typing import Generic, Literal, NamedTuple, TypeVar
 from safetensors import SafetensorError
 
 from engine.contract.rejection import JobRejected
+from engine.hub.part_kinds import PICKLE_SUFFIXES, SAFETENSORS_SUFFIX
 
 log = logging.getLogger(__name__)
 
-SAFETENSORS_SUFFIX = ".safetensors"
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 CONFIG_FILE = "config.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # as `engine.contract.Name`
 

@@ -15,12 +15,10 @@ from typing import Any, cast
 from engine.contract.rejection import JobRejected
 from engine.hub.added_models import list_places
 from engine.hub.catalogue import find_entry
+from engine.hub.part_kinds import GGUF_SUFFIX, PICKLE_SUFFIXES, SAFETENSORS_SUFFIX, WEIGHT_SUFFIXES
 from engine.hub.revisions import read_revisions, remember_revision
 from engine.models.files.fingerprint import combine_fingerprints, fingerprint_file, fingerprint_folder
 
-SAFETENSORS_SUFFIX, GGUF_SUFFIX = ".safetensors", ".gguf"
-WEIGHT_SUFFIXES = (SAFETENSORS_SUFFIX, GGUF_SUFFIX)
-PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 _HUB_NAME = re.compile(
     r"([A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)?)(?:@([A-Za-z0-9][A-Za-z0-9._-]*))?"
 )

@@ -12,9 +12,9 @@ from msgspec import Meta
 from safetensors import SafetensorError, safe_open
 from transformers import CLIPVisionModelWithProjection
 
+from engine.hub.part_kinds import SAFETENSORS_SUFFIX
 from engine.models.files.added_kind import (
     CONFIG_FILE,
-    SAFETENSORS_SUFFIX,
     AddedKind,
     Entry,
     cache_while_unchanged,

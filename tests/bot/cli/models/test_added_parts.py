@@ -63,6 +63,7 @@ def run(hub: ModelHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Ru
     return run_command
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("arguments", "kind", "key", "files"),
     [
@@ -223,6 +224,7 @@ def test_the_operators_own_files_are_not_replaced_or_deleted(run: Run, tmp_path:
         run("add", "o/vae", "--name", "old")
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("entry", read_part_catalogue(), ids=[entry.name for entry in read_part_catalogue()])
 def test_a_well_known_part_is_added_by_its_name(hub: ModelHub, run: Run, entry: PartEntry) -> None:
     files = {"controlnet": CONTROLNET, "vae": AUTOENCODER}.get(entry.kind) or {
