@@ -13,7 +13,7 @@ from rich.console import Console
 
 from bot.cli.models.licence import ask_acceptance, describe_licence
 from bot.cli.models.quantization import parse_quantization
-from bot.cli.models.transfer_display import TransferDisplay
+from bot.cli.models.transfer_display import TransferDisplay, format_file_count
 from bot.domain.errors import UserError
 from engine.hub.added_models import (
     AddedPlace,
@@ -234,7 +234,7 @@ def _describe_start(target: _Target, download: Download) -> list[str]:
     present = f", of which {format_size(download.present_bytes)} are here" if download.present_bytes else ""
     lines = [
         f"{title}: {repository.hub_id} at {repository.revision[:12]}",
-        f"{format_size(download.size)} to download{present}, in {len(download.files)} files",
+        f"{format_size(download.size)} to download{present}, in {format_file_count(len(download.files))}",
     ]
     if isinstance(target.entry, CatalogueEntry):
         kinds = ("none", "int8", "int4")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bot.cli.models.transfer_display import TransferDisplay
+from bot.cli.models.transfer_display import TransferDisplay, format_file_count
 from bot.domain.errors import UserError
 from engine.hub.added_models import AddedPlace, ModelManifest, find_damaged, list_places
 from engine.hub.catalogue import suggest_names
@@ -67,7 +67,8 @@ def _verify(place: AddedPlace, manifest: ModelManifest, console: Console, repair
 
 def _describe(name: str, manifest: ModelManifest, damaged: list[RepositoryFile], repair: bool) -> str:
     if not damaged:
-        return f"{name}: all {len(manifest.files)} files are as the hub has them."
+        pronoun = "them" if manifest.files[1:] else "it"
+        return f"{name}: {format_file_count(len(manifest.files))} as the hub has {pronoun}."
     mend = "they are fetched again" if repair else f"`darkroom models verify {name} --repair` fetches them again"
     paths = ", ".join(file.local_path for file in damaged[:3])
     return f"{name}: {len(damaged)} of {len(manifest.files)} files are damaged ({paths}): {mend}."

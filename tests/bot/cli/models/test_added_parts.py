@@ -154,7 +154,9 @@ def test_the_rest_of_a_networks_pipeline_is_fetched_without_its_weights(run: Run
     assert rest == {path: content for path, content in FILES.items() if content != WEIGHTS}
     assert json.loads(run("verify", "--json")) == {"flux": [], "flux.gguf": []}
     assert "flux.gguf is here already" in run("add", *file)
-    assert [row["name"] for row in json.loads(run("list", "--json"))] == ["embedded", "flux"]
+    _, flux = json.loads(run("list", "--json"))
+    assert (flux["name"], flux["size"]) == ("flux", len(SINGLE["flux-Q4.gguf"]) + sum(map(len, rest.values())))
+    assert "flux.gguf: 1 file as the hub has it." in run("verify", "flux.gguf", "--repair")
     assert "flux and flux.gguf are deleted" in run("remove", "flux", "--yes")
     assert not folder.exists()
     with pytest.raises(UserError, match="--pipeline is for a file that is only a network"):
