@@ -18,7 +18,7 @@ from bot.cli.backup import backup_command, restore_command
 from bot.cli.imagine import command as imagine_command
 from bot.cli.jobs import commands as job_commands
 from bot.cli.models import commands as model_commands
-from bot.cli.options import QUANTIZE_HELP, QUANTIZE_TEXT_HELP, AsJson, Data, EngineOptions
+from bot.cli.options import OFFLOAD_HELP, QUANTIZE_HELP, QUANTIZE_TEXT_HELP, AsJson, Data, EngineOptions
 from bot.cli.rules import commands as rule_commands
 from bot.cli.rules import kill_switch
 from bot.cli.worker_keys import command as worker_key_command
@@ -59,14 +59,7 @@ Vae = Annotated[
 ]
 Quantize = Annotated[str, typer.Option(metavar="HOW", help=QUANTIZE_HELP)]
 QuantizeText = Annotated[str, typer.Option(metavar="HOW", help=QUANTIZE_TEXT_HELP)]
-Offload = Annotated[
-    str,
-    typer.Option(
-        metavar="WHAT",
-        help="Keep off the device but while they run: text encoders (text), also networks (layers), none, or what must "
-        "be (auto; DARKROOM_OFFLOAD).",
-    ),
-]
+Offload = Annotated[str, typer.Option(metavar="WHAT", help=OFFLOAD_HELP)]
 Standby = Annotated[
     bool, typer.Option("--standby", help="If another bot uses the data folder, wait until it ends, then start.")
 ]
@@ -131,6 +124,7 @@ def doctor(
     model: Annotated[str, typer.Option(help="Load this model in place of the embedded one.")] = "embedded",
     quantize: Quantize = "",
     quantize_text: QuantizeText = "",
+    offload: Offload = "",
     as_json: AsJson = False,
 ) -> None:
     """Check what works on this machine, one line each, with the fix for what does not."""
@@ -138,7 +132,7 @@ def doctor(
 
     findings: list[Finding] = []
     settings = _load_settings(port=port, host=host, data=data, nats=nats)
-    check = EngineCheck(model, quantize, quantize_text, remeasure)
+    check = EngineCheck(model, quantize, quantize_text, remeasure, offload)
     for finding in run_checks(settings, check):
         findings.append(finding)
         if not as_json:

@@ -18,6 +18,10 @@ AsJson = Annotated[
 ]
 
 QUANTIZE_HELP = "Store networks as int8, int4, fp8 or nf4, not at all (none), or as fits (auto; DARKROOM_QUANTIZE)."
+OFFLOAD_HELP = (
+    "Keep off the device but while they run: text encoders (text), also networks (layers), none, or what must be "
+    "(auto; DARKROOM_OFFLOAD)."
+)
 QUANTIZE_TEXT_HELP = "The same for text encoders (DARKROOM_QUANTIZE_TEXT, else auto)."
 
 

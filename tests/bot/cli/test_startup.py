@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from msgspec.structs import replace
 
 from bot.__main__ import app
 from bot.app.settings import load_settings
+from bot.cli.doctor import EngineCheck, check_engine
 from bot.cli.options import EngineOptions, load_offload
 from bot.cli.up import startup
 from bot.cli.up.engine_process import EngineProcess
@@ -140,8 +142,11 @@ async def test_the_engine_is_told_what_to_offload_and_another_word_is_refused(
     assert EngineOptions().list_arguments() == []
     assert load_offload("layers") == "layers"
     assert load_offload() == "auto"
-    with pytest.raises(UserError, match=r"--offload or DARKROOM_OFFLOAD: auto, none, text or layers is needed\."):
-        load_offload("sometimes")
+    sentence = r"--offload or DARKROOM_OFFLOAD: auto, none, text or layers is needed\."
+    with pytest.raises(UserError, match=sentence):
+        app(["imagine", "a fox", "--offload", "sometimes", "--data", str(tmp_path)], standalone_mode=False)
+    (finding,) = check_engine(load_settings(data=tmp_path), EngineCheck(offload="sometimes"))
+    assert re.match(sentence, finding.summary)
 
 
 RUN = """
