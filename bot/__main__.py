@@ -19,7 +19,7 @@ from bot.cli.imagine import command as imagine_command
 from bot.cli.jobs import commands as job_commands
 from bot.cli.mcp import command as mcp_command
 from bot.cli.models import commands as model_commands
-from bot.cli.options import QUANTIZE_HELP, QUANTIZE_TEXT_HELP, AsJson, Data, EngineOptions
+from bot.cli.options import OFFLOAD_HELP, QUANTIZE_HELP, QUANTIZE_TEXT_HELP, AsJson, Data, EngineOptions
 from bot.cli.rules import commands as rule_commands
 from bot.cli.rules import kill_switch
 from bot.cli.worker_keys import command as worker_key_command
@@ -61,6 +61,7 @@ Vae = Annotated[
 ]
 Quantize = Annotated[str, typer.Option(metavar="HOW", help=QUANTIZE_HELP)]
 QuantizeText = Annotated[str, typer.Option(metavar="HOW", help=QUANTIZE_TEXT_HELP)]
+Offload = Annotated[str, typer.Option(metavar="WHAT", help=OFFLOAD_HELP)]
 Standby = Annotated[
     bool, typer.Option("--standby", help="If another bot uses the data folder, wait until it ends, then start.")
 ]
@@ -80,6 +81,7 @@ def up(
     vae: Vae = "",
     quantize: Quantize = "",
     quantize_text: QuantizeText = "",
+    offload: Offload = "",
     check: Annotated[
         Path | None,
         typer.Option(
@@ -93,7 +95,7 @@ def up(
     from bot.cli.up.startup import run_bot
 
     settings = _load_settings(port=port, host=host, data=data, nats=nats, check=check)
-    options = EngineOptions(memory, vae, quantize, quantize_text)
+    options = EngineOptions(memory, vae, quantize, quantize_text, offload)
     run_bot(settings, tuple(model or ("added",)), engine=options, open_browser=open_browser, standby=standby)
 
 
@@ -125,6 +127,7 @@ def doctor(
     model: Annotated[str, typer.Option(help="Load this model in place of the embedded one.")] = "embedded",
     quantize: Quantize = "",
     quantize_text: QuantizeText = "",
+    offload: Offload = "",
     as_json: AsJson = False,
 ) -> None:
     """Check what works on this machine, one line each, with the fix for what does not."""
@@ -132,7 +135,7 @@ def doctor(
 
     findings: list[Finding] = []
     settings = _load_settings(port=port, host=host, data=data, nats=nats)
-    check = EngineCheck(model, quantize, quantize_text, remeasure)
+    check = EngineCheck(model, quantize, quantize_text, remeasure, offload)
     for finding in run_checks(settings, check):
         findings.append(finding)
         if not as_json:

@@ -7,14 +7,18 @@ import logging
 import os
 import shutil
 import socket
+import sys
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
 from hypothesis import settings
+
+from shared.forked_workers import serve_forks
 
 PROCESS_FOLDERS = {"end_to_end", "chaos", "attack", "loopback", "delivery"}  # their tests wait for processes and clocks
 REQUIRE_ALL = os.environ.get("REQUIRE_ALL", "") not in ("", "0")
@@ -44,6 +48,17 @@ def pytest_make_collect_report() -> Generator[None, Any, Any]:
     report = yield
     _fail_if_skipped(report)
     return report
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config, specs: Sequence[Any]) -> None:
+    """The workers are forks. Elsewhere than on Linux, a process with threads of its system cannot be forked safely."""
+    if sys.platform == "linux":
+        stack = ExitStack()
+        config.add_cleanup(stack.close)
+        command = stack.enter_context(serve_forks())
+        for spec in specs:
+            spec.python = command
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

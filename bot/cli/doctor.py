@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bot.cli.instance_lock import check_port_free, find_instance
-from bot.cli.options import load_quantization
+from bot.cli.options import load_offload, load_quantization
 from bot.domain.errors import UserError
 from engine.process.log_format import escape
 
@@ -43,12 +43,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class EngineCheck:
-    """What the engine's check loads, how its weights are stored, and whether the device is measured anew."""
+    """What the engine's check loads, how and where its weights are kept, and whether the device is measured anew."""
 
     model: str = "embedded"
     quantize: str = ""
     quantize_text: str = ""
     remeasure: bool = False
+    offload: str = ""
 
 
 def run_checks(settings: Settings, engine_check: EngineCheck | None = None) -> Iterator[Finding]:
@@ -203,11 +204,11 @@ def check_engine(settings: Settings, check: EngineCheck) -> Iterator[Finding]:
     from engine.worker.doctor import check_model, check_picture_check
 
     try:
-        requests = load_quantization(check.quantize, check.quantize_text)
+        requests, offload = load_quantization(check.quantize, check.quantize_text), load_offload(check.offload)
     except UserError as error:
         yield Finding("weights", False, error.sentence, "Mend the option or the variable.")
         return
-    lines = check_model(settings.data, check.model, force=check.remeasure, requests=requests)
+    lines = check_model(settings.data, check.model, force=check.remeasure, requests=requests, offload=offload)
     yield from (Finding(*line) for line in lines)
     if settings.check:
         yield from (Finding(*line) for line in check_picture_check(settings.check))

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from bot.domain.errors import UserError
+from engine.process.offload_request import OffloadRequest, load_offload_request
 from engine.process.quantization_request import QuantizationRequests, load_requests
 
 Data = Annotated[Path | None, typer.Option(help="Folder of the store and the pictures (DARKROOM_DATA).")]
@@ -17,12 +18,17 @@ AsJson = Annotated[
 ]
 
 QUANTIZE_HELP = "Store networks as int8, int4, fp8 or nf4, not at all (none), or as fits (auto; DARKROOM_QUANTIZE)."
+OFFLOAD_HELP = (
+    "Keep off the device but while they run: text encoders (text), also networks (layers), none, or what must be "
+    "(auto; DARKROOM_OFFLOAD)."
+)
 QUANTIZE_TEXT_HELP = "The same for text encoders (DARKROOM_QUANTIZE_TEXT, else auto)."
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What an engine's command line is given beside its models: budget, as 12GB, autoencoder, and how weights are kept.
+    """What an engine's command line is given beside its models: budget, as 12GB, autoencoder, how weights are kept,
+    and what stays off the device.
 
     Empty: as the environment says.
     """
@@ -31,12 +37,13 @@ class EngineOptions:
     vae: str = ""
     quantize: str = ""
     quantize_text: str = ""
+    offload: str = ""
 
     def list_arguments(self) -> list[str]:
         """Return them as the engine's command line takes them."""
         options = {
             "--memory": self.memory, "--vae": self.vae, "--quantize": self.quantize,
-            "--quantize-text": self.quantize_text,
+            "--quantize-text": self.quantize_text, "--offload": self.offload,
         }  # fmt: skip
         return [part for option, value in options.items() if value for part in (option, value)]
 
@@ -45,5 +52,13 @@ def load_quantization(network: str, text: str) -> QuantizationRequests:
     """Return how weights are to be stored. Raises `UserError` for an unknown word."""
     try:
         return load_requests(network, text)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def load_offload(word: str = "") -> OffloadRequest:
+    """Return what is to be kept off the device. Raises `UserError` for an unknown word."""
+    try:
+        return load_offload_request(word)
     except ValueError as error:
         raise UserError(str(error)) from error

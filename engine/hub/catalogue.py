@@ -16,8 +16,10 @@ from msgspec import Meta, Struct
 from rapidfuzz import fuzz, process
 
 from engine.contract import Name, Quantization, Sampler
+from engine.hub.part_kinds import PartKind
 
 CATALOGUE_FILE = Path(__file__).with_name("catalogue.yaml")
+PARTS_FILE = Path(__file__).with_name("parts.yaml")
 HALF_BYTES = 2.0  # bytes a parameter of text encoders and autoencoder, and of a network that is not quantised
 # Bytes a parameter of a quantised network, its scales included.
 BYTES_BY_QUANTIZATION: Mapping[Quantization, float] = MappingProxyType(
@@ -68,6 +70,52 @@ class CatalogueEntry(Struct, frozen=True, forbid_unknown_fields=True):
         """Return the bytes of the model in memory: an estimate from its parameters, without running pictures."""
         others = self.parameters.text_encoders + self.parameters.autoencoder
         return round(1e9 * (self.parameters.network * BYTES_BY_QUANTIZATION[quantization] + others * HALF_BYTES))
+
+
+class PartEntry(Struct, frozen=True, forbid_unknown_fields=True):
+    """A well-known part that models take. `path`: its file in the repository; empty: the whole.
+
+    `fits`: which models take it, in words. `size`: megabytes to download, rounded.
+    """
+
+    name: Name
+    kind: PartKind
+    hub_id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+\Z", max_length=96)]
+    revision: Annotated[str, Meta(pattern=r"^[0-9a-f]{40}\Z")]
+    title: str
+    fits: str
+    licence: str
+    size: Annotated[int, Meta(ge=1, le=100_000)]
+    path: str = ""
+    encoder: str = ""  # the folder of an IP-Adapter's image encoder, if it is not beside its file
+    restrictions: str = ""
+    asks: bool = False  # the licence must be accepted
+
+    @property
+    def download_bytes(self) -> int:
+        """The size of the download in bytes: an estimate."""
+        return self.size * 10**6
+
+
+@functools.cache
+def read_part_catalogue() -> tuple[PartEntry, ...]:
+    """Return all well-known parts."""
+    return msgspec.yaml.decode(PARTS_FILE.read_bytes(), type=tuple[PartEntry, ...])
+
+
+def find_part_entry(name: str) -> PartEntry | None:
+    """Return the part of this name, whatever its case; None where there is none."""
+    return next((entry for entry in read_part_catalogue() if entry.name == name.casefold()), None)
+
+
+def search_part_catalogue(word: str) -> list[PartEntry]:
+    """Return the parts whose name, kind, title or hub id contains the word."""
+    key = word.casefold()
+    return [
+        each
+        for each in read_part_catalogue()
+        if key in f"{each.name} {each.kind} {each.title} {each.hub_id} {each.fits}".casefold()
+    ]
 
 
 @functools.cache

@@ -19,15 +19,14 @@ from urllib.parse import quote
 
 from engine.hub.added_models import (
     MANIFEST_FILE,
+    AddedPlace,
     ModelManifest,
-    find_folder,
-    find_partial_folder,
     read_manifest,
     write_manifest,
+    write_manifest_file,
 )
 from engine.hub.checksums import is_intact
 from engine.hub.errors import HubError, explain_disk_error, explain_error, get_endpoint
-from engine.hub.file_selection import INDEX_FILE, MAX_INDEX_BYTES, read_parts, select_files
 from engine.hub.repository import LIBRARY_NAME, Repository, RepositoryFile, fetch_repository
 
 PART_SUFFIX = ".part"
@@ -43,12 +42,17 @@ class OnProgress(Protocol):
 
 @dataclass(frozen=True)
 class Download:
-    """What is to be downloaded into `folder`. `present_bytes`: of it that an earlier try has left there."""
+    """What is to be downloaded, and where to. `present_bytes`: of it that an earlier try has left there."""
 
     repository: Repository
     files: tuple[RepositoryFile, ...]
-    folder: Path
+    place: AddedPlace
     present_bytes: int
+
+    @property
+    def folder(self) -> Path:
+        """Where the files are until all are there."""
+        return self.place.partial
 
     @property
     def size(self) -> int:
@@ -56,32 +60,36 @@ class Download:
         return sum(file.size for file in self.files)
 
 
-def plan_download(repository: Repository, data: Path, name: str) -> Download:
-    """Choose the files and look at what is there already. Fetches the model's index. Raises `HubError`."""
-    index = next((file for file in repository.files if file.path == INDEX_FILE), None)
-    if index is None or not 0 < index.size <= MAX_INDEX_BYTES:
-        raise HubError(f"{repository.hub_id} has no {INDEX_FILE}: it is no model in the folders of diffusers.")
+def plan_download(repository: Repository, place: AddedPlace, files: Iterable[RepositoryFile]) -> Download:
+    """Look at what is there of the files already."""
+    chosen, folder = tuple(files), place.partial
+    present = sum(_count_present(folder / file.local_path, file) for file in chosen)
+    return Download(repository, chosen, place, present)
+
+
+def fetch_small_file(repository: Repository, file: RepositoryFile, max_bytes: int) -> bytes:
+    """Return a file's content. Raises `HubError`, also for one of more than `max_bytes`, or for an empty one."""
+    if not 0 < file.size <= max_bytes:
+        raise HubError(f"{file.path} of {repository.hub_id} has {file.size:,} bytes, so it is not read.")
     content = BytesIO()
     with _explained(repository):
-        _transfer(repository, index, content, 0, lambda stage, byte_count: None)
-    parts = read_parts(content.getvalue(), repository.hub_id)
-    files = tuple(select_files(repository.files, parts, repository.hub_id))
-    folder = find_partial_folder(data, name)
-    return Download(repository, files, folder, sum(_count_present(folder / file.path, file) for file in files))
+        _transfer(repository, file, content, 0, lambda stage, byte_count: None)
+    return content.getvalue()
 
 
-def plan_repair(manifest: ModelManifest, damaged: Iterable[RepositoryFile], data: Path, name: str) -> Download:
-    """Take a model's damaged files away, to be fetched again; it is not offered meanwhile. Raises `HubError`."""
+def plan_repair(manifest: ModelManifest, damaged: Iterable[RepositoryFile], place: AddedPlace) -> Download:
+    """Take damaged files away, to be fetched again; it is not offered meanwhile. Raises `HubError`."""
     repository = fetch_repository(manifest.hub_id, manifest.revision)  # first: without the hub nothing is touched
-    target, folder = find_folder(data, name), find_partial_folder(data, name)
     with _explained(repository):
         for file in damaged:
-            (target / file.path).unlink(missing_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        target.replace(folder)
-    present = sum(_count_present(folder / file.path, file) for file in manifest.files)
-    return Download(repository, manifest.files, folder, present)
+            (place.base / file.local_path).unlink(missing_ok=True)
+        shutil.rmtree(place.partial, ignore_errors=True)
+        place.partial.parent.mkdir(parents=True, exist_ok=True)
+        if place.suffix:
+            place.manifest_path.unlink(missing_ok=True)
+        else:
+            place.path.replace(place.partial)
+    return plan_download(repository, place, manifest.files)
 
 
 def check_disk_space(download: Download) -> None:
@@ -95,29 +103,30 @@ def check_disk_space(download: Download) -> None:
         )
 
 
-def run_download(
-    download: Download, data: Path, name: str, on_progress: OnProgress, licence: str = ""
-) -> ModelManifest:
-    """Fetch what is missing, check every file, and put the folder in its place. Raises `HubError`."""
+def run_download(download: Download, on_progress: OnProgress, licence: str = "") -> ModelManifest:
+    """Fetch what is missing, check every file, and put all in its place. Raises `HubError`."""
     manifest = ModelManifest(download.repository.hub_id, download.repository.revision, download.files, licence)
-    with _explained(download.repository), lock_folder(download.folder, name):
+    with _explained(download.repository), lock_folder(download.folder, download.place.key):
         _drop_other_files(download.folder, download.files)
         write_manifest(download.folder, manifest)
         for file in download.files:
             _fetch_file(download, file, on_progress)
-        _put_in_place(download.folder, find_folder(data, name))
+        if download.place.suffix:
+            _put_file_in_place(download.place, manifest)
+        else:
+            _put_in_place(download.folder, download.place.path)
     return manifest
 
 
-def read_partial_revision(data: Path, name: str, hub_id: str) -> str | None:
+def read_partial_revision(place: AddedPlace, hub_id: str) -> str | None:
     """Return the revision of a download of this model that has not ended; None without one."""
-    manifest = read_manifest(find_partial_folder(data, name))
+    manifest = read_manifest(place.partial)
     return manifest.revision if manifest is not None and manifest.hub_id == hub_id else None
 
 
 def _fetch_file(download: Download, file: RepositoryFile, on_progress: OnProgress) -> None:
     """Fetch and check one file. A file that is there already is only checked."""
-    target = download.folder / file.path
+    target = download.folder / file.local_path
     target.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(MAX_ATTEMPTS):
         part = target if target.is_file() else target.with_name(target.name + PART_SUFFIX)
@@ -190,7 +199,7 @@ def _count_present(path: Path, file: RepositoryFile) -> int:
 
 def _drop_other_files(folder: Path, files: Iterable[RepositoryFile]) -> None:
     """Delete what an earlier try of another revision left."""
-    names = {MANIFEST_FILE, *(name for file in files for name in (file.path, file.path + PART_SUFFIX))}
+    names = {MANIFEST_FILE, *(name for file in files for name in (file.local_path, file.local_path + PART_SUFFIX))}
     for path in [each for each in folder.rglob("*") if each.is_file()]:
         if path.relative_to(folder).as_posix() not in names:
             path.unlink()
@@ -204,6 +213,13 @@ def _put_in_place(partial: Path, target: Path) -> None:
         target.replace(older)
     partial.replace(target)
     shutil.rmtree(older, ignore_errors=True)
+
+
+def _put_file_in_place(place: AddedPlace, manifest: ModelManifest) -> None:
+    """Write the manifest first: a file without one would be somebody else's."""
+    write_manifest_file(place.manifest_path, manifest)
+    (place.partial / place.path.name).replace(place.path)
+    shutil.rmtree(place.partial, ignore_errors=True)
 
 
 @contextmanager

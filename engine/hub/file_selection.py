@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from engine.hub.errors import HubError
+from engine.hub.part_kinds import PICKLE_SUFFIXES
 from engine.hub.repository import RepositoryFile
 
 INDEX_FILE = "model_index.json"
@@ -23,7 +24,6 @@ WEIGHT_NAME = re.compile(
 )
 WEIGHT_INDEX_NAME = re.compile(r"[\w-]+\.safetensors\.index(?:\.(?P<variant>\w+))?\.json")
 OTHER_INDEX_NAME = re.compile(r"[\w-]+\.(bin|msgpack|h5|onnx)\.index(\.\w+)?\.json")  # of weights that are not taken
-PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 LIBRARIES = ("diffusers", "transformers")
 UNUSED_PARTS = ("feature_extractor", "image_encoder", "safety_checker")
 _PART_NAME = re.compile(r"[A-Za-z0-9_]+")
@@ -64,7 +64,7 @@ def select_files(files: Iterable[RepositoryFile], parts: Iterable[str], hub_id: 
 
 
 def _select_part(files: Mapping[str, RepositoryFile], part: str, hub_id: str) -> list[RepositoryFile]:
-    weights = _choose_weights([name for name in files if name.endswith(".safetensors")])
+    weights = choose_weights([name for name in files if name.endswith(".safetensors")])
     if not weights and any(name.endswith(PICKLE_SUFFIXES) for name in files):
         raise HubError(
             f"The weights of the {part} of {hub_id} are only there as a pickle, which can run code: choose another."
@@ -82,7 +82,7 @@ def _is_wanted_config(name: str, variant: str, has_shards: bool) -> bool:
     return bool(CONFIG_NAME.fullmatch(name)) and not OTHER_INDEX_NAME.fullmatch(name)
 
 
-def _choose_weights(names: Iterable[str]) -> list[str]:
+def choose_weights(names: Iterable[str]) -> list[str]:
     """Return one set of weights: the best variant; whole rather than split into shards."""
     groups: dict[tuple[str, bool, str], list[str]] = {}
     for name in names:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from engine.hub.added_models import MODELS_FOLDER, list_added
+from engine.hub.part_kinds import WEIGHT_SUFFIXES
 from engine.process.model_settings import EMBEDDED_MODEL, read_model_settings
 
 ADDED_MODELS = "added"  # in place of a model's name: all of these
@@ -26,4 +27,5 @@ def expand_names(names: tuple[str, ...], data: Path) -> list[str]:
 
 def _is_here(data: Path, name: str) -> bool:
     path = data / MODELS_FOLDER / name
-    return name == EMBEDDED_MODEL or path.is_dir() or path.with_name(f"{name}.safetensors").is_file()
+    is_file = any(path.with_name(f"{name}{suffix}").is_file() for suffix in WEIGHT_SUFFIXES)
+    return name == EMBEDDED_MODEL or path.is_dir() or is_file

@@ -22,12 +22,20 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class RepositoryFile:
-    """A file on the hub. `sha256`: of its content, where it is stored by Git LFS; else `git_sha1`, its Git blob id."""
+    """A file on the hub. `sha256`: of its content, where it is stored by Git LFS; else `git_sha1`, its Git blob id.
+
+    `target`: its path here, if that is another one.
+    """
 
     path: str
     size: int
     sha256: str = ""
     git_sha1: str = ""
+    target: str = ""
+
+    @property
+    def local_path(self) -> str:
+        return self.target or self.path
 
 
 @dataclass(frozen=True)

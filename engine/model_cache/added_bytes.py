@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from engine.contract import Recipe
@@ -9,10 +11,14 @@ from engine.models.family import Family, TakesAutoencoders, TakesPictures
 
 
 class AddedBytes(NamedTuple):
-    """Bytes of added autoencoders and picture networks: a recipe's own, and all with those that others left loaded."""
+    """Bytes of added autoencoders and picture networks: a recipe's own, and all with those that others left loaded.
+
+    `shared`: the part of all whose networks other models share, by a key for each network.
+    """
 
     own: int
     total: int
+    shared: Mapping[str, int] = MappingProxyType({})
 
 
 def count_added_bytes(family: Family, recipe: Recipe) -> AddedBytes:
@@ -27,7 +33,8 @@ def count_added_bytes(family: Family, recipe: Recipe) -> AddedBytes:
         part = recipe.autoencoder
         return picture_bytes + (autoencoders.count_autoencoder_bytes(part, with_kept=with_kept) if autoencoders else 0)
 
-    return AddedBytes(count(with_kept=False), count(with_kept=True))
+    shared = pictures.list_shared_bytes(recipe) if pictures else dict[str, int]()  # first, so the whole is not less
+    return AddedBytes(count(with_kept=False), count(with_kept=True), shared)
 
 
 def release_other_additions(family: Family, recipe: Recipe) -> None:

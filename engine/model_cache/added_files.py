@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from engine.models.autoencoder.autoencoder_files import find_autoencoders
-from engine.models.control.control_files import find_controls
+from engine.models.autoencoder.autoencoder_files import AUTOENCODER_KIND
+from engine.models.control.control_files import CONTROL_KIND
 from engine.models.files.data_folders import (
     AUTOENCODER_FOLDER,
     CONTROL_FOLDER,
@@ -19,7 +19,7 @@ from engine.models.files.data_folders import (
 from engine.models.files.fingerprint import combine_fingerprints
 from engine.models.lora.lora_files import find_loras
 from engine.models.preprocessing.preprocessors import Preprocessors
-from engine.models.reference.adapter_files import find_adapters
+from engine.models.reference.adapter_files import REFERENCE_KIND
 from engine.models.textual_inversion.embedding_files import find_embeddings
 
 
@@ -31,9 +31,9 @@ def fingerprint_added_files(data: Path, model_folder: Path, autoencoder: str = "
     loras = find_loras(data / LORA_FOLDER, model_folder)
     parts = [f"{each.name} {each.revision}" for each in loras]
     parts += [f"embedding {each.name} {each.revision}" for each in find_embeddings(data / EMBEDDING_FOLDER)]
-    parts += [f"vae {each.name} {each.revision}" for each in find_autoencoders(data / AUTOENCODER_FOLDER)]
-    parts += [f"control {each.name} {each.revision}" for each in find_controls(data / CONTROL_FOLDER)]
-    parts += [f"reference {each.name} {each.revision}" for each in find_adapters(data / REFERENCE_FOLDER)]
+    parts += [f"vae {each.name} {each.revision}" for each in AUTOENCODER_KIND.find_all(data / AUTOENCODER_FOLDER)]
+    parts += [f"control {each.name} {each.revision}" for each in CONTROL_KIND.find_all(data / CONTROL_FOLDER)]
+    parts += [f"reference {each.name} {each.revision}" for each in REFERENCE_KIND.find_all(data / REFERENCE_FOLDER)]
     preprocessors = Preprocessors(torch.device("cpu"), data / PREPROCESSOR_FOLDER).list_available()
     parts += [f"preprocessor {name}" for name in preprocessors if name not in ("none", "canny")]
     parts += [f"own vae {autoencoder}"] if autoencoder else []

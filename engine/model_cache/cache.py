@@ -170,7 +170,7 @@ class ModelCache:
         size, budget = model.size_by_format.get(dtype, model.size), self._loaded_models.budget
         if size + added.own > budget:
             raise make_too_large_error(f"{model.name} with what this job adds to it", size + added.own, budget)
-        return self._loaded_models.reserve(model.name, size + added.total, self._list_protected())
+        return self._loaded_models.reserve(model.name, size + added.total, self._list_protected(), added.shared)
 
     async def _release_others(self, model: ModelEntry, recipe: Recipe | None, added: AddedBytes) -> bool:
         """Drop what other recipes added to an idle model; return whether there was any."""

@@ -24,7 +24,7 @@ from engine.model_cache.cache import ModelEntry, make_too_large_error
 from engine.model_cache.catalog_file import CalibratedModel
 from engine.model_cache.loaded_models import LoadedModels
 from engine.model_cache.loader import free_memory
-from engine.models.autoencoder.autoencoder_files import find_autoencoder
+from engine.models.autoencoder.autoencoder_files import AUTOENCODER_KIND
 from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.families.embedded import EMBEDDED_MODEL, WEIGHTS_FOLDER
 from engine.models.family import Family
@@ -114,7 +114,7 @@ def discover_models(names: Sequence[str], context: LoadContext) -> list[Discover
     """
     remove_stale_folders(context.data)
     if context.autoencoder:
-        find_autoencoder(context.data / AUTOENCODER_FOLDER, context.autoencoder)
+        AUTOENCODER_KIND.find(context.data / AUTOENCODER_FOLDER, context.autoencoder)
     found = list[_FoundModel]()
     for name_or_path in names:
         model = _find(*find_requests(name_or_path, context.quantize, context.data), context)

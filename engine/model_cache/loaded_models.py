@@ -6,10 +6,20 @@ A model in use is never dropped. Sizes come from the models' files, so they are 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
+from typing import NamedTuple
 
 from engine.models.family import Family
+
+NOTHING: Mapping[str, int] = MappingProxyType({})
+
+
+class _Reservation(NamedTuple):
+    """Bytes of a model: its own, and of networks that it shares."""
+
+    own: int
+    shared: Mapping[str, int]
 
 
 class LoadedModels:
@@ -18,49 +28,63 @@ class LoadedModels:
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self._families: dict[str, Family] = {}
-        self._sizes: OrderedDict[str, int] = OrderedDict()  # least recently used first; includes models being loaded
+        # least recently used first; includes models being loaded
+        self._reserved: OrderedDict[str, _Reservation] = OrderedDict()
         self._users: Counter[str] = Counter()
         self.families: Mapping[str, Family] = MappingProxyType(self._families)
 
     @property
     def used_bytes(self) -> int:
-        return sum(self._sizes.values())
+        return _count_bytes(self._reserved.values())
 
     def count_users(self, name: str) -> int:
         """Return how many jobs use it now."""
         return self._users[name]
 
-    def reserve(self, name: str, size: int, protected: frozenset[str] = frozenset()) -> bool:
+    def reserve(
+        self, name: str, size: int, protected: frozenset[str] = frozenset(), shared: Mapping[str, int] = NOTHING
+    ) -> bool:
         """Make room for a model to load, or to change its size. Drop idle models, the least recently used first.
 
-        Returns False, and drops nothing, where all idle models but the `protected` would not make enough room.
+        `shared`: the part of `size` that other models share, by a key for each network; it counts once. Returns False,
+        and drops nothing, where all idle models but the `protected` would not make enough room.
         """
-        idle = [other for other in self._families if not self._users[other] and other not in protected | {name}]
-        extra_bytes = size - self._sizes.get(name, 0)
-        if self.used_bytes - sum(self._sizes[other] for other in idle) + extra_bytes > self.budget:
+        idle = {other for other in self._families if not self._users[other] and other not in protected | {name}}
+        wanted = self._reserved | {name: _Reservation(size - sum(shared.values()), shared)}
+        if _count_bytes(each for other, each in wanted.items() if other not in idle) > self.budget:
             return False
-        for other in [each for each in self._sizes if each in idle]:
-            if self.used_bytes + extra_bytes <= self.budget:
+        for other in [each for each in self._reserved if each in idle]:
+            if _count_bytes(wanted.values()) <= self.budget:
                 break
+            del wanted[other]
             self._drop(other)
-        self._sizes[name] = size
+        self._reserved[name] = wanted[name]
         return True
 
     def add(self, name: str, family: Family) -> None:
         """Add a loaded model in its reserved room."""
         self._families[name] = family
-        self._sizes.move_to_end(name)
+        self._reserved.move_to_end(name)
 
     def cancel_reservation(self, name: str) -> None:
         """Free the room of a model that will not be loaded."""
-        self._sizes.pop(name, None)
+        self._reserved.pop(name, None)
 
     def acquire(self, name: str) -> None:
         self._users[name] += 1
-        self._sizes.move_to_end(name)
+        self._reserved.move_to_end(name)
 
     def release(self, name: str) -> None:
         self._users[name] -= 1
 
     def _drop(self, name: str) -> None:
-        del self._families[name], self._sizes[name]
+        del self._families[name], self._reserved[name]
+
+
+def _count_bytes(reservations: Iterable[_Reservation]) -> int:
+    """Return the bytes of models together, each shared network once."""
+    own_bytes, shared = 0, dict[str, int]()
+    for reservation in reservations:
+        own_bytes += reservation.own
+        shared |= reservation.shared
+    return own_bytes + sum(shared.values())

@@ -233,6 +233,10 @@ class TakesPictures(Protocol):
         """Return the bytes of the recipe's networks, `with_kept`: and of those in memory. Loads nothing."""
         ...
 
+    def list_shared_bytes(self, recipe: Recipe, *, with_kept: bool = True) -> Mapping[str, int]:
+        """Return the part of these bytes whose networks other models share, by a key for each network."""
+        ...
+
     def release_other_networks(self, recipe: Recipe) -> None:
         """Drop the networks for pictures that the recipe does not use. Raises `JobRejected`."""
         ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -10,7 +11,7 @@ Offload = Literal["none", "text", "layers"]  # what stays off the device: nothin
 OffloadRequest = Literal["auto", "none", "text", "layers"]
 OFFLOADS: tuple[Offload, ...] = get_args(Offload)
 OFFLOAD_REQUESTS: tuple[OffloadRequest, ...] = get_args(OffloadRequest)
-OFFLOAD_OPTION = "--offload"
+OFFLOAD_OPTION, OFFLOAD_VARIABLE = "--offload", "DARKROOM_OFFLOAD"
 _SWITCH_WORDS: dict[str, Offload] = {  # of the option that was a switch, and of its variable
     "1": "text", "true": "text", "yes": "text", "on": "text", "0": "none", "false": "none", "no": "none", "off": "none"
 }  # fmt: skip
@@ -23,6 +24,14 @@ def parse_offload(value: str | bool) -> OffloadRequest:
     if word not in OFFLOAD_REQUESTS:
         raise ValueError("auto, none, text or layers is needed")
     return word
+
+
+def load_offload_request(word: str = "") -> OffloadRequest:
+    """Return what the option asks for, else the environment, else `auto`. Raises ValueError with one sentence."""
+    try:
+        return parse_offload(word or os.environ.get(OFFLOAD_VARIABLE) or "auto")
+    except ValueError as error:
+        raise ValueError(f"{OFFLOAD_OPTION} or {OFFLOAD_VARIABLE}: {error}.") from None
 
 
 def complete_switch(arguments: Sequence[str]) -> list[str]:

@@ -22,7 +22,7 @@ from pydantic import (
 
 from engine.process.backend_settings import BackendSettings, parse_backend
 from engine.process.log_format import LogFormat
-from engine.process.offload_request import OffloadRequest, parse_offload
+from engine.process.offload_request import OFFLOAD_VARIABLE, OffloadRequest, parse_offload
 from engine.process.quantization_request import QuantizationRequest, QuantizationRequests, parse_quantization
 
 SIZE_PATTERN = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*(?:([KMGT])(I?))?B?", re.IGNORECASE)
@@ -32,7 +32,7 @@ VARIABLES = {
     "nats": "DARKROOM_NATS", "nats_token": "DARKROOM_NATS_TOKEN", "nats_key": "DARKROOM_NATS_KEY",
     "nats_ca": "DARKROOM_NATS_CA", "name": "DARKROOM_WORKER_NAME", "data": "DARKROOM_DATA",
     "device": "DARKROOM_DEVICE", "parent": "DARKROOM_PARENT", "upscaler": "DARKROOM_UPSCALER",
-    "memory": "DARKROOM_MEMORY", "graphs": "DARKROOM_CUDA_GRAPHS", "offload": "DARKROOM_OFFLOAD",
+    "memory": "DARKROOM_MEMORY", "graphs": "DARKROOM_CUDA_GRAPHS", "offload": OFFLOAD_VARIABLE,
     "log": "DARKROOM_LOG_FORMAT", "vae": "DARKROOM_VAE", "quantize": "DARKROOM_QUANTIZE",
     "quantize_text": "DARKROOM_QUANTIZE_TEXT",
 }  # fmt: skip
@@ -252,14 +252,6 @@ def upscaler_path() -> Path | None:
     """Return the file that the environment names in place of the built-in super-resolver."""
     path = os.environ.get(VARIABLES["upscaler"])
     return Path(path).expanduser().absolute() if path else None
-
-
-def offload_request() -> OffloadRequest:
-    """Return what the environment asks to keep off the device; auto where it says nothing. Raises `SettingError`."""
-    try:
-        return parse_offload(os.environ.get(VARIABLES["offload"]) or "auto")
-    except ValueError as error:
-        raise SettingError(f"{VARIABLES['offload']}: {error}.") from error
 
 
 def _setting_error(error: ValidationError, names: Mapping[str, str]) -> SettingError:

@@ -17,8 +17,9 @@ from engine.models.family import Family
 from engine.models.quantization.library_configs import find_obstacle
 from engine.output.picture_check import PictureCheck
 from engine.process.load_progress import format_size
+from engine.process.offload_request import OffloadRequest
 from engine.process.quantization_request import UNQUANTIZED, QuantizationRequests
-from engine.process.settings import SettingError, load_check_settings, offload_request, upscaler_path
+from engine.process.settings import SettingError, load_check_settings, upscaler_path
 from engine.upscaling.super_resolver import SuperResolver
 from engine.worker.added_files_check import check_added_files
 
@@ -28,8 +29,9 @@ Finding = tuple[str, bool, str, str]  # name, whether it is fine, the finding, t
 
 
 def check_model(
-    data: Path, model: str = "embedded", *, force: bool = False, requests: QuantizationRequests = UNQUANTIZED
-) -> Iterator[Finding]:
+    data: Path, model: str = "embedded", *, force: bool = False, requests: QuantizationRequests = UNQUANTIZED,
+    offload: OffloadRequest = "auto",
+) -> Iterator[Finding]:  # fmt: skip
     """Yield device, quantisations, number format and speed of one model, from its calibration.
 
     It measures now if there is no calibration, or with `force`.
@@ -44,7 +46,7 @@ def check_model(
         return
     yield "upscaler", True, _describe_upscaler(resolver), ""
     try:
-        path, chosen = choose_for_one(model, requests, data, device, offload_request())
+        path, chosen = choose_for_one(model, requests, data, device, offload)
         family = models.load_model(
             path, data, device=device, resolver=resolver, quantization=chosen.quantization, offload=chosen.offload
         )

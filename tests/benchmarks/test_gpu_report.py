@@ -210,7 +210,7 @@ def test_full_measures_the_chosen_real_sizes(tmp_path: Path, monkeypatch: pytest
     for module, section in (
         (pipeline_parity, "measure_parity_rows"), (reference_parity, "measure_picture_rows"),
         (speedups, "measure_speedup_rows"),
-        (quantization_rows, "measure_quantization_rows"),
+        (quantization_rows, "measure_quantization_rows"), (control_parity, "measure_control_rows"),
     ):  # fmt: skip
         monkeypatch.setattr(module, section, lambda *_: [])  # the test above runs them
     chosen_rows: list[Any] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+import sys
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -16,6 +17,7 @@ import pytest_asyncio
 from bot.app.settings import Settings, load_settings
 from bot.app.wiring import App, open_app
 from bot.domain.dto import Destination, Member
+from bot.images.uploads.decoder_process import DecoderProcess
 from bot.store import Store
 from engine.bus import BlobMissing, BrokerUnreachable, Bus, BusLimits, BusMessage
 from engine.bus.broker.embedded import Broker
@@ -35,6 +37,7 @@ from engine.contract import (
     encode,
     required_blobs,
 )
+from shared.forked_decoders import DecoderForks, serve_decoders
 from shared.migrated_database import make_migrated_database, put_migrated_database
 from shared.postgres_server import Server, programs, serving
 
@@ -273,6 +276,21 @@ class AppHarness:
 
         self.stack.push_async_callback(stop)
         return worker, task
+
+
+@pytest.fixture(scope="session")
+def decoder_forks() -> Iterator[DecoderForks]:
+    with serve_decoders() as forks:
+        yield forks
+
+
+@pytest.fixture(scope="module", autouse=True)
+def decoders_are_forks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The decoder processes of this process's apps start quickly, except where they are tested themselves."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.name != "test_upload_decoder.py" and sys.platform == "linux":
+            patch.setattr(DecoderProcess, "start", request.getfixturevalue("decoder_forks").start)
+        yield
 
 
 @pytest.fixture

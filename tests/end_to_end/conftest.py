@@ -20,7 +20,7 @@ def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shared_bot(calibration: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DarkroomProcess]:
-    """One running bot for all tests that don't kill it."""
+    """One running bot for all tests: a start takes ten seconds of the processor."""
     process = DarkroomProcess(tmp_path_factory.mktemp("house"))
     shutil.copy(calibration, process.data)
     process.start()
@@ -31,20 +31,11 @@ def shared_bot(calibration: Path, tmp_path_factory: pytest.TempPathFactory) -> I
         process.stop()
 
 
-@pytest.fixture(scope="module")
-def bot_to_kill(calibration: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DarkroomProcess]:
-    """A bot for the tests that kill it, on the same calibration."""
-    process = DarkroomProcess(tmp_path_factory.mktemp("house-to-kill"))
-    shutil.copy(calibration, process.data)
-    yield process
-    if process.process is not None:
-        process.stop()
-
-
 @pytest.fixture
-def warm_bot(bot_to_kill: DarkroomProcess) -> DarkroomProcess:
-    """That bot, running and warm. It starts where no bot runs: a start takes seconds of the processor."""
-    if bot_to_kill.process is None or bot_to_kill.process.poll() is not None:
-        bot_to_kill.start()
-    bot_to_kill.wait_until_warm()
-    return bot_to_kill
+def warm_bot(shared_bot: DarkroomProcess) -> DarkroomProcess:
+    """That bot for the tests that kill it, running and warm again."""
+    assert shared_bot.process is not None
+    if shared_bot.process.poll() is not None:
+        shared_bot.start()
+    shared_bot.wait_until_warm()
+    return shared_bot

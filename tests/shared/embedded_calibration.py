@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import msgspec
@@ -15,29 +13,20 @@ CALIBRATION_TIMEOUT = 240.0
 CLEAN_ENVIRONMENT = {
     name: value for name, value in os.environ.items() if not name.startswith(("DARKROOM_", "DISCORD_"))
 }
-CALIBRATION_SCRIPT = """
-import sys
-from pathlib import Path
-from engine.calibration.calibration import calibrate
-from engine.models.families.embedded import load_embedded
-from engine.upscaling.super_resolver import SuperResolver
-calibrate(load_embedded(resolver=SuperResolver.load(None)), Path(sys.argv[1]))
-"""
 
 
 def measure_once(path_factory: pytest.TempPathFactory) -> Path:
     """Returns the calibration file, measured by pytest's first process. Copy it into a process's data folder."""
+    from engine.calibration.calibration import calibrate
+    from engine.models.families.embedded import load_embedded
+    from engine.upscaling.super_resolver import SuperResolver
+
     folder = path_factory.getbasetemp()
     path = (folder.parent if folder.name.startswith("popen-") else folder) / "calibration.json"
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
-            subprocess.run(
-                [sys.executable, "-c", CALIBRATION_SCRIPT, str(path)],
-                env=CLEAN_ENVIRONMENT,
-                check=True,
-                timeout=CALIBRATION_TIMEOUT,
-            )
+            calibrate(load_embedded(resolver=SuperResolver.load(None)), path)
     return path
 
 

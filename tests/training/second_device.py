@@ -7,12 +7,11 @@ Importing it registers the device for the whole process, and notes the devices o
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME = "second"
@@ -52,12 +51,13 @@ class SecondTensor(torch.Tensor):
     def __torch_dispatch__(cls, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Compute on the contents. As on a GPU, numbers without dimensions of the processor may take part."""
         kwargs = kwargs or {}
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        tensors = [*_find_tensors(args), *_find_tensors(kwargs.values())]
         others = [tensor for tensor in tensors if not isinstance(tensor, SecondTensor)]
         if op not in COPIES and any(tensor.dim() or op is ADAMW for tensor in others):
             raise RuntimeError(f"{op} got tensors of two devices")
         device = kwargs.get("device")
-        arguments, kwargs = tree_map(_unwrap, (args, kwargs))
+        arguments = _map_leaves(_unwrap, args)
+        kwargs = {name: _map_leaves(_unwrap, value) for name, value in kwargs.items()}
         if op is ADAMW:  # it needs gradients in the layout of the parameters; autograd sees to that on real devices
             parameters, gradients, *rest = arguments
             arguments = parameters, list(map(_match_layout, gradients, parameters)), *rest
@@ -65,7 +65,22 @@ class SecondTensor(torch.Tensor):
         if device is not None and torch.device(device).type != NAME:
             return result
         in_place = {id(tensor.content): tensor for tensor in tensors if isinstance(tensor, SecondTensor)}
-        return tree_map(lambda leaf: in_place[id(leaf)] if id(leaf) in in_place else _wrap(leaf), result)
+        return _map_leaves(lambda leaf: in_place[id(leaf)] if id(leaf) in in_place else _wrap(leaf), result)
+
+
+def _find_tensors(values: Any) -> Iterator[torch.Tensor]:
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _find_tensors(value)
+
+
+def _map_leaves(change: Callable[[Any], Any], value: Any) -> Any:
+    """Change what lists and tuples hold. torch's own `tree_map` takes as long as the operations."""
+    if isinstance(value, list | tuple):
+        return type(value)([_map_leaves(change, each) for each in value])
+    return change(value)
 
 
 def _unwrap(value: Any) -> Any:

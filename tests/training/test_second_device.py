@@ -14,6 +14,7 @@ from training.__main__ import main
 from training.core.device import mixed_precision, open_device
 
 
+@pytest.mark.slow
 def test_every_trainer_gives_the_same_numbers_on_another_device() -> None:
     command = [sys.executable, "-m", "tests.training.train_on_second_device"]
     result = subprocess.run(

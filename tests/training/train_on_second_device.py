@@ -42,8 +42,14 @@ from training.gan.upscaler_evaluator import UpscalerEvaluator
 from training.gan.upscaler_pairs import build_pairs
 from training.gan.upscaler_trainer import UpscalerSettings, UpscalerTrainer, build_upscaler
 
+SAMPLED_STEPS = 5  # an evaluator takes up to fifty, which are all alike
 Parts = tuple[Any, Any]  # a trainer and its evaluator
 EARLY_GAN: dict[str, Any] = {"batch": 4, "warm": 2, "gan_from": 0.0}
+
+
+class ShortScheduler(DDIMScheduler):
+    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
+        super().set_timesteps(min(num_inference_steps, SAMPLED_STEPS), device)
 
 
 def move(network: torch.nn.Module, device: torch.device) -> Any:
@@ -76,20 +82,20 @@ def make_upscaler_parts(device: torch.device) -> Parts:
 
 
 def make_diffusion_parts(device: torch.device) -> Parts:
-    scheduler, settings = DDIMScheduler(**SCHEDULE), DiffusionSettings(batch=8, warm=2, rate=1e-3)
+    scheduler, settings = ShortScheduler(**SCHEDULE), DiffusionSettings(batch=8, warm=2, rate=1e-3)
     trainer = DiffusionTrainer(move(tiny_network(), device), tiny_cache(), scheduler.alphas_cumprod, settings)
     prompts, autoencoder = torch.zeros(2, 6, 64), move(tiny_autoencoder(), device)
     return trainer, DiffusionEvaluator(trainer, tiny_cache(8), prompts, autoencoder, scheduler)
 
 
 def make_lora_parts(device: torch.device) -> Parts:
-    scheduler = DDIMScheduler(prediction_type="epsilon")
+    scheduler = ShortScheduler(prediction_type="epsilon")
     trainer = LoraTrainer(move(tiny_network(), device), tiny_cache(), scheduler, LoraSettings(32, rank=4))
     return trainer, LoraEvaluator(trainer, tiny_cache(8), torch.zeros(2, 6, 64), tiny_autoencoder(), scheduler)
 
 
 def make_turbo_parts(device: torch.device) -> Parts:
-    scheduler, settings = DDIMScheduler(**SCHEDULE), TurboSettings(rank=4, batch=8, interval="0.3-0.8")
+    scheduler, settings = ShortScheduler(**SCHEDULE), TurboSettings(rank=4, batch=8, interval="0.3-0.8")
     trainer = TurboTrainer(move(tiny_network(), device), tiny_cache(), scheduler, settings)
     return trainer, TurboEvaluator(trainer, tiny_cache(8), torch.ones(2, 6, 64), tiny_autoencoder(), scheduler)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bot.cli.options import QUANTIZE_HELP, QUANTIZE_TEXT_HELP, AsJson, Data
+from bot.cli.options import OFFLOAD_HELP, QUANTIZE_HELP, QUANTIZE_TEXT_HELP, AsJson, Data
 
 Prompt = Annotated[list[str] | None, typer.Argument(help="What to draw; it may contain flags, as in Discord.")]
 Steps = Annotated[int | None, typer.Option(help="Sampler steps, 1 to 1000.")]
@@ -60,6 +60,7 @@ Turbo = Annotated[bool, typer.Option("--turbo", help="4 steps without guidance, 
 Model = Annotated[str | None, typer.Option(help="Model folder or name.")]
 Quantize = Annotated[str, typer.Option(metavar="HOW", help=QUANTIZE_HELP)]
 QuantizeText = Annotated[str, typer.Option(metavar="HOW", help=QUANTIZE_TEXT_HELP)]
+Offload = Annotated[str, typer.Option(metavar="WHAT", help=OFFLOAD_HELP)]
 OutputFolder = Annotated[Path, typer.Option(metavar="DIR", help="Where the pictures go.")]
 Film = Annotated[bool, typer.Option("--film", help="Also write the film of how they developed.")]
 
@@ -73,7 +74,7 @@ def imagine(
     blend: Blend = False, branch: Branch = None, tile: Tile = False, mix: Mix = False, stop: Stop = None,
     chaos: Chaos = None, quality: Quality = None, walk: Walk = None, frames: Frames = None, fast: Fast = False,
     turbo: Turbo = False, model: Model = None, out: OutputFolder = Path(), film: Film = False, as_json: AsJson = False,
-    quantize: Quantize = "", quantize_text: QuantizeText = "", data: Data = None,
+    quantize: Quantize = "", quantize_text: QuantizeText = "", offload: Offload = "", data: Data = None,
 ) -> None:  # fmt: skip
     """Draw one prompt on this machine: in the running `darkroom up`, otherwise in this process."""
     from bot.app.settings import load_settings
@@ -92,5 +93,5 @@ def imagine(
         "frames": frames,
     }  # fmt: skip
     given_options = {name: value for name, value in options.items() if value is not None}
-    request = ImagineRequest(prompt_text, given_options, out, film, as_json, inputs, quantize, quantize_text)
+    request = ImagineRequest(prompt_text, given_options, out, film, as_json, inputs, quantize, quantize_text, offload)
     raise typer.Exit(run_imagine(request, load_settings(**({} if data is None else {"data": data}))))

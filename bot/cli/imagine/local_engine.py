@@ -50,6 +50,7 @@ from bot.services.jobs.recipe_init import (
 from bot.store import JobRecord, Store
 from engine.contract import BillingKey, Frame, Job, ModelProfile, Recipe, estimate_cost
 from engine.process.load_progress import format_loading, format_size
+from engine.process.offload_request import OffloadRequest
 from engine.process.quantization_request import UNQUANTIZED, QuantizationRequests
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ TERMINAL_MEMBER = Member("local:terminal", "Terminal", "local")
 
 def generate(
     prompt: str, options: Mapping[str, object], settings: Settings, *, inputs: JobInputs, film: bool,
-    display: ProgressDisplay, requests: QuantizationRequests = UNQUANTIZED,
+    display: ProgressDisplay, requests: QuantizationRequests = UNQUANTIZED, offload: OffloadRequest = "auto",
 ) -> ImagineResult:  # fmt: skip
     """Run one prompt here. Raise `UserError` for a bad request, `GenerationError` for any other failure."""
     missing_packages = [name for name in ("torch", "diffusers", "transformers") if find_spec(name) is None]
@@ -77,8 +78,8 @@ def generate(
 
     try:
         if inputs.keyframe is not None:
-            return branch_locally(prompt, options, settings, inputs.keyframe, film, display, requests)
-        return _generate_here(prompt, options, settings.data, inputs, film, display, requests)
+            return branch_locally(prompt, options, settings, inputs.keyframe, film, display, requests, offload)
+        return _generate_here(prompt, options, settings.data, inputs, film, display, requests, offload)
     except JobRejected as error:
         if error.blame == "member":
             raise UserError(error.sentence) from error
@@ -87,11 +88,11 @@ def generate(
 
 def _generate_here(
     prompt: str, options: Mapping[str, object], data: Path, inputs: JobInputs, film: bool, display: ProgressDisplay,
-    requests: QuantizationRequests,
+    requests: QuantizationRequests, offload: OffloadRequest,
 ) -> ImagineResult:  # fmt: skip
     init_images = _load_init_images(inputs, display)
     model = _model_name(prompt, options, read_model_choices(data).default)
-    family, model_profile = _load_model(model, data, display, requests)
+    family, model_profile = _load_model(model, data, display, requests, offload)
     recipes = _build_recipes(prompt, {**options, "model": None}, model_profile, display, init_images)
     is_walk, contents = recipes[0].interpolation is not None, init_images.new_contents if init_images else {}
     results = [_run_job(part, contents, family, model_profile, film and not is_walk, display, data) for part in recipes]
@@ -140,13 +141,17 @@ def _model_name(prompt: str, options: Mapping[str, object], default: str) -> str
 
 
 def _load_model(
-    model: str, data: Path, display: ProgressDisplay, requests: QuantizationRequests = UNQUANTIZED
+    model: str,
+    data: Path,
+    display: ProgressDisplay,
+    requests: QuantizationRequests = UNQUANTIZED,
+    offload: OffloadRequest = "auto",
 ) -> tuple[Family, ModelProfile]:
     from engine import models
     from engine.calibration.calibration import calibrate
     from engine.device.torch_device import choose_device
     from engine.model_cache.single_choice import choose_for_one
-    from engine.process.settings import SettingError, offload_request, upscaler_path
+    from engine.process.settings import upscaler_path
     from engine.upscaling.super_resolver import SuperResolver
 
     if "/" in model:
@@ -154,10 +159,6 @@ def _load_model(
     else:
         display.print_note(f"No Darkroom is running: {model} is loaded here. `darkroom up` keeps it in memory.")
     name = Path(model).name
-    try:
-        offload = offload_request()
-    except SettingError as error:
-        raise UserError(str(error)) from error
     display.show_loading(f"loading {name}", None)
     device = choose_device()
     resolver = SuperResolver.load(upscaler_path(), device)
@@ -234,13 +235,14 @@ def branch_locally(
     film: bool,
     display: ProgressDisplay,
     requests: QuantizationRequests = UNQUANTIZED,
+    offload: OffloadRequest = "auto",
 ) -> ImagineResult:
     """Branch from a job in the store of this data folder. Raise `UserError` if it is not there."""
     record, ladder, contents = run_with_store(
         load_store_settings(settings.data).database, lambda store: _load_branch_source(store, settings, keyframe)
     )
     assert isinstance(record.task, Recipe)
-    family, model_profile = _load_model(record.task.model, settings.data, display, requests)
+    family, model_profile = _load_model(record.task.model, settings.data, display, requests, offload)
     sha256, step = hashlib.sha256(ladder).hexdigest(), ladder_keyframes.nearest_branch_step(ladder, keyframe.step)
     for note in nearest_step_note(step, keyframe.step):
         display.print_note(note)

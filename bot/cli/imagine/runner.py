@@ -21,7 +21,7 @@ from bot.cli.imagine.job_inputs import JobInputs
 from bot.cli.imagine.progress_display import ProgressDisplay
 from bot.cli.imagine.result import GenerationError, ImagineResult, check_output_folder, save_result, to_dict
 from bot.cli.instance_lock import find_instance
-from bot.cli.options import load_quantization
+from bot.cli.options import load_offload, load_quantization
 from bot.domain.errors import UserError
 from bot.domain.texts import shorten
 from bot.prompt import parse
@@ -40,7 +40,8 @@ NO_INPUTS = JobInputs()
 class ImagineRequest:
     """What the command line asks for. `options` are named as in `bot.prompt.parse` and win over flags.
 
-    `quantize`, `quantize_text`: how the weights of a model that is loaded here are stored; empty: the environment's.
+    `quantize`, `quantize_text`, `offload`: how weights of a model that is loaded here are stored, and which stay off
+    the device; empty: the environment's.
     """
 
     prompt: str
@@ -51,11 +52,13 @@ class ImagineRequest:
     inputs: JobInputs = NO_INPUTS
     quantize: str = ""
     quantize_text: str = ""
+    offload: str = ""
 
 
 def run_imagine(request: ImagineRequest, settings: Settings) -> int:
     """Make, write and print the pictures; return the exit code. Raise `UserError` for a bad request."""
     console = Console(file=sys.stderr if request.as_json or not sys.stdout.isatty() else sys.stdout)
+    load_offload(request.offload)
     load_quantization(request.quantize, request.quantize_text)  # a wrong word is refused before anything is loaded
     request, picture_count, notes = _resolve_request(request, load_aliases(request.prompt, settings))
     check_output_folder(request.output_folder)
@@ -111,14 +114,14 @@ def _generate(request: ImagineRequest, settings: Settings, display: ProgressDisp
     if instance is not None:
         result = asyncio.run(_generate_remotely(instance.url, request, settings.data, display))
         if result is not None:
-            if request.quantize or request.quantize_text:
+            if request.quantize or request.quantize_text or request.offload:
                 display.print_note("The running Darkroom drew this: its own start says how weights are stored.")
             return result
     from bot.cli.imagine.local_engine import generate  # imports torch
 
     return generate(
         request.prompt, request.options, settings, inputs=request.inputs, film=request.with_film, display=display,
-        requests=load_quantization(request.quantize, request.quantize_text),
+        requests=load_quantization(request.quantize, request.quantize_text), offload=load_offload(request.offload),
     )  # fmt: skip
 
 

@@ -1,33 +1,64 @@
-"""`darkroom models add`: from a name to a checked folder of the model with its defaults."""
+"""`darkroom models add`: from a name to checked files of a model with its defaults, or of a part."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
 
 from bot.cli.models.licence import ask_acceptance, describe_licence
 from bot.cli.models.quantization import parse_quantization
-from bot.cli.models.transfer_display import TransferDisplay
+from bot.cli.models.transfer_display import TransferDisplay, format_file_count
 from bot.domain.errors import UserError
-from engine.hub.added_models import ModelManifest, find_folder, is_name, list_added, read_manifest
-from engine.hub.catalogue import CatalogueEntry, find_entry, read_catalogue, suggest_names
+from engine.hub.added_models import (
+    AddedPlace,
+    ModelManifest,
+    find_place,
+    is_name,
+    read_place,
+)
+from engine.hub.catalogue import (
+    CatalogueEntry,
+    PartEntry,
+    find_entry,
+    find_part_entry,
+    read_catalogue,
+    read_part_catalogue,
+    suggest_names,
+)
 from engine.hub.download import Download, check_disk_space, plan_download, read_partial_revision, run_download
 from engine.hub.errors import HubError
 from engine.hub.offered_models import ADDED_MODELS, EMBEDDED_MODEL
+from engine.hub.part_kinds import PART_KINDS, TITLES, WEIGHT_SUFFIXES, PartKind
+from engine.hub.part_selection import Selection, WantedPart, select_part, select_rest
 from engine.hub.repository import Repository, fetch_repository
 from engine.hub.revisions import read_revisions, remember_revision
 from engine.process.load_progress import format_size
 from engine.process.model_settings import ModelSettings, read_model_settings, write_model_settings
 from engine.process.quantization_request import QuantizationRequest
 
+# How a prompt uses a part of this name, by kind.
+USE_BY_KIND: Mapping[PartKind, str] = MappingProxyType(
+    {
+        "controlnet": "`--control {}:PICTURE` draws with it", "ip-adapter": "`--reference {}:PICTURE` draws with it",
+        "vae": "`--vae {}` draws with it", "lora": "`--lora {}` draws with it",
+        "embedding": "a prompt names it as `<{}>`",
+    }
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class AddRequest:
-    """What was typed. `called`: the model's name here; empty: the catalogue's, or the last part of the hub's."""
+    """What was typed. `called`: the name here; empty: the catalogue's, or the last part of the hub's.
+
+    `kind`: a word of `PartKind`; `encoder`: the folder of an IP-Adapter's image encoder in its repository. `pipeline`:
+    where the rest of the pipeline of a single network comes from.
+    """
 
     name: str
     called: str = ""
@@ -35,94 +66,167 @@ class AddRequest:
     accept_licence: bool = False
     revision: str = ""
     quiet: bool = False
+    kind: str = ""
+    encoder: str = ""
+    pipeline: str = ""
 
 
 @dataclass(frozen=True)
 class _Target:
-    """A model to add: its name here, its name on the hub, and the wanted revision; None: the newest."""
+    """What to add: its name here, its name on the hub, what of it, and the chosen revision; empty: none is chosen."""
 
     name: str
     hub_id: str
-    revision: str | None
-    entry: CatalogueEntry | None
+    wanted: WantedPart
+    revision: str
+    entry: CatalogueEntry | PartEntry | None
 
 
 def add_model(request: AddRequest, data: Path) -> dict[str, Any]:
-    """Add a model; return what `--json` prints. Raise `UserError`, `HubError` or `JobRejected` with one sentence."""
+    """Add a model or part; return what `--json` prints. Raise `UserError`, `HubError` or `JobRejected`."""
     console = Console(file=sys.stderr)
-    quantization, target = parse_quantization(request.quantize), _find_target(request, data)
+    quantization, target = parse_quantization(request.quantize), _find_target(request)
     read_model_settings(data)  # a file that cannot be read is refused before gigabytes are fetched
-    repository = _fetch_known_repository(target)
-    if (manifest := _find_present(target, repository, data)) is None:
-        manifest = _download(target, repository, request, data, console)
-        remember_revision(data, repository.hub_id, repository.revision)
-    elif not request.quiet:
-        _say(console, f"{target.name} is here already, at this revision; `darkroom models verify` checks its files.")
-    settings = _store_settings(target, quantization, data)
+    repository = _fetch_known_repository(target, data)
+    selection = select_part(repository, target.wanted, target.name)
+    place = _find_free_place(target, selection, data)
+    if quantization and selection.kind != "model":
+        raise UserError(f"--quantize is for models: {place.key} is {_with_article(selection.kind)}.")
+    rest = _add_rest(request, place, console) if request.pipeline else None
+    manifest = _fetch(repository, selection, place, target, request, console)
+    entry = rest.entry if rest else target.entry
+    settings = _store_settings(target.name, entry, quantization, data) if place.kind == "model" else ModelSettings()
     if not request.quiet:
-        _say(console, _describe_end(target.name, manifest, settings))
+        _say(console, _describe_end(place, manifest, settings))
     return {
-        "name": target.name, "hub_id": manifest.hub_id, "revision": manifest.revision, "bytes": manifest.size,
-        "files": len(manifest.files), "licence": manifest.licence, "folder": str(find_folder(data, target.name)),
+        "name": target.name, "kind": place.kind, "hub_id": manifest.hub_id, "revision": manifest.revision,
+        "bytes": manifest.size, "files": len(manifest.files), "licence": manifest.licence, "folder": str(place.path),
         "steps": settings.steps, "sampler": settings.sampler, "guidance": settings.guidance,
         "quantize": settings.quantize,
     }  # fmt: skip
 
 
-def _find_target(request: AddRequest, data: Path) -> _Target:
-    """Return what to fetch. A chosen revision wins over that of an interrupted download, of the catalogue, and a
-    remembered one.
-    """
-    entry = find_entry(request.name)
-    hub_id = entry.hub_id if entry else request.name
-    name = request.called or (entry.name if entry else hub_id.rpartition("/")[2])
+def _add_rest(request: AddRequest, place: AddedPlace, console: Console) -> _Target:
+    """Add what a file that is only a network lacks, as the folder of its name; return where that came from."""
+    if place.kind != "model" or not place.suffix:
+        raise UserError("--pipeline is for a file that is only a network, such as a GGUF file.")
+    target = _find_target(replace(request, name=request.pipeline, called=place.name, kind="", revision=""))
+    repository = _fetch_known_repository(target, place.data)
+    rest = select_rest(repository)
+    _fetch(repository, rest, _find_free_place(target, rest, place.data), target, request, console)
+    return target
+
+
+def _fetch(
+    repository: Repository, selection: Selection, place: AddedPlace, target: _Target, request: AddRequest,
+    console: Console,
+) -> ModelManifest:  # fmt: skip
+    """Return the manifest of what is here already, or is fetched now."""
+    if (manifest := _find_present(place, repository, selection)) is None:
+        manifest = _download(plan_download(repository, place, selection.files), target, request, console)
+        remember_revision(place.data, repository.hub_id, repository.revision)
+    elif not request.quiet:
+        _say(console, f"{place.key} is here already, at this revision; `darkroom models verify` checks its files.")
+    return manifest
+
+
+def _find_target(request: AddRequest) -> _Target:
+    """Return what to fetch, from a name of the catalogue, `owner/name`, or `owner/name:path`."""
+    kind, entry = _parse_kind(request.kind), find_entry(request.name) or find_part_entry(request.name)
+    if isinstance(entry, PartEntry):
+        hub_id, wanted = entry.hub_id, WantedPart(entry.kind, entry.path, request.encoder or entry.encoder)
+    else:
+        hub_id, _, path = (entry.hub_id if entry else request.name).partition(":")
+        wanted = WantedPart(kind, path.strip("/"), request.encoder.strip("/"))
+    if entry is not None and kind not in (None, entry.kind if isinstance(entry, PartEntry) else "model"):
+        raise UserError(f"{entry.name} of the catalogue is no {TITLES[kind]}.")
+    name = request.called or (entry.name if entry else _make_name(hub_id, wanted.path))
     if not is_name(name):
         raise UserError(f"{name[:80]!r} is no name for a model: choose letters, digits, dots and dashes with --name.")
     if name in (EMBEDDED_MODEL, ADDED_MODELS):
         raise UserError(f"--model {name} has a meaning of its own: choose another name with --name.")
-    _refuse_other_models(name, data)
-    partial_revision = read_partial_revision(data, name, hub_id)
-    pinned = entry.revision if entry else ""
-    revision = request.revision or partial_revision or pinned or read_revisions(data).get(hub_id)
-    return _Target(name, hub_id, revision or None, entry)
+    return _Target(name, hub_id, wanted, request.revision, entry)
 
 
-def _refuse_other_models(name: str, data: Path) -> None:
-    folder = find_folder(data, name)
-    weights = folder.with_name(f"{name}.safetensors")
-    if weights.is_file() or (folder.exists() and read_manifest(folder) is None):
-        raise UserError(f"{folder.parent} has another model called {name}: choose a name with --name.")
+def _parse_kind(word: str) -> PartKind | None:
+    if not word:
+        return None
+    for kind in PART_KINDS:
+        if kind == word.casefold():
+            return kind
+    raise UserError(f"--as: {', '.join(PART_KINDS[:-1])} or {PART_KINDS[-1]} is needed, not {word[:40]!r}.")
 
 
-def _fetch_known_repository(target: _Target) -> Repository:
-    """Ask the hub. For a name that it does not have, say which ones are like it."""
+def _make_name(hub_id: str, path: str) -> str:
+    """Return the name of a file without its suffix, else that of the repository."""
+    last = (path or hub_id).rpartition("/")[2]
+    suffix = next((each for each in WEIGHT_SUFFIXES if path.endswith(each)), "")
+    return last.removesuffix(suffix)
+
+
+def _find_free_place(target: _Target, selection: Selection, data: Path) -> AddedPlace:
+    """Return where it will be. Raise `UserError` where something of that name is, in this form or another."""
+    place = find_place(data, target.name, selection.kind, selection.suffix)
+    others = [replace(place, suffix=suffix) for suffix in ("", *WEIGHT_SUFFIXES)]
+    for other in others:
+        if other.path.exists() and not _may_stay(other, place):
+            raise UserError(
+                f"{place.folder} has another {TITLES[place.kind]} called {place.name}: choose a name with --name."
+            )
+    return place
+
+
+def _may_stay(other: AddedPlace, place: AddedPlace) -> bool:
+    """Whether what is at `other` may stay: itself to be replaced, or network and rest of one model."""
+    is_added = read_place(other) is not None
+    if other == place or place.kind != "model":
+        return is_added and other == place
+    return not other.suffix or (is_added and not place.suffix)
+
+
+def _fetch_known_repository(target: _Target, data: Path) -> Repository:
+    """Ask the hub, for the chosen revision before that of an interrupted download, of the catalogue, and a remembered
+    one. For a name that it does not have, say which ones are like it.
+    """
+    pinned = target.entry.revision if target.entry else ""
+    partial_revision = _read_partial_revision(target, data)
+    revision = target.revision or partial_revision or pinned or read_revisions(data).get(target.hub_id)
     try:
-        return fetch_repository(target.hub_id, target.revision)
+        return fetch_repository(target.hub_id, revision or None)
     except HubError as error:
-        likely = suggest_names(target.hub_id, [entry.name for entry in read_catalogue()])
+        names = [entry.name for entry in (*read_catalogue(), *read_part_catalogue())]
+        likely = suggest_names(target.hub_id, names)
         if target.entry is None and likely and error.sentence.startswith("The hub has no model"):
             raise HubError(f"{error.sentence} Did you mean {' or '.join(likely)}?") from error
         raise
 
 
-def _find_present(target: _Target, repository: Repository, data: Path) -> ModelManifest | None:
-    """Return the manifest if the model is here at that revision already."""
-    manifest = list_added(data).get(target.name)
+def _read_partial_revision(target: _Target, data: Path) -> str | None:
+    """Return the revision of an interrupted download of this name, whatever it is."""
+    places = (find_place(data, target.name, kind, suffix) for kind in PART_KINDS for suffix in ("", *WEIGHT_SUFFIXES))
+    return next(filter(None, (read_partial_revision(place, target.hub_id) for place in places)), None)
+
+
+def _find_present(place: AddedPlace, repository: Repository, selection: Selection) -> ModelManifest | None:
+    """Return the manifest if these files are here at that revision already."""
+    manifest = read_place(place)
     if manifest is not None and manifest.hub_id != repository.hub_id:
-        raise UserError(f"{target.name} is {manifest.hub_id} here: choose another name with --name.")
-    return manifest if manifest is not None and manifest.revision == repository.revision else None
+        raise UserError(f"{place.key} is {manifest.hub_id} here: choose another name with --name.")
+    if manifest is None or manifest.revision != repository.revision:
+        return None
+    present = {file.path for file in manifest.files}  # a whole model also has the rest of one
+    return manifest if present >= {file.path for file in selection.files} else None
 
 
-def _download(
-    target: _Target, repository: Repository, request: AddRequest, data: Path, console: Console
-) -> ModelManifest:  # fmt: skip
-    download, licence = plan_download(repository, data, target.name), describe_licence(repository, target.entry)
+def _download(download: Download, target: _Target, request: AddRequest, console: Console) -> ModelManifest:
+    licence = describe_licence(download.repository, target.entry)
     check_disk_space(download)
     if not request.quiet:
         _say(console, *_describe_start(target, download), *licence.lines)
     ask_acceptance(licence, accepted=request.accept_licence)
-    with TransferDisplay(console, target.name, download.size, download.present_bytes, quiet=request.quiet) as display:
-        return run_download(download, data, target.name, display, licence.name)
+    key = download.place.key
+    with TransferDisplay(console, key, download.size, download.present_bytes, quiet=request.quiet) as display:
+        return run_download(download, display, licence.name)
 
 
 def _describe_start(target: _Target, download: Download) -> list[str]:
@@ -130,19 +234,21 @@ def _describe_start(target: _Target, download: Download) -> list[str]:
     present = f", of which {format_size(download.present_bytes)} are here" if download.present_bytes else ""
     lines = [
         f"{title}: {repository.hub_id} at {repository.revision[:12]}",
-        f"{format_size(download.size)} to download{present}, in {len(download.files)} files",
+        f"{format_size(download.size)} to download{present}, in {format_file_count(len(download.files))}",
     ]
-    if target.entry is not None:
+    if isinstance(target.entry, CatalogueEntry):
         kinds = ("none", "int8", "int4")
         sizes = [format_size(target.entry.estimate_memory(kind)) for kind in kinds]
         lines.append(f"memory, estimated: {sizes[0]}; --quantize int8 {sizes[1]}, int4 {sizes[2]}")
     return lines
 
 
-def _store_settings(target: _Target, quantization: QuantizationRequest | None, data: Path) -> ModelSettings:
+def _store_settings(
+    name: str, origin: CatalogueEntry | PartEntry | None, quantization: QuantizationRequest | None, data: Path
+) -> ModelSettings:  # fmt: skip
     """Write the catalogue's recommendations down as the model's defaults, beneath what was chosen before."""
-    settings_file, entry = read_model_settings(data), target.entry
-    known = settings_file.get(target.name)
+    settings_file, entry = read_model_settings(data), origin if isinstance(origin, CatalogueEntry) else None
+    known = settings_file.get(name)
     settings = ModelSettings(
         steps=known.steps or (entry.steps if entry else None),
         sampler=known.sampler or (entry.sampler if entry else None),
@@ -150,19 +256,29 @@ def _store_settings(target: _Target, quantization: QuantizationRequest | None, d
         quantize=quantization or known.quantize,
     )
     if settings != known:
-        write_model_settings(data, settings_file.with_model(target.name, settings))
+        write_model_settings(data, settings_file.with_model(name, settings))
     return settings
 
 
-def _describe_end(name: str, manifest: ModelManifest, settings: ModelSettings) -> str:
+def _describe_end(place: AddedPlace, manifest: ModelManifest, settings: ModelSettings) -> str:
+    begin = f"{place.key} is here: {format_size(manifest.size)}, every file checked"
+    if place.kind != "model":
+        return f"{begin}. Workers find it when they start; {USE_BY_KIND[place.kind].format(place.name)}."
     chosen = [f"{settings.steps} steps"] if settings.steps else []
     chosen += [f"of {settings.sampler}"] if settings.sampler else []
     defaults = f", {' '.join(chosen)} by default" if chosen else ""
     quantize = f", --quantize {settings.quantize}" if settings.quantize else ""
+    folder = place.folder / place.name
+    needs_rest = place.suffix == ".gguf" and not (folder / "model_index.json").is_file()
+    rest = f" It is only a network: the rest of its pipeline belongs into {folder}, or --pipeline fetches it."
     return (
-        f"{name} is here: {format_size(manifest.size)}, every file checked{defaults}{quantize}. `darkroom up` offers "
-        f'it from its next start on; `darkroom imagine "…" --model {name}` draws with it now.'
+        f"{begin}{defaults}{quantize}. `darkroom up` offers it from its next start on; "
+        f'`darkroom imagine "…" --model {place.name}` draws with it now.{rest if needs_rest else ""}'
     )
+
+
+def _with_article(kind: PartKind) -> str:
+    return f"{'an' if TITLES[kind][0] in 'aeiou' else 'a'} {TITLES[kind]}"
 
 
 def _say(console: Console, *lines: str) -> None:

@@ -34,7 +34,7 @@ Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
 @app.command("list")
 def list_models(as_json: AsJson = False, data: Data = None) -> None:
-    """List the models on this machine: size, licence, defaults, and what the running Darkroom does with them."""
+    """List models and added parts here: size, licence, defaults, and what the running Darkroom does with them."""
     from bot.cli.models import listing, tables
 
     with _one_sentence():
@@ -52,33 +52,49 @@ def search(
 ) -> None:
     """Search the catalogue, and the names on the hub."""
     from bot.cli.models import listing, tables
-    from engine.hub.catalogue import search_catalogue
+    from engine.hub.catalogue import search_catalogue, search_part_catalogue
 
-    entries = search_catalogue(word)
+    entries, parts = search_catalogue(word), search_part_catalogue(word)
     hub_ids, note = listing.search_hub_names(word, entries) if word else ([], "")
     if as_json:
-        _print_json({"catalogue": [listing.entry_to_dict(each) for each in entries], "hub": hub_ids, "note": note})
+        catalogue, part_rows = map(listing.entry_to_dict, entries), map(listing.part_entry_to_dict, parts)
+        _print_json({"catalogue": [*catalogue], "parts": [*part_rows], "hub": hub_ids, "note": note})
     else:
-        tables.print_search(entries, hub_ids, note)
+        tables.print_search(entries, parts, hub_ids, note)
 
 
 @app.command()
 def add(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A name of the catalogue, or owner/name on the hub.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A name of the catalogue, owner/name on the hub, or owner/name:FILE.")
+    ],
     called: Annotated[str, typer.Option("--name", metavar="NAME", help="What it is called here.")] = "",
     quantize: Quantize = "",
     accept_licence: Annotated[
         bool, typer.Option("--accept-licence", "--accept-license", help="Accept its licence without a question.")
     ] = False,
     revision: Annotated[str, typer.Option(help="A commit, branch or tag, in place of the pinned one.")] = "",
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--as", metavar="KIND", help="model, controlnet, ip-adapter, vae, lora or embedding; else as it looks."
+        ),
+    ] = "",
+    encoder: Annotated[
+        str, typer.Option("--image-encoder", metavar="FOLDER", help="Of an IP-Adapter, in its repository.")
+    ] = "",
+    pipeline: Annotated[
+        str, typer.Option(metavar="NAME", help="Of a file that is only a network: where the rest comes from.")
+    ] = "",
     as_json: AsJson = False,
     data: Data = None,
 ) -> None:
-    """Download a model, check it, and offer it from the next start on. After an interruption, run it again."""
+    """Download a model or a part, check it, and offer it from the next start on. Run it again if it was interrupted."""
     from bot.cli.models.addition import AddRequest, add_model
 
     with _one_sentence():
-        result = add_model(AddRequest(name, called, quantize, accept_licence, revision, as_json), _find_data(data))
+        request = AddRequest(name, called, quantize, accept_licence, revision, as_json, kind, encoder, pipeline)
+        result = add_model(request, _find_data(data))
     if as_json:
         _print_json(result)
 
@@ -102,7 +118,7 @@ def verify(
 
 @app.command()
 def remove(name: ModelName, yes: Yes = False, data: Data = None) -> None:
-    """Delete an added model and its settings from this machine."""
+    """Delete an added model and its settings, or an added part, from this machine."""
     from bot.cli.models.removal import remove_added
 
     with _one_sentence():

@@ -10,7 +10,8 @@ from bot.cli.models.verification import make_unknown_error
 from bot.domain.errors import UserError
 from bot.prompt.sampler_names import SAMPLER_LIST, find_sampler
 from engine.contract import Sampler
-from engine.hub.added_models import find_folder, list_added
+from engine.hub.added_models import find_place, list_added
+from engine.hub.part_kinds import WEIGHT_SUFFIXES
 from engine.process.model_settings import EMBEDDED_MODEL, ModelSettings, read_model_settings, write_model_settings
 
 
@@ -71,6 +72,6 @@ def _parse_sampler(text: str) -> Sampler | None:
 def _refuse_unknown_model(name: str, data: Path) -> None:
     if name == EMBEDDED_MODEL or name in list_added(data):
         return
-    folder = find_folder(data, name)
-    if not folder.is_dir() and not folder.with_name(f"{name}.safetensors").is_file():
+    folder = find_place(data, name).path
+    if not folder.is_dir() and not any(folder.with_name(f"{name}{suffix}").is_file() for suffix in WEIGHT_SUFFIXES):
         raise make_unknown_error(name, [*list_added(data), EMBEDDED_MODEL])

@@ -9,7 +9,7 @@ import typer
 
 from bot.domain.errors import UserError
 from bot.domain.texts import clean_text
-from engine.hub.catalogue import CatalogueEntry
+from engine.hub.catalogue import CatalogueEntry, PartEntry
 from engine.hub.errors import get_endpoint
 from engine.hub.repository import Repository
 
@@ -32,7 +32,7 @@ class Licence:
         return [*lines, f"         {self.restrictions}"] if self.restrictions else lines
 
 
-def describe_licence(repository: Repository, entry: CatalogueEntry | None) -> Licence:
+def describe_licence(repository: Repository, entry: CatalogueEntry | PartEntry | None) -> Licence:
     """Return the licence as the catalogue says it; else as the hub does, which asks unless it is known to be free."""
     page = f"{get_endpoint()}/{repository.hub_id}"
     link = clean_text(repository.licence_link)

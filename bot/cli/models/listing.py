@@ -9,12 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from bot.cli.models.defaults import describe_settings
-from engine.hub.added_models import MODELS_FOLDER, is_name, list_added, list_partial
-from engine.hub.catalogue import CatalogueEntry
+from engine.hub.added_models import (
+    MODELS_FOLDER,
+    AddedPlace,
+    ModelManifest,
+    is_name,
+    list_added,
+    list_partial,
+    list_places,
+)
+from engine.hub.catalogue import CatalogueEntry, PartEntry
 from engine.hub.errors import HubError
 from engine.hub.repository import search_hub
 from engine.process.model_settings import EMBEDDED_MODEL, read_model_settings
 
+AddedPlaces = Mapping[str, tuple[AddedPlace, ModelManifest]]  # by key
 MEMORY_KINDS = ("none", "int8", "int4", "nf4", "float8")
 
 
@@ -31,24 +40,41 @@ class ModelRow:
     hub_id: str = ""
     revision: str = ""
     quantize: str = ""
+    kind: str = "model"
 
 
 def list_rows(data: Path) -> list[ModelRow]:
-    """Return the embedded model, added models, other folders and files, and downloads that have not ended."""
+    """Return the embedded model, added models, other folders and files, added parts, and interrupted downloads."""
     settings_file, added, states = read_model_settings(data), list_added(data), _fetch_states(data)
-    default = settings_file.default or EMBEDDED_MODEL
+    places, default = list_places(data), settings_file.default or EMBEDDED_MODEL
     others = [name for name in _list_other_names(data) if name not in added]
     rows = [
         ModelRow(
-            name, added[name].size if name in added else 0, _describe_licence(name, added),
+            name, _count_bytes(name, places), _describe_licence(name, added),
             describe_settings(settings_file.get(name)), states.get(name, _default_state(states)), name == default,
             added[name].hub_id if name in added else "", added[name].revision if name in added else "",
             settings_file.get(name).quantize or "",
         )
         for name in (EMBEDDED_MODEL, *added, *others)
     ]  # fmt: skip
-    unfinished = [name for name in list_partial(data) if name not in added]
-    return [*rows, *(ModelRow(name, 0, "", "", "download interrupted: add it again", False) for name in unfinished)]
+    unfinished = [key for key in list_partial(data) if key not in places]
+    state = "download interrupted: add it again"
+    return [*rows, *_list_parts(places), *(ModelRow(key, 0, "", "", state, False) for key in unfinished)]
+
+
+def _count_bytes(name: str, places: AddedPlaces) -> int:
+    """Return a model's bytes on the disk, of network and rest where these are apart; 0 where it was not added."""
+    return sum(manifest.size for place, manifest in places.values() if place.kind == "model" and place.name == name)
+
+
+def _list_parts(places: AddedPlaces) -> list[ModelRow]:
+    return [
+        ModelRow(
+            key, manifest.size, manifest.licence, "", "", False, manifest.hub_id, manifest.revision, kind=place.kind
+        )
+        for key, (place, manifest) in places.items()
+        if place.kind != "model"
+    ]
 
 
 def row_to_dict(row: ModelRow) -> dict[str, Any]:
@@ -63,6 +89,15 @@ def entry_to_dict(entry: CatalogueEntry) -> dict[str, Any]:
         "download_bytes": entry.download_bytes,
         "memory_bytes": {kind: entry.estimate_memory(kind) for kind in MEMORY_KINDS},
         "sampler": entry.sampler, "steps": entry.steps, "guidance": entry.guidance, "size": entry.size,
+    }  # fmt: skip
+
+
+def part_entry_to_dict(entry: PartEntry) -> dict[str, Any]:
+    """Return a well-known part as JSON has it; its size in bytes is an estimate."""
+    return {
+        "name": entry.name, "kind": entry.kind, "hub_id": entry.hub_id, "revision": entry.revision,
+        "path": entry.path, "title": entry.title, "fits": entry.fits, "licence": entry.licence,
+        "restrictions": entry.restrictions, "asks": entry.asks, "download_bytes": entry.download_bytes,
     }  # fmt: skip
 
 

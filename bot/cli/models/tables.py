@@ -11,7 +11,8 @@ from rich.text import Text
 
 from bot.cli.models.listing import ModelRow
 from bot.domain.texts import clean_text
-from engine.hub.catalogue import CatalogueEntry
+from engine.hub.catalogue import CatalogueEntry, PartEntry
+from engine.hub.part_kinds import TITLES
 from engine.process.load_progress import format_size
 
 DEFAULT_WIDTH = 110
@@ -29,8 +30,10 @@ def print_models(rows: Sequence[ModelRow]) -> None:
     _print(table)
 
 
-def print_search(entries: Sequence[CatalogueEntry], hub_ids: Sequence[str], note: str) -> None:
-    """Print matches of the catalogue with what they need, then names on the hub."""
+def print_search(
+    entries: Sequence[CatalogueEntry], parts: Sequence[PartEntry], hub_ids: Sequence[str], note: str
+) -> None:  # fmt: skip
+    """Print matches of the catalogue with what they need, well-known parts, then names on the hub."""
     if entries:
         table = _make_table("model", "download ≈", "memory ≈", "int8 ≈", "int4 ≈", "licence")
         for entry in entries:
@@ -38,11 +41,17 @@ def print_search(entries: Sequence[CatalogueEntry], hub_ids: Sequence[str], note
             cells = [entry.name, *(format_size(size) for size in sizes), entry.licence]
             table.add_row(*(Text(cell) for cell in cells))
         _print(table)
+    if parts:
+        table = _make_table("part", "kind", "download ≈", "fits", "licence")
+        for part in parts:
+            cells = [part.name, TITLES[part.kind], format_size(part.download_bytes), part.fits, part.licence]
+            table.add_row(*(Text(cell) for cell in cells))
+        _print(table)
     for hub_id in hub_ids:
         _print(Text(f"on the hub: {clean_text(hub_id)}"))
     if note:
         _print(Text(note))
-    elif not entries and not hub_ids:
+    elif not entries and not parts and not hub_ids:
         _print(Text("Neither the catalogue nor the hub has such a model."))
 
 

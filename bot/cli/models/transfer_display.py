@@ -86,3 +86,8 @@ def _format_left(seconds: float) -> str:
     if seconds >= 5400:
         return f"{seconds / 3600:.1f} h"
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{max(0, round(seconds))} s"
+
+
+def format_file_count(count: int) -> str:
+    """Return "1 file" or "13 files"."""
+    return f"{count} file{'' if count == 1 else 's'}"

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bot.cli.models.transfer_display import TransferDisplay
+from bot.cli.models.transfer_display import TransferDisplay, format_file_count
 from bot.domain.errors import UserError
-from engine.hub.added_models import ModelManifest, find_damaged, find_folder, list_added
+from engine.hub.added_models import AddedPlace, ModelManifest, find_damaged, list_places
 from engine.hub.catalogue import suggest_names
 from engine.hub.download import plan_repair, run_download
+from engine.hub.part_kinds import WEIGHT_SUFFIXES
 from engine.hub.repository import RepositoryFile
 
 
@@ -20,14 +21,28 @@ def verify_models(data: Path, names: list[str], *, repair: bool = False, quiet: 
 
     Raise `UserError` for an unknown name, `HubError` where a repair fails.
     """
-    added, console = list_added(data), Console(file=sys.stderr)
-    for name in names:
-        if name not in added:
-            raise make_unknown_error(name, list(added))
-    chosen = {name: added[name] for name in (names or added)}
-    if not chosen and not quiet:
+    added, console = list_places(data), Console(file=sys.stderr)
+    keys = [find_key(name, list(added)) for name in names] or list(added)
+    if not keys and not quiet:
         console.print("No model was added yet: darkroom models search.")
-    return {name: _verify(data, name, manifest, console, repair, quiet) for name, manifest in chosen.items()}
+    return {key: _verify(*added[key], console, repair, quiet) for key in keys}
+
+
+def find_key(name: str, keys: list[str]) -> str:
+    """Return the key that is meant: the name itself, or the only one that ends in it. Raise `UserError` for another."""
+    matches = [name] if name in keys else [key for key in keys if name in list_short_names(key)]
+    if len(matches) > 1:
+        raise UserError(f"Which one: {' or '.join(matches[:4])}?")
+    if not matches:
+        raise make_unknown_error(name, keys)
+    return matches[0]
+
+
+def list_short_names(key: str) -> list[str]:
+    """Return what `controlnets/canny.safetensors` may be called where that is clear, too."""
+    name = key.rpartition("/")[2]
+    suffix = next((each for each in WEIGHT_SUFFIXES if name.endswith(each)), "")
+    return [name, name.removesuffix(suffix), key.removesuffix(suffix)]
 
 
 def make_unknown_error(name: str, known_names: list[str]) -> UserError:
@@ -37,22 +52,23 @@ def make_unknown_error(name: str, known_names: list[str]) -> UserError:
     return UserError(f"No model called {name[:80]} was added here.{question}")
 
 
-def _verify(data: Path, name: str, manifest: ModelManifest, console: Console, repair: bool, quiet: bool) -> list[str]:
-    with TransferDisplay(console, name, manifest.size, quiet=quiet) as display:
-        damaged = find_damaged(find_folder(data, name), manifest, display.advance)
+def _verify(place: AddedPlace, manifest: ModelManifest, console: Console, repair: bool, quiet: bool) -> list[str]:
+    with TransferDisplay(console, place.key, manifest.size, quiet=quiet) as display:
+        damaged = find_damaged(place.base, manifest, display.advance)
     if not quiet:
-        console.print(_describe(name, manifest, damaged, repair), markup=False, highlight=False, soft_wrap=True)
+        console.print(_describe(place.key, manifest, damaged, repair), markup=False, highlight=False, soft_wrap=True)
     if damaged and repair:
-        download = plan_repair(manifest, damaged, data, name)
-        with TransferDisplay(console, name, download.size, download.present_bytes, quiet=quiet) as display:
-            run_download(download, data, name, display, manifest.licence)
+        download = plan_repair(manifest, damaged, place)
+        with TransferDisplay(console, place.key, download.size, download.present_bytes, quiet=quiet) as display:
+            run_download(download, display, manifest.licence)
         return []
-    return [file.path for file in damaged]
+    return [file.local_path for file in damaged]
 
 
 def _describe(name: str, manifest: ModelManifest, damaged: list[RepositoryFile], repair: bool) -> str:
     if not damaged:
-        return f"{name}: all {len(manifest.files)} files are as the hub has them."
+        pronoun = "them" if manifest.files[1:] else "it"
+        return f"{name}: {format_file_count(len(manifest.files))} as the hub has {pronoun}."
     mend = "they are fetched again" if repair else f"`darkroom models verify {name} --repair` fetches them again"
-    paths = ", ".join(file.path for file in damaged[:3])
+    paths = ", ".join(file.local_path for file in damaged[:3])
     return f"{name}: {len(damaged)} of {len(manifest.files)} files are damaged ({paths}): {mend}."

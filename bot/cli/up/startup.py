@@ -22,7 +22,7 @@ from bot.app.watchdog_loop import WatchdogLoop
 from bot.app.wiring import open_app
 from bot.cli import instance_lock
 from bot.cli.instance_lock import RunningInstance, check_port_free, lock_data_folder
-from bot.cli.options import EngineOptions, load_quantization
+from bot.cli.options import EngineOptions, load_offload, load_quantization
 from bot.cli.up import broker_setup
 from bot.cli.up.engine_process import EngineProcess
 from bot.cli.up.log_file import log_to_file
@@ -66,6 +66,7 @@ def run_bot(
         check_classifier_folder(settings)
         check_memory_size(engine.memory)
         load_quantization(engine.quantize, engine.quantize_text)
+        load_offload(engine.offload)
     limit_heap_arenas()
     return_freed_blocks()
     sys.setswitchinterval(SWITCH_SECONDS)

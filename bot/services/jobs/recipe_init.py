@@ -96,11 +96,14 @@ def unused_strength_note(
     return ()
 
 
-def unused_edit_note(parsed: ParsedPrompt, recipe: Recipe, model_profile: ModelProfile) -> tuple[str, ...]:
-    """Return a note if a derived recipe does not become the edit that its flags ask for."""
-    if not parsed.edit or is_edit(recipe, model_profile):
-        return ()
-    return ("--edit is for a new prompt beside a picture: this keeps what the job began with.",)
+def unused_start_notes(parsed: ParsedPrompt, recipe: Recipe, model_profile: ModelProfile) -> tuple[str, ...]:
+    """Return a note on each flag for an init image that a remix does not use: it begins as its parent did."""
+    notes: list[str] = []
+    if parsed.edit and not is_edit(recipe, model_profile):
+        notes.append("--edit is for a new prompt beside a picture: this keeps what the job began with.")
+    if parsed.strength is not None:
+        notes.append("--strength and --iw change nothing in a remix: it keeps what the job began with.")
+    return tuple(notes)
 
 
 def single_image(recipe: Recipe, image: int) -> Recipe:
@@ -160,6 +163,8 @@ def branch_recipe(
     branch, has_new_noise = base, False
     if edit.new_prompt is not None or edit.options:
         parsed = _parse_edit(edit, base, models)
+        if parsed.strength is not None:
+            raise UserError(FIXED_SETTING.format("strength"))
         branch, has_new_noise = remix_recipe(base, parsed, model_profile), parsed.seed is not None
         if edit.new_prompt is None:  # a frame of an interpolation has a prompt that nobody typed
             branch = msgspec.structs.replace(branch, concepts=base.concepts, mixed=base.mixed)

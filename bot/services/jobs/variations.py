@@ -32,7 +32,7 @@ from bot.services.jobs.derived_recipes import (
     vary_recipe,
 )
 from bot.services.jobs.job_maker import JobMaker, draw_seed
-from bot.services.jobs.recipe_init import unused_edit_note
+from bot.services.jobs.recipe_init import unused_start_notes
 from bot.services.jobs.upscales import SUPER_RESOLVER_MS_PER_MP, largest_upscale, upscale_cost, upscale_notes
 from bot.services.preferences import VariationStrength
 from bot.store import JobRecord
@@ -197,10 +197,10 @@ class VariationService:
             check_start(new_recipe, entry.profile)
             has_other_noise = base.interpolation is not None and new_recipe.count > 1 and parsed_prompt.seed is None
             job_cost, noise_note = estimate_cost(new_recipe, entry.profile), (NOISE_DIFFERS,) if has_other_noise else ()
-            edit_note = unused_edit_note(parsed_prompt, new_recipe, entry.profile)
+            start_notes = unused_start_notes(parsed_prompt, new_recipe, entry.profile)
             requests.append(
                 JobRequest(
-                    "remix", shown_prompt, (*notes, *noise_note, *edit_note), new_recipe, entry.pool_for(new_recipe),
+                    "remix", shown_prompt, (*notes, *noise_note, *start_notes), new_recipe, entry.pool_for(new_recipe),
                     job_cost, parent, relaxed=parsed_prompt.relaxed, inputs=inputs,
                 )
             )  # fmt: skip

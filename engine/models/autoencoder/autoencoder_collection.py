@@ -21,9 +21,8 @@ from engine.contract.rejection import JobRejected
 from engine.device.memory import is_out_of_memory
 from engine.models.autoencoder.autoencoder_files import (
     AUTOENCODER_CLASS,
+    AUTOENCODER_KIND,
     AutoencoderFile,
-    find_autoencoder,
-    find_autoencoders,
     reject_autoencoder,
 )
 from engine.models.files.tensor_reader import read_tensors
@@ -57,7 +56,7 @@ class AutoencoderCollection:
 
     def list_fitting(self) -> tuple[ModelPart, ...]:
         """Return all that fit this model."""
-        files = find_autoencoders(self.folder) if self._own_class == AUTOENCODER_CLASS else []
+        files = AUTOENCODER_KIND.find_all(self.folder) if self._own_class == AUTOENCODER_CLASS else []
         mismatches = [self.find_mismatch(file) for file in files]
         for file, mismatch in zip(files, mismatches, strict=True):
             if mismatch:
@@ -86,7 +85,7 @@ class AutoencoderCollection:
 
     def resolve(self, part: ModelPart) -> AutoencoderFile:
         """Return the file. Raises `JobRejected` where it is missing, unfit or of another revision."""
-        file = find_autoencoder(self.folder, part.name)
+        file = AUTOENCODER_KIND.find(self.folder, part.name)
         if part.revision not in ("", file.revision):
             raise JobRejected(f"This worker has another version of the autoencoder {part.name}.", "worker")
         if mismatch := self.find_mismatch(file):

@@ -1,13 +1,10 @@
 """Autoencoders in a folder: `NAME/` as diffusers writes it, or `NAME.safetensors` in any layout that diffusers reads.
 
-Loads no weights. Only safetensors are accepted: a pickle can run code when it is opened. Configurations and headers are
-bounded and checked before anything takes memory. No name and no link leads out of the folder.
+Loads no weights. Configurations and headers are bounded and checked before anything takes memory.
 """
 
 from __future__ import annotations
 
-import functools
-import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,15 +13,13 @@ from typing import Annotated, Any, NamedTuple, cast
 import msgspec
 import torch
 from msgspec import Meta
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from engine.contract.rejection import JobRejected
+from engine.models.files.added_kind import AddedKind, Entry, cache_while_unchanged, reject_added
 from engine.models.files.fingerprint import combine_fingerprints, fingerprint_file
 
-log = logging.getLogger(__name__)
-
-SAFETENSORS_SUFFIX = ".safetensors"
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+NOUN = "autoencoder"
 WEIGHTS_NAME = "diffusion_pytorch_model"  # and what follows: a variant, the number of a part
 MAX_CONFIG_BYTES = 64 * 2**10
 MAX_PARAMETERS, MAX_TENSORS = 1_000_000_000, 20_000
@@ -32,7 +27,6 @@ AUTOENCODER_CLASS = "AutoencoderKL"
 _PREFIX = re.compile(r"^(?:first_stage_model|vae)\.")
 _OWN_KEY = re.compile(r"^(?:encoder|decoder|quant_conv|post_quant_conv)\.")
 _LEVEL = re.compile(r"^decoder\.up(?:_blocks)?\.(\d{1,2})\.")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # as `engine.contract.Name`
 
 Width = Annotated[int, Meta(ge=1, le=4096)]
 Scale = Annotated[float, Meta(ge=-1e3, le=1e3)]
@@ -71,85 +65,40 @@ class AutoencoderFile(NamedTuple):
     config: AutoencoderConfig | None
 
 
-def find_autoencoders(folder: Path | None) -> list[AutoencoderFile]:
-    """Return every usable autoencoder by name; log the others."""
-    autoencoders: list[AutoencoderFile] = []
-    for name in sorted(_list_names(folder)):
-        try:
-            autoencoders.append(find_autoencoder(folder, name))
-        except JobRejected as rejection:
-            log.warning("left out: %s", rejection.sentence)
-    return autoencoders
-
-
-def find_autoencoder(folder: Path | None, name: str) -> AutoencoderFile:
-    """Return the autoencoder of this name, its header and configuration checked. Raises `JobRejected`."""
-    if folder is None or not _NAME.fullmatch(name):
-        raise _reject_missing(name)
-    try:
-        path = folder / f"{name}{SAFETENSORS_SUFFIX}"
-        files = [path] if path.is_file() else _list_weights(path := folder / name)
-        if not files:
-            _refuse_pickle(folder, name)
-            raise _reject_missing(name)
-        if not all(each.resolve().is_relative_to(folder.resolve()) for each in files):
-            raise reject_autoencoder(name, "is a link that leads out of the folder that it is in")
-        config = _read_config(path, name) if path.is_dir() else None
-        layouts = [_inspect_unchanged(each) for each in files]
-        revision = combine_fingerprints(*(revision for revision, _ in layouts), _encode_config(path))
-    except (OSError, SafetensorError) as error:
-        raise reject_autoencoder(name, "cannot be read as safetensors") from error
-    return AutoencoderFile(
-        name, path, tuple(files), revision, _join_layouts(name, [layout for _, layout in layouts]), config
-    )
-
-
 def reject_autoencoder(name: str, reason: str) -> JobRejected:
-    return JobRejected(f"The autoencoder {name[:64]} {reason}.", "worker")
+    return reject_added(NOUN, name, reason)
 
 
-def _list_names(folder: Path | None) -> set[str]:
-    try:
-        paths = list(folder.iterdir()) if folder is not None and folder.is_dir() else []
-        suffixes = (SAFETENSORS_SUFFIX, *PICKLE_SUFFIXES)
-        names = {
-            path.name if path.is_dir() else path.stem for path in paths if path.is_dir() or path.suffix in suffixes
-        }
-    except OSError as error:
-        log.warning("the folder of autoencoders cannot be read: %s", error)
-        return set()
-    return {name for name in names if _NAME.fullmatch(name)}
+def _read_autoencoder(entry: Entry) -> AutoencoderFile | None:
+    """Return the autoencoder, its header and configuration checked."""
+    files = _choose_weights(entry.list_weights(f"{WEIGHTS_NAME}*" if entry.is_folder else "*"))
+    if not files:
+        return None
+    entry.check_links(files)
+    content = entry.read_config(MAX_CONFIG_BYTES) if entry.is_folder else b""
+    inspected = [_inspect(path) for path in files]
+    revision = combine_fingerprints(*(revision for revision, _ in inspected), content.hex())
+    layout = _join_layouts(entry.name, [layout for _, layout in inspected])
+    config = _decode_config(entry, content) if entry.is_folder else None
+    return AutoencoderFile(entry.name, entry.path, tuple(files), revision, layout, config)
 
 
-def _list_weights(folder: Path) -> list[Path]:
-    """Return the weights of a diffusers folder, those without a variant first; none where there is no such folder."""
-    files = sorted(folder.glob(f"{WEIGHTS_NAME}*{SAFETENSORS_SUFFIX}")) if folder.is_dir() else []
-    plain = [path for path in files if path.name == f"{WEIGHTS_NAME}{SAFETENSORS_SUFFIX}"]
+def _choose_weights(files: list[Path]) -> list[Path]:
+    """Return one set of weights: those without a variant first."""
+    plain = [path for path in files if path.stem == WEIGHTS_NAME]
     return plain or [path for path in files if "-of-" in path.name] or files[:1]
 
 
-def _read_config(folder: Path, name: str) -> AutoencoderConfig:
-    path = folder / "config.json"
+def _decode_config(entry: Entry, content: bytes) -> AutoencoderConfig:
     try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise ValueError
-        return msgspec.json.decode(path.read_bytes(), type=AutoencoderConfig)
-    except (OSError, ValueError, msgspec.MsgspecError, RecursionError) as error:
-        raise reject_autoencoder(name, "has no config.json that can be read") from error
+        return msgspec.json.decode(content, type=AutoencoderConfig)
+    except (ValueError, msgspec.MsgspecError, RecursionError) as error:
+        raise entry.reject_config() from error
 
 
-def _encode_config(path: Path) -> str:
-    return (path / "config.json").read_bytes().hex() if path.is_dir() else ""
-
-
-def _inspect_unchanged(path: Path) -> tuple[str, LatentLayout]:
-    stat = path.stat()
-    return _inspect(path, stat.st_size, stat.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=256)
-def _inspect(path: Path, size: int, mtime_ns: int) -> tuple[str, LatentLayout]:
-    """Return the fingerprint and what the header tells, -1 for what it does not; cached while the file is the same."""
+@cache_while_unchanged
+def _inspect(path: Path) -> tuple[str, LatentLayout]:
+    """Return the fingerprint and what the header tells, -1 for what it does not."""
     channels = levels = -1
     parameters = 0
     for key, shape in _read_shapes(path).items():
@@ -181,13 +130,4 @@ def _join_layouts(name: str, layouts: list[LatentLayout]) -> LatentLayout:
     return LatentLayout(channels, levels, parameters)
 
 
-def _refuse_pickle(folder: Path, name: str) -> None:
-    inside = [path for path in (folder / name).iterdir() if path.is_file()] if (folder / name).is_dir() else []
-    beside = [path for suffix in PICKLE_SUFFIXES if (path := folder / f"{name}{suffix}").is_file()]
-    if any(path.suffix in PICKLE_SUFFIXES for path in [*inside, *beside]):
-        reason = "exists only as a pickle, which can run code when it is opened: convert it to safetensors"
-        raise reject_autoencoder(name, reason)
-
-
-def _reject_missing(name: str) -> JobRejected:
-    return JobRejected(f"This worker has no autoencoder called {name[:64]}.", "worker")
+AUTOENCODER_KIND = AddedKind(NOUN, _read_autoencoder)

@@ -12,7 +12,7 @@ import torch
 from engine.contract import ControlImage, ControlModel, Dtype
 from engine.contract.rejection import JobRejected
 from engine.models.control.compatibility import TargetNetwork, is_compatible
-from engine.models.control.control_files import ControlFile, find_control, find_controls
+from engine.models.control.control_files import CONTROL_KIND, ControlFile
 from engine.models.control.control_network import ControlNetwork, load_control_network
 from engine.models.family import TORCH_DTYPES
 from engine.models.files.pipeline_parts import count_parameters
@@ -32,7 +32,7 @@ class ControlCollection:
 
     def list_compatible(self) -> tuple[ControlModel, ...]:
         """Return all that fit this model. Each is checked once."""
-        files = [file for file in find_controls(self.folder) if self._is_compatible(file)]
+        files = [file for file in CONTROL_KIND.find_all(self.folder) if self._is_compatible(file)]
         return tuple(
             ControlModel(file.name, file.revision, file.usual_preprocessor, file.row_share)
             for file in files[:MAX_CONTROLS]
@@ -40,7 +40,7 @@ class ControlCollection:
 
     def find(self, control: ControlImage) -> ControlFile:
         """Return a control picture's network. Raises `JobRejected`: missing, unfit or of another revision."""
-        file = find_control(self.folder, control.name)
+        file = CONTROL_KIND.find(self.folder, control.name)
         if control.revision and control.revision != file.revision:
             raise JobRejected(f"This worker has another version of the control network {control.name}.", "worker")
         if not self._is_compatible(file):

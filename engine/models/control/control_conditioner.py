@@ -61,10 +61,12 @@ class ControlConditioner(ABC):
             self.preprocessors.check(control.preprocessor)
 
     def count_bytes(self, recipe: Recipe, *, with_kept: bool = True) -> int:
-        preprocessors: list[Preprocessor] = [each.preprocessor for each in recipe.controls]
-        return self.collection.count_bytes(
-            self._find_files(recipe), recipe.dtype, with_kept=with_kept
-        ) + self.preprocessors.count_bytes(preprocessors, with_kept=with_kept)
+        shared_bytes = sum(self.list_shared_bytes(recipe, with_kept=with_kept).values())
+        return shared_bytes + self.collection.count_bytes(self._find_files(recipe), recipe.dtype, with_kept=with_kept)
+
+    def list_shared_bytes(self, recipe: Recipe, *, with_kept: bool = True) -> Mapping[str, int]:
+        names: list[Preprocessor] = [each.preprocessor for each in recipe.controls]
+        return self.preprocessors.list_bytes(names, with_kept=with_kept)
 
     def load_networks(self, recipe: Recipe) -> None:
         for control in recipe.controls:

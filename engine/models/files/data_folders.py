@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-LORA_FOLDER = "loras"
-EMBEDDING_FOLDER = "embeddings"  # textual inversions
-AUTOENCODER_FOLDER = "vaes"
-CONTROL_FOLDER = "controlnets"  # ControlNets and T2I-Adapters
+from engine.hub.part_kinds import FOLDER_BY_KIND
+
+LORA_FOLDER = FOLDER_BY_KIND["lora"]
+EMBEDDING_FOLDER = FOLDER_BY_KIND["embedding"]  # textual inversions
+AUTOENCODER_FOLDER = FOLDER_BY_KIND["vae"]
+CONTROL_FOLDER = FOLDER_BY_KIND["controlnet"]  # ControlNets and T2I-Adapters
 PREPROCESSOR_FOLDER = "preprocessors"  # networks that make control images
-REFERENCE_FOLDER = "ip-adapters"  # for reference pictures
+REFERENCE_FOLDER = FOLDER_BY_KIND["ip-adapter"]  # for reference pictures

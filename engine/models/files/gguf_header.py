@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.contract.rejection import JobRejected
-from engine.models.files.pipeline_parts import PackedWeights
+from engine.models.quantization.stored_quantization import PackedWeights
 
 MAGIC, COUNTS_LENGTH = b"GGUF", 24  # magic, version, number of tensors, number of values
 MAX_ENTRIES = 100_000  # tensors or values of a header

@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from engine.contract.rejection import JobRejected
-from engine.hub.added_models import list_added
+from engine.hub.added_models import list_places
 from engine.hub.catalogue import find_entry
+from engine.hub.part_kinds import GGUF_SUFFIX, PICKLE_SUFFIXES, SAFETENSORS_SUFFIX, WEIGHT_SUFFIXES
 from engine.hub.revisions import read_revisions, remember_revision
 from engine.models.files.fingerprint import combine_fingerprints, fingerprint_file, fingerprint_folder
 
-SAFETENSORS_SUFFIX, GGUF_SUFFIX = ".safetensors", ".gguf"
-WEIGHT_SUFFIXES = (SAFETENSORS_SUFFIX, GGUF_SUFFIX)
-PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 _HUB_NAME = re.compile(
     r"([A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)?)(?:@([A-Za-z0-9][A-Za-z0-9._-]*))?"
 )
@@ -112,10 +110,16 @@ def _refuse_other_files(path: Path) -> None:
 
 def _find_added(hub_name: str, revision: str | None, data: Path) -> Path | None:
     """Return the folder that `darkroom models add` made of this model of the hub, at this revision if one is named."""
-    for name, manifest in list_added(data).items() if data != Path() else ():
-        if manifest.hub_id == hub_name and revision in (None, manifest.revision):
-            return data / "models" / name
+    for place, manifest in list_places(data, ("model",)).values() if data != Path() else ():
+        is_whole = not place.suffix and not _has_file_beside(place.path)
+        if is_whole and manifest.hub_id == hub_name and revision in (None, manifest.revision):
+            return place.path
     return None
+
+
+def _has_file_beside(folder: Path) -> bool:
+    """Whether a file of that name has the network's weights: the folder then lacks them."""
+    return any(folder.with_name(f"{folder.name}{suffix}").is_file() for suffix in WEIGHT_SUFFIXES)
 
 
 def _download_remembered(hub_name: str, revision: str | None, data: Path) -> Path:

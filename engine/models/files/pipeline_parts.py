@@ -24,6 +24,13 @@ from engine.contract import Dtype, Quantization
 from engine.contract.rejection import JobRejected
 from engine.models.files.fingerprint import UNUSED_PARTS, refuse_unsafe_part_names
 from engine.models.quantization.matrix_sizes import Matrix, find_matrix
+from engine.models.quantization.stored_quantization import (
+    PackedWeights,
+    TensorSize,
+    count_packed,
+    find_stored_quantization,
+    is_packed_tensor,
+)
 
 LIBRARIES = ("diffusers", "transformers")
 AUTO_CLASSES = (
@@ -34,14 +41,7 @@ AUTO_CLASSES = (
 )  # classes without weights that pick another class
 PICKLE_PATTERNS = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 SAFETENSORS_DTYPES: dict[str, Dtype] = {"BF16": "bfloat16", "F16": "float16"}
-
-
-class PackedWeights(NamedTuple):
-    """The weights that a quantised file stores in fewer bits: their quantisation, count and bytes."""
-
-    quantization: Quantization
-    parameters: int
-    bytes: int
+_ITEMSIZES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "BF16": 2, "F16": 2, "I16": 2, "U16": 2}
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,11 @@ class Part:
     files: tuple[Path, ...] = ()  # the weights
     matrices: tuple[Matrix, ...] = ()  # those of linear layers, which can be quantised
     packed: PackedWeights | None = None  # of a file that is quantised already
+
+    @property
+    def fixed_quantization(self) -> Quantization | None:
+        """How the part is stored whatever is asked for, since only its library opens it; None: as is asked for."""
+        return self.packed.quantization if self.packed is not None and self.packed.library else None
 
 
 class WeightCount(NamedTuple):
@@ -159,21 +164,42 @@ def _get_member(library: str, name: str) -> Any:
 def _inspect_part(folder: Path, part_class: Any) -> Part | None:
     if not issubclass(part_class, torch.nn.Module):
         return None
-    _refuse_external_weights(folder)
+    stored = _check_config(folder)
     files, variant = find_weight_files(folder)
     try:
-        count = count_parameters(files)
+        count, packed = (count_parameters(files), None) if stored is None else _count_packed_part(files, stored)
     except (OSError, SafetensorError) as error:
         raise JobRejected(
             f"The weights of the model's {folder.name} cannot be read: they are no safetensors.", "model"
         ) from error
     return Part(
-        folder.name, part_class, count.parameters, count.stored_dtype, variant, tuple(files), matrices=count.matrices
+        folder.name, part_class, count.parameters, count.stored_dtype, variant, tuple(files), count.matrices, packed
     )
 
 
-def _refuse_external_weights(folder: Path) -> None:
-    """Refuse configurations that make the libraries open other weights than the inspected ones, even a pickle."""
+def _count_packed_part(files: list[Path], stored: PackedWeights) -> tuple[WeightCount, PackedWeights]:
+    """Count the files of a part that is quantised already. Raises `SafetensorError` or OSError."""
+    dtypes, sizes = dict[str, str](), list[TensorSize]()
+    for path in files:
+        with cast(Any, safe_open)(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 - not a mapping
+                tensor = file.get_slice(key)
+                dtypes[key] = tensor.get_dtype()
+                sizes.append(TensorSize(key, torch.Size(tensor.get_shape()).numel(), _ITEMSIZES.get(dtypes[key], 1)))
+    packed, counts = count_packed(sizes, stored), Counter[str]()
+    for size in sizes:
+        if not is_packed_tensor(size.name, dtypes):
+            counts[dtypes[size.name]] += size.numel
+    most_common = counts.most_common(1)[0][0] if counts else ""
+    stored_dtype = SAFETENSORS_DTYPES.get(most_common, "float32")
+    return WeightCount(sum(counts.values()) + packed.parameters, stored_dtype, ()), packed
+
+
+def _check_config(folder: Path) -> PackedWeights | None:
+    """Refuse configurations that make the libraries open other weights than the inspected ones, even a pickle.
+
+    Returns how the part is quantised already; None: it is not.
+    """
     try:
         config = json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -183,9 +209,12 @@ def _refuse_external_weights(folder: Path) -> None:
         raise JobRejected(
             f"The {folder.name} of the model names weights besides its own, which are not opened.", "model"
         )
-    if names.get("quantization_config"):  # of many libraries, some of which fetch code
+    if not (config := names.get("quantization_config")):
+        return None
+    if (stored := find_stored_quantization(config)) is None:  # of many libraries, some of which fetch code
         sentence = f"The {folder.name} of the model is quantised already, in a way that is not opened"
         raise JobRejected(f"{sentence}: take the unquantised model with --quantize, or a GGUF file.", "model")
+    return stored
 
 
 def find_weight_files(folder: Path) -> tuple[list[Path], str | None]:

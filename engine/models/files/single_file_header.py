@@ -15,8 +15,9 @@ from safetensors import SafetensorError, safe_open
 
 from engine.contract import Dtype
 from engine.contract.rejection import JobRejected
-from engine.models.files.pipeline_parts import SAFETENSORS_DTYPES, PackedWeights, Part
+from engine.models.files.pipeline_parts import SAFETENSORS_DTYPES, Part
 from engine.models.quantization.matrix_sizes import Matrix, find_matrix
+from engine.models.quantization.stored_quantization import PackedWeights
 
 PartGroup = Literal["network", "vae", "text_encoder"]
 TEXT_ENCODER_PREFIXES = ("cond_stage_model.", "conditioner.", "text_encoders.", "text_encoder.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,9 @@ class InpaintingConditioner:
 
     def count_bytes(self, recipe: Recipe, *, with_kept: bool = True) -> int:
         return 0
+
+    def list_shared_bytes(self, recipe: Recipe, *, with_kept: bool = True) -> Mapping[str, int]:
+        return {}
 
     def load_networks(self, recipe: Recipe) -> None:
         """It needs none but the autoencoder."""

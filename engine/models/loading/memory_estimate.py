@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 
 from engine.contract import Dtype
@@ -24,7 +25,9 @@ from engine.models.loading.single_file import inspect_file
 from engine.models.loading.weight_bytes import weigh_parts
 from engine.models.quantization.choice import SizedQuantization, list_candidates
 from engine.models.quantization.part_quantization import PartQuantization
+from engine.models.quantization.stored_quantization import refuse_unopenable
 from engine.models.registry import LATENT_CONSISTENCY, STABLE_DIFFUSION
+from engine.pipelines.pipeline_clone import TEXT_ENCODER_PREFIX
 from engine.process.offload_request import Offload, OffloadRequest
 from engine.process.quantization_request import QuantizationRequests
 
@@ -81,8 +84,11 @@ class InspectedModel:
         named, the bytes are what is on the device then, and quantisations whose layers cannot move are left out.
         """
         device = format_chooser.device
-        packed = next((part.packed for part in self.parts if part.packed is not None), None)
-        candidates = list_candidates(requests, device, packed.quantization if packed else "none")
+        self._check_stored(requests, device)
+        packed = next((part.packed for part in self.parts if part.packed and not part.fixed_quantization), None)
+        listed = list_candidates(requests, device, packed.quantization if packed else "none")
+        choosers = (format_chooser.with_quantization(each).with_stored(self.parts) for each in listed)
+        candidates = tuple(dict.fromkeys(each.quantization for each in choosers))
         if not format_chooser.is_large(self.parts):
             candidates = candidates[:1]
         named = "none" if offload == "auto" else list_offloads(offload, device.type, is_large=True)[0]
@@ -91,6 +97,17 @@ class InspectedModel:
             SizedQuantization(each, self._count_device_bytes(format_chooser.with_quantization(each), named))
             for each in possible or candidates
         )
+
+    def _check_stored(self, requests: QuantizationRequests, device: torch.device) -> None:
+        """Log requests that parts which are quantised already ignore. Raises `JobRejected` for one that cannot open."""
+        for part in self.parts:
+            if part.packed is None or not part.fixed_quantization:
+                continue
+            refuse_unopenable(part.packed, part.name, device)
+            request = requests.text_request if part.name.startswith(TEXT_ENCODER_PREFIX) else requests.network
+            if request not in ("auto", part.fixed_quantization):
+                stays = f"stays in {part.fixed_quantization}, as its files have it"
+                log.warning("the %s of %s %s: %s is ignored", part.name, self.source.name, stays, request)
 
     def _count_device_bytes(self, format_chooser: FormatChooser, offload: Offload) -> int:
         if offload == "none":

@@ -12,8 +12,9 @@ from typing import Any
 
 from engine.contract import Dtype
 from engine.contract.rejection import JobRejected
+from engine.hub.part_kinds import GGUF_SUFFIX
 from engine.models.files.gguf_header import count_gguf_weights
-from engine.models.files.model_source import GGUF_SUFFIX, find_configs_folder
+from engine.models.files.model_source import find_configs_folder
 from engine.models.files.pipeline_parts import Part, find_part_classes, list_parts, read_index
 from engine.models.files.single_file_header import read_groups
 from engine.models.loading.file_weights import load_file_part

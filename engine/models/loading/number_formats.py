@@ -18,7 +18,7 @@ from engine.models.files.pipeline_parts import Part
 from engine.models.quantization.matrix_sizes import count_matrix_bytes
 from engine.models.quantization.part_quantization import PartQuantization
 from engine.models.registry import has_family
-from engine.pipelines.pipeline_clone import NETWORK_NAMES
+from engine.pipelines.pipeline_clone import NETWORK_NAMES, TEXT_ENCODER_PREFIX
 
 CPU = torch.device("cpu")
 LARGE_PARAMETERS = 100_000_000  # parameters: a model with a larger part is in memory in one format
@@ -50,7 +50,7 @@ class PartFormats:
 
     def find_quantization(self, part: Part) -> Quantization:
         """Return how the part's matrices are stored."""
-        return self.quantization.find_for(part.name)
+        return part.fixed_quantization or self.quantization.find_for(part.name)
 
     def count_part_bytes(self, part: Part) -> int:
         """Return the bytes of one part, without a copy."""
@@ -77,6 +77,14 @@ class FormatChooser:
     def with_quantization(self, quantization: PartQuantization) -> FormatChooser:
         return replace(self, quantization=quantization)
 
+    def with_stored(self, parts: Sequence[Part]) -> FormatChooser:
+        """Return the chooser with the quantisation of parts that stay as their files store them."""
+        networks: list[Quantization | None] = [part.fixed_quantization for part in parts if part.name in NETWORK_NAMES]
+        texts = [part.fixed_quantization for part in parts if part.name.startswith(TEXT_ENCODER_PREFIX)]
+        stored: list[Quantization] = [each for each in networks if each is not None]
+        text: Quantization = "none" if texts and all(texts) else self.quantization.text
+        return self.with_quantization(PartQuantization(stored[0] if stored else self.quantization.network, text))
+
     def is_large(self, parts: Sequence[Part]) -> bool:
         """Whether the model has a large part."""
         return any(part.parameters > self.large_threshold for part in parts)
@@ -84,24 +92,26 @@ class FormatChooser:
     def choose_formats(self, class_name: str, parts: Sequence[Part]) -> PartFormats:
         """Choose for a pipeline class and its parts. An empty class name counts as one with a family."""
         largest = max(parts, key=lambda part: part.parameters, default=None)
-        if largest is None or not (self.is_large(parts) or self.quantization):
+        quantization = self.with_stored(parts).quantization
+        if largest is None or not (self.is_large(parts) or quantization):
             return PartFormats({part.name: "float32" for part in parts})
-        dtype = choose_single_format(self.device, largest.stored_dtype, prefers_bfloat16=bool(self.quantization))
+        dtype = choose_single_format(self.device, largest.stored_dtype, prefers_bfloat16=bool(quantization))
         if dtype == "float32" and largest.parameters > HUGE_PARAMETERS:
             dtype = largest.stored_dtype
         return self.make_single_formats(dtype, class_name, parts)
 
     def make_single_formats(self, dtype: Dtype, class_name: str, parts: Sequence[Part]) -> PartFormats:
         """Return the formats of a large model in `dtype`. Without a family of ours only its large parts get it."""
+        quantization = self.with_stored(parts).quantization
         if not class_name or has_family(class_name):
             formats: dict[str, Dtype] = {
                 part.name: "float32" if part.name in FLOAT32_PARTS else dtype for part in parts
             }
-            return PartFormats(formats, dtype, False, self.quantization, self.device)
+            return PartFormats(formats, dtype, False, quantization, self.device)
         large_formats: dict[str, Dtype] = {
             part.name: dtype if part.parameters > self.large_threshold else "float32" for part in parts
         }
-        return PartFormats(large_formats, dtype, not self.quantization, self.quantization, self.device)
+        return PartFormats(large_formats, dtype, not quantization, quantization, self.device)
 
     def estimate_sizes(self, class_name: str, parts: Sequence[Part]) -> dict[Dtype, int]:
         """Return the bytes in each format that the model may be loaded in; empty for a small model."""

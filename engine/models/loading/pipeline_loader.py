@@ -36,6 +36,7 @@ from engine.models.library_logging import silence_libraries
 from engine.models.loading.number_formats import FormatChooser, PartFormats, choose_training_formats
 from engine.models.quantization.library_configs import make_library_config, refuse_unavailable
 from engine.models.quantization.part_quantization import PartQuantization
+from engine.models.quantization.stored_quantization import refuse_unopenable, set_compute_format
 from engine.models.registry import has_family
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,11 @@ class LoadedPipeline:
 
 def load_training_pipeline(folder: Path, name: str) -> Any:
     """Load a folder's pipeline for training. Raises `JobRejected` where it is no such model in safetensors."""
-    pipeline = _load(folder, name, choose_training_formats(inspect_folder(folder, name)), None)
+    parts = inspect_folder(folder, name)
+    if (stored := next((part for part in parts if part.fixed_quantization), None)) is not None:
+        sentence = f"The {stored.name} of the model {name} is quantised already, which cannot be trained here"
+        raise JobRejected(f"{sentence}: take the unquantised model.", "model")
+    pipeline = _load(folder, name, choose_training_formats(parts), None)
     if needs_mask(pipeline):
         raise JobRejected(f"The model {name} is for inpainting, which cannot be trained here.", "model")
     return pipeline
@@ -138,9 +143,12 @@ def make_unused_arguments(index: Mapping[str, Any]) -> dict[str, Any]:
 def load_part(folder: Path, part: Part, formats: PartFormats, name: str) -> Any:
     """Load one part of a folder. Raises `JobRejected` where it is damaged, or cannot be quantised here."""
     dtype, options = TORCH_DTYPES[formats.by_part[part.name]], dict[str, Any]()
-    if (quantization := formats.find_quantization(part)) != "none":
+    if part.packed is not None and part.fixed_quantization:
+        refuse_unopenable(part.packed, part.name, formats.device)
+    elif (quantization := formats.find_quantization(part)) != "none":
         options["quantization_config"] = _make_quantization_config(part, quantization, dtype, formats.device)
-    converted_files = part.files if options or dtype != TORCH_DTYPES[part.stored_dtype] else ()
+    is_converted = bool(options) or dtype != TORCH_DTYPES[part.stored_dtype]
+    converted_files = part.files if is_converted and not part.fixed_quantization else ()
     part_class = (
         part.part_class
         if dtype == torch.float32 and not converted_files
@@ -157,6 +165,8 @@ def load_part(folder: Path, part: Part, formats: PartFormats, name: str) -> Any:
         reason = f"its {part.name} is damaged"
         raise JobRejected(f"The model {name} is not a model that can be loaded: {reason}.", "model") from error
     module.__class__ = part.part_class
+    if part.fixed_quantization:
+        set_compute_format(module, dtype)
     return module
 
 

@@ -10,7 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from engine.contract.rejection import JobRejected
-from engine.models.files.model_source import GGUF_SUFFIX, ModelSource
+from engine.hub.part_kinds import GGUF_SUFFIX
+from engine.models.files.model_source import ModelSource
 from engine.models.files.pipeline_parts import Part
 from engine.models.loading.memory_plan import WeightBytes
 from engine.models.loading.number_formats import PartFormats

@@ -61,6 +61,10 @@ class PictureConditioner(Protocol):
         """Return the bytes of the recipe's networks, `with_kept`: and of those in memory. Loads nothing."""
         ...
 
+    def list_shared_bytes(self, recipe: Recipe, *, with_kept: bool = True) -> Mapping[str, int]:
+        """Return the part of these bytes whose networks other models share, by a key for each network."""
+        ...
+
     def load_networks(self, recipe: Recipe) -> None:
         """Load the networks that they need, in the recipe's number format. It may run on any thread."""
         ...

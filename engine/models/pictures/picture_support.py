@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,6 +61,12 @@ class PictureSupport:
 
     def count_picture_bytes(self, recipe: Recipe, *, with_kept: bool = True) -> int:
         return sum(each.count_bytes(recipe, with_kept=with_kept) for each in self.conditioners)
+
+    def list_shared_bytes(self, recipe: Recipe, *, with_kept: bool = True) -> Mapping[str, int]:
+        shared: dict[str, int] = {}
+        for conditioner in self.conditioners:
+            shared |= conditioner.list_shared_bytes(recipe, with_kept=with_kept)
+        return shared
 
     def release_other_networks(self, recipe: Recipe) -> None:
         for conditioner in self.conditioners:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from threading import RLock
-from typing import Protocol, get_args
+from typing import NamedTuple, Protocol, get_args
 from weakref import WeakValueDictionary
 
 import torch
@@ -18,6 +18,8 @@ from engine.models.files.pipeline_parts import count_parameters, find_weight_fil
 from engine.models.preprocessing.canny import draw_canny_edges
 from engine.models.preprocessing.depth import DepthEstimator
 from engine.models.preprocessing.lineart import WEIGHTS_FILE, LineDrawer
+from engine.models.preprocessing.pose import DETECTOR_FOLDER, PoseEstimator, has_detector
+from engine.models.preprocessing.vision_network import CONFIG_FILE
 
 NAMES: tuple[Preprocessor, ...] = get_args(Preprocessor)
 
@@ -31,10 +33,32 @@ class Drawer(Protocol):
         ...
 
 
-# Networks by name: the file that shows that their folder is there, and how they are loaded.
-_NETWORKS: dict[Preprocessor, tuple[str, Callable[[Path, torch.device], Drawer]]] = {
-    "depth": ("config.json", DepthEstimator.load), "lineart": (WEIGHTS_FILE, LineDrawer.load),
-}  # fmt: skip
+class _Network(NamedTuple):
+    """The file that shows that a network's folder is there, the folder's weights, and how it is loaded."""
+
+    mark: str
+    list_weights: Callable[[Path], list[Path]]
+    load: Callable[[Path, torch.device], Drawer]
+
+
+def _list_depth_weights(folder: Path) -> list[Path]:
+    return find_weight_files(folder)[0]
+
+
+def _list_pose_weights(folder: Path) -> list[Path]:
+    folders = [folder, folder / DETECTOR_FOLDER] if has_detector(folder) else [folder]
+    return [path for each in folders for path in find_weight_files(each)[0]]
+
+
+def _list_line_weights(folder: Path) -> list[Path]:
+    return [folder / WEIGHTS_FILE]
+
+
+_NETWORKS: dict[Preprocessor, _Network] = {
+    "depth": _Network(CONFIG_FILE, _list_depth_weights, DepthEstimator.load),
+    "pose": _Network(CONFIG_FILE, _list_pose_weights, PoseEstimator.load),
+    "lineart": _Network(WEIGHTS_FILE, _list_line_weights, LineDrawer.load),
+}
 
 
 _shared_drawers: WeakValueDictionary[tuple[Path, torch.device], Drawer] = WeakValueDictionary()
@@ -42,7 +66,7 @@ _shared_lock = RLock()
 
 
 class Preprocessors:
-    """`folder` holds a folder for each network, `depth` and `lineart`; None: there is no such folder.
+    """`folder` holds a folder for each network, `depth`, `pose` and `lineart`; None: there is no such folder.
 
     Models share the networks, which are in memory while one of them keeps them.
     """
@@ -71,12 +95,16 @@ class Preprocessors:
             return draw_canny_edges(picture)
         return self._load_drawer(name).draw(picture) if name in _NETWORKS else picture
 
-    def count_bytes(self, names: Iterable[Preprocessor], *, with_kept: bool = True) -> int:
-        """Return the bytes of these networks, `with_kept`: and of those in memory. Raises `JobRejected`."""
+    def list_bytes(self, names: Iterable[Preprocessor], *, with_kept: bool = True) -> dict[str, int]:
+        """Return the bytes of these networks, `with_kept`: and of those in memory. Raises `JobRejected`.
+
+        They are by keys that are the same for all models that share a network.
+        """
         wanted: set[Preprocessor] = {name for name in names if name in _NETWORKS}
         with self._lock:
             kept = {name: drawer.nbytes for name, drawer in self._drawers.items() if with_kept or name in wanted}
-        return sum(kept.values()) + sum(self._predict_bytes(name) for name in wanted - kept.keys())
+        predicted = {name: self._predict_bytes(name) for name in wanted - kept.keys()}
+        return {f"{self.folder}/{name} {self._device}": size for name, size in (kept | predicted).items()}
 
     def release_others(self, names: Iterable[Preprocessor]) -> None:
         """Drop all networks but these."""
@@ -94,7 +122,7 @@ class Preprocessors:
         assert self.folder is not None, "only then is it available"
         folder = self.folder / name
         try:
-            files = [folder / WEIGHTS_FILE] if name == "lineart" else find_weight_files(folder)[0]
+            files = _NETWORKS[name].list_weights(folder)
             return count_parameters(files).parameters * torch.float32.itemsize
         except (OSError, SafetensorError) as error:
             raise JobRejected(f"The weights of this worker's {name} preprocessor cannot be read.", "worker") from error
@@ -102,7 +130,7 @@ class Preprocessors:
     def _is_available(self, name: Preprocessor) -> bool:
         if name in ("none", "canny"):
             return True
-        return name in _NETWORKS and self.folder is not None and (self.folder / name / _NETWORKS[name][0]).is_file()
+        return name in _NETWORKS and self.folder is not None and (self.folder / name / _NETWORKS[name].mark).is_file()
 
     def _load_drawer(self, name: Preprocessor) -> Drawer:
         with self._lock:
@@ -116,5 +144,5 @@ def _load_shared(name: Preprocessor, folder: Path, device: torch.device) -> Draw
     with _shared_lock:
         drawer = _shared_drawers.get((folder, device))
         if drawer is None:
-            _shared_drawers[folder, device] = drawer = _NETWORKS[name][1](folder, device)
+            _shared_drawers[folder, device] = drawer = _NETWORKS[name].load(folder, device)
         return drawer

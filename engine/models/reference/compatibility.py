@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.models.network.reference_attention import list_attention_layers
-from engine.models.reference.adapter_files import AdapterFile, read_encoder_config, read_shapes
+from engine.models.reference.adapter_files import AdapterFile, EncoderConfig, read_shapes
 
 Shapes = Mapping[str, tuple[int, ...]]
 # The matrix that reads the image encoder's output, by the kind of adapter: pooled output, or states. In the sequence in
@@ -23,7 +23,7 @@ MATRICES = ("to_k_ip", "to_v_ip")  # of each layer: to keys, to values
 def find_mismatch(net: Any, adapter: AdapterFile) -> str:
     """Return why the adapter does not fit `net`; empty: it fits. Raises `JobRejected` for unreadable files."""
     shapes = read_shapes(adapter)
-    return _find_layer_mismatch(net, shapes) or _find_encoder_mismatch(read_encoder_config(adapter), shapes)
+    return _find_layer_mismatch(net, shapes) or _find_encoder_mismatch(adapter.encoder_config, shapes)
 
 
 def list_layer_keys(net: Any) -> list[str]:
@@ -51,14 +51,14 @@ def _find_layer_mismatch(net: Any, shapes: Shapes) -> str:
     return ""
 
 
-def _find_encoder_mismatch(config: Mapping[str, Any], shapes: Shapes) -> str:
+def _find_encoder_mismatch(config: EncoderConfig, shapes: Shapes) -> str:
     if PLAIN_KEY in shapes:
-        key, width = PLAIN_KEY, config.get("projection_dim", 512)
+        key, width = PLAIN_KEY, config.projection_dim
     elif FULL_MARK not in shapes and any(key.startswith(FACE_MARKS) for key in shapes):
         return "it is for faces, and reads the output of a network that recognises them"
     else:
-        key, width = FULL_KEY if FULL_MARK in shapes else PLUS_KEY, config.get("hidden_size", 768)
-    if config.get("model_type") != "clip_vision_model":
+        key, width = FULL_KEY if FULL_MARK in shapes else PLUS_KEY, config.hidden_size
+    if config.model_type != "clip_vision_model":
         return "its image encoder is no CLIP"
     if key not in shapes:
         return "it has no image projection that is known"

@@ -6,7 +6,7 @@ A picture is encoded once, before the first step. Its forwards need no weights o
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -29,10 +29,9 @@ from engine.models.pictures.picture_conditions import (
     SlotKind,
 )
 from engine.models.reference.adapter_files import (
+    REFERENCE_KIND,
     AdapterFile,
     count_values,
-    find_adapter,
-    find_adapters,
 )
 from engine.models.reference.compatibility import find_mismatch
 from engine.models.reference.image_encoder import ImageEncoder
@@ -62,7 +61,7 @@ class ReferenceConditioner:
 
     def list_networks(self) -> tuple[ControlModel, ...]:
         """Return the adapters that fit. Each is checked once."""
-        fitting = [file for file in find_adapters(self.folder) if self.find_mismatch(file) == ""]
+        fitting = [file for file in REFERENCE_KIND.find_all(self.folder) if self.find_mismatch(file) == ""]
         return tuple(ControlModel(file.name, file.revision) for file in fitting[:MAX_ANNOUNCED])
 
     def list_preprocessors(self) -> tuple[Preprocessor, ...]:
@@ -74,7 +73,7 @@ class ReferenceConditioner:
     def check_pictures(self, recipe: Recipe) -> None:
         """Raise `JobRejected` where an adapter is missing, unfit or of another revision; load nothing."""
         for reference in recipe.references:
-            file = find_adapter(self.folder, reference.name)
+            file = REFERENCE_KIND.find(self.folder, reference.name)
             if reference.revision and reference.revision != file.revision:
                 raise JobRejected(f"This worker has another version of the reference adapter {file.name}.", "worker")
             if self.find_mismatch(file):
@@ -82,19 +81,22 @@ class ReferenceConditioner:
 
     def count_bytes(self, recipe: Recipe, *, with_kept: bool = True) -> int:
         """Return the bytes of the largest adapter with its image encoder: one of each is in memory at a time."""
-        files = {find_adapter(self.folder, reference.name) for reference in recipe.references}
+        files = {REFERENCE_KIND.find(self.folder, reference.name) for reference in recipe.references}
         kept_bytes = self._kept_bytes if with_kept else 0
         return max(kept_bytes, *(self._count_bytes(file, self._choose_dtype(recipe)) for file in files), 0)
 
+    def list_shared_bytes(self, recipe: Recipe, *, with_kept: bool = True) -> Mapping[str, int]:
+        return {}
+
     def load_networks(self, recipe: Recipe) -> None:
         """Load the first picture's adapter and image encoder; the next one's replace them. Raises `JobRejected`."""
-        self._load(find_adapter(self.folder, recipe.references[0].name), self._choose_dtype(recipe))
+        self._load(REFERENCE_KIND.find(self.folder, recipe.references[0].name), self._choose_dtype(recipe))
 
     def prepare_pictures(self, recipe: Recipe, open_picture: OpenPicture) -> PictureConditions:
         """Return the pictures as keys and values `[tokens, width]`. Raises `JobRejected`."""
         dtype, conditions = self._choose_dtype(recipe), list[PictureCondition]()
         for number, reference in enumerate(recipe.references):
-            adapter, encoder = self._load(find_adapter(self.folder, reference.name), dtype)
+            adapter, encoder = self._load(REFERENCE_KIND.find(self.folder, reference.name), dtype)
             picture, no_picture = adapter.encode(encoder, open_picture(reference.picture))
             if not torch.isfinite(picture).all():
                 raise JobRejected("The reference picture was encoded as numbers that are not finite.", "model")
@@ -109,7 +111,7 @@ class ReferenceConditioner:
     def release_others(self, recipe: Recipe) -> None:
         """Drop adapter and image encoder where the recipe uses another adapter or none. Raises `JobRejected`."""
         dtype = self._choose_dtype(recipe)
-        used = {(find_adapter(self.folder, reference.name).revision, dtype) for reference in recipe.references}
+        used = {(REFERENCE_KIND.find(self.folder, reference.name).revision, dtype) for reference in recipe.references}
         with self._lock:
             if self._adapter is None or self._adapter[:2] not in used:
                 self.release()

@@ -21,8 +21,8 @@ from engine.contract import ModelPart, compile_embedding_names
 from engine.contract.rejection import JobRejected
 from engine.models.textual_inversion.added_tokens import added_tokens
 from engine.models.textual_inversion.embedding_files import (
+    EMBEDDING_KIND,
     EmbeddingFile,
-    find_embedding,
     find_embeddings,
     read_vectors,
 )
@@ -85,7 +85,7 @@ class EmbeddingCollection:
         """Return the same with revisions. Raises `JobRejected` where one is missing, unfit or of another revision."""
         resolved: dict[str, ModelPart] = {}
         for part in parts:
-            file = find_embedding(self.folder, part.name)
+            file = EMBEDDING_KIND.find(self.folder, part.name)
             if part.revision not in ("", file.revision):
                 raise JobRejected(f"This worker has another version of the textual inversion {part.name}.", "worker")
             if mismatch := self.find_mismatch(file):
@@ -122,7 +122,7 @@ class EmbeddingCollection:
 
     def _find_file(self, part: ModelPart) -> EmbeddingFile:
         self.resolve((part,))
-        return find_embedding(self.folder, part.name)
+        return EMBEDDING_KIND.find(self.folder, part.name)
 
     def _make_vocabulary(self, slot: EmbeddingSlot, vectors: dict[str, dict[str, torch.Tensor]]) -> _Vocabulary:
         tokenizer = copy.deepcopy(getattr(self._pipeline, slot.tokenizer))

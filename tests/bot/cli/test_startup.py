@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
+from bot.__main__ import app
 from bot.app.settings import load_settings
+from bot.cli.doctor import EngineCheck, check_engine
+from bot.cli.options import EngineOptions, load_offload
+from bot.cli.up import startup
 from bot.cli.up.engine_process import EngineProcess
 from bot.cli.up.startup import (
     LOCAL_WORKER,
@@ -124,6 +129,24 @@ async def test_an_invalid_memory_size_is_refused_at_once(memory: str, monkeypatc
     with pytest.raises(UserError, match="a size such as 12GB"):
         check_memory_size("")
     check_memory_size("12GB")
+
+
+async def test_the_engine_is_told_what_to_offload_and_another_word_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = list[EngineOptions]()
+    monkeypatch.setattr(startup, "run_bot", lambda *_, engine, **__: given.append(engine))
+    monkeypatch.delenv("DARKROOM_OFFLOAD", raising=False)
+    app(["up", "--offload", "layers", "--quantize", "int8", "--data", str(tmp_path)], standalone_mode=False)
+    assert given[0].list_arguments() == ["--quantize", "int8", "--offload", "layers"]
+    assert EngineOptions().list_arguments() == []
+    assert load_offload("layers") == "layers"
+    assert load_offload() == "auto"
+    sentence = r"--offload or DARKROOM_OFFLOAD: auto, none, text or layers is needed\."
+    with pytest.raises(UserError, match=sentence):
+        app(["imagine", "a fox", "--offload", "sometimes", "--data", str(tmp_path)], standalone_mode=False)
+    (finding,) = check_engine(load_settings(data=tmp_path), EngineCheck(offload="sometimes"))
+    assert re.match(sentence, finding.summary)
 
 
 RUN = """

@@ -20,7 +20,7 @@ from bot.services.jobs.derived_recipes import remix_recipe, vary_recipe, without
 from bot.services.jobs.recipe_init import (
     BranchEdit,
     branch_recipe,
-    unused_edit_note,
+    unused_start_notes,
     unused_strength_note,
     with_followed_pictures,
     with_init_images,
@@ -314,9 +314,25 @@ def test_a_strength_that_an_edit_does_not_use_has_a_note(text: str, model: Model
 def test_a_derived_recipe_that_is_no_edit_has_a_note_on_the_flag() -> None:
     (parsed,) = parse("red --edit", EDITING).prompts
     one = load_pictures(init_images=1)
-    assert unused_edit_note(parsed, make_recipe("red --edit", one, EDITING), EDITING) == ()
-    (note,) = unused_edit_note(parsed, make_recipe("red", one, EDITING), EDITING)
+    assert unused_start_notes(parsed, make_recipe("red --edit", one, EDITING), EDITING) == ()
+    (note,) = unused_start_notes(parsed, make_recipe("red", one, EDITING), EDITING)
     assert note.startswith("--edit is for a new prompt beside a picture")
+
+
+@pytest.mark.parametrize("flag", ["--strength 0.4", "--iw 2"])
+def test_a_strength_that_a_remix_does_not_use_has_a_note(flag: str) -> None:
+    (parsed,) = parse(f"red {flag}", MODEL).prompts
+    for images in (load_pictures(init_images=1), None):
+        base = make_recipe("red --strength 0.7", images)
+        (note,) = unused_start_notes(parsed, base, MODEL)
+        assert note.startswith("--strength and --iw change nothing in a remix")
+        assert remix_recipe(base, parsed, MODEL).start == base.start
+
+
+def test_a_branch_refuses_a_strength() -> None:
+    base = make_recipe("red", load_pictures(init_images=1))
+    with pytest.raises(UserError, match="its strength cannot be changed"):
+        branch_recipe(base, "a" * 64, 4, BranchEdit("red", "blue --strength 0.4", {}), MODEL)
 
 
 @pytest.mark.parametrize(

@@ -60,8 +60,9 @@ async def test_a_remix_uses_another_prompt_with_the_same_noise(harness, wait_unt
     assert (view.action, view.parent_image, view.prompt) == ("remix", (first.id, 0), "a blue lamp")
     assert accepted.notes == ()
     (remix,) = await app.services.variations.remix(
-        first.id, None, "a blue lamp --steps 12 --ar 2:1", BOB, destination, negative=""
+        first.id, None, "a blue lamp --steps 12 --ar 2:1 --strength 0.4", BOB, destination, negative=""
     )
+    assert any("--strength and --iw change nothing in a remix" in note for note in remix.notes)
     recipe = (await app.services.job_views.load_view(remix.job)).task
     assert (recipe.negative, recipe.steps, recipe.width / recipe.height) == ("", 12, 2)
 

@@ -376,7 +376,7 @@ def run_with_store(scenario, url: str) -> None:
     asyncio.run(run_scenario())
 
 
-@pytest.mark.parametrize(("kind", "examples"), [("sqlite", 25), ("postgres", 6)])
+@pytest.mark.parametrize(("kind", "examples"), [("sqlite", 25), pytest.param("postgres", 6, marks=pytest.mark.slow)])
 def test_sql_picks_jobs_in_the_fair_order(new_database_url, kind, examples):
     async def serve(store: Store, first: list[tuple], second: list[tuple]) -> None:
         for wave in (first, second):
@@ -428,7 +428,7 @@ async def _apply_action(
     return None
 
 
-@pytest.mark.parametrize(("kind", "examples"), [("sqlite", 40), ("postgres", 8)])
+@pytest.mark.parametrize(("kind", "examples"), [("sqlite", 40), pytest.param("postgres", 8, marks=pytest.mark.slow)])
 def test_any_sequence_of_actions_ends_a_job_once_and_charges_it_once(new_database_url, kind, examples):
     async def run_actions(store: Store, sequence: list[tuple]) -> None:
         jobs: list[str] = []

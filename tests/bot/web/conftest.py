@@ -170,8 +170,12 @@ async def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None
 
 @pytest_asyncio.fixture
 async def broker(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Broker]:
-    async with Broker(tmp_path_factory.mktemp("nats"), token="a-token-for-tests") as broker:
+    async with start_broker(tmp_path_factory) as broker:
         yield broker
+
+
+def start_broker(tmp_path_factory: pytest.TempPathFactory) -> Broker:
+    return Broker(tmp_path_factory.mktemp("nats"), token="a-token-for-tests")
 
 
 @pytest_asyncio.fixture
@@ -184,6 +188,21 @@ async def server(open_server: OpenServer) -> AsyncIterator[WebServer]:
 @pytest_asyncio.fixture
 async def browser(find_program: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Browser]:
     """Starts a browser with a profile of its own."""
+    async with launch_browser(find_program, tmp_path_factory) as browser:
+        yield browser
+
+
+@pytest_asyncio.fixture
+async def page(browser: Browser) -> AsyncIterator[Page]:
+    """An empty page. An error or warning in its console fails the test, except for answers of 4xx."""
+    async with open_clean_page(browser) as page:
+        yield page
+
+
+@asynccontextmanager
+async def launch_browser(
+    find_program: Callable[..., str], tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Browser]:
     program = find_program("chromium", "chromium-browser", "google-chrome")
     folder, path = str(tmp_path_factory.mktemp("chromium")), os.environ.get("PATH", "")
     async with async_playwright() as playwright:
@@ -194,9 +213,9 @@ async def browser(find_program: Callable[..., str], tmp_path_factory: pytest.Tem
         await browser.close()
 
 
-@pytest_asyncio.fixture
-async def page(browser: Browser) -> AsyncIterator[Page]:
-    """An empty page. An error or warning in its console fails the test, except for answers of 4xx."""
+@asynccontextmanager
+async def open_clean_page(browser: Browser) -> AsyncIterator[Page]:
+    """A page of its own context; what its console complains about fails the test at the end."""
     page = await browser.new_page(viewport={"width": 1180, "height": 820})
     complaints: list[str] = []
     page.on("pageerror", lambda error: complaints.append(str(error)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 
 import pytest
@@ -68,6 +68,9 @@ class PictureAffine(Affine):
 
     def count_picture_bytes(self, recipe: Recipe, *, with_kept: bool = True) -> int:
         return 0
+
+    def list_shared_bytes(self, recipe: Recipe, *, with_kept: bool = True) -> Mapping[str, int]:
+        return {}
 
     def release_other_networks(self, recipe: Recipe) -> None:
         return None

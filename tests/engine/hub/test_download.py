@@ -15,14 +15,16 @@ from engine.hub import download as downloads
 from engine.hub.added_models import (
     ModelManifest,
     find_damaged,
+    find_place,
     list_added,
     list_partial,
     read_manifest,
-    remove_model,
+    remove_place,
     write_manifest,
 )
-from engine.hub.download import check_disk_space, plan_download, run_download
+from engine.hub.download import Download, check_disk_space, plan_download, run_download
 from engine.hub.errors import HubError, explain_error
+from engine.hub.part_selection import WantedPart, select_part
 from engine.hub.repository import RepositoryFile, fetch_repository, search_hub
 from model_hub.repositories import make_repository, read_folder
 from model_hub.server import TOKEN, ModelHub
@@ -43,10 +45,20 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelHub]:
 def add(data: Path, hub_id: str = "owner/small", revision: str | None = None) -> list[tuple[str, int]]:
     """Download a model; return its progress."""
     progress: list[tuple[str, int]] = []
-    plan = plan_download(fetch_repository(hub_id, revision), data, "small")
+    plan = make_plan(data, hub_id, revision)
     check_disk_space(plan)
-    run_download(plan, data, "small", lambda stage, byte_count: progress.append((stage, byte_count)))
+    run_download(plan, lambda stage, byte_count: progress.append((stage, byte_count)))
     return progress
+
+
+def make_plan(data: Path, hub_id: str = "owner/small", revision: str | None = None) -> Download:
+    repository = fetch_repository(hub_id, revision)
+    selection = select_part(repository, WantedPart(), "small")
+    return plan_download(repository, find_place(data, "small"), selection.files)
+
+
+def remove_model(data: Path, name: str) -> int:
+    return remove_place(find_place(data, name))
 
 
 def _measure_full_disk(_: Path) -> SimpleNamespace:
@@ -110,10 +122,10 @@ def test_a_wrong_checksum_is_tried_once_more_and_then_refused(hub: ModelHub, tmp
 
 
 def test_a_file_larger_than_the_hub_says_is_refused_at_once(hub: ModelHub, tmp_path: Path) -> None:
-    plan = plan_download(fetch_repository("owner/small"), tmp_path, "small")
+    plan = make_plan(tmp_path)
     hub.faults.padding = b"x" * 30 * 2**20
     with pytest.raises(HubError, match="is larger than the hub says"):
-        run_download(plan, tmp_path, "small", lambda stage, byte_count: None)
+        run_download(plan, lambda stage, byte_count: None)
 
 
 def test_another_revision_takes_the_place_of_the_first(hub: ModelHub, tmp_path: Path) -> None:
@@ -210,7 +222,7 @@ def test_an_offline_client_says_which_variable_to_unset() -> None:
 def test_the_disk_is_asked_first_and_may_fill_up_later(
     hub: ModelHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = plan_download(fetch_repository("owner/small"), tmp_path, "small")
+    plan = make_plan(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(downloads.shutil, "disk_usage", _measure_full_disk)
         with pytest.raises(HubError, match=r"0\.0 GB are needed and 0\.0 GB are free in"):
@@ -221,13 +233,13 @@ def test_the_disk_is_asked_first_and_may_fill_up_later(
 
     monkeypatch.setattr(downloads, "_fill_part", fail)
     with pytest.raises(HubError, match="is full: free some space and run the same command again"):
-        run_download(plan, tmp_path, "small", lambda stage, byte_count: None)
+        run_download(plan, lambda stage, byte_count: None)
 
 
 def test_two_processes_do_not_add_one_model_at_once(hub: ModelHub, tmp_path: Path) -> None:
-    plan = plan_download(fetch_repository("owner/small"), tmp_path, "small")
+    plan = make_plan(tmp_path)
     with downloads.lock_folder(plan.folder, "small"), pytest.raises(HubError, match="Another process adds small"):
-        run_download(plan, tmp_path, "small", lambda stage, byte_count: None)
+        run_download(plan, lambda stage, byte_count: None)
 
 
 def test_paths_that_lead_out_of_the_folder_are_left_out(hub: ModelHub) -> None:

@@ -55,6 +55,17 @@ def test_spared_models_stay_and_a_cancelled_reservation_frees_its_memory() -> No
     assert (loaded_models.used_bytes, sorted(loaded_models.families)) == (4, ["a"])
 
 
+def test_a_shared_network_counts_once_until_its_last_model_goes() -> None:
+    loaded_models = make_loaded_models(14, "a", "b")
+    assert loaded_models.reserve("a", 4 + 5, shared={"depth": 5})
+    assert loaded_models.reserve("b", 4 + 5, shared={"depth": 5})
+    assert loaded_models.used_bytes == 4 + 4 + 5
+    loaded_models.acquire("b")
+    assert not loaded_models.reserve("d", 6)
+    assert loaded_models.reserve("d", 5)
+    assert (loaded_models.used_bytes, sorted(loaded_models.families)) == (4 + 5 + 5, ["b"])
+
+
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from(["take", "use", "leave"])), max_size=60))
 def test_the_budget_holds_and_no_model_in_use_is_evicted(actions: list[tuple[str, str]]) -> None:
     sizes, loaded_models, users = dict(zip("abcdef", (1, 2, 3, 4, 5, 6), strict=True)), LoadedModels(9), list[str]()

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
 from engine.bus import Bus, BusLimits
 from engine.bus.broker.embedded import Broker
+from engine.calibration.calibration import Calibration, measure_calibration
 from engine.contract import (
     BillingKey,
     Concept,
@@ -55,12 +56,21 @@ LEASE = 4.0
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three small models, all with a stored calibration."""
+    """Three small models, all with a stored calibration: that of the first, since their weights are the same."""
     data = tmp_path_factory.mktemp("data")
     save_small_pipeline("sd", data / "models" / "one")
     for name in NAMES[1:]:
         shutil.copytree(data / "models" / "one", data / "models" / name)
-    load_all_models(settings(data))
+    measured: list[Calibration] = []
+
+    def measure_first(*arguments: Any) -> Calibration:
+        if not measured:
+            measured.append(measure_calibration(*arguments))
+        return measured[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("engine.calibration.calibration.measure_calibration", measure_first)
+        load_all_models(settings(data))
     return data
 
 

@@ -153,6 +153,33 @@ async def test_another_autoencoder_needs_room_and_holds_nothing_while_it_waits()
     assert await small.acquire("x", "bfloat16")
 
 
+class FamilyWithPictures(SingleFormatFamily):
+    """A stand-in for a family whose control pictures come of a preprocessor of two bytes, which models share."""
+
+    def needs_pictures(self, recipe: Any) -> bool:
+        return True
+
+    def count_picture_bytes(self, recipe: Any, *, with_kept: bool = True) -> int:
+        return 2
+
+    def list_shared_bytes(self, recipe: Any, *, with_kept: bool = True) -> dict[str, int]:
+        return {"depth": 2}
+
+    def _leave(self, *_: Any) -> None: ...
+
+    list_controls = list_references = list_preprocessors = check_pictures = release_other_networks = _leave
+    load_picture_networks = prepare_pictures = denoise = _leave
+
+
+async def test_models_that_share_a_preprocessor_have_room_for_it_once() -> None:
+    recipe: Any = SimpleNamespace(autoencoder=None, controls=(object(),), references=())
+    loaded_models = LoadedModels(10)
+    cache = ModelCache([build_model(name, FamilyWithPictures()) for name in "xy"], loaded_models)
+    for name in "xy":
+        assert await asyncio.wait_for(cache.acquire(name, "bfloat16", recipe), 5)
+    assert (list(cache.families), loaded_models.used_bytes) == (["x", "y"], 4 + 4 + 2)
+
+
 def build_recipe(autoencoder: str) -> Any:
     return SimpleNamespace(autoencoder=ModelPart(autoencoder))
 

@@ -21,7 +21,7 @@ from engine.contract import ControlImage, ControlModel
 from engine.contract.rejection import JobRejected
 from engine.models.control.compatibility import TargetNetwork
 from engine.models.control.control_collection import MAX_KEPT, ControlCollection
-from engine.models.control.control_files import find_control
+from engine.models.control.control_files import CONTROL_KIND
 
 CPU = torch.device("cpu")
 SHA = "a" * 64
@@ -61,7 +61,7 @@ def test_a_model_lists_the_networks_of_its_kind(pipelines: dict[str, Any], colle
     save_control(build_adapter(pipelines["sd"]), tmp_path / "sd-openpose")
     save_control(build_adapter(pipelines["sdxl"], kind="full_adapter_xl"), tmp_path / "xl-sketch")
     (tmp_path / "no network").mkdir()
-    revisions = {name: find_control(tmp_path, name).revision for name in ("sd-canny", "sd-openpose")}
+    revisions = {name: CONTROL_KIND.find(tmp_path, name).revision for name in ("sd-canny", "sd-openpose")}
     assert collect("sd").list_compatible() == (
         ControlModel("sd-canny", revisions["sd-canny"], "canny"),
         ControlModel("sd-openpose", revisions["sd-openpose"], "pose", 0.0),
@@ -73,10 +73,10 @@ def test_a_model_lists_the_networks_of_its_kind(pipelines: dict[str, Any], colle
 
 def test_a_revision_changes_with_the_weights(pipelines: dict[str, Any], collect: Collect, tmp_path: Path) -> None:
     save_control(build_controlnet(pipelines["sd"], 1), tmp_path / "one")
-    first = find_control(tmp_path, "one").revision
+    first = CONTROL_KIND.find(tmp_path, "one").revision
     collect().find(ControlImage("one", SHA, revision=first))
     save_control(build_controlnet(pipelines["sd"], 2), tmp_path / "one")
-    assert find_control(tmp_path, "one").revision != first
+    assert CONTROL_KIND.find(tmp_path, "one").revision != first
     with pytest.raises(JobRejected, match="another version of the control network one"):
         collect().find(ControlImage("one", SHA, revision=first))
 

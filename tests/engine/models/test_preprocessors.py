@@ -90,15 +90,16 @@ def test_depth_equals_transformers_pipeline(folder: Path) -> None:
 
 def test_models_share_a_network_which_counts_and_goes_with_the_last(folder: Path) -> None:
     one, other = Preprocessors(CPU, folder), Preprocessors(CPU, folder)
-    predicted = one.count_bytes(["depth", "canny", "none", "depth"])
-    assert predicted > 0
-    assert one.count_bytes([]) == 0
+    predicted = one.list_bytes(["depth", "canny", "none", "depth"])
+    assert list(predicted) == [f"{folder}/depth cpu"]
+    assert one.list_bytes([]) == {}
     one.run("depth", draw_scene())
     other.run("depth", draw_scene())
     drawer = one._drawers["depth"]
     assert other._drawers["depth"] is drawer
-    assert one.count_bytes([]) == one.count_bytes(["depth"], with_kept=False) == drawer.nbytes == predicted
-    assert one.count_bytes([], with_kept=False) == 0
+    assert one.list_bytes([]) == one.list_bytes(["depth"], with_kept=False) == other.list_bytes([]) == predicted
+    assert list(predicted.values()) == [drawer.nbytes]
+    assert one.list_bytes([], with_kept=False) == {}
     one.release_others(["depth"])
     assert one._drawers
     alive = weakref.ref(drawer)
@@ -141,7 +142,7 @@ def test_foreign_weights_of_the_line_drawer_are_refused(tmp_path: Path) -> None:
     (tmp_path / "lineart").mkdir()
     (tmp_path / "lineart" / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(JobRejected, match="weights of this worker's lineart preprocessor cannot be read"):
-        Preprocessors(CPU, tmp_path).count_bytes(["lineart"])
+        Preprocessors(CPU, tmp_path).list_bytes(["lineart"])
     save_file({"other": torch.zeros(1)}, tmp_path / "lineart" / "model.safetensors")
     with pytest.raises(JobRejected, match=r"has no model\.safetensors that fits"):
         Preprocessors(CPU, tmp_path).run("lineart", draw_scene())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import shutil
 from collections.abc import Callable
 from functools import lru_cache
@@ -291,6 +292,9 @@ def spoil(folder: Path, how: str) -> None:
         shutil.rmtree(folder / "image_encoder")
     elif how == "configuration":
         (folder / "image_encoder" / "config.json").write_text(" " * (MAX_CONFIG_BYTES + 1))
+    elif how == "image size":  # its table of places would take 16 TB
+        path = folder / "image_encoder" / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"image_size": 50_000_000}))
     elif how == "link":
         path.rename(folder.parents[1] / "outside.safetensors")
         path.symlink_to(folder.parents[1] / "outside.safetensors")
@@ -307,6 +311,7 @@ def spoil(folder: Path, how: str) -> None:
         ("pickle", "only as a pickle"), ("rubbish", "does not fit this model"), ("several", "several files of weights"),
         ("no encoder", "needs its image encoder beside it"), ("link", "leads out of the folder"),
         ("configuration", "has an image encoder with a configuration of more than 1 MiB"),
+        ("image size", "has an image encoder that is not built here: expected `int` <= 1024 - at `$.image_size`."),
         ("faces", "does not fit this model"), ("layers", "does not fit this model"),
     ],
 )  # fmt: skip

@@ -1,35 +1,49 @@
-"""From a name on the hub to a picture: a small SDXL is added, and drawn with under the operator's defaults."""
+"""From names on the hub to a picture: a small SDXL and a ControlNet are added, and drawn with."""
 
 from __future__ import annotations
 
 import io
 import json
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
-from PIL import Image
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+from PIL import Image, ImageDraw
 
+from benchmarks.fixtures.small_controls import build_controlnet, save_control
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
 from bot.__main__ import app
 from model_hub.repositories import make_repository, read_folder
 from model_hub.server import ModelHub
 
 
+def draw_sketch() -> Image.Image:
+    sketch = Image.new("RGB", (64, 64), "white")
+    ImageDraw.Draw(sketch).rectangle((16, 24, 48, 60), outline="black", width=3)
+    return sketch
+
+
 @pytest.mark.slow
-def test_a_small_sdxl_is_added_and_draws(
+def test_a_small_sdxl_and_a_control_network_are_added_and_draw(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
     save_small_pipeline("sdxl", tmp_path / "tiny-sdxl")
-    files = read_folder(tmp_path / "tiny-sdxl")
-    with ModelHub({"tiny-sdxl": make_repository(files)}).open() as hub:
+    pipeline = cast(Any, StableDiffusionXLPipeline).from_pretrained(tmp_path / "tiny-sdxl")
+    save_control(build_controlnet(pipeline), tmp_path / "canny")
+    draw_sketch().save(tmp_path / "sketch.png")
+    repositories = {name: make_repository(read_folder(tmp_path / name)) for name in ("tiny-sdxl", "canny")}
+    with ModelHub(repositories).open() as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        app(["models", "add", "canny", "--data", str(data)], standalone_mode=False)
         app(["models", "add", "tiny-sdxl", "--quantize", "int8", "--data", str(data)], standalone_mode=False)
     app(["models", "default", "tiny-sdxl", "--steps", "3", "--sampler", "euler", "--data", str(data)],
         standalone_mode=False)  # fmt: skip
     app(["models", "default", "tiny-sdxl", "--data", str(data)], standalone_mode=False)
     capsys.readouterr()
-    app(["imagine", "a castle", "--out", str(out), "--json", "--seed", "1", "--count", "1", "--data", str(data)],
+    app(["imagine", "a castle", "--out", str(out), "--json", "--seed", "1", "--count", "1", "--data", str(data),
+         "--control", f"canny:{tmp_path}/sketch.png"],
         standalone_mode=False)  # fmt: skip
     captured = capsys.readouterr()
     result = json.loads(captured.out)
@@ -38,3 +52,4 @@ def test_a_small_sdxl_is_added_and_draws(
     [content] = [Path(path).read_bytes() for path in result["pictures"]]
     assert Image.open(io.BytesIO(content)).size == (64, 64)
     assert b"tiny-sdxl" in content
+    assert b"canny" in content

@@ -147,7 +147,7 @@ def test_a_licence_that_the_hub_does_not_name_asks(hub: ModelHub, run: Run) -> N
 
 def test_the_catalogue_is_found_and_the_hub_asked(hub: ModelHub, run: Run) -> None:
     found = json.loads(run("search", "SMA", "--json"))
-    assert found == {"catalogue": [], "hub": ["small"], "note": ""}
+    assert found == {"catalogue": [], "parts": [], "hub": ["small"], "note": ""}
     assert "flux-schnell" in run("search", "flux")
     hub.faults.status = 503
     assert "The hub answers 503" in run("search", "flux")

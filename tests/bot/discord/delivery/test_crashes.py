@@ -101,7 +101,7 @@ async def end_job_with_crash(world: Any, crash_points: list[CrashPoint], point: 
     return last.crashed_at
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("delete_answer", [False, True])
 @pytest.mark.timeout(600)
 async def test_wherever_the_bot_dies_each_destination_gets_its_picture_once(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from tests.bot.web.conftest import WebServer
 
-pytestmark = pytest.mark.asyncio
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 TRANSFER = """([files, uri]) => {
     const moved = new DataTransfer();
     for (const text of files)

@@ -19,7 +19,7 @@ from shared.web_visitor import LONG_MS, open_page, send_prompt, wait_until_finis
 if TYPE_CHECKING:
     from tests.bot.web.conftest import OpenServer, WebServer
 
-pytestmark = pytest.mark.asyncio
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 PROMPT = "terrier, looking up, cute, white background"
 STEPS = 24  # of the worker's model
 
@@ -384,7 +384,7 @@ async def test_every_control_can_be_reached_by_keyboard_and_has_a_name(page: Pag
     )
     assert unnamed_elements == []
     await card.locator(".tile").first.focus()
-    focused = []
+    focused: list[str | None] = []
     for _ in range(24):
         await page.keyboard.press("Tab")
         focused.append(await page.evaluate("document.activeElement.getAttribute('aria-label')"))
@@ -479,7 +479,7 @@ async def test_the_printed_address_signs_the_operator_of_this_computer_in_at_onc
 
 
 async def test_the_page_loads_nothing_from_other_sites() -> None:
-    folder = Path(__file__).parents[3] / "bot" / "web"
+    folder = Path(__file__).parents[4] / "bot" / "web"
     for file in [*folder.glob("static/*"), *folder.glob("templates/*")]:
         text = file.read_text()
         assert "innerHTML" not in text, file.name
@@ -492,7 +492,7 @@ async def test_the_page_loads_nothing_from_other_sites() -> None:
 async def test_a_guest_may_not_cancel_or_pause_jobs_of_others(browser: Browser, open_server: OpenServer) -> None:
     async with open_server(host="0.0.0.0") as server:
         server.workers[0].step_gate.clear()
-        pages = []
+        pages: list[Page] = []
         for owner in (True, False):
             page = await (await browser.new_context()).new_page()
             await page.goto(f"{server.url}/?token={server.app[SESSION_TOKENS].create_invitation(for_operator=owner)}")

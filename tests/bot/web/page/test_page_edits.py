@@ -16,7 +16,7 @@ from shared.web_visitor import draw_picture, open_page, send_prompt, wait_for_ca
 if TYPE_CHECKING:
     from tests.bot.web.conftest import WebServer
 
-pytestmark = pytest.mark.asyncio
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 async def open_actions(card: Locator, n: int = 1) -> None:

@@ -1,0 +1,128 @@
+"""Poses by ViTPose (Xu et al. 2022) of transformers, drawn as skeletons.
+
+Without a person detector the whole picture counts as one person. A detector is a folder `detector` beside the weights.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from engine.contract.rejection import JobRejected
+from engine.models.preprocessing.skeleton import COCO_JOINTS, Joints, draw_skeletons, order_joints
+from engine.models.preprocessing.vision_network import (
+    CONFIG_FILE,
+    VisionNetwork,
+    load_vision_network,
+    reject_network,
+)
+
+DETECTOR_FOLDER = "detector"
+MAX_PEOPLE = 16  # in a picture, the most certain ones
+MIN_JOINT_SCORE = 0.3  # the peak of a joint's heat map, from 0 to 1
+MIN_PERSON_SCORE = 0.3
+# Detectors that bring their whole network: others name a backbone on a hub.
+_DETECTOR_TYPES = ("rt_detr", "rt_detr_v2", "d_fine")
+_NOUN, _DETECTOR_NOUN = "pose estimator", "person detector"
+Box = list[float]  # left, top, width, height in pixels
+
+
+class PoseEstimator:
+    """ViTPose of COCO's 17 joints, and where it is there a detector, float32."""
+
+    def __init__(self, network: VisionNetwork, detector: PersonDetector | None, device: torch.device) -> None:
+        self._network, self._detector, self._device = network, detector, device
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device) -> PoseEstimator:
+        """Load a folder with ViTPose and its image processor. Raises `JobRejected`."""
+        network = load_vision_network(folder, "VitPoseForPoseEstimation", _NOUN, device, ("vitpose",))
+        if network.model.config.num_labels != COCO_JOINTS:
+            raise reject_network(_NOUN, f"does not find COCO's {COCO_JOINTS} joints")
+        sides, size = network.processor.size, tuple(network.model.config.backbone_config.image_size)
+        if not hasattr(network.processor, "post_process_pose_estimation") or (sides["height"], sides["width"]) != size:
+            raise reject_network(_NOUN, "has an image processor that does not fit")
+        detector = PersonDetector.load(folder / DETECTOR_FOLDER, device) if has_detector(folder) else None
+        return cls(network, detector, device)
+
+    @property
+    def nbytes(self) -> int:
+        return self._network.nbytes + (self._detector.nbytes if self._detector else 0)
+
+    def draw(self, picture: Image.Image) -> Image.Image:
+        """Return the skeletons of the people in a picture (RGB), at the same size. Raises `JobRejected` for none."""
+        whole: list[Box] = [[0.0, 0.0, float(picture.width), float(picture.height)]]
+        boxes = self._detector.find_people(picture) if self._detector else whole
+        people = [joints for joints in self._find_joints(picture, boxes) if any(joints)] if boxes else []
+        if not people:
+            raise JobRejected("There is nobody in the control picture whose pose can be seen.", "member")
+        return draw_skeletons(people, picture.size)
+
+    @torch.inference_mode()
+    def _find_joints(self, picture: Image.Image, boxes: list[Box]) -> list[Joints]:
+        """Return the joints of the person in each box, in pixels of the picture."""
+        model, processor = self._network
+        pixels: torch.Tensor = processor(images=picture, boxes=[boxes], return_tensors="pt")["pixel_values"]
+        # A network of several data sets has an expert for each; the first one is COCO's.
+        has_experts = model.config.backbone_config.num_experts > 1
+        data_set = torch.zeros(len(boxes), dtype=torch.long, device=self._device) if has_experts else None
+        outputs = model(pixels.to(self._device), dataset_index=data_set)
+        if not bool(torch.isfinite(outputs.heatmaps).all()):
+            raise JobRejected("The pose in the picture came out as numbers that are not finite.", "model")
+        poses = processor.post_process_pose_estimation(outputs, boxes=[boxes])[0]
+        return [_select_joints(pose["keypoints"].tolist(), pose["scores"].tolist()) for pose in poses]
+
+
+class PersonDetector:
+    """An object detector that knows people, float32."""
+
+    def __init__(self, network: VisionNetwork, person: int, device: torch.device) -> None:
+        self._network, self._person, self._device = network, person, device
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device) -> PersonDetector:
+        """Load a folder with the detector and its image processor. Raises `JobRejected`."""
+        network = load_vision_network(folder, "AutoModelForObjectDetection", _DETECTOR_NOUN, device, _DETECTOR_TYPES)
+        names: dict[int, str] = network.model.config.id2label
+        person = next((label for label, name in names.items() if str(name).lower() == "person"), None)
+        if person is None or not hasattr(network.processor, "post_process_object_detection"):
+            raise reject_network(_DETECTOR_NOUN, "has no label that is called person")
+        return cls(network, person, device)
+
+    @property
+    def nbytes(self) -> int:
+        return self._network.nbytes
+
+    @torch.inference_mode()
+    def find_people(self, picture: Image.Image) -> list[Box]:
+        """Return the box of each person inside the picture, the most certain ones first."""
+        model, processor = self._network
+        pixels: torch.Tensor = processor(images=picture, return_tensors="pt")["pixel_values"]
+        found = processor.post_process_object_detection(
+            model(pixels.to(self._device)), threshold=MIN_PERSON_SCORE, target_sizes=[(picture.height, picture.width)]
+        )[0]
+        certain = sorted(
+            zip(found["scores"].tolist(), found["labels"].tolist(), found["boxes"].tolist(), strict=True), reverse=True
+        )
+        corners = [corners for _, label, corners in certain if label == self._person]
+        boxes = (_clip_box(each, picture.size) for each in corners)
+        return [box for box in boxes if box is not None][:MAX_PEOPLE]
+
+
+def has_detector(folder: Path) -> bool:
+    """Whether the folder of a pose estimator holds a person detector."""
+    return (folder / DETECTOR_FOLDER / CONFIG_FILE).is_file()
+
+
+def _select_joints(points: list[tuple[float, float]], scores: list[float]) -> Joints:
+    seen = zip(points, scores, strict=True)
+    return order_joints([(x, y) if score > MIN_JOINT_SCORE else None for (x, y), score in seen])
+
+
+def _clip_box(corners: list[float], size: tuple[int, int]) -> Box | None:
+    """Return left, top, width and height of the part inside the picture; None for less than a pixel."""
+    left, top = (max(0.0, value) for value in corners[:2])
+    right, bottom = (min(float(side), value) for side, value in zip(size, corners[2:], strict=True))
+    return [left, top, right - left, bottom - top] if min(right - left, bottom - top) >= 1 else None
