@@ -24,19 +24,20 @@ QUANTIZE_TEXT_HELP = "The same for text encoders (DARKROOM_QUANTIZE_TEXT, else a
 class EngineOptions:
     """What an engine's command line is given beside its models: budget, as 12GB, autoencoder, and how weights are kept.
 
-    Empty: as the environment says.
+    With a `backend`, as KIND=ADDRESS, another server draws. Empty: as the environment says.
     """
 
     memory: str = ""
     vae: str = ""
     quantize: str = ""
     quantize_text: str = ""
+    backend: str = ""
 
     def list_arguments(self) -> list[str]:
         """Return them as the engine's command line takes them."""
         options = {
             "--memory": self.memory, "--vae": self.vae, "--quantize": self.quantize,
-            "--quantize-text": self.quantize_text,
+            "--quantize-text": self.quantize_text, "--backend": self.backend,
         }  # fmt: skip
         return [part for option, value in options.items() if value for part in (option, value)]
 
