@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +96,7 @@ async def http_address(darkroom: Darkroom) -> AsyncIterator[str]:
 @asynccontextmanager
 async def open_http(
     address: str, key: str = "", mode: str = "auto", on_message: MessageHandlerFnT | None = None
-) -> AsyncIterator[Client]:
+) -> AsyncGenerator[Client]:
     """A client over streamable HTTP that sends this key."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     async with AsyncClient(headers=headers, timeout=60) as http_client:

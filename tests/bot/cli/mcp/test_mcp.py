@@ -226,6 +226,10 @@ async def test_the_terminals_key_stays_on_this_machine(darkroom: Darkroom) -> No
 async def test_the_command_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="--url begins with"):
         command.mcp(url="pictures.example")
-    monkeypatch.setattr(command, "find_spec", lambda _: None)
+
+    def find_nothing(name: str) -> None:
+        return None
+
+    monkeypatch.setattr(command, "find_spec", find_nothing)
     with pytest.raises(UserError, match=r"pip install 'darkroom-bot\[mcp\]'"):
         command.mcp()
