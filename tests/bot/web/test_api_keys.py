@@ -97,16 +97,18 @@ async def test_scopes_hold_and_no_key_is_the_operator(public_server: WebServer) 
         assert (await ask(public_server, method, path, f"Bearer {secret}"))[0] == 403
 
 
-@pytest.mark.asyncio
-async def test_an_open_room_serves_programs_with_a_made_up_key_but_refuses_a_forged_one(server: WebServer) -> None:
+@on_shared_server
+async def test_an_open_room_serves_programs_with_a_made_up_key_but_refuses_a_forged_one(
+    shared_server: WebServer,
+) -> None:
     """Many programs insist on some key, and on this computer none is needed."""
-    assert (await ask(server, "GET", "/api/jobs", "Bearer sk-none"))[0] == 200
-    assert (await ask(server, "GET", "/api/jobs", f"Bearer {FORGED}"))[0] == 401
-    secret = await make_key(server, "webui")
-    status, text = await ask(server, "POST", "/api/jobs", f"Bearer {secret}", {"prompt": "a lamp"})
+    assert (await ask(shared_server, "GET", "/api/jobs", "Bearer sk-none"))[0] == 200
+    assert (await ask(shared_server, "GET", "/api/jobs", f"Bearer {FORGED}"))[0] == 401
+    secret = await make_key(shared_server, "webui")
+    status, text = await ask(shared_server, "POST", "/api/jobs", f"Bearer {secret}", {"prompt": "a lamp"})
     assert status == 201, text
     headers = {"Authorization": f"Bearer {secret}", "Origin": "https://evil.example"}
-    async with server.client.get(server.url + "/api/jobs", headers=headers) as answer:
+    async with shared_server.client.get(shared_server.url + "/api/jobs", headers=headers) as answer:
         assert answer.status == 403
 
 

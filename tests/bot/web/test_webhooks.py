@@ -150,6 +150,7 @@ async def test_a_failed_message_is_sent_again_then_a_dead_letter_and_replayed_un
         assert await run("remove", webhook.id) == f"The webhook {webhook.id} is removed.\n"
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_an_event_that_was_committed_survives_the_process(open_server: OpenServer) -> None:
     async with open_receiver(503) as receiver:
