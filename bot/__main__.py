@@ -62,6 +62,13 @@ Vae = Annotated[
 Quantize = Annotated[str, typer.Option(metavar="HOW", help=QUANTIZE_HELP)]
 QuantizeText = Annotated[str, typer.Option(metavar="HOW", help=QUANTIZE_TEXT_HELP)]
 Offload = Annotated[str, typer.Option(metavar="WHAT", help=OFFLOAD_HELP)]
+Backend = Annotated[
+    str,
+    typer.Option(
+        metavar="KIND=ADDRESS", envvar="DARKROOM_BACKEND",
+        help="Let another server draw: comfyui=http://…, a1111=http://… or openai=https://….",
+    ),
+]  # fmt: skip
 Standby = Annotated[
     bool, typer.Option("--standby", help="If another bot uses the data folder, wait until it ends, then start.")
 ]
@@ -82,6 +89,7 @@ def up(
     quantize: Quantize = "",
     quantize_text: QuantizeText = "",
     offload: Offload = "",
+    backend: Backend = "",
     check: Annotated[
         Path | None,
         typer.Option(
@@ -95,7 +103,7 @@ def up(
     from bot.cli.up.startup import run_bot
 
     settings = _load_settings(port=port, host=host, data=data, nats=nats, check=check)
-    options = EngineOptions(memory, vae, quantize, quantize_text, offload)
+    options = EngineOptions(memory, vae, quantize, quantize_text, offload, backend)
     run_bot(settings, tuple(model or ("added",)), engine=options, open_browser=open_browser, standby=standby)
 
 

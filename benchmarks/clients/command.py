@@ -9,8 +9,15 @@ from contextlib import asynccontextmanager
 
 import aiohttp
 
-from benchmarks.clients.openai_requests import OVERHEAD_NAME, PARTIAL_NAME, measure_first_partial, measure_overhead
+from benchmarks.clients.openai_requests import (
+    OVERHEAD_NAME,
+    PARTIAL_NAME,
+    draw_by_openai,
+    measure_first_partial,
+    measure_overhead,
+)
 from benchmarks.clients.shared_queue import JAIN_NAME, measure_fairness
+from benchmarks.clients.webui_requests import WEBUI_NAME, draw_by_webui_api
 from benchmarks.queue.system.installation import BenchSystem, make_settings, open_system
 from benchmarks.queue.system.job_watch import watch_jobs
 from benchmarks.report.figure_row import FigureRow, format_json, format_table
@@ -19,7 +26,7 @@ from bot.web.app import build_app, run_server
 from bot.web.auth import terminal_key
 
 ROW_MS = 5.0  # of a simulated step, a row
-ROW_NAMES = (OVERHEAD_NAME, PARTIAL_NAME, JAIN_NAME)
+ROW_NAMES = (OVERHEAD_NAME, WEBUI_NAME, PARTIAL_NAME, JAIN_NAME)
 
 
 def run(args: Sequence[str]) -> int:
@@ -41,7 +48,8 @@ async def measure(*, quick: bool) -> list[FigureRow]:
     async with open_system(None) as system, _open_client(system) as client, watch_jobs(system.app.feed) as watch:
         await system.workers.start("worker", row_ms=ROW_MS)
         return [
-            await measure_overhead(client, quick=quick),
+            await measure_overhead(client, OVERHEAD_NAME, draw_by_openai, quick=quick),
+            await measure_overhead(client, WEBUI_NAME, draw_by_webui_api, quick=quick),
             await measure_first_partial(client, watch, quick=quick),
             await measure_fairness(client, system, watch, quick=quick),
         ]

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 BUDGET_SETTINGS = {"day": "cost_day", "month": "cost_month"}
 GUILD = "local"
+MAX_SECONDS = 3653 * 86_400
 
 
 def api_key(
@@ -71,7 +72,7 @@ def _create_key(
         f"Its limits are everybody's: `darkroom rules explain {key.member}`."
     )  # fmt: skip
     return "\n\n".join([
-        f"The key {name}, for {' and '.join(sorted(key.scopes))}{until}. It is shown only now, and stored nowhere:",
+        f"The key {name}, for {', '.join(sorted(key.scopes))}{until}. It is shown only now, and stored nowhere:",
         f"  {secret}",
         "Programs send it as `Authorization: Bearer KEY`, or as the password of `Basic`, with any user name.",
         budget_note,
@@ -128,8 +129,8 @@ def parse_time(option: str, text: str) -> float | None:
     if not text:
         return None
     seconds = parse_duration(text.strip().casefold())
-    if not seconds:
-        raise UserError(f"{option} cannot be “{text[:40]}”: it takes a time such as 90d or 12h.")
+    if not seconds or seconds > MAX_SECONDS:
+        raise UserError(f"{option} cannot be “{text[:40]}”: it takes a time such as 90d or 12h, up to 10 years.")
     return float(seconds)
 
 

@@ -30,7 +30,7 @@ class EngineOptions:
     """What an engine's command line is given beside its models: budget, as 12GB, autoencoder, how weights are kept,
     and what stays off the device.
 
-    Empty: as the environment says.
+    With a `backend`, as KIND=ADDRESS, another server draws. Empty: as the environment says.
     """
 
     memory: str = ""
@@ -38,12 +38,13 @@ class EngineOptions:
     quantize: str = ""
     quantize_text: str = ""
     offload: str = ""
+    backend: str = ""
 
     def list_arguments(self) -> list[str]:
         """Return them as the engine's command line takes them."""
         options = {
             "--memory": self.memory, "--vae": self.vae, "--quantize": self.quantize,
-            "--quantize-text": self.quantize_text, "--offload": self.offload,
+            "--quantize-text": self.quantize_text, "--offload": self.offload, "--backend": self.backend,
         }  # fmt: skip
         return [part for option, value in options.items() if value for part in (option, value)]
 

@@ -19,7 +19,9 @@ PROGRAMS = {".py": sys.executable, ".sh": "bash", ".mjs": "node"}
 NEEDS = {".sh": ("bash", "curl", "python3"), ".mjs": ("node",), ".py": ()}
 
 
-@pytest.mark.parametrize("name", ["draw.sh", "draw.mjs", "draw.py", "mcp_client.py", "webui_txt2img.py"])
+@pytest.mark.parametrize(
+    "name", ["draw.sh", "draw.mjs", "draw.py", "mcp_client.py", "openai_stream.py", "webui_txt2img.py"]
+)
 async def test_an_example_draws_and_saves_a_picture(darkroom: Darkroom, tmp_path: Path, name: str) -> None:
     kind = Path(name).suffix
     if missing := [program for program in NEEDS[kind] if shutil.which(program) is None]:

@@ -67,6 +67,7 @@ def run_bot(
         check_memory_size(engine.memory)
         load_quantization(engine.quantize, engine.quantize_text)
         load_offload(engine.offload)
+        check_backend(engine.backend)
     limit_heap_arenas()
     return_freed_blocks()
     sys.setswitchinterval(SWITCH_SECONDS)
@@ -77,17 +78,17 @@ def run_bot(
         if settings.port:
             check_port_free(settings.host, settings.port)
         with asyncio.Runner(loop_factory=WatchdogLoop) as runner:
-            runner.run(_run_until_stopped(settings, models, options, open_browser))
+            runner.run(_run_until_stopped(settings, models, options, open_browser, engine.backend))
 
 
 async def _run_until_stopped(
-    settings: Settings, models: Sequence[str], options: Sequence[str], open_browser: bool
+    settings: Settings, models: Sequence[str], options: Sequence[str], open_browser: bool, backend: str
 ) -> None:
     with _cancel_on_signals() as stop_requested:
         try:
             async with AsyncExitStack() as stack:
                 try:
-                    await _start_parts(stack, settings, models, options, open_browser)
+                    await _start_parts(stack, settings, models, options, open_browser, backend)
                 except (DatabaseUnavailable, BrokerUnreachable) as error:
                     raise UserError(str(error)) from error
                 exempt_from_collection()
@@ -119,8 +120,9 @@ def _cancel_on_signals() -> Generator[asyncio.Event]:
 
 
 async def _start_parts(
-    stack: AsyncExitStack, settings: Settings, models: Sequence[str], options: Sequence[str], open_browser: bool
-) -> None:
+    stack: AsyncExitStack, settings: Settings, models: Sequence[str], options: Sequence[str], open_browser: bool,
+    backend: str,
+) -> None:  # fmt: skip
     """Start every part in order; `stack` stops them in reverse order."""
     broker_address = await broker_setup.find_broker(stack, settings)
     bus = await broker_setup.connect(stack, broker_address)
@@ -142,7 +144,7 @@ async def _start_parts(
     await stack.enter_async_context(_run_beside(trims, "heap"))
     stack.enter_context(announce_address(settings, port))
     page_url = entry_address(settings, web_app, port)
-    _print_text(format_welcome(settings, models, page_url))
+    _print_text(format_welcome(settings, models, page_url, backend))
     if engine_process is not None:
         await stack.enter_async_context(_run_beside(print_load_progress(bus.model_progress.get_progress), "loads"))
         warm_line = print_when_warm(bot_app.services.live_workers, engine_process, warmup)
@@ -181,6 +183,16 @@ def check_classifier_folder(settings: Settings) -> None:
     """Raise `UserError` if the picture check has no model: otherwise the engine would restart for ever."""
     if settings.check is not None and not (settings.check / "config.json").is_file():
         raise UserError(f"The picture check cannot be used: {settings.check} is no folder with a model's config.json.")
+
+
+def check_backend(text: str) -> None:
+    """Raise `UserError` for an address that is none: otherwise the engine would restart for ever."""
+    from engine.process.settings import SettingError, load_backend_settings
+
+    try:
+        load_backend_settings(text, (), 0)
+    except SettingError as error:
+        raise UserError(str(error)) from error
 
 
 def check_memory_size(memory: str) -> None:

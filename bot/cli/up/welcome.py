@@ -12,10 +12,16 @@ if TYPE_CHECKING:
     from bot.app.settings import Settings
 
 
-def format_welcome(settings: Settings, models: Sequence[str], page_url: str) -> str:
-    """Return the text. `models`: as in `run_bot`. Raise `UserError` where the settings of the models are damaged."""
+def format_welcome(settings: Settings, models: Sequence[str], page_url: str, backend: str = "") -> str:
+    """Return the text. `models` as in `run_bot`, `backend` as in `EngineOptions`.
+
+    Raise `UserError` where the settings of the models are damaged.
+    """
     discord = "connecting" if settings.discord_token else "not connected (set DISCORD_TOKEN)"
-    engine = f"{', '.join(_list_names(models, settings.data))}, loading" if models else "on other machines"
+    if backend and models:
+        engine = f"those of {backend.partition('=')[2]}"
+    else:
+        engine = f"{', '.join(_list_names(models, settings.data))}, loading" if models else "on other machines"
     return f"""
   Darkroom is open: {page_url}
 

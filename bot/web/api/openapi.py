@@ -136,7 +136,7 @@ def _list_headers(method: str, shape: Shape) -> Iterator[dict[str, Any]]:
         schema = {"type": "string", "minLength": 1, "maxLength": 200, "pattern": "^[ -~]+$"}
         yield {"name": KEY_HEADER, "in": "header", "required": False, "schema": schema}
     if shape.files:
-        schema, needed = {"type": "string", "enum": ["1"]}, "A form with a visitor's cookie needs it."
+        schema, needed = {"type": "string"}, "A form with a visitor's cookie needs it, with any value."
         yield {"name": FORM_HEADER, "in": "header", "required": False, "schema": schema, "description": needed}
 
 

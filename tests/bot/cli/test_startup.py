@@ -19,12 +19,14 @@ from bot.cli.up import startup
 from bot.cli.up.engine_process import EngineProcess
 from bot.cli.up.startup import (
     LOCAL_WORKER,
+    check_backend,
     check_classifier_folder,
     check_memory_size,
     is_shared,
     print_load_progress,
     print_when_warm,
 )
+from bot.cli.up.welcome import format_welcome
 from bot.domain.errors import UserError
 from engine.contract import ModelProfile, ModelProgress, Presence
 
@@ -147,6 +149,14 @@ async def test_the_engine_is_told_what_to_offload_and_another_word_is_refused(
         app(["imagine", "a fox", "--offload", "sometimes", "--data", str(tmp_path)], standalone_mode=False)
     (finding,) = check_engine(load_settings(data=tmp_path), EngineCheck(offload="sometimes"))
     assert re.match(sentence, finding.summary)
+async def test_a_backend_is_checked_at_once_passed_on_and_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--backend: comfyui=http://127.0.0.1:8188, a1111="):
+        check_backend("invokeai=http://127.0.0.1")
+    backend = "comfyui=http://127.0.0.1:8188"
+    check_backend(backend)
+    assert EngineOptions(backend=backend).list_arguments() == ["--backend", backend]
+    settings = load_settings(data=tmp_path)
+    assert "those of http://127.0.0.1:8188" in format_welcome(settings, ("added",), "http://page", backend)
 
 
 RUN = """
@@ -154,6 +164,7 @@ import sys
 from pathlib import Path
 from bot.app.settings import load_settings
 from bot.cli.up.startup import run_bot
+from bot.cli.up.welcome import format_welcome
 from bot.domain.errors import UserError
 try:
     run_bot(load_settings(data=Path(sys.argv[1]), port=0), (), open_browser=False)

@@ -127,11 +127,18 @@ async def serve_page(
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[WebServer]:
     """One web page for all tests of a module, which share its event loop. Its worker paints pictures of any size."""
+    async with open_shared_page(tmp_path_factory) as server:
+        yield server
+
+
+@asynccontextmanager
+async def open_shared_page(tmp_path_factory: pytest.TempPathFactory, **options: Any) -> AsyncIterator[WebServer]:
+    """Serves a page as `shared_server` is, with other settings."""
     folder = tmp_path_factory.mktemp("page")
     await asyncio.to_thread(put_migrated_database, folder)
     async with (
         Broker(tmp_path_factory.mktemp("nats"), token="a-token-for-tests") as broker,
-        serve_page(folder, broker, paint=paint_solid) as server,
+        serve_page(folder, broker, paint=paint_solid, **options) as server,
     ):
         server.workers[0].speed = 0.005
         yield server

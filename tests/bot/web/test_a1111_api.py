@@ -110,6 +110,10 @@ async def test_a_program_sees_previews_and_interrupts_its_own_jobs_alone(shared_
         assert state["state"]["job"] == "scripts_txt2img"
         assert (state["state"]["job_count"], state["state"]["sampling_steps"]) == (1, 1000)
         assert Image.open(io.BytesIO(base64.b64decode(state["current_image"]))).format == "JPEG"
+        _, idle_elsewhere = await shared_server.request_json("GET", "/sdapi/v1/progress")
+        assert idle_elsewhere["state"]["job_count"] == 0
+        await shared_server.request_json("POST", "/sdapi/v1/interrupt")
+        assert (await call(api.get_progress))["state"]["interrupted"] is False
         assert await call(api.interrupt) == {}
         with pytest.raises(RuntimeError) as raised:
             await drawing

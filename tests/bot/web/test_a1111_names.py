@@ -10,12 +10,12 @@ import msgspec
 import pytest
 
 from bot.domain.errors import UserError
-from bot.prompt import parse
+from bot.prompt import build_recipe, parse
 from bot.web.a1111_api import names
 from bot.web.a1111_api.bodies import ImageToImageBody, OptionsBody, TextToImageBody
 from bot.web.a1111_api.control_units import follow_pictures, read_units
 from bot.web.a1111_api.picture_options import make_picture_options
-from bot.web.a1111_api.result_fields import parse_parameters
+from bot.web.a1111_api.result_fields import DrawnImage, describe_images, parse_parameters
 from bot.web.a1111_api.upscaling import TargetSize
 from engine.contract import Sampler
 from tests.shared.painter import make_profile
@@ -154,6 +154,17 @@ def test_what_would_change_the_picture_and_is_not_here_is_refused(fields: dict[s
     with pytest.raises(UserError) as raised:
         _options(TextToImageBody(prompt="a fox", **fields))
     assert raised.value.sentence.startswith(sentence)
+
+
+def test_info_names_each_picture_with_its_seed_and_parameters() -> None:
+    (parsed,) = parse("a fox", PROFILE, options={"steps": 9, "count": 2, "seed": 5, "negative": "fog"}).prompts
+    recipe = build_recipe(parsed, PROFILE, 0)
+    images = [DrawnImage(recipe, index, 256, 256, f"a fox {index}") for index in range(2)]
+    info = describe_images(images, "a fox", batch_size=2, created=0.0)
+    assert (info["seed"], info["all_seeds"], info["infotexts"]) == (5, [5, 6], ["a fox 0", "a fox 1"])
+    assert (info["width"], info["sampler_name"], info["negative_prompt"]) == (256, "DDPM", "fog")
+    assert info["job_timestamp"] == "19700101000000"
+    json.dumps(info)
 
 
 def test_parameters_are_read_by_name() -> None:

@@ -14,21 +14,21 @@ import pytest_asyncio
 from bot.__main__ import app as darkroom
 from bot.policy.rates import RATES
 from bot.web.middleware import INVALID_KEY
+from tests.bot.web.conftest import open_shared_page
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.bot.web.conftest import OpenServer, WebServer
+    from tests.bot.web.conftest import WebServer
 
-pytestmark = pytest.mark.asyncio
-
+on_shared_server = pytest.mark.asyncio(loop_scope="module")
 FORGED = "dkr_" + "a" * 43
 
 
-@pytest_asyncio.fixture
-async def public_server(open_server: OpenServer) -> AsyncIterator[WebServer]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def public_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[WebServer]:
     """A page that others can reach: who asks without a cookie needs a key."""
-    async with open_server(allowed_hosts=("other.example",)) as server:
+    async with open_shared_page(tmp_path_factory, allowed_hosts=("other.example",)) as server:
         yield server
 
 
@@ -52,6 +52,7 @@ def encode_basic(name: str, password: str) -> str:
     return "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()
 
 
+@on_shared_server
 async def test_a_program_with_a_key_is_a_member_with_its_own_jobs(public_server: WebServer) -> None:
     secret = await make_key(public_server, "webui")
     for authorization in (f"Bearer {secret}", f"bearer {secret}", encode_basic("any body", secret)):
@@ -62,10 +63,11 @@ async def test_a_program_with_a_key_is_a_member_with_its_own_jobs(public_server:
         assert (view.member_id, view.member_name) == ("local:key:webui", "webui")
         status, text = await ask(public_server, "GET", f"/api/jobs/{job}", authorization)
         assert json.loads(text)["author"] == {"name": "webui", "you": True}
-    (key,) = await public_server.services.api_keys.list_all()
-    assert key.used is not None
+    (used,) = [key.used for key in await public_server.services.api_keys.list_all() if key.name == "webui"]
+    assert used is not None
 
 
+@on_shared_server
 async def test_a_key_that_is_forged_revoked_or_expired_is_a_401_of_one_sentence(public_server: WebServer) -> None:
     revoked, expired = await make_key(public_server, "one"), await make_key(public_server, "two", seconds=-1)
     assert (await ask(public_server, "GET", "/api/jobs", f"Bearer {revoked}"))[0] == 200
@@ -78,8 +80,9 @@ async def test_a_key_that_is_forged_revoked_or_expired_is_a_401_of_one_sentence(
         assert (status, json.loads(text)) == (401, {"error": INVALID_KEY}), authorization
 
 
+@on_shared_server
 async def test_scopes_hold_and_no_key_is_the_operator(public_server: WebServer) -> None:
-    imagine, read = await make_key(public_server, "one", "imagine"), await make_key(public_server, "two", "read")
+    imagine, read = await make_key(public_server, "maker", "imagine"), await make_key(public_server, "reader", "read")
     assert (await ask(public_server, "GET", "/api/jobs", f"Bearer {imagine}")) == (
         403, '{"error": "This key may not look at this: that needs the scope read."}',
     )  # fmt: skip
@@ -94,38 +97,35 @@ async def test_scopes_hold_and_no_key_is_the_operator(public_server: WebServer) 
         assert (await ask(public_server, method, path, f"Bearer {secret}"))[0] == 403
 
 
-async def test_guesses_are_bounded_and_a_valid_key_is_served_meanwhile(public_server: WebServer) -> None:
-    secret = await make_key(public_server, "webui")
-    statuses = {(await ask(public_server, "GET", "/api/jobs", f"Bearer {FORGED}"))[0] for _ in range(30)}
-    assert RATES["guess"].burst < 30
-    assert statuses == {401, 429}
-    assert (await ask(public_server, "GET", "/api/jobs", f"Bearer {secret}"))[0] == 200
-
-
-async def test_an_open_room_serves_programs_with_a_made_up_key_but_refuses_a_forged_one(server: WebServer) -> None:
+@on_shared_server
+async def test_an_open_room_serves_programs_with_a_made_up_key_but_refuses_a_forged_one(
+    shared_server: WebServer,
+) -> None:
     """Many programs insist on some key, and on this computer none is needed."""
-    assert (await ask(server, "GET", "/api/jobs", "Bearer sk-none"))[0] == 200
-    assert (await ask(server, "GET", "/api/jobs", f"Bearer {FORGED}"))[0] == 401
-    secret = await make_key(server, "webui")
-    status, text = await ask(server, "POST", "/api/jobs", f"Bearer {secret}", {"prompt": "a lamp"})
+    assert (await ask(shared_server, "GET", "/api/jobs", "Bearer sk-none"))[0] == 200
+    assert (await ask(shared_server, "GET", "/api/jobs", f"Bearer {FORGED}"))[0] == 401
+    secret = await make_key(shared_server, "webui")
+    status, text = await ask(shared_server, "POST", "/api/jobs", f"Bearer {secret}", {"prompt": "a lamp"})
     assert status == 201, text
     headers = {"Authorization": f"Bearer {secret}", "Origin": "https://evil.example"}
-    async with server.client.get(server.url + "/api/jobs", headers=headers) as answer:
+    async with shared_server.client.get(shared_server.url + "/api/jobs", headers=headers) as answer:
         assert answer.status == 403
 
 
+@on_shared_server
 async def test_the_stream_of_a_revoked_key_ends(public_server: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bot.web.sse.SESSION_SECONDS", 0.05)
-    secret = await make_key(public_server, "webui")
+    secret = await make_key(public_server, "watcher")
     headers = {"Authorization": f"Bearer {secret}"}
     address = public_server.url + "/api/events"
     async with aiohttp.ClientSession(headers=headers) as program, program.get(address) as page:
         await page.content.readany()
-        await public_server.services.api_keys.revoke("webui")
+        await public_server.services.api_keys.revoke("watcher")
         while await page.content.readany():
             pass
 
 
+@on_shared_server
 async def test_the_command_makes_lists_and_revokes_a_key_with_a_budget(
     public_server: WebServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -134,14 +134,23 @@ async def test_the_command_makes_lists_and_revokes_a_key_with_a_budget(
         await asyncio.to_thread(darkroom, arguments, standalone_mode=False)
         return capsys.readouterr().out
 
-    assert await run("--list") == "No program has a key.\n"
+    assert "kiosk" not in await run("--list")
     options = ("--scopes", "imagine, read", "--budget", "0s/day", "--expires", "90d", "--json")
-    made = json.loads(await run("webui", *options))
-    assert made["member"] == "local:key:webui"
+    made = json.loads(await run("kiosk", *options))
+    assert made["member"] == "local:key:kiosk"
     assert made["expires"] - made["issued"] == 90 * 86_400
     status, text = await ask(public_server, "POST", "/api/jobs", f"Bearer {made['key']}", {"prompt": "a lamp"})
     assert status == 429, text
-    assert "webui" in await run("--list")
+    assert "kiosk" in await run("--list")
     assert made["key"] not in await run("--list", "--json")
-    assert await run("webui", "--revoke") == "The key webui is revoked.\n"
+    assert await run("kiosk", "--revoke") == "The key kiosk is revoked.\n"
     assert (await ask(public_server, "GET", "/api/jobs", f"Bearer {made['key']}"))[0] == 401
+
+
+@on_shared_server
+async def test_guesses_are_bounded_and_a_valid_key_is_served_meanwhile(public_server: WebServer) -> None:
+    secret = await make_key(public_server, "patient")
+    statuses = {(await ask(public_server, "GET", "/api/jobs", f"Bearer {FORGED}"))[0] for _ in range(30)}
+    assert RATES["guess"].burst < 30
+    assert statuses == {401, 429}
+    assert (await ask(public_server, "GET", "/api/jobs", f"Bearer {secret}"))[0] == 200

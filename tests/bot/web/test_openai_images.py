@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
-import sys
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import aiohttp
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
     from tests.bot.web.conftest import OpenServer, WebServer
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-ROOT = Path(__file__).parents[3]
 
 
 def make_picture(mode: str = "RGB", colour: tuple[int, ...] = (200, 10, 10)) -> bytes:
@@ -218,16 +215,3 @@ async def test_a_stranger_needs_a_key_and_a_limit_says_when_to_come_back(open_se
                 await program.images.generate(prompt="a lamp")
     limited = shape_error(Refusal(429, "Too much.", ValueError(), 90))
     assert (limited.headers["Retry-After"], limited.headers["X-Should-Retry"]) == ("90", "false")
-
-
-@pytest.mark.slow
-async def test_the_example_saves_the_picture(shared_server: WebServer, tmp_path: Path) -> None:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, str(ROOT / "examples" / "openai_stream.py"), "a lamp", "--out", str(tmp_path),
-        env={"DARKROOM_URL": shared_server.url}, stdout=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    output, _ = await process.communicate()
-    assert process.returncode == 0
-    assert output.decode().strip() == str(tmp_path / "picture.png")
-    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "partial-1.jpeg").read_bytes().startswith(b"\xff\xd8")

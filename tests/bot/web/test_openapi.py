@@ -79,6 +79,7 @@ async def test_answers_are_as_described(server: WebServer) -> None:
     await check("GET", f"/api/jobs/{upscaled}", "Job")
     await check("DELETE", f"/api/jobs/{upscaled}", "Sentence")
     await check("POST", f"/api/jobs/{job}/pan/1", "Error", {"direction": "in"})
+    await check("POST", "/api/webhooks", "Error", {"url": "http://127.0.0.1/"})
     webhook = (await check("POST", "/api/webhooks", "NewWebhook", {"url": "https://hooks.example/"}))["id"]
     await check("GET", "/api/webhooks", "Webhooks")
     await check("GET", f"/api/webhooks/{webhook}/dead", "DeadLetters")

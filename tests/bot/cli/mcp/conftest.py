@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,11 @@ class Darkroom:
     services: Services
     key: str
 
+    def go_on(self) -> None:
+        """Ends the pause of the worker."""
+        self.worker.pause_step = None
+        self.worker.step_gate.set()
+
     def open_stdio(self, mode: str = "auto", **environment: str) -> Client:
         """`darkroom mcp` as a process of its own, as assistants start it."""
         env = {**os.environ, "PYTHONPATH": str(ROOT), "DARKROOM_DATA": str(self.data), **environment}
@@ -69,7 +74,7 @@ async def darkroom(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
         url = f"http://127.0.0.1:{port}"
         await asyncio.to_thread(announce_instance, data_folder, RunningInstance(url, os.getpid()))
         worker: PaintingWorker = await parts.enter_async_context(start_worker(broker))
-        worker.speed = 0.004
+        worker.speed = 0.001
         await wait_until(lambda: len(bot_app.services.live_workers()) >= 1)
         key = await asyncio.to_thread(terminal_key, data_folder)
         yield Darkroom(data_folder, url, worker, bot_app.services, key)
@@ -91,7 +96,7 @@ async def http_address(darkroom: Darkroom) -> AsyncIterator[str]:
 @asynccontextmanager
 async def open_http(
     address: str, key: str = "", mode: str = "auto", on_message: MessageHandlerFnT | None = None
-) -> AsyncIterator[Client]:
+) -> AsyncGenerator[Client]:
     """A client over streamable HTTP that sends this key."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     async with AsyncClient(headers=headers, timeout=60) as http_client:

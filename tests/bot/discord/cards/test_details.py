@@ -19,6 +19,7 @@ from bot.domain.dto import Destination, JobView, PictureRef
 from bot.domain.texts import format_footer
 from bot.services.job_views.history import HistoryEntry, HistoryPage
 from engine.contract import Concept, Lora, NoiseAncestor, Recipe, UpscaleTask
+from engine.picture_files.parameters import format_parameters
 
 JOB, PARENT = "01ARZ3NDEKTSV4RRFFQ69G5FAV", "01BX5ZZKBKACTAV9WEVGEMMVRZ"
 NOW = 1_800_000_000.0
@@ -68,7 +69,6 @@ def test_parameters_name_the_seed_of_each_picture_that_the_judge_chose() -> None
 
 
 def test_every_field_matches_what_the_engine_writes_to_the_png() -> None:
-    encode = pytest.importorskip("engine.output.image_encoding", exc_type=ImportError)
     variation = Recipe(
         **{name: getattr(RECIPE, name) for name in RECIPE.__struct_fields__ if name != "lineage"},
         lineage=(NoiseAncestor(seed=3, index=1, strength=0.25),),
@@ -79,7 +79,7 @@ def test_every_field_matches_what_the_engine_writes_to_the_png() -> None:
     )  # fmt: skip
     for recipe in (RECIPE, variation, with_lora):
         *words, fields = render_parameters(make_view(task=recipe)).split("\n")
-        *engines_words, engines_fields = encode.format_parameters(recipe, 0, "abc").split("\n")
+        *engines_words, engines_fields = format_parameters(recipe, 0, "abc").split("\n")
         assert words == engines_words
         assert set(fields.split(", ")) <= set(engines_fields.split(", "))
 
