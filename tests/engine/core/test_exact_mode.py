@@ -60,6 +60,7 @@ def test_other_jobs_in_the_batch_change_no_bit(
     assert torch.equal(latents, expected)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("sampler", ["ddpm", "dpmpp_2m"])
 def test_a_job_killed_and_resumed_several_times_gives_the_same_picture(
     embedded: StableDiffusion, exact_recipe: Make, job: Make, finish: Make, sampler: str

@@ -225,20 +225,14 @@ def test_latents_outside_the_mask_stay_unchanged(embedded: StableDiffusion, buil
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("end_fraction", "last"), [(0.5, 10), (0.01, 1), (0.97, 19), (1.0, 20)])
-def test_an_early_end_returns_the_x0_of_that_step(
-    embedded: StableDiffusion, build_recipe: Make, job: Make, end_fraction: float, last: int
-) -> None:
+def test_an_early_end_returns_the_x0_of_that_step(embedded: StableDiffusion, build_recipe: Make, job: Make) -> None:
     [original] = run_job(job(build_recipe(steps=20)), {}, embedded)
-    one = job(build_recipe(steps=20, stop_at=end_fraction))
-    [event] = run_job(one, {}, embedded)
-    assert event.keyframes[-1].step == last
-    expected = (
-        original.latents
-        if last == 20
-        else next(keyframe.x0 for keyframe in original.keyframes if keyframe.step == last)
-    )
-    assert torch.equal(event.latents, expected)
+    expected = {keyframe.step: keyframe.x0 for keyframe in original.keyframes} | {20: original.latents}
+    for end_fraction, last in ((0.5, 10), (0.01, 1), (0.97, 19), (1.0, 20)):
+        one = job(build_recipe(steps=20, stop_at=end_fraction))
+        [event] = run_job(one, {}, embedded)
+        assert event.keyframes[-1].step == last, end_fraction
+        assert torch.equal(event.latents, expected[last]), end_fraction
 
 
 def test_a_text_mixed_with_itself_equals_the_text_in_as_many_rows(
