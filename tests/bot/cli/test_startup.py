@@ -149,6 +149,8 @@ async def test_the_engine_is_told_what_to_offload_and_another_word_is_refused(
         app(["imagine", "a fox", "--offload", "sometimes", "--data", str(tmp_path)], standalone_mode=False)
     (finding,) = check_engine(load_settings(data=tmp_path), EngineCheck(offload="sometimes"))
     assert re.match(sentence, finding.summary)
+
+
 async def test_a_backend_is_checked_at_once_passed_on_and_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--backend: comfyui=http://127.0.0.1:8188, a1111="):
         check_backend("invokeai=http://127.0.0.1")
