@@ -146,7 +146,9 @@ async def test_the_engine_is_told_what_to_offload_and_another_word_is_refused(
     assert load_offload() == "auto"
     sentence = r"--offload or DARKROOM_OFFLOAD: auto, none, text or layers is needed\."
     with pytest.raises(UserError, match=sentence):
-        app(["imagine", "a fox", "--offload", "sometimes", "--data", str(tmp_path)], standalone_mode=False)
+        await asyncio.to_thread(
+            app, ["imagine", "a fox", "--offload", "sometimes", "--data", str(tmp_path)], standalone_mode=False
+        )
     (finding,) = check_engine(load_settings(data=tmp_path), EngineCheck(offload="sometimes"))
     assert re.match(sentence, finding.summary)
 
@@ -166,7 +168,6 @@ import sys
 from pathlib import Path
 from bot.app.settings import load_settings
 from bot.cli.up.startup import run_bot
-from bot.cli.up.welcome import format_welcome
 from bot.domain.errors import UserError
 try:
     run_bot(load_settings(data=Path(sys.argv[1]), port=0), (), open_browser=False)
