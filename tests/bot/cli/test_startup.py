@@ -149,7 +149,8 @@ async def test_the_engine_is_told_what_to_offload_and_another_word_is_refused(
         await asyncio.to_thread(
             app, ["imagine", "a fox", "--offload", "sometimes", "--data", str(tmp_path)], standalone_mode=False
         )
-    (finding,) = check_engine(load_settings(data=tmp_path), EngineCheck(offload="sometimes"))
+    settings, check = load_settings(data=tmp_path), EngineCheck(offload="sometimes")
+    (finding,) = await asyncio.to_thread(check_engine, settings, check)
     assert re.match(sentence, finding.summary)
 
 
