@@ -133,6 +133,7 @@ async def test_an_invalid_memory_size_is_refused_at_once(memory: str, monkeypatc
     check_memory_size("12GB")
 
 
+@pytest.mark.may_block  # it imports commands, and with them torch
 async def test_the_engine_is_told_what_to_offload_and_another_word_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,11 +147,8 @@ async def test_the_engine_is_told_what_to_offload_and_another_word_is_refused(
     assert load_offload() == "auto"
     sentence = r"--offload or DARKROOM_OFFLOAD: auto, none, text or layers is needed\."
     with pytest.raises(UserError, match=sentence):
-        await asyncio.to_thread(
-            app, ["imagine", "a fox", "--offload", "sometimes", "--data", str(tmp_path)], standalone_mode=False
-        )
-    settings, check = load_settings(data=tmp_path), EngineCheck(offload="sometimes")
-    (finding,) = await asyncio.to_thread(check_engine, settings, check)
+        app(["imagine", "a fox", "--offload", "sometimes", "--data", str(tmp_path)], standalone_mode=False)
+    (finding,) = check_engine(load_settings(data=tmp_path), EngineCheck(offload="sometimes"))
     assert re.match(sentence, finding.summary)
 
 
