@@ -6,11 +6,13 @@ import asyncio
 import base64
 import hashlib
 import logging
-from contextlib import suppress
+import re
+import uuid
+from collections.abc import Callable
 from typing import Any, cast
 
 from engine.backend.drawing import BackendModel, BackendUnreachable, DrawProgress, DrawRequest, OnProgress
-from engine.backend.http_client import MAX_PICTURE_BYTES, BackendHttp, BackendRefusal, decode_base64
+from engine.backend.http_client import BackendHttp, BackendRefusal, as_object, decode_base64
 from engine.backend.model_names import choose_multiple, guess_size, make_name, name_models
 from engine.backend.sampler_titles import BackendSampler, match_a1111_samplers, sort_samplers
 from engine.contract import Feature, Lora, Sampler
@@ -22,16 +24,21 @@ POLL_SECONDS = 0.5  # between two questions for its progress
 STOP_SECONDS = 5.0
 MAX_LORAS = 256
 MAX_CLIP_SKIP = 11  # left out, as diffusers counts; its own number is one more
+LACKING_STATUSES = (404, 405, 501)  # of a route that a server lacks
 ROOT = "sdapi/v1"
+TASK_PROGRESS = "internal/progress"  # of one task, as the web UI's own page asks; the API's shows whatever is drawn
+NETWORK_WORDS = re.compile(r"<\w+:[^>]*>|<(?=\w+:)")  # load a network beside the checkpoint, whatever its kind
 NEVER: tuple[Feature, ...] = ("weights", "interval", "variation", "blend", "branch", "stop", "mix", "walk")
 
 
 class Automatic1111:
     """`size`: the native side of its models in pixels; 0: by name."""
 
-    def __init__(self, http: BackendHttp, size: int = 0) -> None:
+    def __init__(
+        self, http: BackendHttp, size: int = 0, make_id: Callable[[], str] = lambda: f"darkroom-{uuid.uuid4()}"
+    ) -> None:
         self.concurrency = 1
-        self._http, self._size = http, size
+        self._http, self._size, self._make_id = http, size, make_id
         self._samplers: dict[Sampler, BackendSampler] = {}
         self._lora_titles: dict[str, str] = {}
 
@@ -56,20 +63,22 @@ class Automatic1111:
         )
 
     async def draw(self, request: DrawRequest, on_progress: OnProgress) -> bytes:
-        """Draw a picture and ask for its progress meanwhile. If the call is cancelled, it interrupts what is drawn."""
-        route, body = "txt2img", self._make_body(request)
+        """Draw a picture and ask for its progress meanwhile. Without an answer, it interrupts what is drawn."""
+        task = self._make_id()
+        route, body = "txt2img", self._make_body(request) | {"force_task_id": task}
         if request.picture is not None:
             route, body = "img2img", body | _make_start(request)
-        watch = asyncio.create_task(self._watch_progress(on_progress))
+        watch = asyncio.create_task(self._watch_progress(task, on_progress))
         try:
-            answer = await self._http.post_json(f"{ROOT}/{route}", body, MAX_PICTURE_BYTES)
-        except asyncio.CancelledError:
-            await self._interrupt()
+            answer = await self._http.post_drawing(f"{ROOT}/{route}", body)
+        except JobRejected:  # it answers: it draws no longer
+            raise
+        except BaseException:
+            await self._stop(task)
             raise
         finally:
             watch.cancel()
-            with suppress(asyncio.CancelledError):
-                await watch
+            await asyncio.gather(watch, return_exceptions=True)
         images = cast(dict[str, Any], answer).get("images") if isinstance(answer, dict) else None
         if not isinstance(images, list) or not images:
             raise JobRejected("AUTOMATIC1111 sent no picture; somebody may have interrupted it.", "worker")
@@ -89,11 +98,11 @@ class Automatic1111:
         if sampler is None:
             raise JobRejected(f"This AUTOMATIC1111 has no sampler {request.sampler}.", "worker")
         loras = [f"<lora:{self._lora_titles.get(each.name, each.name)}:{each.weight:g}>" for each in request.loras]
-        settings: dict[str, Any] = {"sd_model_checkpoint": request.model.title}
-        if request.clip_skip:
-            settings["CLIP_stop_at_last_layers"] = request.clip_skip + 1
+        # Both stay set after a picture, so each picture sets both.
+        settings = {"sd_model_checkpoint": request.model.title, "CLIP_stop_at_last_layers": request.clip_skip + 1}
         body: dict[str, Any] = {
-            "prompt": " ".join((request.prompt, *loras)), "negative_prompt": request.negative, "seed": request.seed,
+            "prompt": " ".join((strip_networks(request.prompt), *loras)),
+            "negative_prompt": strip_networks(request.negative), "seed": request.seed,
             "steps": request.steps, "cfg_scale": request.guidance, "width": request.width, "height": request.height,
             "sampler_name": sampler.name, "n_iter": 1, "batch_size": 1, "send_images": True, "save_images": False,
             "override_settings": settings, "override_settings_restore_afterwards": False,  # loading a model takes long
@@ -109,28 +118,62 @@ class Automatic1111:
         try:
             return _list_objects(await self._http.get_json(f"{ROOT}/{route}"))
         except BackendRefusal as error:
-            if error.status not in (404, 405, 501):
+            if error.status not in LACKING_STATUSES:
                 raise
             return []
 
-    async def _watch_progress(self, on_progress: OnProgress) -> None:
-        """Report progress and previews until cancelled. A question that fails is skipped."""
+    async def _watch_progress(self, task: str, on_progress: OnProgress) -> None:
+        """Report progress and previews until cancelled, of this task alone. A question that fails is skipped."""
+        is_waiting, shown = False, -1
         while True:
             await asyncio.sleep(POLL_SECONDS)
             try:
-                answer = await self._http.get_json(f"{ROOT}/progress", {"skip_current_image": "false"})
-                progress, image = answer["progress"], answer.get("current_image")
+                answer = await self._ask_progress(task, shown)
+                is_waiting = is_waiting or answer.get("queued") is True
+                if answer.get("active") is not True:
+                    continue
+                image, shown = answer.get("live_preview"), int(answer.get("id_live_preview", -1))
                 preview = decode_base64(image, "AUTOMATIC1111") if image else None
-                on_progress(DrawProgress(min(1.0, max(0.0, float(progress))), preview))
-            except (BackendUnreachable, JobRejected, KeyError, TypeError, ValueError, AttributeError) as error:
+                fraction = min(1.0, max(0.0, float(answer.get("progress") or 0)))
+                on_progress(DrawProgress(fraction, preview, begins=is_waiting))
+                is_waiting = False
+            except BackendRefusal as error:
+                if error.status in LACKING_STATUSES:
+                    log.debug("AUTOMATIC1111 tells no progress of one task: %s", error)
+                    return
+            except (BackendUnreachable, JobRejected, TypeError, ValueError) as error:
                 log.debug("no progress of AUTOMATIC1111: %s", error)
 
-    async def _interrupt(self) -> None:
+    async def _ask_progress(self, task: str, shown: int = -1) -> dict[str, Any]:
+        """Return a task's state, with its newest preview unless that is the one called `shown`."""
+        question = {"id_task": task, "id_live_preview": shown, "live_preview": True}
+        return as_object(await self._http.post_json(TASK_PROGRESS, question))
+
+    async def _stop(self, task: str) -> None:
+        """Interrupt the task. One behind other pictures is interrupted if its turn comes soon: else it hits theirs."""
         try:
             async with asyncio.timeout(STOP_SECONDS):
-                await self._http.post_json(f"{ROOT}/interrupt", {})
+                while (state := await self._find_state(task)) == "queued":
+                    await asyncio.sleep(POLL_SECONDS)
+                if state != "completed":
+                    await self._http.post_json(f"{ROOT}/interrupt", {})
         except (BackendUnreachable, JobRejected, TimeoutError) as error:
             log.info("AUTOMATIC1111 was not asked to stop: %s", error)
+
+    async def _find_state(self, task: str) -> str:
+        """Return "active", "queued" or "completed"; "" where the server does not tell."""
+        try:
+            answer = await self._ask_progress(task)
+        except BackendRefusal as error:
+            if error.status not in LACKING_STATUSES:
+                raise
+            return ""
+        return next((state for state in ("active", "queued", "completed") if answer.get(state) is True), "")
+
+
+def strip_networks(text: str) -> str:
+    """Return a member's text without words such as `<lora:name:1>`: the recipe alone names what is loaded."""
+    return NETWORK_WORDS.sub(" ", text)
 
 
 def _make_start(request: DrawRequest) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from engine.backend.remote_engine import RemoteEngine
 from engine.backend.run_pictures import RunPictures
 from engine.backend.verdicts import Verdicts
 from engine.bus import BrokerUnreachable, Bus
-from engine.contract import Job, Presence, Recipe, Snapshot, find_missing_part
+from engine.contract import Blame, Job, Presence, Recipe, Snapshot, find_missing_part
 from engine.contract.rejection import JobRejected
 from engine.process.log_format import log_context
 from engine.worker.active_runs import ActiveRuns
@@ -31,6 +31,7 @@ from engine.worker.worker_profile import WorkerProfile
 
 log = logging.getLogger(__name__)
 
+STOP_SECONDS = 6.0  # a little more than backends take to ask for a stop
 ROWS = 8  # of a grid of four with guidance; a job that the backend would not begin yet waits in the fair queue
 
 
@@ -98,7 +99,10 @@ class BackendWorker:
                 await shutdown_step()
             except BrokerUnreachable as error:
                 log.warning("%s", error)
-        await asyncio.gather(*ended_tasks, return_exceptions=True)  # they ask the backend to stop
+        if ended_tasks:
+            _, hanging = await asyncio.wait(ended_tasks, timeout=STOP_SECONDS)  # they ask the backend to stop
+            if hanging:
+                log.warning("the backend may draw on: %d jobs did not end in time", len(hanging))
 
     async def _announce_departure(self) -> None:
         await self._bus.remove_presence(self._profile.name)
@@ -129,7 +133,7 @@ class BackendWorker:
 
     async def _admit(self, run: JobRun, snapshots: Sequence[Snapshot]) -> None:
         """Begin to draw a run, from its start whatever others did before."""
-        run.steps_done = dict.fromkeys(range(run.image_count), run.first_step)
+        run.steps_done, run.draws_in_turn = dict.fromkeys(range(run.image_count), run.first_step), True
         run.is_watched = self._watched_jobs.is_watched(run.job.id)
         self.active_runs.spawn(self._draw_guarded(run), run)
 
@@ -140,16 +144,16 @@ class BackendWorker:
                 await self._pictures.draw_run(run)
             except BackendUnreachable as error:
                 self._state.note_loss(error)
-                await self._give_up(run, str(error))
+                await self._give_up(run, str(error), "worker")
             except JobRejected as error:
-                await self._give_up(run, error.sentence, error)
+                await self._give_up(run, error.sentence, error.blame)
             except BrokerUnreachable as error:
                 await self.active_runs.abandon(run, str(error))
             except Exception:
                 log.exception("job %s failed", run.job.id)
-                await self._give_up(run, "The picture could not be written.", JobRejected("", "us"))
+                await self._give_up(run, "The picture could not be written.", "us")
 
-    async def _give_up(self, run: JobRun, sentence: str, error: JobRejected | None = None) -> None:
-        """Fail a run, or let another worker try it where nothing points at the job itself."""
+    async def _give_up(self, run: JobRun, sentence: str, blame: Blame) -> None:
+        """Fail a run once its start is announced."""
         await run.start_announced.wait()
-        await self._result_publisher.fail_run(run, sentence, "worker" if error is None else error.blame)
+        await self._result_publisher.fail_run(run, sentence, blame)

@@ -19,7 +19,7 @@ import aiohttp
 
 from engine.backend.comfyui_workflow import SlotPlace, SlotValue, Workflow, parse_workflow
 from engine.backend.drawing import BackendModel, BackendUnreachable, DrawProgress, DrawRequest, OnProgress
-from engine.backend.http_client import MAX_PICTURE_BYTES, BackendHttp, clean_line, parse_object, read_body
+from engine.backend.http_client import MAX_PICTURE_BYTES, BackendHttp, as_object, clean_line, parse_object, read_body
 from engine.backend.model_names import choose_multiple, guess_size, name_models
 from engine.backend.sampler_titles import BackendSampler, match_comfyui_samplers, sort_samplers
 from engine.contract import Feature, Sampler
@@ -31,6 +31,7 @@ BUILT_IN = Path(__file__).parent / "workflows"
 MAX_MESSAGE_BYTES = 8 * 1024 * 1024  # of its websocket
 MAX_ANSWER_BYTES = 64 * 1024  # to an upload
 STOP_SECONDS = 5.0
+HISTORY_TRIES, HISTORY_PAUSE_SECONDS = 50, 0.1  # it tells of the end a moment before it can be asked for the picture
 PREVIEW_IMAGE = 1  # its binary message: event and format as big-endian integers, then a JPEG or PNG
 USUAL_STEPS, USUAL_GUIDANCE = 20, 7.0
 # What no workflow of named slots can say.
@@ -80,8 +81,8 @@ class ComfyUi:
         client, prompt_id = self._make_id(), self._make_id()
         async with self._http.open_websocket(f"ws?clientId={client}", MAX_MESSAGE_BYTES) as websocket:
             try:
-                order = {"prompt": workflow.fill(values), "client_id": client, "prompt_id": prompt_id}
-                answer = await self._http.post_json("prompt", order)
+                filled = {"prompt": workflow.fill(values), "client_id": client, "prompt_id": prompt_id}
+                answer = await self._http.post_json("prompt", filled)
                 if isinstance(answer, dict) and "prompt_id" in answer:  # older ones choose it themselves
                     prompt_id = str(cast(dict[str, Any], answer)["prompt_id"])
                 await self._follow(websocket, prompt_id, on_progress)
@@ -169,17 +170,24 @@ class ComfyUi:
     async def _follow(
         self, websocket: aiohttp.ClientWebSocketResponse, prompt_id: str, on_progress: OnProgress
     ) -> None:
-        """Return when the workflow has run. Raises `JobRejected` for its failure."""
-        fraction = 0.0
+        """Return when the workflow has run. Raises `JobRejected` for its failure.
+
+        Previews bear no name. Those of workflows that others queue without a client go to every websocket, too.
+        """
+        fraction, is_ours = 0.0, False
         async for message in websocket:
             if message.type is aiohttp.WSMsgType.BINARY:
-                if preview := read_preview(message.data):
+                if is_ours and (preview := read_preview(message.data)):
                     on_progress(DrawProgress(fraction, preview))
             elif message.type is aiohttp.WSMsgType.TEXT:
                 kind, data = _read_message(message.data)
-                if data.get("prompt_id") != prompt_id:
+                if "prompt_id" in data:
+                    is_ours = data["prompt_id"] == prompt_id
+                if not is_ours or "prompt_id" not in data:
                     continue
-                if kind == "progress":
+                if kind == "execution_start":
+                    on_progress(DrawProgress(0.0, begins=True))
+                elif kind == "progress":
                     fraction = max(fraction, _read_fraction(data))
                     on_progress(DrawProgress(fraction))
                 elif kind == "execution_success" or (kind == "executing" and data.get("node") is None):
@@ -207,9 +215,9 @@ class ComfyUi:
 
     async def _fetch_picture(self, prompt_id: str) -> bytes:
         """Return the first picture of the finished workflow, and let ComfyUI forget the workflow."""
-        history = await self._http.get_json(f"history/{prompt_id}")
+        entry = await self._read_history(prompt_id)
         try:
-            outputs = cast(dict[str, Any], history)[prompt_id]["outputs"].values()
+            outputs = entry["outputs"].values()
             images = [image for output in outputs for image in output.get("images", ())]
             image = next((each for each in images if each["type"] == "output"), images[0])
             query = {name: str(image[name]) for name in ("filename", "subfolder", "type")}
@@ -217,8 +225,20 @@ class ComfyUi:
             raise JobRejected("ComfyUI's workflow ended without a picture.", "model") from error
         async with self._http.request("GET", "view", params=query) as response:
             picture = await read_body(response, MAX_PICTURE_BYTES)
-        await self._http.post_json("history", {"delete": [prompt_id]})
+        try:
+            await self._http.post_json("history", {"delete": [prompt_id]})
+        except (BackendUnreachable, JobRejected) as error:
+            log.info("ComfyUI keeps a drawn picture in its history: %s", error)
         return picture
+
+    async def _read_history(self, prompt_id: str) -> dict[str, Any]:
+        """Return what the workflow gave; {} where ComfyUI still knows nothing of it after some seconds."""
+        for _ in range(HISTORY_TRIES):
+            history = as_object(await self._http.get_json(f"history/{prompt_id}"))
+            if prompt_id in history:
+                return as_object(history[prompt_id])
+            await asyncio.sleep(HISTORY_PAUSE_SECONDS)
+        return {}
 
 
 def read_preview(message: bytes) -> bytes | None:

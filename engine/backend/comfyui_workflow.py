@@ -89,6 +89,8 @@ def parse_workflow(text: str) -> Workflow:
                 places[slot] = (*places.get(slot, ()), SlotPlace(node["class_type"], name))
     if "prompt" not in places:
         raise WrongWorkflow("The workflow has no slot for the prompt: write %prompt% where the text belongs.")
+    if "scheduler" in places and "sampler" not in places:
+        raise WrongWorkflow("The workflow has %scheduler% without %sampler%: a sampler here names both.")
     return Workflow(nodes, places, usual)
 
 

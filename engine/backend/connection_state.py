@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
-from engine.backend.drawing import Backend, BackendModel, BackendUnreachable
+from engine.backend.drawing import Backend, BackendModel, BackendUnreachable, KeyRefused
 from engine.backend.measured_times import MeasuredTimes
 from engine.backend.offer import make_profile
 from engine.contract import ModelProfile
@@ -15,20 +15,26 @@ from engine.contract.rejection import JobRejected
 log = logging.getLogger(__name__)
 
 FIRST_WAIT_SECONDS, MAX_WAIT_SECONDS = 1.0, 60.0
+MAX_KEY_WAIT_SECONDS = 900.0  # before a job again tries a key that may not draw; each try costs a job an attempt
 REFRESH_SECONDS = 60.0  # between two looks at the models of a backend that answers
 
 
 class ConnectionState:
     """The backend's models while it answers; none while it does not. `wanted`: names of models to offer; (): all."""
 
-    def __init__(self, backend: Backend, kind: str, times: MeasuredTimes, wanted: Sequence[str] = ()) -> None:
+    def __init__(
+        self, backend: Backend, kind: str, times: MeasuredTimes, wanted: Sequence[str] = (),
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:  # fmt: skip
         self._backend, self._kind, self._times, self._wanted = backend, kind, times, wanted
+        self._sleep = sleep
         self.models: dict[str, BackendModel] = {}
         self.on_change: Callable[[], None] = lambda: None
         # While it draws it may answer late; the drawing itself then tells of an outage.
         self.is_busy: Callable[[], bool] = lambda: False
         self._lost = asyncio.Event()
         self._sentence = ""
+        self._key_wait_seconds = 0.0  # a list tells nothing of whether the key may draw
 
     @property
     def is_reachable(self) -> bool:
@@ -43,8 +49,14 @@ class ConnectionState:
 
     def note_loss(self, error: BackendUnreachable) -> None:
         """Note that a call found no backend: no model is offered until it answers again."""
+        if isinstance(error, KeyRefused):
+            self._key_wait_seconds = min(MAX_KEY_WAIT_SECONDS, max(FIRST_WAIT_SECONDS, 2 * self._key_wait_seconds))
         self._show(str(error))
         self._lost.set()
+
+    def note_picture(self) -> None:
+        """Note that the backend drew a picture for this worker."""
+        self._key_wait_seconds = 0.0
 
     async def watch(self) -> None:
         """Look for the backend and its models, for ever."""
@@ -57,13 +69,16 @@ class ConnectionState:
                 await self._wait_for_loss(REFRESH_SECONDS)
                 continue
             self._show(sentence)
-            await asyncio.sleep(wait_seconds)
+            await self._sleep(max(wait_seconds, self._key_wait_seconds))
             wait_seconds = min(MAX_WAIT_SECONDS, 2 * wait_seconds)
 
     async def _look(self) -> str:
         """Offer the models that the backend has now. Return a sentence where it has none or does not answer."""
         try:
-            self._offer(await self._backend.list_models())
+            models = await self._backend.list_models()
+            if self._lost.is_set():  # meanwhile
+                return self._sentence
+            self._offer(models)
         except (BackendUnreachable, JobRejected) as error:
             return str(error)
         except Exception:  # an answer of a kind that nobody has met; the next may be a usual one
@@ -78,12 +93,13 @@ class ConnectionState:
                 await self._lost.wait()
         except TimeoutError:
             return
-        await asyncio.sleep(FIRST_WAIT_SECONDS)
+        await self._sleep(max(FIRST_WAIT_SECONDS, self._key_wait_seconds))
 
     def _offer(self, models: Sequence[BackendModel]) -> None:
         offered = {model.name: model for model in models if not self._wanted or model.name in self._wanted}
         if not offered:
-            raise JobRejected(f"The backend has none of the models {', '.join(self._wanted)}.", "worker")
+            lacking = f"has none of the models {', '.join(self._wanted)}" if self._wanted else "has no model"
+            raise JobRejected(f"The backend {lacking}.", "worker")
         if offered != self.models:
             log.info("the backend answers and offers: %s", ", ".join(offered))
         self.models, self._sentence = offered, ""

@@ -8,9 +8,15 @@ from typing import Protocol
 
 from engine.contract import Feature, Lora, Sampler
 
+MAX_PICTURE_SECONDS = 3600.0  # of one picture, with its wait in the backend's own queue
+
 
 class BackendUnreachable(ConnectionError):
     """The backend did not answer at all; the text is one sentence."""
+
+
+class KeyRefused(BackendUnreachable):
+    """The backend answers, but not to this worker's key: it draws nothing for us until its operator acts."""
 
 
 class BackendBusy(BackendUnreachable):
@@ -26,7 +32,7 @@ class BackendModel:
     """One model of a backend, as it can be offered.
 
     `name` is its name here, `title` the backend's own. `version` changes with what is known of its weights or workflow.
-    `step_share`: whether steps decide how long it draws, else a picture takes what it takes.
+    `is_priced_by_steps`: whether steps decide how long it draws, else a picture takes what it takes.
     """
 
     name: str
@@ -69,10 +75,14 @@ class DrawRequest:
 
 @dataclass(frozen=True)
 class DrawProgress:
-    """How far a picture is, 0 to 1, and a preview of it as the backend sent it (a file), if any."""
+    """How far a picture is, 0 to 1, and a preview of it as the backend sent it (a file), if any.
+
+    `begins`: it begins now; until then it waited in the backend's queue.
+    """
 
     fraction: float
     preview: bytes | None = None
+    begins: bool = False
 
 
 OnProgress = Callable[[DrawProgress], None]

@@ -14,7 +14,7 @@ from typing import Any, cast
 import aiohttp
 from yarl import URL
 
-from engine.backend.drawing import BackendBusy, BackendUnreachable
+from engine.backend.drawing import MAX_PICTURE_SECONDS, BackendBusy, BackendUnreachable, KeyRefused
 from engine.contract import Blame
 from engine.contract.rejection import JobRejected
 
@@ -22,31 +22,44 @@ MAX_LIST_BYTES = 16 * 1024 * 1024
 MAX_PICTURE_BYTES = 96 * 1024 * 1024  # a picture of 64 MiB in base64
 MAX_REASON = 200  # characters of a backend's own words that we repeat
 CONNECT_SECONDS, LIST_SECONDS, SILENCE_SECONDS = 10.0, 30.0, 600.0
+# Of a request that is answered by a picture, with nothing to read before.
+DRAW_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=MAX_PICTURE_SECONDS)
+MAX_MESSAGE = 2000  # characters of a backend's own words in which we look for a field's name
 DOWN_STATUSES = (502, 503, 504)
 USUAL_WAIT_SECONDS, MAX_WAIT_SECONDS = 5.0, 60.0  # before a backend that limits us is asked again
 
 
 class BackendHttp:
-    """One backend's address. `headers` carry its key. `timeout`: seconds without a byte while it draws."""
+    """One backend's address. `headers` carry its key. `silence`: seconds without a byte, but for a picture."""
 
     def __init__(self, name: str, url: str, headers: Mapping[str, str], silence: float = SILENCE_SECONDS) -> None:
         self.name, self._url = name, URL(url.rstrip("/") + "/")
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=silence)
-        self._session = aiohttp.ClientSession(headers=dict(headers), timeout=timeout)
+        tracing = aiohttp.TraceConfig()
+        tracing.on_request_redirect.append(self._refuse_redirect)
+        self._session = aiohttp.ClientSession(headers=dict(headers), timeout=timeout, trace_configs=[tracing])
 
     async def close(self) -> None:
         await self._session.close()
 
     async def get_json(self, path: str, query: Mapping[str, str] | None = None) -> Any:
         """Return a list or description, which comes at once. Raises `BackendUnreachable` or `JobRejected`."""
-        async with asyncio.timeout(LIST_SECONDS), self.request("GET", path, params=query or {}) as response:
-            return parse_json(await read_body(response, MAX_LIST_BYTES), self.name)
+        try:
+            async with asyncio.timeout(LIST_SECONDS), self.request("GET", path, params=query or {}) as response:
+                return parse_json(await read_body(response, MAX_LIST_BYTES), self.name)
+        except TimeoutError as error:  # ours: it passes the request as a cancellation
+            raise self.describe_outage(error) from error
 
-    async def post_json(self, path: str, value: Any, limit: int = MAX_LIST_BYTES) -> Any:
+    async def post_json(self, path: str, value: Any) -> Any:
         """Post a value and return the answer; None for an empty one."""
         async with self.request("POST", path, json=value) as response:
-            body = await read_body(response, limit)
+            body = await read_body(response, MAX_LIST_BYTES)
             return parse_json(body, self.name) if body.strip() else None
+
+    async def post_drawing(self, path: str, value: Any) -> Any:
+        """Post what is to be drawn and return the answer, which comes with the picture."""
+        async with self.request("POST", path, json=value, timeout=DRAW_TIMEOUT) as response:
+            return parse_json(await read_body(response, MAX_PICTURE_BYTES), self.name)
 
     @asynccontextmanager
     async def request(self, method: str, path: str, **options: Any) -> AsyncGenerator[aiohttp.ClientResponse]:
@@ -63,6 +76,7 @@ class BackendHttp:
 
     @asynccontextmanager
     async def open_websocket(self, path: str, max_bytes: int) -> AsyncGenerator[aiohttp.ClientWebSocketResponse]:
+        """Open a websocket, at this address alone. Raises `BackendUnreachable`."""
         try:
             async with self._session.ws_connect(
                 self._url.join(URL(path.lstrip("/"))), max_msg_size=max_bytes, heartbeat=30.0
@@ -78,6 +92,13 @@ class BackendHttp:
         where = f"{self._url.host}:{self._url.port}"
         return BackendUnreachable(f"{self.name} at {where} does not answer: {type(error).__name__}.")
 
+    async def _refuse_redirect(
+        self, session: aiohttp.ClientSession, context: object, redirect: aiohttp.TraceRequestRedirectParams
+    ) -> None:
+        """Refuse to go on: a websocket of aiohttp follows redirects, and takes the key along within a host."""
+        redirect.response.close()
+        raise aiohttp.TooManyRedirects(redirect.response.request_info, (redirect.response,))
+
     async def _refuse(self, response: aiohttp.ClientResponse) -> None:
         body = await read_body(response, MAX_LIST_BYTES)
         if response.status == 429:
@@ -86,19 +107,20 @@ class BackendHttp:
         if response.status in DOWN_STATUSES:
             raise BackendUnreachable(f"{self.name} is busy or down: it answers {response.status}.")
         if response.status in (401, 403):
-            raise JobRejected(f"{self.name} refuses the key of this worker ({response.status}).", "worker")
+            raise KeyRefused(f"{self.name} refuses the key of this worker ({response.status}).")
         blame: Blame = "worker" if response.status >= 500 else "model"
-        reason = find_reason(body)
+        reason = clean_line(find_error(body)[0])
         text = f": {reason}" if reason else "."
-        raise BackendRefusal(f"{self.name} refuses the picture ({response.status}){text}", blame, response.status)
+        sentence = f"{self.name} refuses the picture ({response.status}){text}"
+        raise BackendRefusal(sentence, blame, response.status, *find_error(body))
 
 
 class BackendRefusal(JobRejected):
-    """The backend answered with an error. `status`: of HTTP."""
+    """The backend answered with an error. `status`: of HTTP. `message`: its own words, `field`: what they are about."""
 
-    def __init__(self, sentence: str, blame: Blame, status: int) -> None:
+    def __init__(self, sentence: str, blame: Blame, status: int, message: str = "", field: str = "") -> None:
         super().__init__(sentence, blame)
-        self.status = status
+        self.status, self.message, self.field = status, message, field
 
 
 async def read_body(response: aiohttp.ClientResponse, limit: int) -> bytes:
@@ -136,16 +158,18 @@ def as_object(value: object) -> dict[str, Any]:
     return cast(dict[str, Any], value) if isinstance(value, dict) else {}
 
 
-def find_reason(body: bytes) -> str:
-    """Return the backend's own words about an error as one short line, or ""."""
+def find_error(body: bytes) -> tuple[str, str]:
+    """Return the backend's own words about an error, as they are, and OpenAI's `param`; "" for what is missing."""
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):
-        return ""
+        return "", ""
+    field: object = ""
     for key in ("error", "message", "detail"):
         if isinstance(value, dict) and key in value:
+            field = cast(dict[str, Any], value).get("param") or field
             value = cast(dict[str, Any], value)[key]
-    return clean_line(value) if isinstance(value, str) else ""
+    return value[:MAX_MESSAGE] if isinstance(value, str) else "", field if isinstance(field, str) else ""
 
 
 def clean_line(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from pathlib import Path
 
 import msgspec
@@ -27,6 +28,7 @@ class MeasuredTimes:
     def __init__(self, folder: Path) -> None:
         self._path = folder / FILE_NAME
         self._times: dict[str, float] = self._read()
+        self._lock = threading.Lock()  # pictures end at once: each is recorded in a thread of its own
 
     def apply(self, model: BackendModel, profile: ModelProfile) -> ModelProfile:
         """Return the profile with what is known of the model's times."""
@@ -41,11 +43,15 @@ class MeasuredTimes:
         units = area * (row_steps if model.is_priced_by_steps else 1)
         if units <= 0:
             return
-        newest = min(1e9, 1000 * seconds / units)
-        known = self._times.pop(profile.revision, newest)
-        self._times[profile.revision] = known + SMOOTHING * (newest - known)
-        for revision in list(self._times)[:-MAX_STORED]:
-            del self._times[revision]
+        with self._lock:
+            self._store(profile.revision, min(1e9, 1000 * seconds / units))
+
+    def _store(self, revision: str, newest: float) -> None:
+        known = self._times.get(revision, newest)
+        # A new mapping: the event loop reads the old one meanwhile.
+        others = {each: ms for each, ms in self._times.items() if each != revision}
+        times = others | {revision: known + SMOOTHING * (newest - known)}
+        self._times = dict(list(times.items())[-MAX_STORED:])
         try:
             write_atomically(self._path, msgspec.json.encode(self._times))
         except OSError as error:

@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import re
+from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ from engine.backend.darkroom_fields import describe_darkroom_model, make_darkroo
 from engine.backend.drawing import BackendModel, DrawProgress, DrawRequest, OnProgress
 from engine.backend.event_stream import read_events
 from engine.backend.http_client import (
+    DRAW_TIMEOUT,
     MAX_PICTURE_BYTES,
     BackendHttp,
     BackendRefusal,
@@ -48,6 +50,7 @@ FIXED_SIZES: Sequence[tuple[re.Pattern[str], tuple[tuple[int, int], ...]]] = (
     (re.compile(r"dall-e-2"), ((256, 256), (512, 512), SQUARE)),
     (re.compile(r"dall-e-3"), (SQUARE, (1792, 1024), (1024, 1792))),
 )
+OPTIONAL_FIELDS = ("stream", "partial_images", "output_format", "response_format")  # some servers know none of them
 NEVER: tuple[Feature, ...] = (
     "weights", "negative", "steps", "guidance", "interval", "variation", "strength", "blend", "branch", "tile", "stop",
     "mix", "walk",
@@ -61,7 +64,8 @@ class OpenAiImages:
     def __init__(self, http: BackendHttp, size: int = 0, models: Sequence[str] = ()) -> None:
         self.concurrency = 4
         self._http, self._size, self._wanted = http, size, models
-        self._refused_fields, self._darkroom_models = set[str](), set[str]()
+        self._refused_fields = defaultdict[str, set[str]](set)  # by title: a server's models differ
+        self._darkroom_models = set[str]()
 
     async def close(self) -> None:
         await self._http.close()
@@ -88,7 +92,7 @@ class OpenAiImages:
             try:
                 return await self._draw_once(request, on_progress)
             except BackendRefusal as error:
-                if error.status != 400 or not self._leave_out_field(error.sentence, request):
+                if error.status != 400 or not self._leave_out_field(error, request):
                     raise
 
     def _describe_model(self, name: str, title: str) -> BackendModel:
@@ -104,10 +108,10 @@ class OpenAiImages:
     async def _draw_once(self, request: DrawRequest, on_progress: OnProgress) -> bytes:
         fields = self._make_fields(request)
         if request.picture is None:
-            call = self._http.request("POST", "v1/images/generations", json=fields)
+            call = self._http.request("POST", "v1/images/generations", json=fields, timeout=DRAW_TIMEOUT)
         else:
             form = await asyncio.to_thread(_make_form, fields, request)
-            call = self._http.request("POST", "v1/images/edits", data=form)
+            call = self._http.request("POST", "v1/images/edits", data=form, timeout=DRAW_TIMEOUT)
         async with call as response:
             if response.content_type == "text/event-stream":
                 return await self._read_stream(read_events(response, MAX_PICTURE_BYTES), on_progress)
@@ -119,21 +123,22 @@ class OpenAiImages:
         fields: dict[str, Any] = {
             "model": request.model.title, "prompt": request.prompt, "n": 1, "size": f"{width}x{height}",
         }  # fmt: skip
-        if request.model.title.startswith("dall-e") or "stream" in self._refused_fields:
+        refused = self._refused_fields[request.model.title]
+        if request.model.title.startswith("dall-e") or "stream" in refused:
             fields["response_format"] = "b64_json"
         else:
             fields |= {"stream": True, "partial_images": PARTIAL_IMAGES, "output_format": "png"}
         if request.model.title in self._darkroom_models:
             fields |= make_darkroom_fields(request)
-        return {name: value for name, value in fields.items() if name not in self._refused_fields}
+        return {name: value for name, value in fields.items() if name not in refused}
 
-    def _leave_out_field(self, sentence: str, request: DrawRequest) -> bool:
-        """Note a field that the server refuses by its name. Return whether another try makes sense."""
-        fields = ("stream", "partial_images", "output_format", "response_format")
-        refused = {name for name in fields if name in sentence and name in self._make_fields(request)}
+    def _leave_out_field(self, error: BackendRefusal, request: DrawRequest) -> bool:
+        """Note a field that the model refuses by its name. Return whether another try makes sense."""
+        sent = self._make_fields(request)
+        refused = {name for name in OPTIONAL_FIELDS if name in sent and is_refused(name, error, request)}
         if "partial_images" in refused or "stream" in refused:
             refused |= {"stream", "partial_images"}
-        self._refused_fields |= refused
+        self._refused_fields[request.model.title] |= refused
         return bool(refused)
 
     async def _read_stream(self, events: AsyncIterator[bytes], on_progress: OnProgress) -> bytes:
@@ -159,6 +164,17 @@ class OpenAiImages:
             return decode_base64(cast(Any, answer)["data"][0]["b64_json"], self._http.name)
         except (KeyError, IndexError, TypeError) as error:
             raise JobRejected(f"{self._http.name} sent no picture in its answer.", "worker") from error
+
+
+def is_refused(field: str, error: BackendRefusal, request: DrawRequest) -> bool:
+    """Whether an error is about a field. A server may repeat the prompt, so a word that is in both tells nothing."""
+    if error.field:
+        return error.field == field
+    quoted, word = rf"['\"`‘“]{field}['\"`’”]", rf"\b{field}\b"
+    return any(
+        re.search(pattern, error.message) and not re.search(pattern, request.prompt, re.IGNORECASE)
+        for pattern in (quoted, word)
+    )
 
 
 def find_fixed_sizes(title: str) -> tuple[tuple[int, int], ...]:

@@ -9,7 +9,14 @@ from collections.abc import Mapping
 
 from engine.backend.connection_state import ConnectionState
 from engine.backend.draw_requests import check_recipe, finish_picture, make_request, shrink_preview
-from engine.backend.drawing import Backend, BackendBusy, BackendModel, DrawProgress, DrawRequest
+from engine.backend.drawing import (
+    MAX_PICTURE_SECONDS,
+    Backend,
+    BackendBusy,
+    BackendModel,
+    DrawProgress,
+    DrawRequest,
+)
 from engine.backend.measured_times import MeasuredTimes
 from engine.backend.verdicts import Verdicts
 from engine.bus import BlobMissing, BrokerUnreachable, Bus
@@ -36,7 +43,6 @@ log = logging.getLogger(__name__)
 
 MAX_SOURCE_BYTES = 64 * 1024 * 1024
 MAX_BUSY_ANSWERS = 10  # for one picture
-MAX_PICTURE_SECONDS = 3600.0  # of one picture, with its wait in the backend's own queue
 
 
 class RunPictures:
@@ -104,16 +110,14 @@ class RunPictures:
             request = await asyncio.to_thread(make_request, recipe, image, model, blobs)
             previews = ImagePreviews(self._bus, run, image, self._verdicts)
             show = asyncio.create_task(previews.show())
-            started = time.monotonic()
             try:
                 async with asyncio.timeout(MAX_PICTURE_SECONDS):
-                    content = await self._draw_patiently(request, previews)
+                    content, seconds = await self._draw_patiently(request, previews)
             except TimeoutError as error:
                 raise JobRejected("The backend took too long for this picture.", "worker") from error
             finally:
                 show.cancel()
                 await asyncio.gather(show, return_exceptions=True)
-            seconds = time.monotonic() - started
         record_steps(run, image, run.end_step, time.monotonic())
         png = await asyncio.to_thread(finish_picture, content, recipe, image, profile.revision)
         await asyncio.to_thread(self._times.record, model, profile, recipe_for_image(recipe, image), seconds)
@@ -124,15 +128,24 @@ class RunPictures:
             await self._publisher.publish_content(run, image, "ladder", ladder, (recipe.width, recipe.height))
         run.unpublished_images.discard(image)
 
-    async def _draw_patiently(self, request: DrawRequest, previews: ImagePreviews) -> bytes:
-        """Draw, and ask again where the backend limits us. Its last refusal counts as an outage."""
+    async def _draw_patiently(self, request: DrawRequest, previews: ImagePreviews) -> tuple[bytes, float]:
+        """Draw, and ask again where the backend limits us. Its last refusal counts as an outage.
+
+        Return the picture and the seconds that the backend drew, without waits: they become the price.
+        """
         for _ in range(MAX_BUSY_ANSWERS):
             try:
-                return await self._backend.draw(request, previews.put)
+                return await self._draw_timed(request, previews)
             except BackendBusy as error:
                 log.info("%s Asking again in %.0f s.", error, error.wait_seconds)
                 await asyncio.sleep(error.wait_seconds)
-        return await self._backend.draw(request, previews.put)
+        return await self._draw_timed(request, previews)
+
+    async def _draw_timed(self, request: DrawRequest, previews: ImagePreviews) -> tuple[bytes, float]:
+        previews.begin_time = time.monotonic()
+        content = await self._backend.draw(request, previews.put)
+        self._state.note_picture()
+        return content, time.monotonic() - previews.begin_time
 
 
 def record_steps(run: JobRun, image: int, step: int, moment: float) -> None:
@@ -148,12 +161,15 @@ class ImagePreviews:
 
     def __init__(self, bus: Bus, run: JobRun, image: int, verdicts: Verdicts) -> None:
         self._bus, self._run, self._image, self._verdicts = bus, run, image, verdicts
+        self.begin_time = 0.0  # when the backend began, on the monotonic clock
         self._newest: bytes | None = None
         self._arrived = asyncio.Event()
         self._keyframes: dict[int, bytes] = {}
 
     def put(self, progress: DrawProgress) -> None:
         """Note progress and the newest preview; one that is not shown yet is replaced."""
+        if progress.begins:
+            self.begin_time = time.monotonic()
         first, end = self._run.first_step, self._run.end_step
         step = min(end - 1, first + int(progress.fraction * (end - first)))
         record_steps(self._run, self._image, step, time.monotonic())

@@ -73,7 +73,7 @@ class ActiveRuns:
         """End a run's tasks, remove it from the engine, and return the steps done."""
         self.cancel_tasks(run)
         steps = await self.thread.call(lambda engine: engine.cancel(run.job.id))
-        return max(steps, *run.steps_done.values())
+        return max(steps, run.steps_to_charge)
 
     async def abandon(self, run: JobRun, reason: str) -> None:
         """Stop a run without a result: the new holder of its claim reports on the job. Only the first call acts."""

@@ -60,15 +60,14 @@ class JobPuller:
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
             if delivery is not None:
+                self._accepted_jobs.append(delivery.value.id)  # at once: the task begins only after the next look
                 self._active_runs.spawn(self._accept(delivery))
 
     async def _accept(self, delivery: BusMessage[Job]) -> None:
-        job = delivery.value.id
-        self._accepted_jobs.append(job)
         try:
             await self._intake.accept(delivery)
         finally:
-            self._accepted_jobs.remove(job)
+            self._accepted_jobs.remove(delivery.value.id)
 
     async def announce_regularly(self) -> None:
         """Announce the worker each time its presence is out of date, for ever."""

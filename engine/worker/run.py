@@ -41,6 +41,7 @@ class JobRun:
     renewal_time: float = 0.0  # when its claim was last renewed
     model_in_use: str = ""  # the model kept in memory for it
     is_watched: bool = False
+    draws_in_turn: bool = False  # a backend draws its images one after another, the engine here all at once
     pause_timer: asyncio.TimerHandle | None = None  # the timer that ends its pause
     paused_seconds: float = 0.0  # seconds of its pauses that have ended
     weight: float = 1.0  # relative to other jobs of its member
@@ -108,6 +109,12 @@ class JobRun:
     def has_unsaved_steps(self) -> bool:
         """Whether it has progressed since its last snapshots."""
         return any(k != self.steps_saved.get(image, self.first_step) for image, k in self.steps_done.items())
+
+    @property
+    def steps_to_charge(self) -> int:
+        """The step that its images have reached: the furthest one, or on average where they are drawn in turn."""
+        steps = self.steps_done.values()
+        return round(sum(steps) / len(steps)) if self.draws_in_turn else max(steps)
 
     def try_end(self) -> bool:
         """Return True to the first caller only, which decides how the run ends."""

@@ -1,7 +1,8 @@
 """A ComfyUI without its models: the routes of its `server.py` that a worker uses, with answers of the same shape.
 
 It checks an order as ComfyUI does (`execution.validate_prompt`): known classes, all required inputs, listed choices.
-Its pictures have one colour, by the seed. `hold` keeps a workflow running until it is interrupted.
+Its pictures have one colour, by the seed. As in ComfyUI, one workflow runs at a time, and its history is written only
+after the message of its end.
 """
 
 from __future__ import annotations
@@ -39,18 +40,28 @@ CLASSES: dict[str, dict[str, Any]] = {
 
 
 class ComfyUiStandIn:
-    """`orders`: what was posted to `/prompt`. `uploads`: files by name. `interrupted`: ids."""
+    """`orders`: what was posted to `/prompt`. `uploads`: files by name. `interrupted`, `forgotten`: ids.
+
+    `hold`: the workflow, counted from 0, that runs until it is interrupted, and all after it. `stranger`: runs before
+    the first order, sends its previews to everyone, and ends with the event.
+    """
 
     def __init__(self) -> None:
         self.orders: list[dict[str, Any]] = []
         self.uploads: dict[str, bytes] = {}
         self.interrupted: list[str] = []
+        self.dequeued: list[str] = []
+        self.forgotten: list[str] = []
         self.picture: bytes | None = None  # in place of the one by seed
-        self.hold = False
+        self.hold: int | None = None
+        self.stranger: asyncio.Event | None = None
+        self.forgets = True  # else it answers a request to forget a picture with an error
         self.busy_answers = 0  # to the next orders: come again
         self._sockets: dict[str, web.WebSocketResponse] = {}
         self._running: dict[str, asyncio.Event] = {}
+        self._waiting: list[str] = []
         self._history: dict[str, Any] = {}
+        self._unwritten: dict[str, Any] = {}
         self._files: dict[str, bytes] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.app = web.Application(client_max_size=64 * 1024 * 1024)
@@ -59,8 +70,8 @@ class ComfyUiStandIn:
             [
                 web.get("/ws", self._open_socket), web.post("/prompt", self._take_order),
                 web.get("/object_info/{name}", self._describe), web.get("/queue", self._list_queue),
-                web.post("/queue", self._answer_empty), web.post("/interrupt", self._interrupt),
-                web.get("/history/{id}", self._show_history), web.post("/history", self._answer_empty),
+                web.post("/queue", self._dequeue), web.post("/interrupt", self._interrupt),
+                web.get("/history/{id}", self._show_history), web.post("/history", self._forget),
                 web.get("/view", self._view), web.post("/upload/image", self._upload),
             ]
         )  # fmt: skip
@@ -88,8 +99,8 @@ class ComfyUiStandIn:
             error = {"type": "prompt_outputs_failed_validation", "message": "Prompt outputs failed validation"}
             return web.json_response({"error": error, "node_errors": dict(errors)}, status=400)
         prompt_id = order.get("prompt_id") or str(uuid.uuid4())
-        self._running[prompt_id] = asyncio.Event()
-        task = asyncio.create_task(self._run(prompt_id, order))
+        self._waiting.append(prompt_id)
+        task = asyncio.create_task(self._run_in_turn(prompt_id, order, len(self.orders) - 1))
         self._tasks.add(task)
         return web.json_response({"prompt_id": prompt_id, "number": len(self.orders), "node_errors": {}})
 
@@ -105,7 +116,23 @@ class ComfyUiStandIn:
                 if not fits:
                     yield number, {"errors": [{"type": "value_not_in_list", "details": f"{name}: {value}"}]}
 
-    async def _run(self, prompt_id: str, order: dict[str, Any]) -> None:
+    async def _run_in_turn(self, prompt_id: str, order: dict[str, Any], number: int) -> None:
+        if self.stranger is not None:
+            await self._run_stranger(order, self.stranger)
+        if prompt_id in self._waiting:
+            self._waiting.remove(prompt_id)
+            self._running[prompt_id] = asyncio.Event()
+            await self._run(prompt_id, order, is_held=self.hold is not None and number >= self.hold)
+
+    async def _run_stranger(self, order: dict[str, Any], end: asyncio.Event) -> None:
+        """A workflow that was queued without a client."""
+        data = {"value": 3, "max": 4, "prompt_id": "of-a-stranger", "node": "sampling"}
+        for socket in self._sockets.values():
+            await socket.send_json({"type": "progress", "data": data})
+            await socket.send_bytes(struct.pack(">II", 1, 1) + _encode(Image.new("RGB", (64, 64), "blue"), "JPEG"))
+        await end.wait()
+
+    async def _run(self, prompt_id: str, order: dict[str, Any], *, is_held: bool) -> None:
         sampling = next(node["inputs"] for node in order["prompt"].values() if node["class_type"] == "KSampler")
         size = next((node["inputs"] for node in order["prompt"].values() if "width" in node["inputs"]), None)
         await self._send(order, "execution_start", {"prompt_id": prompt_id, "timestamp": 1})
@@ -114,7 +141,7 @@ class ComfyUiStandIn:
             await self._send(order, "progress", data)
             preview = _encode(Image.new("RGB", (64, 64), (step, 0, 0)), "JPEG")
             await self._sockets[order["client_id"]].send_bytes(struct.pack(">II", 1, 1) + preview)
-            if self.hold:
+            if is_held:
                 await self._running[prompt_id].wait()
                 await self._send(order, "execution_interrupted", {"prompt_id": prompt_id, "node_id": "sampling"})
                 return
@@ -122,7 +149,7 @@ class ComfyUiStandIn:
         width, height = (size["width"], size["height"]) if size else (64, 64)
         self._files[f"{prompt_id}.png"] = self.picture or _encode(Image.new("RGB", (width, height), colour), "PNG")
         image = {"filename": f"{prompt_id}.png", "subfolder": "", "type": "temp"}
-        self._history[prompt_id] = {
+        self._unwritten[prompt_id] = {
             "prompt": [1, prompt_id, order["prompt"]], "outputs": {"picture": {"images": [image]}},
             "status": {"status_str": "success", "completed": True, "messages": []},
         }  # fmt: skip
@@ -142,7 +169,8 @@ class ComfyUiStandIn:
 
     async def _list_queue(self, request: web.Request) -> web.Response:
         running = [[1, prompt_id, {}, {}, []] for prompt_id in self._running]
-        return web.json_response({"queue_running": running, "queue_pending": []})
+        waiting = [[2, prompt_id, {}, {}, []] for prompt_id in self._waiting]
+        return web.json_response({"queue_running": running, "queue_pending": waiting})
 
     async def _interrupt(self, request: web.Request) -> web.Response:
         prompt_id = json.loads(await request.text())["prompt_id"]
@@ -150,12 +178,26 @@ class ComfyUiStandIn:
         self._running.pop(prompt_id).set()
         return web.Response()
 
-    async def _answer_empty(self, request: web.Request) -> web.Response:
+    async def _dequeue(self, request: web.Request) -> web.Response:
+        for prompt_id in (await request.json())["delete"]:
+            self._waiting.remove(prompt_id)
+            self.dequeued.append(prompt_id)
+        return web.Response()
+
+    async def _forget(self, request: web.Request) -> web.Response:
+        if not self.forgets:
+            return web.Response(status=500)
+        for prompt_id in (await request.json())["delete"]:
+            del self._history[prompt_id]
+            self.forgotten.append(prompt_id)
         return web.Response()
 
     async def _show_history(self, request: web.Request) -> web.Response:
         prompt_id = request.match_info["id"]
-        return web.json_response({prompt_id: self._history[prompt_id]} if prompt_id in self._history else {})
+        answer = {prompt_id: self._history[prompt_id]} if prompt_id in self._history else {}
+        self._history |= self._unwritten  # only after the first question
+        self._unwritten.clear()
+        return web.json_response(answer)
 
     async def _view(self, request: web.Request) -> web.Response:
         content = self._files.get(request.query["filename"])

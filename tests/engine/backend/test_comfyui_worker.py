@@ -97,6 +97,7 @@ async def test_a_job_runs_from_dispatch_to_its_pictures_and_ladders(room: ComfyR
         ladder = decode(await room.harness.bot.get_blob(pictures["ladder", image].sha256, 10**7), Ladder)
         assert ladder.keyframes[-1].step == BACKEND_STEPS
         assert all(keyframe.latent is None for keyframe in ladder.keyframes), "nothing can branch from them"
+    assert room.comfyui.forgotten == [order["prompt_id"] for order in room.comfyui.orders]
     sampling = room.comfyui.orders[0]["prompt"]["sampling"]["inputs"]
     assert (sampling["steps"], sampling["cfg"], sampling["sampler_name"]) == (BACKEND_STEPS, 5.0, "euler")
     texts = [room.comfyui.orders[0]["prompt"][name]["inputs"]["text"] for name in ("prompt", "negative")]
@@ -119,10 +120,9 @@ async def test_it_offers_the_models_and_samplers_of_the_server(room: ComfyRoom) 
     assert "picture" not in models[0].lacks
 
 
-@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_previews_reach_watchers_and_a_cancel_interrupts_the_server(room: ComfyRoom) -> None:
-    room.comfyui.hold, room.comfyui.busy_answers = True, 2
+    room.comfyui.hold, room.comfyui.busy_answers = 0, 2
     frames: list[Any] = []
 
     async def collect_frames() -> None:
@@ -143,8 +143,21 @@ async def test_previews_reach_watchers_and_a_cancel_interrupts_the_server(room: 
     assert isinstance(end, JobCancelled)
     assert end.steps == 1
     assert room.comfyui.interrupted == [room.comfyui.orders[0]["prompt_id"]]
-    room.comfyui.hold = False
+    room.comfyui.hold = None
     assert isinstance((await room.draw(room.make_job(OTHER_JOB)))[-1], JobFinished)
+
+
+@pytest.mark.slow
+@pytest.mark.asyncio
+async def test_a_cancelled_grid_costs_what_was_drawn_of_it(room: ComfyRoom) -> None:
+    room.comfyui.hold = 1
+    job = replace(room.make_job(count=4), cost=8.0)
+    await room.harness.bot.dispatch(job)
+    await wait_until(lambda: any(run.steps_done.get(1) == 1 for run in room.worker.active_runs))
+    await room.harness.bot.cancel(JOB)
+    end = (await room.harness.collect_results())[-1]
+    assert isinstance(end, JobCancelled)
+    assert (end.steps, end.cost) == (1, 2.0), "5 of 16 steps: one of four on average"
 
 
 @pytest.mark.slow
@@ -227,7 +240,7 @@ async def test_an_upscale_needs_no_server(room: ComfyRoom) -> None:
 @pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_draining_worker_hands_its_jobs_back_and_interrupts_the_server(room: ComfyRoom) -> None:
-    room.comfyui.hold = True
+    room.comfyui.hold = 0
     await room.harness.bot.dispatch(room.make_job())
     await wait_until(lambda: room.comfyui.orders)
     await wait_until(lambda: any(run.image_steps_run for run in room.worker.active_runs))
@@ -251,7 +264,7 @@ async def test_while_the_server_is_away_the_worker_offers_nothing_and_says_so_on
             assert harness.bot.workers == {}
             async with serve(comfyui.app, free_port):
                 await wait_until(lambda: "comfy" in harness.bot.workers)
-                comfyui.hold = True
+                comfyui.hold = 0
                 room = ComfyRoom(harness, comfyui, worker)
                 await harness.bot.dispatch(room.make_job())
                 await wait_until(lambda: any(run.image_steps_run for run in worker.active_runs))

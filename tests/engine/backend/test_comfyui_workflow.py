@@ -59,6 +59,10 @@ def test_the_built_in_workflows_have_all_slots_that_their_kind_needs() -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
+        (
+            '{"1": {"class_type": "A", "inputs": {"text": "%prompt%", "scheduler": "%scheduler%"}}}',
+            "%scheduler% without %sampler%",
+        ),
         ("nonsense", "The workflow is no JSON."),
         ('{"nodes": [], "links": []}', "export it with “Export (API)”"),
         ("[]", "an object of 1 to 500 nodes"),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from aiohttp import web
 
 from engine.backend.backend_process import make_headers
-from engine.backend.drawing import BackendModel, BackendUnreachable, DrawRequest
+from engine.backend.drawing import BackendModel, BackendUnreachable, DrawRequest, KeyRefused
 from engine.backend.event_stream import read_events
 from engine.backend.http_client import BackendHttp, clean_line, read_body
 from engine.backend.model_names import guess_size, make_name, name_models
@@ -21,7 +22,6 @@ from engine.contract.rejection import JobRejected
 from shared.backend_harness import serve
 
 KEY = "sk-a-secret-key"
-LONG_REFUSAL = json.dumps({"error": {"message": f"*no* {'x' * 900}"}})
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -56,14 +56,13 @@ def make_answer(status: int = 200, text: str = "{}", **headers: str) -> Answer:
             JobRejected,
             "refuses the picture (400): no xxx",
         ),
-        (401, KEY, JobRejected, "refuses the key of this worker (401)."),
         (302, "", JobRejected, "refuses the picture (302)."),
         (500, json.dumps({"detail": "CUDA error"}), JobRejected, "refuses the picture (500): CUDA error."),
         (503, "", BackendUnreachable, "The image server is busy or down: it answers 503."),
         (200, "<html>", JobRejected, "answers with something that is no JSON."),
         (200, "[" * 100_000, JobRejected, "answers with something that is no JSON."),
     ],
-    ids=["400", "401", "302", "500", "503", "html", "deep"],
+    ids=["400", "302", "500", "503", "html", "deep"],
 )
 async def test_an_unusable_answer_is_one_short_sentence(
     status: int, text: str, error: type[Exception], sentence: str
@@ -74,6 +73,15 @@ async def test_an_unusable_answer_is_one_short_sentence(
     assert sentence in str(raised.value)
     assert len(str(raised.value)) < 300
     assert KEY not in str(raised.value)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("status", [401, 403])
+async def test_a_refused_key_is_an_outage_and_is_never_shown(status: int) -> None:
+    async with talk_to(make_answer(status, json.dumps({"error": {"message": f"Incorrect key: {KEY}"}}))) as http:
+        with pytest.raises(KeyRefused) as raised:
+            await http.post_json("v1/images/generations", {})
+    assert str(raised.value) == f"The image server refuses the key of this worker ({status})."
 
 
 @pytest.mark.asyncio
@@ -113,6 +121,37 @@ async def test_a_server_without_streams_is_asked_without_them_from_then_on() -> 
                 await images.draw(make_request(model), lambda progress: None)
     assert ["stream" in body for body in bodies] == [True, False, False]
     assert bodies[-1]["response_format"] == "b64_json"
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("error", "is_left_out"),
+    [
+        ({"message": "Unknown parameter: 'stream'.", "param": "stream"}, True),
+        ({"message": "Unrecognized request argument supplied: `stream`"}, True),
+        ({"message": "The prompt “a stream of cats” is not allowed."}, False),
+        ({"message": "The upstream moderation says no."}, False),
+        ({"message": "The prompt says 'stream'.", "param": "prompt"}, False),
+    ],
+)
+async def test_a_field_is_left_out_only_where_the_model_refuses_it(error: dict[str, str], *, is_left_out: bool) -> None:
+    bodies: list[Any] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        bodies.append(await request.json())
+        if bodies[-1]["model"] == "one-diffusion" and "stream" in bodies[-1]:
+            return web.json_response({"error": error}, status=400)
+        return web.json_response({"data": [{}]})
+
+    async with talk_to(answer) as http:
+        images = OpenAiImages(http)
+        for title in ("one-diffusion", "other-diffusion"):
+            with pytest.raises(JobRejected):
+                await images.draw(replace(make_request(make_model(title)), prompt="A Stream of cats"), lambda _: None)
+    asked = [(body["model"], "stream" in body) for body in bodies]
+    assert asked[0] == ("one-diffusion", True)
+    assert asked[-1] == ("other-diffusion", True), "the other model streams"
+    assert (("one-diffusion", False) in asked) is is_left_out
 
 
 def make_model(title: str) -> BackendModel:
