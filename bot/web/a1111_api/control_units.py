@@ -16,7 +16,7 @@ import msgspec
 
 from bot.domain.errors import UserError
 from bot.domain.texts import shorten
-from bot.web.a1111_api.pictures import decode_picture
+from bot.web.base64_pictures import decode_picture
 from engine.contract import MAX_CONTROLS, MAX_REFERENCES, ModelProfile, Preprocessor
 
 SCRIPT = "controlnet"

@@ -29,9 +29,10 @@ from bot.web.a1111_api.errors import answer_missing
 from bot.web.a1111_api.models import choose_profile
 from bot.web.a1111_api.open_requests import OPEN_REQUESTS, OpenRequest
 from bot.web.a1111_api.picture_options import make_picture_options
-from bot.web.a1111_api.pictures import decode_picture, encode_base64, invert_mask
+from bot.web.a1111_api.pictures import invert_mask
 from bot.web.a1111_api.result_fields import DrawnImage, describe_images
 from bot.web.attendance import admit_attended
+from bot.web.base64_pictures import decode_picture, encode_base64
 from bot.web.media import wait_while_connected
 from bot.web.middleware import member_of
 from bot.web.request_body import read_picture_body

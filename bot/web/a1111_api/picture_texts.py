@@ -6,8 +6,8 @@ from aiohttp import web
 
 from bot.web.a1111_api.bodies import InterrogateBody, PictureBody
 from bot.web.a1111_api.models import choose_profile
-from bot.web.a1111_api.pictures import decode_picture
 from bot.web.a1111_api.result_fields import parse_parameters
+from bot.web.base64_pictures import decode_picture
 from bot.web.media import wait_while_connected
 from bot.web.middleware import member_of
 from bot.web.request_body import read_picture_body

@@ -15,8 +15,9 @@ from bot.web.a1111_api.bodies import BatchUpscaleBody, SingleUpscaleBody, Upscal
 from bot.web.a1111_api.errors import answer_missing
 from bot.web.a1111_api.names import NO_UPSCALER, choose_upscaler
 from bot.web.a1111_api.open_requests import OPEN_REQUESTS, OpenRequest
-from bot.web.a1111_api.pictures import decode_picture, encode_base64, resize_png
+from bot.web.a1111_api.pictures import resize_png
 from bot.web.attendance import attend_accepted
+from bot.web.base64_pictures import decode_picture, encode_base64
 from bot.web.media import wait_while_connected
 from bot.web.middleware import member_of
 from bot.web.request_body import read_picture_body
