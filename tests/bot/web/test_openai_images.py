@@ -16,9 +16,10 @@ from openai.types import ImagesResponse
 from PIL import Image
 
 from bot.web.auth import terminal_key
-from bot.web.middleware import Refusal
+from bot.web.middleware import GUILD, TERMINAL_ID, Refusal
 from bot.web.openai_api import picture_addresses
 from bot.web.openai_api.errors import shape_error
+from bot.web.request_body import FORM_MEMORY, MAX_JSON_VALUES, MEMBER_LIMIT
 
 if TYPE_CHECKING:
     from tests.bot.web.conftest import OpenServer, WebServer
@@ -119,11 +120,35 @@ async def test_pictures_are_edited_in_a_mask_and_as_a_beginning(
     answer = await client.post("/images/edits", body=body, cast_to=ImagesResponse)
     _, start = await load_start(answer)
     assert (len(start.pictures), start.strength) == (1, 0.4)
-    body["images"] = [{"image_url": "data:image/png;base64,?"}]
-    with pytest.raises(openai.BadRequestError, match="no valid base64"):
-        await client.post("/images/edits", body=body, cast_to=ImagesResponse)
+    for content in ("?", "é"):
+        body["images"] = [{"image_url": f"data:image/png;base64,{content}"}]
+        with pytest.raises(openai.BadRequestError, match="no picture in base64") as refusal:
+            await client.post("/images/edits", body=body, cast_to=ImagesResponse)
+        assert refusal.value.param == "images"
     events = [event async for event in await client.images.edit(image=make_picture(), prompt="a dog", stream=True)]
     assert [event.type for event in events] == ["image_edit.completed"]
+
+
+async def test_a_large_body_has_bounded_values_and_counts_with_its_copies(
+    client: openai.AsyncOpenAI, shared_server: WebServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body: dict[str, Any] = {"prompt": "a dog", "images": [{"image_url": "https://nowhere.example/1.png"}]}
+    with pytest.raises(openai.APIStatusError, match="more than 65536 values") as refusal:
+        await client.post("/images/edits", body={**body, "unknown": [[]] * MAX_JSON_VALUES}, cast_to=ImagesResponse)
+    assert refusal.value.status_code == 413
+    large_body = {**body, "n": 1.0, "unknown": "x" * 200_000}
+    with pytest.raises(openai.BadRequestError, match="uploaded"):
+        await client.post("/images/edits", body=large_body, cast_to=ImagesResponse)
+    monkeypatch.setattr(shared_server.app[FORM_MEMORY], "_max_bytes", 300_000)
+    with pytest.raises(openai.RateLimitError, match="Too many uploads"):
+        await client.post("/images/edits", body=large_body, cast_to=ImagesResponse)
+
+
+async def test_a_small_body_waits_for_no_turn(client: openai.AsyncOpenAI, shared_server: WebServer) -> None:
+    async with shared_server.app[MEMBER_LIMIT].reserve(f"{GUILD}:{TERMINAL_ID}"):
+        with pytest.raises(openai.BadRequestError) as refusal:
+            await client.with_options(timeout=10).responses.create(model="gpt-5", input="hello")
+    assert refusal.value.param == "tools"
 
 
 async def test_an_address_is_signed_and_ends(client: openai.AsyncOpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
