@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, exists, or_, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, exists, or_, select
 
 from bot.policy.webhooks import WebhookEvent
 from bot.store.members.api_keys import is_valid
@@ -63,20 +63,19 @@ def delete_webhook(connection: Connection, webhook: str) -> bool:
     return connection.execute(table.delete().where(table.c.id == webhook)).rowcount > 0
 
 
-def disable_webhook(connection: Connection, webhook: str, reason: str) -> None:
-    """Send a webhook nothing from now on, for `reason`, a sentence."""
-    connection.execute(update(table).where(table.c.id == webhook).values(enabled=False, reason=reason))
-
-
-def enable_webhook(connection: Connection, webhook: str) -> None:
-    """Send a webhook events again."""
-    connection.execute(update(table).where(table.c.id == webhook).values(enabled=True, reason=""))
-
-
 def is_active(now: float) -> ColumnElement[bool]:
     """Return the condition that a webhook is on, and the key that it belongs to is valid."""
+    return table.c.enabled & _has_key(now)
+
+
+def is_bereft(now: float) -> ColumnElement[bool]:
+    """Return the condition that a webhook is on although its key has ended."""
+    return table.c.enabled & ~_has_key(now)
+
+
+def _has_key(now: float) -> ColumnElement[bool]:
     has_key = exists().where(api_keys.c.name == table.c.key_name, is_valid(now))
-    return table.c.enabled & or_(table.c.key_name == "", has_key)
+    return or_(table.c.key_name == "", has_key)
 
 
 def to_webhook(row: RowMapping) -> Webhook:
