@@ -142,6 +142,12 @@ class AttendedRequest:
         """The jobs that have ended, in their order."""
         return [self._views[accepted.job] for accepted in self.jobs if accepted.job in self._views]
 
+    def stop_following(self) -> None:
+        """End the events now: who reads them gets `FeedClosed`, unless the jobs have ended. The jobs go on."""
+        self.keep_jobs()
+        for subscription in self._subscriptions:
+            subscription.close()
+
     def keep_jobs(self) -> None:
         """Let the jobs go on, whoever leaves."""
         self.open_jobs.clear()

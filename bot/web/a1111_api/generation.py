@@ -31,9 +31,8 @@ from bot.web.a1111_api.open_requests import OPEN_REQUESTS, OpenRequest
 from bot.web.a1111_api.picture_options import make_picture_options
 from bot.web.a1111_api.pictures import invert_mask
 from bot.web.a1111_api.result_fields import DrawnImage, describe_images
-from bot.web.attendance import admit_attended
+from bot.web.attendance import admit_attended, read_pictures
 from bot.web.base64_pictures import decode_picture, encode_base64
-from bot.web.media import wait_while_connected
 from bot.web.middleware import member_of
 from bot.web.request_body import read_picture_body
 from bot.web.sse import SERVICES
@@ -99,7 +98,7 @@ async def _answer(
     started = time.time()
     stack.enter_context(request.app[OPEN_REQUESTS].note(member_of(request).id, OpenRequest(attended, kind, started)))
     try:
-        pictures = await wait_while_connected(request, attended.read_pictures(is_partial=True))
+        pictures = await read_pictures(request, attended, is_partial=True)
     except (PicturesMissing, FeedClosed) as missing:
         return answer_missing(missing)
     recipes = {view.id: view.task for view in attended.views if isinstance(view.task, Recipe)}

@@ -16,9 +16,8 @@ from bot.web.a1111_api.errors import answer_missing
 from bot.web.a1111_api.names import NO_UPSCALER, choose_upscaler
 from bot.web.a1111_api.open_requests import OPEN_REQUESTS, OpenRequest
 from bot.web.a1111_api.pictures import resize_png
-from bot.web.attendance import attend_accepted
+from bot.web.attendance import attend_accepted, read_pictures
 from bot.web.base64_pictures import decode_picture, encode_base64
-from bot.web.media import wait_while_connected
 from bot.web.middleware import member_of
 from bot.web.request_body import read_picture_body
 from bot.web.sse import SERVICES
@@ -119,7 +118,7 @@ def _refuse_unmapped(body: UpscaleBody) -> None:
 
 
 async def _read_image(request: web.Request, attended: AttendedRequest, target: TargetSize) -> str:
-    (picture,) = await wait_while_connected(request, attended.read_pictures())
+    (picture,) = await read_pictures(request, attended)
     task = attended.views[0].task
     factor = task.factor if isinstance(task, UpscaleTask) else 1
     size = target.find_size(picture.width // factor, picture.height // factor)

@@ -18,7 +18,7 @@ from aiohttp import web
 from bot.domain.errors import UserError
 from bot.services.init_images.request import InitImages
 from bot.services.jobs.attended_request import DrawnPicture, FeedClosed, PicturesMissing
-from bot.web.media import wait_while_connected
+from bot.web.attendance import read_pictures
 from bot.web.openai_api import answers
 from bot.web.openai_api.bodies import (
     DrawBody,
@@ -29,7 +29,7 @@ from bot.web.openai_api.bodies import (
     decode_fields,
     name_field,
 )
-from bot.web.openai_api.drawing import Drawing, Event, admit_drawing, refusal_of, send_events
+from bot.web.openai_api.drawing import UNDRAWN, Drawing, Event, admit_drawing, refusal_of, send_events
 from bot.web.openai_api.errors import FieldError, describe_error, shape_error
 from bot.web.openai_api.image_references import read_references
 from bot.web.openai_api.picture_addresses import sign_address
@@ -117,7 +117,7 @@ async def _answer(drawing: Drawing) -> web.StreamResponse:
         return await send_events(drawing.http, _list_events(drawing))
     attended = drawing.attended
     try:
-        pictures = await wait_while_connected(drawing.http, attended.read_pictures())
+        pictures = await read_pictures(drawing.http, attended)
     except (PicturesMissing, FeedClosed) as error:
         return shape_error(refusal_of(error))
     images = [await _describe_picture(drawing, picture) for picture in pictures]
@@ -139,7 +139,7 @@ async def _list_events(drawing: Drawing) -> AsyncIterator[Event]:
     try:
         async for event in _list_pictures(drawing):
             yield event
-    except (PicturesMissing, FeedClosed) as error:
+    except UNDRAWN as error:
         refusal = refusal_of(error)
         details = describe_error(error, refusal.sentence, refusal.status)
         yield "error", {"type": "error", "error": details}

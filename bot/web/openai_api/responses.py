@@ -18,10 +18,10 @@ from aiohttp import web
 from bot.domain.errors import UserError
 from bot.services.init_images.request import InitImages
 from bot.services.jobs.attended_request import DrawnPicture, FeedClosed, PicturesMissing
-from bot.web.media import wait_while_connected
+from bot.web.attendance import read_pictures
 from bot.web.openai_api import answers
 from bot.web.openai_api.bodies import EditFields, ResponseBody, name_field
-from bot.web.openai_api.drawing import Drawing, Event, admit_drawing, refusal_of, send_events
+from bot.web.openai_api.drawing import UNDRAWN, Drawing, Event, Undrawn, admit_drawing, refusal_of, send_events
 from bot.web.openai_api.errors import shape_error
 from bot.web.openai_api.image_references import read_picture_urls
 from bot.web.request_body import read_picture_body
@@ -41,7 +41,7 @@ async def create_response(request: web.Request) -> web.StreamResponse:
         if drawing.body.stream:
             return await send_events(request, _number_events(_list_events(drawing)))
         try:
-            pictures = await wait_while_connected(request, drawing.attended.read_pictures())
+            pictures = await read_pictures(request, drawing.attended)
         except (PicturesMissing, FeedClosed) as error:
             return shape_error(refusal_of(error))
         items = [await _describe_call(drawing, picture) for picture in pictures]
@@ -93,17 +93,17 @@ async def _list_events(drawing: Drawing) -> AsyncIterator[dict[str, Any]]:
             partial = {"partial_image_b64": preview.jpeg, "partial_image_index": index}
             yield {"type": f"{CALL}.partial_image", **place, **partial, **look}
         (picture, *_) = await drawing.attended.read_pictures()
-    except (PicturesMissing, FeedClosed) as error:
+        item = await _describe_call(drawing, picture)
+    except UNDRAWN as error:
         failed = _describe_response(drawing, "failed", [{**begun, "status": "failed"}])
         yield {"type": "response.failed", "response": {**failed, "error": _describe_failure(error)}}
         return
-    item = await _describe_call(drawing, picture)
     yield {"type": f"{CALL}.completed", **place}
     yield {"type": "response.output_item.done", "output_index": 0, "item": item}
     yield {"type": "response.completed", "response": _describe_response(drawing, "completed", [item])}
 
 
-def _describe_failure(error: PicturesMissing | FeedClosed) -> dict[str, str]:
+def _describe_failure(error: Undrawn) -> dict[str, str]:
     is_held = isinstance(error, PicturesMissing) and error.is_held
     code = "image_content_policy_violation" if is_held else "server_error"
     return {"code": code, "message": refusal_of(error).sentence}

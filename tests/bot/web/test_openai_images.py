@@ -7,6 +7,7 @@ import base64
 import io
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, cast
+from unittest.mock import AsyncMock
 
 import aiohttp
 import openai
@@ -15,11 +16,16 @@ import pytest_asyncio
 from openai.types import ImagesResponse
 from PIL import Image
 
+from bot.domain.errors import UserError
+from bot.images.gallery import Gallery
+from bot.store import DatabaseUnavailable
 from bot.web.auth import terminal_key
 from bot.web.middleware import GUILD, TERMINAL_ID, Refusal
 from bot.web.openai_api import picture_addresses
 from bot.web.openai_api.errors import shape_error
 from bot.web.request_body import FORM_MEMORY, MAX_JSON_VALUES, MEMBER_LIMIT
+from bot.web.sse import SHUTDOWN
+from tests.bot.web.conftest import pause_jobs, wait_until
 
 if TYPE_CHECKING:
     from tests.bot.web.conftest import OpenServer, WebServer
@@ -74,13 +80,16 @@ async def test_pictures_come_in_the_answer_to_both_clients(
 
 @pytest.mark.parametrize("wanted", [0, 3])
 async def test_a_stream_has_at_most_the_partial_pictures_asked_for_and_then_the_picture(
-    client: openai.AsyncOpenAI, wanted: int
+    client: openai.AsyncOpenAI, shared_server: WebServer, wanted: int
 ) -> None:
-    events: list[Any] = [
-        event async for event in await client.images.generate(prompt="a lamp", stream=True, partial_images=wanted, n=1)
-    ]
+    worker, events = shared_server.workers[0], list[Any]()
+    with pause_jobs(worker, step=3 if wanted else -1) as gate:
+        async for event in await client.images.generate(prompt="a lamp", stream=True, partial_images=wanted, n=1):
+            worker.pause_step = None
+            gate.set()
+            events.append(event)
     *partial_events, completed = events
-    assert len(partial_events) <= wanted  # a slow reader gets the newest ones alone
+    assert min(wanted, 1) <= len(partial_events) <= wanted  # a slow reader gets the newest ones alone
     assert [(event.type, event.partial_image_index) for event in partial_events] == [
         ("image_generation.partial_image", index) for index in range(len(partial_events))
     ]
@@ -223,6 +232,69 @@ async def test_a_client_that_goes_cancels_its_job(client: openai.AsyncOpenAI, sh
         while (view := (await shared_server.services.job_views.load_recent("local", 1))[0]).state != "cancelled":
             await asyncio.sleep(0.02)
     assert view.prompt == "left alone"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [(UserError("It is held.", 403), "permission_error"), (DatabaseUnavailable("gone"), "server_error")],
+)
+async def test_a_stream_tells_why_a_picture_cannot_be_read_any_more(
+    client: openai.AsyncOpenAI, monkeypatch: pytest.MonkeyPatch, error: Exception, kind: str
+) -> None:
+    monkeypatch.setattr(Gallery, "read_picture", AsyncMock(side_effect=error))
+    with pytest.raises(openai.APIError) as failure:
+        async for _ in await client.images.generate(prompt="a lamp", stream=True):
+            pass
+    assert failure.value.type == kind
+
+
+async def test_a_restart_keeps_the_jobs_and_clients_do_not_ask_again(
+    client: openai.AsyncOpenAI, shared_server: WebServer
+) -> None:
+    async def read_stream() -> list[Any]:
+        return [event async for event in await client.images.generate(prompt="a lamp", stream=True)]
+
+    closing = shared_server.app[SHUTDOWN]
+    with pause_jobs(shared_server.workers[0]) as gate:
+        waiting = [asyncio.create_task(client.images.generate(prompt="a lamp")), asyncio.create_task(read_stream())]
+        await wait_until(lambda: len(shared_server.services.feed._subscriptions) == len(waiting))
+        closing.set()
+        async with asyncio.timeout(20):
+            answer, stream_error = await asyncio.gather(*waiting, return_exceptions=True)
+        closing.clear()
+        assert isinstance(answer, openai.InternalServerError)
+        assert (answer.status_code, answer.response.headers["x-should-retry"]) == (503, "false")
+        assert isinstance(stream_error, openai.APIError)
+        assert "restarting" in stream_error.message
+        gate.set()
+    for view in await shared_server.services.job_views.load_recent("local", 2):
+        assert (await shared_server.wait_for_end(view.id))["state"] == "finished"
+
+
+async def test_a_key_that_is_revoked_meanwhile_gets_no_pictures(shared_server: WebServer) -> None:
+    keys = shared_server.services.api_keys
+    secret = await keys.add(await keys.prepare("leaked", ["imagine"]))
+    options = {**await asyncio.to_thread(client_options, shared_server), "api_key": secret}
+    with pause_jobs(shared_server.workers[0]) as gate:
+        async with openai.AsyncOpenAI(**options) as program:
+            answer = asyncio.create_task(program.images.generate(prompt="a lamp"))
+            await wait_until(lambda: not gate.is_set())
+            await keys.revoke("leaked")
+            gate.set()
+            with pytest.raises(openai.AuthenticationError):
+                await answer
+
+
+async def test_a_streaming_client_that_goes_cancels_its_job(
+    client: openai.AsyncOpenAI, shared_server: WebServer
+) -> None:
+    with pause_jobs(shared_server.workers[0]):
+        stream = await client.images.generate(prompt="left alone", stream=True, partial_images=1)
+        async for _ in stream:
+            await stream.close()
+            break
+        (view,) = await shared_server.services.job_views.load_recent("local", 1)
+        assert (await shared_server.wait_for_end(view.id))["state"] == "cancelled"
 
 
 async def test_a_stranger_needs_a_key_and_a_limit_says_when_to_come_back(open_server: OpenServer) -> None:
