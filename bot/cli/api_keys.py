@@ -78,7 +78,8 @@ def _create_key(
     )
     key, secret, budgets = new_key.key, new_key.secret, new_key.budgets
     if as_json:
-        return json.dumps(_to_dict(key) | {"key": secret, "budgets": budgets}, indent=1)
+        ids = [webhook.id for webhook in new_key.webhooks]
+        return json.dumps(_to_dict(key) | {"key": secret, "budgets": budgets, "webhooks": ids}, indent=1)
     until = "" if key.expires is None else f" until {_format_day(key.expires)}"
     budget_note = (
         f"Its device time: {budgets['cost_day']} a day, {budgets['cost_month']} a month. "

@@ -32,7 +32,7 @@ def disable_key_webhooks(connection: Connection, key_name: str, now: float, reas
 
 
 def enable_webhook(connection: Connection, webhook: str, from_line: int) -> None:
-    """Send a webhook events again, those of audit lines after `from_line` that it has not seen."""
-    is_meant = webhooks.c.id == webhook
-    connection.execute(update(webhooks).where(is_meant).values(enabled=True, reason=""))
+    """Send a webhook that is off events again, those of audit lines after `from_line` that it has not seen."""
+    is_meant = (webhooks.c.id == webhook) & ~webhooks.c.enabled
     connection.execute(update(webhooks).where(is_meant, webhooks.c.last_line < from_line).values(last_line=from_line))
+    connection.execute(update(webhooks).where(is_meant).values(enabled=True, reason=""))

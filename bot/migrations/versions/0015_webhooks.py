@@ -39,7 +39,7 @@ def upgrade() -> None:
         sa.Column("ended", sa.Float),
         sa.Column("error", sa.Text, nullable=False),
     )
-    op.create_index("webhook_deliveries_due", "webhook_deliveries", ["webhook", "state", "due"])
+    op.create_index("webhook_deliveries_due", "webhook_deliveries", ["webhook", "state", "due", "line"])
     op.create_index("webhook_deliveries_job", "webhook_deliveries", ["job"])
     op.create_index("webhook_deliveries_ended", "webhook_deliveries", ["ended"])
 

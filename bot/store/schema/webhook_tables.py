@@ -35,7 +35,7 @@ deliveries = Table(  # one row for each event of an audit line that a webhook is
     Column("due", Float, nullable=False),  # when it is sent next
     Column("ended", Float),  # when it was delivered or given up
     Column("error", Text, nullable=False),  # of the last try
-    Index("webhook_deliveries_due", "webhook", "state", "due"),
+    Index("webhook_deliveries_due", "webhook", "state", "due", "line"),
     Index("webhook_deliveries_job", "job"),
     Index("webhook_deliveries_ended", "ended"),
 )

@@ -161,6 +161,18 @@ async def test_a_webhook_that_is_turned_on_again_is_not_flooded_by_what_it_misse
     assert [one.job for one in await collect(sqlite_store)] == IDS[2:]
 
 
+async def test_a_webhook_that_is_on_misses_nothing_by_a_replay(
+    sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "MAX_MISSED", 2)
+    monkeypatch.setattr(outbox, "OVERLAP_LINES", 0)
+    webhook = await add_webhook(sqlite_store, "a", EVENTS)
+    for number in range(4):
+        await admit_job(sqlite_store, number)
+    await sqlite_store.write(outbox.replay, webhook.id, NOW, since=None)
+    assert [one.job for one in await collect(sqlite_store)] == IDS
+
+
 @pytest.mark.parametrize("is_replaced", [False, True])
 async def test_the_webhooks_of_a_key_that_expired_stay_off_and_their_events_go(store: Store, is_replaced: bool) -> None:
     key = ApiKey("webui", frozenset({"imagine"}), 1.0, expires=NOW + 1)
