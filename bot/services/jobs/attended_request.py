@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from bot.domain.dto import AcceptedJob, Destination, JobAction, JobView, Member
+from bot.domain.dto import AcceptedJob, Destination, JobView, Member
 from bot.domain.errors import UserError
 from bot.domain.events import Feed, JobEnded, JobEvent, JobProgress, Subscription
 from bot.domain.job_states import JobState, is_end
@@ -36,7 +36,6 @@ class PictureRequest:
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     images: InitImages | None = None
     key: str | None = None  # the same again finds the same jobs
-    action: JobAction = "imagine"
 
 
 @dataclass(frozen=True)
@@ -187,8 +186,7 @@ class AttendedRequests:
         `with_previews`: ask the workers for previews.
         """
         accepted_jobs = await self._jobs.imagine(
-            request.prompt, member, destination, key=request.key, init_images=request.images, action=request.action,
-            **request.options,
+            request.prompt, member, destination, key=request.key, init_images=request.images, **request.options,
         )  # fmt: skip
         is_kept = request.key is not None
         del request  # its pictures need no memory while the jobs run

@@ -6,7 +6,6 @@ picture that the request begins with, as there.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -16,6 +15,7 @@ import msgspec
 
 from bot.domain.errors import UserError
 from bot.domain.texts import shorten
+from bot.web.a1111_api.names import strip_hash
 from bot.web.base64_pictures import decode_picture
 from engine.contract import MAX_CONTROLS, MAX_REFERENCES, ModelProfile, Preprocessor
 
@@ -31,7 +31,6 @@ MODULES: Mapping[str, Preprocessor] = MappingProxyType(  # how its modules' name
 MODULE_NAMES: Mapping[Preprocessor, str] = MappingProxyType(
     {"none": "none", "canny": "canny", "depth": "depth", "pose": "openpose", "lineart": "lineart"}
 )
-_HASH = re.compile(r"\s*\[[0-9a-fA-F]{1,64}\]$")
 
 
 class ControlUnit(msgspec.Struct, frozen=True):
@@ -81,7 +80,7 @@ def follow_pictures(units: Iterable[ControlUnit], init_image: bytes | None) -> F
     """Return the pictures of the units, in order. Raises `UserError`."""
     controls, references = list[tuple[str, bytes]](), list[tuple[str, bytes]]()
     for unit in units:
-        name, picture = _HASH.sub("", unit.model.strip()), _read_picture(unit, init_image)
+        name, picture = strip_hash(unit.model), _read_picture(unit, init_image)
         if unit.module.lower().startswith(REFERENCE_MODULE):
             references.append((f"{name}:{_format(unit.weight)}", picture))
             continue
