@@ -20,8 +20,9 @@ from bot.domain.errors import UserError
 from bot.images.gallery import Gallery
 from bot.store import DatabaseUnavailable
 from bot.web.auth import terminal_key
-from bot.web.middleware import GUILD, TERMINAL_ID, Refusal
+from bot.web.middleware import GUILD, TERMINAL_ID, TOKEN_BUCKETS, Refusal
 from bot.web.openai_api import picture_addresses
+from bot.web.openai_api.answers import convert_picture
 from bot.web.openai_api.errors import shape_error
 from bot.web.request_body import FORM_MEMORY, MAX_JSON_VALUES, MEMBER_LIMIT
 from bot.web.sse import SHUTDOWN
@@ -160,7 +161,9 @@ async def test_a_small_body_waits_for_no_turn(client: openai.AsyncOpenAI, shared
     assert refusal.value.param == "tools"
 
 
-async def test_an_address_is_signed_and_ends(client: openai.AsyncOpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_address_is_signed_and_ends(
+    client: openai.AsyncOpenAI, shared_server: WebServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     answer = await client.images.generate(prompt="a lamp", model="dall-e-3", output_format="webp")
     assert answer.data is not None
     url = str(answer.data[0].url)
@@ -169,7 +172,18 @@ async def test_an_address_is_signed_and_ends(client: openai.AsyncOpenAI, monkeyp
         async with aiohttp.ClientSession() as stranger, stranger.get(address) as response:
             return response.status, response.content_type
 
-    assert await fetch(url) == (200, "image/webp")
+    with monkeypatch.context() as patch:
+        patch.setattr(picture_addresses, "convert_picture", convert := AsyncMock(wraps=convert_picture))
+        assert [await fetch(url) for _ in range(2)] == [(200, "image/webp")] * 2
+        assert convert.await_count == 1
+    body = {"prompt": "a dog", "images": [{"image_url": url}]}
+    await client.post("/images/edits", body=body, cast_to=ImagesResponse)
+    signature = url.rpartition("=")[2]
+    while not shared_server.app[TOKEN_BUCKETS].take(signature, "film"):
+        pass
+    while not shared_server.app[TOKEN_BUCKETS].take(signature, "file"):
+        pass
+    assert (await fetch(url))[0] == 429
     for other in (url.replace("/1.webp", "/2.webp"), url.replace("webp", "png"), url[:-1], url.partition("?")[0]):
         assert (await fetch(other))[0] == 404
     monkeypatch.setattr(picture_addresses, "VALID_SECONDS", -1)
