@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from bot.store.webhooks.endpoints import Webhook
 
 BUDGET_SETTINGS = {"day": "cost_day", "month": "cost_month"}
-GUILD = "local"
 MAX_SECONDS = 3653 * 86_400
 
 
@@ -105,6 +104,7 @@ async def _write_key(
     from bot.domain.dto import Member
     from bot.services.api_keys import ApiKeys
     from bot.services.rule_admin import RuleAdmin
+    from bot.web.middleware import GUILD
 
     keys = ApiKeys(store, clock=time.time)
     key = await keys.prepare(name, scopes, seconds)
