@@ -28,8 +28,8 @@ async def admit_attended(
     admit = request.app[SERVICES].attended_requests.admit
     context = admit(picture_request, member_of(request), destination_of(request), with_previews=with_previews)
     del picture_request  # its pictures need no memory while the jobs run
-    async with context as attended, _follow_until_shutdown(request, attended):
-        yield attended
+    async with context as attended_request, _follow_until_shutdown(request, attended_request):
+        yield attended_request
 
 
 @asynccontextmanager
@@ -39,17 +39,17 @@ async def attend_accepted(
     """Attend to a visitor's jobs that another service has admitted, as `admit_attended` does."""
     attend = request.app[SERVICES].attended_requests.attend
     context = attend(accepted_jobs, member_of(request), with_previews=with_previews)
-    async with context as attended, _follow_until_shutdown(request, attended):
-        yield attended
+    async with context as attended_request, _follow_until_shutdown(request, attended_request):
+        yield attended_request
 
 
 @asynccontextmanager
-async def _follow_until_shutdown(request: web.Request, attended: AttendedRequest) -> AsyncGenerator[None]:
+async def _follow_until_shutdown(request: web.Request, attended_request: AttendedRequest) -> AsyncGenerator[None]:
     """Stop following the jobs if the server shuts down: its clients still get an answer, and their jobs go on."""
 
     async def stop_at_shutdown() -> None:
         await request.app[SHUTDOWN].wait()
-        attended.stop_following()
+        attended_request.stop_following()
 
     task = asyncio.create_task(stop_at_shutdown())
     try:
@@ -57,17 +57,17 @@ async def _follow_until_shutdown(request: web.Request, attended: AttendedRequest
     finally:
         task.cancel()
         if request.app[SHUTDOWN].is_set():
-            attended.keep_jobs()
+            attended_request.keep_jobs()
 
 
 async def read_pictures(
-    request: web.Request, attended: AttendedRequest, *, is_partial: bool = False
+    request: web.Request, attended_request: AttendedRequest, *, is_partial: bool = False
 ) -> list[DrawnPicture]:
     """Return the pictures once they are finished, as `AttendedRequest.read_pictures` does, while the client waits.
 
     Raises `UserError` if the client's key or session has ended meanwhile.
     """
-    pictures = await wait_while_connected(request, attended.read_pictures(is_partial=is_partial))
+    pictures = await wait_while_connected(request, attended_request.read_pictures(is_partial=is_partial))
     if await is_signed_out(request):
         raise signed_out_error(request)
     return pictures

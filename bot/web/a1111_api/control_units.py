@@ -47,7 +47,7 @@ class ControlUnit(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class FollowedPictures:
+class UnitPictures:
     """Control and reference pictures, each with the value of its flag."""
 
     controls: tuple[str, ...] = ()
@@ -76,7 +76,7 @@ class _Script(msgspec.Struct, frozen=True):
     args: list[ControlUnit] = []
 
 
-def follow_pictures(units: Iterable[ControlUnit], init_image: bytes | None) -> FollowedPictures:
+def read_unit_pictures(units: Iterable[ControlUnit], init_image: bytes | None) -> UnitPictures:
     """Return the pictures of the units, in order. Raises `UserError`."""
     controls, references = list[tuple[str, bytes]](), list[tuple[str, bytes]]()
     for unit in units:
@@ -86,7 +86,7 @@ def follow_pictures(units: Iterable[ControlUnit], init_image: bytes | None) -> F
             continue
         interval = f"{_format(unit.guidance_start)}-{_format(unit.guidance_end)}"
         controls.append((f"{name}:{_format(unit.weight)}:{interval}:{find_preprocessor(unit.module)}", picture))
-    return FollowedPictures(
+    return UnitPictures(
         tuple(flag for flag, _ in controls), tuple(picture for _, picture in controls),
         tuple(flag for flag, _ in references), tuple(picture for _, picture in references),
     )  # fmt: skip
@@ -104,9 +104,9 @@ def find_preprocessor(module: str) -> Preprocessor:
 def list_modules(profiles: Iterable[ModelProfile]) -> list[str]:
     """Return the modules that workers can run."""
     profiles = list(profiles)
-    found = {preprocessor for profile in profiles for preprocessor in profile.preprocessors}
+    preprocessors = {preprocessor for profile in profiles for preprocessor in profile.preprocessors}
     references = [REFERENCE_MODULE] if any(profile.references for profile in profiles) else []
-    return [name for preprocessor, name in MODULE_NAMES.items() if preprocessor in found] + references
+    return [name for preprocessor, name in MODULE_NAMES.items() if preprocessor in preprocessors] + references
 
 
 def _read_picture(unit: ControlUnit, init_image: bytes | None) -> bytes:

@@ -43,24 +43,24 @@ class Drawing:
 
     http: web.Request
     body: DrawBody
-    attended: AttendedRequest
+    attended_request: AttendedRequest
     picture_count: int = 0
     kind: answers.EventKind = "image_generation"
 
-    async def previews(self) -> AsyncIterator[tuple[int, Preview]]:
+    async def follow_previews(self) -> AsyncIterator[tuple[int, Preview]]:
         """Yield as many previews of each picture as the body asks for, the first at once, each with its number."""
-        wanted, sent_counts = self.body.partial_images or 0, Counter[int]()
-        if not wanted:
+        max_previews, sent_counts = self.body.partial_images or 0, Counter[int]()
+        if not max_previews:
             return
-        async for preview in self.attended.previews():
-            sent = sent_counts[preview.picture]
-            if sent < wanted and preview.step * wanted >= sent * preview.total_steps:
+        async for preview in self.attended_request.follow_previews():
+            sent_count = sent_counts[preview.picture]
+            if sent_count < max_previews and preview.step * max_previews >= sent_count * preview.total_steps:
                 sent_counts[preview.picture] += 1
-                yield sent, preview
+                yield sent_count, preview
 
     def count_usage(self) -> answers.Usage:
         """Return what the request took, once its jobs have ended."""
-        return answers.count_usage(len(self.body.prompt.split()), self.picture_count, self.attended.views)
+        return answers.count_usage(len(self.body.prompt.split()), self.picture_count, self.attended_request.views)
 
 
 async def admit_drawing(

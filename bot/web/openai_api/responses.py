@@ -41,7 +41,7 @@ async def create_response(request: web.Request) -> web.StreamResponse:
         if drawing.body.stream:
             return await send_events(request, _number_events(_list_events(drawing)))
         try:
-            pictures = await read_pictures(request, drawing.attended)
+            pictures = await read_pictures(request, drawing.attended_request)
         except (PicturesMissing, FeedClosed) as error:
             return shape_error(refusal_of(error))
         items = [await _describe_call(drawing, picture) for picture in pictures]
@@ -51,8 +51,8 @@ async def create_response(request: web.Request) -> web.StreamResponse:
 
 async def _admit(stack: AsyncExitStack, request: web.Request) -> Drawing:
     async with _read_response(request) as (body, images):
-        attended = await admit_drawing(stack, request, body, images)
-        return Drawing(request, body, attended, len(images.pictures) if images else 0)
+        attended_request = await admit_drawing(stack, request, body, images)
+        return Drawing(request, body, attended_request, len(images.pictures) if images else 0)
 
 
 @asynccontextmanager
@@ -63,7 +63,7 @@ async def _read_response(request: web.Request) -> AsyncGenerator[tuple[EditField
             body = await stack.enter_async_context(read_picture_body(request, ResponseBody))
         except UserError as error:
             raise name_field(error) from error
-        fields, urls = body.read_tool(), body.picture_urls()
+        fields, urls = body.read_tool(), body.list_picture_urls()
         if not urls:
             yield fields, None
             return
@@ -88,11 +88,11 @@ async def _list_events(drawing: Drawing) -> AsyncIterator[dict[str, Any]]:
     for name in ("in_progress", "generating"):
         yield {"type": f"{CALL}.{name}", **place}
     try:
-        async for index, preview in drawing.previews():
+        async for index, preview in drawing.follow_previews():
             look = answers.describe_look(body, body.size or "auto") | {"output_format": "jpeg"}
             partial = {"partial_image_b64": preview.jpeg, "partial_image_index": index}
             yield {"type": f"{CALL}.partial_image", **place, **partial, **look}
-        (picture, *_) = await drawing.attended.read_pictures()
+        (picture, *_) = await drawing.attended_request.read_pictures()
         item = await _describe_call(drawing, picture)
     except UNDRAWN as error:
         failed = _describe_response(drawing, "failed", [{**begun, "status": "failed"}])
@@ -110,7 +110,7 @@ def _describe_failure(error: Undrawn) -> dict[str, str]:
 
 
 def _call_id(drawing: Drawing) -> str:
-    return f"ig_{drawing.attended.jobs[0].job}"
+    return f"ig_{drawing.attended_request.jobs[0].job}"
 
 
 async def _describe_call(drawing: Drawing, picture: DrawnPicture) -> dict[str, Any]:
@@ -128,10 +128,10 @@ def _describe_response(drawing: Drawing, status: str, items: list[dict[str, Any]
     usage["input_tokens_details"] = {"cached_tokens": 0, **usage["input_tokens_details"]}
     usage["output_tokens_details"] = {"reasoning_tokens": 0}
     return {
-        "id": f"resp_{drawing.attended.jobs[0].job}", "object": "response", "created_at": int(time.time()),
+        "id": f"resp_{drawing.attended_request.jobs[0].job}", "object": "response", "created_at": int(time.time()),
         "status": status, "model": drawing.body.model or "darkroom", "output": items, "error": None,
         "incomplete_details": None, "instructions": None, "metadata": {}, "parallel_tool_calls": False,
         "temperature": None, "top_p": None, "tool_choice": {"type": "image_generation"},
         "tools": [{"type": "image_generation"}], "usage": usage if status == "completed" else None,
-        "darkroom": {"jobs": answers.describe_jobs(drawing.attended.views)},
+        "darkroom": {"jobs": answers.describe_jobs(drawing.attended_request.views)},
     }  # fmt: skip
