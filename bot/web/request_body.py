@@ -149,7 +149,7 @@ async def read_picture_body(request: web.Request, body_type: type[T]) -> AsyncGe
 def _is_small(request: web.Request) -> bool:
     """Return whether a body is as small as those without pictures. A compressed one tells nothing of its size."""
     size = request.content_length
-    return size is not None and size <= MAX_JSON_BYTES and "Content-Encoding" not in request.headers
+    return size is not None and size < MAX_JSON_BYTES and "Content-Encoding" not in request.headers
 
 
 async def _read_json(request: web.Request, form: IncomingForm, body_type: type[T]) -> T:

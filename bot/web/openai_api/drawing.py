@@ -28,8 +28,8 @@ from bot.web.sse_cache import format_event
 from bot.web.submission import idempotency_key_of
 
 Event = tuple[str, dict[str, Any]]  # its name and its value for JSON; bytes become base64
-Undrawn = PicturesMissing | FeedClosed | UserError | DatabaseUnavailable  # why a request gets no pictures
-UNDRAWN = get_args(Undrawn)  # a job may also be deleted or held while its client waits
+DrawingError = PicturesMissing | FeedClosed | UserError | DatabaseUnavailable  # why a request gets no pictures
+DRAWING_ERRORS = get_args(DrawingError)  # a job may also be deleted or held while its client waits
 LAST_EVENT_SECONDS = 1.0  # for the last event of a stream when the server closes
 RESTARTING = "Darkroom is restarting: the pictures will be in its chatroom."
 
@@ -75,7 +75,7 @@ async def admit_drawing(
         raise name_flag(error, has_images=images is not None) from error
 
 
-def refusal_of(error: Undrawn) -> Refusal:
+def refusal_of(error: DrawingError) -> Refusal:
     """Return what a client is told that gets no pictures."""
     if isinstance(error, FeedClosed):
         return Refusal(503, RESTARTING, error)

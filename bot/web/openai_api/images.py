@@ -29,7 +29,7 @@ from bot.web.openai_api.bodies import (
     decode_fields,
     name_field,
 )
-from bot.web.openai_api.drawing import UNDRAWN, Drawing, Event, admit_drawing, refusal_of, send_events
+from bot.web.openai_api.drawing import DRAWING_ERRORS, Drawing, Event, admit_drawing, refusal_of, send_events
 from bot.web.openai_api.errors import FieldError, describe_error, shape_error
 from bot.web.openai_api.image_references import read_references
 from bot.web.openai_api.picture_addresses import sign_address
@@ -139,7 +139,7 @@ async def _list_events(drawing: Drawing) -> AsyncIterator[Event]:
     try:
         async for event in _list_pictures(drawing):
             yield event
-    except UNDRAWN as error:
+    except DRAWING_ERRORS as error:
         refusal = refusal_of(error)
         details = describe_error(error, refusal.sentence, refusal.status)
         yield "error", {"type": "error", "error": details}

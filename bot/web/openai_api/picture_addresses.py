@@ -45,12 +45,12 @@ async def get_signed_picture(request: web.Request) -> web.Response:
     if wait_seconds := request.app[TOKEN_BUCKETS].take(request.query["signature"], "file"):  # whoever has the address
         raise too_often(wait_seconds)
     picture_format, gallery = cast("PictureFormat", request.match_info["format"]), request.app[SERVICES].gallery
-    stored = await gallery.find_visible(request.match_info["id"], picture_index_of(request))
+    stored_picture = await gallery.find_visible(request.match_info["id"], picture_index_of(request))
 
     async def convert() -> bytes:
-        return await convert_picture(await gallery.read_file(stored), picture_format, quality)
+        return await convert_picture(await gallery.read_file(stored_picture), picture_format, quality)
 
-    content = await request.app[CONVERTED_PICTURES].get((stored.sha256, picture_format, str(quality)), convert)
+    content = await request.app[CONVERTED_PICTURES].get((stored_picture.sha256, picture_format, str(quality)), convert)
     return web.Response(
         body=content, content_type=f"image/{picture_format}", headers={"Cache-Control": "private, max-age=3600"}
     )

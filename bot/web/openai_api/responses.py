@@ -21,7 +21,15 @@ from bot.services.jobs.attended_request import DrawnPicture, FeedClosed, Picture
 from bot.web.attendance import read_pictures
 from bot.web.openai_api import answers
 from bot.web.openai_api.bodies import EditFields, ResponseBody, name_field
-from bot.web.openai_api.drawing import UNDRAWN, Drawing, Event, Undrawn, admit_drawing, refusal_of, send_events
+from bot.web.openai_api.drawing import (
+    DRAWING_ERRORS,
+    Drawing,
+    DrawingError,
+    Event,
+    admit_drawing,
+    refusal_of,
+    send_events,
+)
 from bot.web.openai_api.errors import shape_error
 from bot.web.openai_api.image_references import read_picture_urls
 from bot.web.request_body import read_picture_body
@@ -94,7 +102,7 @@ async def _list_events(drawing: Drawing) -> AsyncIterator[dict[str, Any]]:
             yield {"type": f"{CALL}.partial_image", **place, **partial, **look}
         (picture, *_) = await drawing.attended_request.read_pictures()
         item = await _describe_call(drawing, picture)
-    except UNDRAWN as error:
+    except DRAWING_ERRORS as error:
         failed = _describe_response(drawing, "failed", [{**begun, "status": "failed"}])
         yield {"type": "response.failed", "response": {**failed, "error": _describe_failure(error)}}
         return
@@ -103,7 +111,7 @@ async def _list_events(drawing: Drawing) -> AsyncIterator[dict[str, Any]]:
     yield {"type": "response.completed", "response": _describe_response(drawing, "completed", [item])}
 
 
-def _describe_failure(error: Undrawn) -> dict[str, str]:
+def _describe_failure(error: DrawingError) -> dict[str, str]:
     is_held = isinstance(error, PicturesMissing) and error.is_held
     code = "image_content_policy_violation" if is_held else "server_error"
     return {"code": code, "message": refusal_of(error).sentence}
