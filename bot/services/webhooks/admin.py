@@ -42,11 +42,11 @@ class Webhooks:
 
     async def add(self, url: str, events: Collection[str] = (), *, key_name: str = "") -> Webhook:
         """Add a webhook; events are sent from now on. Return it with its secret. Raises `UserError`."""
-        chosen = parse_events(events) if events else DEFAULT_EVENTS
+        event_names = parse_events(events) if events else DEFAULT_EVENTS
         check_url(url, self._private_hosts)
         now = self._clock()
         await self._check_key(key_name, now)
-        webhook = Webhook(str(ULID()), url, key_name, chosen, _make_secret(), now)
+        webhook = Webhook(str(ULID()), url, key_name, event_names, _make_secret(), now)
         if not await self._store.write(endpoints.insert_webhook, webhook):
             raise UserError(TOO_MANY)
         return webhook

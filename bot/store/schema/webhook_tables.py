@@ -14,7 +14,7 @@ webhooks = Table(
     Column("key_name", String(32), nullable=False),  # the API key whose jobs it follows; empty: all jobs
     Column("events", JSON, nullable=False),
     Column("secret", String(64), nullable=False),  # symmetric: we sign with it
-    Column("made", Float, nullable=False),
+    Column("created", Float, nullable=False),
     Column("first_line", BigInteger, nullable=False),  # audit lines up to this one are older than the webhook
     Column("last_line", BigInteger, nullable=False),  # the last audit line that was looked at
     Column("enabled", Boolean, nullable=False, server_default=true()),

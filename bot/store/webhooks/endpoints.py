@@ -21,7 +21,7 @@ MAX_KEY_WEBHOOKS = 10  # of one key
 class Webhook:
     """An address that is sent events. `key_name`: the API key whose jobs it follows; empty: it follows all jobs.
 
-    `secret`: begins with `whsec_`. `made`: seconds since 1970. `enabled` False: it is sent nothing, for `reason`.
+    `secret`: begins with `whsec_`. `created`: seconds since 1970. `enabled` False: it is sent nothing, for `reason`.
     """
 
     id: str
@@ -29,7 +29,7 @@ class Webhook:
     key_name: str
     events: tuple[WebhookEvent, ...]
     secret: str
-    made: float
+    created: float
     enabled: bool = True
     reason: str = ""
 
@@ -48,7 +48,7 @@ def insert_webhook(connection: Connection, webhook: Webhook) -> bool:
 
 def list_webhooks(connection: Connection) -> list[Webhook]:
     """Return every webhook, the oldest first."""
-    rows = connection.execute(select(table).order_by(table.c.made, table.c.id)).mappings()
+    rows = connection.execute(select(table).order_by(table.c.created, table.c.id)).mappings()
     return [to_webhook(row) for row in rows]
 
 
@@ -80,6 +80,6 @@ def _has_key(now: float) -> ColumnElement[bool]:
 
 def to_webhook(row: RowMapping) -> Webhook:
     """Return a row of the table as a value."""
-    names = ("id", "url", "key_name", "secret", "made", "enabled", "reason")
+    names = ("id", "url", "key_name", "secret", "created", "enabled", "reason")
     values: dict[str, Any] = {name: row[name] for name in names}
     return Webhook(events=tuple(row["events"]), **values)
