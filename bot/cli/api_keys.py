@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,10 +23,20 @@ if TYPE_CHECKING:
     from bot.policy.limits import Limits
     from bot.store import Store
     from bot.store.members.api_keys import ApiKey
+    from bot.store.webhooks.endpoints import Webhook
 
 BUDGET_SETTINGS = {"day": "cost_day", "month": "cost_month"}
-GUILD = "local"
 MAX_SECONDS = 3653 * 86_400
+
+
+@dataclass(frozen=True)
+class _NewKey:
+    """A key with its secret. `budgets`: setting → the effective value. `webhooks`: of an older key of its name."""
+
+    key: ApiKey
+    secret: str
+    budgets: dict[str, str]
+    webhooks: list[Webhook]
 
 
 def api_key(
@@ -50,8 +60,8 @@ def api_key(
     if list_keys:
         typer.echo(_format_list(run_with_store(settings.database, _list_keys), as_json))
     elif revoke:
-        run_with_store(settings.database, lambda store: _revoke_key(store, name))
-        typer.echo(json.dumps({"name": name, "revoked": True}) if as_json else f"The key {name} is revoked.")
+        webhooks = run_with_store(settings.database, lambda store: _revoke_key(store, name))
+        typer.echo(_format_revoked(name, webhooks, as_json))
     else:
         typer.echo(_create_key(settings, name, _split_names(scopes), budget, expires, as_json))
 
@@ -62,38 +72,52 @@ def _create_key(
     from bot.cli.store_session import run_with_store
 
     rule, seconds = _parse_budget(budget), parse_time("--expires", expires)
-    secret, key = run_with_store(
+    new_key = run_with_store(
         settings.database, lambda store: _write_key(store, settings.limits, name, scopes, rule, seconds)
     )
+    key, secret, budgets = new_key.key, new_key.secret, new_key.budgets
     if as_json:
-        return json.dumps(_to_dict(key) | {"key": secret}, indent=1)
+        ids = [webhook.id for webhook in new_key.webhooks]
+        return json.dumps(_to_dict(key) | {"key": secret, "budgets": budgets, "webhooks": ids}, indent=1)
     until = "" if key.expires is None else f" until {_format_day(key.expires)}"
-    budget_note = f"It may spend {rule[1]} of device time a {budget.rpartition('/')[2] or 'day'}." if rule else (
-        f"Its limits are everybody's: `darkroom rules explain {key.member}`."
-    )  # fmt: skip
+    budget_note = (
+        f"Its device time: {budgets['cost_day']} a day, {budgets['cost_month']} a month. "
+        f"`darkroom rules explain {key.member}` says why."
+    )
     return "\n\n".join([
         f"The key {name}, for {', '.join(sorted(key.scopes))}{until}. It is shown only now, and stored nowhere:",
         f"  {secret}",
         "Programs send it as `Authorization: Bearer KEY`, or as the password of `Basic`, with any user name.",
-        budget_note,
+        budget_note, *_format_webhooks(new_key.webhooks),
     ])  # fmt: skip
 
 
 async def _write_key(
     store: Store, limits: Limits, name: str, scopes: Collection[str], rule: tuple[str, str] | None,
     seconds: float | None,
-) -> tuple[str, ApiKey]:  # fmt: skip
-    """Set the budget, then add the key: at no moment is it without one."""
+) -> _NewKey:  # fmt: skip
+    """Set the budget, then add the key: at no moment is it without one.
+
+    An older key of its name may have left budgets, which still hold, and webhooks, which are off.
+    """
     from bot.cli.rules.commands import operator_member, refuse_cancel
+    from bot.domain.dto import Member
     from bot.services.api_keys import ApiKeys
     from bot.services.rule_admin import RuleAdmin
+    from bot.web.middleware import GUILD
 
     keys = ApiKeys(store, clock=time.time)
     key = await keys.prepare(name, scopes, seconds)
+    rule_admin = RuleAdmin(store, refuse_cancel, limits=limits)
     if rule is not None:
-        rule_admin = RuleAdmin(store, refuse_cancel, limits=limits)
         await rule_admin.set_rule(operator_member(GUILD), "user", key.member, *rule)
-    return await keys.add(key), key
+    secret, member = await keys.add(key), Member(key.member, key.name, GUILD)
+    budgets = {
+        setting: explanation.value
+        for setting in BUDGET_SETTINGS.values()
+        for explanation in await rule_admin.explain(GUILD, member, setting)
+    }
+    return _NewKey(key, secret, budgets, await keys.list_webhooks(name))
 
 
 async def _list_keys(store: Store) -> list[ApiKey]:
@@ -102,10 +126,27 @@ async def _list_keys(store: Store) -> list[ApiKey]:
     return await ApiKeys(store, clock=time.time).list_all()
 
 
-async def _revoke_key(store: Store, name: str) -> None:
+async def _revoke_key(store: Store, name: str) -> list[Webhook]:
+    """Revoke a key; return its webhooks, which are off."""
     from bot.services.api_keys import ApiKeys
 
-    await ApiKeys(store, clock=time.time).revoke(name)
+    keys = ApiKeys(store, clock=time.time)
+    await keys.revoke(name)
+    return await keys.list_webhooks(name)
+
+
+def _format_revoked(name: str, webhooks: list[Webhook], as_json: bool) -> str:
+    if as_json:
+        return json.dumps({"name": name, "revoked": True, "webhooks": [webhook.id for webhook in webhooks]})
+    return "\n\n".join([f"The key {name} is revoked.", *_format_webhooks(webhooks)])
+
+
+def _format_webhooks(webhooks: list[Webhook]) -> list[str]:
+    """Return what to say of the webhooks of a key that was revoked or replaced: nothing if it has none."""
+    if not webhooks:
+        return []
+    heading = "Its webhooks are off. `darkroom webhook replay ID` turns one on under a new key:"
+    return ["\n".join([heading, *(f"  {webhook.id}  {webhook.url}" for webhook in webhooks)])]
 
 
 def _split_names(names: str) -> list[str]:

@@ -96,10 +96,18 @@ def parse_address(host: str) -> _Address | None:
 
 
 def check_addresses(host: str, addresses: Iterable[_Address], private_hosts: PrivateHosts) -> None:
-    """Check everything that a host resolves to. Raises `UserError` (422) for an address that is not public."""
+    """Check everything that a host resolves to. Raises `UserError` (422) for an address that is not public.
+
+    The sentence has no address: whoever adds webhooks would read in it what the operator's own names resolve to.
+    """
     for address in addresses:
         if not (is_public(address) or private_hosts.has_name(host) or private_hosts.has_address(address)):
-            raise UserError(f"{host} is {address}, which is not public: the operator may list it for webhooks.")
+            raise unreachable_error(host)
+
+
+def unreachable_error(host: str) -> UserError:
+    """Return what to say of a host with no address, or one that is not public: nobody learns which it is."""
+    return UserError(f"{host} is not public, or does not exist: the operator may list it for webhooks.")
 
 
 def is_public(address: _Address) -> bool:

@@ -18,6 +18,7 @@ from bot.domain.errors import UserError
 from bot.store import DatabaseUnavailable, NotLeader, Store
 from bot.store.members import api_keys as stored
 from bot.store.members.api_keys import ApiKey
+from bot.store.webhooks.endpoints import Webhook, list_webhooks
 
 PREFIX = "dkr_"  # programs that look for leaked secrets know ours by it
 SECRET_BYTES = 32  # random bytes
@@ -68,8 +69,15 @@ class ApiKeys:
         """Return every key, the newest first; those that ended long ago are gone."""
         return list(await self._store.query(stored.list_keys))
 
+    async def list_webhooks(self, name: str) -> list[Webhook]:
+        """Return the webhooks that have the jobs of a key, the oldest first."""
+        return [webhook for webhook in await self._store.query(list_webhooks) if webhook.key_name == name]
+
     async def revoke(self, name: str) -> None:
-        """Revoke a key: its next request is refused. Raises `UserError` (404) if none of this name is valid."""
+        """Revoke a key: its next request is refused, and its webhooks are off.
+
+        Raises `UserError` (404) if none of this name is valid.
+        """
         if not await self._store.write(stored.revoke_key, name, self._clock()):
             raise UserError(f"There is no valid key {name[:40]!r}: `darkroom api-key --list`.", 404)
 

@@ -151,9 +151,8 @@ def _is_own_upload(headers: Mapping[str, str]) -> bool:
     Only scripts can add these headers. A script of another site must ask first (CORS preflight), and nothing here
     allows it.
     """
-    has_own_header = any(name in headers for name in CUSTOM_HEADERS) or headers.get("Authorization", "").startswith(
-        "Bearer "
-    )
+    scheme = headers.get("Authorization", "").partition(" ")[0].lower()  # browsers add `Basic` by themselves
+    has_own_header = any(name in headers for name in CUSTOM_HEADERS) or scheme == "bearer"
     return has_own_header and _content_type(headers) == "multipart/form-data"
 
 
@@ -250,8 +249,9 @@ class SessionTokens:
 
     def is_terminal_key(self, authorization: str) -> bool:
         """Return whether the header carries the key of `terminal_key`."""
-        expected = "Bearer " + hmac.new(self._key, b"terminal", "sha256").hexdigest()
-        return hmac.compare_digest(_header_bytes(authorization), expected.encode())
+        scheme, _, key = authorization.partition(" ")
+        expected = hmac.new(self._key, b"terminal", "sha256").hexdigest()
+        return scheme.lower() == "bearer" and hmac.compare_digest(_header_bytes(key), expected.encode())
 
 
 def new_visitor_id() -> str:

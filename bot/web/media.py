@@ -18,8 +18,8 @@ from bot.domain.job_states import is_end
 from bot.images.films.formats import FILM_FORMATS, MEDIA_TYPES, FilmFormat, parse_film_format
 from bot.images.moderation_status import held_images
 from bot.web import serializers
-from bot.web.grid_cache import GridCache
 from bot.web.middleware import member_of
+from bot.web.picture_cache import GridCache
 from bot.web.sse import SERVICES, require_permitted, require_visible
 from engine.contract import MAX_COUNT
 

@@ -132,7 +132,7 @@ async def handle_errors(request: web.Request, handler: Handler) -> web.StreamRes
         is_stranger = isinstance(error, NotSignedIn)
         response = error_response(request, Refusal(error.status, error.sentence, error, wait_seconds, is_stranger))
         if error.status == 401:
-            response.headers["WWW-Authenticate"] = 'Bearer realm="darkroom"'
+            response.headers.setdefault("WWW-Authenticate", 'Bearer realm="darkroom"')
         if error.status == 429 and wait_seconds is not None:
             response.headers["Retry-After"] = str(wait_seconds)
         return response
@@ -214,6 +214,11 @@ async def is_signed_out(request: web.Request) -> bool:
     """Return whether the session or the key that the request came with has ended since."""
     has_session_ended = SESSION in request and await find_session(request) is None
     return has_session_ended or (API_KEY in request and await find_api_key(request) is None)
+
+
+def signed_out_error(request: web.Request) -> UserError:
+    """Return the refusal of a request whose session or key has ended since it came."""
+    return UserError(INVALID_KEY, 401) if API_KEY in request else NotSignedIn(SIGNED_OUT, 403)
 
 
 async def _answer_anybody(request: web.Request, handler: Handler) -> web.StreamResponse:

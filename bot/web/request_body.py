@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import TypeVar, cast
 
@@ -17,7 +18,7 @@ import msgspec
 from aiohttp import BodyPartReader, MultipartReader, web
 from aiohttp.http import HttpProcessingError
 
-from bot.domain.concurrency import PerMemberLimit
+from bot.domain.concurrency import PerMemberLimit, run_in_thread
 from bot.domain.errors import UserError
 from bot.images.uploads.upload_decoder import MAX_UPLOAD_BYTES
 from bot.web.middleware import member_of
@@ -38,6 +39,8 @@ MAX_PARTS: Mapping[str, int] = MappingProxyType(
     {"request": 1, "picture": MAX_INIT_IMAGES, "mask": 1, "control": MAX_CONTROLS, "reference": MAX_REFERENCES}
 )  # of each name
 MAX_PICTURE_JSON_BYTES = 64 * 2**20  # bytes of a JSON body with pictures in base64
+MAX_JSON_VALUES = 64 * 1024  # values of a JSON body: as many as the smaller ones can have
+JSON_COPIES = 2  # of such a body in memory: its bytes, and its texts or their pictures
 MAX_FOREIGN_PARTS = 64  # of a form of another program's API
 MALFORMED_FORM = (ValueError, AssertionError, HttpProcessingError, web.RequestPayloadError)  # aiohttp's errors for one
 MEMBER_LIMIT = web.AppKey("member_limit", PerMemberLimit)  # one form per visitor at a time; the next one waits unread
@@ -78,10 +81,10 @@ class IncomingForm:
         async with asyncio.timeout(FORM_TIMEOUT), self._deadline:
             yield
 
-    def count_chunk(self, size: int) -> None:
-        """Count bytes that arrived. Raises `UserError` (429) if all forms take too much memory."""
-        self._memory.reserve(size)
-        self.byte_count += size
+    def count_chunk(self, size: int, copies: int = 1) -> None:
+        """Count bytes that arrived and stay in memory so many times. Raises `UserError` (429) if all take too much."""
+        self._memory.reserve(copies * size)
+        self.byte_count += copies * size
         self._pace_bytes += size
         if self._pace_bytes >= PACE_BYTES:
             self._pace_bytes = 0
@@ -133,19 +136,33 @@ async def read_form(request: web.Request, body_type: type[T]) -> AsyncGenerator[
 async def read_picture_body(request: web.Request, body_type: type[T]) -> AsyncGenerator[T]:
     """Yield a JSON body that may hold pictures in base64, up to 64 MiB, for APIs that send them so.
 
-    It is in the forms' memory while the context lasts, and is refused as a form is (`read_form`).
+    A large one is in the forms' memory while the context lasts, and is refused as a form is (`read_form`).
     """
+    if _is_small(request):
+        yield await read_body(request, body_type)
+        return
     async with request.app[MEMBER_LIMIT].reserve(member_of(request).id):
         with request.app[FORM_MEMORY].open_form() as form:
-            yield _decode_body(await _read_json(request, form), body_type)
+            yield await _read_json(request, form, body_type)
 
 
-async def _read_json(request: web.Request, form: IncomingForm) -> bytes:
+def _is_small(request: web.Request) -> bool:
+    """Return whether a body is as small as those without pictures. A compressed one tells nothing of its size."""
+    size = request.content_length
+    return size is not None and size < MAX_JSON_BYTES and "Content-Encoding" not in request.headers
+
+
+async def _read_json(request: web.Request, form: IncomingForm, body_type: type[T]) -> T:
+    """Return the body as `body_type`. A thread decodes it, so that megabytes keep nobody waiting."""
+    return await run_in_thread(partial(_decode_body, await _read_json_bytes(request, form), body_type))
+
+
+async def _read_json_bytes(request: web.Request, form: IncomingForm) -> bytearray:
     content = bytearray()
     try:
         async with form.keep_pace():
             while chunk := await request.content.readany():
-                form.count_chunk(len(chunk))
+                form.count_chunk(len(chunk), JSON_COPIES)
                 content += chunk
                 if len(content) > MAX_PICTURE_JSON_BYTES:
                     raise UserError(f"The request is too large: the limit is {MAX_PICTURE_JSON_BYTES >> 20} MiB.", 413)
@@ -153,7 +170,7 @@ async def _read_json(request: web.Request, form: IncomingForm) -> bytes:
         raise web.HTTPRequestTimeout from error
     except web.RequestPayloadError as error:
         raise UserError("The request can't be read.", 400) from error
-    return bytes(content)
+    return content
 
 
 @asynccontextmanager
@@ -242,12 +259,25 @@ async def _read_part(part: BodyPartReader, max_bytes: int, form: IncomingForm) -
     return bytes(content)
 
 
-def _decode_body(body: bytes, body_type: type[T]) -> T:
+def _decode_body(body: bytes | bytearray, body_type: type[T]) -> T:
+    _check_value_count(body)
     try:
-        return msgspec.convert(_mend_integers(msgspec.json.decode(body)), body_type)
+        try:
+            return msgspec.json.decode(body, type=body_type)  # builds nothing for unknown fields
+        except msgspec.ValidationError:
+            return msgspec.convert(_mend_integers(msgspec.json.decode(body)), body_type)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         sentence = describe_old_field(str(error)) or f"The request can't be read: {error}."
         raise UserError(sentence, 400) from error
+
+
+def _check_value_count(body: bytes | bytearray) -> None:
+    """Raise `UserError` (413) for too many values: an object takes far more memory than its two brackets.
+
+    Each value but the first follows one of these characters, or a name that does. Base64 has none of them.
+    """
+    if sum(map(body.count, (b",", b"[", b"{"))) > MAX_JSON_VALUES:
+        raise UserError(f"The request is too large: it has more than {MAX_JSON_VALUES} values.", 413)
 
 
 def _mend_integers(value: object) -> object:

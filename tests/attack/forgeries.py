@@ -49,10 +49,13 @@ def forge_cookies(rng: random.Random, valid: str, count: int) -> Iterator[str]:
 
 
 def forge_keys(rng: random.Random, worker_key: str, count: int) -> Iterator[str]:
-    """Keys of the terminal and of the metrics that nobody has: random ones, and a worker's."""
+    """Keys of the terminal, of the metrics and of programs that nobody has: random ones, and a worker's."""
     yield from ("Bearer ", "Bearer", "Basic b3duZXI6", f"Bearer {worker_key}", "Bearer \xff", "Bearer " + "0" * 64)
     yield from (f"Bearer {hmac.new(key, b'terminal', 'sha256').hexdigest()}" for key in WEAK_KEYS)
     yield from (f"Bearer {rng.randbytes(32).hex()}" for _ in range(count))
+    for _ in range(count):
+        secret = "dkr_" + base64.urlsafe_b64encode(rng.randbytes(32)).decode().rstrip("=")
+        yield from (f"Bearer {secret}", "Basic " + base64.b64encode(f"any:{secret}".encode()).decode())
 
 
 async def try_credentials(url: str, tally: Tally, credentials: list[dict[str, str]]) -> list[str]:

@@ -26,7 +26,10 @@ _DISCORD = re.compile(
     r"https://(?:cdn\.discordapp\.com|media\.discordapp\.net)(?::443)?"
     r"/(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})+(?:\?(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*)?"
 )
-_OWN_PICTURE = re.compile(r"/api/jobs/([0-9A-HJKMNP-TV-Z]{26})/pictures/([1-9])\.png")
+_JOB = r"([0-9A-HJKMNP-TV-Z]{26})"
+_OWN_PICTURE = re.compile(rf"/api/jobs/{_JOB}/pictures/([1-9])\.png")
+# An address that an answer gave. Its signature, for strangers, does not matter: whoever uses it here is a known member.
+_SIGNED_PICTURE = re.compile(rf"/v1/pictures/{_JOB}/([1-9])\.(?:png|jpeg|webp)\?[A-Za-z0-9=&]*")
 # At the start of a prompt; perhaps in angle brackets (Discord then shows no embed), or before a comma.
 _LEADING_LINK = re.compile(r"\s*<?(https?://[^\s<>]*)>?,?(?:\s+|$)", re.IGNORECASE)
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.\[\]:-]+")
@@ -70,9 +73,10 @@ def is_discord_file(url: str) -> bool:
 def parse_own_picture(url: str, page_url: str | None) -> tuple[str, int] | None:
     """Return job and picture number, counted from 1, of the address of one of the page's own pictures; else None."""
     base = (page_url or "").rstrip("/")
-    if not _ORIGIN.match(base) or len(url) > MAX_URL_LENGTH or not url.startswith(base + "/api/"):
+    if not _ORIGIN.match(base) or len(url) > MAX_URL_LENGTH or not url.startswith(base + "/"):
         return None
-    match = _OWN_PICTURE.fullmatch(url[len(base) :])
+    path = url[len(base) :]
+    match = _OWN_PICTURE.fullmatch(path) or _SIGNED_PICTURE.fullmatch(path)
     return (match[1], int(match[2])) if match else None
 
 

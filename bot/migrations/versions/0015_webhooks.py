@@ -19,7 +19,7 @@ def upgrade() -> None:
         sa.Column("key_name", sa.String(32), nullable=False),
         sa.Column("events", sa.JSON, nullable=False),
         sa.Column("secret", sa.String(64), nullable=False),
-        sa.Column("made", sa.Float, nullable=False),
+        sa.Column("created", sa.Float, nullable=False),
         sa.Column("first_line", sa.BigInteger, nullable=False),
         sa.Column("last_line", sa.BigInteger, nullable=False),
         sa.Column("enabled", sa.Boolean, nullable=False, server_default=sa.true()),
@@ -39,7 +39,7 @@ def upgrade() -> None:
         sa.Column("ended", sa.Float),
         sa.Column("error", sa.Text, nullable=False),
     )
-    op.create_index("webhook_deliveries_due", "webhook_deliveries", ["state", "due"])
+    op.create_index("webhook_deliveries_due", "webhook_deliveries", ["webhook", "state", "due", "line"])
     op.create_index("webhook_deliveries_job", "webhook_deliveries", ["job"])
     op.create_index("webhook_deliveries_ended", "webhook_deliveries", ["ended"])
 

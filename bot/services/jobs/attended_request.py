@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from bot.domain.dto import AcceptedJob, Destination, JobAction, JobView, Member
+from bot.domain.dto import AcceptedJob, Destination, JobView, Member
 from bot.domain.errors import UserError
 from bot.domain.events import Feed, JobEnded, JobEvent, JobProgress, Subscription
 from bot.domain.job_states import JobState, is_end
@@ -36,7 +36,6 @@ class PictureRequest:
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     images: InitImages | None = None
     key: str | None = None  # the same again finds the same jobs
-    action: JobAction = "imagine"
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class FeedClosed(ConnectionError):
 
 
 class AttendedRequest:
-    """An admitted request. Read `events` first, if at all, then `read_pictures`."""
+    """An admitted request. Read `follow_events` first, if at all, then `read_pictures`."""
 
     def __init__(
         self, accepted_jobs: Sequence[AcceptedJob], subscriptions: Sequence[Subscription], job_views: JobViews,
@@ -88,7 +87,7 @@ class AttendedRequest:
         self._subscriptions, self._job_views, self._gallery = tuple(subscriptions), job_views, gallery
         self._views: dict[str, JobView] = {}  # of ended jobs
 
-    async def events(self) -> AsyncIterator[JobEvent]:
+    async def follow_events(self) -> AsyncIterator[JobEvent]:
         """Yield the jobs' events as they come, until all have ended. The jobs of one request run one after the other
         or at once: their events come in the order of the jobs. Raises `FeedClosed`.
         """
@@ -102,10 +101,10 @@ class AttendedRequest:
             if not await self._note_end(accepted.job):
                 raise FeedClosed("The bot shuts down.")
 
-    async def previews(self) -> AsyncIterator[Preview]:
+    async def follow_previews(self) -> AsyncIterator[Preview]:
         """Yield each new preview of each picture, until all jobs have ended. Raises `FeedClosed`."""
         first_pictures = self._first_pictures()
-        async for job_event in self.events():
+        async for job_event in self.follow_events():
             if isinstance(job_event, JobProgress):
                 for index, jpeg in sorted(job_event.frames.items()):
                     picture = first_pictures[job_event.job] + index
@@ -116,7 +115,7 @@ class AttendedRequest:
 
         `is_partial`: jobs that were cancelled are left out, if another one has finished.
         """
-        async for _ in self.events():
+        async for _ in self.follow_events():
             pass
         first_pictures, pictures = self._first_pictures(), list[DrawnPicture]()
         is_partial = is_partial and any(view.state == "finished" for view in self.views)
@@ -141,6 +140,12 @@ class AttendedRequest:
     def views(self) -> list[JobView]:
         """The jobs that have ended, in their order."""
         return [self._views[accepted.job] for accepted in self.jobs if accepted.job in self._views]
+
+    def stop_following(self) -> None:
+        """End the events now: who reads them gets `FeedClosed`, unless the jobs have ended. The jobs go on."""
+        self.keep_jobs()
+        for subscription in self._subscriptions:
+            subscription.close()
 
     def keep_jobs(self) -> None:
         """Let the jobs go on, whoever leaves."""
@@ -181,13 +186,12 @@ class AttendedRequests:
         `with_previews`: ask the workers for previews.
         """
         accepted_jobs = await self._jobs.imagine(
-            request.prompt, member, destination, key=request.key, init_images=request.images, action=request.action,
-            **request.options,
+            request.prompt, member, destination, key=request.key, init_images=request.images, **request.options,
         )  # fmt: skip
         is_kept = request.key is not None
         del request  # its pictures need no memory while the jobs run
-        async with self.attend(accepted_jobs, member, is_kept=is_kept, with_previews=with_previews) as attended:
-            yield attended
+        async with self.attend(accepted_jobs, member, is_kept=is_kept, with_previews=with_previews) as attended_request:
+            yield attended_request
 
     @asynccontextmanager
     async def attend(
@@ -199,16 +203,16 @@ class AttendedRequests:
                 await stack.enter_async_context(self._feed.subscribe(accepted.job, with_previews=with_previews))
                 for accepted in accepted_jobs
             ]
-            attended = AttendedRequest(accepted_jobs, subscriptions, self._job_views, self._gallery)
+            attended_request = AttendedRequest(accepted_jobs, subscriptions, self._job_views, self._gallery)
             if is_kept:
-                attended.keep_jobs()
+                attended_request.keep_jobs()
             try:
-                yield attended
+                yield attended_request
             except FeedClosed:
-                attended.keep_jobs()
+                attended_request.keep_jobs()
                 raise
             finally:
-                await self._cancel(sorted(attended.open_jobs), member)
+                await self._cancel(sorted(attended_request.open_jobs), member)
 
     async def _cancel(self, jobs: Sequence[str], member: Member) -> None:
         for job in jobs:

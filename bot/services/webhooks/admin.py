@@ -42,13 +42,11 @@ class Webhooks:
 
     async def add(self, url: str, events: Collection[str] = (), *, key_name: str = "") -> Webhook:
         """Add a webhook; events are sent from now on. Return it with its secret. Raises `UserError`."""
-        chosen = parse_events(events) if events else DEFAULT_EVENTS
+        event_names = parse_events(events) if events else DEFAULT_EVENTS
         check_url(url, self._private_hosts)
         now = self._clock()
-        valid_names = {key.name for key in await self._store.query(list_keys) if key.is_valid(now)}
-        if key_name and key_name not in valid_names:
-            raise UserError(f"There is no valid key {key_name[:40]!r}: `darkroom api-key --list`.", 404)
-        webhook = Webhook(str(ULID()), url, key_name, chosen, _make_secret(), now)
+        await self._check_key(key_name, now)
+        webhook = Webhook(str(ULID()), url, key_name, event_names, _make_secret(), now)
         if not await self._store.write(endpoints.insert_webhook, webhook):
             raise UserError(TOO_MANY)
         return webhook
@@ -80,10 +78,10 @@ class Webhooks:
     async def replay(self, suffix: str, key_name: str = "", *, seconds: float | None = None) -> int:
         """Send a webhook's dead letters again, or all its events of the last so many seconds, and turn it on.
 
-        Return how many there are. Raises `UserError` (404).
+        Return how many there are. Raises `UserError` (404), also while its key is not valid.
         """
         webhook, now = await self.find(suffix, key_name), self._clock()
-        await self._store.write(endpoints.enable_webhook, webhook.id)
+        await self._check_key(webhook.key_name, now)
         since = None if seconds is None else now - seconds
         return await self._store.write(outbox.replay, webhook.id, now, since=since)
 
@@ -94,6 +92,12 @@ class Webhooks:
         if len(matches) != 1:
             raise UserError(f"There is {'no' if not matches else 'more than one'} webhook {suffix[:40]!r}.", 404)
         return matches[0]
+
+    async def _check_key(self, name: str, now: float) -> None:
+        """Raise `UserError` (404) for the name of a key that is not valid; an empty one is of no key."""
+        valid_names = {key.name for key in await self._store.query(list_keys) if key.is_valid(now)}
+        if name and name not in valid_names:
+            raise UserError(f"There is no valid key {name[:40]!r}: `darkroom api-key --list`.", 404)
 
 
 def _make_secret() -> str:

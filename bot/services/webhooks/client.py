@@ -7,6 +7,7 @@ read.
 
 from __future__ import annotations
 
+import logging
 import socket
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,8 +17,10 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from standardwebhooks import Webhook as Signer
 
 from bot.domain.errors import UserError
-from bot.policy.webhooks import PrivateHosts, check_addresses, check_url, parse_address
+from bot.policy.webhooks import PrivateHosts, check_addresses, check_url, parse_address, unreachable_error
 from bot.store.webhooks.endpoints import Webhook
+
+log = logging.getLogger(__name__)
 
 TIMEOUT = aiohttp.ClientTimeout(total=15.0, connect=10.0)
 MAX_CONNECTIONS = 32
@@ -34,7 +37,7 @@ class Answer:
 
 
 class CheckedResolver(AbstractResolver):
-    """Resolves names by `resolver`. Raises `UserError` if any address is not allowed."""
+    """Resolves names by `resolver`. Raises `UserError` if there is no address, or any is not allowed."""
 
     def __init__(self, private_hosts: PrivateHosts, resolver: AbstractResolver) -> None:
         self._private_hosts, self._resolver = private_hosts, resolver
@@ -42,10 +45,18 @@ class CheckedResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        """Return the addresses of a name, each of them checked."""
-        results = await self._resolver.resolve(host, port, family)
+        """Return the addresses of a name, each of them checked. The log says what it is if it is refused."""
+        try:
+            results = await self._resolver.resolve(host, port, family)
+        except OSError as error:
+            log.info("webhooks: %s does not resolve: %s", host, error)
+            raise unreachable_error(host) from error
         addresses = [parse_address(result["host"]) for result in results]
-        check_addresses(host, [address for address in addresses if address is not None], self._private_hosts)
+        try:
+            check_addresses(host, [address for address in addresses if address is not None], self._private_hosts)
+        except UserError:
+            log.warning("webhooks: %s is refused: it is %s", host, ", ".join(map(str, addresses)))
+            raise
         return [result for result, address in zip(results, addresses, strict=True) if address is not None]
 
     async def close(self) -> None:

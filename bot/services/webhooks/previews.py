@@ -75,7 +75,8 @@ class WebhookPreviews:
             if readers and event.job not in self._watched:
                 self._watched.add(event.job)
                 self._feed.watch(event.job)
-            if record is not None and event.frames and now - self._sent_at.get(event.job, 0.0) >= PREVIEW_SECONDS:
+            is_due = now - self._sent_at.get(event.job, 0.0) >= PREVIEW_SECONDS
+            if record is not None and readers and event.frames and is_due:
                 self._sent_at[event.job] = now
                 body = build_preview_body(record, event, now)
                 for webhook in readers:

@@ -9,16 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from bot.domain.periodic import run_periodically
 from bot.policy.webhooks import GONE, is_accepted, retry_delay
 from bot.services.webhooks.client import Answer, WebhookClient
 from bot.services.webhooks.payloads import build_event_body
-from bot.store import Store
+from bot.store import Store, webhook_switches
 from bot.store.jobs import queries
-from bot.store.webhooks import endpoints, outbox
+from bot.store.webhooks import outbox
 from bot.store.webhooks.endpoints import Webhook
 from bot.store.webhooks.outbox import WebhookDelivery
 
@@ -39,6 +39,7 @@ class WebhookSender:
     ) -> None:
         self._store, self._client, self._clock, self._jitter = store, client, clock, jitter
         self._in_flight: dict[str, str] = {}  # message → webhook
+        self._lock = asyncio.Lock()  # of who looks for events to begin
 
     async def run(self) -> None:
         """Send events until cancelled. Retry after an outage of the database."""
@@ -48,24 +49,46 @@ class WebhookSender:
     async def run_round(self, tries: asyncio.TaskGroup) -> None:
         """Collect new events, and begin to send those that are due."""
         now = self._clock()
-        if await self._store.query(outbox.has_new_lines, now):
+        if await self._store.query(outbox.needs_collection, now):
             await self._store.write(outbox.collect_events, now)
-        counts = Counter(self._in_flight.values())
-        busy = [webhook for webhook, count in counts.items() if count >= MAX_WEBHOOK_IN_FLIGHT]
-        for delivery, webhook in await self._store.query(outbox.list_due, now, busy, 4 * MAX_IN_FLIGHT):
-            is_free = counts[webhook.id] < MAX_WEBHOOK_IN_FLIGHT and counts.total() < MAX_IN_FLIGHT
-            if is_free and delivery.id not in self._in_flight:
-                counts[webhook.id] += 1
-                self._in_flight[delivery.id] = webhook.id
-                tries.create_task(self._send(delivery, webhook))
+        await self._begin_due(tries)
 
-    async def _send(self, delivery: WebhookDelivery, webhook: Webhook) -> None:
+    async def _begin_due(self, tries: asyncio.TaskGroup) -> None:
+        """Begin to send what is due, first for the webhooks with the fewest messages in flight."""
+        async with self._lock:
+            in_flight = dict(self._in_flight)  # what ends during the query may be in its answer
+            counts = Counter(in_flight.values())
+            if counts.total() >= MAX_IN_FLIGHT:
+                return
+            busy = [webhook for webhook, count in counts.items() if count >= MAX_WEBHOOK_IN_FLIGHT]
+            due = await self._store.query(outbox.list_due, self._clock(), busy, 2 * MAX_WEBHOOK_IN_FLIGHT)
+            others = [(delivery, webhook) for delivery, webhook in due if delivery.id not in in_flight]
+            for delivery, webhook in self._choose_fairly(others):
+                self._in_flight[delivery.id] = webhook.id
+                tries.create_task(self._send(delivery, webhook, tries))
+
+    def _choose_fairly(self, due: Sequence[tuple[WebhookDelivery, Webhook]]) -> list[tuple[WebhookDelivery, Webhook]]:
+        counts, ranked = Counter(self._in_flight.values()), list[tuple[int, WebhookDelivery, Webhook]]()
+        free_slots = MAX_IN_FLIGHT - counts.total()
+        for delivery, webhook in due:
+            ranked.append((counts[webhook.id], delivery, webhook))
+            counts[webhook.id] += 1
+        ranked.sort(key=lambda row: row[0])  # stable: the first due first
+        return [(delivery, webhook) for rank, delivery, webhook in ranked[:free_slots] if rank < MAX_WEBHOOK_IN_FLIGHT]
+
+    async def _send(self, delivery: WebhookDelivery, webhook: Webhook, tries: asyncio.TaskGroup) -> None:
+        """Send an event once, then begin what may take its place; after an outage the next round does."""
+        try:
+            await self._try_once(delivery, webhook)
+            await self._begin_due(tries)
+        except OSError as error:  # an outage of the database: the event is still due
+            log.warning("webhook %s: %s", webhook.id, error)
+
+    async def _try_once(self, delivery: WebhookDelivery, webhook: Webhook) -> None:
         try:
             answer = await self._post(delivery, webhook)
             if answer is not None:
                 await self._record(delivery, answer)
-        except OSError as error:  # an outage of the database: the event is still due
-            log.warning("webhook %s: %s", webhook.id, error)
         finally:
             del self._in_flight[delivery.id]
 
@@ -89,8 +112,9 @@ class WebhookSender:
             return
         delay = retry_delay(delivery.tries + 1, self._jitter(), answer.retry_after)
         if answer.status == GONE:
-            await self._store.write(endpoints.disable_webhook, delivery.webhook, WANTS_NO_MORE)
             delay = None
         outcome = "given up" if delay is None else f"again in {delay:.0f} s"
         log.warning("webhook %s: %s: %s %s", delivery.webhook, delivery.id, answer.error, outcome)
         await self._store.write(outbox.record_failed, delivery, now, delay, answer.error[:MAX_ERROR])
+        if answer.status == GONE:
+            await self._store.write(webhook_switches.disable_webhook, delivery.webhook, now, WANTS_NO_MORE)

@@ -107,7 +107,7 @@ def _delete_key(connection: Connection, request: ErasureRequest) -> None:
         name = request.member.removeprefix(KEY_MEMBER_PREFIX)
         connection.execute(api_keys.delete().where(api_keys.c.name == name, api_keys.c.issued <= request.requested_at))
         is_theirs = webhooks.c.key_name == name
-        connection.execute(webhooks.delete().where(is_theirs, webhooks.c.made <= request.requested_at))
+        connection.execute(webhooks.delete().where(is_theirs, webhooks.c.created <= request.requested_at))
 
 
 def read_state(connection: Connection, job: str) -> JobState | None:

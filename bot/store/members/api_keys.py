@@ -10,6 +10,7 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, and_, or_, select,
 
 from bot.domain.dto import KeyScope
 from bot.store.schema.member_tables import api_keys as table
+from bot.store.webhook_switches import KEY_ENDED, REVOKED, disable_key_webhooks
 
 KEY_MEMBER_PREFIX = "local:key:"  # of the member that a key acts as (`bot.web.middleware.member_of`)
 KEPT_SECONDS = 90 * 86_400.0  # a key that has ended is listed for so long
@@ -45,12 +46,16 @@ class ApiKey:
 
 
 def insert_key(connection: Connection, secret_hash: str, key: ApiKey) -> bool:
-    """Store a new key; False, and nothing stored, while one of that name is valid. Drops keys that ended long ago."""
+    """Store a new key; False, and nothing stored, while one of that name is valid. Drops keys that ended long ago.
+
+    Webhooks of an older key of that name are off: it may have leaked.
+    """
     long_ago = key.issued - KEPT_SECONDS
     connection.execute(table.delete().where(or_(table.c.revoked <= long_ago, table.c.expires <= long_ago)))
     is_taken = select(table.c.hash).where(table.c.name == key.name, is_valid(key.issued)).limit(1)
     if connection.execute(is_taken).first() is not None:
         return False
+    disable_key_webhooks(connection, key.name, key.issued, KEY_ENDED)
     values = {"name": key.name, "scopes": sorted(key.scopes), "issued": key.issued, "expires": key.expires}
     connection.execute(table.insert().values(hash=secret_hash, **values))
     return True
@@ -75,8 +80,9 @@ def list_keys(connection: Connection) -> Sequence[ApiKey]:
 
 
 def revoke_key(connection: Connection, name: str, now: float) -> bool:
-    """Revoke the valid key of a name; False if there is none."""
+    """Revoke the valid key of a name, and turn its webhooks off; False if there is none."""
     is_named = and_(table.c.name == name, is_valid(now))
+    disable_key_webhooks(connection, name, now, REVOKED)
     return connection.execute(update(table).where(is_named).values(revoked=now)).rowcount > 0
 
 

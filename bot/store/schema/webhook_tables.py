@@ -14,7 +14,7 @@ webhooks = Table(
     Column("key_name", String(32), nullable=False),  # the API key whose jobs it follows; empty: all jobs
     Column("events", JSON, nullable=False),
     Column("secret", String(64), nullable=False),  # symmetric: we sign with it
-    Column("made", Float, nullable=False),
+    Column("created", Float, nullable=False),
     Column("first_line", BigInteger, nullable=False),  # audit lines up to this one are older than the webhook
     Column("last_line", BigInteger, nullable=False),  # the last audit line that was looked at
     Column("enabled", Boolean, nullable=False, server_default=true()),
@@ -35,7 +35,7 @@ deliveries = Table(  # one row for each event of an audit line that a webhook is
     Column("due", Float, nullable=False),  # when it is sent next
     Column("ended", Float),  # when it was delivered or given up
     Column("error", Text, nullable=False),  # of the last try
-    Index("webhook_deliveries_due", "state", "due"),
+    Index("webhook_deliveries_due", "webhook", "state", "due", "line"),
     Index("webhook_deliveries_job", "job"),
     Index("webhook_deliveries_ended", "ended"),
 )

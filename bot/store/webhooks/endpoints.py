@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, exists, or_, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, exists, or_, select
 
 from bot.policy.webhooks import WebhookEvent
 from bot.store.members.api_keys import is_valid
@@ -21,7 +21,7 @@ MAX_KEY_WEBHOOKS = 10  # of one key
 class Webhook:
     """An address that is sent events. `key_name`: the API key whose jobs it follows; empty: it follows all jobs.
 
-    `secret`: begins with `whsec_`. `made`: seconds since 1970. `enabled` False: it is sent nothing, for `reason`.
+    `secret`: begins with `whsec_`. `created`: seconds since 1970. `enabled` False: it is sent nothing, for `reason`.
     """
 
     id: str
@@ -29,7 +29,7 @@ class Webhook:
     key_name: str
     events: tuple[WebhookEvent, ...]
     secret: str
-    made: float
+    created: float
     enabled: bool = True
     reason: str = ""
 
@@ -48,7 +48,7 @@ def insert_webhook(connection: Connection, webhook: Webhook) -> bool:
 
 def list_webhooks(connection: Connection) -> list[Webhook]:
     """Return every webhook, the oldest first."""
-    rows = connection.execute(select(table).order_by(table.c.made, table.c.id)).mappings()
+    rows = connection.execute(select(table).order_by(table.c.created, table.c.id)).mappings()
     return [to_webhook(row) for row in rows]
 
 
@@ -63,24 +63,23 @@ def delete_webhook(connection: Connection, webhook: str) -> bool:
     return connection.execute(table.delete().where(table.c.id == webhook)).rowcount > 0
 
 
-def disable_webhook(connection: Connection, webhook: str, reason: str) -> None:
-    """Send a webhook nothing from now on, for `reason`, a sentence."""
-    connection.execute(update(table).where(table.c.id == webhook).values(enabled=False, reason=reason))
-
-
-def enable_webhook(connection: Connection, webhook: str) -> None:
-    """Send a webhook events again."""
-    connection.execute(update(table).where(table.c.id == webhook).values(enabled=True, reason=""))
-
-
 def is_active(now: float) -> ColumnElement[bool]:
     """Return the condition that a webhook is on, and the key that it belongs to is valid."""
+    return table.c.enabled & _has_key(now)
+
+
+def is_bereft(now: float) -> ColumnElement[bool]:
+    """Return the condition that a webhook is on although its key has ended."""
+    return table.c.enabled & ~_has_key(now)
+
+
+def _has_key(now: float) -> ColumnElement[bool]:
     has_key = exists().where(api_keys.c.name == table.c.key_name, is_valid(now))
-    return table.c.enabled & or_(table.c.key_name == "", has_key)
+    return or_(table.c.key_name == "", has_key)
 
 
 def to_webhook(row: RowMapping) -> Webhook:
     """Return a row of the table as a value."""
-    names = ("id", "url", "key_name", "secret", "made", "enabled", "reason")
+    names = ("id", "url", "key_name", "secret", "created", "enabled", "reason")
     values: dict[str, Any] = {name: row[name] for name in names}
     return Webhook(events=tuple(row["events"]), **values)

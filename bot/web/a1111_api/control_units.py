@@ -6,7 +6,6 @@ picture that the request begins with, as there.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -16,7 +15,8 @@ import msgspec
 
 from bot.domain.errors import UserError
 from bot.domain.texts import shorten
-from bot.web.a1111_api.pictures import decode_picture
+from bot.web.a1111_api.names import strip_hash
+from bot.web.base64_pictures import decode_picture
 from engine.contract import MAX_CONTROLS, MAX_REFERENCES, ModelProfile, Preprocessor
 
 SCRIPT = "controlnet"
@@ -31,7 +31,6 @@ MODULES: Mapping[str, Preprocessor] = MappingProxyType(  # how its modules' name
 MODULE_NAMES: Mapping[Preprocessor, str] = MappingProxyType(
     {"none": "none", "canny": "canny", "depth": "depth", "pose": "openpose", "lineart": "lineart"}
 )
-_HASH = re.compile(r"\s*\[[0-9a-fA-F]{1,64}\]$")
 
 
 class ControlUnit(msgspec.Struct, frozen=True):
@@ -48,7 +47,7 @@ class ControlUnit(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class FollowedPictures:
+class UnitPictures:
     """Control and reference pictures, each with the value of its flag."""
 
     controls: tuple[str, ...] = ()
@@ -77,17 +76,17 @@ class _Script(msgspec.Struct, frozen=True):
     args: list[ControlUnit] = []
 
 
-def follow_pictures(units: Iterable[ControlUnit], init_image: bytes | None) -> FollowedPictures:
+def read_unit_pictures(units: Iterable[ControlUnit], init_image: bytes | None) -> UnitPictures:
     """Return the pictures of the units, in order. Raises `UserError`."""
     controls, references = list[tuple[str, bytes]](), list[tuple[str, bytes]]()
     for unit in units:
-        name, picture = _HASH.sub("", unit.model.strip()), _read_picture(unit, init_image)
+        name, picture = strip_hash(unit.model), _read_picture(unit, init_image)
         if unit.module.lower().startswith(REFERENCE_MODULE):
             references.append((f"{name}:{_format(unit.weight)}", picture))
             continue
         interval = f"{_format(unit.guidance_start)}-{_format(unit.guidance_end)}"
         controls.append((f"{name}:{_format(unit.weight)}:{interval}:{find_preprocessor(unit.module)}", picture))
-    return FollowedPictures(
+    return UnitPictures(
         tuple(flag for flag, _ in controls), tuple(picture for _, picture in controls),
         tuple(flag for flag, _ in references), tuple(picture for _, picture in references),
     )  # fmt: skip
@@ -105,9 +104,9 @@ def find_preprocessor(module: str) -> Preprocessor:
 def list_modules(profiles: Iterable[ModelProfile]) -> list[str]:
     """Return the modules that workers can run."""
     profiles = list(profiles)
-    found = {preprocessor for profile in profiles for preprocessor in profile.preprocessors}
+    preprocessors = {preprocessor for profile in profiles for preprocessor in profile.preprocessors}
     references = [REFERENCE_MODULE] if any(profile.references for profile in profiles) else []
-    return [name for preprocessor, name in MODULE_NAMES.items() if preprocessor in found] + references
+    return [name for preprocessor, name in MODULE_NAMES.items() if preprocessor in preprocessors] + references
 
 
 def _read_picture(unit: ControlUnit, init_image: bytes | None) -> bytes:

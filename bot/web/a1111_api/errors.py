@@ -24,6 +24,6 @@ def answer_missing(missing: PicturesMissing | FeedClosed) -> web.Response:
 def shape_error(refusal: Refusal) -> web.Response:
     """Return an error as AUTOMATIC1111's clients read it."""
     status = 401 if refusal.is_stranger else refusal.status
-    headers = {"WWW-Authenticate": CHALLENGE} if refusal.is_stranger else None
+    headers = {"WWW-Authenticate": CHALLENGE} if status == 401 else None
     error = {"error": "HTTPException", "detail": refusal.sentence, "body": "", "errors": refusal.sentence}
     return web.json_response(error, status=status, headers=headers)

@@ -24,15 +24,15 @@ from bot.services.jobs.attended_request import (
 )
 from bot.services.jobs.job_maker import draw_seed
 from bot.web.a1111_api.bodies import ImageToImageBody, TextToImageBody
-from bot.web.a1111_api.control_units import follow_pictures, read_units
+from bot.web.a1111_api.control_units import read_unit_pictures, read_units
 from bot.web.a1111_api.errors import answer_missing
 from bot.web.a1111_api.models import choose_profile
 from bot.web.a1111_api.open_requests import OPEN_REQUESTS, OpenRequest
 from bot.web.a1111_api.picture_options import make_picture_options
-from bot.web.a1111_api.pictures import decode_picture, encode_base64, invert_mask
+from bot.web.a1111_api.pictures import invert_mask
 from bot.web.a1111_api.result_fields import DrawnImage, describe_images
-from bot.web.attendance import admit_attended
-from bot.web.media import wait_while_connected
+from bot.web.attendance import admit_attended, read_pictures
+from bot.web.base64_pictures import decode_picture, encode_base64
 from bot.web.middleware import member_of
 from bot.web.request_body import read_picture_body
 from bot.web.sse import SERVICES
@@ -49,20 +49,20 @@ async def draw_from_text(request: web.Request) -> web.Response:
     """Draw pictures of a prompt, and return them. If the client goes, the jobs are cancelled."""
     async with AsyncExitStack() as stack:
         async with read_picture_body(request, TextToImageBody) as body:
-            attended = await _admit(request, stack, body)
+            attended_request = await _admit(request, stack, body)
             body = msgspec.structs.replace(body, alwayson_scripts={})  # frees their pictures
-        return await _answer(request, stack, attended, body, "txt2img")
+        return await _answer(request, stack, attended_request, body, "txt2img")
 
 
 async def draw_from_picture(request: web.Request) -> web.Response:
     """Draw pictures that begin with one, within a mask if there is one, and return them."""
     async with AsyncExitStack() as stack:
         async with read_picture_body(request, ImageToImageBody) as body:
-            attended = await _admit(request, stack, body, *await _read_pictures(request, body))
+            attended_request = await _admit(request, stack, body, *await _read_pictures(request, body))
             body = msgspec.structs.replace(body, alwayson_scripts={})
             if not body.include_init_images:
                 body = msgspec.structs.replace(body, init_images=None, mask=None)
-        return await _answer(request, stack, attended, body, "img2img")
+        return await _answer(request, stack, attended_request, body, "img2img")
 
 
 async def _read_pictures(request: web.Request, body: ImageToImageBody) -> tuple[bytes, bytes | None]:
@@ -70,10 +70,10 @@ async def _read_pictures(request: web.Request, body: ImageToImageBody) -> tuple[
     pictures = body.init_images or []
     if len(pictures) != 1:
         raise UserError(f"One picture begins a request (init_images), and these are {len(pictures)}.")
-    mask = decode_picture(body.mask, "mask") if body.mask else None
+    mask = await asyncio.to_thread(decode_picture, body.mask, "mask") if body.mask else None
     if mask is not None and body.inpainting_mask_invert:
         mask = await invert_mask(request.app[SERVICES].init_image_loader, member_of(request), mask)
-    return decode_picture(pictures[0]), mask
+    return await asyncio.to_thread(decode_picture, pictures[0]), mask
 
 
 async def _admit(
@@ -83,25 +83,29 @@ async def _admit(
     """Admit the jobs of a request, until the stack closes."""
     services, settings = request.app[SERVICES], body.override_settings
     profile = await choose_profile(services, member_of(request), settings.sd_model_checkpoint if settings else None)
-    followed = follow_pictures(read_units(body.alwayson_scripts), init_image)
-    wanted = make_picture_options(body, profile, draw_seed(), followed)
+    unit_pictures = await asyncio.to_thread(read_unit_pictures, read_units(body.alwayson_scripts), init_image)
+    prompt_options = make_picture_options(body, profile, draw_seed(), unit_pictures)
     pictures = () if init_image is None else (init_image,)
-    images = InitImages(pictures, mask, (), followed.control_pictures, followed.reference_pictures)
-    picture_request = PictureRequest(wanted.prompt, wanted.options, images if images != InitImages() else None)
+    images = InitImages(pictures, mask, (), unit_pictures.control_pictures, unit_pictures.reference_pictures)
+    picture_request = PictureRequest(
+        prompt_options.prompt, prompt_options.options, images if images != InitImages() else None
+    )
     return await stack.enter_async_context(admit_attended(request, picture_request, with_previews=False))
 
 
 async def _answer(
-    request: web.Request, stack: AsyncExitStack, attended: AttendedRequest, body: TextToImageBody, kind: str
+    request: web.Request, stack: AsyncExitStack, attended_request: AttendedRequest, body: TextToImageBody, kind: str
 ) -> web.Response:
     """Wait for the pictures; return them with what they were drawn with."""
     started = time.time()
-    stack.enter_context(request.app[OPEN_REQUESTS].note(member_of(request).id, OpenRequest(attended, kind, started)))
+    stack.enter_context(
+        request.app[OPEN_REQUESTS].note(member_of(request).id, OpenRequest(attended_request, kind, started))
+    )
     try:
-        pictures = await wait_while_connected(request, attended.read_pictures(is_partial=True))
+        pictures = await read_pictures(request, attended_request, is_partial=True)
     except (PicturesMissing, FeedClosed) as missing:
         return answer_missing(missing)
-    recipes = {view.id: view.task for view in attended.views if isinstance(view.task, Recipe)}
+    recipes = {view.id: view.task for view in attended_request.views if isinstance(view.task, Recipe)}
     payload = await asyncio.to_thread(_encode_answer, pictures, recipes, body, started)
     return web.Response(body=payload, content_type="application/json")
 

@@ -41,8 +41,8 @@ async def choose_profile(services: Services, member: Member, name: str | None = 
     if name:
         return find_model(name, services.catalog.list_profiles())
     chosen_name = await services.model_choices.load(member.id)
-    chosen = services.catalog.find_profile(chosen_name) if chosen_name else None
-    return chosen or services.catalog.find_entry(None).profile
+    profile = services.catalog.find_profile(chosen_name) if chosen_name else None
+    return profile or services.catalog.find_entry(None).profile
 
 
 async def list_checkpoints(request: web.Request) -> web.Response:

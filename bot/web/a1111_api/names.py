@@ -94,9 +94,14 @@ def title_model(profile: ModelProfile) -> str:
     return profile.name
 
 
+def strip_hash(title: str) -> str:
+    """Return a title without the hash behind it, as in `dreamer [0a1b2c3d4e]`."""
+    return _HASH.sub("", title.strip())
+
+
 def find_model(name: str, profiles: Sequence[ModelProfile]) -> ModelProfile:
     """Return the model of that title, file name or name; the first of them is no default. Raises `UserError`."""
-    bare_name = _SUFFIX.sub("", _HASH.sub("", name.strip())).lower()
+    bare_name = _SUFFIX.sub("", strip_hash(name)).lower()
     for profile in profiles:
         if profile.name.lower() == bare_name:
             return profile

@@ -19,7 +19,7 @@ from bot.services.jobs.attended_request import AttendedRequest
 class OpenRequest:
     """A request in progress. `kind`: of its script, as AUTOMATIC1111 names it; `started`: seconds since 1970."""
 
-    attended: AttendedRequest
+    attended_request: AttendedRequest
     kind: str
     started: float
     watched_jobs: set[str] = field(default_factory=set[str])
@@ -27,12 +27,12 @@ class OpenRequest:
     @property
     def all_jobs(self) -> tuple[str, ...]:
         """Its jobs, in order."""
-        return tuple(accepted.job for accepted in self.attended.jobs)
+        return tuple(accepted.job for accepted in self.attended_request.jobs)
 
     @property
     def open_jobs(self) -> tuple[str, ...]:
         """Those that have not ended, in order."""
-        return tuple(job for job in self.all_jobs if job in self.attended.open_jobs)
+        return tuple(job for job in self.all_jobs if job in self.attended_request.open_jobs)
 
 
 class OpenRequests:

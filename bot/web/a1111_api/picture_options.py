@@ -12,7 +12,7 @@ from bot.domain.errors import UserError
 from bot.domain.texts import shorten
 from bot.prompt.permutations import MAX_JOBS, escape_braces
 from bot.web.a1111_api.bodies import ImageToImageBody, OptionsBody, TextToImageBody
-from bot.web.a1111_api.control_units import FollowedPictures
+from bot.web.a1111_api.control_units import UnitPictures
 from bot.web.a1111_api.names import choose_sampler
 from engine.contract import MAX_COUNT
 
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
 
 MAX_PICTURES = MAX_JOBS * MAX_COUNT  # of one request
 RANDOM_SEED = -1
-NOTHING_FOLLOWED = FollowedPictures()
+NO_UNIT_PICTURES = UnitPictures()
 OWN_AUTOENCODERS = ("", "automatic", "none")  # `sd_vae`: the model's own
 
 
 @dataclass(frozen=True)
 class PictureOptions:
-    """A prompt in the house's grammar, and the options that override its flags."""
+    """A prompt in Darkroom's grammar, and the options that override its flags."""
 
     prompt: str
     options: Mapping[str, object]
 
 
 def make_picture_options(
-    body: TextToImageBody, profile: ModelProfile, drawn_seed: int, followed: FollowedPictures = NOTHING_FOLLOWED
+    body: TextToImageBody, profile: ModelProfile, drawn_seed: int, unit_pictures: UnitPictures = NO_UNIT_PICTURES
 ) -> PictureOptions:
     """Return the prompt and options of a request. `profile`: its model; `drawn_seed`: for a request without a seed;
-    `followed`: what it names beside the prompt.
+    `unit_pictures`: what it names beside the prompt.
 
     More pictures than a job draws are several jobs, admitted all or none: the seeds count on. Raises `UserError`.
     """
@@ -57,8 +57,8 @@ def make_picture_options(
         "tile": body.tiling or None,
         "vae": None if (settings.sd_vae or "").lower() in OWN_AUTOENCODERS else settings.sd_vae,
         "clip_skip": settings.CLIP_stop_at_last_layers,
-        "control": followed.controls or None,
-        "reference": followed.references or None,
+        "control": unit_pictures.controls or None,
+        "reference": unit_pictures.references or None,
         "strength": body.denoising_strength if isinstance(body, ImageToImageBody) else None,
     }
     prompt = escape_braces(body.prompt or "")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from aiohttp import web
 
 from bot.web.a1111_api.bodies import InterrogateBody, PictureBody
 from bot.web.a1111_api.models import choose_profile
-from bot.web.a1111_api.pictures import decode_picture
 from bot.web.a1111_api.result_fields import parse_parameters
+from bot.web.base64_pictures import decode_picture
 from bot.web.media import wait_while_connected
 from bot.web.middleware import member_of
 from bot.web.request_body import read_picture_body
@@ -22,7 +24,8 @@ async def read_png_info(request: web.Request) -> web.Response:
     """Return the parameters that a picture carries: as text, and by their names. Empty for a picture without them."""
     async with read_picture_body(request, PictureBody) as body:
         loader = request.app[SERVICES].init_image_loader
-        text = await loader.read_recipe_text(member_of(request), decode_picture(body.image))
+        picture = await asyncio.to_thread(decode_picture, body.image)
+        text = await loader.read_recipe_text(member_of(request), picture)
     items = {"parameters": text} if text else {}
     return web.json_response({"info": text, "items": items, "parameters": parse_parameters(text)})
 
@@ -30,7 +33,7 @@ async def read_png_info(request: web.Request) -> web.Response:
 async def interrogate(request: web.Request) -> web.Response:
     """Return the prompt with which the caller's model denoises a picture best, which takes seconds."""
     async with read_picture_body(request, InterrogateBody) as body:
-        picture = decode_picture(body.image)
+        picture = await asyncio.to_thread(decode_picture, body.image)
     del body
     member = member_of(request)
     profile = await choose_profile(request.app[SERVICES], member)

@@ -13,8 +13,8 @@ from bot.domain.errors import UserError
 from bot.domain.events import JobProgress
 from bot.images import grid
 from bot.web.a1111_api.open_requests import OPEN_REQUESTS, OpenRequest
-from bot.web.a1111_api.pictures import encode_base64
 from bot.web.a1111_api.result_fields import format_timestamp
+from bot.web.base64_pictures import encode_base64
 from bot.web.middleware import member_of
 from bot.web.sse import SERVICES
 

@@ -80,13 +80,13 @@ def format_timestamp(seconds: float) -> str:
 def parse_parameters(text: str) -> dict[str, str]:
     """Return the fields of a picture's parameters by name, `Prompt` and `Negative prompt` among them; empty without."""
     *texts, settings = text.strip().splitlines() or [""]
-    found = {match[1].strip(): _unquote(match[2].strip()) for match in _FIELD.finditer(settings)}
-    if len(found) < LEAST_FIELDS:  # a prompt may have a colon, too
-        texts, found = text.strip().splitlines(), {}
+    fields = {match[1].strip(): _unquote(match[2].strip()) for match in _FIELD.finditer(settings)}
+    if len(fields) < LEAST_FIELDS:  # a prompt may have a colon, too
+        texts, fields = text.strip().splitlines(), {}
     prompt, _, negative = "\n".join(texts).partition(NEGATIVE_MARK)
     if not text.strip():
         return {}
-    return {"Prompt": prompt.strip(), "Negative prompt": negative.strip(), **found}
+    return {"Prompt": prompt.strip(), "Negative prompt": negative.strip(), **fields}
 
 
 def _unquote(value: str) -> str:

@@ -15,9 +15,9 @@ from bot.web.a1111_api.bodies import BatchUpscaleBody, SingleUpscaleBody, Upscal
 from bot.web.a1111_api.errors import answer_missing
 from bot.web.a1111_api.names import NO_UPSCALER, choose_upscaler
 from bot.web.a1111_api.open_requests import OPEN_REQUESTS, OpenRequest
-from bot.web.a1111_api.pictures import decode_picture, encode_base64, resize_png
-from bot.web.attendance import attend_accepted
-from bot.web.media import wait_while_connected
+from bot.web.a1111_api.pictures import resize_png
+from bot.web.attendance import attend_accepted, read_pictures
+from bot.web.base64_pictures import decode_picture, encode_base64
 from bot.web.middleware import member_of
 from bot.web.request_body import read_picture_body
 from bot.web.sse import SERVICES
@@ -62,10 +62,10 @@ async def enlarge_picture(request: web.Request) -> web.Response:
     """Enlarge a picture, and return it."""
     async with AsyncExitStack() as stack:
         async with read_picture_body(request, SingleUpscaleBody) as body:
-            attended, target = await _admit(request, stack, body, body.image), make_target(body)
+            attended_request, target = await _admit(request, stack, body, body.image), make_target(body)
         del body
         try:
-            image = await _read_image(request, attended, target)
+            image = await _read_image(request, attended_request, target)
         except (PicturesMissing, FeedClosed) as missing:
             return answer_missing(missing)
     return web.json_response({"image": image, "html_info": ""})
@@ -77,11 +77,11 @@ async def enlarge_pictures(request: web.Request) -> web.Response:
         async with read_picture_body(request, BatchUpscaleBody) as body:
             if not 1 <= len(body.imageList) <= MAX_COUNT:
                 raise UserError(f"One to {MAX_COUNT} pictures are enlarged at once, not {len(body.imageList)}.")
-            all_attended = [await _admit(request, stack, body, each.data) for each in body.imageList]
+            attended_requests = [await _admit(request, stack, body, each.data) for each in body.imageList]
             target = make_target(body)
         del body
         try:
-            images = [await _read_image(request, attended, target) for attended in all_attended]
+            images = [await _read_image(request, attended_request, target) for attended_request in attended_requests]
         except (PicturesMissing, FeedClosed) as missing:
             return answer_missing(missing)
     return web.json_response({"images": images, "html_info": ""})
@@ -98,12 +98,12 @@ async def _admit(request: web.Request, stack: AsyncExitStack, body: UpscaleBody,
     _refuse_unmapped(body)
     services, member = request.app[SERVICES], member_of(request)
     accepted = await services.upload_upscaler.upscale(
-        decode_picture(picture), make_target(body).find_factor, choose_upscaler(body.upscaler_1), member,
-        destination_of(request),
+        await asyncio.to_thread(decode_picture, picture), make_target(body).find_factor,
+        choose_upscaler(body.upscaler_1), member, destination_of(request),
     )  # fmt: skip
-    attended = await stack.enter_async_context(attend_accepted(request, [accepted], with_previews=False))
-    stack.enter_context(request.app[OPEN_REQUESTS].note(member.id, OpenRequest(attended, KIND, time.time())))
-    return attended
+    attended_request = await stack.enter_async_context(attend_accepted(request, [accepted], with_previews=False))
+    stack.enter_context(request.app[OPEN_REQUESTS].note(member.id, OpenRequest(attended_request, KIND, time.time())))
+    return attended_request
 
 
 def _refuse_unmapped(body: UpscaleBody) -> None:
@@ -117,9 +117,9 @@ def _refuse_unmapped(body: UpscaleBody) -> None:
             raise UserError(f"{name} has no counterpart in Darkroom: leave it out.")
 
 
-async def _read_image(request: web.Request, attended: AttendedRequest, target: TargetSize) -> str:
-    (picture,) = await wait_while_connected(request, attended.read_pictures())
-    task = attended.views[0].task
+async def _read_image(request: web.Request, attended_request: AttendedRequest, target: TargetSize) -> str:
+    (picture,) = await read_pictures(request, attended_request)
+    task = attended_request.views[0].task
     factor = task.factor if isinstance(task, UpscaleTask) else 1
     size = target.find_size(picture.width // factor, picture.height // factor)
     return encode_base64(await asyncio.to_thread(resize_png, picture.png, size, crops=target.crops))

@@ -63,7 +63,13 @@ WORKER = _object(
     ),
 )  # fmt: skip
 WEBHOOK = _object(
-    id="string", url="string", key="string", events=_list("string"), made="number", enabled="boolean", reason="string"
+    id="string",
+    url="string",
+    key="string",
+    events=_list("string"),
+    created="number",
+    enabled="boolean",
+    reason="string",
 )
 WEBHOOK_COUNTS = _object(waiting="integer", delivered="integer", dead="integer")
 SUGGESTION = _object(prompt="string", error_reduction="number")

@@ -95,7 +95,7 @@ def _require_owner(request: web.Request) -> str:
 def _describe(webhook: Webhook) -> dict[str, Any]:
     return {
         "id": webhook.id, "url": webhook.url, "key": webhook.key_name, "events": list(webhook.events),
-        "made": webhook.made, "enabled": webhook.enabled, "reason": webhook.reason,
+        "created": webhook.created, "enabled": webhook.enabled, "reason": webhook.reason,
     }  # fmt: skip
 
 

@@ -5,11 +5,11 @@ Nothing here is counted in tokens, so usage has other units: words and pictures 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from bot.domain.concurrency import run_in_thread
 from bot.domain.dto import JobView
 from bot.images.image_codec import ImageFormat, decode_image, encode_image, read_recipe_text
 from bot.services.jobs.attended_request import DrawnPicture, Preview
@@ -60,7 +60,7 @@ async def convert_picture(png: bytes, picture_format: PictureFormat, compression
     def convert() -> bytes:
         return encode_image(decode_image(png), FORMATS[picture_format], quality, read_recipe_text(png))
 
-    return await asyncio.to_thread(convert)
+    return await run_in_thread(convert)
 
 
 def describe_look(body: DrawBody, size: str) -> dict[str, Any]:
@@ -75,12 +75,13 @@ def describe_look(body: DrawBody, size: str) -> dict[str, Any]:
 
 def describe_jobs(views: Sequence[JobView]) -> list[dict[str, Any]]:
     """Return what Darkroom knows of the jobs besides: an object of its own in the answer."""
-    names = ("id", "seed", "steps", "sampler", "notes")
     return [
-        {"url": serializers.job_url(view.id), **{name: getattr(view.task, name, None) for name in names[1:4]}}
-        | {"id": view.id, "notes": list(view.notes)}
+        {
+            "id": view.id, "url": serializers.job_url(view.id), "notes": list(view.notes),
+            **{name: getattr(view.task, name, None) for name in ("seed", "steps", "sampler")},
+        }
         for view in views
-    ]
+    ]  # fmt: skip
 
 
 def build_images(

@@ -137,7 +137,7 @@ class ResponseBody(msgspec.Struct, frozen=True, kw_only=True):
         names = ("stream", "seed", "steps", "sampler", "guidance", "negative_prompt", "strength")
         return EditFields(prompt=self._prompt(), **of_tool, **{name: getattr(self, name) for name in names})
 
-    def picture_urls(self) -> list[str]:
+    def list_picture_urls(self) -> list[str]:
         """Return the addresses of the newest message's pictures."""
         return [part.image_url for part in self._parts() if part.image_url]
 

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from aiohttp import web
 
 from bot.domain.errors import HttpStatus, UserError
-from bot.services.jobs.attended_request import PicturesMissing
+from bot.services.jobs.attended_request import FeedClosed, PicturesMissing
 from bot.web.middleware import Refusal
 
 DEFAULT_RETRY_SECONDS = 5  # after a limit that does not say when it ends
@@ -34,8 +34,8 @@ def shape_error(refusal: Refusal) -> web.Response:
     """Return an error as OpenAI's clients read it, and when to try again."""
     status = 401 if refusal.is_stranger else STATUSES.get(refusal.status, refusal.status)
     response = web.json_response({"error": describe_error(refusal.cause, refusal.sentence, status)}, status=status)
-    if isinstance(refusal.cause, PicturesMissing):
-        response.headers["X-Should-Retry"] = "false"  # clients would draw the same failure twice more
+    if isinstance(refusal.cause, (PicturesMissing, FeedClosed)):
+        response.headers["X-Should-Retry"] = "false"  # clients would draw the same again, twice
     if status == 429:
         wait_seconds = refusal.retry_after or DEFAULT_RETRY_SECONDS
         response.headers["Retry-After"] = str(wait_seconds)
@@ -45,6 +45,7 @@ def shape_error(refusal: Refusal) -> web.Response:
 
 def describe_error(cause: Exception, sentence: str, status: int) -> dict[str, str | None]:
     """Return the error's object."""
+    status = STATUSES.get(status, status)
     param, code = (cause.param, cause.code) if isinstance(cause, FieldError) else (None, CODES.get(status))
     error_type = TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     if isinstance(cause, PicturesMissing) and cause.is_held:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Iterable
 
-from bot.images.uploads.upload_decoder import MAX_UPLOAD_BYTES
+from bot.domain.errors import UserError
 from bot.services.init_images.request import ImageInput, InitImages, JobImageRef, resolve_url
+from bot.web.base64_pictures import DATA_URL, decode_picture
 from bot.web.openai_api.bodies import JsonEditBody
 from bot.web.openai_api.errors import FieldError
 
@@ -32,14 +31,9 @@ def read_picture_urls(urls: Iterable[str], param: str, own_addresses: Iterable[s
 
 
 def _read_reference(url: str, param: str, own_addresses: Iterable[str]) -> ImageInput:
-    if not url.startswith("data:"):
+    if not url.startswith(DATA_URL):
         return resolve_url(url, own_addresses)
-    header, _, content = url.partition(",")
-    if not header.endswith(";base64"):
-        raise FieldError(param, "A data URL has its picture in base64, as in data:image/png;base64,…")
-    if len(content) > MAX_UPLOAD_BYTES * 4 // 3 + 4:
-        raise FieldError(param, f"The picture is too large: the limit is {MAX_UPLOAD_BYTES >> 20} MiB.", status=413)
     try:
-        return base64.b64decode(content, validate=True)
-    except binascii.Error as error:
-        raise FieldError(param, "The picture is no valid base64.") from error
+        return decode_picture(url)
+    except UserError as error:
+        raise FieldError(param, error.sentence, status=error.status) from error

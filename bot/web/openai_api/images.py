@@ -18,7 +18,7 @@ from aiohttp import web
 from bot.domain.errors import UserError
 from bot.services.init_images.request import InitImages
 from bot.services.jobs.attended_request import DrawnPicture, FeedClosed, PicturesMissing
-from bot.web.media import wait_while_connected
+from bot.web.attendance import read_pictures
 from bot.web.openai_api import answers
 from bot.web.openai_api.bodies import (
     DrawBody,
@@ -29,7 +29,7 @@ from bot.web.openai_api.bodies import (
     decode_fields,
     name_field,
 )
-from bot.web.openai_api.drawing import Drawing, Event, admit_drawing, refusal_of, send_events
+from bot.web.openai_api.drawing import DRAWING_ERRORS, Drawing, Event, admit_drawing, refusal_of, send_events
 from bot.web.openai_api.errors import FieldError, describe_error, shape_error
 from bot.web.openai_api.image_references import read_references
 from bot.web.openai_api.picture_addresses import sign_address
@@ -74,8 +74,8 @@ async def vary_image(request: web.Request) -> web.StreamResponse:
 
 async def _admit_edit(stack: AsyncExitStack, request: web.Request) -> Drawing:
     async with _read_edit(request) as (body, images):
-        attended = await admit_drawing(stack, request, body, images)
-        return Drawing(request, body, attended, len(images.pictures), "image_edit")
+        attended_request = await admit_drawing(stack, request, body, images)
+        return Drawing(request, body, attended_request, len(images.pictures), "image_edit")
 
 
 async def _admit_variation(stack: AsyncExitStack, request: web.Request) -> Drawing:
@@ -115,14 +115,14 @@ async def _read_form(request: web.Request, fields_type: type[T]) -> AsyncGenerat
 async def _answer(drawing: Drawing) -> web.StreamResponse:
     if drawing.body.stream:
         return await send_events(drawing.http, _list_events(drawing))
-    attended = drawing.attended
+    attended_request = drawing.attended_request
     try:
-        pictures = await wait_while_connected(drawing.http, attended.read_pictures())
+        pictures = await read_pictures(drawing.http, attended_request)
     except (PicturesMissing, FeedClosed) as error:
         return shape_error(refusal_of(error))
     images = [await _describe_picture(drawing, picture) for picture in pictures]
     usage, size = drawing.count_usage(), f"{pictures[0].width}x{pictures[0].height}"
-    payload = answers.build_images(drawing.body, images, size, usage, attended.views, time.time())
+    payload = answers.build_images(drawing.body, images, size, usage, attended_request.views, time.time())
     return web.Response(body=msgspec.json.encode(payload), content_type="application/json")
 
 
@@ -139,7 +139,7 @@ async def _list_events(drawing: Drawing) -> AsyncIterator[Event]:
     try:
         async for event in _list_pictures(drawing):
             yield event
-    except (PicturesMissing, FeedClosed) as error:
+    except DRAWING_ERRORS as error:
         refusal = refusal_of(error)
         details = describe_error(error, refusal.sentence, refusal.status)
         yield "error", {"type": "error", "error": details}
@@ -148,9 +148,9 @@ async def _list_events(drawing: Drawing) -> AsyncIterator[Event]:
 async def _list_pictures(drawing: Drawing) -> AsyncIterator[Event]:
     """Yield the partial pictures, at most as many of each as the body asks for, then the finished ones."""
     body = drawing.body
-    async for index, preview in drawing.previews():
+    async for index, preview in drawing.follow_previews():
         yield answers.build_partial(drawing.kind, body, preview, index, time.time())
-    pictures = await drawing.attended.read_pictures()
+    pictures = await drawing.attended_request.read_pictures()
     total = drawing.count_usage()
     for picture in pictures:
         content = await answers.convert_picture(picture.png, body.picture_format, body.output_compression)

@@ -9,13 +9,16 @@ from typing import cast
 from aiohttp import web
 
 from bot.domain.errors import UserError
+from bot.policy.rates import too_often
 from bot.services.jobs.attended_request import DrawnPicture
 from bot.web.media import picture_index_of
-from bot.web.middleware import HOST_POLICY, SECURE_COOKIE, SESSION_TOKENS, SIGNED_PATH
+from bot.web.middleware import HOST_POLICY, SECURE_COOKIE, SESSION_TOKENS, SIGNED_PATH, TOKEN_BUCKETS
 from bot.web.openai_api.answers import FORMATS, convert_picture
 from bot.web.openai_api.bodies import DrawBody, PictureFormat
+from bot.web.picture_cache import PictureCache
 from bot.web.sse import SERVICES
 
+CONVERTED_PICTURES = web.AppKey("converted_pictures", PictureCache)
 VALID_SECONDS = 3600  # as OpenAI's addresses
 BAD_ADDRESS = "This address is not valid any more: ask for the picture again."
 
@@ -39,9 +42,15 @@ def sign_address(request: web.Request, picture: DrawnPicture, body: DrawBody, no
 async def get_signed_picture(request: web.Request) -> web.Response:
     """Return a picture whose address is signed and has not expired."""
     quality = _check_signature(request)
-    picture_format = cast("PictureFormat", request.match_info["format"])
-    png = await request.app[SERVICES].gallery.read_picture(request.match_info["id"], picture_index_of(request))
-    content = await convert_picture(png, picture_format, quality)
+    if wait_seconds := request.app[TOKEN_BUCKETS].take(request.query["signature"], "file"):  # whoever has the address
+        raise too_often(wait_seconds)
+    picture_format, gallery = cast("PictureFormat", request.match_info["format"]), request.app[SERVICES].gallery
+    stored_picture = await gallery.find_visible(request.match_info["id"], picture_index_of(request))
+
+    async def convert() -> bytes:
+        return await convert_picture(await gallery.read_file(stored_picture), picture_format, quality)
+
+    content = await request.app[CONVERTED_PICTURES].get((stored_picture.sha256, picture_format, str(quality)), convert)
     return web.Response(
         body=content, content_type=f"image/{picture_format}", headers={"Cache-Control": "private, max-age=3600"}
     )

@@ -18,10 +18,18 @@ from aiohttp import web
 from bot.domain.errors import UserError
 from bot.services.init_images.request import InitImages
 from bot.services.jobs.attended_request import DrawnPicture, FeedClosed, PicturesMissing
-from bot.web.media import wait_while_connected
+from bot.web.attendance import read_pictures
 from bot.web.openai_api import answers
 from bot.web.openai_api.bodies import EditFields, ResponseBody, name_field
-from bot.web.openai_api.drawing import Drawing, Event, admit_drawing, refusal_of, send_events
+from bot.web.openai_api.drawing import (
+    DRAWING_ERRORS,
+    Drawing,
+    DrawingError,
+    Event,
+    admit_drawing,
+    refusal_of,
+    send_events,
+)
 from bot.web.openai_api.errors import shape_error
 from bot.web.openai_api.image_references import read_picture_urls
 from bot.web.request_body import read_picture_body
@@ -41,7 +49,7 @@ async def create_response(request: web.Request) -> web.StreamResponse:
         if drawing.body.stream:
             return await send_events(request, _number_events(_list_events(drawing)))
         try:
-            pictures = await wait_while_connected(request, drawing.attended.read_pictures())
+            pictures = await read_pictures(request, drawing.attended_request)
         except (PicturesMissing, FeedClosed) as error:
             return shape_error(refusal_of(error))
         items = [await _describe_call(drawing, picture) for picture in pictures]
@@ -51,8 +59,8 @@ async def create_response(request: web.Request) -> web.StreamResponse:
 
 async def _admit(stack: AsyncExitStack, request: web.Request) -> Drawing:
     async with _read_response(request) as (body, images):
-        attended = await admit_drawing(stack, request, body, images)
-        return Drawing(request, body, attended, len(images.pictures) if images else 0)
+        attended_request = await admit_drawing(stack, request, body, images)
+        return Drawing(request, body, attended_request, len(images.pictures) if images else 0)
 
 
 @asynccontextmanager
@@ -63,7 +71,7 @@ async def _read_response(request: web.Request) -> AsyncGenerator[tuple[EditField
             body = await stack.enter_async_context(read_picture_body(request, ResponseBody))
         except UserError as error:
             raise name_field(error) from error
-        fields, urls = body.read_tool(), body.picture_urls()
+        fields, urls = body.read_tool(), body.list_picture_urls()
         if not urls:
             yield fields, None
             return
@@ -88,29 +96,29 @@ async def _list_events(drawing: Drawing) -> AsyncIterator[dict[str, Any]]:
     for name in ("in_progress", "generating"):
         yield {"type": f"{CALL}.{name}", **place}
     try:
-        async for index, preview in drawing.previews():
+        async for index, preview in drawing.follow_previews():
             look = answers.describe_look(body, body.size or "auto") | {"output_format": "jpeg"}
             partial = {"partial_image_b64": preview.jpeg, "partial_image_index": index}
             yield {"type": f"{CALL}.partial_image", **place, **partial, **look}
-        (picture, *_) = await drawing.attended.read_pictures()
-    except (PicturesMissing, FeedClosed) as error:
+        (picture, *_) = await drawing.attended_request.read_pictures()
+        item = await _describe_call(drawing, picture)
+    except DRAWING_ERRORS as error:
         failed = _describe_response(drawing, "failed", [{**begun, "status": "failed"}])
         yield {"type": "response.failed", "response": {**failed, "error": _describe_failure(error)}}
         return
-    item = await _describe_call(drawing, picture)
     yield {"type": f"{CALL}.completed", **place}
     yield {"type": "response.output_item.done", "output_index": 0, "item": item}
     yield {"type": "response.completed", "response": _describe_response(drawing, "completed", [item])}
 
 
-def _describe_failure(error: PicturesMissing | FeedClosed) -> dict[str, str]:
+def _describe_failure(error: DrawingError) -> dict[str, str]:
     is_held = isinstance(error, PicturesMissing) and error.is_held
     code = "image_content_policy_violation" if is_held else "server_error"
     return {"code": code, "message": refusal_of(error).sentence}
 
 
 def _call_id(drawing: Drawing) -> str:
-    return f"ig_{drawing.attended.jobs[0].job}"
+    return f"ig_{drawing.attended_request.jobs[0].job}"
 
 
 async def _describe_call(drawing: Drawing, picture: DrawnPicture) -> dict[str, Any]:
@@ -128,10 +136,10 @@ def _describe_response(drawing: Drawing, status: str, items: list[dict[str, Any]
     usage["input_tokens_details"] = {"cached_tokens": 0, **usage["input_tokens_details"]}
     usage["output_tokens_details"] = {"reasoning_tokens": 0}
     return {
-        "id": f"resp_{drawing.attended.jobs[0].job}", "object": "response", "created_at": int(time.time()),
+        "id": f"resp_{drawing.attended_request.jobs[0].job}", "object": "response", "created_at": int(time.time()),
         "status": status, "model": drawing.body.model or "darkroom", "output": items, "error": None,
         "incomplete_details": None, "instructions": None, "metadata": {}, "parallel_tool_calls": False,
         "temperature": None, "top_p": None, "tool_choice": {"type": "image_generation"},
         "tools": [{"type": "image_generation"}], "usage": usage if status == "completed" else None,
-        "darkroom": {"jobs": answers.describe_jobs(drawing.attended.views)},
+        "darkroom": {"jobs": answers.describe_jobs(drawing.attended_request.views)},
     }  # fmt: skip

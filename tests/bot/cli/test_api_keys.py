@@ -50,6 +50,6 @@ def test_a_new_key_is_shown_with_its_budget_and_its_end(tmp_path: Path, capsys: 
     run_api_key(tmp_path, "kiosk", "--budget", "10h/month", "--expires", "90d")
     text = capsys.readouterr().out
     assert "The key kiosk, for imagine, read until 20" in text
-    assert "It may spend 10h of device time a month." in text
+    assert "Its device time: 30 min a day, 10 h a month." in text
     app(["rules", "show", "--guild", "local", "--data", str(tmp_path)], standalone_mode=False)
     assert "local:key:kiosk         cost_month           10 h" in capsys.readouterr().out

@@ -122,6 +122,9 @@ def test_every_url_parser_reads_an_allowed_link_as_discords(url: str) -> None:
 def test_links_to_the_pages_own_pictures_are_recognised() -> None:
     assert parse_own_picture(f"{OWN}/api/jobs/{JOB}/pictures/3.png", OWN) == (JOB, 3)
     assert parse_own_picture(f"{OWN}/api/jobs/{JOB}/pictures/3.png", OWN + "/") == (JOB, 3)
+    signed = f"/v1/pictures/{JOB}/2.webp?expires=1&quality=&signature=0a"
+    assert parse_own_picture(OWN + signed, OWN) == (JOB, 2)
+    assert parse_own_picture(f"https://evil.example{signed}", OWN) is None
     assert is_allowed(f"http://127.0.0.1:8189/api/jobs/{JOB}/pictures/1.png", "http://127.0.0.1:8189")
     for url in (
         f"{OWN}/api/jobs/{JOB}/pictures/0.png", f"{OWN}/api/jobs/{JOB}/pictures/1.png?x",

@@ -27,17 +27,17 @@ async def services(harness, worker, wait_until):
 
 async def test_previews_come_first_and_then_the_pictures_of_all_jobs(services, worker, ann, destination):
     request, previews = PictureRequest("a lamp", {"count": 2, "repeat": 2}), list[Preview]()
-    async with services.attended_requests.admit(request, ann, destination) as attended:
-        async for preview in attended.previews():
+    async with services.attended_requests.admit(request, ann, destination) as attended_request:
+        async for preview in attended_request.follow_previews():
             previews.append(preview)
-        pictures = await attended.read_pictures()
+        pictures = await attended_request.read_pictures()
     assert previews
     assert previews[0].total_steps == 40
     assert {preview.picture for preview in previews} <= {0, 1, 2, 3}
     assert [picture.picture for picture in pictures] == [0, 1, 2, 3]
-    assert [picture.job for picture in pictures] == [job.job for job in attended.jobs for _ in range(2)]
+    assert [picture.job for picture in pictures] == [job.job for job in attended_request.jobs for _ in range(2)]
     assert all(picture.png.startswith(b"\x89PNG") for picture in pictures)
-    assert [view.state for view in attended.views] == ["finished", "finished"]
+    assert [view.state for view in attended_request.views] == ["finished", "finished"]
 
 
 @pytest.mark.parametrize(("key", "state"), [(None, "cancelled"), ("a-key", "finished")])
@@ -46,10 +46,10 @@ async def test_a_client_that_leaves_cancels_its_job_unless_it_may_come_back(
 ):
     worker.run_gate.clear()
     request = PictureRequest("a lamp", {"count": 1}, key=key)
-    async with services.attended_requests.admit(request, ann, destination, with_previews=False) as attended:
+    async with services.attended_requests.admit(request, ann, destination, with_previews=False) as attended_request:
         await wait_until(lambda: worker.started_jobs)
     worker.run_gate.set()
-    job = attended.jobs[0].job
+    job = attended_request.jobs[0].job
 
     async def is_over():
         return (await services.job_views.load_view(job)).state == state
@@ -64,9 +64,9 @@ async def test_a_failed_job_says_why_and_a_refused_request_makes_none(services, 
     worker.make_result = lambda job, epoch: JobFailed(
         job=job.id, epoch=epoch, reason="The model has no such layer.", blame="worker"
     )
-    async with services.attended_requests.admit(PictureRequest("a lamp"), ann, destination) as attended:
+    async with services.attended_requests.admit(PictureRequest("a lamp"), ann, destination) as attended_request:
         with pytest.raises(PicturesMissing, match="The model has no such layer") as failure:
-            await attended.read_pictures()
+            await attended_request.read_pictures()
     assert failure.value.state == "failed"
     with pytest.raises(UserError, match="steps"):
         async with services.attended_requests.admit(PictureRequest("a lamp", {"steps": 0}), ann, destination):

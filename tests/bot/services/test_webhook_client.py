@@ -11,8 +11,8 @@ from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
 from standardwebhooks import Webhook as Verifier
 
-from bot.policy.webhooks import PrivateHosts
-from bot.services.webhooks.client import WebhookClient, sign_message
+from bot.policy.webhooks import PrivateHosts, unreachable_error
+from bot.services.webhooks.client import Answer, WebhookClient, sign_message
 from bot.store.webhooks.endpoints import Webhook
 
 pytestmark = pytest.mark.asyncio
@@ -49,7 +49,23 @@ async def test_a_name_that_resolves_to_a_private_address_is_not_called(addresses
     finally:
         await client.close()
     assert answer.status == 0
-    assert "is not public" in answer.error
+    assert answer.error == unreachable_error("hooks.example").sentence
+    assert not any(address in answer.error for address in addresses), "it would tell the operator's own names"
+
+
+async def test_a_name_that_does_not_resolve_gets_the_sentence_of_a_private_one() -> None:
+    class NoNames(Names):
+        async def resolve(
+            self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+        ) -> list[ResolveResult]:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    client = WebhookClient(PrivateHosts(), NoNames())
+    try:
+        answer = await client.post(make_webhook("https://hooks.example/"), "msg_1", b"{}", time.time())
+    finally:
+        await client.close()
+    assert answer == Answer(0, unreachable_error("hooks.example").sentence)
 
 
 async def test_a_listed_name_is_called_at_the_address_that_was_checked() -> None:

@@ -13,10 +13,13 @@ from benchmarks.queue.queue_seed import seed_queue
 from bot.domain.dto import Destination, Member
 from bot.policy.limits import DAY_SECONDS
 from bot.policy.rules.effective_rules import UsageScope
+from bot.policy.webhooks import DEFAULT_EVENTS
 from bot.store import NewJob, PickRequest, Store
 from bot.store.deletion import deletion_steps
 from bot.store.fairness.ledger import Ledger
 from bot.store.jobs import history
+from bot.store.webhooks import endpoints, outbox
+from bot.store.webhooks.endpoints import Webhook
 from engine.contract import Concept, Recipe
 
 RECIPE = Recipe(
@@ -129,3 +132,13 @@ async def test_leftovers_are_found_by_the_index_of_deleted_jobs(store):
     assert "SCAN pictures" not in plan_without_guild + one
     assert "SCAN jobs" not in one
     assert "INDEX jobs_deleted" in plan_without_guild
+
+
+@pytest.mark.asyncio
+async def test_due_events_of_webhooks_are_read_in_the_order_of_their_index(sqlite_store: Store) -> None:
+    for name in ("a", "b"):
+        webhook = Webhook(name, "https://hooks.example/", "", DEFAULT_EVENTS, "whsec_AAAA", 1.0)
+        assert await sqlite_store.write(endpoints.insert_webhook, webhook)
+    plan = (await plans(sqlite_store, outbox.list_due, 2.0, [], 8))[-1]
+    assert plan.count("INDEX webhook_deliveries_due (webhook=? AND state=? AND due<?)") == 2
+    assert "TEMP B-TREE" not in plan, "a replay gives thousands the same time"

@@ -10,11 +10,12 @@ import pytest
 
 from bot.domain.dto import Destination, Member
 from bot.policy.webhooks import DEFAULT_EVENTS, EVENTS, WebhookEvent
-from bot.store import NewJob, PickRequest, Store
+from bot.store import NewJob, PickRequest, Store, webhook_switches
 from bot.store.deletion import erasure
 from bot.store.members import api_keys
 from bot.store.members.api_keys import ApiKey
 from bot.store.schema.tables import audit_lines
+from bot.store.webhook_switches import KEY_ENDED, REVOKED
 from bot.store.webhooks import endpoints, outbox
 from bot.store.webhooks.endpoints import MAX_KEY_WEBHOOKS, Webhook
 from bot.store.webhooks.outbox import WebhookDelivery
@@ -43,7 +44,7 @@ async def add_webhook(
 
 async def collect(store: Store, now: float = NOW) -> list[WebhookDelivery]:
     """Collects what is new; returns everything that is due."""
-    if await store.query(outbox.has_new_lines, now):
+    if await store.query(outbox.needs_collection, now):
         await store.write(outbox.collect_events, now)
     return [delivery for delivery, _ in await store.query(outbox.list_due, now, [], 100)]
 
@@ -95,7 +96,11 @@ async def test_a_key_has_its_own_jobs_while_it_is_valid(store: Store) -> None:
     await admit_job(store, 2, key.member)
     assert await collect(store) == []
     await store.write(api_keys.insert_key, "1" * 64, ApiKey("webui", frozenset({"imagine"}), NOW))
-    assert [one.job for one in await collect(store)] == [IDS[1], IDS[2]], "a changed key misses nothing"
+    assert await collect(store) == [], "who had the old key may have added it"
+    (webhook,) = await store.query(endpoints.list_webhooks)
+    assert (webhook.enabled, webhook.reason) == (False, REVOKED)
+    assert await store.write(outbox.replay, "a", NOW, since=None) == 1
+    assert [one.job for one in await collect(store)] == [IDS[1], IDS[2]], "the operator wants it: it misses nothing"
     await store.write(erasure.erase_member_data, erasure.ErasureRequest(key.member, "", NOW))
     assert await store.query(endpoints.list_webhooks) == []
 
@@ -125,15 +130,84 @@ async def test_dead_letters_are_kept_replayed_and_dropped_in_time(store: Store) 
 async def test_a_webhook_that_takes_nothing_is_off_before_it_fills_the_database(
     sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbox, "MAX_WAITING", 1)
+    monkeypatch.setattr(outbox, "MAX_WAITING", 2)
     webhook = await add_webhook(sqlite_store, "a", EVENTS)
-    for number in range(2):
+    for number in range(3):
         await admit_job(sqlite_store, number)
     assert await collect(sqlite_store) == []
     (stored,) = await sqlite_store.query(endpoints.list_webhooks)
     assert (stored.enabled, stored.reason) == (False, outbox.FULL)
-    await sqlite_store.write(endpoints.enable_webhook, webhook.id)
-    assert len(await collect(sqlite_store)) == 2
+    letters = await sqlite_store.query(outbox.list_dead, webhook.id, 10)
+    assert [(letter.job, letter.error) for letter in letters] == [(job, outbox.FULL) for job in reversed(IDS[:3])]
+    assert await sqlite_store.write(outbox.replay, webhook.id, NOW, since=None) == 1, "half is left for new events"
+    await admit_job(sqlite_store, 3)
+    assert [one.job for one in await collect(sqlite_store)] == [IDS[2], IDS[3]], "the newest; it is on again"
+    later = NOW + outbox.KEPT_SECONDS
+    assert await sqlite_store.query(outbox.needs_collection, later)
+    await sqlite_store.write(outbox.collect_events, later)
+    assert await sqlite_store.query(outbox.count_by_state) == {(webhook.id, "waiting"): 2}
+
+
+async def test_a_webhook_that_is_turned_on_again_is_not_flooded_by_what_it_missed(
+    sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "MAX_MISSED", 2)
+    monkeypatch.setattr(outbox, "OVERLAP_LINES", 0)
+    webhook = await add_webhook(sqlite_store, "a", EVENTS)
+    await sqlite_store.write(webhook_switches.disable_webhook, webhook.id, NOW, "It answered 410.")
+    for number in range(4):
+        await admit_job(sqlite_store, number)
+    assert await sqlite_store.write(outbox.replay, webhook.id, NOW, since=None) == 0
+    assert [one.job for one in await collect(sqlite_store)] == IDS[2:]
+
+
+async def test_a_webhook_that_is_on_misses_nothing_by_a_replay(
+    sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "MAX_MISSED", 2)
+    monkeypatch.setattr(outbox, "OVERLAP_LINES", 0)
+    webhook = await add_webhook(sqlite_store, "a", EVENTS)
+    for number in range(4):
+        await admit_job(sqlite_store, number)
+    await sqlite_store.write(outbox.replay, webhook.id, NOW, since=None)
+    assert [one.job for one in await collect(sqlite_store)] == IDS
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+async def test_the_webhooks_of_a_key_that_expired_stay_off_and_their_events_go(store: Store, is_replaced: bool) -> None:
+    key = ApiKey("webui", frozenset({"imagine"}), 1.0, expires=NOW + 1)
+    await store.write(api_keys.insert_key, "0" * 64, key)
+    await add_webhook(store, "a", EVENTS, key="webui")
+    await admit_job(store, 0, key.member)
+    assert len(await collect(store)) == 1
+    if is_replaced:  # before anybody noticed
+        await store.write(api_keys.insert_key, "1" * 64, ApiKey("webui", frozenset({"imagine"}), NOW + 1))
+    assert await collect(store, NOW + 1) == []
+    (webhook,) = await store.query(endpoints.list_webhooks)
+    assert (webhook.enabled, webhook.reason) == (False, KEY_ENDED)
+    assert await store.query(outbox.count_by_state) == {("a", "dead"): 1}
+
+
+async def test_what_waits_for_one_webhook_hides_nothing_of_another(store: Store) -> None:
+    await add_webhook(store, "a", EVENTS)
+    for number in range(3):
+        await admit_job(store, number)
+    await add_webhook(store, "b", EVENTS)
+    await admit_job(store, 3)
+    await collect(store)
+    due = await store.query(outbox.list_due, NOW, [], 2)
+    assert [(one.webhook, one.job) for one, _ in due] == [("a", IDS[0]), ("a", IDS[1]), ("b", IDS[3])]
+    assert [webhook.id for _, webhook in await store.query(outbox.list_due, NOW, ["a"], 2)] == ["b"]
+    assert await store.query(outbox.list_due, NOW, ["a", "b"], 2) == []
+
+
+async def test_an_event_that_was_on_its_way_counts_as_delivered_though_its_webhook_is_off(sqlite_store: Store) -> None:
+    webhook = await add_webhook(sqlite_store, "a", EVENTS)
+    await admit_job(sqlite_store, 0)
+    (delivery,) = await collect(sqlite_store)
+    await sqlite_store.write(webhook_switches.disable_webhook, webhook.id, NOW, "Off.")
+    await sqlite_store.write(outbox.record_delivered, delivery, NOW)
+    assert await sqlite_store.query(outbox.count_by_state) == {("a", "delivered"): 1}
 
 
 async def test_a_key_has_a_bounded_number_of_webhooks(sqlite_store: Store) -> None:

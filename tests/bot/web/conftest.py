@@ -6,8 +6,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -167,6 +167,17 @@ async def connect(parts: AsyncExitStack, broker: Broker) -> Bus:
     parts.push_async_callback(bus.close)
     await bus.declare()
     return bus
+
+
+@contextmanager
+def pause_jobs(worker: PaintingWorker, step: int = 3) -> Iterator[asyncio.Event]:
+    """Pauses every job at a step until the event is set, at the latest at the end."""
+    worker.pause_step = step
+    try:
+        yield worker.step_gate
+    finally:
+        worker.pause_step = None
+        worker.step_gate.set()
 
 
 async def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:

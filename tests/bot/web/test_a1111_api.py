@@ -17,8 +17,9 @@ import webuiapi
 from PIL import Image
 
 from bot.images.image_codec import ImageFormat, encode_image
+from bot.services.api_keys import PREFIX
 from shared.model_parts import MODEL_PARTS
-from tests.bot.web.conftest import wait_until
+from tests.bot.web.conftest import pause_jobs, wait_until
 
 if TYPE_CHECKING:
     from tests.bot.web.conftest import OpenServer, WebServer
@@ -126,6 +127,30 @@ async def test_a_program_sees_previews_and_interrupts_its_own_jobs_alone(shared_
 
 
 @on_shared_server
+async def test_progress_and_interrupt_know_the_keys_apart(shared_server: WebServer) -> None:
+    keys = shared_server.services.api_keys
+    secrets = [await keys.add(await keys.prepare(name, ["imagine", "read"])) for name in ("ann", "bob")]
+    async with contextlib.AsyncExitStack() as stack:
+        gate = stack.enter_context(pause_jobs(shared_server.workers[0]))
+        ann, bob = [
+            await stack.enter_async_context(connect(shared_server, username="any", password=secret))
+            for secret in secrets
+        ]
+        bobs = asyncio.create_task(call(bob.txt2img, prompt="a fox", seed=1))
+        await wait_until(lambda: not gate.is_set())
+        assert (await call(ann.get_progress))["progress"] == 0
+        anns = asyncio.create_task(call(ann.txt2img, prompt="a dog", seed=2))
+        while not (await call(ann.get_progress))["progress"]:
+            pass
+        await call(ann.interrupt)
+        with pytest.raises(RuntimeError):
+            await anns
+        assert (await call(bob.get_progress))["progress"] > 0
+        gate.set()
+        assert (await bobs).info["prompt"] == "a fox"
+
+
+@on_shared_server
 async def test_skip_ends_one_job_and_the_others_are_returned(shared_server: WebServer) -> None:
     worker = shared_server.workers[0]
     worker.pause_step = 2
@@ -224,9 +249,18 @@ async def test_errors_have_its_shape_and_one_sentence(shared_server: WebServer) 
         ("txt2img", {"prompt": "impossible", "steps": 5}, 500, "The numbers went out of bounds"),
         ("extra-single-image", enlarged, 422, "A picture is made up to 4 times as large, and this would be 5."),
         ("nothing", {}, 404, "There is nothing at this address."),
+        ("img2img", {"init_images": ["é"]}, 422, "The picture is no picture in base64."),
     ):
         answer = await shared_server.request_json("POST", f"/sdapi/v1/{path}", body)
         assert (answer[0], answer[1]["detail"].startswith(detail)) == (status, True), answer
+
+
+@on_shared_server
+async def test_each_api_asks_for_a_key_as_its_clients_send_it(shared_server: WebServer) -> None:
+    for path, scheme in (("/sdapi/v1/options", "Basic"), ("/v1/models", "Bearer"), ("/api/jobs", "Bearer")):
+        mistyped = {"Authorization": f"Bearer {PREFIX}mistyped"}
+        async with shared_server.client.get(shared_server.url + path, headers=mistyped) as reply:
+            assert (reply.status, reply.headers["WWW-Authenticate"].partition(" ")[0]) == (401, scheme)
 
 
 @pytest.mark.slow

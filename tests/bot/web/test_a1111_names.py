@@ -13,7 +13,7 @@ from bot.domain.errors import UserError
 from bot.prompt import build_recipe, parse
 from bot.web.a1111_api import names
 from bot.web.a1111_api.bodies import ImageToImageBody, OptionsBody, TextToImageBody
-from bot.web.a1111_api.control_units import follow_pictures, read_units
+from bot.web.a1111_api.control_units import read_unit_pictures, read_units
 from bot.web.a1111_api.picture_options import make_picture_options
 from bot.web.a1111_api.result_fields import DrawnImage, describe_images, parse_parameters
 from bot.web.a1111_api.upscaling import TargetSize
@@ -208,12 +208,12 @@ def test_units_of_controlnet_become_control_and_reference_pictures() -> None:
             }
         }
     )
-    followed = follow_pictures(units, b"init")
-    assert followed.controls == ("edges:0.8:0-0.6:canny", "depth:1:0-1:depth")
-    assert followed.control_pictures == (b"edges", b"init")
-    assert (followed.references, followed.reference_pictures) == (("face:0.5",), (b"edges",))
-    _, options = _options(TextToImageBody(prompt="a fox"), followed=followed)
-    assert options["control"] == followed.controls
+    unit_pictures = read_unit_pictures(units, b"init")
+    assert unit_pictures.controls == ("edges:0.8:0-0.6:canny", "depth:1:0-1:depth")
+    assert unit_pictures.control_pictures == (b"edges", b"init")
+    assert (unit_pictures.references, unit_pictures.reference_pictures) == (("face:0.5",), (b"edges",))
+    _, options = _options(TextToImageBody(prompt="a fox"), unit_pictures=unit_pictures)
+    assert options["control"] == unit_pictures.controls
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_units_of_controlnet_become_control_and_reference_pictures() -> None:
 )
 def test_units_that_cannot_be_followed_get_a_sentence(scripts: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError) as raised:
-        follow_pictures(read_units(scripts), None)
+        read_unit_pictures(read_units(scripts), None)
     assert raised.value.sentence.startswith(sentence)
 
 

@@ -79,6 +79,7 @@ def test_a_public_page_knows_its_addresses_and_allowed_names_only() -> None:
         (HERE, "GET", {"Host": "localhost:1", "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}),
         (PROXIED, "POST", {"Host": "localhost:1", "Origin": "https://pictures.example"}),
         (PROXIED, "POST", {"Host": "pictures.example", "Origin": "https://pictures.example"}),
+        (HERE, "POST", {"Host": "localhost:1", "Content-Type": "multipart/form-data", "Authorization": "bearer x"}),
     ],
 )
 def test_requests_of_our_own_page_are_accepted(door: HostPolicy, method: str, headers: dict[str, str]) -> None:
@@ -100,6 +101,7 @@ def test_requests_of_our_own_page_are_accepted(door: HostPolicy, method: str, he
         ("POST", {"Host": "localhost:1", "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, 403),
         ("POST", {"Host": "localhost:1", "Content-Type": "text/plain"}, 403),
         ("POST", {"Host": "localhost:1", "Content-Type": "application/x-www-form-urlencoded"}, 403),
+        ("POST", {"Host": "localhost:1", "Content-Type": "multipart/form-data", "Authorization": "Basic eA=="}, 403),
     ],
 )
 def test_requests_that_another_site_could_send_are_refused(method: str, headers: dict[str, str], status: int) -> None:
@@ -181,6 +183,8 @@ def test_the_key_is_made_once_and_only_its_owner_may_read_it(tmp_path: Path) -> 
     assert (tmp_path / "web.key").stat().st_mode & 0o777 == 0o600
     gate = SessionTokens(key)
     assert gate.is_terminal_key(f"Bearer {terminal_key(tmp_path)}")
+    assert gate.is_terminal_key(f"bearer {terminal_key(tmp_path)}")
+    assert not gate.is_terminal_key(f"Basic {terminal_key(tmp_path)}")
     assert not gate.is_terminal_key("Bearer ")
     assert not gate.is_terminal_key("Bearer \udcff")
 

@@ -7,6 +7,7 @@ import base64
 import io
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, cast
+from unittest.mock import AsyncMock
 
 import aiohttp
 import openai
@@ -15,10 +16,17 @@ import pytest_asyncio
 from openai.types import ImagesResponse
 from PIL import Image
 
+from bot.domain.errors import UserError
+from bot.images.gallery import Gallery
+from bot.store import DatabaseUnavailable
 from bot.web.auth import terminal_key
-from bot.web.middleware import Refusal
+from bot.web.middleware import GUILD, TERMINAL_ID, TOKEN_BUCKETS, Refusal
 from bot.web.openai_api import picture_addresses
+from bot.web.openai_api.answers import convert_picture
 from bot.web.openai_api.errors import shape_error
+from bot.web.request_body import FORM_MEMORY, MAX_JSON_VALUES, MEMBER_LIMIT
+from bot.web.sse import SHUTDOWN
+from tests.bot.web.conftest import pause_jobs, wait_until
 
 if TYPE_CHECKING:
     from tests.bot.web.conftest import OpenServer, WebServer
@@ -73,13 +81,16 @@ async def test_pictures_come_in_the_answer_to_both_clients(
 
 @pytest.mark.parametrize("wanted", [0, 3])
 async def test_a_stream_has_at_most_the_partial_pictures_asked_for_and_then_the_picture(
-    client: openai.AsyncOpenAI, wanted: int
+    client: openai.AsyncOpenAI, shared_server: WebServer, wanted: int
 ) -> None:
-    events: list[Any] = [
-        event async for event in await client.images.generate(prompt="a lamp", stream=True, partial_images=wanted, n=1)
-    ]
+    worker, events = shared_server.workers[0], list[Any]()
+    with pause_jobs(worker, step=3 if wanted else -1) as gate:
+        async for event in await client.images.generate(prompt="a lamp", stream=True, partial_images=wanted, n=1):
+            worker.pause_step = None
+            gate.set()
+            events.append(event)
     *partial_events, completed = events
-    assert len(partial_events) <= wanted  # a slow reader gets the newest ones alone
+    assert min(wanted, 1) <= len(partial_events) <= wanted  # a slow reader gets the newest ones alone
     assert [(event.type, event.partial_image_index) for event in partial_events] == [
         ("image_generation.partial_image", index) for index in range(len(partial_events))
     ]
@@ -119,14 +130,40 @@ async def test_pictures_are_edited_in_a_mask_and_as_a_beginning(
     answer = await client.post("/images/edits", body=body, cast_to=ImagesResponse)
     _, start = await load_start(answer)
     assert (len(start.pictures), start.strength) == (1, 0.4)
-    body["images"] = [{"image_url": "data:image/png;base64,?"}]
-    with pytest.raises(openai.BadRequestError, match="no valid base64"):
-        await client.post("/images/edits", body=body, cast_to=ImagesResponse)
+    for content in ("?", "é"):
+        body["images"] = [{"image_url": f"data:image/png;base64,{content}"}]
+        with pytest.raises(openai.BadRequestError, match="no picture in base64") as refusal:
+            await client.post("/images/edits", body=body, cast_to=ImagesResponse)
+        assert refusal.value.param == "images"
     events = [event async for event in await client.images.edit(image=make_picture(), prompt="a dog", stream=True)]
     assert [event.type for event in events] == ["image_edit.completed"]
 
 
-async def test_an_address_is_signed_and_ends(client: openai.AsyncOpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_large_body_has_bounded_values_and_counts_with_its_copies(
+    client: openai.AsyncOpenAI, shared_server: WebServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body: dict[str, Any] = {"prompt": "a dog", "images": [{"image_url": "https://nowhere.example/1.png"}]}
+    with pytest.raises(openai.APIStatusError, match="more than 65536 values") as refusal:
+        await client.post("/images/edits", body={**body, "unknown": [[]] * MAX_JSON_VALUES}, cast_to=ImagesResponse)
+    assert refusal.value.status_code == 413
+    large_body = {**body, "n": 1.0, "unknown": "x" * 200_000}
+    with pytest.raises(openai.BadRequestError, match="uploaded"):
+        await client.post("/images/edits", body=large_body, cast_to=ImagesResponse)
+    monkeypatch.setattr(shared_server.app[FORM_MEMORY], "_max_bytes", 300_000)
+    with pytest.raises(openai.RateLimitError, match="Too many uploads"):
+        await client.post("/images/edits", body=large_body, cast_to=ImagesResponse)
+
+
+async def test_a_small_body_waits_for_no_turn(client: openai.AsyncOpenAI, shared_server: WebServer) -> None:
+    async with shared_server.app[MEMBER_LIMIT].reserve(f"{GUILD}:{TERMINAL_ID}"):
+        with pytest.raises(openai.BadRequestError) as refusal:
+            await client.with_options(timeout=10).responses.create(model="gpt-5", input="hello")
+    assert refusal.value.param == "tools"
+
+
+async def test_an_address_is_signed_and_ends(
+    client: openai.AsyncOpenAI, shared_server: WebServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     answer = await client.images.generate(prompt="a lamp", model="dall-e-3", output_format="webp")
     assert answer.data is not None
     url = str(answer.data[0].url)
@@ -135,7 +172,18 @@ async def test_an_address_is_signed_and_ends(client: openai.AsyncOpenAI, monkeyp
         async with aiohttp.ClientSession() as stranger, stranger.get(address) as response:
             return response.status, response.content_type
 
-    assert await fetch(url) == (200, "image/webp")
+    with monkeypatch.context() as patch:
+        patch.setattr(picture_addresses, "convert_picture", convert := AsyncMock(wraps=convert_picture))
+        assert [await fetch(url) for _ in range(2)] == [(200, "image/webp")] * 2
+        assert convert.await_count == 1
+    body = {"prompt": "a dog", "images": [{"image_url": url}]}
+    await client.post("/images/edits", body=body, cast_to=ImagesResponse)
+    signature = url.rpartition("=")[2]
+    while not shared_server.app[TOKEN_BUCKETS].take(signature, "film"):
+        pass
+    while not shared_server.app[TOKEN_BUCKETS].take(signature, "file"):
+        pass
+    assert (await fetch(url))[0] == 429
     for other in (url.replace("/1.webp", "/2.webp"), url.replace("webp", "png"), url[:-1], url.partition("?")[0]):
         assert (await fetch(other))[0] == 404
     monkeypatch.setattr(picture_addresses, "VALID_SECONDS", -1)
@@ -198,6 +246,69 @@ async def test_a_client_that_goes_cancels_its_job(client: openai.AsyncOpenAI, sh
         while (view := (await shared_server.services.job_views.load_recent("local", 1))[0]).state != "cancelled":
             await asyncio.sleep(0.02)
     assert view.prompt == "left alone"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [(UserError("It is held.", 403), "permission_error"), (DatabaseUnavailable("gone"), "server_error")],
+)
+async def test_a_stream_tells_why_a_picture_cannot_be_read_any_more(
+    client: openai.AsyncOpenAI, monkeypatch: pytest.MonkeyPatch, error: Exception, kind: str
+) -> None:
+    monkeypatch.setattr(Gallery, "read_picture", AsyncMock(side_effect=error))
+    with pytest.raises(openai.APIError) as failure:
+        async for _ in await client.images.generate(prompt="a lamp", stream=True):
+            pass
+    assert failure.value.type == kind
+
+
+async def test_a_restart_keeps_the_jobs_and_clients_do_not_ask_again(
+    client: openai.AsyncOpenAI, shared_server: WebServer
+) -> None:
+    async def read_stream() -> list[Any]:
+        return [event async for event in await client.images.generate(prompt="a lamp", stream=True)]
+
+    closing = shared_server.app[SHUTDOWN]
+    with pause_jobs(shared_server.workers[0]) as gate:
+        waiting = [asyncio.create_task(client.images.generate(prompt="a lamp")), asyncio.create_task(read_stream())]
+        await wait_until(lambda: len(shared_server.services.feed._subscriptions) == len(waiting))
+        closing.set()
+        async with asyncio.timeout(20):
+            answer, stream_error = await asyncio.gather(*waiting, return_exceptions=True)
+        closing.clear()
+        assert isinstance(answer, openai.InternalServerError)
+        assert (answer.status_code, answer.response.headers["x-should-retry"]) == (503, "false")
+        assert isinstance(stream_error, openai.APIError)
+        assert "restarting" in stream_error.message
+        gate.set()
+    for view in await shared_server.services.job_views.load_recent("local", 2):
+        assert (await shared_server.wait_for_end(view.id))["state"] == "finished"
+
+
+async def test_a_key_that_is_revoked_meanwhile_gets_no_pictures(shared_server: WebServer) -> None:
+    keys = shared_server.services.api_keys
+    secret = await keys.add(await keys.prepare("leaked", ["imagine"]))
+    options = {**await asyncio.to_thread(client_options, shared_server), "api_key": secret}
+    with pause_jobs(shared_server.workers[0]) as gate:
+        async with openai.AsyncOpenAI(**options) as program:
+            answer = asyncio.create_task(program.images.generate(prompt="a lamp"))
+            await wait_until(lambda: not gate.is_set())
+            await keys.revoke("leaked")
+            gate.set()
+            with pytest.raises(openai.AuthenticationError):
+                await answer
+
+
+async def test_a_streaming_client_that_goes_cancels_its_job(
+    client: openai.AsyncOpenAI, shared_server: WebServer
+) -> None:
+    with pause_jobs(shared_server.workers[0]):
+        stream = await client.images.generate(prompt="left alone", stream=True, partial_images=1)
+        async for _ in stream:
+            await stream.close()
+            break
+        (view,) = await shared_server.services.job_views.load_recent("local", 1)
+        assert (await shared_server.wait_for_end(view.id))["state"] == "cancelled"
 
 
 async def test_a_stranger_needs_a_key_and_a_limit_says_when_to_come_back(open_server: OpenServer) -> None:

@@ -164,6 +164,7 @@ async def test_an_event_that_was_committed_survives_the_process(open_server: Ope
         assert len(receiver.verify(webhook.secret)) == 1
 
 
+@pytest.mark.slow
 @on_shared_server
 async def test_a_webhook_of_a_key_has_its_jobs_alone_and_ends_with_it(listed_server: WebServer) -> None:
     server = listed_server
