@@ -18,7 +18,7 @@ def is_intact(path: Path, file: RepositoryFile, on_bytes: Callable[[int], None] 
     """
     if path.stat().st_size != file.size:
         return False
-    if not file.sha256 and not file.git_sha1:
+    if not file.has_checksum:
         return True  # the hub said no more than the size
     digest = hashlib.sha256() if file.sha256 else hashlib.sha1(f"blob {file.size}\0".encode(), usedforsecurity=False)
     with path.open("rb") as content:

@@ -27,6 +27,7 @@ from engine.hub.added_models import (
 )
 from engine.hub.checksums import is_intact
 from engine.hub.errors import HubError, explain_disk_error, explain_error, get_endpoint
+from engine.hub.part_kinds import WEIGHT_SUFFIXES
 from engine.hub.repository import LIBRARY_NAME, Repository, RepositoryFile, fetch_repository
 
 PART_SUFFIX = ".part"
@@ -61,8 +62,11 @@ class Download:
 
 
 def plan_download(repository: Repository, place: AddedPlace, files: Iterable[RepositoryFile]) -> Download:
-    """Look at what is there of the files already."""
+    """Look at what is there of the files already. Raises `HubError` for weights that nothing could check."""
     chosen, folder = tuple(files), place.partial
+    for file in chosen:
+        if file.path.endswith(WEIGHT_SUFFIXES) and not file.has_checksum:
+            raise HubError(f"The hub has no checksum of {file.path} of {repository.hub_id}, so it is not fetched.")
     present = sum(_count_present(folder / file.local_path, file) for file in chosen)
     return Download(repository, chosen, place, present)
 
@@ -92,10 +96,13 @@ def plan_repair(manifest: ModelManifest, damaged: Iterable[RepositoryFile], plac
     return plan_download(repository, place, manifest.files)
 
 
-def check_disk_space(download: Download) -> None:
-    """Raise `HubError` where the disk has no room for what is missing."""
-    existing = next(each for each in download.folder.parents if each.exists())
-    free, missing = shutil.disk_usage(existing).free, download.size - download.present_bytes
+def check_disk_space(*downloads: Download) -> None:
+    """Raise `HubError` where the disk of a data folder has no room for what is missing."""
+    if not downloads:
+        return
+    existing = next(each for each in downloads[0].folder.parents if each.exists())
+    free = shutil.disk_usage(existing).free
+    missing = sum(download.size - download.present_bytes for download in downloads)
     if free < missing + SPARE_BYTES:
         raise HubError(
             f"{missing / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free in {existing}: free some space, or "

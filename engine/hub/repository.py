@@ -34,6 +34,10 @@ class RepositoryFile:
     target: str = ""
 
     @property
+    def has_checksum(self) -> bool:
+        return bool(self.sha256 or self.git_sha1)
+
+    @property
     def local_path(self) -> str:
         return self.target or self.path
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +16,7 @@ from pydantic import BaseModel
 
 from bot.cli.imagine import http_client
 from bot.cli.imagine.job_inputs import ApiRequest
+from bot.cli.imagine.result import GenerationError
 from bot.cli.mcp.arguments import (
     CancelArguments,
     DescribeArguments,
@@ -130,7 +133,7 @@ async def load_queue(session: aiohttp.ClientSession) -> QueueReport:
 
 async def _run_jobs(call: ToolCall, request: ApiRequest, *, waits: bool) -> CallToolResult:
     """Submit a request, follow its jobs, and answer with their pictures. A cancelled call cancels them."""
-    accepted = await http_client.send_request(call.session, "POST", request.path, request.body, request.files)
+    accepted = await _submit(call, request)
     ids = [str(job) for job in accepted["ids"]]
     if waits:
         await _follow_jobs(call, ids)
@@ -142,6 +145,25 @@ async def _run_jobs(call: ToolCall, request: ApiRequest, *, waits: bool) -> Call
     return _answer(JobsReport(jobs=reports, notes=notes), "\n".join(sentences), await _show_pictures(call, reports))
 
 
+async def _submit(call: ToolCall, request: ApiRequest) -> dict[str, Any]:
+    """Return the answer to a request. If the call is cancelled before it comes, its jobs are cancelled."""
+    sending = asyncio.ensure_future(
+        http_client.send_request(call.session, "POST", request.path, request.body, request.files)
+    )
+    try:
+        return await asyncio.shield(sending)
+    except anyio.get_cancelled_exc_class():
+        with anyio.move_on_after(CANCEL_SECONDS, shield=True), suppress(UserError, GenerationError):
+            await _cancel_jobs(call, (await sending)["ids"])
+        raise
+
+
+async def _cancel_jobs(call: ToolCall, jobs: Sequence[str]) -> None:
+    for job in jobs:
+        with suppress(UserError):  # it has ended
+            await http_client.send_request(call.session, "DELETE", f"/api/jobs/{job}")
+
+
 async def _follow_jobs(call: ToolCall, jobs: Sequence[str]) -> None:
     reporter = ProgressReporter(call.context, call.watch, len(jobs))
     try:
@@ -149,9 +171,8 @@ async def _follow_jobs(call: ToolCall, jobs: Sequence[str]) -> None:
             async for event, value in http_client.follow_job(call.session, job):
                 await reporter.report(position, event, value)
     except anyio.get_cancelled_exc_class():
-        with anyio.move_on_after(CANCEL_SECONDS, shield=True):
-            for job in jobs:
-                await http_client.send_request(call.session, "DELETE", f"/api/jobs/{job}")
+        with anyio.move_on_after(CANCEL_SECONDS, shield=True), suppress(GenerationError):
+            await _cancel_jobs(call, jobs)
         raise
 
 

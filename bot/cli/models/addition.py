@@ -11,9 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
-from bot.cli.models.licence import ask_acceptance, describe_licence
+from bot.cli.models.fetch_order import FetchOrder, ask_to_fetch, fetch, say
 from bot.cli.models.quantization import parse_quantization
-from bot.cli.models.transfer_display import TransferDisplay, format_file_count
 from bot.domain.errors import UserError
 from engine.hub.added_models import (
     AddedPlace,
@@ -31,13 +30,13 @@ from engine.hub.catalogue import (
     read_part_catalogue,
     suggest_names,
 )
-from engine.hub.download import Download, check_disk_space, plan_download, read_partial_revision, run_download
+from engine.hub.download import check_disk_space, plan_download, read_partial_revision
 from engine.hub.errors import HubError
 from engine.hub.offered_models import ADDED_MODELS, EMBEDDED_MODEL
 from engine.hub.part_kinds import PART_KINDS, TITLES, WEIGHT_SUFFIXES, PartKind
 from engine.hub.part_selection import Selection, WantedPart, select_part, select_rest
 from engine.hub.repository import Repository, fetch_repository
-from engine.hub.revisions import read_revisions, remember_revision
+from engine.hub.revisions import read_revisions
 from engine.process.load_progress import format_size
 from engine.process.model_settings import ModelSettings, read_model_settings, write_model_settings
 from engine.process.quantization_request import QuantizationRequest
@@ -92,12 +91,22 @@ def add_model(request: AddRequest, data: Path) -> dict[str, Any]:
     place = _find_free_place(target, selection, data)
     if quantization and selection.kind != "model":
         raise UserError(f"--quantize is for models: {place.key} is {_with_article(selection.kind)}.")
-    rest = _add_rest(request, place, console) if request.pipeline else None
-    manifest = _fetch(repository, selection, place, target, request, console)
-    entry = rest.entry if rest else target.entry
+    network = _plan(repository, selection, place, target)
+    rest = _plan_rest(request, place) if request.pipeline else None
+    # All is asked before anything is fetched, and the rest is fetched first: a network alone is not offered.
+    orders = [rest, network] if rest else [network]
+    check_disk_space(*(order.download for order in orders if order.manifest is None))
+    licences = [
+        ask_to_fetch(order, console, accepts=request.accept_licence, quiet=request.quiet) for order in orders[::-1]
+    ]
+    manifests = [
+        fetch(order, licence, console, quiet=request.quiet)
+        for order, licence in zip(orders, licences[::-1], strict=True)
+    ]
+    manifest, entry = manifests[-1], (rest or network).entry
     settings = _store_settings(target.name, entry, quantization, data) if place.kind == "model" else ModelSettings()
     if not request.quiet:
-        _say(console, _describe_end(place, manifest, settings))
+        say(console, _describe_end(place, manifest, settings))
     return {
         "name": target.name, "kind": place.kind, "hub_id": manifest.hub_id, "revision": manifest.revision,
         "bytes": manifest.size, "files": len(manifest.files), "licence": manifest.licence, "folder": str(place.path),
@@ -106,28 +115,21 @@ def add_model(request: AddRequest, data: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _add_rest(request: AddRequest, place: AddedPlace, console: Console) -> _Target:
-    """Add what a file that is only a network lacks, as the folder of its name; return where that came from."""
+def _plan_rest(request: AddRequest, place: AddedPlace) -> FetchOrder:
+    """Return what a file that is only a network lacks, to be fetched into the folder of its name."""
     if place.kind != "model" or not place.suffix:
         raise UserError("--pipeline is for a file that is only a network, such as a GGUF file.")
     target = _find_target(replace(request, name=request.pipeline, called=place.name, kind="", revision=""))
+    if target.wanted.path or isinstance(target.entry, PartEntry):
+        raise UserError(f"--pipeline is owner/name of a whole pipeline, not {request.pipeline[:80]!r}.")
     repository = _fetch_known_repository(target, place.data)
     rest = select_rest(repository)
-    _fetch(repository, rest, _find_free_place(target, rest, place.data), target, request, console)
-    return target
+    return _plan(repository, rest, _find_free_place(target, rest, place.data), target)
 
 
-def _fetch(
-    repository: Repository, selection: Selection, place: AddedPlace, target: _Target, request: AddRequest,
-    console: Console,
-) -> ModelManifest:  # fmt: skip
-    """Return the manifest of what is here already, or is fetched now."""
-    if (manifest := _find_present(place, repository, selection)) is None:
-        manifest = _download(plan_download(repository, place, selection.files), target, request, console)
-        remember_revision(place.data, repository.hub_id, repository.revision)
-    elif not request.quiet:
-        _say(console, f"{place.key} is here already, at this revision; `darkroom models verify` checks its files.")
-    return manifest
+def _plan(repository: Repository, selection: Selection, place: AddedPlace, target: _Target) -> FetchOrder:
+    manifest = _find_present(place, repository, selection)
+    return FetchOrder(target.name, target.entry, plan_download(repository, place, selection.files), manifest)
 
 
 def _find_target(request: AddRequest) -> _Target:
@@ -218,31 +220,6 @@ def _find_present(place: AddedPlace, repository: Repository, selection: Selectio
     return manifest if present >= {file.path for file in selection.files} else None
 
 
-def _download(download: Download, target: _Target, request: AddRequest, console: Console) -> ModelManifest:
-    licence = describe_licence(download.repository, target.entry)
-    check_disk_space(download)
-    if not request.quiet:
-        _say(console, *_describe_start(target, download), *licence.lines)
-    ask_acceptance(licence, accepted=request.accept_licence)
-    key = download.place.key
-    with TransferDisplay(console, key, download.size, download.present_bytes, quiet=request.quiet) as display:
-        return run_download(download, display, licence.name)
-
-
-def _describe_start(target: _Target, download: Download) -> list[str]:
-    repository, title = download.repository, target.entry.title if target.entry else target.name
-    present = f", of which {format_size(download.present_bytes)} are here" if download.present_bytes else ""
-    lines = [
-        f"{title}: {repository.hub_id} at {repository.revision[:12]}",
-        f"{format_size(download.size)} to download{present}, in {format_file_count(len(download.files))}",
-    ]
-    if isinstance(target.entry, CatalogueEntry):
-        kinds = ("none", "int8", "int4")
-        sizes = [format_size(target.entry.estimate_memory(kind)) for kind in kinds]
-        lines.append(f"memory, estimated: {sizes[0]}; --quantize int8 {sizes[1]}, int4 {sizes[2]}")
-    return lines
-
-
 def _store_settings(
     name: str, origin: CatalogueEntry | PartEntry | None, quantization: QuantizationRequest | None, data: Path
 ) -> ModelSettings:  # fmt: skip
@@ -279,8 +256,3 @@ def _describe_end(place: AddedPlace, manifest: ModelManifest, settings: ModelSet
 
 def _with_article(kind: PartKind) -> str:
     return f"{'an' if TITLES[kind][0] in 'aeiou' else 'a'} {TITLES[kind]}"
-
-
-def _say(console: Console, *lines: str) -> None:
-    for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)

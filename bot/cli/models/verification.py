@@ -68,7 +68,9 @@ def _verify(place: AddedPlace, manifest: ModelManifest, console: Console, repair
 def _describe(name: str, manifest: ModelManifest, damaged: list[RepositoryFile], repair: bool) -> str:
     if not damaged:
         pronoun = "them" if manifest.files[1:] else "it"
-        return f"{name}: {format_file_count(len(manifest.files))} as the hub has {pronoun}."
+        unchecked = sum(not file.has_checksum for file in manifest.files)
+        note = f" Of {format_file_count(unchecked)} the hub gave only the size." if unchecked else ""
+        return f"{name}: {format_file_count(len(manifest.files))} as the hub has {pronoun}.{note}"
     mend = "they are fetched again" if repair else f"`darkroom models verify {name} --repair` fetches them again"
     paths = ", ".join(file.local_path for file in damaged[:3])
     return f"{name}: {len(damaged)} of {len(manifest.files)} files are damaged ({paths}): {mend}."

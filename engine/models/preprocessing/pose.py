@@ -39,10 +39,9 @@ class PoseEstimator:
     def load(cls, folder: Path, device: torch.device) -> PoseEstimator:
         """Load a folder with ViTPose and its image processor. Raises `JobRejected`."""
         network = load_vision_network(folder, "VitPoseForPoseEstimation", _NOUN, device, ("vitpose",))
-        if network.model.config.num_labels != COCO_JOINTS:
+        if getattr(network.model.config, "num_labels", 0) != COCO_JOINTS:
             raise reject_network(_NOUN, f"does not find COCO's {COCO_JOINTS} joints")
-        sides, size = network.processor.size, tuple(network.model.config.backbone_config.image_size)
-        if not hasattr(network.processor, "post_process_pose_estimation") or (sides["height"], sides["width"]) != size:
+        if not _has_fitting_processor(network):
             raise reject_network(_NOUN, "has an image processor that does not fit")
         detector = PersonDetector.load(folder / DETECTOR_FOLDER, device) if has_detector(folder) else None
         return cls(network, detector, device)
@@ -114,6 +113,18 @@ class PersonDetector:
 def has_detector(folder: Path) -> bool:
     """Whether the folder of a pose estimator holds a person detector."""
     return (folder / DETECTOR_FOLDER / CONFIG_FILE).is_file()
+
+
+def _has_fitting_processor(network: VisionNetwork) -> bool:
+    """Whether the image processor finds poses, in pictures of the size that the network reads."""
+    try:
+        size: int | list[int] = network.model.config.backbone_config.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        sides = network.processor.size
+        has_size = (sides["height"], sides["width"]) == (height, width)
+    except (AttributeError, KeyError, TypeError, ValueError):  # others name the shortest side, or something else
+        return False
+    return has_size and hasattr(network.processor, "post_process_pose_estimation")
 
 
 def _select_joints(points: list[tuple[float, float]], scores: list[float]) -> Joints:

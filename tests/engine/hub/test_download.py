@@ -25,7 +25,7 @@ from engine.hub.added_models import (
 from engine.hub.download import Download, check_disk_space, plan_download, run_download
 from engine.hub.errors import HubError, explain_error
 from engine.hub.part_selection import WantedPart, select_part
-from engine.hub.repository import RepositoryFile, fetch_repository, search_hub
+from engine.hub.repository import Repository, RepositoryFile, fetch_repository, search_hub
 from model_hub.repositories import make_repository, read_folder
 from model_hub.server import TOKEN, ModelHub
 from shared.hub_models import FILES, WEIGHTS, make_model
@@ -261,6 +261,15 @@ def test_a_model_of_the_operator_is_not_deleted(tmp_path: Path) -> None:
         remove_model(tmp_path, "mine")
     with pytest.raises(HubError, match="is no name of a model"):
         remove_model(tmp_path, "../..")
+
+
+def test_weights_without_a_checksum_are_not_fetched(tmp_path: Path) -> None:
+    files = (RepositoryFile("config.json", 3), RepositoryFile("unet/model.safetensors", 3))
+    repository = Repository("owner/small", "a" * 40, files)
+    place = find_place(tmp_path, "small")
+    with pytest.raises(HubError, match=r"The hub has no checksum of unet/model\.safetensors of owner/small"):
+        plan_download(repository, place, files)
+    assert plan_download(repository, place, files[:1]).size == 3
 
 
 def test_a_file_without_a_checksum_is_checked_by_its_size(tmp_path: Path) -> None:

@@ -153,6 +153,14 @@ def name_other_weights(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config | {"backbone_config": {"backbone": "some/hub-name"}}))
 
 
+def change_json(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def name_the_shortest_side(folder: Path) -> None:
+    change_json(folder / "preprocessor_config.json", size={"shortest_edge": 64})
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -164,6 +172,7 @@ def name_other_weights(folder: Path) -> None:
             lambda folder: transformers.VitPoseImageProcessor().save_pretrained(folder),
             "has an image processor that does not fit",
         ),
+        (name_the_shortest_side, "has an image processor that does not fit"),
     ],
 )  # fmt: skip
 def test_a_foreign_network_is_refused(tmp_path: Path, change: Callable[[Path], object], reason: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -161,6 +162,27 @@ def test_the_rest_of_a_networks_pipeline_is_fetched_without_its_weights(run: Run
     assert not folder.exists()
     with pytest.raises(UserError, match="--pipeline is for a file that is only a network"):
         run("add", "o/vae", "--pipeline", "o/pipeline")
+    with pytest.raises(UserError, match="--pipeline is owner/name of a whole pipeline, not 'o/pipeline:vae'"):
+        run("add", "o/single:flux-Q4.gguf", "--pipeline", "o/pipeline:vae")
+
+
+def test_all_is_asked_before_the_rest_of_a_pipeline_is_fetched(hub: ModelHub, run: Run, tmp_path: Path) -> None:
+    hub.repositories["o/strict"] = make_repository(SINGLE, card={"license": "openrail"})
+    file = ("o/strict:flux-Q4.gguf", "--name", "flux", "--pipeline", "o/pipeline")
+    with pytest.raises(UserError, match=r"Read its licence \(openrail, .*--accept-licence"):
+        run("add", *file)
+    assert not list(tmp_path.rglob("*.json")), "gigabytes of the rest came before"
+
+    def measure_disk(path: Path) -> SimpleNamespace:
+        return SimpleNamespace(free=512 * 2**20)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("engine.hub.download.shutil.disk_usage", measure_disk)
+        with pytest.raises(UserError, match=r"are needed and 0\.5 GB are free"):
+            run("add", *file, "--accept-licence")
+    assert not list(tmp_path.rglob("*.json"))
+    assert json.loads(run("add", *file, "--accept-licence", "--json"))["licence"] == "openrail"
+    assert (tmp_path / "models" / "flux" / "model_index.json").is_file()
 
 
 def test_another_file_of_the_same_repository_takes_the_place_of_the_first(run: Run, tmp_path: Path) -> None:
