@@ -77,6 +77,7 @@ async def test_a_list_that_gets_no_answer_in_time_is_an_outage(monkeypatch: pyte
             await client.list_models()
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_picture_may_take_longer_than_other_answers() -> None:
     server = A1111StandIn()

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,8 @@ from msgspec.structs import replace
 from PIL import Image
 
 from engine.backend.backend_worker import BackendWorker
+from engine.backend.comfyui import ComfyUi
+from engine.backend.drawing import BackendBusy, DrawProgress, DrawRequest, OnProgress
 from engine.contract import (
     Concept,
     ImageToImage,
@@ -31,8 +34,10 @@ from engine.contract import (
     Ladder,
     ModelProfile,
     PictureReady,
+    Recipe,
     UpscaleTask,
     Verdict,
+    count_row_steps,
     decode,
 )
 from engine.process.backend_settings import BackendSettings
@@ -162,6 +167,31 @@ async def test_a_cancelled_grid_costs_what_was_drawn_of_it(room: ComfyRoom) -> N
 
 @pytest.mark.slow
 @pytest.mark.asyncio
+async def test_a_price_has_no_waits_in_it(room: ComfyRoom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, answers = [0.0], ["busy", "picture"]
+
+    async def draw(comfyui: ComfyUi, request: DrawRequest, on_progress: OnProgress) -> bytes:
+        now[0] += 100.0
+        if answers.pop(0) == "busy":
+            raise BackendBusy("It is busy.", 0.0)
+        on_progress(DrawProgress(0.0, begins=True))
+        now[0] += 2.0
+        content = BytesIO()
+        Image.new("RGB", (64, 64)).save(content, "PNG")
+        return content.getvalue()
+
+    monkeypatch.setattr(ComfyUi, "draw", draw)
+    monkeypatch.setattr("engine.backend.run_pictures.time", SimpleNamespace(monotonic=lambda: now[0]))
+    job = room.make_job()
+    assert isinstance(job.task, Recipe)
+    assert isinstance((await room.draw(job))[-1], JobFinished)
+    (milliseconds,) = json.loads((tmp_path / "backend-times.json").read_text()).values()
+    area = job.task.width * job.task.height / room.find_model().size ** 2
+    assert milliseconds == pytest.approx(2000 / area / count_row_steps(job.task))
+
+
+@pytest.mark.slow
+@pytest.mark.asyncio
 async def test_a_picture_and_a_mask_take_their_own_workflow(room: ComfyRoom) -> None:
     start, mask = BytesIO(), BytesIO()
     Image.new("RGB", (90, 40), "red").save(start, "PNG")
@@ -248,6 +278,27 @@ async def test_a_draining_worker_hands_its_jobs_back_and_interrupts_the_server(r
     assert isinstance((await room.harness.collect_results())[-1], JobHandedBack)
     await wait_until(lambda: room.comfyui.interrupted)
     assert await room.harness.bot.get_holder(JOB) is None
+
+
+@pytest.mark.slow
+@pytest.mark.asyncio
+async def test_a_drain_ends_although_the_server_does_not_stop(
+    room: ComfyRoom, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    has_ended = asyncio.Event()
+
+    async def stop(comfyui: ComfyUi, prompt_id: str) -> None:
+        await has_ended.wait()
+
+    monkeypatch.setattr(ComfyUi, "_stop", stop)
+    monkeypatch.setattr("engine.backend.backend_worker.STOP_SECONDS", 0.05)
+    room.comfyui.hold = 0
+    await room.harness.bot.dispatch(room.make_job())
+    await wait_until(lambda: any(run.image_steps_run for run in room.worker.active_runs))
+    room.worker.drain()
+    assert isinstance((await room.harness.collect_results())[-1], JobHandedBack)
+    await wait_until(lambda: "the backend may draw on" in caplog.text, 10)
+    has_ended.set()
 
 
 @pytest.mark.asyncio

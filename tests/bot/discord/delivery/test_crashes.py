@@ -15,6 +15,7 @@ pytestmark = pytest.mark.asyncio
 
 WRITES = ("add_destination", "update_address", "mark_delivered", "mark_lost")
 MAX_POINTS = 80  # crash points of one job's end
+FIRST_POST = 8  # a point shortly before the picture's own
 ROUNDS = 3  # concurrent tasks change their order: a round may hit a point twice and miss another
 
 
@@ -101,6 +102,33 @@ async def end_job_with_crash(world: Any, crash_points: list[CrashPoint], point: 
     return last.crashed_at
 
 
+async def prepare_crashes(
+    world: Any, crash_points: list[CrashPoint], monkeypatch: pytest.MonkeyPatch, delete_answer: bool
+) -> None:
+    services = world.app.services
+    admin = Member("discord:1", "admin", f"discord:{world.guild.id}", is_admin=True)
+    await services.rule_admin.set_rule(admin, "guild", "", "long_ping", "0")
+    # A direct message replaces the deleted one anyway.
+    preference = ("ping", "off") if delete_answer else ("direct", "on")
+    await services.preferences.set_preference(f"discord:{world.alice.id}", *preference)
+    for name in WRITES:
+        patch_call(services.deliveries, name, crash_points, monkeypatch)
+    patch_call(FakeHTTPClient, "request", crash_points, monkeypatch)
+
+
+async def test_a_picture_that_the_dying_bot_has_posted_is_not_posted_again(
+    open_world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_world() as world:
+        crash_points = list[CrashPoint]()
+        await prepare_crashes(world, crash_points, monkeypatch, delete_answer=True)
+        crashed_at, point = "nowhere", FIRST_POST
+        while crashed_at and not crashed_at.startswith("after POST /channels"):
+            crashed_at = await end_job_with_crash(world, crash_points, point, delete_answer=True)
+            point += 1
+        assert crashed_at
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("delete_answer", [False, True])
 @pytest.mark.timeout(600)
@@ -108,16 +136,8 @@ async def test_wherever_the_bot_dies_each_destination_gets_its_picture_once(
     open_world: Any, monkeypatch: pytest.MonkeyPatch, delete_answer: bool
 ) -> None:
     async with open_world() as world:
-        services, crash_points = world.app.services, []
-        admin = Member("discord:1", "admin", f"discord:{world.guild.id}", is_admin=True)
-        await services.rule_admin.set_rule(admin, "guild", "", "long_ping", "0")
-        preference = (
-            ("ping", "off") if delete_answer else ("direct", "on")
-        )  # a direct message replaces the deleted one anyway
-        await services.preferences.set_preference(f"discord:{world.alice.id}", *preference)
-        for name in WRITES:
-            patch_call(services.deliveries, name, crash_points, monkeypatch)
-        patch_call(FakeHTTPClient, "request", crash_points, monkeypatch)
+        crash_points = list[CrashPoint]()
+        await prepare_crashes(world, crash_points, monkeypatch, delete_answer)
         crashes, posts = list[str](), set[str]()
         for _ in range(ROUNDS):
             for point in range(1, MAX_POINTS):
