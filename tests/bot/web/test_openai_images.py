@@ -273,9 +273,11 @@ async def test_a_restart_keeps_the_jobs_and_clients_do_not_ask_again(
         waiting = [asyncio.create_task(client.images.generate(prompt="a lamp")), asyncio.create_task(read_stream())]
         await wait_until(lambda: len(shared_server.services.feed._subscriptions) == len(waiting))
         closing.set()
-        async with asyncio.timeout(20):
-            answer, stream_error = await asyncio.gather(*waiting, return_exceptions=True)
-        closing.clear()
+        try:
+            async with asyncio.timeout(20):
+                answer, stream_error = await asyncio.gather(*waiting, return_exceptions=True)
+        finally:
+            closing.clear()
         assert isinstance(answer, openai.InternalServerError)
         assert (answer.status_code, answer.response.headers["x-should-retry"]) == (503, "false")
         assert isinstance(stream_error, openai.APIError)
