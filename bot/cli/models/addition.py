@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from bot.cli.models.fetch_order import FetchOrder, ask_to_fetch, fetch, say
+from bot.cli.models.fetch_plan import FetchPlan, ask_to_fetch, fetch, say
 from bot.cli.models.quantization import parse_quantization
 from bot.domain.errors import UserError
 from engine.hub.added_models import (
@@ -94,14 +94,13 @@ def add_model(request: AddRequest, data: Path) -> dict[str, Any]:
     network = _plan(repository, selection, place, target)
     rest = _plan_rest(request, place) if request.pipeline else None
     # All is asked before anything is fetched, and the rest is fetched first: a network alone is not offered.
-    orders = [rest, network] if rest else [network]
-    check_disk_space(*(order.download for order in orders if order.manifest is None))
+    plans = [rest, network] if rest else [network]
+    check_disk_space(*(plan.download for plan in plans if plan.manifest is None))
     licences = [
-        ask_to_fetch(order, console, accepts=request.accept_licence, quiet=request.quiet) for order in orders[::-1]
+        ask_to_fetch(plan, console, accepts=request.accept_licence, quiet=request.quiet) for plan in plans[::-1]
     ]
     manifests = [
-        fetch(order, licence, console, quiet=request.quiet)
-        for order, licence in zip(orders, licences[::-1], strict=True)
+        fetch(plan, licence, console, quiet=request.quiet) for plan, licence in zip(plans, licences[::-1], strict=True)
     ]
     manifest, entry = manifests[-1], (rest or network).entry
     settings = _store_settings(target.name, entry, quantization, data) if place.kind == "model" else ModelSettings()
@@ -115,7 +114,7 @@ def add_model(request: AddRequest, data: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _plan_rest(request: AddRequest, place: AddedPlace) -> FetchOrder:
+def _plan_rest(request: AddRequest, place: AddedPlace) -> FetchPlan:
     """Return what a file that is only a network lacks, to be fetched into the folder of its name."""
     if place.kind != "model" or not place.suffix:
         raise UserError("--pipeline is for a file that is only a network, such as a GGUF file.")
@@ -127,9 +126,9 @@ def _plan_rest(request: AddRequest, place: AddedPlace) -> FetchOrder:
     return _plan(repository, rest, _find_free_place(target, rest, place.data), target)
 
 
-def _plan(repository: Repository, selection: Selection, place: AddedPlace, target: _Target) -> FetchOrder:
+def _plan(repository: Repository, selection: Selection, place: AddedPlace, target: _Target) -> FetchPlan:
     manifest = _find_present(place, repository, selection)
-    return FetchOrder(target.name, target.entry, plan_download(repository, place, selection.files), manifest)
+    return FetchPlan(target.name, target.entry, plan_download(repository, place, selection.files), manifest)
 
 
 def _find_target(request: AddRequest) -> _Target:

@@ -16,7 +16,7 @@ from engine.process.load_progress import format_size
 
 
 @dataclass(frozen=True)
-class FetchOrder:
+class FetchPlan:
     """What is to be fetched, and its name here. `manifest`: of what is here already; None: it is to be fetched."""
 
     name: str
@@ -25,25 +25,25 @@ class FetchOrder:
     manifest: ModelManifest | None
 
 
-def ask_to_fetch(order: FetchOrder, console: Console, *, accepts: bool, quiet: bool) -> str:
+def ask_to_fetch(plan: FetchPlan, console: Console, *, accepts: bool, quiet: bool) -> str:
     """Say what is fetched, and ask for its licence; return the licence's name. Raises `UserError`."""
-    if order.manifest is not None:
+    if plan.manifest is not None:
         if not quiet:
-            key = order.download.place.key
+            key = plan.download.place.key
             say(console, f"{key} is here already, at this revision; `darkroom models verify` checks its files.")
-        return order.manifest.licence
-    licence = describe_licence(order.download.repository, order.entry)
+        return plan.manifest.licence
+    licence = describe_licence(plan.download.repository, plan.entry)
     if not quiet:
-        say(console, *_describe_start(order), *licence.lines)
+        say(console, *_describe_start(plan), *licence.lines)
     ask_acceptance(licence, accepted=accepts)
     return licence.name
 
 
-def fetch(order: FetchOrder, licence: str, console: Console, *, quiet: bool) -> ModelManifest:
+def fetch(plan: FetchPlan, licence: str, console: Console, *, quiet: bool) -> ModelManifest:
     """Return the manifest of what is here already, or is fetched now. Raises `HubError`."""
-    if order.manifest is not None:
-        return order.manifest
-    download, repository = order.download, order.download.repository
+    if plan.manifest is not None:
+        return plan.manifest
+    download, repository = plan.download, plan.download.repository
     with TransferDisplay(console, download.place.key, download.size, download.present_bytes, quiet=quiet) as display:
         manifest = run_download(download, display, licence)
     remember_revision(download.place.data, repository.hub_id, repository.revision)
@@ -55,16 +55,16 @@ def say(console: Console, *lines: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _describe_start(order: FetchOrder) -> list[str]:
-    download, repository = order.download, order.download.repository
-    title = order.entry.title if order.entry else order.name
+def _describe_start(plan: FetchPlan) -> list[str]:
+    download, repository = plan.download, plan.download.repository
+    title = plan.entry.title if plan.entry else plan.name
     present = f", of which {format_size(download.present_bytes)} are here" if download.present_bytes else ""
     lines = [
         f"{title}: {repository.hub_id} at {repository.revision[:12]}",
         f"{format_size(download.size)} to download{present}, in {format_file_count(len(download.files))}",
     ]
-    if isinstance(order.entry, CatalogueEntry):
+    if isinstance(plan.entry, CatalogueEntry):
         kinds = ("none", "int8", "int4")
-        sizes = [format_size(order.entry.estimate_memory(kind)) for kind in kinds]
+        sizes = [format_size(plan.entry.estimate_memory(kind)) for kind in kinds]
         lines.append(f"memory, estimated: {sizes[0]}; --quantize int8 {sizes[1]}, int4 {sizes[2]}")
     return lines
