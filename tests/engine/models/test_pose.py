@@ -26,11 +26,13 @@ WHOLE = [0.0, 0.0, 192.0, 160.0]
 PERSON_LABELS = {0: "cat", 1: "person"}
 
 
-def save_pose_estimator(folder: Path, *, scale: float = 3.0, experts: int = 1, labels: int = 17) -> None:
+def save_pose_estimator(
+    folder: Path, *, scale: float = 3.0, experts: int = 1, labels: int = 17, sides: Any = (64, 48)
+) -> None:
     """Save a small ViTPose; `scale`: how certain it is of what it sees."""
     torch.manual_seed(0)
     backbone = transformers.VitPoseBackboneConfig(
-        image_size=(64, 48), patch_size=(16, 16), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        image_size=sides, patch_size=(16, 16), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
         num_experts=experts, part_features=4 if experts > 1 else 256, out_indices=[2],
     )  # fmt: skip
     model = transformers.VitPoseForPoseEstimation(
@@ -172,6 +174,7 @@ def name_the_shortest_side(folder: Path) -> None:
             lambda folder: transformers.VitPoseImageProcessor().save_pretrained(folder),
             "has an image processor that does not fit",
         ),
+        (lambda folder: save_pose_estimator(folder, sides=64), "has an image processor that does not fit"),
         (name_the_shortest_side, "has an image processor that does not fit"),
     ],
 )  # fmt: skip
