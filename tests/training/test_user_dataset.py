@@ -112,7 +112,7 @@ def test_a_killed_run_resumes_bit_for_bit(
     assert 0 < done_steps < STEPS
     capfd.readouterr()
     assert main(arguments(user_data, output_folder)) == 0
-    assert f"Resuming after {done_steps} steps" in capfd.readouterr().err
+    assert f"Resuming after {done_steps} step" in capfd.readouterr().err
     one, resumed_tensors = load_checkpoint(finished_run), load_checkpoint(output_folder)
     assert any(name.startswith("network:momentum.") for name in one)  # Muon's
     assert one.keys() == resumed_tensors.keys()
