@@ -26,7 +26,8 @@ MAX_LORAS = 256
 MAX_CLIP_SKIP = 11  # left out, as diffusers counts; its own number is one more
 LACKING_STATUSES = (404, 405, 501)  # of a route that a server lacks
 ROOT = "sdapi/v1"
-TASK_PROGRESS = "internal/progress"  # of one task, as the web UI's own page asks; the API's shows whatever is drawn
+TASK_PROGRESS = "internal/progress"  # of one task, as the web UI's own page asks
+API_PROGRESS = f"{ROOT}/progress"  # of whatever is drawn, with its task since 1.9
 NETWORK_WORDS = re.compile(r"<\w+:[^>]*>|<(?=\w+:)")  # load a network beside the checkpoint, whatever its kind
 NEVER: tuple[Feature, ...] = ("weights", "interval", "variation", "blend", "branch", "stop", "mix", "walk")
 
@@ -41,6 +42,7 @@ class Automatic1111:
         self._http, self._size, self._make_id = http, size, make_id
         self._samplers: dict[Sampler, BackendSampler] = {}
         self._lora_titles: dict[str, str] = {}
+        self._has_task_progress = True
 
     async def close(self) -> None:
         await self._http.close()
@@ -145,9 +147,23 @@ class Automatic1111:
                 log.debug("no progress of AUTOMATIC1111: %s", error)
 
     async def _ask_progress(self, task: str, shown: int = -1) -> dict[str, Any]:
-        """Return a task's state, with its newest preview unless that is the one called `shown`."""
-        question = {"id_task": task, "id_live_preview": shown, "live_preview": True}
-        return as_object(await self._http.post_json(TASK_PROGRESS, question))
+        """Return a task's state, with its newest preview unless that is the one called `shown`.
+
+        A server without the web UI's page is asked for what it draws; that counts only if it is this task.
+        """
+        if self._has_task_progress:
+            question = {"id_task": task, "id_live_preview": shown, "live_preview": True}
+            try:
+                return as_object(await self._http.post_json(TASK_PROGRESS, question))
+            except BackendRefusal as error:
+                if error.status not in LACKING_STATUSES:
+                    raise
+                self._has_task_progress = False
+        answer = as_object(await self._http.get_json(API_PROGRESS))
+        current_task = answer.get("current_task")
+        if current_task != task:
+            return {"queued": bool(current_task)}
+        return {"active": True, "progress": answer.get("progress"), "live_preview": answer.get("current_image")}
 
     async def _stop(self, task: str) -> None:
         """Interrupt the task. One behind other pictures is interrupted if its turn comes soon: else it hits theirs."""

@@ -24,9 +24,11 @@ class A1111StandIn:
     """`bodies`: what was posted to draw. `finish`: lets pictures end. `stranger`: what it draws meanwhile, if set.
 
     `questions`: the tasks whose progress was asked for. `knows_tasks`: whether it has `/internal/progress`.
+    `names_current_task`: whether its `/progress` does, as since 1.9.
     """
 
-    def __init__(self, *, knows_tasks: bool = True) -> None:
+    def __init__(self, *, knows_tasks: bool = True, names_current_task: bool = False) -> None:
+        self.names_current_task = names_current_task
         self.bodies: list[dict[str, Any]] = []
         self.finish = asyncio.Event()
         self.stranger = False
@@ -68,7 +70,11 @@ class A1111StandIn:
         """Whatever it draws."""
         self.questions.append("")
         await self.answers_progress.wait()
-        return web.json_response({"progress": 0.9, "current_image": encode_picture("blue")})
+        answer: dict[str, Any] = {"progress": 0.9, "current_image": encode_picture("blue")}
+        if self.names_current_task:
+            is_ours = bool(self.bodies) and not self.stranger
+            answer["current_task"] = self.bodies[-1]["force_task_id"] if is_ours else "task(of another)"
+        return web.json_response(answer)
 
     async def _show_task(self, request: web.Request) -> web.Response:
         question = await request.json()

@@ -50,6 +50,7 @@ class TextToImageBody(msgspec.Struct, frozen=True, kw_only=True):
     alwayson_scripts: dict[str, Any] | None = {}
     override_settings: OptionsBody | None = None
     send_images: bool | None = True
+    force_task_id: Name | None = None
 
 
 class ImageToImageBody(TextToImageBody, frozen=True, kw_only=True):

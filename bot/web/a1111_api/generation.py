@@ -98,9 +98,8 @@ async def _answer(
 ) -> web.Response:
     """Wait for the pictures; return them with what they were drawn with."""
     started = time.time()
-    stack.enter_context(
-        request.app[OPEN_REQUESTS].note(member_of(request).id, OpenRequest(attended_request, kind, started))
-    )
+    open_request = OpenRequest(attended_request, kind, started, body.force_task_id)
+    stack.enter_context(request.app[OPEN_REQUESTS].note(member_of(request).id, open_request))
     try:
         pictures = await read_pictures(request, attended_request, is_partial=True)
     except (PicturesMissing, FeedClosed) as missing:

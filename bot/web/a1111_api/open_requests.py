@@ -17,11 +17,15 @@ from bot.services.jobs.attended_request import AttendedRequest
 
 @dataclass
 class OpenRequest:
-    """A request in progress. `kind`: of its script, as AUTOMATIC1111 names it; `started`: seconds since 1970."""
+    """A request in progress. `kind`: of its script, as AUTOMATIC1111 names it; `started`: seconds since 1970.
+
+    `task`: what the caller calls it (`force_task_id`), if anything.
+    """
 
     attended_request: AttendedRequest
     kind: str
     started: float
+    task: str | None = None
     watched_jobs: set[str] = field(default_factory=set[str])
 
     @property

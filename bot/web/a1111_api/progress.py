@@ -46,7 +46,14 @@ async def get_progress(request: web.Request) -> web.Response:
 
 def _idle_state() -> dict[str, Any]:
     state = _serialize_state("", 0, 0, None, 0.0)
-    return {"progress": 0.0, "eta_relative": 0.0, "state": state, "current_image": None, "textinfo": None}
+    return {
+        "progress": 0.0,
+        "eta_relative": 0.0,
+        "state": state,
+        "current_image": None,
+        "textinfo": None,
+        "current_task": None,
+    }
 
 
 def _serialize_progress(requests: tuple[OpenRequest, ...], current: OpenRequest, view: JobView) -> dict[str, Any]:
@@ -58,6 +65,7 @@ def _serialize_progress(requests: tuple[OpenRequest, ...], current: OpenRequest,
         "eta_relative": view.eta or 0.0,
         "state": _serialize_state(f"scripts_{current.kind}", job_count, ended_count, view, current.started),
         "textinfo": view.wait_reason or view.startup_notice or None,
+        "current_task": current.task,
     }
 
 

@@ -113,7 +113,8 @@ SCHEMAS: Mapping[str, Schema] = {
     "WebuiParameters": _object(info="string", items=_map("string"), parameters=_map("string")),
     "WebuiCaption": _object(caption="string"),
     "WebuiProgress": _object(
-        progress="number", eta_relative="number", state="object", current_image="string?", textinfo="string?"
+        progress="number", eta_relative="number", state="object", current_image="string?", textinfo="string?",
+        current_task="string?",
     ),
     "WebuiOptions": _object(
         sd_model_checkpoint="string", sd_checkpoint_hash="string", sd_vae="string", CLIP_stop_at_last_layers="integer",

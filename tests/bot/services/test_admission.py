@@ -411,8 +411,8 @@ async def test_a_server_and_a_channel_limit_the_running_jobs_of_all_members(harn
     assert {view.wait_reason for view in waiting_views} - {
         "3 of this member's run already: one of them must end first."
     } == {"3 of this server's run already: one of them must end first."}
-    await rule_admin.set_rule(OLGA, "guild", "", "together_running", "9")
     await rule_admin.set_rule(OLGA, "channel", "8", "together_running", "2")
+    await rule_admin.set_rule(OLGA, "guild", "", "together_running", "9")  # last: it lets jobs of both channels start
     await app.queue.dispatcher.run_round()
     waiting_views = [view for view in await app.services.job_views.load_queue("g") if view.state == "queued"]
     assert {view.wait_reason for view in waiting_views} - {

@@ -122,6 +122,22 @@ async def test_a_server_that_tells_of_no_task_shows_no_progress_and_is_interrupt
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize("stranger", [False, True])
+async def test_what_the_api_shows_counts_only_if_it_names_our_task(stranger: bool) -> None:
+    server, reports = A1111StandIn(knows_tasks=False, names_current_task=True), list[DrawProgress]()
+    server.stranger = stranger
+    async with talk_to(server) as client:
+        drawing = asyncio.create_task(client.draw(await make_request(client), reports.append))
+        async with asyncio.timeout(20):
+            while len(server.questions) < 3:
+                await asyncio.sleep(0.01)
+        server.finish.set()
+        await drawing
+    assert bool(reports) is not stranger
+    assert all(report.preview and report.fraction == 0.9 for report in reports)
+
+
+@pytest.mark.asyncio
 async def test_an_outage_while_it_draws_stops_what_it_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     assert DRAW_TIMEOUT.sock_read == MAX_PICTURE_SECONDS
     monkeypatch.setattr(http_client, "DRAW_TIMEOUT", ClientTimeout(sock_read=0.05))
