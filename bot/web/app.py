@@ -29,7 +29,7 @@ from bot.web.connections import ConnectionLimits, ConnectionTable, GuardedConnec
 from bot.web.listener import listen
 from bot.web.openai_api import errors as openai_errors
 from bot.web.openai_api import images, models, picture_addresses, responses
-from bot.web.picture_cache import GridCache, PictureCache
+from bot.web.picture_cache import EncodedPictureCache, GridCache
 from bot.web.sse_cache import EventCache, JobCache
 
 PACKAGE_DIR = Path(__file__).parent
@@ -76,7 +76,7 @@ def build_app(
     app[middleware.METRICS_TOKEN] = settings.metrics_token.get_secret_value() if settings.metrics_token else ""
     app[middleware.SECURE_COOKIE] = settings.public_url.startswith("https://")
     app[media.GRID_CACHE], app[OPEN_REQUESTS] = GridCache(media.MIN_CELL), OpenRequests(services.feed)
-    app[picture_addresses.CONVERTED_PICTURES] = PictureCache()
+    app[picture_addresses.CONVERTED_PICTURES] = EncodedPictureCache()
     app[pages.DISCORD_ENABLED] = settings.discord_token is not None
     _load_templates(app)
     add_routes(app)

@@ -20,7 +20,7 @@ MAX_PICTURES = 48
 MAX_BYTES = 64 * 1024 * 1024
 
 
-class PictureCache:
+class EncodedPictureCache:
     """An LRU cache. A key names a picture's sources and form, so an entry never changes."""
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class GridCache:
     """A cache of composed grids."""
 
     def __init__(self, cell: int) -> None:
-        self._cell, self._cache = cell, PictureCache()
+        self._cell, self._cache = cell, EncodedPictureCache()
 
     async def get(self, key: tuple[str, ...], load_pictures: Callable[[], Awaitable[Sequence[bytes]]]) -> bytes:
         """Return the grid of `key`; compose it from `load_pictures()`, which is called only on a miss."""

@@ -27,6 +27,7 @@ from engine.worker.run import JobRun
 from engine.worker.snapshot_saver import SnapshotSaver
 from engine.worker.watchdog import Watchdog
 from engine.worker.watched_jobs import WatchedJobs
+from engine.worker.worker_life import run_shutdown_steps, run_until_stopped
 from engine.worker.worker_profile import WorkerProfile
 
 log = logging.getLogger(__name__)
@@ -79,26 +80,16 @@ class BackendWorker:
             self._snapshot_saver.save_regularly(),
             self._bus.wait_closed(),
         ]
-        tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
         try:
-            done, _ = await asyncio.wait([self._stop_signal, *tasks], return_when=asyncio.FIRST_COMPLETED)
-            for finished_task in done:
-                finished_task.result()
+            await run_until_stopped(self._stop_signal, coroutines)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
             await self.active_runs.close()
         await self._shut_down()
 
     async def _shut_down(self) -> None:
         """Shut down in this order, so that jobs we hand back do not come back to us."""
         ended_tasks = [task for run in self.active_runs for task in run.tasks]
-        for shutdown_step in (self._bus.stop_pulling, self._snapshot_saver.hand_back_all, self._announce_departure):
-            try:
-                await shutdown_step()
-            except BrokerUnreachable as error:
-                log.warning("%s", error)
+        await run_shutdown_steps(self._bus.stop_pulling, self._snapshot_saver.hand_back_all, self._announce_departure)
         if ended_tasks:
             _, hanging = await asyncio.wait(ended_tasks, timeout=STOP_SECONDS)  # they ask the backend to stop
             if hanging:

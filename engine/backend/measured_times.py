@@ -27,7 +27,7 @@ class MeasuredTimes:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / FILE_NAME
-        self._times: dict[str, float] = self._read()
+        self._times: dict[str, float] = self._load_times()
         self._lock = threading.Lock()  # pictures end at once: each is recorded in a thread of its own
 
     def apply(self, model: BackendModel, profile: ModelProfile) -> ModelProfile:
@@ -57,7 +57,7 @@ class MeasuredTimes:
         except OSError as error:
             log.warning("the measured times cannot be stored: %s", error)
 
-    def _read(self) -> dict[str, float]:
+    def _load_times(self) -> dict[str, float]:
         """Return the stored times; none from a file that is missing or damaged."""
         try:
             if self._path.stat().st_size <= MAX_FILE_BYTES:

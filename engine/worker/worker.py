@@ -39,6 +39,7 @@ from engine.worker.run_output import RunOutput
 from engine.worker.snapshot_saver import SnapshotSaver
 from engine.worker.watchdog import Watchdog
 from engine.worker.watched_jobs import WatchedJobs
+from engine.worker.worker_life import run_shutdown_steps, run_until_stopped
 from engine.worker.worker_profile import WorkerProfile
 
 log = logging.getLogger(__name__)
@@ -119,15 +120,9 @@ class Worker:
             self._model_fetcher.report_progress(),
             self._release_memory(),
         ]
-        tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
         try:
-            done, _ = await asyncio.wait([self._stop_signal, *tasks], return_when=asyncio.FIRST_COMPLETED)
-            for finished_task in done:
-                finished_task.result()
+            await run_until_stopped(self._stop_signal, coroutines)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
             self.describe_service.close()
             self._decode_service.close()
             await self.active_runs.close()
@@ -137,16 +132,12 @@ class Worker:
 
     async def _shut_down(self) -> None:
         """Shut down in this order, so that jobs we hand back do not come back to us."""
-        for shutdown_step in (
+        await run_shutdown_steps(
             self._stop_answering,
             self._bus.stop_pulling,
             self._snapshot_saver.hand_back_all,
             self._announce_departure,
-        ):
-            try:
-                await shutdown_step()
-            except BrokerUnreachable as error:
-                log.warning("%s", error)
+        )
         await self._thread.stop()
 
     async def _stop_answering(self) -> None:

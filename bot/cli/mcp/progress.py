@@ -20,7 +20,7 @@ MAX_WATCHED = 1024  # addresses that clients of earlier protocols have subscribe
 PREVIEW_SECONDS = 5.0  # how long a frame of a running job is waited for
 
 
-class PreviewWatch:
+class WatchedPreviews:
     """Who wants to hear of new previews: streams of `subscriptions/listen`, and subscriptions before 2026-07-28."""
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class PreviewWatch:
 class ProgressReporter:
     """The progress of one call, in percent of all its jobs. Each number is larger than the one before, as MCP asks."""
 
-    def __init__(self, context: ServerRequestContext[Any, Any], watch: PreviewWatch, jobs: int) -> None:
+    def __init__(self, context: ServerRequestContext[Any, Any], watch: WatchedPreviews, jobs: int) -> None:
         self._context, self._watch, self._jobs = context, watch, jobs
         self._sent, self._message = 0.0, ""
 

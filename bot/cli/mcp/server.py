@@ -37,7 +37,7 @@ from bot.cli.imagine import http_client
 from bot.cli.imagine.result import GenerationError
 from bot.cli.mcp import arguments, reports, resources, tools
 from bot.cli.mcp.access import DarkroomAccess
-from bot.cli.mcp.progress import PreviewWatch
+from bot.cli.mcp.progress import WatchedPreviews
 from bot.domain.errors import UserError
 
 INSTRUCTIONS = (
@@ -81,7 +81,7 @@ TOOLS: Mapping[str, ToolEntry] = MappingProxyType(
 
 def build_server(access: DarkroomAccess) -> Server:
     """Return the server, ready for a transport."""
-    watch = PreviewWatch()
+    watch = WatchedPreviews()
     handlers = RequestHandlers(access, watch)
     return Server(
         "darkroom", title="Darkroom", version=version("darkroom-bot"), instructions=INSTRUCTIONS,
@@ -95,7 +95,7 @@ def build_server(access: DarkroomAccess) -> Server:
 class RequestHandlers:
     """Answers the requests of the protocol, each with a session of its own to Darkroom."""
 
-    def __init__(self, access: DarkroomAccess, watch: PreviewWatch) -> None:
+    def __init__(self, access: DarkroomAccess, watch: WatchedPreviews) -> None:
         self._access, self._watch = access, watch
 
     async def list_tools(self, context: Context, params: PaginatedRequestParams | None) -> ListToolsResult:

@@ -27,7 +27,7 @@ from bot.cli.mcp.arguments import (
     PictureArguments,
 )
 from bot.cli.mcp.pictures import make_copy, parse_job_picture, picture_path, read_picture, read_upload, show_jpeg
-from bot.cli.mcp.progress import PreviewWatch, ProgressReporter, read_frames
+from bot.cli.mcp.progress import ProgressReporter, WatchedPreviews, read_frames
 from bot.cli.mcp.reports import (
     DescriptionReport,
     JobReport,
@@ -49,7 +49,7 @@ class ToolCall:
 
     context: ServerRequestContext[Any, Any]
     session: aiohttp.ClientSession
-    watch: PreviewWatch
+    watch: WatchedPreviews
     reads_files: bool
 
     async def get(self, path: str) -> dict[str, Any]:

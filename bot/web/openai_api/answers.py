@@ -22,7 +22,7 @@ QUALITIES = {"low": "low", "high": "high", "hd": "high"}
 
 
 @dataclass(frozen=True)
-class Usage:
+class RequestUsage:
     """`words` of the prompt and `pictures` that came in; `device_milliseconds` that the jobs were charged."""
 
     words: int
@@ -41,14 +41,14 @@ class Usage:
         }
 
 
-def count_usage(words: int, pictures: int, views: Sequence[JobView]) -> Usage:
+def count_usage(words: int, pictures: int, views: Sequence[JobView]) -> RequestUsage:
     """Return what a request took: what came in, and what its jobs were charged."""
-    return Usage(words, pictures, round(1000 * sum(view.cost for view in views)))
+    return RequestUsage(words, pictures, round(1000 * sum(view.cost for view in views)))
 
 
-def share_usage(total: Usage, parts: int) -> Usage:
+def share_usage(total: RequestUsage, parts: int) -> RequestUsage:
     """Return one part of a usage."""
-    return Usage(total.words // parts, total.pictures // parts, total.device_milliseconds // parts)
+    return RequestUsage(total.words // parts, total.pictures // parts, total.device_milliseconds // parts)
 
 
 async def convert_picture(png: bytes, picture_format: PictureFormat, compression: int | None) -> bytes:
@@ -85,7 +85,12 @@ def describe_jobs(views: Sequence[JobView]) -> list[dict[str, Any]]:
 
 
 def build_images(
-    body: DrawBody, images: Sequence[dict[str, Any]], size: str, usage: Usage, views: Sequence[JobView], now: float
+    body: DrawBody,
+    images: Sequence[dict[str, Any]],
+    size: str,
+    usage: RequestUsage,
+    views: Sequence[JobView],
+    now: float,
 ) -> dict[str, Any]:
     """Return the answer with all pictures. `images`: each with `b64_json` or `url`."""
     return {
@@ -107,7 +112,7 @@ def build_partial(
 
 
 def build_completed(
-    kind: EventKind, body: DrawBody, picture: DrawnPicture, content: bytes, usage: Usage, now: float
+    kind: EventKind, body: DrawBody, picture: DrawnPicture, content: bytes, usage: RequestUsage, now: float
 ) -> tuple[str, dict[str, Any]]:
     """Return a finished picture as an event."""
     name, size = f"{kind}.completed", f"{picture.width}x{picture.height}"

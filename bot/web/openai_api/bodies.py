@@ -24,8 +24,20 @@ FIELD_PATTERN = re.compile(r"at `\$\.(\w+)")
 PictureFormat = Literal["png", "jpeg", "webp"]
 
 
-class DrawBody(msgspec.Struct, frozen=True, kw_only=True):
-    """What all image requests have. `seed` to `strength` are Darkroom's own (`extra_body` in OpenAI's library)."""
+class CommonFields(msgspec.Struct, frozen=True, kw_only=True):
+    """What image requests and responses have alike. `seed` to `strength` are Darkroom's own (`extra_body` there)."""
+
+    stream: bool | None = None
+    seed: int | None = None
+    steps: int | None = None
+    sampler: str | None = None
+    guidance: float | None = None
+    negative_prompt: str | None = None
+    strength: float | None = None
+
+
+class DrawBody(CommonFields, frozen=True, kw_only=True):
+    """What all image requests have."""
 
     prompt: str
     model: str | None = None
@@ -37,15 +49,8 @@ class DrawBody(msgspec.Struct, frozen=True, kw_only=True):
     output_format: PictureFormat | None = None
     output_compression: Annotated[int, Meta(ge=0, le=100)] | None = None
     response_format: Literal["b64_json", "url"] | None = None
-    stream: bool | None = None
     partial_images: Annotated[int, Meta(ge=0, le=3)] | None = None
     user: str | None = None
-    seed: int | None = None
-    steps: int | None = None
-    sampler: str | None = None
-    guidance: float | None = None
-    negative_prompt: str | None = None
-    strength: float | None = None
 
     @property
     def picture_format(self) -> PictureFormat:
@@ -109,24 +114,17 @@ class MessagePart(msgspec.Struct, frozen=True):
     image_url: str = ""
 
 
-class Message(msgspec.Struct, frozen=True):
+class ConversationMessage(msgspec.Struct, frozen=True):
     """A message of the conversation."""
 
     content: str | list[MessagePart] = ""
 
 
-class ResponseBody(msgspec.Struct, frozen=True, kw_only=True):
+class ResponseBody(CommonFields, frozen=True, kw_only=True):
     """The body of `POST /v1/responses`. `model` names a language model, which is not needed here."""
 
-    input: str | Annotated[list[Message], Meta(min_length=1)]
+    input: str | Annotated[list[ConversationMessage], Meta(min_length=1)]
     tools: list[ImageTool] = []
-    stream: bool | None = None
-    seed: int | None = None
-    steps: int | None = None
-    sampler: str | None = None
-    guidance: float | None = None
-    negative_prompt: str | None = None
-    strength: float | None = None
 
     def read_tool(self) -> EditFields:
         """Return what the tool is asked for. Raises `FieldError` without the tool, or without words."""
@@ -134,8 +132,8 @@ class ResponseBody(msgspec.Struct, frozen=True, kw_only=True):
         if tool is None:
             raise FieldError("tools", "Only pictures are made here: name the tool image_generation.")
         of_tool = {name: getattr(tool, name) for name in ImageTool.__struct_fields__ if name != "type"}
-        names = ("stream", "seed", "steps", "sampler", "guidance", "negative_prompt", "strength")
-        return EditFields(prompt=self._prompt(), **of_tool, **{name: getattr(self, name) for name in names})
+        common = {name: getattr(self, name) for name in CommonFields.__struct_fields__}
+        return EditFields(prompt=self._prompt(), **of_tool, **common)
 
     def list_picture_urls(self) -> list[str]:
         """Return the addresses of the newest message's pictures."""

@@ -58,7 +58,7 @@ class Drawing:
                 sent_counts[preview.picture] += 1
                 yield sent_count, preview
 
-    def count_usage(self) -> answers.Usage:
+    def count_usage(self) -> answers.RequestUsage:
         """Return what the request took, once its jobs have ended."""
         return answers.count_usage(len(self.body.prompt.split()), self.picture_count, self.attended_request.views)
 

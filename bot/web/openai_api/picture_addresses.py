@@ -15,10 +15,10 @@ from bot.web.media import picture_index_of
 from bot.web.middleware import HOST_POLICY, SECURE_COOKIE, SESSION_TOKENS, SIGNED_PATH, TOKEN_BUCKETS
 from bot.web.openai_api.answers import FORMATS, convert_picture
 from bot.web.openai_api.bodies import DrawBody, PictureFormat
-from bot.web.picture_cache import PictureCache
+from bot.web.picture_cache import EncodedPictureCache
 from bot.web.sse import SERVICES
 
-CONVERTED_PICTURES = web.AppKey("converted_pictures", PictureCache)
+CONVERTED_PICTURES = web.AppKey("converted_pictures", EncodedPictureCache)
 VALID_SECONDS = 3600  # as OpenAI's addresses
 BAD_ADDRESS = "This address is not valid any more: ask for the picture again."
 

@@ -16,7 +16,7 @@ from msgspec import Meta
 from safetensors import safe_open
 
 from engine.contract.rejection import JobRejected
-from engine.models.files.added_kind import AddedKind, Entry, cache_while_unchanged, reject_added
+from engine.models.files.added_kind import AddedEntry, AddedKind, cache_while_unchanged, reject_added
 from engine.models.files.fingerprint import combine_fingerprints, fingerprint_file
 
 NOUN = "autoencoder"
@@ -69,7 +69,7 @@ def reject_autoencoder(name: str, reason: str) -> JobRejected:
     return reject_added(NOUN, name, reason)
 
 
-def _read_autoencoder(entry: Entry) -> AutoencoderFile | None:
+def _read_autoencoder(entry: AddedEntry) -> AutoencoderFile | None:
     """Return the autoencoder, its header and configuration checked."""
     files = _choose_weights(entry.list_weights(f"{WEIGHTS_NAME}*" if entry.is_folder else "*"))
     if not files:
@@ -89,7 +89,7 @@ def _choose_weights(files: list[Path]) -> list[Path]:
     return plain or [path for path in files if "-of-" in path.name] or files[:1]
 
 
-def _decode_config(entry: Entry, content: bytes) -> AutoencoderConfig:
+def _decode_config(entry: AddedEntry, content: bytes) -> AutoencoderConfig:
     try:
         return msgspec.json.decode(content, type=AutoencoderConfig)
     except (ValueError, msgspec.MsgspecError, RecursionError) as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from engine.contract import Preprocessor
-from engine.models.files.added_kind import AddedKind, Entry, cache_while_unchanged
+from engine.models.files.added_kind import AddedEntry, AddedKind, cache_while_unchanged
 from engine.models.files.fingerprint import combine_fingerprints, fingerprint_file
 from engine.models.files.pipeline_parts import find_weight_files
 
@@ -49,7 +49,7 @@ class ControlFile(NamedTuple):
         return usual[0] if usual else "none"
 
 
-def _read_control(entry: Entry) -> ControlFile:
+def _read_control(entry: AddedEntry) -> ControlFile:
     config_json = _read_config(entry) if entry.is_folder else ""
     entry.list_weights()  # refuses a folder of pickles
     weights = find_weight_files(entry.path)[0] if entry.is_folder else [entry.path]
@@ -58,7 +58,7 @@ def _read_control(entry: Entry) -> ControlFile:
     return ControlFile(entry.name, tuple(weights), config_json, revision)
 
 
-def _read_config(entry: Entry) -> str:
+def _read_config(entry: AddedEntry) -> str:
     """Return the configuration as text."""
     try:
         text = entry.read_config(MAX_CONFIG_BYTES).decode()

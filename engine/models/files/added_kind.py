@@ -29,7 +29,7 @@ File = TypeVar("File")
 Result = TypeVar("Result")
 
 
-class Entry(NamedTuple):
+class AddedEntry(NamedTuple):
     """What one name stands for: a file, or a folder of its own."""
 
     noun: str
@@ -86,7 +86,7 @@ class AddedKind(Generic[File]):
     """
 
     noun: str
-    read: Callable[[Entry], File | None]
+    read: Callable[[AddedEntry], File | None]
     forms: tuple[Form, ...] = ("file", "folder")
 
     def find_all(self, folder: Path | None, names: Iterable[str] | None = None) -> list[File]:
@@ -128,11 +128,11 @@ class AddedKind(Generic[File]):
         """Return the rejection of an entry that ends in `reason`."""
         return reject_added(self.noun, name, reason)
 
-    def _locate(self, folder: Path, name: str) -> Entry:
+    def _locate(self, folder: Path, name: str) -> AddedEntry:
         for form in self.forms:
             path = folder / (f"{name}{SAFETENSORS_SUFFIX}" if form == "file" else name)
             if path.is_file() if form == "file" else path.is_dir():
-                return Entry(self.noun, name, folder, path)
+                return AddedEntry(self.noun, name, folder, path)
         if "file" in self.forms and any((folder / f"{name}{suffix}").is_file() for suffix in PICKLE_SUFFIXES):
             raise _reject_pickle(self.noun, name)
         raise self._reject_missing(name)

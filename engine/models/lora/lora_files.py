@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from engine.contract import TURBO_LORA
-from engine.models.files.added_kind import AddedKind, Entry, cache_while_unchanged, log_once
+from engine.models.files.added_kind import AddedEntry, AddedKind, cache_while_unchanged, log_once
 
 DEFAULT_FILE_NAME = "pytorch_lora_weights.safetensors"  # diffusers' name, preferred among several files
 FULL_HASH_BYTES = 128 * 2**20
@@ -47,7 +47,7 @@ def find_lora(folder: Path | None, name: str, model_folder: Path | None = None) 
     return LORA_KIND.find(folder, name)
 
 
-def _read_lora(entry: Entry) -> LoraFile | None:
+def _read_lora(entry: AddedEntry) -> LoraFile | None:
     weights = entry.list_weights()
     if len(weights) > 1:
         weights = [path for path in weights if path.name == DEFAULT_FILE_NAME]

@@ -15,8 +15,8 @@ from transformers import CLIPVisionModelWithProjection
 from engine.hub.part_kinds import SAFETENSORS_SUFFIX
 from engine.models.files.added_kind import (
     CONFIG_FILE,
+    AddedEntry,
     AddedKind,
-    Entry,
     cache_while_unchanged,
     reject_added,
 )
@@ -73,7 +73,7 @@ def count_values(adapter: AdapterFile) -> int:
     return encoder.parameters + sum(math.prod(shape) for shape in read_shapes(adapter).values())
 
 
-def _read_adapter(entry: Entry) -> AdapterFile:
+def _read_adapter(entry: AddedEntry) -> AdapterFile:
     path, encoder_folder = _find_weights(entry), entry.path / ENCODER_FOLDER
     encoder_files = sorted([*encoder_folder.glob(CONFIG_FILE), *encoder_folder.glob(f"*{SAFETENSORS_SUFFIX}")])
     if not any(each.suffix == SAFETENSORS_SUFFIX for each in encoder_files):
@@ -89,7 +89,7 @@ def _read_adapter(entry: Entry) -> AdapterFile:
     return AdapterFile(entry.name, path, encoder_folder, revision, encoder_revision, config)
 
 
-def _read_encoder_config(entry: Entry, path: Path) -> EncoderConfig:
+def _read_encoder_config(entry: AddedEntry, path: Path) -> EncoderConfig:
     """Return the bounded configuration: libraries build what it says before they look at the weights."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=EncoderConfig)
@@ -99,7 +99,7 @@ def _read_encoder_config(entry: Entry, path: Path) -> EncoderConfig:
         raise entry.reject("has an image encoder whose configuration cannot be read") from error
 
 
-def _find_weights(entry: Entry) -> Path:
+def _find_weights(entry: AddedEntry) -> Path:
     """Return the only file of weights. Raises `JobRejected` for a pickle, several files or none."""
     weights = entry.list_weights()
     if len(weights) == 1:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from safetensors import SafetensorError, safe_open
 
-from engine.models.files.added_kind import AddedKind, Entry, cache_while_unchanged, log_once, reject_added
+from engine.models.files.added_kind import AddedEntry, AddedKind, cache_while_unchanged, log_once, reject_added
 
 NOUN = "textual inversion"
 MAX_FILE_BYTES = 8 * 2**20  # 64 vectors of SDXL are 0.5 MB
@@ -52,7 +52,7 @@ def read_vectors(file: EmbeddingFile) -> dict[str, torch.Tensor]:
     return {name: tensor.reshape(-1, tensor.shape[-1]) for name, tensor in tensors.items()}
 
 
-def _read_embedding(entry: Entry) -> EmbeddingFile:
+def _read_embedding(entry: AddedEntry) -> EmbeddingFile:
     """Return the textual inversion, its header checked."""
     entry.check_links([entry.path])
     if entry.path.stat().st_size > MAX_FILE_BYTES:

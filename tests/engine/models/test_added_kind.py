@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.contract.rejection import JobRejected
-from engine.models.files.added_kind import AddedKind, Entry, Form
+from engine.models.files.added_kind import AddedEntry, AddedKind, Form
 
 
-def _read(entry: Entry) -> list[str] | None:
+def _read(entry: AddedEntry) -> list[str] | None:
     """Return the names of the tensors of an entry."""
     files = entry.list_weights()
     entry.check_links(files)

@@ -6,7 +6,6 @@ They get the masked picture's latents as the autoencoder's mean, since their own
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from engine.contract.rejection import JobRejected
 from engine.core.engine import Engine
 from engine.core.input_pictures import load_pictures
 from engine.core.job_images import check_job
-from engine.models import load_model
 from engine.models.loading.pipeline_loader import load_training_pipeline
 from shared.init_image_jobs import add_job, draw_half_mask, draw_scene, encode_picture, make_image_to_image
 from shared.picture_jobs import run_engine, run_picture_jobs
@@ -38,23 +36,6 @@ KINDS = ("sd_inpainting", "sdxl_inpainting")
 MASK = draw_half_mask().rotate(30)
 SCENE = encode_picture(draw_scene())
 CALIBRATION = Calibration("float32", 4, 10, "ddim", 1.0, 1.0, 1.0, {1: 1.0}, {"float32": 1.0})
-
-
-@pytest.fixture(scope="module")
-def load_small(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any, Any]]:
-    """(family, pipeline) of a kind, loaded separately from one folder."""
-    loaded: dict[str, tuple[Any, Any]] = {}
-
-    def load(kind: str) -> tuple[Any, Any]:
-        if kind not in loaded:
-            folder: Path = tmp_path_factory.mktemp("small") / kind
-            save_small_pipeline(kind, folder)
-            pipeline = import_module("diffusers").DiffusionPipeline.from_pretrained(folder)
-            pipeline.set_progress_bar_config(disable=True)
-            loaded[kind] = load_model(str(folder), folder.parent), pipeline
-        return loaded[kind]
-
-    return load
 
 
 def build(make: Make, family: Any, strength: float = 1.0, **fields: Any) -> tuple[Recipe, dict[str, bytes]]:
