@@ -53,14 +53,13 @@ class BackendWorker:
         )  # fmt: skip
         self._job_puller = JobPuller(
             bus, self.active_runs, self._intake, profile.pools, lambda: profile.rows, self._make_presence,
-            profile.name, backend.concurrency,
+            profile.name, backend.concurrency, lambda: state.is_reachable,
         )  # fmt: skip
         self._heartbeats = Heartbeats(bus, self.active_runs, self._result_publisher, Watchdog())
         self._watched_jobs = WatchedJobs(bus, self.active_runs)
         self._snapshot_saver = SnapshotSaver(bus, self.active_runs, self._result_publisher, self._watched_jobs)
         self._stop_signal: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        state.on_change, state.is_busy = self._on_connection_change, lambda: len(self.active_runs) > 0
-        self._job_puller.may_pull = False
+        state.on_change, state.is_busy = self.active_runs.presence_changed.set, lambda: len(self.active_runs) > 0
 
     def drain(self) -> None:
         """Hand back all jobs and stop. Call it on the loop (a signal's callback)."""
@@ -97,10 +96,6 @@ class BackendWorker:
 
     async def _announce_departure(self) -> None:
         await self._bus.remove_presence(self._profile.name)
-
-    def _on_connection_change(self) -> None:
-        self._job_puller.may_pull = self._state.is_reachable
-        self.active_runs.presence_changed.set()
 
     def _make_presence(self) -> Presence | None:
         """Return what to announce; None while the backend does not answer, as if this worker were not there."""

@@ -42,10 +42,14 @@ class ConnectionState:
 
     def list_profiles(self) -> tuple[ModelProfile, ...]:
         """Return what to announce now."""
-        return tuple(self._times.apply(model, make_profile(model, self._kind)) for model in self.models.values())
+        return tuple(self._make_profile(model) for model in self.models.values())
 
     def find_profile(self, name: str) -> ModelProfile | None:
-        return next((profile for profile in self.list_profiles() if profile.name == name), None)
+        model = self.models.get(name)
+        return None if model is None else self._make_profile(model)
+
+    def _make_profile(self, model: BackendModel) -> ModelProfile:
+        return self._times.apply(model, make_profile(model, self._kind))
 
     def note_loss(self, error: BackendUnreachable) -> None:
         """Note that a call found no backend: no model is offered until it answers again."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from io import BytesIO
+from typing import NamedTuple
 
 from PIL import Image, ImageOps
 
@@ -31,18 +32,30 @@ def check_recipe(recipe: Recipe, profile: ModelProfile) -> None:
         raise JobRejected(f"{profile.name} edits a picture by words: give it one.", "member")
 
 
-def make_request(recipe: Recipe, image: int, model: BackendModel, blobs: Mapping[str, bytes]) -> DrawRequest:
-    """Return the request for one image. Decodes the init image, so call it in a thread. Raises `JobRejected`."""
-    recipe = recipe_for_image(recipe, image)
+class InitImage(NamedTuple):
+    """What a job's pictures begin with, as PNG of the recipe's size; None: nothing."""
+
+    picture: bytes | None = None
+    mask: bytes | None = None
+
+
+def fit_init_image(recipe: Recipe, blobs: Mapping[str, bytes]) -> InitImage:
+    """Return the init image that all pictures of a job share. Decodes it: call it in a thread. Raises `JobRejected`."""
     size, start = (recipe.width, recipe.height), recipe.start
-    picture = mask = None
-    if isinstance(start, ImageToImage):
-        picture = _fit_png(blobs[start.pictures[0].sha256], size, "init image", "RGB")
-        mask = _fit_png(blobs[start.mask], size, "mask", "L") if start.mask else None
+    if not isinstance(start, ImageToImage):
+        return InitImage()
+    picture = _fit_png(blobs[start.pictures[0].sha256], size, "init image", "RGB")
+    return InitImage(picture, _fit_png(blobs[start.mask], size, "mask", "L") if start.mask else None)
+
+
+def make_request(recipe: Recipe, image: int, model: BackendModel, init_image: InitImage) -> DrawRequest:
+    """Return the request for one image."""
+    recipe = recipe_for_image(recipe, image)
+    strength = recipe.start.strength if isinstance(recipe.start, ImageToImage) else 1.0
     return DrawRequest(
         model=model, prompt=recipe.concepts[0].text, negative=recipe.negative, seed=noise_seed(recipe, image),
-        steps=recipe.steps, guidance=recipe.guidance, sampler=recipe.sampler, width=size[0], height=size[1],
-        picture=picture, mask=mask, strength=start.strength if isinstance(start, ImageToImage) else 1.0,
+        steps=recipe.steps, guidance=recipe.guidance, sampler=recipe.sampler, width=recipe.width, height=recipe.height,
+        picture=init_image.picture, mask=init_image.mask, strength=strength,
         tile=recipe.tile, clip_skip=recipe.clip_skip, loras=recipe.loras,
     )  # fmt: skip
 

@@ -109,10 +109,11 @@ class BackendHttp:
         if response.status in (401, 403):
             raise KeyRefused(f"{self.name} refuses the key of this worker ({response.status}).")
         blame: Blame = "worker" if response.status >= 500 else "model"
-        reason = clean_line(find_error(body)[0])
+        message, field = find_error(body)
+        reason = clean_line(message)
         text = f": {reason}" if reason else "."
         sentence = f"{self.name} refuses the picture ({response.status}){text}"
-        raise BackendRefusal(sentence, blame, response.status, *find_error(body))
+        raise BackendRefusal(sentence, blame, response.status, message, field)
 
 
 class BackendRefusal(JobRejected):

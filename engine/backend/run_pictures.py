@@ -8,7 +8,14 @@ import time
 from collections.abc import Mapping
 
 from engine.backend.connection_state import ConnectionState
-from engine.backend.draw_requests import check_recipe, finish_picture, make_request, shrink_preview
+from engine.backend.draw_requests import (
+    InitImage,
+    check_recipe,
+    finish_picture,
+    fit_init_image,
+    make_request,
+    shrink_preview,
+)
 from engine.backend.drawing import (
     MAX_PICTURE_SECONDS,
     Backend,
@@ -36,12 +43,11 @@ from engine.contract.rejection import JobRejected
 from engine.picture_files.decoding import open_image
 from engine.picture_files.encoding import encode_thumbnail, read_png_size
 from engine.picture_files.lanczos import upscale_by_lanczos
-from engine.worker.result_publisher import ResultPublisher, retry_until_reachable
+from engine.worker.result_publisher import ResultPublisher, fetch_blob
 from engine.worker.run import JobRun
 
 log = logging.getLogger(__name__)
 
-MAX_SOURCE_BYTES = 64 * 1024 * 1024
 MAX_BUSY_ANSWERS = 10  # for one picture
 
 
@@ -64,12 +70,12 @@ class RunPictures:
         if model is None or profile is None:
             raise JobRejected(f"The backend no longer offers {recipe.model}.", "worker")
         check_recipe(recipe, profile)
-        blobs = await self._load_blobs(recipe)
+        init_image = await asyncio.to_thread(fit_init_image, recipe, await self._load_blobs(recipe))
         run.last_step_time = time.monotonic()
         try:
             async with asyncio.TaskGroup() as group:
                 for image in range(recipe.count):
-                    group.create_task(self._draw_image(run, image, (model, profile), blobs))
+                    group.create_task(self._draw_image(run, image, (model, profile), init_image))
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from errors
         await self._publisher.finish_run(run)
@@ -79,7 +85,7 @@ class RunPictures:
         task = run.job.task
         assert isinstance(task, UpscaleTask)
         try:
-            source = await retry_until_reachable(lambda: self._bus.get_blob(task.source, MAX_SOURCE_BYTES))
+            source = await fetch_blob(self._bus, task.source)
             png = await asyncio.to_thread(upscale_by_lanczos, source, task.factor)
             verdict = await self._verdicts.check_final(run.job, png)
         except BlobMissing:
@@ -91,23 +97,20 @@ class RunPictures:
             await self._publisher.finish_run(run)
 
     async def _load_blobs(self, recipe: Recipe) -> Mapping[str, bytes]:
-        blobs: dict[str, bytes] = {}
         try:
-            for sha in recipe.required_blobs:
-                blobs[sha] = await retry_until_reachable(lambda sha=sha: self._bus.get_blob(sha, MAX_SOURCE_BYTES))
+            return {sha: await fetch_blob(self._bus, sha) for sha in recipe.required_blobs}
         except BlobMissing as error:
             raise JobRejected("The init image was no longer at the broker.", "worker") from error
-        return blobs
 
     async def _draw_image(
-        self, run: JobRun, image: int, offer: tuple[BackendModel, ModelProfile], blobs: Mapping[str, bytes]
+        self, run: JobRun, image: int, offer: tuple[BackendModel, ModelProfile], init_image: InitImage
     ) -> None:
         """Draw one picture in its turn, and publish it."""
         recipe = run.job.task
         assert isinstance(recipe, Recipe)
         model, profile = offer
         async with self._slots:
-            request = await asyncio.to_thread(make_request, recipe, image, model, blobs)
+            request = make_request(recipe, image, model, init_image)
             previews = ImagePreviews(self._bus, run, image, self._verdicts)
             show = asyncio.create_task(previews.show())
             try:

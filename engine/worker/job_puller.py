@@ -24,20 +24,18 @@ MAX_RUNS = 64
 class JobPuller:
     """`get_rows` returns the rows that the worker `name` runs at once, `make_presence` what to announce now.
 
-    Without a presence it is not there for jobs. It takes no further job while it has `max_runs`.
-
-    While `may_pull` is False it pulls nothing.
+    Without a presence it is not there for jobs. It takes no further job while it has `max_runs`, or may not pull.
     """
 
     def __init__(
         self, bus: Bus, active_runs: ActiveRuns, intake: Intake, pools: Sequence[str], get_rows: Callable[[], int],
         make_presence: Callable[[], Presence | None], name: str, max_runs: int = MAX_RUNS,
+        may_pull: Callable[[], bool] = lambda: True,
     ) -> None:  # fmt: skip
         self._bus, self._active_runs, self._intake, self._pools = bus, active_runs, intake, pools
         self._get_rows, self._make_presence, self._name = get_rows, make_presence, name
-        self._max_runs = max_runs
+        self._max_runs, self._may_pull = max_runs, may_pull
         self._accepted_jobs: list[str] = []  # jobs on their way to a run
-        self.may_pull = True
 
     @property
     def free_rows(self) -> int:
@@ -91,7 +89,7 @@ class JobPuller:
         """
         end = time.monotonic() + min(FULL_WAIT_SECONDS, POLL_SECONDS * self._active_runs.rows / self._get_rows())
         while (
-            not self.may_pull
+            not self._may_pull()
             or self._is_full
             or (self.free_rows == 0 and time.monotonic() < end)
         ):  # fmt: skip

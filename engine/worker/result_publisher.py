@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 RETRY_SECONDS = 0.3
 MAX_OUTAGE_SECONDS = 300.0
+MAX_SOURCE_BYTES = 64 * 1024 * 1024  # of a picture that a job names
 
 
 async def retry_until_reachable(action: Callable[[], Awaitable[T]], max_seconds: float = MAX_OUTAGE_SECONDS) -> T:
@@ -45,6 +46,11 @@ async def retry_until_reachable(action: Callable[[], Awaitable[T]], max_seconds:
                 raise
             log.warning("%s Trying again.", error)
             await asyncio.sleep(RETRY_SECONDS)
+
+
+async def fetch_blob(bus: Bus, sha: str) -> bytes:
+    """Return a picture that a job names, also after an outage of the broker. Raises `BlobMissing`."""
+    return await retry_until_reachable(lambda: bus.get_blob(sha, MAX_SOURCE_BYTES))
 
 
 class ResultPublisher:

@@ -11,7 +11,6 @@ import logging
 import threading
 import time
 from concurrent.futures import Future
-from functools import partial
 from typing import TypeVar
 
 from engine.bus import BlobMissing, BrokerUnreachable, Bus
@@ -25,7 +24,7 @@ from engine.output.candidates import choose_candidates
 from engine.output.decode_worker import DecodeWorker
 from engine.output.upscaler import UpscaledPicture, Upscaler
 from engine.picture_files.encoding import read_png_size
-from engine.worker.result_publisher import ResultPublisher, retry_until_reachable
+from engine.worker.result_publisher import ResultPublisher, fetch_blob
 from engine.worker.run import JobRun
 from engine.worker.watchdog import Watchdog
 
@@ -34,7 +33,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 REST_FACTOR = 9.0  # rest after a preview, times its duration: previews get a tenth of one core
 MAX_REST_SECONDS = 0.25
-MAX_SOURCE_BYTES = 64 * 1024 * 1024
 
 
 class RunOutput:
@@ -63,10 +61,7 @@ class RunOutput:
         if not isinstance(recipe, Recipe) or not recipe.required_blobs:
             return None, ()
         try:
-            blobs = {
-                sha: await retry_until_reachable(partial(self._bus.get_blob, sha, MAX_SOURCE_BYTES))
-                for sha in recipe.required_blobs
-            }
+            blobs = {sha: await fetch_blob(self._bus, sha) for sha in recipe.required_blobs}
         except BlobMissing as error:
             # The broker drops old blobs; when the job is dispatched again, its blobs are too.
             subject = "A picture of this job" if recipe.start is None else "The init image"
@@ -171,7 +166,7 @@ class RunOutput:
         task = run.job.task
         assert isinstance(task, UpscaleTask)
         try:
-            source = await retry_until_reachable(lambda: self._bus.get_blob(task.source, MAX_SOURCE_BYTES))
+            source = await fetch_blob(self._bus, task.source)
             async with self._upscale_lock:
                 upscaled = await self._upscale(source, task)
         except BlobMissing:

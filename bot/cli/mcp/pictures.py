@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import io
 import re
 from pathlib import Path
@@ -36,13 +35,18 @@ async def read_upload(text: str, *, reads_files: bool) -> bytes:
     """Return the bytes of a data: URL, or of a file where that is allowed. Decode no picture. Raise `UserError`."""
     if prefix := DATA_URL.match(text):
         return _decode_base64(text[prefix.end() :])
-    if not reads_files or text.startswith("data:"):
+    if not reads_files or text.startswith("data:") or "\0" in text:
         raise UserError(UNREADABLE)
-    return await asyncio.to_thread(_read_file, Path(text).expanduser())
+    return await asyncio.to_thread(_read_file, text)
 
 
-def _read_file(path: Path) -> bytes:
-    if path.exists() and not path.is_file():  # a pipe would be waited for
+def _read_file(text: str) -> bytes:
+    try:
+        path = Path(text).expanduser()
+        is_something_else = path.exists() and not path.is_file()
+    except (OSError, RuntimeError) as error:  # a name too long, as of base64 alone; the home of nobody
+        raise UserError(UNREADABLE) from error
+    if is_something_else:  # a pipe would be waited for
         raise UserError(f"{path} is no file.")
     return read_files([path])[0]
 
@@ -50,7 +54,7 @@ def _read_file(path: Path) -> bytes:
 def _decode_base64(text: str) -> bytes:
     try:
         content = base64.b64decode(text, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:  # `binascii.Error` is one; characters outside ASCII are another
         raise UserError(UNREADABLE) from error
     if len(content) > MAX_UPLOAD_BYTES:
         raise UserError(f"The picture is too large: it may have {MAX_UPLOAD_BYTES // 2**20} MiB.")

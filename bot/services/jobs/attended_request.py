@@ -99,6 +99,7 @@ class AttendedRequest:
                 if isinstance(job_event, JobEnded):
                     break
             if not await self._note_end(accepted.job):
+                self.keep_jobs()
                 raise FeedClosed("The bot shuts down.")
 
     async def follow_previews(self) -> AsyncIterator[Preview]:
@@ -208,9 +209,6 @@ class AttendedRequests:
                 attended_request.keep_jobs()
             try:
                 yield attended_request
-            except FeedClosed:
-                attended_request.keep_jobs()
-                raise
             finally:
                 await self._cancel(sorted(attended_request.open_jobs), member)
 

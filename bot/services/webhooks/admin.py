@@ -87,7 +87,9 @@ class Webhooks:
 
     async def find(self, suffix: str, key_name: str = "") -> Webhook:
         """Return the webhook whose id ends so. Raises `UserError` (404) if there is none, or more than one."""
-        webhooks = [state.webhook for state in await self.list_all(key_name)]
+        webhooks = [
+            each for each in await self._store.query(endpoints.list_webhooks) if key_name in ("", each.key_name)
+        ]
         matches = [webhook for webhook in webhooks if suffix and webhook.id.lower().endswith(suffix.lower())]
         if len(matches) != 1:
             raise UserError(f"There is {'no' if not matches else 'more than one'} webhook {suffix[:40]!r}.", 404)
@@ -95,8 +97,7 @@ class Webhooks:
 
     async def _check_key(self, name: str, now: float) -> None:
         """Raise `UserError` (404) for the name of a key that is not valid; an empty one is of no key."""
-        valid_names = {key.name for key in await self._store.query(list_keys) if key.is_valid(now)}
-        if name and name not in valid_names:
+        if name and not any(key.name == name and key.is_valid(now) for key in await self._store.query(list_keys)):
             raise UserError(f"There is no valid key {name[:40]!r}: `darkroom api-key --list`.", 404)
 
 

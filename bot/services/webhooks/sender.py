@@ -97,7 +97,8 @@ class WebhookSender:
         record = await self._store.get_job(delivery.job)
         if record is None:
             return None
-        pictures = await self._store.query(queries.list_pictures, [record.id])
+        is_finished = delivery.event == "job.finished"  # other bodies name no pictures
+        pictures = await self._store.query(queries.list_pictures, [record.id]) if is_finished else []
         try:
             body = build_event_body(delivery, record, pictures)
             return await self._client.post(webhook, delivery.id, body, self._clock())

@@ -105,7 +105,7 @@ def _collect_for(connection: Connection, row: RowMapping, last_line: int, now: f
     if events:
         connection.execute(insert(table), events)
     connection.execute(update(webhooks).where(webhooks.c.id == webhook.id).values(last_line=until_line))
-    if _count_waiting(connection, webhook.id) > MAX_WAITING:
+    if events and _count_waiting(connection, webhook.id) > MAX_WAITING:
         disable_webhook(connection, webhook.id, now, FULL)
     return len(events)
 

@@ -71,7 +71,7 @@ def reject_autoencoder(name: str, reason: str) -> JobRejected:
 
 def _read_autoencoder(entry: AddedEntry) -> AutoencoderFile | None:
     """Return the autoencoder, its header and configuration checked."""
-    files = _choose_weights(entry.list_weights(f"{WEIGHTS_NAME}*" if entry.is_folder else "*"))
+    files = _choose_weights(entry.list_weights(f"{WEIGHTS_NAME}*"))
     if not files:
         return None
     entry.check_links(files)

@@ -26,6 +26,7 @@ from PIL import Image
 from bot.cli.imagine import http_client
 from bot.cli.mcp import command
 from bot.cli.mcp.access import DarkroomAccess
+from bot.cli.mcp.pictures import read_upload
 from bot.cli.mcp.server import TOOLS, build_server
 from bot.cli.mcp.transports import build_http_app
 from bot.domain.errors import UserError
@@ -135,6 +136,12 @@ async def test_mistakes_and_refusals_are_sentences_that_the_assistant_reads(
                 await client.read_resource(uri)
         with pytest.raises(MCPError, match="There is no tool"):
             await client.call_tool("draw", {})
+
+
+@pytest.mark.parametrize("text", ["iVBOR" * 1000, "~nobody-has-this-name/a.png", "a\0.png", "data:image/png;base64,é"])
+async def test_a_picture_that_cannot_be_read_gets_the_sentence(text: str) -> None:
+    with pytest.raises(UserError, match="A picture is a finished one as JOB/2"):
+        await read_upload(text, reads_files=True)
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
