@@ -6,3 +6,5 @@ import logging
 # are here, since a training or a benchmark may import diffusers before `engine.models`.
 for _name in ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
     logging.getLogger(_name).setLevel(logging.ERROR)
+# bitsandbytes writes a line in every forward of every layer of LLM.int8().
+logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)

@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 # The versions that introduced the picture check, the super-resolver, other models, init images, x0 estimates in every
-# keyframe, candidates of which the judge chooses, control, references and parts of the operator's choice, and models
-# that lack features.
+# keyframe, candidates of which the judge chooses, control, references and parts of the operator's choice, models that
+# lack features, and weights of LLM.int8().
 PICTURE_CHECK_VERSION, SUPER_RESOLVER_VERSION, MODELS_VERSION, INIT_IMAGES_VERSION, X0_ESTIMATES_VERSION = 2, 3, 4, 5, 6
-JUDGE_VERSION, CONTROL_VERSION, FEATURES_VERSION = 7, 8, 9
-VERSION = FEATURES_VERSION
+JUDGE_VERSION, CONTROL_VERSION, FEATURES_VERSION, LLM_INT8_VERSION = 7, 8, 9, 10
+VERSION = LLM_INT8_VERSION
 MAX_STEPS = 1000
 MAX_COUNT = 4
 MAX_CANDIDATE_IMAGES = 2 * MAX_COUNT  # of a job, from which the judge chooses
@@ -57,7 +57,8 @@ Fraction = Annotated[float, Meta(ge=0, le=1)]
 ByteCount = Annotated[int, Meta(ge=0, le=10**15)]
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-Quantization = Literal["none", "int8", "int4", "float8", "nf4", "gguf"]  # how a network's weights are stored in memory
+# How a network's weights are stored in memory. `llm_int8`: by bitsandbytes (Dettmers et al. 2022); `int8` is torchao's.
+Quantization = Literal["none", "int8", "int4", "float8", "nf4", "gguf", "llm_int8"]
 Preprocessor = Literal["none", "canny", "depth", "pose", "lineart"]  # makes a control image of a picture
 GuidanceKind = Literal["rows", "network"]  # guidance by an extra unconditional row, or as an input of the network
 # What a recipe may use beyond a prompt, and a model behind another server's API may lack (`find_lacking_feature`).

@@ -12,6 +12,7 @@ from engine.contract.fields import (
     FULL_INTERVAL,
     INIT_IMAGES_VERSION,
     JUDGE_VERSION,
+    LLM_INT8_VERSION,
     MAX_CANDIDATE_IMAGES,
     MAX_CONCEPTS,
     MAX_CONTROLS,
@@ -221,6 +222,8 @@ class Recipe(VersionedValue, frozen=True, kw_only=True, omit_defaults=True):
     clip_skip: Annotated[int, Meta(ge=0, le=12)] = 0
 
     def __post_init__(self) -> None:
+        if self.quantization == "llm_int8":
+            msgspec.structs.force_setattr(self, "v", max(self.v, LLM_INT8_VERSION))
         if (
             self.quantization != "none"
             or self.controls

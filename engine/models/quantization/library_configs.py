@@ -1,7 +1,8 @@
 """Configurations with which diffusers and transformers quantise a part while they load it.
 
 torchao stores int8, float8 (both with a scale for each row) and int4 (with one for each group of a row), weights only:
-a forward computes in the model's number format. bitsandbytes stores nf4, on a GPU.
+a forward computes in the model's number format. bitsandbytes stores nf4 and llm_int8, on a GPU: diffusers refuses its
+weights without one, though bitsandbytes itself also computes on a processor.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from engine.models.quantization.matrix_sizes import GROUP_SIZE, Matrix, is_quant
 TORCHAO_QUANTIZATIONS: tuple[Quantization, ...] = ("int8", "float8", "int4")
 INT4_CAPABILITY = (8, 0)  # the oldest GPUs whose kernels take int4: Ampere
 PACKAGES: dict[Quantization, str] = {
-    "int8": "torchao", "float8": "torchao", "int4": "torchao", "nf4": "bitsandbytes", "gguf": "gguf"
+    "int8": "torchao", "float8": "torchao", "int4": "torchao", "nf4": "bitsandbytes", "gguf": "gguf",
+    "llm_int8": "bitsandbytes",
 }  # fmt: skip
 
 
@@ -30,8 +32,8 @@ def find_obstacle(quantization: Quantization, device: torch.device) -> str:
     package = PACKAGES.get(quantization)
     if package is not None and find_spec(package) is None:
         return f"the package {package} is not installed"
-    if quantization == "nf4" and device.type != "cuda":
-        return "bitsandbytes needs a GPU"
+    if package == "bitsandbytes" and device.type != "cuda":
+        return "weights of bitsandbytes are opened on a GPU only"
     if quantization == "int4" and device.type == "cuda" and torch.cuda.get_device_capability(device) < INT4_CAPABILITY:
         return "this GPU has no kernels for it"
     return ""
@@ -48,6 +50,8 @@ def make_library_config(
 ) -> Any:
     """Return the configuration for a part of `library` (diffusers or transformers) that computes in `dtype`."""
     classes: Any = import_module(library)
+    if quantization == "llm_int8":
+        return classes.BitsAndBytesConfig(load_in_8bit=True)
     if quantization == "nf4":
         return classes.BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype

@@ -58,7 +58,7 @@ def count_matrix_bytes(matrix: Matrix, quantization: Quantization, device: torch
         return itemsize * matrix.parameters
     if quantization == "int8":
         return matrix.parameters + 5 * matrix.rows  # a scale in float32 and a zero point for each row
-    if quantization == "float8":
+    if quantization in ("float8", "llm_int8"):  # a scale in float32 for each row
         return matrix.parameters + 4 * matrix.rows
     if quantization == "int4":
         return _count_int4_bytes(matrix, device, itemsize)

@@ -1,6 +1,6 @@
 """Parts of a folder that are quantised already, and are opened as they are by the library that saved them.
 
-torchao's int8 and float8 (weights only) and the nf4 of bitsandbytes. Loads no weights.
+torchao's int8 and float8 (weights only), and nf4 and LLM.int8() of bitsandbytes. Loads no weights.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ _MAX_DEPTH = 8
 # Tensors that a library puts beside the weights, by their names: scales, and what else restores the numbers.
 _SIDE_TENSOR = re.compile(
     r"\._weight_(scale|zero_point)|\.weight\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..{1,40})"
+    r"|\.(SCB|weight_format)\Z"
 )
-_TORCHAO_WEIGHT, _BITSANDBYTES_SCALE = "._weight_qdata", ".absmax"
+_TORCHAO_WEIGHT, _NF4_SCALE, _WEIGHT, _LLM_INT8_SCALE = "._weight_qdata", ".absmax", ".weight", ".SCB"
 
 
 class PackedWeights(NamedTuple):
@@ -56,6 +57,8 @@ def find_stored_quantization(config: object) -> PackedWeights | None:
         return PackedWeights(quantization, 0, 0, TORCHAO)
     if method == BITSANDBYTES and entries.get("load_in_4bit") is True and entries.get("bnb_4bit_quant_type") == "nf4":
         return PackedWeights("nf4", 0, 0, BITSANDBYTES)
+    if method == BITSANDBYTES and entries.get("load_in_8bit") is True:
+        return PackedWeights("llm_int8", 0, 0, BITSANDBYTES)
     return None
 
 
@@ -103,7 +106,9 @@ def set_compute_format(module: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _is_weight(name: str, names: Mapping[str, object]) -> bool:
-    return name.endswith(_TORCHAO_WEIGHT) or f"{name}{_BITSANDBYTES_SCALE}" in names
+    if name.endswith(_TORCHAO_WEIGHT) or f"{name}{_NF4_SCALE}" in names:
+        return True
+    return name.endswith(_WEIGHT) and f"{name.removesuffix(_WEIGHT)}{_LLM_INT8_SCALE}" in names
 
 
 def _find_torchao_quantization(kind: object) -> Quantization | None:

@@ -278,6 +278,7 @@ def test_each_part_of_control_needs_a_reader_that_knows_it(name: str) -> None:
     """A worker from before control must refuse such a recipe as newer, and read all others as before."""
     assert make_recipe(**{name: PARTS[name]}).v == contract.CONTROL_VERSION
     assert name not in msgspec.msgpack.decode(encode(make_recipe()))
+    assert make_recipe(quantization="llm_int8").v == contract.LLM_INT8_VERSION, "a newer word of an older part"
 
 
 def test_pictures_beside_the_prompt_are_blobs_that_the_worker_needs() -> None:

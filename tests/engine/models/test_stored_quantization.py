@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from benchmarks.fixtures.reference_pipeline import call_pipeline
 from benchmarks.fixtures.wide_pipelines import save_pipeline
@@ -23,6 +24,7 @@ from engine.models.files.model_source import ModelSource
 from engine.models.loading.memory_estimate import InspectedModel
 from engine.models.loading.number_formats import FormatChooser
 from engine.models.loading.pipeline_loader import load_training_pipeline
+from engine.models.quantization.matrix_sizes import find_matrix
 from engine.models.quantization.part_quantization import PartQuantization
 from engine.models.quantization.stored_quantization import find_stored_quantization
 from engine.process.quantization_request import QuantizationRequests
@@ -129,17 +131,58 @@ def test_another_quantisation_is_ignored_with_a_sentence(int8_folder: Path, capl
     assert not caplog.records
 
 
-def test_weights_of_bitsandbytes_need_the_library_or_a_gpu(int8_folder: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(int8_folder, tmp_path / "nf4")
-    stored = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+@pytest.mark.parametrize(
+    ("quantization", "config"),
+    [
+        ("nf4", {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}),
+        ("llm_int8", {"load_in_8bit": True, "llm_int8_threshold": 6.0}),
+    ],
+)
+def test_weights_of_bitsandbytes_need_the_library_or_a_gpu(
+    int8_folder: Path, tmp_path: Path, quantization: str, config: dict[str, object]
+) -> None:
+    folder = shutil.copytree(int8_folder, tmp_path / "stored")
     path = folder / "transformer" / "config.json"
+    stored = {"quant_method": "bitsandbytes"} | config
     path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": stored}))
-    reason = "transformer of the model is quantised already, as nf4 by bitsandbytes, and cannot be opened here: "
-    inspected = InspectedModel.from_source(ModelSource("nf4", folder))
+    reason = f"transformer of the model is quantised already, as {quantization} by bitsandbytes, and cannot be opened"
+    inspected = InspectedModel.from_source(ModelSource("stored", folder))
     with pytest.raises(JobRejected, match=reason):
         inspected.list_quantizations(FormatChooser(CPU), QuantizationRequests())
     with pytest.raises(JobRejected, match=reason):
         models.load_model(str(folder), tmp_path)
+
+
+def test_the_memory_of_llm_int8_is_that_of_its_bytes_and_scales(tmp_path: Path) -> None:
+    """The layout is that of bitsandbytes' `Linear8bitLt.state_dict`: a row's scale, and a format of no use here."""
+    save_pipeline("wide_flux", tmp_path)
+    part = tmp_path / "transformer"
+    (path,) = part.glob("*.safetensors")
+    plain = load_file(path)
+    matrices = [name for name, tensor in plain.items() if find_matrix(name, tensor.shape) is not None]
+    stored = {name: tensor for name, tensor in plain.items() if name not in matrices}
+    for name in matrices:
+        base = name.removesuffix("weight")
+        stored |= {name: plain[name].to(torch.int8), f"{base}SCB": torch.ones(len(plain[name]))}
+        stored[f"{base}weight_format"] = torch.tensor(0, dtype=torch.uint8)
+    save_file(stored, path)
+    config = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    (part / "config.json").write_text(
+        json.dumps(json.loads((part / "config.json").read_text()) | {"quantization_config": config})
+    )
+    network = next(
+        each for each in InspectedModel.from_source(ModelSource("m", tmp_path)).parts if each.name == part.name
+    )
+    assert (network.fixed_quantization, network.parameters) == (
+        "llm_int8",
+        sum(each.numel() for each in plain.values()),
+    )
+    others = 2 * sum(tensor.numel() for name, tensor in plain.items() if name not in matrices)
+    scales = sum(4 * len(plain[name]) + 1 for name in matrices)
+    formats = FormatChooser(CPU, quantization=PartQuantization("llm_int8")).make_single_formats(
+        "bfloat16", "", [network]
+    )
+    assert formats.count_bytes([network]) == sum(plain[name].numel() for name in matrices) + scales + others
 
 
 def torchao_config(kind: object, **fields: object) -> dict[str, object]:
@@ -149,7 +192,7 @@ def torchao_config(kind: object, **fields: object) -> dict[str, object]:
 @pytest.mark.parametrize(
     "config",
     [
-        {"quant_method": "sdnq"}, {"quant_method": "bitsandbytes", "load_in_8bit": True}, ["torchao"], "int8",
+        {"quant_method": "sdnq"}, {"quant_method": "bitsandbytes"}, ["torchao"], "int8",
         {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"},
         {"quant_method": "torchao", "quant_type": "int8_weight_only"}, torchao_config("Int4WeightOnlyConfig"),
         torchao_config(["Int8WeightOnlyConfig"]), torchao_config("quantize_"),
