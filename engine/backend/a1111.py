@@ -29,7 +29,17 @@ ROOT = "sdapi/v1"
 TASK_PROGRESS = "internal/progress"  # of one task, as the web UI's own page asks
 API_PROGRESS = f"{ROOT}/progress"  # of whatever is drawn, with its task since 1.9
 NETWORK_WORDS = re.compile(r"<\w+:[^>]*>|<(?=\w+:)")  # load a network beside the checkpoint, whatever its kind
-NEVER: tuple[Feature, ...] = ("weights", "interval", "variation", "blend", "branch", "stop", "mix", "walk")
+NEVER: tuple[Feature, ...] = (
+    "weights",
+    "interval",
+    "variation",
+    "blend",
+    "branch",
+    "stop",
+    "mix",
+    "walk",
+    "amendments",
+)
 
 
 class Automatic1111:

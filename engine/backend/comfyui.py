@@ -35,7 +35,18 @@ HISTORY_TRIES, HISTORY_PAUSE_SECONDS = 50, 0.1  # it tells of the end a moment b
 PREVIEW_IMAGE = 1  # its binary message: event and format as big-endian integers, then a JPEG or PNG
 USUAL_STEPS, USUAL_GUIDANCE = 20, 7.0
 # What no workflow of named slots can say.
-NEVER: tuple[Feature, ...] = ("weights", "interval", "variation", "blend", "branch", "tile", "stop", "mix", "walk")
+NEVER: tuple[Feature, ...] = (
+    "weights",
+    "interval",
+    "variation",
+    "blend",
+    "branch",
+    "tile",
+    "stop",
+    "mix",
+    "walk",
+    "amendments",
+)
 OWN_SAMPLER = BackendSampler("")
 
 

@@ -12,7 +12,18 @@ from engine.backend.sampler_titles import sort_samplers
 from engine.contract import Feature, Sampler
 
 USUAL_SIZE, USUAL_STEPS, USUAL_GUIDANCE = 512, 20, 7.0
-NEVER: tuple[Feature, ...] = ("weights", "interval", "variation", "blend", "branch", "tile", "stop", "mix", "walk")
+NEVER: tuple[Feature, ...] = (
+    "weights",
+    "interval",
+    "variation",
+    "blend",
+    "branch",
+    "tile",
+    "stop",
+    "mix",
+    "walk",
+    "amendments",
+)
 
 
 def describe_darkroom_model(name: str, info: Mapping[str, Any], size: int) -> BackendModel:

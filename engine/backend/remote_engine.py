@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from engine.contract import Snapshot
+from engine.contract import AmendmentRequest, Recipe, Snapshot
+from engine.contract.rejection import JobRejected
 from engine.worker.job_engine import JobEngine
 
 T = TypeVar("T")
@@ -31,6 +32,10 @@ class RemoteEngine:
 
     def set_job_weight(self, job: str, weight: float) -> None:
         """A backend has no shares."""
+
+    def amend(self, job: str, request: AmendmentRequest) -> Recipe:
+        """Refuse every change: the server runs a picture as one call."""
+        raise JobRejected("This picture is drawn by another server, which cannot be steered.", "member")
 
     def take_snapshots(self, job: str, epoch: int) -> list[Snapshot]:
         """Return none: a picture that moves to another worker starts over."""

@@ -25,6 +25,7 @@ from engine.bus.model_progress import ModelProgressRegistry
 from engine.bus.streams import ensure_consumer, pool_consumer_config, result_consumer_config
 from engine.bus.worker_registry import WorkerRegistry
 from engine.contract import (
+    AmendJob,
     ControlMessage,
     DecodeReply,
     DecodeRequest,
@@ -146,6 +147,11 @@ class BotClient(BusBase):
         """Pause, resume or reweigh a job at the worker that runs it now. Sent once and not stored."""
         with translate_errors("steer a job"):
             await self.client.publish(subjects.make_control_subject(control_message.job), encode(control_message))
+
+    async def send_amendments(self, amendments: AmendJob) -> None:
+        """Send a job's changes to the worker that runs it. Not stored: repeat it until each has its `JobAmended`."""
+        with translate_errors("change a picture"):
+            await self.client.publish(subjects.make_amendment_subject(amendments.job), encode(amendments))
 
     async def cancel(self, job: str) -> None:
         """Write a tombstone. Workers read it when they claim the job, and listen for it while they run it."""

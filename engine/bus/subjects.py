@@ -27,6 +27,7 @@ FRAMES_ALL = "frames.*"
 LOADING_ALL = "loading.*"
 PREVIEW_REQUESTS_ALL = "want.*"
 CONTROL_ALL = "steer.*"
+AMENDMENTS_ALL = "amend.*"
 PROGRESS_ALL = "progress.*.*"
 REPLIES_ALL = "vectors.*"
 DESCRIBE_ALL = "describe.*"
@@ -91,6 +92,11 @@ def make_control_subject(job: str) -> str:
     return f"steer.{job}"
 
 
+def make_amendment_subject(job: str) -> str:
+    """Return the subject for changes of a job's picture; the worker that runs it listens."""
+    return f"amend.{job}"
+
+
 def make_reply_subject(request: str) -> str:
     """Return the subject for a reply to the bot: remote workers cannot reach its inboxes."""
     return f"vectors.{request}"
@@ -123,6 +129,11 @@ def make_dead_letter_subject(subject: str) -> str:
 
 def snapshot_key(job: str, image: int) -> str:
     return f"{job}.{image}"
+
+
+def amendment_log_key(job: str) -> str:
+    """Return the key of a job's amendments, beside its snapshots."""
+    return f"{job}.amendments"
 
 
 def presence_key(worker: str, pool: str) -> str:

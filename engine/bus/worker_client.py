@@ -33,6 +33,8 @@ from engine.bus.request_replies import (
 from engine.bus.streams import pool_consumer_config
 from engine.contract import (
     MAX_COUNT,
+    AmendJob,
+    AmendmentLog,
     ControlMessage,
     Frame,
     Job,
@@ -175,6 +177,19 @@ class WorkerClient(BusBase):
         return self._iter_latest(
             subjects.CONTROL_ALL, ControlMessage, lambda message: (message.job, message.action == "weigh")
         )
+
+    def watch_amendments(self) -> AsyncIterator[AmendJob]:
+        """Yield the changes of all jobs. Each message holds all that its job still waits for, so the newest counts."""
+        return self._iter_latest(subjects.AMENDMENTS_ALL, AmendJob, lambda message: message.job)
+
+    async def put_amendment_log(self, amendment_log: AmendmentLog) -> None:
+        """Store what has been changed about a job. Raises `StaleEpoch` when a newer epoch has written it."""
+        with translate_errors("store the changes of a picture"):
+            await self._snapshots.put_amendment_log(amendment_log)
+
+    async def get_amendment_log(self, job: str) -> AmendmentLog | None:
+        with translate_errors("read the changes of a picture"):
+            return await self._snapshots.get_amendment_log(job)
 
     async def _iter_job_ids(self, subject: str) -> AsyncIterator[str]:
         latest: LatestByKey[str, str] = LatestByKey()

@@ -9,6 +9,7 @@ files:
 
 - `fields`: versions, limits, bounded field types, and the base of all messages.
 - `samplers`: the samplers' names.
+- `amendments`: what members change while a picture develops; `steering`: what that means at each step.
 - `recipe`: the recipe and its parts. `recipe_images`: the recipe and noise of one image. `guidance`: its guided steps
   and network rows. `turbo`: a model's own LoRA for few steps.
 - `job`: the job, its task and who pays for it. `cost`: what a recipe costs on a model.
@@ -21,6 +22,17 @@ files:
 
 from __future__ import annotations
 
+from engine.contract.amendments import (
+    Amendment,
+    AmendmentNumber,
+    Change,
+    Concept,
+    DropImages,
+    SetConcepts,
+    SetGuidance,
+    SetNegative,
+    SplitImage,
+)
 from engine.contract.codec import MalformedMessage, NewerVersion, decode, encode
 from engine.contract.cost import count_row_steps, estimate_cost, estimate_decode_ms
 from engine.contract.edits import is_edit, is_whole_picture
@@ -33,6 +45,7 @@ from engine.contract.fields import (
     INIT_IMAGES_VERSION,
     JUDGE_VERSION,
     LLM_INT8_VERSION,
+    MAX_AMENDMENTS,
     MAX_CANDIDATE_IMAGES,
     MAX_CANDIDATES,
     MAX_CONCEPTS,
@@ -52,6 +65,7 @@ from engine.contract.fields import (
     MAX_THUMBNAIL_BYTES,
     MODELS_VERSION,
     PICTURE_CHECK_VERSION,
+    STEERING_VERSION,
     SUPER_RESOLVER_VERSION,
     VERSION,
     X0_ESTIMATES_VERSION,
@@ -88,6 +102,7 @@ from engine.contract.fields import (
 )
 from engine.contract.guidance import (
     count_guided_steps,
+    count_image_rows,
     count_rows,
     has_negative_weight,
     is_guided,
@@ -96,10 +111,14 @@ from engine.contract.guidance import (
     pinned_bucket,
 )
 from engine.contract.job import BillingKey, Job, Task, UpscaleTask, downgrade_job, required_blobs
-from engine.contract.keyframes import Keyframe, Ladder, Snapshot
+from engine.contract.keyframes import AmendmentLog, Keyframe, Ladder, Snapshot
 from engine.contract.messages import (
+    MAX_AMENDMENTS_AT_ONCE,
+    AmendJob,
+    AmendmentRequest,
     ControlMessage,
     Frame,
+    JobAmended,
     JobCancelled,
     JobFailed,
     JobFinished,
@@ -114,7 +133,6 @@ from engine.contract.part_fields import make_part_fields
 from engine.contract.presence import ControlModel, ModelProfile, ModelProgress, Presence
 from engine.contract.recipe import (
     Branch,
-    Concept,
     ControlImage,
     ImageToImage,
     InitImage,
@@ -135,27 +153,43 @@ from engine.contract.requests import (
     EmbedRequest,
 )
 from engine.contract.samplers import PIPELINE_SAMPLERS, SAMPLER_TITLES, VERSION_1_SAMPLERS, Sampler
+from engine.contract.steering import (
+    ImageLife,
+    find_amendment_problem,
+    find_amendments_problem,
+    find_life,
+    iterate_states,
+    list_final_images,
+    list_lives,
+    list_needed_lives,
+    recipe_at_step,
+    settle_amendments,
+)
 from engine.contract.turbo import TURBO_GUIDANCE, TURBO_LORA, TURBO_SAMPLER, TURBO_STEPS, find_turbo, is_turbo
 
 __all__ = [
     "CONTROL_VERSION", "FEATURES_VERSION", "FULL_INTERVAL", "INIT_IMAGES_VERSION", "JUDGE_VERSION", "LLM_INT8_VERSION",
-    "MAX_CANDIDATES",
-    "MAX_CANDIDATE_IMAGES", "MAX_CONCEPTS", "MAX_CONTROLS", "MAX_COUNT", "MAX_EMBEDDINGS", "MAX_ESTIMATE_BYTES",
-    "MAX_FRAME_BYTES", "MAX_INIT_IMAGES", "MAX_INTERPOLATION_FRAMES", "MAX_KEYFRAMES", "MAX_LORAS", "MAX_NOISINGS",
-    "MAX_REFERENCES", "MAX_ROWS", "MAX_STEPS", "MAX_THUMBNAIL_BYTES", "MODELS_VERSION", "PICTURE_CHECK_VERSION",
-    "PIPELINE_SAMPLERS", "SAMPLER_TITLES", "SUPER_RESOLVER_VERSION", "TURBO_GUIDANCE", "TURBO_LORA", "TURBO_SAMPLER",
-    "TURBO_STEPS", "VERSION", "VERSION_1_SAMPLERS", "X0_ESTIMATES_VERSION", "BillingKey", "Blame", "Branch",
-    "ByteCount", "CandidateText", "Concept", "ControlImage", "ControlMessage", "ControlModel", "Coordinate",
-    "DecodeReply", "DecodeRequest", "DescribeReply", "DescribeRequest", "Dtype", "EmbedReply", "EmbedRequest", "Epoch",
-    "Feature", "Fraction", "Frame", "GuidanceKind", "Id", "ImageToImage", "Index", "InitImage", "Interpolation", "Job",
+    "MAX_AMENDMENTS", "MAX_AMENDMENTS_AT_ONCE", "MAX_CANDIDATES", "MAX_CANDIDATE_IMAGES", "MAX_CONCEPTS",
+    "MAX_CONTROLS", "MAX_COUNT", "MAX_EMBEDDINGS", "MAX_ESTIMATE_BYTES", "MAX_FRAME_BYTES", "MAX_INIT_IMAGES",
+    "MAX_INTERPOLATION_FRAMES", "MAX_KEYFRAMES", "MAX_LORAS", "MAX_NOISINGS", "MAX_REFERENCES", "MAX_ROWS", "MAX_STEPS",
+    "MAX_THUMBNAIL_BYTES", "MODELS_VERSION", "PICTURE_CHECK_VERSION", "PIPELINE_SAMPLERS", "SAMPLER_TITLES",
+    "STEERING_VERSION", "SUPER_RESOLVER_VERSION", "TURBO_GUIDANCE", "TURBO_LORA", "TURBO_SAMPLER", "TURBO_STEPS",
+    "VERSION", "VERSION_1_SAMPLERS", "X0_ESTIMATES_VERSION", "AmendJob", "Amendment", "AmendmentLog", "AmendmentNumber",
+    "AmendmentRequest", "BillingKey", "Blame", "Branch", "ByteCount", "CandidateText", "Change", "Concept",
+    "ControlImage", "ControlMessage", "ControlModel", "Coordinate", "DecodeReply", "DecodeRequest", "DescribeReply",
+    "DescribeRequest", "DropImages", "Dtype", "EmbedReply", "EmbedRequest", "Epoch", "Feature", "Fraction", "Frame",
+    "GuidanceKind", "Id", "ImageLife", "ImageToImage", "Index", "InitImage", "Interpolation", "Job", "JobAmended",
     "JobCancelled", "JobFailed", "JobFinished", "JobHandedBack", "JobModelLoading", "JobStarted", "Keyframe", "Ladder",
     "LatentBytes", "Lora", "MalformedMessage", "Milliseconds", "MissingPart", "ModelPart", "ModelProfile",
     "ModelProgress", "Name", "NewerVersion", "NoiseAncestor", "PictureReady", "Preprocessor", "Presence",
-    "Quantization", "Recipe", "ReferenceImage", "Result", "Sampler", "Seconds", "Seed", "Sentence", "Sha256", "Side",
-    "Snapshot", "SquaredError", "Step", "Task", "TensorSide", "Text", "UnixSeconds", "UpscaleMethod", "UpscaleTask",
-    "Verdict", "Version", "VersionedValue", "candidate_index", "compile_embedding_names", "count_guided_steps",
-    "count_row_steps", "count_rows", "decode", "downgrade_job", "encode", "estimate_cost", "estimate_decode_ms",
-    "find_embeddings", "find_lacking_feature", "find_missing_part", "find_turbo", "has_negative_weight", "is_edit",
-    "is_guided", "is_in_interval", "is_turbo", "is_whole_picture", "make_part_fields", "map_step",
-    "needs_unconditional_row", "noise_seed", "pinned_bucket", "recipe_for_image", "required_blobs",
+    "Quantization", "Recipe", "ReferenceImage", "Result", "Sampler", "Seconds", "Seed", "Sentence", "SetConcepts",
+    "SetGuidance", "SetNegative", "Sha256", "Side", "Snapshot", "SplitImage", "SquaredError", "Step", "Task",
+    "TensorSide", "Text", "UnixSeconds", "UpscaleMethod", "UpscaleTask", "Verdict", "Version", "VersionedValue",
+    "candidate_index", "compile_embedding_names", "count_guided_steps", "count_image_rows", "count_row_steps",
+    "count_rows", "decode", "downgrade_job", "encode", "estimate_cost", "estimate_decode_ms", "find_amendment_problem",
+    "find_amendments_problem", "find_embeddings", "find_lacking_feature", "find_life", "find_missing_part",
+    "find_turbo", "has_negative_weight", "is_edit", "is_guided", "is_in_interval", "is_turbo", "is_whole_picture",
+    "iterate_states", "list_final_images", "list_lives", "list_needed_lives", "make_part_fields", "map_step",
+    "needs_unconditional_row", "noise_seed", "pinned_bucket", "recipe_at_step", "recipe_for_image", "required_blobs",
+    "settle_amendments",
 ]  # fmt: skip

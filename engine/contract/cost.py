@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from engine.contract.edits import is_edit
-from engine.contract.guidance import count_guided_steps, count_rows, is_guided, pinned_bucket
+from engine.contract.guidance import count_guided_steps, count_image_rows, count_rows, is_guided, pinned_bucket
 from engine.contract.presence import ControlModel, ModelProfile
 from engine.contract.recipe import ImageToImage, Recipe
 from engine.contract.samplers import SECOND_ORDER_SAMPLERS
+from engine.contract.steering import iterate_states, list_lives
 
 # Where a worker does not say, of a row's time. A ControlNet is a copy of the network's encoder, about a third of
 # its forward (Zhang et al. 2023); an IP-Adapter adds one attention to a picture's few tokens in each block.
@@ -21,6 +22,8 @@ def count_row_steps(recipe: Recipe) -> int:
     A pinned batch shape is paid in full, padding included. Samplers of second order evaluate the network twice at each
     step but the last.
     """
+    if recipe.amendments:
+        return _count_amended_row_steps(recipe)
     guided_steps, all_steps = count_guided_steps(recipe), max(0, recipe.end_step - recipe.first_step)
     rows = guided_steps * _padded_rows(recipe, True) + (all_steps - guided_steps) * _padded_rows(recipe, False)
     if recipe.sampler not in SECOND_ORDER_SAMPLERS or all_steps == 0:
@@ -28,8 +31,21 @@ def count_row_steps(recipe: Recipe) -> int:
     return 2 * rows - _padded_rows(recipe, is_guided(recipe, recipe.end_step - 1))
 
 
+def _count_amended_row_steps(recipe: Recipe) -> int:
+    """Count step by step: only samplers that evaluate the network once a step can be steered."""
+    lives, rows = list_lives(recipe), 0
+    for step, state in iterate_states(recipe, recipe.first_step, recipe.end_step):
+        images, is_guidance_on = sum(life.is_alive(step) for life in lives), is_guided(state, step)
+        rows += _pad_rows(state, images * count_image_rows(state, is_guidance_on), is_guidance_on)
+    return rows
+
+
 def _padded_rows(recipe: Recipe, is_guidance_on: bool) -> int:
-    row_count, bucket = count_rows(recipe, is_guidance_on), pinned_bucket(recipe, is_guidance_on)
+    return _pad_rows(recipe, count_rows(recipe, is_guidance_on), is_guidance_on)
+
+
+def _pad_rows(recipe: Recipe, row_count: int, is_guidance_on: bool) -> int:
+    bucket = pinned_bucket(recipe, is_guidance_on)
     return row_count + (-row_count % bucket if bucket else 0)
 
 
@@ -43,6 +59,7 @@ def estimate_cost(recipe: Recipe, model: ModelProfile) -> float:
     step_ms = count_row_steps(recipe) * model.row_ms * area * (1 + _added_share(recipe, model))
     text_ms = (
         len(recipe.concepts)
+        + len(recipe.amendments)
         + 1
         + bool(recipe.interpolation and recipe.interpolation.end_prompt)
         + len(recipe.references)

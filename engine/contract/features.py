@@ -32,6 +32,7 @@ def _list_used_features(recipe: Recipe, model: ModelProfile) -> Iterator[Feature
         "tile": recipe.tile,
         "stop": recipe.stop_at < 1.0,
         "branch": isinstance(recipe.start, Branch),
+        "amendments": bool(recipe.amendments),
     }
     for feature, is_used in used.items():
         if is_used:

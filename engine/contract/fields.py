@@ -8,10 +8,10 @@ from msgspec import Meta, Struct
 
 # The versions that introduced the picture check, the super-resolver, other models, init images, x0 estimates in every
 # keyframe, candidates of which the judge chooses, control, references and parts of the operator's choice, models that
-# lack features, and weights of LLM.int8().
+# lack features, weights of LLM.int8(), and pictures that are steered while they develop.
 PICTURE_CHECK_VERSION, SUPER_RESOLVER_VERSION, MODELS_VERSION, INIT_IMAGES_VERSION, X0_ESTIMATES_VERSION = 2, 3, 4, 5, 6
-JUDGE_VERSION, CONTROL_VERSION, FEATURES_VERSION, LLM_INT8_VERSION = 7, 8, 9, 10
-VERSION = LLM_INT8_VERSION
+JUDGE_VERSION, CONTROL_VERSION, FEATURES_VERSION, LLM_INT8_VERSION, STEERING_VERSION = 7, 8, 9, 10, 11
+VERSION = STEERING_VERSION
 MAX_STEPS = 1000
 MAX_COUNT = 4
 MAX_CANDIDATE_IMAGES = 2 * MAX_COUNT  # of a job, from which the judge chooses
@@ -21,6 +21,7 @@ MAX_KEYFRAMES = 48
 MAX_ESTIMATE_BYTES = 128 * 1024  # a keyframe: 4 × 128 × 128 half floats, SDXL's at 1024 × 1024
 MAX_THUMBNAIL_BYTES = 64 * 1024  # a keyframe that is decoded on request
 MAX_LORAS = 4
+MAX_AMENDMENTS = 64  # changes of one recipe while it develops
 MAX_CONTROLS = 3  # control networks of one recipe
 MAX_REFERENCES = 4  # reference pictures of one recipe
 MAX_EMBEDDINGS = 8  # textual inversions of one recipe
@@ -64,7 +65,7 @@ GuidanceKind = Literal["rows", "network"]  # guidance by an extra unconditional 
 # What a recipe may use beyond a prompt, and a model behind another server's API may lack (`find_lacking_feature`).
 Feature = Literal[
     "weights", "negative", "steps", "guidance", "interval", "variation", "picture", "mask", "strength", "blend",
-    "branch", "tile", "stop", "mix", "walk",
+    "branch", "tile", "stop", "mix", "walk", "amendments",
 ]  # fmt: skip
 Blame = Literal["member", "model", "worker", "us"]
 UpscaleMethod = Literal["gan", "lanczos"]  # upscaling by the super-resolver, or without new detail

@@ -46,10 +46,13 @@ def has_negative_weight(recipe: Recipe) -> bool:
 
 
 def count_rows(recipe: Recipe, is_guidance_on: bool = True) -> int:
-    """Return network rows a step: per image one for each concept, plus the empty or negative text unless it cancels."""
-    return recipe.drawn_count * (
-        (1 if recipe.mixed else len(recipe.concepts)) + needs_unconditional_row(recipe, is_guidance_on)
-    )
+    """Return network rows a step of all images."""
+    return recipe.drawn_count * count_image_rows(recipe, is_guidance_on)
+
+
+def count_image_rows(recipe: Recipe, is_guidance_on: bool = True) -> int:
+    """Return an image's rows a step: one for each concept, plus the empty or negative text unless it cancels."""
+    return (1 if recipe.mixed else len(recipe.concepts)) + needs_unconditional_row(recipe, is_guidance_on)
 
 
 def pinned_bucket(recipe: Recipe, is_guidance_on: bool = True) -> int | None:

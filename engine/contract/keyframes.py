@@ -7,14 +7,17 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
+from engine.contract.amendments import Amendment, AmendmentNumber
 from engine.contract.fields import (
     INIT_IMAGES_VERSION,
     JUDGE_VERSION,
+    MAX_AMENDMENTS,
     MAX_COUNT,
     MAX_ESTIMATE_BYTES,
     MAX_FRAME_BYTES,
     MAX_KEYFRAMES,
     MAX_STEPS,
+    STEERING_VERSION,
     X0_ESTIMATES_VERSION,
     CandidateIndex,
     Epoch,
@@ -62,11 +65,11 @@ class Ladder(VersionedValue, frozen=True, kw_only=True):
             msgspec.structs.force_setattr(self, "v", max(self.v, X0_ESTIMATES_VERSION))
 
 
-class Snapshot(VersionedValue, frozen=True, kw_only=True):
+class Snapshot(VersionedValue, frozen=True, kw_only=True, omit_defaults=True):
     """An unfinished image, enough to continue elsewhere: its next step, latents `x` and history (fp32, C-order).
 
     It holds no noise: that is a function of the recipe and the step. `keyframes` holds the x0 latents (fp32) of the
-    keyframes so far, each with its step.
+    keyframes so far, each with its step. `split_step`: the step of the split that made the image, if one did.
     """
 
     job: Id
@@ -79,7 +82,23 @@ class Snapshot(VersionedValue, frozen=True, kw_only=True):
     keyframes: Annotated[tuple[tuple[Step, LatentBytes], ...], Meta(max_length=MAX_KEYFRAMES)] = msgspec.field(
         default=(), name="rungs"
     )
+    split_step: Step | None = None
 
     def __post_init__(self) -> None:
         if self.image >= MAX_COUNT:
             msgspec.structs.force_setattr(self, "v", max(self.v, JUDGE_VERSION))
+        if self.split_step is not None:
+            msgspec.structs.force_setattr(self, "v", max(self.v, STEERING_VERSION))
+
+
+class AmendmentLog(VersionedValue, frozen=True, kw_only=True):
+    """What has been changed about an unfinished job, for the next worker: written before a change is acknowledged.
+
+    `last_number`: the last change that was answered; those up to there that are not in `amendments` were refused.
+    """
+
+    v: Version = STEERING_VERSION
+    job: Id
+    epoch: Epoch
+    last_number: AmendmentNumber
+    amendments: Annotated[tuple[Amendment, ...], Meta(max_length=MAX_AMENDMENTS)] = ()

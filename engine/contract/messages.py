@@ -1,18 +1,21 @@
-"""The messages about one job: previews, results, and control messages to its worker."""
+"""The messages about one job: previews, results, and what its worker is told while it runs."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from msgspec import Meta, field
+from msgspec import Meta, Struct, field
 from msgspec.structs import force_setattr
 
+from engine.contract.amendments import Amendment, AmendmentNumber, Change
 from engine.contract.fields import (
     JUDGE_VERSION,
+    MAX_AMENDMENTS,
     MAX_COUNT,
     MAX_FRAME_BYTES,
     MODELS_VERSION,
     PICTURE_CHECK_VERSION,
+    STEERING_VERSION,
     SUPER_RESOLVER_VERSION,
     Blame,
     CandidateIndex,
@@ -32,6 +35,8 @@ from engine.contract.fields import (
     Version,
     VersionedValue,
 )
+
+MAX_AMENDMENTS_AT_ONCE = 16  # in one message
 
 
 class Frame(VersionedValue, frozen=True, kw_only=True):
@@ -101,10 +106,41 @@ class ControlMessage(VersionedValue, frozen=True, kw_only=True, tag="Steer"):
     weight: Annotated[float, Meta(gt=0, le=1000)] = 1.0
 
 
+class AmendmentRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """A change that somebody asks for while a job runs; the worker decides from which step on it holds."""
+
+    number: AmendmentNumber
+    change: Change
+
+
+class AmendJob(VersionedValue, frozen=True, kw_only=True, tag="Amend"):
+    """All changes of a job that no worker has answered yet, in order, to the holder of the claim `epoch`.
+
+    It is not stored: the bot repeats it until a `JobAmended` answers each change. A repeated change changes nothing.
+    """
+
+    v: Version = STEERING_VERSION
+    job: Id
+    epoch: Epoch
+    requests: Annotated[tuple[AmendmentRequest, ...], Meta(min_length=1, max_length=MAX_AMENDMENTS_AT_ONCE)]
+
+
+class JobAmended(VersionedValue, frozen=True, kw_only=True, tag="Amended"):
+    """The answer to one change: it holds from `step` on, and no lost worker undoes it. `step` None: it was refused."""
+
+    v: Version = STEERING_VERSION
+    job: Id
+    epoch: Epoch
+    number: AmendmentNumber
+    step: Step | None = None
+    reason: Sentence = ""
+
+
 class JobFinished(VersionedValue, frozen=True, kw_only=True, omit_defaults=True, tag="Finished"):
     """The job is done; all of its pictures were published before. `cost` is its admission cost in device-seconds.
 
-    `chosen_candidates`: the candidate that each picture is, where the judge chose. Without, bots of version 1 read it.
+    `chosen_candidates`: the candidate that each picture is, where the judge chose. `amendments`: all that hold in the
+    finished pictures. Without either, bots of version 1 read it.
     """
 
     job: Id
@@ -115,10 +151,13 @@ class JobFinished(VersionedValue, frozen=True, kw_only=True, omit_defaults=True,
     chosen_candidates: Annotated[tuple[CandidateIndex, ...], Meta(max_length=MAX_COUNT)] = field(
         default=(), name="chosen"
     )
+    amendments: Annotated[tuple[Amendment, ...], Meta(max_length=MAX_AMENDMENTS)] = ()
 
     def __post_init__(self) -> None:
         if self.chosen_candidates:
             force_setattr(self, "v", max(self.v, JUDGE_VERSION))
+        if self.amendments:
+            force_setattr(self, "v", max(self.v, STEERING_VERSION))
 
 
 class JobFailed(VersionedValue, frozen=True, kw_only=True, tag="Failed"):
@@ -148,4 +187,4 @@ class JobHandedBack(VersionedValue, frozen=True, kw_only=True, tag="Returned"):
     epoch: Epoch
 
 
-Result = JobStarted | PictureReady | JobFinished | JobFailed | JobCancelled | JobHandedBack
+Result = JobStarted | PictureReady | JobAmended | JobFinished | JobFailed | JobCancelled | JobHandedBack

@@ -7,12 +7,14 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
+from engine.contract.amendments import Amendment, Concept
 from engine.contract.fields import (
     CONTROL_VERSION,
     FULL_INTERVAL,
     INIT_IMAGES_VERSION,
     JUDGE_VERSION,
     LLM_INT8_VERSION,
+    MAX_AMENDMENTS,
     MAX_CANDIDATE_IMAGES,
     MAX_CONCEPTS,
     MAX_CONTROLS,
@@ -24,6 +26,7 @@ from engine.contract.fields import (
     MAX_REFERENCES,
     MAX_STEPS,
     MODELS_VERSION,
+    STEERING_VERSION,
     CandidateIndex,
     Dtype,
     Fraction,
@@ -38,13 +41,6 @@ from engine.contract.fields import (
     VersionedValue,
 )
 from engine.contract.samplers import VERSION_1_SAMPLERS, Sampler
-
-
-class Concept(Struct, frozen=True, forbid_unknown_fields=True):
-    """One weighted part of a prompt. A negative weight steers away (Liu et al. 2022, composable diffusion)."""
-
-    text: Text
-    weight: Annotated[float, Meta(ge=-10, le=10)] = 1.0
 
 
 class NoiseAncestor(Struct, frozen=True, forbid_unknown_fields=True):
@@ -183,6 +179,7 @@ class Recipe(VersionedValue, frozen=True, kw_only=True, omit_defaults=True):
     - `autoencoder`: one in place of the model's own.
     - `clip_skip`: how many last layers of CLIP are left out, as in diffusers' pipelines; 0: none.
     - `chosen_candidates`: what it chose: image `i` is candidate `chosen_candidates[i]`, and no other is drawn.
+    - `amendments`: what was changed while it developed, in order (`steering`).
     """
 
     concepts: Annotated[tuple[Concept, ...], Meta(min_length=1, max_length=MAX_CONCEPTS)]
@@ -220,10 +217,13 @@ class Recipe(VersionedValue, frozen=True, kw_only=True, omit_defaults=True):
     embeddings: Annotated[tuple[ModelPart, ...], Meta(max_length=MAX_EMBEDDINGS)] = ()
     autoencoder: ModelPart | None = None
     clip_skip: Annotated[int, Meta(ge=0, le=12)] = 0
+    amendments: Annotated[tuple[Amendment, ...], Meta(max_length=MAX_AMENDMENTS)] = ()
 
     def __post_init__(self) -> None:
         if self.quantization == "llm_int8":
             msgspec.structs.force_setattr(self, "v", max(self.v, LLM_INT8_VERSION))
+        if self.amendments:
+            msgspec.structs.force_setattr(self, "v", max(self.v, STEERING_VERSION))
         if (
             self.quantization != "none"
             or self.controls

@@ -15,7 +15,8 @@ from typing import cast
 
 import torch
 
-from engine.contract import Blame, Job, Snapshot
+from engine.contract import AmendmentRequest, Blame, Job, Recipe, Snapshot
+from engine.core.amending import amend_images
 from engine.core.batch_layouts import BUCKETS, BatchLayouts
 from engine.core.batch_limits import BatchLimits
 from engine.core.batch_math import Coefficients, Prediction, predict, roll_tiles
@@ -123,6 +124,19 @@ class Engine:
         if job in self._images:
             self._job_weights[job] = weight
 
+    def amend(self, job: str, request: AmendmentRequest) -> Recipe:
+        """Change a job from the next step on, and return its recipe with the amendment.
+
+        Raises `JobRejected` with a sentence, and KeyError if the job is not here; then nothing is changed.
+        """
+        recipe, images = amend_images(self._images[job], self._families, request), list(self._images[job])
+        for image in images:
+            if isinstance(image, Trajectory) and image.is_dropped:
+                self._remove_image(image)
+        for image in self._images[job]:
+            self._limits.limit_for(image)  # its rows may have another shape now
+        return recipe
+
     def take_snapshots(self, job: str, epoch: int) -> list[Snapshot]:
         """Return a snapshot of each unfinished image that supports it. Waits for the device."""
         return [image.snapshot(epoch) for image in self._images.get(job, ()) if isinstance(image, Trajectory)]
@@ -227,6 +241,8 @@ class Engine:
             self._events.append(StepDone(image.job, image.image, image.k, image.plan.steps, watched_x0))
         self._scheduler.charge(batch, self._layouts.padded_rows * batch[0].row_ms)  # padding is charged, too
         self._steps += 1
+        for image, x0 in zip(batch, prediction.x0, strict=True):
+            self._follow_amendments(image, x0)
         finished = [image for image in batch if image.is_done]
         is_checked = bool(finished) or self._steps % CHECK_EVERY_STEPS == 0
         self.last_batch = None if has_estimates else self._describe_batch(batch[0], is_checked)
@@ -234,6 +250,16 @@ class Engine:
             self._fail_non_finite(batch, prediction.x)
         for image in finished:
             self._finish_image(image)
+
+    def _follow_amendments(self, image: Trajectory, x0: torch.Tensor) -> None:
+        """Add the images that leave this one after its step, and remove it if it is dropped."""
+        images = self._images[image.job]
+        for life in image.find_split_lives():
+            if all(isinstance(each, Trajectory) and each.life.key != life.key for each in images):
+                images.append(new_image := image.split(life, x0))
+                self._schedule(new_image)
+        if image.is_dropped:
+            self._remove_image(image)
 
     def _describe_batch(self, image: Trajectory, is_checked: bool) -> BatchRun:
         is_synchronised = is_checked or self._families[image.model].device.type == "cpu"

@@ -18,6 +18,8 @@ from engine.contract import (
     Recipe,
     Snapshot,
     Task,
+    find_amendments_problem,
+    list_needed_lives,
     recipe_for_image,
 )
 from engine.contract.rejection import JobRejected
@@ -26,6 +28,7 @@ from engine.core.init_latents import InitLatents
 from engine.core.input_pictures import check_pictures
 from engine.core.model_parts import check_parts, describe_missing_part, with_embeddings
 from engine.core.pipeline_image import PipelineImage, PipelineSource
+from engine.core.restoration import restore_images
 from engine.core.trajectory import Trajectory
 from engine.models.family import Family, HasSingleFormat, TakesLoras, TakesPictures, find_judge, with_autoencoder
 from engine.models.picture_edits import EditsPictures, is_edit
@@ -50,20 +53,27 @@ def build_images(
     prompt (`load_pictures`). Raises `JobRejected`; raises `DeviceLost` if the device no longer computes.
     """
     recipe, family = _check_recipe(job, families)
-    row_ms = row_ms_by_model.get(recipe.model, 1.0) * recipe.width * recipe.height / family.size**2
-    try:
+
+    def build() -> Sequence[Trajectory] | Sequence[PipelineImage]:
         images = _build_images(job, recipe, family, init_latents, pictures)
+        for image in images:
+            image.row_ms = row_ms_by_model.get(recipe.model, 1.0) * recipe.width * recipe.height / family.size**2
+            if image.bucket is None:  # a pinned forward costs its whole bucket, padding included
+                image.forward_times = forward_times.get(recipe.model, {})
+        return images
+
+    try:
+        images = build()
     except JobRejected:
         raise
     except Exception as error:
         raise reject_before_start(error, family.device) from error
-    for image in images:
-        image.row_ms = row_ms
-        if image.bucket is None:  # a pinned forward costs its whole bucket, padding included
-            image.forward_times = forward_times.get(recipe.model, {})
-        if isinstance(image, Trajectory):
-            _restore_image(image, snapshots)
-    return images
+    trajectories = [image for image in images if isinstance(image, Trajectory)]
+    if not trajectories:
+        return images
+    return restore_images(
+        trajectories, snapshots, lambda: [image for image in build() if isinstance(image, Trajectory)]
+    )
 
 
 def _build_images(
@@ -79,7 +89,10 @@ def _build_images(
     plan = _plan_from_start(plan, recipe, init_latents)
     if isinstance(family, TakesPictures) and family.needs_pictures(recipe) and not pictures:
         raise JobRejected("The control or reference pictures of this picture did not reach the engine.", "us")
-    return [Trajectory(job, recipe, image, plan, family, init_latents, pictures) for image in range(recipe.drawn_count)]
+    lives = list_needed_lives(recipe)
+    return [
+        Trajectory(job, recipe, life, plan, family, init_latents, pictures) for life in lives if life.parent is None
+    ]
 
 
 def _plan_from_start(plan: Plan, recipe: Recipe, init_latents: InitLatents | None) -> Plan:
@@ -175,6 +188,8 @@ def _check_steps(recipe: Recipe) -> None:
     first_step, end_step = recipe.first_step, recipe.end_step
     if first_step >= end_step:
         raise JobRejected(f"The picture would end after step {end_step}, but begin after step {first_step}.", "member")
+    if recipe.amendments and (problem := find_amendments_problem(recipe)):
+        raise JobRejected(problem, "member")
     if recipe.mixed and any(concept.weight <= 0 for concept in recipe.concepts):
         raise JobRejected("Every concept of a mixed prompt needs a weight above 0.", "member")
     interpolation = recipe.interpolation
@@ -186,15 +201,6 @@ def _check_steps(recipe: Recipe) -> None:
         raise JobRejected("A walk goes from one text to another, and not beyond its end.", "us")
     if interpolation.noises and recipe.lineage:
         raise JobRejected("A walk between noises begins with no variation.", "us")
-
-
-def _restore_image(image: Trajectory, snapshots: Sequence[Snapshot]) -> None:
-    for snapshot in snapshots:
-        if snapshot.image == image.image:
-            try:
-                image.restore(snapshot)
-            except ValueError as error:
-                log.warning("job %s image %d starts over: %s", image.job, image.image, error)
 
 
 def _find_family(recipe: Recipe, families: Mapping[str, Family]) -> Family:

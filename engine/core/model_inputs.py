@@ -15,10 +15,14 @@ from engine.contract import (
     is_guided,
     needs_unconditional_row,
     pinned_bucket,
+    recipe_at_step,
+    recipe_for_image,
 )
 from engine.models.family import Conditioning, Family
 from engine.models.picture_edits import EditedPicture, EditsPictures
 from engine.models.pictures.picture_conditions import PictureCondition, PictureConditions, PictureSlot
+
+MAX_KEPT_INPUTS = 8  # of one image, for different texts or guidance
 
 
 class PictureInput(NamedTuple):
@@ -46,29 +50,68 @@ class ModelInputs(NamedTuple):
     guidance: float = 1.0
 
 
-def build_model_inputs(
-    recipe: Recipe, family: Family, shape: tuple[int, ...], pictures: PictureConditions = (),
-    edited: EditedPicture | None = None,
-) -> tuple[ModelInputs, ...]:  # fmt: skip
-    """Return the inputs of each of the recipe's steps: equal ones are the same value, so that a batch can tell.
+class StepInputs:
+    """One image's inputs at each step, made when a step asks for them. `recipe`: its job's, with all amendments.
 
-    `shape`: of the latents. `edited`: a picture that is edited by the recipe's texts.
+    While nothing changes they are the same value, so that a batch can tell. `shape`: of the latents. `edited`: a
+    picture that is edited by the recipe's texts.
     """
-    texts_by_guidance: dict[bool, ModelInputs] = {}
-    distinct: dict[tuple[bool, tuple[bool, ...]], ModelInputs] = {}
-    inputs: list[ModelInputs] = []
-    for k in range(recipe.steps):
-        is_guidance_on, active = is_guided(recipe, k), tuple(_is_active(each, recipe, k) for each in pictures)
-        if is_guidance_on not in texts_by_guidance:
-            texts_by_guidance[is_guidance_on] = _build_text_inputs(recipe, family, shape, is_guidance_on, edited)
-        if (is_guidance_on, active) not in distinct:
-            texts = texts_by_guidance[is_guidance_on]
-            chosen = [picture for picture, is_active in zip(pictures, active, strict=True) if is_active]
-            distinct[is_guidance_on, active] = (
+
+    def __init__(
+        self, recipe: Recipe, image: int, family: Family, shape: tuple[int, ...], pictures: PictureConditions = (),
+        edited: EditedPicture | None = None,
+    ) -> None:  # fmt: skip
+        self._recipe, self._image, self._family, self._shape = recipe, image, family, shape
+        self._pictures, self._edited = pictures, edited
+        self._last_state: tuple[int, Recipe] | None = None
+        self._last_inputs: tuple[int, ModelInputs] | None = None
+        self._texts: dict[Hashable, ModelInputs] = {}
+        self._distinct: dict[Hashable, ModelInputs] = {}
+
+    def with_recipe(self, recipe: Recipe) -> StepInputs:
+        """Return the inputs by a recipe that has been amended."""
+        return StepInputs(recipe, self._image, self._family, self._shape, self._pictures, self._edited)
+
+    def recipe_at(self, k: int) -> Recipe:
+        """Return the image's recipe at step `k`, without amendments."""
+        k = min(k, self._recipe.steps - 1)
+        if self._last_state is None or (self._last_state[0] != k and self._recipe.amendments):
+            self._last_state = k, recipe_for_image(recipe_at_step(self._recipe, k), self._image)
+        return self._last_state[1]
+
+    def inputs_at(self, k: int) -> ModelInputs:
+        """Return the inputs of step `k`."""
+        k = min(k, self._recipe.steps - 1)
+        if self._last_inputs is None or self._last_inputs[0] != k:
+            self._last_inputs = k, self._find_inputs(k)
+        return self._last_inputs[1]
+
+    def _find_inputs(self, k: int) -> ModelInputs:
+        recipe = self.recipe_at(k)
+        is_guidance_on, active = is_guided(recipe, k), tuple(_is_active(each, recipe, k) for each in self._pictures)
+        texts_key = *_list_text_fields(recipe), is_guidance_on
+        if texts_key not in self._texts:
+            self._make_room()
+            self._texts[texts_key] = _build_text_inputs(recipe, self._family, self._shape, is_guidance_on, self._edited)
+        if (texts_key, active) not in self._distinct:
+            texts = self._texts[texts_key]
+            chosen = [picture for picture, is_active in zip(self._pictures, active, strict=True) if is_active]
+            self._distinct[texts_key, active] = (
                 _add_pictures(texts, chosen, needs_unconditional_row(recipe, is_guidance_on)) if chosen else texts
             )
-        inputs.append(distinct[is_guidance_on, active])
-    return tuple(inputs)
+        return self._distinct[texts_key, active]
+
+    def _make_room(self) -> None:
+        """Forget the steps of a fade: each has other weights."""
+        if len(self._texts) >= MAX_KEPT_INPUTS:
+            self._texts.clear()
+            self._distinct.clear()
+
+
+def _list_text_fields(recipe: Recipe) -> tuple[Hashable, ...]:
+    """Return what amendments can change of an image's texts."""
+    interval = recipe.guidance_interval
+    return recipe.concepts, recipe.mixed, recipe.negative, recipe.guidance, interval
 
 
 def _is_active(picture: PictureCondition, recipe: Recipe, k: int) -> bool:

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import torch
 
-from engine.contract import Branch, Dtype, Job, Recipe, Snapshot, recipe_for_image
+from engine.contract import Branch, Dtype, ImageLife, Job, Recipe, Snapshot, list_lives, list_needed_lives
 from engine.core import keyframe_steps
 from engine.core.init_latents import InitLatents
-from engine.core.model_inputs import ModelInputs, build_model_inputs
+from engine.core.model_inputs import ModelInputs, StepInputs
 from engine.core.noise import Noise
 from engine.models.family import Family
 from engine.models.pictures.picture_conditions import PictureConditions
@@ -49,7 +50,7 @@ class MaskedSource(NamedTuple):
 
 
 class Trajectory:
-    """Image `image` of `job`. In steps without guidance it may take fewer rows. `pictures`: its recipe's, prepared.
+    """One life of an image of `job`. In steps without guidance it may take fewer rows. `pictures`: its recipe's.
 
     `row_ms` (milliseconds a row-step at its size) and `forward_times` (of a forward, by rows): see
     `engine.scheduler.share_tree`.
@@ -59,27 +60,78 @@ class Trajectory:
     forward_times: Mapping[int, float] = MappingProxyType({})
 
     def __init__(
-        self, job: Job, recipe: Recipe, image: int, plan: Plan, family: Family, init_latents: InitLatents | None = None,
-        pictures: PictureConditions = (),
+        self, job: Job, recipe: Recipe, life: ImageLife, plan: Plan, family: Family,
+        init_latents: InitLatents | None = None, pictures: PictureConditions = (),
     ) -> None:  # fmt: skip
-        recipe = recipe_for_image(recipe, image)
         shape = family.latent_shape(recipe.width, recipe.height)
-        self.job, self.image, self.billing_key, self.plan = job.id, image, job.billing_key, plan
-        self.recipe, self.model, self.loras = recipe, family.name, recipe.loras
+        self.job, self.image, self.billing_key, self.plan = job.id, life.image, job.billing_key, plan
+        self.life, self.model, self.loras = life, family.name, recipe.loras
+        self._sources = job, family, init_latents, pictures
+        self.job_recipe = recipe  # with all amendments
         self.dtype: Dtype = recipe.dtype
-        self.noise = Noise(recipe, image, shape)
-        self._inputs_by_step = build_model_inputs(
-            recipe, family, shape, pictures, None if init_latents is None else init_latents.edited
-        )
-        self.k, self.end_step = recipe.first_step, recipe.end_step
+        self._inputs = StepInputs(
+            _recipe_of_life(recipe, life), life.image, family, shape, pictures,
+            None if init_latents is None else init_latents.edited,
+        )  # fmt: skip
+        self.k, self.end_step = life.first_step, recipe.end_step
+        self.noise = Noise(self.recipe, life.image, shape)
         is_inpainted = any(picture.slot.kind == "inpaint" for picture in pictures)  # the network itself sees the mask
         self.masked_source = None if is_inpainted else _build_masked_source(init_latents, self.noise)
-        self.x = _first_latents(recipe, plan, self.noise, init_latents).to(family.device)
+        self.x = _first_latents(self.recipe, plan, self.noise, init_latents).to(family.device)
         self.h: torch.Tensor | None = _initial_history(plan, init_latents, self.x)
         self.likely_end: torch.Tensor | None = None  # for previews alone
         self.keyframes: list[LatentKeyframe] = []
-        steps = keyframe_steps.keyframe_steps(plan, self.k, self.end_step) if job.ladder else ()
+        steps = keyframe_steps.keyframe_steps(plan, recipe.first_step, self.end_step) if job.ladder else ()
         self._keyframe_numbers = {step: number for number, step in enumerate(steps)}
+
+    def split(self, life: ImageLife, x0: torch.Tensor | None = None) -> Trajectory:
+        """Return a new image that leaves this one at its present step, with fresh noise: x = alpha·x0 + sigma·noise.
+
+        `x0`: this image's x0 by the step before. None: the new image is to be restored.
+        """
+        job, family, init_latents, pictures = self._sources
+        plan = self.plan.with_draw_count(life.first_step, 1)
+        image = Trajectory(job, self.job_recipe, life, plan, family, init_latents, pictures)
+        image.row_ms, image.forward_times = self.row_ms, self.forward_times
+        if x0 is not None:
+            alpha, sigma = plan.noise_level(life.first_step)
+            image.x = alpha * x0 + sigma * image.noise.initial_noise().to(x0.device)
+            image.h = None if self.h is None else x0
+            image.keyframes = [keyframe for keyframe in self.keyframes if keyframe.step < life.first_step]
+            image._add_keyframe(x0, image.x)
+        return image
+
+    @property
+    def recipe(self) -> Recipe:
+        """The image's own recipe at the next step, without amendments."""
+        return self._inputs.recipe_at(self.k)
+
+    @property
+    def is_dropped(self) -> bool:
+        """Whether somebody has dropped it, so that no further step runs."""
+        return self.life.drop_step is not None and self.k >= self.life.drop_step
+
+    def find_split_lives(self) -> list[ImageLife]:
+        """Return the images that leave this one at its present step."""
+        if not self.job_recipe.amendments:
+            return []
+        lives = list_needed_lives(self.job_recipe)
+        return [
+            life
+            for life in lives
+            if life.first_step == self.k and life.parent is not None and life.parent.key == self.life.key
+        ]
+
+    def prepare_amendment(self, recipe: Recipe) -> StepInputs:
+        """Return its inputs by the job's amended recipe, with those of the next step made."""
+        inputs = self._inputs.with_recipe(_recipe_of_life(recipe, self.life))
+        inputs.inputs_at(self.k)
+        return inputs
+
+    def amend(self, recipe: Recipe, inputs: StepInputs) -> None:
+        """Follow the job's amended recipe from the next step on. `inputs`: by `prepare_amendment`."""
+        self.job_recipe, self._inputs, self.likely_end = recipe, inputs, None
+        self.life = next(life for life in list_lives(recipe) if life.key == self.life.key)
 
     @property
     def is_done(self) -> bool:
@@ -100,7 +152,7 @@ class Trajectory:
     @property
     def model_inputs(self) -> ModelInputs:
         """The inputs of the next step."""
-        return self._inputs_by_step[min(self.k, len(self._inputs_by_step) - 1)]
+        return self._inputs.inputs_at(self.k)
 
     @property
     def rows(self) -> int:
@@ -124,8 +176,13 @@ class Trajectory:
         self.x = x0 if is_stopped else x
         if self.h is not None:
             self.h = x0
+        self._add_keyframe(x0, x)
+
+    def _add_keyframe(self, x0: torch.Tensor, x: torch.Tensor) -> None:
+        """Keep x0, and the latents at some keyframes and at an early end, if this is the step of a keyframe."""
         if self.k not in self._keyframe_numbers:
             return
+        is_stopped = self.k == self.end_step < self.plan.steps
         has_latents = is_stopped or keyframe_steps.has_latents(self._keyframe_numbers[self.k])
         self.keyframes.append(
             LatentKeyframe(self.k, x0.clone(), x.clone() if has_latents else None, self.plan.draw_counts[self.k])
@@ -139,15 +196,23 @@ class Trajectory:
         )
         return Snapshot(
             job=self.job, image=self.image, epoch=epoch, next_step=self.k, shape=tuple(self.x.shape),
-            x=_encode_tensor(self.x), history=_encode_tensor(self.h), keyframes=keyframes,
+            x=_encode_tensor(self.x), history=_encode_tensor(self.h), keyframes=keyframes, split_step=self._split_step,
         )  # fmt: skip
+
+    @property
+    def _split_step(self) -> int | None:
+        return None if self.life.parent is None else self.life.first_step - 1
+
+    def is_snapshot_of(self, snapshot: Snapshot) -> bool:
+        """Whether a snapshot of the job is of this image, and not of an earlier one in its place."""
+        return (snapshot.image, snapshot.split_step) == (self.image, self._split_step)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Continue from a snapshot. Raises ValueError, and changes nothing, if it belongs to another image."""
-        if (snapshot.job, snapshot.image, snapshot.shape) != (self.job, self.image, tuple(self.x.shape)):
+        if (snapshot.job, snapshot.shape) != (self.job, tuple(self.x.shape)) or not self.is_snapshot_of(snapshot):
             raise ValueError("the snapshot is of another image")
         is_foreign = any(step not in self._keyframe_numbers for step, _ in snapshot.keyframes)
-        if is_foreign or not self.recipe.first_step <= snapshot.next_step <= self.end_step:
+        if is_foreign or not self.life.first_step <= snapshot.next_step <= self.end_step:
             raise ValueError("the snapshot is of another plan")
         x, keyframes = (
             self._decode_tensors(snapshot.x),
@@ -173,6 +238,11 @@ class Trajectory:
         if not torch.isfinite(stacked).all():
             raise ValueError("the snapshot holds numbers that are not finite")
         return list(stacked.to(self.x.device))
+
+
+def _recipe_of_life(recipe: Recipe, life: ImageLife) -> Recipe:
+    """Return the job's recipe with the noise of one life."""
+    return recipe if life.seed is None else msgspec.structs.replace(recipe, seed=life.seed, lineage=())
 
 
 def _build_masked_source(init_latents: InitLatents | None, noise: Noise) -> MaskedSource | None:

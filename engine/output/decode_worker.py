@@ -31,6 +31,7 @@ from engine.core.job_images import check_job
 from engine.device.core_turns import CoreTurns, WorkKind
 from engine.device.stopwatch import Stopwatch
 from engine.models.family import SMALL_MODEL_SIZE, Family, find_judge, is_loaded, with_autoencoder
+from engine.models.picture_edits import is_edit
 from engine.models.pictures.picture_conditions import PictureConditions
 from engine.output.candidates import join_concepts
 from engine.output.latent_encoding import encode_keyframe
@@ -89,6 +90,10 @@ class DecodeWorker:
     def prepare_pictures(self, job: Job, blobs: Mapping[str, bytes]) -> Future[PictureConditions]:
         """Prepare a job's control and reference pictures for its networks. The future may raise `JobRejected`."""
         return self._submit(PICTURE_PRIORITY, lambda: self._prepare_pictures(job, blobs))
+
+    def encode_texts(self, recipe: Recipe, texts: Sequence[str]) -> Future[None]:
+        """Encode texts for a recipe beside the running batch, so that the engine has them. May raise `JobRejected`."""
+        return self._submit(PICTURE_PRIORITY, lambda: self._encode_texts(recipe, texts))
 
     def encode_for_description(self, model: str, picture: bytes) -> Future[torch.Tensor]:
         """Encode an image for `/describe` at the model's native size. The future may raise `JobRejected`."""
@@ -169,8 +174,16 @@ class DecodeWorker:
         check_job(job, self._families)
         return self._run_on_upload(recipe.model, partial(load_pictures, recipe, blobs))
 
+    def _encode_texts(self, recipe: Recipe, texts: Sequence[str]) -> None:
+        def encode(family: Family) -> None:
+            if not is_edit(recipe, family):  # then the encoder reads the picture, too, which the engine has
+                for text in texts:
+                    family.encode_conditioning(text, recipe)
+
+        self._run_on_upload(recipe.model, encode)
+
     def _run_on_upload(self, model: str, work: Callable[[Family], T]) -> T:
-        """Run work on an uploaded image. Raises `JobRejected` for anything that goes wrong, or `DeviceLost`."""
+        """Run work on what a member gave. Raises `JobRejected` for anything that goes wrong, or `DeviceLost`."""
         family = self._families[model]
         try:
             with self.cores.hold(WorkKind.OTHER):

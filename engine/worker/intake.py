@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from engine.bus import BrokerUnreachable, Bus, BusMessage, Claim
-from engine.contract import Job, JobStarted, Snapshot, UpscaleTask
+from engine.contract import AmendmentLog, Job, JobStarted, Snapshot, UpscaleTask
 from engine.contract.rejection import JobRejected
 from engine.process.log_format import log_context
 from engine.worker.active_runs import ActiveRuns
@@ -120,8 +120,10 @@ class Intake:
             self._error_counts.pop(run.job.id, None)
 
     async def _start_run(self, run: JobRun) -> None:
-        is_cancelled, snapshots = await asyncio.gather(
-            self._bus.is_cancelled(run.job.id), self._bus.get_snapshots(run.job.id, run.image_count)
+        is_cancelled, snapshots, amendment_log = await asyncio.gather(
+            self._bus.is_cancelled(run.job.id),
+            self._bus.get_snapshots(run.job.id, run.image_count),
+            self._bus.get_amendment_log(run.job.id),
         )
         if is_cancelled:
             if run.try_end():
@@ -131,6 +133,8 @@ class Intake:
             await self._announce_start(run, 0)
             await self._output.run_upscale(run)
             return
+        if amendment_log is not None:
+            snapshots = await self._take_over(run, amendment_log, snapshots)
         step = run.restore_progress(snapshots)
         log.info("job %s begins at step %d (epoch %d)", run.job.id, step, run.claim.epoch)
         start_steps = asyncio.gather(
@@ -139,6 +143,16 @@ class Intake:
         for result in await start_steps:  # Started is published before a failure
             if isinstance(result, BaseException):
                 raise result
+
+    async def _take_over(
+        self, run: JobRun, amendment_log: AmendmentLog, snapshots: Sequence[Snapshot]
+    ) -> Sequence[Snapshot]:
+        """Follow what an earlier worker changed, and return the snapshots, those of new images included."""
+        image_count = run.image_count
+        run.restore_amendments(amendment_log)
+        if run.image_count == image_count:
+            return snapshots
+        return await self._bus.get_snapshots(run.job.id, run.image_count)
 
     async def _announce_start(self, run: JobRun, step: int) -> None:
         await self._result_publisher.publish(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
-from engine.contract import Snapshot
+from engine.contract import AmendmentRequest, Recipe, Snapshot
 
 T = TypeVar("T")
 
@@ -29,6 +29,13 @@ class JobEngine(Protocol):
 
     def set_job_weight(self, job: str, weight: float) -> None:
         """Let the job have `weight` times the share of its user's jobs of weight 1."""
+        ...
+
+    def amend(self, job: str, request: AmendmentRequest) -> Recipe:
+        """Change the job from the next step on, and return its amended recipe.
+
+        Raises `JobRejected` with a sentence, and KeyError if the job is not here.
+        """
         ...
 
     def take_snapshots(self, job: str, epoch: int) -> list[Snapshot]:

@@ -11,9 +11,22 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from engine.bus.buckets.claims import Claim
 from engine.bus.deliveries import BusMessage
-from engine.contract import Job, Recipe, Snapshot, count_rows
+from engine.contract import (
+    AmendmentLog,
+    Job,
+    Recipe,
+    Snapshot,
+    count_image_rows,
+    count_row_steps,
+    count_rows,
+    list_final_images,
+    list_lives,
+    recipe_at_step,
+)
 from engine.worker.job_engine import JobEngine
 
 if TYPE_CHECKING:
@@ -48,15 +61,57 @@ class JobRun:
     seconds_per_step: float = 0.0  # seconds a step of one image
     last_step_time: float = 0.0  # when its last step ended, or the engine admitted it
     image_steps_run: int = 0  # steps of single images that this worker ran
+    last_amendment: int = 0  # the number of the last change that it answered
+    refusals: dict[int, str] = field(default_factory=dict)  # the numbers of refused changes, and why
+    is_amendment_log_stored: bool = True
+    amendment_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def __post_init__(self) -> None:
         self.unpublished_images = set(range(self.image_count))
         self.steps_done = dict.fromkeys(range(self.image_count), self.first_step)
+        if isinstance(self.job.task, Recipe) and self.job.task.amendments:
+            self._follow_images(self.job.task, ())
+            self.last_amendment = self.job.task.amendments[-1].number
 
     @property
     def image_count(self) -> int:
         """The images that the engine draws, candidates included."""
-        return self.job.task.drawn_count if isinstance(self.job.task, Recipe) else 1
+        if not isinstance(self.job.task, Recipe):
+            return 1
+        return max([self.job.task.drawn_count, *(life.image + 1 for life in list_lives(self.job.task))])
+
+    def follow_amendments(self, recipe: Recipe) -> None:
+        """Take the recipe as it is now amended. The cost changes as its rows do."""
+        old_recipe = self.job.task
+        assert isinstance(old_recipe, Recipe), "only a recipe can be amended"
+        cost = self.job.cost * count_row_steps(recipe) / max(1, count_row_steps(old_recipe))
+        self.job = replace(self.job, task=recipe, cost=cost)
+        self._follow_images(recipe, list_final_images(old_recipe))
+
+    def restore_amendments(self, amendment_log: AmendmentLog) -> None:
+        """Follow what an earlier worker changed. It may have changed more than the bot knew when it sent the job."""
+        recipe = self.job.task
+        if isinstance(recipe, Recipe):
+            by_number = {each.number: each for each in (*recipe.amendments, *amendment_log.amendments)}
+            amendments = tuple(by_number[number] for number in sorted(by_number))
+            self.follow_amendments(replace(recipe, amendments=amendments))
+            self.last_amendment = max(self.last_amendment, amendment_log.last_number)
+
+    def make_amendment_log(self) -> AmendmentLog:
+        amendments = self.job.task.amendments if isinstance(self.job.task, Recipe) else ()
+        return AmendmentLog(
+            job=self.job.id, epoch=self.claim.epoch, last_number=self.last_amendment, amendments=amendments
+        )
+
+    def _follow_images(self, recipe: Recipe, old_images: Iterable[int]) -> None:
+        """Await the images that splits make, and no longer those that are dropped."""
+        if recipe.needs_choice:
+            return
+        images = {life.image: life.first_step for life in list_lives(recipe) if life.drop_step is None}
+        self.unpublished_images = {
+            image for image in images if image in self.unpublished_images or image not in old_images
+        }
+        self.steps_done = {image: self.steps_done.get(image, step) for image, step in images.items()}
 
     @property
     def first_step(self) -> int:
@@ -71,7 +126,13 @@ class JobRun:
     @property
     def rows(self) -> int:
         """Rows of the batch that it occupies."""
-        return count_rows(self.job.task) if isinstance(self.job.task, Recipe) and self.pause_timer is None else 0
+        recipe = self.job.task
+        if not isinstance(recipe, Recipe) or self.pause_timer is not None:
+            return 0
+        if not recipe.amendments:
+            return count_rows(recipe)
+        step = max(self.steps_done.values(), default=0)
+        return len(self.steps_done) * count_image_rows(recipe_at_step(recipe, step))
 
     def apply_control(self, engine: JobEngine) -> None:
         """Set pause and weight in the engine, between two steps, also for a job that it has yet to admit."""

@@ -13,9 +13,11 @@ import time
 from concurrent.futures import Future
 from typing import TypeVar
 
+from msgspec.structs import replace
+
 from engine.bus import BlobMissing, BrokerUnreachable, Bus
 from engine.bus.latest import LatestByKey
-from engine.contract import MAX_FRAME_BYTES, Frame, Job, Recipe, UpscaleTask, Verdict
+from engine.contract import MAX_FRAME_BYTES, AmendmentRequest, Frame, Job, Recipe, SetConcepts, UpscaleTask, Verdict
 from engine.contract.rejection import JobRejected
 from engine.core.engine import LatentsDone, StepDone
 from engine.core.init_latents import InitLatents
@@ -68,6 +70,15 @@ class RunOutput:
             raise JobRejected(f"{subject} was no longer at the broker.", "worker") from error
         pictures = await self._wait_for_decode(self._decode_worker.prepare_pictures(run.job, blobs))
         return await self._wait_for_decode(self._decode_worker.encode_init_images(run.job, blobs)), pictures
+
+    async def prepare_texts(self, run: JobRun, request: AmendmentRequest) -> None:
+        """Encode the texts of a change before the engine needs them. Raises `JobRejected`."""
+        recipe, change = run.job.task, request.change
+        assert isinstance(recipe, Recipe)
+        if isinstance(change, SetConcepts):
+            recipe = replace(recipe, concepts=change.concepts)
+            texts = [concept.text for concept in change.concepts]
+            await self._wait_for_decode(self._decode_worker.encode_texts(recipe, texts))
 
     def queue_preview(self, run: JobRun, event: StepDone) -> None:
         """Queue a preview for watchers. Of candidates only the first are shown, one for each picture."""

@@ -24,6 +24,7 @@ from engine.output.upscaler import Upscaler
 from engine.process.heap import trim_heap
 from engine.process.log_format import log_context
 from engine.worker.active_runs import ActiveRuns
+from engine.worker.amendment_service import AmendmentService
 from engine.worker.calibration_updater import CalibrationUpdater
 from engine.worker.decode_service import DecodeService
 from engine.worker.describe_service import DescribeService
@@ -86,6 +87,9 @@ class Worker:
         )
         self._heartbeats = Heartbeats(bus, self.active_runs, self._result_publisher, watchdog)
         self._watched_jobs = WatchedJobs(bus, self.active_runs)
+        self._amendment_service = AmendmentService(
+            bus, self.active_runs, self._result_publisher, self._output.prepare_texts
+        )
         self._run_control = RunControl(bus, self.active_runs, self._model_cache.is_memory_contended)
         self._snapshot_saver = SnapshotSaver(bus, self.active_runs, self._result_publisher, self._watched_jobs)
         self.describe_service = DescribeService(self._thread, decode_worker, self._model_cache, profile.rows)
@@ -112,6 +116,7 @@ class Worker:
             self._heartbeats.watch_cancels(),
             self._watched_jobs.listen(),
             self._run_control.listen(),
+            self._amendment_service.listen(),
             self._snapshot_saver.save_regularly(),
             self._output.send_previews(),
             self._bus.wait_closed(),

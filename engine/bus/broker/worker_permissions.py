@@ -15,7 +15,12 @@ from collections.abc import Sequence
 
 from engine.bus import subjects
 
-BROADCASTS = (subjects.kv_subject(subjects.CANCELLED, "*"), subjects.PREVIEW_REQUESTS_ALL, subjects.CONTROL_ALL)
+BROADCASTS = (
+    subjects.kv_subject(subjects.CANCELLED, "*"),
+    subjects.PREVIEW_REQUESTS_ALL,
+    subjects.CONTROL_ALL,
+    subjects.AMENDMENTS_ALL,
+)
 RESPONSE_LIMITS = {"max": 1, "expires": "1m"}  # to shared requests: one reply each, to the inbox that the request names
 SHARED_REQUESTS = (subjects.EMBED, subjects.DESCRIBE_ALL)
 API = "$JS.API"

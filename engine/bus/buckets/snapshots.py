@@ -1,4 +1,6 @@
-"""Snapshots of running images in a bucket: one key an image, written by compare-and-set on the epoch.
+"""Snapshots of running images in a bucket: one key an image, and one for a job's amendments.
+
+All are written by compare-and-set on the epoch.
 
 A snapshot too large for a message is stored as a blob, and its key names the blob.
 """
@@ -17,7 +19,17 @@ from nats.js.kv import KeyValue
 from engine.bus import subjects
 from engine.bus.buckets.blobs import BlobMissing, BlobStore
 from engine.bus.buckets.claims import StaleEpoch
-from engine.contract import MAX_CANDIDATE_IMAGES, MAX_COUNT, Epoch, MalformedMessage, Sha256, Snapshot, decode, encode
+from engine.contract import (
+    MAX_CANDIDATE_IMAGES,
+    MAX_COUNT,
+    AmendmentLog,
+    Epoch,
+    MalformedMessage,
+    Sha256,
+    Snapshot,
+    decode,
+    encode,
+)
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +44,8 @@ class SnapshotBlobRef(msgspec.Struct, frozen=True, tag="Elsewhere", forbid_unkno
     sha256: Sha256
 
 
-def _decode_value(payload: bytes) -> Snapshot | SnapshotBlobRef:
-    return decode(payload, cast(Any, Snapshot | SnapshotBlobRef))
+def _decode_value(payload: bytes) -> Snapshot | AmendmentLog | SnapshotBlobRef:
+    return decode(payload, cast(Any, Snapshot | AmendmentLog | SnapshotBlobRef))
 
 
 class SnapshotStore:
@@ -50,23 +62,29 @@ class SnapshotStore:
 
     async def put(self, snapshot: Snapshot) -> None:
         """Write the snapshot. Raises `StaleEpoch` if a newer epoch has written that image."""
-        key = subjects.snapshot_key(snapshot.job, snapshot.image)
         value, blob = await self._pack(snapshot)
+        await self._write(subjects.snapshot_key(snapshot.job, snapshot.image), value, snapshot.epoch, blob)
+
+    async def put_amendment_log(self, amendment_log: AmendmentLog) -> None:
+        """Write a job's amendments. Raises `StaleEpoch` if a newer epoch has written them."""
+        await self._write(subjects.amendment_log_key(amendment_log.job), encode(amendment_log), amendment_log.epoch)
+
+    async def _write(self, key: str, value: bytes, own_epoch: int, blob: str = "") -> None:
         for _ in range(3):
             epoch, revision, old_blob = self._own_writes.get(key) or await self._read_stored(key)
-            if epoch > snapshot.epoch:
+            if epoch > own_epoch:
                 self._own_writes.pop(key, None)
-                raise StaleEpoch(f"image {snapshot.image} has a snapshot of a newer epoch")
+                raise StaleEpoch(f"{key} is of a newer epoch")
             try:
                 new_revision = await self._bucket.update(key, value, last=revision)
             except KeyWrongLastSequenceError:
                 self._own_writes.pop(key, None)
                 continue
-            self._own_writes[key] = (snapshot.epoch, new_revision, blob)
+            self._own_writes[key] = (own_epoch, new_revision, blob)
             if old_blob and old_blob != blob:
                 await self._blobs.drop(old_blob)
             return
-        raise StaleEpoch(f"somebody else is writing snapshots of image {snapshot.image}")
+        raise StaleEpoch(f"somebody else is writing {key}")
 
     async def _pack(self, snapshot: Snapshot) -> tuple[bytes, str]:
         value = encode(snapshot)
@@ -95,6 +113,18 @@ class SnapshotStore:
         snapshots = await asyncio.gather(*(self._read_image(job, image) for image in range(image_count)))
         return [snapshot for snapshot in snapshots if snapshot is not None]
 
+    async def get_amendment_log(self, job: str) -> AmendmentLog | None:
+        """Return a job's amendments; None if it has none, or if they cannot be read, which is logged."""
+        try:
+            entry = await self._bucket.get(subjects.amendment_log_key(job))
+            value = _decode_value(entry.value or b"")
+        except KeyNotFoundError:
+            return None
+        except MalformedMessage as error:
+            log.error("the amendments of job %s are unreadable: %s", job, error)
+            return None
+        return value if isinstance(value, AmendmentLog) and value.job == job else None
+
     async def _read_image(self, job: str, image: int) -> Snapshot | None:
         key = subjects.snapshot_key(job, image)
         try:
@@ -107,7 +137,7 @@ class SnapshotStore:
         except (MalformedMessage, BlobMissing) as error:
             log.error("snapshot %s is unreadable: %s", key, error)
             return None
-        return value if (value.job, value.image) == (job, image) else None
+        return value if isinstance(value, Snapshot) and (value.job, value.image) == (job, image) else None
 
     async def drop(self, job: str) -> None:
         """Delete a finished job's snapshots; a purge leaves no delete marker."""
@@ -132,4 +162,5 @@ class SnapshotStore:
 
     @staticmethod
     def _image_keys(job: str) -> list[str]:
-        return [subjects.snapshot_key(job, image) for image in range(MAX_CANDIDATE_IMAGES)]
+        images = (subjects.snapshot_key(job, image) for image in range(MAX_CANDIDATE_IMAGES))
+        return [*images, subjects.amendment_log_key(job)]

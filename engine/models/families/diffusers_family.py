@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from threading import RLock
+from threading import Lock, RLock
 from typing import Any, ClassVar
 
 import msgspec
@@ -89,6 +89,7 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, PictureSupport, ABC):
             self.forward_runner.disable_optimizations()  # they keep weights, which come and go
         self._networks: Networks = NetworkCopies(self._loaded_network, self.device)
         self._cached_conditioning: OrderedDict[PromptKey, Conditioning] = OrderedDict()
+        self._cache_lock = Lock()  # texts are encoded by the engine's thread, and beside it
         self._init_added_files(pipeline, name)
 
     @property
@@ -227,19 +228,27 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, PictureSupport, ABC):
 
     def _get_conditioning(self, prompt: PromptKey) -> Conditioning:
         """Return a text's conditions, encoded at their first use."""
-        if prompt not in self._cached_conditioning:
-            supported_prompt = prompt if self.supports_emphasis else prompt._replace(text=strip_emphasis(prompt.text))
-            with torch.inference_mode(), self.pipeline_lock:
-                text_pipeline = self.get_text_pipeline(prompt.loras)
-                with self._embeddings.with_words(text_pipeline, prompt.embeddings) as pipeline:
-                    self._cached_conditioning[prompt] = self._encode_text(pipeline, supported_prompt)
-        self._cached_conditioning.move_to_end(prompt)
+        with self._cache_lock:
+            if prompt in self._cached_conditioning:
+                self._cached_conditioning.move_to_end(prompt)
+                return self._cached_conditioning[prompt]
+        supported_prompt = prompt if self.supports_emphasis else prompt._replace(text=strip_emphasis(prompt.text))
+        with torch.inference_mode(), self.pipeline_lock:
+            text_pipeline = self.get_text_pipeline(prompt.loras)
+            with self._embeddings.with_words(text_pipeline, prompt.embeddings) as pipeline:
+                conditioning = self._encode_text(pipeline, supported_prompt)
+        with self._cache_lock:
+            return self._keep_conditioning(prompt, conditioning)
+
+    def _keep_conditioning(self, prompt: PromptKey, conditioning: Conditioning) -> Conditioning:
+        """Return the first encoding of a text, if two threads encoded it. Drop the texts that were not used longest."""
+        kept = self._cached_conditioning.setdefault(prompt, conditioning)
         while len(self._cached_conditioning) > 1 and (
             len(self._cached_conditioning) > MAX_CACHED_TEXTS
             or count_bytes(self._cached_conditioning) > MAX_CACHED_TEXT_BYTES
         ):
             self._cached_conditioning.popitem(last=False)
-        return self._cached_conditioning[prompt]
+        return kept
 
     def clear_text_cache(self) -> None:
         """Drop the cache of encoded texts."""

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 import torch
 
-from engine.contract import Concept, Job, NoiseAncestor, Recipe, UpscaleTask, count_rows
+from engine.contract import Concept, ImageLife, Job, NoiseAncestor, Recipe, UpscaleTask, count_rows
 from engine.contract.rejection import JobRejected
 from engine.core.batch_math import RowLayout
 from engine.core.engine import Engine, JobFailure, LatentsDone, StepDone
@@ -364,7 +364,7 @@ def test_a_job_resumes_exactly_from_its_snapshots(affine: Any, recipe: Make, job
 
 def test_a_snapshot_of_a_finished_image_only_needs_decoding(affine: Any, recipe: Make, job: Make) -> None:
     one = job(recipe(steps=4))
-    image = Trajectory(one, one.task, 0, plan(affine.scheduler_config, "ddpm", 4), affine)
+    image = Trajectory(one, one.task, ImageLife(0, 0), plan(affine.scheduler_config, "ddpm", 4), affine)
     image.k = 4
     engine = Engine({"affine": affine})
     engine.add(one, [image.snapshot(1)])
@@ -432,7 +432,7 @@ def test_the_engine_refuses_an_upscale(affine: Any, job: Make) -> None:
 def test_a_layout_points_every_image_at_its_own_rows(affine: Any, recipe: Make, job: Make) -> None:
     table = plan(affine.scheduler_config, "ddpm", 4)
     recipes: list[Recipe] = [recipe("a", guidance=1.0), recipe(concepts=(Concept("b"), Concept("c"))), recipe("d")]
-    layout = RowLayout.build([Trajectory(job(each), each, 0, table, affine) for each in recipes], 4)
+    layout = RowLayout.build([Trajectory(job(each), each, ImageLife(0, 0), table, affine) for each in recipes], 4)
     assert layout.owner.tolist() == [0, 1, 1, 1, 2, 2, 0, 0]
     assert layout.base.tolist() == [0, 1, 4]
     assert [row.tolist() for row, _ in layout.slots] == [[0, 2, 5], [0, 3, 4]]

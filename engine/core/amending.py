@@ -1,0 +1,59 @@
+"""Changes a running job's images: from which step on, whether it can be, and what each image does then."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from engine.contract import Amendment, AmendmentRequest, Recipe, find_amendment_problem, list_lives
+from engine.contract.rejection import JobRejected
+from engine.core.fault_isolation import reject_before_start
+from engine.core.pipeline_image import PipelineImage
+from engine.core.trajectory import Trajectory
+from engine.models.family import Family
+
+CANNOT_STEER = "This sampler runs in the model's unmodified pipeline, which cannot be steered: choose another one."
+ENDS_ALREADY = "A picture of this job is finished already."
+
+
+def amend_images(
+    images: Sequence[Trajectory | PipelineImage], families: Mapping[str, Family], request: AmendmentRequest
+) -> Recipe:
+    """Change a job's images from the next step on that none of them has run, and return its amended recipe.
+
+    Raises `JobRejected`, and then changes nothing.
+    """
+    trajectories = [image for image in images if isinstance(image, Trajectory)]
+    if not trajectories:
+        raise JobRejected(CANNOT_STEER, "member")
+    recipe = _amend_recipe(trajectories, request)
+    try:
+        inputs = [image.prepare_amendment(recipe) for image in trajectories]
+    except JobRejected:
+        raise
+    except Exception as error:
+        raise reject_before_start(error, families[trajectories[0].model].device) from error
+    for image, inputs_of_image in zip(trajectories, inputs, strict=True):
+        image.amend(recipe, inputs_of_image)
+    return recipe
+
+
+def _amend_recipe(images: Sequence[Trajectory], request: AmendmentRequest) -> Recipe:
+    """Return the job's recipe with the change, from the step on that no image has run. Raises `JobRejected`."""
+    recipe = images[0].job_recipe
+    _check_unfinished(images, recipe)
+    step = max([image.k for image in images] + [amendment.step for amendment in recipe.amendments[-1:]])
+    amendment = Amendment(request.number, step, request.change)
+    if problem := find_amendment_problem(recipe, amendment):
+        raise JobRejected(problem, "member")
+    return msgspec.structs.replace(recipe, amendments=(*recipe.amendments, amendment))
+
+
+def _check_unfinished(images: Sequence[Trajectory], recipe: Recipe) -> None:
+    """Refuse a change once an image has left the engine: drawn anew, it would be another."""
+    steps = {image.life.key: image.k for image in images}
+    for life in list_lives(recipe):
+        has_begun = life.parent is None or steps.get(life.parent.key, life.first_step) >= life.first_step
+        if has_begun and life.drop_step is None and life.key not in steps:
+            raise JobRejected(ENDS_ALREADY, "member")
