@@ -69,7 +69,8 @@ class _Timeline:
     """Applies amendments in order. `advance` must be called with rising steps."""
 
     def __init__(self, recipe: Recipe) -> None:
-        self._state = msgspec.structs.replace(recipe, amendments=()) if recipe.amendments else recipe
+        # The version rises again to what the rest needs.
+        self._state = msgspec.structs.replace(recipe, amendments=(), v=1) if recipe.amendments else recipe
         self._waiting = list(recipe.amendments)
         self._fade: _Fade | None = None
 
