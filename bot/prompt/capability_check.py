@@ -99,14 +99,20 @@ def check_start(recipe: Recipe, model_profile: ModelProfile) -> None:
     if model_profile.required == "picture":
         if start is None:
             raise UserError(f"{model_profile.name} only changes a picture: add one, or take another model.")
-        if start.mask is not None or len(start.pictures) > 1:
-            raise UserError(
-                f"{model_profile.name} changes one picture as a whole: leave out the mask and other pictures."
-            )
+        check_edit_pictures(start, model_profile)
+        if start.mask is not None:
+            raise UserError(f"{model_profile.name} changes a picture as a whole: leave out the mask.")
         if start.strength < 1.0:
-            raise UserError(f"{model_profile.name} changes one picture as a whole: leave out the strength.")
+            raise UserError(f"{model_profile.name} changes a picture as a whole: leave out the strength.")
     if recipe.tile and is_edit(recipe, model_profile):
         raise UserError("A picture that is edited by words does not tile: leave out --tile.")
+
+
+def check_edit_pictures(start: ImageToImage, model_profile: ModelProfile) -> None:
+    """Raise `UserError` for more pictures than one edit of this model sees."""
+    if len(start.pictures) > (most := model_profile.max_edit_pictures):
+        limit = "one picture" if most == 1 else f"up to {most} pictures"
+        raise UserError(f"{model_profile.name} changes {limit} at once, and these are {len(start.pictures)}.")
 
 
 def _check_choice(recipe: Recipe, model_profile: ModelProfile) -> None:

@@ -117,15 +117,23 @@ class ModelCatalog:
     def _rank(self, name: str) -> tuple[bool, bool]:
         return name != self._default, name != SHIPPED_MODEL.name
 
-    def find_editor(self, is_allowed: Callable[[str], bool] = lambda name: True) -> CatalogEntry | None:
-        """Return a model that edits pictures by words, first one that does nothing else; None: there is none.
+    def find_editor(
+        self, is_allowed: Callable[[str], bool] = lambda name: True, pictures: int = 1
+    ) -> CatalogEntry | None:
+        """Return a model that edits so many pictures at once by words, first one that does nothing else.
 
-        `is_allowed`: whether a member may use the model of that name. Such a model goes before all others.
+        If none takes so many, one that takes fewer; None: none edits. `is_allowed`: whether a member may use the model
+        of that name. Such a model goes before all others.
         """
         editors = [entry for entry in self.entries() if entry.profile.edits]
         return min(
             editors,
-            key=lambda entry: (not is_allowed(entry.profile.name), not entry.is_live, not entry.profile.required),
+            key=lambda entry: (
+                not is_allowed(entry.profile.name),
+                entry.profile.max_edit_pictures < pictures,
+                not entry.is_live,
+                not entry.profile.required,
+            ),
             default=None,
         )
 

@@ -80,6 +80,7 @@ class Calibration(Struct, frozen=True, forbid_unknown_fields=True):
             required=_find_required(family),
             max_clip_skip=family.max_clip_skip if isinstance(family, SkipsTextLayers) else 0,
             edits=isinstance(family, EditsPictures),
+            max_edit_pictures=family.max_edit_pictures if isinstance(family, EditsPictures) else 1,
         )  # fmt: skip
         if not isinstance(family, TakesPictures):
             return profile

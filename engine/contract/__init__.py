@@ -35,11 +35,12 @@ from engine.contract.amendments import (
 )
 from engine.contract.codec import MalformedMessage, NewerVersion, decode, encode
 from engine.contract.cost import count_row_steps, estimate_cost, estimate_decode_ms
-from engine.contract.edits import is_edit, is_whole_picture
+from engine.contract.edits import has_whole_pictures, is_edit
 from engine.contract.embedding_names import compile_embedding_names, find_embeddings
 from engine.contract.features import find_lacking_feature
 from engine.contract.fields import (
     CONTROL_VERSION,
+    EDIT_PICTURES_VERSION,
     FEATURES_VERSION,
     FULL_INTERVAL,
     INIT_IMAGES_VERSION,
@@ -168,28 +169,28 @@ from engine.contract.steering import (
 from engine.contract.turbo import TURBO_GUIDANCE, TURBO_LORA, TURBO_SAMPLER, TURBO_STEPS, find_turbo, is_turbo
 
 __all__ = [
-    "CONTROL_VERSION", "FEATURES_VERSION", "FULL_INTERVAL", "INIT_IMAGES_VERSION", "JUDGE_VERSION", "LLM_INT8_VERSION",
-    "MAX_AMENDMENTS", "MAX_AMENDMENTS_AT_ONCE", "MAX_CANDIDATES", "MAX_CANDIDATE_IMAGES", "MAX_CONCEPTS",
-    "MAX_CONTROLS", "MAX_COUNT", "MAX_EMBEDDINGS", "MAX_ESTIMATE_BYTES", "MAX_FRAME_BYTES", "MAX_INIT_IMAGES",
-    "MAX_INTERPOLATION_FRAMES", "MAX_KEYFRAMES", "MAX_LORAS", "MAX_NOISINGS", "MAX_REFERENCES", "MAX_ROWS", "MAX_STEPS",
-    "MAX_THUMBNAIL_BYTES", "MODELS_VERSION", "PICTURE_CHECK_VERSION", "PIPELINE_SAMPLERS", "SAMPLER_TITLES",
-    "STEERING_VERSION", "SUPER_RESOLVER_VERSION", "TURBO_GUIDANCE", "TURBO_LORA", "TURBO_SAMPLER", "TURBO_STEPS",
-    "VERSION", "VERSION_1_SAMPLERS", "X0_ESTIMATES_VERSION", "AmendJob", "Amendment", "AmendmentLog", "AmendmentNumber",
-    "AmendmentRequest", "BillingKey", "Blame", "Branch", "ByteCount", "CandidateText", "Change", "Concept",
-    "ControlImage", "ControlMessage", "ControlModel", "Coordinate", "DecodeReply", "DecodeRequest", "DescribeReply",
-    "DescribeRequest", "DropImages", "Dtype", "EmbedReply", "EmbedRequest", "Epoch", "Feature", "Fraction", "Frame",
-    "GuidanceKind", "Id", "ImageLife", "ImageToImage", "Index", "InitImage", "Interpolation", "Job", "JobAmended",
-    "JobCancelled", "JobFailed", "JobFinished", "JobHandedBack", "JobModelLoading", "JobStarted", "Keyframe", "Ladder",
-    "LatentBytes", "Lora", "MalformedMessage", "Milliseconds", "MissingPart", "ModelPart", "ModelProfile",
-    "ModelProgress", "Name", "NewerVersion", "NoiseAncestor", "PictureReady", "Preprocessor", "Presence",
-    "Quantization", "Recipe", "ReferenceImage", "Result", "Sampler", "Seconds", "Seed", "Sentence", "SetConcepts",
-    "SetGuidance", "SetNegative", "Sha256", "Side", "Snapshot", "SplitImage", "SquaredError", "Step", "Task",
-    "TensorSide", "Text", "UnixSeconds", "UpscaleMethod", "UpscaleTask", "Verdict", "Version", "VersionedValue",
-    "candidate_index", "compile_embedding_names", "count_guided_steps", "count_image_rows", "count_row_steps",
-    "count_rows", "decode", "downgrade_job", "encode", "estimate_cost", "estimate_decode_ms", "find_amendment_problem",
-    "find_amendments_problem", "find_embeddings", "find_lacking_feature", "find_life", "find_missing_part",
-    "find_turbo", "has_negative_weight", "is_edit", "is_guided", "is_in_interval", "is_turbo", "is_whole_picture",
-    "iterate_states", "list_final_images", "list_lives", "list_needed_lives", "make_part_fields", "map_step",
-    "needs_unconditional_row", "noise_seed", "pinned_bucket", "recipe_at_step", "recipe_for_image", "required_blobs",
-    "settle_amendments",
+    "CONTROL_VERSION", "EDIT_PICTURES_VERSION", "FEATURES_VERSION", "FULL_INTERVAL", "INIT_IMAGES_VERSION",
+    "JUDGE_VERSION", "LLM_INT8_VERSION", "MAX_AMENDMENTS", "MAX_AMENDMENTS_AT_ONCE", "MAX_CANDIDATES",
+    "MAX_CANDIDATE_IMAGES", "MAX_CONCEPTS", "MAX_CONTROLS", "MAX_COUNT", "MAX_EMBEDDINGS", "MAX_ESTIMATE_BYTES",
+    "MAX_FRAME_BYTES", "MAX_INIT_IMAGES", "MAX_INTERPOLATION_FRAMES", "MAX_KEYFRAMES", "MAX_LORAS", "MAX_NOISINGS",
+    "MAX_REFERENCES", "MAX_ROWS", "MAX_STEPS", "MAX_THUMBNAIL_BYTES", "MODELS_VERSION", "PICTURE_CHECK_VERSION",
+    "PIPELINE_SAMPLERS", "SAMPLER_TITLES", "STEERING_VERSION", "SUPER_RESOLVER_VERSION", "TURBO_GUIDANCE", "TURBO_LORA",
+    "TURBO_SAMPLER", "TURBO_STEPS", "VERSION", "VERSION_1_SAMPLERS", "X0_ESTIMATES_VERSION", "AmendJob", "Amendment",
+    "AmendmentLog", "AmendmentNumber", "AmendmentRequest", "BillingKey", "Blame", "Branch", "ByteCount",
+    "CandidateText", "Change", "Concept", "ControlImage", "ControlMessage", "ControlModel", "Coordinate", "DecodeReply",
+    "DecodeRequest", "DescribeReply", "DescribeRequest", "DropImages", "Dtype", "EmbedReply", "EmbedRequest", "Epoch",
+    "Feature", "Fraction", "Frame", "GuidanceKind", "Id", "ImageLife", "ImageToImage", "Index", "InitImage",
+    "Interpolation", "Job", "JobAmended", "JobCancelled", "JobFailed", "JobFinished", "JobHandedBack",
+    "JobModelLoading", "JobStarted", "Keyframe", "Ladder", "LatentBytes", "Lora", "MalformedMessage", "Milliseconds",
+    "MissingPart", "ModelPart", "ModelProfile", "ModelProgress", "Name", "NewerVersion", "NoiseAncestor",
+    "PictureReady", "Preprocessor", "Presence", "Quantization", "Recipe", "ReferenceImage", "Result", "Sampler",
+    "Seconds", "Seed", "Sentence", "SetConcepts", "SetGuidance", "SetNegative", "Sha256", "Side", "Snapshot",
+    "SplitImage", "SquaredError", "Step", "Task", "TensorSide", "Text", "UnixSeconds", "UpscaleMethod", "UpscaleTask",
+    "Verdict", "Version", "VersionedValue", "candidate_index", "compile_embedding_names", "count_guided_steps",
+    "count_image_rows", "count_row_steps", "count_rows", "decode", "downgrade_job", "encode", "estimate_cost",
+    "estimate_decode_ms", "find_amendment_problem", "find_amendments_problem", "find_embeddings",
+    "find_lacking_feature", "find_life", "find_missing_part", "find_turbo", "has_negative_weight", "has_whole_pictures",
+    "is_edit", "is_guided", "is_in_interval", "is_turbo", "iterate_states", "list_final_images", "list_lives",
+    "list_needed_lives", "make_part_fields", "map_step", "needs_unconditional_row", "noise_seed", "pinned_bucket",
+    "recipe_at_step", "recipe_for_image", "required_blobs", "settle_amendments",
 ]  # fmt: skip

@@ -69,16 +69,23 @@ def estimate_cost(recipe: Recipe, model: ModelProfile) -> float:
 
 
 def _added_share(recipe: Recipe, model: ModelProfile) -> float:
-    """Return what the recipe's control networks and reference adapters add to a row, over all its steps.
-
-    A picture that is edited has as many tokens as the new one. Models that do nothing else are measured with one.
-    """
+    """Return what edited pictures, control networks and reference adapters add to a row, over all its steps."""
     controls, references = (_row_shares(parts) for parts in (model.controls, model.references))
     control_share = sum(
         controls.get(each.name, CONTROL_SHARE) * max(0.0, each.stop - each.start) for each in recipe.controls
     )
-    edit_share = 1.0 if not model.required and is_edit(recipe, model) else 0.0
-    return edit_share + control_share + sum(references.get(each.name, REFERENCE_SHARE) for each in recipe.references)
+    return (
+        _edit_share(recipe, model)
+        + control_share
+        + sum(references.get(each.name, REFERENCE_SHARE) for each in recipe.references)
+    )
+
+
+def _edit_share(recipe: Recipe, model: ModelProfile) -> int:
+    """A picture that is edited has as many tokens as the new one. Models that only edit are measured with one."""
+    if not isinstance(recipe.start, ImageToImage) or not is_edit(recipe, model):
+        return 0
+    return len(recipe.start.pictures) - (model.required == "picture")
 
 
 def _row_shares(parts: Iterable[ControlModel]) -> dict[str, float]:

@@ -6,14 +6,15 @@ from engine.contract.presence import ModelProfile
 from engine.contract.recipe import ImageToImage, Recipe
 
 
-def is_whole_picture(start: ImageToImage) -> bool:
-    """Return whether it is one picture at full strength without a mask: nothing of it would remain as a start."""
-    return start.strength == 1.0 and start.mask is None and len(start.pictures) == 1
+def has_whole_pictures(start: ImageToImage) -> bool:
+    """Return whether it is at full strength without a mask: nothing of its pictures would remain as a start."""
+    return start.strength == 1.0 and start.mask is None
 
 
 def is_edit(recipe: Recipe, model: ModelProfile) -> bool:
-    """Return whether this model edits the recipe's init image by words, rather than starts from it."""
+    """Return whether this model edits the recipe's init images by words, rather than starts from them."""
     start = recipe.start
     if not model.edits or not isinstance(start, ImageToImage):
         return False
-    return model.required == "picture" or is_whole_picture(start)
+    is_possible = has_whole_pictures(start) and len(start.pictures) <= model.max_edit_pictures
+    return model.required == "picture" or is_possible

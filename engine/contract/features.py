@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from engine.contract.edits import is_whole_picture
+from engine.contract.edits import has_whole_pictures
 from engine.contract.fields import FULL_INTERVAL, Feature
 from engine.contract.presence import ModelProfile
 from engine.contract.recipe import Branch, ImageToImage, Recipe
@@ -46,7 +46,7 @@ def _list_start_features(start: ImageToImage) -> Iterator[Feature]:
     yield "picture"
     if start.mask is not None:
         yield "mask"
-    elif not is_whole_picture(start):
+    elif not has_whole_pictures(start):
         yield "strength"
     if len(start.pictures) > 1:
         yield "blend"

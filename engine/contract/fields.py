@@ -8,10 +8,11 @@ from msgspec import Meta, Struct
 
 # The versions that introduced the picture check, the super-resolver, other models, init images, x0 estimates in every
 # keyframe, candidates of which the judge chooses, control, references and parts of the operator's choice, models that
-# lack features, weights of LLM.int8(), and pictures that are steered while they develop.
+# lack features, weights of LLM.int8(), pictures that are steered while they develop, and several that one edit sees.
 PICTURE_CHECK_VERSION, SUPER_RESOLVER_VERSION, MODELS_VERSION, INIT_IMAGES_VERSION, X0_ESTIMATES_VERSION = 2, 3, 4, 5, 6
 JUDGE_VERSION, CONTROL_VERSION, FEATURES_VERSION, LLM_INT8_VERSION, STEERING_VERSION = 7, 8, 9, 10, 11
-VERSION = STEERING_VERSION
+EDIT_PICTURES_VERSION = 12
+VERSION = EDIT_PICTURES_VERSION
 MAX_STEPS = 1000
 MAX_COUNT = 4
 MAX_CANDIDATE_IMAGES = 2 * MAX_COUNT  # of a job, from which the judge chooses

@@ -8,6 +8,7 @@ from msgspec import Meta, Struct, field
 
 from engine.contract.fields import (
     INIT_IMAGES_VERSION,
+    MAX_INIT_IMAGES,
     MAX_ROWS,
     MAX_STEPS,
     VERSION,
@@ -68,9 +69,10 @@ class ModelProfile(Struct, frozen=True, forbid_unknown_fields=True):
     embeddings: Annotated[tuple[ModelPart, ...], Meta(max_length=256)] = ()  # textual inversions that fit it
     autoencoders: Annotated[tuple[ModelPart, ...], Meta(max_length=32)] = ()  # that may take its own one's place
     max_clip_skip: Annotated[int, Meta(ge=0, le=12)] = 0  # 0: its text encoder skips no layers
-    edits: bool = False  # it edits an init image by words: at full strength (`ImageToImage`)
+    edits: bool = False  # it edits init images by words: at full strength (`ImageToImage`)
     lacks: Annotated[tuple[Feature, ...], Meta(max_length=32)] = ()  # features that its recipes cannot use
     required: Literal["", "mask", "picture"] = ""  # what it cannot draw without: a mask, or a picture that it edits
+    max_edit_pictures: Annotated[int, Meta(ge=1, le=MAX_INIT_IMAGES)] = 1  # that one edit sees, if it edits
 
 
 class Presence(VersionedValue, frozen=True, kw_only=True):

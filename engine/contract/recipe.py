@@ -10,6 +10,7 @@ from msgspec import Meta, Struct
 from engine.contract.amendments import Amendment, Concept
 from engine.contract.fields import (
     CONTROL_VERSION,
+    EDIT_PICTURES_VERSION,
     FULL_INTERVAL,
     INIT_IMAGES_VERSION,
     JUDGE_VERSION,
@@ -111,7 +112,7 @@ class ImageToImage(Struct, frozen=True, tag="Forward", forbid_unknown_fields=Tru
     z is the autoencoder's mean of the image; for several images, their spherical interpolation by weight. `strength` is
     the fraction of the steps still to run, as in diffusers' image-to-image pipelines: 1 keeps nothing. `mask` is a grey
     PNG of any size: white is painted anew, black is restored after every step (Lugmayr et al. 2022). A model that edits
-    by words takes one image at full strength without a mask: it starts from noise and sees the image beside the prompt.
+    by words takes images at full strength without a mask: it starts from noise and sees them beside the prompt.
     """
 
     pictures: Annotated[tuple[InitImage, ...], Meta(min_length=1, max_length=MAX_INIT_IMAGES)]
@@ -220,6 +221,12 @@ class Recipe(VersionedValue, frozen=True, kw_only=True, omit_defaults=True):
     amendments: Annotated[tuple[Amendment, ...], Meta(max_length=MAX_AMENDMENTS)] = ()
 
     def __post_init__(self) -> None:
+        if (
+            isinstance(self.start, ImageToImage)
+            and len(self.start.pictures) > 1
+            and (self.start.strength, self.start.mask) == (1.0, None)
+        ):  # of an edit by words an older worker would see one picture, or none
+            msgspec.structs.force_setattr(self, "v", max(self.v, EDIT_PICTURES_VERSION))
         if self.quantization == "llm_int8":
             msgspec.structs.force_setattr(self, "v", max(self.v, LLM_INT8_VERSION))
         if self.amendments:

@@ -17,7 +17,7 @@ from engine.contract.rejection import JobRejected
 from engine.core.input_pictures import get_blob
 from engine.core.noise import slerp
 from engine.models.family import Family, with_autoencoder
-from engine.models.picture_edits import EditedPicture, fit_edited_size, is_edit
+from engine.models.picture_edits import EditedPicture, EditedPictures, fit_edited_size, is_edit
 from engine.picture_files.decoding import open_image
 
 MASK_THRESHOLD = 128  # lighter parts of a mask are painted anew
@@ -41,7 +41,7 @@ class InitLatents:
     mask_image: Image.Image | None = None
     draw_count: int | None = None
     noise_level: tuple[float, float] | None = None
-    edited: EditedPicture | None = None
+    edited: EditedPictures = ()
 
     def at_noise_level(self, target: tuple[float, float]) -> torch.Tensor:
         """Return the branch's latents at a nearby noise level: x = alpha·x0 + sigma·eps, with x0 and eps unchanged."""
@@ -58,7 +58,7 @@ def load_init_latents(recipe: Recipe, blobs: Mapping[str, bytes], family: Family
     """
     start, family = recipe.start, with_autoencoder(family, recipe)
     if isinstance(start, ImageToImage):
-        encode = _encode_edited_picture if is_edit(recipe, family) else _encode_init_images
+        encode = _encode_edited_pictures if is_edit(recipe, family) else _encode_init_images
         return encode(start, recipe, blobs, family)
     if isinstance(start, Branch):
         return _load_keyframe(start, recipe, get_blob(blobs, start.ladder), family)
@@ -109,15 +109,20 @@ def _encode_init_images(start: ImageToImage, recipe: Recipe, blobs: Mapping[str,
     )
 
 
-def _encode_edited_picture(
+def _encode_edited_pictures(
     start: ImageToImage, recipe: Recipe, blobs: Mapping[str, bytes], family: Family
 ) -> InitLatents:
-    picture = open_image(get_blob(blobs, start.pictures[0].sha256))
-    image = ImageOps.fit(picture, fit_edited_size(recipe, family), Image.Resampling.LANCZOS)
-    latents = family.encode_image(image).to(family.device, torch.float32)
-    if not torch.isfinite(latents).all():
-        raise JobRejected("The model encoded the image as numbers that are not finite.", "model")
-    return InitLatents(latents, edited=EditedPicture(image, latents))
+    """Encode each picture: the first in the shape of the new one, the others in their own."""
+    edited: list[EditedPicture] = []
+    for init_image in start.pictures:
+        picture = open_image(get_blob(blobs, init_image.sha256))
+        size = fit_edited_size(recipe, family, picture.size if edited else None)
+        image = ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
+        latents = family.encode_image(image).to(family.device, torch.float32)
+        if not torch.isfinite(latents).all():
+            raise JobRejected("The model encoded the image as numbers that are not finite.", "model")
+        edited.append(EditedPicture(image, latents))
+    return InitLatents(edited[0].latents, edited=tuple(edited))
 
 
 def _shrink_mask(mask_image: Image.Image, size: tuple[int, int], latents: torch.Tensor) -> torch.Tensor:

@@ -173,8 +173,11 @@ def _check_edit(recipe: Recipe, family: Family) -> None:
     start = recipe.start
     if not isinstance(start, ImageToImage):
         raise JobRejected(f"{family.name} edits a picture by words: give it one.", "member")
-    if start.strength < 1.0 or start.mask is not None or len(start.pictures) > 1:
-        raise JobRejected(f"{family.name} edits one picture as it is: no mask, strength or second picture.", "member")
+    if start.strength < 1.0 or start.mask is not None:
+        raise JobRejected(f"{family.name} edits a picture as it is: no mask or strength.", "member")
+    if len(start.pictures) > (most := family.max_edit_pictures):
+        limit = "one picture" if most == 1 else f"at most {most} pictures"
+        raise JobRejected(f"{family.name} edits {limit} at once, and these are {len(start.pictures)}.", "member")
 
 
 def _check_candidates(recipe: Recipe, family: Family) -> None:

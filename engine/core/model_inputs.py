@@ -19,7 +19,7 @@ from engine.contract import (
     recipe_for_image,
 )
 from engine.models.family import Conditioning, Family
-from engine.models.picture_edits import EditedPicture, EditsPictures
+from engine.models.picture_edits import EditedPictures, EditsPictures
 from engine.models.pictures.picture_conditions import PictureCondition, PictureConditions, PictureSlot
 
 MAX_KEPT_INPUTS = 8  # of one image, for different texts or guidance
@@ -53,13 +53,13 @@ class ModelInputs(NamedTuple):
 class StepInputs:
     """One image's inputs at each step, made when a step asks for them. `recipe`: its job's, with all amendments.
 
-    While nothing changes they are the same value, so that a batch can tell. `shape`: of the latents. `edited`: a
-    picture that is edited by the recipe's texts.
+    While nothing changes they are the same value, so that a batch can tell. `shape`: of the latents. `edited`:
+    pictures that are edited by the recipe's texts.
     """
 
     def __init__(
         self, recipe: Recipe, image: int, family: Family, shape: tuple[int, ...], pictures: PictureConditions = (),
-        edited: EditedPicture | None = None,
+        edited: EditedPictures = (),
     ) -> None:  # fmt: skip
         self._recipe, self._image, self._family, self._shape = recipe, image, family, shape
         self._pictures, self._edited = pictures, edited
@@ -121,7 +121,7 @@ def _is_active(picture: PictureCondition, recipe: Recipe, k: int) -> bool:
 
 
 def _build_text_inputs(
-    recipe: Recipe, family: Family, shape: tuple[int, ...], is_guidance_on: bool, edited: EditedPicture | None
+    recipe: Recipe, family: Family, shape: tuple[int, ...], is_guidance_on: bool, edited: EditedPictures
 ) -> ModelInputs:
     conditioning, coefficients = build_conditioning(recipe, family, is_guidance_on, edited)
     bucket = pinned_bucket(recipe, is_guidance_on)
@@ -152,18 +152,18 @@ def _expand_to_rows(picture: PictureCondition, rows: int, has_unconditional_row:
 
 
 def build_conditioning(
-    recipe: Recipe, family: Family, is_guidance_on: bool = True, edited: EditedPicture | None = None
+    recipe: Recipe, family: Family, is_guidance_on: bool = True, edited: EditedPictures = ()
 ) -> tuple[Conditioning, tuple[float, ...]]:
     """Return the conditions, each `[rows, …]`, and the coefficient of each row after the first.
 
     out = u + guidance·Σ wᵢ(cᵢ - u) (Liu et al. 2022, equation 11). Where guidance·Σ wᵢ = 1 the empty text u cancels
     out, and the first concept of positive weight is the base. That also holds where guidance is off, or is an input of
-    the network: the weights are then scaled to sum to 1, unless one of them is not positive. `edited`: the picture that
-    is edited by these texts.
+    the network: the weights are then scaled to sum to 1, unless one of them is not positive. `edited`: pictures that
+    are edited by these texts.
     """
     encode = family.encode_conditioning
-    if edited is not None and isinstance(family, EditsPictures):
-        encode = partial(family.encode_edit, picture=edited)
+    if edited and isinstance(family, EditsPictures):
+        encode = partial(family.encode_edit, pictures=edited)
     concepts = sorted(recipe.concepts, key=lambda concept: concept.weight <= 0)
     conditionings = [encode(concept.text, recipe) for concept in concepts]
     weights = [concept.weight for concept in concepts]

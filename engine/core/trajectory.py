@@ -71,7 +71,7 @@ class Trajectory:
         self.dtype: Dtype = recipe.dtype
         self._inputs = StepInputs(
             _recipe_of_life(recipe, life), life.image, family, shape, pictures,
-            None if init_latents is None else init_latents.edited,
+            () if init_latents is None else init_latents.edited,
         )  # fmt: skip
         self.k, self.end_step = life.first_step, recipe.end_step
         self.noise = Noise(self.recipe, life.image, shape)
@@ -259,7 +259,7 @@ def _first_latents(recipe: Recipe, plan: Plan, noise: Noise, init_latents: InitL
     """
     first_step, start = recipe.first_step, recipe.start
     is_repainted = init_latents is not None and init_latents.mask is not None and first_step == 0
-    if init_latents is None or init_latents.edited is not None or is_repainted:
+    if init_latents is None or init_latents.edited or is_repainted:
         return noise.initial_noise() * plan.init_sigma
     clean, (alpha, sigma) = init_latents.latents, plan.noise_level(first_step)
     if isinstance(start, Branch):

@@ -1,4 +1,4 @@
-"""A picture that a model edits by words: it is a condition beside the prompt, and the new picture starts from noise."""
+"""Pictures that a model edits by words: conditions beside the prompt, while the new picture starts from noise."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from PIL import Image
 
-from engine.contract import ImageToImage, Recipe, is_whole_picture
+from engine.contract import ImageToImage, Recipe, has_whole_pictures
 from engine.models.family import Conditioning, Family
+
+MAX_RATIO = 4.0  # of the longer side of a further picture to its shorter one; the rest is cut off
 
 
 class EditedPicture(NamedTuple):
@@ -19,33 +21,48 @@ class EditedPicture(NamedTuple):
     latents: torch.Tensor  # [channels, height, width]
 
 
+EditedPictures = tuple[EditedPicture, ...]  # in the recipe's order; empty where nothing is edited
+
+
 @runtime_checkable
 class EditsPictures(Protocol):
-    """A family that edits a picture by words. `needs_picture`: it cannot draw without one."""
+    """A family that edits pictures by words. `needs_picture`: it cannot draw without one.
+
+    `max_edit_pictures`: how many one edit sees.
+    """
 
     needs_picture: bool
+    max_edit_pictures: int
 
-    def encode_edit(self, text: str, recipe: Recipe, picture: EditedPicture, *, negative: bool = False) -> Conditioning:
-        """Encode one text of a recipe and the picture, as `Family.encode_conditioning` encodes a text."""
+    def encode_edit(
+        self, text: str, recipe: Recipe, pictures: EditedPictures, *, negative: bool = False
+    ) -> Conditioning:
+        """Encode one text of a recipe and the pictures, as `Family.encode_conditioning` encodes a text."""
         ...
 
 
 def is_edit(recipe: Recipe, family: Family) -> bool:
-    """Whether the recipe edits its init image by words, rather than starts from it.
+    """Whether the recipe edits its init images by words, rather than starts from them.
 
     A model that can do both edits at full strength, where nothing of the start would remain.
     """
     start = recipe.start
     if not isinstance(family, EditsPictures) or not isinstance(start, ImageToImage):
         return False
-    return family.needs_picture or is_whole_picture(start)
+    return family.needs_picture or (has_whole_pictures(start) and len(start.pictures) <= family.max_edit_pictures)
 
 
-def fit_edited_size(recipe: Recipe, family: Family) -> tuple[int, int]:
-    """Return the size in pixels of a picture that is edited: the recipe's, scaled down to the native area."""
-    scale = min(1.0, family.size / math.sqrt(recipe.width * recipe.height))
-    width, height = (
-        max(family.multiple, int(side * scale / family.multiple) * family.multiple)
-        for side in (recipe.width, recipe.height)
+def fit_edited_size(recipe: Recipe, family: Family, shape: tuple[int, int] | None = None) -> tuple[int, int]:
+    """Return the size in pixels of a picture that is edited: the recipe's, scaled down to the native area.
+
+    `shape`: width and height of a further picture. It keeps that shape, at the same area.
+    """
+    area = min(family.size**2, recipe.width * recipe.height)
+    width, height = shape or (recipe.width, recipe.height)
+    if shape is not None:
+        width, height = min(width, MAX_RATIO * height), min(height, MAX_RATIO * width)
+    scale = math.sqrt(area / (width * height))
+    fitted_width, fitted_height = (
+        max(family.multiple, int(side * scale / family.multiple) * family.multiple) for side in (width, height)
     )
-    return width, height
+    return fitted_width, fitted_height

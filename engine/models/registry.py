@@ -14,7 +14,7 @@ from engine.models.families.inpainting import as_stable_diffusion_xl
 from engine.models.families.latent_consistency import as_stable_diffusion
 from engine.models.families.lumina2 import Lumina2
 from engine.models.families.pixart import PixArt
-from engine.models.families.qwen_image import QwenImage, QwenImageEdit
+from engine.models.families.qwen_image import QwenImage, QwenImageEdit, QwenImageEditPlus
 from engine.models.families.sana import Sana
 from engine.models.families.sd3 import StableDiffusion3
 from engine.models.families.sdxl import StableDiffusionXL
@@ -37,7 +37,7 @@ FAMILY_BY_PIPELINE: dict[str, type[DiffusersFamily]] = {
     "ChromaPipeline": Chroma,
     "QwenImagePipeline": QwenImage,
     "QwenImageEditPipeline": QwenImageEdit,
-    "QwenImageEditPlusPipeline": QwenImageEdit,
+    "QwenImageEditPlusPipeline": QwenImageEditPlus,
     "ZImagePipeline": ZImage,
     "SanaPipeline": Sana,
     "Lumina2Pipeline": Lumina2,

@@ -42,7 +42,7 @@ AspectRatio = Annotated[str | None, typer.Option(metavar="W:H", help="The shape 
 NegativePrompt = Annotated[str | None, typer.Option(help="What to steer away from.")]
 InitImages = Annotated[list[Path] | None, typer.Option(metavar="FILE", help="A picture to begin with.")]
 Strength = Annotated[float | None, typer.Option(help="How much of it is drawn anew, 0.05 to 1.")]
-Edit = Annotated[bool, typer.Option("--edit", help="Change the picture as the words say, with a model that can.")]
+Edit = Annotated[bool, typer.Option("--edit", help="Change each --image as the words say, with a model that can.")]
 Mask = Annotated[Path | None, typer.Option(metavar="FILE", help="White where it is drawn anew.")]
 Blend = Annotated[bool, typer.Option("--blend", help="The files that follow are blended: two to five.")]
 Branch = Annotated[str | None, typer.Option(metavar="JOB[/N]:STEP", help="Branch off an older job at that step.")]

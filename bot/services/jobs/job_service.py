@@ -87,20 +87,19 @@ class JobService:
         )
         if key is None and any(parsed_prompt.end_prompt for parsed_prompt in parsed.prompts):
             key = f"walk:{self._clock()}:{self._draw_seed()}"  # links the jobs of an interpolation
-        parsed = await self._choose_editors(parsed, member)
+        parsed = await self._choose_editors(parsed, member, len(init_images.pictures) if init_images else 0)
         if init_images is None:
             requests = self._build_requests(parsed, action, None, is_exact=is_exact)
             return await self._job_maker.admit(requests, member, destination, key)
-        action = "blend" if len(init_images.pictures) > 1 else action
+        actions = self._list_actions(parsed, action, len(init_images.pictures))
         count, relaxed = len(parsed.prompts), any(parsed_prompt.relaxed for parsed_prompt in parsed.prompts)
-        actions: tuple[JobAction, ...] = ("edit", action) if self._has_edit(parsed) else (action,)
-        for checked_action in actions:  # who may not edit pictures may not have them edited by words either
+        for checked_action in actions:
             if existing_jobs := await self._admission.check_before_content(
                 checked_action, member, key, full_text, count=count, relaxed=relaxed
             ):
                 return existing_jobs
         async with self._init_image_loader.open_init_images(member, init_images) as loaded_images:
-            requests = self._build_requests(parsed, action, loaded_images, is_exact=is_exact)
+            requests = self._build_requests(parsed, actions[-1], loaded_images, is_exact=is_exact)
             return await self._job_maker.admit(requests, member, destination, key, loaded_images)
 
     async def _parse(
@@ -146,15 +145,15 @@ class JobService:
             ]  # fmt: skip
         return requests
 
-    async def _choose_editors(self, parsed: ParseResult, member: Member) -> ParseResult:
+    async def _choose_editors(self, parsed: ParseResult, member: Member, pictures: int) -> ParseResult:
         """Return the prompts, each edit without a model with one that edits, if possible one that the member may use.
 
-        Raises `UserError` if there is none.
+        `pictures`: how many init images there are. Raises `UserError` if there is none.
         """
         if not any(prompt.edit and not prompt.model for prompt in parsed.prompts):
             return parsed
         rules = await self._effective_rules(member)
-        if (editor := self._catalog.find_editor(partial(rules.allows, "models"))) is None:
+        if (editor := self._catalog.find_editor(partial(rules.allows, "models"), pictures)) is None:
             raise UserError(NO_EDITOR)
         prompts = (
             replace(prompt, model=editor.profile.name) if prompt.edit and not prompt.model else prompt
@@ -162,10 +161,15 @@ class JobService:
         )
         return replace(parsed, prompts=tuple(prompts))
 
-    def _has_edit(self, parsed: ParseResult) -> bool:
-        return any(
-            is_edit_requested(prompt, self._catalog.find_entry(prompt.model).profile) for prompt in parsed.prompts
-        )
+    def _list_actions(self, parsed: ParseResult, action: JobAction, pictures: int) -> tuple[JobAction, ...]:
+        """Return what the member must be allowed; the last is what the jobs are called.
+
+        Who may not edit pictures may not have them edited by words either.
+        """
+        profiles = [self._catalog.find_entry(prompt.model).profile for prompt in parsed.prompts]
+        if any(map(is_edit_requested, parsed.prompts, profiles)):
+            return "edit", action
+        return ("blend",) if pictures > 1 else (action,)
 
     async def cancel(self, job: str, member: Member) -> str:
         """Cancel the member's own job, or as a moderator one of their guild; say what happened. Raises `UserError`."""

@@ -9,6 +9,7 @@ import msgspec
 
 from bot.domain.errors import UserError
 from bot.prompt import ParsedPrompt, parse
+from bot.prompt.capability_check import check_edit_pictures
 from bot.prompt.concepts import clean_prompt
 from bot.prompt.flag_aliases import expand_flag_aliases
 from bot.prompt.flags import split_flags
@@ -47,7 +48,7 @@ def with_init_images(
 ) -> Recipe:
     """Return the recipe with its init images, if there are any. Raises `UserError` for an edit that cannot be one.
 
-    An edit is at full strength: the picture is a condition, and the new one starts from noise.
+    An edit is at full strength: the pictures are conditions, and the new one starts from noise.
     """
     strength = 1.0 if is_edit_requested(parsed, model_profile) else parsed.strength
     start = None if loaded_images is None else loaded_images.recipe_part(strength)
@@ -55,8 +56,10 @@ def with_init_images(
         raise UserError(
             f"{model_profile.name} edits no pictures by words: name a model that does, or leave out --edit."
         )
-    if parsed.edit and (start is None or start.mask is not None or len(start.pictures) > 1):
-        raise UserError("An edit changes one picture by words: add that picture, and no mask.")
+    if parsed.edit and (start is None or start.mask is not None):
+        raise UserError("An edit changes a picture by words: add that picture, and no mask.")
+    if parsed.edit and start is not None:
+        check_edit_pictures(start, model_profile)
     if start is None:
         return recipe
     return replace_start(recipe, start, None if parsed.steps is not None else recipe.steps)

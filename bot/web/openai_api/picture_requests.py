@@ -83,11 +83,12 @@ def find_model(name: str | None, catalog: ModelCatalog) -> str | None:
 
 
 def _is_edit_by_words(images: InitImages | None, model: str | None, catalog: ModelCatalog) -> bool | None:
-    """Return whether a model changes the picture as the prompt says; else it begins with the picture."""
-    if images is None or images.mask is not None or len(images.pictures) != 1:
+    """Return whether a model changes the pictures as the prompt says; else it begins with them."""
+    if images is None or images.mask is not None:
         return None
-    profile = catalog.find_entry(model).profile if model else None
-    return True if (profile.edits if profile else catalog.find_editor() is not None) else None
+    count = len(images.pictures)
+    entry = catalog.find_entry(model) if model else catalog.find_editor(pictures=count)
+    return True if entry and entry.profile.edits and count <= entry.profile.max_edit_pictures else None
 
 
 def name_flag(error: UserError, *, has_images: bool) -> UserError:

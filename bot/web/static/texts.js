@@ -44,7 +44,7 @@ function describeFollowedPictures({ controls = [], references = [] }) {
 }
 
 function describeInitImages({ pictures, strength, mask }) {
-  const source = pictures > 1 ? `blended ${pictures} init images` : mask ? "used an init image with a mask" : "used an init image";
+  const source = pictures > 1 ? `${strength < 1 ? "blended" : "used"} ${pictures} init images` : mask ? "used an init image with a mask" : "used an init image";
   return `${source}, strength ${Math.round(100 * strength)} %`;
 }
 

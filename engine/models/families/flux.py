@@ -15,7 +15,7 @@ from engine.models.control.transformer_control import make_flux_conditioner
 from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.families.few_step_models import choose_guidance
 from engine.models.families.flow_matching import compute_mu, make_even_sigmas
-from engine.models.families.picture_editing import NeedsPicture, split_picture
+from engine.models.families.picture_editing import NeedsPicture, split_pictures
 from engine.models.family import Conditioning
 from engine.models.pictures.conditioner import Additions, PictureConditioner
 from engine.models.text.prompt_key import PromptKey
@@ -102,15 +102,17 @@ class FluxKontext(NeedsPicture, Flux):
     """The picture is encoded at the size of the new one; its pipeline scales it to one of a few sizes instead."""
 
     unsupported_samplers = (*Flux.unsupported_samplers, "unipc", "native")  # a whole pipeline gets no picture
+    max_edit_pictures = 1
 
     def _make_conditioners(self, pipeline: Any) -> tuple[PictureConditioner, ...]:
         return ()
 
     def _name_inputs(self, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> dict[str, Any]:
-        texts, picture = split_picture(conditioning)
+        texts, pictures = split_pictures(conditioning)
         inputs = super()._name_inputs(x, t, texts)
-        if picture is None:
+        if not pictures:
             return inputs
+        (picture,) = pictures
         height, width = picture.shape[-2:]
         positions = self._get_position_ids(height // 2, width // 2, x.dtype) + x.new_tensor([1, 0, 0])
         return inputs | {

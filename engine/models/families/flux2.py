@@ -1,6 +1,6 @@
 """Flux.2: states of three layers of a language model, latents of a patched autoencoder; guidance is a network input.
 
-It draws, and edits a picture by words. Klein is the small one: it has no such input, so guidance takes rows. The
+It draws, and edits pictures by words. Klein is the small one: it has no such input, so guidance takes rows. The
 distilled Klein is used without guidance.
 """
 
@@ -16,7 +16,7 @@ from engine.models.autoencoder.latent_adapters import PATCH, PatchedAutoencoder
 from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.families.few_step_models import DISTILLED_STEPS, choose_guidance
 from engine.models.families.flow_matching import make_even_sigmas
-from engine.models.families.picture_editing import PictureEditing, split_picture
+from engine.models.families.picture_editing import PictureEditing, split_pictures
 from engine.models.family import Conditioning
 from engine.models.text.prompt_key import PromptKey
 from engine.plan import Plan, TimestepOptions, plan
@@ -43,7 +43,7 @@ class Flux2(PictureEditing, DiffusersFamily):
         self.multiple = self.pixels_per_latent
         if is_distilled:
             self.default_sampling = DISTILLED_STEPS, "euler"
-        self._positions: dict[tuple[int, int, bool], torch.Tensor] = {}
+        self._positions: dict[tuple[int, int, int], torch.Tensor] = {}
 
     @property
     def pixels_per_latent(self) -> int:
@@ -64,31 +64,35 @@ class Flux2(PictureEditing, DiffusersFamily):
         return (torch.tensor(recipe.guidance, device=self.device),) if self._takes_guidance else ()
 
     def _run_network(self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
-        texts, picture = split_picture(conditioning)
+        texts, pictures = split_pictures(conditioning)
         states, *guidance = texts
-        tokens, positions = _to_tokens(x), self._get_positions(*x.shape[-2:])
-        count = tokens.shape[1]
-        if picture is not None:
-            tokens = torch.cat([tokens, _to_tokens(picture)], dim=1)
-            positions = torch.cat([positions, self._get_positions(*picture.shape[-2:], is_edited=True)])
+        parts = [x, *pictures]
+        positions = torch.cat([self._get_positions(part, number) for number, part in enumerate(parts)])
         out = net(
-            hidden_states=tokens, encoder_hidden_states=states, timestep=t.to(x.dtype) / 1000,
-            guidance=guidance[0] if guidance else None, img_ids=positions,
+            hidden_states=torch.cat([_to_tokens(part) for part in parts], dim=1), encoder_hidden_states=states,
+            timestep=t.to(x.dtype) / 1000, guidance=guidance[0] if guidance else None, img_ids=positions,
             txt_ids=self._get_text_positions(states.shape[1]), return_dict=False,
         )[0]  # fmt: skip
+        count = x.shape[-2] * x.shape[-1]
         return out[:, :count].transpose(1, 2).unflatten(2, x.shape[-2:])
 
-    def _get_positions(self, height: int, width: int, *, is_edited: bool = False) -> torch.Tensor:
-        """Return the position of each latent `[latents, 4]`, one for all rows. Cached, as the host computes it."""
-        key = height, width, is_edited
+    def _get_positions(self, picture: torch.Tensor, number: int) -> torch.Tensor:
+        """Return the position of each latent of a picture `[latents, 4]`, one for all rows.
+
+        Cached, as the host computes it. `number`: of a picture that is edited, from 1; 0: the new one.
+        """
+        height, width = picture.shape[-2:]
+        key = height, width, number
         if key not in self._positions:
-            latents = torch.empty(1, 1, height, width)
-            prepare = self.pipeline._prepare_image_ids if is_edited else self.pipeline._prepare_latent_ids
-            self._positions[key] = prepare([latents] if is_edited else latents)[0].to(self.device)
+            latents, pipeline = torch.empty(1, 1, height, width), self.pipeline
+            positions = (
+                pipeline._prepare_image_ids(number * [latents]) if number else pipeline._prepare_latent_ids(latents)
+            )
+            self._positions[key] = positions[0, -height * width :].to(self.device)  # those of the last picture
         return self._positions[key]
 
     def _get_text_positions(self, tokens: int) -> torch.Tensor:
-        key = tokens, 0, False
+        key = tokens, 0, 0
         if key not in self._positions:
             self._positions[key] = self.pipeline._prepare_text_ids(torch.empty(1, tokens, 1))[0].to(self.device)
         return self._positions[key]

@@ -1,4 +1,4 @@
-"""Models that edit a picture by words: its latents are further tokens of the network, beside those that become the new
+"""Models that edit pictures by words: their latents are further tokens of the network, beside those that become the new
 picture.
 """
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from PIL import Image
 
-from engine.contract import Recipe
+from engine.contract import MAX_INIT_IMAGES, Recipe
 from engine.models.family import Conditioning
-from engine.models.picture_edits import EditedPicture, fit_edited_size
+from engine.models.picture_edits import EditedPicture, EditedPictures, fit_edited_size
 
 if TYPE_CHECKING:
     from engine.models.families.diffusers_family import DiffusersFamily
@@ -20,13 +20,17 @@ else:
 
 
 class PictureEditing(DiffusersFamily):
-    """Mixin of a family, its first base: the picture's latents `[channels, height, width]` are the last condition."""
+    """Mixin of a family, its first base: the pictures' latents `[channels, height, width]` are the last conditions."""
 
     needs_picture = False
+    max_edit_pictures = MAX_INIT_IMAGES
 
-    def encode_edit(self, text: str, recipe: Recipe, picture: EditedPicture, *, negative: bool = False) -> Conditioning:
-        """Encode one text of a recipe and the picture, like `encode_conditioning`."""
-        return (*super().encode_conditioning(text, recipe, negative=negative), picture.latents)
+    def encode_edit(
+        self, text: str, recipe: Recipe, pictures: EditedPictures, *, negative: bool = False
+    ) -> Conditioning:
+        """Encode one text of a recipe and the pictures, like `encode_conditioning`."""
+        texts = super().encode_conditioning(text, recipe, negative=negative)
+        return (*texts, *(picture.latents for picture in pictures))
 
 
 class NeedsPicture(PictureEditing):
@@ -36,7 +40,7 @@ class NeedsPicture(PictureEditing):
     required: Literal["", "mask", "picture"] = "picture"
 
     def encode_conditioning(self, text: str, recipe: Recipe, *, negative: bool = False) -> Conditioning:
-        return self.encode_edit(text, recipe, self._make_blank_picture(recipe), negative=negative)
+        return self.encode_edit(text, recipe, (self._make_blank_picture(recipe),), negative=negative)
 
     def _make_blank_picture(self, recipe: Recipe) -> EditedPicture:
         size = fit_edited_size(recipe, self)
@@ -44,7 +48,8 @@ class NeedsPicture(PictureEditing):
         return EditedPicture(Image.new("RGB", size, (128, 128, 128)), latents)
 
 
-def split_picture(conditioning: Conditioning) -> tuple[Conditioning, torch.Tensor | None]:
-    """Return the other conditions, and the pictures' latents `[rows, channels, height, width]` where there are any."""
-    *others, last = conditioning
-    return (tuple(others), last) if last.dim() == 4 else (conditioning, None)
+def split_pictures(conditioning: Conditioning) -> tuple[Conditioning, tuple[torch.Tensor, ...]]:
+    """Return the other conditions, and the latents `[rows, channels, height, width]` of each picture."""
+    count = sum(part.dim() == 4 for part in conditioning)
+    split = len(conditioning) - count
+    return conditioning[:split], conditioning[split:]

@@ -12,14 +12,14 @@ from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import calculate
 from PIL import Image
 from torch.nn.functional import avg_pool2d, interpolate, pad
 
-from engine.contract import Recipe, Sampler
+from engine.contract import MAX_INIT_IMAGES, Recipe, Sampler
 from engine.models.autoencoder.latent_adapters import StillAutoencoder
 from engine.models.families.diffusers_family import DiffusersFamily
 from engine.models.families.few_step_models import choose_guidance
 from engine.models.families.flow_matching import compute_mu, make_even_sigmas
-from engine.models.families.picture_editing import NeedsPicture, split_picture
+from engine.models.families.picture_editing import NeedsPicture, split_pictures
 from engine.models.family import Conditioning
-from engine.models.picture_edits import EditedPicture
+from engine.models.picture_edits import EditedPictures
 from engine.models.text.prompt_key import PromptKey
 from engine.plan import Plan, TimestepOptions, plan
 from engine.prompt.emphasis import strip_emphasis
@@ -74,11 +74,11 @@ class QwenImage(DiffusersFamily):
         return interpolate(torch.sqrt(mean_squares * PATCH**2), scale_factor=PATCH)
 
     def _run_network(self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
-        texts, picture = split_picture(conditioning)
+        texts, pictures = split_pictures(conditioning)
         states, lengths = texts
         longest = max(1, int(lengths.max()))
         is_text = torch.arange(longest) < lengths.reshape(len(x), 1)
-        parts = [x] if picture is None else [x, picture]
+        parts = [x, *pictures]
         tokens = [_pack(self.pipeline, part) for part in parts]
         out = net(
             hidden_states=torch.cat(tokens, dim=1), encoder_hidden_states=states[:, :longest],
@@ -95,21 +95,37 @@ class QwenImage(DiffusersFamily):
 
 
 class QwenImageEdit(NeedsPicture, QwenImage):
-    """Qwen-Image-Edit and its Plus versions: the language model sees the picture, too.
+    """Qwen-Image-Edit: the language model sees the picture, too.
 
     The picture is encoded at the size of the new one; its pipelines scale it to their native area.
     """
 
+    max_edit_pictures = 1
+
     unsupported_samplers = (*QwenImage.unsupported_samplers, "native")  # a whole pipeline gets no picture
 
-    def encode_edit(self, text: str, recipe: Recipe, picture: EditedPicture, *, negative: bool = False) -> Conditioning:
-        is_plus = "Plus" in type(self.pipeline).__name__
-        shown = _fit_area(picture.image, PLUS_SIDE**2) if is_plus else picture.image
+    def encode_edit(
+        self, text: str, recipe: Recipe, pictures: EditedPictures, *, negative: bool = False
+    ) -> Conditioning:
+        shown = self._show([picture.image for picture in pictures])
         with torch.inference_mode(), self.pipeline_lock:
             states, _ = self.get_text_pipeline(recipe.loras).encode_prompt(
-                strip_emphasis(text), image=[shown] if is_plus else shown, device=self.device
+                strip_emphasis(text), image=shown, device=self.device
             )
-        return (*self._pad_states(states[0]), picture.latents)
+        return (*self._pad_states(states[0]), *(picture.latents for picture in pictures))
+
+    def _show(self, images: list[Image.Image]) -> Any:
+        """Return what the language model sees."""
+        return images[0]
+
+
+class QwenImageEditPlus(QwenImageEdit):
+    """The versions that take several pictures. The language model sees them smaller."""
+
+    max_edit_pictures = MAX_INIT_IMAGES
+
+    def _show(self, images: list[Image.Image]) -> Any:
+        return [_fit_area(image, PLUS_SIDE**2) for image in images]
 
 
 def _pack(pipeline: Any, latents: torch.Tensor) -> torch.Tensor:

@@ -133,7 +133,8 @@ async def test_urls_in_a_prompt_become_init_images(open_world: Any) -> None:
 
 async def test_edit_needs_a_model_that_edits(open_world: Any) -> None:
     async with open_world() as world:
-        reply = await world.alice.slash(world.channel, "edit", picture=PICTURE, words="make it red")
+        values = {"picture": PICTURE, "words": "make it red", "picture2": OTHER}
+        reply = await world.alice.slash(world.channel, "edit", **values)
         assert reply.ephemeral
         assert "No worker has a model that edits pictures by words" in read_text(reply)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -30,6 +30,7 @@ from engine.contract import (
     CONTROL_VERSION,
     Branch,
     ControlModel,
+    ImageToImage,
     ModelPart,
     ModelProfile,
     Recipe,
@@ -295,6 +296,18 @@ def test_an_edit_has_no_tile_and_no_strength() -> None:
     weak = make_recipe("red --strength 0.5", one, EDITING)
     with pytest.raises(UserError, match="leave out the strength"):
         check_start(weak, KONTEXT)
+
+
+def test_an_edit_takes_as_many_pictures_as_its_model_sees_at_once() -> None:
+    two = load_pictures(init_images=2)
+    several = msgspec.structs.replace(EDITING, max_edit_pictures=5)
+    recipe = make_recipe("red --edit", two, several)
+    check_start(recipe, several)
+    start = cast(ImageToImage, recipe.start)
+    assert (start.strength, len(start.pictures)) == (1.0, 2)
+    assert "large changes one picture at once, and these are 2." in refusal("red --edit", two, EDITING)
+    with pytest.raises(UserError, match="large changes one picture at once, and these are 2"):
+        check_start(make_recipe("red", two, KONTEXT), KONTEXT)
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,10 @@ def test_an_allowed_editor_goes_before_one_that_does_nothing_else() -> None:
         models.find_editor(), models.find_editor(lambda name: name == "flux2"), models.find_editor(lambda name: False)
     ]  # fmt: skip
     assert [entry and entry.profile.name for entry in editors] == ["kontext", "flux2", "kontext"]
+    several = msgspec.structs.replace(edits, max_edit_pictures=5)
+    models = ModelCatalog(cast("Store", None), lambda: {"a": presence_with("a", several, only_edits)}, lambda: 0.0)
+    editors = [models.find_editor(pictures=count) for count in (1, 2, 5)]
+    assert [entry and entry.profile.name for entry in editors] == ["kontext", "flux2", "flux2"]
 
 
 def test_a_call_reads_the_workers_equally_often_for_many_models() -> None:

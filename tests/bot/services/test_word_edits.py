@@ -27,7 +27,7 @@ def announce(monkeypatch, **fields):
 
 
 async def test_an_edit_sends_one_picture_at_full_strength(harness, wait_until, ann, destination, monkeypatch):
-    announce(monkeypatch, edits=True, required="picture")
+    announce(monkeypatch, edits=True, required="picture", max_edit_pictures=2)
     app, worker = await open_app_and_worker(harness, wait_until)
     jobs = app.services.jobs
     for options in ({"edit": True}, {}):  # a model that does nothing else needs no flag
@@ -37,12 +37,19 @@ async def test_an_edit_sends_one_picture_at_full_strength(harness, wait_until, a
         assert (view.state, view.action) == ("finished", "imagine")
         assert (start.strength, start.mask, len(start.pictures)) == (1.0, None, 1)
         assert start.pictures[0].sha256 in worker.fetched_blobs
+    two, three = (InitImages(tuple(make_png(64, 64, level) for level in range(count))) for count in (2, 3))
+    (accepted,) = await jobs.imagine("the lamp of the second --edit", ann, destination, init_images=two)
+    view = await wait_for_end(app, accepted.job, wait_until)
+    assert (view.state, view.action, len(view.task.start.pictures)) == ("finished", "imagine", 2), "it is no blend"
+    assert {picture.sha256 for picture in view.task.start.pictures} <= set(worker.fetched_blobs)
+    with pytest.raises(UserError, match="changes up to 2 pictures at once, and these are 3"):
+        await jobs.imagine("a lamp --edit", ann, destination, init_images=three)
     with pytest.raises(UserError, match="only changes a picture: add one"):
         await jobs.imagine("a lamp", ann, destination)
     with pytest.raises(UserError, match="add that picture, and no mask"):
         await jobs.imagine("a lamp --edit", ann, destination)
     masked = InitImages(PICTURE.pictures, make_png(64, 64, 255))
-    with pytest.raises(UserError, match="changes one picture as a whole"):
+    with pytest.raises(UserError, match="changes a picture as a whole: leave out the mask"):
         await jobs.imagine("a lamp", ann, destination, init_images=masked)
     with pytest.raises(UserError, match="add that picture, and no mask"):
         await jobs.imagine("a lamp --edit", ann, destination, init_images=masked)

@@ -18,9 +18,11 @@ from shared.painter import make_profile
 PICTURE = InitImages((b"a picture",))
 
 
-def make_catalog(*, edits: bool) -> ModelCatalog:
+def make_catalog(*, edits: bool, max_edit_pictures: int = 1) -> ModelCatalog:
     profiles = tuple(
-        msgspec.structs.replace(make_profile(), name=name, edits=edits and name == "editor")
+        msgspec.structs.replace(
+            make_profile(), name=name, edits=edits and name == "editor", max_edit_pictures=max_edit_pictures
+        )
         for name in ("embedded", "editor")
     )
     presence = Presence(
@@ -47,6 +49,17 @@ def test_one_picture_alone_is_edited_by_words_where_a_model_can(
     assert bool(build_options(make_catalog(edits=True), images, **fields).get("edit")) == is_edit
     if "model" not in fields:
         assert not build_options(make_catalog(edits=False), images, **fields).get("edit")
+
+
+def test_several_pictures_are_edited_by_words_where_a_model_takes_as_many() -> None:
+    catalog = make_catalog(edits=True, max_edit_pictures=2)
+    two, three = InitImages((b"a", b"b")), InitImages((b"a", b"b", b"c"))
+    assert build_options(catalog, two)["edit"]
+    assert build_options(catalog, two, model="editor")["edit"]
+    assert not any(
+        build_options(catalog, images, **fields).get("edit")
+        for images, fields in ((three, {}), (two, {"model": "embedded"}), (two, {"strength": 0.5}))
+    )
 
 
 @pytest.mark.parametrize("n", range(1, 11))

@@ -6,6 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from engine.contract import (
+    EDIT_PICTURES_VERSION,
     ControlImage,
     ControlModel,
     ImageToImage,
@@ -49,6 +50,17 @@ def test_only_an_edit_is_charged_for_the_picture_beside_it(start: ImageToImage) 
     assert not is_edit(start_from(start), MODEL)
     assert is_edit(start_from(start), replace(MODEL, required="picture"))
     assert not is_edit(start_from(WHOLE), replace(MODEL, edits=False))
+
+
+def test_each_further_picture_of_an_edit_is_charged_and_needs_a_newer_worker() -> None:
+    recipe, several = start_from(OTHER_STARTS[1]), replace(MODEL, max_edit_pictures=2)
+    assert is_edit(recipe, several)
+    plain = estimate_cost(start_from(None), several)
+    assert estimate_cost(recipe, several) == pytest.approx(3 * plain)
+    assert estimate_cost(recipe, replace(several, required="picture")) == pytest.approx(2 * plain), "measured with one"
+    assert not is_edit(start_from(replace(OTHER_STARTS[1], pictures=(PICTURE,) * 3)), several)
+    assert recipe.v == EDIT_PICTURES_VERSION
+    assert max(start_from(start).v for start in (WHOLE, OTHER_STARTS[0], OTHER_STARTS[2])) < EDIT_PICTURES_VERSION
 
 
 def test_a_part_without_a_revision_is_any_of_that_name() -> None:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from benchmarks.fixtures.reference_pipeline import call_pipeline
-from engine.contract import Branch, ImageToImage, InitImage, Job, Recipe
+from engine.contract import MAX_INIT_IMAGES, Branch, ImageToImage, InitImage, Job, Recipe
 from engine.contract.rejection import JobRejected
 from engine.core.engine import Engine
 from engine.core.init_latents import load_init_latents
@@ -26,12 +26,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 Make = Callable[..., Any]
 EDITORS = ("kontext", "qwen_image_edit", "qwen_image_edit_plus")  # they draw nothing without a picture
 KINDS = ("flux2_klein", *EDITORS, "flux2")
+TAKING_SEVERAL = ("flux2_klein", "qwen_image_edit_plus", "flux2")
 SIZE = (64, 96)
 
 
 @pytest.fixture
 def native_area(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Qwen's pipelines scale every picture to a million pixels. Here they keep its size, as our family does."""
+    """Qwen's pipelines scale every picture to a million pixels. Here they scale to the recipe's, as our family does."""
     edit, plus = (
         import_module(f"diffusers.pipelines.qwenimage.pipeline_qwenimage_{name}") for name in ("edit", "edit_plus")
     )
@@ -40,7 +41,7 @@ def native_area(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         plus,
         "calculate_dimensions",
-        lambda area, ratio: SIZE if area == plus.VAE_IMAGE_SIZE else scale(area, ratio),
+        lambda area, ratio: scale(SIZE[0] * SIZE[1] if area == plus.VAE_IMAGE_SIZE else area, ratio),
     )
 
 
@@ -97,6 +98,28 @@ def test_edits_share_forwards_and_equal_the_pipelines(
 
 
 @pytest.mark.sampled
+@pytest.mark.parametrize("kind", TAKING_SEVERAL)
+def test_an_edit_of_several_pictures_equals_the_pipeline(
+    load_small: Make, native_area: None, recipe: Make, job: Make, finish: Make, kind: str
+) -> None:
+    """The further pictures keep a shape of their own."""
+    family, pipeline = load_small(kind)
+    pictures = [draw_picture(1), draw_picture(2, (SIZE[1], SIZE[0])), draw_picture(3)]
+    engine, blobs, jobs = Engine({kind: family}), dict(map(encode, pictures)), list[tuple[Job, Recipe]]()
+    for shown in (pictures, pictures[:1]):
+        start = ImageToImage(tuple(InitImage(encode(picture)[0]) for picture in shown), 1.0)
+        edit = build_edit(recipe, kind, family, pictures[0], steps=3, guidance=3.0, start=start)
+        assert is_edit(edit, family)
+        jobs.append((job(edit), edit))
+        engine.add(jobs[-1][0], (), load_init_latents(edit, blobs, family))
+    latents = finish(engine)
+    several, one = (latents[each.id, 0] for each, _ in jobs)
+    (expected,) = call_pipeline(pipeline, family, jobs[0][1], image=pictures)
+    assert error(several, expected) <= 1e-4
+    assert error(several, one) > 1e-3
+
+
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_picture_changes_the_latents(load_small: Make, recipe: Make, job: Make, finish: Make, kind: str) -> None:
     """Otherwise the comparisons with the pipeline would prove nothing."""
@@ -120,7 +143,7 @@ def test_an_editor_refuses_what_is_no_edit_with_a_sentence(
         (None, "give it one"),
         (Branch(ladder=sha, step=2), "give it one"),
         (ImageToImage((InitImage(sha),), 0.5), "as it is"),
-        (ImageToImage((InitImage(sha), InitImage(sha)), 1.0), "as it is"),
+        (ImageToImage((InitImage(sha), InitImage(sha)), 1.0), "edits one picture at once, and these are 2"),
         (ImageToImage((InitImage(sha),), 1.0, sha), "as it is"),
     ):
         with pytest.raises(JobRejected, match=words) as refusal:
@@ -136,7 +159,7 @@ def test_a_model_that_draws_and_edits_tells_them_apart_by_the_strength(load_smal
     recipes = [build_recipe(recipe, "flux2_klein", family, start=start) for start in (*starts, None)]
     assert [is_edit(each, family) for each in recipes] == [True, False, False]
     loaded = [load_init_latents(each, dict([encode(draw_picture(1))]), family) for each in recipes]
-    assert [each is not None and each.edited is not None for each in loaded] == [True, False, False]
+    assert [each is not None and bool(each.edited) for each in loaded] == [True, False, False]
 
 
 @pytest.mark.parametrize("kind", ["flux2_klein", "kontext"])
@@ -151,6 +174,7 @@ def test_editors_say_whether_they_also_draw(load_small: Make) -> None:
     families = {kind: load_small(kind)[0] for kind in ("flux2", *EDITORS[:2])}
     assert all(isinstance(family, EditsPictures) for family in families.values())
     assert [family.needs_picture for family in families.values()] == [False, True, True]
+    assert [family.max_edit_pictures for family in families.values()] == [MAX_INIT_IMAGES, 1, 1]
 
 
 def test_a_picture_is_never_larger_than_the_native_area(load_small: Make, recipe: Make) -> None:
@@ -160,3 +184,10 @@ def test_a_picture_is_never_larger_than_the_native_area(load_small: Make, recipe
         for width, height in ((64, 96), (256, 256), (512, 128), (512, 512))
     ]
     assert sizes == [(64, 96), (256, 256), (512, 128), (256, 256)]
+    whole = build_recipe(recipe, "kontext", family, width=256, height=256)
+    shapes = [fit_edited_size(whole, family, shape) for shape in ((64, 96), (3000, 3000), (9000, 9), (9, 9000))]
+    assert all(
+        width * height <= 256 * 256 and width % family.multiple == height % family.multiple == 0
+        for width, height in shapes
+    )
+    assert shapes[1:] == [(256, 256), (512, 128), (128, 512)], "no more than four to one"

@@ -1,4 +1,4 @@
-"""`/edit`: a model changes a picture as the words say."""
+"""`/edit`: a model changes a picture as the words say, which may speak of two more."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     model="Which model edits",
     count="How many pictures",
     seed="The same seed gives the same pictures",
+    picture2="A second picture that the words may speak of",
+    picture3="A third",
 )
 async def edit(
     interaction: discord.Interaction[DarkroomClient],
@@ -34,11 +36,14 @@ async def edit(
     model: str | None = None,
     count: Range[int, 1, MAX_COUNT] | None = None,
     seed: Range[int, 0, 2**32 - 1] | None = None,
+    picture2: discord.Attachment | None = None,
+    picture3: discord.Attachment | None = None,
 ) -> None:
     values = {"edit": True, "model": model, "count": count, "seed": seed}
     options: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
     async with reply_on_error(interaction):
-        await submit_prompt(interaction, words, InitImages((to_remote_file(picture),)), **options)
+        pictures = tuple(to_remote_file(each) for each in (picture, picture2, picture3) if each is not None)
+        await submit_prompt(interaction, words, InitImages(pictures), **options)
 
 
 @edit.autocomplete("model")
