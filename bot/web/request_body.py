@@ -76,10 +76,15 @@ class IncomingForm:
         self._memory, self._pace_bytes, self._deadline = memory, 0, asyncio.timeout(PACE_SECONDS)
 
     @asynccontextmanager
-    async def keep_pace(self) -> AsyncGenerator[None]:
-        """Raise TimeoutError if the form arrives too slowly, or takes too long in all."""
-        async with asyncio.timeout(FORM_TIMEOUT), self._deadline:
-            yield
+    async def receive(self, noun: str) -> AsyncGenerator[None]:
+        """Refuse with 408 if it arrives too slowly, or takes too long in all; with 400 if it is malformed."""
+        try:
+            async with asyncio.timeout(FORM_TIMEOUT), self._deadline:
+                yield
+        except TimeoutError as error:
+            raise web.HTTPRequestTimeout from error
+        except MALFORMED_FORM as error:
+            raise UserError(f"The {noun} can't be read.", 400) from error
 
     def count_chunk(self, size: int, copies: int = 1) -> None:
         """Count bytes that arrived and stay in memory so many times. Raises `UserError` (429) if all take too much."""
@@ -159,17 +164,12 @@ async def _read_json(request: web.Request, form: IncomingForm, body_type: type[T
 
 async def _read_json_bytes(request: web.Request, form: IncomingForm) -> bytearray:
     content = bytearray()
-    try:
-        async with form.keep_pace():
-            while chunk := await request.content.readany():
-                form.count_chunk(len(chunk), JSON_COPIES)
-                content += chunk
-                if len(content) > MAX_PICTURE_JSON_BYTES:
-                    raise UserError(f"The request is too large: the limit is {MAX_PICTURE_JSON_BYTES >> 20} MiB.", 413)
-    except TimeoutError as error:
-        raise web.HTTPRequestTimeout from error
-    except web.RequestPayloadError as error:
-        raise UserError("The request can't be read.", 400) from error
+    async with form.receive("request"):
+        while chunk := await request.content.readany():
+            form.count_chunk(len(chunk), JSON_COPIES)
+            content += chunk
+            if len(content) > MAX_PICTURE_JSON_BYTES:
+                raise UserError(f"The request is too large: the limit is {MAX_PICTURE_JSON_BYTES >> 20} MiB.", 413)
     return content
 
 
@@ -183,13 +183,8 @@ async def read_foreign_form(
     """
     async with request.app[MEMBER_LIMIT].reserve(member_of(request).id):
         with request.app[FORM_MEMORY].open_form() as form:
-            try:
-                async with form.keep_pace():
-                    parts = await _read_foreign_parts(await request.multipart(), form, max_files)
-            except TimeoutError as error:
-                raise web.HTTPRequestTimeout from error
-            except MALFORMED_FORM as error:
-                raise UserError("The form can't be read.", 400) from error
+            async with form.receive("form"):
+                parts = await _read_foreign_parts(await request.multipart(), form, max_files)
             yield parts
 
 
@@ -212,13 +207,8 @@ async def _read_foreign_parts(
 
 
 async def _read_multipart(request: web.Request, body_type: type[T], form: IncomingForm) -> tuple[T, FormFiles]:
-    try:
-        async with form.keep_pace():
-            parts = await _read_parts(await request.multipart(), form)
-    except TimeoutError as error:
-        raise web.HTTPRequestTimeout from error
-    except MALFORMED_FORM as error:
-        raise UserError("The form can't be read.", 400) from error
+    async with form.receive("form"):
+        parts = await _read_parts(await request.multipart(), form)
     if not parts["request"]:
         raise UserError("A form has one part `request`, and at most one `mask`.", 400)
     files = FormFiles(

@@ -100,7 +100,7 @@ class Automatic1111:
         size = self._size or guess_size(title)
         return BackendModel(
             name=name, title=title, size=size, multiple=choose_multiple(size),
-            max_pixels=min(2 * size * size, 4096 * 4096), samplers=sort_samplers(self._samplers), steps=20,
+            max_pixels=2 * size * size, samplers=sort_samplers(self._samplers), steps=20,
             guidance=7.0, lacks=NEVER, version=hashlib.sha256(str(info.get("sha256") or title).encode()).hexdigest(),
             loras=tuple(Lora(name) for name in self._lora_titles), max_clip_skip=MAX_CLIP_SKIP,
         )  # fmt: skip

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from engine.backend.a1111 import Automatic1111
@@ -22,7 +21,7 @@ from engine.bus import Bus
 from engine.process.backend_settings import BackendKind, BackendSettings
 from engine.process.settings import PictureCheckSettings, SettingError, WorkerSettings
 from engine.worker.process_end import SignalHandlers, act_on_parent_exit
-from engine.worker.worker_profile import WorkerProfile
+from engine.worker.worker_profile import WorkerProfile, make_build_label
 
 TITLES: Mapping[BackendKind, str] = {"comfyui": "ComfyUI", "a1111": "AUTOMATIC1111", "openai": "The image server"}
 ALL_MODELS = ("added",)  # the settings' default: whatever there is
@@ -79,15 +78,11 @@ def load_checks(check: PictureCheckSettings | None) -> ChecksPictures | None:
 def make_worker_profile(settings: WorkerSettings, *, has_check: bool) -> WorkerProfile:
     """Return what the worker announces besides its models. The address stays here: members may see the rest."""
     assert settings.backend is not None
-    try:
-        package_version = version("darkroom-bot")
-    except PackageNotFoundError:
-        package_version = "source"
     kind = settings.backend.kind
-    build = f"darkroom {package_version}, {kind}"
     return WorkerProfile(
-        settings.name, f"backend: {kind}", ROWS, pools=settings.pools, build=build, has_picture_check=has_check
-    )
+        settings.name, f"backend: {kind}", ROWS, pools=settings.pools, build=make_build_label(kind),
+        has_picture_check=has_check,
+    )  # fmt: skip
 
 
 def build_backend(settings: BackendSettings, workflows: tuple[Workflow, ...], wanted: tuple[str, ...]) -> Backend:

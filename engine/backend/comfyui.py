@@ -108,7 +108,7 @@ class ComfyUi:
         with_picture = self._workflows.get((True, False))
         return BackendModel(
             name=name, title=title, size=size, multiple=choose_multiple(size),
-            max_pixels=min(2 * size * size, 4096 * 4096), samplers=sort_samplers(self._samplers),
+            max_pixels=2 * size * size, samplers=sort_samplers(self._samplers),
             steps=_read_usual(workflow, "steps", USUAL_STEPS, 1, 1000),
             guidance=_read_usual(workflow, "guidance", USUAL_GUIDANCE, 1, 30),
             lacks=self._list_lacks(workflow), version="".join(each.version for each in self._workflows.values()),

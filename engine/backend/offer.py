@@ -6,6 +6,7 @@ import hashlib
 
 from engine.backend.drawing import BackendModel
 from engine.contract import ModelProfile
+from engine.picture_files.decoding import MAX_PIXELS
 
 MAX_TOKENS = 4096  # texts go on as they are: only the backend knows where it stops reading
 
@@ -15,7 +16,7 @@ def make_profile(model: BackendModel, kind: str) -> ModelProfile:
     revision = hashlib.sha256(f"{kind}\0{model.title}\0{model.version}".encode()).hexdigest()[:16]
     return ModelProfile(
         name=model.name, revision=revision, dtype="float16", size=model.size, multiple=model.multiple,
-        max_pixels=model.max_pixels, tokens=MAX_TOKENS, steps=model.steps, sampler=model.samplers[0],
+        max_pixels=min(model.max_pixels, MAX_PIXELS), tokens=MAX_TOKENS, steps=model.steps, sampler=model.samplers[0],
         guidance=model.guidance, row_ms=0.0, encode_ms=0.0, decode_ms=0.0, samplers=model.samplers, loras=model.loras,
         max_clip_skip=model.max_clip_skip, edits=model.edits, required="picture" if model.needs_picture else "",
         lacks=model.lacks,

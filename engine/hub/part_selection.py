@@ -113,12 +113,7 @@ def _select_pipeline(repository: Repository, path: str) -> Sequence[RepositoryFi
 
 def _select_folder(repository: Repository, path: str, stem: str, target: str = "") -> list[RepositoryFile]:
     """Return configuration and weights of a folder, at the top of `target` here."""
-    prefix = _join(path, "")
-    files = {
-        file.path.removeprefix(prefix): file
-        for file in repository.files
-        if file.path.startswith(prefix) and "/" not in file.path.removeprefix(prefix)
-    }
+    files = _list_folder(repository, path)
     weights = choose_weights([name for name in files if name.startswith(stem) and name.endswith(SAFETENSORS_SUFFIX)])
     where = f"The folder {path} of {repository.hub_id}" if path else repository.hub_id
     if not weights and any(
@@ -162,16 +157,17 @@ def _find_file(repository: Repository, path: str, kind: PartKind) -> RepositoryF
 
 def _find_only_file(repository: Repository, path: str, kind: PartKind) -> RepositoryFile:
     """Return the one file in safetensors of a folder: which one it would be is not guessed."""
-    prefix = _join(path, "")
-    files = [
-        file
-        for file in repository.files
-        if file.path.startswith(prefix) and "/" not in file.path.removeprefix(prefix)
-        and file.path.endswith(SAFETENSORS_SUFFIX)
-    ]  # fmt: skip
+    files = [file for name, file in _list_folder(repository, path).items() if name.endswith(SAFETENSORS_SUFFIX)]
     if len(files) != 1:
         raise HubError(f"Name the file of the {TITLES[kind]} as {repository.hub_id}:FILE.{_list_files(repository)}")
     return files[0]
+
+
+def _list_folder(repository: Repository, path: str) -> dict[str, RepositoryFile]:
+    """Return the files of a folder by their names, without those of its folders."""
+    prefix = _join(path, "")
+    files = {file.path.removeprefix(prefix): file for file in repository.files if file.path.startswith(prefix)}
+    return {name: file for name, file in files.items() if "/" not in name}
 
 
 def _list_files(repository: Repository) -> str:

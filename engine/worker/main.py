@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,7 +35,7 @@ from engine.worker.process_end import SignalHandlers, act_on_parent_exit
 from engine.worker.startup_progress import StartupProgress
 from engine.worker.watchdog import DEADLINES, Watchdog
 from engine.worker.worker import Worker
-from engine.worker.worker_profile import WorkerProfile
+from engine.worker.worker_profile import WorkerProfile, make_build_label
 
 if TYPE_CHECKING:
     from engine.model_cache.discovery import DiscoveredModel, LoadContext, ReportProgress
@@ -166,12 +165,8 @@ def load_check(check_settings: PictureCheckSettings | None, device: torch.device
 
 
 def build_label() -> str:
-    """Return the versions of this worker's software: pictures are bit-identical only within one build."""
-    try:
-        package_version = version("darkroom-bot")
-    except PackageNotFoundError:
-        package_version = "source"
-    return f"darkroom {package_version}, torch {torch.__version__}"[:128]
+    """Return the versions of this worker's software."""
+    return make_build_label(f"torch {torch.__version__}")
 
 
 async def run_worker(settings: WorkerSettings) -> None:

@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 
 from engine.contract import ModelProfile, Presence
+
+
+def make_build_label(drawn_by: str) -> str:
+    """Return the versions of a worker's software: pictures are bit-identical only within one build."""
+    try:
+        package_version = version("darkroom-bot")
+    except PackageNotFoundError:
+        package_version = "source"
+    return f"darkroom {package_version}, {drawn_by}"[:128]
 
 
 @dataclass(frozen=True)
