@@ -30,6 +30,9 @@ class RemoteEngine:
     def resume(self, job: str) -> None:
         """A backend drew on."""
 
+    def set_job_pace(self, job: str, seconds: float) -> None:
+        """A backend draws as fast as it can."""
+
     def set_job_weight(self, job: str, weight: float) -> None:
         """A backend has no shares."""
 

@@ -144,7 +144,7 @@ class BotClient(BusBase):
             await self.client.publish(subjects.make_preview_request_subject(job))
 
     async def send_control(self, control_message: ControlMessage) -> None:
-        """Pause, resume or reweigh a job at the worker that runs it now. Sent once and not stored."""
+        """Pause, resume, reweigh or pace a job at the worker that runs it now. Sent once and not stored."""
         with translate_errors("steer a job"):
             await self.client.publish(subjects.make_control_subject(control_message.job), encode(control_message))
 

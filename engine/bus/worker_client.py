@@ -173,9 +173,11 @@ class WorkerClient(BusBase):
             yield job
 
     def watch_control_messages(self) -> AsyncIterator[ControlMessage]:
-        """Yield pauses, resumes and weights of all jobs: the newest pause or resume and the newest weight of each."""
+        """Yield the control messages of all jobs: the newest pause or resume, weight and pace of each."""
         return self._iter_latest(
-            subjects.CONTROL_ALL, ControlMessage, lambda message: (message.job, message.action == "weigh")
+            subjects.CONTROL_ALL,
+            ControlMessage,
+            lambda message: (message.job, message.action if message.action in ("weigh", "pace") else "pause"),
         )
 
     def watch_amendments(self) -> AsyncIterator[AmendJob]:

@@ -37,6 +37,7 @@ from engine.contract.fields import (
 )
 
 MAX_AMENDMENTS_AT_ONCE = 16  # in one message
+MAX_PACE_SECONDS = 60.0  # from step to step
 
 
 class Frame(VersionedValue, frozen=True, kw_only=True):
@@ -96,14 +97,20 @@ class JobModelLoading(VersionedValue, frozen=True, kw_only=True, tag="Loading"):
 class ControlMessage(VersionedValue, frozen=True, kw_only=True, tag="Steer"):
     """A control message to the worker that runs a job. It is not stored, and losing one does no harm.
 
-    A paused job resumes by itself after a while. A job that moves to another worker is neither paused nor weighted
-    there. `weight`: the job gets so many times the rows of its user's other jobs of weight 1.
+    A paused job resumes by itself after a while. A job that moves to another worker is neither paused, weighted nor
+    paced there. `weight`: the job gets so many times the rows of its user's other jobs of weight 1. `pace`: its steps
+    begin at least so many seconds apart, and it takes no rows between them.
     """
 
     v: Version = MODELS_VERSION
     job: Id
-    action: Literal["pause", "resume", "weigh"] = field(name="deed")
+    action: Literal["pause", "resume", "weigh", "pace"] = field(name="deed")
     weight: Annotated[float, Meta(gt=0, le=1000)] = 1.0
+    pace: Annotated[float, Meta(ge=0, le=MAX_PACE_SECONDS)] = 0.0  # older workers ignore it
+
+    def __post_init__(self) -> None:
+        if self.action == "pace":
+            force_setattr(self, "v", max(self.v, STEERING_VERSION))
 
 
 class AmendmentRequest(Struct, frozen=True, forbid_unknown_fields=True):

@@ -7,7 +7,8 @@ run concurrently.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from types import MappingProxyType
@@ -27,6 +28,7 @@ from engine.core.init_latents import InitLatents
 from engine.core.job_images import build_images
 from engine.core.pipeline_batching import PipelineBatching, PipelineOutputs
 from engine.core.pipeline_image import NOT_FINITE, PipelineImage
+from engine.core.step_paces import StepPaces
 from engine.core.trajectory import Trajectory
 from engine.device.memory import is_out_of_memory
 from engine.models.family import Family, denoise
@@ -53,6 +55,7 @@ class Engine:
         row_ms_by_model: Mapping[str, float] = MappingProxyType({}),
         batch_limits: Mapping[str, int] = MappingProxyType({}),
         forward_times: Mapping[str, Mapping[int, float]] = MappingProxyType({}),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self.rows = rows
         self._families = families
@@ -65,13 +68,23 @@ class Engine:
         self._end_estimator = EndEstimator(families)
         self._paused_jobs = set[str]()  # also while all images of a job are busy
         self._job_weights: dict[str, float] = {}
+        self._paces = StepPaces(clock)
         self._events, self._steps = list[Event](), 0
         self.last_batch: BatchRun | None = None  # the last step's batch of trajectories, if any
 
     @property
     def is_idle(self) -> bool:
-        """Whether there is nothing to do: no job is here, or all jobs are paused."""
-        return self._scheduler.is_idle and not self._events and not self._pipeline_batching.has_busy_images
+        """Whether there is nothing to do now: no job is here, or all jobs are paused or wait for their pace."""
+        return not (self._has_work or self._pipeline_batching.has_busy_images)
+
+    @property
+    def _has_work(self) -> bool:
+        return not self._scheduler.is_idle or bool(self._events) or self._paces.has_due_jobs
+
+    @property
+    def seconds_until_due(self) -> float | None:
+        """Seconds until the next step of a job that waits for its pace; None if none waits."""
+        return self._paces.seconds_until_due
 
     @property
     def free_rows(self) -> int:
@@ -116,7 +129,16 @@ class Engine:
     def resume(self, job: str) -> None:
         """Continue the job at the next step; it gets no credit for the pause."""
         self._paused_jobs.discard(job)
-        self._scheduler.resume(job)
+        if not self._paces.is_waiting(job):
+            self._scheduler.resume(job)
+
+    def set_job_pace(self, job: str, seconds: float) -> None:
+        """Let the steps of a job begin at least so many seconds apart; 0: as soon as they can.
+
+        Unknown jobs are ignored, and images of unmodified pipelines know no pace.
+        """
+        if job in self._images:
+            self._paces.set_pace(job, seconds)
 
     def set_job_weight(self, job: str, weight: float) -> None:
         """Give the job `weight` times the rows of its user's jobs of weight 1. Raises ValueError outside (0, 1000]."""
@@ -157,12 +179,13 @@ class Engine:
 
     def wait_for_work(self) -> bool:
         """Return whether a step has anything to do now; if all images are busy, wait a moment for them."""
-        return not self._scheduler.is_idle or bool(self._events) or self._pipeline_batching.wait_for_ready()
+        return self._has_work or self._pipeline_batching.wait_for_ready()
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
         """Choose a batch, predict it in one forward and advance it. State changes only on success. [] when idle."""
         self.last_batch = None
+        self._resume_due_jobs()
         self._schedule_ready()
         while batch := self._scheduler.next_batch(self.rows, self._limits.limits):
             if outcome := self._try_forward(batch):
@@ -170,6 +193,18 @@ class Engine:
                 break
         events, self._events = self._events, []
         return events
+
+    def _resume_due_jobs(self) -> None:
+        for job in self._paces.take_due_jobs():
+            if job not in self._paused_jobs:
+                self._scheduler.resume(job)
+
+    def _keep_paces(self, jobs: set[str]) -> None:
+        """Take jobs that have just stepped from the scheduler until their next steps are due."""
+        for job in jobs:
+            images = self._images.get(job)
+            if images and self._paces.record_step(job, min(image.k for image in images)):
+                self._scheduler.pause(job)
 
     def _try_forward(self, batch: list[ScheduledImage]) -> Prediction | PipelineOutputs | None:
         """Return None after a failure: the next batch will be smaller, or without the jobs at fault."""
@@ -250,6 +285,7 @@ class Engine:
             self._fail_non_finite(batch, prediction.x)
         for image in finished:
             self._finish_image(image)
+        self._keep_paces({image.job for image in batch})
 
     def _follow_amendments(self, image: Trajectory, x0: torch.Tensor) -> None:
         """Add the images that leave this one after its step, and remove it if it is dropped."""
@@ -295,7 +331,7 @@ class Engine:
         self._scheduler.add(image)
         if image.job in self._job_weights:
             self._scheduler.set_job_weight(image.job, self._job_weights[image.job])
-        if image.job in self._paused_jobs:
+        if image.job in self._paused_jobs or self._paces.is_waiting(image.job):
             self._scheduler.pause(image.job)
 
     def _finish_image(self, image: Trajectory) -> None:
@@ -324,3 +360,4 @@ class Engine:
             self._watched_jobs.discard(image.job)
             self._paused_jobs.discard(image.job)
             self._job_weights.pop(image.job, None)
+            self._paces.forget(image.job)

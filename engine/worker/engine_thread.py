@@ -91,11 +91,11 @@ class EngineThread:
             self._engine.close()
 
     def _run_commands(self) -> bool:
-        """Run all queued calls; wait for one when the engine is idle. Return False to end."""
+        """Run all queued calls; when the engine is idle, wait for one or for the next paced step. False: end."""
         is_blocking = self._engine.is_idle
         while True:
             try:
-                command = self._inbox.get(block=is_blocking)
+                command = self._inbox.get(block=is_blocking, timeout=self._engine.seconds_until_due)
             except queue.Empty:
                 return True
             if command is None:

@@ -27,6 +27,10 @@ class JobEngine(Protocol):
 
     def resume(self, job: str) -> None: ...
 
+    def set_job_pace(self, job: str, seconds: float) -> None:
+        """Let the steps of the job begin at least so many seconds apart; 0: as soon as they can."""
+        ...
+
     def set_job_weight(self, job: str, weight: float) -> None:
         """Let the job have `weight` times the share of its user's jobs of weight 1."""
         ...

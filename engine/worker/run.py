@@ -32,7 +32,8 @@ from engine.worker.job_engine import JobEngine
 if TYPE_CHECKING:
     from engine.core.engine import LatentsDone, StepDone  # they bring torch
 
-SMOOTHING = 0.05  # weight of the newest step in the pace
+SMOOTHING = 0.05  # weight of the newest step in the measured time of a step
+SLOW_PACE = 0.25  # seconds from step to step: a job this slow leaves its rows to others nearly all of the time
 
 
 @dataclass
@@ -58,6 +59,7 @@ class JobRun:
     pause_timer: asyncio.TimerHandle | None = None  # the timer that ends its pause
     paused_seconds: float = 0.0  # seconds of its pauses that have ended
     weight: float = 1.0  # relative to other jobs of its member
+    pace: float = 0.0  # seconds from step to step at least
     seconds_per_step: float = 0.0  # seconds a step of one image
     last_step_time: float = 0.0  # when its last step ended, or the engine admitted it
     image_steps_run: int = 0  # steps of single images that this worker ran
@@ -125,9 +127,9 @@ class JobRun:
 
     @property
     def rows(self) -> int:
-        """Rows of the batch that it occupies."""
+        """Rows of the batch that it occupies; none while it is paused or slow."""
         recipe = self.job.task
-        if not isinstance(recipe, Recipe) or self.pause_timer is not None:
+        if not isinstance(recipe, Recipe) or self.pause_timer is not None or self.pace >= SLOW_PACE:
             return 0
         if not recipe.amendments:
             return count_rows(recipe)
@@ -135,9 +137,15 @@ class JobRun:
         return len(self.steps_done) * count_image_rows(recipe_at_step(recipe, step))
 
     def apply_control(self, engine: JobEngine) -> None:
-        """Set pause and weight in the engine, between two steps, also for a job that it has yet to admit."""
+        """Set pause, weight and pace in the engine, between two steps, also for a job that it has yet to admit."""
         (engine.resume if self.pause_timer is None else engine.pause)(self.job.id)
         engine.set_job_weight(self.job.id, self.weight)
+        engine.set_job_pace(self.job.id, self.pace)
+
+    def set_pace(self, seconds: float) -> None:
+        """Set the pace. What its steps took at another pace says nothing about the time that is left."""
+        if seconds != self.pace:
+            self.pace, self.seconds_per_step = seconds, 0.0
 
     def restore_progress(self, snapshots: Iterable[Snapshot]) -> int:
         """Record the images' progress from snapshots, and return the least step."""
@@ -163,8 +171,13 @@ class JobRun:
 
     @property
     def seconds_left(self) -> float:
-        steps_left = sum(self.end_step - k for k in self.steps_done.values())
-        return max(0.0, steps_left * self.seconds_per_step)
+        image_steps_left = sum(self.end_step - k for k in self.steps_done.values())
+        return max(0.0, image_steps_left * self.seconds_per_step, self.steps_left * self.pace)
+
+    @property
+    def steps_left(self) -> int:
+        """The steps that are left of its hindmost image."""
+        return max((self.end_step - k for k in self.steps_done.values()), default=0)
 
     @property
     def has_unsaved_steps(self) -> bool:

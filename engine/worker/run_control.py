@@ -1,4 +1,4 @@
-"""Pauses and weights of running jobs: applies the bot's messages to the engine, and limits the length of pauses.
+"""Pauses, weights and paces of running jobs: applies the bot's messages to the engine, and limits the length of pauses.
 
 Nothing is stored: a job that moves to another worker runs on there. A paused job keeps its claim, its snapshots and its
 place, while other jobs use its rows.
@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 MAX_PAUSE_SECONDS = 900.0  # sum of a job's pauses
 RETRY_SECONDS = 0.25
+MAX_PACED_SECONDS = 3600.0  # a pace lets a job last so long at most, from when it is set
 CHECK_SECONDS = 0.5  # seconds between checks whether another model needs the memory of a paused job's
 
 
@@ -27,7 +28,7 @@ class RunControl:
     """Ignores messages about jobs that are not here.
 
     `is_memory_contended`: whether a job has waited long enough for memory that models in use occupy. Then every pause
-    ends.
+    and every pace ends.
     """
 
     def __init__(
@@ -44,7 +45,8 @@ class RunControl:
         while True:
             await asyncio.sleep(CHECK_SECONDS)
             for run in self._active_runs if self._is_memory_contended() else ():
-                if run.pause_timer is not None and run.model_in_use:
+                if (run.pause_timer is not None or run.pace) and run.model_in_use:
+                    run.set_pace(0.0)
                     self._end_pause(run)
 
     async def _receive_messages(self) -> None:
@@ -62,6 +64,8 @@ class RunControl:
             return
         if message.action == "weigh":
             run.weight = message.weight
+        elif message.action == "pace":
+            run.set_pace(min(message.pace, MAX_PACED_SECONDS / max(1, run.steps_left)))
         elif message.action == "pause":
             self._pause(run)
         else:

@@ -1,4 +1,4 @@
-"""Pauses and weights: between two steps in the engine, and over the broker to a worker. Other jobs lose nothing."""
+"""Pauses, weights and paces: between two steps in the engine, and over the broker. Other jobs lose nothing."""
 
 from __future__ import annotations
 
@@ -157,6 +157,70 @@ def step_until_idle(engine: Engine) -> None:
         assert time.monotonic() < end
 
 
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_paced_job_steps_when_it_is_due_and_leaves_its_rows_to_others(
+    affine: Any, recipe: Make, job: Make, finish: Make
+) -> None:
+    slow, other = job(recipe("a", steps=20, count=2, bucket=4)), job(recipe("b", steps=200, bucket=4), user="bob")
+    reference, clock = Engine({"affine": affine}), Clock()
+    reference.add(slow)
+    expected = finish(reference)
+    engine = Engine({"affine": affine}, clock=clock)
+    engine.add(slow)
+    engine.set_job_pace(slow.id, 3.0)
+    assert run_steps(engine, 3) == {slow.id: 2}, "one step of both images, then it waits"
+    assert engine.is_idle
+    assert engine.seconds_until_due == 3.0
+    assert engine.free_rows == engine.rows
+    engine.add(other)
+    clock.now += 2.9
+    assert run_steps(engine, 5) == {other.id: 5}
+    clock.now += 0.2
+    assert run_steps(engine, 5) == {slow.id: 2, other.id: 5}
+    assert engine.seconds_until_due == pytest.approx(2.9), "a late step does not delay the next one"
+    clock.now += 60.0
+    assert run_steps(engine, 5)[slow.id] == 4, "it goes on at once, but does not catch up with the missed steps"
+    engine.pause(slow.id)
+    clock.now += 3.0
+    assert slow.id not in run_steps(engine, 3), "a pause holds beyond the pace"
+    engine.resume(slow.id)
+    engine.cancel(other.id)
+    engine.set_job_pace(slow.id, 0.0)
+    latents = finish(engine)
+    assert {key: torch.equal(value, expected[key]) for key, value in latents.items()} == dict.fromkeys(expected, True)
+    assert engine.seconds_until_due is None
+
+
+@pytest.mark.asyncio
+async def test_the_engine_thread_wakes_for_a_paced_step(affine: Any, recipe: Make, job: Make) -> None:
+    engine, one, steps = Engine({"affine": affine}), job(recipe(steps=1000)), list[int]()
+
+    def count_steps(events: Any, now: float) -> None:
+        steps.extend(event.step for event in events if isinstance(event, StepDone))
+
+    thread = EngineThread(engine, Watchdog(), count_steps, lambda error: pytest.fail(repr(error)))
+    thread.start()
+
+    def add_slowly(engine: Engine) -> None:
+        engine.add(one)
+        engine.set_job_pace(one.id, 0.05)
+
+    await thread.call(add_slowly)
+    await wait_until(lambda: len(steps) >= 3)
+    assert steps[:3] == [1, 2, 3]
+    assert engine.seconds_until_due is not None
+    await thread.stop()
+
+
 @pytest.mark.asyncio
 async def test_the_engine_thread_takes_no_steps_while_all_jobs_are_paused(
     affine: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch
@@ -214,6 +278,21 @@ async def test_a_job_paused_over_the_broker_keeps_its_claim_and_resumes(harness:
     results = await harness.collect_results()
     assert [type(value) for value in results] == [JobStarted, PictureReady, JobFinished]
     assert results[1].sha256 == (await hash_local_pictures(harness, job))[0]
+
+
+@pytest.mark.slow
+@pytest.mark.asyncio
+async def test_a_job_paced_over_the_broker_leaves_its_rows_and_ends_when_the_pace_does(harness: WorkerHarness) -> None:
+    worker, _ = await start_slow_worker(harness)
+    await harness.bot.dispatch(make_job(steps=STEPS))
+    run = await wait_until_midway(worker)
+    await harness.bot.send_control(ControlMessage(job=JOB, action="pace", pace=60.0))
+    await wait_until(lambda: run.pace == 60.0 and worker.free_rows == 8)
+    await worker.active_runs.thread.call(lambda _: None)
+    assert run.seconds_left >= run.steps_left * 60.0 > 0
+    assert await harness.bot.get_holder(JOB) is not None
+    await harness.bot.send_control(ControlMessage(job=JOB, action="pace", pace=0.0))
+    assert isinstance((await harness.collect_results())[-1], JobFinished)
 
 
 @pytest.mark.slow

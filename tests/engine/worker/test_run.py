@@ -53,6 +53,19 @@ def test_the_first_step_already_has_a_time_left() -> None:
     assert run.seconds_left == pytest.approx(99 * 0.5)
 
 
+def test_a_pace_is_known_at_once_and_takes_no_rows() -> None:
+    run = build_run(count=2)
+    for k in range(1, 51):
+        run.record_step([(0, k), (1, k)], k * 0.2)
+    run.set_pace(3.0)
+    assert run.seconds_left == 50 * 3.0
+    assert run.rows == 0
+    run.set_pace(0.0)
+    run.record_step([(0, 51), (1, 51)], 10.2)
+    assert run.seconds_left == pytest.approx(2 * 49 * 0.1), "the seconds between paced steps count no more"
+    assert run.rows > 0
+
+
 def snapshot(image: int, k: int) -> Snapshot:
     return Snapshot(job=JOB, image=image, epoch=4, next_step=k, shape=(1,), x=b"", history=b"")
 
