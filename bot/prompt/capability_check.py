@@ -111,8 +111,8 @@ def check_start(recipe: Recipe, model_profile: ModelProfile) -> None:
 def check_edit_pictures(start: ImageToImage, model_profile: ModelProfile) -> None:
     """Raise `UserError` for more pictures than one edit of this model sees."""
     if len(start.pictures) > (most := model_profile.max_edit_pictures):
-        limit = "one picture" if most == 1 else f"up to {most} pictures"
-        raise UserError(f"{model_profile.name} changes {limit} at once, and these are {len(start.pictures)}.")
+        limit = "one picture at a time" if most == 1 else f"up to {most} pictures at once"
+        raise UserError(f"{model_profile.name} changes {limit}, and these are {len(start.pictures)}.")
 
 
 def _check_choice(recipe: Recipe, model_profile: ModelProfile) -> None:

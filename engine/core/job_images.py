@@ -176,8 +176,8 @@ def _check_edit(recipe: Recipe, family: Family) -> None:
     if start.strength < 1.0 or start.mask is not None:
         raise JobRejected(f"{family.name} edits a picture as it is: no mask or strength.", "member")
     if len(start.pictures) > (most := family.max_edit_pictures):
-        limit = "one picture" if most == 1 else f"at most {most} pictures"
-        raise JobRejected(f"{family.name} edits {limit} at once, and these are {len(start.pictures)}.", "member")
+        limit = "one picture at a time" if most == 1 else f"at most {most} pictures at once"
+        raise JobRejected(f"{family.name} edits {limit}, and these are {len(start.pictures)}.", "member")
 
 
 def _check_candidates(recipe: Recipe, family: Family) -> None:

@@ -305,8 +305,8 @@ def test_an_edit_takes_as_many_pictures_as_its_model_sees_at_once() -> None:
     check_start(recipe, several)
     start = cast(ImageToImage, recipe.start)
     assert (start.strength, len(start.pictures)) == (1.0, 2)
-    assert "large changes one picture at once, and these are 2." in refusal("red --edit", two, EDITING)
-    with pytest.raises(UserError, match="large changes one picture at once, and these are 2"):
+    assert "large changes one picture at a time, and these are 2." in refusal("red --edit", two, EDITING)
+    with pytest.raises(UserError, match="large changes one picture at a time, and these are 2"):
         check_start(make_recipe("red", two, KONTEXT), KONTEXT)
 
 

@@ -143,7 +143,7 @@ def test_an_editor_refuses_what_is_no_edit_with_a_sentence(
         (None, "give it one"),
         (Branch(ladder=sha, step=2), "give it one"),
         (ImageToImage((InitImage(sha),), 0.5), "as it is"),
-        (ImageToImage((InitImage(sha), InitImage(sha)), 1.0), "edits one picture at once, and these are 2"),
+        (ImageToImage((InitImage(sha), InitImage(sha)), 1.0), "edits one picture at a time, and these are 2"),
         (ImageToImage((InitImage(sha),), 1.0, sha), "as it is"),
     ):
         with pytest.raises(JobRejected, match=words) as refusal:
