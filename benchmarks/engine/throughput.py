@@ -37,7 +37,7 @@ def measure_speedup(pipeline: Any, family: Family, load: Workload, rounds: int |
 def _measure_round(pipeline: Any, family: Family, load: Workload) -> float:
     """Run one round. The pipeline encodes each job's prompt anew, so our cache is emptied."""
     if isinstance(family, DiffusersFamily):
-        family.clear_text_cache()
+        family.text_cache.clear()
     return workload.time_diffusers(pipeline, family, load) / workload.time_engine(family, load)
 
 

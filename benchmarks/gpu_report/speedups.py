@@ -183,7 +183,7 @@ def _make_forward(family: DiffusersFamily, rows: int, dtype: Dtype) -> Callable[
 
 def _make_text_encode(family: DiffusersFamily) -> Callable[[], object]:
     def encode_text() -> object:
-        family.clear_text_cache()
+        family.text_cache.clear()
         return family.encode_conditioning("a cat", probe_recipe(family))
 
     return encode_text

@@ -6,12 +6,22 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from engine.contract import Amendment, AmendmentRequest, Recipe, find_amendment_problem, list_lives
+from engine.contract import (
+    Amendment,
+    AmendmentRequest,
+    Change,
+    Recipe,
+    SetConcepts,
+    SetNegative,
+    find_amendment_problem,
+    list_lives,
+)
 from engine.contract.rejection import JobRejected
 from engine.core.fault_isolation import reject_before_start
 from engine.core.pipeline_image import PipelineImage
 from engine.core.trajectory import Trajectory
 from engine.models.family import Family
+from engine.models.picture_edits import is_edit
 
 CANNOT_STEER = "This sampler runs in the model's unmodified pipeline, which cannot be steered: choose another one."
 ENDS_ALREADY = "A picture of this job is finished already."
@@ -57,3 +67,15 @@ def _check_unfinished(images: Sequence[Trajectory], recipe: Recipe) -> None:
         has_begun = life.parent is None or steps.get(life.parent.key, life.first_step) >= life.first_step
         if has_begun and life.drop_step is None and life.key not in steps:
             raise JobRejected(ENDS_ALREADY, "member")
+
+
+def encode_change(recipe: Recipe, change: Change, family: Family) -> None:
+    """Encode a change's texts, on any thread, so that the family has them when the engine asks."""
+    if is_edit(recipe, family):  # then the encoder reads the picture, too, which the engine has
+        return
+    if isinstance(change, SetConcepts):
+        recipe = msgspec.structs.replace(recipe, concepts=change.concepts)
+        for concept in change.concepts:
+            family.encode_conditioning(concept.text, recipe)
+    elif isinstance(change, SetNegative):
+        family.encode_conditioning(change.negative, recipe, negative=True)

@@ -18,21 +18,21 @@ import torch
 
 from engine.contract import AmendmentRequest, Blame, Job, Recipe, Snapshot
 from engine.core.amending import amend_images
+from engine.core.batch_forward import predict_batch
 from engine.core.batch_layouts import BUCKETS, BatchLayouts
 from engine.core.batch_limits import BatchLimits
-from engine.core.batch_math import Coefficients, Prediction, predict, roll_tiles
+from engine.core.batch_math import Prediction
 from engine.core.end_estimator import EndEstimator, choose_preview
 from engine.core.events import BatchRun, Event, JobFailure, LatentsDone, StepDone
 from engine.core.fault_isolation import check_device, find_failing_jobs, run_harmless
 from engine.core.init_latents import InitLatents
+from engine.core.job_controls import JobControls
 from engine.core.job_images import build_images
 from engine.core.pipeline_batching import PipelineBatching, PipelineOutputs
 from engine.core.pipeline_image import NOT_FINITE, PipelineImage
-from engine.core.step_paces import StepPaces
 from engine.core.trajectory import Trajectory
 from engine.device.memory import is_out_of_memory
-from engine.models.family import Family, denoise
-from engine.models.guidance_norm import NormalizesGuidance
+from engine.models.family import Family
 from engine.models.pictures.picture_conditions import PictureConditions
 from engine.scheduler import Scheduler
 
@@ -66,9 +66,7 @@ class Engine:
         self._pipeline_batching, self._images = PipelineBatching(), dict[str, list[ScheduledImage]]()
         self._watched_jobs = set[str]()
         self._end_estimator = EndEstimator(families)
-        self._paused_jobs = set[str]()  # also while all images of a job are busy
-        self._job_weights: dict[str, float] = {}
-        self._paces = StepPaces(clock)
+        self._controls = JobControls(self._scheduler, clock)
         self._events, self._steps = list[Event](), 0
         self.last_batch: BatchRun | None = None  # the last step's batch of trajectories, if any
 
@@ -79,12 +77,12 @@ class Engine:
 
     @property
     def _has_work(self) -> bool:
-        return not self._scheduler.is_idle or bool(self._events) or self._paces.has_due_jobs
+        return not self._scheduler.is_idle or bool(self._events) or self._controls.has_due_jobs
 
     @property
     def seconds_until_due(self) -> float | None:
         """Seconds until the next step of a job that waits for its pace; None if none waits."""
-        return self._paces.seconds_until_due
+        return self._controls.seconds_until_due
 
     @property
     def free_rows(self) -> int:
@@ -123,14 +121,11 @@ class Engine:
     def pause(self, job: str) -> None:
         """Give the job no rows from the next step on, until it is resumed. Unknown jobs are ignored."""
         if job in self._images:
-            self._paused_jobs.add(job)
-            self._scheduler.pause(job)
+            self._controls.pause(job)
 
     def resume(self, job: str) -> None:
         """Continue the job at the next step; it gets no credit for the pause."""
-        self._paused_jobs.discard(job)
-        if not self._paces.is_waiting(job):
-            self._scheduler.resume(job)
+        self._controls.resume(job)
 
     def set_job_pace(self, job: str, seconds: float) -> None:
         """Let the steps of a job begin at least so many seconds apart; 0: as soon as they can.
@@ -138,13 +133,12 @@ class Engine:
         Unknown jobs are ignored, and images of unmodified pipelines know no pace.
         """
         if job in self._images:
-            self._paces.set_pace(job, seconds)
+            self._controls.set_pace(job, seconds)
 
     def set_job_weight(self, job: str, weight: float) -> None:
         """Give the job `weight` times the rows of its user's jobs of weight 1. Raises ValueError outside (0, 1000]."""
-        self._scheduler.set_job_weight(job, weight)
         if job in self._images:
-            self._job_weights[job] = weight
+            self._controls.set_weight(job, weight)
 
     def amend(self, job: str, request: AmendmentRequest) -> Recipe:
         """Change a job from the next step on, and return its recipe with the amendment.
@@ -185,7 +179,7 @@ class Engine:
     def step(self) -> list[Event]:
         """Choose a batch, predict it in one forward and advance it. State changes only on success. [] when idle."""
         self.last_batch = None
-        self._resume_due_jobs()
+        self._controls.resume_due_jobs()
         self._schedule_ready()
         while batch := self._scheduler.next_batch(self.rows, self._limits.limits):
             if outcome := self._try_forward(batch):
@@ -193,18 +187,6 @@ class Engine:
                 break
         events, self._events = self._events, []
         return events
-
-    def _resume_due_jobs(self) -> None:
-        for job in self._paces.take_due_jobs():
-            if job not in self._paused_jobs:
-                self._scheduler.resume(job)
-
-    def _keep_paces(self, jobs: set[str]) -> None:
-        """Take jobs that have just stepped from the scheduler until their next steps are due."""
-        for job in jobs:
-            images = self._images.get(job)
-            if images and self._paces.record_step(job, min(image.k for image in images)):
-                self._scheduler.pause(job)
 
     def _try_forward(self, batch: list[ScheduledImage]) -> Prediction | PipelineOutputs | None:
         """Return None after a failure: the next batch will be smaller, or without the jobs at fault."""
@@ -217,24 +199,8 @@ class Engine:
         pipeline_images = [image for image in batch if isinstance(image, PipelineImage)]
         if pipeline_images:  # then all are, since their keys differ from trajectories'
             return self._pipeline_batching.run_forwards(pipeline_images, self._limits.limit_for(pipeline_images[0]))
-        return self._predict_trajectories([image for image in batch if isinstance(image, Trajectory)])
-
-    def _predict_trajectories(self, batch: list[Trajectory]) -> Prediction:
-        coefficients, layout = Coefficients.build(batch), self._layouts.layout_for(batch)
-        latents = torch.stack([image.x for image in batch])
-        network_inputs = roll_tiles(coefficients["c"] * latents, batch)[layout.owner]
-        timesteps = coefficients["t"].flatten()[layout.owner]
-        family, dtype, loras = self._families[batch[0].model], batch[0].dtype, batch[0].loras
-        rows = zip(
-            torch.split(network_inputs, layout.forward_rows),
-            torch.split(timesteps, layout.forward_rows),
-            layout.conditioning_by_forward,
-            layout.pictures_by_forward,
-            strict=True,
-        )
-        out = torch.cat([denoise(family, x, t, texts, dtype, loras, pictures) for x, t, texts, pictures in rows])
-        measure_norm = family.measure_norm if isinstance(family, NormalizesGuidance) else None
-        return predict(batch, latents, roll_tiles(layout.apply_guidance(out, measure_norm), batch, -1), coefficients)
+        trajectories = [image for image in batch if isinstance(image, Trajectory)]
+        return predict_batch(trajectories, self._layouts.layout_for(trajectories), self._families[batch[0].model])
 
     def _advance_batch(self, batch: list[ScheduledImage], outcome: Prediction | PipelineOutputs) -> None:
         if isinstance(outcome, PipelineOutputs):
@@ -285,7 +251,8 @@ class Engine:
             self._fail_non_finite(batch, prediction.x)
         for image in finished:
             self._finish_image(image)
-        self._keep_paces({image.job for image in batch})
+        stepped = {image.job for image in batch} & self._images.keys()
+        self._controls.keep_paces((job, min(image.k for image in self._images[job])) for job in stepped)
 
     def _follow_amendments(self, image: Trajectory, x0: torch.Tensor) -> None:
         """Add the images that leave this one after its step, and remove it if it is dropped."""
@@ -326,13 +293,10 @@ class Engine:
             self._fail_job(job, "The model failed at this picture.", "model")
 
     def _schedule(self, image: ScheduledImage) -> None:
-        """Schedule the image with its job's pause and weight, which may have changed while it was busy."""
+        """Schedule the image with what is said of its job, which may have changed while it was busy."""
         self._limits.limit_for(image)
         self._scheduler.add(image)
-        if image.job in self._job_weights:
-            self._scheduler.set_job_weight(image.job, self._job_weights[image.job])
-        if image.job in self._paused_jobs or self._paces.is_waiting(image.job):
-            self._scheduler.pause(image.job)
+        self._controls.apply_to(image.job)
 
     def _finish_image(self, image: Trajectory) -> None:
         if image in self._images.get(image.job, ()):  # else it failed the finite check
@@ -358,6 +322,4 @@ class Engine:
         if not self._images[image.job]:
             del self._images[image.job]
             self._watched_jobs.discard(image.job)
-            self._paused_jobs.discard(image.job)
-            self._job_weights.pop(image.job, None)
-            self._paces.forget(image.job)
+            self._controls.forget(image.job)

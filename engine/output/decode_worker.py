@@ -21,8 +21,9 @@ import torch
 from PIL.Image import Image
 
 from engine import contract as wire
-from engine.contract import Frame, Job, Ladder, Recipe, Verdict
+from engine.contract import Change, Frame, Job, Ladder, Recipe, Verdict
 from engine.contract.rejection import JobRejected
+from engine.core.amending import encode_change
 from engine.core.engine import LatentsDone, StepDone
 from engine.core.fault_isolation import reject_before_start
 from engine.core.init_latents import InitLatents, encode_square, load_init_latents
@@ -31,7 +32,6 @@ from engine.core.job_images import check_job
 from engine.device.core_turns import CoreTurns, WorkKind
 from engine.device.stopwatch import Stopwatch
 from engine.models.family import SMALL_MODEL_SIZE, Family, find_judge, is_loaded, with_autoencoder
-from engine.models.picture_edits import is_edit
 from engine.models.pictures.picture_conditions import PictureConditions
 from engine.output.candidates import join_concepts
 from engine.output.latent_encoding import encode_keyframe
@@ -67,10 +67,8 @@ class DecodeWorker:
         self._queue: PriorityQueue[tuple[int, int, Callable[[], None]]] = PriorityQueue()
         self._sequence = itertools.count()
         self._init_latents: dict[str, InitLatents] = {}  # by job; used only in the thread
-        self._prepared_families: WeakSet[Family] = (
-            WeakSet()
-        )  # used only in the thread; what follows, only by the caller
-        self._frame_futures: dict[tuple[str, int], Future[Frame]] = {}
+        self._prepared_families: WeakSet[Family] = WeakSet()  # used only in the thread
+        self._frame_futures: dict[tuple[str, int], Future[Frame]] = {}  # used only by the caller
         self._thread = threading.Thread(
             target=self._run_thread, args=(torch.get_num_threads(),), name="decode-worker", daemon=True
         )
@@ -91,9 +89,11 @@ class DecodeWorker:
         """Prepare a job's control and reference pictures for its networks. The future may raise `JobRejected`."""
         return self._submit(PICTURE_PRIORITY, lambda: self._prepare_pictures(job, blobs))
 
-    def encode_texts(self, recipe: Recipe, texts: Sequence[str]) -> Future[None]:
-        """Encode texts for a recipe beside the running batch, so that the engine has them. May raise `JobRejected`."""
-        return self._submit(PICTURE_PRIORITY, lambda: self._encode_texts(recipe, texts))
+    def encode_change(self, recipe: Recipe, change: Change) -> Future[None]:
+        """Encode a change's texts beside the running batch. The future may raise `JobRejected`."""
+        return self._submit(
+            PICTURE_PRIORITY, lambda: self._run_on_upload(recipe.model, partial(encode_change, recipe, change))
+        )
 
     def encode_for_description(self, model: str, picture: bytes) -> Future[torch.Tensor]:
         """Encode an image for `/describe` at the model's native size. The future may raise `JobRejected`."""
@@ -173,14 +173,6 @@ class DecodeWorker:
             return ()
         check_job(job, self._families)
         return self._run_on_upload(recipe.model, partial(load_pictures, recipe, blobs))
-
-    def _encode_texts(self, recipe: Recipe, texts: Sequence[str]) -> None:
-        def encode(family: Family) -> None:
-            if not is_edit(recipe, family):  # then the encoder reads the picture, too, which the engine has
-                for text in texts:
-                    family.encode_conditioning(text, recipe)
-
-        self._run_on_upload(recipe.model, encode)
 
     def _run_on_upload(self, model: str, work: Callable[[Family], T]) -> T:
         """Run work on what a member gave. Raises `JobRejected` for anything that goes wrong, or `DeviceLost`."""

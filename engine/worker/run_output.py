@@ -13,11 +13,19 @@ import time
 from concurrent.futures import Future
 from typing import TypeVar
 
-from msgspec.structs import replace
-
 from engine.bus import BlobMissing, BrokerUnreachable, Bus
 from engine.bus.latest import LatestByKey
-from engine.contract import MAX_FRAME_BYTES, AmendmentRequest, Frame, Job, Recipe, SetConcepts, UpscaleTask, Verdict
+from engine.contract import (
+    MAX_FRAME_BYTES,
+    AmendmentRequest,
+    Frame,
+    Job,
+    Recipe,
+    SetConcepts,
+    SetNegative,
+    UpscaleTask,
+    Verdict,
+)
 from engine.contract.rejection import JobRejected
 from engine.core.engine import LatentsDone, StepDone
 from engine.core.init_latents import InitLatents
@@ -73,12 +81,9 @@ class RunOutput:
 
     async def prepare_texts(self, run: JobRun, request: AmendmentRequest) -> None:
         """Encode the texts of a change before the engine needs them. Raises `JobRejected`."""
-        recipe, change = run.job.task, request.change
-        assert isinstance(recipe, Recipe)
-        if isinstance(change, SetConcepts):
-            recipe = replace(recipe, concepts=change.concepts)
-            texts = [concept.text for concept in change.concepts]
-            await self._wait_for_decode(self._decode_worker.encode_texts(recipe, texts))
+        assert isinstance(run.job.task, Recipe)
+        if isinstance(request.change, SetConcepts | SetNegative):
+            await self._wait_for_decode(self._decode_worker.encode_change(run.job.task, request.change))
 
     def queue_preview(self, run: JobRun, event: StepDone) -> None:
         """Queue a preview for watchers. Of candidates only the first are shown, one for each picture."""

@@ -77,14 +77,9 @@ class Worker:
             self._model_fetcher.find_rejection,
         )  # fmt: skip
         self._job_puller = JobPuller(
-            bus,
-            self.active_runs,
-            self._intake,
-            profile.pools,
-            lambda: self._profile.rows,
-            self._make_presence,
+            bus, self.active_runs, self._intake, profile.pools, lambda: self._profile.rows, self._make_presence,
             profile.name,
-        )
+        )  # fmt: skip
         self._heartbeats = Heartbeats(bus, self.active_runs, self._result_publisher, watchdog)
         self._watched_jobs = WatchedJobs(bus, self.active_runs)
         self._amendment_service = AmendmentService(

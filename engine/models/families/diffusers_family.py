@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from threading import Lock, RLock
+from threading import RLock
 from typing import Any, ClassVar
 
 import msgspec
@@ -36,15 +35,14 @@ from engine.models.network.network_copies import (
 from engine.models.pictures.conditioner import Additions, ForwardInputs
 from engine.models.pictures.picture_conditions import PictureRows
 from engine.models.pictures.picture_support import PictureSupport
-from engine.models.text.prompt_key import PromptKey, count_bytes, list_texts
+from engine.models.text.prompt_key import PromptKey, list_texts
+from engine.models.text.text_cache import TextCache
 from engine.models.textual_inversion.embedding_collection import spell_words
 from engine.models.whole_pipeline.pipeline_support import WholePipelineSupport
 from engine.plan import Plan, plan, samplers_for
 from engine.preview_maps.known_maps import LatentSpace
 from engine.process.offload_request import Offload
 from engine.prompt.emphasis import strip_emphasis
-
-MAX_CACHED_TEXTS, MAX_CACHED_TEXT_BYTES = 256, 256 * 2**20
 
 
 class DiffusersFamily(AddedFiles, WholePipelineSupport, PictureSupport, ABC):
@@ -88,8 +86,7 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, PictureSupport, ABC):
         if is_offloaded(self._loaded_network):
             self.forward_runner.disable_optimizations()  # they keep weights, which come and go
         self._networks: Networks = NetworkCopies(self._loaded_network, self.device)
-        self._cached_conditioning: OrderedDict[PromptKey, Conditioning] = OrderedDict()
-        self._cache_lock = Lock()  # texts are encoded by the engine's thread, and beside it
+        self.text_cache = TextCache()
         self._init_added_files(pipeline, name)
 
     @property
@@ -141,7 +138,7 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, PictureSupport, ABC):
         for conditioner in self.conditioners:
             conditioner.release()
         self.forward_runner.release()
-        self._cached_conditioning.clear()
+        self.text_cache.clear()
         self._loaded_network = self._vae = None
         drop_modules(self.pipeline)
 
@@ -228,31 +225,13 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, PictureSupport, ABC):
 
     def _get_conditioning(self, prompt: PromptKey) -> Conditioning:
         """Return a text's conditions, encoded at their first use."""
-        with self._cache_lock:
-            if prompt in self._cached_conditioning:
-                self._cached_conditioning.move_to_end(prompt)
-                return self._cached_conditioning[prompt]
+        if (kept := self.text_cache.find(prompt)) is not None:
+            return kept
         supported_prompt = prompt if self.supports_emphasis else prompt._replace(text=strip_emphasis(prompt.text))
         with torch.inference_mode(), self.pipeline_lock:
             text_pipeline = self.get_text_pipeline(prompt.loras)
             with self._embeddings.with_words(text_pipeline, prompt.embeddings) as pipeline:
-                conditioning = self._encode_text(pipeline, supported_prompt)
-        with self._cache_lock:
-            return self._keep_conditioning(prompt, conditioning)
-
-    def _keep_conditioning(self, prompt: PromptKey, conditioning: Conditioning) -> Conditioning:
-        """Return the first encoding of a text, if two threads encoded it. Drop the texts that were not used longest."""
-        kept = self._cached_conditioning.setdefault(prompt, conditioning)
-        while len(self._cached_conditioning) > 1 and (
-            len(self._cached_conditioning) > MAX_CACHED_TEXTS
-            or count_bytes(self._cached_conditioning) > MAX_CACHED_TEXT_BYTES
-        ):
-            self._cached_conditioning.popitem(last=False)
-        return kept
-
-    def clear_text_cache(self) -> None:
-        """Drop the cache of encoded texts."""
-        self._cached_conditioning.clear()
+                return self.text_cache.keep(prompt, self._encode_text(pipeline, supported_prompt))
 
     @torch.inference_mode()
     def denoise(

@@ -236,7 +236,7 @@ def test_prompts_are_encoded_once_before_the_threads_and_give_the_same_picture(
     family, encoding_threads = model(kind), []
     pipeline_job = make_job_for(family, sampler="native", guidance=guidance, count=3, negative="fog")
     expected = [draw_with_pipeline(family, pipeline_job, image) for image in range(3)]
-    family.clear_text_cache()
+    family.text_cache.clear()
     for part, encoder in family.pipeline.components.items():
         if part.startswith("text_encoder"):
             monkeypatch.setattr(

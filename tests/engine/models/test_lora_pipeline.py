@@ -180,7 +180,7 @@ def test_jobs_without_loras_keep_every_bit(
     before = by_engine(family, plain_recipe, job, finish)[0]
     conditioning = family.encode_conditioning("a cat", plain_recipe)[0]
     with_lora = by_engine(family, with_one, job, finish)[0]
-    family._cached_conditioning.clear()
+    family.text_cache.clear()
     assert torch.equal(by_engine(family, plain_recipe, job, finish)[0], before)
     assert torch.equal(family.encode_conditioning("a cat", plain_recipe)[0], conditioning)
     assert not torch.equal(with_lora, before)

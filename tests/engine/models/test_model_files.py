@@ -16,12 +16,12 @@ from safetensors.torch import save_file
 
 from engine.contract.rejection import JobRejected
 from engine.models import load_model, make_model_name
-from engine.models.families import diffusers_family
 from engine.models.families import embedded as embedded_module
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.models.files import fingerprint
 from engine.models.files.fingerprint import fingerprint_folder
 from engine.models.library_logging import silence_libraries
+from engine.models.text import text_cache
 
 
 def test_the_embedded_model_has_its_known_properties(embedded: StableDiffusion) -> None:
@@ -33,7 +33,7 @@ def test_the_embedded_model_has_its_known_properties(embedded: StableDiffusion) 
 def test_texts_are_encoded_alone_in_one_shape_and_cached(
     embedded: StableDiffusion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(diffusers_family, "MAX_CACHED_TEXTS", 3)
+    monkeypatch.setattr(text_cache, "MAX_TEXTS", 3)
     first = embedded.encode_text("a cat")
     assert first.shape == embedded.encode_text("a very " + "very " * 50 + "long text").shape == (24, 384)
     assert embedded.encode_text("a cat") is first

@@ -243,6 +243,6 @@ def test_a_composition_keeps_its_words(load: Make, tmp_path: Path, recipe: Make)
     one = family.with_embeddings(build_recipe(recipe, "sd", concepts=(Concept("a toy"), Concept("a")), **embed("toy")))
     family.encode_conditioning("a toy", one)
     family.encode_conditioning("a", one)
-    assert {key.text: len(key.embeddings) for key in family._cached_conditioning} == {"a toy": 1, "a": 0}
+    assert {key.text: len(key.embeddings) for key in family.text_cache.keys} == {"a toy": 1, "a": 0}
     plain = family.encode_conditioning("a toy", msgspec.structs.replace(one, embeddings=()))[0]
     assert not torch.equal(family.encode_conditioning("a toy", one)[0], plain)

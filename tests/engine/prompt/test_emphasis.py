@@ -211,7 +211,7 @@ def test_text_without_weights_is_encoded_as_by_the_pipeline(
     expected = encode_with_pipeline(family, "a cat")
     for text in ("a cat", "(a cat:1.0)", "((a cat:0.5):2)"):
         assert torch.equal(family.encode_conditioning(text, make_recipe_for(recipe, family, text))[0], expected)
-    family._cached_conditioning.clear()
+    family.text_cache.clear()
     monkeypatch.setattr(prompt_chunks, "is_plain", lambda parts: False)  # the path with weights gives the same bits
     assert torch.equal(family.encode_conditioning("a cat", make_recipe_for(recipe, family, "a cat"))[0], expected)
 

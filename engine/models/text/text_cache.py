@@ -1,0 +1,46 @@
+"""Encoded texts, kept until others were used more recently. Two threads may encode texts at once."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from threading import Lock
+
+from engine.models.family import Conditioning
+from engine.models.text.prompt_key import PromptKey, count_bytes
+
+MAX_TEXTS, MAX_BYTES = 256, 256 * 2**20
+
+
+class TextCache:
+    """At most `MAX_TEXTS` texts of `MAX_BYTES` together, but always one."""
+
+    def __init__(self) -> None:
+        self._conditioning: OrderedDict[PromptKey, Conditioning] = OrderedDict()
+        self._lock = Lock()
+
+    @property
+    def keys(self) -> list[PromptKey]:
+        """The kept texts, the one used longest ago first."""
+        with self._lock:
+            return list(self._conditioning)
+
+    def find(self, prompt: PromptKey) -> Conditioning | None:
+        """Return a text's conditions, if they are kept."""
+        with self._lock:
+            if prompt in self._conditioning:
+                self._conditioning.move_to_end(prompt)
+            return self._conditioning.get(prompt)
+
+    def keep(self, prompt: PromptKey, conditioning: Conditioning) -> Conditioning:
+        """Keep a text's conditions, and return them; if another thread came first, return its."""
+        with self._lock:
+            kept = self._conditioning.setdefault(prompt, conditioning)
+            while len(self._conditioning) > 1 and (
+                len(self._conditioning) > MAX_TEXTS or count_bytes(self._conditioning) > MAX_BYTES
+            ):
+                self._conditioning.popitem(last=False)
+            return kept
+
+    def clear(self) -> None:
+        with self._lock:
+            self._conditioning.clear()
