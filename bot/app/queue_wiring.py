@@ -12,6 +12,7 @@ from bot.domain.events import Feed
 from bot.images.picture_store import PictureStore
 from bot.images.uploads.upload_decoder import UploadDecoder
 from bot.queue.active_jobs import ActiveJobs
+from bot.queue.amendment_sender import AmendmentSender
 from bot.queue.broker_blobs import BrokerBlobs
 from bot.queue.cancellation import JobCanceller
 from bot.queue.closed_guilds import ClosedGuildWatcher
@@ -24,6 +25,7 @@ from bot.queue.model_catalog import ModelCatalog
 from bot.queue.patrol import Patrol
 from bot.queue.pause_priority import JobControl
 from bot.queue.preview_relay import PreviewRelay
+from bot.queue.results.amendment_answers import AmendmentAnswers
 from bot.queue.results.consumer import ResultConsumer
 from bot.queue.results.ingest import ResultIngest
 from bot.store import Store
@@ -68,6 +70,7 @@ class Queue:
     closed_guilds: ClosedGuildWatcher
     external_changes: ExternalChangeWatcher
     previews: PreviewRelay
+    amendment_sender: AmendmentSender
 
 
 def wire_queue(core: Core) -> Queue:
@@ -90,10 +93,12 @@ def wire_queue(core: Core) -> Queue:
         completion=completion, wake_event=wake_event, limits=core.settings.limits, clock=clock,
     )  # fmt: skip
     canceller = JobCanceller(store, bus, active_jobs, completion, core.live_workers)
+    amendment_sender = AmendmentSender(store, bus, active_jobs)
     result_consumer = ResultConsumer(
         store, bus, active_jobs, feed, completion,
-        ResultIngest(store, bus, active_jobs, core.picture_store, core.worker_decoder, clock=clock), blobs,
-        on_reclaim=metrics.count_reclaim, clock=clock,
+        ResultIngest(store, bus, active_jobs, core.picture_store, core.worker_decoder, clock=clock),
+        AmendmentAnswers(store, active_jobs, feed, catalog.find_profile_for), blobs,
+        on_reclaim=metrics.count_reclaim, on_start=amendment_sender.wake, clock=clock,
     )  # fmt: skip
     return Queue(
         active_jobs, blobs, catalog, forecast, completion, dispatcher, canceller,
@@ -103,4 +108,5 @@ def wire_queue(core: Core) -> Queue:
         ClosedGuildWatcher(store, canceller.cancel),
         ExternalChangeWatcher(store, completion, canceller.cancel),
         PreviewRelay(bus, active_jobs, feed, core.worker_decoder, clock=clock),
+        amendment_sender,
     )  # fmt: skip

@@ -42,6 +42,7 @@ from bot.services.prompt_tools.image_to_prompt import ImageToPrompt
 from bot.services.prompt_tools.prompt_shortening import PromptShortener
 from bot.services.rule_admin import RuleAdmin
 from bot.services.sessions import Sessions
+from bot.services.steering.steering_service import SteeringService
 from bot.services.webhooks.admin import Webhooks
 
 
@@ -81,8 +82,16 @@ def wire_services(
         picture_review=PictureReview(store, job_views, gallery, clock=clock), history=History(store, job_views),
         moderation=moderation, data_deletion=data_deletion, prompt_shortener=PromptShortener(bus.embed),
         data_export=DataExport(store, core.picture_store, clock=clock), sessions=Sessions(store, clock=clock),
+        steering=_wire_steering(core, queue, job_views, word_filter),
         webhooks=Webhooks(store, PrivateHosts.parse(core.settings.webhook_hosts), clock=clock),
         api_keys=ApiKeys(store, clock=clock), image_to_prompt=_wire_image_to_prompt(core, queue, loader, rule_admin),
+    )  # fmt: skip
+
+
+def _wire_steering(core: Core, queue: Queue, job_views: JobViews, word_filter: WordFilter) -> SteeringService:
+    return SteeringService(
+        core.store, job_views, word_filter, queue.catalog, queue.active_jobs, core.feed, core.live_workers,
+        queue.amendment_sender.wake, limits=core.settings.limits, clock=core.clock,
     )  # fmt: skip
 
 

@@ -63,6 +63,7 @@ class App:
             "result-consumer": queue.result_consumer.run(),
             "broker-blobs": queue.blobs.run(),
             "dispatcher": queue.dispatcher.run(),
+            "amendments": queue.amendment_sender.run(),
             "patrol": queue.patrol.run(),
             "job-rerouter": queue.rerouter.run(),
             "closed-guilds": queue.closed_guilds.run(),

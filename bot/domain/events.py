@@ -1,8 +1,8 @@
-"""In-process fan-out of job events: places in the queue, model loading, previews, ends.
+"""In-process fan-out of job events: places in the queue, model loading, previews, changes while it runs, ends.
 
 Publishing never blocks. A slow subscriber loses old values, but never the newest one and never an end: values coalesce
-per job (frames per image), and an end replaces all earlier events of its job. A subscriber reads ends first, then
-previews, then places and model loading.
+per job (frames per image, steering per change), and an end replaces all earlier events of its job. A subscriber reads
+ends first, then changes, then previews, then places and model loading.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Self
 from cachetools import LRUCache
 
 from bot.domain.job_states import JobState
+from bot.domain.steering import AmendmentView
+from engine.contract import Recipe
 
 MAX_PROGRESS_RUN = 8
 MAX_ENDED_JOBS = 4096  # ended jobs whose late events are dropped
@@ -62,6 +64,18 @@ class JobProgress:
 
 
 @dataclass(frozen=True)
+class JobSteered:
+    """A change of a job that was asked for, made or refused. `recipe`: the job's, with all changes that are made.
+
+    It is not repeated to later subscribers, who read the changes themselves.
+    """
+
+    job: str
+    view: AmendmentView
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
 class JobEnded:
     """The end of a job, published after it was stored. `reason`: a sentence for the member, or empty."""
 
@@ -70,7 +84,7 @@ class JobEnded:
     reason: str
 
 
-JobEvent = QueueMoved | ModelLoading | JobProgress | JobEnded
+JobEvent = QueueMoved | ModelLoading | JobProgress | JobSteered | JobEnded
 
 
 def merge_events(old: JobEvent | None, new: JobEvent) -> JobEvent:
@@ -90,6 +104,7 @@ class Subscription:
         self._queue_events: dict[str, JobEvent] = {}
         self._progress_events: dict[str, JobEvent] = {}
         self._progress_run = 0  # previews read since the last queue place
+        self._steered_events: dict[str, dict[int, JobSteered]] = {}  # by job and number
         self._end_events: dict[str, JobEnded] = {}
         self._wakeup = asyncio.Event()
         self._is_closed = False
@@ -101,7 +116,10 @@ class Subscription:
         if isinstance(event, JobEnded):
             self._progress_events.pop(event.job, None)
             self._queue_events.pop(event.job, None)
+            self._steered_events.pop(event.job, None)
             self._end_events[event.job] = event
+        elif isinstance(event, JobSteered):
+            self._steered_events.setdefault(event.job, {})[event.view.number] = event
         elif isinstance(event, JobProgress):
             self._queue_events.pop(event.job, None)
             self._progress_events[event.job] = merge_events(self._progress_events.get(event.job), event)
@@ -120,15 +138,24 @@ class Subscription:
         return self
 
     async def __anext__(self) -> JobEvent:
-        while not (self._end_events or self._progress_events or self._queue_events):
+        while not (self._end_events or self._steered_events or self._progress_events or self._queue_events):
             if self._is_closed:
                 raise StopAsyncIteration
             self._wakeup.clear()
             await self._wakeup.wait()
         if self._end_events:
             return self._end_events.pop(next(iter(self._end_events)))
+        if self._steered_events:
+            return self._pop_steered()
         source = self._choose_source()
         return source.pop(next(iter(source)))
+
+    def _pop_steered(self) -> JobSteered:
+        job, by_number = next(iter(self._steered_events.items()))
+        event = by_number.pop(next(iter(by_number)))
+        if not by_number:
+            del self._steered_events[job]
+        return event
 
     def _choose_source(self) -> dict[str, JobEvent]:
         """Alternate: a thousand places delay no preview, and many previews do not delay a place for ever."""
@@ -169,7 +196,7 @@ class Feed:
             self._ended_jobs[event.job] = None
         elif event.job in self._ended_jobs or self._is_outdated(event):
             return
-        else:
+        elif not isinstance(event, JobSteered):  # a later subscriber needs the newest progress, not a change
             self._latest_events[event.job] = merge_events(self._latest_events.get(event.job), event)
         for subscription in self._listeners(event.job):
             subscription.put_event(event)

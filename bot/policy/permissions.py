@@ -14,10 +14,10 @@ from typing import Literal, cast, get_args
 from bot.domain.dto import JobView, KeyScope, Member
 
 Role = Literal["member", "moderator", "admin", "owner", "operator"]
-JobRelation = Literal["none", "own", "another's", "private", "elsewhere"]
+JobRelation = Literal["none", "own", "another's", "private", "elsewhere", "party"]
 Action = Literal[
     "imagine", "blend", "describe", "queue", "mine", "info", "prefer", "export", "forget", "help",
-    "cancel", "pause", "upscale", "vary", "reroll", "remix", "reproduce",
+    "cancel", "pause", "steer", "upscale", "vary", "reroll", "remix", "reproduce",
     "edit", "zoom", "pan", "branch", "walk", "prompt", "film", "details", "favourite",
     "envelope", "delete", "report", "approve", "deny", "dismiss",
     "settings", "explain", "set", "close", "budget", "webhook",
@@ -31,18 +31,19 @@ ACTIONS: tuple[Action, ...] = get_args(Action)
 class Permission:
     """One row of the table. Each role is the least that may act; None: nobody.
 
-    `own_role`: on an own job, or on no job. `others_role`: on another member's public job in the same server.
-    `private_role`: on another member's private job. `operator_elsewhere`: the operator may act on jobs of other
-    servers; other members never may, except authors on their own jobs. `in_direct_messages`: it also works in a direct
-    message with the bot. `phrase`: the action as it stands after "may". `concerns_jobs`: the action can have a job.
-    `scope`: what an API key needs for it; None: no key may, whatever its member may. `scope_suffices`: a key that has
-    it needs no role.
+    `own_role`: on an own job, or on no job. `party_role`: on the job of a party that the member takes part in.
+    `others_role`: on another member's public job in the same server. `private_role`: on another member's private job.
+    `operator_elsewhere`: the operator may act on jobs of other servers; other members never may, except authors on
+    their own jobs. `in_direct_messages`: it also works in a direct message with the bot. `phrase`: the action as it
+    stands after "may". `concerns_jobs`: the action can have a job. `scope`: what an API key needs for it; None: no key
+    may, whatever its member may. `scope_suffices`: a key that has it needs no role.
     """
 
     phrase: str
     own_role: Role | None = "member"
     others_role: Role | None = None
     private_role: Role | None = None
+    party_role: Role | None = None
     operator_elsewhere: bool = False
     in_direct_messages: bool = True
     concerns_jobs: bool = True
@@ -91,6 +92,7 @@ PERMISSIONS: Mapping[Action, Permission] = MappingProxyType(
         "help": _allow_everyone("read the help", "read"),
         "cancel": _allow_author_and_moderators("cancel this job", "imagine"),
         "pause": _allow_author_and_moderators("pause this job", "imagine"),
+        "steer": Permission("steer this picture while it develops", party_role="member", scope="imagine"),
         "upscale": _allow_viewers("upscale this picture"),
         "vary": _allow_viewers("vary this picture"),
         "reroll": _allow_viewers("reroll this"),
@@ -143,12 +145,16 @@ ROLE_TITLES: Mapping[Role, str] = MappingProxyType(
 
 @dataclass(frozen=True)
 class JobRef:
-    """The job that an action concerns: its author, that author's name, its server, and whether it is private."""
+    """The job that an action concerns: its author, that author's name, its server, and whether it is private.
+
+    `is_joined`: the member takes part in the party whose picture it is.
+    """
 
     author: str
     author_name: str
     guild: str
     is_private: bool = False
+    is_joined: bool = False
 
 
 def job_ref(view: JobView) -> JobRef:
@@ -174,6 +180,8 @@ def job_relation(member: Member, job: JobRef | None) -> JobRelation:
         return "own"
     if job.guild != member.guild:
         return "elsewhere"
+    if job.is_joined:
+        return "party"
     return "private" if job.is_private else "another's"
 
 
@@ -184,6 +192,8 @@ def least_role(action: Action, relation: JobRelation) -> Role | None:
         return "operator" if permission.operator_elsewhere else None
     if relation == "another's":
         return permission.others_role
+    if relation == "party":
+        return permission.party_role
     return permission.private_role if relation == "private" else permission.own_role
 
 
@@ -198,6 +208,13 @@ def scope_refusal(action: str, scopes: frozenset[KeyScope] | None) -> str | None
     if permission.scope is None:
         return NO_KEY.format(permission.phrase)
     return SCOPE_MISSING.format(permission.phrase, permission.scope)
+
+
+def _unshared_reason(permission: Permission, relation: JobRelation, job: JobRef | None) -> str:
+    """Say why nobody may act on a job with this relation."""
+    if relation == "private":
+        return PRIVATE_JOB
+    return OWN_JOB if job is None or relation == "own" else f"Only {job.author_name} may {permission.phrase}."
 
 
 def forbidden_reason(
@@ -223,6 +240,6 @@ def forbidden_reason(
     if relation == "elsewhere":
         return OTHER_GUILD
     if needed_role is None:
-        return PRIVATE_JOB if relation == "private" else OWN_JOB
+        return _unshared_reason(permission, relation, job)
     author_part = f"{job.author_name} and " if job is not None and permission.own_role == "member" else ""
     return f"Only {author_part}{ROLE_TITLES[needed_role]} may {permission.phrase}."

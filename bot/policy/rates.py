@@ -20,7 +20,7 @@ from bot.policy.permissions import Action
 # What is asked for besides the actions of the permission table: a page or an old address, a file such as a picture, one
 # job, a list, a stream of events, suggestions while one types, any request of a public address, and an invalid key.
 RatedAction = Action | Literal["page", "file", "job", "list", "stream", "suggest", "review", "stranger", "guess"]
-BucketKind = Literal["look", "change", "make", "stranger", "guess"]
+BucketKind = Literal["look", "change", "steer", "make", "stranger", "guess"]
 MAX_BUCKETS = 50_000  # buckets of a kind in memory; with more, the one used longest ago is forgotten
 
 
@@ -42,6 +42,7 @@ RATES: Mapping[BucketKind, Rate] = MappingProxyType(
     {
         "look": Rate(600.0, 40.0),
         "change": Rate(60.0, 2.0),
+        "steer": Rate(60.0, 10.0),  # a slider that is dragged sends ten changes a second
         "make": Rate(40.0, 1.0),
         "stranger": Rate(1000.0, 200.0),  # of one public address
         "guess": Rate(20.0, 0.5),  # keys that are not valid, of one address
@@ -61,6 +62,7 @@ PRICES: Mapping[RatedAction, Price] = MappingProxyType(
         **dict.fromkeys(("export", "forget"), Price("change", 20.0)),
         **dict.fromkeys(("imagine", "blend", "upscale", "vary", "reroll", "remix", "reproduce"), Price("make", 1.0)),
         **dict.fromkeys(("edit", "zoom", "pan", "branch", "walk"), Price("make", 1.0)),
+        "steer": Price("steer", 1.0),
         "prompt": Price("make", 4.0),  # /shorten has a worker read texts
         "describe": Price("make", 10.0),
         "stranger": Price("stranger", 1.0),

@@ -31,6 +31,7 @@ _LACKING_TEXTS: Mapping[Feature, str] = MappingProxyType(
         "stop": "always runs to its last step: leave out --stop",
         "mix": "does not mix prompts: leave out --mix",
         "walk": "does not walk between pictures: leave out --walk",
+        "amendments": "draws on another server, which nobody can steer: change the prompt and ask again",
     }
 )
 

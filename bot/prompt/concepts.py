@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from ftfy import fix_text
 
@@ -44,9 +45,7 @@ def parse_concepts(words: str) -> tuple[Concept, ...]:
     parsed_concepts = [_parse_concept(text, weight) for text, weight in zip(parts[0::2], parts[1::2], strict=False)]
     if parts[-1].strip():
         parsed_concepts.append(Concept(parts[-1].strip()))
-    _check_sum(parsed_concepts)
-    if len(parsed_concepts) > MAX_CONCEPTS:
-        raise UserError(f"A prompt may have {MAX_CONCEPTS} weighted parts; this one has {len(parsed_concepts)}.")
+    check_weights(parsed_concepts)
     return tuple(parsed_concepts)
 
 
@@ -60,12 +59,15 @@ def _parse_concept(text: str, weight_text: str | None) -> Concept:
     return Concept(text, weight)
 
 
-def _check_sum(parsed_concepts: list[Concept]) -> None:
-    if not parsed_concepts:
+def check_weights(weighted_concepts: Sequence[Concept]) -> None:
+    """Raise `UserError` for no concepts, for more than 8, or for weights whose sum is not above 0."""
+    if not weighted_concepts:
         raise UserError("The prompt is empty: say what to draw, as in “terrier, looking up, white background”.")
-    total = sum(concept.weight for concept in parsed_concepts)
+    total = sum(concept.weight for concept in weighted_concepts)
     if total <= 1e-9:
         raise UserError(f"The weights add up to {total:g}; they must add up to more than 0: what should be drawn?")
+    if len(weighted_concepts) > MAX_CONCEPTS:
+        raise UserError(f"A prompt may have {MAX_CONCEPTS} weighted parts; this one has {len(weighted_concepts)}.")
 
 
 def balance_weights(weighted_concepts: tuple[Concept, ...]) -> tuple[Concept, ...]:

@@ -86,6 +86,12 @@ class ActiveJobs:
         self._add_cost(active_job, active_job.remaining_cost)
         return active_job
 
+    def follow_record(self, record: JobRecord) -> None:
+        """Take a job's changed row: rows, cost and recipe. An unknown job stays unknown."""
+        if active_job := self.by_id.get(record.id):
+            old_cost, active_job.record = active_job.remaining_cost, record
+            self._add_cost(active_job, active_job.remaining_cost - old_cost)
+
     def remove(self, job: str) -> None:
         """Remove a job that ended or waits again."""
         self.paused_since.pop(job, None)
@@ -119,7 +125,7 @@ class ActiveJobs:
         if active_job is None or not active_job.accepts_epoch(frame.epoch):
             return None
         if (
-            frame.image >= active_job.record.image_count
+            frame.image not in active_job.record.final_images
             or frame.total_steps != active_job.record.steps
             or frame.step > frame.total_steps
         ):

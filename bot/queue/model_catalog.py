@@ -148,6 +148,13 @@ class ModelCatalog:
         except KeyError:
             return None
 
+    def find_profile_for(self, recipe: Recipe) -> ModelProfile | None:
+        """Return the model of a recipe, as `find_entry_for` does; None if no worker has ever offered it."""
+        try:
+            return self.find_entry_for(recipe).profile
+        except KeyError:
+            return None
+
     def choose_live_pool(self, preferred_pool: str) -> str:
         """Return a pool with live workers: `preferred_pool` if it has some, or if no pool has any."""
         live_pools = group_by_pool(self._workers())

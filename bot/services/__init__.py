@@ -33,6 +33,7 @@ from bot.services.prompt_tools.image_to_prompt import ImageToPrompt
 from bot.services.prompt_tools.prompt_shortening import PromptShortener
 from bot.services.rule_admin import RuleAdmin
 from bot.services.sessions import Sessions
+from bot.services.steering.steering_service import SteeringService
 from bot.services.webhooks.admin import Webhooks
 from engine.contract import Presence
 
@@ -44,6 +45,7 @@ class Services:
     jobs: JobService
     variations: VariationService
     edits: EditService
+    steering: SteeringService
     attended_requests: AttendedRequests
     upload_upscaler: UploadUpscaler
     init_image_loader: InitImageLoader

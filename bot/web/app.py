@@ -23,7 +23,7 @@ from bot.web import media, metrics, middleware, pages, rate_limit, renamed, requ
 from bot.web.a1111_api import errors as a1111_errors
 from bot.web.a1111_api import routes as a1111_api
 from bot.web.a1111_api.open_requests import OPEN_REQUESTS, OpenRequests
-from bot.web.api import describe, edits, flag_aliases, jobs, openapi, review, wait_reason, webhooks
+from bot.web.api import describe, edits, flag_aliases, jobs, openapi, review, steering, wait_reason, webhooks
 from bot.web.auth import HostPolicy, SessionTokens, load_or_create_key
 from bot.web.connections import ConnectionLimits, ConnectionTable, GuardedConnection
 from bot.web.listener import listen
@@ -43,8 +43,8 @@ ERROR_SHAPES: Mapping[str, middleware.ErrorShape] = MappingProxyType(
     {"/v1/": openai_errors.shape_error, "/sdapi/": a1111_errors.shape_error, "/controlnet/": a1111_errors.shape_error}
 )
 PARTS = (
-    pages, jobs, media, review, sse, edits, wait_reason, flag_aliases, describe, renamed, openapi, images, models,
-    picture_addresses, responses, a1111_api, webhooks,
+    pages, jobs, media, review, sse, edits, steering, wait_reason, flag_aliases, describe, renamed, openapi, images,
+    models, picture_addresses, responses, a1111_api, webhooks,
 )  # fmt: skip
 TEMPLATES = ("base.html", "chatroom.html", "dialogs.html", "discord.html", "enter.html", "sentence.html")
 

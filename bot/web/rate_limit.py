@@ -53,6 +53,8 @@ ROUTE_ACTIONS: Mapping[str, RatedAction] = MappingProxyType(
         "POST /api/jobs/{id}/pause": "pause",
         "POST /api/jobs/{id}/resume": "pause",
         "POST /api/jobs/{id}/priority": "pause",
+        "POST /api/jobs/{id}/amend": "steer",
+        "GET /api/jobs/{id}/amendments": "job",
         "POST /api/jobs/{id}/vary/{n}": "vary",
         "POST /api/jobs/{id}/upscale/{n}": "upscale",
         "POST /api/jobs/{id}/reroll": "reroll",

@@ -16,6 +16,7 @@ from bot.images.moderation_status import held_images, hold_reason
 from bot.prompt.flags import split_flags
 from bot.services.jobs.derived_recipes import can_interpolate
 from bot.web.renamed import add_old_names
+from bot.web.steering_payloads import serialize_steering
 from engine.contract import Branch, ImageToImage, Interpolation, ModelProfile, Presence, Recipe
 
 LOADING_SENTENCE = "The engine is loading. Prompts wait here until it is ready."
@@ -144,6 +145,7 @@ def _serialize_recipe(recipe: Recipe) -> dict[str, Any]:
         "start": _serialize_start(recipe.start),
         "walk": _serialize_interpolation(recipe.interpolation),
         "can_interpolate": can_interpolate(recipe),
+        "steering": serialize_steering(recipe),
         "stopped_at": recipe.end_step if recipe.end_step < recipe.steps else None,
     }
 

@@ -9,10 +9,10 @@ import msgspec
 from cachetools import LRUCache
 
 from bot.domain.dto import JobView, Member
-from bot.domain.events import JobProgress, ModelLoading, QueueMoved
-from bot.web import serializers
+from bot.domain.events import JobProgress, JobSteered, ModelLoading, QueueMoved
+from bot.web import serializers, steering_payloads
 
-LiveEvent = QueueMoved | ModelLoading | JobProgress
+LiveEvent = QueueMoved | ModelLoading | JobProgress | JobSteered
 MAX_JOBS = 256  # jobs
 
 
@@ -64,5 +64,7 @@ def serialize_event(job_event: LiveEvent) -> tuple[str, dict[str, Any]]:
         return "frame", serializers.serialize_frame(job_event)
     if isinstance(job_event, ModelLoading):
         return "loading", serializers.serialize_loading(job_event)
+    if isinstance(job_event, JobSteered):
+        return "steered", steering_payloads.serialize_steered(job_event)
     payload = {"jobs_ahead": job_event.jobs_ahead, "eta": job_event.eta, "startup_notice": job_event.startup_notice}
     return "queued", {"id": job_event.job, "state": "queued", **payload}

@@ -28,7 +28,7 @@ from bot.discord.delivery.request_metrics import RequestCounter, count_nothing, 
 from bot.discord.delivery.retry import RetryPolicy
 from bot.discord.delivery.tracked_messages import TrackedMessage, TrackedMessages
 from bot.domain.dto import DeliveryRole, Destination, JobView
-from bot.domain.events import JobEnded, JobEvent, JobProgress, ModelLoading, QueueMoved
+from bot.domain.events import JobEnded, JobEvent, JobProgress, JobSteered, ModelLoading, QueueMoved
 from bot.domain.job_states import is_end
 
 if TYPE_CHECKING:
@@ -113,6 +113,8 @@ class Courier:
             return
         if isinstance(event, JobEnded):
             self._start_final(event.job, message, group)
+        elif isinstance(event, JobSteered):
+            return
         elif message.response_lost and message.destination.address.get("message"):
             return  # the message was deleted; without an id, it may still arrive
         elif isinstance(event, JobProgress):

@@ -30,7 +30,7 @@ UNLIMITED_COST = 10**9  # device-seconds: as good as no limit
 # What `commands` can forbid. Cancelling, deleting and reporting always work.
 LIMITABLE_COMMANDS = (
     "imagine", "vary", "reroll", "remix", "reproduce", "blend", "edit", "zoom", "pan", "branch", "walk",
-    "upscale", "prompt", "film", "details", "favourite", "envelope",
+    "steer", "upscale", "prompt", "film", "details", "favourite", "envelope",
     "describe", "queue",
 )  # fmt: skip
 

@@ -19,6 +19,7 @@ from bot.policy.worker_losses import is_on_probation
 from bot.queue.active_jobs import ActiveJob, ActiveJobs
 from bot.queue.broker_blobs import BrokerBlobs
 from bot.queue.job_completion import JobCompletion
+from bot.queue.results.amendment_answers import AmendmentAnswers
 from bot.queue.results.batch import select_batch
 from bot.queue.results.ingest import IncompleteJob, ResultIngest
 from bot.queue.results.sender_check import find_sender_fault
@@ -26,6 +27,7 @@ from bot.store import DatabaseUnavailable, Store
 from bot.store.transitions import picture_writes
 from engine.bus import BrokerUnreachable, Bus, BusMessage
 from engine.contract import (
+    JobAmended,
     JobCancelled,
     JobFailed,
     JobFinished,
@@ -52,18 +54,19 @@ class ResultConsumer:
 
     def __init__(
         self, store: Store, bus: Bus, active_jobs: ActiveJobs, feed: Feed, completion: JobCompletion,
-        ingest: ResultIngest, blobs: BrokerBlobs, *, on_reclaim: Callable[[], None] = lambda: None,
+        ingest: ResultIngest, answers: AmendmentAnswers, blobs: BrokerBlobs, *,
+        on_reclaim: Callable[[], None] = lambda: None, on_start: Callable[[str], None] = lambda _job: None,
         clock: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
         self._store, self._bus, self._active_jobs, self._feed = store, bus, active_jobs, feed
-        self._completion, self._ingest, self._blobs, self._clock = completion, ingest, blobs, clock
+        self._completion, self._ingest, self._answers = completion, ingest, answers
+        self._blobs, self._clock = blobs, clock
         self._work_slots, self._fetch_slots = asyncio.Semaphore(MAX_CONCURRENT), asyncio.Semaphore(MAX_FETCHED)
         self._pending: dict[str, deque[BusMessage[Result]]] = {}  # job → its fetched results, in order
         self._faults: Counter[int] = Counter()  # faults of each result, by stream sequence number
-        self._delayed_pictures: dict[
-            str, dict[PictureReady, str]
-        ] = {}  # job → its pictures that wait for the end of an outage
+        self._delayed_pictures: dict[str, dict[PictureReady, str]] = {}  # job → those that wait for an outage's end
         self._on_reclaim = on_reclaim  # called when a running job is claimed again
+        self._on_start = on_start  # called when a job is claimed
 
     async def run(self) -> None:
         """Consume results until cancelled."""
@@ -185,6 +188,8 @@ class ResultConsumer:
                 await self._apply_finished(result, is_last_try)
             case JobFailed():
                 await self._apply_failed(result)
+            case JobAmended():
+                await self._answers.record_answer(result)
             case JobHandedBack():
                 await self._apply_handed_back(result)
             case JobCancelled():
@@ -220,6 +225,7 @@ class ResultConsumer:
             )
             if transition.record.cancelling:
                 await self._bus.cancel(result.job)
+            self._on_start(result.job)
             if self._feed.is_watched(result.job):
                 await self._bus.request_previews(result.job)
 
@@ -263,7 +269,7 @@ class ResultConsumer:
         if record.deleted is not None:  # deleted while it ran: its pictures were not stored
             await self._completion.cancel(result.job, result.cost, epoch=result.epoch, audit_note="deleted")
             return
-        missing = await self._ingest.list_missing(record)
+        missing = await self._ingest.list_missing(record, result)
         if delayed := self._delayed_pictures.get(result.job):
             raise OSError(next(iter(delayed.values())))  # not lost: they are stored after the outage
         elif is_last_try:

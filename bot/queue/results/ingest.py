@@ -10,6 +10,9 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
+
+import msgspec
 
 from bot.domain.job_states import is_end
 from bot.images.image_codec import png_size
@@ -20,7 +23,17 @@ from bot.store import JobRecord, JobStats, Store, StoredPicture, Transition
 from bot.store.deletion.deletion_steps import is_unused
 from bot.store.jobs import queries
 from engine.bus import BlobMissing, Bus
-from engine.contract import JobFinished, Ladder, PictureReady, Recipe, UpscaleMethod, UpscaleTask, decode
+from engine.contract import (
+    MAX_COUNT,
+    JobFinished,
+    Ladder,
+    PictureReady,
+    Recipe,
+    Task,
+    UpscaleMethod,
+    UpscaleTask,
+    decode,
+)
 
 MAX_UPSCALE = 8  # largest factor of a super-resolver, each side (`engine.contract.ModelProfile.enlargement`)
 MAX_BYTES = {"image": 64 * 1024 * 1024, "ladder": 24 * 1024 * 1024}  # bytes
@@ -50,7 +63,7 @@ class ResultIngest:
         """Store pictures of one job and epoch, and finish it if `finished` is given and none is missing.
 
         False: the job no longer accepts them. Raises `WrongPicture`, `BlobMissing`, `MalformedMessage` or
-        `UnreadableImage`, or ValueError for a false choice, and then stores none.
+        `UnreadableImage`, or ValueError for a false choice or change, and then stores none.
         """
         first_result = (*pictures, finished)[0]
         assert first_result is not None
@@ -59,10 +72,12 @@ class ResultIngest:
         contents = await self._fetch_contents(pictures)
         new_pictures = [_to_stored(picture, contents[picture.sha256]) for picture in pictures]
         stats = (
-            JobStats(finished.cost, finished.seconds, finished.ms_per_step, finished.chosen_candidates)
+            JobStats(
+                finished.cost, finished.seconds, finished.ms_per_step, finished.chosen_candidates, finished.amendments
+            )
             if finished
             else None
-        )
+        )  # fmt: skip
         methods: list[UpscaleMethod] = [value.method for value in pictures if value.method]
         async with AsyncExitStack() as locks:
             for sha256 in sorted(contents):  # always sorted, or two tasks would deadlock
@@ -113,8 +128,10 @@ class ResultIngest:
             except ContentMissing:
                 raise missing from None
 
-    async def list_missing(self, record: JobRecord) -> list[str]:
+    async def list_missing(self, record: JobRecord, finished: JobFinished) -> list[str]:
         """Return the results that have not arrived, as `image 0` or `ladder 0`."""
+        if isinstance(record.task, Recipe):
+            record = replace(record, task=msgspec.structs.replace(record.task, amendments=finished.amendments))
         return record.find_missing(await self._store.query(queries.list_pictures, [record.id]))
 
 
@@ -132,7 +149,8 @@ def _check_pictures(pictures: Sequence[PictureReady], contents: Sequence[bytes])
 
 
 def _check_expected(picture: PictureReady, record: JobRecord) -> None:
-    if picture.image >= record.image_count or (picture.kind == "ladder" and isinstance(record.task, UpscaleTask)):
+    is_ladder_of_upscale = picture.kind == "ladder" and isinstance(record.task, UpscaleTask)
+    if picture.image >= _most_images(record.task) or is_ladder_of_upscale:
         raise WrongPicture(f"the job did not ask for {picture.kind} {picture.image}")
     if picture.kind == "image" and isinstance(record.task, Recipe):
         requested, factor = (record.task.width, record.task.height), picture.width // record.task.width
@@ -143,6 +161,14 @@ def _check_expected(picture: PictureReady, record: JobRecord) -> None:
             raise WrongPicture(
                 f"the picture is {picture.width} × {picture.height}, no multiple of {requested[0]} × {requested[1]}"
             )
+
+
+def _most_images(task: Task) -> int:
+    """Return how many images the job may come to make: a split, which this bot may not know yet, adds some."""
+    if not isinstance(task, Recipe):
+        return 1
+    is_fixed = task.interpolation is not None or task.candidate_count or task.chosen_candidates
+    return task.count if is_fixed else MAX_COUNT
 
 
 def check_picture(picture: PictureReady, content: bytes) -> list[bytes]:

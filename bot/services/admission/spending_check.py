@@ -50,12 +50,12 @@ def cost_checks(
 
 
 def relaxed_checks(
-    cost: float | None, rules: EffectiveRules, ledger: Ledger, now: float
+    cost: float | None, rules: EffectiveRules, ledger: Ledger, now: float, *, advice: str = STEPS_ADVICE
 ) -> Iterator[Callable[[], None]]:
     """Yield the check of each limit on the device time of relaxed jobs."""
     for usage_limit in rules.limits_of("relaxed_day"):
         spending = ledger.get_relaxed_spending(usage_limit.usage_scope, DAY_SECONDS)
-        yield _cost_check(cost, usage_limit, spending, now, "Your relaxed", "", STEPS_ADVICE)
+        yield _cost_check(cost, usage_limit, spending, now, "Your relaxed", "", advice)
 
 
 def _cost_check(

@@ -57,18 +57,26 @@ class WordFilter:
 
     async def check_words(self, new_jobs: Sequence[NewJob], member: Member) -> None:
         """Check that no request contains a forbidden word or pattern. Raises `UserError` (422, 429)."""
+        texts = tuple(dict.fromkeys(text for job in new_jobs for text in member_texts(job.prompt, job.task)))
+        await self.check_texts(texts, member, member, new_jobs[0].prompt)
+
+    async def check_texts(self, texts: Sequence[str], member: Member, ruled: Member, shown: str) -> None:
+        """Check that what `member` typed has nothing that is forbidden to `ruled`. Raises `UserError` (422, 429).
+
+        `ruled`: the member, or the author of the job that they change. `shown`: the text to note if they are blocked.
+        """
 
         def resolve_rules(ledger: Ledger) -> tuple[list[Rule], EffectiveRules]:
             rules = ledger.load_rules()
-            return rules, resolve(rules, member, self._limits)
+            return rules, resolve(rules, ruled, self._limits)
 
-        rules, effective_rules = await self._store.query(run_with_ledger, member, self._clock(), resolve_rules)
+        rules, effective_rules = await self._store.query(run_with_ledger, ruled, self._clock(), resolve_rules)
         if effective_rules.blocked:  # admission refuses it; here we only note it
-            await self._note_incident(member, "blocked", shorten(new_jobs[0].prompt, 200))
+            if ruled is member:
+                await self._note_incident(member, "blocked", shorten(shown, 200))
             return
         if not effective_rules.words and not effective_rules.patterns:
             return
-        texts = tuple(dict.fromkeys(text for job in new_jobs for text in member_texts(job.prompt, job.task)))
         match, text = await self.match_texts(texts, effective_rules, member)
         if match is not None:
             await self._note_incident(member, "word", f"{_entry_text(match)} in “{shorten(text, 300)}”")

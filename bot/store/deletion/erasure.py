@@ -19,7 +19,7 @@ from bot.store.deletion.retention import BATCH_SIZE, record_reasons
 from bot.store.members.api_keys import KEY_MEMBER_PREFIX
 from bot.store.schema.deletion_tables import deleted_jobs, erasure_requests
 from bot.store.schema.member_tables import api_keys, flag_aliases, preferences, sessions
-from bot.store.schema.tables import accounts, destinations, favourites, incidents, jobs
+from bot.store.schema.tables import accounts, amendments, destinations, favourites, incidents, jobs
 from bot.store.schema.webhook_tables import webhooks
 
 MEMBER_INCIDENT_KINDS = (
@@ -77,7 +77,9 @@ def mark_batch_deleted(connection: Connection, request: ErasureRequest, now: flo
 
 
 def erase_member_data(connection: Connection, request: ErasureRequest) -> None:
-    """Delete what belongs to no job: preferences, favourites, sessions, a program's key, and the name in incidents."""
+    """Delete what belongs to no job of theirs: preferences, favourites, sessions, a program's key, and the name in
+    incidents and in changes of others' jobs. What they changed there stays: those pictures are made of it.
+    """
     favourite_conditions = [favourites.c.member == request.member, favourites.c.at <= request.requested_at]
     if request.guild:
         favourite_conditions.append(favourites.c.job.in_(select(jobs.c.id).where(jobs.c.guild == request.guild)))
@@ -92,6 +94,11 @@ def erase_member_data(connection: Connection, request: ErasureRequest) -> None:
     is_members_incident = and_(*incident_conditions, incidents.c.kind.in_(MEMBER_INCIDENT_KINDS))
     connection.execute(incidents.delete().where(is_members_incident, incidents.c.closed.is_not(None)))
     connection.execute(update(incidents).where(is_members_incident).values(actor="", actor_name=DELETED_MEMBER))
+    amendment_conditions = [amendments.c.member == request.member, amendments.c.at <= request.requested_at]
+    if request.guild:
+        amendment_conditions.append(amendments.c.job.in_(select(jobs.c.id).where(jobs.c.guild == request.guild)))
+    names = {"member": "", "member_name": DELETED_MEMBER, "key": None}
+    connection.execute(update(amendments).where(*amendment_conditions).values(names))
 
 
 def _delete_sessions(connection: Connection, request: ErasureRequest) -> None:

@@ -13,7 +13,18 @@ from sqlalchemy import RowMapping
 from bot.domain.dto import Destination, JobAction, Member, StoredInput
 from bot.domain.job_states import JobState
 from bot.policy.fair_queue import account_paths
-from engine.contract import BillingKey, Blame, Job, Recipe, Task, UpscaleTask, count_rows, decode, encode
+from engine.contract import (
+    BillingKey,
+    Blame,
+    Job,
+    Recipe,
+    Task,
+    UpscaleTask,
+    count_rows,
+    decode,
+    encode,
+    list_final_images,
+)
 
 RELAXED_TIER = "relaxed"  # the tier whose jobs cost no quota
 INITIAL_VALUES: Mapping[str, object] = MappingProxyType({
@@ -167,15 +178,20 @@ class JobRecord:
         return self.task.steps if isinstance(self.task, Recipe) else 1
 
     @property
+    def final_images(self) -> tuple[int, ...]:
+        """The images of which it makes pictures, as far as they are known: a change may drop some, or add others."""
+        return list_final_images(self.task) if isinstance(self.task, Recipe) else (0,)
+
+    @property
     def image_count(self) -> int:
         """The number of pictures that the job makes."""
-        return self.task.count if isinstance(self.task, Recipe) else 1
+        return len(self.final_images)
 
     def find_missing(self, pictures: Iterable[StoredPicture]) -> list[str]:
         """Return the expected results that are not among `pictures`, as `image 0` or `ladder 0`."""
         present = {(picture.kind, picture.image) for picture in pictures}
         kinds = ["image", "ladder"] if isinstance(self.task, Recipe) and self.to_job().ladder else ["image"]
-        expected = [(kind, image) for kind in kinds for image in range(self.image_count)]
+        expected = [(kind, image) for kind in kinds for image in self.final_images]
         return [f"{kind} {image}" for kind, image in expected if (kind, image) not in present]
 
     def to_job(self) -> Job:

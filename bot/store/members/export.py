@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, Select, func, select
 
 from bot.store.jobs.queries import list_pictures, load_records
 from bot.store.jobs.records import JobRecord, StoredPicture
 from bot.store.members import flag_aliases
 from bot.store.members.preferences import load_preferences
-from bot.store.schema.tables import destinations, favourites, incidents, jobs
+from bot.store.schema.tables import amendments, destinations, favourites, incidents, jobs
 
 PAGE_SIZE = 200  # jobs per page
 EXPORTED_FIELDS = ("guild", "channel", "message")  # exported fields of a destination; never tokens
@@ -20,14 +20,15 @@ EXPORTED_FIELDS = ("guild", "channel", "message")  # exported fields of a destin
 
 @dataclass(frozen=True)
 class MemberChoices:
-    """A member's data that belongs to no job: preferences, flag aliases by name, favourites as (job, image, time), and
-    reports as (job, time, text).
+    """A member's data that belongs to no job: preferences, flag aliases by name, favourites as (job, image, time),
+    reports as (job, time, text), and changes of running jobs as (job, time, text).
     """
 
     preferences: dict[str, object]
     flag_aliases: dict[str, str]
     favourites: list[tuple[str, int, float]]
     reports: list[tuple[str, float, str]]
+    amendments: list[tuple[str, float, str]]
 
 
 def read_choices(connection: Connection, member: str) -> MemberChoices:
@@ -44,7 +45,14 @@ def read_choices(connection: Connection, member: str) -> MemberChoices:
         flag_aliases.list_flag_aliases(connection, member),
         [(row.job, row.image, row.at) for row in connection.execute(favourites_query.order_by(favourites.c.at))],
         [(row.job, row.at, row.said) for row in connection.execute(own_reports_query)],
+        [(row.job, row.at, row.text) for row in connection.execute(_select_amendments(member))],
     )
+
+
+def _select_amendments(member: str) -> Select[*tuple[Any, ...]]:
+    """Select what the member changed in running jobs, their own and others'."""
+    query = select(amendments.c.job, amendments.c.at, amendments.c.text).where(amendments.c.member == member)
+    return query.order_by(amendments.c.at, amendments.c.number)
 
 
 def count_jobs(connection: Connection, member: str) -> int:

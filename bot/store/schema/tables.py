@@ -124,6 +124,27 @@ pictures = Table(
     Index("pictures_sha256", "sha256"),
 )
 
+amendments = Table(  # what was asked to change in a job while it runs
+    "amendments",
+    metadata,
+    Column("job", String(26), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True),  # rises within the job, also over refused ones
+    Column("member", String(64), nullable=False),  # who asked; empty once they are forgotten
+    Column("member_name", String(128), nullable=False),
+    Column("at", Float, nullable=False),
+    Column("key", String(128)),  # idempotency key of its request, which may have made several
+    Column("state", String(16), nullable=False),  # waiting, made, refused
+    Column("step", Integer),  # from which step on it holds, once it is made
+    Column("reason", Text, nullable=False),  # why it was refused
+    Column("change", JSON, nullable=False),
+    Column("text", Text, nullable=False),  # the change on one line, for members
+    Column("cost", Float, nullable=False),  # reserved for it while it waits
+    Index("amendments_member", "member", "at"),
+    Index(
+        "amendments_waiting", "job", sqlite_where=text("state = 'waiting'"), postgresql_where=text("state = 'waiting'")
+    ),
+)
+
 accounts = Table(  # the fair order: pool → tier → guild → user
     "accounts",
     metadata,

@@ -13,6 +13,7 @@ from bot.domain.job_states import OPEN_STATES
 from bot.store.fairness.accounts import add_cost
 from bot.store.jobs.records import decode_record
 from bot.store.schema.tables import jobs
+from bot.store.transitions.amendments import refuse_waiting
 from bot.store.transitions.state_change import apply_transition
 from engine.contract import MalformedMessage
 
@@ -47,3 +48,4 @@ def _fail_job(connection: Connection, row: RowMapping, now: float) -> None:
     }
     if apply_transition(connection, "fail", row["id"], now, audit_note="unreadable", **values) is not None:
         add_cost(connection, row["account"], -row["billed"])
+        refuse_waiting(connection, row["id"])

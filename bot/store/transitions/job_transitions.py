@@ -27,6 +27,7 @@ from bot.store.fairness.ledger import Ledger
 from bot.store.jobs.queries import list_by_key
 from bot.store.jobs.records import RELAXED_TIER, JobRecord, NewJob, Transition, decode_record
 from bot.store.schema.tables import audit_lines, destinations, jobs, pictures
+from bot.store.transitions.amendments import refuse_waiting
 from bot.store.transitions.state_change import apply_transition, lock_job, write_audit_line
 
 AdmissionCheck = Callable[[Sequence[NewJob], Ledger], Sequence[NewJob]]
@@ -89,6 +90,7 @@ def end_job(
     """End a job, and settle its charge to `actual_cost` device-seconds (None: the whole reserve). Happens at most once.
 
     A member never pays more than was reserved. The fair order counts the real cost, at most `MAX_OVERRUN` estimates.
+    Changes that no worker has answered are refused.
     """
     assert is_end(TRANSITIONS[kind].target)
     transition = make_transition(
@@ -96,6 +98,7 @@ def end_job(
     )
     if transition is None:
         return None
+    refuse_waiting(connection, job)
     job_record = transition.record
     fair_cost = job_record.cost if actual_cost is None else min(actual_cost, MAX_OVERRUN * job_record.cost)
     charged = 0.0 if job_record.tier == RELAXED_TIER else min(fair_cost, job_record.cost)

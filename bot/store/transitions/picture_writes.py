@@ -9,7 +9,8 @@ import msgspec
 from sqlalchemy import Connection, RowMapping, bindparam, select, update
 
 from bot.domain.job_states import OPEN_STATES
-from bot.store.jobs.records import StoredPicture
+from bot.store.deletion.input_cleanup import RESULT_KINDS
+from bot.store.jobs.records import JobRecord, StoredPicture
 from bot.store.moderation.reviews import write_held_incident
 from bot.store.schema.tables import jobs, models, pictures
 from engine.contract import ModelProfile, Recipe, Task, UpscaleMethod, UpscaleTask, decode, encode
@@ -62,6 +63,13 @@ def insert_pictures(
 def lock_open_job(connection: Connection, job: str, epoch: int) -> RowMapping | None:
     """Return the row of a job that still accepts pictures, locked until this transaction ends."""
     return connection.execute(_SELECT_OPEN, {"job": job, "epoch": epoch}).mappings().first()
+
+
+def delete_other_images(connection: Connection, present: Sequence[StoredPicture], job_record: JobRecord) -> None:
+    """Delete results of images that the finished recipe does not make. `bot.services.storage` removes their files."""
+    for one in present:
+        if one.kind in RESULT_KINDS and one.image not in job_record.final_images:
+            connection.execute(_DELETE_PICTURE, {"job": one.job, "at": one.image, "as": one.kind})
 
 
 def _set_upscale_method(connection: Connection, job: str, task: bytes, method: UpscaleMethod) -> None:

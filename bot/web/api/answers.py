@@ -48,6 +48,10 @@ JOB = _object(
     chosen={**_list("integer"), **_type("array?")},
     grid="string?", film="string?", films=_map("string"), keyframes="string?", walk_films=_map("string"),
 )  # fmt: skip
+AMENDMENT = _object(
+    number="integer", state="string", step="integer?", total_steps="integer", reason="string",
+    author=_object(name="string", you="boolean"), text="string", at="number",
+)  # fmt: skip
 ACCEPTED_JOB = _object(
     id="string", prompt="string", jobs_ahead="integer", eta="number?", has_worker="boolean", startup_notice="string",
     notes=_list("string"), steps="integer", sampler="string", seed="integer", count="integer", cost="number",
@@ -90,6 +94,7 @@ SCHEMAS: Mapping[str, Schema] = {
         online="boolean", engine_loading="boolean", workers=_list(WORKER), models=_list("string"),
         loaded=_list("string"), sentence="string",
     ),
+    "Amendments": _object(id="string", amendments=_list(AMENDMENT)),
     "Steps": _object(steps=_list("integer")),
     "Keyframes": _object(keyframes=_list(_object(step="integer", url="string"))),
     "FlagAliases": _object(options=_map("string")),

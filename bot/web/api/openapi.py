@@ -43,8 +43,9 @@ KEYFRAME = {"type": "integer", "minimum": 0, "maximum": 9999, "description": "A 
 
 # module or package → what its operations are about
 TAGS: Mapping[str, str] = {
-    "jobs": "Jobs", "wait_reason": "Jobs", "sse": "Jobs", "media": "Results", "edits": "Continue from a picture",
-    "describe": "Image to prompt", "flag_aliases": "Flag aliases", "review": "Review", "pages": "Chatroom",
+    "jobs": "Jobs", "wait_reason": "Jobs", "sse": "Jobs", "steering": "Jobs", "media": "Results",
+    "edits": "Continue from a picture", "describe": "Image to prompt",
+    "flag_aliases": "Flag aliases", "review": "Review", "pages": "Chatroom",
     "webhooks": "Webhooks", "openai_api": "OpenAI's image API", "a1111_api": "AUTOMATIC1111's API",
     "metrics": "Operation", "openapi": "Operation", "renamed": "Earlier addresses",
 }  # fmt: skip
@@ -132,7 +133,7 @@ def _list_parameters(path: str, shape: Shape) -> Iterator[dict[str, Any]]:
 
 
 def _list_headers(method: str, shape: Shape) -> Iterator[dict[str, Any]]:
-    if shape.status == 201 and shape.answer == "Accepted":
+    if (shape.status, shape.answer) in ((201, "Accepted"), (202, "Amendments")):
         schema = {"type": "string", "minLength": 1, "maxLength": 200, "pattern": "^[ -~]+$"}
         yield {"name": KEY_HEADER, "in": "header", "required": False, "schema": schema}
     if shape.files:

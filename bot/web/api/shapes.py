@@ -13,7 +13,7 @@ from bot.web import media, metrics, pages, renamed, sse
 from bot.web.a1111_api import bodies as webui_bodies
 from bot.web.a1111_api import generation, listings, picture_texts, progress, upscaling
 from bot.web.a1111_api import models as webui_models
-from bot.web.api import describe, edits, flag_aliases, jobs, review, wait_reason, webhooks
+from bot.web.api import describe, edits, flag_aliases, jobs, review, steering, wait_reason, webhooks
 from bot.web.openai_api import bodies, images, models, picture_addresses, responses
 from bot.web.openai_api.answers import FORMATS
 
@@ -77,6 +77,8 @@ SHAPES: Mapping[Callable[..., Any], Shape] = {
     edits.pan: _accepts(edits.PanBody),
     edits.branch: _accepts(edits.BranchBody),
     edits.list_steps: Shape("Steps"),
+    steering.amend: Shape("Amendments", 202, steering.AmendBody),
+    steering.list_amendments: Shape("Amendments"),
     describe.describe_picture: Shape("Suggestions", body=describe.DescribeBody, files=("picture",)),
     flag_aliases.list_aliases: Shape("FlagAliases"),
     flag_aliases.set_alias: Shape("FlagAliases", body=flag_aliases.FlagAliasBody),

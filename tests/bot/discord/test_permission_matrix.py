@@ -438,4 +438,4 @@ async def test_every_action_of_the_permission_table_is_covered() -> None:
         *BUTTONS.values(), *FORMS.values(), *MENUS.values(), *CARDS.values(),
         *(action for action, _ in COMMANDS.values()),
     }  # fmt: skip
-    assert set(ACTIONS) - actions == {"envelope", "pause", "webhook"}
+    assert set(ACTIONS) - actions == {"envelope", "pause", "steer", "webhook"}

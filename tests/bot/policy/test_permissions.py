@@ -59,6 +59,7 @@ forget      everyone    -           -           -         direct
 help        everyone    -           -           -         direct
 cancel      everyone    moderators  moderators  operator  direct
 pause       everyone    moderators  moderators  operator  direct
+steer       everyone    nobody      nobody      nobody    direct
 upscale     everyone    everyone    nobody      nobody    direct
 vary        everyone    everyone    nobody      nobody    direct
 reroll      everyone    everyone    nobody      nobody    direct
@@ -96,6 +97,7 @@ This one is yours: delete it instead.
 Only Ann and moderators (who may manage messages in the whole server) may cancel this job.
 Only Ann and moderators (who may manage messages in the whole server) may pause this job.
 Only Ann and moderators (who may manage messages in the whole server) may delete these pictures.
+Only Ann may steer this picture while it develops.
 Only moderators (who may manage messages in the whole server) may dismiss a report.
 Only moderators (who may manage messages in the whole server) may keep held pictures hidden.
 Only moderators (who may manage messages in the whole server) may look at and show held pictures.

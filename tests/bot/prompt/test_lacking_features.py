@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from bot.domain.errors import UserError
 from bot.prompt.capability_check import check_capabilities, check_features, check_start, choose_interval
 from engine.contract import (
+    Amendment,
     Branch,
     Concept,
     Feature,
@@ -19,6 +20,7 @@ from engine.contract import (
     ModelProfile,
     NoiseAncestor,
     Recipe,
+    SetNegative,
     find_lacking_feature,
 )
 
@@ -47,6 +49,7 @@ CHANGES: dict[Feature, dict[str, Any]] = {
     "stop": {"stop_at": 0.5},
     "mix": {"concepts": (Concept("a"), Concept("b")), "mixed": True},
     "walk": {"interpolation": Interpolation("b", 0, 12)},
+    "amendments": {"amendments": (Amendment(1, 1, SetNegative("blur")),)},
 }
 
 

@@ -53,6 +53,8 @@ GET     /api/jobs/{id}/wait-reason              terminal    -
 POST    /api/jobs/{id}/pause                    visitor     pause
 POST    /api/jobs/{id}/resume                   visitor     pause
 POST    /api/jobs/{id}/priority                 operator    -
+POST    /api/jobs/{id}/amend                    visitor     steer
+GET     /api/jobs/{id}/amendments               visitor     details
 POST    /api/jobs/{id}/vary/{n}                 visitor     vary
 POST    /api/jobs/{id}/upscale/{n}              visitor     upscale
 POST    /api/jobs/{id}/reroll                   visitor     reroll

@@ -1,0 +1,53 @@
+"""Steering a picture while it develops: what a member asks for, and each change as members see it. Frozen, no logic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+AmendmentState = Literal["waiting", "made", "refused"]
+
+
+@dataclass(frozen=True)
+class SteeringRequest:
+    """What a member asks for at once; what is left out stays as it is. Images count from 0.
+
+    `say`: words for the prompt: without `say_weight` they join its first part, with it they are a part of their own.
+    `prompt` replaces the words, and its `--no` the negative prompt. `weights`: by the index of a part of the present
+    prompt; 0 removes the part. `negative`: the negative prompt, empty for none. `interval`: between which fractions of
+    the steps guidance holds. `keep` drops all other images, `drop` these. `split`: an image, and how many it becomes in
+    all. Over `fade_steps` steps the words go from the old to the new ones.
+    """
+
+    say: str = ""
+    say_weight: float | None = None
+    prompt: str | None = None
+    weights: Mapping[int, float] = field(default_factory=dict[int, float])
+    negative: str | None = None
+    guidance: float | None = None
+    interval: tuple[float, float] | None = None
+    keep: tuple[int, ...] = ()
+    drop: tuple[int, ...] = ()
+    split: tuple[int, int] | None = None
+    fade_steps: int = 0
+
+
+@dataclass(frozen=True)
+class AmendmentView:
+    """One change of a job as a member may see it.
+
+    `number` rises within the job. `step`: from which step on it holds; None unless it is made. `reason`: why it was
+    refused, as a sentence. `text`: the change on one plain line. `at`: when it was asked for, in seconds since 1970.
+    `member_id` is empty once that member is forgotten.
+    """
+
+    number: int
+    state: AmendmentState
+    step: int | None
+    total_steps: int
+    reason: str
+    member_id: str
+    member_name: str
+    text: str
+    at: float

@@ -1,0 +1,1 @@
+"""Steering: members change a picture while it develops."""

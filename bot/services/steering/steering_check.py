@@ -1,0 +1,73 @@
+"""Decides whether a job can be steered, by what it is and who draws it; one sentence if not. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from bot.domain.errors import UserError
+from bot.domain.job_states import is_end
+from bot.prompt.capability_check import check_capabilities, check_features
+from bot.services.steering.requested_changes import RequestedChange, settle_words
+from bot.store import JobRecord
+from bot.store.jobs.amendments import AmendmentRecord
+from bot.store.transitions.amendments import MAX_REQUESTS
+from engine.contract import (
+    PIPELINE_SAMPLERS,
+    STEERING_VERSION,
+    Amendment,
+    ModelProfile,
+    Presence,
+    Recipe,
+)
+
+AN_UPSCALE = "An upscale is done in one go, so it cannot be steered."
+CANCELLING = "It is being cancelled."
+OLD_WORKER = "The worker that draws this picture is too old to be steered: its operator must update it."
+WHOLE_PIPELINE = (
+    "The sampler {} runs in the model's unmodified pipeline, which cannot be steered: choose another one next time."
+)
+TOO_MANY_REQUESTS = f"{MAX_REQUESTS} changes were asked for of this picture, which is the most."
+
+
+def require_steerable(record: JobRecord, workers: Mapping[str, Presence]) -> Recipe:
+    """Return the job's recipe. Raises `UserError` if it cannot be steered now, whatever the change is."""
+    if not isinstance(record.task, Recipe):
+        raise UserError(AN_UPSCALE)
+    if is_end(record.state):
+        raise UserError(f"Too late: it has {record.state} already.")
+    if record.cancelling:
+        raise UserError(CANCELLING)
+    if record.task.sampler in PIPELINE_SAMPLERS:
+        raise UserError(WHOLE_PIPELINE.format(record.task.sampler))
+    if _is_drawn_by_old_worker(record, workers):
+        raise UserError(OLD_WORKER)
+    return record.task
+
+
+def _is_drawn_by_old_worker(record: JobRecord, workers: Mapping[str, Presence]) -> bool:
+    """Whether its worker, or while it waits every worker of its pool, reads only an older contract."""
+    drawing = [workers[record.worker]] if record.state == "running" and record.worker in workers else []
+    candidates = drawing or [worker for worker in workers.values() if record.pool in worker.pools]
+    return bool(candidates) and all(worker.v < STEERING_VERSION for worker in candidates)
+
+
+def presume_recipe(recipe: Recipe, known: Sequence[AmendmentRecord], step: int) -> Recipe:
+    """Return the recipe as if every waiting change held from `step` on, in the order of their numbers."""
+    amendments, accepted = list[Amendment](), [each for each in known if each.state != "refused"]
+    if len(known) >= MAX_REQUESTS:
+        raise UserError(TOO_MANY_REQUESTS)
+    for index, each in enumerate(accepted):
+        earliest = amendments[-1].step if amendments else 0
+        later_steps = [later.step for later in accepted[index:] if later.step is not None]
+        amendments.append(each.to_amendment(min([max(earliest, step), *later_steps])))
+    return msgspec.structs.replace(recipe, amendments=tuple(amendments))
+
+
+def check_changes(changes: Sequence[RequestedChange], model: ModelProfile) -> None:
+    """Raise `UserError` if the model cannot do what a recipe asks for once it is changed."""
+    recipe = changes[-1].recipe
+    if "amendments" in model.lacks:
+        check_features(recipe, model)
+    check_capabilities(settle_words(recipe), model)

@@ -1,0 +1,171 @@
+"""Writes the changes of running jobs: asked for, answered by a worker, and settled when their job ends.
+
+A change and what it does to its job's recipe, rows and cost are one transaction. Works inside its caller's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+from sqlalchemy import Connection, bindparam, select, update
+
+from bot.domain.dto import Member
+from bot.store.fairness.ledger import Ledger
+from bot.store.jobs.amendments import (
+    AmendmentRecord,
+    NewAmendment,
+    decode_amendment,
+    encode_change,
+    list_amendments,
+)
+from bot.store.jobs.records import RELAXED_TIER, JobRecord, decode_record
+from bot.store.schema.tables import amendments, jobs
+from bot.store.transitions.picture_writes import lock_open_job
+from bot.store.transitions.state_change import lock_job
+from engine.contract import (
+    Amendment,
+    JobAmended,
+    ModelProfile,
+    Recipe,
+    count_image_rows,
+    encode,
+    estimate_cost,
+    find_amendments_problem,
+    list_final_images,
+    recipe_at_step,
+)
+
+ENDED_TEXT = "The picture was finished before."
+LOST_TEXT = "It does not hold in the finished picture."
+MAX_REQUESTS = 256  # changes that may be asked for of one job, refused ones included
+AmendmentCheck = Callable[[JobRecord, Sequence[AmendmentRecord], Ledger], Sequence[NewAmendment]]
+_REFUSE_WAITING = (  # at each end of a job
+    update(amendments)
+    .where(amendments.c.job == bindparam("of_job"), amendments.c.state == "waiting")
+    .values(state="refused", reason=ENDED_TEXT, cost=0.0)
+)
+_SELECT_ONE = select(amendments).where(amendments.c.job == bindparam("job"), amendments.c.number == bindparam("number"))
+
+
+@dataclass(frozen=True)
+class AnsweredAmendment:
+    """A change after its answer, and its job's row by then."""
+
+    amendment: AmendmentRecord
+    job_record: JobRecord
+
+
+def ask_for_amendments(
+    connection: Connection, job: str, member: Member, author: Member, key: str | None, decide: AmendmentCheck,
+    now: float,
+) -> tuple[JobRecord, list[AmendmentRecord]] | None:  # fmt: skip
+    """Write the changes that `decide` returns, and reserve their cost. None: the job is unknown or deleted.
+
+    `decide` gets the job and all of its changes, locked, with the ledger of its author, and raises `UserError` to write
+    nothing. A known idempotency `key` returns its earlier changes.
+    """
+    row = lock_job(connection, job)
+    if row is None or row["deleted"] is not None:
+        return None
+    job_record, known = decode_record(row), list_amendments(connection, job)
+    if key is not None and (earlier := [each for each in known if each.key == key]):
+        return job_record, earlier
+    new_amendments = decide(job_record, known, Ledger(connection, author, now))
+    first_number = known[-1].number + 1 if known else 1
+    asked = [
+        AmendmentRecord(
+            job, number, member.id, member.name[:128], now, key, "waiting", None, "", new.change, new.text, new.cost
+        )
+        for number, new in enumerate(new_amendments, first_number)
+    ]
+    for each in asked:
+        connection.execute(amendments.insert().values({**vars(each), "change": encode_change(each.change)}))
+    added_cost = sum(each.cost for each in asked)
+    return _update_job(connection, job_record, job_record.cost + added_cost), asked
+
+
+def answer_amendment(
+    connection: Connection, answer: JobAmended, model: ModelProfile | None
+) -> AnsweredAmendment | None:
+    """Record a worker's answer, and what it does to the job. None: it was answered before, or the epoch is stale.
+
+    `model`: for the price; None: the reserved cost stays. Raises ValueError for a change that contradicts the others.
+    """
+    row = lock_open_job(connection, answer.job, answer.epoch)
+    found = _find_amendment(connection, answer.job, answer.number)
+    if row is None or found is None or found.state != "waiting":
+        return None
+    job_record = decode_record(row)
+    if answer.step is None or not isinstance(job_record.task, Recipe):
+        values = {"state": "refused", "reason": answer.reason or "The worker refused it.", "cost": 0.0}
+        job_record = _update_job(connection, job_record, max(0.0, job_record.cost - found.cost))
+    else:
+        recipe = _add_amendment(job_record.task, Amendment(found.number, answer.step, found.change))
+        price = found.cost if model is None else estimate_cost(recipe, model) - estimate_cost(job_record.task, model)
+        values = {"state": "made", "step": answer.step, "cost": 0.0}
+        job_record = _update_job(connection, job_record, max(0.0, job_record.cost - found.cost + price), recipe)
+    return AnsweredAmendment(_update_amendment(connection, found, **values), job_record)
+
+
+def settle_amendments(connection: Connection, job_record: JobRecord, held: Sequence[Amendment]) -> None:
+    """Record, at the end of a job, which changes hold in its pictures. `check_held` has passed before."""
+    steps = {amendment.number: amendment.step for amendment in held}
+    for each in list_amendments(connection, job_record.id):
+        if each.number in steps and (each.state, each.step) != ("made", steps[each.number]):
+            _update_amendment(connection, each, state="made", step=steps[each.number], reason="", cost=0.0)
+        elif each.number not in steps and each.state == "made":
+            _update_amendment(connection, each, state="refused", step=None, reason=LOST_TEXT, cost=0.0)
+
+
+def check_held(connection: Connection, job_record: JobRecord, held: Sequence[Amendment]) -> Recipe:
+    """Return the recipe of the finished pictures. Raises ValueError where a worker claims what nobody asked for."""
+    assert isinstance(job_record.task, Recipe), "only a recipe can be amended"
+    asked = {each.number: each.change for each in list_amendments(connection, job_record.id)}
+    recipe = msgspec.structs.replace(job_record.task, amendments=tuple(held))
+    if any(asked.get(amendment.number) != amendment.change for amendment in held):
+        raise ValueError("the worker reports a change that nobody asked for")
+    if problem := find_amendments_problem(recipe):
+        raise ValueError(f"the worker reports changes that contradict each other: {problem}")
+    return recipe
+
+
+def refuse_waiting(connection: Connection, job: str) -> None:
+    """Refuse the changes of an ended job that no worker has answered."""
+    connection.execute(_REFUSE_WAITING, {"of_job": job})
+
+
+def _find_amendment(connection: Connection, job: str, number: int) -> AmendmentRecord | None:
+    row = connection.execute(_SELECT_ONE, {"job": job, "number": number}).mappings().first()
+    return None if row is None else decode_amendment(row)
+
+
+def _add_amendment(recipe: Recipe, amendment: Amendment) -> Recipe:
+    """Return the recipe with one more change, in the order of their numbers. Raises ValueError if it contradicts."""
+    by_number = sorted((*recipe.amendments, amendment), key=lambda each: each.number)
+    amended = msgspec.structs.replace(recipe, amendments=tuple(by_number))
+    if problem := find_amendments_problem(amended):
+        raise ValueError(f"change {amendment.number} cannot hold from step {amendment.step} on: {problem}")
+    return amended
+
+
+def _update_amendment(connection: Connection, found: AmendmentRecord, **values: object) -> AmendmentRecord:
+    conditions = (amendments.c.job == found.job, amendments.c.number == found.number)
+    statement = update(amendments).where(*conditions).values(**values).returning(amendments)
+    return decode_amendment(connection.execute(statement).mappings().one())
+
+
+def _update_job(connection: Connection, job_record: JobRecord, cost: float, recipe: Recipe | None = None) -> JobRecord:
+    """Write a job's reserve, and with a recipe its rows. Return its row."""
+    values: dict[str, object] = {"cost": cost, "charged": 0.0 if job_record.tier == RELAXED_TIER else cost}
+    if recipe is not None:
+        values |= {"task": encode(recipe), "rows": count_rows_now(recipe)}
+    statement = update(jobs).where(jobs.c.id == job_record.id).values(**values).returning(jobs)
+    return decode_record(connection.execute(statement).mappings().one())
+
+
+def count_rows_now(recipe: Recipe) -> int:
+    """Return the network rows a step of all images that still develop, once all changes hold."""
+    images = recipe.drawn_count if recipe.needs_choice else len(list_final_images(recipe))
+    return images * count_image_rows(recipe_at_step(recipe, recipe.end_step - 1))

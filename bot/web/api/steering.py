@@ -1,0 +1,87 @@
+"""The HTTP API of steering: change a job while it develops, and list what was changed. Images count from 1.
+
+The steering service makes every decision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import msgspec
+from aiohttp import web
+
+from bot.domain.steering import AmendmentView, SteeringRequest
+from bot.web.api.jobs import Guidance, describe_range
+from bot.web.middleware import member_of
+from bot.web.request_body import read_body
+from bot.web.sse import SERVICES, require_permitted
+from bot.web.steering_payloads import serialize_amendment
+from bot.web.submission import idempotency_key_of
+from engine.contract import MAX_CONCEPTS, MAX_COUNT, MAX_STEPS
+
+ImageNumber = Annotated[int, msgspec.Meta(ge=1, le=MAX_COUNT)]
+ImageNumbers = Annotated[list[ImageNumber], msgspec.Meta(max_length=MAX_COUNT)]
+PartNumber = Annotated[str, msgspec.Meta(pattern=f"^[1-{MAX_CONCEPTS}]$")]
+
+
+class SplitBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An image, and how many it becomes in all."""
+
+    image: ImageNumber
+    into: Annotated[int, msgspec.Meta(ge=2, le=MAX_COUNT)]
+
+
+class AmendBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of `POST /api/jobs/{id}/amend`; what is left out stays as it is.
+
+    `weight` is that of `say`, which without it joins the first part of the prompt. `weights`: by the number of a part.
+    """
+
+    say: str = ""
+    weight: Annotated[float | None, describe_range(-100, 100)] = None
+    prompt: str | None = None
+    weights: Annotated[dict[PartNumber, float], msgspec.Meta(max_length=MAX_CONCEPTS)] = {}
+    negative: str | None = None
+    guidance: Guidance = None
+    interval: Annotated[list[float], msgspec.Meta(min_length=2, max_length=2)] | None = None
+    keep: ImageNumbers = []
+    drop: ImageNumbers = []
+    split: SplitBody | None = None
+    fade: Annotated[int, msgspec.Meta(ge=0, le=MAX_STEPS)] = 0
+
+    def to_request(self) -> SteeringRequest:
+        """Return it with images and parts counted from 0."""
+        return SteeringRequest(
+            say=self.say, say_weight=self.weight, prompt=self.prompt, negative=self.negative, guidance=self.guidance,
+            weights={int(number) - 1: weight for number, weight in self.weights.items()},
+            interval=None if self.interval is None else (self.interval[0], self.interval[1]),
+            keep=tuple(number - 1 for number in self.keep), drop=tuple(number - 1 for number in self.drop),
+            split=None if self.split is None else (self.split.image - 1, self.split.into), fade_steps=self.fade,
+        )  # fmt: skip
+
+
+def routes() -> list[web.RouteDef]:
+    base = "/api/jobs/{id}"
+    return [web.post(base + "/amend", amend), web.get(base + "/amendments", list_amendments)]
+
+
+async def amend(request: web.Request) -> web.Response:
+    """Change a job from its next step on: its words, guidance or images. The answer says what waits for its worker."""
+    view, body = await require_permitted(request, "steer"), await read_body(request, AmendBody)
+    views = await request.app[SERVICES].steering.amend(
+        view.id, body.to_request(), member_of(request), idempotency_key_of(request)
+    )
+    return web.json_response(_list(request, view.id, views), status=202)
+
+
+async def list_amendments(request: web.Request) -> web.Response:
+    """Return every change that was asked for of a job, in order."""
+    view = await require_permitted(request, "details")
+    views = await request.app[SERVICES].steering.list_amendments(view.id, member_of(request))
+    return web.json_response(_list(request, view.id, views))
+
+
+def _list(request: web.Request, job: str, views: Sequence[AmendmentView]) -> dict[str, Any]:
+    reader = member_of(request)
+    return {"id": job, "amendments": [serialize_amendment(view, reader) for view in views]}

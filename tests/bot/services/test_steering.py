@@ -1,0 +1,204 @@
+"""Steering: changes of a running job are asked for, sent, answered by its worker, and held by the finished recipe."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from bot.domain.dto import Member
+from bot.domain.errors import UserError
+from bot.domain.events import JobSteered
+from bot.domain.steering import SteeringRequest
+from engine.contract import (
+    AmendJob,
+    Amendment,
+    DropImages,
+    JobAmended,
+    JobFinished,
+    JobStarted,
+    SetConcepts,
+    SetGuidance,
+    SplitImage,
+)
+
+EPOCH = 10
+BOB = Member("local:bob", "Bob", "local")
+
+
+class SteeredJob:
+    """A running job that a test's worker holds, and the changes that the worker has received."""
+
+    def __init__(self, app: Any, worker: Any, job: Any) -> None:
+        self.app, self.worker, self.job = app, worker, job
+        self.received: list[AmendJob] = []
+
+    async def amend(self, member: Member, key: str | None = None, **request: Any) -> list[Any]:
+        return await self.app.services.steering.amend(self.job.id, SteeringRequest(**request), member, key)
+
+    async def answer(self, number: int, step: int | None, *, epoch: int = EPOCH, reason: str = "") -> None:
+        answer = JobAmended(job=self.job.id, epoch=epoch, number=number, step=step, reason=reason)
+        await self.worker.publish_result(answer)
+
+    async def finish(self, *images: int, amendments: tuple[Amendment, ...], epoch: int = EPOCH) -> None:
+        for image in images:
+            await self.worker.publish_picture(self.job, epoch, image)
+            await self.worker.publish_ladder(self.job, epoch, image)
+        finished = JobFinished(
+            job=self.job.id, epoch=epoch, cost=1.0, seconds=1.0, ms_per_step=1.0, amendments=amendments
+        )
+        await self.worker.publish_result(finished)
+
+    async def load_record(self) -> Any:
+        return await self.app.store.get_job(self.job.id)
+
+    async def list_states(self, member: Member) -> list[tuple[int, str, int | None]]:
+        views = await self.app.services.steering.list_amendments(self.job.id, member)
+        return [(view.number, view.state, view.step) for view in views]
+
+    async def listen(self) -> None:
+        async for message in self.worker.bus.watch_amendments():
+            self.received.append(message)
+
+
+@pytest_asyncio.fixture
+async def open_steered(harness: Any, wait_until: Any, ann: Member, destination: Any) -> AsyncIterator[Any]:
+    listeners: list[asyncio.Task[None]] = []
+
+    async def make(text: str = "fox --count 2") -> SteeredJob:
+        app, worker = await harness.open_app(), await harness.make_worker("hand")
+        await worker.announce()
+        await wait_until(lambda: app.services.live_workers())
+        (accepted,) = await app.services.jobs.imagine(text, ann, destination)
+        steered = SteeredJob(app, worker, await worker.take_job())
+        listeners.append(asyncio.create_task(steered.listen()))
+        await worker.publish_result(JobStarted(job=accepted.job, epoch=EPOCH, worker="hand"))
+        await wait_until(lambda: app.queue.active_jobs.by_id[accepted.job].is_claimed)
+        return steered
+
+    yield make
+    for listener in listeners:
+        listener.cancel()
+        await asyncio.wait([listener])
+
+
+@asynccontextmanager
+async def collect_steered(app: Any, job: str) -> AsyncIterator[list[JobSteered]]:
+    events: list[JobSteered] = []
+
+    async def collect() -> None:
+        async with app.feed.subscribe(job, with_previews=False) as subscription:
+            async for event in subscription:
+                if isinstance(event, JobSteered):
+                    events.append(event)
+
+    task = asyncio.create_task(collect())
+    await asyncio.sleep(0)
+    try:
+        yield events
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+@pytest.mark.asyncio
+async def test_changes_are_sent_answered_and_held_by_the_finished_recipe(
+    open_steered: Any, wait_until: Any, ann: Member
+) -> None:
+    steered = await open_steered()
+    before = await steered.load_record()
+    async with collect_steered(steered.app, steered.job.id) as events:
+        views = await steered.amend(ann, say="blue", guidance=6.0, keep=(1,))
+        assert [(view.number, view.state, view.text) for view in views] == [
+            (1, "waiting", "keeps image 2"), (2, "waiting", "fox, blue"),
+            (3, "waiting", "guidance 6 from 30% to 80% of the steps" if before.task.guidance_start else "guidance 6"),
+        ]  # fmt: skip
+        await wait_until(lambda: steered.received)
+        assert [type(each.change) for each in steered.received[0].requests] == [DropImages, SetConcepts, SetGuidance]
+        assert steered.received[0].epoch == EPOCH
+        for number in (1, 2, 3):
+            await steered.answer(number, 5)
+        await wait_until(lambda: len(events) == 6)
+    record = await steered.load_record()
+    assert [(each.number, each.step) for each in record.task.amendments] == [(1, 5), (2, 5), (3, 5)]
+    assert await steered.list_states(ann) == [(1, "made", 5), (2, "made", 5), (3, "made", 5)]
+    assert record.rows == before.rows // 2
+    assert record.cost < before.cost
+    assert events[-1].recipe == record.task
+    await steered.finish(1, amendments=record.task.amendments)
+
+    async def is_finished() -> bool:
+        return (await steered.load_record()).state == "finished"
+
+    await wait_until(is_finished)
+    view = await steered.app.services.job_views.load_view(steered.job.id)
+    assert [picture.index for picture in view.pictures] == [1]
+    assert view.task == record.task
+
+
+@pytest.mark.asyncio
+async def test_the_finished_report_is_the_truth(open_steered: Any, wait_until: Any, ann: Member) -> None:
+    """An answer that never came is made up for, what did not hold is refused, and a split adds a picture."""
+    steered = await open_steered("fox --count 1")
+    await steered.amend(ann, split=(0, 2))
+    await steered.amend(ann, say="blue")
+    await steered.amend(ann, guidance=9.0)
+    await wait_until(lambda: steered.received and len(steered.received[-1].requests) == 3)
+    split = steered.received[-1].requests[0].change
+    assert isinstance(split, SplitImage)
+    assert split.places == (1,)
+    await steered.answer(3, 7, epoch=EPOCH - 1)  # stale
+    await steered.finish(0, 1, amendments=(Amendment(1, 4, split),))
+
+    async def is_finished() -> bool:
+        return (await steered.load_record()).state == "finished"
+
+    await wait_until(is_finished)
+    assert await steered.list_states(ann) == [(1, "made", 4), (2, "refused", None), (3, "refused", None)]
+    view = await steered.app.services.job_views.load_view(steered.job.id)
+    assert [picture.index for picture in view.pictures] == [0, 1]
+    with pytest.raises(UserError, match="Too late: it has finished already"):
+        await steered.amend(ann, say="late")
+
+
+@pytest.mark.asyncio
+async def test_changes_are_repeated_to_the_next_claim_and_asked_for_once_by_a_key(
+    open_steered: Any, wait_until: Any, ann: Member
+) -> None:
+    steered = await open_steered()
+    first = await steered.amend(ann, "key", say="blue")
+    assert await steered.amend(ann, "key", say="blue") == first
+    await wait_until(lambda: len(steered.received) >= 2)  # repeated while nobody answers
+    await steered.worker.publish_result(JobStarted(job=steered.job.id, epoch=EPOCH + 1, worker="hand"))
+    await wait_until(lambda: steered.received[-1].epoch == EPOCH + 1)
+    assert [each.number for each in steered.received[-1].requests] == [1]
+    for _ in range(2):
+        await steered.answer(1, 3, epoch=EPOCH + 1)
+    await steered.answer(1, None, epoch=EPOCH + 1, reason="Later.")
+
+    async def is_made() -> bool:
+        return await steered.list_states(ann) == [(1, "made", 3)]
+
+    await wait_until(is_made)
+    assert len((await steered.load_record()).task.amendments) == 1
+
+
+@pytest.mark.asyncio
+async def test_only_the_author_and_those_of_a_party_steer(open_steered: Any, ann: Member) -> None:
+    steered = await open_steered()
+    with pytest.raises(UserError, match=r"Only .* may steer this picture while it develops") as refusal:
+        await steered.amend(BOB, say="blue")
+    assert refusal.value.status == 403
+    request = SteeringRequest(say="terrier", say_weight=1.0)
+    (view,) = await steered.app.services.steering.amend(steered.job.id, request, BOB, is_joined=True)
+    assert (view.member_id, view.text) == (BOB.id, "fox 0.5, terrier 0.5")
+    with pytest.raises(UserError, match="Nothing in this changes the picture"):
+        await steered.amend(ann)
+    with pytest.raises(UserError, match="Image 3 is not developing"):
+        await steered.amend(ann, keep=(2,))
+    with pytest.raises(UserError, match="There is no such job"):
+        await steered.app.services.steering.amend("0" * 26, request, ann)
