@@ -11,7 +11,7 @@ import unicodedata
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from engine.contract import FULL_INTERVAL, SAMPLER_TITLES
+from engine.contract import FULL_INTERVAL, SAMPLER_TITLES, recipe_at_end
 from engine.process.load_progress import format_loading as format_model_loading
 
 if TYPE_CHECKING:
@@ -183,7 +183,8 @@ def format_footer(
 ) -> str:
     """Summarise in one line how the pictures were made: enough to make them again with the same prompt."""
     parts = [f"{recipe.steps} steps of {SAMPLER_TITLES[recipe.sampler]}", f"seed {recipe.seed}"]
-    parts += [format_guidance(recipe), format_size(recipe, enlargement), recipe.model]
+    parts += [f"steered by {format_changes(len(recipe.amendments))}"] if recipe.amendments else []
+    parts += [format_guidance(recipe_at_end(recipe)), format_size(recipe, enlargement), recipe.model]
     parts += [f"LoRA {lora.name} ×{lora.weight:g}" for lora in recipe.loras]
     parts += [f"control {control.name} ×{control.scale:g}" for control in recipe.controls]
     parts += [f"reference {reference.name} ×{reference.scale:g}" for reference in recipe.references]
@@ -196,6 +197,11 @@ def format_footer(
     if ms_per_step:
         parts.append(f"{ms_per_step:.1f} ms a step")
     return " · ".join(parts)
+
+
+def format_changes(count: int) -> str:
+    """Return "1 change", "3 changes"."""
+    return f"{count} change" if count == 1 else f"{count} changes"
 
 
 def format_guidance(recipe: Recipe) -> str:

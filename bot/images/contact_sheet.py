@@ -6,7 +6,6 @@ Every picture is opened within limits and scaled down before the next is opened.
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
@@ -16,12 +15,12 @@ from bot.images.films.ladder_film import MAX_THUMBNAIL_PIXELS
 from bot.images.grid import GAP, MAX_GRID_SIDE, scale_size
 from bot.images.image_codec import BACKGROUND, ImageFormat, decode_image, encode_image, resize_image
 from bot.images.keyframes.ladder_keyframes import NO_KEYFRAMES, KeyframeThumbnail, read_keyframes
+from bot.images.labels import fit_label
 
 MAX_CELLS = 12  # cells of a contact sheet
 CELL_SIZE = 192  # pixels of a cell's longer side
 HEIGHT_RANGE = (256, 768)  # least and most pixels of the height of pictures side by side
 MIN_WIDTH = 96  # pixels: the least width of a picture beside others, for its label
-MAX_LABEL_LENGTH = 200  # characters of a label that are used
 _TEXT_COLOUR, _SMALL_FONT, _LARGE_FONT = (232, 232, 236), 18, 22  # colour and size of the text
 
 
@@ -93,21 +92,8 @@ def _add_label(picture: Image.Image, label: str, size: int) -> Image.Image:
     canvas = Image.new("RGB", (width, picture.height + label_height), BACKGROUND)
     canvas.paste(picture, ((width - picture.width) // 2, 0))
     font = ImageFont.load_default(size)
-    text = _shorten_text(_to_ascii(label), font, width - 8)
+    text = fit_label(label, font, width - 8)
     ImageDraw.Draw(canvas).text(
         (width // 2, picture.height + label_height // 2), text, fill=_TEXT_COLOUR, font=font, anchor="mm"
     )
     return canvas
-
-
-def _to_ascii(label: str) -> str:
-    letters = unicodedata.normalize("NFKD", label[:MAX_LABEL_LENGTH]).encode("ascii", "ignore").decode()
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in letters).split())
-
-
-def _shorten_text(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text.rstrip() + "…"

@@ -149,6 +149,8 @@ def check_sampler(recipe: Recipe) -> None:
         raise UserError(f"{pipeline_text}, which guides at every step: leave out --interval, or take another sampler.")
     if recipe.start is not None:
         raise UserError(f"{pipeline_text}, which begins with noise alone: take another sampler, such as ddim.")
+    if recipe.amendments:
+        raise UserError(f"{pipeline_text}, which cannot be steered, nor reproduce a steered picture.")
     unsupported_features = (
         (recipe.tile, "--tile"),
         (recipe.stop_at < 1, "--stop"),

@@ -13,11 +13,11 @@ from bot.domain.errors import UserError
 from bot.domain.events import JobProgress, ModelLoading
 from bot.images.films.formats import FilmFormat, available_formats
 from bot.images.moderation_status import held_images, hold_reason
+from bot.prompt.final_prompt import final_prompt
 from bot.prompt.flags import split_flags
-from bot.services.jobs.derived_recipes import can_interpolate
+from bot.web.recipe_serializer import serialize_recipe
 from bot.web.renamed import add_old_names
-from bot.web.steering_payloads import serialize_steering
-from engine.contract import Branch, ImageToImage, Interpolation, ModelProfile, Presence, Recipe
+from engine.contract import ModelProfile, Presence, Recipe
 
 LOADING_SENTENCE = "The engine is loading. Prompts wait here until it is ready."
 
@@ -61,7 +61,7 @@ def serialize_job(view: JobView, reader: Member) -> dict[str, Any]:
         "state": view.state,
         "action": view.action,
         "prompt": view.prompt,
-        "prompt_text": _prompt_without_flags(view.prompt),
+        "prompt_text": _prompt_without_flags(final_prompt(view.prompt, view.task)),
         "author": {"name": view.member_name, "you": is_own},
         "can_cancel": is_own or reader.is_moderator,
         "can_review": reader.is_moderator,
@@ -109,67 +109,13 @@ def _serialize_task(view: JobView) -> dict[str, Any]:
     task = view.task
     if isinstance(task, Recipe):
         footer = texts.format_footer(task, view.seconds, view.ms_per_step, view.enlargement)
-        return {"kind": "generate", **_serialize_recipe(task), "footer": footer}
+        return {"kind": "generate", **serialize_recipe(task), "footer": footer}
     picture = view.pictures[0] if view.pictures else None
     footer = "" if picture is None else texts.format_upscale(task.factor, picture.width, picture.height, task.method)
     return {
-        "kind": "upscale", "count": 1, "chosen": None, "factor": task.factor, "method": task.method, "footer": footer
+        "kind": "upscale", "count": 1, "images": [1], "chosen": None, "factor": task.factor, "method": task.method,
+        "footer": footer,
     }  # fmt: skip
-
-
-def _serialize_recipe(recipe: Recipe) -> dict[str, Any]:
-    return {
-        "model": recipe.model,
-        "sampler": recipe.sampler,
-        "steps": recipe.steps,
-        "seed": recipe.seed,
-        "guidance": recipe.guidance,
-        "interval": [recipe.guidance_start, recipe.guidance_stop],
-        "loras": [{"name": lora.name, "weight": lora.weight} for lora in recipe.loras],
-        "controls": [
-            {"name": control.name, "scale": control.scale, "start": control.start, "stop": control.stop}
-            for control in recipe.controls
-        ],
-        "references": [{"name": reference.name, "scale": reference.scale} for reference in recipe.references],
-        "embeddings": [part.name for part in recipe.embeddings],
-        "vae": recipe.autoencoder.name if recipe.autoencoder else None,
-        "clip_skip": recipe.clip_skip + 1 if recipe.clip_skip else None,
-        "quantization": recipe.quantization,
-        "negative": recipe.negative,
-        "width": recipe.width,
-        "height": recipe.height,
-        "count": recipe.count,
-        "candidates": recipe.candidate_count or None,
-        "chosen": list(recipe.chosen_candidates) or None,
-        "exact": recipe.bucket is not None,
-        "start": _serialize_start(recipe.start),
-        "walk": _serialize_interpolation(recipe.interpolation),
-        "can_interpolate": can_interpolate(recipe),
-        "steering": serialize_steering(recipe),
-        "stopped_at": recipe.end_step if recipe.end_step < recipe.steps else None,
-    }
-
-
-def _serialize_start(start: ImageToImage | Branch | None) -> dict[str, Any] | None:
-    """Return how it begins: the number of init images, or a step of its parent; None for noise."""
-    if isinstance(start, Branch):
-        return {"step": start.keyframe_step, "new_noise": start.has_new_noise}
-    if isinstance(start, ImageToImage):
-        return {"pictures": len(start.pictures), "strength": start.strength, "mask": start.mask is not None}
-    return None
-
-
-def _serialize_interpolation(walk: Interpolation | None) -> dict[str, Any] | None:
-    """Return which frames of an interpolation a job makes; None for a job that is no part of one."""
-    if walk is None:
-        return None
-    seeds = list(walk.noises)
-    return {
-        "to_prompt": walk.end_prompt,
-        "first_frame": walk.first,
-        "total_frames": walk.total_frames,
-        "noise_seeds": seeds,
-    }
 
 
 @cache

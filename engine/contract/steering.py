@@ -58,6 +58,11 @@ def recipe_at_step(recipe: Recipe, step: int) -> Recipe:
     return next(state for _, state in iterate_states(recipe, step, step + 1))
 
 
+def recipe_at_end(recipe: Recipe) -> Recipe:
+    """Return the recipe without amendments, with the texts and guidance of its last step: what all images end with."""
+    return recipe_at_step(recipe, recipe.end_step - 1) if recipe.amendments else recipe
+
+
 def iterate_states(recipe: Recipe, first_step: int, end_step: int) -> Iterator[tuple[int, Recipe]]:
     """Yield each step with its recipe, without amendments. It is the same object while nothing changes."""
     timeline = _Timeline(recipe)
@@ -186,6 +191,14 @@ def find_life(recipe: Recipe, image: int, step: int | None = None) -> ImageLife 
     """Return the life of an image's finished picture, or of the image at a step; None if there is none."""
     lives = (life for life in list_lives(recipe) if life.image == image)
     return next((life for life in lives if (life.drop_step is None if step is None else life.is_alive(step))), None)
+
+
+def find_ancestor(recipe: Recipe, image: int, step: int) -> ImageLife | None:
+    """Return what became an image's finished picture, as it was at a step: its own life, or one that splits left."""
+    life = find_life(recipe, image)
+    while life is not None and life.parent is not None and step < life.first_step:
+        life = life.parent
+    return life
 
 
 def settle_amendments(recipe: Recipe, image: int, step: int | None = None) -> Recipe:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+
+import msgspec
 
 from engine.contract import (
     FULL_INTERVAL,
@@ -13,6 +16,7 @@ from engine.contract import (
     make_part_fields,
     noise_seed,
     recipe_for_image,
+    settle_amendments,
 )
 
 
@@ -21,9 +25,10 @@ def format_parameters(
 ) -> str:
     """Return the recipe of one image in A1111's format. With that seed diffusers draws the same picture.
 
-    `Size` is the size for diffusers. A later upscale is in A1111's own fields for it.
+    `Size` is the size for diffusers. A later upscale is in A1111's own fields for it. The words and settings of a
+    steered picture are those of its last step, which draw another one: its whole recipe is in a field of its own.
     """
-    recipe = recipe_for_image(recipe, image)
+    steered, recipe = recipe, recipe_for_image(settle_amendments(recipe, image), image)
     loras = (f"<lora:{each.name}:{each.weight:g}>" for each in recipe.loras)
     lines = [_escape_marker(" ".join((*(_format_concept(each.text, each.weight) for each in recipe.concepts), *loras)))]
     if recipe.negative:
@@ -47,7 +52,7 @@ def format_parameters(
         fields |= {"Hires upscale": factor, "Hires upscaler": upscaler}
     if recipe.lineage:
         fields["Variation of"] = " ".join(f"{each.seed + each.index}@{each.strength:g}" for each in recipe.lineage)
-    fields |= make_part_fields(recipe) | _start_fields(recipe)
+    fields |= make_part_fields(recipe) | _start_fields(recipe) | _steering_fields(steered)
     if recipe.candidate_count:
         fields["Best of"] = recipe.candidate_count
     if recipe.bucket is not None:
@@ -71,6 +76,15 @@ def _start_fields(recipe: Recipe) -> dict[str, str]:
         fields["Stopped after"] = f"{recipe.end_step}"
     fields |= {"Tiling": "True"} if recipe.tile else {}
     return fields | ({"Mixed": "True"} if recipe.mixed else {})
+
+
+def _steering_fields(recipe: Recipe) -> dict[str, str]:
+    """Return how often a picture was steered, and its whole recipe: JSON, quoted as A1111 quotes values with commas."""
+    if not recipe.amendments:
+        return {}
+    count = len(recipe.amendments)
+    text = re.sub(r"(negative prompt):", r"\1\\u003a", msgspec.json.encode(recipe).decode(), flags=re.IGNORECASE)
+    return {"Steered": f"{count} change" if count == 1 else f"{count} changes", "Darkroom recipe": json.dumps(text)}
 
 
 def _escape_marker(text: str) -> str:

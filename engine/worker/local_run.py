@@ -71,7 +71,6 @@ class _LocalRun:
         self._ladder_futures: dict[int, Future[bytes]] = {}
         self._frame_due_at: dict[int, float] = {}  # image → when its next frame is due
         self._candidates: list[Finished] = []
-        self._picture_count = job.task.count if isinstance(job.task, Recipe) else 1
         self._frames_shown = 0
         self._started_at = time.monotonic()
         self._steps = 0
@@ -119,10 +118,15 @@ class _LocalRun:
     def _request_frame(self, event: StepDone) -> None:
         elapsed = time.monotonic() - self._started_at
         is_due = event.image not in self._frame_futures and elapsed >= self._frame_due_at.get(event.image, 0.0)
-        if self._on_frame is not None and event.x0 is not None and is_due and event.image < self._picture_count:
+        if self._on_frame is not None and event.x0 is not None and is_due and self._is_shown(event.image):
             self._frame_due_at[event.image] = elapsed + FRAME_INTERVAL_SECONDS
             seconds_left = elapsed / max(1, event.step - self._first_step) * (self._end_step - event.step)
             self._frame_futures[event.image] = self._decode_worker.render_frame(event, self._job, 0, seconds_left)
+
+    def _is_shown(self, image: int) -> bool:
+        """Of candidates only the first are shown, one for each picture."""
+        recipe = self._job.task
+        return not isinstance(recipe, Recipe) or not recipe.needs_choice or image < recipe.count
 
     def _render_chosen(self) -> None:
         candidates = sorted(self._candidates, key=lambda event: event.image)

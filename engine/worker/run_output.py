@@ -88,7 +88,9 @@ class RunOutput:
     def queue_preview(self, run: JobRun, event: StepDone) -> None:
         """Queue a preview for watchers. Of candidates only the first are shown, one for each picture."""
         recipe = run.job.task
-        if run.is_watched and event.x0 is not None and isinstance(recipe, Recipe) and event.image < recipe.count:
+        if not isinstance(recipe, Recipe) or (recipe.needs_choice and event.image >= recipe.count):
+            return
+        if run.is_watched and event.x0 is not None:
             run.pending_previews[event.image] = event
             self._preview_queue.put(event.job, run)
 

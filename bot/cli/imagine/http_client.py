@@ -247,6 +247,7 @@ async def _fetch_result(
         pictures=tuple(pictures), film=await fetch_bytes(session, film_url) if film_url else None,
         preview_count=preview_count, seconds=sum(job["seconds"] or 0.0 for job in ended_jobs),
         ms_per_step=first_job["ms_per_step"] or 0.0,
+        numbers=tuple(picture_ref["n"] for picture_ref in visible_refs) if len(ended_jobs) == 1 else (),
     )  # fmt: skip
 
 

@@ -34,21 +34,22 @@ from bot.images.uploads.image_links import split_leading_links
 from bot.images.uploads.upload_decoder import UploadDecoder
 from bot.prompt import build_recipe, parse
 from bot.prompt.capability_check import check_capabilities, check_start
+from bot.prompt.final_prompt import prompt_at_step
 from bot.services.init_images.loaded import LoadedInitImages, decode_init_images
 from bot.services.job_permissions import refusal_reason
 from bot.services.jobs.derived_recipes import interpolation_recipes, pin_batch_shape
 from bot.services.jobs.recipe_init import (
     BranchEdit,
+    branch_base,
     branch_recipe,
     nearest_step_note,
-    single_image,
     unused_strength_note,
     with_followed_pictures,
     with_init_images,
     with_input_aspect,
 )
 from bot.store import JobRecord, Store
-from engine.contract import BillingKey, Frame, Job, ModelProfile, Recipe, estimate_cost
+from engine.contract import BillingKey, Frame, Job, ModelProfile, Recipe, estimate_cost, list_final_images
 from engine.process.load_progress import format_loading, format_size
 from engine.process.offload_request import OffloadRequest
 from engine.process.quantization_request import UNQUANTIZED, QuantizationRequests
@@ -131,6 +132,7 @@ def _run_job(
         pictures=tuple(run_result.pictures),
         film=film_of(run_result.ladders, finals=run_result.pictures) if film else None,
         preview_count=run_result.frame_count, seconds=run_result.seconds, ms_per_step=run_result.ms_per_step,
+        numbers=tuple(image + 1 for image in list_final_images(job_recipe)) if job_recipe.amendments else (),
     )  # fmt: skip
 
 
@@ -246,8 +248,9 @@ def branch_locally(
     sha256, step = hashlib.sha256(ladder).hexdigest(), ladder_keyframes.nearest_branch_step(ladder, keyframe.step)
     for note in nearest_step_note(step, keyframe.step):
         display.print_note(note)
-    branch_edit = BranchEdit(record.prompt, prompt or None, options)
-    job_recipe = branch_recipe(single_image(record.task, keyframe.image), sha256, step, branch_edit, model_profile)
+    branch_edit = BranchEdit(prompt_at_step(record.prompt, record.task, step), prompt or None, options)
+    base = branch_base(record.task, keyframe.image, step)
+    job_recipe = branch_recipe(base, sha256, step, branch_edit, model_profile)
     contents[sha256] = ladder
     return _run_job(pin_batch_shape(job_recipe), contents, family, model_profile, film, display, settings.data)
 

@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 MAX_COLUMNS = 48  # wide enough to recognise something, small enough for a split window
 FRAMES_PER_SECOND = 4
 CELL_SIZE = 256
+MAX_CELLS = 16  # pictures of one job, or of a walk
 
 
 class ProgressDisplay:
@@ -66,8 +67,9 @@ class ProgressDisplay:
     def show_frame(self, image: int, jpeg: bytes) -> None:
         """Show the newest preview of one image. Skip one that cannot be decoded: it is only a preview."""
         self.frame_count += 1
-        if not self._shows_images or not 0 <= image < len(self._cells):
+        if not self._shows_images or not 0 <= image < MAX_CELLS:
             return
+        self._cells += [None] * (image + 1 - len(self._cells))  # somebody split an image
         try:
             with Image.open(io.BytesIO(jpeg)) as preview:
                 self._cells[image] = preview.convert("RGB").resize((CELL_SIZE, CELL_SIZE), Image.Resampling.BILINEAR)
@@ -81,6 +83,7 @@ class ProgressDisplay:
 
     def print_pictures(self, pictures: list[bytes]) -> None:
         """Print the finished pictures, which stay."""
+        self._cells = [None] * max(1, len(pictures))  # of a steered job some are left out
         for index, png in enumerate(pictures):
             self.show_frame(index, png)
             self.frame_count -= 1  # a finished picture is no live frame

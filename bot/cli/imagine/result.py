@@ -13,7 +13,10 @@ from bot.domain.errors import UserError
 
 @dataclass(frozen=True)
 class ImagineResult:
-    """A finished job. `pictures` are PNGs, `film` an animated WebP; `preview_count` counts the live previews."""
+    """A finished job. `pictures` are PNGs, `film` an animated WebP; `preview_count` counts the live previews.
+
+    `numbers`: of the pictures in their job, where steering left out some; empty: 1, 2, …
+    """
 
     id: str
     seed: int
@@ -24,6 +27,7 @@ class ImagineResult:
     preview_count: int
     seconds: float
     ms_per_step: float
+    numbers: tuple[int, ...] = ()
 
 
 class GenerationError(Exception):
@@ -43,7 +47,8 @@ def check_output_folder(folder: Path) -> None:
 
 def save_result(result: ImagineResult, folder: Path) -> tuple[list[Path], Path | None]:
     """Write `ID-1.png` … and `ID-film.webp`; return their paths."""
-    picture_paths = [folder / f"{result.id}-{index + 1}.png" for index in range(len(result.pictures))]
+    numbers = result.numbers or range(1, len(result.pictures) + 1)
+    picture_paths = [folder / f"{result.id}-{number}.png" for number in numbers]
     for path, png in zip(picture_paths, result.pictures, strict=True):
         path.write_bytes(png)
     if result.film is None:

@@ -117,7 +117,7 @@ def _task_facts(record: JobRecord) -> Iterator[tuple[str, str]]:
     if isinstance(task, UpscaleTask):
         yield "settings", f"enlarges ×{task.factor} by {task.method}, from {task.source[:16]}…"
         return
-    pictures = "1 picture" if task.count == 1 else f"{task.count} pictures"
+    pictures = "1 picture" if record.image_count == 1 else f"{record.image_count} pictures"
     yield "settings", f"{pictures} · {format_footer(task, record.seconds, record.ms_per_step)}"
     if task.negative:
         yield "negative", one_line(task.negative)

@@ -12,8 +12,12 @@ QUEUE_URI = f"{SCHEME}queue"
 
 
 class PictureReport(BaseModel):
-    """One finished picture. `held`: why the picture check keeps it back; empty if it does not."""
+    """One finished picture, with its number in its job.
 
+    `held`: why the picture check keeps it back; empty if it does not.
+    """
+
+    number: int
     uri: str
     width: int
     height: int
@@ -91,8 +95,8 @@ def report_job(answer: Mapping[str, Any]) -> JobReport:
     """Make the report of a job as the API describes it."""
     pictures = [
         PictureReport(
-            uri=picture_uri(answer["id"], picture["n"]), width=picture["width"], height=picture["height"],
-            held=picture["held"],
+            number=picture["n"], uri=picture_uri(answer["id"], picture["n"]), width=picture["width"],
+            height=picture["height"], held=picture["held"],
         )
         for picture in answer["pictures"]
     ]  # fmt: skip

@@ -12,7 +12,7 @@ from bot.cli.imagine import http_client
 from bot.cli.mcp.arguments import JOB_PATTERN
 from bot.cli.mcp.pictures import picture_path
 from bot.cli.mcp.progress import read_frames
-from bot.cli.mcp.reports import QUEUE_URI, SCHEME, JobReport, report_job
+from bot.cli.mcp.reports import QUEUE_URI, SCHEME, JobReport, PictureReport, report_job
 from bot.cli.mcp.tools import link_picture, load_queue
 from bot.domain.errors import UserError
 
@@ -37,18 +37,13 @@ async def list_resources(session: aiohttp.ClientSession) -> list[Resource]:
     """Return the queue, and the newest finished pictures of the caller."""
     jobs = await http_client.send_request(session, "GET", "/api/jobs")
     reports = [report_job(job) for job in jobs["jobs"] if job["state"] == "finished" and job["author"]["you"]]
-    links = [
-        _list_picture(report, number)
-        for report in reports
-        for number, picture in enumerate(report.pictures, 1)
-        if not picture.held
-    ]
+    links = [_list_picture(report, picture) for report in reports for picture in report.pictures if not picture.held]
     queue = Resource(uri=QUEUE_URI, name="queue", title="The queue", mime_type=JSON_TYPE)
     return [queue, *links[:MAX_LISTED]]
 
 
-def _list_picture(report: JobReport, number: int) -> Resource:
-    link = link_picture(report, report.pictures[number - 1], number)
+def _list_picture(report: JobReport, picture: PictureReport) -> Resource:
+    link = link_picture(report, picture)
     return Resource(uri=link.uri, name=link.name, title=link.title, mime_type=link.mime_type)
 
 

@@ -180,24 +180,24 @@ async def _show_pictures(call: ToolCall, reports: Sequence[JobReport]) -> list[C
     """Return a small copy of each visible picture, and a link to the picture itself."""
     content: list[ContentBlock] = []
     for report in reports:
-        for number, picture in enumerate(report.pictures, 1):
+        for picture in report.pictures:
             if not picture.held:
-                png = await http_client.fetch_bytes(call.session, picture_path(report.job, number))
-                content += [await make_copy(png), link_picture(report, picture, number)]
+                png = await http_client.fetch_bytes(call.session, picture_path(report.job, picture.number))
+                content += [await make_copy(png), link_picture(report, picture)]
     return content
 
 
-def link_picture(report: JobReport, picture: PictureReport, number: int) -> ResourceLink:
+def link_picture(report: JobReport, picture: PictureReport) -> ResourceLink:
     """Return a link to a finished picture."""
     title = f"{report.prompt[:80]} ({picture.width} × {picture.height})"
-    return ResourceLink(uri=picture.uri, name=f"{report.job}/{number}", title=title, mime_type="image/png")
+    return ResourceLink(uri=picture.uri, name=f"{report.job}/{picture.number}", title=title, mime_type="image/png")
 
 
 def _describe_job(report: JobReport) -> str:
     """Return a job as a line of text, for clients that read no structured content."""
     line = f"Job {report.job} is {report.state}: {report.prompt[:200]!r}"
     if report.state == "finished":
-        names = [f"{report.job}/{number}" for number, _ in enumerate(report.pictures, 1)]
+        names = [f"{report.job}/{picture.number}" for picture in report.pictures]
         return f"{line}. Pictures: {', '.join(names)}." + ("" if report.seed is None else f" Seed {report.seed}.")
     return f"{line}, {report.percent} % drawn. {report.reason}".strip()
 

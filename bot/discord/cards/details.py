@@ -10,7 +10,15 @@ from bot.domain import texts
 from bot.domain.dto import JobView
 from bot.domain.job_states import is_end
 from bot.domain.texts import clean_text, drop_one_time_notes, escape_discord
-from engine.contract import FULL_INTERVAL, SAMPLER_TITLES, Recipe, make_part_fields, noise_seed
+from engine.contract import (
+    FULL_INTERVAL,
+    SAMPLER_TITLES,
+    Recipe,
+    list_final_images,
+    make_part_fields,
+    noise_seed,
+    recipe_at_end,
+)
 
 STATE_EMOJI = {"finished": "✅", "failed": "❌", "cancelled": "⏹️", "running": "▶️", "sent": "▶️", "queued": "⏳"}
 STATE_TITLES = {"sent": "about to start", "queued": "waiting"}
@@ -36,9 +44,10 @@ def render_details(view: JobView, now: float) -> str:
 
 def render_parameters(view: JobView) -> str:
     """Return the parameters in A1111's three lines, as in the PNG: prompt, negative prompt, settings."""
-    recipe = view.task
-    if not isinstance(recipe, Recipe):
+    steered = view.task
+    if not isinstance(steered, Recipe):
         return clean_text(view.prompt)
+    recipe, images = recipe_at_end(steered), list_final_images(steered)
     prompt = " ".join(
         entry.text if entry.weight == 1 else f"{entry.text}::{entry.weight:g}" for entry in recipe.concepts
     )
@@ -56,12 +65,14 @@ def render_parameters(view: JobView) -> str:
     if recipe.candidate_count:
         settings["Best of"] = recipe.candidate_count
     if recipe.chosen_candidates:
-        settings["Seeds"] = " ".join(str(noise_seed(recipe, image)) for image in range(recipe.count))
+        settings["Seeds"] = " ".join(str(noise_seed(recipe, image)) for image in images)
     if view.enlargement > 1:
         settings["Hires upscale"] = view.enlargement
     if recipe.interpolation and recipe.interpolation.end_prompt:
         settings["Walk to"] = recipe.interpolation.end_prompt
     settings |= make_part_fields(recipe)
+    if steered.amendments:
+        settings["Steered"] = texts.format_changes(len(steered.amendments))
     if recipe.lineage:
         settings["Variation of"] = " ".join(
             f"{entry.seed + entry.index}@{entry.strength:g}" for entry in recipe.lineage

@@ -22,7 +22,7 @@ from bot.domain.errors import UserError
 from bot.images import grid
 from bot.images.blur import MAX_FRAME_PIXELS
 from bot.images.image_codec import UnreadableImage, decode_image, encode_image
-from engine.contract import Recipe, UpscaleTask
+from engine.contract import Recipe, UpscaleTask, list_final_images, list_lives
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -86,7 +86,7 @@ async def render_preview(
     if isinstance(recipe, UpscaleTask) or not frames:
         return None
     readable = await decoder.select_readable(frames, MAX_FRAME_PIXELS) if decoder else frames
-    cells = [readable.get(index) for index in range(recipe.count)]
+    cells = [readable.get(index) for index in _list_shown_images(recipe, readable)]
     jpeg, unreadable = await asyncio.to_thread(_render_preview_grid, cells, (recipe.width, recipe.height))
     if unreadable := unreadable + len(frames) - len(readable):
         log.warning("job %s: %d of its frames cannot be read and are left out", view.id, unreadable)
@@ -142,6 +142,12 @@ async def _render_interpolation(gallery: Gallery, view: JobView, limit: int) -> 
     except UserError as error:
         log.info("job %s: no film of its walk: %s", view.id, error.sentence)
         return None
+
+
+def _list_shown_images(recipe: Recipe, frames: Mapping[int, bytes]) -> list[int]:
+    """Return the images that develop, and those of a split that the recipe does not know yet."""
+    known = {life.image for life in list_lives(recipe)}
+    return sorted({*list_final_images(recipe), *(image for image in frames if image not in known)})
 
 
 def _render_preview_grid(cells: Sequence[bytes | None], shape: tuple[int, int]) -> tuple[bytes, int]:

@@ -86,7 +86,7 @@ async def submit_branch(interaction: Interaction, submission: FormSubmission, vi
     options: dict[str, Any] = {name: value for name, value in values.items() if value}
 
     async def submit(member: Member, destination: Destination) -> Sequence[AcceptedJob]:
-        prompt, key = None if is_unchanged(text, view) else text, f"form:{interaction.id}"
+        prompt, key = None if is_unchanged(text, view, step) else text, f"form:{interaction.id}"
         services = interaction.client.services
         return [await services.edits.branch(view.id, index, step, member, destination, text=prompt, key=key, **options)]
 

@@ -16,6 +16,7 @@ from discord import ui
 
 from bot.discord.attachments import UploadedFile
 from bot.domain.errors import UserError
+from bot.prompt.final_prompt import final_prompt, prompt_at_step
 from bot.prompt.flags import split_flags
 from bot.prompt.permutations import escape_braces
 
@@ -73,19 +74,24 @@ def upload_field(name: str, label: str, description: str = "") -> ui.Label[Any]:
     )
 
 
-def prompt_without_flags(view: JobView) -> str:
-    """Return the prompt without flags: typed flags are in the recipe already."""
+def prompt_without_flags(view: JobView, step: int | None = None) -> str:
+    """Return the prompt without flags: typed flags are in the recipe already. Of a steered job, that of a step, or of
+    its end.
+    """
+    whole_prompt = (
+        final_prompt(view.prompt, view.task) if step is None else prompt_at_step(view.prompt, view.task, step)
+    )
     try:
-        prompt, _ = split_flags(view.prompt)
+        prompt, _ = split_flags(whole_prompt)
     except UserError:  # admitted by an older grammar
-        prompt = view.prompt
+        prompt = whole_prompt
     return escape_braces(prompt)
 
 
-def is_unchanged(text: str, view: JobView) -> bool:
+def is_unchanged(text: str, view: JobView, step: int | None = None) -> bool:
     """Return whether a submitted field is empty, or what it was filled in with."""
     normalized_text = " ".join(text.split())
-    return not normalized_text or normalized_text == " ".join(prompt_without_flags(view)[:MAX_PROMPT].split())
+    return not normalized_text or normalized_text == " ".join(prompt_without_flags(view, step)[:MAX_PROMPT].split())
 
 
 async def open_form(interaction: discord.Interaction[DarkroomClient], modal: ui.Modal) -> None:

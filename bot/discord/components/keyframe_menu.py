@@ -54,7 +54,12 @@ def build_branch_form(view: JobView, index: int, step: int) -> ui.Modal:
     prompt_help = "Another prompt from this step on; if unchanged, a seed makes the difference"
     modal.add_item(
         text_field(
-            "prompt", "Prompt", prompt_help, value=prompt_without_flags(view), max_length=MAX_PROMPT, required=False
+            "prompt",
+            "Prompt",
+            prompt_help,
+            value=prompt_without_flags(view, step),
+            max_length=MAX_PROMPT,
+            required=False,
         )
     )
     modal.add_item(

@@ -22,7 +22,7 @@ from bot.discord.components.idempotency import submit_once
 from bot.discord.responses import member_of, respond_with_jobs
 from bot.domain.errors import UserError
 from bot.services.jobs.variations import VARIATION_STRENGTHS
-from engine.contract import Recipe
+from engine.contract import Recipe, recipe_at_end
 
 if TYPE_CHECKING:
     import discord
@@ -83,7 +83,7 @@ def _noise_mode(button: Button, preference: Preference) -> NoiseMode | None:
 
 def build_remix_form(view: JobView, noise_mode: NoiseMode, index: int | None) -> ui.Modal:
     """Return the form, filled in with the prompt; typed flags are in the recipe already."""
-    negative = view.task.negative if isinstance(view.task, Recipe) else ""
+    negative = recipe_at_end(view.task).negative if isinstance(view.task, Recipe) else ""
     suffix = "" if index is None or noise_mode in ("same", "roll") else f" picture {index + 1}"
     modal = create_form(f"{FORM_TITLES[noise_mode]}{suffix}", form_id("remix", view.id, noise_mode, index))
     modal.add_item(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from bot.images.films.animation import MAX_FILM_BYTES, Animation, Size, bound_size, encode_to_fit
+from bot.images.films.captions import FilmCaption, add_captions
 from bot.images.films.formats import FilmFormat, check_film_format
 from bot.images.grid import CELL_SIZE, compose_images, scale_size
 from bot.images.image_codec import ImageFormat, UnreadableImage, decode_image, encode_image, resize_image
@@ -26,21 +27,35 @@ MAX_THUMBNAIL_PIXELS = 1024 * 1024  # pixels
 
 def render_film(
     ladders: Sequence[bytes], size: int = CELL_SIZE, *, finals: Sequence[bytes] = (), film_format: FilmFormat = "webp",
-    limit: int = MAX_FILM_BYTES,
+    limit: int = MAX_FILM_BYTES, captions: Sequence[FilmCaption] = (),
 ) -> bytes:  # fmt: skip
     """Return an animation of up to four images side by side, at most `limit` bytes; the last frame is held.
 
     `ladders`: encoded `engine.contract.Ladder`, one per image, in any order. `size`: pixels of a cell's shorter side.
     `finals`: the finished pictures in the order of the images, shown as the last frame; a small model draws them larger
-    than its keyframes. Raises `UnreadableImage` for ladders that break the contract. Raises `UserError`: 422 if this
-    machine cannot encode the format, 413 if even the smallest film does not fit.
+    than its keyframes. `captions`: by rising steps, each shown below the frames from its step on. Raises
+    `UnreadableImage` for ladders that break the contract. Raises `UserError`: 422 if this machine cannot encode the
+    format, 413 if even the smallest film does not fit.
     """
     check_film_format(film_format)
-    return encode_to_fit(animate_ladders(ladders, size, finals=finals), film_format, limit)
+    return encode_to_fit(animate_ladders(ladders, size, finals=finals, captions=captions), film_format, limit)
 
 
-def animate_ladders(ladders: Sequence[bytes], size: int = CELL_SIZE, *, finals: Sequence[bytes] = ()) -> Animation:
+def animate_ladders(
+    ladders: Sequence[bytes], size: int = CELL_SIZE, *, finals: Sequence[bytes] = (),
+    captions: Sequence[FilmCaption] = (),
+) -> Animation:  # fmt: skip
     """Return the frames of `render_film`. Raises `UnreadableImage`; drawing a frame may raise it, too."""
+    animation = _animate_keyframes(ladders, size, finals)
+    return add_captions(animation, captions, *_read_scale(ladders)) if captions else animation
+
+
+def _read_scale(ladders: Sequence[bytes]) -> tuple[list[int], int]:
+    """Return the step of each frame, and the number of all steps."""
+    return list_keyframe_steps(ladders), max(ladder.total_steps for ladder in _decode_ladders(ladders))
+
+
+def _animate_keyframes(ladders: Sequence[bytes], size: int, finals: Sequence[bytes]) -> Animation:
     keyframes, final_images = _sorted_keyframes(ladders), [_open_final(picture) for picture in finals]
     last_index = max(map(len, keyframes)) - 1
 

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from engine.contract import Recipe, UpscaleTask
+from collections.abc import Sequence
+
+from engine.contract import (
+    Change,
+    Concept,
+    DropImages,
+    Recipe,
+    SetConcepts,
+    SetGuidance,
+    SetNegative,
+    SplitImage,
+    UpscaleTask,
+)
 
 
 def member_texts(prompt: str, task: Recipe | UpscaleTask) -> tuple[str, ...]:
@@ -10,5 +22,21 @@ def member_texts(prompt: str, task: Recipe | UpscaleTask) -> tuple[str, ...]:
     if not isinstance(task, Recipe):
         return (prompt,)
     end_prompt = task.interpolation.end_prompt if task.interpolation is not None else None
-    texts = (prompt, " ".join(concept.text for concept in task.concepts), task.negative, end_prompt or "")
-    return tuple(dict.fromkeys(texts))
+    texts = (prompt, join_texts(task.concepts), task.negative, end_prompt or "")
+    return tuple(dict.fromkeys((*texts, *(text for each in task.amendments for text in amended_texts(each.change)))))
+
+
+def amended_texts(change: Change) -> tuple[str, ...]:
+    """Return the texts that a change brings."""
+    match change:
+        case SetConcepts():
+            return (join_texts(change.concepts),)
+        case SetNegative():
+            return (change.negative,)
+        case SetGuidance() | DropImages() | SplitImage():
+            return ()
+
+
+def join_texts(concepts: Sequence[Concept]) -> str:
+    """Return the words of all concepts, as the word filter reads them."""
+    return " ".join(concept.text for concept in concepts)

@@ -98,8 +98,9 @@ def interpolation_recipes(recipe: Recipe, target_prompt: str, frames: int) -> li
 
 
 def can_interpolate(recipe: Recipe) -> bool:
-    """Return whether its pictures can be interpolated: several that differ in noise only, and no variations."""
-    differs_in_noise = recipe.interpolation is None and not recipe.lineage and not recipe.chaos
+    """Return whether its pictures can be interpolated: several that differ in noise only, as nobody steered them."""
+    is_plain = recipe.interpolation is None and not recipe.amendments
+    differs_in_noise = is_plain and not recipe.lineage and not recipe.chaos
     return (
         differs_in_noise
         and recipe.count > 1

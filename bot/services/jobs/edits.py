@@ -22,6 +22,7 @@ from bot.images.keyframes import ladder_keyframes
 from bot.images.uploads.upload_decoder import DecodedImage
 from bot.prompt import ParsedPrompt
 from bot.prompt.capability_check import check_capabilities, check_start
+from bot.prompt.final_prompt import final_prompt, prompt_at_step
 from bot.prompt.parsed_prompt import fit_size
 from bot.prompt.remarks import make_turbo_remarks
 from bot.queue.job_request import JobRequest
@@ -43,16 +44,17 @@ from bot.services.jobs.derived_recipes import (
 from bot.services.jobs.job_maker import JobMaker, draw_seed
 from bot.services.jobs.recipe_init import (
     BranchEdit,
+    branch_base,
     branch_recipe,
     expand_aliases,
     nearest_step_note,
     parse_one,
-    single_image,
 )
 from bot.store import JobRecord
 from engine.contract import Recipe, estimate_cost
 
 ZOOM_FACTORS = (1.5, 2.0)
+NO_EARLIER_KEYFRAME = "Nothing that could be continued was kept before step {}: /reproduce draws the picture anew."
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class EditService:
             None if text is None else parse_one(text, {"negative": recipe.negative}, self._catalog.model_names(), "job")
         )
         if existing_jobs := await self._admission.check_before_content(
-            "edit", member, key, record.prompt if text is None else text
+            "edit", member, key, final_prompt(record.prompt, record.task) if text is None else text
         ):
             return existing_jobs[0]
         init_images = InitImages((JobImageRef(record.id, index),), mask)
@@ -133,7 +135,9 @@ class EditService:
     ) -> AcceptedJob:  # fmt: skip
         """Outpaint a larger canvas around the picture; one at a time for each member."""
         record, recipe, index = await self._find_picture(action, job, index, member)
-        if existing_jobs := await self._admission.check_before_content(action, member, key, record.prompt):
+        if existing_jobs := await self._admission.check_before_content(
+            action, member, key, final_prompt(record.prompt, record.task)
+        ):
             return existing_jobs[0]
         async with self._init_image_loader.reserve_turn(member):
             canvas_and_mask = await asyncio.to_thread(draw_canvas, await self._gallery.read_picture(record.id, index))
@@ -149,36 +153,41 @@ class EditService:
 
     async def branch(
         self, job: str, index: int, step: int, member: Member, destination: Destination, *,
-        text: str | None = None, exact: bool = False, key: str | None = None, **options: object,
+        text: str | None = None, exact: bool = False, is_undo: bool = False, key: str | None = None, **options: object,
     ) -> AcceptedJob:  # fmt: skip
         """Branch at a keyframe: the nearest that keeps its latents, at or before `step` if there is one.
+
+        A steered picture goes on as it was at that keyframe. `is_undo`: as it was before step `step`, with what was
+        changed until then.
 
         `text`: another prompt, with flags; `options` as in `JobService.imagine`. Without either it gives the same
         picture, run to its last step if it was stopped. A seed, or several pictures, also draw the noise at that
         keyframe anew; `list_branch_steps` counts the whole schedule. `exact` pins the batch shape.
         """
-        record, recipe, index = await self._find_picture("branch", job, index, member)
+        record, _, index = await self._find_picture("branch", job, index, member)
+        assert isinstance(record.task, Recipe), "only such a job has keyframes"
+        old_prompt = prompt_at_step(record.prompt, record.task, max(0, step - 1) if is_undo else step)
         if existing_jobs := await self._admission.check_before_content(
-            "branch", member, key, record.prompt if text is None else text
+            "branch", member, key, old_prompt if text is None else text
         ):
             return existing_jobs[0]
         ladder = await self._init_image_loader.load_ladder(record.id, index)
         nearest_step = ladder_keyframes.closest_step(await self._gallery.branch_steps(record.id, index), step)
-        base_recipe, change_notes, entry = self._job_maker.renew(single_image(recipe, index))
+        if is_undo and nearest_step > step:
+            raise UserError(NO_EARLIER_KEYFRAME.format(step))
+        source = branch_base(record.task, index, nearest_step, step if is_undo else None)
+        base_recipe, change_notes, entry = self._job_maker.renew(source)
         text, alias_notes = (None, ()) if text is None else await self._expand_aliases(text, member)
         base_recipe = base_recipe if text is None else await self._job_maker.reset_mixed(record, base_recipe)
-        branch_edit = BranchEdit(record.prompt, text, options)
+        branch_edit = BranchEdit(old_prompt, text, options)
         new_recipe = branch_recipe(
             base_recipe, ladder.sha256, nearest_step, branch_edit, entry.profile, self._catalog.model_names()
         )
         new_recipe = pin_batch_shape(new_recipe) if exact and not new_recipe.bucket else new_recipe
-        notes, job_cost = (
-            (*alias_notes, *nearest_step_note(nearest_step, step), *change_notes),
-            estimate_cost(new_recipe, entry.profile),
-        )
+        notes = (*alias_notes, *nearest_step_note(nearest_step, step), *change_notes)
         request = JobRequest(
-            "branch", branch_edit.shown_prompt, notes, new_recipe, entry.pool_for(new_recipe), job_cost,
-            (record.id, index),
+            "branch", branch_edit.shown_prompt, notes, new_recipe, entry.pool_for(new_recipe),
+            estimate_cost(new_recipe, entry.profile), (record.id, index),
             inputs=(ladder, *await self._init_image_loader.followed_pictures_of(record, new_recipe)),
         )  # fmt: skip
         return (await self._job_maker.admit([request], member, destination, key))[0]
@@ -205,7 +214,8 @@ class EditService:
         if changes.aspect is not None:
             width, height = fit_size(changes.aspect, entry.profile)
             new_recipe = msgspec.structs.replace(new_recipe, width=width, height=height)
-        shown_prompt, strength, has_own_steps = record.prompt, changes.strength, False
+        shown_prompt, strength = final_prompt(record.prompt, record.task), changes.strength
+        has_own_steps = False
         if changes.prompt is not None:
             new_recipe = await self._job_maker.reset_mixed(record, new_recipe)
             new_recipe = remix_recipe(new_recipe, changes.prompt, entry.profile)

@@ -19,7 +19,13 @@ from bot.services.init_images.loader import InitImageLoader
 from bot.services.job_permissions import check_original
 from bot.services.job_views.job_views import JobViews
 from bot.store import JobRecord
-from engine.contract import MAX_CANDIDATE_IMAGES, Recipe, UpscaleTask
+from engine.contract import (
+    MAX_CANDIDATE_IMAGES,
+    Recipe,
+    UpscaleTask,
+    recipe_at_end,
+    settle_amendments,
+)
 
 SEED_COUNT = 2**32 - MAX_CANDIDATE_IMAGES  # image i draws from seed + i
 NEVER_OFFERED = "No worker has ever offered {}."
@@ -49,7 +55,10 @@ class JobMaker:
     async def find_original(
         self, action: JobAction, job: str, index: int | None, member: Member
     ) -> tuple[JobRecord, Recipe, int | None]:
-        """Return the generated job and image: of an upscale, those of its original, if the member may use that too."""
+        """Return the generated job and image: of an upscale, those of its original, if the member may use that too.
+
+        The recipe of a steered job is that which the image ended with.
+        """
         record = await self._job_views.load_record(job)
         while isinstance(record.task, UpscaleTask) and record.parent:
             index, record = record.parent[1], await self._job_views.load_record(record.parent[0])
@@ -58,7 +67,8 @@ class JobMaker:
             await self._gallery.find_visible(record.id, index)
         if not isinstance(record.task, Recipe):
             raise UserError(f"This picture cannot be {PAST_PARTICIPLES[action]}.")
-        return record, record.task, index
+        recipe = record.task
+        return record, recipe_at_end(recipe) if index is None else settle_amendments(recipe, index), index
 
     def find_entry(self, recipe: Recipe) -> CatalogEntry | None:
         """Return the catalogue entry of a recipe's model, with weights stored in the same way if a worker has them.

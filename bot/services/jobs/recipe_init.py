@@ -17,8 +17,27 @@ from bot.prompt.model_parts import CONTROL, list_names, resolve_controls, resolv
 from bot.prompt.parsed_prompt import MAX_RATIO
 from bot.prompt.permutations import escape_braces, expand_braces
 from bot.services.init_images.loaded import LoadedInitImages
-from bot.services.jobs.derived_recipes import check_choice, remix_recipe, replace_start
-from engine.contract import Branch, ModelProfile, Recipe, is_edit, map_step, noise_seed, recipe_for_image
+from bot.services.jobs.derived_recipes import check_choice, interpolation_frame, remix_recipe, replace_start
+from engine.contract import (
+    Amendment,
+    Branch,
+    DropImages,
+    ModelProfile,
+    Recipe,
+    SetGuidance,
+    SplitImage,
+    find_ancestor,
+    find_life,
+    is_edit,
+    iterate_states,
+    list_final_images,
+    map_step,
+    noise_seed,
+    recipe_at_end,
+    recipe_at_step,
+    recipe_for_image,
+    settle_amendments,
+)
 
 FIXED_SETTING = "A branch continues the sampling of its parent: its {} cannot be changed."
 WHICH_CONTROL = "Say what of the control picture is followed, as --control NAME: {}."
@@ -117,10 +136,58 @@ def single_image(recipe: Recipe, image: int) -> Recipe:
     """
     check_choice(recipe)
     image_recipe = recipe_for_image(recipe, image)
+    amendments = tuple(_amend_one(recipe, amendment, image) for amendment in recipe.amendments)
     return msgspec.structs.replace(
-        image_recipe, seed=noise_seed(image_recipe, image), count=1, chaos=0.0, stop_at=1.0, interpolation=None,
-        candidate_count=0, chosen_candidates=(), v=1,
+        image_recipe, amendments=amendments, seed=noise_seed(image_recipe, image), count=1, chaos=0.0, stop_at=1.0,
+        interpolation=None, candidate_count=0, chosen_candidates=(), v=1,
     )  # fmt: skip
+
+
+def _amend_one(recipe: Recipe, amendment: Amendment, image: int) -> Amendment:
+    """Return an amendment for one image alone: with chaos, each image has guidance of its own."""
+    change = amendment.change
+    if not recipe.chaos or not isinstance(change, SetGuidance):
+        return amendment
+    own_recipe = recipe_for_image(msgspec.structs.replace(recipe, guidance=change.guidance), image)
+    return msgspec.structs.replace(amendment, change=msgspec.structs.replace(change, guidance=own_recipe.guidance))
+
+
+def remix_base(recipe: Recipe, image: int | None) -> Recipe:
+    """Return what a remix goes on from: the words that the pictures ended with, and their noise.
+
+    It is one image alone in an interpolation, if steering left one, and if a split gave it noise of its own.
+    """
+    images = list_final_images(recipe)
+    if recipe.amendments and image is None and len(images) == 1:
+        image = images[0]
+    life = None if image is None else find_life(recipe, image)
+    if image is None or life is None:
+        return recipe_at_end(recipe)
+    if recipe.amendments and (len(images) == 1 or life.seed is not None):
+        return msgspec.structs.replace(single_image(settle_amendments(recipe, image), image), stop_at=recipe.stop_at)
+    return interpolation_frame(recipe_at_end(recipe), image)
+
+
+def branch_base(recipe: Recipe, image: int, step: int, end: int | None = None) -> Recipe:
+    """Return what a branch of one image at a keyframe of step `step` goes on from, alone.
+
+    Its noise is that of the image at that step, which a split may have left since. What was changed before step `end`
+    holds, also where that is after the keyframe. None: what was changed up to the keyframe.
+    """
+    life = find_ancestor(recipe, image, step)
+    if not recipe.amendments or life is None:
+        return single_image(recipe, image)
+    end = step + 1 if end is None else end
+    known = msgspec.structs.replace(
+        recipe, amendments=tuple(amendment for amendment in recipe.amendments if amendment.step < end)
+    )
+    settled, first_state = settle_amendments(known, life.image, step), recipe_at_step(known, step)
+    if all(state == first_state for _, state in iterate_states(known, step, recipe.steps)):
+        return single_image(settled, life.image)
+    words = tuple(each for each in known.amendments if not isinstance(each.change, DropImages | SplitImage))
+    return single_image(
+        msgspec.structs.replace(known, seed=settled.seed, lineage=settled.lineage, amendments=words), life.image
+    )
 
 
 @dataclass(frozen=True)
@@ -165,6 +232,7 @@ def branch_recipe(
     _refuse_lost_picture(base, model_profile)
     branch, has_new_noise = base, False
     if edit.new_prompt is not None or edit.options:
+        branch = base = settle_amendments(base, 0, step)
         parsed = _parse_edit(edit, base, models)
         if parsed.strength is not None:
             raise UserError(FIXED_SETTING.format("strength"))

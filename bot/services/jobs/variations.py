@@ -16,6 +16,7 @@ from bot.domain.errors import UserError
 from bot.images.gallery import Gallery
 from bot.prompt import make_remarks, parse
 from bot.prompt.capability_check import check_start
+from bot.prompt.final_prompt import final_prompt
 from bot.queue.job_request import JobRequest, renew_recipe
 from bot.queue.model_catalog import ModelCatalog
 from bot.services.flag_aliases import FlagAliases
@@ -25,24 +26,24 @@ from bot.services.jobs.derived_recipes import (
     can_interpolate,
     has_seed_overflow,
     interpolate_images,
-    interpolation_frame,
     pin_batch_shape,
     remix_recipe,
     reroll_recipe,
     vary_recipe,
 )
 from bot.services.jobs.job_maker import JobMaker, draw_seed
-from bot.services.jobs.recipe_init import unused_start_notes
+from bot.services.jobs.recipe_init import remix_base, unused_start_notes
 from bot.services.jobs.upscales import SUPER_RESOLVER_MS_PER_MP, largest_upscale, upscale_cost, upscale_notes
 from bot.services.preferences import VariationStrength
 from bot.store import JobRecord
-from engine.contract import Recipe, estimate_cost
+from engine.contract import Recipe, estimate_cost, recipe_at_end
 
 # How much of its parent's noise a variation exchanges: at 0 none, at 1 all. The pixels of the embedded model differed
 # by 4 to 9 of 255 on average at 0.2, by 10 to 20 at 0.6, by 16 to 34 at 1.
 VARIATION_STRENGTHS: Mapping[VariationStrength, float] = MappingProxyType({"subtle": 0.2, "strong": 0.6})
 NOT_INTERPOLABLE = (
-    "An interpolation needs several finished pictures of one job, none of which is a variation of another one."
+    "An interpolation needs several finished pictures of one job, none of which is a variation of another one, or was "
+    "steered."
 )
 SEED_OVERFLOW = "A walk needs a seed for each picture, and one here would be above 4294967295: reroll, then walk."
 NOISE_DIFFERS = "These pictures do not share their noise: only the first keeps the noise of the interpolation."
@@ -78,7 +79,7 @@ class VariationService:
         if not isinstance(record.task, Recipe):
             raise UserError("An upscaled picture cannot be rerolled: use its original.")
         return await self._admit_derived(
-            "reroll", record, 0, reroll_recipe(record.task, self._draw_seed()), member, destination, key
+            "reroll", record, 0, reroll_recipe(recipe_at_end(record.task), self._draw_seed()), member, destination, key
         )
 
     async def interpolate_pictures(
@@ -111,7 +112,10 @@ class VariationService:
     async def reproduce(
         self, job: str, member: Member, destination: Destination, *, key: str | None = None
     ) -> AcceptedJob:
-        """Run the same recipe and seed with a pinned batch shape: the same pixels as any other exact run."""
+        """Run the same recipe and seed with a pinned batch shape: the same pixels as any other exact run.
+
+        What was changed while it developed is changed again, at the same steps.
+        """
         record = await self._job_views.load_record(job)
         if not isinstance(record.task, Recipe):
             raise UserError("An enlarged picture cannot be reproduced: reproduce its original.")
@@ -135,8 +139,8 @@ class VariationService:
             seed = self._draw_seed()
             rerolled_recipe = reroll_recipe(msgspec.structs.replace(recipe, interpolation=None), seed)
             recipe = rerolled_recipe if index is None else vary_recipe(recipe, index, _check_strength(strength), seed)
-        elif index is not None:
-            recipe = interpolation_frame(recipe, index)
+        elif isinstance(record.task, Recipe):
+            recipe = remix_base(record.task, index)
         recipe = await self._job_maker.reset_mixed(record, recipe)
         new_negative, aliases = (
             recipe.negative if negative is None else negative,
@@ -169,9 +173,8 @@ class VariationService:
             pool, notes = entry.pool_for(new_recipe), (*notes, *change_notes)
             job_cost = estimate_cost(new_recipe, entry.profile)
         inputs = await self._init_image_loader.inputs_of(record)
-        request = JobRequest(
-            action, record.prompt, notes, new_recipe, pool, job_cost, (record.id, index), inputs=inputs
-        )
+        prompt = record.prompt if new_recipe.amendments else final_prompt(record.prompt, record.task)
+        request = JobRequest(action, prompt, notes, new_recipe, pool, job_cost, (record.id, index), inputs=inputs)
         return (await self._job_maker.admit([request], member, destination, key))[0]
 
     async def _remix_requests(

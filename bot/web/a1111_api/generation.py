@@ -36,7 +36,7 @@ from bot.web.base64_pictures import decode_picture, encode_base64
 from bot.web.middleware import member_of
 from bot.web.request_body import read_picture_body
 from bot.web.sse import SERVICES
-from engine.contract import Recipe
+from engine.contract import Recipe, settle_amendments
 
 PICTURE_FIELDS = ("init_images", "mask")
 
@@ -113,7 +113,13 @@ def _encode_answer(
     pictures: Sequence[DrawnPicture], recipes: dict[str, Recipe], body: TextToImageBody, started: float
 ) -> bytes:
     images = [
-        DrawnImage(recipes[each.job], each.index, each.width, each.height, read_recipe_text(each.png))
+        DrawnImage(
+            settle_amendments(recipes[each.job], each.index),
+            each.index,
+            each.width,
+            each.height,
+            read_recipe_text(each.png),
+        )
         for each in pictures
     ]
     answer: dict[str, Any] = {

@@ -44,8 +44,8 @@ JOB = _object(
     created="number", started="number?", finished="number?", seconds="number?", ms_per_step="number?",
     jobs_ahead="integer?", eta="number?", step="integer", total_steps="integer", percent="integer", cost="number",
     has_worker="boolean", startup_notice="string", cancelling="boolean", reason="string", wait_reason="string",
-    notes=_list("string"), parent="object?", footer="string", count="integer", pictures=_list(PICTURE),
-    chosen={**_list("integer"), **_type("array?")},
+    notes=_list("string"), parent="object?", footer="string", count="integer", images=_list("integer"),
+    pictures=_list(PICTURE), chosen={**_list("integer"), **_type("array?")},
     grid="string?", film="string?", films=_map("string"), keyframes="string?", walk_films=_map("string"),
 )  # fmt: skip
 AMENDMENT = _object(

@@ -40,7 +40,10 @@ class PanBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BranchBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of `POST /api/jobs/{id}/branch/{n}`. The options mean the same as the prompt's flags."""
+    """The body of `POST /api/jobs/{id}/branch/{n}`. The options mean the same as the prompt's flags.
+
+    `undo`: as a steered picture was before that step.
+    """
 
     step: Annotated[int, msgspec.Meta(ge=1, le=1000)]
     prompt: str | None = None
@@ -50,6 +53,7 @@ class BranchBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     count: Count = None
     negative: str | None = None
     exact: bool = False
+    undo: bool = False
 
     def options(self) -> dict[str, Any]:
         """Return the options that the request sets."""
@@ -117,6 +121,6 @@ async def branch(request: web.Request) -> web.Response:
     body = await read_body(request, BranchBody)
     accepted_job = await request.app[SERVICES].edits.branch(
         view.id, index, body.step, member_of(request), destination_of(request),
-        text=body.prompt, exact=body.exact, key=idempotency_key_of(request), **body.options(),
+        text=body.prompt, exact=body.exact, is_undo=body.undo, key=idempotency_key_of(request), **body.options(),
     )  # fmt: skip
     return created_response(accepted_job)

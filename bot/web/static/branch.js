@@ -119,7 +119,7 @@ export class Branch {
   async submit() {
     const request = this.buildRequest();
     const isUnchanged = Object.keys(request).length === 1;
-    if (isUnchanged && !this.job.stopped_at) return this.showError("This would make the same picture. Change the prompt, the seed, the steps or the guidance.");
+    if (isUnchanged && !this.job.stopped_at && !this.job.steered) return this.showError("This would make the same picture. Change the prompt, the seed, the steps or the guidance.");
     this.submitButton.disabled = true;
     try {
       await sendRequest("POST", `${this.card.address}/branch/${this.n}`, request);

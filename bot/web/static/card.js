@@ -37,17 +37,21 @@ export class Card {
   }
 
   buildTiles(job) {
+    if (job.width) this.part("grid").style.setProperty("--aspect", `${job.width} / ${job.height}`);
+    this.tiles = new Map(); // the number of a picture → its tile
+    this.showTiles(job.images);
+  }
+
+  // One tile for each picture that develops: steering drops some, and splits add some.
+  showTiles(numbers) {
     const grid = this.part("grid");
-    grid.dataset.count = job.count;
-    if (job.width) grid.style.setProperty("--aspect", `${job.width} / ${job.height}`);
-    this.tiles = Array.from({ length: job.count }, (_, index) => {
-      const tile = document.createElement("a");
-      tile.className = "tile";
-      tile.append(Object.assign(document.createElement("img"), { alt: "", draggable: false }));
-      tile.dataset.n = index + 1;
-      grid.append(tile);
-      return tile;
+    for (const [n, tile] of this.tiles) if (!numbers.includes(n)) tile.remove();
+    this.tiles = new Map(numbers.map((n) => [n, this.tiles.get(n) ?? createTile(n)]));
+    const tiles = [...this.tiles.values()];
+    tiles.forEach((tile, index) => {
+      if (grid.children[index] !== tile) grid.insertBefore(tile, grid.children[index] ?? null); // moving one would blink
     });
+    grid.dataset.count = String(tiles.length);
   }
 
   get isEnded() {
@@ -56,6 +60,7 @@ export class Card {
 
   update(job) {
     this.job = job;
+    this.showTiles(job.images);
     this.element.dataset.state = job.state;
     this.element.setAttribute("aria-busy", String(!this.isEnded));
     this.showNotes(job.notes);
@@ -96,11 +101,16 @@ export class Card {
     this.showProgress(percent, seconds_left);
     this.part("time-left").title = `step ${step} of ${total_steps}`;
     for (const [n, jpeg] of Object.entries(frames)) {
-      const tile = this.tiles[Number(n) - 1];
+      if (Number(n) > this.job.count) this.addTile(Number(n)); // of a split that is not reported yet
+      const tile = this.tiles.get(Number(n));
       if (!tile) continue;
       tile.classList.add("has-preview");
       tile.firstElementChild.src = `data:image/jpeg;base64,${jpeg}`;
     }
+  }
+
+  addTile(n) {
+    if (!this.tiles.has(n)) this.showTiles([...this.tiles.keys(), n].sort());
   }
 
   showProgress(percent, seconds) {
@@ -142,7 +152,7 @@ export class Card {
   }
 
   showPicture(picture, job) {
-    const tile = this.tiles[picture.n - 1];
+    const tile = this.tiles.get(picture.n);
     const image = tile.firstElementChild;
     tile.classList.add("finished");
     if (picture.held) return this.hidePicture(tile, picture);
@@ -162,7 +172,7 @@ export class Card {
 
   // A picture has a border while the pointer or the focus is on `control`.
   highlightOnHover(n, control) {
-    const setHighlighted = (isOn) => () => this.tiles[n - 1].classList.toggle("highlighted", isOn);
+    const setHighlighted = (isOn) => () => this.tiles.get(n).classList.toggle("highlighted", isOn);
     for (const kind of ["pointerenter", "focus"]) control.addEventListener(kind, setHighlighted(true));
     for (const kind of ["pointerleave", "blur"]) control.addEventListener(kind, setHighlighted(false));
   }
@@ -191,6 +201,14 @@ export class Card {
       ...notes.map((text) => Object.assign(document.createElement("li"), { textContent: text })),
     );
   }
+}
+
+function createTile(n) {
+  const tile = document.createElement("a");
+  tile.className = "tile";
+  tile.append(Object.assign(document.createElement("img"), { alt: "", draggable: false }));
+  tile.dataset.n = n;
+  return tile;
 }
 
 // The prompt with its flags in spans, so that a line never breaks inside `--fast`.

@@ -13,6 +13,7 @@ from PIL import Image
 from bot.domain.errors import UserError
 from bot.images.films import ladder_film as film_module
 from bot.images.films.animation import FRAME_MS, HOLD_MS, MAX_SIDE
+from bot.images.films.captions import FilmCaption, list_caption_lines
 from bot.images.films.ladder_film import list_keyframe_steps, render_film, render_keyframe
 from bot.images.grid import GAP
 from bot.images.image_codec import UnreadableImage, encode_image
@@ -53,6 +54,27 @@ def frames(payload: bytes) -> list[tuple[Image.Image, int]]:
             film.load()
             shades.append((film.convert("RGB"), film.info.get("duration", 0)))
     return shades
+
+
+def test_captions_stand_below_the_frames_from_their_step_on() -> None:
+    captions = [
+        FilmCaption(15, "fox 0.4, terrier 0.6", "Ann"),
+        FilmCaption(18, "keeps image 2"),
+        FilmCaption(40, "blue", "Bö"),
+    ]
+    steps = list_keyframe_steps([ladder()])
+    assert list_caption_lines(captions, steps) == [
+        "", "", *["Ann: fox 0.4, terrier 0.6 · keeps image 2"] * 2, *["Bö: blue"] * 2
+    ]  # fmt: skip
+    plain, captioned = frames(render_film([ladder()])), frames(render_film([ladder()], captions=captions))
+    (width, height), (wide, high) = plain[0][0].size, captioned[0][0].size
+    assert (wide, high > height + 20) == (width, True)
+    durations = [duration for _, duration in captioned]
+    assert [duration > FRAME_MS for duration in durations[:5]] == [False, False, True, False, True]
+    bars = [picture.crop((0, height + 4, wide, high - 8)) for picture, _ in captioned]
+    brightness = [int(np.asarray(bar.convert("L")).max()) for bar in bars]
+    assert max(brightness[:2]) < 100 < min(brightness[2:]), "letters appear with the first caption"
+    assert abs(grey(captioned[0][0], (10, 10)) - grey(plain[0][0], (10, 10))) < 8, "the picture itself stays"
 
 
 def grey(picture: Image.Image, position: tuple[int, int]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 
 import msgspec
 import pytest
@@ -11,7 +12,7 @@ from sd_parsers import ParserManager
 from sd_parsers.data import PromptInfo
 
 from bot.images import grid
-from engine.contract import Concept, Recipe
+from engine.contract import Amendment, Concept, Recipe, SetConcepts, SetGuidance, SplitImage
 from engine.output.upscaler import upscale_picture
 from engine.picture_files.encoding import encode_png
 from engine.picture_files.parameters import format_parameters
@@ -54,6 +55,22 @@ def expect_recipe(seed: int, **other: object) -> dict[str, object]:
         "model": "embedded", "size": "64x48", "steps": "30", "seed": str(seed), "cfg_scale": "3.5",
     }  # fmt: skip
     return common_fields | other
+
+
+def test_a_steered_picture_carries_its_last_words_and_its_whole_recipe() -> None:
+    changes = (
+        SetConcepts((Concept('a "red" fox, Negative prompt: none', 0.4), Concept("sea", 0.6))),
+        SplitImage(0, (2,), 50),
+        SetGuidance(6.0),
+    )
+    amendments = tuple(Amendment(number, 5 * number, change) for number, change in enumerate(changes, 1))
+    steered = msgspec.structs.replace(RECIPE, count=1, amendments=amendments)
+    shown = read_recipe(picture(2, steered))
+    assert shown == expect_recipe(52, prompt='a "red" fox, Negative prompt : none::0.4 sea::0.6', cfg_scale="6")
+    text = format_parameters(steered, 2, "abc123")
+    assert ", Steered: 3 changes, " in text
+    quoted = text.partition("Darkroom recipe: ")[2].rpartition(", Version: ")[0]
+    assert msgspec.json.decode(json.loads(quoted), type=Recipe) == steered
 
 
 @pytest.mark.parametrize("image", range(4))

@@ -12,6 +12,7 @@ from PIL import Image
 from bot.discord.cards import pictures
 from bot.images.image_codec import decode_image
 from bot.images.uploads.upload_decoder import UploadDecoder
+from shared.sample_views import make_recipe
 
 pytestmark = pytest.mark.asyncio
 
@@ -27,7 +28,7 @@ async def test_broken_and_huge_frames_are_left_out_and_logged(
     caplog: pytest.LogCaptureFixture, is_sandboxed: bool
 ) -> None:
     decoder = UploadDecoder() if is_sandboxed else None
-    view: Any = SimpleNamespace(id="JOB", task=SimpleNamespace(width=64, height=64, count=4))
+    view: Any = SimpleNamespace(id="JOB", task=make_recipe(4))
     frames = {
         0: make_jpeg(64, "red"),
         1: b"\xff\xd8\xff and nothing",

@@ -1,0 +1,95 @@
+"""Captions of a film: who changed the picture while it developed, at which step, drawn below its frames.
+
+CPU-bound: async callers use a thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw, ImageFont
+
+from bot.images.films.animation import Animation, Size, bound_size
+from bot.images.image_codec import BACKGROUND, resize_image
+from bot.images.labels import fit_label
+
+BAR_SHARE, MIN_BAR = 0.075, 26  # height of the bar: as a share of the frame's width, and its least pixels
+READ_MS = 1100  # how much longer a frame is shown that brings a caption
+_TEXT_COLOUR, _LINE_COLOUR, _MARK_COLOUR, _DONE_COLOUR = (232, 232, 236), (62, 62, 70), (255, 176, 64), (150, 150, 160)
+
+
+@dataclass(frozen=True)
+class FilmCaption:
+    """What was changed before step `step`, on one line, and the name of who said so; empty if nobody is known."""
+
+    step: int
+    text: str
+    speaker: str = ""
+
+    @property
+    def line(self) -> str:
+        """The caption as one line."""
+        return f"{self.speaker}: {self.text}" if self.speaker else self.text
+
+
+def list_caption_lines(captions: Sequence[FilmCaption], steps: Sequence[int]) -> list[str]:
+    """Return the line under each frame, of rising steps: what was said since the frame before, else what was before."""
+    lines, previous_step = list[str](), -1
+    for step in steps:
+        new_lines = [caption.line for caption in captions if previous_step < caption.step <= step]
+        lines.append(" · ".join(new_lines) or (lines[-1] if lines else ""))
+        previous_step = step
+    return lines
+
+
+def find_pauses(captions: Sequence[FilmCaption], steps: Sequence[int]) -> dict[int, int]:
+    """Return the frames that bring a caption, and how many milliseconds longer each is shown."""
+    first_frames = (next((index for index, step in enumerate(steps) if step >= each.step), None) for each in captions)
+    return {index: READ_MS for index in first_frames if index is not None}
+
+
+def add_bar_height(size: Size) -> Size:
+    """Return the size of a frame with its bar."""
+    width, height = size
+    return width, height + max(MIN_BAR, round(BAR_SHARE * width))
+
+
+def add_captions(
+    animation: Animation, captions: Sequence[FilmCaption], steps: Sequence[int], total_steps: int
+) -> Animation:
+    """Return the animation with a bar below each frame. `steps`: of each frame, rising."""
+    lines, marks = list_caption_lines(captions, steps), [caption.step / total_steps for caption in captions]
+    size = bound_size(add_bar_height(animation.size))
+
+    def draw(index: int, frame_size: Size) -> Image.Image:
+        frame = animation.draw(index, animation.size)
+        return draw_bar(frame, frame_size, lines[index], steps[index] / total_steps, marks)
+
+    return Animation(animation.count, size, draw, {**animation.pauses, **find_pauses(captions, steps)})
+
+
+def draw_bar(frame: Image.Image, size: Size, line: str, position: float, marks: Sequence[float]) -> Image.Image:
+    """Return the frame at `size`, which includes the bar: the line of text over a scale of all steps with its marks.
+
+    `position`, `marks`: fractions of the steps.
+    """
+    _, whole_height = add_bar_height(frame.size)
+    bar = max(1, round(size[1] * (whole_height - frame.height) / whole_height))
+    canvas = Image.new("RGB", size, BACKGROUND)
+    canvas.paste(resize_image(frame, (size[0], max(1, size[1] - bar))))
+    draw, top = ImageDraw.Draw(canvas), size[1] - bar
+    font = ImageFont.load_default(max(6, round(bar * 0.5)))
+    draw.text((6, top + bar * 0.42), fit_label(line, font, size[0] - 12), fill=_TEXT_COLOUR, font=font, anchor="lm")
+    _draw_scale(draw, (size[0], size[1] - max(2, bar // 8)), position, marks)
+    return canvas
+
+
+def _draw_scale(draw: ImageDraw.ImageDraw, corner: Size, position: float, marks: Sequence[float]) -> None:
+    width, y = corner
+    thickness = max(1, width // 200)
+    draw.line((0, y, width, y), fill=_LINE_COLOUR, width=thickness)
+    draw.line((0, y, round(position * width), y), fill=_DONE_COLOUR, width=thickness)
+    for mark in marks:
+        x = min(width - 2 * thickness, round(mark * width))
+        draw.rectangle((x, y - 2 * thickness, x + thickness, y + thickness), fill=_MARK_COLOUR)
