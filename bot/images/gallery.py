@@ -19,6 +19,7 @@ from bot.images.blur import blur_picture
 from bot.images.film_cache import FilmCache
 from bot.images.films import interpolation_film, ladder_film, noising_film
 from bot.images.films.animation import MAX_FILM_BYTES
+from bot.images.films.captions import FilmCaption, list_recipe_captions
 from bot.images.films.formats import FilmFormat, check_film_format
 from bot.images.image_codec import UnreadableImage
 from bot.images.keyframes import ladder_keyframes
@@ -33,7 +34,9 @@ from bot.images.picture_store import PictureStore
 from bot.images.rendered_files import PICTURE_GONE, RenderedFiles
 from bot.store import Store, StoredPicture
 from bot.store.jobs import interpolations
+from bot.store.jobs.amendments import list_amendments
 from bot.store.moderation import reviews
+from engine.contract import Recipe
 
 CACHED_LADDERS = 16  # jobs whose keyframe thumbnails, and pictures whose steps, stay in memory
 CONCURRENT_GRIDS = 2  # keyframe grids drawn at once
@@ -109,14 +112,28 @@ class Gallery:
         """
         check_film_format(film_format)
         ladder_files, final_files = await self._film_parts(job)
+        captions = await self.list_captions(job)
         parts, limit = [*ladder_files, *final_files], min(limit, MAX_FILM_BYTES)
 
         def make(contents: Sequence[bytes]) -> bytes:
             ladders, final_pictures = contents[: len(ladder_files)], contents[len(ladder_files) :]
-            return ladder_film.render_film(ladders, finals=final_pictures, film_format=film_format, limit=limit)
+            return ladder_film.render_film(
+                ladders, finals=final_pictures, film_format=film_format, limit=limit, captions=captions
+            )
 
         thumbnails = await self._thumbnail_decoder.decode_thumbnails(job, ladder_files)
-        return await self._rendered.get_or_render(("film", film_format, str(limit)), parts, make, NO_FILM, thumbnails)
+        key = ("film", film_format, str(limit), *(f"{caption.step} {caption.line}" for caption in captions))
+        has_names = any(caption.speaker for caption in captions)  # which a member may ask to be forgotten
+        return await self._rendered.get_or_render(key, parts, make, NO_FILM, thumbnails, on_disk=not has_names)
+
+    async def list_captions(self, job: str) -> tuple[FilmCaption, ...]:
+        """Return what was changed while a job developed, in order, and who said so, where it was said in this job."""
+        said = await self._store.query(list_amendments, job)
+        captions = (FilmCaption(each.step, each.text, each.member_name) for each in said if each.step is not None)
+        if captions := tuple(sorted(captions, key=lambda caption: caption.step)):
+            return captions
+        record = await self._store.get_job(job)  # one that reproduces a steered job has the changes in its recipe alone
+        return list_recipe_captions(record.task) if record and isinstance(record.task, Recipe) else ()
 
     async def render_interpolation_film(
         self, job: str, limit: int = MAX_FILM_BYTES, film_format: FilmFormat = "webp"

@@ -41,23 +41,24 @@ class RenderedFiles:
 
     async def get_or_render(
         self, kind: tuple[str, ...], parts: Sequence[StoredPicture], render: Render, refusal: str,
-        thumbnails: Mapping[str, Thumbnails] = NO_THUMBNAILS,
+        thumbnails: Mapping[str, Thumbnails] = NO_THUMBNAILS, *, on_disk: bool = True,
     ) -> bytes:  # fmt: skip
         """Return `render` of the parts' contents, or the kept result.
 
         `kind`: everything else on which the result depends. `refusal`: the sentence for the member if a part is
-        unreadable. `thumbnails`: decoded thumbnails of ladders, by SHA-256.
+        unreadable. `thumbnails`: decoded thumbnails of ladders, by SHA-256. `on_disk`: also keep it on disk.
         """
+        disk_cache = self._disk_cache if on_disk else None
         key = (*kind, "decoded" if thumbnails else "", *(stored.sha256 for stored in parts))
         if (file := self._memory_cache.get(key)) is not None:
             return file
         async with self._locks.setdefault(key, asyncio.Lock()):
             file = self._memory_cache.get(key)
-            if file is None and self._disk_cache is not None:
-                file = await self._disk_cache.get(key)
+            if file is None and disk_cache is not None:
+                file = await disk_cache.get(key)
             if file is None:
                 file = await self._render(parts, render, refusal, thumbnails)
-                await self._keep(key, parts, file)
+                await self._keep(disk_cache, key, parts, file)
             self._memory_cache[key] = file
             return file
 
@@ -70,13 +71,15 @@ class RenderedFiles:
         except UnreadableImage as error:
             raise UserError(refusal, 404) from error
 
-    async def _keep(self, key: tuple[str, ...], parts: Sequence[StoredPicture], file: bytes) -> None:
+    async def _keep(
+        self, disk_cache: FilmCache | None, key: tuple[str, ...], parts: Sequence[StoredPicture], file: bytes
+    ) -> None:
         """Keep a file on disk, unless one of its pictures was deleted meanwhile."""
-        if self._disk_cache is None:
+        if disk_cache is None:
             return
         hashes = {stored.sha256 for stored in parts}
-        await self._disk_cache.put(key, hashes, file)
-        await self._disk_cache.forget([sha256 for sha256 in hashes if not await self._pictures.has(sha256)])
+        await disk_cache.put(key, hashes, file)
+        await disk_cache.forget([sha256 for sha256 in hashes if not await self._pictures.has(sha256)])
 
     async def read_file(self, stored: StoredPicture) -> bytes:
         """Return the bytes of a stored file. Raises `UserError` (404)."""

@@ -117,11 +117,13 @@ async def _render_picture_film(
 
 
 async def list_keyframes(request: web.Request) -> web.Response:
-    """Return the steps of the film's keyframes, and the address of each."""
+    """Return the steps of the film's keyframes with the address of each, and what was said at which step."""
     view = _require_finished(await require_permitted(request, "film"))
-    steps = await request.app[SERVICES].gallery.keyframe_steps(view.id)
+    gallery = request.app[SERVICES].gallery
+    steps, captions = await gallery.keyframe_steps(view.id), await gallery.list_captions(view.id)
     base = f"{serializers.job_url(view.id)}/keyframes"
-    return web.json_response({"keyframes": [{"step": step, "url": f"{base}/{n}.webp"} for n, step in enumerate(steps)]})
+    keyframes = [{"step": step, "url": f"{base}/{n}.webp"} for n, step in enumerate(steps)]
+    return web.json_response({"keyframes": keyframes, "captions": [vars(caption) for caption in captions]})
 
 
 async def get_keyframe(request: web.Request) -> web.Response:

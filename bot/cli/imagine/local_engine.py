@@ -25,6 +25,7 @@ from bot.cli.store_session import load_store_settings, run_with_store
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
 from bot.domain.texts import INIT_IMAGE_GONE
+from bot.images.films.captions import list_recipe_captions
 from bot.images.films.interpolation_film import render_interpolation_film
 from bot.images.films.ladder_film import render_film as film_of
 from bot.images.gallery import Gallery
@@ -127,10 +128,11 @@ def _run_job(
     run_result = local_run.run_locally(
         job, models, contents, on_frame=lambda frame: _show_frame(frame, display, first_index), map_store=maps
     )
+    captions = list_recipe_captions(job_recipe)
     return ImagineResult(
         id=job.id, seed=job_recipe.seed, steps=job_recipe.steps, sampler=job_recipe.sampler,
         pictures=tuple(run_result.pictures),
-        film=film_of(run_result.ladders, finals=run_result.pictures) if film else None,
+        film=film_of(run_result.ladders, finals=run_result.pictures, captions=captions) if film else None,
         preview_count=run_result.frame_count, seconds=run_result.seconds, ms_per_step=run_result.ms_per_step,
         numbers=tuple(image + 1 for image in list_final_images(job_recipe)) if job_recipe.amendments else (),
     )  # fmt: skip

@@ -13,6 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 from bot.images.films.animation import Animation, Size, bound_size
 from bot.images.image_codec import BACKGROUND, resize_image
 from bot.images.labels import fit_label
+from bot.prompt.change_texts import describe_change
+from engine.contract import Recipe
 
 BAR_SHARE, MIN_BAR = 0.075, 26  # height of the bar: as a share of the frame's width, and its least pixels
 READ_MS = 1100  # how much longer a frame is shown that brings a caption
@@ -31,6 +33,11 @@ class FilmCaption:
     def line(self) -> str:
         """The caption as one line."""
         return f"{self.speaker}: {self.text}" if self.speaker else self.text
+
+
+def list_recipe_captions(recipe: Recipe) -> tuple[FilmCaption, ...]:
+    """Return the captions of a recipe's amendments. It does not know who asked for them."""
+    return tuple(FilmCaption(each.step, describe_change(each.change)) for each in recipe.amendments)
 
 
 def list_caption_lines(captions: Sequence[FilmCaption], steps: Sequence[int]) -> list[str]:

@@ -15,10 +15,10 @@ from bot.domain.errors import UserError
 from bot.domain.steering import SteeringRequest
 from bot.domain.texts import shorten
 from bot.prompt import parse
+from bot.prompt.change_texts import describe_change, name_images
 from bot.prompt.concepts import MAX_CHARACTERS, balance_weights, check_weights, clean_prompt, parse_concepts
 from bot.prompt.flags import OUR_FLAGS, split_flags
 from engine.contract import (
-    FULL_INTERVAL,
     MAX_COUNT,
     MAX_STEPS,
     Amendment,
@@ -112,14 +112,16 @@ def _change_images(request: SteeringRequest, recipe: Recipe, seed: int) -> _Foun
     _check_alive((*request.keep, *request.drop), alive)
     dropped = {*request.drop, *(image for image in alive if request.keep and image not in request.keep)}
     if dropped:
-        verb, named = ("keeps", request.keep) if request.keep and not request.drop else ("drops", tuple(dropped))
-        yield DropImages(tuple(sorted(dropped))), f"{verb} {_name_images(named)}", ()
+        change = DropImages(tuple(sorted(dropped)))
+        is_kept = request.keep and not request.drop
+        yield change, f"keeps {name_images(request.keep)}" if is_kept else describe_change(change), ()
     if request.split is not None:
         image, total = request.split
         alive = tuple(each for each in alive if each not in dropped)
         _check_alive((image,), alive)
         places = _choose_places(recipe, alive, total)
-        yield SplitImage(image, places, seed), f"splits {_name_images((image,))} into {total}", ()
+        split = SplitImage(image, places, seed)
+        yield split, describe_change(split), ()
 
 
 def _check_alive(images: Sequence[int], alive: Sequence[int]) -> None:
@@ -148,14 +150,6 @@ def _count_places(count: int) -> str:
     return "no place is" if count == 0 else "one place is" if count == 1 else f"{count} places are"
 
 
-def _name_images(images: Sequence[int]) -> str:
-    """Name images as people count them: “image 2”, “images 1 and 3”, “images 1, 2 and 4”."""
-    numbers = [str(image + 1) for image in sorted(set(images))]
-    if len(numbers) == 1:
-        return f"image {numbers[0]}"
-    return f"images {', '.join(numbers[:-1])} and {numbers[-1]}"
-
-
 def _change_words(request: SteeringRequest, recipe: Recipe, _seed: int) -> _Found:
     if not (request.say or request.prompt is not None or request.weights):
         return
@@ -175,7 +169,7 @@ def _change_words(request: SteeringRequest, recipe: Recipe, _seed: int) -> _Foun
         raise UserError(f"A fade takes 0 to {MAX_STEPS} steps.")
     if concepts != old:
         change = SetConcepts(concepts, mixed and len(concepts) > 1, request.fade_steps)
-        yield change, describe_words(change), (" ".join(concept.text for concept in concepts),)
+        yield change, describe_change(change), (" ".join(concept.text for concept in concepts),)
 
 
 def parse_words(prompt: str) -> tuple[tuple[Concept, ...], str]:
@@ -210,14 +204,6 @@ def _say(concepts: tuple[Concept, ...], text: str, weight: float | None) -> tupl
     return (*(concept for concept in concepts if concept.text not in new_texts), *new)
 
 
-def describe_words(change: SetConcepts) -> str:
-    """Name a prompt on one line: “fox, blue”, or with weights “fox 0.4, terrier 0.6”."""
-    fade = f" over {change.fade_steps} steps" if change.fade_steps > 1 else ""
-    if len(change.concepts) == 1:
-        return change.concepts[0].text + fade
-    return ", ".join(f"{concept.text} {concept.weight:.2g}" for concept in change.concepts) + fade
-
-
 def _change_negative(request: SteeringRequest, recipe: Recipe, _seed: int) -> _Found:
     negative = request.negative
     if negative is None and request.prompt is not None:
@@ -226,7 +212,8 @@ def _change_negative(request: SteeringRequest, recipe: Recipe, _seed: int) -> _F
         return
     negative = clean_prompt(negative)
     if negative != find_negative(recipe):
-        yield SetNegative(negative), f"without {negative}" if negative else "without negative words", (negative,)
+        change = SetNegative(negative)
+        yield change, describe_change(change), (negative,)
 
 
 def _change_guidance(request: SteeringRequest, recipe: Recipe, _seed: int) -> _Found:
@@ -238,8 +225,7 @@ def _change_guidance(request: SteeringRequest, recipe: Recipe, _seed: int) -> _F
     if not 1 <= change.guidance <= 30:
         raise UserError("Guidance goes from 1 to 30.")
     if change != old:
-        interval = "" if (start, stop) == FULL_INTERVAL else f" from {start:.0%} to {stop:.0%} of the steps"
-        yield change, f"guidance {change.guidance:g}{interval}", ()
+        yield change, describe_change(change), ()
 
 
 def settle_words(recipe: Recipe) -> Recipe:

@@ -16,7 +16,6 @@ from bot.store.transitions.amendments import MAX_REQUESTS
 from engine.contract import (
     PIPELINE_SAMPLERS,
     STEERING_VERSION,
-    Amendment,
     ModelProfile,
     Presence,
     Recipe,
@@ -55,7 +54,9 @@ def _is_drawn_by_old_worker(record: JobRecord, workers: Mapping[str, Presence]) 
 
 def presume_recipe(recipe: Recipe, known: Sequence[AmendmentRecord], step: int) -> Recipe:
     """Return the recipe as if every waiting change held from `step` on, in the order of their numbers."""
-    amendments, accepted = list[Amendment](), [each for each in known if each.state != "refused"]
+    asked = {each.number for each in known}  # the others were in the recipe before: it reproduces a steered job
+    amendments = [each for each in recipe.amendments if each.number not in asked]
+    accepted = [each for each in known if each.state != "refused"]
     if len(known) >= MAX_REQUESTS:
         raise UserError(TOO_MANY_REQUESTS)
     for index, each in enumerate(accepted):

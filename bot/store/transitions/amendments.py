@@ -73,7 +73,8 @@ def ask_for_amendments(
     if key is not None and (earlier := [each for each in known if each.key == key]):
         return job_record, earlier
     new_amendments = decide(job_record, known, Ledger(connection, author, now))
-    first_number = known[-1].number + 1 if known else 1
+    own = job_record.task.amendments if isinstance(job_record.task, Recipe) else ()  # it may reproduce a steered job
+    first_number = 1 + max([0, *(each.number for each in own), *(each.number for each in known)])
     asked = [
         AmendmentRecord(
             job, number, member.id, member.name[:128], now, key, "waiting", None, "", new.change, new.text, new.cost
@@ -122,7 +123,9 @@ def settle_amendments(connection: Connection, job_record: JobRecord, held: Seque
 def check_held(connection: Connection, job_record: JobRecord, held: Sequence[Amendment]) -> Recipe:
     """Return the recipe of the finished pictures. Raises ValueError where a worker claims what nobody asked for."""
     assert isinstance(job_record.task, Recipe), "only a recipe can be amended"
-    asked = {each.number: each.change for each in list_amendments(connection, job_record.id)}
+    asked = {
+        each.number: each.change for each in (*job_record.task.amendments, *list_amendments(connection, job_record.id))
+    }
     recipe = msgspec.structs.replace(job_record.task, amendments=tuple(held))
     if any(asked.get(amendment.number) != amendment.change for amendment in held):
         raise ValueError("the worker reports a change that nobody asked for")

@@ -96,7 +96,10 @@ SCHEMAS: Mapping[str, Schema] = {
     ),
     "Amendments": _object(id="string", amendments=_list(AMENDMENT)),
     "Steps": _object(steps=_list("integer")),
-    "Keyframes": _object(keyframes=_list(_object(step="integer", url="string"))),
+    "Keyframes": _object(
+        keyframes=_list(_object(step="integer", url="string")),
+        captions=_list(_object(step="integer", text="string", speaker="string")),
+    ),
     "FlagAliases": _object(options=_map("string")),
     "Suggestions": _object(
         model="string", tried_texts="integer", prompts=_list(SUGGESTION), sentence="string", notes=_list("string")

@@ -12,6 +12,9 @@ export class Film {
     this.slider = bar.querySelector(".slider");
     this.positionLabel = bar.querySelector(".film-position");
     this.button = bar.querySelector(".play");
+    this.scale = bar.querySelector(".scale");
+    this.captionLabel = bar.querySelector(".film-caption");
+    this.captions = [];
     this.keyframeImage = document.createElement("img");
     this.keyframeImage.className = "keyframe";
     this.keyframeImage.alt = "";
@@ -30,11 +33,12 @@ export class Film {
   load() {
     this.loading ??= fetch(this.address)
       .then((response) => (response.ok ? response.json() : Promise.reject(new Error(`${response.status}`))))
-      .then(({ keyframes }) => {
+      .then(({ keyframes, captions }) => {
         this.keyframes = keyframes.map((keyframe) => ({ ...keyframe, image: Object.assign(new Image(), { src: keyframe.url }) }));
         const isAtEnd = this.slider.value === this.slider.max;
         const share = Number(this.slider.value) / Number(this.slider.max);
         this.slider.max = String(keyframes.length);
+        this.showMarks(captions);
         this.slider.value = String(isAtEnd ? keyframes.length : Math.min(keyframes.length - 1, Math.round(share * keyframes.length)));
         this.show();
       })
@@ -43,6 +47,37 @@ export class Film {
         this.positionLabel.value = "The film could not be loaded. Try again.";
       });
     return this.loading;
+  }
+
+  // Where somebody said something while the picture developed: a press on a mark shows the picture at that moment.
+  showMarks(captions) {
+    this.captions = captions;
+    for (const caption of captions) {
+      const index = this.findFrame(caption.step);
+      const mark = Object.assign(document.createElement("button"), { type: "button", className: "film-mark", title: formatCaption(caption) });
+      mark.setAttribute("aria-label", `Step ${caption.step}: ${formatCaption(caption)}`);
+      mark.style.setProperty("--at", String(index / this.keyframes.length));
+      mark.addEventListener("click", () => {
+        this.stop();
+        this.slider.value = String(index);
+        this.show();
+      });
+      this.scale.append(mark);
+    }
+  }
+
+  // The first keyframe that a change can be seen in; the finished pictures if there is none.
+  findFrame(step) {
+    const index = this.keyframes.findIndex((keyframe) => keyframe.step >= step);
+    return index < 0 ? this.keyframes.length : index;
+  }
+
+  // What was said last: all of it, if several said something between two keyframes.
+  showCaption(index) {
+    const said = this.captions.filter((caption) => this.findFrame(caption.step) <= index);
+    const newest = said.length ? this.findFrame(said.at(-1).step) : 0;
+    this.captionLabel.value = said.filter((caption) => this.findFrame(caption.step) === newest).map(formatCaption).join(" · ");
+    this.captionLabel.hidden = !this.captions.length;
   }
 
   async scrub() {
@@ -57,6 +92,7 @@ export class Film {
     if (keyframe) this.keyframeImage.src = keyframe.url;
     const text = keyframe ? `step ${keyframe.step} of ${this.totalSteps}` : "finished";
     this.positionLabel.value = text;
+    this.showCaption(Number(this.slider.value));
     this.onKeyframe?.(keyframe);
     this.slider.setAttribute("aria-valuetext", text);
     const percent = (100 * Number(this.slider.value)) / Number(this.slider.max);
@@ -91,4 +127,8 @@ export class Film {
     this.button.classList.toggle("playing", isPlaying);
     this.button.setAttribute("aria-label", isPlaying ? "Stop" : "Play the film");
   }
+}
+
+function formatCaption({ speaker, text }) {
+  return speaker ? `${speaker}: ${text}` : text;
 }

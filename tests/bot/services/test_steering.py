@@ -17,6 +17,7 @@ from bot.domain.steering import SteeringRequest
 from engine.contract import (
     AmendJob,
     Amendment,
+    Concept,
     DropImages,
     JobAmended,
     JobFinished,
@@ -55,6 +56,9 @@ class SteeredJob:
 
     async def load_record(self) -> Any:
         return await self.app.store.get_job(self.job.id)
+
+    async def is_finished(self) -> bool:
+        return (await self.load_record()).state == "finished"
 
     async def list_states(self, member: Member) -> list[tuple[int, str, int | None]]:
         views = await self.app.services.steering.list_amendments(self.job.id, member)
@@ -138,6 +142,40 @@ async def test_changes_are_sent_answered_and_held_by_the_finished_recipe(
     view = await steered.app.services.job_views.load_view(steered.job.id)
     assert [picture.index for picture in view.pictures] == [1]
     assert view.task == record.task
+    captions = await steered.app.services.gallery.list_captions(steered.job.id)
+    assert [(each.step, each.text, each.speaker) for each in captions[:2]] == [
+        (5, "keeps image 2", ann.name), (5, "fox, blue", ann.name)
+    ]  # fmt: skip
+
+
+@pytest.mark.asyncio
+async def test_a_steered_job_is_reproduced_with_its_changes_and_can_be_steered_further(
+    open_steered: Any, wait_until: Any, ann: Member, destination: Any
+) -> None:
+    steered = await open_steered()
+    await steered.amend(ann, say="blue", keep=(1,))
+    await wait_until(lambda: steered.received)
+    amendments = tuple(Amendment(each.number, 5, each.change) for each in steered.received[0].requests)
+    await steered.finish(1, amendments=amendments)
+    await wait_until(steered.is_finished)
+    services = steered.app.services
+    accepted = await services.variations.reproduce(steered.job.id, BOB, destination)
+    again = SteeredJob(steered.app, steered.worker, await steered.worker.take_job())
+    assert (again.job.id, again.job.task.amendments) == (accepted.job, amendments)
+    await again.worker.publish_result(JobStarted(job=again.job.id, epoch=EPOCH, worker="hand"))
+    await wait_until(lambda: steered.app.queue.active_jobs.by_id[again.job.id].is_claimed)
+    (view,) = await again.amend(BOB, say="old")
+    assert (view.number, view.text) == (3, "fox, blue, old")
+    held = (*amendments, Amendment(3, 9, SetConcepts((Concept("fox, blue, old"),))))
+    await again.finish(1, amendments=held)
+    await wait_until(again.is_finished)
+    assert (await again.load_record()).task.amendments == held
+    varied = await services.variations.vary(again.job.id, 1, BOB, destination)
+    variation = await services.job_views.load_view(varied.job)
+    assert (variation.prompt, variation.task.amendments) == ("fox, blue, old", ())
+    third = await services.variations.reproduce(steered.job.id, BOB, destination)
+    captions = await services.gallery.list_captions(third.job)
+    assert [caption.line for caption in captions] == ["drops image 1", "fox, blue"], "nobody said it in this job"
 
 
 @pytest.mark.asyncio
