@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from engine.contract import Recipe
+
 AmendmentState = Literal["waiting", "made", "refused"]
+AmendmentKind = Literal["words", "negative", "guidance", "images"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class AmendmentView:
     """One change of a job as a member may see it.
 
     `number` rises within the job. `step`: from which step on it holds; None unless it is made. `reason`: why it was
-    refused, as a sentence. `text`: the change on one plain line. `at`: when it was asked for, in seconds since 1970.
+    refused, as a sentence. `kind`: what it changes. `text`: the change on one plain line. `at`: when it was asked for,
+    in seconds since 1970.
     `member_id` is empty once that member is forgotten.
     """
 
@@ -51,3 +55,17 @@ class AmendmentView:
     member_name: str
     text: str
     at: float
+    kind: AmendmentKind
+
+
+@dataclass(frozen=True)
+class SteeringOutlook:
+    """What a member may change of a job now.
+
+    `recipe`: the job's as if every change that waits were made. `changes_left`: how many more it takes. `obstacle`: why
+    this member cannot change it, as a sentence; empty if they can.
+    """
+
+    recipe: Recipe
+    changes_left: int
+    obstacle: str = ""

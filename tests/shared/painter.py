@@ -20,9 +20,11 @@ from PIL.PngImagePlugin import PngInfo
 
 from engine.bus import Bus, BusMessage, Claim
 from engine.contract import (
+    Amendment,
     ControlMessage,
     Frame,
     Job,
+    JobAmended,
     JobCancelled,
     JobFailed,
     JobFinished,
@@ -39,6 +41,8 @@ from engine.contract import (
     UpscaleTask,
     Verdict,
     encode,
+    find_amendment_problem,
+    list_final_images,
 )
 
 ImageFormat = Literal["JPEG", "PNG", "WEBP"]
@@ -112,6 +116,8 @@ class PaintingWorker:
         self._cancelled: set[str] = set()
         self._paused: set[str] = set()
         self.control_messages: list[ControlMessage] = []  # all received control messages
+        self.recipes: dict[str, Recipe] = {}  # of running jobs, as they are amended
+        self._steps: dict[str, int] = {}  # the step that each of them has reached
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -119,6 +125,7 @@ class PaintingWorker:
                 self._watch_preview_requests(),
                 self._watch_cancellations(),
                 self._watch_control_messages(),
+                self._watch_amendments(),
                 self._announce_forever(),
             ):
                 group.create_task(listener)
@@ -162,6 +169,26 @@ class PaintingWorker:
                 self._paused.add(message.job)
             elif message.action == "resume":
                 self._paused.discard(message.job)
+
+    async def _watch_amendments(self) -> None:
+        """Answers every change of a running job: it holds from the next step on."""
+        async for message in self.bus.watch_amendments():
+            for request in message.requests:
+                recipe = self.recipes.get(message.job)
+                if recipe is None or any(each.number == request.number for each in recipe.amendments):
+                    continue
+                amendment = Amendment(request.number, self._steps[message.job], request.change)
+                reason = find_amendment_problem(recipe, amendment)
+                if not reason:
+                    self.recipes[message.job] = msgspec.structs.replace(
+                        recipe, amendments=(*recipe.amendments, amendment)
+                    )
+                await self._publish_result(
+                    JobAmended(
+                        job=message.job, epoch=message.epoch, number=request.number,
+                        step=None if reason else amendment.step, reason=reason,
+                    )
+                )  # fmt: skip
 
     async def _announce_forever(self) -> None:
         while not self._is_stopping:
@@ -211,6 +238,7 @@ class PaintingWorker:
 
     async def _run_steps(self, job: Job, recipe: Recipe, claim: Claim) -> None:
         last_shown = 0
+        self.recipes[job.id] = recipe
         if self.pause_step == 0:
             self.step_gate.clear()
         for progress in self.loading_progress:
@@ -221,6 +249,7 @@ class PaintingWorker:
         for step in range(1, recipe.steps + 1):
             if self._is_stopping:
                 return
+            recipe, self._steps[job.id] = self.recipes[job.id], step
             if self.pause_step == step:
                 self.step_gate.clear()
             await asyncio.sleep(self.speed)
@@ -228,6 +257,7 @@ class PaintingWorker:
                 await asyncio.sleep(0.02)
                 if job.id in self._preview_requests and last_shown < step - 1:  # requested during the pause
                     await self._publish_frames(job, recipe, claim, last_shown := step - 1)
+            recipe = self.recipes[job.id]
             if job.id in self._cancelled or await self.bus.is_cancelled(job.id):
                 await self._publish_result(JobCancelled(job=job.id, epoch=claim.epoch, steps=step - 1, cost=0.1))
                 return
@@ -237,25 +267,28 @@ class PaintingWorker:
                 return
             if job.id in self._preview_requests:
                 await self._publish_frames(job, recipe, claim, last_shown := step)
-        await self._deliver_pictures(job, recipe, claim)
+        await self._deliver_pictures(job, self.recipes.pop(job.id), claim)
 
     def _is_paused(self, job: str) -> bool:
         is_stopped = not self.step_gate.is_set() or job in self._paused
         return is_stopped and not self._is_stopping and job not in self._cancelled
 
     async def _deliver_pictures(self, job: Job, recipe: Recipe, claim: Claim) -> None:
-        for image in range(recipe.count):
+        for image in list_final_images(recipe):
             payload = self.paint(recipe, image, recipe.steps, "PNG")
             with Image.open(io.BytesIO(payload)) as picture:
                 size = picture.size
             await self._deliver_file(job, claim, image, payload, size)
             await self._deliver_file(job, claim, image, self._make_ladder(job.id, recipe, image), size, "ladder")
-        await self._publish_result(JobFinished(job=job.id, epoch=claim.epoch, cost=0.2, seconds=0.5, ms_per_step=1.0))
+        finished = JobFinished(
+            job=job.id, epoch=claim.epoch, cost=0.2, seconds=0.5, ms_per_step=1.0, amendments=recipe.amendments
+        )
+        await self._publish_result(finished)
         self.finished_jobs.append(job.id)
 
     async def _publish_frames(self, job: Job, recipe: Recipe, claim: Claim, step: int) -> None:
         seconds_left = (recipe.steps - step) * self.speed
-        for image in range(recipe.count):
+        for image in list_final_images(recipe):
             picture = self.paint(recipe, image, step, "JPEG")
             verdict = (
                 self._find_verdict(job, self.preview_verdicts, image) if step >= 0.4 * recipe.steps else "unchecked"

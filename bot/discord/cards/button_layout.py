@@ -13,12 +13,13 @@ from typing import Literal, get_args
 from bot.domain.dto import JobAction, JobView
 from bot.images import moderation_status
 from bot.services.jobs.derived_recipes import can_interpolate
-from engine.contract import Recipe
+from engine.contract import Recipe, list_final_images
 
 ButtonKind = Literal[
     "up", "vary", "subtle", "strong", "reroll", "remix", "film", "favour", "report", "delete", "erase", "cancel",
     "look", "approve", "deny", "show", "dismiss", "more",
     "zoomsome", "zoomtwice", "panleft", "panright", "panup", "pandown", "edit", "branch", "square", "compare", "walk",
+    "keep", "say", "again",
 ]  # fmt: skip
 BUTTON_KINDS: tuple[ButtonKind, ...] = get_args(ButtonKind)
 BUTTON_EMOJI: Mapping[ButtonKind, str] = MappingProxyType(
@@ -81,6 +82,20 @@ def picture_action_kinds(view: JobView, index: int) -> tuple[ButtonKind, ...]:
 def build_cancel_rows(job: str) -> tuple[ButtonRow, ...]:
     """Return the row under a job that waits or runs."""
     return ((Button("cancel", job, "Cancel"),),)
+
+
+def build_developing_rows(view: JobView) -> tuple[ButtonRow, ...]:
+    """Return the row under a running job that can be steered."""
+    assert isinstance(view.task, Recipe), "only a recipe's pictures develop"
+    has_several = len(list_final_images(view.task)) > 1
+    return (
+        (
+            Button("cancel", view.id, "Cancel"),
+            *((Button("keep", view.id, "Keep…"),) if has_several else ()),
+            Button("say", view.id, "Say more…"),
+            Button("again", view.id, "Again from here"),
+        ),
+    )
 
 
 def build_retry_rows(view: JobView) -> tuple[ButtonRow, ...]:

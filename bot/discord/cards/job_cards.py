@@ -13,6 +13,7 @@ from bot.discord.cards import button_layout
 from bot.discord.cards.button_layout import ButtonRow
 from bot.domain import texts
 from bot.domain.dto import AcceptedJob, JobAction, JobView
+from bot.domain.steering import AmendmentView
 from bot.domain.texts import drop_one_time_notes, escape_discord
 from bot.images import moderation_status
 from bot.prompt.flags import prompt_title
@@ -20,6 +21,7 @@ from engine.contract import Recipe
 
 NO_PROMPT = "without a prompt"  # a blend, or a job with an init image, needs none
 MAX_CONTENT, MAX_ALT = 2000, 1024
+MAX_AMENDMENTS_SHOWN = 3  # under a developing picture
 PARTIAL_FILM_HINT = "If other parts of this interpolation are finished, `/film kind: interpolation` shows them."
 
 
@@ -59,16 +61,20 @@ def render_loading(view: JobView, model: str, fraction: float, model_bytes: int 
     )
 
 
-def render_progress(view: JobView, step: int, total_steps: int, seconds_left: float, now: float) -> Card:
-    """Return the card of a running job, at `step` of `total_steps`."""
+def render_progress(
+    view: JobView, step: int, total_steps: int, seconds_left: float, now: float, *,
+    amendments: Sequence[AmendmentView] = (), is_steerable: bool = False,
+) -> Card:  # fmt: skip
+    """Return the card of a running job, at `step` of `total_steps`, with the newest of its amendments."""
     progress = (
         f"{texts.progress_bar(step, total_steps, 12)} {texts.percent_done(step, total_steps)} % · step {step} of "
         f"{total_steps}"
     )
     lines = [f"{progress} · done {_timestamp(now + seconds_left)}"]
+    lines += [_render_amendment(amendment) for amendment in amendments[-MAX_AMENDMENTS_SHOWN:]]
     return Card(
         _render_content(view.prompt, _author_and_origin(view), lines, drop_one_time_notes(view.notes)),
-        button_layout.build_cancel_rows(view.id),
+        button_layout.build_developing_rows(view) if is_steerable else button_layout.build_cancel_rows(view.id),
         texts.shorten(view.prompt, MAX_ALT),
     )
 
@@ -155,6 +161,14 @@ def _waiting_text(ahead: int, eta: float | None, job: AcceptedJob | JobView, now
         ahead, None, has_worker=job.has_worker, startup_notice=escape_discord(job.startup_notice, 120)
     )
     return text if eta is None or not job.has_worker else f"{text[:-1]}, done {_timestamp(now + eta)}."
+
+
+def _render_amendment(amendment: AmendmentView) -> str:
+    """Return what a member said while the picture developed."""
+    said = f"**{escape_discord(amendment.member_name, 32)}**: {escape_discord(amendment.text, 160)}"
+    if amendment.state == "refused":
+        return f"🚫 {said} · {escape_discord(amendment.reason, 120)}"
+    return f"💬 {said}" + (" · soon" if amendment.step is None else f" · from step {amendment.step}")
 
 
 def _timestamp(unix_time: float) -> str:

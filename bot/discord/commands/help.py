@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from bot.discord.client import DarkroomClient
 
 HELP_TEXT = """**Darkroom** turns prompts into pictures while you watch.
-{imagine} with a prompt makes four pictures here. With an image, or a link before the prompt, it starts from that.
+{imagine} with a prompt makes four pictures. With an image, or a link before it, it starts from that.
 -# Flags: `--ar 3:2` `--steps 40` `--seed 7` `--no fog` `--count 1` `--fast` `--turbo` `--relax` `--guidance 5` \
 `--model …` `--sampler euler`
 -# Also `--interval 0.2-0.8`, `--lora name:0.8`, `--control canny`, `(word:1.2)`
@@ -22,9 +22,10 @@ HELP_TEXT = """**Darkroom** turns prompts into pictures while you watch.
 
 **Under a picture**
 **U** upscales one, **V** varies it, 🔄 takes another seed, ✏️ another prompt, 🎞️ shows a film of the steps.
-*More…* zooms out, pans, edits a part, branches off midway. *Walk* interpolates from picture to picture.
-❤️ makes it a favourite, 🚩 reports it to the moderators, 🗑️ deletes it for good.
--# React with ✉️ to get it as a direct message, with ❌ to cancel or delete what is yours.
+*More…* zooms, pans, edits a part, branches off. *Walk* goes from picture to picture.
+❤️ makes it a favourite, 🚩 reports it, 🗑️ deletes it for good.
+While it develops, *Keep…* lets images go and *Say more…* changes it.
+-# React with ✉️ to get it as a direct message, with ❌ to cancel or delete yours.
 
 **Yours**
 {mine} · your pictures
@@ -43,7 +44,7 @@ HELP_TEXT = """**Darkroom** turns prompts into pictures while you watch.
 {my-data} · a copy of your data
 {forget-me} · delete your data
 
--# A message's own menu (right click, or hold it, then *Apps*) reproduces its picture or uses its prompt."""
+-# A message's menu (hold it, then *Apps*) reproduces its picture or uses its prompt."""
 STAFF_LINE = "-# {settings show} · limits, refused words and reports of this server"
 MENTIONED_COMMANDS = (
     "imagine", "blend", "edit", "mix", "walk", "shorten", "describe", "mine", "queue", "cancel", "info", "prefer show",

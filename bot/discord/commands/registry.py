@@ -33,6 +33,7 @@ from bot.discord.commands.translations import CommandTranslator
 from bot.discord.components.buttons import JobButton
 from bot.discord.components.keyframe_menu import KeyframeMenu
 from bot.discord.components.more_menu import PictureMenu
+from bot.discord.components.steering import KeepSelect
 from bot.discord.film import film
 from bot.discord.settings import COMMANDS as SETTINGS
 
@@ -71,6 +72,7 @@ DYNAMIC_ITEMS: tuple[type[ui.DynamicItem[Any]], ...] = (
     JobButton,
     PictureMenu,
     KeyframeMenu,
+    KeepSelect,
     ShortenButton,
     ImagineButton,
     PageButton,

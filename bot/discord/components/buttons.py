@@ -24,6 +24,7 @@ from bot.discord.components import (
     picture_actions,
     reports,
     review_buttons,
+    steering,
     variations,
 )
 from bot.discord.components.forms import FormSubmission, parse_submission
@@ -54,10 +55,11 @@ BUTTON_ACTIONS: Mapping[ButtonKind, Action] = MappingProxyType(
         "film": "film", "favour": "favourite", "report": "report", "delete": "delete", "erase": "delete",
         "cancel": "cancel", "look": "approve", "approve": "approve", "deny": "deny", "show": "approve",
         "dismiss": "dismiss", "more": "details", "walk": "walk", **picture_actions.PICTURE_ACTIONS,
+        **steering.STEERING_ACTIONS,
     }
 )  # fmt: skip
 FORM_ACTIONS: Mapping[str, Action] = MappingProxyType(
-    {"remix": "remix", "report": "report", "edit": "edit", "branch": "branch"}
+    {"remix": "remix", "report": "report", "edit": "edit", "branch": "branch", "say": "steer"}
 )
 CUSTOM_ID = rf"(?P<press>{'|'.join(BUTTON_KINDS)}):(?P<job>[0-9A-HJKMNP-TV-Z]{{26}})(?::(?P<index>\d{{1,9}}))?"
 FAVOURITE_TEXTS = {True: "❤️ A favourite of yours now: `/mine favourites` has it.", False: "No favourite any more."}
@@ -139,6 +141,8 @@ async def _run_action(interaction: Interaction, button: Button, view: JobView) -
                 button.custom_id,
                 lambda member, destination, key: submit_interpolation(view.id, member, destination, key=key),
             )
+        case _ if button.kind in steering.STEERING_ACTIONS:
+            await steering.run_steering_press(interaction, button, view)
         case _ if button.kind in picture_actions.PICTURE_ACTIONS:
             await picture_actions.run_picture_action(interaction, button, view)
         case _:
@@ -166,6 +170,8 @@ async def _submit_form(interaction: Interaction, submission: FormSubmission, vie
             await edit_form.submit_edit(interaction, submission, view)
         case "branch":
             await branches.submit_branch(interaction, submission, view)
+        case "say":
+            await steering.submit_words(interaction, submission, view)
         case _:
             await reports.submit_report(interaction, submission, view)
 

@@ -7,7 +7,7 @@ ids and what a job's prompt field is filled in with; knows nothing of what is do
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -34,7 +34,7 @@ FORM_ID = re.compile(
 
 @dataclass(frozen=True)
 class FormSubmission:
-    """A submitted form: its name, what it is about, the text of each field, and the uploaded files."""
+    """A submitted form: its name, what it is about, the text of each field, what was chosen, and the uploaded files."""
 
     form_name: str
     job: str
@@ -43,6 +43,7 @@ class FormSubmission:
     fields: dict[str, str]
     step: int | None = None
     files: dict[str, tuple[UploadedFile, ...]] = field(default_factory=dict[str, "tuple[UploadedFile, ...]"])
+    choices: dict[str, str] = field(default_factory=dict[str, str])
 
 
 def form_id(form_name: str, job: str, mode: str = "", index: int | None = None, step: int | None = None) -> str:
@@ -72,6 +73,19 @@ def upload_field(name: str, label: str, description: str = "") -> ui.Label[Any]:
     return ui.Label(
         text=label, description=description or None, component=ui.FileUpload[Any](custom_id=name, max_values=1)
     )
+
+
+def choice_field(name: str, label: str, options: Sequence[tuple[str, str]]) -> ui.Label[Any]:
+    """Return a field that takes one of the options, each a value and its label; the first is chosen at the start."""
+    select = ui.Select[Any](
+        custom_id=name,
+        options=[
+            discord.SelectOption(value=value, label=title, default=position == 0)
+            for position, (value, title) in enumerate(options)
+        ],
+        required=False,
+    )
+    return ui.Label(text=label, component=select)
 
 
 def prompt_without_flags(view: JobView, step: int | None = None) -> str:
@@ -115,9 +129,10 @@ def parse_submission(interaction: discord.Interaction[Any]) -> FormSubmission | 
     files = {
         name: tuple(_uploaded_file(attachments[file_id]) for file_id in ids if file_id in attachments)
         for name, _, ids in raw_fields
-        if ids
+        if ids and attachments
     }
-    return FormSubmission(match["form"], match["job"], match["how"] or "", index, fields, step, files)
+    choices = {name: ids[0] for name, _, ids in raw_fields if ids and name not in files}
+    return FormSubmission(match["form"], match["job"], match["how"] or "", index, fields, step, files, choices)
 
 
 def _uploaded_file(attachment: Mapping[str, Any]) -> UploadedFile:
@@ -125,7 +140,7 @@ def _uploaded_file(attachment: Mapping[str, Any]) -> UploadedFile:
 
 
 def _iterate_fields(nodes: Iterable[Any]) -> Iterator[tuple[str, str, list[str]]]:
-    """Yield each field's name, its text and the ids of its files, at any depth."""
+    """Yield each field's name, its text and its chosen values (of files: their ids), at any depth."""
     for node in nodes:
         yield from _iterate_fields([*node.get("components", ()), *filter(None, [node.get("component")])])
         if "custom_id" in node:

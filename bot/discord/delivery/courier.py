@@ -114,7 +114,7 @@ class Courier:
         if isinstance(event, JobEnded):
             self._start_final(event.job, message, group)
         elif isinstance(event, JobSteered):
-            return
+            message.follow_steering(event)
         elif message.response_lost and message.destination.address.get("message"):
             return  # the message was deleted; without an id, it may still arrive
         elif isinstance(event, JobProgress):

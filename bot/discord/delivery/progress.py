@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from bot.discord.cards import job_cards, pictures
 from bot.discord.delivery.discord_api import MessageClient
 from bot.discord.delivery.errors import DestinationGone, FileTooLarge, RetryLater
+from bot.discord.delivery.tracked_messages import author_of
 from bot.domain.events import JobProgress, ModelLoading, QueueMoved
 
 if TYPE_CHECKING:
@@ -101,7 +102,13 @@ class ProgressUpdater:
             return job_cards.render_waiting(message.view, event.jobs_ahead, event.eta, now), None
         if isinstance(event, ModelLoading):
             return job_cards.render_loading(message.view, event.model, event.loaded_share, event.model_bytes), None
-        card = job_cards.render_progress(message.view, event.step, event.total_steps, event.seconds_left, now)
+        if message.is_steerable is None:
+            outlook = await self._services.steering.load_outlook(event.job, author_of(message.view))
+            message.is_steerable = outlook is not None and not outlook.obstacle
+        card = job_cards.render_progress(
+            message.view, event.step, event.total_steps, event.seconds_left, now,
+            amendments=list(message.amendments.values()), is_steerable=message.is_steerable,
+        )  # fmt: skip
         if not message.has_new_frames or not message.shows_frames:
             return card, None
         message.has_new_frames = False

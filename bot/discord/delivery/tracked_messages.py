@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from cachetools import LRUCache
 
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
+from engine.contract import list_final_images
 
 if TYPE_CHECKING:
     from bot.discord.delivery.destinations import NotifyPrefs
     from bot.domain.dto import DeliveryRole, Destination, JobView
+    from bot.domain.events import JobSteered
+    from bot.domain.steering import AmendmentView
     from bot.policy.rules import EffectiveRules
     from bot.services import Services
 
@@ -31,6 +34,8 @@ class TrackedMessage:
     destination: Destination
     opened_at: float
     frames: dict[int, bytes] = field(default_factory=dict)
+    amendments: dict[int, AmendmentView] = field(default_factory=dict)  # by number, oldest first
+    is_steerable: bool | None = None  # None: not known until it develops
     has_new_frames: bool = False  # there are frames that no message shows yet
     shows_frames: bool = True  # previews show frames, not only text
     response_lost: bool = False  # the response is gone: no previews, the final goes elsewhere
@@ -43,6 +48,18 @@ class TrackedMessage:
     error_count: int = 0
     outage_count: int = 0  # times in a row that Discord was unreachable
     rate_limit_count: int = 0  # times in a row that Discord rate-limited it
+
+    def follow_steering(self, event: JobSteered) -> None:
+        """Take what was said and the recipe as it is now amended; the next edit shows both."""
+        self.amendments[event.view.number] = event.view
+        self.view = replace(self.view, task=event.recipe)
+        developing = list_final_images(event.recipe)
+        self.frames = {image: frame for image, frame in self.frames.items() if image in developing}
+
+
+def author_of(view: JobView) -> Member:
+    """Return the job's author. Nobody knows the roles of one who does not act now."""
+    return Member(view.member_id, view.member_name, view.guild, channel=view.channel, thread=view.thread)
 
 
 class TrackedMessages:
@@ -77,13 +94,16 @@ class TrackedMessages:
         if view.id not in self._messages:
             shows_frames = (await self.load_effective_rules(view)).previews
             self._services.feed.watch(view.id)
-            self._messages[view.id] = TrackedMessage(view, destination, self._clock(), shows_frames=shows_frames)
+            amendments = await self._services.steering.list_amendments(view.id, author_of(view))
+            self._messages[view.id] = TrackedMessage(
+                view, destination, self._clock(), shows_frames=shows_frames,
+                amendments={amendment.number: amendment for amendment in amendments},
+            )  # fmt: skip
         return self._messages[view.id]
 
     async def load_effective_rules(self, view: JobView) -> EffectiveRules:
         """Return the effective rules of the job's channel, which say how it is shown."""
-        author = Member(view.member_id, view.member_name, view.guild, channel=view.channel)
-        return await self._rule_admin.effective_rules(author)
+        return await self._rule_admin.effective_rules(author_of(view))
 
     def untrack(self, job: str) -> None:
         """Forget the message after its final is shown everywhere; late frames do not track it again."""

@@ -14,13 +14,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from weakref import WeakValueDictionary
 
+import msgspec
+
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
 from bot.domain.events import Feed, JobSteered
-from bot.domain.steering import AmendmentView, SteeringRequest
+from bot.domain.steering import AmendmentView, SteeringOutlook, SteeringRequest
 from bot.policy.limits import Limits
 from bot.policy.permissions import JobRef, forbidden_reason
 from bot.policy.rules import EffectiveRules, resolve
+from bot.prompt.capability_check import check_features
 from bot.queue.active_jobs import ActiveJobs
 from bot.queue.job_request import member_key
 from bot.queue.model_catalog import ModelCatalog
@@ -35,8 +38,20 @@ from bot.store import JobRecord, Store
 from bot.store.fairness.ledger import Ledger
 from bot.store.jobs.amendments import AmendmentRecord, NewAmendment, list_amendments, list_by_key
 from bot.store.jobs.records import RELAXED_TIER
-from bot.store.transitions.amendments import ask_for_amendments
-from engine.contract import MAX_COUNT, ModelProfile, Presence, Recipe, estimate_cost, list_final_images
+from bot.store.transitions.amendments import MAX_REQUESTS, ask_for_amendments
+from engine.contract import (
+    MAX_AMENDMENTS,
+    MAX_COUNT,
+    MAX_STEPS,
+    Amendment,
+    ModelProfile,
+    Presence,
+    Recipe,
+    SetNegative,
+    estimate_cost,
+    find_amendment_problem,
+    list_final_images,
+)
 
 MODEL_GONE = "No worker has ever offered {}, so nobody knows what a change costs."
 TOO_MANY_PICTURES = "This would be {} pictures, and at most {} are allowed here."
@@ -108,6 +123,31 @@ class SteeringService:
         if reason := refusal_reason("details", member, record):
             raise UserError(reason, 403)
         return [each.to_view(record.steps) for each in await self._store.query(list_amendments, job)]
+
+    async def load_outlook(self, job: str, member: Member) -> SteeringOutlook | None:
+        """Return what the member may change of a job now; None for an upscale. Raises `UserError`."""
+        record, known = await self._job_views.load_record(job), await self._store.query(list_amendments, job)
+        if not isinstance(record.task, Recipe):
+            return None
+        step = self._find_step(record)
+        job_ref = JobRef(record.member, record.member_name, record.guild, record.private)
+        obstacle = forbidden_reason("steer", member, job_ref) or self._find_obstacle(record, step)
+        try:
+            recipe = presume_recipe(record.task, known, step)
+        except UserError as error:  # too many were asked for
+            return SteeringOutlook(record.task, 0, error.sentence)
+        left = min(MAX_AMENDMENTS - len(recipe.amendments), MAX_REQUESTS - len(known))
+        return SteeringOutlook(recipe, max(0, left), obstacle)
+
+    def _find_obstacle(self, record: JobRecord, step: int) -> str:
+        """Return why a job cannot be steered now, whatever the change is; empty if it can."""
+        try:
+            recipe = require_steerable(record, self._workers())
+            probe = Amendment(1, min(step, MAX_STEPS - 1), SetNegative(recipe.negative))
+            check_features(msgspec.structs.replace(recipe, amendments=(probe,)), self._find_model(recipe))
+            return find_amendment_problem(msgspec.structs.replace(recipe, amendments=()), probe)
+        except UserError as error:
+            return error.sentence
 
     async def _ask(
         self, record: JobRecord, request: SteeringRequest, member: Member, key: str | None

@@ -13,9 +13,9 @@ import msgspec
 from sqlalchemy import BindParameter, Connection, RowMapping, bindparam, select
 
 from bot.domain.job_states import OPEN_STATES
-from bot.domain.steering import AmendmentState, AmendmentView
+from bot.domain.steering import AmendmentKind, AmendmentState, AmendmentView
 from bot.store.schema.tables import amendments, jobs
-from engine.contract import Amendment, Change
+from engine.contract import Amendment, Change, SetConcepts, SetGuidance, SetNegative
 
 _JOBS: BindParameter[Any] = bindparam("jobs", expanding=True)
 _SELECT_OF_JOBS = select(amendments).where(amendments.c.job.in_(_JOBS)).order_by(amendments.c.job, amendments.c.number)
@@ -55,8 +55,20 @@ class AmendmentRecord:
     def to_view(self, total_steps: int) -> AmendmentView:
         return AmendmentView(
             self.number, self.state, self.step, total_steps, self.reason, self.member, self.member_name, self.text,
-            self.at,
+            self.at, _name_kind(self.change),
         )  # fmt: skip
+
+
+def _name_kind(change: Change) -> AmendmentKind:
+    match change:
+        case SetConcepts():
+            return "words"
+        case SetNegative():
+            return "negative"
+        case SetGuidance():
+            return "guidance"
+        case _:
+            return "images"
 
 
 def encode_change(change: Change) -> dict[str, Any]:

@@ -54,9 +54,11 @@ BUTTONS: Mapping[ButtonKind, Action] = {
     "dismiss": "dismiss", "more": "details", "zoomsome": "zoom", "zoomtwice": "zoom", "panleft": "pan",
     "panright": "pan", "panup": "pan", "pandown": "pan", "edit": "edit", "branch": "branch",
     "square": "zoom", "compare": "details",
-    "walk": "walk",
+    "walk": "walk", "keep": "steer", "say": "steer", "again": "reproduce",
 }  # fmt: skip
-FORMS: Mapping[str, Action] = {"remix": "remix", "report": "report", "edit": "edit", "branch": "branch"}
+FORMS: Mapping[str, Action] = {
+    "remix": "remix", "report": "report", "edit": "edit", "branch": "branch", "say": "steer",
+}  # fmt: skip
 # The action of each command, with the options that it gets. {job} stands for the job.
 COMMANDS: Mapping[str, tuple[Action, Mapping[str, Any]]] = {
     "imagine": ("imagine", {"prompt": "apple"}),
@@ -327,7 +329,7 @@ async def test_a_sent_form_is_checked_like_its_button(open_world: Any) -> None:
         words = {"prompt": "pear", "negative": ""}
         for form, opener_kind, values in (
             ("remix", "remix", words), ("report", "report", {"reason": "rude"}), ("branch", "remix", words),
-            ("edit", "edit", {"mask": ("mask.png", make_png(8, 8))}),
+            ("edit", "edit", {"mask": ("mask.png", make_png(8, 8))}), ("say", "remix", words),
         ):  # fmt: skip
             for job, subject in scene.subjects.items():
                 opening = await member.handle.click(card, custom_id=f"{opener_kind}:{public_job}")
@@ -438,4 +440,4 @@ async def test_every_action_of_the_permission_table_is_covered() -> None:
         *BUTTONS.values(), *FORMS.values(), *MENUS.values(), *CARDS.values(),
         *(action for action, _ in COMMANDS.values()),
     }  # fmt: skip
-    assert set(ACTIONS) - actions == {"envelope", "pause", "steer", "webhook"}
+    assert set(ACTIONS) - actions == {"envelope", "pause", "webhook"}

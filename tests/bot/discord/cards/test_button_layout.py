@@ -7,14 +7,15 @@ from dataclasses import replace
 from typing import Any, get_args
 
 import discord
+import msgspec
 import pytest
 
 from bot.discord.cards import button_layout
 from bot.discord.cards.button_layout import BUTTON_KINDS, ButtonKind
 from bot.discord.components.buttons import BUTTON_ACTIONS, BUTTON_STYLES, CUSTOM_ID
 from bot.domain.dto import PictureRef
-from engine.contract import UpscaleTask
-from shared.sample_views import JOB, PARENT, make_view
+from engine.contract import Amendment, DropImages, UpscaleTask
+from shared.sample_views import JOB, PARENT, make_recipe, make_view
 
 
 def row_labels(row: button_layout.ButtonRow) -> list[str]:
@@ -106,3 +107,15 @@ def test_upscale_and_vary_look_alike_and_only_destructive_buttons_are_red() -> N
     assert {press for press, style in BUTTON_STYLES.items() if style is discord.ButtonStyle.danger} == {
         "cancel", "erase", "deny",
     }  # fmt: skip
+
+
+def test_a_developing_picture_can_be_steered_while_several_images_are_left() -> None:
+    view = make_view(state="running")
+    assert [row_labels(row) for row in button_layout.build_developing_rows(view)] == [
+        ["Cancel", "Keep…", "Say more…", "Again from here"]
+    ]
+    dropped = Amendment(1, 100, DropImages((0, 1, 3)))
+    one_left = replace(view, task=msgspec.structs.replace(make_recipe(4), amendments=(dropped,)))
+    assert [row_labels(row) for row in button_layout.build_developing_rows(one_left)] == [
+        ["Cancel", "Say more…", "Again from here"]
+    ]

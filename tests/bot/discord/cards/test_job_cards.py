@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import get_args
 
 import msgspec
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from bot.discord.cards import job_cards
 from bot.discord.cards.job_cards import Card
 from bot.domain.dto import AcceptedJob, JobAction, PictureRef
+from bot.domain.steering import AmendmentState, AmendmentView
 from engine.contract import Interpolation, Recipe, UpscaleTask
 from shared.sample_views import JOB, NOW, PARENT, make_view
 
@@ -24,6 +26,12 @@ def make_ticket(**changes: object) -> AcceptedJob:
     return replace(accepted, **changes)
 
 
+def make_amendment(number: int, text: str, name: str = "Bob", state: AmendmentState = "made") -> AmendmentView:
+    step = 210 + number if state == "made" else None
+    reason = text if state == "refused" else ""
+    return AmendmentView(number, state, step, 1000, reason, "discord:2", name, text, NOW, "words")
+
+
 def render_cards(prompt: str, name: str, note: str) -> list[Card]:
     view = make_view(prompt=prompt, member_name=name, notes=(note, note), reason=note)
     return [
@@ -31,6 +39,17 @@ def render_cards(prompt: str, name: str, note: str) -> list[Card]:
         job_cards.render_waiting(view, 3, 20.0, NOW),
         job_cards.render_loading(view, prompt[:64], 0.4),
         job_cards.render_progress(view, 3, 1000, 20.0, NOW),
+        job_cards.render_progress(
+            view,
+            3,
+            1000,
+            20.0,
+            NOW,
+            is_steerable=True,
+            amendments=[
+                make_amendment(number, note, name, state) for number, state in enumerate(get_args(AmendmentState), 1)
+            ],
+        ),
         job_cards.render_ended(view),
         job_cards.render_ended(replace(view, state="failed")),
         job_cards.render_ended(replace(view, state="cancelled")),
@@ -170,4 +189,17 @@ def test_a_waiting_card_shows_which_model_loads_and_how_far() -> None:
     sentence = "A worker is starting: loading sd15, 1.2 of 2.0 GB."
     card = job_cards.render_waiting(replace(make_view(), has_worker=False, startup_notice=sentence), 0, None, 0.0)
     assert card.content.splitlines()[1] == f"⏳ {sentence}"
+    assert [button.kind for row in card.rows for button in row] == ["cancel"]
+
+
+def test_a_developing_picture_shows_the_newest_words_and_who_said_them() -> None:
+    amendments = [make_amendment(number, f"words {number}") for number in range(1, 6)]
+    amendments.append(make_amendment(6, "**blue** @here", "_Ann_", "waiting"))
+    card = job_cards.render_progress(make_view(state="running"), 250, 1000, 9.0, NOW, amendments=amendments)
+    said = [line for line in card.content.splitlines() if line.startswith("💬")]
+    assert said == [
+        "💬 **Bob**: words 4 · from step 214",
+        "💬 **Bob**: words 5 · from step 215",
+        "💬 **\\_Ann\\_**: \\*\\*blue\\*\\* @\u200bhere · soon",
+    ]
     assert [button.kind for row in card.rows for button in row] == ["cancel"]

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import discord
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,8 +20,11 @@ from bot.discord.components.edit_form import build_edit_form
 from bot.discord.components.forms import FormSubmission, form_id, parse_submission
 from bot.discord.components.keyframe_menu import KeyframeMenu, build_branch_form
 from bot.discord.components.more_menu import PictureMenu
+from bot.discord.components.steering import KeepSelect, build_say_form, read_say_form
 from bot.discord.components.variations import FORM_TITLES, build_remix_form
 from bot.domain.dto import PictureRef
+from bot.domain.errors import UserError
+from bot.domain.steering import SteeringRequest
 from bot.prompt import parse
 from bot.prompt.concepts import clean_prompt
 from bot.prompt.permutations import escape_braces
@@ -91,6 +95,7 @@ async def test_every_form_and_card_fits_discords_openapi_schema() -> None:
         reports.build_report_form(JOB),
         build_edit_form(make_view(prompt=NASTY), 3),
         build_branch_form(make_view(prompt=NASTY), 3, 1000),
+        build_say_form(JOB),
     )
     for modal in other_forms:
         validate_modal(modal.to_dict())
@@ -103,7 +108,11 @@ async def test_every_form_and_card_fits_discords_openapi_schema() -> None:
         job_cards.render_ended(upscale),
         reports.render_report(make_report(), "https://discord.com/1"),
     ]
-    for items in ([PictureMenu(JOB, index) for index in range(4)], [KeyframeMenu(JOB, 3, range(1, 13), 12)]):
+    for items in (
+        [PictureMenu(JOB, index) for index in range(4)],
+        [KeyframeMenu(JOB, 3, range(1, 13), 12)],
+        [KeepSelect(JOB, range(4))],
+    ):
         menus = discord.ui.View(timeout=None)
         for item in items:
             menus.add_item(item)
@@ -158,3 +167,43 @@ def test_a_form_reads_only_its_own_file_with_url_and_size() -> None:
     assert form is not None
     assert form.files == {"mask": (UploadedFile("https://cdn.example/7", 12, "m.png"),)}
     assert form.fields == {"mask": ""}
+
+
+def test_a_form_reads_what_was_chosen() -> None:
+    interaction = make_interaction(form_id("say", JOB))
+    interaction.data["components"].append(
+        {"type": 18, "component": {"type": 3, "custom_id": "guidance", "values": ["less"]}}
+    )
+    form = parse_submission(interaction)
+    assert form is not None
+    assert (form.choices, form.files) == ({"guidance": "less"}, {})
+
+
+def make_words(words: str = "", weight: str = "", guidance: str = "same") -> FormSubmission:
+    return FormSubmission("say", JOB, "", None, {"words": words, "weight": weight}, choices={"guidance": guidance})
+
+
+def test_words_their_weight_and_guidance_are_read_from_the_form() -> None:
+    recipe = make_recipe()  # its guidance is 3
+    assert read_say_form(make_words(" blue "), recipe) == SteeringRequest(say="blue")
+    assert read_say_form(make_words("blue", "−0,5", "more"), recipe) == SteeringRequest(
+        say="blue", say_weight=-0.5, guidance=4.5
+    )
+    assert read_say_form(make_words(weight="7", guidance="less"), recipe) == SteeringRequest(guidance=2.0)
+    raised = msgspec.structs.replace(recipe, guidance=29.0)
+    assert read_say_form(make_words(guidance="more"), raised).guidance == 30.0
+
+
+@pytest.mark.parametrize(
+    ("form", "sentence"),
+    [
+        (make_words(), "Nothing to change"),
+        (make_words(guidance="forged"), "Nothing to change"),
+        (make_words("blue", "a lot"), "“a lot” is no weight"),
+        (make_words("blue", "10.5"), "from -10 to 10"),
+        (make_words("blue", "nan"), "“nan” is no weight"),
+    ],
+)
+def test_a_form_that_says_nothing_useful_is_refused(form: FormSubmission, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        read_say_form(form, make_recipe())
