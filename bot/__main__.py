@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bot.cli import api_keys, describe, flag_aliases, privacy, visitors, webhooks
+from bot.cli import api_keys, describe, flag_aliases, privacy, steer, visitors, webhooks
 from bot.cli.backup import backup_command, restore_command
 from bot.cli.imagine import command as imagine_command
 from bot.cli.jobs import commands as job_commands
@@ -122,6 +122,7 @@ def bot(
 
 app.command()(imagine_command.imagine)
 app.command()(describe.describe)
+app.command()(steer.steer)
 app.command()(mcp_command.mcp)
 
 

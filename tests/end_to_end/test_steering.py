@@ -1,0 +1,120 @@
+"""A picture is steered over HTTP and in a terminal while a real worker draws it; its recipe draws it again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import pytest_asyncio
+
+from bot.app.settings import load_settings
+from bot.app.wiring import App, open_app
+from bot.cli import steer
+from bot.web.app import build_app, run_server
+from bot.web.auth import terminal_key
+from engine import models
+from engine.bus import Bus, BusLimits
+from engine.bus.broker.embedded import Broker
+from engine.contract import ModelProfile, Recipe
+from engine.core.engine import Engine
+from engine.output.decode_worker import DecodeWorker
+from engine.worker.watchdog import Watchdog
+from engine.worker.worker import Worker
+from engine.worker.worker_profile import WorkerProfile
+from shared.migrated_database import put_migrated_database
+from shared.worker_harness import LEASE, SlowFamily, hash_content, run_locally, wait_until
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.asyncio,
+    pytest.mark.may_block("it also acts as a command does, and waits for the decoder at its end"),
+]
+STEPS = 20
+
+
+class SteeredBot:
+    """A page, the app behind it, and the worker's models."""
+
+    def __init__(self, app: App, url: str, key: str, families: dict[str, Any]) -> None:
+        self.app, self.url, self.key, self.families = app, url, key, families
+
+    async def ask(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
+        headers = {"Authorization": f"Bearer {self.key}"}
+        async with (
+            aiohttp.ClientSession(self.url, headers=headers) as session,
+            session.request(method, path, json=body) as answer,
+        ):
+            return answer.status, await answer.json()
+
+    def is_running(self, job: str) -> bool:
+        active_job = self.app.queue.active_jobs.by_id.get(job)
+        return active_job is not None and active_job.is_claimed
+
+
+@pytest_asyncio.fixture
+async def bot(tmp_path: Path) -> AsyncIterator[SteeredBot]:
+    families: dict[str, Any] = {"embedded": await asyncio.to_thread(models.load_model, "embedded", tmp_path / "models")}
+    slow = {"embedded": SlowFamily(families["embedded"], 0.1)}
+    profile = ModelProfile(
+        name="embedded", revision=families["embedded"].revision, dtype="float32", size=64, multiple=16,
+        max_pixels=128 * 128, tokens=24, steps=STEPS, sampler="ddim", guidance=3.0, row_ms=4.0, encode_ms=10.0,
+        decode_ms=60.0,
+    )  # fmt: skip
+    await asyncio.to_thread(put_migrated_database, tmp_path / "data")
+    settings = await asyncio.to_thread(load_settings, data=tmp_path / "data", host="127.0.0.1", discord_token=None)
+    async with AsyncExitStack() as stack:
+        broker = await stack.enter_async_context(Broker(tmp_path / "nats"))
+
+        async def connect() -> Bus:
+            bus = await Bus.connect(broker.url, broker.token, limits=BusLimits(lease=LEASE))
+            stack.push_async_callback(bus.close)
+            await bus.declare()
+            return bus
+
+        app = await stack.enter_async_context(open_app(settings, await connect()))
+        page = await asyncio.to_thread(build_app, settings, app.services)
+        port = await stack.enter_async_context(run_server(page, "127.0.0.1", 0))
+        decode_worker = DecodeWorker(families)
+        stack.callback(decode_worker.close)
+        worker_profile = WorkerProfile("one", "cpu", rows=8, models=(profile,))
+        engine = Engine(slow, rows=8)  # pyright: ignore[reportArgumentType]  (a stand-in for a slower device)
+        worker = Worker(await connect(), engine, decode_worker, worker_profile, Watchdog(), None)
+        task = asyncio.create_task(worker.run())
+        await wait_until(lambda: app.services.live_workers())
+        yield SteeredBot(
+            app, f"http://127.0.0.1:{port}", await asyncio.to_thread(terminal_key, settings.data), families
+        )
+        worker.drain()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_picture_is_steered_while_it_develops_and_its_recipe_draws_it_again(bot: SteeredBot) -> None:
+    body = {"prompt": "a red apple", "count": 2, "steps": STEPS, "seed": 7, "exact": True}
+    job = (await bot.ask("POST", "/api/jobs", body))[1]["id"]
+    await wait_until(lambda: bot.is_running(job))
+    status, answer = await bot.ask("POST", f"/api/jobs/{job}/amend", {"say": "blue", "drop": [1], "guidance": 6})
+    assert (status, [each["state"] for each in answer["amendments"]]) == (202, ["waiting"] * 3)
+    said = await steer.send_changes(bot.url, bot.key, job[:20], {"split": {"image": 2, "into": 2}, "say": "a dog::2"})
+    assert [change["state"] for change in said["changes"]] == ["made", "made"], said
+    assert steer.format_change(said["changes"][0]).startswith("splits image 2 into 2: from step ")
+    assert (await bot.ask("POST", f"/api/jobs/{job}/amend", {"keep": [4]}))[1]["error"] == "Image 4 is not developing."
+    await wait_until(lambda: not bot.is_running(job))
+    view = (await bot.ask("GET", f"/api/jobs/{job}"))[1]
+    listed = (await bot.ask("GET", f"/api/jobs/{job}/amendments"))[1]["amendments"]
+    assert [each["state"] for each in listed] == ["made"] * 5
+    assert view["state"] == "finished"
+    assert [concept["text"] for concept in view["steering"]["concepts"]] == ["a red apple, blue", "a dog"]
+    record = await bot.app.store.get_job(job)
+    assert record is not None
+    assert isinstance(record.task, Recipe)
+    assert [(each.number, each.step) for each in record.task.amendments] == [
+        (each["number"], each["step"]) for each in listed
+    ]
+    assert [picture["n"] for picture in view["pictures"]] == view["steering"]["images"] == [2, 3]
+    drawn_anew = await asyncio.to_thread(run_locally, record.to_job(), bot.families)
+    assert [picture["sha256"] for picture in view["pictures"]] == [hash_content(each) for each in drawn_anew.pictures]
