@@ -41,9 +41,8 @@ class AmendmentView:
     """One change of a job as a member may see it.
 
     `number` rises within the job. `step`: from which step on it holds; None unless it is made. `reason`: why it was
-    refused, as a sentence. `kind`: what it changes. `text`: the change on one plain line. `at`: when it was asked for,
-    in seconds since 1970.
-    `member_id` is empty once that member is forgotten.
+    refused, as a sentence. `kind`: what it changes; `text`: the change on one plain line. `at`: when it was asked for,
+    in seconds since 1970. `member_id` is empty once that member is forgotten.
     """
 
     number: int

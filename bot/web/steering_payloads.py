@@ -6,7 +6,7 @@ from typing import Any
 
 from bot.domain.dto import Member
 from bot.domain.events import JobSteered
-from bot.domain.steering import AmendmentView
+from bot.domain.steering import AmendmentView, SteeringOutlook
 from bot.services.steering.requested_changes import settle_words
 from engine.contract import Recipe, list_final_images
 
@@ -16,6 +16,7 @@ def serialize_steering(recipe: Recipe) -> dict[str, Any]:
     words = settle_words(recipe)
     return {
         "concepts": [{"text": concept.text, "weight": concept.weight} for concept in words.concepts],
+        "mixed": words.mixed,
         "negative": words.negative,
         "guidance": words.guidance,
         "interval": [words.guidance_start, words.guidance_stop],
@@ -33,9 +34,18 @@ def serialize_amendment(view: AmendmentView, reader: Member | None = None) -> di
         "total_steps": view.total_steps,
         "reason": view.reason,
         "author": {"name": view.member_name, **({} if reader is None else {"you": is_own})},
+        "kind": view.kind,
         "text": view.text,
         "at": view.at,
     }
+
+
+def serialize_outlook(outlook: SteeringOutlook | None) -> dict[str, Any]:
+    """Return what can be changed now: `steering` as if all that waits were made, None for an upscale."""
+    if outlook is None:
+        return {"steering": None, "left": 0, "obstacle": ""}
+    steering = serialize_steering(outlook.recipe)
+    return {"steering": steering, "left": outlook.changes_left, "obstacle": outlook.obstacle}
 
 
 def serialize_steered(job_event: JobSteered) -> dict[str, Any]:

@@ -50,7 +50,7 @@ JOB = _object(
 )  # fmt: skip
 AMENDMENT = _object(
     number="integer", state="string", step="integer?", total_steps="integer", reason="string",
-    author=_object(name="string", you="boolean"), text="string", at="number",
+    author=_object(name="string", you="boolean"), kind="string", text="string", at="number",
 )  # fmt: skip
 ACCEPTED_JOB = _object(
     id="string", prompt="string", jobs_ahead="integer", eta="number?", has_worker="boolean", startup_notice="string",
@@ -94,7 +94,9 @@ SCHEMAS: Mapping[str, Schema] = {
         online="boolean", engine_loading="boolean", workers=_list(WORKER), models=_list("string"),
         loaded=_list("string"), sentence="string",
     ),
-    "Amendments": _object(id="string", amendments=_list(AMENDMENT)),
+    "Amendments": _object(
+        id="string", amendments=_list(AMENDMENT), steering="object?", left="integer", obstacle="string"
+    ),
     "Steps": _object(steps=_list("integer")),
     "Keyframes": _object(
         keyframes=_list(_object(step="integer", url="string")),

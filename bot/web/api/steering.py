@@ -16,7 +16,7 @@ from bot.web.api.jobs import Guidance, describe_range
 from bot.web.middleware import member_of
 from bot.web.request_body import read_body
 from bot.web.sse import SERVICES, require_permitted
-from bot.web.steering_payloads import serialize_amendment
+from bot.web.steering_payloads import serialize_amendment, serialize_outlook
 from bot.web.submission import idempotency_key_of
 from engine.contract import MAX_CONCEPTS, MAX_COUNT, MAX_STEPS
 
@@ -72,16 +72,18 @@ async def amend(request: web.Request) -> web.Response:
     views = await request.app[SERVICES].steering.amend(
         view.id, body.to_request(), member_of(request), idempotency_key_of(request)
     )
-    return web.json_response(_list(request, view.id, views), status=202)
+    return web.json_response(await _serialize(request, view.id, views), status=202)
 
 
 async def list_amendments(request: web.Request) -> web.Response:
-    """Return every change that was asked for of a job, in order."""
+    """Return every change that was asked for of a job, in order, and what can be changed now."""
     view = await require_permitted(request, "details")
     views = await request.app[SERVICES].steering.list_amendments(view.id, member_of(request))
-    return web.json_response(_list(request, view.id, views))
+    return web.json_response(await _serialize(request, view.id, views))
 
 
-def _list(request: web.Request, job: str, views: Sequence[AmendmentView]) -> dict[str, Any]:
+async def _serialize(request: web.Request, job: str, views: Sequence[AmendmentView]) -> dict[str, Any]:
     reader = member_of(request)
-    return {"id": job, "amendments": [serialize_amendment(view, reader) for view in views]}
+    outlook = await request.app[SERVICES].steering.load_outlook(job, reader)
+    amendments = [serialize_amendment(view, reader) for view in views]
+    return {"id": job, "amendments": amendments, **serialize_outlook(outlook)}
