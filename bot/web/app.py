@@ -46,7 +46,7 @@ PARTS = (
     pages, jobs, media, review, sse, edits, steering, wait_reason, flag_aliases, describe, renamed, openapi, images,
     models, picture_addresses, responses, a1111_api, webhooks,
 )  # fmt: skip
-TEMPLATES = ("base.html", "chatroom.html", "dialogs.html", "discord.html", "enter.html", "sentence.html")
+TEMPLATES = ("base.html", "chatroom.html", "desk.html", "dialogs.html", "discord.html", "enter.html", "sentence.html")
 
 
 def build_app(

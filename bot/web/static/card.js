@@ -3,6 +3,7 @@
 
 import { Branch } from "/static/branch.js";
 import { showActions } from "/static/actions.js";
+import { Desk } from "/static/desk.js";
 import { Film } from "/static/film.js";
 import { Pause } from "/static/pause.js";
 import { createButton } from "/static/rows.js";
@@ -21,6 +22,7 @@ export class Card {
     this.part("cancel").addEventListener("click", (event) => this.submitFrom(event.currentTarget, "DELETE", this.address));
     this.address = `/api/jobs/${job.id}`;
     this.pause = new Pause(this);
+    this.desk = new Desk(this);
     this.renderHeader(job);
     this.buildTiles(job);
     this.update(job);
@@ -60,11 +62,12 @@ export class Card {
 
   update(job) {
     this.job = job;
-    this.showTiles(job.images);
+    this.showTiles((!this.isEnded && this.desk.images) || job.images);
     this.element.dataset.state = job.state;
     this.element.setAttribute("aria-busy", String(!this.isEnded));
     this.showNotes(job.notes);
     this.setStatusText(job.footer);
+    this.desk.update(job.state === "running");
     if (this.isEnded) return this.showEnd(job);
     if (job.state === "running") this.showProgress(job.percent, job.eta);
     else this.showWait(job);
@@ -98,10 +101,11 @@ export class Card {
     if (this.isEnded) return;
     this.element.dataset.state = "running";
     this.pause.onPreview(step);
+    this.desk.update(true);
     this.showProgress(percent, seconds_left);
     this.part("time-left").title = `step ${step} of ${total_steps}`;
     for (const [n, jpeg] of Object.entries(frames)) {
-      if (Number(n) > this.job.count) this.addTile(Number(n)); // of a split that is not reported yet
+      if (!this.desk.images && Number(n) > this.job.count) this.addTile(Number(n)); // of a split that is not reported yet
       const tile = this.tiles.get(Number(n));
       if (!tile) continue;
       tile.classList.add("has-preview");

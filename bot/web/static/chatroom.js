@@ -59,11 +59,12 @@ function updateTitle() {
 
 const eventHandlers = {
   workers: showWorkerStatus,
-  jobs: ({ jobs }) => (jobs.forEach(showJob), fetchMissingJobs(jobs), updateTitle()),
+  jobs: ({ jobs }) => (jobs.forEach(showJob), fetchMissingJobs(jobs), updateTitle(), cards.forEach((card) => card.desk.reload())),
   job: (job) => (showJob(job), updateTitle()),
   queued: (queued) => cards.get(queued.id)?.showWait({ ...queued, has_worker: isOnline }),
   loading: (loading) => (cards.get(loading.id)?.showLoading(loading), updateTitle()),
   frame: (frame) => (cards.get(frame.id)?.showFrame(frame), updateTitle()),
+  steered: (steered) => cards.get(steered.id)?.desk.takeEvent(steered),
   gone: ({ id }) => (cards.get(id)?.element.remove(), cards.delete(id), updateTitle()), // its pictures were deleted
 };
 
@@ -188,8 +189,8 @@ log.addEventListener("scroll", () => {
   if (followsNewest) newest.hidden = true;
 });
 newest.addEventListener("click", scrollToNewest);
-// not while someone types in a message's form, which would leave the screen
-const scrollIfFollowing = () => followsNewest && !list.querySelector("form:focus-within") && scrollToNewest();
+// not while someone uses a message's form or mixing desk, which would leave the screen
+const scrollIfFollowing = () => followsNewest && !list.querySelector(":is(form, .desk, .tile-tools):focus-within") && scrollToNewest();
 new ResizeObserver(scrollIfFollowing).observe(list);
 new ResizeObserver(scrollIfFollowing).observe(log);
 
