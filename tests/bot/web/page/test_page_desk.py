@@ -1,7 +1,8 @@
-"""The mixing desk beside a developing picture. The worker here answers no change, so what is asked for waits."""
+"""The mixing desk beside a developing picture: what is moved there is asked for, made by the worker, and undone."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -9,20 +10,21 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from playwright.async_api import Browser, Locator, Page, expect
 
-from shared.web_visitor import open_page, send_prompt, wait_until_finished
+from shared.web_visitor import open_page, send_prompt, wait_for_card, wait_until_finished
 from tests.bot.web.conftest import open_clean_page, pause_jobs
 
 if TYPE_CHECKING:
     from tests.bot.web.conftest import WebServer
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
+MADE = re.compile(r"step \d+")
 PROMPT = "a fox::0.5 a terrier::0.5 --count 3"
 
 
 @asynccontextmanager
 async def developing_card(page: Page, server: WebServer, prompt: str = PROMPT) -> AsyncGenerator[Locator]:
-    """A job that rests at its third step; at the end it goes on."""
-    with pause_jobs(server.workers[0]):
+    """A job that rests at its twelfth step, of 24; at the end it goes on."""
+    with pause_jobs(server.workers[0], step=12):
         await open_page(page, server)
         card = await send_prompt(page, prompt)
         await expect(card.locator(".tile-tools")).to_have_count(3)
@@ -53,7 +55,7 @@ async def test_a_drag_and_a_held_key_take_few_changes(page: Page, server: WebSer
     async with developing_card(page, server) as card:
         fox, terrier = (card.get_by_label(f"Weight of {words}") for words in ("a fox", "a terrier"))
         await drag(page, fox, *(0.75 - 0.005 * index for index in range(40)))
-        await expect(card.locator(".concepts .knob-status").first).to_have_text("waiting …")
+        await expect(card.locator(".concepts .knob-status").first).to_have_text(MADE)
         changes = await list_changes(server, card)
         assert 1 <= len(changes) <= 5
         assert float(await fox.input_value()) + float(await terrier.input_value()) == pytest.approx(1.0, abs=0.01)
@@ -63,10 +65,11 @@ async def test_a_drag_and_a_held_key_take_few_changes(page: Page, server: WebSer
         await guidance.focus()
         for _ in range(6):
             await page.keyboard.press("ArrowRight")
-        await expect(card.locator(".guidance-knob .knob-status")).to_have_text("waiting …")
+        await expect(card.locator(".guidance-knob .knob-status")).to_have_text(MADE)
+        await expect(card.locator(".desk-news")).to_have_text(re.compile("guidance 6: from step"))
         assert [change["text"] for change in (await list_changes(server, card))[len(changes) :]] == ["guidance 6"]
         chosen = str(await fox.get_attribute("aria-valuetext"))
-        await page.reload()  # what waits counts as made
+        await page.reload()
         await expect(fox).to_have_attribute("aria-valuetext", chosen)
         await expect(guidance).to_have_attribute("aria-valuetext", "6.0")
 
@@ -100,7 +103,12 @@ async def test_words_images_and_a_refusal_are_seen_by_all_and_made_by_the_author
         await expect(other.locator(".said li")).to_have_count(4)
         await expect(other.locator(".desk, .tile-tools")).to_have_count(0)
     await expect(card.locator(".desk, .tile-tools")).to_have_count(0)
-    await expect(card.locator(".said li").first).to_contain_text("refused")  # the picture was finished before
+    await card.get_by_role("button", name="As it was before step").first.click()
+    count_before = await page.locator("article.job").count()
+    await card.locator(".said .row button").first.click()
+    branch = await wait_for_card(page, count_before)
+    await expect(branch.locator(".action")).to_contain_text("branched from picture")
+    await wait_until_finished(branch)
 
 
 async def test_the_desk_fits_a_phone_and_speaks_german(browser: Browser, server: WebServer) -> None:
