@@ -9,7 +9,7 @@ from engine.contract.guidance import count_guided_steps, count_image_rows, count
 from engine.contract.presence import ControlModel, ModelProfile
 from engine.contract.recipe import ImageToImage, Recipe
 from engine.contract.samplers import SECOND_ORDER_SAMPLERS
-from engine.contract.steering import iterate_states, list_lives
+from engine.contract.steering import iterate_states, list_final_images, list_lives
 
 # Where a worker does not say, of a row's time. A ControlNet is a copy of the network's encoder, about a third of
 # its forward (Zhang et al. 2023); an IP-Adapter adds one attention to a picture's few tokens in each block.
@@ -65,7 +65,8 @@ def estimate_cost(recipe: Recipe, model: ModelProfile) -> float:
         + len(recipe.references)
     ) * model.encode_ms
     init_image_count = len(recipe.start.pictures) if isinstance(recipe.start, ImageToImage) else 0
-    return (step_ms + text_ms + (recipe.drawn_count + init_image_count) * model.decode_ms * area) / 1000.0
+    picture_count = recipe.drawn_count if recipe.needs_choice else len(list_final_images(recipe))
+    return (step_ms + text_ms + (picture_count + init_image_count) * model.decode_ms * area) / 1000.0
 
 
 def _added_share(recipe: Recipe, model: ModelProfile) -> float:

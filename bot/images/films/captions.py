@@ -45,7 +45,7 @@ def list_caption_lines(captions: Sequence[FilmCaption], steps: Sequence[int]) ->
     lines, previous_step = list[str](), -1
     for step in steps:
         new_lines = [caption.line for caption in captions if previous_step < caption.step <= step]
-        lines.append(" · ".join(new_lines) or (lines[-1] if lines else ""))
+        lines.append(" | ".join(new_lines) or (lines[-1] if lines else ""))
         previous_step = step
     return lines
 

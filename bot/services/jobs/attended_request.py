@@ -24,6 +24,7 @@ from bot.services.init_images.request import InitImages
 from bot.services.job_views.job_views import JobViews
 from bot.services.jobs.job_service import JobService
 from bot.store import DatabaseUnavailable
+from engine.contract import MAX_COUNT
 
 log = logging.getLogger(__name__)
 
@@ -104,11 +105,10 @@ class AttendedRequest:
 
     async def follow_previews(self) -> AsyncIterator[Preview]:
         """Yield each new preview of each picture, until all jobs have ended. Raises `FeedClosed`."""
-        first_pictures = self._first_pictures()
         async for job_event in self.follow_events():
             if isinstance(job_event, JobProgress):
                 for index, jpeg in sorted(job_event.frames.items()):
-                    picture = first_pictures[job_event.job] + index
+                    picture = self._number_picture(job_event.job, index)
                     yield Preview(picture, jpeg, job_event.step, job_event.total_steps)
 
     async def read_pictures(self, *, is_partial: bool = False) -> list[DrawnPicture]:
@@ -118,7 +118,7 @@ class AttendedRequest:
         """
         async for _ in self.follow_events():
             pass
-        first_pictures, pictures = self._first_pictures(), list[DrawnPicture]()
+        pictures = list[DrawnPicture]()
         is_partial = is_partial and any(view.state == "finished" for view in self.views)
         for view in self.views:
             if view.state == "cancelled" and is_partial:
@@ -127,7 +127,7 @@ class AttendedRequest:
                 raise PicturesMissing(view.reason or f"The job was {view.state}.", view.state)
             pictures += [
                 DrawnPicture(
-                    first_pictures[view.id] + picture.index, view.id, picture.index,
+                    self._number_picture(view.id, picture.index), view.id, picture.index,
                     await self._gallery.read_picture(view.id, picture.index), picture.width, picture.height,
                 )
                 for picture in view.pictures
@@ -152,13 +152,13 @@ class AttendedRequest:
         """Let the jobs go on, whoever leaves."""
         self.open_jobs.clear()
 
-    def _first_pictures(self) -> dict[str, int]:
-        """Return the number of each job's first picture among all."""
-        first_pictures, total = dict[str, int](), 0
-        for accepted in self.jobs:
-            first_pictures[accepted.job] = total
-            total += accepted.count
-        return first_pictures
+    def _number_picture(self, job: str, index: int) -> int:
+        """Return a picture's number among all jobs'; those that a split adds come after all that were asked for."""
+        counts = [accepted.count for accepted in self.jobs]
+        position = [accepted.job for accepted in self.jobs].index(job)
+        if index < counts[position]:
+            return sum(counts[:position]) + index
+        return sum(counts) + position * MAX_COUNT + index
 
     async def _note_end(self, job: str) -> bool:
         """Return whether the job has ended; its view is kept then."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import pytest_asyncio
 
 from bot.domain.errors import UserError
-from bot.services.jobs.attended_request import PictureRequest, PicturesMissing, Preview
+from bot.services.jobs.attended_request import AttendedRequest, PictureRequest, PicturesMissing, Preview
 from engine.contract import JobFailed
 
 pytestmark = pytest.mark.asyncio
@@ -71,3 +74,10 @@ async def test_a_failed_job_says_why_and_a_refused_request_makes_none(services, 
     with pytest.raises(UserError, match="steps"):
         async with services.attended_requests.admit(PictureRequest("a lamp", {"steps": 0}), ann, destination):
             pytest.fail("it was admitted")
+
+
+async def test_a_picture_that_a_split_adds_has_a_number_of_its_own() -> None:
+    jobs: Any = [SimpleNamespace(job=name, count=2) for name in ("one", "two")]
+    request = AttendedRequest(jobs, (), None, None)  # pyright: ignore[reportArgumentType]  (nothing is read)
+    numbers = [request._number_picture(job, index) for job in ("one", "two") for index in range(4)]
+    assert numbers == [0, 1, 6, 7, 2, 3, 10, 11]

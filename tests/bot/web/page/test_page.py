@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
-from playwright.async_api import Browser, Locator, Page, expect
+from playwright.async_api import Browser, Locator, Page, Route, expect
 
 from bot.web.app import entry_address
 from bot.web.middleware import SESSION_TOKENS
@@ -197,6 +197,18 @@ async def test_upscale_vary_and_reroll_make_new_messages(page: Page, server: Web
 
 @pytest.mark.slow
 async def test_the_slider_moves_the_pictures_back_to_noise(page: Page, server: WebServer) -> None:
+    async def add_captions(route: Route) -> None:
+        answer = await (await route.fetch()).json()
+        assert answer["captions"] == [], "nobody steered this one"
+        said = [
+            (STEPS // 2, "fox 0.4, terrier 0.6", "Ann"),
+            (STEPS // 2, "keeps image 2", "Bob"),
+            (STEPS + 1, "late", ""),
+        ]
+        captions = [{"step": step, "text": text, "speaker": speaker} for step, text, speaker in said]
+        await route.fulfill(json={**answer, "captions": captions})
+
+    await page.route("**/keyframes", add_captions)
     await open_page(page, server)
     card = await send_prompt(page, "terrier")
     await wait_until_finished(card)
@@ -215,6 +227,15 @@ async def test_the_slider_moves_the_pictures_back_to_noise(page: Page, server: W
     await page.keyboard.press("End")
     await expect(sheet).to_be_hidden()
     await expect(card.locator(".film-position")).to_have_text("finished")
+    caption = card.locator(".film-caption")
+    await expect(caption).to_have_text("late")
+    await card.get_by_role("button", name=f"Step {STEPS // 2}: Ann: fox 0.4, terrier 0.6").focus()
+    await page.keyboard.press("Enter")
+    await expect(caption).to_have_text("Ann: fox 0.4, terrier 0.6 · Bob: keeps image 2")
+    await expect(card.locator(".film-position")).to_have_text(f"step {STEPS // 2} of {STEPS}")
+    await page.keyboard.press("Shift+Tab")
+    await page.keyboard.press("Home")
+    await expect(caption).to_have_text("")
 
 
 @pytest.mark.slow
