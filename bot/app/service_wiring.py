@@ -35,6 +35,7 @@ from bot.services.ladder_decoder import LadderDecoder
 from bot.services.model_choices import ModelChoices
 from bot.services.moderation.moderation import Moderation
 from bot.services.moderation.picture_review import PictureReview
+from bot.services.parties.party_service import PartyService
 from bot.services.preferences import Preferences
 from bot.services.privacy.data_deletion import DataDeletion
 from bot.services.privacy.data_export import DataExport
@@ -52,9 +53,8 @@ def wire_services(
     """Build the services."""
     store, bus, clock, catalog, limits = core.store, core.bus, core.clock, queue.catalog, core.settings.limits
     job_views = JobViews(store, queue.active_jobs, queue.forecast, limits=limits, clock=clock)
-    films = FilmCache(core.settings.data / FILMS)
-    decode_ladder = LadderDecoder(bus.decode, core.live_workers, core.worker_decoder).decode
-    gallery = Gallery(store, core.picture_store, decode_ladder, films)
+    ladder_decoder = LadderDecoder(bus.decode, core.live_workers, core.worker_decoder)
+    gallery = Gallery(store, core.picture_store, ladder_decoder.decode, films := FilmCache(core.settings.data / FILMS))
     loader = InitImageLoader(store, core.picture_store, gallery, job_views, upload_decoder, fetch_upload)
     flag_aliases, page_addresses = FlagAliases(store, catalog.model_names), PageAddresses()
     word_filter = WordFilter(store, filter_thread, limits=limits, clock=clock)
@@ -83,6 +83,7 @@ def wire_services(
         moderation=moderation, data_deletion=data_deletion, prompt_shortener=PromptShortener(bus.embed),
         data_export=DataExport(store, core.picture_store, clock=clock), sessions=Sessions(store, clock=clock),
         steering=_wire_steering(core, queue, job_views, word_filter),
+        parties=PartyService(store, jobs, job_views, word_filter, rule_admin.effective_rules, clock=clock),
         webhooks=Webhooks(store, PrivateHosts.parse(core.settings.webhook_hosts), clock=clock),
         api_keys=ApiKeys(store, clock=clock), image_to_prompt=_wire_image_to_prompt(core, queue, loader, rule_admin),
     )  # fmt: skip

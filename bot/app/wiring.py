@@ -27,6 +27,7 @@ from bot.images.uploads.image_links import FetchFile, fetch_file
 from bot.images.uploads.upload_decoder import WORKER_TIMEOUT, UploadDecoder
 from bot.policy.webhooks import PrivateHosts
 from bot.services import Services
+from bot.services.parties.conductor import PartyConductor
 from bot.services.storage.file_cleanup import OrphanFiles
 from bot.services.storage.retention import Retention, RetentionLimits
 from bot.services.webhooks.client import WebhookClient
@@ -51,6 +52,7 @@ class App:
     orphan_files: OrphanFiles
     webhook_sender: WebhookSender
     webhook_previews: WebhookPreviews
+    party_conductor: PartyConductor
     bus: Bus
     metrics: Metrics
     metrics_page: MetricsPage
@@ -64,6 +66,7 @@ class App:
             "broker-blobs": queue.blobs.run(),
             "dispatcher": queue.dispatcher.run(),
             "amendments": queue.amendment_sender.run(),
+            "parties": self.party_conductor.run(),
             "patrol": queue.patrol.run(),
             "job-rerouter": queue.rerouter.run(),
             "closed-guilds": queue.closed_guilds.run(),
@@ -96,7 +99,8 @@ def wire_app(
         services, core.feed, store, core.picture_store, queue, retention,
         OrphanFiles(store, core.picture_store, clock=clock),
         WebhookSender(store, webhook_client, clock=clock, jitter=random.random),
-        WebhookPreviews(store, core.feed, webhook_client, clock=clock), core.bus, core.metrics,
+        WebhookPreviews(store, core.feed, webhook_client, clock=clock),
+        PartyConductor(store, queue.active_jobs, services.steering, queue.control, clock=clock), core.bus, core.metrics,
         MetricsPage(core.metrics, store, core.bus, clock=clock),
     )  # fmt: skip
 

@@ -27,7 +27,7 @@ CHARGED = "charged"  # in an interaction's extras: its member's rate has paid fo
 COMMAND_ACTIONS: Mapping[str, Action] = MappingProxyType(
     {
         **dict.fromkeys(("imagine", "mix", "walk"), "imagine"), "blend": "blend", "edit": "edit", "shorten": "prompt",
-        "describe": "describe",
+        "describe": "describe", "party": "party", "say": "party",
         **dict.fromkeys(("fast", "relax", "turbo", "stealth", "public"), "prefer"),
         "queue": "queue", "cancel": "cancel", "mine": "mine", "info": "info", "prefer": "prefer",
         "reproduce": "reproduce", "film": "film", "help": "help",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from engine.contract import Recipe
+from engine.contract import Concept, Recipe
 
 AmendmentState = Literal["waiting", "made", "refused"]
 AmendmentKind = Literal["words", "negative", "guidance", "images"]
@@ -20,7 +20,8 @@ class SteeringRequest:
     `prompt` replaces the words, and its `--no` the negative prompt. `weights`: by the index of a part of the present
     prompt; 0 removes the part. `negative`: the negative prompt, empty for none. `interval`: between which fractions of
     the steps guidance holds. `keep` drops all other images, `drop` these. `split`: an image, and how many it becomes in
-    all. Over `fade_steps` steps the words go from the old to the new ones.
+    all. Over `fade_steps` steps the words go from the old to the new ones. `concepts`: all parts of the prompt as they
+    shall be, from a party; with `is_mixed` they are mixed into one.
     """
 
     say: str = ""
@@ -34,6 +35,8 @@ class SteeringRequest:
     drop: tuple[int, ...] = ()
     split: tuple[int, int] | None = None
     fade_steps: int = 0
+    concepts: tuple[Concept, ...] = ()
+    is_mixed: bool = False
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ Role = Literal["member", "moderator", "admin", "owner", "operator"]
 JobRelation = Literal["none", "own", "another's", "private", "elsewhere", "party"]
 Action = Literal[
     "imagine", "blend", "describe", "queue", "mine", "info", "prefer", "export", "forget", "help",
-    "cancel", "pause", "steer", "upscale", "vary", "reroll", "remix", "reproduce",
+    "cancel", "pause", "steer", "party", "upscale", "vary", "reroll", "remix", "reproduce",
     "edit", "zoom", "pan", "branch", "walk", "prompt", "film", "details", "favourite",
     "envelope", "delete", "report", "approve", "deny", "dismiss",
     "settings", "explain", "set", "close", "budget", "webhook",
@@ -93,6 +93,7 @@ PERMISSIONS: Mapping[Action, Permission] = MappingProxyType(
         "cancel": _allow_author_and_moderators("cancel this job", "imagine"),
         "pause": _allow_author_and_moderators("pause this job", "imagine"),
         "steer": Permission("steer this picture while it develops", party_role="member", scope="imagine"),
+        "party": Permission("take part in a party", others_role="member", in_direct_messages=False),
         "upscale": _allow_viewers("upscale this picture"),
         "vary": _allow_viewers("vary this picture"),
         "reroll": _allow_viewers("reroll this"),

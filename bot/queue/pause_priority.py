@@ -1,4 +1,4 @@
-"""Pauses, resumes and prioritises running jobs.
+"""Pauses, resumes, prioritises and paces running jobs.
 
 A request goes once to the job's worker, and nothing stores it. So a job that moves to another worker is not paused
 there, and a request fails while the broker is away. Pauses end after 15 minutes in total. A paused job keeps its
@@ -16,7 +16,7 @@ from bot.domain.job_states import is_end
 from bot.queue.active_jobs import ActiveJobs
 from bot.store import JobRecord
 from engine.bus import BrokerUnreachable, Bus
-from engine.contract import ControlMessage, Recipe
+from engine.contract import MAX_PACE_SECONDS, ControlMessage, Recipe
 
 PAUSED_TEXT = "Paused: it keeps its place, and resumes by itself after 15 minutes, or sooner if others need the room."
 RESUMED_TEXT = "Resumed."
@@ -48,6 +48,10 @@ class JobControl:
         """Set the job's weight among the author's jobs: above 0, at most 1000, default 1."""
         await self._send(record, ControlMessage(job=record.id, action="weigh", weight=weight))
         return PRIORITY_TEXT.format(weight)
+
+    async def set_pace(self, record: JobRecord, seconds: float) -> None:
+        """Let the job's steps begin at least so many seconds apart; 0: as soon as they can."""
+        await self._send(record, ControlMessage(job=record.id, action="pace", pace=min(seconds, MAX_PACE_SECONDS)))
 
     async def _send(self, record: JobRecord, message: ControlMessage) -> None:
         if not isinstance(record.task, Recipe):

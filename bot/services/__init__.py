@@ -26,6 +26,7 @@ from bot.services.jobs.variations import VariationService
 from bot.services.model_choices import ModelChoices
 from bot.services.moderation.moderation import Moderation
 from bot.services.moderation.picture_review import PictureReview
+from bot.services.parties.party_service import PartyService
 from bot.services.preferences import Preferences
 from bot.services.privacy.data_deletion import DataDeletion
 from bot.services.privacy.data_export import DataExport
@@ -46,6 +47,7 @@ class Services:
     variations: VariationService
     edits: EditService
     steering: SteeringService
+    parties: PartyService
     attended_requests: AttendedRequests
     upload_upscaler: UploadUpscaler
     init_image_loader: InitImageLoader

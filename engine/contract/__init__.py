@@ -115,6 +115,7 @@ from engine.contract.job import BillingKey, Job, Task, UpscaleTask, downgrade_jo
 from engine.contract.keyframes import AmendmentLog, Keyframe, Ladder, Snapshot
 from engine.contract.messages import (
     MAX_AMENDMENTS_AT_ONCE,
+    MAX_PACE_SECONDS,
     AmendJob,
     AmendmentRequest,
     ControlMessage,
@@ -175,6 +176,7 @@ __all__ = [
     "JUDGE_VERSION", "LLM_INT8_VERSION", "MAX_AMENDMENTS", "MAX_AMENDMENTS_AT_ONCE", "MAX_CANDIDATES",
     "MAX_CANDIDATE_IMAGES", "MAX_CONCEPTS", "MAX_CONTROLS", "MAX_COUNT", "MAX_EMBEDDINGS", "MAX_ESTIMATE_BYTES",
     "MAX_FRAME_BYTES", "MAX_INIT_IMAGES", "MAX_INTERPOLATION_FRAMES", "MAX_KEYFRAMES", "MAX_LORAS", "MAX_NOISINGS",
+    "MAX_PACE_SECONDS",
     "MAX_REFERENCES", "MAX_ROWS", "MAX_STEPS", "MAX_THUMBNAIL_BYTES", "MODELS_VERSION", "PICTURE_CHECK_VERSION",
     "PIPELINE_SAMPLERS", "SAMPLER_TITLES", "STEERING_VERSION", "SUPER_RESOLVER_VERSION", "TURBO_GUIDANCE", "TURBO_LORA",
     "TURBO_SAMPLER", "TURBO_STEPS", "VERSION", "VERSION_1_SAMPLERS", "X0_ESTIMATES_VERSION", "AmendJob", "Amendment",

@@ -19,12 +19,15 @@ ButtonKind = Literal[
     "up", "vary", "subtle", "strong", "reroll", "remix", "film", "favour", "report", "delete", "erase", "cancel",
     "look", "approve", "deny", "show", "dismiss", "more",
     "zoomsome", "zoomtwice", "panleft", "panright", "panup", "pandown", "edit", "branch", "square", "compare", "walk",
-    "keep", "say", "again",
+    "keep", "say", "again", "speak", "voteup", "votedown",
 ]  # fmt: skip
 BUTTON_KINDS: tuple[ButtonKind, ...] = get_args(ButtonKind)
 BUTTON_EMOJI: Mapping[ButtonKind, str] = MappingProxyType(
-    {"reroll": "🔄", "remix": "✏️", "film": "🎞️", "favour": "❤️", "report": "🚩", "delete": "🗑️"}
-)
+    {
+        "reroll": "🔄", "remix": "✏️", "film": "🎞️", "favour": "❤️", "report": "🚩", "delete": "🗑️", "voteup": "👍",
+        "votedown": "👎",
+    }
+)  # fmt: skip
 PICTURE_ACTION_LABELS: Mapping[ButtonKind, str] = MappingProxyType(  # the actions on one picture, with their labels
     {
         "zoomsome": "Zoom out 1.5×", "zoomtwice": "Zoom out 2×", "panleft": "← Pan", "panright": "Pan →",

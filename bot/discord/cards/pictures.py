@@ -130,6 +130,15 @@ async def render_picture(
     return picture
 
 
+async def render_film(gallery: Gallery, view: JobView, limit: int) -> PictureFile | None:
+    """Return the film of a finished job in at most `limit` bytes; None if it has none, or none that may be shown."""
+    try:
+        return PictureFile(f"darkroom-{view.id}-film.webp", await gallery.render_film(view.id, limit, "webp"))
+    except (UserError, UnreadableImage) as error:
+        log.info("job %s: no film of it: %s", view.id, error)
+        return None
+
+
 def to_discord_file(card: Card, picture: PictureFile) -> discord.File:
     """Return the file of a message that shows `card`."""
     return discord.File(io.BytesIO(picture.payload), picture.name, description=card.alt or None)

@@ -17,7 +17,7 @@ HELP_TEXT = """**Darkroom** turns prompts into pictures while you watch.
 {imagine} with a prompt makes four pictures. With an image, or a link before it, it starts from that.
 -# Flags: `--ar 3:2` `--steps 40` `--seed 7` `--no fog` `--count 1` `--fast` `--turbo` `--relax` `--guidance 5` \
 `--model …` `--sampler euler`
--# Also `--interval 0.2-0.8`, `--lora name:0.8`, `--control canny`, `(word:1.2)`
+-# Also `--lora name:0.8`, `--control canny`, `(word:1.2)`
 -# `red apple:: blue::-0.5` weights parts, `{{red, green}} apple` makes both.
 
 **Under a picture**
@@ -25,30 +25,31 @@ HELP_TEXT = """**Darkroom** turns prompts into pictures while you watch.
 *More…* zooms, pans, edits a part, branches off. *Walk* goes from picture to picture.
 ❤️ makes it a favourite, 🚩 reports it, 🗑️ deletes it for good.
 While it develops, *Keep…* lets images go and *Say more…* changes it.
--# React with ✉️ to get it as a direct message, with ❌ to cancel or delete yours.
+-# React with ✉️ to get it by message, with ❌ to cancel or delete yours.
 
 **Yours**
 {mine} · your pictures
 {queue} · who is before you, and why
 {cancel} · cancel a job
-{info} · your limits, and what is left
-{prefer show} · pings, privacy, speed, flag aliases; short: `/fast` `/relax` `/stealth` `/public`
-{reproduce} · the same picture once more
+{info} · your limits
+{prefer show} · pings, privacy, flag aliases; short: `/fast` `/relax` `/stealth` `/public`
+{reproduce} · the same once more
 {film} · a film of its steps
 {blend} · two to five pictures in one
 {edit} · one, changed as you say
 {mix} · two prompts in one
 {walk} · from one prompt to another, with a film
-{shorten} · which words of a prompt matter
+{party} · steer one together: {say}, 👍, 👎
+{shorten} · which words matter
 {describe} · prompts for a picture
 {my-data} · a copy of your data
 {forget-me} · delete your data
 
--# A message's menu (hold it, then *Apps*) reproduces its picture or uses its prompt."""
+-# A message's *Apps* menu reproduces its picture or uses its prompt."""
 STAFF_LINE = "-# {settings show} · limits, refused words and reports of this server"
 MENTIONED_COMMANDS = (
-    "imagine", "blend", "edit", "mix", "walk", "shorten", "describe", "mine", "queue", "cancel", "info", "prefer show",
-    "reproduce", "film", "my-data", "forget-me",
+    "imagine", "blend", "edit", "mix", "walk", "party", "say", "shorten", "describe", "mine", "queue", "cancel", "info",
+    "prefer show", "reproduce", "film", "my-data", "forget-me",
 )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from bot.discord.commands.generation.describe import ImagineButton, describe
 from bot.discord.commands.generation.edit import edit
 from bot.discord.commands.generation.imagine import imagine
 from bot.discord.commands.generation.mix import mix
+from bot.discord.commands.generation.party import party, say
 from bot.discord.commands.generation.reproduce import reproduce
 from bot.discord.commands.generation.shorten import ShortenButton, shorten
 from bot.discord.commands.generation.walk import walk
@@ -44,6 +45,8 @@ COMMANDS: tuple[_AnyCommand, ...] = cast(Any, (
     edit,
     mix,
     walk,
+    party,
+    say,
     shorten,
     describe,
     queue,

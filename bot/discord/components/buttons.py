@@ -21,6 +21,7 @@ from bot.discord.components import (
     deletion,
     edit_form,
     more_menu,
+    party,
     picture_actions,
     reports,
     review_buttons,
@@ -55,11 +56,16 @@ BUTTON_ACTIONS: Mapping[ButtonKind, Action] = MappingProxyType(
         "film": "film", "favour": "favourite", "report": "report", "delete": "delete", "erase": "delete",
         "cancel": "cancel", "look": "approve", "approve": "approve", "deny": "deny", "show": "approve",
         "dismiss": "dismiss", "more": "details", "walk": "walk", **picture_actions.PICTURE_ACTIONS,
-        **steering.STEERING_ACTIONS,
+        **steering.STEERING_ACTIONS, **party.PARTY_ACTIONS,
     }
 )  # fmt: skip
+PRESS_RUNNERS = (
+    (steering.STEERING_ACTIONS, steering.run_steering_press),
+    (party.PARTY_ACTIONS, party.run_party_press),
+    (picture_actions.PICTURE_ACTIONS, picture_actions.run_picture_action),
+)
 FORM_ACTIONS: Mapping[str, Action] = MappingProxyType(
-    {"remix": "remix", "report": "report", "edit": "edit", "branch": "branch", "say": "steer"}
+    {"remix": "remix", "report": "report", "edit": "edit", "branch": "branch", "say": "steer", "speak": "party"}
 )
 CUSTOM_ID = rf"(?P<press>{'|'.join(BUTTON_KINDS)}):(?P<job>[0-9A-HJKMNP-TV-Z]{{26}})(?::(?P<index>\d{{1,9}}))?"
 FAVOURITE_TEXTS = {True: "❤️ A favourite of yours now: `/mine favourites` has it.", False: "No favourite any more."}
@@ -141,12 +147,9 @@ async def _run_action(interaction: Interaction, button: Button, view: JobView) -
                 button.custom_id,
                 lambda member, destination, key: submit_interpolation(view.id, member, destination, key=key),
             )
-        case _ if button.kind in steering.STEERING_ACTIONS:
-            await steering.run_steering_press(interaction, button, view)
-        case _ if button.kind in picture_actions.PICTURE_ACTIONS:
-            await picture_actions.run_picture_action(interaction, button, view)
         case _:
-            await variations.run_variation(interaction, button, view)
+            run_press = next((run for kinds, run in PRESS_RUNNERS if button.kind in kinds), variations.run_variation)
+            await run_press(interaction, button, view)
 
 
 async def handle_job_form(interaction: Interaction) -> None:
@@ -172,6 +175,8 @@ async def _submit_form(interaction: Interaction, submission: FormSubmission, vie
             await branches.submit_branch(interaction, submission, view)
         case "say":
             await steering.submit_words(interaction, submission, view)
+        case "speak":
+            await party.submit_phrase(interaction, submission, view)
         case _:
             await reports.submit_report(interaction, submission, view)
 

@@ -1,5 +1,7 @@
 """Reactions, as in Midjourney: an envelope sends the pictures to the member who reacts, a cross cancels or deletes.
 
+In a party, a thumb votes on the newest phrase.
+
 Only raw events: no message is kept or fetched. A reaction to another message costs one index lookup, and the bot
 handles only five reactions of a member in a minute. A refused reaction gets no response, since none could be ephemeral.
 """
@@ -31,10 +33,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Meaning = Literal["envelope", "cross"]
+Meaning = Literal["envelope", "cross", "for", "against"]
 
-MEANINGS: dict[str, Meaning] = {"✉": "envelope", "📩": "envelope", "📨": "envelope", "💌": "envelope", "❌": "cross"}
-VARIATION_SELECTOR = "\ufe0f"  # variation selector: draw the sign as an emoji
+MEANINGS: dict[str, Meaning] = {
+    "✉": "envelope", "📩": "envelope", "📨": "envelope", "💌": "envelope", "❌": "cross", "👍": "for", "👎": "against",
+}  # fmt: skip
+VARIANTS = "\ufe0f🏻🏼🏽🏾🏿"  # draw the sign as an emoji, with one of the skin colours
 MAX_REACTIONS, WINDOW_SECONDS = 5, 60.0  # reactions of one member that are handled, in so many seconds
 MAX_MEMBERS = 4096  # members
 
@@ -64,7 +68,7 @@ class Reactions:
 
     async def handle(self, payload: discord.RawReactionActionEvent) -> None:
         """Do what the reaction means, if it means something and the member may."""
-        meaning = None if payload.emoji.id else MEANINGS.get(payload.emoji.name.rstrip(VARIATION_SELECTOR))
+        meaning = None if payload.emoji.id else MEANINGS.get(payload.emoji.name.rstrip(VARIANTS))
         if meaning is None or not self._is_relevant(payload) or not self._limiter.allow(payload.user_id):
             return
         try:
@@ -119,6 +123,10 @@ class Reactions:
         if meaning == "envelope":
             await self._require_permission("envelope", member, view, is_direct=is_direct)
             await self._send_pictures(view, payload.user_id)
+        elif meaning in ("for", "against"):
+            if await services.parties.is_party(job):
+                await self._require_permission("party", member, view, is_direct=is_direct)
+                await services.parties.vote(job, None, 1 if meaning == "for" else -1, member)
         elif is_end(view.state):
             await self._require_permission("delete", member, view, is_direct=is_direct)
             await delete_job(self._client, job, member)

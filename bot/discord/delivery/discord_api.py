@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +51,7 @@ class OutgoingMessage:
     """
 
     card: Card
-    picture: PictureFile | None
+    files: tuple[PictureFile, ...]
     nonce: str
     ping_user: str = ""
     reply_to: str = ""
@@ -92,17 +92,20 @@ class MessageClient:
         return address.get("token") in self._client.pending_tokens
 
     async def edit(
-        self, address: Address, card: Card, picture: PictureFile | None, now: float, *, keep_files: bool = True,
+        self, address: Address, card: Card, files: Sequence[PictureFile], now: float, *, keep_files: bool = True,
         timeout: float = EDIT_TIMEOUT,
     ) -> None:  # fmt: skip
-        """Edit the destination's message; without a picture it keeps its own, unless `keep_files` is False.
+        """Edit the destination's message; without files it keeps its own, unless `keep_files` is False.
 
         Raises `RetryLater` for an edit that takes longer than `timeout` seconds, and the errors of
         `bot.discord.delivery.errors`.
         """
-        files = [to_discord_file(card, picture)] if picture else (discord.utils.MISSING if keep_files else [])
+        attachments: Any = [to_discord_file(card, file) for file in files]
+        if not files and keep_files:
+            attachments = discord.utils.MISSING
         with translate_errors():
-            await self._wait_with_timeout(asyncio.ensure_future(self._send_edit(address, card, files, now)), timeout)
+            sending = asyncio.ensure_future(self._send_edit(address, card, attachments, now))
+            await self._wait_with_timeout(sending, timeout)
 
     async def _wait_with_timeout(self, edit_task: asyncio.Future[None], timeout: float) -> None:
         """Wait for `timeout` seconds, then cancel; but not while discord.py waits for the global rate limit to end.
@@ -147,7 +150,7 @@ class MessageClient:
         with handle_message_parameters(
             content=card.content,
             view=build_view(card) or missing,
-            file=to_discord_file(card, message.picture) if message.picture else missing,
+            files=[to_discord_file(card, file) for file in message.files] or missing,
             nonce=message.nonce,
             allowed_mentions=_ping_only(message.ping_user),
             message_reference=reference.to_message_reference_dict() if reply_to else missing,

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from bot.discord.cards import notices, pictures
+from bot.discord.cards import notices, party_card, pictures
 from bot.discord.cards.pictures import UPLOAD_LIMIT
 from bot.discord.delivery import destinations, discord_api
 from bot.discord.delivery.destinations import NotifyPrefs
@@ -20,6 +20,8 @@ from bot.discord.delivery.errors import UNKNOWN_REASON, DestinationGone
 from bot.domain.dto import DeliveryRole, Destination, JobView
 
 if TYPE_CHECKING:
+    from bot.discord.cards.job_cards import Card
+    from bot.discord.cards.pictures import PictureFile
     from bot.discord.delivery.tracked_messages import TrackedMessage
     from bot.domain.dto import Delivery
     from bot.services import Services
@@ -116,12 +118,11 @@ class FinalSender:
             raise DestinationGone("the token of a private answer has ended", PRIVATE_ANSWER_EXPIRED)
         if notice := destinations.delivered_notice(deliveries):
             card = notices.render_collapsed(message.view, notices.message_link(notice.destination.address))
-            await self._message_client.edit(address, card, None, now, keep_files=False)
+            await self._message_client.edit(address, card, (), now, keep_files=False)
             return
-        card, picture = await self._render_final(
-            message, min(message.upload_limit, int(address.get("limit") or UPLOAD_LIMIT))
-        )
-        await self._message_client.edit(address, card, picture, now)
+        limit = min(message.upload_limit, int(address.get("limit") or UPLOAD_LIMIT))
+        card, files = await self._render_final(message, limit)
+        await self._message_client.edit(address, card, files, now)
 
     async def _post_message(
         self, job: str, role: DeliveryRole, message: TrackedMessage, deliveries: DeliveriesByRole
@@ -151,22 +152,27 @@ class FinalSender:
     async def _build_message(
         self, job: str, role: DeliveryRole, message: TrackedMessage, deliveries: DeliveriesByRole
     ) -> OutgoingMessage:
-        card, picture = await self._render_final(message, min(message.upload_limit, UPLOAD_LIMIT))
+        card, files = await self._render_final(message, min(message.upload_limit, UPLOAD_LIMIT))
         response, nonce = deliveries["answer"], f"{role[0]}{job[-24:]}"  # Discord accepts 25 characters
         if role == "direct":
-            return OutgoingMessage(notices.render_direct(card, response.reason), picture, nonce)
+            return OutgoingMessage(notices.render_direct(card, response.reason), files, nonce)
         user = message.view.member_id.removeprefix("discord:")
         if not (message.notify_prefs and message.notify_prefs.ping and user.isdecimal()):
-            return OutgoingMessage(card, picture, nonce, reply_to=response.message)
-        return OutgoingMessage(notices.render_notice(card, user), picture, nonce, user, response.message)
+            return OutgoingMessage(card, files, nonce, reply_to=response.message)
+        return OutgoingMessage(notices.render_notice(card, user), files, nonce, user, response.message)
 
-    async def _render_final(
-        self, message: TrackedMessage, limit: int
-    ) -> tuple[pictures.Card, pictures.PictureFile | None]:
-        card, picture = await pictures.render_final(self._services.gallery, message.view, limit, self._picture_cache)
-        if picture is None and message.view.state == "finished" and self._public_url:
-            card = notices.with_full_size_link(card, f"{self._public_url}/api/jobs/{message.view.id}/grid.png")
-        return card, picture
+    async def _render_final(self, message: TrackedMessage, limit: int) -> tuple[Card, tuple[PictureFile, ...]]:
+        """Return the final card and its files: the pictures, and of a party its film."""
+        view = message.view
+        card, picture = await pictures.render_final(self._services.gallery, view, limit, self._picture_cache)
+        if picture is None and view.state == "finished" and self._public_url:
+            card = notices.with_full_size_link(card, f"{self._public_url}/api/jobs/{view.id}/grid.png")
+        files = () if picture is None else (picture,)
+        board = await self._services.parties.load_board(view.id) if view.state == "finished" else None
+        if board is None:
+            return card, files
+        film = await pictures.render_film(self._services.gallery, view, limit)
+        return party_card.add_credits(card, board), (*files, film) if film else files
 
 
 def _new_address(role: DeliveryRole, response_address: Address, view: JobView) -> dict[str, str]:

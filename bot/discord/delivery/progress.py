@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from bot.discord.cards import job_cards, pictures
+from bot.discord.cards import job_cards, party_card, pictures
 from bot.discord.delivery.discord_api import MessageClient
 from bot.discord.delivery.errors import DestinationGone, FileTooLarge, RetryLater
 from bot.discord.delivery.tracked_messages import author_of
@@ -54,8 +54,9 @@ class ProgressUpdater:
         on_rendered()
         try:
             await self._message_client.edit(
-                message.destination.address, card, picture, self._wall_clock(), timeout=EDIT_TIMEOUT
-            )
+                message.destination.address, card, (picture,) if picture else (), self._wall_clock(),
+                timeout=EDIT_TIMEOUT,
+            )  # fmt: skip
         except FileTooLarge as error:
             message.shows_frames = False
             raise RetryLater(1.0, f"its previews are too large here, so only text is sent: {error}") from error
@@ -109,6 +110,10 @@ class ProgressUpdater:
             message.view, event.step, event.total_steps, event.seconds_left, now,
             amendments=list(message.amendments.values()), is_steerable=message.is_steerable,
         )  # fmt: skip
+        if message.has_party is None:
+            message.has_party = await self._services.parties.is_party(event.job)
+        if message.has_party and (board := await self._services.parties.load_board(event.job)):
+            card = party_card.add_board(card, board)
         if not message.has_new_frames or not message.shows_frames:
             return card, None
         message.has_new_frames = False

@@ -31,6 +31,7 @@ TITLES: Mapping[str, str] = MappingProxyType(
         "steps": "Most steps",
         "pixels": "Largest picture",
         "count": "Pictures of one job",
+        "party": "Longest party",
         "models": "Models",
         "samplers": "Samplers",
         "controls": "Controls",

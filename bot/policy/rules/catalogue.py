@@ -30,7 +30,7 @@ UNLIMITED_COST = 10**9  # device-seconds: as good as no limit
 # What `commands` can forbid. Cancelling, deleting and reporting always work.
 LIMITABLE_COMMANDS = (
     "imagine", "vary", "reroll", "remix", "reproduce", "blend", "edit", "zoom", "pan", "branch", "walk",
-    "steer", "upscale", "prompt", "film", "details", "favourite", "envelope",
+    "steer", "party", "upscale", "prompt", "film", "details", "favourite", "envelope",
     "describe", "queue",
 )  # fmt: skip
 
@@ -87,6 +87,7 @@ SETTINGS = _by_name(
     Setting("steps", "number", MEMBER_SCOPES, "the most sampler steps of a job", "steps", 1, MAX_STEPS),
     Setting("pixels", "size", MEMBER_SCOPES, "the largest picture, as width x height", "pixels", 16 * 16, 4096 * 4096),
     Setting("count", "number", MEMBER_SCOPES, "the most pictures of a job", "pictures", 1, MAX_COUNT),
+    Setting("party", "number", MEMBER_SCOPES, "the longest party, in minutes; 0 for none", "minutes", 0, 60),
     Setting("models", "names", MEMBER_SCOPES, "the models that may be asked for", "names", maximum=64, max_items=50),
     Setting(
         "samplers", "choices", MEMBER_SCOPES, "the samplers that may be asked for", "names", choices=get_args(Sampler)

@@ -56,6 +56,7 @@ class EffectiveRules:
     steps: int = SETTINGS["steps"].maximum
     pixels: int = SETTINGS["pixels"].maximum
     count: int = SETTINGS["count"].maximum
+    party: int = 15
     models: tuple[str, ...] = ALL
     samplers: tuple[str, ...] = ALL
     controls: tuple[str, ...] = ALL

@@ -151,10 +151,11 @@ def _count_places(count: int) -> str:
 
 
 def _change_words(request: SteeringRequest, recipe: Recipe, _seed: int) -> _Found:
-    if not (request.say or request.prompt is not None or request.weights):
+    if not (request.say or request.prompt is not None or request.weights or request.concepts):
         return
     old, mixed = find_words(recipe)
-    concepts = old if request.prompt is None else parse_words(request.prompt)[0]
+    concepts = request.concepts or (old if request.prompt is None else parse_words(request.prompt)[0])
+    mixed = request.is_mixed if request.concepts else mixed
     if request.weights:
         if request.prompt is not None:
             raise UserError("A new prompt has its own weights: give one of both.")

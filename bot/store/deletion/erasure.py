@@ -17,6 +17,7 @@ from bot.store.deletion import input_cleanup
 from bot.store.deletion.deletion_steps import mark_without_incident
 from bot.store.deletion.retention import BATCH_SIZE, record_reasons
 from bot.store.members.api_keys import KEY_MEMBER_PREFIX
+from bot.store.parties import leave_parties
 from bot.store.schema.deletion_tables import deleted_jobs, erasure_requests
 from bot.store.schema.member_tables import api_keys, flag_aliases, preferences, sessions
 from bot.store.schema.tables import accounts, amendments, destinations, favourites, incidents, jobs
@@ -77,9 +78,11 @@ def mark_batch_deleted(connection: Connection, request: ErasureRequest, now: flo
 
 
 def erase_member_data(connection: Connection, request: ErasureRequest) -> None:
-    """Delete what belongs to no job of theirs: preferences, favourites, sessions, a program's key, and the name in
-    incidents and in changes of others' jobs. What they changed there stays: those pictures are made of it.
+    """Delete what belongs to no job of theirs: preferences, favourites, sessions, a program's key, what they say in
+    parties, and the name in incidents and in changes of others' jobs. What they changed there stays: those pictures are
+    made of it.
     """
+    leave_parties(connection, request.member, request.guild, request.requested_at)
     favourite_conditions = [favourites.c.member == request.member, favourites.c.at <= request.requested_at]
     if request.guild:
         favourite_conditions.append(favourites.c.job.in_(select(jobs.c.id).where(jobs.c.guild == request.guild)))

@@ -12,6 +12,7 @@ from bot.store.jobs.queries import list_pictures, load_records
 from bot.store.jobs.records import JobRecord, StoredPicture
 from bot.store.members import flag_aliases
 from bot.store.members.preferences import load_preferences
+from bot.store.parties import list_said
 from bot.store.schema.tables import amendments, destinations, favourites, incidents, jobs
 
 PAGE_SIZE = 200  # jobs per page
@@ -21,7 +22,7 @@ EXPORTED_FIELDS = ("guild", "channel", "message")  # exported fields of a destin
 @dataclass(frozen=True)
 class MemberChoices:
     """A member's data that belongs to no job: preferences, flag aliases by name, favourites as (job, image, time),
-    reports as (job, time, text), and changes of running jobs as (job, time, text).
+    reports as (job, time, text), changes of running jobs as (job, time, text), and parties as (job, time, their words).
     """
 
     preferences: dict[str, object]
@@ -29,6 +30,7 @@ class MemberChoices:
     favourites: list[tuple[str, int, float]]
     reports: list[tuple[str, float, str]]
     amendments: list[tuple[str, float, str]]
+    parties: list[tuple[str, float, str]]
 
 
 def read_choices(connection: Connection, member: str) -> MemberChoices:
@@ -46,6 +48,7 @@ def read_choices(connection: Connection, member: str) -> MemberChoices:
         [(row.job, row.image, row.at) for row in connection.execute(favourites_query.order_by(favourites.c.at))],
         [(row.job, row.at, row.said) for row in connection.execute(own_reports_query)],
         [(row.job, row.at, row.text) for row in connection.execute(_select_amendments(member))],
+        list_said(connection, member),
     )
 
 

@@ -41,7 +41,7 @@ REFUSALS = (  # the beginnings of the permission table's refusals, as members se
 )
 PICTURE_PRESSES: tuple[ButtonKind, ...] = (
     "up", "vary", "subtle", "strong", "favour", "approve", "deny", "zoomsome", "zoomtwice", "panleft", "panright",
-    "panup", "pandown", "edit", "branch", "square", "compare",
+    "panup", "pandown", "edit", "branch", "square", "compare", "voteup", "votedown",
 )  # fmt: skip
 MAX_BUTTONS = 25  # buttons of a message
 DESTRUCTIVE: tuple[ButtonKind, ...] = ("erase",)
@@ -54,10 +54,11 @@ BUTTONS: Mapping[ButtonKind, Action] = {
     "dismiss": "dismiss", "more": "details", "zoomsome": "zoom", "zoomtwice": "zoom", "panleft": "pan",
     "panright": "pan", "panup": "pan", "pandown": "pan", "edit": "edit", "branch": "branch",
     "square": "zoom", "compare": "details",
-    "walk": "walk", "keep": "steer", "say": "steer", "again": "reproduce",
+    "walk": "walk", "keep": "steer", "say": "steer", "again": "reproduce", "speak": "party",
+    "voteup": "party", "votedown": "party",
 }  # fmt: skip
 FORMS: Mapping[str, Action] = {
-    "remix": "remix", "report": "report", "edit": "edit", "branch": "branch", "say": "steer",
+    "remix": "remix", "report": "report", "edit": "edit", "branch": "branch", "say": "steer", "speak": "party",
 }  # fmt: skip
 # The action of each command, with the options that it gets. {job} stands for the job.
 COMMANDS: Mapping[str, tuple[Action, Mapping[str, Any]]] = {
@@ -66,6 +67,8 @@ COMMANDS: Mapping[str, tuple[Action, Mapping[str, Any]]] = {
     "edit": ("edit", {"picture": ("a.png", make_png(8, 8)), "words": "make it red"}),
     "mix": ("imagine", {"first": "apple", "second": "pear"}),
     "walk": ("imagine", {"from": "apple", "to": "pear", "frames": 4}),
+    "party": ("party", {"prompt": "a red apple"}),
+    "say": ("party", {"words": "blue"}),
     "shorten": ("prompt", {"prompt": "a red apple"}),
     "describe": ("describe", {"image": ("a.png", make_png(8, 8))}),
     "fast": ("prefer", {}),
@@ -330,6 +333,7 @@ async def test_a_sent_form_is_checked_like_its_button(open_world: Any) -> None:
         for form, opener_kind, values in (
             ("remix", "remix", words), ("report", "report", {"reason": "rude"}), ("branch", "remix", words),
             ("edit", "edit", {"mask": ("mask.png", make_png(8, 8))}), ("say", "remix", words),
+            ("speak", "remix", words),
         ):  # fmt: skip
             for job, subject in scene.subjects.items():
                 opening = await member.handle.click(card, custom_id=f"{opener_kind}:{public_job}")

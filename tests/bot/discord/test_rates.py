@@ -23,7 +23,12 @@ PRESSES = {  # a custom id of each button that outlives a restart, and of a sett
     "ForgetButton": "forget:me",
     "settings": "settings:show",
 }
-MENUS = {"PictureMenu", "KeyframeMenu", "JobSelect"}  # they load their job first, and are checked as it is
+MENUS = {
+    "PictureMenu",
+    "KeyframeMenu",
+    "KeepSelect",
+    "JobSelect",
+}  # they load their job first, and are checked as it is
 
 
 class Refusing(TokenBuckets):

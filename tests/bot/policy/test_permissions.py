@@ -60,6 +60,7 @@ help        everyone    -           -           -         direct
 cancel      everyone    moderators  moderators  operator  direct
 pause       everyone    moderators  moderators  operator  direct
 steer       everyone    nobody      nobody      nobody    direct
+party       everyone    everyone    nobody      nobody    server
 upscale     everyone    everyone    nobody      nobody    direct
 vary        everyone    everyone    nobody      nobody    direct
 reroll      everyone    everyone    nobody      nobody    direct
@@ -260,7 +261,7 @@ def test_a_key_may_never_delete_or_administer() -> None:
     unscoped = {action for action in ACTIONS if PERMISSIONS[action].scope is None}
     assert unscoped == {
         "export", "forget", "envelope", "delete", "report", "approve", "deny", "dismiss", "settings", "explain", "set",
-        "close", "budget",
+        "close", "budget", "party",
     }  # fmt: skip
     every_scope = frozenset[KeyScope](get_args(KeyScope))
     assert scope_refusal("delete", every_scope) == "No key may delete these pictures."

@@ -131,7 +131,7 @@ async def test_other_emoji_other_messages_and_other_bots_cost_nothing(
         for emoji in (CROSS, ENVELOPE):
             event = make_reaction(world, bobs_message.id, world.alice, emoji, message_author_id=world.bob.id)
             await world.client.reactions.handle(event)
-        await world.alice.react(grid, "👍")
+        await world.alice.react(grid, "🎃")
         other_bot = world.guild.add_member(world.env.create_user("robot", bot=True))
         await other_bot.react(grid, CROSS)
         assert looked_up == [], "the event says whose message it is"

@@ -363,7 +363,7 @@ async def test_a_rate_limit_by_the_library_counts_as_gone_for_an_old_message(ope
 
             world.client.http.edit_message = raise_rate_limit
             with pytest.raises(kind):
-                await MessageClient(world.client).edit(address, Card("words"), None, time.time())
+                await MessageClient(world.client).edit(address, Card("words"), (), time.time())
 
 
 @pytest.mark.parametrize(("times", "held_method"), [(3, True), (4, False)])

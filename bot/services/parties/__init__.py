@@ -1,0 +1,1 @@
+"""Parties: members steer one picture together."""

@@ -1,0 +1,136 @@
+"""Conducts the open parties: slows each picture to last as long as its party, and lets its words follow the votes.
+
+It keeps nothing that a restart would lose: when a party ends and when its words last changed are in SQL, and the pace
+is sent anew to each worker that takes the picture.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bot.domain.dto import Member
+from bot.domain.errors import UserError
+from bot.domain.job_states import is_end
+from bot.domain.periodic import run_periodically
+from bot.domain.steering import SteeringRequest
+from bot.policy.party import (
+    PartyTalk,
+    WordsChange,
+    choose_words,
+    find_change_interval,
+    find_fade_steps,
+    find_pace,
+    is_worth_a_change,
+)
+from bot.queue.active_jobs import ActiveJob, ActiveJobs
+from bot.queue.pause_priority import JobControl
+from bot.services.steering.requested_changes import find_words
+from bot.services.steering.steering_check import presume_recipe
+from bot.services.steering.steering_service import SteeringService
+from bot.store import JobRecord, Store
+from bot.store import parties as stored
+from bot.store.jobs.amendments import list_amendments
+from bot.store.parties import PartyRecord
+from engine.contract import Concept, Recipe
+
+log = logging.getLogger(__name__)
+
+ROUND_SECONDS = 1.0
+PACE_SECONDS = 5.0  # a pace is sent again after so long: its message may be lost, and steps may be late
+MIN_PACE = 0.02  # seconds from step to step: a shorter pace slows nothing
+
+
+@dataclass
+class _SentPace:
+    epoch: int
+    sent_at: float
+
+
+class PartyConductor:
+    """Run `run` as a task."""
+
+    def __init__(
+        self, store: Store, active_jobs: ActiveJobs, steering: SteeringService, job_control: JobControl, *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:  # fmt: skip
+        self._store, self._active_jobs, self._steering = store, active_jobs, steering
+        self._job_control, self._clock = job_control, clock
+        self._paces: dict[str, _SentPace] = {}
+
+    async def run(self) -> None:
+        """Conduct until cancelled. Retry after an outage of the database."""
+        await run_periodically(self.run_round, ROUND_SECONDS, "parties", log)
+
+    async def run_round(self) -> None:
+        """Look after each open party once."""
+        open_parties = await self._store.query(stored.list_open_parties)
+        self._paces = {party.job: self._paces[party.job] for party in open_parties if party.job in self._paces}
+        for party in open_parties:
+            try:
+                await self._conduct(party)
+            except UserError as error:  # of one party: the others go on
+                log.info("the party around job %s: %s", party.job, error.sentence)
+
+    async def _conduct(self, party: PartyRecord) -> None:
+        record = await self._store.get_job(party.job)
+        if record is None or is_end(record.state):
+            await self._store.write(stored.close_party, party.job)
+            return
+        active_job = self._active_jobs.by_id.get(party.job)
+        if record.state != "running" or active_job is None or not isinstance(record.task, Recipe):
+            return
+        now = self._clock()
+        ends = now + 60.0 * party.minutes if party.ends is None else party.ends
+        if party.ends is None:
+            await self._store.write(stored.set_end, party.job, ends)
+        pace = find_pace(max(0.0, ends - now), record.task.end_step - max(record.step, active_job.step))
+        await self._send_pace(record, active_job, pace, now)
+        await self._change_words(party, record, record.task, pace, ends, now)
+
+    async def _send_pace(self, record: JobRecord, active_job: ActiveJob, pace: float, now: float) -> None:
+        """Send the pace to each new worker at once, then now and then."""
+        sent = self._paces.get(record.id)
+        if sent is not None and sent.epoch == active_job.epoch and now - sent.sent_at < PACE_SECONDS:
+            return
+        await self._job_control.set_pace(record, pace if pace >= MIN_PACE else 0.0)
+        self._paces[record.id] = _SentPace(active_job.epoch, now)
+
+    async def _change_words(
+        self, party: PartyRecord, record: JobRecord, recipe: Recipe, pace: float, ends: float, now: float
+    ) -> None:
+        amendments = await self._store.query(list_amendments, party.job)
+        made = [each for each in amendments if each.state != "refused"]
+        interval = find_change_interval(max(0.0, ends - now), len(made))
+        if now - party.changed < interval:
+            return
+        talk = await self._store.query(stored.load_talk, party.job)
+        change = choose_words(recipe.concepts, talk)
+        old, _ = find_words(presume_recipe(recipe, amendments, record.step))
+        if not is_worth_a_change(old, change.concepts):
+            return
+        await self._store.write(
+            stored.record_change, party.job, [phrase.member for phrase in change.phrases], now
+        )  # first: what is refused is not asked for again at once
+        request = SteeringRequest(
+            concepts=change.concepts,
+            is_mixed=all(concept.weight > 0 for concept in change.concepts),
+            fade_steps=find_fade_steps(interval, pace),
+        )
+        await self._steering.amend(party.job, request, _find_speaker(record, old, change, talk), is_joined=True)
+
+
+def _find_speaker(record: JobRecord, old: tuple[Concept, ...], change: WordsChange, talk: PartyTalk) -> Member:
+    """Return the member whose phrase gains most by a change; its owner if none does."""
+    old_weights = {concept.text: concept.weight for concept in old}
+    gains = {
+        phrase.number: next(concept.weight for concept in change.concepts if concept.text == phrase.text)
+        - old_weights.get(phrase.text, 0.0)
+        for phrase in change.phrases
+    }
+    best = max(change.phrases, key=lambda phrase: (gains[phrase.number], -phrase.number), default=None)
+    if best is None or gains[best.number] <= 0:
+        return Member(record.member, record.member_name, record.guild, channel=record.channel, thread=record.thread)
+    return Member(best.member, best.member_name, record.guild, channel=record.channel, thread=record.thread)
