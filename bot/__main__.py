@@ -174,7 +174,7 @@ def engine(context: typer.Context) -> None:
 def bench(context: typer.Context) -> None:
     """Measure this machine against diffusers with its default settings. `bench models`: models of real sizes; `bench
     discord`: a busy evening in Discord; `bench queue`: the queue on either database; `bench scale`: one to eight
-    workers; `bench clients`: OpenAI's API beside our own.
+    workers; `bench clients`: OpenAI's API beside our own; `bench steer`: pictures changed while they develop.
     """
     if context.args[:1] == ["models"]:
         _run_engine_command("benchmarks.models.__main__", context.args[1:])
@@ -183,6 +183,7 @@ def bench(context: typer.Context) -> None:
         "queue": "benchmarks.queue.command",
         "clients": "benchmarks.clients.command",
         "scale": "benchmarks.queue.worker_scaling",
+        "steer": "benchmarks.steering.command",
     }
     if module := bench_modules.get(context.args[0] if context.args else ""):
         from importlib import import_module

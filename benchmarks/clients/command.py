@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
-
-import aiohttp
+from collections.abc import Sequence
 
 from benchmarks.clients.openai_requests import (
     OVERHEAD_NAME,
@@ -18,12 +15,11 @@ from benchmarks.clients.openai_requests import (
 )
 from benchmarks.clients.shared_queue import JAIN_NAME, measure_fairness
 from benchmarks.clients.webui_requests import WEBUI_NAME, draw_by_webui_api
-from benchmarks.queue.system.installation import BenchSystem, make_settings, open_system
+from benchmarks.queue.system.http_client import open_client
+from benchmarks.queue.system.installation import open_system
 from benchmarks.queue.system.job_watch import watch_jobs
 from benchmarks.report.figure_row import FigureRow, format_json, format_table
 from bot.domain.errors import UserError
-from bot.web.app import build_app, run_server
-from bot.web.auth import terminal_key
 
 ROW_MS = 5.0  # of a simulated step, a row
 ROW_NAMES = (OVERHEAD_NAME, WEBUI_NAME, PARTIAL_NAME, JAIN_NAME)
@@ -45,7 +41,7 @@ def run(args: Sequence[str]) -> int:
 
 async def measure(*, quick: bool) -> list[FigureRow]:
     """Return all rows. Raises `UserError` without an engine."""
-    async with open_system(None) as system, _open_client(system) as client, watch_jobs(system.app.feed) as watch:
+    async with open_system(None) as system, open_client(system) as client, watch_jobs(system.app.feed) as watch:
         await system.workers.start("worker", row_ms=ROW_MS)
         return [
             await measure_overhead(client, OVERHEAD_NAME, draw_by_openai, quick=quick),
@@ -53,16 +49,3 @@ async def measure(*, quick: bool) -> list[FigureRow]:
             await measure_first_partial(client, watch, quick=quick),
             await measure_fairness(client, system, watch, quick=quick),
         ]
-
-
-@asynccontextmanager
-async def _open_client(system: BenchSystem) -> AsyncGenerator[aiohttp.ClientSession]:
-    """Yield an HTTP client of the system's page, with the terminal's key."""
-    settings = make_settings(system.folder, f"sqlite:///{system.folder / 'darkroom.sqlite'}")
-    app = build_app(settings, system.app.services)
-    headers = {"Authorization": f"Bearer {terminal_key(system.folder)}"}
-    async with (
-        run_server(app, "127.0.0.1", 0) as port,
-        aiohttp.ClientSession(f"http://127.0.0.1:{port}", headers=headers, read_bufsize=1 << 22) as client,
-    ):
-        yield client

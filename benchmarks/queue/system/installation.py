@@ -1,4 +1,4 @@
-"""The system under measurement: the real bot in this process, a real database, a broker and simulated workers.
+"""The system under measurement: the real bot in this process, a real database, a broker and workers.
 
 It opens and closes them; it measures nothing.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from benchmarks.queue.system.simulated_workers import SimulatedWorkers
+from benchmarks.queue.system.bench_workers import BenchWorkers
 from bot.app.settings import Settings, load_settings
 from bot.app.wiring import App, open_app
 from bot.domain.dto import Destination, Member
@@ -33,7 +33,7 @@ class BenchSystem:
     broker: Broker
     bus: Bus
     app: App
-    workers: SimulatedWorkers
+    workers: BenchWorkers
     folder: Path
 
     async def imagine(self, prompt: str, member: Member) -> str:
@@ -66,7 +66,7 @@ async def open_system(database: str | None) -> AsyncGenerator[BenchSystem]:
         await bus.declare()
         url = database or f"sqlite:///{folder / 'darkroom.sqlite'}"
         app = await stack.enter_async_context(open_app(make_settings(folder, url), bus))
-        workers = await stack.enter_async_context(SimulatedWorkers(broker.url, broker.token, folder, bus.get_workers))
+        workers = await stack.enter_async_context(BenchWorkers(broker.url, broker.token, folder, bus.get_workers))
         yield BenchSystem(broker, bus, app, workers, folder)
 
 

@@ -1,4 +1,4 @@
-"""Simulated workers as processes: the real worker and engine over a device that only takes time."""
+"""Workers as processes: the real worker and engine, over a device that only takes time or with the embedded model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ READY_SECONDS = 180.0  # importing torch is slow where eight start at once
 BOT_SECRETS = ("DISCORD_TOKEN", "DATABASE_URL", "PICTURES_URL")
 
 
-class SimulatedWorkers:
+class BenchWorkers:
     """An async context manager that kills the remaining workers at its end. `presences`: the announced ones."""
 
     def __init__(self, url: str, token: str, folder: Path, presences: Callable[[], Mapping[str, Presence]]) -> None:
@@ -28,16 +28,23 @@ class SimulatedWorkers:
         self._environment = environment | {"DARKROOM_NATS_TOKEN": token, "DARKROOM_PARENT": str(os.getpid())}
         self._processes: dict[str, asyncio.subprocess.Process] = {}
 
-    async def __aenter__(self) -> SimulatedWorkers:
+    async def __aenter__(self) -> BenchWorkers:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await asyncio.gather(*(self.kill(name) for name in list(self._processes)))
 
     async def start(self, name: str, *, row_ms: float, rows: int = 32) -> None:
-        """Start a worker; return once it takes jobs."""
+        """Start a worker over a simulated device; return once it takes jobs."""
+        await self._start(name, "--simulated", "--row-ms", str(row_ms), "--rows", str(rows))
+
+    async def start_embedded(self, name: str) -> None:
+        """Start a worker with the embedded model, which it calibrates first; return once it takes jobs."""
+        await self._start(name)
+
+    async def _start(self, name: str, *options: str) -> None:
         command = [sys.executable, "-m", "engine", "serve", "--nats", self._url, "--name", name]
-        command += ["--data", str(self._folder), "--simulated", "--row-ms", str(row_ms), "--rows", str(rows)]
+        command += ["--data", str(self._folder), *options]
         with (self._folder / f"{name}.log").open("ab") as log:
             process = await asyncio.create_subprocess_exec(
                 *command, env=self._environment, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log

@@ -1,0 +1,148 @@
+"""Steers random jobs, draws each amended recipe anew, and compares the latents to the bit.
+
+The steered job shares its batches with a neighbour, and its worker is lost now and then: another engine goes on from
+its snapshots. The recipe is drawn anew alone, from the start. Both have the pinned batch shape of `exact` mode. Most
+scripts run on small networks with random weights, one for each kind of schedule, and some on the embedded model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+
+import msgspec
+import torch
+
+from benchmarks.fixtures.small_pipelines import save_small_pipeline
+from benchmarks.report.figure_row import FigureRow
+from benchmarks.steering.scripts import Move, Script, ScriptedModel, draw_script, make_job
+from bot.domain.errors import UserError
+from engine.contract import AmendmentRequest, Recipe, list_final_images
+from engine.contract.rejection import JobRejected
+from engine.core.engine import Engine, JobFailure, LatentsDone
+from engine.models import load_model
+from engine.models.family import Family
+from engine.models.library_logging import silence_libraries
+
+REPLAY_NAME = "a steered run against its recipe drawn anew, exact: equal to the bit"
+# Each model with its scripts, and with those of a quick run.
+MODELS: tuple[tuple[ScriptedModel, int, int], ...] = (
+    (ScriptedModel("sd", 32, ("ddpm", "ddim", "dpmpp_2m", "euler", "euler_ancestral")), 47, 4),
+    (ScriptedModel("sd3", 64, ("euler", "dpmpp_2m")), 47, 4),
+    (ScriptedModel("embedded", 32, ("ddpm", "ddim", "dpmpp_2m")), 6, 2),
+)
+SEED = 22
+JOB, NEIGHBOUR = 1, 2
+
+
+@dataclass
+class SteeredRun:
+    """A job that is steered in an engine. `recipe`: with its amendments so far; `latents`: by image."""
+
+    family: Family
+    recipe: Recipe
+    neighbour: Recipe | None = None
+    latents: dict[int, torch.Tensor] = field(default_factory=dict[int, torch.Tensor])
+    loss_count: int = 0
+
+    def __post_init__(self) -> None:
+        self._engine = self._open_engine()
+
+    def _open_engine(self) -> Engine:
+        engine = Engine({self.family.name: self.family})
+        if self.neighbour is not None:
+            engine.add(make_job(NEIGHBOUR, self.neighbour))
+        return engine
+
+    def begin(self) -> None:
+        self._engine.add(make_job(JOB, self.recipe))
+
+    def step(self) -> None:
+        """Run one step. Raises RuntimeError if a job fails."""
+        for event in self._engine.step():
+            if isinstance(event, JobFailure):
+                raise RuntimeError(event.reason)
+            if isinstance(event, LatentsDone) and event.job == make_job(JOB, self.recipe).id:
+                self.latents[event.image] = event.latents
+
+    def finish(self) -> None:
+        """Run all steps that are left."""
+        while not self._engine.is_idle:
+            self.step()
+
+    def lose_worker(self) -> None:
+        """Go on in another engine, from snapshots."""
+        job = make_job(JOB, self.recipe)
+        snapshots = self._engine.take_snapshots(job.id, epoch=1)
+        self._engine.close()
+        self._engine = self._open_engine()
+        self._engine.add(job, snapshots)
+        self.loss_count += 1
+
+    def make(self, move: Move, number: int) -> None:
+        """Run a move of a script. A change that cannot be is refused, and a job that is over hears nothing."""
+        for _ in range(move.steps):
+            self.step()
+        if move.is_worker_lost and not self.latents and not self._engine.is_idle:
+            self.lose_worker()
+        try:
+            request = AmendmentRequest(number, move.change)
+            self.recipe = self._engine.amend(make_job(JOB, self.recipe).id, request)
+        except (JobRejected, KeyError):
+            return
+
+
+def measure_replays(*, quick: bool) -> FigureRow:
+    """Return the row: how many scripts came out again. Raises `UserError` without the packages of the benchmarks."""
+    if find_spec("tokenizers") is None or find_spec("torch") is None:
+        raise UserError("This needs the engine and small models: pip install 'darkroom-bot[all]'.")
+    rng, runs, equal_count = Random(SEED), list[SteeredRun](), 0
+    with TemporaryDirectory(prefix="darkroom-bench-") as folder:
+        for model, count, quick_count in MODELS:
+            family = load_small_model(model.name, Path(folder))
+            for _ in range(quick_count if quick else count):
+                run = run_script(family, draw_script(model, rng))
+                equal_count += has_same_latents(run.recipe, run.latents, draw_anew(family, run.recipe))
+                runs.append(run)
+    note = f"{sum(len(run.recipe.amendments) for run in runs)} changes were made, "
+    note += f"{sum(run.loss_count for run in runs)} workers lost; neighbours in the batch"
+    return FigureRow(REPLAY_NAME, equal_count, f"= {len(runs)}", "scripts", note, len(runs), len(runs))
+
+
+def load_small_model(name: str, folder: Path) -> Family:
+    """Load the embedded model, or build a small network of this kind with random weights."""
+    if name == "embedded":
+        return load_model(name, folder)
+    with silence_libraries():
+        save_small_pipeline(name, folder / name)
+    return load_model(str(folder / name), folder)
+
+
+def run_script(family: Family, script: Script) -> SteeredRun:
+    """Steer a job as the script says, to its end."""
+    run = SteeredRun(family, script.recipe, script.neighbour)
+    run.begin()
+    for number, move in enumerate(script.moves, 1):
+        run.make(move, number)
+    run.finish()
+    return run
+
+
+def draw_anew(family: Family, recipe: Recipe) -> Mapping[int, torch.Tensor]:
+    """Draw a recipe from the start, alone; return its latents by image."""
+    run = SteeredRun(family, msgspec.convert(msgspec.to_builtins(recipe), Recipe))  # as another worker would read it
+    run.begin()
+    run.finish()
+    return run.latents
+
+
+def has_same_latents(recipe: Recipe, steered: Mapping[int, torch.Tensor], anew: Mapping[int, torch.Tensor]) -> bool:
+    """Whether both have the recipe's final images, equal to the bit."""
+    images = list_final_images(recipe)
+    if not tuple(sorted(steered)) == tuple(sorted(anew)) == images:
+        return False
+    return all(torch.equal(steered[image], anew[image]) for image in images)
