@@ -133,8 +133,9 @@ async def _open_scene(parts: AsyncExitStack, plan: Plan, site: Installation, fol
 async def _run_references(setup: Setup) -> None:
     """Runs every recipe once, without faults."""
     member = HttpMember(
-        "reference", setup.web_target, random.Random(0), max_open=len(setup.web_target.specs), cancel_share=0.0
-    )
+        "reference", setup.web_target, random.Random(0), max_open=len(setup.web_target.specs), cancel_share=0.0,
+        steer_share=0.0,
+    )  # fmt: skip
     setup.members.append(member)
     jobs = await member.request_each_once(setup.web_target.specs)
     assert len(jobs) == len(setup.web_target.specs), f"Refused: {setup.web_target.refusals}"
@@ -199,7 +200,7 @@ async def _collect_evidence(setup: Setup) -> Evidence:
         for job, (spec, front_end) in setup.accepted_log.jobs.items()
     )
     job_ids = sorted({row.id for row in rows} | {one.job for one in accepted})
-    return Evidence(
+    evidence = Evidence(
         accepted=accepted,
         jobs=rows,
         moves=await asyncio.to_thread(evidence_collector.read_moves, database),
@@ -211,4 +212,9 @@ async def _collect_evidence(setup: Setup) -> Evidence:
         references=setup.references,
         repeatable_front_ends=("web",) if setup.web_target.is_exact else ("web", "discord"),
         setbacks=tuple(setup.observer.list_setbacks()),
+        asked_amendments=tuple(setup.web_target.asked_amendments),
+        told_amendments=tuple(sorted(setup.web_target.told_amendments, key=lambda one: (one.job, one.number))),
+        amendments=await asyncio.to_thread(evidence_collector.read_amendments, database),
     )
+    redrawn = await evidence_collector.redraw_jobs(setup.site, evidence, setup.plan.seed)
+    return replace(evidence, redrawn=redrawn)

@@ -29,6 +29,54 @@ class Accepted:
 
 
 @dataclass(frozen=True)
+class RecipeAmendment:
+    """A change that a recipe holds from step `step` on. `change`: as JSON with sorted keys."""
+
+    number: int
+    step: int
+    change: str
+
+
+@dataclass(frozen=True)
+class AmendmentRow:
+    """A row of the table `amendments`. `state`: waiting, made or refused. `key`: of its request, as a hash."""
+
+    job: str
+    number: int
+    key: str | None
+    state: str
+    step: int | None
+    reason: str
+    change: str
+
+
+@dataclass(frozen=True)
+class AskedAmendment:
+    """A request to change a running job that the API accepted, and the numbers of the changes that it told of."""
+
+    job: str
+    key: str
+    numbers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ToldAmendment:
+    """What the API told a member of a change: it is made from step `step` on."""
+
+    job: str
+    number: int
+    step: int
+
+
+@dataclass(frozen=True)
+class RedrawnJob:
+    """The pixels of a finished job's pictures, and of those drawn anew from its recipe: number → SHA-256."""
+
+    pictures: Mapping[int, str]
+    redrawn: Mapping[int, str]
+
+
+@dataclass(frozen=True)
 class JobRow:
     """The columns of the table `jobs` that invariants need."""
 
@@ -49,6 +97,12 @@ class JobRow:
     reason: str
     created: float
     ended: float | None
+    images: tuple[int, ...] = ()  # the numbers of its pictures, where steering changed them
+    amendments: tuple[RecipeAmendment, ...] = ()  # as its recipe has them
+
+    @property
+    def picture_numbers(self) -> tuple[int, ...]:
+        return self.images or tuple(range(1, self.count + 1))
 
 
 @dataclass(frozen=True)
@@ -115,7 +169,7 @@ class Evidence:
 
     `messages_left`: stream → messages still in the broker. `references`: the bytes of the run without faults, as
     SHA-256 by image. `repeatable_front_ends`: the front ends whose jobs repeat these bytes. A real engine repeats them
-    where the batch is pinned; Discord has no such option.
+    where the batch is pinned; Discord has no such option. `redrawn`: a sample of the finished jobs that were steered.
     """
 
     accepted: tuple[Accepted, ...] = ()
@@ -129,3 +183,7 @@ class Evidence:
     references: Mapping[JobSpec, tuple[str, ...]] = field(default_factory=dict)
     repeatable_front_ends: tuple[str, ...] = ("web", "discord")
     setbacks: tuple[Setback, ...] = ()
+    asked_amendments: tuple[AskedAmendment, ...] = ()
+    told_amendments: tuple[ToldAmendment, ...] = ()
+    amendments: tuple[AmendmentRow, ...] = ()
+    redrawn: Mapping[str, RedrawnJob] = field(default_factory=dict)

@@ -1,26 +1,54 @@
 """Collects the evidence of a campaign: tables by SQL, jobs and pictures by the API, streams of the broker.
 
-Works from outside. Of our code it uses only the terminal's key, and the wire contract to decode a row's task.
+Works from outside. Of our code it uses only the terminal's key, and the wire contract to decode a row's task. Recipes
+are drawn anew in a process of its own (`chaos.redrawing`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
 import aiohttp
+import msgspec
 from nats.js.api import StreamState
 from nats.js.errors import NotFoundError
 
 from bot.web.auth import terminal_key
 from chaos.database import Database
-from chaos.evidence import Account, ApiJob, JobRow, Move, PlaceRow
+from chaos.evidence import (
+    Account,
+    AmendmentRow,
+    ApiJob,
+    Evidence,
+    JobRow,
+    Move,
+    PlaceRow,
+    RecipeAmendment,
+    RedrawnJob,
+)
+from chaos.installation import Installation
+from chaos.program import ROOT
+from chaos.redrawing import hash_pixels
 from engine.bus import Bus
-from engine.contract import Job, MalformedMessage, NewerVersion, Recipe, Result, UpscaleTask, decode
+from engine.contract import (
+    Job,
+    MalformedMessage,
+    NewerVersion,
+    Recipe,
+    Result,
+    UpscaleTask,
+    decode,
+    list_final_images,
+)
 
 JOBS = (
     "SELECT id, state, key, ordinal, tier, pool, account, cost, charged, billed, step, task, blame, reason, "
@@ -29,7 +57,11 @@ JOBS = (
 MOVES = "SELECT id, job, source, target, why, epoch FROM moves ORDER BY id"
 PLACES = "SELECT job, role, kind, delivered, reason FROM places ORDER BY job, role"
 ACCOUNTS = "SELECT path, parent, virtual, weight, queued, active FROM accounts ORDER BY path"
+AMENDMENTS = "SELECT job, number, key, state, step, reason, change FROM amendments ORDER BY job, number"
+TASKS = "SELECT id, task FROM jobs ORDER BY id"
 MAX_REQUESTS = 8
+REDRAWN_JOBS = 12  # of a campaign
+REDRAWING_TIMEOUT = 300.0  # seconds
 WORK, RESULTS = "work", "results"
 STREAMS = (WORK, RESULTS)
 INSPECT_LIMIT = 20  # up to so many messages are inspected one by one
@@ -40,10 +72,36 @@ def read_jobs(database: Database) -> tuple[JobRow, ...]:
 
 
 def _to_job_row(row: dict[str, Any]) -> JobRow:
-    payload = row.pop("task")
-    task = decode(bytes.fromhex(payload[2:]) if isinstance(payload, str) else payload, Recipe | UpscaleTask)  # pyright: ignore
-    steps, count = (task.steps, task.count) if isinstance(task, Recipe) else (1, 1)
-    return JobRow(**row, steps=steps, count=count)
+    task = _decode_task(row.pop("task"))
+    if not isinstance(task, Recipe):
+        return JobRow(**row, steps=1, count=1)
+    if not task.amendments:
+        return JobRow(**row, steps=task.steps, count=task.count)
+    amendments = tuple(
+        RecipeAmendment(each.number, each.step, _sort_keys(msgspec.to_builtins(each.change)))
+        for each in task.amendments
+    )
+    images = tuple(image + 1 for image in list_final_images(task))
+    return JobRow(**row, steps=task.steps, count=task.count, images=images, amendments=amendments)
+
+
+def _decode_task(payload: Any) -> Recipe | UpscaleTask:
+    """Decodes a row's task. psql gives bytes as hexadecimal text."""
+    return decode(bytes.fromhex(payload[2:]) if isinstance(payload, str) else payload, Recipe | UpscaleTask)  # pyright: ignore
+
+
+def _sort_keys(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def read_amendments(database: Database) -> tuple[AmendmentRow, ...]:
+    """Every change that was asked for. sqlite3 gives a change as text, psql as JSON."""
+    return tuple(_to_amendment_row(row) for row in database.query_rows(AMENDMENTS))
+
+
+def _to_amendment_row(row: dict[str, Any]) -> AmendmentRow:
+    change = row.pop("change")
+    return AmendmentRow(**row, change=_sort_keys(json.loads(change) if isinstance(change, str) else change))
 
 
 def read_moves(database: Database) -> tuple[Move, ...]:
@@ -84,6 +142,56 @@ async def _read_job(session: aiohttp.ClientSession, url: str, body: Mapping[str,
             digest = hashlib.sha256(content).hexdigest() if answer.status == 200 else ""
         pictures.append((int(one["n"]), str(one["sha256"]), digest))
     return ApiJob(str(body["state"]), tuple(pictures))
+
+
+async def redraw_jobs(site: Installation, evidence: Evidence, seed: int) -> dict[str, RedrawnJob]:
+    """A sample of the finished jobs that were steered: the pixels of their pictures, and of those of their recipes."""
+    web_jobs = {one.job for one in evidence.accepted if one.front_end in evidence.repeatable_front_ends}
+    steered = [
+        row.id for row in evidence.jobs if row.state == "finished" and row.amendments and row.id in web_jobs
+    ]  # fmt: skip
+    sample = random.Random(seed).sample(steered, min(REDRAWN_JOBS, len(steered)))
+    recipes = await asyncio.to_thread(_read_recipes, site.database, sample)
+    redrawn = await asyncio.to_thread(_draw_anew, site, recipes)
+    pictures = await _fetch_pixels(site.url, site.folder / "bot", sample)
+    return {job: RedrawnJob(pictures[job], redrawn[job]) for job in sample}
+
+
+def _read_recipes(database: Database, jobs: Iterable[str]) -> dict[str, Recipe]:
+    tasks = {row["id"]: row["task"] for row in database.query_rows(TASKS)}
+    decoded = {job: _decode_task(tasks[job]) for job in jobs}
+    return {job: task for job, task in decoded.items() if isinstance(task, Recipe)}
+
+
+def _draw_anew(site: Installation, recipes: Mapping[str, Recipe]) -> dict[str, dict[int, str]]:
+    """Draws recipes in a process with the threads of the campaign's workers."""
+    payload = json.dumps({job: msgspec.msgpack.encode(recipe).hex() for job, recipe in recipes.items()})
+    answer = subprocess.run(
+        [sys.executable, "-m", "chaos.redrawing", site.build.engine], input=payload, text=True, check=True, cwd=ROOT,
+        stdout=subprocess.PIPE, timeout=REDRAWING_TIMEOUT,
+        env=site.make_environment(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", PYTHONPATH=f"{ROOT / 'tests'}:{ROOT}"),
+    ).stdout  # fmt: skip
+    return {
+        job: {image + 1: digest for image, digest in zip(list_final_images(recipes[job]), digests, strict=True)}
+        for job, digests in json.loads(answer).items()
+    }
+
+
+async def _fetch_pixels(url: str, bot_folder: Path, jobs: Iterable[str]) -> dict[str, dict[int, str]]:
+    headers = {"Authorization": f"Bearer {await asyncio.to_thread(terminal_key, bot_folder)}"}
+    pixels: dict[str, dict[int, str]] = {}
+    async with aiohttp.ClientSession(url, headers=headers) as session:
+        for job in jobs:
+            async with session.get(f"/api/jobs/{job}") as answer:
+                pictures = (await answer.json())["pictures"]
+            pixels[job] = {int(one["n"]): await _fetch_picture_pixels(session, one["url"]) for one in pictures}
+    return pixels
+
+
+async def _fetch_picture_pixels(session: aiohttp.ClientSession, path: str) -> str:
+    async with session.get(path) as answer:
+        content = await answer.read()
+        return await asyncio.to_thread(hash_pixels, content) if answer.status == 200 else ""
 
 
 async def count_messages_left(bus: Bus) -> dict[str, int]:

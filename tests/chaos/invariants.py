@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from chaos.evidence import ENDS, Accepted, Evidence, JobRow, Move
+from chaos.evidence import ENDS, Accepted, AmendmentRow, Evidence, JobRow, Move
 
 ROUNDING = 1e-6  # of sums, as a share
 MAX_BACK = 12.0  # seconds of work that a lost worker may cost: two between snapshots, and a lease of ten
+STEERED_SHARE = 0.75  # of its cost that a steered job may be charged less: its worker prices changes by rows alone
 BLAMABLE = ("member", "model")  # who may be to blame for a failure, whatever the faults
 STEPS_RUN = re.compile(r"after (\d+) steps\Z")
 Violation = tuple[str, str]  # the job, or another subject, and the problem
@@ -128,8 +129,9 @@ def find_bad_pictures(evidence: Evidence) -> Iterator[Violation]:
         job = evidence.api.get(row.id)
         if row.state != "finished" or job is None:
             continue
-        if [number for number, _, _ in job.pictures] != list(range(1, row.count + 1)):
-            yield row.id, f"has {len(job.pictures)} pictures of {row.count}"
+        numbers = tuple(number for number, _, _ in job.pictures)
+        if numbers != row.picture_numbers:
+            yield row.id, f"has the pictures {list(numbers)}, not {list(row.picture_numbers)}"
         for number, promised_sha, digest in job.pictures:
             if promised_sha != digest:
                 yield row.id, f"picture {number} should be {promised_sha[:12]}, and is {digest[:12] or 'not there'}"
@@ -147,7 +149,7 @@ def find_other_bytes(evidence: Evidence) -> Iterator[Violation]:
 
 
 def _pair_with_references(evidence: Evidence) -> list[tuple[Accepted, tuple[str, ...]]]:
-    pairs = []
+    pairs, steered = [], {row.id for row in evidence.jobs if row.amendments}
     for one in evidence.accepted:
         job, reference = evidence.api.get(one.job), evidence.references.get(one.spec)
         if (
@@ -155,6 +157,7 @@ def _pair_with_references(evidence: Evidence) -> list[tuple[Accepted, tuple[str,
             and job.state == "finished"
             and reference
             and one.front_end in evidence.repeatable_front_ends
+            and one.job not in steered
         ):
             pairs.append((one, reference))
     return pairs
@@ -163,7 +166,8 @@ def _pair_with_references(evidence: Evidence) -> list[tuple[Accepted, tuple[str,
 def find_wrong_charges(evidence: Evidence) -> Iterator[Violation]:
     """Each job is charged once, by the audit: a finished one in full, a failed one nothing, a cancelled one its steps.
 
-    A job cancelled after its worker was lost may be charged any part: nobody knows how far it got.
+    A job cancelled after its worker was lost may be charged any part: nobody knows how far it got. So may a steered one
+    that was cancelled, since its steps differ in rows.
     """
     audit = _audit(evidence)
     for row in evidence.jobs:
@@ -177,11 +181,13 @@ def find_wrong_charges(evidence: Evidence) -> Iterator[Violation]:
 
 def _allowed_charge(row: JobRow, moves: list[Move]) -> tuple[float, float]:
     if row.state == "finished":
-        return row.cost, row.cost
+        return row.cost * (STEERED_SHARE if row.amendments else 1.0), row.cost
     if row.state == "failed":
         return (row.cost, row.cost) if row.blame == "member" else (0.0, 0.0)
     if not any(move.target == "running" for move in moves):
         return 0.0, 0.0
+    if row.amendments:
+        return 0.0, row.cost
     if moves[-1].source == "queued":  # it waited to start again
         share = min(1.0, row.step / row.steps)
         return row.cost * share, row.cost * share
@@ -229,6 +235,78 @@ def find_long_setbacks(evidence: Evidence) -> Iterator[Violation]:
             yield one.job, f"went back {one.repeated_seconds:.1f} s when {one.worker} was lost ({one.cause})"
 
 
+def find_lost_amendments(evidence: Evidence) -> Iterator[Violation]:
+    """The store knows every accepted change. One that was told as made holds, from that step on, in the recipe."""
+    known = {(row.job, row.number): row for row in evidence.amendments}
+    for asked in evidence.asked_amendments:
+        for number in asked.numbers:
+            if (asked.job, number) not in known:
+                yield asked.job, f"change {number} was accepted, and the store does not know it"
+    for told in evidence.told_amendments:
+        row = known.get((told.job, told.number))
+        if row is not None and (row.state, row.step) != ("made", told.step):
+            now = f"{row.state} at step {row.step} {row.reason}".rstrip()
+            yield told.job, f"change {told.number} was told as made at step {told.step}, and is {now}"
+    yield from _find_unheld(evidence)
+
+
+def _find_unheld(evidence: Evidence) -> Iterator[Violation]:
+    """Every change that the store has as made is in its job's recipe."""
+    held = {(row.id, each.number): each for row in evidence.jobs for each in row.amendments}
+    for row in evidence.amendments:
+        amendment = held.get((row.job, row.number))
+        if row.state == "made" and amendment is None:
+            yield row.job, f"change {row.number} is made, and its recipe does not hold it"
+        elif row.state == "made" and amendment and (amendment.step, amendment.change) != (row.step, row.change):
+            yield row.job, f"change {row.number} is made at step {row.step}, and its recipe holds another"
+
+
+def find_doubled_amendments(evidence: Evidence) -> Iterator[Violation]:
+    """A request repeated with its key made its changes once, and a recipe holds each change once, as it was asked."""
+    yield from _find_doubled_requests(evidence)
+    known = {(row.job, row.number): row for row in evidence.amendments}
+    for job_row in evidence.jobs:
+        yield from _find_doubled_in_recipe(job_row, known)
+    told_steps: dict[tuple[str, int], set[int]] = defaultdict(set)
+    for told in evidence.told_amendments:
+        told_steps[told.job, told.number].add(told.step)
+    for (job, number), steps in told_steps.items():
+        if len(steps) > 1:
+            yield job, f"change {number} was told as made at the steps {sorted(steps)}"
+
+
+def _find_doubled_requests(evidence: Evidence) -> Iterator[Violation]:
+    """Rows of one key are those that its request was told of, and there are no others."""
+    by_key: dict[tuple[str, str | None], list[int]] = defaultdict(list)
+    for row in evidence.amendments:
+        by_key[row.job, row.key].append(row.number)
+    told = {(asked.job, number): asked for asked in evidence.asked_amendments for number in asked.numbers}
+    for (job, _), numbers in by_key.items():
+        asked = told.get((job, numbers[0]))
+        if asked is None:
+            yield job, f"the changes {numbers} were asked for, and nobody was told of them"
+        elif tuple(sorted(numbers)) != tuple(sorted(asked.numbers)):
+            yield job, f"the request {asked.key} made the changes {numbers}, and was told of {list(asked.numbers)}"
+
+
+def _find_doubled_in_recipe(job_row: JobRow, known: dict[tuple[str, int], AmendmentRow]) -> Iterator[Violation]:
+    for number, count in Counter(each.number for each in job_row.amendments).items():
+        row = known.get((job_row.id, number))
+        if count > 1:
+            yield job_row.id, f"its recipe holds change {number} {count} times"
+        if row is None:
+            yield job_row.id, f"its recipe holds change {number}, which nobody asked for"
+        elif row.state != "made":
+            yield job_row.id, f"its recipe holds change {number}, which is {row.state}"
+
+
+def find_other_steered_pictures(evidence: Evidence) -> Iterator[Violation]:
+    """A steered job's pictures come out of its recipe again, to the pixel: no change is missing or came twice."""
+    for job, one in evidence.redrawn.items():
+        if wrong_numbers := [n for n in {*one.pictures, *one.redrawn} if one.pictures.get(n) != one.redrawn.get(n)]:
+            yield job, f"drawn anew from its recipe, the pictures {sorted(wrong_numbers)} are others"
+
+
 Invariant = tuple[str, Callable[[Evidence], int], Callable[[Evidence], Iterable[Violation]]]
 INVARIANTS: tuple[Invariant, ...] = (
     ("lost", lambda evidence: len(evidence.accepted), find_lost),
@@ -243,6 +321,17 @@ INVARIANTS: tuple[Invariant, ...] = (
         find_bad_pictures,
     ),
     ("other bytes than undisturbed", lambda evidence: len(_pair_with_references(evidence)), find_other_bytes),
+    (
+        "acknowledged amendments lost",
+        lambda evidence: len(evidence.told_amendments) + sum(len(one.numbers) for one in evidence.asked_amendments),
+        find_lost_amendments,
+    ),
+    (
+        "amendments applied twice",
+        lambda evidence: sum(len(row.amendments) for row in evidence.jobs),
+        find_doubled_amendments,
+    ),
+    ("steered, and other pixels if redrawn", lambda evidence: len(evidence.redrawn), find_other_steered_pictures),
     ("charged wrongly", lambda evidence: len(evidence.jobs), find_wrong_charges),
     ("accounts that do not add up", lambda evidence: len(evidence.accounts), find_wrong_accounts),
     ("left in the broker", lambda evidence: len(evidence.messages_left), find_left_over),

@@ -64,11 +64,24 @@ def format_rows(outcome: Outcome) -> list[str]:
         f"{front_ends['web']} over HTTP and {front_ends['discord']} in Discord: "
         + ", ".join(f"{count} {state}" for state, count in sorted(end_counts.items())),
         *_failures(outcome.evidence),
+        *_steering(outcome.evidence),
         *([f"ended by themselves: {dict(outcome.death_counts)}"] if outcome.death_counts else []),
         *_times(outcome.evidence),
         "" if outcome.is_settled else "NOT EVERYTHING WAS SETTLED IN TIME",
     ]
     return [*(line for line in lines if line), "", *_table(outcome.verdicts)]
+
+
+def _steering(evidence: Evidence) -> list[str]:
+    states = Counter(row.state for row in evidence.amendments)
+    if not states:
+        return []
+    steered_count = sum(bool(row.amendments) for row in evidence.jobs)
+    return [
+        f"{len(evidence.amendments)} amendments of {len({row.job for row in evidence.amendments})} jobs: "
+        + ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+        + f"; {steered_count} recipes hold some, {len(evidence.redrawn)} were drawn anew"
+    ]
 
 
 def _failures(evidence: Evidence) -> list[str]:
@@ -124,6 +137,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "settled": outcome.is_settled,
         "accepted": len(evidence.accepted),
         "ends": {state: sum(row.state == state for row in evidence.jobs) for state in ENDS},
+        "amendments": dict(Counter(row.state for row in evidence.amendments)),
         "again": {"times": len(resume_times), "p50": quantile(resume_times, 0.5), "p99": quantile(resume_times, 0.99)},
         "slowest": [
             {"job": one.job, "worker": one.worker, "cause": one.cause, "seconds": one.resume_seconds}

@@ -8,21 +8,45 @@ from itertools import pairwise
 
 import pytest
 
-from chaos.evidence import Accepted, Account, ApiJob, Evidence, JobRow, JobSpec, Move, PlaceRow, Setback
+from chaos.evidence import (
+    Accepted,
+    Account,
+    AmendmentRow,
+    ApiJob,
+    AskedAmendment,
+    Evidence,
+    JobRow,
+    JobSpec,
+    Move,
+    PlaceRow,
+    RecipeAmendment,
+    RedrawnJob,
+    Setback,
+    ToldAmendment,
+)
 from chaos.invariants import check_invariants
 from chaos.report import format_bound, quantile
 
 WISH = JobSpec("red apple", 1, 10, 1)
-WEB, DISCORD, STOPPED, FAILED = "web", "discord", "stopped", "failed"
-REFERENCE = "a" * 64
+WEB, STEERED, DISCORD, STOPPED, FAILED = "web", "steered", "discord", "stopped", "failed"
+REFERENCE, OTHER = "a" * 64, "b" * 64
 LIVES = {
     WEB: ("new", "queued", "sent", "running", "finished"),
+    STEERED: ("new", "queued", "sent", "running", "finished"),
     DISCORD: ("new", "queued", "sent", "running", "queued", "sent", "running", "finished"),
     STOPPED: ("new", "queued", "sent", "running", "cancelled"),
     FAILED: ("new", "queued", "failed"),
 }
-CHARGED = {WEB: 2.0, DISCORD: 2.0, STOPPED: 0.6, FAILED: 0.0}
-BILLED = {WEB: 2.0, DISCORD: 2.0, STOPPED: 0.6, FAILED: 0.0}
+CHARGED = {WEB: 2.0, STEERED: 1.9, DISCORD: 2.0, STOPPED: 0.6, FAILED: 0.0}
+BILLED = {WEB: 2.0, STEERED: 1.9, DISCORD: 2.0, STOPPED: 0.6, FAILED: 0.0}
+
+BLUE, SPLIT = '{"type": "Negative"}', '{"type": "Split"}'
+HELD = (RecipeAmendment(1, 3, BLUE), RecipeAmendment(3, 5, SPLIT))
+AMENDMENTS = (
+    AmendmentRow(STEERED, 1, "hash-1", "made", 3, "", BLUE),
+    AmendmentRow(STEERED, 2, "hash-1", "refused", None, "One image has to stay.", BLUE),
+    AmendmentRow(STEERED, 3, "hash-2", "made", 5, "", SPLIT),
+)
 
 
 def _row(job: str) -> JobRow:
@@ -30,6 +54,7 @@ def _row(job: str) -> JobRow:
         id=job, state=LIVES[job][-1], key=f"key-{job}", ordinal=0, tier="standard", pool="default",
         account=f"default/standard/local/{job}", cost=2.0, charged=CHARGED[job], billed=BILLED[job], steps=10, step=3,
         count=1, blame="model" if job == FAILED else "", reason="", created=1.0, ended=2.0,
+        images=(1, 3) if job == STEERED else (), amendments=HELD if job == STEERED else (),
     )  # fmt: skip
 
 
@@ -42,20 +67,27 @@ def _moves() -> tuple[Move, ...]:
 
 
 def make_sound_evidence() -> Evidence:
-    """Four jobs that ended correctly."""
+    """Five jobs that ended correctly, one of them steered."""
     finished = ApiJob("finished", ((1, REFERENCE, REFERENCE),))
+    steered = ApiJob("finished", ((1, OTHER, OTHER), (3, OTHER, OTHER)))
     return Evidence(
         accepted=tuple(Accepted(job, WISH, "web", (LIVES[job][-1],)) for job in LIVES),
         jobs=tuple(map(_row, LIVES)),
         moves=_moves(),
         places=tuple(PlaceRow(job, "answer", DISCORD if job == DISCORD else WEB, 2.0, "") for job in LIVES),
-        accounts=(Account("default", "", 4.6, 1.0, 0, 0), Account("default/standard", "default", 9.0, 1.0, 0, 0)),
-        api={WEB: finished, DISCORD: finished, STOPPED: ApiJob("cancelled"), FAILED: ApiJob("failed")},
+        accounts=(Account("default", "", 6.5, 1.0, 0, 0), Account("default/standard", "default", 9.0, 1.0, 0, 0)),
+        api={
+            WEB: finished, STEERED: steered, DISCORD: finished, STOPPED: ApiJob("cancelled"), FAILED: ApiJob("failed"),
+        },
         posted_counts={DISCORD: 1},
         messages_left={"work": 0, "results": 0},
         references={WISH: (REFERENCE,)},
         setbacks=(Setback(WEB, "w1", "kill", 11.0, 1.9, is_isolated=True),),
-    )
+        asked_amendments=(AskedAmendment(STEERED, "key-1", (1, 2)), AskedAmendment(STEERED, "key-2", (3,))),
+        told_amendments=(ToldAmendment(STEERED, 1, 3),),
+        amendments=AMENDMENTS,
+        redrawn={STEERED: RedrawnJob({1: REFERENCE, 3: OTHER}, {1: REFERENCE, 3: OTHER})},
+    )  # fmt: skip
 
 
 def change_job(evidence: Evidence, job: str, **values: object) -> Evidence:
@@ -71,7 +103,7 @@ def forget_job(evidence: Evidence, job: str) -> Evidence:
         moves=tuple(move for move in evidence.moves if move.job != job),
         places=tuple(place for place in evidence.places if place.job != job),
         api={name: api_job for name, api_job in evidence.api.items() if name != job},
-        accounts=(Account("default", "", 2.6, 1.0, 0, 0),),
+        accounts=(Account("default", "", 4.5, 1.0, 0, 0),),
     )
 
 
@@ -83,6 +115,12 @@ def add_moves(evidence: Evidence, *moves: tuple[str, str, str]) -> Evidence:
 
 def change_api_job(evidence: Evidence, job: str, api_job: ApiJob) -> Evidence:
     return replace(evidence, api={**evidence.api, job: api_job})
+
+
+def change_amendment(evidence: Evidence, number: int, **values: object) -> Evidence:
+    """The evidence with one row of the table `amendments` changed."""
+    rows = (replace(row, **values) if row.number == number else row for row in evidence.amendments)
+    return replace(evidence, amendments=tuple(rows))
 
 
 def list_violations(evidence: Evidence) -> dict[str, list[str]]:
@@ -98,7 +136,8 @@ def test_correct_evidence_violates_no_invariant() -> None:
     assert all(verdict.case_count for verdict in check_invariants(make_sound_evidence()))
 
 
-OTHER = "b" * 64
+LOST_CHANGE, DOUBLED_CHANGE = "acknowledged amendments lost", "amendments applied twice"
+OTHER_PIXELS = "steered, and other pixels if redrawn"
 CASES: dict[str, tuple[Callable[[Evidence], Evidence], dict[str, list[str]]]] = {
     "lost": (lambda old: forget_job(old, WEB), {"lost": [WEB]}),
     "unknown to the API": (
@@ -167,12 +206,75 @@ CASES: dict[str, tuple[Callable[[Evidence], Evidence], dict[str, list[str]]]] = 
     ),
     "more steps than it ran": (lambda old: change_job(old, STOPPED, charged=0.8), {"charged wrongly": [STOPPED]}),
     "billed twice": (
-        lambda old: replace(old, accounts=(replace(old.accounts[0], virtual=6.6),)),
+        lambda old: replace(old, accounts=(replace(old.accounts[0], virtual=8.5),)),
         {"accounts that do not add up": ["default"]},
     ),
     "still active": (
         lambda old: replace(old, accounts=(replace(old.accounts[0], active=1),)),
         {"accounts that do not add up": ["default"]},
+    ),
+    "a picture of a steered job is missing": (
+        lambda old: change_api_job(old, STEERED, ApiJob("finished", ((1, OTHER, OTHER),))),
+        {"pictures missing or spoilt": [STEERED]},
+    ),
+    "a steered job is charged half": (
+        lambda old: change_job(old, STEERED, charged=1.0), {"charged wrongly": [STEERED]}
+    ),
+    "an accepted change is forgotten": (
+        lambda old: replace(old, amendments=old.amendments[:1] + old.amendments[2:]),
+        {LOST_CHANGE: [STEERED], DOUBLED_CHANGE: [STEERED]},
+    ),
+    "a change that was told as made is refused": (
+        lambda old: change_amendment(change_job(old, STEERED, amendments=HELD[1:]), 1, state="refused", step=None),
+        {LOST_CHANGE: [STEERED]},
+    ),
+    "a change that was told as made holds from another step on": (
+        lambda old: change_amendment(
+            change_job(old, STEERED, amendments=(replace(HELD[0], step=4), HELD[1])), 1, step=4
+        ),
+        {LOST_CHANGE: [STEERED]},
+    ),
+    "the recipe lacks a change that is made": (
+        lambda old: change_job(old, STEERED, amendments=HELD[:1]), {LOST_CHANGE: [STEERED]}
+    ),
+    "the recipe holds another change": (
+        lambda old: change_job(old, STEERED, amendments=(HELD[0], replace(HELD[1], change=BLUE))),
+        {LOST_CHANGE: [STEERED]},
+    ),
+    "the recipe holds a change twice": (
+        lambda old: change_job(old, STEERED, amendments=(*HELD, HELD[1])), {DOUBLED_CHANGE: [STEERED]}
+    ),
+    "the recipe holds a refused change": (
+        lambda old: change_job(old, STEERED, amendments=(*HELD, RecipeAmendment(2, 6, BLUE))),
+        {DOUBLED_CHANGE: [STEERED]},
+    ),
+    "the recipe holds what nobody asked for": (
+        lambda old: change_job(old, STEERED, amendments=(*HELD, RecipeAmendment(9, 6, BLUE))),
+        {DOUBLED_CHANGE: [STEERED]},
+    ),
+    "a repeated request made more": (
+        lambda old: replace(
+            old, amendments=(*old.amendments, AmendmentRow(STEERED, 4, "hash-2", "refused", None, "", SPLIT))
+        ),
+        {DOUBLED_CHANGE: [STEERED]},
+    ),
+    "a request made what nobody was told of": (
+        lambda old: replace(
+            old, amendments=(*old.amendments, AmendmentRow(STEERED, 4, None, "refused", None, "", SPLIT))
+        ),
+        {DOUBLED_CHANGE: [STEERED]},
+    ),
+    "a change was told as made at two steps": (
+        lambda old: replace(old, told_amendments=(*old.told_amendments, ToldAmendment(STEERED, 1, 4))),
+        {LOST_CHANGE: [STEERED], DOUBLED_CHANGE: [STEERED]},
+    ),
+    "a steered picture comes out otherwise": (
+        lambda old: replace(old, redrawn={STEERED: RedrawnJob({1: REFERENCE, 3: OTHER}, {1: OTHER, 3: OTHER})}),
+        {OTHER_PIXELS: [STEERED]},
+    ),
+    "a steered picture does not come out": (
+        lambda old: replace(old, redrawn={STEERED: RedrawnJob({1: REFERENCE, 3: OTHER}, {1: REFERENCE})}),
+        {OTHER_PIXELS: [STEERED]},
     ),
     "work is left": (lambda old: replace(old, messages_left={"work": 1}), {"left in the broker": ["work"]}),
     "far back": (
