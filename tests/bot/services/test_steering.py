@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace as replace_fields
 from typing import Any
 
 import pytest
 import pytest_asyncio
+from msgspec.structs import replace
 
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
 from bot.domain.events import JobSteered
 from bot.domain.steering import SteeringRequest
+from bot.services.steering.steering_check import require_steerable
+from bot.store.members import export
 from engine.contract import (
+    STEERING_VERSION,
     AmendJob,
     Amendment,
     Concept,
@@ -25,10 +30,12 @@ from engine.contract import (
     SetConcepts,
     SetGuidance,
     SplitImage,
+    UpscaleTask,
 )
 
 EPOCH = 10
 BOB = Member("local:bob", "Bob", "local")
+OWNER = Member("local:olga", "Olga", "local", is_owner=True, is_admin=True)
 
 
 class SteeredJob:
@@ -203,6 +210,7 @@ async def test_the_finished_report_is_the_truth(open_steered: Any, wait_until: A
         await steered.amend(ann, say="late")
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_changes_are_repeated_to_the_next_claim_and_asked_for_once_by_a_key(
     open_steered: Any, wait_until: Any, ann: Member
@@ -240,3 +248,118 @@ async def test_only_the_author_and_those_of_a_party_steer(open_steered: Any, ann
         await steered.amend(ann, keep=(2,))
     with pytest.raises(UserError, match="There is no such job"):
         await steered.app.services.steering.amend("0" * 26, request, ann)
+
+
+async def set_rules(app: Any, *rules: tuple[str, str, str, str]) -> None:
+    for scope, subject, setting, text in rules:
+        await app.services.rule_admin.set_rule(OWNER, scope, subject, setting, text)
+
+
+@pytest.mark.asyncio
+async def test_words_pass_the_filter_and_the_rules_of_speaker_and_author(
+    open_steered: Any, ann: Member, wait_until: Any
+) -> None:
+    steered = await open_steered()
+
+    async def join(member: Member = BOB, **request: Any) -> Any:
+        amend = steered.app.services.steering.amend
+        return await amend(steered.job.id, SteeringRequest(**request), member, is_joined=True)
+
+    await set_rules(steered.app, ("guild", "", "words", "blood"))
+    for request in ({"say": "blood"}, {"negative": "blood"}, {"prompt": "a cat::1 blood::1"}):
+        with pytest.raises(UserError, match="“blood” may not be in a prompt here"):
+            await join(**request)
+    await set_rules(steered.app, ("user", BOB.id, "commands", "imagine"))
+    with pytest.raises(UserError, match="You may not use steer here"):
+        await join(say="blue")
+    await set_rules(steered.app, ("user", BOB.id, "blocked", "on"))
+    with pytest.raises(UserError, match="You are blocked on this server"):
+        await join(say="blue")
+    await set_rules(steered.app, ("user", ann.id, "count", "2"))
+    with pytest.raises(UserError, match="3 pictures, and at most 2 are allowed"):
+        await steered.amend(ann, split=(0, 2))
+    assert await steered.list_states(ann) == []
+    await wait_until(lambda: not steered.received)
+
+
+@pytest.mark.asyncio
+async def test_a_change_is_charged_to_the_author_and_settled_by_its_answer(
+    open_steered: Any, ann: Member, wait_until: Any
+) -> None:
+    steered = await open_steered("fox --count 1")
+    before = await steered.load_record()
+    await set_rules(steered.app, ("user", ann.id, "cost_day", "0"))
+    with pytest.raises(UserError, match=r"of device time.*Dropping pictures frees some"):
+        await steered.amend(ann, split=(0, 4), say="terrier", say_weight=50.0)
+    assert await steered.load_record() == before
+    await set_rules(steered.app, ("user", ann.id, "cost_day", "unlimited"))
+    await steered.amend(ann, split=(0, 4))
+    waiting = await steered.load_record()
+    assert waiting.charged == waiting.cost > before.cost
+    await steered.answer(1, None, reason="A picture of this job is finished already.")
+
+    async def is_refused() -> bool:
+        return await steered.list_states(ann) == [(1, "refused", None)]
+
+    await wait_until(is_refused)
+    refused = await steered.load_record()
+    assert (refused.cost, refused.charged) == (pytest.approx(before.cost), pytest.approx(before.cost))
+    assert refused.task == before.task
+    await steered.amend(ann, split=(0, 4))
+    await steered.answer(2, 30)
+
+    async def is_made() -> bool:
+        return (await steered.load_record()).task.amendments != ()
+
+    await wait_until(is_made)
+    made = await steered.load_record()
+    assert before.cost < made.cost < waiting.cost  # it holds for the last quarter of the steps alone
+    assert made.rows == 4 * before.rows
+
+
+@pytest.mark.slow
+@pytest.mark.asyncio
+async def test_a_worker_cannot_put_words_into_a_recipe(open_steered: Any, ann: Member, wait_until: Any) -> None:
+    steered = await open_steered("fox --count 1")
+    await steered.amend(ann, say="blue")
+    await steered.answer(7, 3)  # nobody asked for it
+    claimed = Amendment(1, 3, SetConcepts((Concept("something else"),)))
+    await steered.finish(0, amendments=(claimed,))
+    await wait_until(lambda: steered.app.bus.dead_letters.count["results"] == 1)
+    record = await steered.load_record()
+    assert (record.state, record.task.amendments) == ("running", ())
+
+
+@pytest.mark.slow
+@pytest.mark.asyncio
+async def test_who_is_forgotten_leaves_changes_without_a_name(open_steered: Any, ann: Member, wait_until: Any) -> None:
+    steered = await open_steered()
+    request = SteeringRequest(say="blue")
+    await steered.app.services.steering.amend(steered.job.id, request, BOB, is_joined=True)
+    choices = await steered.app.store.query(export.read_choices, BOB.id)
+    assert [(job, text) for job, _, text in choices.amendments] == [(steered.job.id, "fox, blue")]
+    await steered.app.services.data_deletion.request_deletion(BOB.id)
+
+    async def is_forgotten() -> bool:
+        (view,) = await steered.app.services.steering.list_amendments(steered.job.id, ann)
+        return (view.member_id, view.member_name, view.text) == ("", "deleted member", "fox, blue")
+
+    await wait_until(is_forgotten)
+
+
+@pytest.mark.slow
+@pytest.mark.asyncio
+async def test_what_cannot_be_steered_says_so(open_steered: Any, ann: Member, destination: Any) -> None:
+    steered = await open_steered()
+    workers = steered.app.services.live_workers()
+    old = {name: replace(worker, v=STEERING_VERSION - 1) for name, worker in workers.items()}
+    record = await steered.load_record()
+    with pytest.raises(UserError, match="too old to be steered"):
+        require_steerable(record, old)
+    with pytest.raises(UserError, match="unmodified pipeline, which cannot be steered"):
+        require_steerable(replace_fields(record, task=replace(record.task, sampler="heun")), workers)
+    with pytest.raises(UserError, match="being cancelled"):
+        require_steerable(replace_fields(record, cancelling=True), workers)
+    upscale = UpscaleTask(source="0" * 64, factor=2, method="lanczos")
+    with pytest.raises(UserError, match="An upscale is done in one go"):
+        require_steerable(replace_fields(record, task=upscale), workers)
