@@ -8,14 +8,16 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from playwright.sync_api import expect, sync_playwright
 
 from end_to_end.process import DRAW_TIMEOUT, PROMPT, DarkroomProcess, run_darkroom, wait_until
+from tests.bot.web.conftest import FLAGS
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -90,6 +92,29 @@ def test_a_taken_port_is_refused(shared_bot: DarkroomProcess, tmp_path: Path) ->
     process = run_darkroom("up", "--port", port, "--data", str(tmp_path))
     assert (process.returncode, process.stdout) == (2, "")
     assert process.stderr == f"darkroom: Port {port} is taken on 127.0.0.1: choose another with --port.\n"
+
+
+@pytest.mark.slow
+def test_a_picture_is_steered_on_the_page(shared_bot: DarkroomProcess, find_program: Callable[..., str]) -> None:
+    """The real engine makes what is moved on the mixing desk, and says from which step on."""
+    program = find_program("chromium", "chromium-browser", "google-chrome")
+    with sync_playwright() as playwright, playwright.chromium.launch(executable_path=program, args=FLAGS) as browser:
+        page = browser.new_page()
+        page.goto(shared_bot.read_announcement()["url"])
+        page.locator("#prompt").fill("a fox:: a terrier --steps 1000 --count 2 --seed 7")
+        page.keyboard.press("Enter")
+        card = page.locator("article.job").last
+        expect(card.locator(".tile-tools")).to_have_count(2, timeout=DRAW_TIMEOUT * 1000)
+        card.get_by_label("Weight of a fox").press("End")
+        expect(card.locator(".concepts .knob-status").first).to_have_text(re.compile(r"step \d+"), timeout=60_000)
+        card.get_by_role("button", name="Keep picture 2 alone").click()
+        expect(card.locator(".said li").first).to_have_text(re.compile(r"keeps image 2\s*step \d+"), timeout=60_000)
+        expect(card.locator(".tile")).to_have_count(1)
+        card.get_by_role("button", name="Cancel").click()
+        expect(card).to_have_attribute("data-state", "cancelled", timeout=60_000)
+        job = shared_bot.get_job(str(card.get_attribute("id")).removeprefix("job-"))
+    assert [concept["weight"] for concept in job["steering"]["concepts"]] == pytest.approx([0.99, 0.01], abs=1e-3)
+    assert (job["images"], job["steered"]) == ([2], 2)
 
 
 @pytest.mark.slow

@@ -61,7 +61,16 @@ export class Desk {
       isOpenByDefault = this.element.open;
       this.card.element.classList.toggle("steering", this.element.open);
     });
+    this.element.querySelector("summary").addEventListener("click", () => requestAnimationFrame(() => this.scrollBelowPictures()));
     this.card.part("side").prepend(this.element);
+  }
+
+  // On a narrow screen the pictures stay at the top: the opened desk is scrolled to just below them.
+  scrollBelowPictures() {
+    const [grid, log] = [this.card.part("grid"), this.card.element.closest(".log")];
+    if (!this.element?.open || getComputedStyle(grid).position !== "sticky") return;
+    const free = this.element.getBoundingClientRect().top - log.getBoundingClientRect().top - grid.offsetHeight;
+    log.scrollTop += Math.max(0, free);
   }
 
   // Its focus goes to the message, so that a keyboard stays where it was.

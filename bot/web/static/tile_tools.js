@@ -20,7 +20,9 @@ export class TileTools {
 
   // `images`: the pictures that develop once all that waits is made.
   render({ images }) {
-    this.desk.card.showTiles(images);
+    const { card } = this.desk;
+    card.showTiles(images);
+    this.showParent([...card.tiles.values()]);
     const state = images.join();
     if (state === this.state) return;
     this.state = state;
@@ -30,15 +32,26 @@ export class TileTools {
     for (const n of images) {
       const box = this.createBox(n, images);
       this.boxes.set(n, box);
-      this.desk.card.tiles.get(n).append(box);
+      card.tiles.get(n).append(box);
     }
     if (hadFocus) this.boxes.values().next().value.querySelector("button:enabled")?.focus();
+  }
+
+  // Until its own first preview, a new picture of a split looks as the one that it leaves.
+  showParent(tiles) {
+    const preview = this.desk.card.tiles.get(this.parent)?.firstElementChild.src;
+    for (const tile of preview ? tiles : []) {
+      if (tile.firstElementChild.src) continue;
+      tile.firstElementChild.src = preview;
+      tile.classList.add("has-preview");
+    }
   }
 
   createBox(n, images) {
     const box = document.createElement("div");
     Object.assign(box, { className: "tile-tools", lang: language });
     box.setAttribute("role", "group");
+    box.setAttribute("aria-live", "off"); // the messages around it are a log, which is read aloud
     box.setAttribute("aria-label", texts.picture(n));
     this.showActions(box, n, images);
     return box;
@@ -69,6 +82,7 @@ export class TileTools {
   // The buttons rest until the server has answered; then the keyboard goes on at the first of them.
   send(body) {
     this.wantsFocus = this.hasFocus;
+    this.parent = body.split?.image;
     for (const box of this.boxes.values()) for (const button of box.querySelectorAll("button")) button.disabled = true;
     this.desk.list.showNotice("");
     this.steering.press(this, body);
