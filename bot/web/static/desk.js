@@ -57,11 +57,13 @@ export class Desk {
     this.knobs = [new GuidanceKnob(this, part("guidance-knob")), new SayForm(this, part("say-form")), new NegativeForm(this, part("negative-form"))];
     this.tools = new TileTools(this);
     this.element.open = isOpenByDefault;
+    let isPressed = false; // by the visitor, before it opens or closes
     this.element.addEventListener("toggle", () => {
       isOpenByDefault = this.element.open;
       this.card.element.classList.toggle("steering", this.element.open);
+      if (isPressed) this.scrollBelowPictures();
     });
-    this.element.querySelector("summary").addEventListener("click", () => requestAnimationFrame(() => this.scrollBelowPictures()));
+    this.element.querySelector("summary").addEventListener("click", () => (isPressed = true));
     this.card.part("side").prepend(this.element);
   }
 

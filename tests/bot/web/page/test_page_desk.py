@@ -127,7 +127,7 @@ async def test_the_desk_fits_a_phone_and_speaks_german(browser: Browser, server:
             box = await control.bounding_box()
             assert box is not None
             assert box["height"] >= 40
-        await expect(card.get_by_role("slider", name="Guidance")).to_be_in_viewport()
+        await expect(card.get_by_label("Gewicht von a fox")).to_be_in_viewport()
         grid, log = await card.locator(".grid").bounding_box(), await page.locator("#log").bounding_box()
         assert grid is not None
         assert log is not None
