@@ -75,14 +75,15 @@ def test_a_new_prompt_has_words_weights_and_no_other_flags() -> None:
 
 
 def test_what_changes_nothing_or_cannot_be_is_refused_with_a_sentence() -> None:
-    for request, reason in (
+    refused: list[tuple[dict[str, Any], str]] = [
         ({}, "Nothing in this changes"), ({"guidance": 3.0}, "Nothing in this changes"), ({"keep": (0, 1)}, "Nothing"),
         ({"drop": (0, 1)}, "One image has to stay"), ({"keep": (3,)}, "Image 4 is not developing"),
         ({"split": (0, 4)}, "2 places are left"), ({"split": (0, 1)}, "into 2 to 4"), ({"guidance": 31}, "1 to 30"),
         ({"guidance": float("nan")}, "1 to 30"), ({"interval": (0.8, 0.2)}, "cannot stop before it starts"),
         ({"say": "x" * 2000}, "2000 characters"), ({"say": "a", "fade_steps": 2000}, "A fade takes"),
         ({"say": "a", "say_weight": float("inf")}, "No worker would take"),
-    ):  # fmt: skip
+    ]  # fmt: skip
+    for request, reason in refused:
         with pytest.raises(UserError, match=reason):
             work_out(**request)
     with pytest.raises(UserError, match="as good as finished"):

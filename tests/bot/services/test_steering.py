@@ -256,14 +256,12 @@ async def set_rules(app: Any, *rules: tuple[str, str, str, str]) -> None:
 
 
 @pytest.mark.asyncio
-async def test_words_pass_the_filter_and_the_rules_of_speaker_and_author(
-    open_steered: Any, ann: Member, wait_until: Any
-) -> None:
+async def test_words_pass_the_filter_and_the_rules_of_speaker_and_author(open_steered: Any, ann: Member) -> None:
     steered = await open_steered()
 
-    async def join(member: Member = BOB, **request: Any) -> Any:
+    async def join(**request: Any) -> Any:
         amend = steered.app.services.steering.amend
-        return await amend(steered.job.id, SteeringRequest(**request), member, is_joined=True)
+        return await amend(steered.job.id, SteeringRequest(**request), BOB, is_joined=True)
 
     await set_rules(steered.app, ("guild", "", "words", "blood"))
     for request in ({"say": "blood"}, {"negative": "blood"}, {"prompt": "a cat::1 blood::1"}):
@@ -279,7 +277,7 @@ async def test_words_pass_the_filter_and_the_rules_of_speaker_and_author(
     with pytest.raises(UserError, match="3 pictures, and at most 2 are allowed"):
         await steered.amend(ann, split=(0, 2))
     assert await steered.list_states(ann) == []
-    await wait_until(lambda: not steered.received)
+    assert steered.received == []
 
 
 @pytest.mark.asyncio
