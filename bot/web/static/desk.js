@@ -39,7 +39,7 @@ export class Desk {
 
   // After a broken connection, whose events are lost.
   reload() {
-    if (this.isLoaded && this.element) this.load();
+    if (this.steering.state && !this.card.isEnded) this.load();
   }
 
   takeEvent(event) {
