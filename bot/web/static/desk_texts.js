@@ -52,7 +52,7 @@ const german = {
   sayButton: "Sagen",
   ownSlider: "mit eigenem Regler",
   picture: (n) => `Bild ${n}`,
-  keep: "Behalten",
+  keep: "Nur das",
   keepLabel: (n) => `Nur Bild ${n} behalten`,
   drop: "Weg",
   dropLabel: (n) => `Bild ${n} weglassen`,

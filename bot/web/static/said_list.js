@@ -39,7 +39,7 @@ export class SaidList {
       : last.state === "waiting" ? texts.waiting
       : `${texts.refused}: ${last.reason}`;
     const sentence = part("p", "", "");
-    sentence.append(part("b", "speaker", last.author.you ? texts.you : last.author.name), " ", part("span", "words", last.text));
+    sentence.append(part("b", "speaker", `${last.author.you ? texts.you : last.author.name}:`), " ", part("span", "words", last.text));
     item.append(sentence, part("span", "when", when));
     if (isFinished && last.state === "made") item.append(...this.createUndo(first.step ?? last.step));
     return item;

@@ -97,7 +97,7 @@ async def test_words_images_and_a_refusal_are_seen_by_all_and_made_by_the_author
         await card.get_by_role("button", name="Split picture 2 into 3").click()
         await expect(card.locator(".tile")).to_have_count(3)
         await expect(card.locator(".said li")).to_have_count(4)
-        await expect(card.locator(".said li").first).to_contain_text("You splits image 2 into 3")
+        await expect(card.locator(".said li").first).to_contain_text("You: splits image 2 into 3")
         texts = [change["text"] for change in await list_changes(server, card)]
         assert texts[1:] == ["without fog", "keeps image 2", "splits image 2 into 3"]
         await expect(other.locator(".said li")).to_have_count(4)
@@ -127,6 +127,7 @@ async def test_the_desk_fits_a_phone_and_speaks_german(browser: Browser, server:
             box = await control.bounding_box()
             assert box is not None
             assert box["height"] >= 40
+            assert await control.evaluate("one => one.scrollWidth <= one.clientWidth")
         await expect(card.get_by_label("Gewicht von a fox")).to_be_in_viewport()
         grid, log = await card.locator(".grid").bounding_box(), await page.locator("#log").bounding_box()
         assert grid is not None
