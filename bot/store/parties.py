@@ -139,7 +139,8 @@ def set_end(connection: Connection, job: str, ends: float) -> None:
 
 
 def close_party(connection: Connection, job: str) -> None:
-    connection.execute(update(parties).where(parties.c.job == job).values(is_open=False))
+    """Close a party, and forget who was invited."""
+    connection.execute(update(parties).where(parties.c.job == job).values(is_open=False, invited=[]))
 
 
 def leave_parties(connection: Connection, member: str, guild: str, until: float) -> None:
@@ -147,13 +148,14 @@ def leave_parties(connection: Connection, member: str, guild: str, until: float)
     joined = [party_members.c.member == member, party_members.c.joined <= until]
     if guild:
         joined.append(party_members.c.job.in_(select(jobs.c.id).where(jobs.c.guild == guild)))
-    for job, phrase in list(
-        connection.execute(select(party_members.c.job, party_members.c.phrase).where(*joined)).tuples()
-    ):
-        of_job = party_votes.c.job == job
-        connection.execute(delete(party_votes).where(of_job, party_votes.c.member == member))
-        connection.execute(delete(party_votes).where(of_job, party_votes.c.phrase == phrase))
+    for row in connection.execute(select(party_members.c.job, party_members.c.phrase).where(*joined)).all():
+        is_theirs = (party_votes.c.member == member) | (party_votes.c.phrase == row.phrase)
+        connection.execute(delete(party_votes).where(party_votes.c.job == row.job, is_theirs))
     connection.execute(delete(party_members).where(*joined))
+    for party in list_open_parties(connection):
+        if member in party.invited:  # its owner stays in the list, so it does not become open to all
+            others = [each for each in party.invited if each != member]
+            connection.execute(update(parties).where(parties.c.job == party.job).values(invited=others))
 
 
 def list_said(connection: Connection, member: str) -> list[tuple[str, float, str]]:

@@ -110,8 +110,8 @@ class ProgressUpdater:
             message.view, event.step, event.total_steps, event.seconds_left, now,
             amendments=list(message.amendments.values()), is_steerable=message.is_steerable,
         )  # fmt: skip
-        if message.has_party is None:
-            message.has_party = await self._services.parties.is_party(event.job)
+        if message.has_party is None or (not message.has_party and now - message.view.created < YOUNG_JOB_AGE):
+            message.has_party = await self._services.parties.is_party(event.job)  # it opens after its job is admitted
         if message.has_party and (board := await self._services.parties.load_board(event.job)):
             card = party_card.add_board(card, board)
         if not message.has_new_frames or not message.shows_frames:
