@@ -15,6 +15,8 @@ import pytest_asyncio
 from bot.app.settings import load_settings
 from bot.app.wiring import App, open_app
 from bot.cli import steer
+from bot.domain.dto import Destination, Member
+from bot.images.image_codec import decode_image
 from bot.web.app import build_app, run_server
 from bot.web.auth import terminal_key
 from engine import models
@@ -118,3 +120,33 @@ async def test_a_picture_is_steered_while_it_develops_and_its_recipe_draws_it_ag
     assert [picture["n"] for picture in view["pictures"]] == view["steering"]["images"] == [2, 3]
     drawn_anew = await asyncio.to_thread(run_locally, record.to_job(), bot.families)
     assert [picture["sha256"] for picture in view["pictures"]] == [hash_content(each) for each in drawn_anew.pictures]
+    await check_what_goes_on_from_it(bot, job, record.task, view)
+
+
+async def check_what_goes_on_from_it(bot: SteeredBot, job: str, recipe: Recipe, view: Any) -> None:
+    """A reproduction is the same picture; so is a branch after the last change, and one with undo is not."""
+    last_step = recipe.amendments[-1].step
+    steps = (await bot.ask("GET", f"/api/jobs/{job}/branch/3"))[1]["steps"]
+    later = next(step for step in steps if step > last_step)
+    accepted = await bot.app.services.variations.reproduce(job, Member("local:ann", "Ann", "local"), Destination("web"))
+    jobs = [accepted.job]
+    for body in ({"step": later, "exact": True}, {"step": last_step, "undo": True, "exact": True}):
+        status, answer = await bot.ask("POST", f"/api/jobs/{job}/branch/3", body)
+        assert status == 201, answer
+        jobs.append(answer["id"])
+
+    async def are_finished() -> bool:
+        return all([(await bot.ask("GET", f"/api/jobs/{each}"))[1]["state"] == "finished" for each in jobs])
+
+    while not await are_finished():
+        await asyncio.sleep(0.1)
+    reproduced = (await bot.ask("GET", f"/api/jobs/{jobs[0]}"))[1]["pictures"]
+    assert [picture["sha256"] for picture in reproduced] == [picture["sha256"] for picture in view["pictures"]]
+    places = ((job, 2), (jobs[1], 0), (jobs[2], 0))
+    files = [await bot.app.services.gallery.read_picture(each, index) for each, index in places]
+    original, continued, undone = [decode_image(file).tobytes() for file in files]  # their recipes differ
+    assert continued == original
+    assert undone != original
+    captions = (await bot.ask("GET", f"/api/jobs/{job}/keyframes"))[1]["captions"]
+    assert (len(captions), captions[0]["text"]) == (5, "drops image 1")
+    assert {caption["speaker"] for caption in captions} == {view["author"]["name"]}
