@@ -49,11 +49,11 @@ def steer(
     from bot.web.auth import terminal_key
 
     values: dict[str, object] = {
-        "say": say, "weight": weight, "prompt": prompt, "weights": parse_weights(weigh or ()), "negative": no,
-        "guidance": guidance, "interval": parse_interval(interval), "keep": keep, "drop": drop,
-        "split": parse_split(split), "fade": fade,
+        "say": say or None, "weight": weight, "prompt": prompt, "weights": parse_weights(weigh or ()) or None,
+        "negative": no, "guidance": guidance, "interval": parse_interval(interval), "keep": keep or None,
+        "drop": drop or None, "split": parse_split(split), "fade": fade or None,
     }  # fmt: skip
-    body = {name: value for name, value in values.items() if value not in (None, "", {}, 0)}
+    body = {name: value for name, value in values.items() if value is not None}
     folder = load_settings(**({} if data is None else {"data": data})).data
     instance = find_instance(folder)
     if instance is None or not asyncio.run(http_client.is_darkroom_running(instance.url)):
