@@ -21,7 +21,7 @@ class SteeringRequest:
     prompt; 0 removes the part. `negative`: the negative prompt, empty for none. `interval`: between which fractions of
     the steps guidance holds. `keep` drops all other images, `drop` these. `split`: an image, and how many it becomes in
     all. Over `fade_steps` steps the words go from the old to the new ones. `concepts`: all parts of the prompt as they
-    shall be, from a party; with `is_mixed` they are mixed into one.
+    shall be, from a party; with `is_mixed` they are mixed into one. `label`: the line for members about such a change.
     """
 
     say: str = ""
@@ -37,6 +37,7 @@ class SteeringRequest:
     fade_steps: int = 0
     concepts: tuple[Concept, ...] = ()
     is_mixed: bool = False
+    label: str = ""
 
 
 @dataclass(frozen=True)

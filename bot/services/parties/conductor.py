@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bot.domain.dto import Member
@@ -17,7 +17,6 @@ from bot.domain.job_states import is_end
 from bot.domain.periodic import run_periodically
 from bot.domain.steering import SteeringRequest
 from bot.policy.party import (
-    PartyTalk,
     WordsChange,
     choose_words,
     find_change_interval,
@@ -40,6 +39,7 @@ log = logging.getLogger(__name__)
 
 ROUND_SECONDS = 1.0
 PACE_SECONDS = 5.0  # a pace is sent again after so long: its message may be lost, and steps may be late
+FEWER_WORDS = "what has fewer votes goes"
 MIN_PACE = 0.02  # seconds from step to step: a shorter pace slows nothing
 
 
@@ -73,6 +73,10 @@ class PartyConductor:
                 await self._conduct(party)
             except UserError as error:  # of one party: the others go on
                 log.info("the party around job %s: %s", party.job, error.sentence)
+            except OSError:
+                raise
+            except Exception:
+                log.exception("the party around job %s was not looked after", party.job)
 
     async def _conduct(self, party: PartyRecord) -> None:
         record = await self._store.get_job(party.job)
@@ -114,23 +118,23 @@ class PartyConductor:
         await self._store.write(
             stored.record_change, party.job, [phrase.member for phrase in change.phrases], now
         )  # first: what is refused is not asked for again at once
+        speaker, label = _find_speaker(record, old, change)
         request = SteeringRequest(
             concepts=change.concepts,
             is_mixed=all(concept.weight > 0 for concept in change.concepts),
             fade_steps=find_fade_steps(interval, pace),
+            label=label,
         )
-        await self._steering.amend(party.job, request, _find_speaker(record, old, change, talk), is_joined=True)
+        await self._steering.amend(party.job, request, speaker, is_joined=True)
 
 
-def _find_speaker(record: JobRecord, old: tuple[Concept, ...], change: WordsChange, talk: PartyTalk) -> Member:
-    """Return the member whose phrase gains most by a change; its owner if none does."""
-    old_weights = {concept.text: concept.weight for concept in old}
-    gains = {
-        phrase.number: next(concept.weight for concept in change.concepts if concept.text == phrase.text)
-        - old_weights.get(phrase.text, 0.0)
-        for phrase in change.phrases
-    }
-    best = max(change.phrases, key=lambda phrase: (gains[phrase.number], -phrase.number), default=None)
-    if best is None or gains[best.number] <= 0:
-        return Member(record.member, record.member_name, record.guild, channel=record.channel, thread=record.thread)
-    return Member(best.member, best.member_name, record.guild, channel=record.channel, thread=record.thread)
+def _find_speaker(record: JobRecord, old: Sequence[Concept], change: WordsChange) -> tuple[Member, str]:
+    """Return the member whose phrase gains most by a change, and the phrase; the owner if none does."""
+    old_weights, weights = ({concept.text: concept.weight for concept in each} for each in (old, change.concepts))
+    gains = {phrase: weights.get(phrase.text, 0.0) - old_weights.get(phrase.text, 0.0) for phrase in change.phrases}
+    best = max(gains, key=lambda phrase: (gains[phrase], -phrase.number), default=None)
+    if best is None or gains[best] <= 0:
+        owner = Member(record.member, record.member_name, record.guild, channel=record.channel, thread=record.thread)
+        return owner, FEWER_WORDS
+    speaker = Member(best.member, best.member_name, record.guild, channel=record.channel, thread=record.thread)
+    return speaker, best.text

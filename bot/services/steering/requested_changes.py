@@ -170,7 +170,7 @@ def _change_words(request: SteeringRequest, recipe: Recipe, _seed: int) -> _Foun
         raise UserError(f"A fade takes 0 to {MAX_STEPS} steps.")
     if concepts != old:
         change = SetConcepts(concepts, mixed and len(concepts) > 1, request.fade_steps)
-        yield change, describe_change(change), (" ".join(concept.text for concept in concepts),)
+        yield change, request.label or describe_change(change), (" ".join(concept.text for concept in concepts),)
 
 
 def parse_words(prompt: str) -> tuple[tuple[Concept, ...], str]:

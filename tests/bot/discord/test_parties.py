@@ -91,7 +91,7 @@ async def test_members_say_and_vote_and_the_picture_follows_to_its_credits(open_
         with pytest.raises(UserError, match=OVER):
             await world.services.parties.vote(view.id, None, 1, author)
         views = await world.services.steering.list_amendments(view.id, author)
-        assert {each.member_name for each in views} == {"alice", "bob"}
+        assert {(each.member_name, each.text) for each in views} == {("bob", "@everyone *blue*"), ("alice", "snow")}
 
 
 async def say_late(world: Any) -> str:
