@@ -24,6 +24,11 @@ class LatestByKey(Generic[K, V]):
         self._values[key] = value
         self._has_values.set()
 
+    def put_first(self, key: K, value: V) -> None:
+        """Replace an earlier value, and give the key the next turn."""
+        self._values = {key: value} | {other: kept for other, kept in self._values.items() if other != key}
+        self._has_values.set()
+
     async def get(self) -> V:
         while not self._values:
             self._has_values.clear()

@@ -48,6 +48,11 @@ class CoreTurns:
         self._spare_seconds = -SPARE_SECONDS  # seconds of spare work that may run before a step
 
     @property
+    def is_shared(self) -> bool:
+        """Whether steps and other work take turns on the cores."""
+        return self._is_shared
+
+    @property
     def waiting_count(self) -> int:
         """The number of threads that wait for their turn."""
         return len(self._waiting)

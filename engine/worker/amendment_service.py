@@ -23,19 +23,22 @@ log = logging.getLogger(__name__)
 RETRY_SECONDS = 0.25
 REFUSED_EARLIER = "This change could not be made."
 PrepareTexts = Callable[[JobRun, AmendmentRequest], Awaitable[None]]
+OnMade = Callable[[JobRun], None]
 
 
 class AmendmentService:
     """Ignores messages about jobs that are not here, or are here under another claim.
 
-    `prepare_texts` encodes the texts of a change beside the running batch. Raises `JobRejected`.
+    `prepare_texts` encodes the texts of a change beside the running batch. Raises `JobRejected`. `on_made`: called when
+    the next step of a run follows a change.
     """
 
     def __init__(
-        self, bus: Bus, active_runs: ActiveRuns, result_publisher: ResultPublisher, prepare_texts: PrepareTexts
-    ) -> None:
+        self, bus: Bus, active_runs: ActiveRuns, result_publisher: ResultPublisher, prepare_texts: PrepareTexts,
+        on_made: OnMade,
+    ) -> None:  # fmt: skip
         self._bus, self._active_runs, self._result_publisher = bus, active_runs, result_publisher
-        self._prepare_texts = prepare_texts
+        self._prepare_texts, self._on_made = prepare_texts, on_made
 
     async def listen(self) -> None:
         """Receive changes, for ever."""
@@ -76,6 +79,7 @@ class AmendmentService:
             run.refusals[request.number] = error.sentence
         else:
             run.follow_amendments(recipe)
+            self._on_made(run)
         run.last_amendment, run.is_amendment_log_stored = request.number, False
         self._active_runs.presence_changed.set()  # it may have other rows now
 

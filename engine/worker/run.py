@@ -55,6 +55,7 @@ class JobRun:
     renewal_time: float = 0.0  # when its claim was last renewed
     model_in_use: str = ""  # the model kept in memory for it
     is_watched: bool = False
+    is_preview_hurried: bool = False  # its next preview shows a change
     draws_in_turn: bool = False  # a backend draws its images one after another, the engine here all at once
     pause_timer: asyncio.TimerHandle | None = None  # the timer that ends its pause
     paused_seconds: float = 0.0  # seconds of its pauses that have ended

@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import TypeVar
 
 from engine.bus import BlobMissing, BrokerUnreachable, Bus
@@ -57,6 +58,7 @@ class RunOutput:
         self._bus, self._decode_worker, self._upscaler = bus, decode_worker, upscaler
         self._result_publisher, self._watchdog = result_publisher, watchdog
         self._preview_queue: LatestByKey[str, JobRun] = LatestByKey()
+        self._has_hurried_preview = asyncio.Event()
         self._pending_decodes = 0
         self._upscale_lock = asyncio.Lock()
 
@@ -80,9 +82,13 @@ class RunOutput:
         return await self._wait_for_decode(self._decode_worker.encode_init_images(run.job, blobs)), pictures
 
     async def prepare_texts(self, run: JobRun, request: AmendmentRequest) -> None:
-        """Encode the texts of a change before the engine needs them. Raises `JobRejected`."""
+        """Encode the texts of a change before the engine needs them. Raises `JobRejected`.
+
+        Where steps and other work take turns on the cores, the engine encodes them itself between two steps: here they
+        would take as long, and the change would miss a step.
+        """
         assert isinstance(run.job.task, Recipe)
-        if isinstance(request.change, SetConcepts | SetNegative):
+        if not self._decode_worker.cores.is_shared and isinstance(request.change, SetConcepts | SetNegative):
             await self._wait_for_decode(self._decode_worker.encode_change(run.job.task, request.change))
 
     def queue_preview(self, run: JobRun, event: StepDone) -> None:
@@ -92,12 +98,22 @@ class RunOutput:
             return
         if run.is_watched and event.x0 is not None:
             run.pending_previews[event.image] = event
-            self._preview_queue.put(event.job, run)
+            if run.is_preview_hurried:
+                self._preview_queue.put_first(event.job, run)
+                self._has_hurried_preview.set()
+            else:
+                self._preview_queue.put(event.job, run)
+
+    def hurry_preview(self, run: JobRun) -> None:
+        """Send the job's next preview before those of others and without a rest: somebody waits to see their change."""
+        run.is_preview_hurried = True
 
     async def send_previews(self) -> None:
         """Render and send previews for ever: one image of every job in turn, then the next image of each."""
         while True:
             run = await self._preview_queue.get()
+            self._has_hurried_preview.clear()
+            run.is_preview_hurried = False
             event = run.pending_previews.pop(next(iter(run.pending_previews)))
             if run.pending_previews:
                 self._preview_queue.put(event.job, run)
@@ -105,7 +121,9 @@ class RunOutput:
                 continue
             start = time.monotonic()
             await self._send_preview(run, event)
-            await asyncio.sleep(min(MAX_REST_SECONDS, REST_FACTOR * (time.monotonic() - start)))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(MAX_REST_SECONDS, REST_FACTOR * (time.monotonic() - start))):
+                    await self._has_hurried_preview.wait()
 
     async def _send_preview(self, run: JobRun, event: StepDone) -> None:
         """Send one preview. A failed preview is skipped: the picture does not depend on it."""

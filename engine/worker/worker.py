@@ -83,7 +83,7 @@ class Worker:
         self._heartbeats = Heartbeats(bus, self.active_runs, self._result_publisher, watchdog)
         self._watched_jobs = WatchedJobs(bus, self.active_runs)
         self._amendment_service = AmendmentService(
-            bus, self.active_runs, self._result_publisher, self._output.prepare_texts
+            bus, self.active_runs, self._result_publisher, self._output.prepare_texts, self._output.hurry_preview
         )
         self._run_control = RunControl(bus, self.active_runs, self._model_cache.is_memory_contended)
         self._snapshot_saver = SnapshotSaver(bus, self.active_runs, self._result_publisher, self._watched_jobs)
