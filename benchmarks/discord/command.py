@@ -17,11 +17,21 @@ REQUIRED_PACKAGES = ("simcord", "jsonschema", "psutil")  # packages of the extra
 
 def run(args: Sequence[str], root: Path = ROOT) -> int:
     """Return the exit code. Raises `UserError` if the tests or their packages are missing."""
+    if obstacle := find_obstacle(root):
+        raise UserError(obstacle)
+    command = [sys.executable, "-m", "loopback.bench", *args]
+    return subprocess.run(command, env=make_environment(root), check=False).returncode
+
+
+def find_obstacle(root: Path = ROOT) -> str:
+    """Return why nothing can be measured over the loopback Discord, as one sentence; empty if it can."""
     missing_packages = [name for name in REQUIRED_PACKAGES if find_spec(name) is None]
     if missing_packages or not (root / "tests" / "loopback" / "bench.py").exists():
-        raise UserError(
-            "This measures over the tests' loopback Discord: run it in a checkout, after pip install -e '.[dev]'."
-        )
+        return "This measures over the tests' loopback Discord: run it in a checkout, after pip install -e '.[dev]'."
+    return ""
+
+
+def make_environment(root: Path = ROOT) -> dict[str, str]:
+    """Return the environment in which the tests' modules are found."""
     python_path = os.pathsep.join((str(root / "tests"), str(root)))
-    environment = {**os.environ, "PYTHONPATH": python_path, "PYTHONWARNINGS": "ignore"}
-    return subprocess.run([sys.executable, "-m", "loopback.bench", *args], env=environment, check=False).returncode
+    return {**os.environ, "PYTHONPATH": python_path, "PYTHONWARNINGS": "ignore"}

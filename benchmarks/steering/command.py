@@ -10,16 +10,17 @@ from random import Random
 from benchmarks.queue.system.http_client import open_client
 from benchmarks.queue.system.installation import open_system
 from benchmarks.report.figure_row import FigureRow, format_json, format_table
-from benchmarks.steering import response_times
+from benchmarks.steering import party, response_times
 from benchmarks.steering.page_reader import open_page
 from benchmarks.steering.running_jobs import RunningJobs
 from benchmarks.steering.steered_throughput import THROUGHPUT_NAME, measure_steered_throughput
 from bot.domain.errors import UserError
 
-PARTS = ("responses", "throughput", "replays")
+PARTS = ("responses", "throughput", "replays", "party")
 REPLAY_NAME = "a steered run against its recipe drawn anew, exact: equal to the bit"
 ROW_NAMES = {
     "responses": response_times.ROW_NAMES, "throughput": (THROUGHPUT_NAME,), "replays": (REPLAY_NAME,),
+    "party": party.ROW_NAMES,
 }  # fmt: skip
 SEED = 22
 
@@ -49,6 +50,8 @@ def measure(parts: Sequence[str], *, quick: bool) -> list[FigureRow]:
         from benchmarks.steering.replays import measure_replays  # imports torch
 
         rows.append(measure_replays(quick=quick))
+    if "party" in parts:
+        rows += party.measure_party(quick=quick)
     return rows
 
 

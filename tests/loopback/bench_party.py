@@ -1,0 +1,159 @@
+"""`python -m loopback.bench_party`: many members in one party, who say ten things a second; rows as JSON.
+
+The bot, the broker and a worker with a simulated device are processes of their own. The members say something in turn
+for as long as the party's picture develops.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import math
+import os
+import random
+import sqlite3
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report.figure_row import FigureRow, format_json
+from benchmarks.report.measures import jain_index
+from benchmarks.steering.party import FAIR_NAME, LATE_NAME, LIMITED_NAME
+from engine.bus import Bus
+from engine.bus.broker.embedded import Broker
+from loopback.bench import SOON
+from loopback.bench_load import HIGH_LIMITS
+from loopback.bot_process import ROOT, Bot
+from loopback.members import Act, Person
+from loopback.recorded_request import RecordedRequest
+from loopback.server import Loopback, wait_until
+
+SAID_PER_SECOND = 10.0
+ROW_MS = 4.0  # of the simulated device
+START_TIMEOUT = 60.0  # seconds
+GRACE_SECONDS = 90.0  # after a party's time, until its picture must be shown
+WORDS = ("snow", "a lake", "at night", "more blue", "a red hat", "an old map", "fog", "flowers", "a full moon")
+
+
+@dataclass(frozen=True)
+class PartySize:
+    members: int = 50
+    minutes: int = 2
+
+
+@dataclass
+class PartyResult:
+    """The measurements of one party. `served`: of each member, how many changes of the words had their phrase."""
+
+    size: PartySize
+    loopback: Loopback
+    acts: list[Act] = field(default_factory=list)
+    served: list[int] = field(default_factory=list)
+    change_count: int = 0
+    final_delay: float = math.inf  # seconds from the job's end in the store to its picture in Discord
+
+    def find_finals(self) -> list[RecordedRequest]:
+        """The requests that carried the finished picture."""
+        requests = (one for one in self.loopback.requests if one.files and one.status == 200)
+        return [one for one in requests if one.files[0].filename.startswith("darkroom-")]
+
+
+@asynccontextmanager
+async def run_worker(broker: Broker, folder: Path) -> AsyncIterator[None]:
+    """Runs a real worker over a simulated device."""
+    command = [sys.executable, "-m", "engine", "serve", "--simulated", "--row-ms", str(ROW_MS), "--name", "device"]
+    environment = {**os.environ, "DARKROOM_NATS_TOKEN": broker.token, "DARKROOM_PARENT": str(os.getpid())}
+    process = await asyncio.create_subprocess_exec(
+        *command, "--nats", broker.url, "--data", str(folder), cwd=ROOT, env=environment,
+        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        yield
+    finally:
+        process.kill()
+        await process.wait()
+
+
+async def run_party(folder: Path, size: PartySize) -> PartyResult:
+    """Runs one party from `/party` until its picture is shown."""
+    loopback = Loopback(clock=time.monotonic, validates=False)
+    result, guild = PartyResult(size, loopback), loopback.world.create_guild("guild")
+    channel = guild.create_text_channel("party")
+    people = [Person(loopback, f"member {number}", guild, answer_timeout=30.0) for number in range(size.members)]
+    async with loopback.open(), Broker(folder / "nats") as broker:
+        bus = await Bus.connect(broker.url, broker.token)
+        await bus.declare()
+        await bus.watch_workers()
+        bot = Bot(loopback, broker, folder / "bot", **HIGH_LIMITS)
+        await asyncio.to_thread(bot.folder.mkdir, parents=True)
+        async with run_worker(broker, folder / "worker"):
+            await bot.start()
+            await wait_until(lambda: bool(bus.get_workers()), START_TIMEOUT)
+            await people[0].slash(channel, "party", prompt="a fox", minutes=size.minutes)
+            await _talk(people, channel, result)
+            await asyncio.sleep(1.0)  # the store has the end
+        await bus.close()
+        await bot.stop()
+    await asyncio.to_thread(_read_store, folder / "bot" / "darkroom.sqlite", result)
+    return result
+
+
+async def _talk(people: list[Person], channel: Any, result: PartyResult) -> None:
+    """Lets members say something in turn until the finished picture is shown."""
+    rng, start = random.Random(5), time.monotonic()
+    order = rng.sample(people, len(people))
+    await asyncio.sleep(2.0)  # the party is open
+    for turn in itertools.count():
+        if result.find_finals() or time.monotonic() - start > 60 * result.size.minutes + GRACE_SECONDS:
+            return
+        words = f"{rng.choice(WORDS)}, {rng.choice(WORDS)}"
+        result.acts.append(await order[turn % len(order)].slash(channel, "say", words=words))
+        await asyncio.sleep(max(0.0, start + 2.0 + (turn + 1) / SAID_PER_SECOND - time.monotonic()))
+
+
+def _read_store(database: Path, result: PartyResult) -> None:
+    with closing(sqlite3.connect(database)) as store:
+        served = dict(store.execute("SELECT member, served FROM party_members").fetchall())
+        result.change_count = store.execute("SELECT count(*) FROM amendments WHERE state = 'made'").fetchone()[0]
+        ended = store.execute("SELECT ended FROM jobs").fetchone()
+    counts = sorted(served.values())
+    result.served = [0] * (result.size.members - len(counts)) + counts
+    finals = result.find_finals()
+    if finals and ended and ended[0]:
+        result.final_delay = (finals[0].answered_at or math.inf) - (ended[0] + time.monotonic() - time.time())
+
+
+def party_rows(result: PartyResult) -> list[FigureRow]:
+    """Computes the rows of one party."""
+    size = result.size
+    heard_count = sum(act.answered_at is not None for act in result.acts)
+    note = (
+        f"{size.members} members said {len(result.acts)} things in {size.minutes} minutes, {heard_count} answered; "
+        f"{result.change_count} changes, each member's words in {min(result.served)} to {max(result.served)} of them"
+    )
+    limited_count, is_late = result.loopback.rates.refused_count, not result.final_delay <= SOON
+    final_note = f"{result.final_delay:.2f} s after the picture's end; {len(result.find_finals())} shown"
+    return [
+        FigureRow(FAIR_NAME, jain_index(result.served), "≥ 0.95", "", note, size.members, size.members),
+        FigureRow(LIMITED_NAME, limited_count, "= 0", "", "", len(result.loopback.requests), 1),
+        FigureRow(LATE_NAME, float(is_late), "= 0", "", final_note),
+    ]
+
+
+def main(args: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="bench_party", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="20 members, one minute")
+    size = PartySize(20, 1) if parser.parse_args(args).quick else PartySize()
+    with tempfile.TemporaryDirectory() as folder:
+        print(format_json(party_rows(asyncio.run(run_party(Path(folder), size)))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
