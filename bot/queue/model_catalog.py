@@ -14,9 +14,10 @@ from bot.domain.errors import UserError
 from bot.queue.pool_offers import PoolOffer, choose_best_pool, merge_parts
 from bot.store import Store
 from bot.store.jobs import queries
-from engine.contract import SUPER_RESOLVER_VERSION, ModelProfile, Presence, Recipe
+from engine.contract import STEERING_VERSION, SUPER_RESOLVER_VERSION, ModelProfile, Presence, Recipe
 
 DEFAULT_POOL = "default"
+TOO_OLD = "The workers with {} are too old to draw a steered picture again: their operator must update them."
 
 # The embedded model until a worker announces it: all its steps, as measured on two slow cores.
 SHIPPED_MODEL = ModelProfile(
@@ -45,6 +46,8 @@ class CatalogEntry:
         they would hand the job round for ever.
         """
         pool = choose_best_pool(offer for offer in self.offers if offer.can_draw(recipe))
+        if pool is None and recipe.amendments and not any(offer.can_steer for offer in self.offers) and self.offers:
+            raise UserError(TOO_OLD.format(recipe.model))
         if pool is None and self.offers:
             raise UserError(
                 f"No single worker has everything that this needs of {recipe.model}: leave out a control, a reference, "
@@ -205,7 +208,8 @@ class ModelCatalog:
         pools = group_by_pool(workers)
         for presence in workers.values():
             for profile in presence.models:
-                offer = PoolOffer(presence.pools[0], profile, pools[presence.pools[0]].used_share)
+                pool, can_steer = presence.pools[0], presence.v >= STEERING_VERSION
+                offer = PoolOffer(pool, profile, pools[pool].used_share, can_steer)
                 offers.setdefault(profile.name, []).append(offer)
         return offers
 

@@ -17,16 +17,21 @@ Part = TypeVar("Part", ControlModel, ModelPart)
 
 @dataclass(frozen=True)
 class PoolOffer:
-    """A model as one worker offers it. `used_share`: the share of its pool's rows in use."""
+    """A model as one worker offers it. `used_share`: the share of its pool's rows in use.
+
+    `can_steer`: the worker reads recipes with amendments.
+    """
 
     pool: str
     profile: ModelProfile
     used_share: float
+    can_steer: bool = True
 
     def can_draw(self, recipe: Recipe) -> bool:
-        """Return whether the worker has the judge, the stored weights and the parts that the recipe needs."""
+        """Return whether the worker reads the recipe, and has the judge, stored weights and parts that it needs."""
         return (
-            (self.profile.has_judge or not recipe.candidate_count)
+            (self.can_steer or not recipe.amendments)
+            and (self.profile.has_judge or not recipe.candidate_count)
             and self.profile.quantization == recipe.quantization
             and find_missing_part(recipe, self.profile) is None
         )

@@ -10,7 +10,16 @@ import pytest
 from bot.domain.errors import UserError
 from bot.queue.model_catalog import SHIPPED_MODEL, ModelCatalog, group_by_pool
 from bot.store import Store
-from engine.contract import ControlImage, ControlModel, ModelPart, ModelProfile, Presence
+from engine.contract import (
+    STEERING_VERSION,
+    Amendment,
+    ControlImage,
+    ControlModel,
+    ModelPart,
+    ModelProfile,
+    Presence,
+    SetNegative,
+)
 from shared.stored_jobs import RECIPE
 
 
@@ -140,6 +149,17 @@ def test_parts_that_no_single_worker_has_are_refused() -> None:
         assert entry.pool_for(msgspec.structs.replace(RECIPE, **fields)) == "default"
     with pytest.raises(UserError, match="No single worker has everything that this needs of embedded"):
         entry.pool_for(msgspec.structs.replace(RECIPE, controls=(control,), embeddings=(word,)))
+
+
+def test_a_steered_picture_is_drawn_again_by_workers_that_read_its_recipe() -> None:
+    steered = msgspec.structs.replace(RECIPE, amendments=(Amendment(1, 2, SetNegative("fog")),))
+    workers = {"a": msgspec.structs.replace(presence_with("a", SHIPPED_MODEL), pools=("old",), v=STEERING_VERSION - 1)}
+    models = ModelCatalog(cast("Store", None), lambda: workers, lambda: 0.0)
+    assert models.find_entry(None).pool_for(RECIPE) == "old"
+    with pytest.raises(UserError, match="too old to draw a steered picture again"):
+        models.find_entry(None).pool_for(steered)
+    workers["b"] = msgspec.structs.replace(presence_with("b", SHIPPED_MODEL), pools=("new",), v=STEERING_VERSION)
+    assert models.find_entry(None).pool_for(steered) == models.choose_pool("embedded", recipe=steered) == "new"
 
 
 def test_an_allowed_editor_goes_before_one_that_does_nothing_else() -> None:
