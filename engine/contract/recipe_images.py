@@ -11,16 +11,17 @@ def recipe_for_image(recipe: Recipe, image: int) -> Recipe:
     """Return the recipe of one of its images.
 
     With chaos, each image has its own guidance scale, evenly spaced in octaves. At a chaos of 1 they go from half the
-    recipe's (measured from 1, where guidance begins) to twice that. In an interpolation, each image has its own mix of
-    both prompts, or its own noise between two seeds. The first and last frame, and a frame that falls on a given seed,
-    have that prompt or seed alone.
+    recipe's (measured from 1, where guidance begins) to twice that; images that splits add have the last one's. In an
+    interpolation, each image has its own mix of both prompts, or its own noise between two seeds. The first and last
+    frame, and a frame that falls on a given seed, have that prompt or seed alone.
     """
     if recipe.interpolation is not None:
         return _interpolated_recipe(recipe, recipe.interpolation, image)
     last_candidate = max(recipe.count, recipe.candidate_count) - 1
     if not recipe.chaos or last_candidate == 0:
         return recipe
-    octaves = recipe.chaos * (2 * candidate_index(recipe, image) / last_candidate - 1)
+    position = min(candidate_index(recipe, image), last_candidate)
+    octaves = recipe.chaos * (2 * position / last_candidate - 1)
     guidance = min(30.0, 1.0 + (recipe.guidance - 1.0) * 2.0**octaves)
     return msgspec.structs.replace(recipe, guidance=guidance)
 

@@ -33,6 +33,7 @@ from engine.contract import (
     list_lives,
     list_needed_lives,
     recipe_at_step,
+    recipe_for_image,
     settle_amendments,
 )
 
@@ -42,6 +43,14 @@ FOX, TERRIER = (Concept("fox"),), (Concept("terrier"),)
 def amend(recipe: Recipe, *amendments: tuple[int, Change]) -> Recipe:
     numbered = tuple(Amendment(number, step, change) for number, (step, change) in enumerate(amendments, 1))
     return replace(recipe, amendments=numbered)
+
+
+def test_a_split_of_a_chaotic_recipe_stays_within_its_guidance() -> None:
+    recipe = Recipe(
+        concepts=FOX, model="embedded", sampler="ddpm", steps=100, seed=3, guidance=4, width=128, height=128,
+        dtype="float32", count=2, chaos=1.0,
+    )  # fmt: skip
+    assert [recipe_for_image(recipe, image).guidance for image in range(4)] == [2.5, 7.0, 7.0, 7.0]
 
 
 @pytest.fixture
