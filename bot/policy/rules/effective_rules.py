@@ -218,6 +218,8 @@ def _restricted_value(setting: Setting, rules: Sequence[Rule]) -> tuple[RuleValu
     own_rule = _nearest_own_rule(setting, rules)
     value, deciding_rule = (own_rule.value, own_rule) if own_rule else (None, None)
     for ceiling in find_ceilings(rules):
+        if value is None and setting.is_numeric and cast(int, ceiling.value) > getattr(EffectiveRules, setting.name):
+            continue  # it leaves the default
         restricted_value = _restrict(setting, value, ceiling.value)
         if restricted_value != value:
             value, deciding_rule = restricted_value, ceiling
