@@ -87,8 +87,9 @@ class ActiveJobs:
         return active_job
 
     def follow_record(self, record: JobRecord) -> None:
-        """Take a job's changed row: rows, cost and recipe. An unknown job stays unknown."""
-        if active_job := self.by_id.get(record.id):
+        """Take a job's changed row: rows, cost and recipe. An unknown job stays unknown, and a newer claim stays."""
+        active_job = self.by_id.get(record.id)
+        if active_job is not None and record.epoch >= active_job.record.epoch:
             old_cost, active_job.record = active_job.remaining_cost, record
             self._add_cost(active_job, active_job.remaining_cost - old_cost)
 

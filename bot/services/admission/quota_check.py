@@ -25,7 +25,7 @@ from bot.services.preferences import Preference
 from bot.store import TIER_WEIGHTS, NewJob
 from bot.store.fairness.ledger import Ledger
 from bot.store.jobs.records import RELAXED_TIER
-from engine.contract import Recipe
+from engine.contract import Recipe, list_final_images
 
 RELAXED_ONLY = "Only relaxed jobs are allowed here; they wait longer and have a limit of their own."
 NO_INTERPOLATION = (
@@ -131,7 +131,7 @@ def check_task(rules: EffectiveRules, new_job: NewJob) -> None:
     if not rules.allows("samplers", task.sampler):
         raise UserError(_with_allowed(rules, "samplers", f"The sampler {task.sampler} is not allowed here"), 403)
     _check_followed_pictures(rules, task)
-    for name, requested_count in (("steps", task.steps), ("count", task.count)):
+    for name, requested_count in (("steps", task.steps), ("count", _count_pictures(task))):
         limit = getattr(rules, name)
         if requested_count > limit:
             noun = {"steps": "steps", "count": "pictures"}[name]
@@ -150,6 +150,11 @@ def check_task(rules: EffectiveRules, new_job: NewJob) -> None:
         limit = format_for_sentence("pixels", rules.pixels)
         sentence = f"This would be {task.width}x{task.height}, and at most {limit} is allowed here."
         raise UserError(_with_setter(sentence, rules, "pixels"))
+
+
+def _count_pictures(recipe: Recipe) -> int:
+    """Count its pictures: those that it begins with or ends with, whichever are more. A split adds some."""
+    return max(recipe.count, len(list_final_images(recipe)))
 
 
 def _check_followed_pictures(rules: EffectiveRules, recipe: Recipe) -> None:

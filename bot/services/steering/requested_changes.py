@@ -40,6 +40,7 @@ from engine.contract import (
 NOTHING_CHANGES = "Nothing in this changes the picture."
 ONLY_WORDS = "While it develops, a new prompt has words, weights and --no: leave out --{}."
 ONE_PROMPT = "While it develops, braces would make several pictures of one: leave them out."
+ONLY_PLAIN_WORDS = "Words that are added while it develops have no flags: leave out --{}."
 MAX_TEXT = 300  # characters of a change's line
 
 
@@ -195,6 +196,7 @@ def _set_weights(concepts: tuple[Concept, ...], weights: Mapping[int, float]) ->
 def _say(concepts: tuple[Concept, ...], text: str, weight: float | None) -> tuple[Concept, ...]:
     """Return the prompt with more words: as parts of their own if they have weights, else within its first part."""
     said = clean_prompt(text)
+    _refuse_flags(said)
     if weight is None and "::" not in said:
         first = f"{concepts[0].text}, {said}" if concepts[0].text else said
         return (Concept(first, concepts[0].weight), *concepts[1:])
@@ -205,6 +207,12 @@ def _say(concepts: tuple[Concept, ...], text: str, weight: float | None) -> tupl
     return (*(concept for concept in concepts if concept.text not in new_texts), *new)
 
 
+def _refuse_flags(words: str) -> None:
+    """Raise `UserError` for a flag: whoever reads or types the final prompt would take it for one."""
+    if flags := split_flags(words)[1]:
+        raise UserError(ONLY_PLAIN_WORDS.format(flags[0].name))
+
+
 def _change_negative(request: SteeringRequest, recipe: Recipe, _seed: int) -> _Found:
     negative = request.negative
     if negative is None and request.prompt is not None:
@@ -212,6 +220,7 @@ def _change_negative(request: SteeringRequest, recipe: Recipe, _seed: int) -> _F
     if negative is None:
         return
     negative = clean_prompt(negative)
+    _refuse_flags(negative)
     if negative != find_negative(recipe):
         change = SetNegative(negative)
         yield change, describe_change(change), (negative,)

@@ -90,13 +90,13 @@ def ask_for_amendments(
 def answer_amendment(
     connection: Connection, answer: JobAmended, model: ModelProfile | None
 ) -> AnsweredAmendment | None:
-    """Record a worker's answer, and what it does to the job. None: it was answered before, or the epoch is stale.
+    """Record a worker's answer, and what it does to the job. None: it was answered before, or by another claim.
 
-    `model`: for the price; None: the reserved cost stays. Raises ValueError for a change that contradicts the others.
+    Only the claim that the job's row knows is asked, so an answer of a newer one is nobody's. `model`: for the price; None: the reserved cost stays. Raises ValueError for a change that contradicts the others.
     """
     row = lock_open_job(connection, answer.job, answer.epoch)
     found = _find_amendment(connection, answer.job, answer.number)
-    if row is None or found is None or found.state != "waiting":
+    if row is None or row["epoch"] != answer.epoch or found is None or found.state != "waiting":
         return None
     job_record = decode_record(row)
     if answer.step is None or not isinstance(job_record.task, Recipe):
@@ -122,7 +122,8 @@ def settle_amendments(connection: Connection, job_record: JobRecord, held: Seque
 
 def check_held(connection: Connection, job_record: JobRecord, held: Sequence[Amendment]) -> Recipe:
     """Return the recipe of the finished pictures. Raises ValueError where a worker claims what nobody asked for."""
-    assert isinstance(job_record.task, Recipe), "only a recipe can be amended"
+    if not isinstance(job_record.task, Recipe):
+        raise ValueError("the worker reports changes of an upscale")
     asked = {
         each.number: each.change for each in (*job_record.task.amendments, *list_amendments(connection, job_record.id))
     }

@@ -82,6 +82,8 @@ def test_what_changes_nothing_or_cannot_be_is_refused_with_a_sentence() -> None:
         ({"guidance": float("nan")}, "1 to 30"), ({"interval": (0.8, 0.2)}, "cannot stop before it starts"),
         ({"say": "x" * 2000}, "2000 characters"), ({"say": "a", "fade_steps": 2000}, "A fade takes"),
         ({"say": "a", "say_weight": float("inf")}, "No worker would take"),
+        ({"say": "blue --count 4"}, "no flags: leave out --count"), ({"negative": "fog --relax"}, "leave out --relax"),
+        ({"say": "blue <lora:x:1>", "say_weight": 1.0}, "leave out --lora"), ({"say": "a --nosuch"}, "nosuch"),
     ]  # fmt: skip
     for request, reason in refused:
         with pytest.raises(UserError, match=reason):

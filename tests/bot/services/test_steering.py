@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace as replace_fields
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import pytest_asyncio
@@ -16,8 +17,12 @@ from bot.domain.dto import Member
 from bot.domain.errors import UserError
 from bot.domain.events import JobSteered
 from bot.domain.steering import SteeringRequest
+from bot.policy.limits import Limits
+from bot.policy.rules import resolve
+from bot.services.admission.quota_check import check_task
 from bot.services.steering.steering_check import require_steerable
 from bot.store.members import export
+from bot.store.transitions.amendments import check_held
 from engine.contract import (
     STEERING_VERSION,
     AmendJob,
@@ -27,6 +32,7 @@ from engine.contract import (
     JobAmended,
     JobFinished,
     JobStarted,
+    Recipe,
     SetConcepts,
     SetGuidance,
     SplitImage,
@@ -321,11 +327,29 @@ async def test_a_worker_cannot_put_words_into_a_recipe(open_steered: Any, ann: M
     steered = await open_steered("fox --count 1")
     await steered.amend(ann, say="blue")
     await steered.answer(7, 3)  # nobody asked for it
+    await steered.answer(1, 3, epoch=EPOCH + 1)  # by a claim that nobody has announced
     claimed = Amendment(1, 3, SetConcepts((Concept("something else"),)))
     await steered.finish(0, amendments=(claimed,))
     await wait_until(lambda: steered.app.bus.dead_letters.count["results"] == 1)
     record = await steered.load_record()
     assert (record.state, record.task.amendments) == ("running", ())
+
+
+def test_an_upscale_holds_no_changes_whatever_its_worker_says() -> None:
+    upscale = UpscaleTask(source="0" * 64)
+    with pytest.raises(ValueError, match="changes of an upscale"):
+        check_held(cast(Any, None), cast(Any, SimpleNamespace(task=upscale)), (Amendment(1, 0, SetGuidance(2.0)),))
+
+
+def test_a_reproduced_split_makes_no_more_pictures_than_its_author_may() -> None:
+    recipe = Recipe(
+        concepts=(Concept("fox"),), model="embedded", sampler="ddim", steps=40, seed=7, guidance=3.0, width=64,
+        height=64, dtype="float32", count=1, amendments=(Amendment(1, 2, SplitImage(0, (1, 2), 7)),),
+    )  # fmt: skip
+    rules = replace_fields(resolve((), BOB, Limits()), count=2)
+    with pytest.raises(UserError, match="asks for 3 pictures, and at most 2"):
+        check_task(rules, cast(Any, SimpleNamespace(action="reproduce", task=recipe)))
+    check_task(replace_fields(rules, count=3), cast(Any, SimpleNamespace(action="reproduce", task=recipe)))
 
 
 @pytest.mark.slow
