@@ -76,4 +76,5 @@ class AmendmentSender:
         if active_job is None or not active_job.is_claimed:
             return
         requests = tuple(AmendmentRequest(each.number, each.change) for each in waiting[:MAX_AMENDMENTS_AT_ONCE])
-        await self._bus.send_amendments(AmendJob(job=job, epoch=active_job.record.epoch, requests=requests))
+        record = active_job.record
+        await self._bus.send_amendments(record.pool, AmendJob(job=job, epoch=record.epoch, requests=requests))

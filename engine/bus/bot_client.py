@@ -120,11 +120,11 @@ class BotClient(BusBase):
 
     def watch_frames(self) -> AsyncIterator[Frame]:
         """Yield live previews. A slow reader gets only the newest of each image."""
-        return self._iter_latest(subjects.FRAMES_ALL, Frame, lambda frame: (frame.job, frame.image))
+        return self._iter_latest([subjects.FRAMES_ALL], Frame, lambda frame: (frame.job, frame.image))
 
     def watch_loadings(self) -> AsyncIterator[JobModelLoading]:
         """Yield model loading progress. A slow reader gets only the newest of each job."""
-        return self._iter_latest(subjects.LOADING_ALL, JobModelLoading, lambda loading: loading.job)
+        return self._iter_latest([subjects.LOADING_ALL], JobModelLoading, lambda loading: loading.job)
 
     async def list_reported_jobs(self) -> set[str]:
         """Return the jobs that have unread results."""
@@ -148,10 +148,13 @@ class BotClient(BusBase):
         with translate_errors("steer a job"):
             await self.client.publish(subjects.make_control_subject(control_message.job), encode(control_message))
 
-    async def send_amendments(self, amendments: AmendJob) -> None:
-        """Send a job's changes to the worker that runs it. Not stored: repeat it until each has its `JobAmended`."""
+    async def send_amendments(self, pool: str, amendments: AmendJob) -> None:
+        """Send a job's changes to the worker of its pool that runs it.
+
+        Not stored: repeat it until each has its `JobAmended`.
+        """
         with translate_errors("change a picture"):
-            await self.client.publish(subjects.make_amendment_subject(amendments.job), encode(amendments))
+            await self.client.publish(subjects.make_amendment_subject(pool, amendments.job), encode(amendments))
 
     async def cancel(self, job: str) -> None:
         """Write a tombstone. Workers read it when they claim the job, and listen for it while they run it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Hashable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Self, TypeVar
@@ -142,8 +142,10 @@ class BusBase:
             if self.client.is_connected:
                 await subscription.unsubscribe()
 
-    async def _iter_latest(self, subject: str, value_type: type[V], key: Callable[[V], Hashable]) -> AsyncIterator[V]:
-        """Yield a subject's values. A slow reader gets only the newest of each key."""
+    async def _iter_latest(
+        self, names: Sequence[str], value_type: type[V], key: Callable[[V], Hashable]
+    ) -> AsyncIterator[V]:
+        """Yield the values of the subjects of these names. A slow reader gets only the newest of each key."""
         latest: LatestByKey[Hashable, V] = LatestByKey()
 
         def store_value(msg: Msg) -> None:
@@ -154,7 +156,9 @@ class BusBase:
             else:
                 latest.put(key(value), value)
 
-        async with self._listen(subject, store_value):
+        async with AsyncExitStack() as listening:
+            for name in names:
+                await listening.enter_async_context(self._listen(name, store_value))
             while True:
                 yield await latest.get()
 

@@ -27,7 +27,6 @@ FRAMES_ALL = "frames.*"
 LOADING_ALL = "loading.*"
 PREVIEW_REQUESTS_ALL = "want.*"
 CONTROL_ALL = "steer.*"
-AMENDMENTS_ALL = "amend.*"
 PROGRESS_ALL = "progress.*.*"
 REPLIES_ALL = "vectors.*"
 DESCRIBE_ALL = "describe.*"
@@ -92,9 +91,9 @@ def make_control_subject(job: str) -> str:
     return f"steer.{job}"
 
 
-def make_amendment_subject(job: str) -> str:
-    """Return the subject for changes of a job's picture; the worker that runs it listens."""
-    return f"amend.{job}"
+def make_amendment_subject(pool: str, job: str) -> str:
+    """Return the subject for changes of a job's picture; the workers of its pool listen, since changes have words."""
+    return f"amend.{to_token(pool)}.{job}"
 
 
 def make_reply_subject(request: str) -> str:

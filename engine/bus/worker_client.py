@@ -175,14 +175,17 @@ class WorkerClient(BusBase):
     def watch_control_messages(self) -> AsyncIterator[ControlMessage]:
         """Yield the control messages of all jobs: the newest pause or resume, weight and pace of each."""
         return self._iter_latest(
-            subjects.CONTROL_ALL,
+            [subjects.CONTROL_ALL],
             ControlMessage,
             lambda message: (message.job, message.action if message.action in ("weigh", "pace") else "pause"),
         )
 
-    def watch_amendments(self) -> AsyncIterator[AmendJob]:
-        """Yield the changes of all jobs. Each message holds all that its job still waits for, so the newest counts."""
-        return self._iter_latest(subjects.AMENDMENTS_ALL, AmendJob, lambda message: message.job)
+    def watch_amendments(self, pools: Sequence[str]) -> AsyncIterator[AmendJob]:
+        """Yield the changes of jobs of these pools. Each message holds all that its job still waits for, so the newest
+        counts.
+        """
+        amendment_subjects = [subjects.make_amendment_subject(pool, "*") for pool in pools]
+        return self._iter_latest(amendment_subjects, AmendJob, lambda message: message.job)
 
     async def put_amendment_log(self, amendment_log: AmendmentLog) -> None:
         """Store what has been changed about a job. Raises `StaleEpoch` when a newer epoch has written it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from engine.bus import BrokerUnreachable, Bus, StaleEpoch
 from engine.contract import AmendJob, AmendmentRequest, JobAmended, Recipe
@@ -29,46 +29,54 @@ OnMade = Callable[[JobRun], None]
 class AmendmentService:
     """Ignores messages about jobs that are not here, or are here under another claim.
 
-    `prepare_texts` encodes the texts of a change beside the running batch. Raises `JobRejected`. `on_made`: called when
-    the next step of a run follows a change.
+    `pools`: the worker's. `prepare_texts` encodes the texts of a change beside the running batch. Raises `JobRejected`.
+    `on_made`: called when the next step of a run follows a change.
     """
 
     def __init__(
-        self, bus: Bus, active_runs: ActiveRuns, result_publisher: ResultPublisher, prepare_texts: PrepareTexts,
-        on_made: OnMade,
+        self, bus: Bus, active_runs: ActiveRuns, result_publisher: ResultPublisher, pools: Sequence[str],
+        prepare_texts: PrepareTexts, on_made: OnMade,
     ) -> None:  # fmt: skip
         self._bus, self._active_runs, self._result_publisher = bus, active_runs, result_publisher
-        self._prepare_texts, self._on_made = prepare_texts, on_made
+        self._pools, self._prepare_texts, self._on_made = pools, prepare_texts, on_made
 
     async def listen(self) -> None:
         """Receive changes, for ever."""
         while True:
             try:
-                async for message in self._bus.watch_amendments():
+                async for message in self._bus.watch_amendments(self._pools):
                     run = self._active_runs.get(message.job)
                     if run is not None and run.claim.epoch == message.epoch and run.start_announced.is_set():
-                        self._active_runs.spawn(self._amend(run, message), run)
+                        run.newest_changes = message
+                        if not run.amendment_lock.locked():  # else whoever holds it reads the message, too
+                            self._active_runs.spawn(self._amend(run), run)
             except BrokerUnreachable as error:
                 log.warning("%s", error)
                 await asyncio.sleep(RETRY_SECONDS)
 
-    async def _amend(self, run: JobRun, message: AmendJob) -> None:
+    async def _amend(self, run: JobRun) -> None:
+        """Make the changes of the newest message, until there is no newer one: it has all that wait for an answer."""
         async with run.amendment_lock:
-            for request in message.requests:
-                if run.is_ended:
-                    return
-                try:
-                    if request.number > run.last_amendment:
-                        await self._apply(run, request)
-                    await self._answer(run, request.number)
-                except KeyError:  # the engine has yet to admit the job, or no longer has it: the bot asks again
-                    return
-                except BrokerUnreachable as error:  # the bot asks again
-                    log.warning("job %s: %s", run.job.id, error)
-                    return
-                except StaleEpoch as error:
-                    self._active_runs.spawn(self._active_runs.abandon(run, str(error)))
-                    return
+            while (message := run.newest_changes) is not None:
+                run.newest_changes = None
+                await self._make_changes(run, message)
+
+    async def _make_changes(self, run: JobRun, message: AmendJob) -> None:
+        for request in message.requests:
+            if run.is_ended:
+                return
+            try:
+                if request.number > run.last_amendment:
+                    await self._apply(run, request)
+                await self._answer(run, request.number)
+            except KeyError:  # the engine has yet to admit the job, or no longer has it: the bot asks again
+                return
+            except BrokerUnreachable as error:  # the bot asks again
+                log.warning("job %s: %s", run.job.id, error)
+                return
+            except StaleEpoch as error:
+                self._active_runs.spawn(self._active_runs.abandon(run, str(error)))
+                return
 
     async def _apply(self, run: JobRun, request: AmendmentRequest) -> None:
         """Change the picture in the engine; a change that cannot be is refused."""

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from engine.bus.buckets.claims import Claim
 from engine.bus.deliveries import BusMessage
 from engine.contract import (
+    AmendJob,
     AmendmentLog,
     Job,
     Recipe,
@@ -68,6 +69,7 @@ class JobRun:
     refusals: dict[int, str] = field(default_factory=dict)  # the numbers of refused changes, and why
     is_amendment_log_stored: bool = True
     amendment_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    newest_changes: AmendJob | None = None  # the newest message about changes, until it is read
 
     def __post_init__(self) -> None:
         self.unpublished_images = set(range(self.image_count))

@@ -83,8 +83,9 @@ class Worker:
         self._heartbeats = Heartbeats(bus, self.active_runs, self._result_publisher, watchdog)
         self._watched_jobs = WatchedJobs(bus, self.active_runs)
         self._amendment_service = AmendmentService(
-            bus, self.active_runs, self._result_publisher, self._output.prepare_texts, self._output.hurry_preview
-        )
+            bus, self.active_runs, self._result_publisher, profile.pools, self._output.prepare_texts,
+            self._output.hurry_preview,
+        )  # fmt: skip
         self._run_control = RunControl(bus, self.active_runs, self._model_cache.is_memory_contended)
         self._snapshot_saver = SnapshotSaver(bus, self.active_runs, self._result_publisher, self._watched_jobs)
         self.describe_service = DescribeService(self._thread, decode_worker, self._model_cache, profile.rows)

@@ -172,7 +172,7 @@ class PaintingWorker:
 
     async def _watch_amendments(self) -> None:
         """Answers every change of a running job: it holds from the next step on."""
-        async for message in self.bus.watch_amendments():
+        async for message in self.bus.watch_amendments(["default"]):
             for request in message.requests:
                 recipe = self.recipes.get(message.job)
                 if recipe is None or any(each.number == request.number for each in recipe.amendments):

@@ -92,7 +92,8 @@ def answer_amendment(
 ) -> AnsweredAmendment | None:
     """Record a worker's answer, and what it does to the job. None: it was answered before, or by another claim.
 
-    Only the claim that the job's row knows is asked, so an answer of a newer one is nobody's. `model`: for the price; None: the reserved cost stays. Raises ValueError for a change that contradicts the others.
+    Only the claim that the job's row knows is asked, so an answer of a newer one is nobody's. `model`: for the price;
+    None: the reserved cost stays. Raises ValueError for a change that contradicts the others.
     """
     row = lock_open_job(connection, answer.job, answer.epoch)
     found = _find_amendment(connection, answer.job, answer.number)

@@ -15,12 +15,7 @@ from collections.abc import Sequence
 
 from engine.bus import subjects
 
-BROADCASTS = (
-    subjects.kv_subject(subjects.CANCELLED, "*"),
-    subjects.PREVIEW_REQUESTS_ALL,
-    subjects.CONTROL_ALL,
-    subjects.AMENDMENTS_ALL,
-)
+BROADCASTS = (subjects.kv_subject(subjects.CANCELLED, "*"), subjects.PREVIEW_REQUESTS_ALL, subjects.CONTROL_ALL)
 RESPONSE_LIMITS = {"max": 1, "expires": "1m"}  # to shared requests: one reply each, to the inbox that the request names
 SHARED_REQUESTS = (subjects.EMBED, subjects.DESCRIBE_ALL)
 API = "$JS.API"
@@ -65,11 +60,13 @@ def _pull_subjects(pool: str) -> tuple[str, ...]:
 def list_subscribe_subjects(name: str, pools: Sequence[str]) -> list[str]:
     """Return what a worker may subscribe to: its inbox, broadcasts, and shared requests through queue groups.
 
-    Latents are a member's picture, so only the pool that made it receives decode requests.
+    Latents are a member's picture, so only the pool that made it receives decode requests. Changes are a member's
+    words, so only the pool that draws the picture receives them.
     """
     groups = (f"{subjects.EMBED} {subjects.EMBED}", f"{subjects.DESCRIBE_ALL} {subjects.DESCRIBE_GROUP}")
     decode_subjects = (f"{subject} {subjects.DECODE_GROUP}" for subject in _decode_subjects(pools))
-    return [f"{subjects.make_inbox_subject(name)}.>", *BROADCASTS, *groups, *decode_subjects]
+    amendment_subjects = _amendment_subjects(pools)
+    return [f"{subjects.make_inbox_subject(name)}.>", *BROADCASTS, *amendment_subjects, *groups, *decode_subjects]
 
 
 def _decode_subjects(pools: Sequence[str]) -> list[str]:
@@ -77,12 +74,18 @@ def _decode_subjects(pools: Sequence[str]) -> list[str]:
     return [subjects.make_decode_subject(pool, "*") for pool in pools]
 
 
+def _amendment_subjects(pools: Sequence[str]) -> list[str]:
+    """Return the subjects of changes of any job in these pools."""
+    return [subjects.make_amendment_subject(pool, "*") for pool in pools]
+
+
 def build_exports() -> list[dict[str, str]]:
     """Return the main account's exports for the configuration: everything that any worker may import."""
     any_pool = subjects.pool_consumer("*")
     services = [subject.replace(any_pool, "*") for subject in list_publish_subjects("*", ["*"])]
     service_exports = [{"service": one} for one in (*services, subjects.REPLIES_ALL, DEAD_SUBJECT)]
-    return [*service_exports, *({"stream": one} for one in (*BROADCASTS, *SHARED_REQUESTS, *_decode_subjects(["*"])))]
+    streams = (*BROADCASTS, *SHARED_REQUESTS, *_decode_subjects(["*"]), *_amendment_subjects(["*"]))
+    return [*service_exports, *({"stream": one} for one in streams)]
 
 
 def build_account(public_key: str, name: str, pools: Sequence[str]) -> tuple[str, dict[str, object]]:
@@ -92,7 +95,7 @@ def build_account(public_key: str, name: str, pools: Sequence[str]) -> tuple[str
     beside the main account's.
     """
     services = (*list_publish_subjects(name, pools), subjects.REPLIES_ALL)
-    streams = (*BROADCASTS, *SHARED_REQUESTS, *_decode_subjects(pools))
+    streams = (*BROADCASTS, *SHARED_REQUESTS, *_decode_subjects(pools), *_amendment_subjects(pools))
     imports: list[dict[str, object]] = [
         {"service": {"account": MAIN_ACCOUNT, "subject": DEAD_SUBJECT}, "to": INFO},
         *({"service": {"account": MAIN_ACCOUNT, "subject": subject}} for subject in services),

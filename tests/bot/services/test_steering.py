@@ -78,7 +78,7 @@ class SteeredJob:
         return [(view.number, view.state, view.step) for view in views]
 
     async def listen(self) -> None:
-        async for message in self.worker.bus.watch_amendments():
+        async for message in self.worker.bus.watch_amendments(["default"]):
             self.received.append(message)
 
 

@@ -39,6 +39,8 @@ from engine.bus.buckets.leader_lease import open_leader_lease
 from engine.bus.connection import Credentials
 from engine.bus.worker_keys import BadKey
 from engine.contract import (
+    AmendJob,
+    AmendmentRequest,
     BillingKey,
     Concept,
     ControlMessage,
@@ -53,6 +55,7 @@ from engine.contract import (
     ModelProgress,
     Presence,
     Recipe,
+    SetNegative,
     Snapshot,
     encode,
 )  # fmt: skip
@@ -200,6 +203,9 @@ async def _check_requests(worker: Bus, bot: Bus, name: str = "far.away") -> None
             worker.watch_control_messages(), lambda: bot.send_control(ControlMessage(job=JOB, action="pause"))
         )
     ).action == "pause"
+    amend = AmendJob(job=JOB, epoch=1, requests=(AmendmentRequest(1, SetNegative("fog")),))
+    watched = worker.watch_amendments(["default"])
+    assert await wait_for_first(watched, lambda: bot.send_amendments("default", amend)) == amend
     assert await wait_for_first(worker.watch_cancelled(), lambda: bot.cancel(OTHER)) == OTHER
     assert await worker.is_cancelled(OTHER)
     frame = Frame(job=JOB, image=0, epoch=1, step=1, total_steps=4, picture=b"\xff\xd8\xff", seconds_left=1.0)
@@ -216,7 +222,7 @@ FORBIDDEN = [
     f"results.other.{JOB}", "results.far", f"results.far.{JOB}.more", f"work.default.{JOB}.1", f"work.big.{JOB}.1",
     f"$KV.cancelled.{JOB}", "$KV.workers.other.default", "$KV.workers.far", "$KV.workers.far.big",
     "$KV.workers.far.default.x", "$O.blobs.C.abc", "$KV.leaders.bot", f"want.{JOB}", f"steer.{JOB}", "embed",
-    "progress.other.default", "progress.far.big",
+    f"amend.default.{JOB}", "progress.other.default", "progress.far.big",
     "describe.embedded", "decode.default.embedded", "dead.results.far", f"dead.work.big.{JOB}.1", "_INBOX.other.1",
     "$JS.ACK.work.pool-big.1.1.1.1.0", "$JS.ACK.results.settle.1.1.1.1.0", "$JS.API.INFO",
     "$JS.API.STREAM.NAMES", "$JS.API.STREAM.LIST",
@@ -235,7 +241,7 @@ FORBIDDEN = [
 FORBIDDEN_SUBSCRIPTIONS = [
     ">", "results.>", "work.>", "$KV.>", "$KV.claims.>", "$KV.workers.*", "$KV.workers.far.*", "_INBOX.>", "_INBOX.*.*",
     "_INBOX.other.>", "frames.*", "loading.*", "progress.*.*", "embed", "describe.*", "describe.embedded",
-    "decode.default.*", "decode.*.*", "decode.big.*", "decode.big.embedded",
+    "decode.default.*", "decode.*.*", "decode.big.*", "decode.big.embedded", "amend.>", "amend.*.*", "amend.big.*",
     "$JS.>", "$SYS.>", "dead.>",
 ]  # fmt: skip
 

@@ -46,7 +46,7 @@ def slow_harness(harness: WorkerHarness) -> WorkerHarness:
 async def send(harness: WorkerHarness, worker: Worker, *changes: Change, first_number: int = 1) -> None:
     requests = tuple(AmendmentRequest(number, change) for number, change in enumerate(changes, first_number))
     run = next(iter(worker.active_runs))
-    await harness.bot.send_amendments(AmendJob(job=JOB, epoch=run.claim.epoch, requests=requests))
+    await harness.bot.send_amendments("default", AmendJob(job=JOB, epoch=run.claim.epoch, requests=requests))
 
 
 def list_answers(results: Any) -> list[tuple[int, bool, str]]:
@@ -87,6 +87,20 @@ async def test_a_repeated_change_is_answered_again_and_made_once(slow_harness: W
     assert 1 <= len(answers) <= 3
     assert len({answer.step for answer in answers}) == 1
     assert len(results[-1].amendments) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.asyncio
+async def test_a_flood_of_repeats_is_answered_as_one(slow_harness: WorkerHarness) -> None:
+    worker, _ = await slow_harness.start_worker()
+    await slow_harness.bot.dispatch(make_job(steps=STEPS, guidance=3.0))
+    run = await wait_until_midway(worker)
+    async with run.amendment_lock:  # as while the texts of an earlier change are encoded
+        for _ in range(20):
+            await send(slow_harness, worker, TERRIER)
+        await wait_until(lambda: run.newest_changes is not None)
+    await send(slow_harness, worker, TERRIER)
+    assert 1 <= len(list_answers(await slow_harness.collect_results())) <= 3
 
 
 @pytest.mark.asyncio
