@@ -57,10 +57,10 @@ class AmendmentSender:
 
     async def run_round(self, *, is_repeat: bool = True) -> None:
         """Send the waiting changes of the woken jobs, or of all. Raises `BrokerUnreachable`, `DatabaseUnavailable`."""
+        self._wake_event.clear()
         if self._waiting is None:
             self._waiting = set(await self._store.query(list_jobs_with_waiting))
         woken, self._woken = self._woken, set()
-        self._wake_event.clear()
         self._waiting |= woken
         jobs = self._waiting if is_repeat else woken
         if not jobs:
