@@ -32,37 +32,38 @@ def run(args: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print a list of rows as JSON")
     parser.add_argument("--only", choices=PARTS, action="append", help="one part alone; may be repeated")
     arguments = parser.parse_args(args)
-    parts = arguments.only or PARTS
-    try:
-        rows = measure(parts, quick=arguments.quick)
-    except UserError as error:
-        rows = [FigureRow(name, None, None, "", error.sentence, 0) for part in parts for name in ROW_NAMES[part]]
+    rows = measure(arguments.only or PARTS, quick=arguments.quick)
     print(format_json(rows) if arguments.json else format_table(rows))  # noqa: T201 - the command line's answer
     return 0
 
 
 def measure(parts: Sequence[str], *, quick: bool) -> list[FigureRow]:
-    """Return the rows of these parts. Raises `UserError` without an engine."""
+    """Return the rows of these parts. What cannot be measured here says why, and does not keep the others back."""
     rows = list[FigureRow]()
-    if "responses" in parts or "throughput" in parts:
-        rows += asyncio.run(measure_service(parts, quick=quick))
-    if "replays" in parts:
-        from benchmarks.steering.replays import measure_replays  # imports torch
-
-        rows.append(measure_replays(quick=quick))
-    if "party" in parts:
-        rows += party.measure_party(quick=quick)
+    for part in parts:
+        try:
+            rows += _measure_part(part, quick=quick)
+        except UserError as error:
+            rows += [FigureRow(name, None, None, "", error.sentence, 0) for name in ROW_NAMES[part]]
     return rows
 
 
-async def measure_service(parts: Sequence[str], *, quick: bool) -> list[FigureRow]:
-    """Return the rows of a whole installation. Raises `UserError` without an engine."""
-    rows, rng = list[FigureRow](), Random(SEED)
+def _measure_part(part: str, *, quick: bool) -> list[FigureRow]:
+    if part == "party":
+        return party.measure_party(quick=quick)
+    if part == "replays":
+        from benchmarks.steering.replays import measure_replays  # imports torch
+
+        return [measure_replays(quick=quick)]
+    return asyncio.run(measure_service(part, quick=quick))
+
+
+async def measure_service(part: str, *, quick: bool) -> list[FigureRow]:
+    """Return the rows of a part in an installation of its own. Raises `UserError` if it cannot be measured."""
+    rng = Random(SEED)
     async with open_system(None) as system, open_client(system) as client, open_page(client) as reader:
         await system.workers.start_embedded("worker")
         jobs = RunningJobs(client, reader, rng)
-        if "responses" in parts:
-            rows += await response_times.measure_responses(jobs, rng, quick=quick)
-        if "throughput" in parts:
-            rows.append(await measure_steered_throughput(jobs, quick=quick))
-    return rows
+        if part == "throughput":
+            return [await measure_steered_throughput(jobs, quick=quick)]
+        return await response_times.measure_responses(jobs, rng, quick=quick)

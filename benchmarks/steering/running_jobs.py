@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 
 from benchmarks.steering.page_reader import PageReader
+from bot.domain.errors import UserError
 
 JOBS = 8
 STEPS = 1000
@@ -31,16 +32,20 @@ class RunningJobs:
     refused_count: int = 0
     _turn: int = 0
 
-    async def fill(self, fewest_steps_left: int = 0) -> None:
-        """Cancel jobs that are nearly over or have been changed enough, and wait until `JOBS` jobs run."""
+    async def fill(self) -> None:
+        """Cancel jobs that are nearly over or have been changed enough, and wait until `JOBS` jobs run.
+
+        Raises `UserError` if they do not: the device may be too small, or busy with other things.
+        """
         for job in list(self.changes):
-            is_nearly_over = STEPS - self.reader.latest_step(job) < max(fewest_steps_left, (1 - LAST_SHARE) * STEPS)
+            is_nearly_over = self.reader.latest_step(job) > LAST_SHARE * STEPS
             if job in self.reader.ended or is_nearly_over or self.changes[job] >= MOST_CHANGES:
                 await self._cancel(job)
         while len(self.changes) < JOBS:
             self.changes[await self._submit()] = 0
         if not await self.reader.wait_until(lambda: all(map(self.reader.latest_step, self.changes)), START_SECONDS):
-            raise RuntimeError("The jobs of the benchmark do not run.")
+            running_count = sum(self.reader.latest_step(job) > 0 for job in self.changes)
+            raise UserError(f"Only {running_count} of {JOBS} jobs run at once here within {START_SECONDS:.0f} s.")
 
     async def clear(self) -> None:
         """Cancel all jobs."""
@@ -48,8 +53,10 @@ class RunningJobs:
             await self._cancel(job)
 
     async def _submit(self) -> str:
-        """Two weighted parts, and guidance in every step: so no change of words or guidance changes a step's rows."""
-        body = {"prompt": "fox::1 terrier::1", "steps": STEPS, "count": 1, "interval": "0-1", "guidance": 4.0}
+        """Two parts mixed into one text, and guidance in every step: so no change of them changes a step's rows."""
+        body = {
+            "prompt": "fox::1 terrier::1", "mix": True, "steps": STEPS, "count": 1, "interval": "0-1", "guidance": 4.0
+        }  # fmt: skip
         async with self.client.post("/api/jobs", json=body) as response:
             response.raise_for_status()
             return str((await response.json())["id"])
