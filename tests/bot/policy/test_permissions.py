@@ -215,6 +215,13 @@ def test_only_the_author_can_use_a_private_job() -> None:
         assert forbidden_reason(action, member, subject) == "That job is private: only its author may use it."
 
 
+def test_who_takes_part_in_a_party_may_steer_its_picture_and_do_nothing_else() -> None:
+    for role, is_private in itertools.product(ROLES, (False, True)):
+        joined = JobRef(AUTHOR, "Ann", HERE, is_private, is_joined=True)
+        assert {action for action in ABOUT_JOBS if not forbidden_reason(action, make_member(role), joined)} == {"steer"}
+    assert forbidden_reason("steer", make_member("member", guild=ELSEWHERE), joined) is not None
+
+
 def test_a_higher_role_may_do_all_that_a_lower_role_may() -> None:
     rows: set[tuple[Action, str, bool]] = {(action, relation, direct) for action, relation, _, direct in every_case()}
     for action, relation, direct in rows:
@@ -363,6 +370,8 @@ def render_page() -> str:
         "counts as private, also for moderators and on the operator's page. The bot posts a film for everyone only in",
         "the job's own channel or private thread, and only if today's rules would admit the job. Else only the member",
         "who asked for the film sees it.",
+        "",
+        "In a party, whoever takes part steers its picture, too, also a private one.",
         "",
         "A program with an [API key](api-keys.md) is a member of the chatroom. Besides, it needs the scope in the last",
         "column; where none stands, no key may. Looking at files, jobs and streams over HTTP needs `read`.",
