@@ -216,10 +216,12 @@ def test_only_the_author_can_use_a_private_job() -> None:
 
 
 def test_who_takes_part_in_a_party_may_steer_its_picture_and_do_nothing_else() -> None:
-    for role, is_private in itertools.product(ROLES, (False, True)):
+    for is_private in (False, True):
         joined = JobRef(AUTHOR, "Ann", HERE, is_private, is_joined=True)
-        assert {action for action in ABOUT_JOBS if not forbidden_reason(action, make_member(role), joined)} == {"steer"}
-    assert forbidden_reason("steer", make_member("member", guild=ELSEWHERE), joined) is not None
+        for role in ROLES:
+            allowed = {action for action in ABOUT_JOBS if not forbidden_reason(action, make_member(role), joined)}
+            assert allowed == {"steer"}
+        assert forbidden_reason("steer", make_member("member", guild=ELSEWHERE), joined) is not None
 
 
 def test_a_higher_role_may_do_all_that_a_lower_role_may() -> None:
