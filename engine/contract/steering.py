@@ -52,6 +52,10 @@ class ImageLife:
         """Whether step `step` is run for it."""
         return self.first_step <= step and (self.drop_step is None or step < self.drop_step)
 
+    def is_unborn(self, step: int) -> bool:
+        """Whether a split has yet to make it before step `step` is run."""
+        return self.parent is not None and step < self.first_step
+
 
 def recipe_at_step(recipe: Recipe, step: int) -> Recipe:
     """Return the recipe of one step, without amendments: its prompt and guidance as amended until then."""
@@ -87,6 +91,11 @@ class _Timeline:
             if step >= self._fade.last_step:
                 self._fade = None
         return self._state
+
+    @property
+    def faded_concepts(self) -> tuple[Concept, ...]:
+        """The concepts that the present fade goes away from."""
+        return () if self._fade is None else self._fade.old
 
     def _apply(self, amendment: Amendment) -> None:
         change = amendment.change
@@ -149,16 +158,22 @@ def list_lives(recipe: Recipe) -> tuple[ImageLife, ...]:
     """Return every image that ever develops, in the order of their beginnings."""
     lives = [ImageLife(image, recipe.first_step) for image in range(recipe.drawn_count)]
     for amendment in recipe.amendments:
-        change = amendment.change
+        change, step = amendment.change, amendment.step
         if isinstance(change, DropImages):
-            lives = [_drop(life, change, amendment.step, lives) for life in lives]
-        elif isinstance(change, SplitImage):
-            parent = next((life for life in lives if life.image == change.image and life.drop_step is None), None)
-            if parent is not None:
-                lives += [
-                    ImageLife(place, amendment.step + 1, parent=parent, seed=change.seed) for place in change.places
-                ]
+            lives = [
+                _drop(life, change, step, lives)
+                for life in lives
+                if life.image not in change.images or not life.is_unborn(step)
+            ]
+        elif isinstance(change, SplitImage) and (parent := _find_parent(lives, change, step)) is not None:
+            lives += [ImageLife(place, step + 1, parent=parent, seed=change.seed) for place in change.places]
     return tuple(lives)
+
+
+def _find_parent(lives: Sequence[ImageLife], change: SplitImage, step: int) -> ImageLife | None:
+    """Return the life that new images leave. One that has yet to begin has no x0 but that of the image it leaves."""
+    life = next((life for life in lives if life.image == change.image and life.drop_step is None), None)
+    return life.parent if life is not None and life.is_unborn(step) else life
 
 
 def _drop(life: ImageLife, change: DropImages, step: int, lives: Sequence[ImageLife]) -> ImageLife:
@@ -224,7 +239,7 @@ def find_amendment_problem(recipe: Recipe, amendment: Amendment) -> str:
         return A_WALK
     if any(later.step > amendment.step or later.number >= amendment.number for later in recipe.amendments):
         return "An amendment cannot come before an earlier one."
-    return _find_change_problem(recipe, amendment.change, amendment.step)
+    return _find_change_problem(recipe, amendment)
 
 
 def find_amendments_problem(recipe: Recipe) -> str:
@@ -237,10 +252,12 @@ def find_amendments_problem(recipe: Recipe) -> str:
     return ""
 
 
-def _find_change_problem(recipe: Recipe, change: Change, step: int) -> str:
+def _find_change_problem(recipe: Recipe, amendment: Amendment) -> str:
+    change: Change = amendment.change
     match change:
         case SetConcepts():
-            return _find_prompt_problem(recipe_at_step(recipe, step), change)
+            old_concepts = _list_faded_concepts(recipe, amendment) if change.fade_steps > 1 else ()
+            return _find_prompt_problem(old_concepts, change)
         case SetNegative():
             return ""
         case SetGuidance():
@@ -251,8 +268,15 @@ def _find_change_problem(recipe: Recipe, change: Change, step: int) -> str:
             return _find_image_problem(recipe, change)
 
 
-def _find_prompt_problem(state: Recipe, change: SetConcepts) -> str:
-    concepts = (*state.concepts, *change.concepts) if change.fade_steps > 1 else change.concepts
+def _list_faded_concepts(recipe: Recipe, amendment: Amendment) -> tuple[Concept, ...]:
+    """Return the concepts that a change of the prompt fades from; an earlier fade may have come half-way."""
+    timeline = _Timeline(msgspec.structs.replace(recipe, amendments=(*recipe.amendments, amendment)))
+    timeline.advance(amendment.step)
+    return timeline.faded_concepts
+
+
+def _find_prompt_problem(old_concepts: Sequence[Concept], change: SetConcepts) -> str:
+    concepts = (*old_concepts, *change.concepts)
     if change.mixed and any(concept.weight <= 0 for concept in concepts):
         return "Every concept of a mixed prompt needs a weight above 0."
     if len({concept.text for concept in concepts}) > MAX_CONCEPTS:

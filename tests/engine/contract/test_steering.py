@@ -87,6 +87,13 @@ def test_a_fade_moves_weights_evenly_and_an_interrupted_one_goes_on_from_there(f
     ]  # fmt: skip
 
 
+def test_a_fade_is_checked_by_the_words_that_it_leaves(fox: Recipe) -> None:
+    seven = tuple(Concept(f"thing {number}") for number in range(7))
+    fading = amend(fox, (10, SetConcepts(seven, fade_steps=4)))
+    at_its_end = Amendment(2, 13, SetConcepts((seven[0], *TERRIER), fade_steps=4))
+    assert "more than 8 parts" in find_amendment_problem(fading, at_its_end)
+
+
 def test_dropped_and_split_images(fox: Recipe) -> None:
     amended = amend(
         fox, (10, DropImages((0, 2, 3))), (20, SplitImage(1, (0, 3), 9)), (20, DropImages((1,))), (30, DropImages((3,)))

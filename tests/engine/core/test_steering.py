@@ -91,6 +91,29 @@ def test_a_steered_run_is_its_recipe_drawn_from_the_start(
     assert all(torch.equal(latents[image], expected[image]) for image in expected)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        (SplitImage(0, (1,), 7), SplitImage(1, (2,), 8)),
+        (SplitImage(0, (1,), 7), DropImages((1,)), SplitImage(0, (1,), 8)),
+        (SplitImage(0, (1, 2), 7), SplitImage(2, (3,), 8), DropImages((0, 2)), SplitImage(1, (0, 2), 9)),
+    ],
+    ids=["a split of a new image", "a place that is free again", "both"],
+)
+@pytest.mark.parametrize("step", [4, STEPS - 2])
+def test_images_that_have_not_begun_can_be_split_and_dropped(
+    affine: Any, recipe: Make, job: Make, changes: tuple[Change, ...], step: int
+) -> None:
+    one = job(recipe("fox", sampler="dpmpp_2m", steps=STEPS, guidance=3.0, bucket=4))
+    open_engine = lambda: Engine({"affine": affine})  # noqa: E731
+    script = [(step if index == 0 else 0, False, change) for index, change in enumerate(changes)]
+    amended, latents = run_script(open_engine(), one, script, open_engine)
+    assert len(amended.amendments) == len(changes)
+    _, expected = run_script(open_engine(), with_task(one, amended), [], open_engine)
+    assert tuple(sorted(latents)) == tuple(sorted(expected)) == list_final_images(amended)
+    assert all(torch.equal(latents[image], expected[image]) for image in expected)
+
+
 def start(affine: Any, one: Job, steps: int) -> Engine:
     engine = Engine({"affine": affine})
     engine.add(one)
