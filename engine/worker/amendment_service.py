@@ -26,6 +26,15 @@ PrepareTexts = Callable[[JobRun, AmendmentRequest], Awaitable[None]]
 OnMade = Callable[[JobRun], None]
 
 
+async def store_amendment_log(bus: Bus, run: JobRun) -> None:
+    """Store what has been changed of a run, unless that is stored; one write at a time, so that the newest is last."""
+    async with run.amendment_log_lock:
+        if not run.is_amendment_log_stored:
+            amendment_log = run.make_amendment_log()
+            await bus.put_amendment_log(amendment_log)
+            run.is_amendment_log_stored = run.last_amendment == amendment_log.last_number
+
+
 class AmendmentService:
     """Ignores messages about jobs that are not here, or are here under another claim.
 
@@ -92,9 +101,7 @@ class AmendmentService:
         self._active_runs.presence_changed.set()  # it may have other rows now
 
     async def _answer(self, run: JobRun, number: int) -> None:
-        if not run.is_amendment_log_stored:
-            await self._bus.put_amendment_log(run.make_amendment_log())
-            run.is_amendment_log_stored = True
+        await store_amendment_log(self._bus, run)
         if not await self._bus.renew_claim(run.claim):
             raise StaleEpoch("its claim has lapsed or gone to another worker")
         recipe = run.job.task

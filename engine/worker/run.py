@@ -69,6 +69,7 @@ class JobRun:
     refusals: dict[int, str] = field(default_factory=dict)  # the numbers of refused changes, and why
     is_amendment_log_stored: bool = True
     amendment_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    amendment_log_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     newest_changes: AmendJob | None = None  # the newest message about changes, until it is read
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from engine.bus import BrokerUnreachable, Bus, StaleEpoch
 from engine.contract import Snapshot
 from engine.worker.active_runs import ActiveRuns
+from engine.worker.amendment_service import store_amendment_log
 from engine.worker.job_engine import JobEngine
 from engine.worker.result_publisher import ResultPublisher
 from engine.worker.run import JobRun
@@ -61,11 +62,16 @@ class SnapshotSaver:
         return await self._active_runs.thread.call(take_between_steps)
 
     async def _store_snapshots(self, run: JobRun, snapshots: Sequence[Snapshot]) -> None:
-        """Store a run's snapshots. Few writes run at a time, since heartbeats share the connection."""
-        results = await asyncio.gather(
-            *(self._put_snapshot(run, snapshot) for snapshot in snapshots), return_exceptions=True
-        )
+        """Store a run's snapshots. Few writes run at a time, since heartbeats share the connection.
+
+        What they may hold already is stored before: a change without its step would be missing in the recipe.
+        """
         try:
+            if not run.is_ended:
+                await store_amendment_log(self._bus, run)
+            results = await asyncio.gather(
+                *(self._put_snapshot(run, snapshot) for snapshot in snapshots), return_exceptions=True
+            )
             for error in results:
                 if error is not None:
                     raise error

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from engine.bus import BrokerUnreachable, Bus
 from engine.contract import (
     AmendJob,
+    AmendmentLog,
     AmendmentRequest,
     Change,
     Concept,
@@ -101,6 +103,38 @@ async def test_a_flood_of_repeats_is_answered_as_one(slow_harness: WorkerHarness
         await wait_until(lambda: run.newest_changes is not None)
     await send(slow_harness, worker, TERRIER)
     assert 1 <= len(list_answers(await slow_harness.collect_results())) <= 3
+
+
+@pytest.mark.slow
+@pytest.mark.asyncio
+async def test_a_snapshot_is_stored_after_the_changes_that_it_holds(
+    slow_harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_amendment_log, tries = Bus.put_amendment_log, list[AmendmentLog]()
+
+    async def fail_once(bus: Bus, amendment_log: AmendmentLog) -> None:
+        tries.append(amendment_log)
+        if len(tries) == 1:
+            raise BrokerUnreachable("away")
+        await put_amendment_log(bus, amendment_log)
+
+    monkeypatch.setattr(Bus, "put_amendment_log", fail_once)
+    job = make_job(steps=STEPS, guidance=3.0, bucket=4)
+    first_worker, task = await slow_harness.start_worker("one")
+    await slow_harness.bot.dispatch(job)
+    run = await wait_until_midway(first_worker)
+    await send(slow_harness, first_worker, TERRIER)
+    await wait_until(lambda: bool(tries))
+    step = run.steps_done[0]
+    await wait_until(lambda: run.steps_done[0] > step + 1)
+    await slow_harness.start_worker("two")
+    first_worker.drain()
+    await task
+    finished = (results := await slow_harness.collect_results())[-1]
+    assert [each.number for each in finished.amendments] == [1]
+    assert isinstance(job.task, Recipe)
+    amended = replace(job, task=replace(job.task, amendments=finished.amendments))
+    assert picture_hashes(results) == await hash_local_pictures(slow_harness, amended)
 
 
 @pytest.mark.asyncio
