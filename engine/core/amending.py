@@ -15,6 +15,8 @@ from engine.contract import (
     SetNegative,
     find_amendment_problem,
     list_lives,
+    needs_unconditional_row,
+    recipe_at_end,
 )
 from engine.contract.rejection import JobRejected
 from engine.core.fault_isolation import reject_before_start
@@ -73,9 +75,12 @@ def encode_change(recipe: Recipe, change: Change, family: Family) -> None:
     """Encode a change's texts, on any thread, so that the family has them when the engine asks."""
     if is_edit(recipe, family):  # then the encoder reads the picture, too, which the engine has
         return
+    state = recipe_at_end(recipe)  # the longest text of all decides the shape of each
     if isinstance(change, SetConcepts):
-        recipe = msgspec.structs.replace(recipe, concepts=change.concepts)
-        for concept in change.concepts:
-            family.encode_conditioning(concept.text, recipe)
+        state = msgspec.structs.replace(state, concepts=change.concepts)
     elif isinstance(change, SetNegative):
-        family.encode_conditioning(change.negative, recipe, negative=True)
+        state = msgspec.structs.replace(state, negative=change.negative)
+    for concept in state.concepts:
+        family.encode_conditioning(concept.text, state)
+    if needs_unconditional_row(state):
+        family.encode_conditioning(state.negative, state, negative=True)

@@ -123,9 +123,10 @@ class Trajectory:
         ]
 
     def prepare_amendment(self, recipe: Recipe) -> StepInputs:
-        """Return its inputs by the job's amended recipe, with those of the next step made."""
+        """Return its inputs by the job's amended recipe, with those of the change's step and of the next one made."""
         inputs = self._inputs.with_recipe(_recipe_of_life(recipe, self.life))
-        inputs.inputs_at(self.k)
+        for step in (recipe.amendments[-1].step, self.k):  # others of its job may be further
+            inputs.inputs_at(step)
         return inputs
 
     def amend(self, recipe: Recipe, inputs: StepInputs) -> None:

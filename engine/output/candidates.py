@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
-from engine.contract import Job, Recipe
+from engine.contract import Job, Recipe, recipe_at_end
 from engine.core.events import LatentsDone
 from engine.prompt.emphasis import strip_emphasis
 
@@ -32,6 +32,10 @@ def choose_candidates(
 
 
 def join_concepts(recipe: Recipe) -> str:
-    """Return the plain text that pictures are compared with: the concepts of positive weight, without emphasis."""
-    texts = (strip_emphasis(concept.text).strip() for concept in recipe.concepts if concept.weight > 0)
+    """Return the plain text that pictures are compared with: the concepts of positive weight, without emphasis.
+
+    Of a steered job they are those of its last step.
+    """
+    concepts = recipe_at_end(recipe).concepts
+    texts = (strip_emphasis(concept.text).strip() for concept in concepts if concept.weight > 0)
     return ", ".join(text for text in texts if text)

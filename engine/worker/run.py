@@ -164,7 +164,8 @@ class JobRun:
         """Record (image, steps done) of each image that has just stepped."""
         seconds = (moment - self.last_step_time) / len(images)
         for image, k in images:
-            self.steps_done[image] = k
+            if image in self.steps_done:  # not dropped meanwhile
+                self.steps_done[image] = k
             self.seconds_per_step = (
                 self.seconds_per_step + SMOOTHING * (seconds - self.seconds_per_step)
                 if self.seconds_per_step

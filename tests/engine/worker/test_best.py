@@ -16,7 +16,17 @@ from msgspec.structs import replace
 from PIL import Image
 
 from engine.bus.buckets.claims import Claim
-from engine.contract import Concept, Frame, JobFinished, Ladder, PictureReady, Recipe, decode
+from engine.contract import (
+    Amendment,
+    Concept,
+    Frame,
+    JobFinished,
+    Ladder,
+    PictureReady,
+    Recipe,
+    SetConcepts,
+    decode,
+)
 from engine.contract.rejection import JobRejected
 from engine.core.events import LatentsDone, StepDone
 from engine.core.job_images import build_images
@@ -114,6 +124,8 @@ def test_the_highest_scores_win_and_of_equal_ones_the_lower_candidate() -> None:
 def test_pictures_are_compared_with_the_plain_words_of_positive_weight(recipe: Make) -> None:
     concepts = (Concept("a (red:1.4) apple", 2.0), Concept("worm", -0.5), Concept(" on [a] table "))
     assert join_concepts(recipe(concepts=concepts)) == "a red apple, on a table"
+    steered = recipe(concepts=concepts, amendments=(Amendment(1, 3, SetConcepts((Concept("a terrier"),))),))
+    assert join_concepts(steered) == "a terrier", "the pictures of a steered job are judged by its last words"
 
 
 def test_a_model_without_a_judge_and_a_false_choice_are_refused(affine: Any, recipe: Make, job: Make) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.bus.buckets.claims import Claim
 from engine.contract import (
+    Amendment,
     BillingKey,
     Concept,
+    DropImages,
     ImageToImage,
     InitImage,
     Job,
@@ -64,6 +67,15 @@ def test_a_pace_is_known_at_once_and_takes_no_rows() -> None:
     run.record_step([(0, 51), (1, 51)], 10.2)
     assert run.seconds_left == pytest.approx(2 * 49 * 0.1), "the seconds between paced steps count no more"
     assert run.rows > 0
+
+
+def test_steps_of_a_dropped_image_count_no_more() -> None:
+    run = build_run(count=2)
+    recipe = run.job.task
+    assert isinstance(recipe, Recipe)
+    run.follow_amendments(msgspec.structs.replace(recipe, amendments=(Amendment(1, 5, DropImages((1,))),)))
+    run.record_step([(0, 6), (1, 5)], 1.0)
+    assert run.steps_done == {0: 6}
 
 
 def snapshot(image: int, k: int) -> Snapshot:
