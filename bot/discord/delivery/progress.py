@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 EDIT_TIMEOUT = 6.0  # seconds of one edit: its job's final waits for it
 ID_GRACE_SECONDS = 6.0  # seconds until a response's message id must be known; then we search for it
 RESPONSE_WINDOW = 900.0  # seconds that Discord allows for any response
+PARTY_OPENS_WITHIN = 5.0  # seconds: a party opens after its job is admitted, which may run by then
 YOUNG_JOB_AGE = 60.0  # seconds: an older job's response is not being sent any more
 RESPONSE_NEVER_ARRIVED = "Its first answer never reached its channel."
 
@@ -110,8 +111,8 @@ class ProgressUpdater:
             message.view, event.step, event.total_steps, event.seconds_left, now,
             amendments=list(message.amendments.values()), is_steerable=message.is_steerable,
         )  # fmt: skip
-        if message.has_party is None or (not message.has_party and now - message.view.created < YOUNG_JOB_AGE):
-            message.has_party = await self._services.parties.is_party(event.job)  # it opens after its job is admitted
+        if message.has_party is None or (not message.has_party and now - message.view.created < PARTY_OPENS_WITHIN):
+            message.has_party = await self._services.parties.is_party(event.job)
         if message.has_party and (board := await self._services.parties.load_board(event.job)):
             card = party_card.add_board(card, board)
         if not message.has_new_frames or not message.shows_frames:

@@ -95,12 +95,21 @@ class TrackedMessages:
         if view.id not in self._messages:
             shows_frames = (await self.load_effective_rules(view)).previews
             self._services.feed.watch(view.id)
-            amendments = await self._services.steering.list_amendments(view.id, author_of(view))
+            amendments = await self._load_amendments(view)
             self._messages[view.id] = TrackedMessage(
                 view, destination, self._clock(), shows_frames=shows_frames,
                 amendments={amendment.number: amendment for amendment in amendments},
             )  # fmt: skip
         return self._messages[view.id]
+
+    async def _load_amendments(self, view: JobView) -> list[AmendmentView]:
+        """Return what was said before this process watched; none of a job that waits or is deleted."""
+        if view.state == "queued":
+            return []
+        try:
+            return await self._services.steering.list_amendments(view.id, author_of(view))
+        except UserError:
+            return []
 
     async def load_effective_rules(self, view: JobView) -> EffectiveRules:
         """Return the effective rules of the job's channel, which say how it is shown."""
