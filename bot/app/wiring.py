@@ -100,8 +100,10 @@ def wire_app(
         OrphanFiles(store, core.picture_store, clock=clock),
         WebhookSender(store, webhook_client, clock=clock, jitter=random.random),
         WebhookPreviews(store, core.feed, webhook_client, clock=clock),
-        PartyConductor(store, queue.active_jobs, services.steering, queue.control, clock=clock), core.bus, core.metrics,
-        MetricsPage(core.metrics, store, core.bus, clock=clock),
+        PartyConductor(
+            store, queue.active_jobs, services.steering, queue.control, services.rule_admin.effective_rules, clock=clock
+        ),
+        core.bus, core.metrics, MetricsPage(core.metrics, store, core.bus, clock=clock),
     )  # fmt: skip
 
 

@@ -107,6 +107,14 @@ def say(connection: Connection, job: str, member: str, text: str) -> int:
     return number
 
 
+def withdraw(connection: Connection, job: str, member: str) -> None:
+    """Take back the phrase of a member, and the votes on it."""
+    mine = (party_members.c.job == job, party_members.c.member == member)
+    phrase = connection.execute(select(party_members.c.phrase).where(*mine)).scalar_one_or_none()
+    connection.execute(delete(party_votes).where(party_votes.c.job == job, party_votes.c.phrase == phrase))
+    connection.execute(update(party_members).where(*mine).values(phrase=None, said=""))
+
+
 def find_newest_phrase(connection: Connection, job: str) -> int | None:
     """Return the number of the newest phrase that somebody still stands for."""
     return connection.execute(select(func.max(party_members.c.phrase)).where(party_members.c.job == job)).scalar_one()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from bot.domain.dto import Member
@@ -17,6 +17,7 @@ from bot.domain.job_states import is_end
 from bot.domain.periodic import run_periodically
 from bot.domain.steering import SteeringRequest
 from bot.policy.party import (
+    Phrase,
     WordsChange,
     choose_words,
     find_change_interval,
@@ -24,6 +25,7 @@ from bot.policy.party import (
     find_pace,
     is_worth_a_change,
 )
+from bot.policy.rules import EffectiveRules
 from bot.queue.active_jobs import ActiveJob, ActiveJobs
 from bot.queue.pause_priority import JobControl
 from bot.services.steering.requested_changes import find_words
@@ -50,14 +52,14 @@ class _SentPace:
 
 
 class PartyConductor:
-    """Run `run` as a task."""
+    """Run `run` as a task. `effective_rules`: of a member where they are."""
 
     def __init__(
-        self, store: Store, active_jobs: ActiveJobs, steering: SteeringService, job_control: JobControl, *,
-        clock: Callable[[], float] = time.time,
+        self, store: Store, active_jobs: ActiveJobs, steering: SteeringService, job_control: JobControl,
+        effective_rules: Callable[[Member], Awaitable[EffectiveRules]], *, clock: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
         self._store, self._active_jobs, self._steering = store, active_jobs, steering
-        self._job_control, self._clock = job_control, clock
+        self._job_control, self._effective_rules, self._clock = job_control, effective_rules, clock
         self._paces: dict[str, _SentPace] = {}
 
     async def run(self) -> None:
@@ -112,6 +114,8 @@ class PartyConductor:
             return
         talk = await self._store.query(stored.load_talk, party.job)
         change = choose_words(recipe.concepts, talk)
+        if await self._withdraw_blocked(record, change.phrases):
+            return  # the next round chooses among the others
         old, _ = find_words(presume_recipe(recipe, amendments, record.step))
         if not is_worth_a_change(old, change.concepts):
             return
@@ -127,6 +131,16 @@ class PartyConductor:
         )
         await self._steering.amend(party.job, request, speaker, is_joined=True)
 
+    async def _withdraw_blocked(self, record: JobRecord, phrases: Sequence[Phrase]) -> bool:
+        """Withdraw the phrases of members who may not take part any more. Return whether there were any."""
+        found = False
+        for phrase in phrases:
+            rules = await self._effective_rules(_make_speaker(record, phrase))
+            if rules.blocked or not rules.allows("commands", "party"):
+                await self._store.write(stored.withdraw, record.id, phrase.member)
+                found = True
+        return found
+
 
 def _find_speaker(record: JobRecord, old: Sequence[Concept], change: WordsChange) -> tuple[Member, str]:
     """Return the member whose phrase gains most by a change, and the phrase; the owner if none does."""
@@ -136,5 +150,9 @@ def _find_speaker(record: JobRecord, old: Sequence[Concept], change: WordsChange
     if best is None or gains[best] <= 0:
         owner = Member(record.member, record.member_name, record.guild, channel=record.channel, thread=record.thread)
         return owner, FEWER_WORDS
-    speaker = Member(best.member, best.member_name, record.guild, channel=record.channel, thread=record.thread)
-    return speaker, best.text
+    return _make_speaker(record, best), best.text
+
+
+def _make_speaker(record: JobRecord, phrase: Phrase) -> Member:
+    """Return who said a phrase. Nobody knows the roles of one who does not act now."""
+    return Member(phrase.member, phrase.member_name, record.guild, channel=record.channel, thread=record.thread)

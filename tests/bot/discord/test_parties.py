@@ -94,6 +94,27 @@ async def test_members_say_and_vote_and_the_picture_follows_to_its_credits(open_
         assert {(each.member_name, each.text) for each in views} == {("bob", "@everyone *blue*"), ("alice", "snow")}
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("eager")
+async def test_the_phrase_of_a_member_who_is_blocked_leaves_the_picture(open_world: Any) -> None:
+    async with open_world() as world:
+        await open_party(world, minutes=2)
+        (view,) = await world.services.job_views.load_recent()
+        await world.bob.slash(world.channel, "say", words="blue")
+        await world.wait_until(lambda: world.painter.recipes[view.id].amendments)
+        admin = Member("discord:9", "admin", view.guild, is_admin=True)
+        await world.services.rule_admin.set_rule(admin, "user", f"discord:{world.bob.id}", "blocked", "on")
+        await world.alice.slash(world.channel, "say", words="snow")
+        await world.wait_until(lambda: list_last_words(world, view.id) == ["red apple", "snow"])
+        board = await world.services.parties.load_board(view.id)
+        assert [phrase.text for phrase in board.phrases] == ["snow"]
+        world.painter.step_gate.set()
+
+
+def list_last_words(world: Any, job: str) -> list[str]:
+    return [concept.text for concept in world.painter.recipes[job].amendments[-1].change.concepts]
+
+
 async def say_late(world: Any) -> str:
     """Say something once the party is closed, and return the answer."""
     async with asyncio.timeout(20):

@@ -129,3 +129,12 @@ def test_rows_of_a_held_job_are_free_for_others() -> None:
     active_jobs.paused_since[running] = 0.0
     assert active_jobs.count_paused_rows("p", 16, 8, 1.0) == 8, "its worker still has the rows in use"
     assert active_jobs.count_paused_rows("p", 16, 16, 1.0) == 16
+
+
+def test_a_changed_row_of_an_earlier_claim_comes_too_late() -> None:
+    active_jobs, record = ActiveJobs(), a_record(JOBS[0], "p", 1.0)
+    active_jobs.put(replace(record, epoch=2), 0.0)
+    active_jobs.follow_record(replace(record, cost=3.0))
+    assert active_jobs.by_id[JOBS[0]].record.epoch == 2
+    active_jobs.follow_record(replace(record, cost=3.0, epoch=2))
+    assert active_jobs.remaining_cost("p") == pytest.approx(3.0)
