@@ -37,7 +37,7 @@ COMMAND_ACTIONS: Mapping[str, Action] = MappingProxyType(
 )  # fmt: skip
 # The action that a command or menu is charged for (`bot.policy.rates`).
 COMMAND_RATES: Mapping[str, RatedAction] = MappingProxyType(
-    {**COMMAND_ACTIONS, "settings": "settings", "moderation": "settings", "Report": "report"}
+    {**COMMAND_ACTIONS, "party": "imagine", "settings": "settings", "moderation": "settings", "Report": "report"}
 )
 # They make jobs, or cost as much: the services check the rules.
 SELF_CHECKED_ACTIONS: tuple[Action, ...] = ("imagine", "blend", "describe", "reproduce")

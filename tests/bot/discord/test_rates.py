@@ -46,6 +46,7 @@ class Refusing(TokenBuckets):
 async def test_every_command_and_menu_has_its_rate() -> None:
     assert {command.name for command in registry.COMMANDS} == set(COMMAND_RATES)
     assert set(COMMAND_RATES.values()) <= set(PRICES)
+    assert PRICES[COMMAND_RATES["party"]].kind == "make", "it makes a job"
     assert {item.__name__ for item in registry.DYNAMIC_ITEMS} == (set(PRESSES) - {"settings"}) | MENUS
 
 
