@@ -49,6 +49,7 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conductor, "ROUND_SECONDS", 0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("eager")
 async def test_members_say_and_vote_and_the_picture_follows_to_its_credits(open_world: Any) -> None:
     async with open_world() as world:
@@ -125,6 +126,7 @@ async def say_late(world: Any) -> str:
             await asyncio.sleep(0.05)
 
 
+@pytest.mark.slow
 async def test_a_party_for_those_who_are_invited_and_its_refusals(open_world: Any) -> None:
     async with open_world() as world:
         carol = world.guild.add_member(world.env.create_user("carol"))

@@ -49,7 +49,7 @@ def find_jain_index(shares: Sequence[float]) -> float:
     return sum(shares) ** 2 / (len(shares) * sum(share * share for share in shares))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(prompts, talks())
 def test_the_words_fit_the_prompt_and_its_positive_weights_add_up_to_one(
     prompt: list[Concept], talk: PartyTalk
@@ -69,7 +69,7 @@ def test_the_words_fit_the_prompt_and_its_positive_weights_add_up_to_one(
     assert not is_worth_a_change(change.concepts, choose_words(prompt, talk).concepts)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(talks())
 def test_no_member_has_more_than_one_votes_worth(talk: PartyTalk) -> None:
     """Whatever one member votes, all scores together move by at most that one vote, for or against."""

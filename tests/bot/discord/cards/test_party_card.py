@@ -22,7 +22,7 @@ boards = st.builds(
 )  # fmt: skip
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(boards, words)
 def test_the_board_and_the_credits_fit_and_do_no_harm(board: PartyBoard, prompt: str) -> None:
     view = make_view(prompt=prompt * 10)

@@ -8,7 +8,7 @@ import pytest
 from simcord.builders import ChannelHandle
 
 from bot.discord.components.steering import ENDED
-from shared.discord_jobs import get_message, start_paused_job
+from shared.discord_jobs import start_paused_job
 
 pytestmark = pytest.mark.asyncio
 BUTTONS = ["Cancel", "Keep…", "Say more…", "Again from here"]
@@ -27,8 +27,9 @@ async def submit(member: Any, opening: Any, words: str, weight: str = "", guidan
     return await member.submit_modal(opening, {"words": words, "weight": weight, "guidance": [guidance]})
 
 
-async def test_the_author_steers_a_developing_picture_also_after_a_restart(open_world: Any) -> None:
+async def test_the_author_steers_a_picture_in_a_thread_also_after_a_restart(open_world: Any) -> None:
     async with open_world() as world:
+        world.channel = create_thread(world)
         job_message = await start_paused_job(world)
         message = world.message(job_message.response.id)
         (view,) = await world.services.job_views.load_recent()
@@ -66,6 +67,7 @@ async def test_the_author_steers_a_developing_picture_also_after_a_restart(open_
         assert second.task.amendments == (await load_recipe(world, view.id)).amendments
 
 
+@pytest.mark.slow
 async def test_others_and_late_presses_get_a_clear_sentence_and_change_nothing(open_world: Any) -> None:
     async with open_world() as world:
         job_message = await start_paused_job(world)
@@ -90,22 +92,6 @@ async def test_others_and_late_presses_get_a_clear_sentence_and_change_nothing(o
         for each in refused:
             assert ENDED[:10] in each.response.content or "Too late" in each.response.content
         assert (await load_recipe(world, view.id)).amendments == ()
-
-
-async def test_a_picture_in_a_thread_is_steered_there(open_world: Any) -> None:
-    async with open_world() as world:
-        thread = create_thread(world)
-        job_message = await start_paused_job(world, channel_handle=thread)
-        await say(world.alice, job_message.response, "blue")
-        (view,) = await world.services.job_views.load_recent()
-        await world.wait_until(lambda: world.painter.recipes[view.id].amendments)
-        world.painter.pause_step = 7
-        world.painter.step_gate.set()
-        shown = await world.wait_until(
-            lambda: (m := get_message(world, thread.id, job_message.response.id)) and "step 6 of 20" in m.content and m
-        )
-        assert "💬 **alice**: red apple, blue · from step 5" in shown.content
-        world.painter.step_gate.set()
 
 
 def create_thread(world: Any) -> ChannelHandle:
