@@ -31,7 +31,7 @@ from bot.domain.errors import UserError
 from bot.domain.job_states import is_end
 from bot.domain.steering import AmendmentView, SteeringRequest
 from bot.domain.texts import escape_discord, shorten
-from engine.contract import Recipe, list_final_images, recipe_at_step
+from engine.contract import Recipe, list_final_images, recipe_at_end
 
 if TYPE_CHECKING:
     from bot.discord.cards.button_layout import Button, ButtonKind
@@ -157,7 +157,7 @@ def read_say_form(submission: FormSubmission, recipe: Recipe) -> SteeringRequest
         raise UserError(NOTHING_SAID)
     guidance = None
     if factor is not None:
-        present = recipe_at_step(recipe, recipe.end_step - 1).guidance
+        present = recipe_at_end(recipe).guidance
         guidance = round(min(MAX_GUIDANCE, max(MIN_GUIDANCE, present * factor)), 2)
     return SteeringRequest(
         say=words, say_weight=_parse_weight(submission.fields.get("weight", "")) if words else None, guidance=guidance

@@ -72,7 +72,7 @@ class PartyService:
             raise UserError(ALREADY_OPEN)
         options: dict[str, Any] = {} if "--steps" in prompt else {"steps": min(PARTY_STEPS, rules.steps)}
         accepted_jobs = await self._jobs.imagine(prompt, member, destination, key=key, **options)
-        problem = await self._find_problem(accepted_jobs, place, minutes, {*invited, member.id} if invited else ())
+        problem = await self._open_around(accepted_jobs, place, minutes, {*invited, member.id} if invited else ())
         if problem:
             for accepted_job in accepted_jobs:
                 await self._jobs.cancel(accepted_job.job, member)
@@ -88,7 +88,7 @@ class PartyService:
             raise UserError(TOO_LONG_PARTY.format("1" if longest == 1 else f"1 to {longest}"))
         return minutes
 
-    async def _find_problem(
+    async def _open_around(
         self, accepted_jobs: list[AcceptedJob], place: str, minutes: int, invited: Collection[str]
     ) -> str:
         """Open the party around an admitted job. Return why that cannot be, else an empty string."""

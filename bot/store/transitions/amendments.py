@@ -34,7 +34,7 @@ from engine.contract import (
     estimate_cost,
     find_amendments_problem,
     list_final_images,
-    recipe_at_step,
+    recipe_at_end,
 )
 
 ENDED_TEXT = "The picture was finished before."
@@ -111,7 +111,7 @@ def answer_amendment(
     return AnsweredAmendment(_update_amendment(connection, found, **values), job_record)
 
 
-def settle_amendments(connection: Connection, job_record: JobRecord, held: Sequence[Amendment]) -> None:
+def record_held(connection: Connection, job_record: JobRecord, held: Sequence[Amendment]) -> None:
     """Record, at the end of a job, which changes hold in its pictures. `check_held` has passed before."""
     steps = {amendment.number: amendment.step for amendment in held}
     for each in list_amendments(connection, job_record.id):
@@ -173,4 +173,4 @@ def _update_job(connection: Connection, job_record: JobRecord, cost: float, reci
 def count_rows_now(recipe: Recipe) -> int:
     """Return the network rows a step of all images that still develop, once all changes hold."""
     images = recipe.drawn_count if recipe.needs_choice else len(list_final_images(recipe))
-    return images * count_image_rows(recipe_at_step(recipe, recipe.end_step - 1))
+    return images * count_image_rows(recipe_at_end(recipe))

@@ -59,7 +59,7 @@ def record_pictures(
     if job_record.task != old_record.task:
         values["task"] = encode(job_record.task)
     if stats.amendments or _has_amendments(old_record):
-        amendments.settle_amendments(connection, job_record, stats.amendments)
+        amendments.record_held(connection, job_record, stats.amendments)
     picture_writes.delete_other_images(connection, present, job_record)
     return True, job_transitions.end_job(connection, "finish", job, now, stats.cost, epoch=epoch, **values)
 

@@ -103,7 +103,7 @@ def render_schema(schema: Mapping[str, Any]) -> Iterator[str]:
         merged = {name: field for part in schema["allOf"] for name, field in part.get("properties", {}).items()}
         schema = {"properties": merged, "required": [name for part in schema["allOf"] for name in part["required"]]}
     if text := schema.get("description", ""):
-        yield text.replace("\n", " ") + "\n"
+        yield " ".join(text.split()) + "\n"
     if not schema.get("properties"):
         yield f"{name_type(schema)}\n"
         return
