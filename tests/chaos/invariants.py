@@ -15,7 +15,6 @@ from chaos.evidence import ENDS, Accepted, AmendmentRow, Evidence, JobRow, Move
 
 ROUNDING = 1e-6  # of sums, as a share
 MAX_BACK = 12.0  # seconds of work that a lost worker may cost: two between snapshots, and a lease of ten
-STEERED_SHARE = 0.75  # of its cost that a steered job may be charged less: its worker prices changes by rows alone
 BLAMABLE = ("member", "model")  # who may be to blame for a failure, whatever the faults
 STEPS_RUN = re.compile(r"after (\d+) steps\Z")
 Violation = tuple[str, str]  # the job, or another subject, and the problem
@@ -181,7 +180,7 @@ def find_wrong_charges(evidence: Evidence) -> Iterator[Violation]:
 
 def _allowed_charge(row: JobRow, moves: list[Move]) -> tuple[float, float]:
     if row.state == "finished":
-        return row.cost * (STEERED_SHARE if row.amendments else 1.0), row.cost
+        return row.cost, row.cost
     if row.state == "failed":
         return (row.cost, row.cost) if row.blame == "member" else (0.0, 0.0)
     if not any(move.target == "running" for move in moves):

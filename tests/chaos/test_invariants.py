@@ -37,8 +37,8 @@ LIVES = {
     STOPPED: ("new", "queued", "sent", "running", "cancelled"),
     FAILED: ("new", "queued", "failed"),
 }
-CHARGED = {WEB: 2.0, STEERED: 1.9, DISCORD: 2.0, STOPPED: 0.6, FAILED: 0.0}
-BILLED = {WEB: 2.0, STEERED: 1.9, DISCORD: 2.0, STOPPED: 0.6, FAILED: 0.0}
+CHARGED = {WEB: 2.0, STEERED: 2.0, DISCORD: 2.0, STOPPED: 0.6, FAILED: 0.0}
+BILLED = {WEB: 2.0, STEERED: 2.0, DISCORD: 2.0, STOPPED: 0.6, FAILED: 0.0}
 
 BLUE, SPLIT = '{"type": "Negative"}', '{"type": "Split"}'
 HELD = (RecipeAmendment(1, 3, BLUE), RecipeAmendment(3, 5, SPLIT))
@@ -75,7 +75,7 @@ def make_sound_evidence() -> Evidence:
         jobs=tuple(map(_row, LIVES)),
         moves=_moves(),
         places=tuple(PlaceRow(job, "answer", DISCORD if job == DISCORD else WEB, 2.0, "") for job in LIVES),
-        accounts=(Account("default", "", 6.5, 1.0, 0, 0), Account("default/standard", "default", 9.0, 1.0, 0, 0)),
+        accounts=(Account("default", "", 6.6, 1.0, 0, 0), Account("default/standard", "default", 9.0, 1.0, 0, 0)),
         api={
             WEB: finished, STEERED: steered, DISCORD: finished, STOPPED: ApiJob("cancelled"), FAILED: ApiJob("failed"),
         },
@@ -103,7 +103,7 @@ def forget_job(evidence: Evidence, job: str) -> Evidence:
         moves=tuple(move for move in evidence.moves if move.job != job),
         places=tuple(place for place in evidence.places if place.job != job),
         api={name: api_job for name, api_job in evidence.api.items() if name != job},
-        accounts=(Account("default", "", 4.5, 1.0, 0, 0),),
+        accounts=(Account("default", "", 4.6, 1.0, 0, 0),),
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
-from sqlalchemy import Connection, bindparam, select, update
+from sqlalchemy import Connection, bindparam, func, select, update
 
 from bot.domain.dto import Member
 from bot.store.fairness.ledger import Ledger
@@ -37,15 +37,13 @@ from engine.contract import (
     recipe_at_end,
 )
 
-ENDED_TEXT = "The picture was finished before."
+ENDED_TEXT = "The picture ended before."
 LOST_TEXT = "It does not hold in the finished picture."
 MAX_REQUESTS = 256  # changes that may be asked for of one job, refused ones included
 AmendmentCheck = Callable[[JobRecord, Sequence[AmendmentRecord], Ledger], Sequence[NewAmendment]]
-_REFUSE_WAITING = (  # at each end of a job
-    update(amendments)
-    .where(amendments.c.job == bindparam("of_job"), amendments.c.state == "waiting")
-    .values(state="refused", reason=ENDED_TEXT, cost=0.0)
-)
+_OF_WAITING = (amendments.c.job == bindparam("of_job"), amendments.c.state == "waiting")
+_SUM_WAITING = select(func.coalesce(func.sum(amendments.c.cost), 0.0)).where(*_OF_WAITING)
+_REFUSE_WAITING = update(amendments).where(*_OF_WAITING).values(state="refused", reason=ENDED_TEXT, cost=0.0)
 _SELECT_ONE = select(amendments).where(amendments.c.job == bindparam("job"), amendments.c.number == bindparam("number"))
 
 
@@ -136,9 +134,11 @@ def check_held(connection: Connection, job_record: JobRecord, held: Sequence[Ame
     return recipe
 
 
-def refuse_waiting(connection: Connection, job: str) -> None:
-    """Refuse the changes of an ended job that no worker has answered."""
+def refuse_waiting(connection: Connection, job: str) -> float:
+    """Refuse the changes of an ended job that no worker has answered. Return the cost that was reserved for them."""
+    reserved_cost = connection.execute(_SUM_WAITING, {"of_job": job}).scalar_one()
     connection.execute(_REFUSE_WAITING, {"of_job": job})
+    return float(reserved_cost)
 
 
 def _find_amendment(connection: Connection, job: str, number: int) -> AmendmentRecord | None:

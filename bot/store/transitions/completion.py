@@ -58,10 +58,12 @@ def record_pictures(
     values: dict[str, Any] = {"seconds": stats.seconds, "ms_per_step": stats.ms_per_step, "step": job_record.steps}
     if job_record.task != old_record.task:
         values["task"] = encode(job_record.task)
+    cost: float | None = stats.cost
     if stats.amendments or _has_amendments(old_record):
         amendments.record_held(connection, job_record, stats.amendments)
+        cost = None  # the reserve is the price of what holds; a worker knows only by how much the rows have grown
     picture_writes.delete_other_images(connection, present, job_record)
-    return True, job_transitions.end_job(connection, "finish", job, now, stats.cost, epoch=epoch, **values)
+    return True, job_transitions.end_job(connection, "finish", job, now, cost, epoch=epoch, **values)
 
 
 def _take_result(connection: Connection, job_record: JobRecord, stats: JobStats) -> JobRecord:

@@ -90,7 +90,7 @@ def end_job(
     """End a job, and settle its charge to `actual_cost` device-seconds (None: the whole reserve). Happens at most once.
 
     A member never pays more than was reserved. The fair order counts the real cost, at most `MAX_OVERRUN` estimates.
-    Changes that no worker has answered are refused.
+    Changes that no worker has answered are refused, and their reserve is given back.
     """
     assert is_end(TRANSITIONS[kind].target)
     transition = make_transition(
@@ -98,13 +98,14 @@ def end_job(
     )
     if transition is None:
         return None
-    refuse_waiting(connection, job)
-    job_record = transition.record
+    refused_cost = refuse_waiting(connection, job)
+    job_record = replace(transition.record, cost=max(0.0, transition.record.cost - refused_cost))
     fair_cost = job_record.cost if actual_cost is None else min(actual_cost, MAX_OVERRUN * job_record.cost)
     charged = 0.0 if job_record.tier == RELAXED_TIER else min(fair_cost, job_record.cost)
-    statement = update(jobs).where(jobs.c.id == job).values(charged=charged, billed=fair_cost).returning(jobs)
+    statement = update(jobs).where(jobs.c.id == job).values(cost=job_record.cost, charged=charged, billed=fair_cost)
     add_cost(connection, job_record.account, fair_cost - job_record.billed)
-    return Transition(decode_record(connection.execute(statement).mappings().one()), transition.old_state)
+    row = connection.execute(statement.returning(jobs)).mappings().one()
+    return Transition(decode_record(row), transition.old_state)
 
 
 def pick_job(

@@ -100,7 +100,7 @@ async def test_cancel_all_cancels_all_jobs_of_the_member_and_no_others(open_worl
         assert "4 jobs cancelled" in text(reply)
         for result in alice_replies:
             assert "ancelled" in (await world.wait_for_end(result)).content
-        assert world.labels(world.message(other.response.id)) == ["Cancel"]
+        assert "Cancel" in world.labels(world.message(other.response.id))
 
 
 async def test_moderators_cancel_others_jobs(open_world: Any) -> None:
@@ -457,7 +457,7 @@ async def test_a_job_without_a_film_is_refused(open_world: Any) -> None:
 async def test_help_links_commands_and_tells_staff_more(open_world: Any) -> None:
     async with open_world() as world:
         content = text(await world.alice.slash(world.channel, "help"))
-        assert len(re.findall(r"</[a-z ]+:\d+>", content)) == 14
+        assert len(re.findall(r"</[a-z ]+:\d+>", content)) == 16
         assert "settings" not in content
         assert re.search(r"</settings show:\d+>", text(await create_moderator(world).slash(world.channel, "help")))
 
