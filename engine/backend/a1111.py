@@ -15,7 +15,7 @@ from engine.backend.drawing import BackendModel, BackendUnreachable, DrawProgres
 from engine.backend.http_client import BackendHttp, BackendRefusal, as_object, decode_base64
 from engine.backend.model_names import choose_multiple, guess_size, make_name, name_models
 from engine.backend.sampler_titles import BackendSampler, match_a1111_samplers, sort_samplers
-from engine.contract import Feature, Lora, Sampler
+from engine.contract import Lora, Sampler
 from engine.contract.rejection import JobRejected
 
 log = logging.getLogger(__name__)
@@ -29,17 +29,6 @@ ROOT = "sdapi/v1"
 TASK_PROGRESS = "internal/progress"  # of one task, as the web UI's own page asks
 API_PROGRESS = f"{ROOT}/progress"  # of whatever is drawn, with its task since 1.9
 NETWORK_WORDS = re.compile(r"<\w+:[^>]*>|<(?=\w+:)")  # load a network beside the checkpoint, whatever its kind
-NEVER: tuple[Feature, ...] = (
-    "weights",
-    "interval",
-    "variation",
-    "blend",
-    "branch",
-    "stop",
-    "mix",
-    "walk",
-    "amendments",
-)
 
 
 class Automatic1111:
@@ -101,7 +90,7 @@ class Automatic1111:
         return BackendModel(
             name=name, title=title, size=size, multiple=choose_multiple(size),
             max_pixels=2 * size * size, samplers=sort_samplers(self._samplers), steps=20,
-            guidance=7.0, lacks=NEVER, version=hashlib.sha256(str(info.get("sha256") or title).encode()).hexdigest(),
+            guidance=7.0, version=hashlib.sha256(str(info.get("sha256") or title).encode()).hexdigest(),
             loras=tuple(Lora(name) for name in self._lora_titles), max_clip_skip=MAX_CLIP_SKIP,
         )  # fmt: skip
 

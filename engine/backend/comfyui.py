@@ -34,19 +34,6 @@ STOP_SECONDS = 5.0
 HISTORY_TRIES, HISTORY_PAUSE_SECONDS = 50, 0.1  # it tells of the end a moment before it can be asked for the picture
 PREVIEW_IMAGE = 1  # its binary message: event and format as big-endian integers, then a JPEG or PNG
 USUAL_STEPS, USUAL_GUIDANCE = 20, 7.0
-# What no workflow of named slots can say.
-NEVER: tuple[Feature, ...] = (
-    "weights",
-    "interval",
-    "variation",
-    "blend",
-    "branch",
-    "tile",
-    "stop",
-    "mix",
-    "walk",
-    "amendments",
-)
 OWN_SAMPLER = BackendSampler("")
 
 
@@ -118,7 +105,7 @@ class ComfyUi:
 
     def _list_lacks(self, workflow: Workflow) -> tuple[Feature, ...]:
         slots: tuple[Feature, ...] = ("negative", "steps", "guidance")
-        lacks: list[Feature] = [*NEVER, *(name for name in slots if not workflow.has_slot(name))]
+        lacks: list[Feature] = ["tile", *(name for name in slots if not workflow.has_slot(name))]
         with_picture = self._workflows.get((True, False))
         if with_picture is None and (True, True) not in self._workflows:
             lacks.append("picture")

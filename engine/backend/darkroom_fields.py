@@ -9,21 +9,9 @@ from typing import Any, cast, get_args
 from engine.backend.drawing import BackendModel, DrawRequest
 from engine.backend.model_names import choose_multiple
 from engine.backend.sampler_titles import sort_samplers
-from engine.contract import Feature, Sampler
+from engine.contract import Sampler
 
 USUAL_SIZE, USUAL_STEPS, USUAL_GUIDANCE = 512, 20, 7.0
-NEVER: tuple[Feature, ...] = (
-    "weights",
-    "interval",
-    "variation",
-    "blend",
-    "branch",
-    "tile",
-    "stop",
-    "mix",
-    "walk",
-    "amendments",
-)
 
 
 def describe_darkroom_model(name: str, info: Mapping[str, Any], size: int) -> BackendModel:
@@ -35,7 +23,7 @@ def describe_darkroom_model(name: str, info: Mapping[str, Any], size: int) -> Ba
     return BackendModel(
         name=name, title=title, size=size, multiple=choose_multiple(size), max_pixels=4 * size * size,
         samplers=sort_samplers(known) or ("native",), steps=_read_number(info.get("steps"), 1, 1000, USUAL_STEPS),
-        guidance=USUAL_GUIDANCE, lacks=NEVER, version=hashlib.sha256(title.encode()).hexdigest(),
+        guidance=USUAL_GUIDANCE, lacks=("tile",), version=hashlib.sha256(title.encode()).hexdigest(),
     )  # fmt: skip
 
 

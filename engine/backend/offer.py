@@ -5,9 +5,13 @@ from __future__ import annotations
 import hashlib
 
 from engine.backend.drawing import BackendModel
-from engine.contract import ModelProfile
+from engine.contract import Feature, ModelProfile
 from engine.picture_files.decoding import MAX_PIXELS
 
+# What no server's API can say: each model adds what its own server cannot.
+NO_SERVER_FEATURES: tuple[Feature, ...] = (
+    "weights", "interval", "variation", "blend", "branch", "stop", "mix", "walk", "amendments",
+)  # fmt: skip
 MAX_TOKENS = 4096  # texts go on as they are: only the backend knows where it stops reading
 
 
@@ -19,5 +23,5 @@ def make_profile(model: BackendModel, kind: str) -> ModelProfile:
         max_pixels=min(model.max_pixels, MAX_PIXELS), tokens=MAX_TOKENS, steps=model.steps, sampler=model.samplers[0],
         guidance=model.guidance, row_ms=0.0, encode_ms=0.0, decode_ms=0.0, samplers=model.samplers, loras=model.loras,
         max_clip_skip=model.max_clip_skip, edits=model.edits, required="picture" if model.needs_picture else "",
-        lacks=model.lacks,
+        lacks=(*NO_SERVER_FEATURES, *model.lacks),
     )  # fmt: skip

@@ -51,10 +51,7 @@ FIXED_SIZES: Sequence[tuple[re.Pattern[str], tuple[tuple[int, int], ...]]] = (
     (re.compile(r"dall-e-3"), (SQUARE, (1792, 1024), (1024, 1792))),
 )
 OPTIONAL_FIELDS = ("stream", "partial_images", "output_format", "response_format")  # some servers know none of them
-NEVER: tuple[Feature, ...] = (
-    "weights", "negative", "steps", "guidance", "interval", "variation", "strength", "blend", "branch", "tile", "stop",
-    "mix", "walk",
-)  # fmt: skip
+LACKS: tuple[Feature, ...] = ("negative", "steps", "guidance", "strength", "tile")
 EVENT_KINDS = ("image_generation", "image_edit")
 
 
@@ -101,7 +98,7 @@ class OpenAiImages:
         return BackendModel(
             name=name, title=title, size=size, multiple=choose_multiple(size),
             max_pixels=most, samplers=("native",), steps=PARTIAL_IMAGES + 1, guidance=1.0,
-            lacks=(*NEVER, "picture", "mask") if title == "dall-e-3" else NEVER,
+            lacks=(*LACKS, "picture", "mask") if title == "dall-e-3" else LACKS,
             version=hashlib.sha256(title.encode()).hexdigest(), is_priced_by_steps=False, edits=title != "dall-e-3",
         )  # fmt: skip
 

@@ -22,6 +22,12 @@ from shared.bus_harness import make_job, wait_until
 MODEL = BackendModel("sd15", "sd15", 64, 8, 64 * 64, ("native",), 4, 1.0)
 
 
+@pytest.mark.parametrize("kind", ["comfyui", "a1111", "openai"])
+def test_no_server_draws_a_picture_that_can_be_steered(kind: str) -> None:
+    """Its worker gets no changes, so the bot must refuse them before anybody waits for an answer."""
+    assert "amendments" in make_profile(MODEL, kind).lacks
+
+
 class ListingBackend:
     """It lists its models, whatever else it refuses."""
 
