@@ -8,6 +8,7 @@ turns where there are more than the prompt has places for: those come first whos
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -56,19 +57,21 @@ def list_live_phrases(talk: PartyTalk) -> list[Phrase]:
     return sorted(newest.values(), key=lambda phrase: phrase.number)
 
 
-def score_phrases(talk: PartyTalk) -> dict[int, float]:
-    """Return the score of each live phrase, by number: a member's vote counts as one divided by all that they vote on.
+def collect_opinions(talk: PartyTalk) -> dict[tuple[int, str], int]:
+    """Return what each member thinks of each live phrase, as `PartyTalk.votes` has it.
 
     Who says a phrase is for it, unless they vote against it.
     """
-    live = list_live_phrases(talk)
-    opinions = {(phrase.number, phrase.member): 1 for phrase in live}
-    numbers = {phrase.number for phrase in live}
-    opinions |= {key: value for key, value in talk.votes.items() if key[0] in numbers}
-    counts: dict[str, int] = {}
-    for _, member in opinions:
-        counts[member] = counts.get(member, 0) + 1
-    scores = dict.fromkeys(numbers, 0.0)
+    opinions = {(phrase.number, phrase.member): 1 for phrase in list_live_phrases(talk)}
+    numbers = {number for number, _ in opinions}
+    return opinions | {key: value for key, value in talk.votes.items() if key[0] in numbers}
+
+
+def score_phrases(talk: PartyTalk) -> dict[int, float]:
+    """Return each live phrase's score, by number: a member's vote counts as one divided by all that they vote on."""
+    opinions = collect_opinions(talk)
+    counts = Counter(member for _, member in opinions)
+    scores = dict.fromkeys((number for number, _ in opinions), 0.0)
     for (number, member), value in opinions.items():
         scores[number] += value / counts[member]
     return scores

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine.contract import Concept, Recipe, Task, recipe_at_end, recipe_at_step
+from engine.contract import MAX_STEPS, Concept, Recipe, Task, recipe_at_step
 
 
 def final_prompt(prompt: str, task: Task) -> str:
     """Return the words of the last step, with `--no`; the typed prompt, flags included, if nobody changed them."""
-    if not isinstance(task, Recipe) or not task.amendments:
-        return prompt
-    return _write_prompt(prompt, task, recipe_at_end(task))
+    return prompt_at_step(prompt, task, MAX_STEPS)
 
 
 def prompt_at_step(prompt: str, task: Task, step: int) -> str:
     """Return the words of one step, as `final_prompt` does."""
     if not isinstance(task, Recipe) or not task.amendments:
         return prompt
-    return _write_prompt(prompt, task, recipe_at_step(task, min(step, task.end_step - 1)))
-
-
-def _write_prompt(prompt: str, recipe: Recipe, state: Recipe) -> str:
-    if (state.concepts, state.negative) == (recipe.concepts, recipe.negative):
+    state = recipe_at_step(task, min(step, task.end_step - 1))
+    if (state.concepts, state.negative) == (task.concepts, task.negative):
         return prompt
     words = write_concepts(state.concepts) + (" --mix" if state.mixed else "")
     return f"{words} --no {state.negative}" if state.negative else words

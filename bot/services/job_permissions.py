@@ -14,6 +14,11 @@ from bot.store import JobRecord
 ORIGINAL_FORBIDDEN = "This picture is an upscale, and you may not use its original. {}"
 
 
+def make_job_ref(record: JobRecord, *, is_joined: bool = False) -> JobRef:
+    """Return what permissions ask of a job. `is_joined`: the member takes part in the party whose picture it is."""
+    return JobRef(record.member, record.member_name, record.guild, record.private, is_joined)
+
+
 def refusal_reason(action: Action, member: Member, record: JobRecord) -> str | None:
     """Return why `member` may not do this, as a sentence; None if they may. A job in a channel or private thread
     that they cannot see counts as private.

@@ -100,19 +100,21 @@ def say(connection: Connection, job: str, member: str, text: str) -> int:
     """Replace the phrase of a member who takes part, and forget the votes on the old one. Return its number."""
     numbering = update(parties).where(parties.c.job == job).values(last_phrase=parties.c.last_phrase + 1)
     number = int(connection.execute(numbering.returning(parties.c.last_phrase)).scalar_one())
-    mine = (party_members.c.job == job, party_members.c.member == member)
-    old = connection.execute(select(party_members.c.phrase).where(*mine)).scalar_one_or_none()
-    connection.execute(delete(party_votes).where(party_votes.c.job == job, party_votes.c.phrase == old))
-    connection.execute(update(party_members).where(*mine).values(phrase=number, said=text))
+    _replace_phrase(connection, job, member, number, text)
     return number
 
 
 def withdraw(connection: Connection, job: str, member: str) -> None:
     """Take back the phrase of a member, and the votes on it."""
+    _replace_phrase(connection, job, member, None, "")
+
+
+def _replace_phrase(connection: Connection, job: str, member: str, number: int | None, text: str) -> None:
+    """Give a member another phrase, or none, and forget the votes on the old one."""
     mine = (party_members.c.job == job, party_members.c.member == member)
-    phrase = connection.execute(select(party_members.c.phrase).where(*mine)).scalar_one_or_none()
-    connection.execute(delete(party_votes).where(party_votes.c.job == job, party_votes.c.phrase == phrase))
-    connection.execute(update(party_members).where(*mine).values(phrase=None, said=""))
+    old = connection.execute(select(party_members.c.phrase).where(*mine)).scalar_one_or_none()
+    connection.execute(delete(party_votes).where(party_votes.c.job == job, party_votes.c.phrase == old))
+    connection.execute(update(party_members).where(*mine).values(phrase=number, said=text))
 
 
 def find_newest_phrase(connection: Connection, job: str) -> int | None:

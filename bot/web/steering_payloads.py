@@ -7,13 +7,12 @@ from typing import Any
 from bot.domain.dto import Member
 from bot.domain.events import JobSteered
 from bot.domain.steering import AmendmentView, SteeringOutlook
-from bot.services.steering.requested_changes import settle_words
-from engine.contract import Recipe, list_final_images
+from engine.contract import Recipe, list_final_images, settle_fades
 
 
 def serialize_steering(recipe: Recipe) -> dict[str, Any]:
     """Return what steering changes, as it is with all changes that are made."""
-    words = settle_words(recipe)
+    words = settle_fades(recipe)
     return {
         "concepts": [{"text": concept.text, "weight": concept.weight} for concept in words.concepts],
         "mixed": words.mixed,

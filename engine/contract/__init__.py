@@ -9,7 +9,8 @@ files:
 
 - `fields`: versions, limits, bounded field types, and the base of all messages.
 - `samplers`: the samplers' names.
-- `amendments`: what members change while a picture develops; `steering`: what that means at each step.
+- `amendments`: what members change while a picture develops; `steering`: what that means at each step;
+  `amendment_check`: why a change cannot be.
 - `recipe`: the recipe and its parts. `recipe_images`: the recipe and noise of one image. `guidance`: its guided steps
   and network rows. `turbo`: a model's own LoRA for few steps.
 - `job`: the job, its task and who pays for it. `cost`: what a recipe costs on a model.
@@ -22,6 +23,7 @@ files:
 
 from __future__ import annotations
 
+from engine.contract.amendment_check import find_amendment_problem, find_amendments_problem
 from engine.contract.amendments import (
     Amendment,
     AmendmentNumber,
@@ -35,7 +37,7 @@ from engine.contract.amendments import (
 )
 from engine.contract.codec import MalformedMessage, NewerVersion, decode, encode
 from engine.contract.cost import count_row_steps, estimate_cost, estimate_decode_ms
-from engine.contract.edits import has_whole_pictures, is_edit
+from engine.contract.edits import is_edit
 from engine.contract.embedding_names import compile_embedding_names, find_embeddings
 from engine.contract.features import find_lacking_feature
 from engine.contract.fields import (
@@ -157,8 +159,8 @@ from engine.contract.requests import (
 from engine.contract.samplers import PIPELINE_SAMPLERS, SAMPLER_TITLES, VERSION_1_SAMPLERS, Sampler
 from engine.contract.steering import (
     ImageLife,
-    find_amendment_problem,
-    find_amendments_problem,
+    Timeline,
+    count_ending_images,
     find_ancestor,
     find_life,
     iterate_states,
@@ -168,6 +170,7 @@ from engine.contract.steering import (
     recipe_at_end,
     recipe_at_step,
     settle_amendments,
+    settle_fades,
 )
 from engine.contract.turbo import TURBO_GUIDANCE, TURBO_LORA, TURBO_SAMPLER, TURBO_STEPS, find_turbo, is_turbo
 
@@ -176,25 +179,25 @@ __all__ = [
     "JUDGE_VERSION", "LLM_INT8_VERSION", "MAX_AMENDMENTS", "MAX_AMENDMENTS_AT_ONCE", "MAX_CANDIDATES",
     "MAX_CANDIDATE_IMAGES", "MAX_CONCEPTS", "MAX_CONTROLS", "MAX_COUNT", "MAX_EMBEDDINGS", "MAX_ESTIMATE_BYTES",
     "MAX_FRAME_BYTES", "MAX_INIT_IMAGES", "MAX_INTERPOLATION_FRAMES", "MAX_KEYFRAMES", "MAX_LORAS", "MAX_NOISINGS",
-    "MAX_PACE_SECONDS",
-    "MAX_REFERENCES", "MAX_ROWS", "MAX_STEPS", "MAX_THUMBNAIL_BYTES", "MODELS_VERSION", "PICTURE_CHECK_VERSION",
-    "PIPELINE_SAMPLERS", "SAMPLER_TITLES", "STEERING_VERSION", "SUPER_RESOLVER_VERSION", "TURBO_GUIDANCE", "TURBO_LORA",
-    "TURBO_SAMPLER", "TURBO_STEPS", "VERSION", "VERSION_1_SAMPLERS", "X0_ESTIMATES_VERSION", "AmendJob", "Amendment",
-    "AmendmentLog", "AmendmentNumber", "AmendmentRequest", "BillingKey", "Blame", "Branch", "ByteCount",
-    "CandidateText", "Change", "Concept", "ControlImage", "ControlMessage", "ControlModel", "Coordinate", "DecodeReply",
-    "DecodeRequest", "DescribeReply", "DescribeRequest", "DropImages", "Dtype", "EmbedReply", "EmbedRequest", "Epoch",
-    "Feature", "Fraction", "Frame", "GuidanceKind", "Id", "ImageLife", "ImageToImage", "Index", "InitImage",
-    "Interpolation", "Job", "JobAmended", "JobCancelled", "JobFailed", "JobFinished", "JobHandedBack",
-    "JobModelLoading", "JobStarted", "Keyframe", "Ladder", "LatentBytes", "Lora", "MalformedMessage", "Milliseconds",
-    "MissingPart", "ModelPart", "ModelProfile", "ModelProgress", "Name", "NewerVersion", "NoiseAncestor",
-    "PictureReady", "Preprocessor", "Presence", "Quantization", "Recipe", "ReferenceImage", "Result", "Sampler",
-    "Seconds", "Seed", "Sentence", "SetConcepts", "SetGuidance", "SetNegative", "Sha256", "Side", "Snapshot",
-    "SplitImage", "SquaredError", "Step", "Task", "TensorSide", "Text", "UnixSeconds", "UpscaleMethod", "UpscaleTask",
-    "Verdict", "Version", "VersionedValue", "candidate_index", "compile_embedding_names", "count_guided_steps",
-    "count_image_rows", "count_row_steps", "count_rows", "decode", "downgrade_job", "encode", "estimate_cost",
-    "estimate_decode_ms", "find_amendment_problem", "find_amendments_problem", "find_ancestor",
-    "find_embeddings", "find_lacking_feature", "find_life", "find_missing_part", "find_turbo", "has_negative_weight",
-    "has_whole_pictures", "is_edit", "is_guided", "is_in_interval", "is_turbo", "iterate_states", "list_final_images",
-    "list_lives", "list_needed_lives", "make_part_fields", "map_step", "needs_unconditional_row", "noise_seed",
-    "pinned_bucket", "recipe_at_end", "recipe_at_step", "recipe_for_image", "required_blobs", "settle_amendments",
+    "MAX_PACE_SECONDS", "MAX_REFERENCES", "MAX_ROWS", "MAX_STEPS", "MAX_THUMBNAIL_BYTES", "MODELS_VERSION",
+    "PICTURE_CHECK_VERSION", "PIPELINE_SAMPLERS", "SAMPLER_TITLES", "STEERING_VERSION", "SUPER_RESOLVER_VERSION",
+    "TURBO_GUIDANCE", "TURBO_LORA", "TURBO_SAMPLER", "TURBO_STEPS", "VERSION", "VERSION_1_SAMPLERS",
+    "X0_ESTIMATES_VERSION", "AmendJob", "Amendment", "AmendmentLog", "AmendmentNumber", "AmendmentRequest",
+    "BillingKey", "Blame", "Branch", "ByteCount", "CandidateText", "Change", "Concept", "ControlImage",
+    "ControlMessage", "ControlModel", "Coordinate", "DecodeReply", "DecodeRequest", "DescribeReply", "DescribeRequest",
+    "DropImages", "Dtype", "EmbedReply", "EmbedRequest", "Epoch", "Feature", "Fraction", "Frame", "GuidanceKind", "Id",
+    "ImageLife", "ImageToImage", "Index", "InitImage", "Interpolation", "Job", "JobAmended", "JobCancelled",
+    "JobFailed", "JobFinished", "JobHandedBack", "JobModelLoading", "JobStarted", "Keyframe", "Ladder", "LatentBytes",
+    "Lora", "MalformedMessage", "Milliseconds", "MissingPart", "ModelPart", "ModelProfile", "ModelProgress", "Name",
+    "NewerVersion", "NoiseAncestor", "PictureReady", "Preprocessor", "Presence", "Quantization", "Recipe",
+    "ReferenceImage", "Result", "Sampler", "Seconds", "Seed", "Sentence", "SetConcepts", "SetGuidance", "SetNegative",
+    "Sha256", "Side", "Snapshot", "SplitImage", "SquaredError", "Step", "Task", "TensorSide", "Text", "Timeline",
+    "UnixSeconds", "UpscaleMethod", "UpscaleTask", "Verdict", "Version", "VersionedValue", "candidate_index",
+    "compile_embedding_names", "count_ending_images", "count_guided_steps", "count_image_rows", "count_row_steps",
+    "count_rows", "decode", "downgrade_job", "encode", "estimate_cost", "estimate_decode_ms", "find_amendment_problem",
+    "find_amendments_problem", "find_ancestor", "find_embeddings", "find_lacking_feature", "find_life",
+    "find_missing_part", "find_turbo", "has_negative_weight", "is_edit", "is_guided", "is_in_interval", "is_turbo",
+    "iterate_states", "list_final_images", "list_lives", "list_needed_lives", "make_part_fields", "map_step",
+    "needs_unconditional_row", "noise_seed", "pinned_bucket", "recipe_at_end", "recipe_at_step", "recipe_for_image",
+    "required_blobs", "settle_amendments", "settle_fades",
 ]  # fmt: skip

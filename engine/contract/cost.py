@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from engine.contract.edits import is_edit
-from engine.contract.guidance import count_guided_steps, count_image_rows, count_rows, is_guided, pinned_bucket
+from engine.contract.guidance import count_guided_steps, count_image_rows, is_guided, pinned_bucket
 from engine.contract.presence import ControlModel, ModelProfile
 from engine.contract.recipe import ImageToImage, Recipe
 from engine.contract.samplers import SECOND_ORDER_SAMPLERS
-from engine.contract.steering import iterate_states, list_final_images, list_lives
+from engine.contract.steering import count_ending_images, iterate_segments
 
 # Where a worker does not say, of a row's time. A ControlNet is a copy of the network's encoder, about a third of
 # its forward (Zhang et al. 2023); an IP-Adapter adds one attention to a picture's few tokens in each block.
@@ -22,30 +22,18 @@ def count_row_steps(recipe: Recipe) -> int:
     A pinned batch shape is paid in full, padding included. Samplers of second order evaluate the network twice at each
     step but the last.
     """
-    if recipe.amendments:
-        return _count_amended_row_steps(recipe)
-    guided_steps, all_steps = count_guided_steps(recipe), max(0, recipe.end_step - recipe.first_step)
-    rows = guided_steps * _padded_rows(recipe, True) + (all_steps - guided_steps) * _padded_rows(recipe, False)
-    if recipe.sampler not in SECOND_ORDER_SAMPLERS or all_steps == 0:
-        return rows
-    return 2 * rows - _padded_rows(recipe, is_guided(recipe, recipe.end_step - 1))
+    rows, last_rows = 0, 0
+    for segment in iterate_segments(recipe):
+        state, steps = segment.recipe, max(0, segment.end_step - segment.first_step)
+        guided_steps = count_guided_steps(state, segment.first_step, segment.end_step)
+        guided, unguided = (_padded_rows(state, segment.image_count, is_on) for is_on in (True, False))
+        rows += guided_steps * guided + (steps - guided_steps) * unguided
+        last_rows = guided if is_guided(state, segment.end_step - 1) else unguided
+    return 2 * rows - last_rows if recipe.sampler in SECOND_ORDER_SAMPLERS and rows else rows
 
 
-def _count_amended_row_steps(recipe: Recipe) -> int:
-    """Count step by step: only samplers that evaluate the network once a step can be steered."""
-    lives, rows = list_lives(recipe), 0
-    for step, state in iterate_states(recipe, recipe.first_step, recipe.end_step):
-        images, is_guidance_on = sum(life.is_alive(step) for life in lives), is_guided(state, step)
-        rows += _pad_rows(state, images * count_image_rows(state, is_guidance_on), is_guidance_on)
-    return rows
-
-
-def _padded_rows(recipe: Recipe, is_guidance_on: bool) -> int:
-    return _pad_rows(recipe, count_rows(recipe, is_guidance_on), is_guidance_on)
-
-
-def _pad_rows(recipe: Recipe, row_count: int, is_guidance_on: bool) -> int:
-    bucket = pinned_bucket(recipe, is_guidance_on)
+def _padded_rows(recipe: Recipe, image_count: int, is_guidance_on: bool) -> int:
+    row_count, bucket = image_count * count_image_rows(recipe, is_guidance_on), pinned_bucket(recipe, is_guidance_on)
     return row_count + (-row_count % bucket if bucket else 0)
 
 
@@ -65,7 +53,7 @@ def estimate_cost(recipe: Recipe, model: ModelProfile) -> float:
         + len(recipe.references)
     ) * model.encode_ms
     init_image_count = len(recipe.start.pictures) if isinstance(recipe.start, ImageToImage) else 0
-    picture_count = recipe.drawn_count if recipe.needs_choice else len(list_final_images(recipe))
+    picture_count = count_ending_images(recipe)
     return (step_ms + text_ms + (picture_count + init_image_count) * model.decode_ms * area) / 1000.0
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from engine.contract.edits import has_whole_pictures
 from engine.contract.fields import FULL_INTERVAL, Feature
 from engine.contract.presence import ModelProfile
 from engine.contract.recipe import Branch, ImageToImage, Recipe
@@ -46,7 +45,7 @@ def _list_start_features(start: ImageToImage) -> Iterator[Feature]:
     yield "picture"
     if start.mask is not None:
         yield "mask"
-    elif not has_whole_pictures(start):
+    elif not start.has_whole_pictures:
         yield "strength"
     if len(start.pictures) > 1:
         yield "blend"

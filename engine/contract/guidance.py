@@ -10,10 +10,10 @@ def is_guided(recipe: Recipe, step: int) -> bool:
     return is_in_interval(recipe.guidance_interval, step, recipe.steps)
 
 
-def count_guided_steps(recipe: Recipe) -> int:
-    """Return at how many of the executed steps guidance holds."""
-    first_step, end_step = _interval_steps(recipe.guidance_interval, recipe.steps)
-    return max(0, min(end_step, recipe.end_step) - max(first_step, recipe.first_step))
+def count_guided_steps(recipe: Recipe, first_step: int, end_step: int) -> int:
+    """Return at how many of the steps from `first_step` to before `end_step` guidance holds."""
+    first_guided_step, end_of_guidance = _interval_steps(recipe.guidance_interval, recipe.steps)
+    return max(0, min(end_of_guidance, end_step) - max(first_guided_step, first_step))
 
 
 def is_in_interval(interval: tuple[float, float], step: int, steps: int) -> bool:

@@ -119,6 +119,11 @@ class ImageToImage(Struct, frozen=True, tag="Forward", forbid_unknown_fields=Tru
     strength: Annotated[float, Meta(gt=0, le=1)]
     mask: Sha256 | None = None
 
+    @property
+    def has_whole_pictures(self) -> bool:
+        """Whether it is at full strength without a mask: nothing of its pictures would remain as a start."""
+        return self.strength == 1.0 and self.mask is None
+
 
 class Branch(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     """Continue from a keyframe of another image, whose latents are in a `Ladder` (named by its SHA-256).
@@ -222,9 +227,7 @@ class Recipe(VersionedValue, frozen=True, kw_only=True, omit_defaults=True):
 
     def __post_init__(self) -> None:
         if (
-            isinstance(self.start, ImageToImage)
-            and len(self.start.pictures) > 1
-            and (self.start.strength, self.start.mask) == (1.0, None)
+            isinstance(self.start, ImageToImage) and len(self.start.pictures) > 1 and self.start.has_whole_pictures
         ):  # of an edit by words an older worker would see one picture, or none
             msgspec.structs.force_setattr(self, "v", max(self.v, EDIT_PICTURES_VERSION))
         if self.quantization == "llm_int8":
@@ -261,6 +264,10 @@ class Recipe(VersionedValue, frozen=True, kw_only=True, omit_defaults=True):
     def needs_choice(self) -> bool:
         """Whether the judge has yet to choose among its candidates."""
         return self.drawn_count > self.count
+
+    def shows_image(self, image: int) -> bool:
+        """Return whether an image is shown while it develops: of candidates only the first, one for each picture."""
+        return not self.needs_choice or image < self.count
 
     @property
     def guidance_interval(self) -> tuple[float, float]:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import msgspec
 
 from engine.contract.amendments import (
     Amendment,
-    Change,
     Concept,
     DropImages,
     SetConcepts,
@@ -20,14 +20,8 @@ from engine.contract.amendments import (
     SetNegative,
     SplitImage,
 )
-from engine.contract.fields import FULL_INTERVAL, MAX_AMENDMENTS, MAX_CONCEPTS
+from engine.contract.fields import MAX_STEPS
 from engine.contract.recipe import Recipe
-
-TOO_MANY = f"This picture has been changed {MAX_AMENDMENTS} times, which is the most."
-TOO_LATE = "This picture is as good as finished."
-A_WALK = "The pictures of a walk cannot be steered."
-NETWORK_INTERVAL = "This model has guidance built into its network, so it holds at every step."
-CANDIDATES = "Its pictures are chosen among candidates at the end, so none can be dropped or split now."
 
 
 @dataclass(frozen=True)
@@ -52,14 +46,28 @@ class ImageLife:
         """Whether step `step` is run for it."""
         return self.first_step <= step and (self.drop_step is None or step < self.drop_step)
 
+    def give_noise(self, recipe: Recipe) -> Recipe:
+        """Return the recipe with the noise of this life."""
+        return recipe if self.seed is None else msgspec.structs.replace(recipe, seed=self.seed, lineage=())
+
     def is_unborn(self, step: int) -> bool:
         """Whether a split has yet to make it before step `step` is run."""
         return self.parent is not None and step < self.first_step
 
 
+@dataclass(frozen=True)
+class StepSegment:
+    """Steps in which nothing changes: their recipe without amendments, and how many images develop."""
+
+    first_step: int
+    end_step: int
+    recipe: Recipe
+    image_count: int
+
+
 def recipe_at_step(recipe: Recipe, step: int) -> Recipe:
     """Return the recipe of one step, without amendments: its prompt and guidance as amended until then."""
-    return next(state for _, state in iterate_states(recipe, step, step + 1))
+    return Timeline(recipe).advance(step)
 
 
 def recipe_at_end(recipe: Recipe) -> Recipe:
@@ -67,15 +75,40 @@ def recipe_at_end(recipe: Recipe) -> Recipe:
     return recipe_at_step(recipe, recipe.end_step - 1) if recipe.amendments else recipe
 
 
+def settle_fades(recipe: Recipe) -> Recipe:
+    """Return the recipe without amendments, with what holds once all are made, even a fade that goes beyond the end."""
+    return recipe_at_step(recipe, 2 * MAX_STEPS) if recipe.amendments else recipe
+
+
 def iterate_states(recipe: Recipe, first_step: int, end_step: int) -> Iterator[tuple[int, Recipe]]:
     """Yield each step with its recipe, without amendments. It is the same object while nothing changes."""
-    timeline = _Timeline(recipe)
+    timeline = Timeline(recipe)
     for step in range(first_step, end_step):
         yield step, timeline.advance(step)
 
 
-class _Timeline:
-    """Applies amendments in order. `advance` must be called with rising steps."""
+def iterate_segments(recipe: Recipe) -> Iterator[StepSegment]:
+    """Yield the steps that run, as segments in which neither the recipe nor the number of images changes."""
+    if not recipe.amendments:
+        yield StepSegment(recipe.first_step, recipe.end_step, recipe, recipe.drawn_count)
+        return
+    timeline, lives = Timeline(recipe), list_lives(recipe)
+    edges = [step for step in _list_edges(recipe, lives) if recipe.first_step < step < recipe.end_step]
+    for step, end_step in pairwise([recipe.first_step, *edges, recipe.end_step]):
+        yield StepSegment(step, end_step, timeline.advance(step), sum(life.is_alive(step) for life in lives))
+
+
+def _list_edges(recipe: Recipe, lives: Sequence[ImageLife]) -> list[int]:
+    """Return the steps from which on something is different, in order; a fade is different at each of its steps."""
+    edges = {step for life in lives for step in (life.first_step, life.drop_step) if step is not None}
+    for amendment in recipe.amendments:
+        fade_steps = amendment.change.fade_steps if isinstance(amendment.change, SetConcepts) else 0
+        edges.update(range(amendment.step, amendment.step + max(1, fade_steps)))
+    return sorted(edges)
+
+
+class Timeline:
+    """Applies amendments in order. `advance` must be called with steps that do not fall."""
 
     def __init__(self, recipe: Recipe) -> None:
         # The version rises again to what the rest needs.
@@ -84,6 +117,7 @@ class _Timeline:
         self._fade: _Fade | None = None
 
     def advance(self, step: int) -> Recipe:
+        """Return the recipe of a step, without amendments: the same object while nothing changes."""
         while self._waiting and self._waiting[0].step <= step:
             self._apply(self._waiting.pop(0))
         if self._fade is not None:
@@ -202,6 +236,11 @@ def list_final_images(recipe: Recipe) -> tuple[int, ...]:
     return tuple(sorted(life.image for life in list_lives(recipe) if life.drop_step is None))
 
 
+def count_ending_images(recipe: Recipe) -> int:
+    """Return how many images are drawn to the end: all candidates, else those of which pictures are made."""
+    return recipe.drawn_count if recipe.needs_choice else len(list_final_images(recipe))
+
+
 def find_life(recipe: Recipe, image: int, step: int | None = None) -> ImageLife | None:
     """Return the life of an image's finished picture, or of the image at a step; None if there is none."""
     lives = (life for life in list_lives(recipe) if life.image == image)
@@ -226,75 +265,4 @@ def settle_amendments(recipe: Recipe, image: int, step: int | None = None) -> Re
         return recipe
     state = recipe_at_step(recipe, recipe.end_step - 1 if step is None else step)
     life = find_life(recipe, image, step)
-    return state if life is None or life.seed is None else msgspec.structs.replace(state, seed=life.seed, lineage=())
-
-
-def find_amendment_problem(recipe: Recipe, amendment: Amendment) -> str:
-    """Return why the recipe cannot be amended so, as one sentence; empty if it can."""
-    if len(recipe.amendments) >= MAX_AMENDMENTS:
-        return TOO_MANY
-    if amendment.step >= recipe.end_step - 1:
-        return TOO_LATE
-    if recipe.interpolation is not None:
-        return A_WALK
-    if any(later.step > amendment.step or later.number >= amendment.number for later in recipe.amendments):
-        return "An amendment cannot come before an earlier one."
-    return _find_change_problem(recipe, amendment)
-
-
-def find_amendments_problem(recipe: Recipe) -> str:
-    """Return why a recipe's amendments contradict it or each other, as one sentence; empty if they do not."""
-    checked = msgspec.structs.replace(recipe, amendments=())
-    for amendment in recipe.amendments:
-        if problem := find_amendment_problem(checked, amendment):
-            return problem
-        checked = msgspec.structs.replace(checked, amendments=(*checked.amendments, amendment))
-    return ""
-
-
-def _find_change_problem(recipe: Recipe, amendment: Amendment) -> str:
-    change: Change = amendment.change
-    match change:
-        case SetConcepts():
-            old_concepts = _list_faded_concepts(recipe, amendment) if change.fade_steps > 1 else ()
-            return _find_prompt_problem(old_concepts, change)
-        case SetNegative():
-            return ""
-        case SetGuidance():
-            if recipe.guidance_kind == "network" and (change.start, change.stop) != FULL_INTERVAL:
-                return NETWORK_INTERVAL
-            return "Guidance cannot stop before it starts." if change.start > change.stop else ""
-        case DropImages() | SplitImage():
-            return _find_image_problem(recipe, change)
-
-
-def _list_faded_concepts(recipe: Recipe, amendment: Amendment) -> tuple[Concept, ...]:
-    """Return the concepts that a change of the prompt fades from; an earlier fade may have come half-way."""
-    timeline = _Timeline(msgspec.structs.replace(recipe, amendments=(*recipe.amendments, amendment)))
-    timeline.advance(amendment.step)
-    return timeline.faded_concepts
-
-
-def _find_prompt_problem(old_concepts: Sequence[Concept], change: SetConcepts) -> str:
-    concepts = (*old_concepts, *change.concepts)
-    if change.mixed and any(concept.weight <= 0 for concept in concepts):
-        return "Every concept of a mixed prompt needs a weight above 0."
-    if len({concept.text for concept in concepts}) > MAX_CONCEPTS:
-        return f"Old and new prompt together have more than {MAX_CONCEPTS} parts."
-    if all(concept.weight == 0 for concept in change.concepts):
-        return "A prompt needs a part with a weight other than 0."
-    return ""
-
-
-def _find_image_problem(recipe: Recipe, change: DropImages | SplitImage) -> str:
-    if recipe.candidate_count or recipe.chosen_candidates:
-        return CANDIDATES
-    alive = set(list_final_images(recipe))
-    for image in change.images if isinstance(change, DropImages) else (change.image,):
-        if image not in alive:
-            return f"Image {image + 1} is not developing."
-    if isinstance(change, DropImages):
-        return "" if alive - set(change.images) else "One image has to stay."
-    if len(set(change.places)) < len(change.places) or alive & set(change.places):
-        return "An image can be split only into free places."
-    return ""
+    return state if life is None else life.give_noise(state)

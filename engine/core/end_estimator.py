@@ -65,8 +65,7 @@ def _is_due(image: Trajectory) -> bool:
     recipe = image.recipe
     is_one_row = (recipe.mixed or len(recipe.concepts) == 1) and not has_negative_weight(recipe)
     has_pictures = recipe.start is not None or bool(recipe.controls or recipe.references)
-    is_hidden = recipe.needs_choice and image.image >= recipe.count
-    if is_hidden or has_pictures or recipe.loras or not is_one_row:
+    if not recipe.shows_image(image.image) or has_pictures or recipe.loras or not is_one_row:
         return False
     estimate_count = min(MAX_ESTIMATES, image.end_step // STEPS_PER_ESTIMATE)
     steps = (FIRST_STEP + n * _count_early_steps(image) // estimate_count for n in range(estimate_count))

@@ -173,7 +173,7 @@ def _check_edit(recipe: Recipe, family: Family) -> None:
     start = recipe.start
     if not isinstance(start, ImageToImage):
         raise JobRejected(f"{family.name} edits a picture by words: give it one.", "member")
-    if start.strength < 1.0 or start.mask is not None:
+    if not start.has_whole_pictures:
         raise JobRejected(f"{family.name} edits a picture as it is: no mask or strength.", "member")
     if len(start.pictures) > (most := family.max_edit_pictures):
         limit = "one picture at a time" if most == 1 else f"at most {most} pictures at once"

@@ -11,11 +11,11 @@ import torch
 from engine.contract import (
     ImageToImage,
     Recipe,
+    Timeline,
     has_negative_weight,
     is_guided,
     needs_unconditional_row,
     pinned_bucket,
-    recipe_at_step,
     recipe_for_image,
 )
 from engine.models.family import Conditioning, Family
@@ -63,7 +63,8 @@ class StepInputs:
     ) -> None:  # fmt: skip
         self._recipe, self._image, self._family, self._shape = recipe, image, family, shape
         self._pictures, self._edited = pictures, edited
-        self._last_state: tuple[int, Recipe] | None = None
+        self._timeline, self._last_step, self._last_state = Timeline(recipe), 0, recipe
+        self._image_recipe = recipe_for_image(recipe, image)  # of the last state
         self._last_inputs: tuple[int, ModelInputs] | None = None
         self._texts: dict[Hashable, ModelInputs] = {}
         self._distinct: dict[Hashable, ModelInputs] = {}
@@ -75,9 +76,12 @@ class StepInputs:
     def recipe_at(self, k: int) -> Recipe:
         """Return the image's recipe at step `k`, without amendments."""
         k = min(k, self._recipe.steps - 1)
-        if self._last_state is None or (self._last_state[0] != k and self._recipe.amendments):
-            self._last_state = k, recipe_for_image(recipe_at_step(self._recipe, k), self._image)
-        return self._last_state[1]
+        if k < self._last_step:  # it was restored, or another image of its job is further
+            self._timeline = Timeline(self._recipe)
+        state, self._last_step = self._timeline.advance(k), k
+        if state is not self._last_state:
+            self._last_state, self._image_recipe = state, recipe_for_image(state, self._image)
+        return self._image_recipe
 
     def inputs_at(self, k: int) -> ModelInputs:
         """Return the inputs of step `k`."""

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
 
-import msgspec
 import numpy as np
 import torch
 
@@ -68,9 +67,10 @@ class Trajectory:
         self.life, self.model, self.loras = life, family.name, recipe.loras
         self._sources = job, family, init_latents, pictures
         self.job_recipe = recipe  # with all amendments
+        self._splits = _list_splits(recipe, life)
         self.dtype: Dtype = recipe.dtype
         self._inputs = StepInputs(
-            _recipe_of_life(recipe, life), life.image, family, shape, pictures,
+            life.give_noise(recipe), life.image, family, shape, pictures,
             () if init_latents is None else init_latents.edited,
         )  # fmt: skip
         self.k, self.end_step = life.first_step, recipe.end_step
@@ -113,18 +113,11 @@ class Trajectory:
 
     def find_split_lives(self) -> list[ImageLife]:
         """Return the images that leave this one at its present step."""
-        if not self.job_recipe.amendments:
-            return []
-        lives = list_needed_lives(self.job_recipe)
-        return [
-            life
-            for life in lives
-            if life.first_step == self.k and life.parent is not None and life.parent.key == self.life.key
-        ]
+        return [life for life in self._splits if life.first_step == self.k]
 
     def prepare_amendment(self, recipe: Recipe) -> StepInputs:
         """Return its inputs by the job's amended recipe, with those of the change's step and of the next one made."""
-        inputs = self._inputs.with_recipe(_recipe_of_life(recipe, self.life))
+        inputs = self._inputs.with_recipe(self.life.give_noise(recipe))
         for step in (recipe.amendments[-1].step, self.k):  # others of its job may be further
             inputs.inputs_at(step)
         return inputs
@@ -133,6 +126,12 @@ class Trajectory:
         """Follow the job's amended recipe from the next step on. `inputs`: by `prepare_amendment`."""
         self.job_recipe, self._inputs, self.likely_end = recipe, inputs, None
         self.life = next(life for life in list_lives(recipe) if life.key == self.life.key)
+        self._splits = _list_splits(recipe, self.life)
+
+    @property
+    def _is_stopped(self) -> bool:
+        """Whether it has ended before the last step of its plan."""
+        return self.k == self.end_step < self.plan.steps
 
     @property
     def is_done(self) -> bool:
@@ -173,8 +172,7 @@ class Trajectory:
         An image that is stopped early ends with x0, and keeps its latents to continue to its end.
         """
         self.k += 1
-        is_stopped = self.k == self.end_step < self.plan.steps
-        self.x = x0 if is_stopped else x
+        self.x = x0 if self._is_stopped else x
         if self.h is not None:
             self.h = x0
         self._add_keyframe(x0, x)
@@ -183,8 +181,7 @@ class Trajectory:
         """Keep x0, and the latents at some keyframes and at an early end, if this is the step of a keyframe."""
         if self.k not in self._keyframe_numbers:
             return
-        is_stopped = self.k == self.end_step < self.plan.steps
-        has_latents = is_stopped or keyframe_steps.has_latents(self._keyframe_numbers[self.k])
+        has_latents = self._is_stopped or keyframe_steps.has_latents(self._keyframe_numbers[self.k])
         self.keyframes.append(
             LatentKeyframe(self.k, x0.clone(), x.clone() if has_latents else None, self.plan.draw_counts[self.k])
         )
@@ -241,9 +238,9 @@ class Trajectory:
         return list(stacked.to(self.x.device))
 
 
-def _recipe_of_life(recipe: Recipe, life: ImageLife) -> Recipe:
-    """Return the job's recipe with the noise of one life."""
-    return recipe if life.seed is None else msgspec.structs.replace(recipe, seed=life.seed, lineage=())
+def _list_splits(recipe: Recipe, parent: ImageLife) -> list[ImageLife]:
+    """Return the needed images that leave one, at whatever step. Found once, since every step asks."""
+    return [life for life in list_needed_lives(recipe) if life.parent is not None and life.parent.key == parent.key]
 
 
 def _build_masked_source(init_latents: InitLatents | None, noise: Noise) -> MaskedSource | None:

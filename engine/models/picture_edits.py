@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from PIL import Image
 
-from engine.contract import ImageToImage, Recipe, has_whole_pictures
+from engine.contract import ImageToImage, Recipe
 from engine.models.family import Conditioning, Family
 
 MAX_RATIO = 4.0  # of the longer side of a further picture to its shorter one; the rest is cut off
@@ -49,7 +49,7 @@ def is_edit(recipe: Recipe, family: Family) -> bool:
     start = recipe.start
     if not isinstance(family, EditsPictures) or not isinstance(start, ImageToImage):
         return False
-    return family.needs_picture or (has_whole_pictures(start) and len(start.pictures) <= family.max_edit_pictures)
+    return family.needs_picture or (start.has_whole_pictures and len(start.pictures) <= family.max_edit_pictures)
 
 
 def fit_edited_size(recipe: Recipe, family: Family, shape: tuple[int, int] | None = None) -> tuple[int, int]:

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 
 from engine.bus import BrokerUnreachable, Bus, StaleEpoch
-from engine.contract import AmendJob, AmendmentRequest, JobAmended, Recipe
+from engine.contract import AmendJob, AmendmentRequest, JobAmended
 from engine.contract.rejection import JobRejected
 from engine.worker.active_runs import ActiveRuns
 from engine.worker.result_publisher import ResultPublisher
@@ -104,9 +104,7 @@ class AmendmentService:
         await store_amendment_log(self._bus, run)
         if not await self._bus.renew_claim(run.claim):
             raise StaleEpoch("its claim has lapsed or gone to another worker")
-        recipe = run.job.task
-        amendments = recipe.amendments if isinstance(recipe, Recipe) else ()
-        step = next((amendment.step for amendment in amendments if amendment.number == number), None)
+        step = next((amendment.step for amendment in run.amendments if amendment.number == number), None)
         reason = "" if step is not None else run.refusals.get(number, REFUSED_EARLIER)
         await self._result_publisher.publish(
             JobAmended(job=run.job.id, epoch=run.claim.epoch, number=number, step=step, reason=reason[:500])

@@ -124,9 +124,8 @@ class _LocalRun:
             self._frame_futures[event.image] = self._decode_worker.render_frame(event, self._job, 0, seconds_left)
 
     def _is_shown(self, image: int) -> bool:
-        """Of candidates only the first are shown, one for each picture."""
         recipe = self._job.task
-        return not isinstance(recipe, Recipe) or not recipe.needs_choice or image < recipe.count
+        return not isinstance(recipe, Recipe) or recipe.shows_image(image)
 
     def _render_chosen(self) -> None:
         candidates = sorted(self._candidates, key=lambda event: event.image)

@@ -19,7 +19,6 @@ from engine.contract import (
     JobFinished,
     JobHandedBack,
     PictureReady,
-    Recipe,
     Result,
     UpscaleMethod,
     Verdict,
@@ -88,7 +87,7 @@ class ResultPublisher:
             result = JobFinished(
                 job=run.job.id, epoch=run.claim.epoch, cost=run.job.cost, seconds=seconds,
                 ms_per_step=1000 * seconds / steps, chosen_candidates=chosen_candidates,
-                amendments=run.job.task.amendments if isinstance(run.job.task, Recipe) else (),
+                amendments=run.amendments,
             )  # fmt: skip
             await self._end_run(run, result)
 

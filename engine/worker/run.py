@@ -17,6 +17,7 @@ from engine.bus.buckets.claims import Claim
 from engine.bus.deliveries import BusMessage
 from engine.contract import (
     AmendJob,
+    Amendment,
     AmendmentLog,
     Job,
     Recipe,
@@ -103,10 +104,14 @@ class JobRun:
             self.follow_amendments(replace(recipe, amendments=amendments))
             self.last_amendment = max(self.last_amendment, amendment_log.last_number)
 
+    @property
+    def amendments(self) -> tuple[Amendment, ...]:
+        """All changes that hold."""
+        return self.job.task.amendments if isinstance(self.job.task, Recipe) else ()
+
     def make_amendment_log(self) -> AmendmentLog:
-        amendments = self.job.task.amendments if isinstance(self.job.task, Recipe) else ()
         return AmendmentLog(
-            job=self.job.id, epoch=self.claim.epoch, last_number=self.last_amendment, amendments=amendments
+            job=self.job.id, epoch=self.claim.epoch, last_number=self.last_amendment, amendments=self.amendments
         )
 
     def _follow_images(self, recipe: Recipe, old_images: Iterable[int]) -> None:

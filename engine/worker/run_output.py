@@ -92,9 +92,9 @@ class RunOutput:
             await self._wait_for_decode(self._decode_worker.encode_change(run.job.task, request.change))
 
     def queue_preview(self, run: JobRun, event: StepDone) -> None:
-        """Queue a preview for watchers. Of candidates only the first are shown, one for each picture."""
+        """Queue a preview for watchers."""
         recipe = run.job.task
-        if not isinstance(recipe, Recipe) or (recipe.needs_choice and event.image >= recipe.count):
+        if not isinstance(recipe, Recipe) or not recipe.shows_image(event.image):
             return
         if run.is_watched and event.x0 is not None:
             run.pending_previews[event.image] = event

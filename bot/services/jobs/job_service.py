@@ -14,7 +14,7 @@ from bot.domain.dto import AcceptedJob, Destination, JobAction, Member
 from bot.domain.errors import UserError
 from bot.domain.texts import shorten
 from bot.images.gallery import Gallery
-from bot.policy.permissions import JobRef, forbidden_reason
+from bot.policy.permissions import forbidden_reason
 from bot.policy.rules import EffectiveRules
 from bot.prompt import ParsedPrompt, ParseResult, build_recipe, make_remarks, parse
 from bot.prompt.capability_check import check_capabilities, check_start
@@ -28,6 +28,7 @@ from bot.services.flag_aliases import FlagAliases
 from bot.services.init_images.loaded import LoadedInitImages
 from bot.services.init_images.loader import InitImageLoader
 from bot.services.init_images.request import InitImages, PageAddresses, split_leading_urls
+from bot.services.job_permissions import make_job_ref
 from bot.services.job_views.job_views import JobViews
 from bot.services.jobs.derived_recipes import interpolation_recipes, pin_batch_shape
 from bot.services.jobs.job_maker import JobMaker, draw_seed
@@ -38,7 +39,7 @@ from bot.services.jobs.recipe_init import (
     with_init_images,
     with_input_aspect,
 )
-from bot.store import JobRecord, Store
+from bot.store import Store
 from bot.store.members import preferences
 from engine.contract import Presence, Recipe, estimate_cost
 
@@ -174,7 +175,7 @@ class JobService:
     async def cancel(self, job: str, member: Member) -> str:
         """Cancel the member's own job, or as a moderator one of their guild; say what happened. Raises `UserError`."""
         record = await self._job_views.load_record(job)
-        if reason := forbidden_reason("cancel", member, _job_ref(record)):
+        if reason := forbidden_reason("cancel", member, make_job_ref(record)):
             raise UserError(reason, 403)
         return await self._cancelling.cancel(job)
 
@@ -185,7 +186,7 @@ class JobService:
         `UserError`.
         """
         record = await self._job_views.load_record(job)
-        if reason := forbidden_reason("pause", member, _job_ref(record)):
+        if reason := forbidden_reason("pause", member, make_job_ref(record)):
             raise UserError(reason, 403)
         return await (self._job_control.pause if is_paused else self._job_control.resume)(record)
 
@@ -215,7 +216,3 @@ def _build_recipes(
     check_capabilities(recipes[0], entry.profile)
     check_start(recipes[0], entry.profile)
     return [pin_batch_shape(recipe) if is_exact else recipe for recipe in recipes]
-
-
-def _job_ref(record: JobRecord) -> JobRef:
-    return JobRef(record.member, record.member_name, record.guild, record.private)

@@ -19,10 +19,11 @@ from bot.domain.job_states import is_end
 from bot.domain.periodic import run_periodically
 from bot.domain.texts import PICTURES_DELETED, clean_text
 from bot.images.picture_store import PictureStore
-from bot.policy.permissions import Action, JobRef, forbidden_reason
+from bot.policy.permissions import Action, forbidden_reason
 from bot.policy.rules import EffectiveRules
 from bot.queue.cancellation import JobCanceller
 from bot.services.front_end_actions import FrontEndActions, Report
+from bot.services.job_permissions import make_job_ref
 from bot.services.job_views.job_views import missing_job_error
 from bot.services.storage.file_cleanup import DropCopies, FileCleanup
 from bot.store import JobRecord, Store
@@ -158,8 +159,6 @@ class Moderation:
 
 
 def _check_permission(action: Action, member: Member, record: JobRecord | None = None) -> None:
-    job = None
-    if record is not None:
-        job = JobRef(record.member, record.member_name, record.guild, record.private)
+    job = None if record is None else make_job_ref(record)
     if reason := forbidden_reason(action, member, job):
         raise UserError(reason, 403)

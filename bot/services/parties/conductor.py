@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
@@ -28,14 +28,13 @@ from bot.policy.party import (
 from bot.policy.rules import EffectiveRules
 from bot.queue.active_jobs import ActiveJob, ActiveJobs
 from bot.queue.pause_priority import JobControl
-from bot.services.steering.requested_changes import find_words
 from bot.services.steering.steering_check import presume_recipe
 from bot.services.steering.steering_service import SteeringService
 from bot.store import JobRecord, Store
 from bot.store import parties as stored
 from bot.store.jobs.amendments import list_amendments
 from bot.store.parties import PartyRecord
-from engine.contract import Concept, Recipe
+from engine.contract import Concept, Recipe, settle_fades
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +115,7 @@ class PartyConductor:
         change = choose_words(recipe.concepts, talk)
         if await self._withdraw_blocked(record, change.phrases):
             return  # the next round chooses among the others
-        old, _ = find_words(presume_recipe(recipe, amendments, record.step))
+        old = settle_fades(presume_recipe(recipe, amendments, record.step)).concepts
         if not is_worth_a_change(old, change.concepts):
             return
         await self._store.write(
@@ -148,11 +147,10 @@ def _find_speaker(record: JobRecord, old: Sequence[Concept], change: WordsChange
     gains = {phrase: weights.get(phrase.text, 0.0) - old_weights.get(phrase.text, 0.0) for phrase in change.phrases}
     best = max(gains, key=lambda phrase: (gains[phrase], -phrase.number), default=None)
     if best is None or gains[best] <= 0:
-        owner = Member(record.member, record.member_name, record.guild, channel=record.channel, thread=record.thread)
-        return owner, FEWER_WORDS
+        return record.author, FEWER_WORDS
     return _make_speaker(record, best), best.text
 
 
 def _make_speaker(record: JobRecord, phrase: Phrase) -> Member:
     """Return who said a phrase. Nobody knows the roles of one who does not act now."""
-    return Member(phrase.member, phrase.member_name, record.guild, channel=record.channel, thread=record.thread)
+    return replace(record.author, id=phrase.member, name=phrase.member_name)

@@ -14,7 +14,7 @@ from bot.domain.errors import UserError
 from bot.domain.job_states import is_end
 from bot.domain.party import PartyBoard, PartyPhrase
 from bot.domain.texts import shorten
-from bot.policy.party import PartyTalk, list_live_phrases
+from bot.policy.party import PartyTalk, collect_opinions, list_live_phrases
 from bot.policy.rules import EffectiveRules
 from bot.prompt.concepts import clean_prompt
 from bot.services.admission.quota_check import check_action, refuse_if_closed_or_blocked
@@ -119,8 +119,7 @@ class PartyService:
         """Let the member's phrase be these words, in place of their earlier ones. Return a sentence for them."""
         text = _clean_phrase(words)
         record = await self._enter(job, member)
-        author = Member(record.member, record.member_name, record.guild, channel=record.channel, thread=record.thread)
-        for ruled in (member,) if member.id == author.id else (member, author):
+        for ruled in (member,) if member.id == record.member else (member, record.author):
             await self._word_filter.check_texts((text,), member, ruled, text)
         await self._store.write(stored.say, job, member.id, text)
         return f"The picture hears “{shorten(text, 100)}” at its next change of words; votes give it weight."
@@ -181,14 +180,11 @@ def _clean_phrase(words: str) -> str:
 
 
 def _count_votes(talk: PartyTalk) -> tuple[PartyPhrase, ...]:
-    """Return each live phrase with its votes; who says it is for it, unless they vote against it."""
+    """Return each live phrase with its votes."""
+    opinions = collect_opinions(talk)
     counted: list[PartyPhrase] = []
     for phrase in list_live_phrases(talk):
-        opinions = {phrase.member: 1} | {
-            voter: value for (of, voter), value in talk.votes.items() if of == phrase.number
-        }
-        votes_for = sum(value > 0 for value in opinions.values())
-        counted.append(
-            PartyPhrase(phrase.number, phrase.text, phrase.member_name, votes_for, len(opinions) - votes_for)
-        )
+        values = [value for (number, _), value in opinions.items() if number == phrase.number]
+        votes_for = sum(value > 0 for value in values)
+        counted.append(PartyPhrase(phrase.number, phrase.text, phrase.member_name, votes_for, len(values) - votes_for))
     return tuple(counted)

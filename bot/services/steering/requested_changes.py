@@ -35,6 +35,7 @@ from engine.contract import (
     encode,
     find_amendment_problem,
     list_final_images,
+    settle_fades,
 )
 
 NOTHING_CHANGES = "Nothing in this changes the picture."
@@ -46,12 +47,11 @@ MAX_TEXT = 300  # characters of a change's line
 
 @dataclass(frozen=True)
 class RequestedChange:
-    """One change, its line for members, the texts that it adds, and the recipe that has it, too."""
+    """One change, its line for members, and the recipe that has it, too."""
 
     change: Change
     text: str
     recipe: Recipe
-    added_texts: tuple[str, ...] = ()
 
 
 def work_out_changes(request: SteeringRequest, recipe: Recipe, step: int, seed: int) -> list[RequestedChange]:
@@ -61,35 +61,15 @@ def work_out_changes(request: SteeringRequest, recipe: Recipe, step: int, seed: 
     """
     first_recipe, changes = recipe, list[RequestedChange]()
     for find_changes in (_change_images, _change_words, _change_negative, _change_guidance):
-        for change, text, added_texts in find_changes(request, recipe, seed):
+        for change, text in find_changes(request, recipe, seed):
             recipe = _add_change(recipe, change, step)
-            changes.append(RequestedChange(change, shorten(text, MAX_TEXT), recipe, added_texts))
+            changes.append(RequestedChange(change, shorten(text, MAX_TEXT), recipe))
     if recipe is first_recipe:
         raise UserError(NOTHING_CHANGES)
     return changes
 
 
-def find_words(recipe: Recipe) -> tuple[tuple[Concept, ...], bool]:
-    """Return the prompt that holds once every change is made, and whether it is mixed."""
-    for amendment in reversed(recipe.amendments):
-        if isinstance(amendment.change, SetConcepts):
-            return amendment.change.concepts, amendment.change.mixed
-    return recipe.concepts, recipe.mixed
-
-
-def find_negative(recipe: Recipe) -> str:
-    """Return the negative prompt that holds once every change is made."""
-    negatives = (each.change.negative for each in recipe.amendments if isinstance(each.change, SetNegative))
-    return [recipe.negative, *negatives][-1]
-
-
-def find_guidance(recipe: Recipe) -> SetGuidance:
-    """Return the guidance that holds once every change is made."""
-    first = SetGuidance(recipe.guidance, *recipe.guidance_interval)
-    return [first, *(each.change for each in recipe.amendments if isinstance(each.change, SetGuidance))][-1]
-
-
-_Found = Iterator[tuple[Change, str, tuple[str, ...]]]
+_Found = Iterator[tuple[Change, str]]
 
 
 def _add_change(recipe: Recipe, change: Change, step: int) -> Recipe:
@@ -115,14 +95,14 @@ def _change_images(request: SteeringRequest, recipe: Recipe, seed: int) -> _Foun
     if dropped:
         change = DropImages(tuple(sorted(dropped)))
         is_kept = request.keep and not request.drop
-        yield change, f"keeps {name_images(request.keep)}" if is_kept else describe_change(change), ()
+        yield change, f"keeps {name_images(request.keep)}" if is_kept else describe_change(change)
     if request.split is not None:
         image, total = request.split
         alive = tuple(each for each in alive if each not in dropped)
         _check_alive((image,), alive)
         places = _choose_places(recipe, alive, total)
         split = SplitImage(image, places, seed)
-        yield split, describe_change(split), ()
+        yield split, describe_change(split)
 
 
 def _check_alive(images: Sequence[int], alive: Sequence[int]) -> None:
@@ -154,7 +134,8 @@ def _count_places(count: int) -> str:
 def _change_words(request: SteeringRequest, recipe: Recipe, _seed: int) -> _Found:
     if not (request.say or request.prompt is not None or request.weights or request.concepts):
         return
-    old, mixed = find_words(recipe)
+    settled = settle_fades(recipe)
+    old, mixed = settled.concepts, settled.mixed
     concepts = request.concepts or (old if request.prompt is None else parse_words(request.prompt)[0])
     mixed = request.is_mixed if request.concepts else mixed
     if request.weights:
@@ -171,7 +152,7 @@ def _change_words(request: SteeringRequest, recipe: Recipe, _seed: int) -> _Foun
         raise UserError(f"A fade takes 0 to {MAX_STEPS} steps.")
     if concepts != old:
         change = SetConcepts(concepts, mixed and len(concepts) > 1, request.fade_steps)
-        yield change, request.label or describe_change(change), (" ".join(concept.text for concept in concepts),)
+        yield change, request.label or describe_change(change)
 
 
 def parse_words(prompt: str) -> tuple[tuple[Concept, ...], str]:
@@ -221,28 +202,19 @@ def _change_negative(request: SteeringRequest, recipe: Recipe, _seed: int) -> _F
         return
     negative = clean_prompt(negative)
     _refuse_flags(negative)
-    if negative != find_negative(recipe):
+    if negative != settle_fades(recipe).negative:
         change = SetNegative(negative)
-        yield change, describe_change(change), (negative,)
+        yield change, describe_change(change)
 
 
 def _change_guidance(request: SteeringRequest, recipe: Recipe, _seed: int) -> _Found:
     if request.guidance is None and request.interval is None:
         return
-    old = find_guidance(recipe)
+    settled = settle_fades(recipe)
+    old = SetGuidance(settled.guidance, *settled.guidance_interval)
     start, stop = (old.start, old.stop) if request.interval is None else request.interval
     change = SetGuidance(old.guidance if request.guidance is None else request.guidance, start, stop)
     if not 1 <= change.guidance <= 30:
         raise UserError("Guidance goes from 1 to 30.")
     if change != old:
-        yield change, describe_change(change), ()
-
-
-def settle_words(recipe: Recipe) -> Recipe:
-    """Return the recipe without changes of its words and guidance: with those that hold once every change is made."""
-    concepts, mixed = find_words(recipe)
-    guidance = find_guidance(recipe)
-    return msgspec.structs.replace(
-        recipe, concepts=concepts, mixed=mixed, negative=find_negative(recipe), guidance=guidance.guidance,
-        guidance_start=guidance.start, guidance_stop=guidance.stop, amendments=(),
-    )  # fmt: skip
+        yield change, describe_change(change)

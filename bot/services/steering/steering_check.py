@@ -9,7 +9,7 @@ import msgspec
 from bot.domain.errors import UserError
 from bot.domain.job_states import is_end
 from bot.prompt.capability_check import check_capabilities, check_features
-from bot.services.steering.requested_changes import RequestedChange, settle_words
+from bot.services.steering.requested_changes import RequestedChange
 from bot.store import JobRecord
 from bot.store.jobs.amendments import AmendmentRecord
 from bot.store.transitions.amendments import MAX_REQUESTS
@@ -19,6 +19,7 @@ from engine.contract import (
     ModelProfile,
     Presence,
     Recipe,
+    settle_fades,
 )
 
 AN_UPSCALE = "An upscale is done in one go, so it cannot be steered."
@@ -71,4 +72,4 @@ def check_changes(changes: Sequence[RequestedChange], model: ModelProfile) -> No
     recipe = changes[-1].recipe
     if "amendments" in model.lacks:
         check_features(recipe, model)
-    check_capabilities(settle_words(recipe), model)
+    check_capabilities(settle_fades(recipe), model)

@@ -21,8 +21,9 @@ from bot.domain.errors import UserError
 from bot.domain.events import Feed, JobSteered
 from bot.domain.steering import AmendmentView, SteeringOutlook, SteeringRequest
 from bot.policy.limits import Limits
-from bot.policy.permissions import JobRef, forbidden_reason
+from bot.policy.permissions import forbidden_reason
 from bot.policy.rules import EffectiveRules, resolve
+from bot.policy.rules.member_texts import amended_texts
 from bot.prompt.capability_check import check_features
 from bot.queue.active_jobs import ActiveJobs
 from bot.queue.job_request import member_key
@@ -30,7 +31,7 @@ from bot.queue.model_catalog import ModelCatalog
 from bot.services.admission.quota_check import check_action, refuse_if_closed_or_blocked
 from bot.services.admission.spending_check import cost_checks, raise_latest_refusal, relaxed_checks
 from bot.services.admission.word_filter import WordFilter
-from bot.services.job_permissions import refusal_reason
+from bot.services.job_permissions import make_job_ref, refusal_reason
 from bot.services.job_views.job_views import JobViews
 from bot.services.steering.requested_changes import RequestedChange, work_out_changes
 from bot.services.steering.steering_check import check_changes, presume_recipe, require_steerable
@@ -110,8 +111,7 @@ class SteeringService:
         `UserError`, and then nothing is asked for.
         """
         record = await self._job_views.load_record(job)
-        job_ref = JobRef(record.member, record.member_name, record.guild, record.private, is_joined)
-        if reason := forbidden_reason("steer", member, job_ref):
+        if reason := forbidden_reason("steer", member, make_job_ref(record, is_joined=is_joined)):
             raise UserError(reason, 403)
         lock = self._locks.setdefault(job, asyncio.Lock())
         async with lock:
@@ -130,8 +130,7 @@ class SteeringService:
         if not isinstance(record.task, Recipe):
             return None
         step = self._find_step(record)
-        job_ref = JobRef(record.member, record.member_name, record.guild, record.private)
-        obstacle = forbidden_reason("steer", member, job_ref) or self._find_obstacle(record, step)
+        obstacle = forbidden_reason("steer", member, make_job_ref(record)) or self._find_obstacle(record, step)
         try:
             recipe = presume_recipe(record.task, known, step)
         except UserError as error:  # too many were asked for
@@ -156,7 +155,7 @@ class SteeringService:
         if key is not None and (earlier := await self._store.query(list_by_key, job, key)):
             return [each.to_view(record.steps) for each in earlier]
         speaker = _place_member(member, record)
-        author = speaker if member.id == record.member else _make_author(record)
+        author = speaker if member.id == record.member else record.author
         situation = self._read_situation(record)
         plan = _work_out(record, await self._store.query(list_amendments, job), request, situation)
         await self._check_words(plan.changes, request, speaker, author)
@@ -202,7 +201,7 @@ class SteeringService:
         self, changes: Sequence[RequestedChange], request: SteeringRequest, speaker: Member, author: Member
     ) -> None:
         """Check each new text by the rules of the speaker and of the author, in the place of the job."""
-        added = [text for change in changes for text in change.added_texts]
+        added = [text for each in changes for text in amended_texts(each.change)]
         texts = tuple(dict.fromkeys(filter(None, [*added, request.say, request.prompt or ""])))
         for ruled in (speaker,) if speaker is author else (speaker, author):
             if texts:
@@ -243,8 +242,3 @@ def _place_member(member: Member, record: JobRecord) -> Member:
     """Return the member as they act in the place of the job, whose rules hold."""
     roles = member.roles if member.guild == record.guild else ()
     return replace(member, guild=record.guild, channel=record.channel, thread=record.thread, roles=roles)
-
-
-def _make_author(record: JobRecord) -> Member:
-    """Return the job's author. Nobody knows the roles of one who does not act now."""
-    return Member(record.member, record.member_name, record.guild, channel=record.channel, thread=record.thread)

@@ -178,6 +178,11 @@ class JobRecord:
         return self.task.steps if isinstance(self.task, Recipe) else 1
 
     @property
+    def author(self) -> Member:
+        """Who asked for it, in its place. Nobody knows the roles of one who does not act now."""
+        return Member(self.member, self.member_name, self.guild, channel=self.channel, thread=self.thread)
+
+    @property
     def final_images(self) -> tuple[int, ...]:
         """The images of which it makes pictures, as far as they are known: a change may drop some, or add others."""
         return list_final_images(self.task) if isinstance(self.task, Recipe) else (0,)

@@ -29,11 +29,11 @@ from engine.contract import (
     JobAmended,
     ModelProfile,
     Recipe,
+    count_ending_images,
     count_image_rows,
     encode,
     estimate_cost,
     find_amendments_problem,
-    list_final_images,
     recipe_at_end,
 )
 
@@ -172,5 +172,4 @@ def _update_job(connection: Connection, job_record: JobRecord, cost: float, reci
 
 def count_rows_now(recipe: Recipe) -> int:
     """Return the network rows a step of all images that still develop, once all changes hold."""
-    images = recipe.drawn_count if recipe.needs_choice else len(list_final_images(recipe))
-    return images * count_image_rows(recipe_at_end(recipe))
+    return count_ending_images(recipe) * count_image_rows(recipe_at_end(recipe))

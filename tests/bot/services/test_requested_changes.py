@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from bot.domain.errors import UserError
 from bot.domain.steering import SteeringRequest
-from bot.services.steering.requested_changes import find_guidance, find_negative, find_words, work_out_changes
+from bot.services.steering.requested_changes import work_out_changes
 from engine.contract import (
     MAX_AMENDMENTS,
     Concept,
@@ -26,6 +26,7 @@ from engine.contract import (
     count_row_steps,
     find_amendments_problem,
     list_final_images,
+    settle_fades,
 )
 
 RECIPE = Recipe(
@@ -129,8 +130,8 @@ def test_any_requests_leave_a_recipe_that_workers_take(requests: list[tuple[Stee
     assert find_amendments_problem(recipe) == ""
     assert len(recipe.amendments) <= MAX_AMENDMENTS
     assert list_final_images(recipe)
-    concepts, _ = find_words(recipe)
-    assert sum(concept.weight for concept in concepts if concept.weight > 0) == pytest.approx(1)
-    assert 1 <= find_guidance(recipe).guidance <= 30
-    assert find_negative(recipe) in ("", "blur")
+    settled = settle_fades(recipe)
+    assert sum(concept.weight for concept in settled.concepts if concept.weight > 0) == pytest.approx(1)
+    assert 1 <= settled.guidance <= 30
+    assert settled.negative in ("", "blur")
     assert count_row_steps(recipe) > 0

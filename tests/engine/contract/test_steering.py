@@ -28,6 +28,7 @@ from engine.contract import (
     encode,
     find_amendment_problem,
     find_amendments_problem,
+    is_guided,
     iterate_states,
     list_final_images,
     list_lives,
@@ -159,6 +160,9 @@ def test_a_step_looked_up_alone_is_that_of_the_whole_run(script: Any) -> None:
         for step, words, fade in sorted(script, key=lambda each: each[0])
     ]
     amended = amend(recipe, *changes)
+    rows = 0
     for step, state in iterate_states(amended, 0, 40):
         assert recipe_at_step(amended, step) == state
         assert all(-10 <= concept.weight <= 10 for concept in state.concepts)
+        rows += count_rows(state, is_guided(state, step))
+    assert count_row_steps(amended) == rows, "the price is that of all steps"
