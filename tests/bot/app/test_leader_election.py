@@ -11,7 +11,7 @@ import sqlite3
 import sys
 import urllib.request
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -371,6 +371,16 @@ class Bot:
             self.process.kill()
         await self.process.wait()
         self.read_task.cancel()
+        print(f"--- {self.folder.name}", *self.lines, sep="\n")  # shown if the test fails
+
+    async def suspend(self, database: Path) -> None:
+        """Suspends the bot between two writes: a process suspended within one keeps SQLite's lock from all others."""
+        with closing(
+            sqlite3.connect(database, timeout=30, isolation_level=None, check_same_thread=False)
+        ) as connection:
+            await asyncio.to_thread(connection.execute, "BEGIN IMMEDIATE")
+            self.process.send_signal(signal.SIGSTOP)
+            await asyncio.sleep(0.1)
 
 
 @pytest.mark.slow
@@ -393,7 +403,7 @@ async def test_a_standby_takes_over_after_a_kill_and_a_suspended_leader_ends_whe
     async with asyncio.timeout(30):
         assert await foreign_bot.process.wait() == 2
     await wait_until(lambda: foreign_bot.has_output("has another database: set DATABASE_URL"))
-    second.process.send_signal(signal.SIGSTOP)
+    await second.suspend(harness.settings.data / "shared.sqlite")
     await wait_until(lambda: third.has_output("Darkroom is open"), 60)
     worker.run_gate.set()
     jobs.append((await third.request("/api/jobs", {"prompt": "a cat --count 1"}))["id"])

@@ -140,7 +140,8 @@ async def _start_running_job(harness, wait_until, ann, destination):
     worker.run_gate.clear()
     await wait_for_worker(app, wait_until)
     (job,) = await submit_jobs(app, ann, destination)
-    await wait_until(all_have_state(app, [job], "running"))
+    active_jobs = app.queue.active_jobs  # they follow the row in the database
+    await wait_until(lambda: job in active_jobs.by_id and active_jobs.by_id[job].is_claimed)
     return app, worker, job
 
 
