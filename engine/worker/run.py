@@ -57,7 +57,7 @@ class JobRun:
     renewal_time: float = 0.0  # when its claim was last renewed
     model_in_use: str = ""  # the model kept in memory for it
     is_watched: bool = False
-    is_preview_hurried: bool = False  # its next preview shows a change
+    unshown_changes: list[int] = field(default_factory=list)  # the steps of changes that no preview shows yet
     draws_in_turn: bool = False  # a backend draws its images one after another, the engine here all at once
     pause_timer: asyncio.TimerHandle | None = None  # the timer that ends its pause
     paused_seconds: float = 0.0  # seconds of its pauses that have ended
@@ -113,6 +113,17 @@ class JobRun:
         return AmendmentLog(
             job=self.job.id, epoch=self.claim.epoch, last_number=self.last_amendment, amendments=self.amendments
         )
+
+    def shows_change(self, event: StepDone) -> bool:
+        """Return whether the preview of this step would be the first that shows a change."""
+        return any(step < event.step for step in self.unshown_changes)
+
+    def take_preview(self) -> StepDone:
+        """Return the preview to send: one that shows a change, else that of the image that has waited longest."""
+        events = self.pending_previews.values()
+        event = next(filter(self.shows_change, events), next(iter(events)))
+        self.unshown_changes = [step for step in self.unshown_changes if step >= event.step]
+        return self.pending_previews.pop(event.image)
 
     def _follow_images(self, recipe: Recipe, old_images: Iterable[int]) -> None:
         """Await the images that splits make, and no longer those that are dropped."""

@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 REST_FACTOR = 9.0  # rest after a preview, times its duration: previews get a tenth of one core
 MAX_REST_SECONDS = 0.25
+MAX_OWED_REST_SECONDS = 1.0  # previews that show changes take no rest, and others make up for at most this
 
 
 class RunOutput:
@@ -58,7 +59,8 @@ class RunOutput:
         self._bus, self._decode_worker, self._upscaler = bus, decode_worker, upscaler
         self._result_publisher, self._watchdog = result_publisher, watchdog
         self._preview_queue: LatestByKey[str, JobRun] = LatestByKey()
-        self._has_hurried_preview = asyncio.Event()
+        self._hurried_jobs, self._has_hurried_jobs = set[str](), asyncio.Event()  # queued jobs whose change waits
+        self._rest_until = 0.0
         self._pending_decodes = 0
         self._upscale_lock = asyncio.Lock()
 
@@ -98,32 +100,45 @@ class RunOutput:
             return
         if run.is_watched and event.x0 is not None:
             run.pending_previews[event.image] = event
-            if run.is_preview_hurried:
-                self._preview_queue.put_first(event.job, run)
-                self._has_hurried_preview.set()
-            else:
-                self._preview_queue.put(event.job, run)
+            self._queue_pending(run)
+
+    def _queue_pending(self, run: JobRun) -> None:
+        """Queue a job for the preview that it has: at the front, and without a rest before it, if a change waits."""
+        if any(map(run.shows_change, run.pending_previews.values())):
+            self._preview_queue.put_first(run.job.id, run)
+            self._hurried_jobs.add(run.job.id)
+            self._has_hurried_jobs.set()
+        else:
+            self._preview_queue.put(run.job.id, run)
 
     def hurry_preview(self, run: JobRun) -> None:
-        """Send the job's next preview before those of others and without a rest: somebody waits to see their change."""
-        run.is_preview_hurried = True
+        """Send the first preview that shows the job's newest change before those of others and without a rest."""
+        run.unshown_changes.append(run.amendments[-1].step)
 
     async def send_previews(self) -> None:
         """Render and send previews for ever: one image of every job in turn, then the next image of each."""
         while True:
             run = await self._preview_queue.get()
-            self._has_hurried_preview.clear()
-            run.is_preview_hurried = False
-            event = run.pending_previews.pop(next(iter(run.pending_previews)))
+            self._hurried_jobs.discard(run.job.id)
+            event = run.take_preview()
             if run.pending_previews:
-                self._preview_queue.put(event.job, run)
+                self._queue_pending(run)
             if run.is_ended or event.image not in run.unpublished_images:
                 continue
             start = time.monotonic()
             await self._send_preview(run, event)
+            await self._rest(time.monotonic() - start)
+
+    async def _rest(self, duration: float) -> None:
+        """Rest after a preview that took so long, until a change waits to be shown; the next rest is longer then."""
+        now = time.monotonic()
+        self._rest_until = max(now, self._rest_until) + min(MAX_REST_SECONDS, REST_FACTOR * duration)
+        self._rest_until = min(self._rest_until, now + MAX_OWED_REST_SECONDS)
+        if not self._hurried_jobs:
+            self._has_hurried_jobs.clear()
             with suppress(TimeoutError):
-                async with asyncio.timeout(min(MAX_REST_SECONDS, REST_FACTOR * (time.monotonic() - start))):
-                    await self._has_hurried_preview.wait()
+                async with asyncio.timeout(self._rest_until - now):
+                    await self._has_hurried_jobs.wait()
 
     async def _send_preview(self, run: JobRun, event: StepDone) -> None:
         """Send one preview. A failed preview is skipped: the picture does not depend on it."""

@@ -12,7 +12,7 @@ import torch
 from msgspec.structs import replace
 
 from engine.bus import Claim
-from engine.contract import AmendmentRequest, Concept, Frame, SetConcepts
+from engine.contract import Amendment, AmendmentRequest, Concept, Frame, Recipe, SetConcepts, SetGuidance
 from engine.core.engine import StepDone
 from engine.worker.run import JobRun
 from engine.worker.run_output import RunOutput
@@ -21,11 +21,11 @@ from shared.worker_harness import make_job, wait_until
 JOBS = tuple(f"{number:026d}" for number in range(3))
 
 
-def make_output(rendered: list[str], encoded: list[str], *, has_shared_cores: bool = True) -> RunOutput:
+def make_output(rendered: list[StepDone], encoded: list[str], *, has_shared_cores: bool = True) -> RunOutput:
     """Makes an output that notes what it renders and encodes."""
 
     def render_frame(event: StepDone, *_: object) -> Future[Frame]:
-        rendered.append(event.job)
+        rendered.append(event)
         future = Future[Frame]()
         future.set_result(
             Frame(job=event.job, image=0, epoch=1, step=event.step, total_steps=4, picture=b"jpeg", seconds_left=1.0)
@@ -62,19 +62,56 @@ def make_runs() -> list[JobRun]:
     ]
 
 
+def amend_run(run: JobRun, step: int, output: RunOutput) -> None:
+    assert isinstance(run.job.task, Recipe)
+    amendment = Amendment(len(run.amendments) + 1, step, SetGuidance(3.0))
+    run.follow_amendments(replace(run.job.task, amendments=(*run.amendments, amendment)))
+    output.hurry_preview(run)
+
+
+def make_event(job: str, step: int, image: int = 0) -> StepDone:
+    return StepDone(job, image, step, 4, torch.zeros(1))
+
+
 @pytest.mark.asyncio
 async def test_a_preview_that_shows_a_change_comes_first_and_once() -> None:
-    rendered = list[str]()
+    rendered = list[StepDone]()
     output, runs = make_output(rendered, []), make_runs()
     for run in runs:
-        output.queue_preview(run, StepDone(run.job.id, 0, 1, 4, torch.zeros(1)))
-    output.hurry_preview(runs[2])
-    output.queue_preview(runs[2], StepDone(JOBS[2], 0, 2, 4, torch.zeros(1)))
+        output.queue_preview(run, make_event(run.job.id, 1))
+    amend_run(runs[2], 1, output)
+    output.queue_preview(runs[2], make_event(JOBS[2], 2))
     previews = asyncio.create_task(output.send_previews())
     await wait_until(lambda: len(rendered) == 3)
     previews.cancel()
-    assert rendered == [JOBS[2], JOBS[0], JOBS[1]]
-    assert not runs[2].is_preview_hurried
+    assert [event.job for event in rendered] == [JOBS[2], JOBS[0], JOBS[1]]
+    assert not runs[2].unshown_changes
+
+
+@pytest.mark.asyncio
+async def test_an_older_preview_of_a_changed_job_does_not_take_the_turn_of_the_change() -> None:
+    rendered = list[StepDone]()
+    output, runs = make_output(rendered, []), make_runs()
+    previews = asyncio.create_task(output.send_previews())
+    amend_run(runs[2], 2, output)
+    output.queue_preview(runs[2], make_event(JOBS[2], 2))  # the step before the change
+    await wait_until(lambda: len(rendered) == 1)
+    for run in runs:
+        output.queue_preview(run, make_event(run.job.id, 3))
+    await wait_until(lambda: len(rendered) == 4)
+    previews.cancel()
+    assert [(event.job, event.step) for event in rendered][:2] == [(JOBS[2], 2), (JOBS[2], 3)]
+
+
+def test_of_a_jobs_images_the_changed_one_is_shown_first() -> None:
+    output, (run, *_) = make_output([], []), make_runs()
+    run.unpublished_images = {0, 1}
+    amend_run(run, 1, output)
+    amend_run(run, 2, output)
+    run.pending_previews = {0: make_event(JOBS[0], 1), 1: make_event(JOBS[0], 2, 1)}
+    assert run.take_preview().image == 1
+    assert run.unshown_changes == [2], "the newer change is not shown yet"
+    assert run.take_preview().image == 0
 
 
 @pytest.mark.asyncio
