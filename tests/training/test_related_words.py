@@ -37,6 +37,7 @@ MEANINGS = (
     ("00000011", 18, "dog cad", "00000001", "someone who is morally reprehensible"),
     ("00000012", 18, "philosopher", "00000001", "a specialist in philosophy"),
 )
+COMMON_WORDS = ("wolf", "terrier")
 DRAWINGS = [
     (clean_description("dog face", ["pet", "animal"]), 3),
     (clean_description("guide dog", ["blind"]), 3),
@@ -58,7 +59,10 @@ def write_archive(folder: Path) -> Path:
         )  # fmt: skip
         for word in spellings:
             senses.setdefault(word.lower(), []).append(name)
-    index = [f"{word} n {len(ids)} 2 @ ~ {len(ids)} 0 {' '.join(ids)}  " for word, ids in senses.items()]
+    index = [
+        f"{word} n {len(ids)} 2 @ ~ {len(ids)} {int(word in COMMON_WORDS)} {' '.join(ids)}  "
+        for word, ids in senses.items()
+    ]
     archive = folder / "wordnet.tgz"
     with tarfile.open(archive, "w:gz") as tar:
         for file_name, lines in (("data.noun", rows), ("index.noun", index)):
@@ -107,8 +111,22 @@ def test_people_proper_names_and_wide_words_mean_no_drawing_of_an_animal(wordnet
 
 def test_the_words_of_a_label_begin_with_the_nearest(wordnet: WordNet) -> None:
     (words,) = group_by_label(find_related_words(DRAWINGS, wordnet)).values()
-    assert words[:2] == ("dog", "domestic dog")
+    assert words[0] == "dog"
     assert words[-1] == "wolf"
+
+
+def test_common_and_single_words_come_before_others_that_are_as_near(wordnet: WordNet) -> None:
+    assert wordnet.common_words == set(COMMON_WORDS)
+    (words,) = group_by_label(find_related_words(DRAWINGS, wordnet), wordnet.common_words).values()
+    assert words.index("terrier") < words.index("domestic dog")
+    assert words.index("wolf") < words.index("canid")
+
+
+def test_a_face_has_the_words_of_its_animal(wordnet: WordNet) -> None:
+    drawings = [(clean_description(label, []), 3) for label in ("dog", "dog face")]
+    (dog, _), (face, _) = add_related_words(dict(zip("ab", drawings, strict=True)), wordnet).values()
+    assert set(dog.related_words) <= set(face.related_words)
+    assert len(dog.related_words) > 1
 
 
 def test_synonyms_are_held_out_together(wordnet: WordNet) -> None:

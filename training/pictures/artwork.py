@@ -14,7 +14,7 @@ import re
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -196,11 +196,17 @@ def add_related_words(
         for word, name in find_related_words(descriptions.values(), wordnet).items()
         if not has_held_out_word(word) and not is_word_held_out(word, wordnet)
     }
-    words_by_label = group_by_label(related_words)
+    words_by_label = group_by_label(related_words, wordnet.common_words)
     return {
-        code: (replace(description, related_words=words_by_label.get(description.label, ())), group)
+        code: (replace(description, related_words=_find_words(description.label, words_by_label)), group)
         for code, (description, group) in descriptions.items()
     }
+
+
+def _find_words(label: str, words_by_label: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """Return a label's words; a dog's face has those of the dog, too."""
+    words = (*words_by_label.get(label, ()), *words_by_label.get(label.removesuffix(" face"), ()))
+    return tuple(dict.fromkeys(words))
 
 
 def find_held_out_lemmas(

