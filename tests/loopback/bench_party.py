@@ -10,14 +10,12 @@ import argparse
 import asyncio
 import itertools
 import math
-import os
 import random
 import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,18 +23,14 @@ from typing import Any
 from benchmarks.report.figure_row import FigureRow, format_json
 from benchmarks.report.measures import jain_index
 from benchmarks.steering.party import FAIR_NAME, LATE_NAME, LIMITED_NAME
-from engine.bus import Bus
-from engine.bus.broker.embedded import Broker
 from loopback.bench import SOON
-from loopback.bench_load import HIGH_LIMITS
-from loopback.bot_process import ROOT, Bot
 from loopback.members import Act, Person
 from loopback.recorded_request import RecordedRequest
-from loopback.server import Loopback, wait_until
+from loopback.server import Loopback
+from loopback.simulated_installation import open_installation
 
 SAID_PER_SECOND = 10.0
 ROW_MS = 4.0  # of the simulated device
-START_TIMEOUT = 60.0  # seconds
 GRACE_SECONDS = 90.0  # after a party's time, until its picture must be shown
 WORDS = ("snow", "a lake", "at night", "more blue", "a red hat", "an old map", "fog", "flowers", "a full moon")
 
@@ -64,43 +58,17 @@ class PartyResult:
         return [one for one in requests if one.files[0].filename.startswith("darkroom-")]
 
 
-@asynccontextmanager
-async def run_worker(broker: Broker, folder: Path) -> AsyncIterator[None]:
-    """Runs a real worker over a simulated device."""
-    command = [sys.executable, "-m", "engine", "serve", "--simulated", "--row-ms", str(ROW_MS), "--name", "device"]
-    environment = {**os.environ, "DARKROOM_NATS_TOKEN": broker.token, "DARKROOM_PARENT": str(os.getpid())}
-    process = await asyncio.create_subprocess_exec(
-        *command, "--nats", broker.url, "--data", str(folder), cwd=ROOT, env=environment,
-        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        yield
-    finally:
-        process.kill()
-        await process.wait()
-
-
 async def run_party(folder: Path, size: PartySize) -> PartyResult:
     """Runs one party from `/party` until its picture is shown."""
     loopback = Loopback(clock=time.monotonic, validates=False)
     result, guild = PartyResult(size, loopback), loopback.world.create_guild("guild")
     channel = guild.create_text_channel("party")
     people = [Person(loopback, f"member {number}", guild, answer_timeout=30.0) for number in range(size.members)]
-    async with loopback.open(), Broker(folder / "nats") as broker:
-        bus = await Bus.connect(broker.url, broker.token)
-        await bus.declare()
-        await bus.watch_workers()
-        bot = Bot(loopback, broker, folder / "bot", **HIGH_LIMITS)
-        await asyncio.to_thread(bot.folder.mkdir, parents=True)
-        async with run_worker(broker, folder / "worker"):
-            await bot.start()
-            await wait_until(lambda: bool(bus.get_workers()), START_TIMEOUT)
-            await people[0].slash(channel, "party", prompt="a fox", minutes=size.minutes)
-            await _talk(people, channel, result)
-            await asyncio.sleep(1.0)  # the store has the end
-        await bus.close()
-        await bot.stop()
-    await asyncio.to_thread(_read_store, folder / "bot" / "darkroom.sqlite", result)
+    async with open_installation(loopback, folder, ROW_MS) as database:
+        await people[0].slash(channel, "party", prompt="a fox", minutes=size.minutes)
+        await _talk(people, channel, result)
+        await asyncio.sleep(1.0)  # the store has the end
+    await asyncio.to_thread(_read_store, database, result)
     return result
 
 

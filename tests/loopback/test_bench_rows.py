@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
@@ -21,8 +24,12 @@ from loopback.bench import (
 )
 from loopback.bench_kills import POINTS, QUICK_POINTS
 from loopback.bench_load import LoadResult, LoadSize
+from loopback.bench_steer import SHOWN_TIMEOUT, SteeredMessage, build_row
 from loopback.recorded_request import File, RecordedRequest
 from loopback.server import Loopback
+
+if TYPE_CHECKING:
+    from loopback.members import Act
 
 JOBS = [f"01ARZ3NDEKTSV4RRFFQ69G5F{number:02}" for number in range(STALLED.jobs)]
 EDIT = "/webhooks/1/token/messages/@original"
@@ -125,3 +132,17 @@ def test_the_help_says_what_the_exit_code_means(capsys: pytest.CaptureFixture[st
     with pytest.raises(SystemExit):
         main(["--help"])
     assert "the exit code stays 0" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_change_counts_as_shown_by_the_first_edit_with_a_picture_of_a_later_step() -> None:
+    steered = SteeredMessage(Loopback(clock=time.monotonic, validates=False))
+    steered.acts = [cast("Act", SimpleNamespace(sent_at=sent_at)) for sent_at in (10.0, 20.0)]
+    steered.steps = [40, 80]
+    for step, answered_at, has_file in ((40, 10.5, True), (41, 11.0, False), (43, 12.0, True), (70, 21.0, True)):
+        edit = record_edit("developing.jpg", cast("str", {"content": f"30 % · step {step} of 100"}), 0.0, answered_at)
+        steered.loopback.requests.append(edit if has_file else replace(edit, files=[]))
+    assert steered.measure_delays() == [2.0, SHOWN_TIMEOUT]
+    assert not build_row(steered, 2).meets_goal
+    steered.acts, steered.steps = steered.acts[:1], steered.steps[:1]
+    assert build_row(steered, 1).meets_goal
+    assert not build_row(steered, 2).meets_goal, "a press that changed nothing"

@@ -1,0 +1,50 @@
+"""A bot on the loopback Discord, its broker, and a real worker over a simulated device: each a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from engine.bus import Bus
+from engine.bus.broker.embedded import Broker
+from loopback.bench_load import HIGH_LIMITS
+from loopback.bot_process import ROOT, Bot
+from loopback.server import Loopback, wait_until
+
+START_TIMEOUT = 60.0  # seconds
+
+
+@asynccontextmanager
+async def open_installation(loopback: Loopback, folder: Path, row_ms: float) -> AsyncIterator[Path]:
+    """Opens all until the worker can draw, and yields the bot's database. `row_ms`: of the device, for a row."""
+    async with loopback.open(), Broker(folder / "nats") as broker:
+        bus = await Bus.connect(broker.url, broker.token)
+        await bus.declare()
+        await bus.watch_workers()
+        bot = Bot(loopback, broker, folder / "bot", **HIGH_LIMITS)
+        await asyncio.to_thread(bot.folder.mkdir, parents=True)
+        async with _run_worker(broker, folder / "worker", row_ms):
+            await bot.start()
+            await wait_until(lambda: bool(bus.get_workers()), START_TIMEOUT)
+            yield bot.folder / "darkroom.sqlite"
+        await bus.close()
+        await bot.stop()
+
+
+@asynccontextmanager
+async def _run_worker(broker: Broker, folder: Path, row_ms: float) -> AsyncIterator[None]:
+    command = [sys.executable, "-m", "engine", "serve", "--simulated", "--row-ms", str(row_ms), "--name", "device"]
+    environment = {**os.environ, "DARKROOM_NATS_TOKEN": broker.token, "DARKROOM_PARENT": str(os.getpid())}
+    process = await asyncio.create_subprocess_exec(
+        *command, "--nats", broker.url, "--data", str(folder), cwd=ROOT, env=environment,
+        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        yield
+    finally:
+        process.kill()
+        await process.wait()
