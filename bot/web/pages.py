@@ -26,11 +26,11 @@ from bot.web.request_body import read_body
 
 INVITATION_USED = "This address was used already or is not valid. Ask for a new one."
 DISCORD_ENABLED = web.AppKey("discord_enabled", bool)
-EXAMPLES = (
+EXAMPLES = (  # chosen by looking: the embedded model draws them well
     "terrier, looking up, cute, white background",
-    "red apple, 3d render, white background",
-    "octopus, purple, soft shading, black background",
-    "{sun, moon} with a face, flat design --fast",
+    "ghost, 3d render, black background",
+    "fox, cute, white background",
+    "{mushroom, sunflower}, blue background --fast",
 )
 # View channels, send messages (also in threads), embed links, attach files, read the message history
 BOT_PERMISSIONS = 1 << 10 | 1 << 11 | 1 << 14 | 1 << 15 | 1 << 16 | 1 << 38

@@ -191,7 +191,8 @@ class DecodeWorker:
         verdict = self._picture_verdicts.check_preview(
             job, event.image, event.step / event.total_steps, lambda: self._decode_x0(recipe, x0)
         )
-        picture = self._render_preview(recipe, x0)
+        is_decoded = self._previewer_of(recipe.model).is_worth_decoding
+        picture = (self._decode_tiled if is_decoded else self._render_preview)(recipe, x0)
         return Frame(
             job=event.job, image=event.image, epoch=epoch, step=event.step, total_steps=event.total_steps,
             picture=encode_jpeg(picture), seconds_left=max(0.0, seconds_left), verdict=verdict,

@@ -1,8 +1,9 @@
 """Previews: a linear map turns latents into a small picture, at a cost that is negligible beside a step.
 
-A preview has one pixel per latent. The embedded model's latents are too few for that (8×8): there the map reads each
-latent with its neighbours and returns a patch of pixels. At first the map is a rough one (`known_maps`). The model's
-own map is fitted through its encoder at a small size, one picture at a time, while nothing else waits.
+A preview has one pixel per latent. The embedded model's latents are too few for that (16×16): there the map reads each
+latent with its neighbours and returns a patch of pixels. At first the map is a rough one (`known_maps`), and live
+previews of a small model are decoded instead. The model's own map is fitted through its encoder at a small size, one
+picture at a time, while nothing else waits.
 """
 
 from __future__ import annotations
@@ -66,6 +67,11 @@ class Previewer:
     def is_fitted(self) -> bool:
         """Whether the fit is complete."""
         return self._pictures_left == 0
+
+    @property
+    def is_worth_decoding(self) -> bool:
+        """Whether live previews should be decoded: a small model is quick, and its rough map has false colours."""
+        return not self.is_fitted and self._reach > 1
 
     def can_render(self, x0: torch.Tensor) -> bool:
         """Return whether the map fits these latents; latents that are already pixels need none."""

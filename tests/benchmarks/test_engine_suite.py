@@ -97,7 +97,8 @@ def test_a_killed_and_resumed_picture_is_the_same(embedded: StableDiffusion, mon
     assert (exact_row.figure, exact_row.meets_goal) == (2, True)
     assert worst_row.figure is not None
     assert worst_row.figure > 60
-    one, other = torch.zeros(16, 8, 8), torch.ones(16, 8, 8)
+    shape = embedded.latent_shape(64, 64)
+    one, other = torch.zeros(shape), torch.ones(shape)
     assert (
         resumption.decoded_psnr(embedded, one, one)
         == resumption.EQUAL_PSNR

@@ -92,7 +92,7 @@ def tiny_cache(count: int = 20) -> LatentCache:
 
 def embedded_cache() -> LatentCache:
     rng = np.random.default_rng(4)
-    latents, states = rng.normal(size=(4, 16, 8, 8)), rng.normal(size=(4, 24, 384))
+    latents, states = rng.normal(size=(4, 8, 16, 16)), rng.normal(size=(4, 24, 384))
     return LatentCache(
         latents.astype(np.float16), states.astype(np.float16), np.zeros((24, 384), np.float32), ("a",) * 4
     )

@@ -326,7 +326,7 @@ def test_training_on_any_folder_gives_a_loadable_result(command: str, tmp_path: 
     assert main(words) == 0
     assert (output_folder / "run" / "skipped.txt").read_text().startswith("torn.png")
     if command == "autoencoder":
-        assert AutoencoderKL.from_pretrained(output_folder).config["latent_channels"] == 16
+        assert AutoencoderKL.from_pretrained(output_folder).config["latent_channels"] == 8
     else:
         assert ModelLoader().load_from_file(output_folder / "model.safetensors").scale == 4
     assert json.loads((output_folder / "figures.json").read_text())["samples"] == 4

@@ -22,9 +22,9 @@ def _make_shape(latent_channels: int, *widths: int) -> dict[str, Any]:
 
 
 AUTOENCODER_SHAPES: dict[str, dict[str, Any]] = {
-    "compact": _make_shape(16, 16, 48, 128, 192),  # 8×8×16, 6.4 M parameters: the embedded model's
+    "compact": _make_shape(16, 16, 48, 128, 192),  # 8×8×16, 6.4 M parameters
     "deep": _make_shape(32, 32, 64, 128, 256),  # 8×8×32, 10.5 M
-    "wide": _make_shape(8, 32, 64, 192),  # 16×16×8, 5.3 M
+    "wide": _make_shape(8, 32, 64, 192),  # 16×16×8: the embedded model's, 5.3 M
 }
 
 

@@ -83,7 +83,7 @@ def test_a_mask_becomes_binary_and_is_scaled_to_the_latents(embedded: StableDiff
         *recipe_with_init_images(recipe, [encode_picture(draw_scene())], mask=encode_picture(mask)), embedded
     )
     processor: Any = VaeImageProcessor(do_normalize=False, do_binarize=True, do_convert_grayscale=True)
-    expected = torch.nn.functional.interpolate(processor.preprocess(mask, 64, 64), size=(8, 8))[0]
+    expected = torch.nn.functional.interpolate(processor.preprocess(mask, 64, 64), size=(16, 16))[0]
     assert init_latents.mask is not None
     assert torch.equal(init_latents.mask, expected)
     assert 0 < float(expected.mean()) < 1

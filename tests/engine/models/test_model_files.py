@@ -26,7 +26,7 @@ from engine.models.text import text_cache
 
 def test_the_embedded_model_has_its_known_properties(embedded: StableDiffusion) -> None:
     assert (embedded.name, embedded.size, embedded.multiple, embedded.tokens) == ("embedded", 64, 16, 24)
-    assert embedded.latent_shape(64, 96) == (16, 12, 8)
+    assert embedded.latent_shape(64, 96) == (8, 24, 16)
     assert len(embedded.revision) == 12
 
 

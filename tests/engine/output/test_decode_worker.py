@@ -127,6 +127,21 @@ def test_the_ladder_holds_thumbnails_latents_and_history(
         assert thumbnail.format == "JPEG"
 
 
+def test_live_previews_of_a_small_model_are_decoded_until_its_own_map_is_fitted(
+    decode_worker: DecodeWorker, affine: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, decoded_latents, decode = job(recipe(steps=3)), list[torch.Tensor](), affine.decode
+    (event, *_), _ = run_job(affine, one)
+    monkeypatch.setattr(affine, "decode", lambda x0: decoded_latents.append(x0) or decode(x0))
+    decode_worker.render_frame(event, one, 0, 0.0).result(TIMEOUT)
+    assert len(decoded_latents) == 1
+    previewer = decode_worker._previewer_of("affine")
+    while not previewer.is_fitted:
+        previewer.fit_one_more()
+    decode_worker.render_frame(event, one, 0, 0.0).result(TIMEOUT)
+    assert len(decoded_latents) == 1
+
+
 def test_an_exact_film_decodes_the_keyframes_of_a_small_model_only(
     decode_worker: DecodeWorker, affine: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
