@@ -91,7 +91,8 @@ def test_a_branch_with_double_the_steps_predicts_the_same_next_x0(
     )
     before, after = ({keyframe.step: keyframe.x0 for keyframe in one.keyframes} for one in (original, with_more_steps))
     assert list(after) == [25]
-    assert relative_distance(after[25], before[13]) < 0.02
+    has_equal_levels = "karras" not in sampler  # step 25 of 48 is then as noisy as step 13 of 24
+    assert relative_distance(after[25], before[13]) < (0.02 if has_equal_levels else 0.04)
     assert relative_distance(after[25], before[13]) < relative_distance(before[12], before[13])
 
 
