@@ -10,18 +10,18 @@ from random import Random
 from benchmarks.queue.system.http_client import open_client
 from benchmarks.queue.system.installation import open_system
 from benchmarks.report.figure_row import FigureRow, format_json, format_table
-from benchmarks.steering import discord_edits, party, response_times
+from benchmarks.steering import loopback_parts, response_times
 from benchmarks.steering.page_reader import open_page
 from benchmarks.steering.running_jobs import RunningJobs
 from benchmarks.steering.steered_throughput import THROUGHPUT_NAME, measure_steered_throughput
 from bot.domain.errors import UserError
 
-PARTS = ("responses", "throughput", "replays", "discord", "party")
 REPLAY_NAME = "a steered run against its recipe drawn anew, exact: equal to the bit"
 ROW_NAMES = {
     "responses": response_times.ROW_NAMES, "throughput": (THROUGHPUT_NAME,), "replays": (REPLAY_NAME,),
-    "discord": discord_edits.ROW_NAMES, "party": party.ROW_NAMES,
+    **loopback_parts.ROW_NAMES,
 }  # fmt: skip
+PARTS = tuple(ROW_NAMES)
 SEED = 22
 
 
@@ -49,10 +49,8 @@ def measure(parts: Sequence[str], *, quick: bool) -> list[FigureRow]:
 
 
 def _measure_part(part: str, *, quick: bool) -> list[FigureRow]:
-    if part == "discord":
-        return discord_edits.measure_discord_edits(quick=quick)
-    if part == "party":
-        return party.measure_party(quick=quick)
+    if part in loopback_parts.MODULES:
+        return loopback_parts.measure_in_loopback(part, quick=quick)
     if part == "replays":
         from benchmarks.steering.replays import measure_replays  # imports torch
 

@@ -22,9 +22,8 @@ from pathlib import Path
 import aiohttp
 import psutil
 
-from engine.bus import Bus
 from engine.bus.broker.embedded import Broker
-from loopback.bot_process import Bot
+from loopback.bot_process import Bot, create_bot
 from loopback.faults import Faults
 from loopback.members import Act, Person
 from loopback.recorded_request import RecordedRequest
@@ -123,13 +122,8 @@ async def run_load(
         Person(loopback, f"member {number}", guilds[number % size.channels % size.guilds], answer_timeout=30.0)
         for number in range(size.jobs)
     ]
-    async with loopback.open(), Broker(folder / "nats") as broker:
-        bus = await Bus.connect(broker.url, broker.token)
-        await bus.declare()
-        await bus.close()
-        bot = Bot(loopback, broker, folder / "bot", **HIGH_LIMITS)
-        await asyncio.to_thread(bot.folder.mkdir, parents=True)
-        async with run_device(broker, size, result.ended_at):
+    async with loopback.open(), create_bot(loopback, folder, **HIGH_LIMITS) as (bot, _):
+        async with run_device(bot.broker, size, result.ended_at):
             await bot.start()
             await _wait_for_workers(bot)
             before, started_at = _measure_cpu(bot), time.monotonic()

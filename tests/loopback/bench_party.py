@@ -22,17 +22,16 @@ from typing import Any
 
 from benchmarks.report.figure_row import FigureRow, format_json
 from benchmarks.report.measures import jain_index
-from benchmarks.steering.party import FAIR_NAME, LATE_NAME, LIMITED_NAME
+from benchmarks.steering.loopback_parts import FAIR_NAME, LATE_NAME, LIMITED_NAME
 from loopback.bench import SOON
 from loopback.members import Act, Person
 from loopback.recorded_request import RecordedRequest
 from loopback.server import Loopback
-from loopback.simulated_installation import open_installation
+from loopback.simulated_installation import WORDS, open_installation
 
 SAID_PER_SECOND = 10.0
 ROW_MS = 4.0  # of the simulated device
 GRACE_SECONDS = 90.0  # after a party's time, until its picture must be shown
-WORDS = ("snow", "a lake", "at night", "more blue", "a red hat", "an old map", "fog", "flowers", "a full moon")
 
 
 @dataclass(frozen=True)

@@ -20,17 +20,16 @@ from typing import Any
 
 from benchmarks.queue.figures import percentile
 from benchmarks.report.figure_row import FigureRow, format_json
-from benchmarks.steering.discord_edits import EDIT_NAME
+from benchmarks.steering.loopback_parts import EDIT_NAME
 from loopback.members import Act, Person
 from loopback.server import Loopback, wait_until
-from loopback.simulated_installation import open_installation
+from loopback.simulated_installation import WORDS, open_installation
 
 ROW_MS = 60.0  # of the simulated device: a step takes so long for each of its rows
 STEPS = 1000
 PRESSES, QUICK_PRESSES = 30, 6
 PAUSE_SECONDS = (0.5, 4.0)  # between two presses
 SHOWN_TIMEOUT = 30.0  # after which a change counts as never shown
-WORDS = ("snow", "a lake", "at night", "more blue", "a red hat", "an old map", "fog", "flowers", "a full moon")
 
 
 @dataclass

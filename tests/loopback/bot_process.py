@@ -95,18 +95,26 @@ class Bot:
 
 
 @asynccontextmanager
-async def run_bot(loopback: Loopback, folder: Path, **environment: str) -> AsyncIterator[tuple[Bot, PaintingWorker]]:
-    """Runs a bot beside an open loopback, and a worker in this process."""
+async def create_bot(loopback: Loopback, folder: Path, **environment: str) -> AsyncIterator[tuple[Bot, Bus]]:
+    """Opens a broker with its streams, and a client of it. The bot beside them is not started."""
     async with AsyncExitStack() as parts:
         broker = await parts.enter_async_context(Broker(folder / "nats"))
         bus = await Bus.connect(broker.url, broker.token)
         parts.push_async_callback(bus.close)
         await bus.declare()
+        bot = Bot(loopback, broker, folder / "bot", **environment)
+        await asyncio.to_thread(bot.folder.mkdir, parents=True, exist_ok=True)
+        yield bot, bus
+
+
+@asynccontextmanager
+async def run_bot(loopback: Loopback, folder: Path, **environment: str) -> AsyncIterator[tuple[Bot, PaintingWorker]]:
+    """Runs a bot beside an open loopback, and a worker in this process."""
+    async with AsyncExitStack() as parts:
+        bot, bus = await parts.enter_async_context(create_bot(loopback, folder, **environment))
         painter = PaintingWorker(bus)
         work: asyncio.Task[Any] = asyncio.create_task(painter.run())
         parts.push_async_callback(cancel_task, work)
-        bot = Bot(loopback, broker, folder / "bot", **environment)
-        await asyncio.to_thread(bot.folder.mkdir, parents=True, exist_ok=True)
         parts.push_async_callback(bot.stop)
         await bot.start()
         yield bot, painter

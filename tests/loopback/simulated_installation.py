@@ -9,29 +9,23 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from engine.bus import Bus
 from engine.bus.broker.embedded import Broker
 from loopback.bench_load import HIGH_LIMITS
-from loopback.bot_process import ROOT, Bot
+from loopback.bot_process import ROOT, START_TIMEOUT, create_bot
 from loopback.server import Loopback, wait_until
 
-START_TIMEOUT = 60.0  # seconds
+WORDS = ("snow", "a lake", "at night", "more blue", "a red hat", "an old map", "fog", "flowers", "a full moon")
 
 
 @asynccontextmanager
 async def open_installation(loopback: Loopback, folder: Path, row_ms: float) -> AsyncIterator[Path]:
     """Opens all until the worker can draw, and yields the bot's database. `row_ms`: of the device, for a row."""
-    async with loopback.open(), Broker(folder / "nats") as broker:
-        bus = await Bus.connect(broker.url, broker.token)
-        await bus.declare()
+    async with loopback.open(), create_bot(loopback, folder, **HIGH_LIMITS) as (bot, bus):
         await bus.watch_workers()
-        bot = Bot(loopback, broker, folder / "bot", **HIGH_LIMITS)
-        await asyncio.to_thread(bot.folder.mkdir, parents=True)
-        async with _run_worker(broker, folder / "worker", row_ms):
+        async with _run_worker(bot.broker, folder / "worker", row_ms):
             await bot.start()
             await wait_until(lambda: bool(bus.get_workers()), START_TIMEOUT)
             yield bot.folder / "darkroom.sqlite"
-        await bus.close()
         await bot.stop()
 
 

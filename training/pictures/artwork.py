@@ -205,8 +205,8 @@ def add_related_words(
 
 def _find_words(label: str, words_by_label: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
     """Return a label's words; a dog's face has those of the dog, too."""
-    words = (*words_by_label.get(label, ()), *words_by_label.get(label.removesuffix(" face"), ()))
-    return tuple(dict.fromkeys(words))
+    labels = dict.fromkeys((label, label.removesuffix(" face")))
+    return tuple(word for each in labels for word in words_by_label.get(each, ()))
 
 
 def find_held_out_lemmas(

@@ -47,7 +47,7 @@ class WordNet:
 
     synsets: Mapping[str, Synset]
     senses: Mapping[str, tuple[str, ...]]
-    common_words: frozenset[str] = frozenset()
+    common_words: frozenset[str]
 
     @cached_property
     def depths(self) -> Mapping[str, int]:

@@ -17,6 +17,7 @@ from bot.cli.worker_keys import key_admin
 from bot.domain.errors import UserError
 from engine.bus import Bus, BusLimits, subjects
 from engine.contract import JobFailed, JobFinished, JobStarted, encode
+from shared.active_jobs import is_claimed
 
 LEASE = 1.0
 
@@ -188,7 +189,7 @@ async def test_a_worker_with_a_key_cannot_report_as_others_or_about_their_jobs(
     await wait_until(lambda: bot_app.services.live_workers())
     (accepted,) = await bot_app.services.jobs.imagine("a lamp --count 1", ann, destination)
     job = accepted.job
-    await wait_until(lambda: job in bot_app.queue.active_jobs.by_id and bot_app.queue.active_jobs.by_id[job].is_claimed)
+    await wait_until(lambda: is_claimed(bot_app, job))
     epoch = bot_app.queue.active_jobs.by_id[job].record.epoch
     evil_worker = await create_worker("evil")
     await evil_worker.publish_result(JobStarted(job=job, epoch=epoch, worker="honest"))

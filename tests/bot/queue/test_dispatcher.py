@@ -20,6 +20,7 @@ from bot.store.jobs.records import AuditEntry
 from bot.store.transitions import job_admin
 from engine.bus import subjects
 from engine.contract import JobFailed, JobStarted
+from shared.active_jobs import is_claimed
 
 BOB = Member("local:bob", "Bob", "local")
 
@@ -140,8 +141,7 @@ async def _start_running_job(harness, wait_until, ann, destination):
     worker.run_gate.clear()
     await wait_for_worker(app, wait_until)
     (job,) = await submit_jobs(app, ann, destination)
-    active_jobs = app.queue.active_jobs  # they follow the row in the database
-    await wait_until(lambda: job in active_jobs.by_id and active_jobs.by_id[job].is_claimed)
+    await wait_until(lambda: is_claimed(app, job))
     return app, worker, job
 
 

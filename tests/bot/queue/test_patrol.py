@@ -7,6 +7,7 @@ import time
 import pytest
 
 from bot.domain.events import JobEnded
+from shared.active_jobs import is_claimed
 
 
 @pytest.mark.asyncio
@@ -20,7 +21,7 @@ async def test_a_change_in_sql_whose_reply_was_lost_reaches_the_active_jobs(
     await wait_until(lambda: app.services.live_workers())
     (accepted,) = await app.services.jobs.imagine("a lamp", ann, destination)
     job = accepted.job
-    await wait_until(lambda: job in app.queue.active_jobs.by_id and app.queue.active_jobs.by_id[job].is_claimed)
+    await wait_until(lambda: is_claimed(app, job))
     async with app.feed.subscribe(job) as events:
         if end_method == "finish":
             await app.store.end_job("finish", job, time.time(), 1.0)  # as with a commit whose reply was lost

@@ -38,6 +38,7 @@ from engine.contract import (
     SplitImage,
     UpscaleTask,
 )
+from shared.active_jobs import is_claimed
 
 EPOCH = 10
 BOB = Member("local:bob", "Bob", "local")
@@ -94,7 +95,7 @@ async def open_steered(harness: Any, wait_until: Any, ann: Member, destination: 
         steered = SteeredJob(app, worker, await worker.take_job())
         listeners.append(asyncio.create_task(steered.listen()))
         await worker.publish_result(JobStarted(job=accepted.job, epoch=EPOCH, worker="hand"))
-        await wait_until(lambda: app.queue.active_jobs.by_id[accepted.job].is_claimed)
+        await wait_until(lambda: is_claimed(app, accepted.job))
         return steered
 
     yield make
@@ -176,7 +177,7 @@ async def test_a_steered_job_is_reproduced_with_its_changes_and_can_be_steered_f
     again = SteeredJob(steered.app, steered.worker, await steered.worker.take_job())
     assert (again.job.id, again.job.task.amendments) == (accepted.job, amendments)
     await again.worker.publish_result(JobStarted(job=again.job.id, epoch=EPOCH, worker="hand"))
-    await wait_until(lambda: steered.app.queue.active_jobs.by_id[again.job.id].is_claimed)
+    await wait_until(lambda: is_claimed(steered.app, again.job.id))
     (view,) = await again.amend(BOB, say="old")
     assert (view.number, view.text) == (3, "fox, blue, old")
     held = (*amendments, Amendment(3, 9, SetConcepts((Concept("fox, blue, old"),))))
