@@ -1,14 +1,16 @@
 """Previews: a linear map turns latents into a small picture, at a cost that is negligible beside a step.
 
 A preview has one pixel per latent. The embedded model's latents are too few for that (16×16): there the map reads each
-latent with its neighbours and returns a patch of pixels. At first the map is a rough one (`known_maps`), and live
-previews of a small model are decoded instead. The model's own map is fitted through its encoder at a small size, one
-picture at a time, while nothing else waits.
+latent with its neighbours and returns a patch of pixels. The embedded model, and all that our trainer writes, bring
+their map along. For others the map is a rough one at first (`known_maps`), and live previews of a small model are
+decoded instead. The model's own map is fitted through its encoder at a small size, one picture at a time, while
+nothing else waits.
 """
 
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 from weakref import ref
 
@@ -19,7 +21,7 @@ from PIL import Image, ImageDraw
 from engine.models.family import SMALL_MODEL_SIZE, Family
 from engine.preview_maps.known_maps import LatentSpace, rough_map
 from engine.preview_maps.latent_map import FloatArray, LatentMap, LatentMapFit
-from engine.preview_maps.map_store import MapStore
+from engine.preview_maps.map_store import MODEL_MAP_FILE, MapStore, read_map
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +40,21 @@ class HasLatentSpace(Protocol):
         ...
 
 
+@runtime_checkable
+class HasModelFolder(Protocol):
+    """A family whose files are in a folder."""
+
+    @property
+    def model_folder(self) -> Path | None:
+        """The folder; None for a model in a single file."""
+        ...
+
+
+def choose_map_shape(size: int, spatial_factor: int) -> tuple[int, int]:
+    """Return the reach and the patch of the map of a model that draws `size` pixels a side."""
+    return (3, spatial_factor) if size <= SMALL_MODEL_SIZE else (1, 1)
+
+
 class Previewer:
     """Renders previews of one family's x0. Used by one thread; nothing waits for its fit."""
 
@@ -46,10 +63,11 @@ class Previewer:
         self._map_store = map_store
         latent_space = _latent_space(family)
         self._latent_space = latent_space or LatentSpace(0)
-        self._reach, self._patch = (3, self._latent_space.spatial_factor) if family.size <= SMALL_MODEL_SIZE else (1, 1)
-        stored_map = map_store and map_store.load_map(
-            family.revision, self._latent_space.channels, self._reach, self._patch
-        )
+        self._reach, self._patch = choose_map_shape(family.size, self._latent_space.spatial_factor)
+        shape = self._latent_space.channels, self._reach, self._patch
+        stored_map = map_store and map_store.load_map(family.revision, *shape)
+        if stored_map is None and isinstance(family, HasModelFolder) and family.model_folder is not None:
+            stored_map = read_map(family.model_folder / MODEL_MAP_FILE, *shape)
         self.latent_map = stored_map or rough_map(self._latent_space)
         self._pictures_left = (
             0 if stored_map or latent_space is None else _FIT_PICTURES[self._reach]
@@ -106,7 +124,7 @@ class Previewer:
 
 
 def fit_preview_map(family: Family) -> LatentMap:
-    """Return the model's own map, fitted at once."""
+    """Return the model's own map; fit it at once if it has none yet."""
     previewer = Previewer(family)
     while not previewer.is_fitted:
         previewer.fit_one_more()

@@ -22,6 +22,7 @@ from engine.models import load_model
 from engine.models.families.embedded import load_text_encoder
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.models.files.fingerprint import fingerprint_folder
+from engine.output.previewer import Previewer
 from training.__main__ import main
 from training.commands.builtin_artwork import find_weights
 from training.core import checkpoint, memory_estimate
@@ -134,6 +135,7 @@ def test_diffusers_and_the_engine_load_the_trained_model(finished_run: Path, tmp
     for name, parameter in pipeline.unet.named_parameters():
         assert torch.equal(parameter, average[name].half().float())
     assert any(is_hidden_matrix(name, parameter) for name, parameter in pipeline.unet.named_parameters())
+    assert Previewer(family).is_fitted, "the model brings its preview map along"
     assert not [path for path in finished_run.glob("*/config.json") if "_name_or_path" in path.read_text()]
     sheets = list((finished_run / "run" / "sheets").iterdir())
     assert sheets

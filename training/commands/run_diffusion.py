@@ -12,6 +12,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from engine.models.families.embedded import EMBEDDED_MODEL
 from engine.models.files.fingerprint import fingerprint_folder
+from engine.preview_maps.map_store import MODEL_MAP_FILE, write_map
 from training.commands import builtin_artwork, user_dataset
 from training.commands.progress import print_status
 from training.commands.run_autoencoder import find_autoencoder_folder, load_autoencoder
@@ -38,6 +39,7 @@ from training.diffusion.models import (
     write_model,
 )
 from training.diffusion.outer_levels import fit_config, fit_latents
+from training.diffusion.preview_map import fit_map_to_decoder
 from training.diffusion.sampling import SHEET_PROMPTS
 from training.pictures.variants import mix_fingerprint
 
@@ -200,9 +202,12 @@ def _load_schedule(model: LoadedModel) -> DDIMScheduler:
 def _write_result(session: Session, model: LoadedModel, trainer: DiffusionTrainer, autoencoder: str) -> None:
     """Write the averaged network in fp16 with the model's other parts in their stored number formats.
 
-    With another `autoencoder` the model's large decoder stays behind: it decodes other latents.
+    The model brings its preview map along. With another `autoencoder` the model's large decoder stays behind: it
+    decodes other latents.
     """
+    preview_map = fit_map_to_decoder(model.pipeline.vae, trainer.cache.latents)
     model.pipeline.unet = trainer.average
     dtypes = {**read_dtypes(model.folder), "unet": torch.float16}
     decoder_source = None if autoencoder else model.folder
     write_model(model.pipeline, dtypes, session.options.out, session.folder / STAGING_FOLDER, decoder_source)
+    write_map(session.options.out / MODEL_MAP_FILE, preview_map)

@@ -23,6 +23,7 @@ from engine.models.families.latent_consistency import detect_guides
 from engine.models.files.fingerprint import fingerprint_folder
 from engine.models.library_logging import silence_libraries
 from engine.models.loading.pipeline_loader import find_folder, load_training_pipeline
+from engine.preview_maps.map_store import MODEL_MAP_FILE
 from engine.process.settings import default_data
 
 INDEX_FILE = "model_index.json"
@@ -116,7 +117,7 @@ def write_model(
 ) -> None:
     """Write a complete folder for `StableDiffusionPipeline.from_pretrained`; casts the parts to `dtypes`.
 
-    `source_folder` is of a model with the same autoencoder: its large decoder comes along.
+    `source_folder` is of a model with the same autoencoder: its large decoder and its preview map come along.
 
     Writes to `temp_folder`, moves part by part into place, and the index last: without it the folder does not count as
     a model.
@@ -132,6 +133,8 @@ def write_model(
         config.write_text(json.dumps(config_values, indent=2) + "\n")
     if source_folder is not None and (source_folder / LARGE_DECODER_FOLDER).is_dir():
         shutil.copytree(source_folder / LARGE_DECODER_FOLDER, temp_folder / LARGE_DECODER_FOLDER)
+    if source_folder is not None and (source_folder / MODEL_MAP_FILE).is_file():
+        shutil.copy(source_folder / MODEL_MAP_FILE, temp_folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / INDEX_FILE).unlink(missing_ok=True)
     for part in sorted(temp_folder.iterdir(), key=lambda path: path.name == INDEX_FILE):

@@ -21,7 +21,7 @@ from engine.output.decode_worker import CLOSE_PRIORITY, FIT_PRIORITY, DecodeWork
 from engine.output.previewer import Previewer, fit_preview_map, to_array
 from engine.preview_maps.known_maps import KNOWN_MAPS, LatentSpace, rough_map
 from engine.preview_maps.latent_map import LatentMap, LatentMapFit, latent_features
-from engine.preview_maps.map_store import MapStore
+from engine.preview_maps.map_store import MODEL_MAP_FILE, MapStore
 
 Make = Callable[..., Any]
 TIMEOUT = 30.0
@@ -104,22 +104,48 @@ def test_the_rough_map_is_shown_until_the_fit_ends(large_family: Any) -> None:
     assert previewer.render(flat_latents).getpixel((1, 1)) == pytest.approx((200, 40, 90), abs=3)
 
 
-def test_previews_of_a_small_model_have_native_size_before_and_after_the_fit(embedded: StableDiffusion) -> None:
-    previewer = Previewer(embedded)
-    latents = embedded.encode_image(Image.new("RGB", (64, 64), "red"))
+@pytest.fixture
+def unfitted(embedded: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> StableDiffusion:
+    """The embedded model without the map in its folder."""
+    monkeypatch.setattr(embedded, "model_folder", None)
+    return embedded
+
+
+def test_previews_of_a_small_model_have_native_size_before_and_after_the_fit(unfitted: StableDiffusion) -> None:
+    previewer = Previewer(unfitted)
+    latents = unfitted.encode_image(Image.new("RGB", (64, 64), "red"))
+    assert not previewer.is_fitted
     assert previewer.render(latents).size == (64, 64)
-    previewer.latent_map = fit_preview_map(embedded)
+    previewer.latent_map = fit_preview_map(unfitted)
     assert previewer.render(latents).size == (64, 64)
 
 
-def test_the_fitted_map_of_the_embedded_model_is_close_to_its_decoder(embedded: StableDiffusion) -> None:
-    """A gradient with a square, which the fit did not see."""
+def measure_psnr_to_decoder(family: StableDiffusion, latent_map: LatentMap) -> float:
+    """Compare the map with the decoder on a gradient with a square, which no fit saw."""
     picture = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
     picture.paste((220, 60, 30), (16, 16, 48, 48))
-    latents = embedded.encode_image(picture)
-    preview = fit_preview_map(embedded).render(to_array(latents)).astype(float)
-    decoded_pixels = np.asarray(embedded.decode(latents), dtype=float)
-    assert 10 * np.log10(255**2 / ((preview - decoded_pixels) ** 2).mean()) > 18
+    latents = family.encode_image(picture)
+    preview = latent_map.render(to_array(latents)).astype(float)
+    decoded_pixels = np.asarray(family.decode(latents), dtype=float)
+    return float(10 * np.log10(255**2 / ((preview - decoded_pixels) ** 2).mean()))
+
+
+def test_the_fitted_map_of_the_embedded_model_is_close_to_its_decoder(unfitted: StableDiffusion) -> None:
+    assert measure_psnr_to_decoder(unfitted, fit_preview_map(unfitted)) > 18
+
+
+def test_the_embedded_model_brings_a_closer_map_along(embedded: StableDiffusion) -> None:
+    previewer = Previewer(embedded)
+    assert previewer.is_fitted
+    assert measure_psnr_to_decoder(embedded, previewer.latent_map) > 20
+
+
+def test_a_damaged_map_in_the_models_folder_is_fitted_anew(
+    embedded: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / MODEL_MAP_FILE).write_bytes(b"no map")
+    monkeypatch.setattr(embedded, "model_folder", tmp_path)
+    assert not Previewer(embedded).is_fitted
 
 
 def test_a_fitted_map_is_stored_by_revision_and_not_fitted_again(
