@@ -21,6 +21,7 @@ from engine.contract.amendments import (
     SplitImage,
 )
 from engine.contract.fields import MAX_STEPS
+from engine.contract.keyframes import Snapshot
 from engine.contract.recipe import Recipe
 
 
@@ -68,6 +69,19 @@ class StepSegment:
 def recipe_at_step(recipe: Recipe, step: int) -> Recipe:
     """Return the recipe of one step, without amendments: its prompt and guidance as amended until then."""
     return Timeline(recipe).advance(step)
+
+
+def find_last_change(recipe: Recipe, step: int) -> int:
+    """Return the number of the last change that a step before `step` followed; 0: none did."""
+    return max((each.number for each in recipe.amendments if each.step < step), default=0)
+
+
+def is_snapshot_of_recipe(snapshot: Snapshot, recipe: Recipe) -> bool:
+    """Whether the steps of a snapshot followed just the changes that the recipe has for them.
+
+    A repeated message may bring a job as it had been before its changes, to a worker that no longer finds them.
+    """
+    return (snapshot.last_change or 0) == find_last_change(recipe, snapshot.next_step)
 
 
 def recipe_at_end(recipe: Recipe) -> Recipe:

@@ -13,7 +13,18 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from engine.contract import Branch, Dtype, ImageLife, Job, Recipe, Snapshot, list_lives, list_needed_lives
+from engine.contract import (
+    Branch,
+    Dtype,
+    ImageLife,
+    Job,
+    Recipe,
+    Snapshot,
+    find_last_change,
+    is_snapshot_of_recipe,
+    list_lives,
+    list_needed_lives,
+)
 from engine.core import keyframe_steps
 from engine.core.init_latents import InitLatents
 from engine.core.model_inputs import ModelInputs, StepInputs
@@ -195,6 +206,7 @@ class Trajectory:
         return Snapshot(
             job=self.job, image=self.image, epoch=epoch, next_step=self.k, shape=tuple(self.x.shape),
             x=_encode_tensor(self.x), history=_encode_tensor(self.h), keyframes=keyframes, split_step=self._split_step,
+            last_change=find_last_change(self.job_recipe, self.k) or None,
         )  # fmt: skip
 
     @property
@@ -202,8 +214,9 @@ class Trajectory:
         return None if self.life.parent is None else self.life.first_step - 1
 
     def is_snapshot_of(self, snapshot: Snapshot) -> bool:
-        """Whether a snapshot of the job is of this image, and not of an earlier one in its place."""
-        return (snapshot.image, snapshot.split_step) == (self.image, self._split_step)
+        """Whether a snapshot of the job is of this image, not of an earlier one in its place, and of its recipe."""
+        is_of_place = (snapshot.image, snapshot.split_step) == (self.image, self._split_step)
+        return is_of_place and is_snapshot_of_recipe(snapshot, self.job_recipe)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Continue from a snapshot. Raises ValueError, and changes nothing, if it belongs to another image."""

@@ -25,6 +25,7 @@ from engine.contract import (
     count_image_rows,
     count_row_steps,
     count_rows,
+    is_snapshot_of_recipe,
     list_final_images,
     list_lives,
     recipe_at_step,
@@ -168,9 +169,14 @@ class JobRun:
             self.pace, self.seconds_per_step = seconds, 0.0
 
     def restore_progress(self, snapshots: Iterable[Snapshot]) -> int:
-        """Record the images' progress from snapshots, and return the least step."""
+        """Record the images' progress from snapshots, and return the least step.
+
+        A snapshot of the job without its changes counts for nothing: it was sent as it had been before them.
+        """
         for snapshot in snapshots:
-            if snapshot.image in self.steps_done:
+            recipe = self.job.task
+            is_current = isinstance(recipe, Recipe) and is_snapshot_of_recipe(snapshot, recipe)
+            if snapshot.image in self.steps_done and is_current:
                 self.steps_done[snapshot.image] = self.steps_saved[snapshot.image] = min(
                     snapshot.next_step, self.end_step
                 )

@@ -262,7 +262,7 @@ class ResultConsumer:
             await self._handle_incomplete(result, is_last_try)
 
     async def _handle_incomplete(self, result: JobFinished, is_last_try: bool) -> None:
-        """Handle a job reported as done that is over, deleted, of a newer epoch, or lacks pictures."""
+        """Handle a job reported as done that is over, deleted, of a newer epoch, or lacks changes or pictures."""
         record = await self._store.get_job(result.job)
         if record is None or is_end(record.state) or result.epoch < record.epoch:
             return

@@ -22,6 +22,7 @@ from bot.queue.active_jobs import ActiveJobs
 from bot.store import JobRecord, JobStats, Store, StoredPicture, Transition
 from bot.store.deletion.deletion_steps import is_unused
 from bot.store.jobs import queries
+from bot.store.transitions.amendments import find_lost
 from engine.bus import BlobMissing, Bus
 from engine.contract import (
     MAX_COUNT,
@@ -129,10 +130,12 @@ class ResultIngest:
                 raise missing from None
 
     async def list_missing(self, record: JobRecord, finished: JobFinished) -> list[str]:
-        """Return the results that have not arrived, as `image 0` or `ladder 0`."""
+        """Return the results that have not arrived, as `image 0` or `ladder 0`, and lost changes, as `change 1`."""
+        lost_changes = await self._store.query(find_lost, record.id, finished.amendments)
         if isinstance(record.task, Recipe):
             record = replace(record, task=msgspec.structs.replace(record.task, amendments=finished.amendments))
-        return record.find_missing(await self._store.query(queries.list_pictures, [record.id]))
+        missing = record.find_missing(await self._store.query(queries.list_pictures, [record.id]))
+        return [*(f"change {number}" for number in lost_changes), *missing]
 
 
 def _to_stored(picture: PictureReady, content: bytes) -> StoredPicture:

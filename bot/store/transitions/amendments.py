@@ -38,7 +38,6 @@ from engine.contract import (
 )
 
 ENDED_TEXT = "The picture ended before."
-LOST_TEXT = "It does not hold in the finished picture."
 MAX_REQUESTS = 256  # changes that may be asked for of one job, refused ones included
 AmendmentCheck = Callable[[JobRecord, Sequence[AmendmentRecord], Ledger], Sequence[NewAmendment]]
 _OF_WAITING = (amendments.c.job == bindparam("of_job"), amendments.c.state == "waiting")
@@ -110,13 +109,11 @@ def answer_amendment(
 
 
 def record_held(connection: Connection, job_record: JobRecord, held: Sequence[Amendment]) -> None:
-    """Record, at the end of a job, which changes hold in its pictures. `check_held` has passed before."""
+    """Record, at the end of a job, from which steps its changes hold, once `check_held` and `find_lost` have passed."""
     steps = {amendment.number: amendment.step for amendment in held}
     for each in list_amendments(connection, job_record.id):
         if each.number in steps and (each.state, each.step) != ("made", steps[each.number]):
             _update_amendment(connection, each, state="made", step=steps[each.number], reason="", cost=0.0)
-        elif each.number not in steps and each.state == "made":
-            _update_amendment(connection, each, state="refused", step=None, reason=LOST_TEXT, cost=0.0)
 
 
 def check_held(connection: Connection, job_record: JobRecord, held: Sequence[Amendment]) -> Recipe:
@@ -132,6 +129,16 @@ def check_held(connection: Connection, job_record: JobRecord, held: Sequence[Ame
     if problem := find_amendments_problem(recipe):
         raise ValueError(f"the worker reports changes that contradict each other: {problem}")
     return recipe
+
+
+def find_lost(connection: Connection, job: str, held: Sequence[Amendment]) -> list[int]:
+    """Return the numbers of the changes that a worker has answered, and that a result does not hold.
+
+    A broker that has lost its store can bring a job as it had been before them, by a repeated message.
+    """
+    held_numbers = {each.number for each in held}
+    made = (each.number for each in list_amendments(connection, job) if each.state == "made")
+    return [number for number in made if number not in held_numbers]
 
 
 def refuse_waiting(connection: Connection, job: str) -> float:

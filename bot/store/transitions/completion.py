@@ -42,7 +42,7 @@ def record_pictures(
 
     False: the job is unknown, deleted or over, or a newer epoch has it. `method`: how the worker made an upscale.
     The finished job's recipe names the chosen candidates, and the changes that hold. Raises ValueError if they are none
-    of its own.
+    of its own. Pictures without a change that members were told of do not finish the job, and are deleted.
     """
     row = (
         picture_writes.insert_pictures(connection, new_pictures, epoch, now, method)
@@ -52,6 +52,9 @@ def record_pictures(
     if row is None or stats is None:
         return row is not None, None
     old_record = decode_record(row)
+    if _has_amendments(old_record) and amendments.find_lost(connection, job, stats.amendments):
+        picture_writes.delete_results(connection, job)
+        return True, None
     job_record, present = _take_result(connection, old_record, stats), queries.list_pictures(connection, [job])
     if job_record.find_missing(present):
         return True, None

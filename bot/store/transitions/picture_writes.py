@@ -72,6 +72,11 @@ def delete_other_images(connection: Connection, present: Sequence[StoredPicture]
             connection.execute(_DELETE_PICTURE, {"job": one.job, "at": one.image, "as": one.kind})
 
 
+def delete_results(connection: Connection, job: str) -> None:
+    """Delete all results of a job, which is drawn anew. `bot.services.storage` removes their files."""
+    connection.execute(pictures.delete().where(pictures.c.job == job, pictures.c.kind.in_(RESULT_KINDS)))
+
+
 def _set_upscale_method(connection: Connection, job: str, task: bytes, method: UpscaleMethod) -> None:
     old_task = decode(task, cast("type[Task]", Recipe | UpscaleTask))
     if isinstance(old_task, UpscaleTask) and old_task.method != method:

@@ -219,6 +219,32 @@ async def test_the_finished_report_is_the_truth(open_steered: Any, wait_until: A
 
 @pytest.mark.slow
 @pytest.mark.asyncio
+async def test_pictures_without_an_answered_change_are_drawn_anew(
+    open_steered: Any, wait_until: Any, ann: Member
+) -> None:
+    """A broker that lost its store, and a repeated message: a worker draws the job as it had been before."""
+    steered = await open_steered("fox --count 1")
+    (asked,) = await steered.amend(ann, guidance=9.0)
+    await wait_until(lambda: bool(steered.received))
+    await steered.answer(asked.number, 7)
+
+    async def is_made() -> bool:
+        return await steered.list_states(ann) == [(1, "made", 7)]
+
+    await wait_until(is_made)
+    await steered.worker.publish_result(JobStarted(job=steered.job.id, epoch=EPOCH + 1, worker="hand"))
+    await steered.finish(0, amendments=(), epoch=EPOCH + 1)
+    job = await steered.worker.take_job()
+    assert (job.id, job.attempt, [each.step for each in job.task.amendments]) == (steered.job.id, 2, [7])
+    assert (await steered.app.services.job_views.load_view(job.id)).pictures == ()
+    steered.job = job
+    await steered.finish(0, amendments=job.task.amendments, epoch=EPOCH + 2)
+    await wait_until(steered.is_finished)
+    assert await is_made()
+
+
+@pytest.mark.slow
+@pytest.mark.asyncio
 async def test_changes_are_repeated_to_the_next_claim_and_asked_for_once_by_a_key(
     open_steered: Any, wait_until: Any, ann: Member
 ) -> None:

@@ -190,3 +190,21 @@ def test_a_split_job_continues_or_starts_over_where_a_snapshot_is_lost(
     assert len(affine.shapes) == (STEPS - 9 if kept_images == {0, 1} else STEPS)
     assert latents.keys() == expected.keys()
     assert all(torch.equal(latents[key], expected[key]) for key in expected)
+
+
+def test_snapshots_from_before_a_change_that_they_should_follow_are_not_continued(
+    affine: Any, recipe: Make, job: Make, finish: Make
+) -> None:
+    """A repeated message brought the job without its change; the change holds from step 3 on."""
+    one = job(recipe("fox", steps=STEPS, guidance=3.0))
+    amended = with_task(one, start(affine, one, 3).amend(one.id, AmendmentRequest(1, SetNegative("fog"))))
+    stale_snapshots = start(affine, one, 5).take_snapshots(one.id, epoch=1)
+    current_snapshots = start(affine, amended, 5).take_snapshots(one.id, epoch=1)
+    expected = finish(start(affine, amended, 0))
+    for snapshots, step_count in ((stale_snapshots, STEPS), (current_snapshots, STEPS - 5)):
+        successor = Engine({"affine": affine})
+        successor.add(amended, snapshots)
+        affine.shapes.clear()
+        latents = finish(successor)
+        assert len(affine.shapes) == step_count
+        assert all(torch.equal(latents[key], expected[key]) for key in expected)

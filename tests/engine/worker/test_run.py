@@ -19,6 +19,7 @@ from engine.contract import (
     InitImage,
     Job,
     Recipe,
+    SetGuidance,
     Snapshot,
     Task,
     UpscaleTask,
@@ -78,8 +79,10 @@ def test_steps_of_a_dropped_image_count_no_more() -> None:
     assert run.steps_done == {0: 6}
 
 
-def snapshot(image: int, k: int) -> Snapshot:
-    return Snapshot(job=JOB, image=image, epoch=4, next_step=k, shape=(1,), x=b"", history=b"")
+def snapshot(image: int, k: int, last_change: int | None = None) -> Snapshot:
+    return Snapshot(
+        job=JOB, image=image, epoch=4, next_step=k, shape=(1,), x=b"", history=b"", last_change=last_change
+    )  # fmt: skip
 
 
 def test_a_run_resumes_from_its_least_advanced_image() -> None:
@@ -90,6 +93,13 @@ def test_a_run_resumes_from_its_least_advanced_image() -> None:
     assert not run.has_unsaved_steps
     run.record_step([(2, 36)], 1.0)
     assert run.has_unsaved_steps
+
+
+def test_snapshots_of_the_job_with_other_changes_count_for_nothing() -> None:
+    """Change 4 holds from step 30 on, so steps before that are the same with and without it."""
+    run = build_run(count=4, amendments=(Amendment(4, 30, SetGuidance(2.0)),))
+    run.restore_progress([snapshot(0, 30), snapshot(1, 31), snapshot(2, 31, 4), snapshot(3, 40, 3)])
+    assert run.steps_done == {0: 30, 1: 0, 2: 31, 3: 0}
 
 
 @given(st.integers(0, 2000))
