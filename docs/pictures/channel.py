@@ -70,7 +70,7 @@ async def draw_channel(folder: Path) -> str:
     channel = guild.create_text_channel("pictures")
     async with loopback.open(), run_darkroom(loopback, folder):
         alice, ben = (Person(loopback, name, guild, answer_timeout=JOB_TIMEOUT) for name in ("alice", "ben"))
-        await wait_until(lambda: _is_model_ready(folder), START_TIMEOUT)
+        await wait_for_model(folder)
         first = await alice.slash(channel, "imagine", prompt="mushroom, blue background --seed 7 --guidance 5")
         await wait_until(lambda: _has_file(first.message, "darkroom-"), JOB_TIMEOUT)
         second = await ben.slash(channel, "imagine", prompt="rocket, 3d render --steps 400 --seed 4")
@@ -81,9 +81,19 @@ async def draw_channel(folder: Path) -> str:
         )
 
 
+def read_page_url(folder: Path) -> str:
+    return json.loads((folder / "running.json").read_text())["url"]
+
+
+async def wait_for_model(folder: Path) -> None:
+    """Wait until a worker offers its model; asks seldom, since the page limits how often."""
+    async with asyncio.timeout(START_TIMEOUT):
+        while not await asyncio.to_thread(_is_model_ready, folder):
+            await asyncio.sleep(1.0)
+
+
 def _is_model_ready(folder: Path) -> bool:
-    url = json.loads((folder / "running.json").read_text())["url"]
-    with urllib.request.urlopen(f"{url}/api/workers") as answer:  # noqa: S310 - our own page
+    with urllib.request.urlopen(f"{read_page_url(folder)}/api/workers") as answer:  # noqa: S310 - our own page
         return bool(json.load(answer)["models"])
 
 

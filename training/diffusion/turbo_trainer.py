@@ -1,11 +1,12 @@
 """Distils a Stable Diffusion network into a turbo LoRA, with which it draws in four steps and without guidance.
 
-Latent consistency distillation: the teacher is the frozen network with guidance, the student the same network with
-the LoRA. The student learns to predict the same finished latents from neighbouring points of the teacher's path. It
-is independent of files and clocks. All randomness is a function of (seed, step).
+The teacher is the frozen network with guidance, the student the same network with the LoRA. From any point of a path,
+the student learns to predict the latents at which the teacher's path ends. So it never learns from itself: consistency
+distillation, where the next point's prediction is the target, drifted into noise within 8,000 pictures. It is
+independent of files and clocks. All randomness is a function of (seed, step).
 
-Song 2023 (consistency models); Luo 2023 (latent consistency models, LCM-LoRA); Song & Dhariwal 2023 (pseudo-Huber
-loss, the student as its own target); Kynkäänniemi 2024 (guidance interval).
+Luhman 2021 (knowledge distillation of a path's end); Luo 2023 (latent consistency models: the sampler, LCM-LoRA);
+Song & Dhariwal 2023 (pseudo-Huber loss); Kynkäänniemi 2024 (guidance interval).
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ _INTERVAL = re.compile(r"([0-9.]{1,8})-([0-9.]{1,8})")
 class TurboSettings:
     """The settings that stay the same for a whole run; `interval` is a text that `parse_interval` reads.
 
-    One step of the teacher spans `skip` of its fifty (k of Luo 2023): errors add up over fewer neighbours.
+    One step of the teacher spans `skip` of its fifty, so that its path has ten steps at most.
     """
 
     guidance: float = 4.0
@@ -181,14 +182,22 @@ class TurboTrainer(BatchTrainer[Learner]):
         noise = torch.randn(clean.shape, generator=generator).to(self.device)
         clean, states, grid = clean.to(self.device), states.to(self.device), self.schedule.grid
         timesteps = grid[indices.to(self.device)]
-        next_timesteps = (timesteps - self.settings.skip * (len(self.schedule.alphas) // GRID_STEPS)).clamp(min=0)
         noisy, _ = add_noise(clean, noise, self.schedule.alphas[timesteps])
-        with torch.no_grad():
-            with self.without_lora():
-                prediction = self._predict_guided(noisy, timesteps, states, self.is_guided[indices])
-            next_noisy = self.schedule.ddim_step(prediction, noisy, timesteps, next_timesteps)
-            target = self.predict_clean(next_noisy, next_timesteps, states)
+        with torch.no_grad(), self.without_lora():
+            target = self.run_teacher(noisy, indices, states)
         return pseudo_huber(self.predict_clean(noisy, timesteps, states), target)
+
+    def run_teacher(self, noisy: Tensor, indices: Tensor, states: Tensor) -> Tensor:
+        """Return the ends of the teacher's paths that begin at `indices` of the grid, long [n], on the host."""
+        latents, indices = noisy.clone(), indices.clone()
+        while len(going := (indices >= 0).nonzero().flatten()):
+            rows, at = going.to(self.device), indices[going]
+            timesteps = self.schedule.grid[at.to(self.device)]
+            next_timesteps = (timesteps - self.settings.skip * (len(self.schedule.alphas) // GRID_STEPS)).clamp(min=0)
+            prediction = self._predict_guided(latents[rows], timesteps, states[rows], self.is_guided[at])
+            latents[rows] = self.schedule.ddim_step(prediction, latents[rows], timesteps, next_timesteps)
+            indices[going] = at - self.settings.skip
+        return latents
 
     def _predict_guided(self, noisy: Tensor, timesteps: Tensor, states: Tensor, is_guided: Tensor) -> Tensor:
         """Predict with classifier-free guidance in the rows of `is_guided`, bool [n]; in one forward."""

@@ -88,7 +88,7 @@ def test_a_mask_becomes_binary_and_is_scaled_to_the_latents(embedded: StableDiff
     assert torch.equal(init_latents.mask, expected)
     assert 0 < float(expected.mean()) < 1
     assert init_latents.init_image is not None
-    assert init_latents.init_image.size == (64, 64)
+    assert init_latents.init_image.size == (256, 256)  # of the finished picture, into which it is pasted
 
 
 def giant_png(width: int, height: int) -> bytes:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
 from engine.calibration.calibration import Calibration
-from engine.contract import Lora
+from engine.contract import TURBO_LORA, Lora
 from engine.contract.rejection import JobRejected
 from engine.core.engine import Engine, LatentsDone
 from engine.models import load_folder, load_model
@@ -144,7 +144,7 @@ def test_the_embedded_model_accepts_loras(tmp_path: Path, recipe: Make, job: Mak
     family, pipeline = load_embedded(), build_pipeline()
     family.lora_folder = tmp_path
     write_family_lora(tmp_path / "one.safetensors", family, 1)
-    assert [lora.name for lora in family.list_loras()] == ["one"]
+    assert [lora.name for lora in family.list_loras()] == [TURBO_LORA, "one"]
     pipeline.load_lora_weights(str(tmp_path), weight_name="one.safetensors", adapter_name="a")
     pipeline.set_adapters(["a"], [0.1])
     (actual,) = by_engine(family, build_recipe(recipe, family, sampler="ddim", loras=(Lora("one", 0.1),)), job, finish)

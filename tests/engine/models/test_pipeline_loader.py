@@ -19,6 +19,8 @@ from engine.calibration.measurement import probe_recipe
 from engine.contract import Dtype
 from engine.contract.rejection import JobRejected
 from engine.models import load_model
+from engine.models.autoencoder.large_decoder import LargeDecoder
+from engine.models.families.embedded import WEIGHTS_FOLDER
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.models.family import TORCH_DTYPES
 from engine.models.files import tensor_reader
@@ -330,6 +332,9 @@ def test_loading_progress_grows_by_part_and_its_callback_can_stop_it(small_folde
 
 def test_the_memory_estimate_of_the_embedded_model_is_right(embedded: StableDiffusion) -> None:
     modules = [each for each in embedded.pipeline.components.values() if isinstance(each, torch.nn.Module)]
+    large_decoder = LargeDecoder.load(WEIGHTS_FOLDER, embedded.pipeline.vae)
+    assert isinstance(large_decoder, torch.nn.Module)
+    modules.append(large_decoder)
     byte_count = sum(each.numel() * 4 for module in modules for each in module.parameters())
     network = 2 * sum(each.numel() for each in embedded.pipeline.unet.parameters())
     assert estimate_embedded_bytes() == pytest.approx(byte_count + network, rel=0.02)
