@@ -70,7 +70,7 @@ class Snapshot(VersionedValue, frozen=True, kw_only=True, omit_defaults=True):
 
     It holds no noise: that is a function of the recipe and the step. `keyframes` holds the x0 latents (fp32) of the
     keyframes so far, each with its step. `split_step`: the step of the split that made the image, if one did.
-    `last_change`: the number of the last change of the recipe that its steps followed.
+    `followed_changes`: the number and the step of each change of the recipe that its steps followed.
     """
 
     job: Id
@@ -84,12 +84,12 @@ class Snapshot(VersionedValue, frozen=True, kw_only=True, omit_defaults=True):
         default=(), name="rungs"
     )
     split_step: Step | None = None
-    last_change: AmendmentNumber | None = None
+    followed_changes: Annotated[tuple[tuple[AmendmentNumber, Step], ...], Meta(max_length=MAX_AMENDMENTS)] = ()
 
     def __post_init__(self) -> None:
         if self.image >= MAX_COUNT:
             msgspec.structs.force_setattr(self, "v", max(self.v, JUDGE_VERSION))
-        if self.split_step is not None or self.last_change is not None:
+        if self.split_step is not None or self.followed_changes:
             msgspec.structs.force_setattr(self, "v", max(self.v, STEERING_VERSION))
 
 

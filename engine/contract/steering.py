@@ -71,9 +71,9 @@ def recipe_at_step(recipe: Recipe, step: int) -> Recipe:
     return Timeline(recipe).advance(step)
 
 
-def find_last_change(recipe: Recipe, step: int) -> int:
-    """Return the number of the last change that a step before `step` followed; 0: none did."""
-    return max((each.number for each in recipe.amendments if each.step < step), default=0)
+def list_followed_changes(recipe: Recipe, step: int) -> tuple[tuple[int, int], ...]:
+    """Return the number and the step of each change that the steps before `step` followed."""
+    return tuple((each.number, each.step) for each in recipe.amendments if each.step < step)
 
 
 def is_snapshot_of_recipe(snapshot: Snapshot, recipe: Recipe) -> bool:
@@ -81,7 +81,7 @@ def is_snapshot_of_recipe(snapshot: Snapshot, recipe: Recipe) -> bool:
 
     A repeated message may bring a job as it had been before its changes, to a worker that no longer finds them.
     """
-    return (snapshot.last_change or 0) == find_last_change(recipe, snapshot.next_step)
+    return snapshot.followed_changes == list_followed_changes(recipe, snapshot.next_step)
 
 
 def recipe_at_end(recipe: Recipe) -> Recipe:

@@ -20,8 +20,8 @@ from engine.contract import (
     Job,
     Recipe,
     Snapshot,
-    find_last_change,
     is_snapshot_of_recipe,
+    list_followed_changes,
     list_lives,
     list_needed_lives,
 )
@@ -206,7 +206,7 @@ class Trajectory:
         return Snapshot(
             job=self.job, image=self.image, epoch=epoch, next_step=self.k, shape=tuple(self.x.shape),
             x=_encode_tensor(self.x), history=_encode_tensor(self.h), keyframes=keyframes, split_step=self._split_step,
-            last_change=find_last_change(self.job_recipe, self.k) or None,
+            followed_changes=list_followed_changes(self.job_recipe, self.k),
         )  # fmt: skip
 
     @property
@@ -219,9 +219,9 @@ class Trajectory:
         return is_of_place and is_snapshot_of_recipe(snapshot, self.job_recipe)
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Continue from a snapshot. Raises ValueError, and changes nothing, if it belongs to another image."""
+        """Continue from a snapshot. Raises ValueError, and changes nothing, if it is of another image or recipe."""
         if (snapshot.job, snapshot.shape) != (self.job, tuple(self.x.shape)) or not self.is_snapshot_of(snapshot):
-            raise ValueError("the snapshot is of another image")
+            raise ValueError("the snapshot is of another image or recipe")
         is_foreign = any(step not in self._keyframe_numbers for step, _ in snapshot.keyframes)
         if is_foreign or not self.life.first_step <= snapshot.next_step <= self.end_step:
             raise ValueError("the snapshot is of another plan")

@@ -1,10 +1,10 @@
 """Previews: a linear map turns latents into a small picture, at a cost that is negligible beside a step.
 
 A preview has one pixel per latent. The embedded model's latents are too few for that (16×16): there the map reads each
-latent with its neighbours and returns a patch of pixels. The embedded model, and all that our trainer writes, bring
-their map along. For others the map is a rough one at first (`known_maps`), and live previews of a small model are
-decoded instead. The model's own map is fitted through its encoder at a small size, one picture at a time, while
-nothing else waits.
+latent with its neighbours and returns a patch of pixels. The embedded model, and small models that `train diffusion`
+writes, bring their map along. For others the map is a rough one at first (`known_maps`), and live previews of a small
+model are decoded instead. The model's own map is fitted through its encoder at a small size, one picture at a time,
+while nothing else waits.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 from engine.models.family import SMALL_MODEL_SIZE, Family
 from engine.preview_maps.known_maps import LatentSpace, rough_map
 from engine.preview_maps.latent_map import FloatArray, LatentMap, LatentMapFit
-from engine.preview_maps.map_store import MODEL_MAP_FILE, MapStore, read_map
+from engine.preview_maps.map_store import MapStore, read_map
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +41,12 @@ class HasLatentSpace(Protocol):
 
 
 @runtime_checkable
-class HasModelFolder(Protocol):
-    """A family whose files are in a folder."""
+class HasPreviewMap(Protocol):
+    """A family whose model may bring its own map along."""
 
     @property
-    def model_folder(self) -> Path | None:
-        """The folder; None for a model in a single file."""
+    def preview_map_file(self) -> Path | None:
+        """Where the map may be; None where there is none for sure."""
         ...
 
 
@@ -66,8 +66,8 @@ class Previewer:
         self._reach, self._patch = choose_map_shape(family.size, self._latent_space.spatial_factor)
         shape = self._latent_space.channels, self._reach, self._patch
         stored_map = map_store and map_store.load_map(family.revision, *shape)
-        if stored_map is None and isinstance(family, HasModelFolder) and family.model_folder is not None:
-            stored_map = read_map(family.model_folder / MODEL_MAP_FILE, *shape)
+        if stored_map is None and isinstance(family, HasPreviewMap) and family.preview_map_file is not None:
+            stored_map = read_map(family.preview_map_file, *shape)
         self.latent_map = stored_map or rough_map(self._latent_space)
         self._pictures_left = (
             0 if stored_map or latent_space is None else _FIT_PICTURES[self._reach]

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 FOLDER = "previews"  # in the data folder
 MODEL_MAP_FILE = "preview_map.safetensors"  # in a model's folder
-FORMAT_VERSION = 1  # raise it when the fit changes, to discard older maps
+FORMAT_VERSION = 1  # raise it when the fit changes, to discard older maps, those in models' folders too
 MAX_FILE_BYTES = 4 * 1024 * 1024  # bytes of a file
 
 

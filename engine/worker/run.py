@@ -171,7 +171,7 @@ class JobRun:
     def restore_progress(self, snapshots: Iterable[Snapshot]) -> int:
         """Record the images' progress from snapshots, and return the least step.
 
-        A snapshot of the job without its changes counts for nothing: it was sent as it had been before them.
+        Snapshots with other changes count for nothing: a repeated message had brought the job as it was before them.
         """
         for snapshot in snapshots:
             recipe = self.job.task

@@ -11,6 +11,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from engine.models.families.embedded import EMBEDDED_MODEL
+from engine.models.family import SMALL_MODEL_SIZE
 from engine.models.files.fingerprint import fingerprint_folder
 from engine.preview_maps.map_store import MODEL_MAP_FILE, write_map
 from training.commands import builtin_artwork, user_dataset
@@ -202,12 +203,13 @@ def _load_schedule(model: LoadedModel) -> DDIMScheduler:
 def _write_result(session: Session, model: LoadedModel, trainer: DiffusionTrainer, autoencoder: str) -> None:
     """Write the averaged network in fp16 with the model's other parts in their stored number formats.
 
-    The model brings its preview map along. With another `autoencoder` the model's large decoder stays behind: it
-    decodes other latents.
+    With another `autoencoder` the model's large decoder and preview map stay behind: they decode other latents. A small
+    model without a map gets one.
     """
-    preview_map = fit_map_to_decoder(model.pipeline.vae, trainer.cache.latents)
     model.pipeline.unet = trainer.average
     dtypes = {**read_dtypes(model.folder), "unet": torch.float16}
     decoder_source = None if autoencoder else model.folder
     write_model(model.pipeline, dtypes, session.options.out, session.folder / STAGING_FOLDER, decoder_source)
-    write_map(session.options.out / MODEL_MAP_FILE, preview_map)
+    if model.side <= SMALL_MODEL_SIZE and (autoencoder or not (model.folder / MODEL_MAP_FILE).is_file()):
+        preview_map = fit_map_to_decoder(model.pipeline.vae.float(), trainer.cache.latents)
+        write_map(session.options.out / MODEL_MAP_FILE, preview_map)

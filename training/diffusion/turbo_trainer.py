@@ -59,7 +59,7 @@ _INTERVAL = re.compile(r"([0-9.]{1,8})-([0-9.]{1,8})")
 class TurboSettings:
     """The settings that stay the same for a whole run; `interval` is a text that `parse_interval` reads.
 
-    One step of the teacher spans `skip` of its fifty, so that its path has ten steps at most.
+    One step of the teacher spans `skip` of its fifty, so that its path has at most 50 ÷ `skip` steps.
     """
 
     guidance: float = 4.0
@@ -183,20 +183,23 @@ class TurboTrainer(BatchTrainer[Learner]):
         clean, states, grid = clean.to(self.device), states.to(self.device), self.schedule.grid
         timesteps = grid[indices.to(self.device)]
         noisy, _ = add_noise(clean, noise, self.schedule.alphas[timesteps])
-        with torch.no_grad(), self.without_lora():
-            target = self.run_teacher(noisy, indices, states)
+        target = self.run_teacher(noisy, indices, states)
         return pseudo_huber(self.predict_clean(noisy, timesteps, states), target)
 
+    @torch.no_grad()
     def run_teacher(self, noisy: Tensor, indices: Tensor, states: Tensor) -> Tensor:
         """Return the ends of the teacher's paths that begin at `indices` of the grid, long [n], on the host."""
         latents, indices = noisy.clone(), indices.clone()
-        while len(going := (indices >= 0).nonzero().flatten()):
-            rows, at = going.to(self.device), indices[going]
-            timesteps = self.schedule.grid[at.to(self.device)]
-            next_timesteps = (timesteps - self.settings.skip * (len(self.schedule.alphas) // GRID_STEPS)).clamp(min=0)
-            prediction = self._predict_guided(latents[rows], timesteps, states[rows], self.is_guided[at])
-            latents[rows] = self.schedule.ddim_step(prediction, latents[rows], timesteps, next_timesteps)
-            indices[going] = at - self.settings.skip
+        with self.without_lora():
+            while len(going := (indices >= 0).nonzero().flatten()):
+                rows, at = going.to(self.device), indices[going]
+                timesteps = self.schedule.grid[at.to(self.device)]
+                span = self.settings.skip * (len(self.schedule.alphas) // GRID_STEPS)
+                prediction = self._predict_guided(latents[rows], timesteps, states[rows], self.is_guided[at])
+                latents[rows] = self.schedule.ddim_step(
+                    prediction, latents[rows], timesteps, (timesteps - span).clamp(min=0)
+                )
+                indices[going] = at - self.settings.skip
         return latents
 
     def _predict_guided(self, noisy: Tensor, timesteps: Tensor, states: Tensor, is_guided: Tensor) -> Tensor:

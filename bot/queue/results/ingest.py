@@ -22,7 +22,7 @@ from bot.queue.active_jobs import ActiveJobs
 from bot.store import JobRecord, JobStats, Store, StoredPicture, Transition
 from bot.store.deletion.deletion_steps import is_unused
 from bot.store.jobs import queries
-from bot.store.transitions.amendments import find_lost
+from bot.store.transitions.amendments import find_lost_amendments
 from engine.bus import BlobMissing, Bus
 from engine.contract import (
     MAX_COUNT,
@@ -130,12 +130,13 @@ class ResultIngest:
                 raise missing from None
 
     async def list_missing(self, record: JobRecord, finished: JobFinished) -> list[str]:
-        """Return the results that have not arrived, as `image 0` or `ladder 0`, and lost changes, as `change 1`."""
-        lost_changes = await self._store.query(find_lost, record.id, finished.amendments)
+        """Return the results that have not arrived, as `image 0` or `ladder 0`; where changes are lost, `change 1`."""
+        lost_changes = await self._store.query(find_lost_amendments, record.id, finished.amendments)
         if isinstance(record.task, Recipe):
             record = replace(record, task=msgspec.structs.replace(record.task, amendments=finished.amendments))
-        missing = record.find_missing(await self._store.query(queries.list_pictures, [record.id]))
-        return [*(f"change {number}" for number in lost_changes), *missing]
+        if lost_changes:
+            return [f"change {number}" for number in lost_changes]
+        return record.find_missing(await self._store.query(queries.list_pictures, [record.id]))
 
 
 def _to_stored(picture: PictureReady, content: bytes) -> StoredPicture:

@@ -109,7 +109,7 @@ def answer_amendment(
 
 
 def record_held(connection: Connection, job_record: JobRecord, held: Sequence[Amendment]) -> None:
-    """Record, at the end of a job, from which steps its changes hold, once `check_held` and `find_lost` have passed."""
+    """Record, at the end of a job, from which steps its changes hold. None is lost, and `check_held` has passed."""
     steps = {amendment.number: amendment.step for amendment in held}
     for each in list_amendments(connection, job_record.id):
         if each.number in steps and (each.state, each.step) != ("made", steps[each.number]):
@@ -131,7 +131,7 @@ def check_held(connection: Connection, job_record: JobRecord, held: Sequence[Ame
     return recipe
 
 
-def find_lost(connection: Connection, job: str, held: Sequence[Amendment]) -> list[int]:
+def find_lost_amendments(connection: Connection, job: str, held: Sequence[Amendment]) -> list[int]:
     """Return the numbers of the changes that a worker has answered, and that a result does not hold.
 
     A broker that has lost its store can bring a job as it had been before them, by a repeated message.

@@ -18,6 +18,7 @@ from engine.models.lora.lora_collection import LoraCollection
 from engine.models.pictures.conditioner import PictureConditioner, UsesAutoencoder
 from engine.models.textual_inversion.embedding_collection import EmbeddingCollection, EmbeddingSlot
 from engine.models.textual_inversion.embedding_files import EmbeddingFile
+from engine.preview_maps.map_store import MODEL_MAP_FILE
 
 
 class AddedFiles:
@@ -57,12 +58,19 @@ class AddedFiles:
 
     @property
     def model_folder(self) -> Path | None:
-        """The model's own folder, which may hold its turbo LoRA; None: it has no folder."""
+        """The model's own folder, which may hold its turbo LoRA and its preview map; None: it has no folder."""
         return self._loras.model_folder
 
     @model_folder.setter
     def model_folder(self, folder: Path | None) -> None:
         self._loras.model_folder = folder
+
+    @property
+    def preview_map_file(self) -> Path | None:
+        """Where the map of the model's own autoencoder may be; None where another one decodes, or without a folder."""
+        if self.model_folder is None or self._chosen_autoencoder is not None:
+            return None
+        return self.model_folder / MODEL_MAP_FILE
 
     def list_embeddings(self) -> tuple[ModelPart, ...]:
         """Return the textual inversions that fit this model."""

@@ -234,7 +234,8 @@ async def test_pictures_without_an_answered_change_are_drawn_anew(
     await wait_until(is_made)
     await steered.worker.publish_result(JobStarted(job=steered.job.id, epoch=EPOCH + 1, worker="hand"))
     await steered.finish(0, amendments=(), epoch=EPOCH + 1)
-    job = await steered.worker.take_job()
+    while (job := await steered.worker.take_job()).attempt == 1:
+        pass  # the broker brings it again, until the bot has removed it
     assert (job.id, job.attempt, [each.step for each in job.task.amendments]) == (steered.job.id, 2, [7])
     assert (await steered.app.services.job_views.load_view(job.id)).pictures == ()
     steered.job = job

@@ -112,6 +112,8 @@ def test_a_job_whose_decode_runs_out_of_memory_finishes_in_tiles(
 ) -> None:
     monkeypatch.setattr(tiled_decode, "TILE", 64)
     monkeypatch.setattr(tiled_decode, "OVERLAP", 16)
+    monkeypatch.setattr(embedded, "_large_decoder", None)
+    monkeypatch.setattr(embedded, "upscale_factor", 1)
     vae, sides = embedded.pipeline.vae, list[int]()
     decode = vae.decode
 

@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from engine.contract.rejection import JobRejected
+from engine.models.autoencoder.large_decoder import LargeDecoder
 from engine.models.families.embedded import load_embedded
 from engine.output.decode_worker import DecodeWorker
 from engine.output.upscaler import Upscaler, upscale_picture
@@ -187,9 +188,12 @@ def test_a_decompression_bomb_is_refused_before_the_decode(resolver: SuperResolv
 
 
 @pytest.mark.slow
-def test_finals_of_a_small_model_are_upscaled_but_previews_are_not(weights: Make, recipe: Any, job: Any) -> None:
+def test_finals_of_a_small_model_are_upscaled_but_previews_are_not(
+    weights: Make, recipe: Any, job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from engine.core.engine import LatentsDone, StepDone
 
+    monkeypatch.setattr(LargeDecoder, "load", lambda *_: None)
     plain_family = load_embedded()
     two_resolvers = [SuperResolver(weights()), SuperResolver(weights(seed=1))]
     families = [load_embedded(resolver=each) for each in two_resolvers]

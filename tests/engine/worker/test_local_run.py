@@ -29,7 +29,7 @@ def test_a_job_yields_pictures_previews_and_ladders(embedded: StableDiffusion, r
     assert first.ms_per_step > 0
     for content in first.pictures:
         with Image.open(BytesIO(content)) as picture:
-            assert (picture.format, picture.size) == ("PNG", (64, 64))
+            assert (picture.format, picture.size) == ("PNG", (256, 256))
     assert [decode(ladder, Ladder).image for ladder in first.ladders] == [0, 1]
     second_run = run_locally(one, {"embedded": embedded})
     assert second_run.pictures == first.pictures

@@ -79,9 +79,9 @@ def test_steps_of_a_dropped_image_count_no_more() -> None:
     assert run.steps_done == {0: 6}
 
 
-def snapshot(image: int, k: int, last_change: int | None = None) -> Snapshot:
+def snapshot(image: int, k: int, *followed_changes: tuple[int, int]) -> Snapshot:
     return Snapshot(
-        job=JOB, image=image, epoch=4, next_step=k, shape=(1,), x=b"", history=b"", last_change=last_change
+        job=JOB, image=image, epoch=4, next_step=k, shape=(1,), x=b"", history=b"", followed_changes=followed_changes
     )  # fmt: skip
 
 
@@ -97,8 +97,9 @@ def test_a_run_resumes_from_its_least_advanced_image() -> None:
 
 def test_snapshots_of_the_job_with_other_changes_count_for_nothing() -> None:
     """Change 4 holds from step 30 on, so steps before that are the same with and without it."""
-    run = build_run(count=4, amendments=(Amendment(4, 30, SetGuidance(2.0)),))
-    run.restore_progress([snapshot(0, 30), snapshot(1, 31), snapshot(2, 31, 4), snapshot(3, 40, 3)])
+    changes = (Amendment(4, 30, SetGuidance(2.0)), Amendment(5, 50, SetGuidance(3.0)))
+    run = build_run(count=4, amendments=changes)
+    run.restore_progress([snapshot(0, 30), snapshot(1, 31), snapshot(2, 31, (4, 30)), snapshot(3, 60, (5, 50))])
     assert run.steps_done == {0: 30, 1: 0, 2: 31, 3: 0}
 
 

@@ -66,7 +66,7 @@ async def test_a_job_runs_from_dispatch_to_its_pictures_and_ladders(harness: Wor
     assert sorted(pictures) == [("image", 0), ("image", 1), ("ladder", 0), ("ladder", 1)]
     content = await harness.bot.get_blob(pictures["image", 1].sha256, pictures["image", 1].bytes)
     assert len(content) == pictures["image", 1].bytes
-    assert Image.open(BytesIO(content)).size == (64, 64)
+    assert Image.open(BytesIO(content)).size == (256, 256)  # by the large decoder
     ladder = decode(await harness.bot.get_blob(pictures["ladder", 0].sha256, 10_000_000), Ladder)
     assert [keyframe.step for keyframe in ladder.keyframes] == [1, 2, 3, 4]
     assert [pictures["image", image].sha256 for image in (0, 1)] == await hash_local_pictures(harness, job)
