@@ -22,7 +22,6 @@ from bot.queue.active_jobs import ActiveJobs
 from bot.store import JobRecord, JobStats, Store, StoredPicture, Transition
 from bot.store.deletion.deletion_steps import is_unused
 from bot.store.jobs import queries
-from bot.store.transitions.amendments import find_lost_amendments
 from engine.bus import BlobMissing, Bus
 from engine.contract import (
     MAX_COUNT,
@@ -131,11 +130,10 @@ class ResultIngest:
 
     async def list_missing(self, record: JobRecord, finished: JobFinished) -> list[str]:
         """Return the results that have not arrived, as `image 0` or `ladder 0`; where changes are lost, `change 1`."""
-        lost_changes = await self._store.query(find_lost_amendments, record.id, finished.amendments)
+        if lost_changes := record.find_lost_changes(finished.amendments):
+            return lost_changes
         if isinstance(record.task, Recipe):
             record = replace(record, task=msgspec.structs.replace(record.task, amendments=finished.amendments))
-        if lost_changes:
-            return [f"change {number}" for number in lost_changes]
         return record.find_missing(await self._store.query(queries.list_pictures, [record.id]))
 
 

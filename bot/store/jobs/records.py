@@ -14,6 +14,7 @@ from bot.domain.dto import Destination, JobAction, Member, StoredInput
 from bot.domain.job_states import JobState
 from bot.policy.fair_queue import account_paths
 from engine.contract import (
+    Amendment,
     BillingKey,
     Blame,
     Job,
@@ -198,6 +199,15 @@ class JobRecord:
         kinds = ["image", "ladder"] if isinstance(self.task, Recipe) and self.to_job().ladder else ["image"]
         expected = [(kind, image) for kind in kinds for image in self.final_images]
         return [f"{kind} {image}" for kind, image in expected if (kind, image) not in present]
+
+    def find_lost_changes(self, held: Iterable[Amendment]) -> list[str]:
+        """Return the changes of the recipe that a result does not hold, as `change 1`.
+
+        A broker that has lost its store can bring a job as it had been before them, by a repeated message.
+        """
+        numbers = {amendment.number for amendment in held}
+        own = self.task.amendments if isinstance(self.task, Recipe) else ()
+        return [f"change {each.number}" for each in own if each.number not in numbers]
 
     def to_job(self) -> Job:
         """Return the wire value of this attempt."""

@@ -131,16 +131,6 @@ def check_held(connection: Connection, job_record: JobRecord, held: Sequence[Ame
     return recipe
 
 
-def find_lost_amendments(connection: Connection, job: str, held: Sequence[Amendment]) -> list[int]:
-    """Return the numbers of the changes that a worker has answered, and that a result does not hold.
-
-    A broker that has lost its store can bring a job as it had been before them, by a repeated message.
-    """
-    held_numbers = {each.number for each in held}
-    made = (each.number for each in list_amendments(connection, job) if each.state == "made")
-    return [number for number in made if number not in held_numbers]
-
-
 def refuse_waiting(connection: Connection, job: str) -> float:
     """Refuse the changes of an ended job that no worker has answered. Return the cost that was reserved for them."""
     reserved_cost = connection.execute(_SUM_WAITING, {"of_job": job}).scalar_one()

@@ -52,7 +52,7 @@ def record_pictures(
     if row is None or stats is None:
         return row is not None, None
     old_record = decode_record(row)
-    if _has_amendments(old_record) and amendments.find_lost_amendments(connection, job, stats.amendments):
+    if old_record.find_lost_changes(stats.amendments):
         picture_writes.delete_results(connection, job)
         return True, None
     job_record, present = _take_result(connection, old_record, stats), queries.list_pictures(connection, [job])
