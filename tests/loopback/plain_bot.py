@@ -27,7 +27,7 @@ class TextModal(ui.Modal, title="Words"):
 
     text = ui.TextInput[Any](label="Text", custom_id="text")
 
-    async def on_submit(self, interaction: discord.Interaction) -> None:
+    async def on_submit(self, interaction: discord.Interaction[Any]) -> None:
         await interaction.response.send_message(f"said {self.text.value}", ephemeral=True)
 
 
@@ -38,22 +38,22 @@ class Controls(ui.View):
         super().__init__(timeout=None)
 
     @ui.button(label="Press", custom_id="press")
-    async def press(self, interaction: discord.Interaction, _button: Any) -> None:
+    async def press(self, interaction: discord.Interaction[Any], _button: Any) -> None:
         await interaction.response.edit_message(content="pressed")
 
     @ui.button(label="Words", custom_id="words")
-    async def words(self, interaction: discord.Interaction, _button: Any) -> None:
+    async def words(self, interaction: discord.Interaction[Any], _button: Any) -> None:
         await interaction.response.send_modal(TextModal())
 
     @ui.select(custom_id="choose", options=[discord.SelectOption(label=each) for each in "abc"])
-    async def choose(self, interaction: discord.Interaction, menu: Any) -> None:
+    async def choose(self, interaction: discord.Interaction[Any], menu: Any) -> None:
         await interaction.response.send_message(f"chose {menu.values[0]}")
 
 
 @app_commands.command(description="Says it again")
 @app_commands.describe(text="What to say", times="How often", to="Whom to")
 async def say(
-    interaction: discord.Interaction,
+    interaction: discord.Interaction[Any],
     text: app_commands.Range[str, 1, 100],
     times: app_commands.Range[int, 1, 3] = 1,
     to: discord.Member | None = None,
@@ -63,17 +63,17 @@ async def say(
 
 
 @say.autocomplete("text")
-async def texts(_interaction: discord.Interaction, current: str) -> list[app_commands.Choice[str]]:
+async def texts(_interaction: discord.Interaction[Any], current: str) -> list[app_commands.Choice[str]]:
     return [app_commands.Choice(name=each, value=each) for each in ("apple", "pear") if each.startswith(current)]
 
 
 @app_commands.context_menu(name="Look at it")
-async def look(interaction: discord.Interaction, message: discord.Message) -> None:
+async def look(interaction: discord.Interaction[Any], message: discord.Message) -> None:
     await interaction.response.send_message(f"{message.id}", ephemeral=True)
 
 
 @app_commands.context_menu(name="Look at them")
-async def meet(interaction: discord.Interaction, member: discord.Member) -> None:
+async def meet(interaction: discord.Interaction[Any], member: discord.Member) -> None:
     await interaction.response.defer(ephemeral=True)
     await interaction.followup.send(member.name, ephemeral=True)
 

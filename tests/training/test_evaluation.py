@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from benchmarks.report.figure_row import format_json, format_table
 from engine.core.engine import Engine
+from engine.models.families.embedded import WEIGHTS_FOLDER
 from engine.models.judge import (
     DEFAULT_WIDTHS,
     JudgeNetwork,
@@ -28,6 +29,7 @@ from engine.models.judge import (
 )
 from training.__main__ import main
 from training.commands import builtin_artwork
+from training.commands.evaluate import choose_prompts
 from training.evaluation import (
     diversity,
     edge_charts,
@@ -43,6 +45,7 @@ from training.evaluation.accepted_labels import ACCEPTED_LABELS, PROMPT_TEMPLATE
 from training.evaluation.augmentation import augment
 from training.evaluation.checks import CHECK_NAMES, CHECKS, run_checks
 from training.evaluation.context import EvaluationContext, LazyValue, SampleSizes
+from training.evaluation.free_sentences import FREE_SENTENCES
 from training.evaluation.judge_trainer import (
     JudgeEvaluator,
     JudgeSettings,
@@ -677,12 +680,39 @@ def test_a_missing_part_is_requested_once() -> None:
 
 def test_the_sheets_prompts_depend_only_on_labels_and_seed() -> None:
     labels = [f"thing {number}" for number in range(300)]
-    prompts = prompt_sheet.choose_prompts(labels, 7)
-    assert prompts == prompt_sheet.choose_prompts(labels, 7)
-    assert prompts != prompt_sheet.choose_prompts(labels, 8)
+    prompts = prompt_sheet.choose_mixed_prompts(labels, 7)
+    assert prompts == prompt_sheet.choose_mixed_prompts(labels, 7)
+    assert prompts != prompt_sheet.choose_mixed_prompts(labels, 8)
     assert len(prompts) == 64
     assert [word for word in ACCEPTED_LABELS if any(word in one for one in prompts[:8])] == list(ACCEPTED_LABELS)
     assert sum("white background" in one for one in prompts[8:]) in range(15, 42)
+
+
+def test_words_for_a_sheet_are_drawn_evenly_without_repeats() -> None:
+    words = {f"thing {number}" for number in range(300)}
+    prompts = prompt_sheet.choose_words(words, 7)
+    assert len(set(prompts)) == 64
+    assert prompts == prompt_sheet.choose_words(sorted(words), 7)
+    assert {prompt.removesuffix(", white background") for prompt in prompts} < words
+    assert prompt_sheet.choose_words({"kraken"}, 7) == ["kraken, white background"]
+
+
+def test_each_kind_of_sheet_has_its_own_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(builtin_artwork, "load_held_out_lemmas", lambda _: LEMMAS)
+    judge_folder = WEIGHTS_FOLDER / "judge"
+    labels = set(read_labels(judge_folder))
+    mixed, alone, lemmas, sentences = (
+        choose_prompts(kind, judge_folder, tmp_path, 0) for kind in ("mixed", "labels", "lemmas", "sentences")
+    )
+    assert {prompt.removesuffix(", white background") for prompt in alone} < labels
+    assert {prompt.removesuffix(", white background") for prompt in lemmas} == set(LEMMAS)
+    assert sentences == list(FREE_SENTENCES)
+    assert len({*mixed, *alone, *lemmas, *sentences}) == len(mixed) + len(alone) + len(lemmas) + len(sentences)
+
+
+def test_the_free_sentences_fill_a_sheet_and_name_no_held_out_word() -> None:
+    assert len(set(FREE_SENTENCES)) == prompt_sheet.PROMPT_COUNT
+    assert not any(has_held_out_word(sentence) for sentence in FREE_SENTENCES)
 
 
 def test_a_sheet_is_captioned_and_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -32,6 +32,10 @@ OnlyChecks = Annotated[
 SheetFile = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Draw 64 prompts into this WebP or PNG instead of measuring.")
 ]
+PromptKind = Annotated[
+    Literal["mixed", "labels", "lemmas", "sentences"],
+    typer.Option("--prompts", help="What --sheet draws: labels in many forms, or alone, held-out nouns, sentences."),
+]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of labels, renderings and the sheet.")]
 
 SHEET_STEPS = 50
@@ -39,7 +43,8 @@ SHEET_STEPS = 50
 
 def evaluate(
     source: ModelName = "embedded", judge: JudgeFolder = None, cache: Cache = None, threads: Threads = None,
-    only: OnlyChecks = None, quick: Quick = False, json: AsJson = False, sheet: SheetFile = None, seed: Seed = 0,
+    only: OnlyChecks = None, quick: Quick = False, json: AsJson = False, sheet: SheetFile = None,
+    prompts: PromptKind = "mixed", seed: Seed = 0,
 ) -> None:  # fmt: skip
     """Measure the model with a judge: a classifier that was trained on the real pictures only.
 
@@ -59,7 +64,7 @@ def evaluate(
         torch.set_num_threads(threads)
     weights_folder, judge_folder = builtin_artwork.find_weights(source), judge or WEIGHTS_FOLDER / "judge"
     if sheet:
-        return _draw_sheet(weights_folder, judge_folder, sheet, seed)
+        return _draw_sheet(weights_folder, choose_prompts(prompts, judge_folder, cache, seed), sheet, seed)
     with show_progress("drawing") as report_progress:
         context = open_context(
             weights_folder,
@@ -74,14 +79,27 @@ def evaluate(
     typer.echo(format_json(rows) if json else format_table(rows))
 
 
-def _draw_sheet(weights_folder: Path, judge_folder: Path, path: Path, seed: int) -> None:
+def choose_prompts(kind: str, judge_folder: Path, cache: Path | None, seed: int) -> list[str]:
+    """Choose the prompts of a sheet: "mixed", "labels", "lemmas" or "sentences". Raises ValueError without WordNet."""
+    from engine.models.judge import read_labels
+    from training.commands import builtin_artwork
+    from training.evaluation import prompt_sheet
+    from training.evaluation.free_sentences import FREE_SENTENCES
+
+    if kind == "sentences":
+        return list(FREE_SENTENCES)
+    if kind == "lemmas":
+        return prompt_sheet.choose_words(builtin_artwork.load_held_out_lemmas(cache), seed)
+    labels = read_labels(judge_folder)
+    return (prompt_sheet.choose_words if kind == "labels" else prompt_sheet.choose_mixed_prompts)(labels, seed)
+
+
+def _draw_sheet(weights_folder: Path, prompts: list[str], path: Path, seed: int) -> None:
     from dataclasses import replace
 
-    from engine.models.judge import read_labels
     from training.evaluation import prompt_sheet
     from training.evaluation.context_loader import load_sampler
 
-    prompts = prompt_sheet.choose_prompts(read_labels(judge_folder), seed)
     sampler: PictureSampler = load_sampler(weights_folder)
     with show_progress("drawing") as report_progress:
 

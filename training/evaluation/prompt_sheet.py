@@ -1,14 +1,15 @@
-"""The contact sheet of the model card: 64 captioned prompts with one seed, not chosen by hand.
+"""The contact sheets of the model card: 64 captioned prompts with one seed, not chosen by hand.
 
-The rule: every held-out word once, in the templates' order. Then labels drawn evenly by the seed: half of them with a
-background other than white, a quarter with a hue (unless the label names a colour), a quarter with a style.
+The rule of the mixed sheet: every held-out word once, in the templates' order. Then labels drawn evenly by the seed:
+half of them with a background other than white, a quarter with a hue (unless the label names a colour), a quarter with
+a style. The other sheets show labels alone, held-out lemmas of WordNet, and sentences as people write them.
 """
 
 from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,20 @@ from training.pictures.artwork import ARTWORK_PACKAGES
 from training.pictures.captions import COLOURS
 from training.pictures.variants import BACKGROUND_COLOURS, HUE_DEGREES
 
+PROMPT_COUNT = 64
 COLUMNS, CELL_SIDE, CAPTION_HEIGHT, FONT_SIZE = 8, 192, 34, 12  # pixels
 MAX_BYTES = 1_000_000
 QUALITIES = (90, 80, 70, 60, 50)
 
 
-def choose_prompts(labels: Sequence[str], seed: int, count: int = 64) -> list[str]:
-    """Choose the prompts; the same for the same labels and seed."""
+def choose_words(words: Collection[str], seed: int, count: int = PROMPT_COUNT) -> list[str]:
+    """Choose labels or lemmas evenly, each on white; the same for the same words and seed."""
+    chosen = np.random.default_rng([seed, 8]).choice(sorted(words), min(count, len(words)), replace=False)
+    return [f"{word}, white background" for word in chosen]
+
+
+def choose_mixed_prompts(labels: Sequence[str], seed: int, count: int = PROMPT_COUNT) -> list[str]:
+    """Choose the prompts of the mixed sheet; the same for the same labels and seed."""
     rng = np.random.default_rng([seed, 6])
     word_prompts = [
         PROMPT_TEMPLATES[i % len(PROMPT_TEMPLATES)].format(word=word) for i, word in enumerate(ACCEPTED_LABELS)
