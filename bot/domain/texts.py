@@ -240,9 +240,11 @@ def format_cancellation(step: int, total_steps: int) -> str:
 
 
 def format_size(recipe: Recipe, enlargement: int) -> str:
-    """Return "64×64, enlarged ×4"."""
+    """Return the pictures' size: "256×256, drawn at 64×64"."""
     size = f"{recipe.width}×{recipe.height}"
-    return size if enlargement == 1 else f"{size}, enlarged ×{enlargement}"
+    if enlargement == 1:
+        return size
+    return f"{recipe.width * enlargement}×{recipe.height * enlargement}, drawn at {size}"
 
 
 def format_upscale(factor: int, width: int, height: int, method: UpscaleMethod) -> str:

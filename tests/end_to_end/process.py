@@ -154,10 +154,10 @@ class DarkroomProcess:
                     return
         raise AssertionError(f"the stream of {job} ended without a frame")
 
-    def start_long_job(self) -> str:
-        """Start a long job, and return when it runs and has a snapshot."""
+    def start_long_job(self, **options: object) -> str:
+        """Start a long job of two images, and return when it runs and both have a snapshot."""
         steps = round(1000 * LONG_SECONDS / (LONG_ROWS * read_row_ms(self.data / "calibration.json")))
-        job = self.imagine(steps=min(max(steps, 60), 1000), count=2)
+        job = self.imagine(**{"steps": min(max(steps, 60), 1000), "count": 2} | options)
         self.wait_for_first_frame(job)
         asyncio.run(self._wait_for_snapshots(job, 2))
         assert self.get_job(job)["state"] == "running"

@@ -4,6 +4,7 @@ killed, it is killed itself, and it shuts down cleanly.
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -200,6 +201,21 @@ def test_a_killed_engine_goes_on_from_a_snapshot(warm_bot: DarkroomProcess) -> N
     assert first == 0
     assert later_starts[-1] > 0  # not from the start
     assert warm_bot.list_end_states(job) == ["finished"]  # once
+
+
+@pytest.mark.slow
+def test_a_killed_engine_changes_nothing_about_which_pictures_are_the_best(warm_bot: DarkroomProcess) -> None:
+    """One picture of two candidates, with and without a kill: the same choice, and the same pixels."""
+    killed_job = warm_bot.start_long_job(count=1, best=True)
+    wait_until(warm_bot.find_engine, 5).kill()
+    killed_view = warm_bot.wait_for_end(killed_job)
+    assert killed_view["state"] == "finished", killed_view["reason"]
+    assert warm_bot.list_start_steps(killed_job)[-1] > 0  # not from the start
+    quiet_job = warm_bot.imagine(steps=killed_view["steps"], count=1, best=True)
+    assert warm_bot.wait_for_end(quiet_job)["state"] == "finished"
+    pictures = [warm_bot.send_request("GET", f"/api/jobs/{job}/pictures/1.png")[1] for job in (killed_job, quiet_job)]
+    pixels = [Image.open(io.BytesIO(content)).convert("RGB").tobytes() for content in pictures]
+    assert pixels[0] == pixels[1]
 
 
 @pytest.mark.slow

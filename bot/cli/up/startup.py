@@ -78,21 +78,27 @@ def run_bot(
         if settings.port:
             check_port_free(settings.host, settings.port)
         with asyncio.Runner(loop_factory=WatchdogLoop) as runner:
-            runner.run(_run_until_stopped(settings, models, options, open_browser, engine.backend))
+            start = partial(
+                _start_parts, settings=settings, models=models, options=options, open_browser=open_browser,
+                backend=engine.backend,
+            )  # fmt: skip
+            runner.run(run_until_stopped(start))
 
 
-async def _run_until_stopped(
-    settings: Settings, models: Sequence[str], options: Sequence[str], open_browser: bool, backend: str
-) -> None:
+async def run_until_stopped(start_parts: Callable[[AsyncExitStack], Coroutine[Any, Any, None]]) -> None:
+    """Start the parts and wait for a signal, which may come during the start; the stack stops them then.
+
+    Raises `UserError` if broker or database is unreachable.
+    """
     with _cancel_on_signals() as stop_requested:
         try:
             async with AsyncExitStack() as stack:
                 try:
-                    await _start_parts(stack, settings, models, options, open_browser, backend)
+                    await start_parts(stack)
                 except (DatabaseUnavailable, BrokerUnreachable) as error:
                     raise UserError(str(error)) from error
                 exempt_from_collection()
-                await asyncio.Event().wait()
+                await stop_requested.wait()  # set already, if a library swallowed the cancellation during the start
         except asyncio.CancelledError:
             if not stop_requested.is_set():
                 raise

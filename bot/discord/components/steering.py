@@ -112,13 +112,15 @@ class KeepSelect(ui.DynamicItem[ui.Select[Any]], template=r"stay:(?P<job>[0-9A-H
             await require_permission(
                 interaction, "steer", await interaction.client.services.job_views.load_view(self.job)
             )
-            made = await interaction.client.services.steering.amend(
+            amendments = await interaction.client.services.steering.amend(
                 self.job,
                 SteeringRequest(keep=tuple(sorted(map(int, values)))),
                 member_of(interaction),
                 f"keep:{interaction.id}",
             )
-            await interaction.response.edit_message(content=_confirm(made), view=None, allowed_mentions=NO_MENTIONS)
+            await interaction.response.edit_message(
+                content=_confirm(amendments), view=None, allowed_mentions=NO_MENTIONS
+            )
 
 
 async def open_say_form(interaction: Interaction, view: JobView) -> None:
@@ -143,8 +145,8 @@ async def submit_words(interaction: Interaction, submission: FormSubmission, vie
     """Submit the form. Raises `UserError`."""
     request = read_say_form(submission, _developing_recipe(view))
     member = member_of(interaction)
-    made = await interaction.client.services.steering.amend(view.id, request, member, f"form:{interaction.id}")
-    await send_ephemeral(interaction, _confirm(made))
+    amendments = await interaction.client.services.steering.amend(view.id, request, member, f"form:{interaction.id}")
+    await send_ephemeral(interaction, _confirm(amendments))
 
 
 def read_say_form(submission: FormSubmission, recipe: Recipe) -> SteeringRequest:
@@ -187,7 +189,7 @@ async def submit_again(interaction: Interaction, button: Button, view: JobView) 
     )
 
 
-def _confirm(made: Sequence[AmendmentView]) -> str:
+def _confirm(amendments: Sequence[AmendmentView]) -> str:
     """Return the answer to the member who said it."""
-    lines = [f"💬 {escape_discord(amendment.text, 300)}" for amendment in made]
+    lines = [f"💬 {escape_discord(amendment.text, 300)}" for amendment in amendments]
     return "\n".join([*lines, SOON])

@@ -107,8 +107,8 @@ class PartyConductor:
         self, party: PartyRecord, record: JobRecord, recipe: Recipe, pace: float, ends: float, now: float
     ) -> None:
         amendments = await self._store.query(list_amendments, party.job)
-        made = [each for each in amendments if each.state != "refused"]
-        interval = find_change_interval(max(0.0, ends - now), len(made))
+        accepted = [each for each in amendments if each.state != "refused"]
+        interval = find_change_interval(max(0.0, ends - now), len(accepted))
         if now - party.changed < interval:
             return
         talk = await self._store.query(stored.load_talk, party.job)

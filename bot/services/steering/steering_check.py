@@ -55,8 +55,8 @@ def _is_drawn_by_old_worker(record: JobRecord, workers: Mapping[str, Presence]) 
 
 def presume_recipe(recipe: Recipe, known: Sequence[AmendmentRecord], step: int) -> Recipe:
     """Return the recipe as if every waiting change held from `step` on, in the order of their numbers."""
-    asked = {each.number for each in known}  # the others were in the recipe before: it reproduces a steered job
-    amendments = [each for each in recipe.amendments if each.number not in asked]
+    known_numbers = {each.number for each in known}  # the others were in the recipe before: it reproduces a steered job
+    amendments = [each for each in recipe.amendments if each.number not in known_numbers]
     accepted = [each for each in known if each.state != "refused"]
     if len(known) >= MAX_REQUESTS:
         raise UserError(TOO_MANY_REQUESTS)

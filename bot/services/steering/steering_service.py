@@ -165,16 +165,16 @@ class SteeringService:
             self._check_rules(locked, new_plan, speaker, author, ledger)
             return new_plan.priced_changes
 
-        asked = await self._store.write(ask_for_amendments, job, speaker, author, key, decide, self._clock())
-        if asked is None:
+        answer = await self._store.write(ask_for_amendments, job, speaker, author, key, decide, self._clock())
+        if answer is None:
             raise UserError("There is no such job.", 404)
-        return self._announce(*asked)
+        return self._announce(*answer)
 
-    def _announce(self, record: JobRecord, asked: Sequence[AmendmentRecord]) -> list[AmendmentView]:
+    def _announce(self, record: JobRecord, new_records: Sequence[AmendmentRecord]) -> list[AmendmentView]:
         """Tell the sender and all listeners what waits now."""
         self._active_jobs.follow_record(record)
         self._wake_sender(record.id)
-        views = [each.to_view(record.steps) for each in asked]
+        views = [each.to_view(record.steps) for each in new_records]
         if isinstance(record.task, Recipe):
             for view in views:
                 self._feed.publish(JobSteered(record.id, view, record.task))

@@ -72,16 +72,16 @@ def ask_for_amendments(
     new_amendments = decide(job_record, known, Ledger(connection, author, now))
     own = job_record.task.amendments if isinstance(job_record.task, Recipe) else ()  # it may reproduce a steered job
     first_number = 1 + max([0, *(each.number for each in own), *(each.number for each in known)])
-    asked = [
+    new_records = [
         AmendmentRecord(
             job, number, member.id, member.name[:128], now, key, "waiting", None, "", new.change, new.text, new.cost
         )
         for number, new in enumerate(new_amendments, first_number)
     ]
-    for each in asked:
+    for each in new_records:
         connection.execute(amendments.insert().values({**vars(each), "change": encode_change(each.change)}))
-    added_cost = sum(each.cost for each in asked)
-    return _update_job(connection, job_record, job_record.cost + added_cost), asked
+    added_cost = sum(each.cost for each in new_records)
+    return _update_job(connection, job_record, job_record.cost + added_cost), new_records
 
 
 def answer_amendment(
@@ -120,11 +120,11 @@ def check_held(connection: Connection, job_record: JobRecord, held: Sequence[Ame
     """Return the recipe of the finished pictures. Raises ValueError where a worker claims what nobody asked for."""
     if not isinstance(job_record.task, Recipe):
         raise ValueError("the worker reports changes of an upscale")
-    asked = {
+    changes_by_number = {
         each.number: each.change for each in (*job_record.task.amendments, *list_amendments(connection, job_record.id))
     }
     recipe = msgspec.structs.replace(job_record.task, amendments=tuple(held))
-    if any(asked.get(amendment.number) != amendment.change for amendment in held):
+    if any(changes_by_number.get(amendment.number) != amendment.change for amendment in held):
         raise ValueError("the worker reports a change that nobody asked for")
     if problem := find_amendments_problem(recipe):
         raise ValueError(f"the worker reports changes that contradict each other: {problem}")

@@ -60,7 +60,7 @@ def _check_signature(request: web.Request) -> int | None:
     """Return the quality that the address names. Raises `UserError` (404) for an address that is not ours now."""
     quality, expires = request.query.get("quality", ""), request.query.get("expires", "")
     expected = request.app[SESSION_TOKENS].sign(f"{request.path}\n{quality}\n{expires}")
-    given = request.query.get("signature", "").encode("utf-8", "surrogateescape")
-    if not hmac.compare_digest(given, expected.encode()) or int(expires) < time.time():
+    signature = request.query.get("signature", "").encode("utf-8", "surrogateescape")
+    if not hmac.compare_digest(signature, expected.encode()) or int(expires) < time.time():
         raise UserError(BAD_ADDRESS, 404)
     return int(quality) if quality else None

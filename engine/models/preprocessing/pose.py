@@ -128,8 +128,9 @@ def _has_fitting_processor(network: VisionNetwork) -> bool:
 
 
 def _select_joints(points: list[tuple[float, float]], scores: list[float]) -> Joints:
-    seen = zip(points, scores, strict=True)
-    return order_joints([(x, y) if score > MIN_JOINT_SCORE else None for (x, y), score in seen])
+    return order_joints(
+        [(x, y) if score > MIN_JOINT_SCORE else None for (x, y), score in zip(points, scores, strict=True)]
+    )
 
 
 def _clip_box(corners: list[float], size: tuple[int, int]) -> Box | None:

@@ -34,12 +34,12 @@ class TextCache:
     def keep(self, prompt: PromptKey, conditioning: Conditioning) -> Conditioning:
         """Keep a text's conditions, and return them; if another thread came first, return its."""
         with self._lock:
-            kept = self._conditioning.setdefault(prompt, conditioning)
+            cached = self._conditioning.setdefault(prompt, conditioning)
             while len(self._conditioning) > 1 and (
                 len(self._conditioning) > MAX_TEXTS or count_bytes(self._conditioning) > MAX_BYTES
             ):
                 self._conditioning.popitem(last=False)
-            return kept
+            return cached
 
     def clear(self) -> None:
         with self._lock:

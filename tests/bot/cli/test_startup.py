@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import signal
 import sys
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,7 @@ from bot.cli.up.startup import (
     is_shared,
     print_load_progress,
     print_when_warm,
+    run_until_stopped,
 )
 from bot.cli.up.welcome import format_welcome
 from bot.domain.errors import UserError
@@ -57,6 +60,23 @@ async def _read_output_while_warming(
         await report_task
     assert not warm_event.is_set()
     return capsys.readouterr().out
+
+
+async def test_a_signal_during_the_start_counts_though_a_library_swallows_the_cancellation() -> None:
+    events = list[str]()
+
+    async def start_parts(stack: AsyncExitStack) -> None:
+        stack.callback(events.append, "stopped")
+        os.kill(os.getpid(), signal.SIGTERM)
+        with suppress(asyncio.CancelledError):  # as `asyncio.wait_for` did before Python 3.12
+            await asyncio.sleep(60)
+        events.append("started")
+
+    task = asyncio.create_task(run_until_stopped(start_parts))
+    ended_tasks, _ = await asyncio.wait([task], timeout=20)  # a timeout would cancel it, and so end it after all
+    assert ended_tasks == {task}
+    await task
+    assert events == ["started", "stopped"]
 
 
 async def test_the_engine_warms_up_until_it_announces_itself(

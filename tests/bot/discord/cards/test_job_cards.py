@@ -156,7 +156,7 @@ def test_an_upscale_names_its_method() -> None:
 
 def test_upscaled_finals_say_so_beside_the_size_of_their_recipe() -> None:
     pictures = tuple(PictureRef(index, "0" * 64, 256, 256) for index in range(4))
-    assert "64×64, enlarged ×4" in job_cards.render_ended(make_view(pictures=pictures)).content
+    assert "256×256, drawn at 64×64" in job_cards.render_ended(make_view(pictures=pictures)).content
     assert "enlarged" not in job_cards.render_ended(make_view()).content
 
 
