@@ -738,6 +738,11 @@ def test_a_sheet_is_captioned_and_bounded(tmp_path: Path, monkeypatch: pytest.Mo
 # --- the command
 
 
+def test_prompts_for_no_sheet_are_refused_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "--prompts", "labels"]) == 2
+    assert "name a file with --sheet" in capsys.readouterr().err
+
+
 def test_a_folder_that_is_no_model_is_refused_in_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -33,8 +33,10 @@ SheetFile = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Draw 64 prompts into this WebP or PNG instead of measuring.")
 ]
 PromptKind = Annotated[
-    Literal["mixed", "labels", "lemmas", "sentences"],
-    typer.Option("--prompts", help="What --sheet draws: labels in many forms, or alone, held-out nouns, sentences."),
+    Literal["mixed", "labels", "lemmas", "sentences"] | None,
+    typer.Option(
+        "--prompts", help="What --sheet draws: labels in many forms (mixed), alone; held-out nouns; sentences."
+    ),
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of labels, renderings and the sheet.")]
 
@@ -44,7 +46,7 @@ SHEET_STEPS = 50
 def evaluate(
     source: ModelName = "embedded", judge: JudgeFolder = None, cache: Cache = None, threads: Threads = None,
     only: OnlyChecks = None, quick: Quick = False, json: AsJson = False, sheet: SheetFile = None,
-    prompts: PromptKind = "mixed", seed: Seed = 0,
+    prompts: PromptKind = None, seed: Seed = 0,
 ) -> None:  # fmt: skip
     """Measure the model with a judge: a classifier that was trained on the real pictures only.
 
@@ -60,11 +62,13 @@ def evaluate(
     from training.evaluation.context import QUICK_SIZES, SampleSizes
     from training.evaluation.context_loader import open_context
 
+    if prompts and not sheet:
+        raise ValueError("--prompts says what --sheet draws: name a file with --sheet, too.")
     if threads:
         torch.set_num_threads(threads)
     weights_folder, judge_folder = builtin_artwork.find_weights(source), judge or WEIGHTS_FOLDER / "judge"
     if sheet:
-        return _draw_sheet(weights_folder, choose_prompts(prompts, judge_folder, cache, seed), sheet, seed)
+        return _draw_sheet(weights_folder, choose_prompts(prompts or "mixed", judge_folder, cache, seed), sheet, seed)
     with show_progress("drawing") as report_progress:
         context = open_context(
             weights_folder,
@@ -91,7 +95,9 @@ def choose_prompts(kind: str, judge_folder: Path, cache: Path | None, seed: int)
     if kind == "lemmas":
         return prompt_sheet.choose_words(builtin_artwork.load_held_out_lemmas(cache), seed)
     labels = read_labels(judge_folder)
-    return (prompt_sheet.choose_words if kind == "labels" else prompt_sheet.choose_mixed_prompts)(labels, seed)
+    if kind == "labels":
+        return prompt_sheet.choose_words(labels, seed)
+    return prompt_sheet.choose_mixed_prompts(labels, seed)
 
 
 def _draw_sheet(weights_folder: Path, prompts: list[str], path: Path, seed: int) -> None:

@@ -36,7 +36,7 @@ FILLER_WORDS = (
     "beautiful",
     "looking up",
 )
-# A prompt without a style draws each of them about as often, so that the seeds of one prompt differ.
+# Captions without a style show each of them about as often; guidance still prefers one (decision 75).
 STYLE_MENTION_SHARE = {"3d render": 0.45, "soft shading": 0.55, "flat design": 0.55}
 RELATED_WORD_SHARE = 0.4  # of the captions of a drawing that has such words
 FACES_AND_ANIMALS = frozenset({0, 3})
