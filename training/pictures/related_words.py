@@ -65,6 +65,33 @@ VAGUE_WORDS = frozenset(
         "yellow",
     }
 )
+# Labels whose word means another thing in WordNet: "construction" is any building there, "hundred points" sharp ends.
+OTHER_MEANINGS = frozenset(
+    {
+        "black nib", "broken heart", "building construction", "carousel horse", "construction", "cricket game",
+        "curling stone", "dotted line face", "e-mail", "flower playing cards", "heart decoration", "high voltage",
+        "horizontal traffic light", "hot springs", "hundred points", "joystick", "pine decoration", "potted plant",
+        "poultry leg", "purple heart", "puzzle piece", "rice ball", "seal", "speaker high volume", "speaker low volume",
+        "speaker medium volume", "spiral shell", "vertical traffic light", "watch", "wind face", "wood", "yarn",
+    }
+)  # fmt: skip
+# Nouns that prompts hold as other words, or to say how a thing is drawn; and some that no drawing should stand for.
+OTHER_WORDS = frozenset(
+    {
+        "abortionist", "abortus", "being", "can", "character", "collection", "cosmos", "cyberpunk", "down", "like",
+        "lineup", "many", "may", "might", "mine", "must", "one", "ones", "out", "vintage", "will",
+    }
+)  # fmt: skip
+# Topics whose words have a drawing that may stand for them. Parts of the body and acts would give offence.
+SUBSTITUTED_TOPICS = frozenset(
+    {
+        "animal", "artifact", "communication", "food", "location", "object", "person", "phenomenon", "plant",
+        "possession", "shape", "substance", "time",
+    }
+)  # fmt: skip
+_OFFENSIVE = re.compile(r"offensive|slur|disparag|derogat|obscene|vulgar|insult")  # in a meaning's explanation
+ALWAYS_NOUNS = frozenset({"animal", "plant"})  # topics whose words are seldom modifiers: "a dalmatian"
+_PREPOSITION = re.compile(r" (?:at|from|in|on|over|with|without) .*")  # "umbrella on ground" is an umbrella
 WORD = re.compile(r"[a-z]{2,}( [a-z]{2,}){0,2}")
 
 
@@ -130,6 +157,20 @@ def find_meant_labels(drawings: Iterable[tuple[Description, int]], wordnet: Word
     return meant_labels
 
 
+def may_be_substituted(word: str, label_group: int, wordnet: WordNet) -> bool:
+    """Tell whether a drawing of this group may stand for the word wherever a prompt has it.
+
+    It is a noun there, means a thing or a being, and nobody is insulted: only people stand for people.
+    """
+    senses = [wordnet.synsets[sense] for sense in wordnet.senses[word]]
+    topic = senses[0].topic
+    is_modifier = word in wordnet.modifiers and topic not in ALWAYS_NOUNS
+    is_fair = topic != "person" or label_group == PEOPLE
+    is_offensive = any(_OFFENSIVE.search(sense.gloss) for sense in senses)
+    is_noun = len(word) > 2 and word not in OTHER_WORDS and not is_modifier
+    return is_noun and topic in SUBSTITUTED_TOPICS and is_fair and not is_offensive
+
+
 def is_held_out(word: str, wordnet: WordNet) -> bool:
     """Tell whether the word's first meaning is one of the fifth that no caption names; its synonyms are, too."""
     senses = wordnet.senses.get(word)
@@ -148,7 +189,7 @@ def _collect_names(described: Iterable[tuple[Description, int]]) -> dict[str, Na
 def _list_names(description: Description, group: int) -> Iterator[tuple[str, float]]:
     """Yield the words that name a drawing, each with its distance."""
     yield description.label, 0.0
-    *modifiers, head = description.label.removesuffix(" face").split() or [description.label]
+    *modifiers, head = _PREPOSITION.split(description.label.removesuffix(" face"))[0].split() or [description.label]
     if group != PEOPLE:
         yield " ".join((*modifiers, head)), LABEL_WORD
         if modifiers and head not in VAGUE_WORDS:
@@ -164,6 +205,8 @@ def _list_names(description: Description, group: int) -> Iterator[tuple[str, flo
 def _list_label_synsets(described: Iterable[tuple[Description, int]], wordnet: WordNet) -> Iterator[tuple[str, Name]]:
     """Yield the id of each label's meaning, with the drawing; labels without a meaning are left out."""
     for place, (description, group) in enumerate(described):
+        if description.label in OTHER_MEANINGS:
+            continue
         clues = {word for tag in (description.label, *description.tags) for word in tag.split()}
         for word, distance in _list_names(description, group):
             if distance >= MODIFIER:

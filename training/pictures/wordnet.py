@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 LICENCE_LINE = "  "  # the licence stands before the rows of a file, in lines that begin so
+NOUN, ADJECTIVES_AND_ADVERBS = "1", ("3", "4", "5")  # parts of speech in a sense's key
 HYPERNYM, HYPONYM = ("@", "@i"), ("~", "~i")  # pointers to wider and narrower meanings, instances included
 # The files of lexicographers that hold nouns, by their number in a row (`lexnames(5WN)`).
 TOPICS = {
@@ -42,12 +44,14 @@ class Synset:
 class WordNet:
     """`synsets` by id; `senses`: the ids of a word's meanings, the most frequent first.
 
-    `common_words` occur in the texts whose words were marked with their meanings.
+    `common_words` occur in the texts whose words were marked with their meanings. `modifiers` are also adjectives or
+    adverbs, and in these texts as often as they are nouns.
     """
 
     synsets: Mapping[str, Synset]
     senses: Mapping[str, tuple[str, ...]]
     common_words: frozenset[str]
+    modifiers: frozenset[str] = frozenset()
 
     @cached_property
     def depths(self) -> Mapping[str, int]:
@@ -66,10 +70,11 @@ def read_wordnet(archive: Path) -> WordNet:
         try:
             synsets = dict(_parse_synset(row) for row in _read_rows(tar, "package/dict/data.noun"))
             index = [_parse_senses(row) for row in _read_rows(tar, "package/dict/index.noun")]
+            modifiers = _find_modifiers(_read_rows(tar, "package/dict/index.sense"))
         except (KeyError, IndexError) as error:
             raise ValueError(f"{archive.name} does not hold WordNet's nouns: {error}") from error
     common_words = frozenset(word for word, _, marked_count in index if marked_count)
-    return WordNet(synsets, {word: senses for word, senses, _ in index}, common_words)
+    return WordNet(synsets, {word: senses for word, senses, _ in index}, common_words, modifiers)
 
 
 def _read_rows(tar: tarfile.TarFile, name: str) -> Iterator[str]:
@@ -98,6 +103,20 @@ def _parse_synset(row: str) -> tuple[str, Synset]:
     words = tuple(spelling.lower() for spelling in spellings)
     proper_names = frozenset(spelling.lower() for spelling in spellings if not spelling.islower())
     return name, Synset(TOPICS[int(topic)], words, proper_names, gloss.strip(), hypernyms, hyponyms)
+
+
+def _find_modifiers(rows: Iterable[str]) -> frozenset[str]:
+    """Count how often a word was marked as a noun and as a modifier; a row is one meaning (`senseidx(5WN)`)."""
+    nouns, modifiers = Counter[str](), Counter[str]()
+    for row in rows:
+        key, _, _, count = row.split()
+        lemma, _, lexical_sense = key.partition("%")
+        word, part_of_speech = lemma.replace("_", " "), lexical_sense[0]
+        if part_of_speech == NOUN:
+            nouns[word] += int(count)
+        elif part_of_speech in ADJECTIVES_AND_ADVERBS:
+            modifiers[word] += int(count)
+    return frozenset(word for word, count in modifiers.items() if count >= nouns[word])
 
 
 def _parse_senses(row: str) -> tuple[str, tuple[str, ...], int]:

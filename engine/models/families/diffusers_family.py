@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from threading import RLock
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import msgspec
@@ -43,6 +44,7 @@ from engine.plan import Plan, plan, samplers_for
 from engine.preview_maps.known_maps import LatentSpace
 from engine.process.offload_request import Offload
 from engine.prompt.emphasis import strip_emphasis
+from engine.prompt.substitutes import replace_nouns
 
 
 class DiffusersFamily(AddedFiles, WholePipelineSupport, PictureSupport, ABC):
@@ -63,6 +65,8 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, PictureSupport, ABC):
     guides: GuidanceKind = "rows"
     offload: Offload = "none"
     interval: tuple[float, float] = (0.0, 1.0)
+    styles: tuple[str, ...] = ()
+    substitutes: Mapping[str, str] = MappingProxyType({})  # for nouns that it never learned
     quantization: Quantization = "none"
     size: int
     multiple: int
@@ -227,7 +231,8 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, PictureSupport, ABC):
         """Return a text's conditions, encoded at their first use."""
         if (kept := self.text_cache.find(prompt)) is not None:
             return kept
-        supported_prompt = prompt if self.supports_emphasis else prompt._replace(text=strip_emphasis(prompt.text))
+        text = prompt.text if self.supports_emphasis else strip_emphasis(prompt.text)
+        supported_prompt = prompt._replace(text=replace_nouns(text, self.substitutes))
         with torch.inference_mode(), self.pipeline_lock:
             text_pipeline = self.get_text_pipeline(prompt.loras)
             with self._embeddings.with_words(text_pipeline, prompt.embeddings) as pipeline:

@@ -24,6 +24,7 @@ EDGE_BYTES = 4096  # bytes hashed at either end of each weight of a larger file
 PART_FOLDERS = (
     "decoder",
     "scheduler",
+    "substitutes",
     "text_encoder",
     "tokenizer",
     "unet",
