@@ -12,7 +12,6 @@ from bot.prompt.concepts import EMPTY_CONCEPT, balance_weights
 from bot.prompt.loras import RequestedLora, merge_loras, resolve_loras
 from bot.prompt.model_parts import choose_embeddings, resolve_autoencoder
 from bot.prompt.picture_flags import RequestedControl, RequestedReference
-from bot.prompt.style_words import names_style
 from engine.contract import (
     MAX_COUNT,
     MAX_STEPS,
@@ -54,8 +53,7 @@ class ParsedPrompt:
     chooses among twice as many pictures; None if neither asked for nor declined. `relaxed` is a tier of the queue and
     changes no pixel. `strength` is that of init images, `stop_at` a fraction of the steps, `quality` a factor on the
     usual ones. With `edit` the words say how the init image is changed. `walk` is the prompt at the end of an
-    interpolation, empty for none; its `frames` are pictures, in as many jobs as they need. `raw`: without the model's
-    styles.
+    interpolation, empty for none; its `frames` are pictures, in as many jobs as they need.
     """
 
     concepts: tuple[Concept, ...]
@@ -84,7 +82,6 @@ class ParsedPrompt:
     tile: bool = False
     mix: bool = False
     chaos: float = 0.0
-    raw: bool = False
     repeat: int = 1
     quality: float = 1.0
     end_prompt: str = ""
@@ -134,7 +131,6 @@ def build_recipe(
         tile=parsed_prompt.tile,
         mixed=parsed_prompt.mix and len(parsed_prompt.concepts) > 1,
         chaos=parsed_prompt.chaos,
-        styles=choose_styles(parsed_prompt, model_profile.styles),
         **_choose_parts(parsed_prompt, model_profile),
     )
     check_capabilities(recipe, model_profile)
@@ -150,13 +146,6 @@ def _choose_parts(parsed_prompt: ParsedPrompt, model_profile: ModelProfile) -> d
         "autoencoder": resolve_autoencoder(parsed_prompt.autoencoder, model_profile),
         "clip_skip": count_left_out_layers(parsed_prompt.clip_skip),
     }
-
-
-def choose_styles(parsed_prompt: ParsedPrompt, styles: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the styles that the pictures take in turn: none if the prompt names one, or is empty or raw."""
-    is_empty = parsed_prompt.concepts == (EMPTY_CONCEPT,)
-    texts = [concept.text for concept in parsed_prompt.concepts] + [parsed_prompt.end_prompt]
-    return () if parsed_prompt.raw or is_empty or any(names_style(text, styles) for text in texts) else styles
 
 
 def count_left_out_layers(clip_skip: int | None) -> int:

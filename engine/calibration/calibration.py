@@ -25,7 +25,6 @@ from engine.models.family import (
     CanBeOffloaded,
     Family,
     HasDefaultSampling,
-    HasStyles,
     SkipsTextLayers,
     TakesAutoencoders,
     TakesEmbeddings,
@@ -82,7 +81,6 @@ class Calibration(Struct, frozen=True, forbid_unknown_fields=True):
             max_clip_skip=family.max_clip_skip if isinstance(family, SkipsTextLayers) else 0,
             edits=isinstance(family, EditsPictures),
             max_edit_pictures=family.max_edit_pictures if isinstance(family, EditsPictures) else 1,
-            styles=family.styles if isinstance(family, HasStyles) else (),
         )  # fmt: skip
         if not isinstance(family, TakesPictures):
             return profile

@@ -11,7 +11,6 @@ from engine.contract.fields import (
     MAX_INIT_IMAGES,
     MAX_ROWS,
     MAX_STEPS,
-    MAX_STYLES,
     VERSION,
     ByteCount,
     Dtype,
@@ -23,7 +22,6 @@ from engine.contract.fields import (
     Preprocessor,
     Quantization,
     Side,
-    Style,
     Version,
     VersionedValue,
 )
@@ -75,7 +73,6 @@ class ModelProfile(Struct, frozen=True, forbid_unknown_fields=True):
     lacks: Annotated[tuple[Feature, ...], Meta(max_length=32)] = ()  # features that its recipes cannot use
     required: Literal["", "mask", "picture"] = ""  # what it cannot draw without: a mask, or a picture that it edits
     max_edit_pictures: Annotated[int, Meta(ge=1, le=MAX_INIT_IMAGES)] = 1  # that one edit sees, if it edits
-    styles: Annotated[tuple[Style, ...], Meta(max_length=MAX_STYLES)] = ()  # for prompts that name none
 
 
 class Presence(VersionedValue, frozen=True, kw_only=True):

@@ -26,10 +26,8 @@ from engine.contract.fields import (
     MAX_LORAS,
     MAX_REFERENCES,
     MAX_STEPS,
-    MAX_STYLES,
     MODELS_VERSION,
     STEERING_VERSION,
-    STYLES_VERSION,
     CandidateIndex,
     Dtype,
     Fraction,
@@ -40,7 +38,6 @@ from engine.contract.fields import (
     Seed,
     Sha256,
     Side,
-    Style,
     Text,
     VersionedValue,
 )
@@ -189,7 +186,6 @@ class Recipe(VersionedValue, frozen=True, kw_only=True, omit_defaults=True):
     - `clip_skip`: how many last layers of CLIP are left out, as in diffusers' pipelines; 0: none.
     - `chosen_candidates`: what it chose: image `i` is candidate `chosen_candidates[i]`, and no other is drawn.
     - `amendments`: what was changed while it developed, in order (`steering`).
-    - `styles`: words that the images take in turn, behind each text of positive weight (`recipe_for_image`).
     """
 
     concepts: Annotated[tuple[Concept, ...], Meta(min_length=1, max_length=MAX_CONCEPTS)]
@@ -228,15 +224,12 @@ class Recipe(VersionedValue, frozen=True, kw_only=True, omit_defaults=True):
     autoencoder: ModelPart | None = None
     clip_skip: Annotated[int, Meta(ge=0, le=12)] = 0
     amendments: Annotated[tuple[Amendment, ...], Meta(max_length=MAX_AMENDMENTS)] = ()
-    styles: Annotated[tuple[Style, ...], Meta(max_length=MAX_STYLES)] = ()
 
     def __post_init__(self) -> None:
         if (
             isinstance(self.start, ImageToImage) and len(self.start.pictures) > 1 and self.start.has_whole_pictures
         ):  # of an edit by words an older worker would see one picture, or none
             msgspec.structs.force_setattr(self, "v", max(self.v, EDIT_PICTURES_VERSION))
-        if self.styles:
-            msgspec.structs.force_setattr(self, "v", max(self.v, STYLES_VERSION))
         if self.quantization == "llm_int8":
             msgspec.structs.force_setattr(self, "v", max(self.v, LLM_INT8_VERSION))
         if self.amendments:

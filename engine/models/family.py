@@ -132,13 +132,6 @@ class CanBeOffloaded(Protocol):
 
 
 @runtime_checkable
-class HasStyles(Protocol):
-    """A family with styles that pictures take in turn where their prompt names none."""
-
-    styles: tuple[str, ...]
-
-
-@runtime_checkable
 class HasDefaultSampling(Protocol):
     """A family that may have default steps and a default sampler."""
 

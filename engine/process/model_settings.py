@@ -18,7 +18,6 @@ from engine.process.atomic_file import write_atomically
 from engine.process.quantization_request import QuantizationRequest
 
 EMBEDDED_MODEL = "embedded"  # the name of the model that comes with Darkroom
-EMBEDDED_STYLES = ("3d render", "soft shading", "flat design")  # of its drawings, as their captions say
 SETTINGS_FILE = "models.json"
 
 

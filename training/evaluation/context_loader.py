@@ -40,8 +40,7 @@ def load_sampler(weights: Path) -> PictureSampler:
     """Load a folder's model as the engine would run it here, in the fastest number format."""
     family = load_embedded(weights=weights, resolver=SuperResolver.load(find_upscaler(weights)))
     with tempfile.TemporaryDirectory() as temp_folder, torch.inference_mode():
-        dtype = calibrate(family, Path(temp_folder) / "calibration.json").dtype
-    return PictureSampler(family, dtype, styles=family.styles)
+        return PictureSampler(family, calibrate(family, Path(temp_folder) / "calibration.json").dtype)
 
 
 def _load_judge(folder: Path) -> LabelJudge:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from engine.contract import Dtype, Sampler, add_style, style_of_seed
+from engine.contract import Dtype, Sampler
 from engine.models.family import TokenConditioned
 from engine.plan import plan
 from training.diffusion.latent_sampling import build_input, initial_noise, sample_latents
@@ -20,17 +20,13 @@ ROWS_PER_FORWARD = 64  # of a forward: a larger batch gains nothing on a process
 
 @dataclass(frozen=True)
 class PictureSampler:
-    """Generates pictures of one family. It calls `on_progress` with the finished and the total number of steps.
-
-    With `styles`, a prompt without one of them gets that of its seed, as a recipe's pictures do.
-    """
+    """Generates pictures of one family. It calls `on_progress` with the finished and the total number of steps."""
 
     family: TokenConditioned
     dtype: Dtype
     on_progress: Callable[[int, int], None] = lambda finished, total: None
     steps: int = 25
     sampler: Sampler = "dpmpp_2m"
-    styles: tuple[str, ...] = ()
 
     def sample_pictures(
         self, prompts: Sequence[str], seeds: Sequence[int], guidance: float | None = None,
@@ -42,10 +38,6 @@ class PictureSampler:
         """
         latents = self.sample_latents(prompts, seeds, guidance, interval)
         return np.stack([np.asarray(self._finish_at_own_size(picture_latents)) for picture_latents in latents])
-
-    def _complete_prompt(self, prompt: str, seed: int) -> str:
-        has_style = any(style in prompt for style in self.styles)
-        return prompt if has_style else add_style(prompt, style_of_seed(self.styles, seed))
 
     def _finish_at_own_size(self, latents: Tensor) -> Image.Image:
         picture = self.family.finish(latents).convert("RGB")
@@ -63,7 +55,7 @@ class PictureSampler:
         drawings = [
             build_input(
                 family,
-                family.encode_text(self._complete_prompt(prompt, seed)),
+                family.encode_text(prompt),
                 guidance_scale,
                 sampling_plan.init_sigma * initial_noise(family, seed),
                 guidance_interval,

@@ -17,7 +17,6 @@ from bot.prompt.model_parts import choose_embeddings, resolve_autoencoder, resol
 from bot.prompt.parsed_prompt import (
     CANDIDATES_PER_PICTURE,
     choose_sampling,
-    choose_styles,
     count_left_out_layers,
     expand_turbo,
     fit_size,
@@ -37,7 +36,6 @@ from engine.contract import (
     candidate_index,
     count_rows,
     is_turbo,
-    keep_style,
     noise_seed,
     recipe_for_image,
 )
@@ -59,7 +57,6 @@ def vary_recipe(recipe: Recipe, index: int, strength: float, seed: int) -> Recip
     """
     check_choice(recipe)
     recipe, index = (without_interpolation(recipe, index), 0) if recipe.interpolation else (recipe, index)
-    recipe = keep_style(recipe, index)
     ancestor = NoiseAncestor(seed=recipe.seed, index=candidate_index(recipe, index), strength=strength)
     lineage = (*recipe.lineage, ancestor)[-MAX_ANCESTORS:]
     variation = msgspec.structs.replace(recipe, seed=seed, lineage=lineage, chosen_candidates=())
@@ -101,12 +98,8 @@ def interpolation_recipes(recipe: Recipe, target_prompt: str, frames: int) -> li
 
 
 def can_interpolate(recipe: Recipe) -> bool:
-    """Return whether its pictures can be interpolated: several that differ in noise, and in the style of one text.
-
-    Nobody has steered them.
-    """
+    """Return whether its pictures can be interpolated: several that differ in noise only, as nobody steered them."""
     is_plain = recipe.interpolation is None and not recipe.amendments
-    is_plain = is_plain and (len(recipe.styles) < 2 or len(recipe.concepts) == 1)
     differs_in_noise = is_plain and not recipe.lineage and not recipe.chaos
     return (
         differs_in_noise
@@ -166,7 +159,6 @@ def remix_recipe(recipe: Recipe, parsed_prompt: ParsedPrompt, model_profile: Mod
         recipe,
         **_remix_candidates(recipe, parsed_prompt, count, has_judge=model_profile.has_judge),
         concepts=balance_weights(parsed_prompt.concepts),
-        styles=choose_styles(parsed_prompt, recipe.styles),
         negative=parsed_prompt.negative,
         sampler=sampler,
         steps=steps,

@@ -71,7 +71,7 @@ class JobService:
         """Admit a prompt as jobs, one for each permutation; all of them or none. Raises `UserError`.
 
         `options` override the flags in the text: steps, seed, guidance, interval, sampler, model, count, ar, fast,
-        turbo, best, negative, strength, edit, stop, tile, mix, chaos, raw, repeat, quality, walk, frames, control,
+        turbo, best, negative, strength, edit, stop, tile, mix, chaos, repeat, quality, walk, frames, control,
         reference, vae, clip_skip; `lora` adds to them. An interpolation (`walk`) makes as many jobs as its pictures
         need. An `edit` takes a model that edits, unless one is named.
 

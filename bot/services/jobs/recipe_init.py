@@ -30,7 +30,6 @@ from engine.contract import (
     find_life,
     is_edit,
     iterate_states,
-    keep_style,
     list_final_images,
     map_step,
     noise_seed,
@@ -82,7 +81,6 @@ def with_init_images(
         check_edit_pictures(start, model_profile)
     if start is None:
         return recipe
-    recipe = msgspec.structs.replace(recipe, styles=(), v=1)  # the picture has a style
     return replace_start(recipe, start, None if parsed.steps is not None else recipe.steps)
 
 
@@ -131,18 +129,17 @@ def unused_start_notes(parsed: ParsedPrompt, recipe: Recipe, model_profile: Mode
 
 
 def single_image(recipe: Recipe, image: int) -> Recipe:
-    """Return the recipe of one image alone, run to its last step: the same noise stream, guidance and style.
+    """Return the recipe of one image alone, run to its last step: the same noise stream, the same guidance.
 
     Its version is the lowest that it needs, since it has no candidates.
     Raises `UserError` if the judge has not chosen yet.
     """
     check_choice(recipe)
-    styles = () if recipe.interpolation else keep_style(recipe, image).styles
-    image_recipe = recipe_for_image(msgspec.structs.replace(recipe, styles=()) if styles else recipe, image)
+    image_recipe = recipe_for_image(recipe, image)
     amendments = tuple(_amend_one(recipe, amendment, image) for amendment in recipe.amendments)
     return msgspec.structs.replace(
         image_recipe, amendments=amendments, seed=noise_seed(image_recipe, image), count=1, chaos=0.0, stop_at=1.0,
-        interpolation=None, candidate_count=0, chosen_candidates=(), styles=styles, v=1,
+        interpolation=None, candidate_count=0, chosen_candidates=(), v=1,
     )  # fmt: skip
 
 
@@ -189,10 +186,7 @@ def branch_base(recipe: Recipe, image: int, step: int, end: int | None = None) -
         return single_image(settled, life.image)
     words = tuple(each for each in known.amendments if not isinstance(each.change, DropImages | SplitImage))
     return single_image(
-        msgspec.structs.replace(
-            known, seed=settled.seed, lineage=settled.lineage, styles=settled.styles, amendments=words
-        ),
-        life.image,
+        msgspec.structs.replace(known, seed=settled.seed, lineage=settled.lineage, amendments=words), life.image
     )
 
 

@@ -65,7 +65,6 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, PictureSupport, ABC):
     guides: GuidanceKind = "rows"
     offload: Offload = "none"
     interval: tuple[float, float] = (0.0, 1.0)
-    styles: tuple[str, ...] = ()
     substitutes: Mapping[str, str] = MappingProxyType({})  # for nouns that it never learned
     quantization: Quantization = "none"
     size: int

@@ -27,7 +27,7 @@ from engine.models.families.stable_diffusion import StableDiffusion
 from engine.models.files.fingerprint import fingerprint_folder
 from engine.models.judge import PromptJudge
 from engine.models.library_logging import silence_libraries
-from engine.process.model_settings import EMBEDDED_MODEL, EMBEDDED_STYLES
+from engine.process.model_settings import EMBEDDED_MODEL
 from engine.upscaling.super_resolver import SuperResolver
 
 WEIGHTS_FOLDER = Path(__file__).parents[2] / "weights"
@@ -54,7 +54,7 @@ def load_embedded(
         pipeline, EMBEDDED_MODEL, fingerprint_folder(weights), device, GUIDANCE, resolver,
         LargeDecoder.load(weights, pipeline.vae),
     )  # fmt: skip
-    family.interval, family.styles, family.model_folder = INTERVAL, EMBEDDED_STYLES, weights
+    family.interval, family.model_folder = INTERVAL, weights
     family.substitutes = _read_substitutes(weights / SUBSTITUTES_FILE)
     if (weights / "judge").is_dir():
         family.judge = PromptJudge(weights / "judge", pipeline.tokenizer, pipeline.text_encoder, family.pipeline_lock)
