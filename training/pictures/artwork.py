@@ -100,6 +100,7 @@ LICENCE_ADDRESSES = {
     "MIT": "https://opensource.org/license/mit",
     "WordNet": "https://wordnet.princeton.edu/license-and-commercial-use",
 }
+ANIMALS = 3  # emojibase's group of animals and nature
 EXCLUDED_GROUPS = frozenset({None, 2, 9})  # regional letters, skin tones, flags
 
 
@@ -233,7 +234,8 @@ def find_substitutes(descriptions: dict[str, tuple[Description, int]], wordnet: 
     These are also the related words that captions have, of which a network sees each too seldom, and the held-out ones.
     """
     names = {name for description, _ in descriptions.values() for name in (description.label, *description.tags)}
-    stems = {stem for name in (*names, *list_usual_words()) for stem in _list_phrases(name)}
+    stems = {stem for name in names for stem in _list_phrases(name)}
+    usual_words = {word for name in list_usual_words() for word in name.split()}
     groups = {description.label: group for description, group in descriptions.values()}
     nearest = {
         word: name.label
@@ -241,12 +243,17 @@ def find_substitutes(descriptions: dict[str, tuple[Description, int]], wordnet: 
         if may_be_substituted(word, groups[name.label], wordnet)
     }
     substitutes = nearest | CHOSEN_SUBSTITUTES
-    return {word: substitutes[word] for word in sorted(substitutes) if _last_word_stem(word) not in stems}
+    return {
+        word: _prefer_face(substitutes[word], groups)
+        for word in sorted(substitutes)
+        if _list_phrases(word)[-1] not in stems and usual_words.isdisjoint(word.split())
+    }
 
 
-def _last_word_stem(name: str) -> str:
-    """Return what says which thing a name means: a *green frog* is a frog, which needs no substitute."""
-    return name.split()[-1].removesuffix("s")
+def _prefer_face(label: str, groups: Mapping[str, int]) -> str:
+    """Return an animal's face where there is a drawing of it: it is simpler than the whole animal, and drawn better."""
+    face = f"{label} face"
+    return face if groups.get(face) == ANIMALS else label
 
 
 def _list_phrases(name: str) -> list[str]:

@@ -11,10 +11,10 @@ from engine.models.families.stable_diffusion import StableDiffusion
 @pytest.mark.parametrize(
     ("text", "read_as"),
     [
-        ("a terrier, cute", "a dog, cute"),
-        ("(Terrier:1.2)", "(dog:1.2)"),
-        ("terriers", "dog"),
-        ("a capybara", "a mouse"),
+        ("a terrier, cute", "a dog face, cute"),
+        ("(Terrier:1.2)", "(dog face:1.2)"),
+        ("terriers", "dog face"),
+        ("a capybara", "a mouse face"),
     ],
 )
 def test_a_noun_that_it_never_learned_is_read_as_its_substitute(
