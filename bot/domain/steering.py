@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -72,3 +72,11 @@ class SteeringOutlook:
     recipe: Recipe
     changes_left: int
     obstacle: str = ""
+
+
+@dataclass(frozen=True)
+class SteeringAnswer:
+    """The changes that one request asked for, and what the member may change of the job now."""
+
+    amendments: Sequence[AmendmentView]
+    outlook: SteeringOutlook | None

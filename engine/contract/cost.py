@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 from engine.contract.edits import is_edit
 from engine.contract.guidance import count_guided_steps, count_image_rows, is_guided, pinned_bucket
@@ -37,6 +38,7 @@ def _padded_rows(recipe: Recipe, image_count: int, is_guidance_on: bool) -> int:
     return row_count + (-row_count % bucket if bucket else 0)
 
 
+@lru_cache(maxsize=256)  # each change of a running job asks for the price before it, too
 def estimate_cost(recipe: Recipe, model: ModelProfile) -> float:
     """Return calibrated device-seconds: rows of all evaluations × time a row at this size + encode + decode.
 

@@ -26,9 +26,9 @@ from engine.contract import (
     count_row_steps,
     count_rows,
     is_snapshot_of_recipe,
+    iterate_segments,
     list_final_images,
     list_lives,
-    recipe_at_step,
 )
 from engine.worker.job_engine import JobEngine
 
@@ -73,6 +73,9 @@ class JobRun:
     amendment_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     amendment_log_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     newest_changes: AmendJob | None = None  # the newest message about changes, until it is read
+    _image_rows: tuple[Recipe, list[tuple[int, int]]] | None = (
+        None  # of this recipe: steps, and an image's rows from then
+    )
 
     def __post_init__(self) -> None:
         self.unpublished_images = set(range(self.image_count))
@@ -154,8 +157,15 @@ class JobRun:
             return 0
         if not recipe.amendments:
             return count_rows(recipe)
-        step = max(self.steps_done.values(), default=0)
-        return len(self.steps_done) * count_image_rows(recipe_at_step(recipe, step))
+        return len(self.steps_done) * self._count_image_rows(recipe, max(self.steps_done.values(), default=0))
+
+    def _count_image_rows(self, recipe: Recipe, step: int) -> int:
+        """Return an image's rows at a step of an amended recipe. The worker asks many times a second."""
+        if self._image_rows is None or self._image_rows[0] is not recipe:
+            segments = iterate_segments(recipe)
+            self._image_rows = recipe, [(each.first_step, count_image_rows(each.recipe)) for each in segments]
+        begun = [rows for first_step, rows in self._image_rows[1] if first_step <= step]
+        return begun[-1] if begun else count_image_rows(recipe)
 
     def apply_control(self, engine: JobEngine) -> None:
         """Set pause, weight and pace in the engine, between two steps, also for a job that it has yet to admit."""

@@ -727,12 +727,12 @@ def test_a_sheet_is_captioned_and_bounded(tmp_path: Path, monkeypatch: pytest.Mo
     prompt_sheet.write_sheet(page, tmp_path / "sheet.webp")
     with Image.open(tmp_path / "sheet.webp") as reopened:
         assert reopened.size == page.size
-    with pytest.raises(ValueError, match=r"\.webp or \.png"):
-        prompt_sheet.write_sheet(page, tmp_path / "sheet.gif")
-    monkeypatch.setattr(prompt_sheet, "MAX_BYTES", 1000)
     with pytest.raises(ValueError, match=r"ends in \.webp"):
-        prompt_sheet.write_sheet(page, tmp_path / "large.png")
-    assert not (tmp_path / "large.png").exists()
+        prompt_sheet.write_sheet(page, tmp_path / "sheet.png")
+    monkeypatch.setattr(prompt_sheet, "MAX_BYTES", 1000)
+    with pytest.raises(ValueError, match=r"does not fit into 0\.001 MB"):
+        prompt_sheet.write_sheet(page, tmp_path / "large.webp")
+    assert not (tmp_path / "large.webp").exists()
 
 
 # --- the command
@@ -741,6 +741,14 @@ def test_a_sheet_is_captioned_and_bounded(tmp_path: Path, monkeypatch: pytest.Mo
 def test_prompts_for_no_sheet_are_refused_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", "--prompts", "labels"]) == 2
     assert "name a file with --sheet" in capsys.readouterr().err
+
+
+def test_a_sheet_of_another_format_is_refused_before_anything_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("training.commands.builtin_artwork.find_weights", lambda source: pytest.fail("it went on"))
+    assert main(["evaluate", "--sheet", str(tmp_path / "sheet.png")]) == 2
+    assert "a file that ends in .webp" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_no_model_is_refused_in_one_sentence(

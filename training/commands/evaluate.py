@@ -30,7 +30,7 @@ OnlyChecks = Annotated[
     ),
 ]
 SheetFile = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Draw 64 prompts into this WebP or PNG instead of measuring.")
+    Path | None, typer.Option(metavar="FILE", help="Draw 64 prompts into this WebP instead of measuring.")
 ]
 PromptKind = Annotated[
     Literal["mixed", "labels", "lemmas", "sentences"] | None,
@@ -61,11 +61,14 @@ def evaluate(
     from training.evaluation.checks import run_checks as rows_of
     from training.evaluation.context import QUICK_SIZES, SampleSizes
     from training.evaluation.context_loader import open_context
+    from training.evaluation.prompt_sheet import check_file_name
 
     if prompts and not sheet:
         raise ValueError("--prompts says what --sheet draws: name a file with --sheet, too.")
     if threads:
         torch.set_num_threads(threads)
+    if sheet:
+        check_file_name(sheet)
     weights_folder, judge_folder = builtin_artwork.find_weights(source), judge or WEIGHTS_FOLDER / "judge"
     if sheet:
         return _draw_sheet(weights_folder, choose_prompts(prompts or "mixed", judge_folder, cache, seed), sheet, seed)

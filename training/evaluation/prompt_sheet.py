@@ -73,27 +73,20 @@ def draw_sheet(pictures: Sequence[Image.Image], captions: Sequence[str]) -> Imag
     return page
 
 
+def check_file_name(path: Path) -> None:
+    """Raise ValueError for a file that is no WebP."""
+    if path.suffix.lower() != ".webp":
+        raise ValueError("A sheet is a file that ends in .webp.")
+
+
 def write_sheet(page: Image.Image, path: Path) -> None:
-    """Write PNG or WebP by the file's suffix, at most 1 MB.
-
-    Raises ValueError for another suffix or a too large sheet.
-    """
-    for content in _encode_page(page, path.suffix.lower()):
-        if len(content) <= MAX_BYTES:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-            return
-    raise ValueError(f"The sheet does not fit into {MAX_BYTES / 1e6:g} MB: name a file that ends in .webp.")
-
-
-def _encode_page(page: Image.Image, suffix: str) -> list[bytes]:
-    if suffix not in (".png", ".webp"):
-        raise ValueError("A sheet is a file that ends in .webp or .png.")
-    contents: list[bytes] = []
-    for quality in QUALITIES if suffix == ".webp" else QUALITIES[:1]:
+    """Write WebP of at most 1 MB. Raises ValueError for another suffix or a too large sheet."""
+    check_file_name(path)
+    for quality in QUALITIES:
         file = io.BytesIO()
-        page.save(file, "WEBP" if suffix == ".webp" else "PNG", quality=quality, method=4, optimize=True)
-        contents.append(file.getvalue())
-        if len(contents[-1]) <= MAX_BYTES:
-            break
-    return contents
+        page.save(file, "WEBP", quality=quality, method=4)
+        if file.tell() <= MAX_BYTES:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(file.getvalue())
+            return
+    raise ValueError(f"The sheet does not fit into {MAX_BYTES / 1e6:g} MB.")

@@ -112,14 +112,14 @@ class KeepSelect(ui.DynamicItem[ui.Select[Any]], template=r"stay:(?P<job>[0-9A-H
             await require_permission(
                 interaction, "steer", await interaction.client.services.job_views.load_view(self.job)
             )
-            amendments = await interaction.client.services.steering.amend(
+            answer = await interaction.client.services.steering.amend(
                 self.job,
                 SteeringRequest(keep=tuple(sorted(map(int, values)))),
                 member_of(interaction),
                 f"keep:{interaction.id}",
             )
             await interaction.response.edit_message(
-                content=_confirm(amendments), view=None, allowed_mentions=NO_MENTIONS
+                content=_confirm(answer.amendments), view=None, allowed_mentions=NO_MENTIONS
             )
 
 
@@ -145,8 +145,8 @@ async def submit_words(interaction: Interaction, submission: FormSubmission, vie
     """Submit the form. Raises `UserError`."""
     request = read_say_form(submission, _developing_recipe(view))
     member = member_of(interaction)
-    amendments = await interaction.client.services.steering.amend(view.id, request, member, f"form:{interaction.id}")
-    await send_ephemeral(interaction, _confirm(amendments))
+    answer = await interaction.client.services.steering.amend(view.id, request, member, f"form:{interaction.id}")
+    await send_ephemeral(interaction, _confirm(answer.amendments))
 
 
 def read_say_form(submission: FormSubmission, recipe: Recipe) -> SteeringRequest:

@@ -19,7 +19,7 @@ import msgspec
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
 from bot.domain.events import Feed, JobSteered
-from bot.domain.steering import AmendmentView, SteeringOutlook, SteeringRequest
+from bot.domain.steering import AmendmentView, SteeringAnswer, SteeringOutlook, SteeringRequest
 from bot.policy.limits import Limits
 from bot.policy.permissions import forbidden_reason
 from bot.policy.rules import EffectiveRules, resolve
@@ -37,9 +37,9 @@ from bot.services.steering.requested_changes import RequestedChange, work_out_ch
 from bot.services.steering.steering_check import check_changes, presume_recipe, require_steerable
 from bot.store import JobRecord, Store
 from bot.store.fairness.ledger import Ledger
-from bot.store.jobs.amendments import AmendmentRecord, NewAmendment, list_amendments, list_by_key
+from bot.store.jobs.amendments import AmendmentRecord, NewAmendment, list_amendments
 from bot.store.jobs.records import RELAXED_TIER
-from bot.store.transitions.amendments import MAX_REQUESTS, ask_for_amendments
+from bot.store.transitions.amendments import MAX_REQUESTS, AskedAmendments, ask_for_amendments
 from engine.contract import (
     MAX_AMENDMENTS,
     MAX_COUNT,
@@ -104,7 +104,7 @@ class SteeringService:
 
     async def amend(
         self, job: str, request: SteeringRequest, member: Member, key: str | None = None, *, is_joined: bool = False
-    ) -> list[AmendmentView]:
+    ) -> SteeringAnswer:
         """Ask for changes of a job; return each as it waits for its worker. The same `key` again changes nothing.
 
         `is_joined`: the member takes part in the party whose picture it is, as the caller has checked. Raises
@@ -127,6 +127,12 @@ class SteeringService:
     async def load_outlook(self, job: str, member: Member) -> SteeringOutlook | None:
         """Return what the member may change of a job now; None for an upscale. Raises `UserError`."""
         record, known = await self._job_views.load_record(job), await self._store.query(list_amendments, job)
+        return self._make_outlook(record, known, member)
+
+    def _make_outlook(
+        self, record: JobRecord, known: Sequence[AmendmentRecord], member: Member
+    ) -> SteeringOutlook | None:
+        """Return what the member may change now of a job with these changes; None for an upscale."""
         if not isinstance(record.task, Recipe):
             return None
         step = self._find_step(record)
@@ -150,14 +156,15 @@ class SteeringService:
 
     async def _ask(
         self, record: JobRecord, request: SteeringRequest, member: Member, key: str | None
-    ) -> list[AmendmentView]:
+    ) -> SteeringAnswer:
         job = record.id
-        if key is not None and (earlier := await self._store.query(list_by_key, job, key)):
-            return [each.to_view(record.steps) for each in earlier]
+        known = await self._store.query(list_amendments, job)
+        if key is not None and (earlier := [each for each in known if each.key == key]):
+            return self._make_answer(AskedAmendments(record, known, earlier), member)
         speaker = _place_member(member, record)
         author = speaker if member.id == record.member else record.author
         situation = self._read_situation(record)
-        plan = _work_out(record, await self._store.query(list_amendments, job), request, situation)
+        plan = _work_out(record, known, request, situation)
         await self._check_words(plan.changes, request, speaker, author)
 
         def decide(locked: JobRecord, known: Sequence[AmendmentRecord], ledger: Ledger) -> Sequence[NewAmendment]:
@@ -165,20 +172,27 @@ class SteeringService:
             self._check_rules(locked, new_plan, speaker, author, ledger)
             return new_plan.priced_changes
 
-        answer = await self._store.write(ask_for_amendments, job, speaker, author, key, decide, self._clock())
-        if answer is None:
+        asked = await self._store.write(ask_for_amendments, job, speaker, author, key, decide, self._clock())
+        if asked is None:
             raise UserError("There is no such job.", 404)
-        return self._announce(*answer)
+        self._announce(asked)
+        return self._make_answer(asked, member)
 
-    def _announce(self, record: JobRecord, new_records: Sequence[AmendmentRecord]) -> list[AmendmentView]:
+    def _announce(self, asked: AskedAmendments) -> None:
         """Tell the sender and all listeners what waits now."""
+        record = asked.job_record
         self._active_jobs.follow_record(record)
         self._wake_sender(record.id)
-        views = [each.to_view(record.steps) for each in new_records]
         if isinstance(record.task, Recipe):
-            for view in views:
-                self._feed.publish(JobSteered(record.id, view, record.task))
-        return views
+            for each in asked.asked:
+                self._feed.publish(JobSteered(record.id, each.to_view(record.steps), record.task))
+
+    def _make_answer(self, asked: AskedAmendments, member: Member) -> SteeringAnswer:
+        """Return a request's changes, and what the member may change now. Nobody reads the store again for that."""
+        record = asked.job_record
+        all_known = [*asked.known, *(each for each in asked.asked if each not in asked.known)]
+        views = [each.to_view(record.steps) for each in asked.asked]
+        return SteeringAnswer(views, self._make_outlook(record, all_known, member))
 
     def _read_situation(self, record: JobRecord) -> _Situation:
         """Read what memory knows, before the store's thread decides."""

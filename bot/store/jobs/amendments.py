@@ -88,11 +88,6 @@ def list_amendments(connection: Connection, job: str) -> list[AmendmentRecord]:
     return [decode_amendment(row) for row in connection.execute(_SELECT_OF_JOBS, {"jobs": [job]}).mappings()]
 
 
-def list_by_key(connection: Connection, job: str, key: str) -> list[AmendmentRecord]:
-    """Return the changes that one request made, in order."""
-    return [record for record in list_amendments(connection, job) if record.key == key]
-
-
 def list_waiting(connection: Connection, job_ids: Sequence[str]) -> dict[str, list[AmendmentRecord]]:
     """Return the changes of these jobs that no worker has answered, in order, by job."""
     by_job: dict[str, list[AmendmentRecord]] = {}

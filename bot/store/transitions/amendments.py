@@ -6,7 +6,7 @@ A change and what it does to its job's recipe, rows and cost are one transaction
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 from sqlalchemy import Connection, bindparam, func, select, update
@@ -43,7 +43,33 @@ AmendmentCheck = Callable[[JobRecord, Sequence[AmendmentRecord], Ledger], Sequen
 _OF_WAITING = (amendments.c.job == bindparam("of_job"), amendments.c.state == "waiting")
 _SUM_WAITING = select(func.coalesce(func.sum(amendments.c.cost), 0.0)).where(*_OF_WAITING)
 _REFUSE_WAITING = update(amendments).where(*_OF_WAITING).values(state="refused", reason=ENDED_TEXT, cost=0.0)
+_INSERT = amendments.insert()
+_UPDATE_ONE = (
+    update(amendments)
+    .where(amendments.c.job == bindparam("of_job"), amendments.c.number == bindparam("of_number"))
+    .values(
+        state=bindparam("new_state"), step=bindparam("new_step"), reason=bindparam("new_reason"),
+        cost=bindparam("new_cost"),
+    )
+    .returning(amendments)
+)  # fmt: skip
+_UPDATE_COST = (
+    update(jobs)
+    .where(jobs.c.id == bindparam("of_job"))
+    .values(cost=bindparam("new_cost"), charged=bindparam("new_charged"))
+    .returning(jobs)
+)
+_UPDATE_RECIPE = _UPDATE_COST.values(task=bindparam("new_task"), rows=bindparam("new_rows"))
 _SELECT_ONE = select(amendments).where(amendments.c.job == bindparam("job"), amendments.c.number == bindparam("number"))
+
+
+@dataclass(frozen=True)
+class AskedAmendments:
+    """A job's row, all of its changes before, and those that one request asked for."""
+
+    job_record: JobRecord
+    known: Sequence[AmendmentRecord]
+    asked: Sequence[AmendmentRecord]
 
 
 @dataclass(frozen=True)
@@ -57,7 +83,7 @@ class AnsweredAmendment:
 def ask_for_amendments(
     connection: Connection, job: str, member: Member, author: Member, key: str | None, decide: AmendmentCheck,
     now: float,
-) -> tuple[JobRecord, list[AmendmentRecord]] | None:  # fmt: skip
+) -> AskedAmendments | None:  # fmt: skip
     """Write the changes that `decide` returns, and reserve their cost. None: the job is unknown or deleted.
 
     `decide` gets the job and all of its changes, locked, with the ledger of its author, and raises `UserError` to write
@@ -68,7 +94,7 @@ def ask_for_amendments(
         return None
     job_record, known = decode_record(row), list_amendments(connection, job)
     if key is not None and (earlier := [each for each in known if each.key == key]):
-        return job_record, earlier
+        return AskedAmendments(job_record, known, earlier)
     new_amendments = decide(job_record, known, Ledger(connection, author, now))
     own = job_record.task.amendments if isinstance(job_record.task, Recipe) else ()  # it may reproduce a steered job
     first_number = 1 + max([0, *(each.number for each in own), *(each.number for each in known)])
@@ -79,9 +105,9 @@ def ask_for_amendments(
         for number, new in enumerate(new_amendments, first_number)
     ]
     for each in new_records:
-        connection.execute(amendments.insert().values({**vars(each), "change": encode_change(each.change)}))
+        connection.execute(_INSERT, {**vars(each), "change": encode_change(each.change)})
     added_cost = sum(each.cost for each in new_records)
-    return _update_job(connection, job_record, job_record.cost + added_cost), new_records
+    return AskedAmendments(_update_job(connection, job_record, job_record.cost + added_cost), known, new_records)
 
 
 def answer_amendment(
@@ -98,14 +124,14 @@ def answer_amendment(
         return None
     job_record = decode_record(row)
     if answer.step is None or not isinstance(job_record.task, Recipe):
-        values = {"state": "refused", "reason": answer.reason or "The worker refused it.", "cost": 0.0}
+        answered = replace(found, state="refused", reason=answer.reason or "The worker refused it.", cost=0.0)
         job_record = _update_job(connection, job_record, max(0.0, job_record.cost - found.cost))
     else:
         recipe = _add_amendment(job_record.task, Amendment(found.number, answer.step, found.change))
         price = found.cost if model is None else estimate_cost(recipe, model) - estimate_cost(job_record.task, model)
-        values = {"state": "made", "step": answer.step, "cost": 0.0}
+        answered = replace(found, state="made", step=answer.step, cost=0.0)
         job_record = _update_job(connection, job_record, max(0.0, job_record.cost - found.cost + price), recipe)
-    return AnsweredAmendment(_update_amendment(connection, found, **values), job_record)
+    return AnsweredAmendment(_update_amendment(connection, answered), job_record)
 
 
 def record_held(connection: Connection, job_record: JobRecord, held: Sequence[Amendment]) -> None:
@@ -113,7 +139,8 @@ def record_held(connection: Connection, job_record: JobRecord, held: Sequence[Am
     steps = {amendment.number: amendment.step for amendment in held}
     for each in list_amendments(connection, job_record.id):
         if each.number in steps and (each.state, each.step) != ("made", steps[each.number]):
-            _update_amendment(connection, each, state="made", step=steps[each.number], reason="", cost=0.0)
+            held_one = replace(each, state="made", step=steps[each.number], reason="", cost=0.0)
+            _update_amendment(connection, held_one)
 
 
 def check_held(connection: Connection, job_record: JobRecord, held: Sequence[Amendment]) -> Recipe:
@@ -152,19 +179,23 @@ def _add_amendment(recipe: Recipe, amendment: Amendment) -> Recipe:
     return amended
 
 
-def _update_amendment(connection: Connection, found: AmendmentRecord, **values: object) -> AmendmentRecord:
-    conditions = (amendments.c.job == found.job, amendments.c.number == found.number)
-    statement = update(amendments).where(*conditions).values(**values).returning(amendments)
-    return decode_amendment(connection.execute(statement).mappings().one())
+def _update_amendment(connection: Connection, changed: AmendmentRecord) -> AmendmentRecord:
+    """Write a change's state, step, reason and cost. Return its row."""
+    values = {
+        "of_job": changed.job, "of_number": changed.number, "new_state": changed.state, "new_step": changed.step,
+        "new_reason": changed.reason, "new_cost": changed.cost,
+    }  # fmt: skip
+    return decode_amendment(connection.execute(_UPDATE_ONE, values).mappings().one())
 
 
 def _update_job(connection: Connection, job_record: JobRecord, cost: float, recipe: Recipe | None = None) -> JobRecord:
     """Write a job's reserve, and with a recipe its rows. Return its row."""
-    values: dict[str, object] = {"cost": cost, "charged": 0.0 if job_record.tier == RELAXED_TIER else cost}
+    charged = 0.0 if job_record.tier == RELAXED_TIER else cost
+    statement, values = _UPDATE_COST, {"of_job": job_record.id, "new_cost": cost, "new_charged": charged}
     if recipe is not None:
-        values |= {"task": encode(recipe), "rows": count_rows_now(recipe)}
-    statement = update(jobs).where(jobs.c.id == job_record.id).values(**values).returning(jobs)
-    return decode_record(connection.execute(statement).mappings().one())
+        statement = _UPDATE_RECIPE
+        values |= {"new_task": encode(recipe), "new_rows": count_rows_now(recipe)}
+    return decode_record(connection.execute(statement, values).mappings().one())
 
 
 def count_rows_now(recipe: Recipe) -> int:

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import msgspec
 from aiohttp import web
 
-from bot.domain.steering import AmendmentView, SteeringRequest
+from bot.domain.dto import Member
+from bot.domain.steering import AmendmentView, SteeringOutlook, SteeringRequest
 from bot.web.api.jobs import Guidance, describe_range
 from bot.web.middleware import member_of
 from bot.web.request_body import read_body
@@ -69,21 +70,21 @@ def routes() -> list[web.RouteDef]:
 async def amend(request: web.Request) -> web.Response:
     """Change a job from its next step on: its words, guidance or images. The answer says what waits for its worker."""
     view, body = await require_permitted(request, "steer"), await read_body(request, AmendBody)
-    views = await request.app[SERVICES].steering.amend(
-        view.id, body.to_request(), member_of(request), idempotency_key_of(request)
-    )
-    return web.json_response(await _serialize(request, view.id, views), status=202)
+    reader = member_of(request)
+    answer = await request.app[SERVICES].steering.amend(view.id, body.to_request(), reader, idempotency_key_of(request))
+    return web.json_response(_serialize(view.id, reader, answer.amendments, answer.outlook), status=202)
 
 
 async def list_amendments(request: web.Request) -> web.Response:
     """Return every change that was asked for of a job, in order, and what can be changed now."""
     view = await require_permitted(request, "details")
-    views = await request.app[SERVICES].steering.list_amendments(view.id, member_of(request))
-    return web.json_response(await _serialize(request, view.id, views))
+    reader, steering = member_of(request), request.app[SERVICES].steering
+    views, outlook = await steering.list_amendments(view.id, reader), await steering.load_outlook(view.id, reader)
+    return web.json_response(_serialize(view.id, reader, views, outlook))
 
 
-async def _serialize(request: web.Request, job: str, views: Sequence[AmendmentView]) -> dict[str, Any]:
-    reader = member_of(request)
-    outlook = await request.app[SERVICES].steering.load_outlook(job, reader)
+def _serialize(
+    job: str, reader: Member, views: Sequence[AmendmentView], outlook: SteeringOutlook | None
+) -> dict[str, Any]:
     amendments = [serialize_amendment(view, reader) for view in views]
     return {"id": job, "amendments": amendments, **serialize_outlook(outlook)}

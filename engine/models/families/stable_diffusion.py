@@ -79,6 +79,8 @@ class StableDiffusion(DiffusersFamily):
         return self._get_conditioning(PromptKey(text))[0]
 
     def _count_chunks(self, recipe: Recipe) -> int:
+        if self._max_chunks == 1:  # so that no text is tokenised for nothing
+            return 1
         return max(self._count_text_chunks(text, recipe) for text in list_texts(recipe))
 
     def _count_text_chunks(self, text: str, recipe: Recipe) -> int:

@@ -4,7 +4,7 @@ For bfloat16, oneDNN wants the weights of convolutions and linear layers in bloc
 shape, and reorders them in every forward. Torch's compiler packs them when it freezes a network (`torch._inductor`,
 `mkldnn_fusion.py`); its operators can be called directly. A packed copy with other bits is not used (float32 is never
 equal): a picture must not depend on how often its shape came before. A copy also caches the output of its layers for a
-recurring text.
+recurring text. Where only some rows get another text, as when a picture is steered, these alone are read anew.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Generator, Hashable, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -119,26 +119,66 @@ def _make_packed_copy(net: Any, shapes: dict[str, torch.Size], text_modules: Seq
         parent, _, attribute = name.rpartition(".")
         module = net.get_submodule(name)
         setattr(packed.get_submodule(parent), attribute, _PACKED_LAYERS[type(module)](module, shape))
+    changes = _TextChanges()
     for name in reversed(text_modules):  # nested modules first
         parent, _, attribute = name.rpartition(".")
-        setattr(packed.get_submodule(parent), attribute, _CachedModule(packed.get_submodule(name)))
+        setattr(packed.get_submodule(parent), attribute, _CachedModule(packed.get_submodule(name), changes))
     return packed
 
 
-class _CachedModule(nn.Module):
-    """Caches a module's output for the last text."""
+class _TextChanges:
+    """Which rows of a batch have another text than before, worked out once for all modules that read it."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self) -> None:
+        self._last: tuple[torch.Tensor, torch.Tensor, list[int]] | None = None
+
+    def list_changed_rows(self, old: torch.Tensor, new: torch.Tensor) -> list[int]:
+        """Return the rows in which two texts `[rows, tokens, features]` differ; all rows of another batch."""
+        last = self._last  # one read: another thread may run the same copy
+        if last is not None and last[0] is old and last[1] is new:
+            return last[2]
+        if old.shape != new.shape:
+            rows = list(range(len(new)))
+        else:
+            rows = cast("list[int]", (old != new).flatten(1).any(dim=1).nonzero().flatten().tolist())
+        self._last = old, new, rows
+        return rows
+
+
+class _CachedModule(nn.Module):
+    """Caches a module's output for the last text, row by row if a row alone gives the bits that it has in the batch."""
+
+    def __init__(self, module: nn.Module, changes: _TextChanges) -> None:
         super().__init__()
-        self._module = module
-        self._cached: tuple[torch.Tensor | None, Any] = None, None
+        self._module, self._changes = module, changes
+        self._cached: tuple[torch.Tensor, Any] | None = None
+        self._is_row_wise: bool | None = None  # None: not known yet
 
     def forward(self, text: torch.Tensor) -> Any:
-        last_text, output = self._cached  # one read: another thread may run the same copy
-        if last_text is not text:
-            output = self._module(text)
-            self._cached = text, output
+        cached = self._cached  # one read: another thread may run the same copy
+        if cached is not None and cached[0] is text:
+            return cached[1]
+        output = self._module(text) if cached is None else self._read_changed_rows(*cached, text)
+        self._cached = text, output
         return output
+
+    def _read_changed_rows(self, old_text: torch.Tensor, old_output: Any, text: torch.Tensor) -> Any:
+        rows = self._changes.list_changed_rows(old_text, text)
+        if len(rows) > len(text) // 2 or not self._check_row_wise(text):
+            return self._module(text)
+        output = old_output.clone()
+        for row in rows:
+            output[row] = self._module(text[row : row + 1])[0]
+        return output
+
+    def _check_row_wise(self, text: torch.Tensor) -> bool:
+        """Return whether a row alone gives the same bits, by the first and the last row of the first such text."""
+        if self._is_row_wise is None:
+            whole = self._module(text)
+            self._is_row_wise = isinstance(whole, torch.Tensor) and all(
+                torch.equal(self._module(text[row : row + 1])[0], whole[row]) for row in (0, len(text) - 1)
+            )
+        return self._is_row_wise
 
 
 class _PackedLinear(nn.Module):

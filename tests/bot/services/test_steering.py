@@ -53,7 +53,9 @@ class SteeredJob:
         self.received: list[AmendJob] = []
 
     async def amend(self, member: Member, key: str | None = None, **request: Any) -> list[Any]:
-        return await self.app.services.steering.amend(self.job.id, SteeringRequest(**request), member, key)
+        answer = await self.app.services.steering.amend(self.job.id, SteeringRequest(**request), member, key)
+        assert answer.outlook == await self.app.services.steering.load_outlook(self.job.id, member)
+        return answer.amendments
 
     async def answer(self, number: int, step: int | None, *, epoch: int = EPOCH, reason: str = "") -> None:
         answer = JobAmended(job=self.job.id, epoch=epoch, number=number, step=step, reason=reason)
@@ -274,7 +276,7 @@ async def test_only_the_author_and_those_of_a_party_steer(open_steered: Any, ann
         await steered.amend(BOB, say="blue")
     assert refusal.value.status == 403
     request = SteeringRequest(say="terrier", say_weight=1.0)
-    (view,) = await steered.app.services.steering.amend(steered.job.id, request, BOB, is_joined=True)
+    (view,) = (await steered.app.services.steering.amend(steered.job.id, request, BOB, is_joined=True)).amendments
     assert (view.member_id, view.text) == (BOB.id, "fox 0.5, terrier 0.5")
     with pytest.raises(UserError, match="Nothing in this changes the picture"):
         await steered.amend(ann)

@@ -126,6 +126,63 @@ def test_a_repeated_text_is_processed_once() -> None:
         assert [step(text) for text in (texts[0], texts[0], texts[1], texts[1], texts[0])] == [0, 0, 1, 0, 1]
 
 
+class RowCounter(nn.Module):
+    """Counts the rows that it reads."""
+
+    def __init__(self, *, mixes_rows: bool = False) -> None:
+        super().__init__()
+        self.mixes_rows, self.counts = mixes_rows, list[int]()
+
+    def forward(self, text: torch.Tensor) -> torch.Tensor:
+        self.counts.append(len(text))
+        return text + text.mean() if self.mixes_rows else text.square()
+
+
+@pytest.mark.parametrize("mixes_rows", [False, True])
+def test_only_the_rows_with_another_text_are_read_anew(mixes_rows: bool) -> None:
+    """A module whose rows depend on each other reads them all, always."""
+    plain, counter = RowCounter(mixes_rows=mixes_rows), RowCounter(mixes_rows=mixes_rows)
+    cached = onednn_packing._CachedModule(counter, onednn_packing._TextChanges())
+    first = torch.randn(6, 4, 3, generator=torch.Generator().manual_seed(1)).bfloat16()
+    second, third, fourth, other_batch = first.clone(), first.clone(), first.clone(), first[:5].clone()
+    second[2] += 1
+    third[2] += 1
+    third[4] += 1
+    fourth[:4] += 2
+    read = list[list[int]]()
+    for text in (first, first, second, third, third, fourth, other_batch, first):
+        counter.counts.clear()
+        assert torch.equal(cached(text), plain(text))
+        read.append(list(counter.counts))
+    checks = [6, 1] if mixes_rows else [6, 1, 1]
+    changed = [6] if mixes_rows else [1]
+    assert read == [[6], [], [*checks, *changed], changed, [], [6], [5], [6]]
+
+
+@pytest.mark.parametrize("changed_rows", [(3,), (0, 7)])
+def test_a_steered_row_gives_the_bits_of_the_whole_batch(
+    embedded: StableDiffusion, changed_rows: tuple[int, ...]
+) -> None:
+    generator, net = torch.Generator().manual_seed(3), embedded.get_network("bfloat16")
+    x, t = torch.randn(8, 8, 16, 16, generator=generator).bfloat16(), torch.linspace(20, 900, 8)
+    words = ("red", "blue", "old", "sad", "big", "wet", "sly", "odd")
+    first = torch.stack([embedded.encode_text(f"a {word} cat") for word in words])
+    second = first.clone()
+    for row in changed_rows:
+        second[row] = embedded.encode_text("a dog")
+    packs, texts = PackedCopies(), [first.bfloat16(), second.bfloat16()]
+
+    @torch.inference_mode()
+    def run(text: torch.Tensor) -> torch.Tensor:
+        return packs.run(
+            net, "shape", lambda each: each(x, t, encoder_hidden_states=text, return_dict=False)[0], (text,)
+        )
+
+    expected = [net(x, t, encoder_hidden_states=text, return_dict=False)[0] for text in texts]
+    for number in (0, 0, 0, 1, 1, 0, 1):
+        assert torch.equal(run(texts[number]), expected[number])
+
+
 def test_the_next_step_reuses_the_batched_texts_of_the_last(embedded: StableDiffusion) -> None:
     texts = embedded.encode_conditioning("cat", probe_recipe(embedded))
     batched_conditioning = embedded.forward_runner.cast_conditioning(texts, torch.bfloat16)
