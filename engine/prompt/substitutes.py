@@ -7,24 +7,30 @@ expansion using lexical-semantic relations").
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 MAX_WORDS = 3  # of one noun: "tank top"
-# Runs of words. A name in angle brackets is a textual inversion, and a word with a hyphen is another one.
-_RUN = re.compile(r"(?<![\w<'-])[A-Za-z]+(?: [A-Za-z]+)*(?![\w>-])")
+# Runs of words. A name in angle brackets is a textual inversion. A word with a hyphen is another word, and so is one
+# with an apostrophe, but for a genitive: "don't", "terrier's".
+_RUN = re.compile(r"(?<![\w<'’-])[A-Za-z]+(?: [A-Za-z]+)*(?![\w>-]|['’](?!s\b)\w)")
 # Plural endings and what stands in their place (WordNet's `morphy(7WN)`), the longest first.
 _PLURALS = (("ches", "ch"), ("shes", "sh"), ("ses", "s"), ("xes", "x"), ("ies", "y"), ("men", "man"), ("s", ""))
 
 
-def replace_nouns(text: str, substitutes: Mapping[str, str]) -> str:
-    """Return the text with each noun of `substitutes` (in lower case, singular) replaced; longer nouns first."""
-    return _RUN.sub(lambda run: " ".join(_replace_in_run(run[0].split(" "), substitutes)), text)
+def replace_nouns(text: str, substitutes: Mapping[str, str], kept: Collection[str] = ()) -> str:
+    """Return the text with each noun of `substitutes` (in lower case, singular) replaced; longer nouns first.
+
+    A capital inside a run of words begins a name: "the singer Tom". `kept`: words in lower case that stay as they are.
+    """
+    return _RUN.sub(lambda run: " ".join(_replace_in_run(run[0].split(" "), substitutes, kept)), text)
 
 
-def _replace_in_run(words: Sequence[str], substitutes: Mapping[str, str]) -> Iterator[str]:
+def _replace_in_run(words: Sequence[str], substitutes: Mapping[str, str], kept: Collection[str]) -> Iterator[str]:
     start = 0
     while start < len(words):
-        length, word = _find_substitute(words[start : start + MAX_WORDS], substitutes)
+        length, word = 1, words[start]
+        if not (start and word.istitle()) and word.lower() not in kept:
+            length, word = _find_substitute(words[start : start + MAX_WORDS], substitutes)
         yield word
         start += length
 
@@ -33,13 +39,13 @@ def _find_substitute(words: Sequence[str], substitutes: Mapping[str, str]) -> tu
     """Return how many of the first words are one noun, and its substitute; without one, the first word itself."""
     for length in range(len(words), 0, -1):
         noun = " ".join(words[:length]).lower()
-        for form in _list_forms(noun):
+        for form in list_forms(noun):
             if form in substitutes:
                 return length, substitutes[form]
     return 1, words[0]
 
 
-def _list_forms(noun: str) -> Iterator[str]:
+def list_forms(noun: str) -> Iterator[str]:
     """Yield a noun as it is written, then what may be its singular."""
     yield noun
     for ending, singular_ending in _PLURALS:

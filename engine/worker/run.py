@@ -73,8 +73,9 @@ class JobRun:
     amendment_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     amendment_log_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     newest_changes: AmendJob | None = None  # the newest message about changes, until it is read
-    _image_rows: tuple[Recipe, list[tuple[int, int]]] | None = (
-        None  # of this recipe: steps, and an image's rows from then
+    # An image's rows of this recipe, from each of these steps on.
+    _image_rows: tuple[Recipe, list[tuple[int, int]]] | None = field(
+        default=None, init=False, repr=False, compare=False
     )
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
-from engine.models.families.embedded import EMBEDDED_MODEL, WEIGHTS_FOLDER
+from engine.models.families.embedded import EMBEDDED_MODEL, WEIGHTS_FOLDER, find_minilm_folder
 from training.commands.options import default_cache_folder
 from training.commands.progress import show_progress
 from training.diffusion.latent_cache import (
@@ -29,6 +29,7 @@ from training.pictures.variants import FIRST_VALIDATION_NUMBER, number_variants
 from training.pictures.wordnet import WordNet, read_wordnet
 
 VALIDATION_PICTURES = 1024
+EVERYDAY_TOKENS = 12_000  # of the text encoder's vocabulary, which begins with the most frequent words
 
 Encoders = tuple[AutoencoderKL, CaptionEncoder]
 
@@ -68,7 +69,13 @@ def load_substitutes(cache: Path | None) -> dict[str, str]:
     drawn_labels = {drawing.description.label for drawing in load_drawings(cache, side=1)}
     descriptions, wordnet = _fetch_words(cache)
     drawn = {code: pair for code, pair in descriptions.items() if pair[0].label in drawn_labels}
-    return artwork.find_substitutes(drawn, wordnet)
+    return artwork.find_substitutes(drawn, wordnet, _list_everyday_words())
+
+
+def _list_everyday_words() -> list[str]:
+    """List the words that the text encoder has as one token, the most frequent of them."""
+    tokens = (find_minilm_folder() / "vocab.txt").read_text("utf-8").splitlines()
+    return [token for token in tokens[:EVERYDAY_TOKENS] if token.isalpha()]
 
 
 def _fetch_words(cache: Path | None) -> tuple[dict[str, tuple[Description, int]], WordNet]:

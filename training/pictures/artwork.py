@@ -14,12 +14,13 @@ import re
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
 
+from engine.prompt.substitutes import list_forms
 from training.pictures.captions import Description, clean_description, has_held_out_word, list_usual_words
 from training.pictures.chosen_substitutes import CHOSEN_SUBSTITUTES
 from training.pictures.related_words import find_meant_labels, find_related_words, group_by_label, may_be_substituted
@@ -228,10 +229,13 @@ def find_held_out_lemmas(
     }
 
 
-def find_substitutes(descriptions: dict[str, tuple[Description, int]], wordnet: WordNet) -> dict[str, str]:
+def find_substitutes(
+    descriptions: dict[str, tuple[Description, int]], wordnet: WordNet, everyday_words: Iterable[str]
+) -> dict[str, str]:
     """Map each noun that is in no label and no tag to the label of the nearest drawing, which a network knows well.
 
     These are also the related words that captions have, of which a network sees each too seldom, and the held-out ones.
+    `everyday_words` have only the substitutes that were chosen for them, and no form of a known name has one.
     """
     names = {name for description, _ in descriptions.values() for name in (description.label, *description.tags)}
     stems = {stem for name in names for stem in _list_phrases(name)}
@@ -242,12 +246,19 @@ def find_substitutes(descriptions: dict[str, tuple[Description, int]], wordnet: 
         for word, name in find_related_words(descriptions.values(), wordnet).items()
         if may_be_substituted(word, groups[name.label], wordnet)
     }
-    substitutes = nearest | CHOSEN_SUBSTITUTES
+    everyday_nouns = {form for word in everyday_words for form in list_forms(word)}
+    substitutes = {word: label for word, label in nearest.items() if word not in everyday_nouns} | CHOSEN_SUBSTITUTES
+    known = {form for name in names for plural in _list_plurals(name) for form in list_forms(plural)}
     return {
         word: _prefer_face(substitutes[word], groups)
         for word in sorted(substitutes)
-        if _list_phrases(word)[-1] not in stems and usual_words.isdisjoint(word.split())
+        if _list_phrases(word)[-1] not in stems and word not in known and usual_words.isdisjoint(word.split())
     }
+
+
+def _list_plurals(name: str) -> tuple[str, ...]:
+    """Return what a prompt may write for several of a thing; not each is a word."""
+    return f"{name}s", f"{name}es", f"{name.removesuffix('y')}ies", f"{name.removesuffix('an')}en"
 
 
 def _prefer_face(label: str, groups: Mapping[str, int]) -> str:

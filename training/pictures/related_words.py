@@ -66,7 +66,7 @@ VAGUE_WORDS = frozenset(
     }
 )
 # Labels whose word means another thing in WordNet: "construction" is any building there, "hundred points" sharp ends.
-OTHER_MEANINGS = frozenset(
+MISLEADING_LABELS = frozenset(
     {
         "black nib", "broken heart", "building construction", "carousel horse", "construction", "cricket game",
         "curling stone", "dotted line face", "e-mail", "flower playing cards", "heart decoration", "high voltage",
@@ -75,13 +75,8 @@ OTHER_MEANINGS = frozenset(
         "speaker medium volume", "spiral shell", "vertical traffic light", "watch", "wind face", "wood", "yarn",
     }
 )  # fmt: skip
-# Nouns that prompts hold as other words, or to say how a thing is drawn; and some that no drawing should stand for.
-OTHER_WORDS = frozenset(
-    {
-        "abortionist", "abortus", "being", "can", "character", "collection", "cosmos", "cyberpunk", "down", "like",
-        "lineup", "many", "may", "might", "mine", "must", "one", "ones", "out", "vintage", "will",
-    }
-)  # fmt: skip
+# Looks, materials and the like, which prompts name beside a thing.
+NEVER_SUBSTITUTED = frozenset({"cyberpunk", "lineup", "masterpiece", "vintage", "watercolor", "watercolour"})
 # Topics whose words have a drawing that may stand for them. Parts of the body and acts would give offence.
 SUBSTITUTED_TOPICS = frozenset(
     {
@@ -90,6 +85,12 @@ SUBSTITUTED_TOPICS = frozenset(
     }
 )  # fmt: skip
 _OFFENSIVE = re.compile(r"offensive|slur|disparag|derogat|obscene|vulgar|insult")  # in a meaning's explanation
+# Words that no cheerful drawing should stand for.
+_DELICATE = re.compile(
+    r"\b(?:abort|bastard|bawdy|birth control|bordello|brassiere|brothel|burka|burqa|condom|contracept|crucifix|deity|"
+    r"drug|embryo|embryonic|f[o]?etus|god|goddess|gypsy|harem|intrauterine|jewfish|marijuana|negro|noose|nude|opium|"
+    r"prostitut|rape|sex|sexpot|slave|squaw|stripper|suicide|tampon|tortur|whore|yarmulke)"
+)
 ALWAYS_NOUNS = frozenset({"animal", "plant"})  # topics whose words are seldom modifiers: "a dalmatian"
 _PREPOSITION = re.compile(r" (?:at|from|in|on|over|with|without) .*")  # "umbrella on ground" is an umbrella
 WORD = re.compile(r"[a-z]{2,}( [a-z]{2,}){0,2}")
@@ -167,8 +168,9 @@ def may_be_substituted(word: str, label_group: int, wordnet: WordNet) -> bool:
     is_modifier = word in wordnet.modifiers and topic not in ALWAYS_NOUNS
     is_fair = topic != "person" or label_group == PEOPLE
     is_offensive = any(_OFFENSIVE.search(sense.gloss) for sense in senses)
-    is_noun = len(word) > 2 and word not in OTHER_WORDS and not is_modifier
-    return is_noun and topic in SUBSTITUTED_TOPICS and is_fair and not is_offensive
+    is_noun = len(word) > 2 and word not in NEVER_SUBSTITUTED and not is_modifier
+    is_delicate = is_offensive or _DELICATE.search(word) is not None
+    return is_noun and topic in SUBSTITUTED_TOPICS and is_fair and not is_delicate
 
 
 def is_held_out(word: str, wordnet: WordNet) -> bool:
@@ -205,7 +207,7 @@ def _list_names(description: Description, group: int) -> Iterator[tuple[str, flo
 def _list_label_synsets(described: Iterable[tuple[Description, int]], wordnet: WordNet) -> Iterator[tuple[str, Name]]:
     """Yield the id of each label's meaning, with the drawing; labels without a meaning are left out."""
     for place, (description, group) in enumerate(described):
-        if description.label in OTHER_MEANINGS:
+        if description.label in MISLEADING_LABELS:
             continue
         clues = {word for tag in (description.label, *description.tags) for word in tag.split()}
         for word, distance in _list_names(description, group):

@@ -115,7 +115,7 @@ class SteeringService:
             raise UserError(reason, 403)
         lock = self._locks.setdefault(job, asyncio.Lock())
         async with lock:
-            return await self._ask(record, request, member, member_key(key, member))
+            return await self._ask(record, request, member, member_key(key, member), is_joined=is_joined)
 
     async def list_amendments(self, job: str, member: Member) -> list[AmendmentView]:
         """Return every change that was asked for of a job, in order. Raises `UserError`."""
@@ -130,13 +130,14 @@ class SteeringService:
         return self._make_outlook(record, known, member)
 
     def _make_outlook(
-        self, record: JobRecord, known: Sequence[AmendmentRecord], member: Member
+        self, record: JobRecord, known: Sequence[AmendmentRecord], member: Member, *, is_joined: bool = False
     ) -> SteeringOutlook | None:
         """Return what the member may change now of a job with these changes; None for an upscale."""
         if not isinstance(record.task, Recipe):
             return None
         step = self._find_step(record)
-        obstacle = forbidden_reason("steer", member, make_job_ref(record)) or self._find_obstacle(record, step)
+        forbidden = forbidden_reason("steer", member, make_job_ref(record, is_joined=is_joined))
+        obstacle = forbidden or self._find_obstacle(record, step)
         try:
             recipe = presume_recipe(record.task, known, step)
         except UserError as error:  # too many were asked for
@@ -155,12 +156,13 @@ class SteeringService:
             return error.sentence
 
     async def _ask(
-        self, record: JobRecord, request: SteeringRequest, member: Member, key: str | None
+        self, record: JobRecord, request: SteeringRequest, member: Member, key: str | None, *, is_joined: bool
     ) -> SteeringAnswer:
         job = record.id
         known = await self._store.query(list_amendments, job)
         if key is not None and (earlier := [each for each in known if each.key == key]):
-            return self._make_answer(AskedAmendments(record, known, earlier), member)
+            views = [each.to_view(record.steps) for each in earlier]
+            return SteeringAnswer(views, await self.load_outlook(job, member))
         speaker = _place_member(member, record)
         author = speaker if member.id == record.member else record.author
         situation = self._read_situation(record)
@@ -176,7 +178,7 @@ class SteeringService:
         if asked is None:
             raise UserError("There is no such job.", 404)
         self._announce(asked)
-        return self._make_answer(asked, member)
+        return self._make_answer(asked, member, is_joined=is_joined)
 
     def _announce(self, asked: AskedAmendments) -> None:
         """Tell the sender and all listeners what waits now."""
@@ -184,15 +186,15 @@ class SteeringService:
         self._active_jobs.follow_record(record)
         self._wake_sender(record.id)
         if isinstance(record.task, Recipe):
-            for each in asked.asked:
+            for each in asked.requested:
                 self._feed.publish(JobSteered(record.id, each.to_view(record.steps), record.task))
 
-    def _make_answer(self, asked: AskedAmendments, member: Member) -> SteeringAnswer:
+    def _make_answer(self, asked: AskedAmendments, member: Member, *, is_joined: bool) -> SteeringAnswer:
         """Return a request's changes, and what the member may change now. Nobody reads the store again for that."""
         record = asked.job_record
-        all_known = [*asked.known, *(each for each in asked.asked if each not in asked.known)]
-        views = [each.to_view(record.steps) for each in asked.asked]
-        return SteeringAnswer(views, self._make_outlook(record, all_known, member))
+        known = [*asked.known, *(each for each in asked.requested if each not in asked.known)]
+        views = [each.to_view(record.steps) for each in asked.requested]
+        return SteeringAnswer(views, self._make_outlook(record, known, member, is_joined=is_joined))
 
     def _read_situation(self, record: JobRecord) -> _Situation:
         """Read what memory knows, before the store's thread decides."""

@@ -65,11 +65,11 @@ _SELECT_ONE = select(amendments).where(amendments.c.job == bindparam("job"), ame
 
 @dataclass(frozen=True)
 class AskedAmendments:
-    """A job's row, all of its changes before, and those that one request asked for."""
+    """A job's row, all of its changes before a request, and those that the request asked for."""
 
     job_record: JobRecord
     known: Sequence[AmendmentRecord]
-    asked: Sequence[AmendmentRecord]
+    requested: Sequence[AmendmentRecord]
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,7 @@ class _TextChanges:
         last = self._last  # one read: another thread may run the same copy
         if last is not None and last[0] is old and last[1] is new:
             return last[2]
-        if old.shape != new.shape:
+        if old.shape != new.shape or new.dim() < 2:
             rows = list(range(len(new)))
         else:
             rows = cast("list[int]", (old != new).flatten(1).any(dim=1).nonzero().flatten().tolist())
@@ -152,7 +152,7 @@ class _CachedModule(nn.Module):
         super().__init__()
         self._module, self._changes = module, changes
         self._cached: tuple[torch.Tensor, Any] | None = None
-        self._is_row_wise: bool | None = None  # None: not known yet
+        self._has_independent_rows: bool | None = None  # None: not known yet
 
     def forward(self, text: torch.Tensor) -> Any:
         cached = self._cached  # one read: another thread may run the same copy
@@ -164,21 +164,30 @@ class _CachedModule(nn.Module):
 
     def _read_changed_rows(self, old_text: torch.Tensor, old_output: Any, text: torch.Tensor) -> Any:
         rows = self._changes.list_changed_rows(old_text, text)
-        if len(rows) > len(text) // 2 or not self._check_row_wise(text):
+        if not rows:
+            return old_output
+        if len(rows) > len(text) // 2 or not self._check_rows(text):
             return self._module(text)
         output = old_output.clone()
         for row in rows:
             output[row] = self._module(text[row : row + 1])[0]
         return output
 
-    def _check_row_wise(self, text: torch.Tensor) -> bool:
-        """Return whether a row alone gives the same bits, by the first and the last row of the first such text."""
-        if self._is_row_wise is None:
-            whole = self._module(text)
-            self._is_row_wise = isinstance(whole, torch.Tensor) and all(
-                torch.equal(self._module(text[row : row + 1])[0], whole[row]) for row in (0, len(text) - 1)
-            )
-        return self._is_row_wise
+    def _check_rows(self, text: torch.Tensor) -> bool:
+        """Return whether each row alone gives the bits that it has in the batch, as it was with the first such text."""
+        if self._has_independent_rows is None:
+            try:
+                self._has_independent_rows = self._compare_rows(text)
+            except RuntimeError as error:  # an operator that refuses this shape
+                log.info("the rows of a text are not read alone: %s", error)
+                self._has_independent_rows = False
+        return self._has_independent_rows
+
+    def _compare_rows(self, text: torch.Tensor) -> bool:
+        whole = self._module(text)
+        return isinstance(whole, torch.Tensor) and all(
+            torch.equal(self._module(text[row : row + 1])[0], whole[row]) for row in range(len(text))
+        )
 
 
 class _PackedLinear(nn.Module):

@@ -276,7 +276,9 @@ async def test_only_the_author_and_those_of_a_party_steer(open_steered: Any, ann
         await steered.amend(BOB, say="blue")
     assert refusal.value.status == 403
     request = SteeringRequest(say="terrier", say_weight=1.0)
-    (view,) = (await steered.app.services.steering.amend(steered.job.id, request, BOB, is_joined=True)).amendments
+    answer = await steered.app.services.steering.amend(steered.job.id, request, BOB, is_joined=True)
+    assert not answer.outlook.obstacle
+    (view,) = answer.amendments
     assert (view.member_id, view.text) == (BOB.id, "fox 0.5, terrier 0.5")
     with pytest.raises(UserError, match="Nothing in this changes the picture"):
         await steered.amend(ann)

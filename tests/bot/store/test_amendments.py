@@ -25,7 +25,7 @@ async def ask(store: Store, job: str, *changes: Change, key: str | None = None) 
     new = [NewAmendment(change, "a change", 1.0) for change in changes]
     asked = await store.write(ask_for_amendments, job, ANN, ANN, key, lambda *_: new, 5.0)
     assert asked is not None
-    return [each.number for each in asked.asked]
+    return [each.number for each in asked.requested]
 
 
 async def answer(store: Store, job: str, number: int, step: int | None, epoch: int = 3) -> bool:

@@ -30,11 +30,19 @@ NOUNS = {
         ("<mitten> and mitten-like", "<mitten> and mitten-like"),
         ("mittened, unmitten, mitten2", "mittened, unmitten, mitten2"),
         ("the church mouse", "the mouse"),
+        ("the capybara's hat", "the mouse face's hat"),
+        ("mitten't, mitten’ll, o'mitten", "mitten't, mitten’ll, o'mitten"),
+        ("a singer called Mitten", "a singer called Mitten"),
+        ("Mitten", "gloves"),
         ("", ""),
     ],
 )
 def test_a_noun_is_replaced_where_it_stands_alone(text: str, expected: str) -> None:
     assert replace_nouns(text, NOUNS) == expected
+
+
+def test_words_that_are_kept_stay() -> None:
+    assert replace_nouns("a Capybara, mittens", NOUNS, {"capybara"}) == "a Capybara, gloves"
 
 
 @given(st.text(alphabet="abc xyz,.()[]<>:-1'é\n", max_size=80))

@@ -19,10 +19,13 @@ from engine.contract import (
     InitImage,
     Job,
     Recipe,
+    SetConcepts,
     SetGuidance,
     Snapshot,
     Task,
     UpscaleTask,
+    count_image_rows,
+    recipe_at_step,
 )
 from engine.worker.run import JobRun
 
@@ -138,3 +141,18 @@ def test_a_run_has_the_rows_of_its_recipe() -> None:
 def test_a_run_ends_once() -> None:
     run = build_run()
     assert [run.try_end() for _ in range(3)] == [True, False, False]
+
+
+def test_the_rows_of_an_amended_recipe_are_those_of_its_state_at_every_step() -> None:
+    """Also while a fade has old and new words, and once an image was dropped."""
+    fade = SetConcepts((Concept("a dog"), Concept("a hat"), Concept("snow")), False, 5)
+    run = build_run(count=3)
+    amendments = (Amendment(1, 10, fade), Amendment(2, 20, SetGuidance(1.0)), Amendment(3, 30, DropImages((1,))))
+    assert isinstance(run.job.task, Recipe)
+    run.follow_amendments(msgspec.structs.replace(run.job.task, amendments=amendments))
+    recipe, seen = run.job.task, set[int]()
+    for step in range(100):
+        run.steps_done = dict.fromkeys(run.steps_done, step)
+        assert run.rows == len(run.steps_done) * count_image_rows(recipe_at_step(recipe, step))
+        seen.add(run.rows)
+    assert len(seen) > 2
