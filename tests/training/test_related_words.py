@@ -16,7 +16,7 @@ from engine.models.families.embedded import SUBSTITUTES_FILE, WEIGHTS_FOLDER, Su
 from engine.models.judge import read_labels
 from engine.prompt.substitutes import replace_nouns
 from training.pictures import related_words
-from training.pictures.artwork import add_related_words, find_held_out_lemmas, find_substitutes
+from training.pictures.artwork import add_related_words, find_held_out_lemmas
 from training.pictures.captions import Appearance, clean_description, list_usual_words, make_caption
 from training.pictures.chosen_substitutes import CHOSEN_SUBSTITUTES
 from training.pictures.related_words import (
@@ -25,8 +25,8 @@ from training.pictures.related_words import (
     find_related_words,
     group_by_label,
     is_held_out,
-    may_be_substituted,
 )
+from training.pictures.substitutes import find_substitutes, may_be_substituted
 from training.pictures.wordnet import WordNet, read_wordnet
 
 ANIMAL, FOOD, PERSON, ARTIFACT = 5, 13, 18, 6

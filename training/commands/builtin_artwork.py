@@ -25,6 +25,7 @@ from training.diffusion.models import refuse_incomplete
 from training.pictures import artwork, packed_artwork
 from training.pictures.artwork import Artwork
 from training.pictures.captions import Description
+from training.pictures.substitutes import find_substitutes
 from training.pictures.variants import FIRST_VALIDATION_NUMBER, number_variants
 from training.pictures.wordnet import WordNet, read_wordnet
 
@@ -69,7 +70,7 @@ def load_substitutes(cache: Path | None) -> dict[str, str]:
     drawn_labels = {drawing.description.label for drawing in load_drawings(cache, side=1)}
     descriptions, wordnet = _fetch_words(cache)
     drawn = {code: pair for code, pair in descriptions.items() if pair[0].label in drawn_labels}
-    return artwork.find_substitutes(drawn, wordnet, _list_everyday_words())
+    return find_substitutes(drawn, wordnet, _list_everyday_words())
 
 
 def _list_everyday_words() -> list[str]:

@@ -61,14 +61,10 @@ def evaluate(
     from training.evaluation.checks import run_checks as rows_of
     from training.evaluation.context import QUICK_SIZES, SampleSizes
     from training.evaluation.context_loader import open_context
-    from training.evaluation.prompt_sheet import check_file_name
 
-    if prompts and not sheet:
-        raise ValueError("--prompts says what --sheet draws: name a file with --sheet, too.")
+    _check_sheet(sheet, prompts)
     if threads:
         torch.set_num_threads(threads)
-    if sheet:
-        check_file_name(sheet)
     weights_folder, judge_folder = builtin_artwork.find_weights(source), judge or WEIGHTS_FOLDER / "judge"
     if sheet:
         return _draw_sheet(weights_folder, choose_prompts(prompts or "mixed", judge_folder, cache, seed), sheet, seed)
@@ -84,6 +80,16 @@ def evaluate(
         )
         rows = rows_of(context, only or [], print_status)
     typer.echo(format_json(rows) if json else format_table(rows))
+
+
+def _check_sheet(sheet: Path | None, prompts: str | None) -> None:
+    """Raise ValueError for prompts without a sheet, or for a sheet in another format, before anything is drawn."""
+    from training.evaluation.prompt_sheet import check_file_name
+
+    if prompts and not sheet:
+        raise ValueError("--prompts says what --sheet draws: name a file with --sheet, too.")
+    if sheet:
+        check_file_name(sheet)
 
 
 def choose_prompts(kind: str, judge_folder: Path, cache: Path | None, seed: int) -> list[str]:

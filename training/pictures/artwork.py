@@ -10,20 +10,17 @@ import base64
 import hashlib
 import io
 import json
-import re
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
 
-from engine.prompt.substitutes import list_forms
-from training.pictures.captions import Description, clean_description, has_held_out_word, list_usual_words
-from training.pictures.chosen_substitutes import CHOSEN_SUBSTITUTES
-from training.pictures.related_words import find_meant_labels, find_related_words, group_by_label, may_be_substituted
+from training.pictures.captions import Description, clean_description, has_held_out_word
+from training.pictures.related_words import find_meant_labels, find_related_words, group_by_label, list_phrases
 from training.pictures.related_words import is_held_out as is_word_held_out
 from training.pictures.wordnet import WordNet, read_wordnet
 
@@ -101,7 +98,6 @@ LICENCE_ADDRESSES = {
     "MIT": "https://opensource.org/license/mit",
     "WordNet": "https://wordnet.princeton.edu/license-and-commercial-use",
 }
-ANIMALS = 3  # emojibase's group of animals and nature
 EXCLUDED_GROUPS = frozenset({None, 2, 9})  # regional letters, skin tones, flags
 
 
@@ -221,60 +217,12 @@ def find_held_out_lemmas(
         for description, _ in add_related_words(descriptions, wordnet).values()
         for name in (description.label, *description.tags, *description.related_words)
     }
-    stems = {stem for name in caption_names for stem in _list_phrases(name)}
+    stems = {stem for name in caption_names for stem in list_phrases(name)}
     return {
         lemma: labels
         for lemma, labels in find_meant_labels(descriptions.values(), wordnet).items()
-        if _list_phrases(lemma)[-1] not in stems
+        if list_phrases(lemma)[-1] not in stems
     }
-
-
-def find_substitutes(
-    descriptions: dict[str, tuple[Description, int]], wordnet: WordNet, everyday_words: Iterable[str]
-) -> dict[str, str]:
-    """Map each noun that is in no label and no tag to the label of the nearest drawing, which a network knows well.
-
-    These are also the related words that captions have, of which a network sees each too seldom, and the held-out ones.
-    `everyday_words` have only the substitutes that were chosen for them, and no form of a known name has one.
-    """
-    names = {name for description, _ in descriptions.values() for name in (description.label, *description.tags)}
-    stems = {stem for name in names for stem in _list_phrases(name)}
-    usual_words = {word for name in list_usual_words() for word in name.split()}
-    groups = {description.label: group for description, group in descriptions.values()}
-    nearest = {
-        word: name.label
-        for word, name in find_related_words(descriptions.values(), wordnet).items()
-        if may_be_substituted(word, groups[name.label], wordnet)
-    }
-    everyday_nouns = {form for word in everyday_words for form in list_forms(word)}
-    substitutes = {word: label for word, label in nearest.items() if word not in everyday_nouns} | CHOSEN_SUBSTITUTES
-    known = {form for name in names for plural in _list_plurals(name) for form in list_forms(plural)}
-    return {
-        word: _prefer_face(substitutes[word], groups)
-        for word in sorted(substitutes)
-        if _list_phrases(word)[-1] not in stems and word not in known and usual_words.isdisjoint(word.split())
-    }
-
-
-def _list_plurals(name: str) -> tuple[str, ...]:
-    """Return what a prompt may write for several of a thing; not each is a word."""
-    return f"{name}s", f"{name}es", f"{name.removesuffix('y')}ies", f"{name.removesuffix('an')}en"
-
-
-def _prefer_face(label: str, groups: Mapping[str, int]) -> str:
-    """Return an animal's face where there is a drawing of it: it is simpler than the whole animal, and drawn better."""
-    face = f"{label} face"
-    return face if groups.get(face) == ANIMALS else label
-
-
-def _list_phrases(name: str) -> list[str]:
-    """Return every run of words of a name, without the plural's s; the whole name comes last."""
-    words = [word.removesuffix("s") for word in re.findall("[a-z]+", name)]
-    return [
-        " ".join(words[start : start + length])
-        for length in range(1, len(words) + 1)
-        for start in range(len(words) - length + 1)
-    ]
 
 
 def _read_drawings(

@@ -75,23 +75,6 @@ MISLEADING_LABELS = frozenset(
         "speaker medium volume", "spiral shell", "vertical traffic light", "watch", "wind face", "wood", "yarn",
     }
 )  # fmt: skip
-# Looks, materials and the like, which prompts name beside a thing.
-NEVER_SUBSTITUTED = frozenset({"cyberpunk", "lineup", "masterpiece", "vintage", "watercolor", "watercolour"})
-# Topics whose words have a drawing that may stand for them. Parts of the body and acts would give offence.
-SUBSTITUTED_TOPICS = frozenset(
-    {
-        "animal", "artifact", "communication", "food", "location", "object", "person", "phenomenon", "plant",
-        "possession", "shape", "substance", "time",
-    }
-)  # fmt: skip
-_OFFENSIVE = re.compile(r"offensive|slur|disparag|derogat|obscene|vulgar|insult")  # in a meaning's explanation
-# Words that no cheerful drawing should stand for.
-_DELICATE = re.compile(
-    r"\b(?:abort|bastard|bawdy|birth control|bordello|brassiere|brothel|burka|burqa|condom|contracept|crucifix|deity|"
-    r"drug|embryo|embryonic|f[o]?etus|god|goddess|gypsy|harem|intrauterine|jewfish|marijuana|negro|noose|nude|opium|"
-    r"prostitut|rape|sex|sexpot|slave|squaw|stripper|suicide|tampon|tortur|whore|yarmulke)"
-)
-ALWAYS_NOUNS = frozenset({"animal", "plant"})  # topics whose words are seldom modifiers: "a dalmatian"
 _PREPOSITION = re.compile(r" (?:at|from|in|on|over|with|without) .*")  # "umbrella on ground" is an umbrella
 WORD = re.compile(r"[a-z]{2,}( [a-z]{2,}){0,2}")
 
@@ -156,21 +139,6 @@ def find_meant_labels(drawings: Iterable[tuple[Description, int]], wordnet: Word
             own_synset = synset_by_place[nearest[synset].place]
             meant_labels[word] = frozenset(labels_by_synset[own_synset] | kinds[synset])
     return meant_labels
-
-
-def may_be_substituted(word: str, label_group: int, wordnet: WordNet) -> bool:
-    """Tell whether a drawing of this group may stand for the word wherever a prompt has it.
-
-    It is a noun there, means a thing or a being, and nobody is insulted: only people stand for people.
-    """
-    senses = [wordnet.synsets[sense] for sense in wordnet.senses[word]]
-    topic = senses[0].topic
-    is_modifier = word in wordnet.modifiers and topic not in ALWAYS_NOUNS
-    is_fair = topic != "person" or label_group == PEOPLE
-    is_offensive = any(_OFFENSIVE.search(sense.gloss) for sense in senses)
-    is_noun = len(word) > 2 and word not in NEVER_SUBSTITUTED and not is_modifier
-    is_delicate = is_offensive or _DELICATE.search(word) is not None
-    return is_noun and topic in SUBSTITUTED_TOPICS and is_fair and not is_delicate
 
 
 def is_held_out(word: str, wordnet: WordNet) -> bool:
@@ -283,3 +251,13 @@ def _find_nearest(word: str, nearest: Mapping[str, Name], wordnet: WordNet) -> N
         if (name := nearest.get(synset)) and name.distance + SECOND_SENSE * rank <= MAX_DISTANCE:
             return name.move(SECOND_SENSE * rank)
     return None
+
+
+def list_phrases(name: str) -> list[str]:
+    """Return every run of words of a name, without the plural's s; the whole name comes last."""
+    words = [word.removesuffix("s") for word in re.findall("[a-z]+", name)]
+    return [
+        " ".join(words[start : start + length])
+        for length in range(1, len(words) + 1)
+        for start in range(len(words) - length + 1)
+    ]
