@@ -13,12 +13,14 @@ from bot.discord.cards import job_cards, party_card, pictures
 from bot.discord.delivery.discord_api import MessageClient
 from bot.discord.delivery.errors import DestinationGone, FileTooLarge, RetryLater
 from bot.discord.delivery.tracked_messages import author_of
+from bot.domain.errors import UserError
 from bot.domain.events import JobProgress, ModelLoading, QueueMoved
 
 if TYPE_CHECKING:
     from bot.discord.cards.job_cards import Card
     from bot.discord.cards.pictures import PictureFile
     from bot.discord.delivery.tracked_messages import TrackedMessage
+    from bot.domain.dto import JobView
     from bot.services import Services
 
 log = logging.getLogger(__name__)
@@ -95,6 +97,13 @@ class ProgressUpdater:
         await self._deliveries.mark_lost(job, sentence)
         message.response_lost = True
 
+    async def _is_steerable(self, view: JobView) -> bool:
+        try:
+            outlook = await self._services.steering.load_outlook(view.id, author_of(view))
+        except UserError:  # its author had everything deleted in the meantime
+            return False
+        return outlook is not None and not outlook.obstacle
+
     async def _render(
         self, event: QueueMoved | ModelLoading | JobProgress, message: TrackedMessage
     ) -> tuple[Card, PictureFile | None]:
@@ -105,8 +114,7 @@ class ProgressUpdater:
         if isinstance(event, ModelLoading):
             return job_cards.render_loading(message.view, event.model, event.loaded_share, event.model_bytes), None
         if message.is_steerable is None:
-            outlook = await self._services.steering.load_outlook(event.job, author_of(message.view))
-            message.is_steerable = outlook is not None and not outlook.obstacle
+            message.is_steerable = await self._is_steerable(message.view)
         card = job_cards.render_progress(
             message.view, event.step, event.total_steps, event.seconds_left, now,
             amendments=list(message.amendments.values()), is_steerable=message.is_steerable,
