@@ -7,8 +7,10 @@ False.
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -165,8 +167,8 @@ class JobRun:
         if self._image_rows is None or self._image_rows[0] is not recipe:
             segments = iterate_segments(recipe)
             self._image_rows = recipe, [(each.first_step, count_image_rows(each.recipe)) for each in segments]
-        begun = [rows for first_step, rows in self._image_rows[1] if first_step <= step]
-        return begun[-1] if begun else count_image_rows(recipe)
+        rows_from_steps = self._image_rows[1]
+        return rows_from_steps[max(0, bisect_right(rows_from_steps, step, key=itemgetter(0)) - 1)][1]
 
     def apply_control(self, engine: JobEngine) -> None:
         """Set pause, weight and pace in the engine, between two steps, also for a job that it has yet to admit."""

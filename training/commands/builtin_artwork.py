@@ -13,6 +13,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from engine.models.families.embedded import EMBEDDED_MODEL, WEIGHTS_FOLDER, find_minilm_folder
+from engine.models.judge import read_labels
 from training.commands.options import default_cache_folder
 from training.commands.progress import show_progress
 from training.diffusion.latent_cache import (
@@ -67,7 +68,7 @@ def load_substitutes(cache: Path | None) -> dict[str, str]:
     """Load the nouns that no label has, each with the label of the nearest drawing. Raises ValueError."""
     if cache is not None and _is_packed(cache):
         raise ValueError(f"{cache} holds no WordNet: --cache takes a folder here.")
-    drawn_labels = {drawing.description.label for drawing in load_drawings(cache, side=1)}
+    drawn_labels = set(read_labels(WEIGHTS_FOLDER / "judge"))
     descriptions, wordnet = _fetch_words(cache)
     drawn = {code: pair for code, pair in descriptions.items() if pair[0].label in drawn_labels}
     return find_substitutes(drawn, wordnet, _list_everyday_words())

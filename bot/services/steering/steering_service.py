@@ -39,7 +39,7 @@ from bot.store import JobRecord, Store
 from bot.store.fairness.ledger import Ledger
 from bot.store.jobs.amendments import AmendmentRecord, NewAmendment, list_amendments
 from bot.store.jobs.records import RELAXED_TIER
-from bot.store.transitions.amendments import MAX_REQUESTS, AskedAmendments, ask_for_amendments
+from bot.store.transitions.amendments import MAX_REQUESTS, ask_for_amendments
 from engine.contract import (
     MAX_AMENDMENTS,
     MAX_COUNT,
@@ -177,24 +177,17 @@ class SteeringService:
         asked = await self._store.write(ask_for_amendments, job, speaker, author, key, decide, self._clock())
         if asked is None:
             raise UserError("There is no such job.", 404)
-        self._announce(asked)
-        return self._make_answer(asked, member, is_joined=is_joined)
+        views = [each.to_view(asked.job_record.steps) for each in asked.requested]
+        self._announce(asked.job_record, views)
+        return SteeringAnswer(views, self._make_outlook(asked.job_record, asked.known, member, is_joined=is_joined))
 
-    def _announce(self, asked: AskedAmendments) -> None:
+    def _announce(self, record: JobRecord, views: Sequence[AmendmentView]) -> None:
         """Tell the sender and all listeners what waits now."""
-        record = asked.job_record
         self._active_jobs.follow_record(record)
         self._wake_sender(record.id)
         if isinstance(record.task, Recipe):
-            for each in asked.requested:
-                self._feed.publish(JobSteered(record.id, each.to_view(record.steps), record.task))
-
-    def _make_answer(self, asked: AskedAmendments, member: Member, *, is_joined: bool) -> SteeringAnswer:
-        """Return a request's changes, and what the member may change now. Nobody reads the store again for that."""
-        record = asked.job_record
-        known = [*asked.known, *(each for each in asked.requested if each not in asked.known)]
-        views = [each.to_view(record.steps) for each in asked.requested]
-        return SteeringAnswer(views, self._make_outlook(record, known, member, is_joined=is_joined))
+            for view in views:
+                self._feed.publish(JobSteered(record.id, view, record.task))
 
     def _read_situation(self, record: JobRecord) -> _Situation:
         """Read what memory knows, before the store's thread decides."""

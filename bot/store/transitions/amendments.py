@@ -65,7 +65,7 @@ _SELECT_ONE = select(amendments).where(amendments.c.job == bindparam("job"), ame
 
 @dataclass(frozen=True)
 class AskedAmendments:
-    """A job's row, all of its changes before a request, and those that the request asked for."""
+    """A job's row, all of its changes, and those among them that one request asked for."""
 
     job_record: JobRecord
     known: Sequence[AmendmentRecord]
@@ -107,7 +107,8 @@ def ask_for_amendments(
     for each in new_records:
         connection.execute(_INSERT, {**vars(each), "change": encode_change(each.change)})
     added_cost = sum(each.cost for each in new_records)
-    return AskedAmendments(_update_job(connection, job_record, job_record.cost + added_cost), known, new_records)
+    job_record = _update_job(connection, job_record, job_record.cost + added_cost)
+    return AskedAmendments(job_record, [*known, *new_records], new_records)
 
 
 def answer_amendment(

