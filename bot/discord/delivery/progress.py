@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from bot.discord.cards.job_cards import Card
     from bot.discord.cards.pictures import PictureFile
     from bot.discord.delivery.tracked_messages import TrackedMessage
-    from bot.domain.dto import JobView
     from bot.services import Services
 
 log = logging.getLogger(__name__)
@@ -49,11 +48,15 @@ class ProgressUpdater:
     async def show(
         self, event: QueueMoved | ModelLoading | JobProgress, message: TrackedMessage, on_rendered: Callable[[], None]
     ) -> None:
-        """Show the newest state; `on_rendered` is called before it is sent.
+        """Show the newest state; `on_rendered` is called before it is sent. Of a deleted job nothing is shown.
 
         Raises the errors of `bot.discord.delivery.errors` except `DestinationGone`: then the response is lost.
         """
-        card, picture = await self._render(event, message)
+        try:
+            card, picture = await self._render(event, message)
+        except UserError as error:  # its author had everything deleted in the meantime
+            log.debug("job %s: nothing to show: %s", event.job, error.sentence)
+            return
         on_rendered()
         try:
             await self._message_client.edit(
@@ -97,13 +100,6 @@ class ProgressUpdater:
         await self._deliveries.mark_lost(job, sentence)
         message.response_lost = True
 
-    async def _is_steerable(self, view: JobView) -> bool:
-        try:
-            outlook = await self._services.steering.load_outlook(view.id, author_of(view))
-        except UserError:  # its author had everything deleted in the meantime
-            return False
-        return outlook is not None and not outlook.obstacle
-
     async def _render(
         self, event: QueueMoved | ModelLoading | JobProgress, message: TrackedMessage
     ) -> tuple[Card, PictureFile | None]:
@@ -114,7 +110,8 @@ class ProgressUpdater:
         if isinstance(event, ModelLoading):
             return job_cards.render_loading(message.view, event.model, event.loaded_share, event.model_bytes), None
         if message.is_steerable is None:
-            message.is_steerable = await self._is_steerable(message.view)
+            outlook = await self._services.steering.load_outlook(event.job, author_of(message.view))
+            message.is_steerable = outlook is not None and not outlook.obstacle
         card = job_cards.render_progress(
             message.view, event.step, event.total_steps, event.seconds_left, now,
             amendments=list(message.amendments.values()), is_steerable=message.is_steerable,
