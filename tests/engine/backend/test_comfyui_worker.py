@@ -277,7 +277,9 @@ async def test_a_draining_worker_hands_its_jobs_back_and_interrupts_the_server(r
     room.worker.drain()
     assert isinstance((await room.harness.collect_results())[-1], JobHandedBack)
     await wait_until(lambda: room.comfyui.interrupted)
-    assert await room.harness.bot.get_holder(JOB) is None
+    async with asyncio.timeout(30):  # the claim is released after the message: another worker may then take the job
+        while await room.harness.bot.get_holder(JOB) is not None:
+            await asyncio.sleep(0.02)
 
 
 @pytest.mark.slow
