@@ -118,6 +118,20 @@ def test_fresh_keeps_the_old_run_until_all_options_are_valid(tmp_path: Path, cap
     assert old.read_bytes() == b"precious"
 
 
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "is no text file"), (b"\xff", "is no text file"), (b"\n", "names no label")]
+)
+def test_a_list_of_labels_that_cannot_be_used_is_one_sentence(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], content: bytes | None, message: str
+) -> None:
+    focus = tmp_path / "focus.txt"
+    if content is not None:
+        focus.write_bytes(content)
+    options = ["--steps", "1", "--focus", str(focus), "--out", str(tmp_path / "run")]
+    assert main(["diffusion", *options]) == 2
+    assert message in capfd.readouterr().err
+
+
 def test_export_refuses_a_folder_without_a_diffusion_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "run" / "checkpoint.safetensors"
     checkpoint.save(path, {"network:average.x": torch.zeros(1)}, {"steps": 1})

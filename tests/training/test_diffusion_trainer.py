@@ -9,6 +9,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from PIL import Image, ImageDraw
 from engine.models.families.embedded import WEIGHTS_FOLDER
 from training.__main__ import main
 from training.core import checkpoint
+from training.core.rng import weighted_indices
 from training.core.run import CHECKPOINT_FILE, Budget, TrainingRun, read_settings
 from training.diffusion.diffusion_trainer import (
     DiffusionEvaluator,
@@ -47,11 +49,14 @@ from training.pictures.captions import (
     make_caption,
 )
 from training.pictures.variants import (
+    DRAW_SHARE,
     FIRST_VALIDATION_NUMBER,
+    FOCUS_SHARE,
     find_dominant_hue,
     nearest_hue,
     number_variants,
     render_variant,
+    share_draws,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -88,6 +93,31 @@ def tiny_cache(count: int = 20) -> LatentCache:
     latents = rng.normal(size=(count, 4, 4, 4)).astype(np.float16)
     states = rng.normal(size=(count, 6, 64)).astype(np.float16)
     return LatentCache(latents, states, np.zeros((6, 64), np.float32), ("a ball",) * count)
+
+
+def test_rows_of_a_cache_are_drawn_by_their_shares() -> None:
+    shares = np.array([0.5, 0.3, 0.2, 0.0])
+    drawn = [weighted_indices(7, step, shares, 2) for step in range(300)]
+    assert all(len(set(rows)) == 2 for rows in drawn), "no row comes twice in a batch"
+    counts = np.bincount(np.concatenate(drawn), minlength=4)
+    assert counts[0] > counts[1] > counts[2] > counts[3] == 0
+    assert np.array_equal(weighted_indices(7, 3, shares, 2), drawn[3])
+    cache = replace(tiny_cache(), shares=np.eye(20)[:4].sum(axis=0) / 4)
+    alphas = DDIMScheduler(**SCHEDULE).alphas_cumprod
+    trainer = DiffusionTrainer(tiny_network(), cache, alphas, DiffusionSettings(batch=4))
+    assert sorted(trainer._choose_rows()) == [0, 1, 2, 3], "the others have no share"
+
+
+def test_focused_labels_get_their_share_of_the_draws_and_styles_theirs() -> None:
+    styles = ("3d render", "3d render", "soft shading", "flat design")
+    pictures = [replace(draw_artwork(label), style=style) for label, style in zip("abab", styles, strict=True)]
+    pairs = [(0, 0), (0, 1), (1, 0), (2, 0), (3, 0)]
+    shares = share_draws(pictures, pairs, {"a"})
+    rest = 1 - FOCUS_SHARE
+    assert shares == pytest.approx(
+        [FOCUS_SHARE / 2, FOCUS_SHARE / 2, *(rest * DRAW_SHARE[style] for style in styles[1:])]
+    )
+    assert share_draws(pictures, pairs[3:], {"a"}).sum() == pytest.approx(1.0), "a style may be absent"
 
 
 def embedded_cache() -> LatentCache:

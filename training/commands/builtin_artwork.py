@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Collection
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
@@ -27,7 +29,7 @@ from training.pictures import artwork, packed_artwork
 from training.pictures.artwork import Artwork
 from training.pictures.captions import Description
 from training.pictures.substitutes import find_substitutes
-from training.pictures.variants import FIRST_VALIDATION_NUMBER, number_variants
+from training.pictures.variants import FIRST_VALIDATION_NUMBER, number_variants, share_draws
 from training.pictures.wordnet import WordNet, read_wordnet
 
 VALIDATION_PICTURES = 1024
@@ -106,8 +108,13 @@ def _cache_folder(cache: Path | None) -> Path:
     return default_cache_folder() if cache is None or _is_packed(cache) else cache
 
 
-def open_variants(cache: Path | None, encoders: Encoders, seed: int) -> tuple[LatentCache, LatentCache]:
-    """Return latents and token states to train on, and the held-out ones."""
+def open_variants(
+    cache: Path | None, encoders: Encoders, seed: int, focus: Collection[str] = ()
+) -> tuple[LatentCache, LatentCache]:
+    """Return latents and token states to train on, and the held-out ones; the labels of `focus` are drawn more often.
+
+    Raises ValueError if `focus` has a label that no drawing has.
+    """
     pictures = load_drawings(cache, with_related_words=True)
     held_out_indices = np.random.default_rng(seed).choice(len(pictures), VALIDATION_PICTURES, replace=False)
     pair_lists = (
@@ -126,7 +133,11 @@ def open_variants(cache: Path | None, encoders: Encoders, seed: int) -> tuple[La
                 on_progress=lambda finished, total, report=report_progress: report(finished / total, ""),
             )
         caches.append(latent_cache)
-    return caches[0], caches[1]
+    if not focus:
+        return caches[0], caches[1]
+    if unknown_labels := sorted(set(focus) - {drawing.description.label for drawing in pictures}):
+        raise ValueError(f"--focus names {unknown_labels[0]!r}, and no drawing has this label.")
+    return replace(caches[0], shares=share_draws(pictures, pair_lists[0], focus)), caches[1]
 
 
 def load_encoders(weights: Path) -> Encoders:

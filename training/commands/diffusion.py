@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -24,6 +25,14 @@ def diffusion(
     data: Pictures = None,
     cache: Cache = None,
     flip: Flip = False,
+    focus: Annotated[
+        Path | None,
+        typer.Option(
+            "--focus",
+            metavar="FILE",
+            help="Labels of the built-in artwork to learn better, one a line: a third of the pictures are theirs.",
+        ),
+    ] = None,
 ) -> None:
     """Train the diffusion network, on the built-in artwork or on a folder of captioned pictures."""
     from training.commands import run_diffusion as run
@@ -31,5 +40,7 @@ def diffusion(
 
     with open_session("diffusion", options, data) as session:
         if data is None:
-            raise typer.Exit(run.train_on_artwork(session, source, autoencoder, cache, options.setting_overrides))
+            raise typer.Exit(
+                run.train_on_artwork(session, source, autoencoder, cache, focus, options.setting_overrides)
+            )
         raise typer.Exit(run.train_on_dataset(session, source, autoencoder, data, flip, options.setting_overrides))

@@ -17,6 +17,11 @@ def batch_indices(seed: int, step: int, total: int, batch_size: int) -> np.ndarr
     ]
 
 
+def weighted_indices(seed: int, step: int, shares: np.ndarray, batch_size: int) -> np.ndarray:
+    """Return different row numbers for this step, each drawn with its probability in `shares` [n]."""
+    return np.random.default_rng([seed, step]).choice(len(shares), batch_size, replace=False, p=shares)
+
+
 def step_generator(seed: int, step: int) -> torch.Generator:
     """Return the generator for noise, timesteps and all else that a step draws."""
     return torch.Generator().manual_seed((seed << 32) + step)

@@ -27,7 +27,7 @@ from training.core.batch_trainer import BatchTrainer
 from training.core.device import mixed_precision
 from training.core.learner import Learner, cosine_decay, warmup_factor
 from training.core.muon import is_hidden_matrix
-from training.core.rng import batch_indices, drop_conditioning, step_generator, stratified_uniforms
+from training.core.rng import batch_indices, drop_conditioning, step_generator, stratified_uniforms, weighted_indices
 from training.core.run import Metrics
 from training.diffusion.latent_cache import LatentCache
 from training.diffusion.sampling import (
@@ -133,11 +133,15 @@ class DiffusionTrainer(BatchTrainer[Learner]):
         self.steps += 1
         return {"loss": float(loss.detach())}
 
+    def _choose_rows(self) -> np.ndarray:
+        seed, shares = self.settings.seed, self.cache.shares
+        if shares is None:
+            return batch_indices(seed, self.steps, len(self.cache), self.batch_size)
+        return weighted_indices(seed, self.steps, shares, self.batch_size)
+
     def _next_batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         settings = self.settings
-        clean, states = read_rows(
-            self.cache, np.sort(batch_indices(settings.seed, self.steps, len(self.cache), self.batch_size))
-        )
+        clean, states = read_rows(self.cache, np.sort(self._choose_rows()))
         generator = step_generator(settings.seed, self.steps)
         timesteps = (
             (warp_timesteps(stratified_uniforms(self.batch_size, generator)) * len(self.alphas))

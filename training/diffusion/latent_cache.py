@@ -33,12 +33,16 @@ ENCODE_BATCH = 128
 
 @dataclass(frozen=True)
 class LatentCache:
-    """Training data: `latents` fp16 [n, c, h, w], `states` fp16 [n, tokens, width], `empty_states` [tokens, width]."""
+    """Training data: `latents` fp16 [n, c, h, w], `states` fp16 [n, tokens, width], `empty_states` [tokens, width].
+
+    `shares` is float64 [n], the probability of each row in a draw; None draws every row once an epoch.
+    """
 
     latents: np.ndarray
     states: np.ndarray
     empty_states: np.ndarray
     captions: tuple[str, ...]
+    shares: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.latents)
