@@ -132,6 +132,14 @@ def test_a_list_of_labels_that_cannot_be_used_is_one_sentence(
     assert message in capfd.readouterr().err
 
 
+def test_a_list_of_labels_does_not_go_with_pictures_of_ones_own(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--steps", "1", "--focus", str(tmp_path / "focus.txt"), "--data", str(tmp_path)]
+    assert main(["diffusion", *options, "--out", str(tmp_path / "run")]) == 2
+    assert "leave it out with --data" in capfd.readouterr().err
+
+
 def test_export_refuses_a_folder_without_a_diffusion_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "run" / "checkpoint.safetensors"
     checkpoint.save(path, {"network:average.x": torch.zeros(1)}, {"steps": 1})

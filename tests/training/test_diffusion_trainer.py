@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from PIL import Image, ImageDraw
 
 from engine.models.families.embedded import WEIGHTS_FOLDER
 from training.__main__ import main
+from training.commands import builtin_artwork
 from training.core import checkpoint
 from training.core.rng import weighted_indices
 from training.core.run import CHECKPOINT_FILE, Budget, TrainingRun, read_settings
@@ -118,6 +120,18 @@ def test_focused_labels_get_their_share_of_the_draws_and_styles_theirs() -> None
         [FOCUS_SHARE / 2, FOCUS_SHARE / 2, *(rest * DRAW_SHARE[style] for style in styles[1:])]
     )
     assert share_draws(pictures, pairs[3:], {"a"}).sum() == pytest.approx(1.0), "a style may be absent"
+
+
+def test_a_focus_on_a_label_that_no_drawing_has_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(builtin_artwork, "load_drawings", lambda *_, **__: [draw_artwork("car")])
+    monkeypatch.setattr(builtin_artwork, "VALIDATION_PICTURES", 1)
+    monkeypatch.setattr(builtin_artwork, "open_variant_cache", lambda *inputs, **_: tiny_cache(len(inputs[2])))
+    encoders: Any = (None, None)
+    focused, held_out = builtin_artwork.open_variants(None, encoders, 0, ("car",))
+    assert focused.shares is not None
+    assert held_out.shares is None
+    with pytest.raises(ValueError, match="--focus names 'cart', and no drawing has this label"):
+        builtin_artwork.open_variants(None, encoders, 0, ("car", "cart"))
 
 
 def embedded_cache() -> LatentCache:

@@ -38,6 +38,8 @@ def diffusion(
     from training.commands import run_diffusion as run
     from training.commands.session import open_session
 
+    if data is not None and focus is not None:
+        raise ValueError("--focus names labels of the built-in artwork: leave it out with --data.")
     with open_session("diffusion", options, data) as session:
         if data is None:
             raise typer.Exit(

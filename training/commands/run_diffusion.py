@@ -62,7 +62,7 @@ def train_on_artwork(
         {
             "starting weights": _describe_start(source, _describe_weights(fingerprint_folder(weights), autoencoder)),
             "pictures": f"the built-in artwork, {mix_fingerprint()}",
-            **({"focus": ", ".join(labels)} if labels else {}),
+            "focus": ", ".join(labels),
         }
     )
     vae, caption_encoder = builtin_artwork.load_encoders(weights)

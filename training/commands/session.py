@@ -75,10 +75,10 @@ class Session:
                 "take another --out, or start over with --fresh."
             )
         for name, value in origin.items():
-            if saved_origin.get(name) != value:
-                saved_value = saved_origin.get(name, "none")
+            if saved_origin.get(name, "") != value:
+                then, now = saved_origin.get(name, "") or "none", value or "none"
                 raise ValueError(
-                    f"The run in {self.options.out} was begun with other {name} ({saved_value} then, {value} now): "
+                    f"The run in {self.options.out} was begun with other {name} ({then} then, {now} now): "
                     "take another --out, or start over with --fresh."
                 )
         self.origin = saved_origin

@@ -70,7 +70,8 @@ def _name_draw_group(drawing: Artwork, focus: Collection[str]) -> str:
 
 def mix_fingerprint() -> str:
     """Return hex digits that change with the mix of artwork that a network is trained on."""
-    return f"{zlib.crc32(repr((VARIANTS_BY_GROUP, STYLE_SHARE, POSED_SHARE, REHUED_SHARE)).encode()):08x}"
+    shares = VARIANTS_BY_GROUP, STYLE_SHARE, POSED_SHARE, REHUED_SHARE, FOCUS_SHARE, DRAW_SHARE
+    return f"{zlib.crc32(repr(shares).encode()):08x}"
 
 
 def number_variants(pictures: Sequence[Artwork], per_picture: int | None = None) -> list[tuple[int, int]]:
