@@ -248,8 +248,6 @@ def test_the_bot_imports_only_the_contract_of_the_engine() -> None:
         "engine.process.log_format",
         "engine.process.load_progress",
         "engine.process.model_settings",
-        "engine.process.model_words",
-        "engine.prompt.style_guide",
         "engine.process.offload_request",
         "engine.process.quantization_request",
     }

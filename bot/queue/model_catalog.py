@@ -14,17 +14,16 @@ from bot.domain.errors import UserError
 from bot.queue.pool_offers import PoolOffer, choose_best_pool, merge_parts
 from bot.store import Store
 from bot.store.jobs import queries
-from engine.contract import SUPER_RESOLVER_VERSION, ModelProfile, Presence, Recipe
-from engine.process.model_settings import EMBEDDED_MODEL
+from engine.contract import STEERING_VERSION, SUPER_RESOLVER_VERSION, ModelProfile, Presence, Recipe
 
 DEFAULT_POOL = "default"
-TOO_OLD = "The workers with {} are too old to draw this picture: their operator must update them."
+TOO_OLD = "The workers with {} are too old to draw a steered picture again: their operator must update them."
 
 # The embedded model until a worker announces it: all its steps, as measured on two slow cores.
 SHIPPED_MODEL = ModelProfile(
-    name=EMBEDDED_MODEL, revision="", dtype="float32", size=64, multiple=16, max_pixels=128 * 128, tokens=24,
-    steps=1000, sampler="ddpm", guidance=4.0, row_ms=4.0, encode_ms=10.0, decode_ms=60.0, upscale_factor=4,
-    guidance_start=0.3, guidance_stop=0.8, has_judge=True,
+    name="embedded", revision="", dtype="float32", size=64, multiple=16, max_pixels=128 * 128, tokens=24, steps=1000,
+    sampler="ddpm", guidance=4.0, row_ms=4.0, encode_ms=10.0, decode_ms=60.0, upscale_factor=4, guidance_start=0.3,
+    guidance_stop=0.8, has_judge=True,
 )  # fmt: skip
 
 
@@ -40,10 +39,6 @@ class CatalogEntry:
     is_live: bool
     offers: tuple[PoolOffer, ...] = ()
 
-    def is_version_read(self, version: int) -> bool:
-        """Return whether there are live workers, and all of them read this version of the contract."""
-        return bool(self.offers) and all(offer.version >= version for offer in self.offers)
-
     def pool_for(self, recipe: Recipe) -> str:
         """Return the pool for a recipe: one with a worker that has the judge and all the parts that it needs.
 
@@ -51,7 +46,7 @@ class CatalogEntry:
         they would hand the job round for ever.
         """
         pool = choose_best_pool(offer for offer in self.offers if offer.can_draw(recipe))
-        if pool is None and self.offers and all(offer.version < recipe.v for offer in self.offers):
+        if pool is None and recipe.amendments and not any(offer.can_steer for offer in self.offers) and self.offers:
             raise UserError(TOO_OLD.format(recipe.model))
         if pool is None and self.offers:
             raise UserError(
@@ -213,8 +208,8 @@ class ModelCatalog:
         pools = group_by_pool(workers)
         for presence in workers.values():
             for profile in presence.models:
-                pool = presence.pools[0]
-                offer = PoolOffer(pool, profile, pools[pool].used_share, presence.v)
+                pool, can_steer = presence.pools[0], presence.v >= STEERING_VERSION
+                offer = PoolOffer(pool, profile, pools[pool].used_share, can_steer)
                 offers.setdefault(profile.name, []).append(offer)
         return offers
 

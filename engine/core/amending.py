@@ -17,7 +17,6 @@ from engine.contract import (
     list_lives,
     needs_unconditional_row,
     recipe_at_end,
-    recipe_for_image,
 )
 from engine.contract.rejection import JobRejected
 from engine.core.fault_isolation import reject_before_start
@@ -81,9 +80,7 @@ def encode_change(recipe: Recipe, change: Change, family: Family) -> None:
         state = msgspec.structs.replace(state, concepts=change.concepts)
     elif isinstance(change, SetNegative):
         state = msgspec.structs.replace(state, negative=change.negative)
-    for image in range(state.drawn_count):
-        image_recipe = recipe_for_image(state, image)
-        for concept in image_recipe.concepts:
-            family.encode_conditioning(concept.text, image_recipe)
+    for concept in state.concepts:
+        family.encode_conditioning(concept.text, state)
     if needs_unconditional_row(state):
         family.encode_conditioning(state.negative, state, negative=True)

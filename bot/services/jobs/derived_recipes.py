@@ -36,11 +36,9 @@ from engine.contract import (
     candidate_index,
     count_rows,
     is_turbo,
-    keep_style,
     noise_seed,
     recipe_for_image,
 )
-from engine.prompt.style_guide import has_style
 
 NOT_CHOSEN = "The judge has not chosen this job's pictures, so nobody knows their noise."
 MAX_ANCESTORS = 8
@@ -59,7 +57,6 @@ def vary_recipe(recipe: Recipe, index: int, strength: float, seed: int) -> Recip
     """
     check_choice(recipe)
     recipe, index = (without_interpolation(recipe, index), 0) if recipe.interpolation else (recipe, index)
-    recipe = keep_style(recipe, index)
     ancestor = NoiseAncestor(seed=recipe.seed, index=candidate_index(recipe, index), strength=strength)
     lineage = (*recipe.lineage, ancestor)[-MAX_ANCESTORS:]
     variation = msgspec.structs.replace(recipe, seed=seed, lineage=lineage, chosen_candidates=())
@@ -101,12 +98,8 @@ def interpolation_recipes(recipe: Recipe, target_prompt: str, frames: int) -> li
 
 
 def can_interpolate(recipe: Recipe) -> bool:
-    """Return whether its pictures can be interpolated: several that differ in noise, and in the style of one text.
-
-    Nobody has steered them.
-    """
+    """Return whether its pictures can be interpolated: several that differ in noise only, as nobody steered them."""
     is_plain = recipe.interpolation is None and not recipe.amendments
-    is_plain = is_plain and (len(recipe.styles) < 2 or len(recipe.concepts) == 1)
     differs_in_noise = is_plain and not recipe.lineage and not recipe.chaos
     return (
         differs_in_noise
@@ -145,12 +138,6 @@ def reroll_recipe(recipe: Recipe, seed: int) -> Recipe:
     return msgspec.structs.replace(recipe, seed=seed, interpolation=interpolation, chosen_candidates=())
 
 
-def _remix_styles(recipe: Recipe, parsed_prompt: ParsedPrompt) -> tuple[str, ...]:
-    """Return the recipe's styles for other words, unless they are raw or name a style themselves."""
-    has_own_style = any(has_style(concept.text, recipe.styles) for concept in parsed_prompt.concepts)
-    return () if parsed_prompt.raw or has_own_style else recipe.styles
-
-
 def remix_recipe(recipe: Recipe, parsed_prompt: ParsedPrompt, model_profile: ModelProfile) -> Recipe:
     """Return the recipe with another prompt and the same noise; flags change further settings.
 
@@ -164,13 +151,14 @@ def remix_recipe(recipe: Recipe, parsed_prompt: ParsedPrompt, model_profile: Mod
     sampler, steps = choose_sampling(
         parsed_prompt, msgspec.structs.replace(model_profile, sampler=recipe.sampler, steps=recipe.steps)
     )
-    interval_bounds = choose_interval(parsed_prompt.interval, recipe.guidance_interval, sampler, model_profile)
+    interval_bounds = choose_interval(
+        parsed_prompt.interval, (recipe.guidance_start, recipe.guidance_stop), sampler, model_profile
+    )
     count = parsed_prompt.count or recipe.count
     remix = msgspec.structs.replace(
         recipe,
         **_remix_candidates(recipe, parsed_prompt, count, has_judge=model_profile.has_judge),
         concepts=balance_weights(parsed_prompt.concepts),
-        styles=_remix_styles(recipe, parsed_prompt),
         negative=parsed_prompt.negative,
         sampler=sampler,
         steps=steps,

@@ -12,7 +12,6 @@ from bot.queue.model_catalog import SHIPPED_MODEL, ModelCatalog, group_by_pool
 from bot.store import Store
 from engine.contract import (
     STEERING_VERSION,
-    VERSION,
     Amendment,
     ControlImage,
     ControlModel,
@@ -24,7 +23,7 @@ from engine.contract import (
 from shared.stored_jobs import RECIPE
 
 
-def presence(worker: str, ms: float, version: int = VERSION, pool: str = "default") -> Presence:
+def presence(worker: str, ms: float, version: int = 3, pool: str = "default") -> Presence:
     return Presence(
         v=version, worker=worker, pools=(pool,), models=(), device="", rows=8, free=8, software_build="", upscale_ms=ms
     )  # fmt: skip
@@ -157,21 +156,10 @@ def test_a_steered_picture_is_drawn_again_by_workers_that_read_its_recipe() -> N
     workers = {"a": msgspec.structs.replace(presence_with("a", SHIPPED_MODEL), pools=("old",), v=STEERING_VERSION - 1)}
     models = ModelCatalog(cast("Store", None), lambda: workers, lambda: 0.0)
     assert models.find_entry(None).pool_for(RECIPE) == "old"
-    with pytest.raises(UserError, match="too old to draw this picture"):
+    with pytest.raises(UserError, match="too old to draw a steered picture again"):
         models.find_entry(None).pool_for(steered)
     workers["b"] = msgspec.structs.replace(presence_with("b", SHIPPED_MODEL), pools=("new",), v=STEERING_VERSION)
     assert models.find_entry(None).pool_for(steered) == models.choose_pool("embedded", recipe=steered) == "new"
-
-
-def test_only_live_workers_that_all_read_a_version_count() -> None:
-    workers = dict[str, Presence]()
-    models = ModelCatalog(cast("Store", None), lambda: workers, lambda: 0.0)
-    assert not models.find_entry(None).is_version_read(VERSION), "there is no worker"
-    workers["new"] = presence_with("new", SHIPPED_MODEL)
-    assert models.find_entry(None).is_version_read(VERSION)
-    workers["old"] = msgspec.structs.replace(presence_with("old", SHIPPED_MODEL), v=VERSION - 1)
-    assert not models.find_entry(None).is_version_read(VERSION)
-    assert models.find_entry(None).is_version_read(VERSION - 1)
 
 
 def test_an_allowed_editor_goes_before_one_that_does_nothing_else() -> None:
