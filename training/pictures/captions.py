@@ -36,7 +36,7 @@ FILLER_WORDS = (
     "beautiful",
     "looking up",
 )
-# Captions without a style mean the rounded one: a prompt without a style is one clear picture (decision 77).
+# Captions without a style mean the rounded one: a prompt without a style is one clear picture (decision 75).
 STYLE_MENTION_SHARE = {"3d render": 0.6, "soft shading": 0.95, "flat design": 0.95}
 RELATED_WORD_SHARE = 0.4  # of the captions of a drawing that has such words
 FACES_AND_ANIMALS = frozenset({0, 3})
