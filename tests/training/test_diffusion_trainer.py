@@ -282,7 +282,7 @@ def test_an_unnamed_background_is_white() -> None:
 def test_training_never_uses_validation_numbers() -> None:
     pairs = number_variants([draw_artwork("ball", group=3), draw_artwork("up arrow", group=8)])
     assert max(number for _, number in pairs) < FIRST_VALIDATION_NUMBER
-    assert {index: number + 1 for index, number in pairs} == {0: 4, 1: 1}  # flat design: a tenth of its spread
+    assert {index: number + 1 for index, number in pairs} == {0: 25, 1: 7}  # flat design: 0.6 of 42 and of 12
 
 
 # --- artwork
