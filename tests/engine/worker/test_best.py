@@ -32,6 +32,7 @@ from engine.core.events import LatentsDone, StepDone
 from engine.core.job_images import build_images
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.output.candidates import choose_candidates, join_concepts
+from engine.worker import snapshot_saver
 from engine.worker.local_run import run_locally
 from engine.worker.run import JobRun
 from engine.worker.run_output import RunOutput
@@ -92,8 +93,12 @@ def test_the_judge_prefers_the_picture_of_the_prompt(embedded: StableDiffusion) 
 
 @pytest.mark.slow
 @pytest.mark.asyncio
-async def test_a_job_that_moves_to_another_worker_chooses_the_same_pictures(harness: WorkerHarness) -> None:
-    job = make_job(steps=80, count=4, candidate_count=8, bucket=8)  # on a busy machine 40 ended before the drain
+async def test_a_job_that_moves_to_another_worker_chooses_the_same_pictures(
+    harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for timeout in ("SAVE_TIMEOUT_SECONDS", "HAND_BACK_TIMEOUT_SECONDS"):
+        monkeypatch.setattr(snapshot_saver, timeout, 60.0)  # a step of eight takes longer on a busy machine
+    job = make_job(steps=40, count=4, candidate_count=8, bucket=8)
     local = await asyncio.to_thread(run_locally, job, harness.families)
     first, task = await harness.start_worker("one")
     await harness.bot.dispatch(job)
