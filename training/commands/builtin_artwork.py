@@ -116,6 +116,8 @@ def open_variants(
     Raises ValueError if `focus` has a label that no drawing has.
     """
     pictures = load_drawings(cache, with_related_words=True)
+    if unknown_labels := sorted(set(focus) - {drawing.description.label for drawing in pictures}):
+        raise ValueError(f"--focus names {unknown_labels[0]!r}, and no drawing has this label.")
     held_out_indices = np.random.default_rng(seed).choice(len(pictures), VALIDATION_PICTURES, replace=False)
     pair_lists = (
         number_variants(pictures),
@@ -133,11 +135,8 @@ def open_variants(
                 on_progress=lambda finished, total, report=report_progress: report(finished / total, ""),
             )
         caches.append(latent_cache)
-    if not focus:
-        return caches[0], caches[1]
-    if unknown_labels := sorted(set(focus) - {drawing.description.label for drawing in pictures}):
-        raise ValueError(f"--focus names {unknown_labels[0]!r}, and no drawing has this label.")
-    return replace(caches[0], shares=share_draws(pictures, pair_lists[0], focus)), caches[1]
+    shares = share_draws(pictures, pair_lists[0], focus) if focus else None
+    return replace(caches[0], shares=shares), caches[1]
 
 
 def load_encoders(weights: Path) -> Encoders:

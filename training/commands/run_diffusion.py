@@ -53,7 +53,7 @@ def train_on_artwork(
     session: Session, source: str, autoencoder: str, cache: Path | None, focus: Path | None,
     overrides: dict[str, float | None],
 ) -> int:  # fmt: skip
-    labels = read_focus(focus) if focus else ()
+    labels = _read_focus(focus) if focus else ()
     settings = session.resolve_settings(DiffusionSettings, **overrides)
     parts_model = _parts_model(source)
     weights = builtin_artwork.find_weights(parts_model)
@@ -84,7 +84,7 @@ def train_on_artwork(
     return session.train(trainer, evaluator, write_result)
 
 
-def read_focus(path: Path) -> tuple[str, ...]:
+def _read_focus(path: Path) -> tuple[str, ...]:
     """Read a file of labels, one a line. Raises ValueError if it cannot be read, or is empty."""
     try:
         labels = tuple(line.strip() for line in path.read_text("utf-8").splitlines() if line.strip())

@@ -27,7 +27,7 @@ from training.pictures.artwork import Artwork
 from training.pictures.masked_pictures import ProgressCallback
 from training.pictures.variants import render_variant
 
-CACHE_FORMAT = 6  # raise it when captions or variants change, so that old caches are not used
+CACHE_FORMAT = 7  # raise it when captions or variants change, so that old caches are not used
 ENCODE_BATCH = 128
 
 

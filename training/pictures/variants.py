@@ -49,9 +49,7 @@ class Variant:
     licence: str
 
 
-def share_draws(
-    pictures: Sequence[Artwork], pairs: Sequence[tuple[int, int]], focus: Collection[str]
-) -> np.ndarray:  # fmt: skip
+def share_draws(pictures: Sequence[Artwork], pairs: Sequence[tuple[int, int]], focus: Collection[str]) -> np.ndarray:
     """Return the probability of each (picture, number) pair in a draw, float64 [n].
 
     `FOCUS_SHARE` of the draws are the labels of `focus` in the main style; all other draws follow `DRAW_SHARE`.
@@ -59,7 +57,7 @@ def share_draws(
     groups = [_name_draw_group(pictures[index], focus) for index, _ in pairs]
     shares = {FOCUS_GROUP: FOCUS_SHARE, **{style: share * (1 - FOCUS_SHARE) for style, share in DRAW_SHARE.items()}}
     counts = Counter(groups)
-    weights = np.array([shares.get(group, 0.0) / counts[group] for group in groups])
+    weights = np.array([shares[group] / counts[group] for group in groups])
     return weights / weights.sum()
 
 
