@@ -96,7 +96,7 @@ class PaintingWorker:
         self.bus, self.name, self.speed, self.paint, self.model = bus, name, speed, paint, make_profile(steps)
         self.step_gate = asyncio.Event()  # cleared: every job pauses at its step
         self.step_gate.set()
-        self.pause_step: int | None = None  # all jobs pause at this step until `step_gate` is set again
+        self.pause_step: int | None = None  # each job pauses there, and not before, until `step_gate` is set again
         self.in_pool = asyncio.Event()
         self.in_pool.set()
         self.loading_progress: tuple[
@@ -270,7 +270,8 @@ class PaintingWorker:
         await self._deliver_pictures(job, self.recipes.pop(job.id), claim)
 
     def _is_paused(self, job: str) -> bool:
-        is_stopped = not self.step_gate.is_set() or job in self._paused
+        is_at_gate = not self.step_gate.is_set() and self._steps[job] >= (self.pause_step or 0)
+        is_stopped = is_at_gate or job in self._paused
         return is_stopped and not self._is_stopping and job not in self._cancelled
 
     async def _deliver_pictures(self, job: Job, recipe: Recipe, claim: Claim) -> None:

@@ -18,6 +18,7 @@ from bot.discord.delivery.destinations import NotifyPrefs
 from bot.discord.delivery.discord_api import Address, MessageClient, OutgoingMessage
 from bot.discord.delivery.errors import UNKNOWN_REASON, DestinationGone
 from bot.domain.dto import DeliveryRole, Destination, JobView
+from bot.domain.errors import UserError
 
 if TYPE_CHECKING:
     from bot.discord.cards.job_cards import Card
@@ -55,12 +56,20 @@ class FinalSender:
         self._picture_cache = pictures.PictureCache()
 
     async def next_destination(self, job: str, message: TrackedMessage) -> tuple[DeliveryRole, Address] | None:
-        """Return the next destination to serve; None once the job is settled everywhere, which is then recorded."""
+        """Return the next destination to serve; None once the job is settled everywhere, which is then recorded.
+
+        A deleted job has none.
+        """
         deliveries = await self._deliveries.list_deliveries(job)
         if destinations.is_settled(deliveries):
             self._picture_cache.forget(job)
             return None
-        message.view = await self._services.job_views.load_view(job)
+        try:
+            message.view = await self._services.job_views.load_view(job)
+        except UserError as error:  # its author had everything deleted in the meantime
+            log.debug("job %s: no final to show: %s", job, error.sentence)
+            self._picture_cache.forget(job)
+            return None
         message.notify_prefs = message.notify_prefs or await self._load_notify_prefs(message.view)
         for role in destinations.missing_roles(message.view, deliveries, message.notify_prefs):
             address = _new_address(role, deliveries["answer"].destination.address, message.view) | self._posting_time()

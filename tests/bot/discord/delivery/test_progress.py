@@ -1,4 +1,4 @@
-"""Progress of a job whose row is gone: an author may have everything deleted while its message is being edited."""
+"""Messages of a job whose row is gone: an author may have everything deleted while its message is being edited."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any, cast
 
 import pytest
 
+from bot.discord.delivery.final_messages import FinalSender
 from bot.discord.delivery.progress import ProgressUpdater
 from bot.discord.delivery.tracked_messages import TrackedMessage
-from bot.domain.dto import Destination
+from bot.domain.dto import Delivery, Destination
 from bot.domain.errors import UserError
 from bot.domain.events import JobEvent, JobProgress, QueueMoved
 from shared.sample_views import JOB, make_view
@@ -30,3 +31,19 @@ async def test_of_a_deleted_job_nothing_is_shown_and_nothing_fails(event: JobEve
     updater = ProgressUpdater(cast(Any, services), cast(Any, SimpleNamespace(edit=edit)), lambda: 0.0, lambda: 0.0)
     message = TrackedMessage(make_view(), Destination("discord", {}), 0.0)
     await updater.show(cast(Any, event), message, lambda: None)
+
+
+@pytest.mark.asyncio
+async def test_a_deleted_job_has_no_final_to_show() -> None:
+    async def list_deliveries(_: str) -> dict[str, Delivery]:
+        return {"answer": Delivery("answer", Destination("discord", {"message": "1"}))}
+
+    async def refuse(*_: object) -> Any:
+        raise UserError("There is no such job.", 404)
+
+    services = SimpleNamespace(
+        deliveries=SimpleNamespace(list_deliveries=list_deliveries), job_views=SimpleNamespace(load_view=refuse)
+    )
+    sender = FinalSender(cast(Any, services), cast(Any, None), refuse, lambda: 0.0)
+    message = TrackedMessage(make_view(), Destination("discord", {}), 0.0)
+    assert await sender.next_destination(JOB, message) is None
