@@ -140,6 +140,21 @@ def test_a_list_of_labels_does_not_go_with_pictures_of_ones_own(
     assert "leave it out with --data" in capfd.readouterr().err
 
 
+def test_a_share_without_a_list_of_drawings_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["--steps", "1", "--focus-share", "0.5", "--out", tmp_path / "run"]
+    assert "name a file with --focus, too" in expect_refusal(capfd, "diffusion", *words)
+
+
+def test_a_file_of_missed_labels_is_checked_before_anything_is_drawn(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    missed = tmp_path / "missed.txt"
+    assert "needs the check of labels" in expect_refusal(capfd, "evaluate", "--missed", missed, "--only", "hues")
+    sheet = tmp_path / "sheet.webp"
+    assert "needs the check of labels" in expect_refusal(capfd, "evaluate", "--missed", missed, "--sheet", sheet)
+    assert "is no folder" in expect_refusal(capfd, "evaluate", "--missed", tmp_path / "typo" / "missed.txt")
+
+
 def test_export_refuses_a_folder_without_a_diffusion_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "run" / "checkpoint.safetensors"
     checkpoint.save(path, {"network:average.x": torch.zeros(1)}, {"steps": 1})

@@ -25,6 +25,7 @@ from PIL import Image, ImageDraw
 from engine.models.families.embedded import WEIGHTS_FOLDER
 from training.__main__ import main
 from training.commands import builtin_artwork
+from training.commands.focus import Focus, read_focus, write_focus
 from training.core import checkpoint
 from training.core.rng import weighted_indices
 from training.core.run import CHECKPOINT_FILE, Budget, TrainingRun, read_settings
@@ -54,9 +55,11 @@ from training.pictures.variants import (
     DRAW_SHARE,
     FIRST_VALIDATION_NUMBER,
     FOCUS_SHARE,
+    FocusedDrawing,
     find_dominant_hue,
     nearest_hue,
     number_variants,
+    parse_focus,
     render_variant,
     share_draws,
 )
@@ -114,24 +117,58 @@ def test_focused_labels_get_their_share_of_the_draws_and_styles_theirs() -> None
     styles = ("3d render", "3d render", "soft shading", "flat design")
     pictures = [replace(draw_artwork(label), style=style) for label, style in zip("abab", styles, strict=True)]
     pairs = [(0, 0), (0, 1), (1, 0), (2, 0), (3, 0)]
-    shares = share_draws(pictures, pairs, {"a"})
+    shares = share_draws(pictures, pairs, {FocusedDrawing("a")})
     rest = 1 - FOCUS_SHARE
     assert shares == pytest.approx(
         [FOCUS_SHARE / 2, FOCUS_SHARE / 2, *(rest * DRAW_SHARE[style] for style in styles[1:])]
     )
-    assert share_draws(pictures, pairs[3:], {"a"}).sum() == pytest.approx(1.0), "a style may be absent"
+    assert share_draws(pictures, pairs[3:], {FocusedDrawing("a")}).sum() == pytest.approx(1.0), "a style may be absent"
+    assert share_draws(pictures, pairs, {FocusedDrawing("b", "flat design")}, 0.9)[4] == pytest.approx(0.9)
 
 
-def test_a_focus_on_a_label_that_no_drawing_has_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(builtin_artwork, "load_drawings", lambda *_, **__: [draw_artwork("car")])
+def test_a_focus_on_a_drawing_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    car = replace(draw_artwork("car"), style="soft shading")
+    monkeypatch.setattr(builtin_artwork, "load_drawings", lambda *_, **__: [car])
     monkeypatch.setattr(builtin_artwork, "VALIDATION_PICTURES", 1)
     monkeypatch.setattr(builtin_artwork, "open_variant_cache", lambda *inputs, **_: tiny_cache(len(inputs[2])))
     encoders: Any = (None, None)
-    focused, held_out = builtin_artwork.open_variants(None, encoders, 0, ("car",))
+    known = parse_focus("car, soft shading\n")
+    focused, held_out = builtin_artwork.open_variants(None, encoders, 0, Focus((known,), 0.5))
     assert focused.shares is not None
     assert held_out.shares is None
-    with pytest.raises(ValueError, match="--focus names 'cart', and no drawing has this label"):
-        builtin_artwork.open_variants(None, encoders, 0, ("car", "cart"))
+    assert builtin_artwork.open_variants(None, encoders, 0)[0].shares is None
+    for line in ("cart", "car", "car, flat design"):
+        with pytest.raises(ValueError, match=f"--focus names '{line}', and there is no such drawing"):
+            builtin_artwork.open_variants(None, encoders, 0, Focus((known, parse_focus(line)), 0.5))
+
+
+def test_a_list_of_drawings_is_read_as_it_was_written(tmp_path: Path) -> None:
+    drawings = (FocusedDrawing("man, woman"), FocusedDrawing("car", "flat design"), FocusedDrawing("3d render"))
+    write_focus(tmp_path / "focus.txt", drawings)
+    assert read_focus(tmp_path / "focus.txt", None) == Focus(drawings, FOCUS_SHARE)
+    assert read_focus(None, None).drawings == ()
+    with pytest.raises(ValueError, match="cannot be written"):
+        write_focus(tmp_path, drawings)
+
+
+@pytest.mark.slow
+def test_a_focused_training_ends_and_continues_only_with_its_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    labels = ("car", "apple", "cat")
+    pictures = [replace(draw_artwork(label, key=f"flat-design/{label}"), style="soft shading") for label in labels]
+    monkeypatch.setattr(builtin_artwork, "load_drawings", lambda *_, **__: pictures)
+    monkeypatch.setattr(builtin_artwork, "VALIDATION_PICTURES", 1)
+    (tmp_path / "focus.txt").write_text("car, soft shading\n")
+    words = ["diffusion", "--batch", "4", "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "out")]
+    focus = ["--focus", str(tmp_path / "focus.txt"), "--focus-share", "0.5"]
+    assert main([*words, *focus, "--steps", "1"]) == 0
+    assert (tmp_path / "out" / "unet" / "config.json").is_file()
+    capfd.readouterr()
+    assert main([*words, "--steps", "2"]) == 2
+    assert "begun with other focus (a share of 0.5 for 1 drawing(s)" in capfd.readouterr().err
+    assert main([*words, *focus, "--steps", "2"]) == 0
+    assert "finished: 2 steps" in capfd.readouterr().err
 
 
 def embedded_cache() -> LatentCache:

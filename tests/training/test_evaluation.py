@@ -465,6 +465,17 @@ def test_requested_colours_are_hits_and_others_are_misses() -> None:
     assert "green cat as blue" in row.note
 
 
+def test_the_labels_that_are_missed_in_a_style_are_listed() -> None:
+    prompts: list[str] = []
+
+    def draw(prompt: str, _seed: int) -> np.ndarray:
+        prompts.append(prompt)
+        return draw_label("tiger" if "cat" in prompt else prompt)
+
+    assert make_scene(draw, style="soft shading").label_sample().list_missed() == ["cat"]
+    assert prompts == [f"{label}, soft shading, white background" for label in THINGS]
+
+
 def test_a_held_out_word_is_a_hit_if_an_accepted_label_is_recognised() -> None:
     def draw_with_understanding(prompt: str, _seed: int) -> np.ndarray:
         (word,) = [word for word in ACCEPTED_LABELS if word in prompt]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Collection
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +15,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from engine.models.families.embedded import EMBEDDED_MODEL, WEIGHTS_FOLDER, find_minilm_folder
 from engine.models.judge import read_labels
+from training.commands.focus import NO_FOCUS, Focus, format_focus
 from training.commands.options import default_cache_folder
 from training.commands.progress import show_progress
 from training.diffusion.latent_cache import (
@@ -29,7 +29,7 @@ from training.pictures import artwork, packed_artwork
 from training.pictures.artwork import Artwork
 from training.pictures.captions import Description
 from training.pictures.substitutes import find_substitutes
-from training.pictures.variants import FIRST_VALIDATION_NUMBER, number_variants, share_draws
+from training.pictures.variants import FIRST_VALIDATION_NUMBER, FocusedDrawing, number_variants, share_draws
 from training.pictures.wordnet import WordNet, read_wordnet
 
 VALIDATION_PICTURES = 1024
@@ -109,15 +109,16 @@ def _cache_folder(cache: Path | None) -> Path:
 
 
 def open_variants(
-    cache: Path | None, encoders: Encoders, seed: int, focus: Collection[str] = ()
+    cache: Path | None, encoders: Encoders, seed: int, focus: Focus = NO_FOCUS
 ) -> tuple[LatentCache, LatentCache]:
-    """Return latents and token states to train on, and the held-out ones; the labels of `focus` are drawn more often.
+    """Return latents and token states to train on, and the held-out ones; those of `focus` are drawn more often.
 
-    Raises ValueError if `focus` has a label that no drawing has.
+    Raises ValueError if `focus` has a drawing that is not there.
     """
     pictures = load_drawings(cache, with_related_words=True)
-    if unknown_labels := sorted(set(focus) - {drawing.description.label for drawing in pictures}):
-        raise ValueError(f"--focus names {unknown_labels[0]!r}, and no drawing has this label.")
+    known_drawings = {FocusedDrawing(drawing.description.label, drawing.style) for drawing in pictures}
+    if unknown_lines := [format_focus(drawing) for drawing in focus.drawings if drawing not in known_drawings]:
+        raise ValueError(f"--focus names {unknown_lines[0]!r}, and there is no such drawing.")
     held_out_indices = np.random.default_rng(seed).choice(len(pictures), VALIDATION_PICTURES, replace=False)
     pair_lists = (
         number_variants(pictures),
@@ -135,7 +136,7 @@ def open_variants(
                 on_progress=lambda finished, total, report=report_progress: report(finished / total, ""),
             )
         caches.append(latent_cache)
-    shares = share_draws(pictures, pair_lists[0], focus) if focus else None
+    shares = share_draws(pictures, pair_lists[0], set(focus.drawings), focus.share) if focus.drawings else None
     return replace(caches[0], shares=shares), caches[1]
 
 

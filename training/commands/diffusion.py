@@ -30,19 +30,28 @@ def diffusion(
         typer.Option(
             "--focus",
             metavar="FILE",
-            help="Labels of the built-in artwork to learn better, one a line: a third of the pictures are theirs.",
+            help='Drawings of the built-in artwork to learn better, one a line: "label" or "label, style".',
         ),
+    ] = None,
+    focus_share: Annotated[
+        float | None,
+        typer.Option("--focus-share", min=0.01, max=0.99, help="Share of the pictures in --focus.  [default: 0.35]"),
     ] = None,
 ) -> None:
     """Train the diffusion network, on the built-in artwork or on a folder of captioned pictures."""
     from training.commands import run_diffusion as run
+    from training.commands.focus import read_focus
     from training.commands.session import open_session
 
     if data is not None and focus is not None:
-        raise ValueError("--focus names labels of the built-in artwork: leave it out with --data.")
+        raise ValueError("--focus names drawings of the built-in artwork: leave it out with --data.")
+    if focus is None and focus_share is not None:
+        raise ValueError("--focus-share says how much --focus counts: name a file with --focus, too.")
     with open_session("diffusion", options, data) as session:
         if data is None:
             raise typer.Exit(
-                run.train_on_artwork(session, source, autoencoder, cache, focus, options.setting_overrides)
+                run.train_on_artwork(
+                    session, source, autoencoder, cache, read_focus(focus, focus_share), options.setting_overrides
+                )
             )
         raise typer.Exit(run.train_on_dataset(session, source, autoencoder, data, flip, options.setting_overrides))

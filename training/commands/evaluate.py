@@ -11,6 +11,7 @@ from training.commands.options import Cache, Threads
 from training.commands.progress import print_status, show_progress
 
 if TYPE_CHECKING:
+    from training.evaluation.context import EvaluationContext
     from training.evaluation.picture_sampler import PictureSampler
 
 ModelName = Annotated[
@@ -38,6 +39,16 @@ PromptKind = Annotated[
         "--prompts", help="What --sheet draws: labels in many forms (mixed), alone; held-out nouns; sentences."
     ),
 ]
+Style = Annotated[
+    Literal["3d render", "soft shading", "flat design"] | None,
+    typer.Option(help="The prompts of the labels name this style."),
+]
+MissedFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--missed", metavar="FILE", help="Write the labels that the judge takes for something else: for --focus."
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of labels, renderings and the sheet.")]
 
 SHEET_STEPS = 50
@@ -46,7 +57,7 @@ SHEET_STEPS = 50
 def evaluate(
     source: ModelName = "embedded", judge: JudgeFolder = None, cache: Cache = None, threads: Threads = None,
     only: OnlyChecks = None, quick: Quick = False, json: AsJson = False, sheet: SheetFile = None,
-    prompts: PromptKind = None, seed: Seed = 0,
+    prompts: PromptKind = None, style: Style = None, missed: MissedFile = None, seed: Seed = 0,
 ) -> None:  # fmt: skip
     """Measure the model with a judge: a classifier that was trained on the real pictures only.
 
@@ -63,6 +74,7 @@ def evaluate(
     from training.evaluation.context_loader import open_context
 
     _check_sheet(sheet, prompts)
+    _check_missed(missed, sheet, only or ["labels"])
     if threads:
         torch.set_num_threads(threads)
     weights_folder, judge_folder = builtin_artwork.find_weights(source), judge or WEIGHTS_FOLDER / "judge"
@@ -76,9 +88,12 @@ def evaluate(
             lambda: builtin_artwork.load_held_out_lemmas(cache),
             QUICK_SIZES if quick else SampleSizes(),
             seed,
+            style or "",
             lambda finished, total: report_progress(finished / total, f"{finished} of {total} steps"),
         )
         rows = rows_of(context, only or [], print_status)
+        if missed:
+            _write_missed(context, missed, style)
     typer.echo(format_json(rows) if json else format_table(rows))
 
 
@@ -90,6 +105,24 @@ def _check_sheet(sheet: Path | None, prompts: str | None) -> None:
         raise ValueError("--prompts says what --sheet draws: name a file with --sheet, too.")
     if sheet:
         check_file_name(sheet)
+
+
+def _check_missed(missed: Path | None, sheet: Path | None, checks: list[str]) -> None:
+    """Raise ValueError for a file that would not be written in the end, before anything is drawn."""
+    if missed and (sheet or "labels" not in checks):
+        raise ValueError("--missed needs the check of labels: leave out --sheet, and name labels with --only.")
+    if missed and not missed.parent.is_dir():
+        raise ValueError(f"{missed.parent} is no folder that --missed could write to.")
+
+
+def _write_missed(context: EvaluationContext, path: Path, style: str | None) -> None:
+    """Write the missed labels that have a drawing in this style: not all have one in the main style."""
+    from training.commands.focus import write_focus
+    from training.pictures.variants import MAIN_STYLE, FocusedDrawing
+
+    drawings = {FocusedDrawing(drawing.description.label, drawing.style) for drawing in context.artwork}
+    missed = (FocusedDrawing(label, style or MAIN_STYLE) for label in context.label_sample().list_missed())
+    write_focus(path, [drawing for drawing in missed if drawing in drawings])
 
 
 def choose_prompts(kind: str, judge_folder: Path, cache: Path | None, seed: int) -> list[str]:

@@ -15,6 +15,7 @@ from engine.models.family import SMALL_MODEL_SIZE
 from engine.models.files.fingerprint import fingerprint_folder
 from engine.preview_maps.map_store import MODEL_MAP_FILE, write_map
 from training.commands import builtin_artwork, user_dataset
+from training.commands.focus import Focus
 from training.commands.progress import print_status
 from training.commands.run_autoencoder import find_autoencoder_folder, load_autoencoder
 from training.commands.run_folder import STAGING_FOLDER
@@ -50,10 +51,9 @@ POOLING_HEADS = 64  # attention heads with which diffusers pools the text for th
 
 
 def train_on_artwork(
-    session: Session, source: str, autoencoder: str, cache: Path | None, focus: Path | None,
+    session: Session, source: str, autoencoder: str, cache: Path | None, focus: Focus,
     overrides: dict[str, float | None],
 ) -> int:  # fmt: skip
-    labels = _read_focus(focus) if focus else ()
     settings = session.resolve_settings(DiffusionSettings, **overrides)
     parts_model = _parts_model(source)
     weights = builtin_artwork.find_weights(parts_model)
@@ -62,14 +62,14 @@ def train_on_artwork(
         {
             "starting weights": _describe_start(source, _describe_weights(fingerprint_folder(weights), autoencoder)),
             "pictures": f"the built-in artwork, {mix_fingerprint()}",
-            "focus": ", ".join(labels),
+            "focus": focus.describe(),
         }
     )
     vae, caption_encoder = builtin_artwork.load_encoders(weights)
     vae = load_autoencoder(autoencoder).eval() if autoencoder else vae
     for part in (vae, caption_encoder.encoder):
         torch.nn.Module.to(part, session.device)
-    train_cache, validation_cache = builtin_artwork.open_variants(cache, (vae, caption_encoder), settings.seed, labels)
+    train_cache, validation_cache = builtin_artwork.open_variants(cache, (vae, caption_encoder), settings.seed, focus)
     scheduler = builtin_artwork.load_schedule(weights)
     unet = weights / "unet"
     network = build_network(unet, settings.seed) if source == SCRATCH else load_network(unet)
@@ -82,17 +82,6 @@ def train_on_artwork(
         _write_result(session, model, trainer, autoencoder)
 
     return session.train(trainer, evaluator, write_result)
-
-
-def _read_focus(path: Path) -> tuple[str, ...]:
-    """Read a file of labels, one a line. Raises ValueError if it cannot be read, or is empty."""
-    try:
-        labels = tuple(line.strip() for line in path.read_text("utf-8").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError):
-        raise ValueError(f"--focus {path} is no text file that can be read.") from None
-    if not labels:
-        raise ValueError(f"--focus {path} names no label: write one a line.")
-    return labels
 
 
 def train_on_dataset(

@@ -73,15 +73,23 @@ class LabelSample:
     pictures: np.ndarray
     output: JudgeOutput
 
+    def list_missed(self) -> list[str]:
+        """Return the labels whose picture the judge takes for something else."""
+        is_first = self.output.scores.argmax(dim=1) == self.targets
+        return [label for label, is_hit in zip(self.labels, is_first.tolist(), strict=True) if not is_hit]
+
 
 class EvaluationContext:
-    """The inputs of all checks. `weights` is the model's folder; each loader is called at most once."""
+    """The inputs of all checks. `weights` is the model's folder; each loader is called at most once.
+
+    `style`: the words that the prompts of the label sample name.
+    """
 
     def __init__(
         self, weights: Path, load_sampler: Callable[[], PictureSampler], load_judge: Callable[[], LabelJudge],
         load_artwork: Callable[[], Sequence[Artwork]], load_resolver: Callable[[], SuperResolver],
         load_lemmas: Callable[[], Mapping[str, frozenset[str]]],
-        sizes: SampleSizes = SampleSizes(), seed: int = 0,
+        sizes: SampleSizes = SampleSizes(), seed: int = 0, style: str = "",
     ) -> None:  # fmt: skip
         self._sampler, self._judge, self._artwork = (
             LazyValue(load_sampler),
@@ -89,7 +97,7 @@ class EvaluationContext:
             LazyValue(load_artwork),
         )
         self._resolver, self._lemmas, self.weights = LazyValue(load_resolver), LazyValue(load_lemmas), weights
-        self.sizes, self.seed = sizes, seed
+        self.sizes, self.seed, self.style = sizes, seed, style
         self.label_sample = LazyValue(self._sample_labels)
         self.judge_renderings = LazyValue(self._judge_renderings)
         self.judge_on_white = LazyValue(self._judge_on_white)
@@ -130,7 +138,9 @@ class EvaluationContext:
         labels = (
             self.judge.labels if count is None else tuple(self.choose_labels(min(count, len(self.judge.labels)), 1))
         )
-        pictures = self.sampler.sample_pictures([f"{label}, white background" for label in labels], range(len(labels)))
+        style = f"{self.style}, " if self.style else ""
+        prompts = [f"{label}, {style}white background" for label in labels]
+        pictures = self.sampler.sample_pictures(prompts, range(len(labels)))
         targets = torch.tensor([self.label_numbers[label] for label in labels])
         return LabelSample(tuple(labels), targets, pictures, self.judge.judge_pictures(pictures))
 

@@ -27,12 +27,13 @@ def open_context(
     load_lemmas: Callable[[], Mapping[str, frozenset[str]]],
     sizes: SampleSizes,
     seed: int,
+    style: str,
     on_progress: Callable[[int, int], None],
 ) -> EvaluationContext:
     """Create the context from folders; a check loads what it needs on first use."""
     return EvaluationContext(
         weights, lambda: replace(load_sampler(weights), on_progress=on_progress), lambda: _load_judge(judge_folder),
-        load_artwork, lambda: _load_resolver(weights), load_lemmas, sizes, seed,
+        load_artwork, lambda: _load_resolver(weights), load_lemmas, sizes, seed, style,
     )  # fmt: skip
 
 

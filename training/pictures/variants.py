@@ -32,9 +32,9 @@ VARIANTS_BY_GROUP = {0: 28, 1: 18, 3: 42, 4: 38, 5: 28, 6: 28, 7: 32, SYMBOL_GRO
 # Of each drawing in the rounded style the network has seen ten times as many variants in its first trainings, as
 # `STYLE_SHARE` was 1.0, 0.16 and 0.1 then.
 STYLE_SHARE = {"3d render": 0.36, "soft shading": 0.6, "flat design": 0.6}
-# With --focus: draws of the labels to learn better, and the styles of all others, which keep the rest learnt.
+# With --focus: draws of the drawings to learn better, and the styles of all others, which keep the rest learnt.
 MAIN_STYLE, FOCUS_GROUP, FOCUS_SHARE = "3d render", "focus", 0.35
-DRAW_SHARE = {MAIN_STYLE: 0.46, "soft shading": 0.38, "flat design": 0.16}
+DRAW_SHARE = {MAIN_STYLE: 0.36, "soft shading": 0.48, "flat design": 0.16}
 POSED_SHARE = 0.75  # share of centred, usual-sized, unchanged drawings: what a plain prompt should give
 USUAL_SCALE = 0.92
 
@@ -49,26 +49,42 @@ class Variant:
     licence: str
 
 
-def share_draws(pictures: Sequence[Artwork], pairs: Sequence[tuple[int, int]], focus: Collection[str]) -> np.ndarray:
+@dataclass(frozen=True)
+class FocusedDrawing:
+    """A drawing to learn better: its label in one style."""
+
+    label: str
+    style: str = MAIN_STYLE
+
+
+def parse_focus(line: str) -> FocusedDrawing:
+    """Parse "label" or "label, style", as a prompt names them."""
+    label, comma, style = line.strip().rpartition(", ")
+    return FocusedDrawing(label, style) if comma and style in STYLE_SHARE else FocusedDrawing(line.strip())
+
+
+def share_draws(
+    pictures: Sequence[Artwork], pairs: Sequence[tuple[int, int]], focus: Collection[FocusedDrawing],
+    focus_share: float = FOCUS_SHARE,
+) -> np.ndarray:  # fmt: skip
     """Return the probability of each (picture, number) pair in a draw, float64 [n].
 
-    `FOCUS_SHARE` of the draws are the labels of `focus` in the main style; all other draws follow `DRAW_SHARE`.
+    `focus_share` of the draws are drawings of `focus`; all other draws follow `DRAW_SHARE`.
     """
     groups = [_name_draw_group(pictures[index], focus) for index, _ in pairs]
-    shares = {FOCUS_GROUP: FOCUS_SHARE, **{style: share * (1 - FOCUS_SHARE) for style, share in DRAW_SHARE.items()}}
+    shares = {FOCUS_GROUP: focus_share, **{style: share * (1 - focus_share) for style, share in DRAW_SHARE.items()}}
     counts = Counter(groups)
     weights = np.array([shares[group] / counts[group] for group in groups])
     return weights / weights.sum()
 
 
-def _name_draw_group(drawing: Artwork, focus: Collection[str]) -> str:
-    is_focused = drawing.style == MAIN_STYLE and drawing.description.label in focus
-    return FOCUS_GROUP if is_focused else drawing.style
+def _name_draw_group(drawing: Artwork, focus: Collection[FocusedDrawing]) -> str:
+    return FOCUS_GROUP if FocusedDrawing(drawing.description.label, drawing.style) in focus else drawing.style
 
 
 def mix_fingerprint() -> str:
     """Return hex digits that change with the mix of artwork that a network is trained on."""
-    shares = VARIANTS_BY_GROUP, STYLE_SHARE, POSED_SHARE, REHUED_SHARE, FOCUS_SHARE, DRAW_SHARE
+    shares = VARIANTS_BY_GROUP, STYLE_SHARE, POSED_SHARE, REHUED_SHARE, DRAW_SHARE
     return f"{zlib.crc32(repr(shares).encode()):08x}"
 
 
