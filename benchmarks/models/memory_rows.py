@@ -97,7 +97,7 @@ def _make_offload_rows(model: BenchmarkModel, runs: dict[Offload, Figures]) -> I
 
 def _make_prediction_row(name: str, run: Figures) -> FigureRow:
     measured_mb, predicted_mb = _used_mb(run, "rest"), run["predicted"] / MB
-    note = f"{predicted_mb:.4g} MB predicted, {measured_mb:.4g} MB measured after a picture, {run['dtype']}"
+    note = f"{predicted_mb:.4g} MB predicted, {measured_mb:.4g} MB measured once all weights are read, {run['dtype']}"
     return FigureRow(name, predicted_mb / measured_mb, PREDICTION_GOAL, "×", note)
 
 

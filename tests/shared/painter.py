@@ -94,7 +94,7 @@ class PaintingWorker:
         speed: float = 0.01,
     ) -> None:
         self.bus, self.name, self.speed, self.paint, self.model = bus, name, speed, paint, make_profile(steps)
-        self.step_gate = asyncio.Event()  # cleared: every job pauses at its step
+        self.step_gate = asyncio.Event()  # cleared: jobs pause, those before `pause_step` once they reach it
         self.step_gate.set()
         self.pause_step: int | None = None  # each job pauses there, and not before, until `step_gate` is set again
         self.in_pool = asyncio.Event()

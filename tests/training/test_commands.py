@@ -152,7 +152,11 @@ def test_a_file_of_missed_labels_is_checked_before_anything_is_drawn(
     assert "needs the check of labels" in expect_refusal(capfd, "evaluate", "--missed", missed, "--only", "hues")
     sheet = tmp_path / "sheet.webp"
     assert "needs the check of labels" in expect_refusal(capfd, "evaluate", "--missed", missed, "--sheet", sheet)
-    assert "is no folder" in expect_refusal(capfd, "evaluate", "--missed", tmp_path / "typo" / "missed.txt")
+    for path in (tmp_path / "typo" / "missed.txt", tmp_path):
+        assert "cannot be written" in expect_refusal(capfd, "evaluate", "--missed", path)
+    assert "needs a check that draws labels" in expect_refusal(
+        capfd, "evaluate", "--style", "flat design", "--only", "hues"
+    )
 
 
 def test_export_refuses_a_folder_without_a_diffusion_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -123,7 +123,8 @@ def test_focused_labels_get_their_share_of_the_draws_and_styles_theirs() -> None
         [FOCUS_SHARE / 2, FOCUS_SHARE / 2, *(rest * DRAW_SHARE[style] for style in styles[1:])]
     )
     assert share_draws(pictures, pairs[3:], {FocusedDrawing("a")}).sum() == pytest.approx(1.0), "a style may be absent"
-    assert share_draws(pictures, pairs, {FocusedDrawing("b", "flat design")}, 0.9)[4] == pytest.approx(0.9)
+    flat = share_draws(pictures, pairs, {FocusedDrawing("b", "flat design")}, 0.9)
+    assert flat[4] == pytest.approx(0.9 / (0.9 + 0.1 * (1 - DRAW_SHARE["flat design"]))), "no other is flat"
 
 
 def test_a_focus_on_a_drawing_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +167,7 @@ def test_a_focused_training_ends_and_continues_only_with_its_list(
     assert (tmp_path / "out" / "unet" / "config.json").is_file()
     capfd.readouterr()
     assert main([*words, "--steps", "2"]) == 2
-    assert "begun with other focus (a share of 0.5 for 1 drawing(s)" in capfd.readouterr().err
+    assert "begun with other focus (0.5 of the draws, lines: 1" in capfd.readouterr().err
     assert main([*words, *focus, "--steps", "2"]) == 0
     assert "finished: 2 steps" in capfd.readouterr().err
 

@@ -29,7 +29,7 @@ from engine.models.judge import (
 )
 from training.__main__ import main
 from training.commands import builtin_artwork
-from training.commands.evaluate import choose_prompts
+from training.commands.evaluate import choose_prompts, write_missed
 from training.evaluation import (
     diversity,
     edge_charts,
@@ -465,15 +465,22 @@ def test_requested_colours_are_hits_and_others_are_misses() -> None:
     assert "green cat as blue" in row.note
 
 
-def test_the_labels_that_are_missed_in_a_style_are_listed() -> None:
+def test_the_missed_labels_that_have_a_drawing_in_the_style_are_listed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     prompts: list[str] = []
 
     def draw(prompt: str, _seed: int) -> np.ndarray:
         prompts.append(prompt)
         return draw_label("tiger" if "cat" in prompt else prompt)
 
-    assert make_scene(draw, style="soft shading").label_sample().list_missed() == ["cat"]
-    assert prompts == [f"{label}, soft shading, white background" for label in THINGS]
+    scene, missed = make_scene(draw, style="flat design"), tmp_path / "missed.txt"
+    write_missed(scene, missed, "flat design")
+    assert missed.read_text() == "cat, flat design\n"
+    assert prompts == [f"{label}, flat design, white background" for label in THINGS]
+    write_missed(scene, missed, None)
+    assert missed.read_text() == ""
+    assert "0 of 1 missed labels" in capfd.readouterr().err
 
 
 def test_a_held_out_word_is_a_hit_if_an_accepted_label_is_recognised() -> None:

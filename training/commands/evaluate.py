@@ -41,7 +41,7 @@ PromptKind = Annotated[
 ]
 Style = Annotated[
     Literal["3d render", "soft shading", "flat design"] | None,
-    typer.Option(help="The prompts of the labels name this style."),
+    typer.Option(help="Prompts of labels name this style: in the checks labels, realism and memories."),
 ]
 MissedFile = Annotated[
     Path | None,
@@ -52,6 +52,7 @@ MissedFile = Annotated[
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of labels, renderings and the sheet.")]
 
 SHEET_STEPS = 50
+STYLED_CHECKS = frozenset({"labels", "realism", "memories"})  # they share one picture for each label
 
 
 def evaluate(
@@ -74,7 +75,7 @@ def evaluate(
     from training.evaluation.context_loader import open_context
 
     _check_sheet(sheet, prompts)
-    _check_missed(missed, sheet, only or ["labels"])
+    _check_labels_drawn(missed, style, sheet, only or ["labels"])
     if threads:
         torch.set_num_threads(threads)
     weights_folder, judge_folder = builtin_artwork.find_weights(source), judge or WEIGHTS_FOLDER / "judge"
@@ -82,19 +83,14 @@ def evaluate(
         return _draw_sheet(weights_folder, choose_prompts(prompts or "mixed", judge_folder, cache, seed), sheet, seed)
     with show_progress("drawing") as report_progress:
         context = open_context(
-            weights_folder,
-            judge_folder,
-            lambda: builtin_artwork.load_drawings(cache),
-            lambda: builtin_artwork.load_held_out_lemmas(cache),
-            QUICK_SIZES if quick else SampleSizes(),
-            seed,
-            style or "",
-            lambda finished, total: report_progress(finished / total, f"{finished} of {total} steps"),
-        )
+            weights_folder, judge_folder, lambda: builtin_artwork.load_drawings(cache),
+            lambda: builtin_artwork.load_held_out_lemmas(cache), QUICK_SIZES if quick else SampleSizes(), seed,
+            style or "", lambda finished, total: report_progress(finished / total, f"{finished} of {total} steps"),
+        )  # fmt: skip
         rows = rows_of(context, only or [], print_status)
-        if missed:
-            _write_missed(context, missed, style)
     typer.echo(format_json(rows) if json else format_table(rows))
+    if missed:
+        write_missed(context, missed, style)
 
 
 def _check_sheet(sheet: Path | None, prompts: str | None) -> None:
@@ -107,22 +103,26 @@ def _check_sheet(sheet: Path | None, prompts: str | None) -> None:
         check_file_name(sheet)
 
 
-def _check_missed(missed: Path | None, sheet: Path | None, checks: list[str]) -> None:
-    """Raise ValueError for a file that would not be written in the end, before anything is drawn."""
+def _check_labels_drawn(missed: Path | None, style: str | None, sheet: Path | None, checks: list[str]) -> None:
+    """Raise ValueError for an option without effect, or a file that cannot be written, before anything is drawn."""
     if missed and (sheet or "labels" not in checks):
         raise ValueError("--missed needs the check of labels: leave out --sheet, and name labels with --only.")
-    if missed and not missed.parent.is_dir():
-        raise ValueError(f"{missed.parent} is no folder that --missed could write to.")
+    if style and (sheet or STYLED_CHECKS.isdisjoint(checks)):
+        raise ValueError("--style needs a check that draws labels: leave out --sheet, and name labels with --only.")
+    if missed and (missed.is_dir() or not missed.parent.is_dir()):
+        raise ValueError(f"{missed} cannot be written: it is a folder, or its folder is not there.")
 
 
-def _write_missed(context: EvaluationContext, path: Path, style: str | None) -> None:
+def write_missed(context: EvaluationContext, path: Path, style: str | None) -> None:
     """Write the missed labels that have a drawing in this style: not all have one in the main style."""
     from training.commands.focus import write_focus
     from training.pictures.variants import MAIN_STYLE, FocusedDrawing
 
     drawings = {FocusedDrawing(drawing.description.label, drawing.style) for drawing in context.artwork}
-    missed = (FocusedDrawing(label, style or MAIN_STYLE) for label in context.label_sample().list_missed())
-    write_focus(path, [drawing for drawing in missed if drawing in drawings])
+    missed = [FocusedDrawing(label, style or MAIN_STYLE) for label in context.label_sample().list_missed()]
+    known = [drawing for drawing in missed if drawing in drawings]
+    write_focus(path, known)
+    print_status(f"{path}: {len(known)} of {len(missed)} missed labels; the others have no drawing in this style.")
 
 
 def choose_prompts(kind: str, judge_folder: Path, cache: Path | None, seed: int) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.pictures.variants import FOCUS_SHARE, MAIN_STYLE, FocusedDrawing, parse_focus
+from training.pictures.variants import DRAW_SHARE, FOCUS_SHARE, MAIN_STYLE, FocusedDrawing, parse_focus
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,9 @@ class Focus:
         """Return text that differs for other drawings or another share; empty without any drawing."""
         if not self.drawings:
             return ""
-        digest = zlib.crc32("\n".join(map(format_focus, self.drawings)).encode())
-        return f"a share of {self.share:g} for {len(self.drawings)} drawing(s), {digest:08x}"
+        lines = sorted({format_focus(drawing) for drawing in self.drawings})
+        digest = zlib.crc32(repr((lines, DRAW_SHARE)).encode())
+        return f"{self.share:g} of the draws, lines: {len(lines)}, {digest:08x}"
 
 
 NO_FOCUS = Focus((), FOCUS_SHARE)

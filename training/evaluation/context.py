@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import numpy as np
 import torch
@@ -75,8 +75,8 @@ class LabelSample:
 
     def list_missed(self) -> list[str]:
         """Return the labels whose picture the judge takes for something else."""
-        is_first = self.output.scores.argmax(dim=1) == self.targets
-        return [label for label, is_hit in zip(self.labels, is_first.tolist(), strict=True) if not is_hit]
+        is_hit = cast("list[bool]", (self.output.scores.argmax(dim=1) == self.targets).tolist())
+        return [label for label, hit in zip(self.labels, is_hit, strict=True) if not hit]
 
 
 class EvaluationContext:

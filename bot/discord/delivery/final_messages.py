@@ -61,7 +61,7 @@ class FinalSender:
         A deleted job has none.
         """
         deliveries = await self._deliveries.list_deliveries(job)
-        if destinations.is_settled(deliveries):
+        if "answer" not in deliveries or destinations.is_settled(deliveries):  # without one, the job is deleted
             self._picture_cache.forget(job)
             return None
         try:

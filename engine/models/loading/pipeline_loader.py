@@ -124,7 +124,8 @@ def load_parts(
 ) -> dict[str, Any]:
     """Load every part, by name; report progress before each, and after the last.
 
-    What a loader freed goes back to the system before the next part: quantising leaves a fifth of the weights' bytes.
+    What a loader freed goes back to the system before the next part. After quantising, the heap keeps a fifth more than
+    the weights take.
     """
     loaded_parts: dict[str, Any] = {}
     total_parameters, loaded_parameters = max(1, sum(part.parameters for part in parts)), 0

@@ -33,10 +33,11 @@ async def test_of_a_deleted_job_nothing_is_shown_and_nothing_fails(event: JobEve
     await updater.show(cast(Any, event), message, lambda: None)
 
 
+@pytest.mark.parametrize("deliveries", [{}, {"answer": Delivery("answer", Destination("discord", {"message": "1"}))}])
 @pytest.mark.asyncio
-async def test_a_deleted_job_has_no_final_to_show() -> None:
+async def test_a_deleted_job_has_no_final_to_show(deliveries: dict[str, Delivery]) -> None:
     async def list_deliveries(_: str) -> dict[str, Delivery]:
-        return {"answer": Delivery("answer", Destination("discord", {"message": "1"}))}
+        return deliveries
 
     async def refuse(*_: object) -> Any:
         raise UserError("There is no such job.", 404)
