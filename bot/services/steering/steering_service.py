@@ -169,8 +169,10 @@ class SteeringService:
         plan = _work_out(record, known, request, situation)
         await self._check_words(plan.changes, request, speaker, author)
 
-        def decide(locked: JobRecord, known: Sequence[AmendmentRecord], ledger: Ledger) -> Sequence[NewAmendment]:
-            new_plan = _work_out(locked, known, request, situation)
+        def decide(locked: JobRecord, now_known: Sequence[AmendmentRecord], ledger: Ledger) -> Sequence[NewAmendment]:
+            require_steerable(locked, situation.workers)
+            is_same = (locked.task, now_known) == (record.task, known)  # mostly: then the plan holds
+            new_plan = plan if is_same else _work_out(locked, now_known, request, situation)
             self._check_rules(locked, new_plan, speaker, author, ledger)
             return new_plan.priced_changes
 

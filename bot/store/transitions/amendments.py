@@ -51,13 +51,11 @@ _UPDATE_ONE = (
         state=bindparam("new_state"), step=bindparam("new_step"), reason=bindparam("new_reason"),
         cost=bindparam("new_cost"),
     )
-    .returning(amendments)
 )  # fmt: skip
 _UPDATE_COST = (
     update(jobs)
     .where(jobs.c.id == bindparam("of_job"))
     .values(cost=bindparam("new_cost"), charged=bindparam("new_charged"))
-    .returning(jobs)
 )
 _UPDATE_RECIPE = _UPDATE_COST.values(task=bindparam("new_task"), rows=bindparam("new_rows"))
 _SELECT_ONE = select(amendments).where(amendments.c.job == bindparam("job"), amendments.c.number == bindparam("number"))
@@ -181,22 +179,25 @@ def _add_amendment(recipe: Recipe, amendment: Amendment) -> Recipe:
 
 
 def _update_amendment(connection: Connection, changed: AmendmentRecord) -> AmendmentRecord:
-    """Write a change's state, step, reason and cost. Return its row."""
+    """Write a change's state, step, reason and cost. Return it as it is now."""
     values = {
         "of_job": changed.job, "of_number": changed.number, "new_state": changed.state, "new_step": changed.step,
         "new_reason": changed.reason, "new_cost": changed.cost,
     }  # fmt: skip
-    return decode_amendment(connection.execute(_UPDATE_ONE, values).mappings().one())
+    connection.execute(_UPDATE_ONE, values)
+    return changed
 
 
 def _update_job(connection: Connection, job_record: JobRecord, cost: float, recipe: Recipe | None = None) -> JobRecord:
-    """Write a job's reserve, and with a recipe its rows. Return its row."""
+    """Write a job's reserve, and with a recipe its rows. Return the job as it is now: its row is locked."""
     charged = 0.0 if job_record.tier == RELAXED_TIER else cost
-    statement, values = _UPDATE_COST, {"of_job": job_record.id, "new_cost": cost, "new_charged": charged}
-    if recipe is not None:
-        statement = _UPDATE_RECIPE
-        values |= {"new_task": encode(recipe), "new_rows": count_rows_now(recipe)}
-    return decode_record(connection.execute(statement, values).mappings().one())
+    values = {"of_job": job_record.id, "new_cost": cost, "new_charged": charged}
+    if recipe is None:
+        connection.execute(_UPDATE_COST, values)
+        return replace(job_record, cost=cost, charged=charged)
+    rows = count_rows_now(recipe)
+    connection.execute(_UPDATE_RECIPE, {**values, "new_task": encode(recipe), "new_rows": rows})
+    return replace(job_record, cost=cost, charged=charged, task=recipe, rows=rows)
 
 
 def count_rows_now(recipe: Recipe) -> int:
