@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+import threading
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct
+from msgspec.msgpack import Decoder
 
 from engine.contract.fields import VERSION
 
@@ -27,11 +29,31 @@ class _VersionHeader(Struct):
 
 
 T = TypeVar("T")
+_LEARNING, _DECODERS = threading.Lock(), dict[Any, Decoder[Any]]()
 
 
 def encode(value: object) -> bytes:
     """Return a contract value as MessagePack."""
     return msgspec.msgpack.encode(value)
+
+
+def learn_type(message_type: type[T]) -> Decoder[T]:
+    """Return the decoder of a type, which msgspec learns at its first use: here in one thread at a time.
+
+    A second thread that reads a type meanwhile finds its fields empty, and the process dies (msgspec 0.22). So every
+    type that several threads read comes through here first.
+    """
+    decoder = _DECODERS.get(message_type)
+    if decoder is None:
+        with _LEARNING:
+            decoder = _DECODERS[message_type] = Decoder(message_type, strict=True)
+    return decoder
+
+
+def convert(value: object, value_type: type[T]) -> T:
+    """Return plain values, as JSON has them, as a value of this type. Raises `msgspec.ValidationError`."""
+    learn_type(value_type)
+    return msgspec.convert(value, value_type)
 
 
 def decode(payload: bytes, message_type: type[T]) -> T:
@@ -40,14 +62,14 @@ def decode(payload: bytes, message_type: type[T]) -> T:
     Raises `MalformedMessage`, which `NewerVersion` is too, and nothing else.
     """
     try:
-        return msgspec.msgpack.decode(payload, type=message_type, strict=True)
+        return learn_type(message_type).decode(payload)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise _decode_error(payload, str(error)) from error
 
 
 def _decode_error(payload: bytes, reason: str) -> MalformedMessage:
     try:
-        header = msgspec.msgpack.decode(payload, type=_VersionHeader)
+        header = learn_type(_VersionHeader).decode(payload)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         return MalformedMessage(reason)
     newest_version = max(header.v, header.task.v if header.task else 0)

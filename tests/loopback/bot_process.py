@@ -65,7 +65,7 @@ class Bot:
 
     def _is_up(self) -> bool:
         assert self.process
-        assert self.process.returncode is None, self.read_output()
+        assert self.process.returncode is None, f"it ended with {self.process.returncode}: {self.read_output()}"
         return self.loopback.gateway.has_all_shards() and bool(self.loopback.world.backend.commands)
 
     def read_output(self) -> str:

@@ -160,8 +160,19 @@ def test_a_focused_training_ends_and_continues_only_with_its_list(
     pictures = [replace(draw_artwork(label, key=f"flat-design/{label}"), style="soft shading") for label in labels]
     monkeypatch.setattr(builtin_artwork, "load_drawings", lambda *_, **__: pictures)
     monkeypatch.setattr(builtin_artwork, "VALIDATION_PICTURES", 1)
+    monkeypatch.setattr(DiffusionEvaluator, "draw_sheet", lambda *_: None)  # most of the time, and no part of this
     (tmp_path / "focus.txt").write_text("car, soft shading\n")
-    words = ["diffusion", "--batch", "4", "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "out")]
+    words = [
+        "diffusion",
+        "--threads",
+        "1",
+        "--batch",
+        "4",
+        "--cache",
+        str(tmp_path / "cache"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     focus = ["--focus", str(tmp_path / "focus.txt"), "--focus-share", "0.5"]
     assert main([*words, *focus, "--steps", "1"]) == 0
     assert (tmp_path / "out" / "unet" / "config.json").is_file()

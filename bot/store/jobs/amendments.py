@@ -15,7 +15,7 @@ from sqlalchemy import BindParameter, Connection, RowMapping, bindparam, select
 from bot.domain.job_states import OPEN_STATES
 from bot.domain.steering import AmendmentKind, AmendmentState, AmendmentView
 from bot.store.schema.tables import amendments, jobs
-from engine.contract import Amendment, Change, SetConcepts, SetGuidance, SetNegative
+from engine.contract import Amendment, Change, SetConcepts, SetGuidance, SetNegative, convert
 
 _JOBS: BindParameter[Any] = bindparam("jobs", expanding=True)
 _SELECT_OF_JOBS = select(amendments).where(amendments.c.job.in_(_JOBS)).order_by(amendments.c.job, amendments.c.number)
@@ -79,7 +79,7 @@ def encode_change(change: Change) -> dict[str, Any]:
 def decode_amendment(row: RowMapping) -> AmendmentRecord:
     """Convert a row of the table `amendments`."""
     values: dict[str, Any] = {str(name): value for name, value in row.items()}
-    values["change"] = msgspec.convert(values["change"], cast("type[Change]", Change))
+    values["change"] = convert(values["change"], cast("type[Change]", Change))
     return AmendmentRecord(**values)
 
 
