@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import json
+import mmap
 import sys
 import time
 from collections.abc import Generator
@@ -32,7 +33,6 @@ from engine.models.loading.memory_estimate import estimate_weights
 from engine.models.loading.number_formats import LARGE_PARAMETERS, FormatChooser
 from engine.process.heap import trim_heap
 
-PAGE_BYTES = 4096
 SAMPLED_OPERATORS = ("linear", "addmm", "mm", "conv2d", "convolution", "embedding")  # those that read large weights
 
 
@@ -107,7 +107,7 @@ def read_weights(family: Any) -> None:
     for part in family.pipeline.components.values():
         for weight in part.parameters() if isinstance(part, torch.nn.Module) else ():
             if weight.is_contiguous() and weight.device.type == "cpu":
-                weight.detach().view(-1)[:: max(1, PAGE_BYTES // weight.element_size())].float().sum()
+                weight.detach().view(-1)[:: max(1, mmap.PAGESIZE // weight.element_size())].float().sum()
 
 
 def read_settled_memory() -> dict[str, float]:

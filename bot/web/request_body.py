@@ -23,7 +23,7 @@ from bot.domain.errors import UserError
 from bot.images.uploads.upload_decoder import MAX_UPLOAD_BYTES
 from bot.web.middleware import member_of
 from bot.web.renamed import describe_old_field, describe_old_part
-from engine.contract import MAX_CONTROLS, MAX_INIT_IMAGES, MAX_REFERENCES, learn_type
+from engine.contract import MAX_CONTROLS, MAX_INIT_IMAGES, MAX_REFERENCES, convert, decode_json
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -251,12 +251,11 @@ async def _read_part(part: BodyPartReader, max_bytes: int, form: IncomingForm) -
 
 def _decode_body(body: bytes | bytearray, body_type: type[T]) -> T:
     _check_value_count(body)
-    learn_type(body_type)
     try:
         try:
-            return msgspec.json.decode(body, type=body_type)  # builds nothing for unknown fields
+            return decode_json(body, body_type)  # builds nothing for unknown fields
         except msgspec.ValidationError:
-            return msgspec.convert(_mend_integers(msgspec.json.decode(body)), body_type)
+            return convert(_mend_integers(msgspec.json.decode(body)), body_type)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         sentence = describe_old_field(str(error)) or f"The request can't be read: {error}."
         raise UserError(sentence, 400) from error

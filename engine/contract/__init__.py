@@ -35,7 +35,7 @@ from engine.contract.amendments import (
     SetNegative,
     SplitImage,
 )
-from engine.contract.codec import MalformedMessage, NewerVersion, convert, decode, encode, learn_type
+from engine.contract.codec import MalformedMessage, NewerVersion, convert, decode, decode_json, encode
 from engine.contract.cost import count_row_steps, estimate_cost, estimate_decode_ms
 from engine.contract.edits import is_edit
 from engine.contract.embedding_names import compile_embedding_names, find_embeddings
@@ -197,11 +197,11 @@ __all__ = [
     "Sha256", "Side", "Snapshot", "SplitImage", "SquaredError", "Step", "Task", "TensorSide", "Text", "Timeline",
     "UnixSeconds", "UpscaleMethod", "UpscaleTask", "Verdict", "Version", "VersionedValue", "candidate_index",
     "compile_embedding_names", "convert", "count_ending_images", "count_guided_steps", "count_image_rows",
-    "count_row_steps", "count_rows", "decode", "downgrade_job", "encode", "estimate_cost", "estimate_decode_ms",
-    "find_amendment_problem", "find_amendments_problem", "find_ancestor", "find_embeddings", "find_lacking_feature",
-    "find_life", "find_missing_part", "find_turbo", "has_negative_weight", "is_edit", "is_guided", "is_in_interval",
-    "is_snapshot_of_recipe", "is_turbo", "iterate_segments", "iterate_states", "learn_type", "list_final_images",
-    "list_followed_changes", "list_lives", "list_needed_lives", "make_part_fields", "map_step",
+    "count_row_steps", "count_rows", "decode", "decode_json", "downgrade_job", "encode", "estimate_cost",
+    "estimate_decode_ms", "find_amendment_problem", "find_amendments_problem", "find_ancestor", "find_embeddings",
+    "find_lacking_feature", "find_life", "find_missing_part", "find_turbo", "has_negative_weight", "is_edit",
+    "is_guided", "is_in_interval", "is_snapshot_of_recipe", "is_turbo", "iterate_segments", "iterate_states",
+    "list_final_images", "list_followed_changes", "list_lives", "list_needed_lives", "make_part_fields", "map_step",
     "needs_unconditional_row", "noise_seed", "pinned_bucket", "recipe_at_end", "recipe_at_step", "recipe_for_image",
     "required_blobs", "settle_amendments", "settle_fades",
 ]  # fmt: skip

@@ -50,10 +50,19 @@ def learn_type(message_type: type[T]) -> Decoder[T]:
     return decoder
 
 
-def convert(value: object, value_type: type[T]) -> T:
-    """Return plain values, as JSON has them, as a value of this type. Raises `msgspec.ValidationError`."""
+def convert(value: object, value_type: type[T], *, strict: bool = True) -> T:
+    """Return plain values, as JSON has them, as a value of this type; without `strict`, texts too.
+
+    Raises `msgspec.ValidationError`.
+    """
     learn_type(value_type)
-    return msgspec.convert(value, value_type)
+    return msgspec.convert(value, value_type, strict=strict)
+
+
+def decode_json(content: bytes | bytearray, value_type: type[T]) -> T:
+    """Return JSON as a value of this type. Raises `msgspec.MsgspecError`, `UnicodeDecodeError` or `RecursionError`."""
+    learn_type(value_type)
+    return msgspec.json.decode(content, type=value_type)
 
 
 def decode(payload: bytes, message_type: type[T]) -> T:

@@ -16,7 +16,7 @@ import torch
 from msgspec import Meta, Struct
 
 from engine.calibration.calibration import Calibration, read_device_name
-from engine.contract import VERSION, ModelProfile
+from engine.contract import VERSION, ModelProfile, decode_json
 from engine.process.atomic_file import write_atomically
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def make_key(name: str, fingerprint: str, device: torch.device, upscaler: str, b
 def read_catalog(data: Path) -> dict[str, CalibratedModel]:
     """Return all entries; none where the file is missing or damaged."""
     try:
-        return msgspec.json.decode((data / FILE_NAME).read_bytes(), type=dict[str, CalibratedModel])
+        return decode_json((data / FILE_NAME).read_bytes(), dict[str, CalibratedModel])
     except FileNotFoundError:
         return {}
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

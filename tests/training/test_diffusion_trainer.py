@@ -25,7 +25,7 @@ from PIL import Image, ImageDraw
 from engine.models.families.embedded import WEIGHTS_FOLDER
 from training.__main__ import main
 from training.commands import builtin_artwork
-from training.commands.focus import Focus, read_focus, write_focus
+from training.commands.focus import Focus, parse_focus, read_focus, write_focus
 from training.core import checkpoint
 from training.core.rng import weighted_indices
 from training.core.run import CHECKPOINT_FILE, Budget, TrainingRun, read_settings
@@ -59,7 +59,6 @@ from training.pictures.variants import (
     find_dominant_hue,
     nearest_hue,
     number_variants,
-    parse_focus,
     render_variant,
     share_draws,
 )

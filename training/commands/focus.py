@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.pictures.variants import DRAW_SHARE, FOCUS_SHARE, MAIN_STYLE, FocusedDrawing, parse_focus
+from training.pictures.variants import DRAW_SHARE, FOCUS_SHARE, MAIN_STYLE, STYLE_SHARE, FocusedDrawing
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,12 @@ def write_focus(path: Path, drawings: Iterable[FocusedDrawing]) -> None:
         path.write_text("".join(f"{format_focus(drawing)}\n" for drawing in drawings), "utf-8")
     except OSError as error:
         raise ValueError(f"{path} cannot be written: {error.strerror}.") from None
+
+
+def parse_focus(line: str) -> FocusedDrawing:
+    """Parse "label" or "label, style", as a prompt names them."""
+    label, comma, style = line.strip().rpartition(", ")
+    return FocusedDrawing(label, style) if comma and style in STYLE_SHARE else FocusedDrawing(line.strip())
 
 
 def format_focus(drawing: FocusedDrawing) -> str:

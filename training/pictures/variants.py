@@ -57,12 +57,6 @@ class FocusedDrawing:
     style: str = MAIN_STYLE
 
 
-def parse_focus(line: str) -> FocusedDrawing:
-    """Parse "label" or "label, style", as a prompt names them."""
-    label, comma, style = line.strip().rpartition(", ")
-    return FocusedDrawing(label, style) if comma and style in STYLE_SHARE else FocusedDrawing(line.strip())
-
-
 def share_draws(
     pictures: Sequence[Artwork], pairs: Sequence[tuple[int, int]], focus: Collection[FocusedDrawing],
     focus_share: float = FOCUS_SHARE,

@@ -130,7 +130,8 @@ def answer_amendment(
         price = found.cost if model is None else estimate_cost(recipe, model) - estimate_cost(job_record.task, model)
         answered = replace(found, state="made", step=answer.step, cost=0.0)
         job_record = _update_job(connection, job_record, max(0.0, job_record.cost - found.cost + price), recipe)
-    return AnsweredAmendment(_update_amendment(connection, answered), job_record)
+    _update_amendment(connection, answered)
+    return AnsweredAmendment(answered, job_record)
 
 
 def record_held(connection: Connection, job_record: JobRecord, held: Sequence[Amendment]) -> None:
@@ -178,14 +179,13 @@ def _add_amendment(recipe: Recipe, amendment: Amendment) -> Recipe:
     return amended
 
 
-def _update_amendment(connection: Connection, changed: AmendmentRecord) -> AmendmentRecord:
-    """Write a change's state, step, reason and cost. Return it as it is now."""
+def _update_amendment(connection: Connection, changed: AmendmentRecord) -> None:
+    """Write a change's state, step, reason and cost."""
     values = {
         "of_job": changed.job, "of_number": changed.number, "new_state": changed.state, "new_step": changed.step,
         "new_reason": changed.reason, "new_cost": changed.cost,
     }  # fmt: skip
     connection.execute(_UPDATE_ONE, values)
-    return changed
 
 
 def _update_job(connection: Connection, job_record: JobRecord, cost: float, recipe: Recipe | None = None) -> JobRecord:

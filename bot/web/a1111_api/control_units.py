@@ -17,7 +17,7 @@ from bot.domain.errors import UserError
 from bot.domain.texts import shorten
 from bot.web.a1111_api.names import strip_hash
 from bot.web.base64_pictures import decode_picture
-from engine.contract import MAX_CONTROLS, MAX_REFERENCES, ModelProfile, Preprocessor
+from engine.contract import MAX_CONTROLS, MAX_REFERENCES, ModelProfile, Preprocessor, convert
 
 SCRIPT = "controlnet"
 MAX_UNITS = MAX_CONTROLS + MAX_REFERENCES
@@ -63,7 +63,7 @@ def read_units(scripts: Mapping[str, Any] | None) -> list[ControlUnit]:
         if name.strip().lower() != SCRIPT:
             raise UserError(f"Script “{shorten(name, 60)}” not found: Darkroom runs no scripts but ControlNet.")
         try:
-            units += msgspec.convert(script, _Script, strict=False).args
+            units += convert(script, _Script, strict=False).args
         except msgspec.ValidationError as error:
             raise UserError(f"A unit of ControlNet can't be read: {error}.") from error
     units = [unit for unit in units if unit.enabled]

@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from bot.domain.errors import UserError
 from bot.web.openai_api.errors import FieldError
-from engine.contract import MAX_INIT_IMAGES
+from engine.contract import MAX_INIT_IMAGES, convert
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -157,7 +157,7 @@ class VariationFields(DrawBody, frozen=True, kw_only=True):
 def decode_fields(texts: dict[str, str], fields_type: type[T]) -> T:
     """Return a form's texts as their struct. Raises `FieldError`."""
     try:
-        return msgspec.convert(texts, fields_type, strict=False)
+        return convert(texts, fields_type, strict=False)
     except msgspec.ValidationError as error:
         raise name_field(UserError(f"The request can't be read: {error}.", 400)) from error
 

@@ -8,20 +8,21 @@ import sys
 PROGRAM = """
 import sys, threading
 import msgspec
-from engine.contract import decode, encode, convert
+from engine.contract import convert, decode, decode_json, encode
 
 sys.setswitchinterval(1e-7)
 for number in range(40):
     inner = [msgspec.defstruct(f"Inner{number}_{i}", [(f"f{j}", int | None, None) for j in range(8)]) for i in range(8)]
     outer = msgspec.defstruct(f"Outer{number}", [(f"a{i}", each) for i, each in enumerate(inner)])
     value = outer(*(each(*range(8)) for each in inner))
-    payload, plain, barrier, seen = encode(value), msgspec.to_builtins(value), threading.Barrier(6), []
+    sources = (decode, encode(value)), (convert, msgspec.to_builtins(value)), (decode_json, msgspec.json.encode(value))
+    barrier, seen = threading.Barrier(6), []
 
-    def read(odd):
+    def read(function, source):
         barrier.wait()
-        seen.append(convert(plain, outer) if odd else decode(payload, outer))
+        seen.append(function(source, outer))
 
-    threads = [threading.Thread(target=read, args=(i % 2,)) for i in range(6)]
+    threads = [threading.Thread(target=read, args=each) for each in sources * 2]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -25,6 +25,8 @@ from engine.models.families.stable_diffusion import StableDiffusion
 from engine.models.family import TORCH_DTYPES
 from engine.models.files import tensor_reader
 from engine.models.files.model_source import ModelSource, find_model
+from engine.models.files.pipeline_parts import Part
+from engine.models.loading import pipeline_loader
 from engine.models.loading.memory_estimate import (
     InspectedModel,
     estimate_bytes,
@@ -503,3 +505,11 @@ def test_files_in_another_number_format_are_cast_by_slices_to_the_same_weights(
             assert all(torch.equal(actual[key], expected[key]) for key in actual)
     assert number_formats(family) == {torch.bfloat16}
     assert predict(family, "bfloat16").isfinite().all()
+
+
+def test_what_a_part_freed_goes_back_before_the_next_one_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    monkeypatch.setattr(pipeline_loader, "trim_heap", lambda: events.append("trim"))
+    parts = [Part(name, None, 1, "float32") for name in ("vae", "unet")]
+    pipeline_loader.load_parts(parts, lambda part: events.append(part.name), None)
+    assert events == ["vae", "trim", "unet", "trim"]
