@@ -17,6 +17,7 @@ from engine.contract.steering import count_ending_images, iterate_segments
 CONTROL_SHARE, REFERENCE_SHARE = 1 / 3, 0.1
 
 
+@lru_cache(maxsize=256)  # each change of a running job asks for the price before it, too
 def count_row_steps(recipe: Recipe) -> int:
     """Return the rows of all evaluations of the network that are paid for.
 
@@ -38,7 +39,6 @@ def _padded_rows(recipe: Recipe, image_count: int, is_guidance_on: bool) -> int:
     return row_count + (-row_count % bucket if bucket else 0)
 
 
-@lru_cache(maxsize=256)  # each change of a running job asks for the price before it, too
 def estimate_cost(recipe: Recipe, model: ModelProfile) -> float:
     """Return calibrated device-seconds: rows of all evaluations × time a row at this size + encode + decode.
 

@@ -8,6 +8,7 @@ refused with a sentence: `NotTabled` if an unmodified pipeline can run it, Value
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -38,6 +39,7 @@ NOT_TABLED_REASONS = {
     "dpmpp_3m": "A solver of third order looks back two steps, which cannot be batched by step.",
     "native": "A model's own scheduler may do anything, which cannot be batched by step.",
 }
+_PLAN_LOCK = threading.Lock()
 _PROBE_ERRORS = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
 
 
@@ -53,7 +55,8 @@ def plan(
     Raises `NotTabled` if the sampler fits the model and an unmodified pipeline can run it, but it is no table.
     """
     config = {name: value for name, value in scheduler_config.items() if name != "_use_default_values"}
-    return _plan(json.dumps(config, sort_keys=True, default=str), sampler, steps, eta, timing)
+    with _PLAN_LOCK:  # jobs that come together wait for one probe, and do not each make it
+        return _plan(json.dumps(config, sort_keys=True, default=str), sampler, steps, eta, timing)
 
 
 @lru_cache(maxsize=256)

@@ -127,6 +127,7 @@ async def test_the_desk_fits_a_phone_and_speaks_german(browser: Browser, server:
         await expect(card.get_by_role("slider", name="Guidance")).to_be_visible()
         await expect(card.get_by_role("button", name="Nur Bild 2 behalten")).to_be_visible()
         assert await page.evaluate("document.documentElement.scrollWidth") <= 360
+        assert await page.evaluate("document.documentElement.scrollHeight") <= 740, "only the log scrolls"
         for control in await card.locator(".desk button, .tile-tools button").all():
             box = await control.bounding_box()
             assert box is not None
