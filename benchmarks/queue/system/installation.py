@@ -20,6 +20,7 @@ from bot.app.wiring import App, open_app
 from bot.domain.dto import Destination, Member
 from engine.bus import Bus
 from engine.bus.broker.embedded import Broker
+from engine.process.heap import exempt_from_collection
 
 WEB_DESTINATION = Destination("web")
 UNLIMITED_JOBS = 10_000  # jobs that a member may have at once: limits are not measured here
@@ -67,6 +68,7 @@ async def open_system(database: str | None) -> AsyncGenerator[BenchSystem]:
         url = database or f"sqlite:///{folder / 'darkroom.sqlite'}"
         app = await stack.enter_async_context(open_app(make_settings(folder, url), bus))
         workers = await stack.enter_async_context(BenchWorkers(broker.url, broker.token, folder, bus.get_workers))
+        exempt_from_collection()  # as `darkroom up` does once its parts run
         yield BenchSystem(broker, bus, app, workers, folder)
 
 
