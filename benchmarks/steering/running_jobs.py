@@ -43,9 +43,12 @@ class RunningJobs:
                 await self._cancel(job)
         while len(self.changes) < JOBS:
             self.changes[await self._submit()] = 0
-        if not await self.reader.wait_until(lambda: all(map(self.reader.latest_step, self.changes)), START_SECONDS):
-            running_count = sum(self.reader.latest_step(job) > 0 for job in self.changes)
+        if not await self.reader.wait_until(lambda: all(map(self._is_running, self.changes)), START_SECONDS):
+            running_count = sum(map(self._is_running, self.changes))
             raise UserError(f"Only {running_count} of {JOBS} jobs run at once here within {START_SECONDS:.0f} s.")
+
+    def _is_running(self, job: str) -> bool:
+        return self.reader.latest_step(job) > 0 and job not in self.reader.ended
 
     async def clear(self) -> None:
         """Cancel all jobs."""

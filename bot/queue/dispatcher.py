@@ -28,6 +28,7 @@ from bot.queue.job_completion import JobCompletion
 from bot.queue.job_request import renew_recipe
 from bot.queue.model_catalog import ModelCatalog, PoolSummary, group_by_pool
 from bot.store import DatabaseUnavailable, JobRecord, PickRequest, Store, Transition, rules
+from bot.store.jobs.amendments import sum_waiting_costs
 from engine.bus import BrokerUnreachable, Bus
 from engine.contract import Job, MalformedMessage, Recipe, required_blobs
 from engine.process.log_format import log_context
@@ -173,15 +174,19 @@ class Dispatcher:
         except OSError as error:  # the patrol submits it again; the jobs behind it do not wait
             log.warning("job %s: not sent yet: %s", record.id, error)
             return
-        if await self._bus.dispatch(self._to_current_job(record)) and record.state == "running":
+        if await self._bus.dispatch(await self._to_current_job(record)) and record.state == "running":
             log.warning("job %s: published again after the broker lost it", record.id)
         if self._feed.is_watched(record.id):
             await self._bus.request_previews(record.id)
         log.info("job %s: sent, attempt %d", record.id, record.attempt)
 
-    def _to_current_job(self, record: JobRecord) -> Job:
-        """Return the wire value. A job that has not started uses its model's current weights."""
-        job = record.to_job()
+    async def _to_current_job(self, record: JobRecord) -> Job:
+        """Return the wire value. A job that has not started uses its model's current weights.
+
+        Its cost is that of its recipe: the worker adds what waiting changes cost once they hold.
+        """
+        waiting_cost = await self._store.query(sum_waiting_costs, record.id)
+        job = msgspec.structs.replace(record.to_job(), cost=max(0.0, record.cost - waiting_cost))
         if isinstance(job.task, Recipe) and not record.step:
             with suppress(KeyError):
                 task, notes = renew_recipe(job.task, self._models.find_entry(job.task.model))

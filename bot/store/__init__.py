@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from types import MappingProxyType
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection
 
@@ -178,7 +178,7 @@ class Store:
 
     async def end_job(
         self, kind: TransitionKind, job: str, now: float, actual_cost: float | None, *,
-        epoch: int | None = None, audit_note: str = "", **values: object,
+        epoch: int | None = None, audit_note: str = "", **values: Any,
     ) -> Transition | None:  # fmt: skip
         """Finish, fail or cancel a job, and settle its charge to `actual_cost` in the same transaction."""
         return await self._write_transition(

@@ -12,6 +12,7 @@ from engine.contract import (
     Change,
     Recipe,
     SetConcepts,
+    SetGuidance,
     SetNegative,
     find_amendment_problem,
     list_lives,
@@ -76,10 +77,16 @@ def encode_change(recipe: Recipe, change: Change, family: Family) -> None:
     if is_edit(recipe, family):  # then the encoder reads the picture, too, which the engine has
         return
     state = recipe_at_end(recipe)  # the longest text of all decides the shape of each
-    if isinstance(change, SetConcepts):
-        state = msgspec.structs.replace(state, concepts=change.concepts)
-    elif isinstance(change, SetNegative):
-        state = msgspec.structs.replace(state, negative=change.negative)
+    match change:
+        case SetConcepts():
+            faded = state.concepts if change.fade_steps > 1 else ()
+            state = msgspec.structs.replace(state, concepts=(*faded, *change.concepts))
+        case SetNegative():
+            state = msgspec.structs.replace(state, negative=change.negative)
+        case SetGuidance():  # the negative text may count from now on
+            state = msgspec.structs.replace(state, guidance=change.guidance)
+        case _:
+            return
     for concept in state.concepts:
         family.encode_conditioning(concept.text, state)
     if needs_unconditional_row(state):

@@ -39,7 +39,6 @@ NOT_TABLED_REASONS = {
     "dpmpp_3m": "A solver of third order looks back two steps, which cannot be batched by step.",
     "native": "A model's own scheduler may do anything, which cannot be batched by step.",
 }
-_PLAN_LOCK = threading.Lock()
 _PROBE_ERRORS = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
 
 
@@ -55,13 +54,32 @@ def plan(
     Raises `NotTabled` if the sampler fits the model and an unmodified pipeline can run it, but it is no table.
     """
     config = {name: value for name, value in scheduler_config.items() if name != "_use_default_values"}
-    with _PLAN_LOCK:  # jobs that come together wait for one probe, and do not each make it
-        return _plan(json.dumps(config, sort_keys=True, default=str), sampler, steps, eta, timing)
+    key = (json.dumps(config, sort_keys=True, default=str), sampler, steps, eta, timing)
+    with _lock_for(*key):
+        plan_or_refusal = _find_plan(*key)
+    if isinstance(plan_or_refusal, Plan):
+        return plan_or_refusal
+    raise type(plan_or_refusal)(*plan_or_refusal.args)  # a new one: several threads may raise it
 
 
 @lru_cache(maxsize=256)
-def _plan(scheduler_config: str, sampler: str, steps: int, eta: float, timing: TimestepOptions) -> Plan:
-    config = json.loads(scheduler_config)
+def _lock_for(*_key: object) -> threading.Lock:
+    """Return the lock of a table: jobs that come together wait for one probe, and for none of another table."""
+    return threading.Lock()
+
+
+@lru_cache(maxsize=256)
+def _find_plan(
+    scheduler_config: str, sampler: str, steps: int, eta: float, timing: TimestepOptions
+) -> Plan | ValueError:
+    """Return the table, or why there is none: a refusal takes as long to find as a table."""
+    try:
+        return _probe_plan(json.loads(scheduler_config), sampler, steps, eta, timing)
+    except ValueError as error:
+        return type(error)(*error.args)  # without its traceback, which holds the probe's tensors
+
+
+def _probe_plan(config: dict[str, Any], sampler: str, steps: int, eta: float, timing: TimestepOptions) -> Plan:
     scheduler = build_scheduler(config, sampler)
     if sampler in PIPELINE_SAMPLERS:
         raise NotTabled(NOT_TABLED_REASONS[sampler])

@@ -89,18 +89,18 @@ class AmendmentService:
 
     async def _apply(self, run: JobRun, request: AmendmentRequest) -> None:
         """Change the picture in the engine; a change that cannot be is refused."""
-        old_rows = run.rows
         try:
             await self._prepare_texts(run, request)
             recipe = await self._active_runs.thread.call(lambda engine: engine.amend(run.job.id, request))
         except JobRejected as error:
             run.refusals[request.number] = error.sentence
         else:
+            old_rows = run.rows
             run.follow_amendments(recipe)
             self._on_made(run)
+            if run.rows != old_rows:
+                self._active_runs.presence_changed.set()
         run.last_amendment, run.is_amendment_log_stored = request.number, False
-        if run.rows != old_rows:
-            self._active_runs.presence_changed.set()
 
     async def _answer(self, run: JobRun, number: int) -> None:
         await store_amendment_log(self._bus, run)

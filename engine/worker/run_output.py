@@ -23,6 +23,7 @@ from engine.contract import (
     Job,
     Recipe,
     SetConcepts,
+    SetGuidance,
     SetNegative,
     UpscaleTask,
     Verdict,
@@ -90,7 +91,8 @@ class RunOutput:
         would take as long, and the change would miss a step.
         """
         assert isinstance(run.job.task, Recipe)
-        if not self._decode_worker.cores.is_shared and isinstance(request.change, SetConcepts | SetNegative):
+        has_texts = isinstance(request.change, SetConcepts | SetNegative | SetGuidance)  # guidance: the negative one
+        if has_texts and not self._decode_worker.cores.is_shared:
             await self._wait_for_decode(self._decode_worker.encode_change(run.job.task, request.change))
 
     def queue_preview(self, run: JobRun, event: StepDone) -> None:

@@ -31,6 +31,7 @@ from bot.domain.errors import UserError
 from bot.domain.job_states import is_end
 from bot.domain.steering import AmendmentView, SteeringRequest
 from bot.domain.texts import escape_discord, shorten
+from bot.prompt.concepts import MAX_WEIGHT
 from engine.contract import Recipe, list_final_images, recipe_at_end
 
 if TYPE_CHECKING:
@@ -47,10 +48,9 @@ ENDED = "This picture develops no longer."
 ONE_IMAGE = "Only one image is left, so it is kept anyway."
 KEEP_QUESTION = "Which images shall go on? The others end here, and no pictures are made of them."
 NOTHING_SAID = "Nothing to change: say something, or choose less or more guidance."
-WEIGHT_RANGE = "“{}” is no weight: it takes a number from -10 to 10, such as 0.5."
+WEIGHT_RANGE = "“{}” is no weight: it takes a number from -100 to 100, such as 0.5."
 SOON = "It holds from one of the next steps on; the picture's message says from which."
 _WEIGHT = re.compile(r"[+-]?(?:\d{1,3}(?:\.\d{0,6})?|\.\d{1,6})")
-MAX_WEIGHT = 10.0  # as in `engine.contract.amendments.Concept`
 MIN_GUIDANCE, MAX_GUIDANCE = 1.0, 30.0
 GUIDANCE_CHOICES = (("same", "as it is"), ("less", "less: freer"), ("more", "more: closer to the words"))
 GUIDANCE_FACTORS: Mapping[str, float] = MappingProxyType({"less": 2 / 3, "more": 3 / 2})

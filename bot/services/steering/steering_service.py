@@ -69,12 +69,21 @@ class _Plan:
     model: ModelProfile
 
     @cached_property
+    def _costs(self) -> list[float]:
+        """The job's cost before the changes and after each, in device-seconds."""
+        return [estimate_cost(each, self.model) for each in (self.old_recipe, *(one.recipe for one in self.changes))]
+
+    @property
+    def added_cost(self) -> float:
+        """What all changes together add to the job's cost, in device-seconds: what one saves pays for another."""
+        return max(0.0, self._costs[-1] - self._costs[0])
+
+    @property
     def priced_changes(self) -> list[NewAmendment]:
         """The changes with what each adds to the job's cost, in device-seconds."""
-        costs = [estimate_cost(each, self.model) for each in (self.old_recipe, *(one.recipe for one in self.changes))]
         return [
             NewAmendment(change.change, change.text, max(0.0, after - before))
-            for change, before, after in zip(self.changes, costs[:-1], costs[1:], strict=True)
+            for change, before, after in zip(self.changes, self._costs[:-1], self._costs[1:], strict=True)
         ]
 
 
@@ -162,7 +171,7 @@ class SteeringService:
         known = await self._store.query(list_amendments, job)
         if key is not None and (earlier := [each for each in known if each.key == key]):
             views = [each.to_view(record.steps) for each in earlier]
-            return SteeringAnswer(views, await self.load_outlook(job, member))
+            return SteeringAnswer(views, self._make_outlook(record, known, member, is_joined=is_joined))
         speaker = _place_member(member, record)
         author = speaker if member.id == record.member else record.author
         situation = self._read_situation(record)
@@ -226,9 +235,9 @@ class SteeringService:
             refuse_if_closed_or_blocked(each)
             check_action(each, "steer")
         _check_count(record, plan.changes[-1].recipe, author_rules)
-        if added_cost := sum(each.cost for each in plan.priced_changes):
+        if plan.added_cost:
             make_checks = relaxed_checks if record.tier == RELAXED_TIER else cost_checks
-            raise_latest_refusal(make_checks(added_cost, author_rules, ledger, now, advice=ADVICE))
+            raise_latest_refusal(make_checks(plan.added_cost, author_rules, ledger, now, advice=ADVICE))
 
 
 def _work_out(

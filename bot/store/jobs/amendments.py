@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import msgspec
-from sqlalchemy import BindParameter, Connection, RowMapping, bindparam, select
+from sqlalchemy import BindParameter, Connection, RowMapping, bindparam, func, select
 
 from bot.domain.job_states import OPEN_STATES
 from bot.domain.steering import AmendmentKind, AmendmentState, AmendmentView
@@ -20,6 +20,10 @@ from engine.contract import Amendment, Change, SetConcepts, SetGuidance, SetNega
 _JOBS: BindParameter[Any] = bindparam("jobs", expanding=True)
 _SELECT_OF_JOBS = select(amendments).where(amendments.c.job.in_(_JOBS)).order_by(amendments.c.job, amendments.c.number)
 _SELECT_WAITING = _SELECT_OF_JOBS.where(amendments.c.state == "waiting")  # each time that changes are sent
+
+_SUM_WAITING = select(func.coalesce(func.sum(amendments.c.cost), 0.0)).where(
+    amendments.c.job == bindparam("job"), amendments.c.state == "waiting"
+)
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,11 @@ def list_waiting(connection: Connection, job_ids: Sequence[str]) -> dict[str, li
     for row in connection.execute(_SELECT_WAITING, {"jobs": list(job_ids)}).mappings():
         by_job.setdefault(row["job"], []).append(decode_amendment(row))
     return by_job
+
+
+def sum_waiting_costs(connection: Connection, job: str) -> float:
+    """Return the device-seconds that are reserved for changes that no worker has answered."""
+    return float(connection.execute(_SUM_WAITING, {"job": job}).scalar_one())
 
 
 def list_jobs_with_waiting(connection: Connection) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
-from sqlalchemy import Connection, bindparam, func, select, update
+from sqlalchemy import Connection, bindparam, select, update
 
 from bot.domain.dto import Member
 from bot.store.fairness.ledger import Ledger
@@ -19,6 +19,7 @@ from bot.store.jobs.amendments import (
     decode_amendment,
     encode_change,
     list_amendments,
+    sum_waiting_costs,
 )
 from bot.store.jobs.records import RELAXED_TIER, JobRecord, decode_record
 from bot.store.schema.tables import amendments, jobs
@@ -41,7 +42,6 @@ ENDED_TEXT = "The picture ended before."
 MAX_REQUESTS = 256  # changes that may be asked for of one job, refused ones included
 AmendmentCheck = Callable[[JobRecord, Sequence[AmendmentRecord], Ledger], Sequence[NewAmendment]]
 _OF_WAITING = (amendments.c.job == bindparam("of_job"), amendments.c.state == "waiting")
-_SUM_WAITING = select(func.coalesce(func.sum(amendments.c.cost), 0.0)).where(*_OF_WAITING)
 _REFUSE_WAITING = update(amendments).where(*_OF_WAITING).values(state="refused", reason=ENDED_TEXT, cost=0.0)
 _INSERT = amendments.insert()
 _UPDATE_ONE = (
@@ -160,9 +160,9 @@ def check_held(connection: Connection, job_record: JobRecord, held: Sequence[Ame
 
 def refuse_waiting(connection: Connection, job: str) -> float:
     """Refuse the changes of an ended job that no worker has answered. Return the cost that was reserved for them."""
-    reserved_cost = connection.execute(_SUM_WAITING, {"of_job": job}).scalar_one()
+    reserved_cost = sum_waiting_costs(connection, job)
     connection.execute(_REFUSE_WAITING, {"of_job": job})
-    return float(reserved_cost)
+    return reserved_cost
 
 
 def _find_amendment(connection: Connection, job: str, number: int) -> AmendmentRecord | None:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from sqlalchemy import Connection, RowMapping, select
 
 from bot.domain.job_states import OPEN_STATES
 from bot.store.fairness.accounts import add_cost
+from bot.store.jobs.amendments import decode_amendment
 from bot.store.jobs.records import decode_record
-from bot.store.schema.tables import jobs
+from bot.store.schema.tables import amendments, jobs
 from bot.store.transitions.amendments import refuse_waiting
 from bot.store.transitions.state_change import apply_transition
 from engine.contract import MalformedMessage
@@ -23,7 +25,8 @@ UNREADABLE_TEXT = "Its database entry cannot be read any more; nothing was charg
 def fail_unreadable_jobs(connection: Connection, now: float) -> list[str]:
     """Fail every unreadable open job without charge, and return their ids. Reads all open jobs."""
     rows = connection.execute(select(jobs).where(jobs.c.state.in_(OPEN_STATES)).order_by(jobs.c.id)).mappings().all()
-    unreadable = [row for row in rows if not _is_readable(row)]
+    with_unreadable_changes = _list_jobs_with_unreadable_changes(connection)
+    unreadable = [row for row in rows if not _is_readable(row) or row["id"] in with_unreadable_changes]
     for row in unreadable:
         _fail_job(connection, row, now)
     return [row["id"] for row in unreadable]
@@ -35,6 +38,18 @@ def _is_readable(row: RowMapping) -> bool:
     except (MalformedMessage, TypeError):
         return False
     return True
+
+
+def _list_jobs_with_unreadable_changes(connection: Connection) -> set[str]:
+    """Return the open jobs for which a newer version has written a change that this one does not know."""
+    query = select(amendments).join(jobs, jobs.c.id == amendments.c.job).where(jobs.c.state.in_(OPEN_STATES))
+    unreadable = set[str]()
+    for row in connection.execute(query).mappings():
+        try:
+            decode_amendment(row)
+        except (msgspec.ValidationError, TypeError):
+            unreadable.add(row["job"])
+    return unreadable
 
 
 def _fail_job(connection: Connection, row: RowMapping, now: float) -> None:

@@ -85,9 +85,11 @@ def make_transition(
 
 def end_job(
     connection: Connection, kind: TransitionKind, job: str, now: float, actual_cost: float | None, *,
-    epoch: int | None = None, audit_note: str = "", **values: object,
+    done_share: float = 1.0, epoch: int | None = None, audit_note: str = "", **values: object,
 ) -> Transition | None:  # fmt: skip
-    """End a job, and settle its charge to `actual_cost` device-seconds (None: the whole reserve). Happens at most once.
+    """End a job, and settle its charge to `actual_cost` device-seconds. Happens at most once.
+
+    None: `done_share` of the whole reserve, without that of changes that no worker has answered.
 
     A member never pays more than was reserved. The fair order counts the real cost, at most `MAX_OVERRUN` estimates.
     Changes that no worker has answered are refused, and their reserve is given back.
@@ -100,7 +102,7 @@ def end_job(
         return None
     refused_cost = refuse_waiting(connection, job)
     job_record = replace(transition.record, cost=max(0.0, transition.record.cost - refused_cost))
-    fair_cost = job_record.cost if actual_cost is None else min(actual_cost, MAX_OVERRUN * job_record.cost)
+    fair_cost = job_record.cost * done_share if actual_cost is None else min(actual_cost, MAX_OVERRUN * job_record.cost)
     charged = 0.0 if job_record.tier == RELAXED_TIER else min(fair_cost, job_record.cost)
     statement = update(jobs).where(jobs.c.id == job).values(cost=job_record.cost, charged=charged, billed=fair_cost)
     add_cost(connection, job_record.account, fair_cost - job_record.billed)
@@ -231,7 +233,7 @@ def requeue_job(
         return None
     if old_row["cancelling"]:
         return end_job(
-            connection, "cancel", job, now, old_row["cost"] * _done_fraction(old_row, step), epoch=epoch,
+            connection, "cancel", job, now, None, done_share=_done_fraction(old_row, step), epoch=epoch,
             audit_note=audit_note,
         )  # fmt: skip
     idle_attempts = _count_idle_attempts(old_row, step, True)
@@ -251,8 +253,8 @@ def request_cancel(connection: Connection, job: str, now: float) -> tuple[JobRec
     if old_row is None:
         return None, None
     if old_row["state"] == "queued":
-        actual_cost = old_row["cost"] * _done_fraction(old_row, 0)
-        transition = end_job(connection, "cancel", job, now, actual_cost, audit_note="cancelled on request")
+        share = _done_fraction(old_row, 0)
+        transition = end_job(connection, "cancel", job, now, None, done_share=share, audit_note="cancelled on request")
         return (transition.record if transition else None), transition
     if old_row["state"] in ACTIVE_STATES:
         statement = update(jobs).where(jobs.c.id == job).values(cancelling=True).returning(jobs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace as replace_fields
@@ -351,6 +352,31 @@ async def test_a_change_is_charged_to_the_author_and_settled_by_its_answer(
     made = await steered.load_record()
     assert before.cost < made.cost < waiting.cost  # it holds for the last quarter of the steps alone
     assert made.rows == 4 * before.rows
+
+
+@pytest.mark.asyncio
+async def test_dropped_images_pay_for_a_split_in_the_same_request(open_steered: Any, ann: Member) -> None:
+    steered = await open_steered("fox --count 4")
+    await set_rules(steered.app, ("user", ann.id, "cost_day", "0"))
+    views = await steered.amend(ann, drop=(1, 2, 3), split=(0, 3))
+    assert [view.text for view in views] == ["drops images 2, 3 and 4", "splits image 1 into 3"]
+
+
+@pytest.mark.asyncio
+async def test_a_waiting_change_is_no_part_of_the_cost_that_a_worker_scales(
+    harness: Any, wait_until: Any, ann: Member, destination: Any
+) -> None:
+    app, worker = await harness.open_app(), await harness.make_worker("hand")
+    await worker.announce()
+    await wait_until(lambda: app.services.live_workers())
+    (accepted,) = await app.services.jobs.imagine("fox --count 1", ann, destination)
+    first = await worker.take_job()
+    await app.services.steering.amend(first.id, SteeringRequest(split=(0, 4)), ann)
+    await app.store.requeue_job(first.id, time.time(), step=0, audit_note="lost")
+    while (second := await worker.take_job()).attempt == 1:  # the first message once more
+        pass
+    assert (second.id, second.attempt, second.cost) == (accepted.job, 2, pytest.approx(first.cost))
+    assert (await app.store.get_job(first.id)).cost > 1.5 * first.cost
 
 
 @pytest.mark.slow

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from bot.domain.dto import Member
 from bot.store import Store
 from bot.store.jobs.amendments import NewAmendment, list_amendments, list_jobs_with_waiting, list_waiting
+from bot.store.schema.tables import amendments
 from bot.store.transitions.amendments import ENDED_TEXT, answer_amendment, ask_for_amendments
+from bot.store.transitions.corrupt_rows import fail_unreadable_jobs
 from engine.contract import Change, Concept, DropImages, JobAmended, ModelProfile, Recipe, SetConcepts, SplitImage
 from shared.stored_jobs import admit_job, make_new_job
 
@@ -81,3 +84,28 @@ async def test_a_job_that_ends_refuses_what_waits_and_one_that_goes_on_keeps_it(
     assert record.task.amendments == ()
     assert record.charged == pytest.approx(0.5)
     assert await store.query(list_waiting, [job]) == {}
+
+
+@pytest.mark.asyncio
+async def test_a_share_of_the_cost_is_one_of_what_held_and_not_of_what_waits(store: Store) -> None:
+    job = await start_running(store)
+    await ask(store, job, SPLIT)
+    assert await store.requeue_job(job, 2.0, step=10, audit_note="lost")
+    record, transition = await store.request_cancel(job, 3.0)
+    assert transition is not None
+    assert record is not None
+    assert record.charged == pytest.approx(4.0 * 10 / record.steps)
+
+
+@pytest.mark.asyncio
+async def test_a_job_with_a_change_of_a_newer_version_fails_without_a_charge(store: Store) -> None:
+    job, other = await start_running(store), await start_running(store)
+    await ask(store, job, WORDS)
+    await ask(store, other, WORDS)
+    unknown = update(amendments).where(amendments.c.job == job).values(change={"kind": "unheard-of"})
+    await store.write(lambda connection: connection.execute(unknown) and None)
+    assert await store.write(fail_unreadable_jobs, 6.0) == [job]
+    record = await store.get_job(job)
+    assert record is not None
+    assert (record.state, record.charged) == ("failed", 0.0)
+    assert await store.query(list_jobs_with_waiting) == [other]

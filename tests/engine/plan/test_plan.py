@@ -6,7 +6,9 @@ The oracle runs twice: in plain float32, and in double precision, where only the
 from __future__ import annotations
 
 import json
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 
 from engine.models.families.embedded import WEIGHTS_FOLDER
 from engine.plan import COLUMNS, TABLED, NotTabled, Plan, TimestepOptions, build_scheduler, plan
+from engine.plan.probe import probe
 from shared.scheduler_trajectories import Trajectory, relative_difference, run_plan, run_scheduler, set_timesteps
 
 Config = dict[str, Any]
@@ -252,6 +255,35 @@ def test_schedules_that_fail_in_diffusers_are_refused(
     with pytest.raises(ValueError, match=f"^The sampler {sampler} cannot take {steps} steps with this") as error:
         plan(config, sampler, steps, timing=timestep_options)
     assert not isinstance(error.value, NotTabled)
+
+
+@pytest.mark.parametrize(("config", "sampler"), [(EPSILON, "ddpm"), (EPSILON | {"clip_sample": True}, "ddim")])
+def test_threads_that_come_together_wait_for_one_probe_and_not_for_another_samplers(
+    monkeypatch: pytest.MonkeyPatch, config: Config, sampler: str
+) -> None:
+    steps, probed_steps, release = 37, list[int](), threading.Event()
+
+    def probe_slowly(*arguments: Any) -> Any:
+        probed_steps.append(arguments[1])
+        if arguments[1] == steps:
+            assert release.wait(10)
+        return probe(*arguments)
+
+    def ask() -> object:
+        try:
+            return plan(config, sampler, steps)
+        except NotTabled as error:
+            return str(error)
+
+    monkeypatch.setattr("engine.plan.probe", probe_slowly)
+    with ThreadPoolExecutor(4) as threads:
+        answers = [threads.submit(ask) for _ in range(4)]
+        plan(EPSILON, "euler", steps + 1)
+        release.set()
+        results = [each.result() for each in answers]
+    assert all(each is results[0] or each == results[0] for each in results[1:])
+    assert isinstance(results[0], Plan) == (config is EPSILON)
+    assert probed_steps.count(steps) == 1
 
 
 SCHEDULES = st.fixed_dictionaries(

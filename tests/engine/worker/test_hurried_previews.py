@@ -12,7 +12,7 @@ import torch
 from msgspec.structs import replace
 
 from engine.bus import Claim
-from engine.contract import Amendment, AmendmentRequest, Concept, Frame, Recipe, SetConcepts, SetGuidance
+from engine.contract import Amendment, AmendmentRequest, Concept, DropImages, Frame, Recipe, SetConcepts, SetGuidance
 from engine.core.engine import StepDone
 from engine.worker.run import JobRun
 from engine.worker.run_output import RunOutput
@@ -119,5 +119,6 @@ def test_of_a_jobs_images_the_changed_one_is_shown_first() -> None:
 async def test_texts_are_encoded_beside_the_steps_only_where_that_costs_no_turn(has_shared_cores: bool) -> None:
     encoded = list[str]()
     output = make_output([], encoded, has_shared_cores=has_shared_cores)
-    await output.prepare_texts(make_runs()[0], AmendmentRequest(1, SetConcepts((Concept("terrier"),))))
-    assert encoded == ([] if has_shared_cores else ["text"])
+    for change in (SetConcepts((Concept("terrier"),)), SetGuidance(5.0), DropImages((0,))):
+        await output.prepare_texts(make_runs()[0], AmendmentRequest(1, change))
+    assert encoded == ([] if has_shared_cores else ["text", "text"])

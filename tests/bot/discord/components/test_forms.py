@@ -200,7 +200,7 @@ def test_words_their_weight_and_guidance_are_read_from_the_form() -> None:
         (make_words(), "Nothing to change"),
         (make_words(guidance="forged"), "Nothing to change"),
         (make_words("blue", "a lot"), "“a lot” is no weight"),
-        (make_words("blue", "10.5"), "from -10 to 10"),
+        (make_words("blue", "100.5"), "from -100 to 100"),
         (make_words("blue", "nan"), "“nan” is no weight"),
     ],
 )
