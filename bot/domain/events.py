@@ -2,12 +2,13 @@
 
 Publishing never blocks. A slow subscriber loses old values, but never the newest one and never an end: values coalesce
 per job (frames per image, steering per change), and an end replaces all earlier events of its job. A subscriber reads
-ends first, then changes, then previews, then places and model loading.
+ends first, then changes, then previews (that which shows a change before others), then places and model loading.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
@@ -105,8 +106,9 @@ class Subscription:
         self._progress_events: dict[str, JobEvent] = {}
         self._progress_run = 0  # previews read since the last queue place
         self._steered_events: dict[str, dict[int, JobSteered]] = {}  # by job and number
+        self._unshown_changes: dict[str, int] = {}  # by job: the step of its newest change that no preview shows yet
         self._end_events: dict[str, JobEnded] = {}
-        self._wakeup = asyncio.Event()
+        self._wakeup, self._has_urgent_event = asyncio.Event(), asyncio.Event()
         self._is_closed = False
 
     def put_event(self, event: JobEvent) -> None:
@@ -117,16 +119,35 @@ class Subscription:
             self._progress_events.pop(event.job, None)
             self._queue_events.pop(event.job, None)
             self._steered_events.pop(event.job, None)
+            self._unshown_changes.pop(event.job, None)
             self._end_events[event.job] = event
+            self._has_urgent_event.set()
         elif isinstance(event, JobSteered):
             self._steered_events.setdefault(event.job, {})[event.view.number] = event
+            self._has_urgent_event.set()
+            if event.view.step is not None:
+                self._unshown_changes[event.job] = event.view.step
         elif isinstance(event, JobProgress):
             self._queue_events.pop(event.job, None)
-            self._progress_events[event.job] = merge_events(self._progress_events.get(event.job), event)
+            self._put_progress(event)
         else:
             self._progress_events.pop(event.job, None)
             self._queue_events[event.job] = event
         self._wakeup.set()
+
+    def _put_progress(self, event: JobProgress) -> None:
+        """Queue a preview; the first that shows a change of its job goes before those of others."""
+        self._progress_events[event.job] = merge_events(self._progress_events.get(event.job), event)
+        if event.frames and event.step > self._unshown_changes.get(event.job, event.step):
+            del self._unshown_changes[event.job]
+            self._progress_events = {event.job: self._progress_events[event.job], **self._progress_events}
+            self._has_urgent_event.set()
+
+    async def rest(self, seconds: float) -> None:
+        """Give the reader a pace, until an end, a change or the first preview that shows one comes."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._has_urgent_event.wait()
 
     def close(self) -> None:
         """End the iteration after the pending events; idempotent."""
@@ -143,6 +164,7 @@ class Subscription:
                 raise StopAsyncIteration
             self._wakeup.clear()
             await self._wakeup.wait()
+        self._has_urgent_event.clear()
         if self._end_events:
             return self._end_events.pop(next(iter(self._end_events)))
         if self._steered_events:

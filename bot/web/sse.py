@@ -108,7 +108,7 @@ class PageStream:
         await self._send("jobs", self._app[JOB_CACHE].encode_list(ordered, self._reader))
         async for job_event in subscription:
             if await self._forward_event(job_event):
-                await asyncio.sleep(FRAME_PAUSE)
+                await subscription.rest(FRAME_PAUSE)
 
     async def _forward_event(self, job_event: JobEvent) -> bool:
         """Return True if a frame was sent: only frames come so often that they need a pace."""
@@ -181,7 +181,7 @@ async def _follow_job(request: web.Request, stream: EventSourceResponse, subscri
             return await _send_end(request, stream)
         await write_event(request, stream, request.app[EVENT_CACHE].encode(job_event))
         if isinstance(job_event, JobProgress):
-            await asyncio.sleep(FRAME_PAUSE)
+            await subscription.rest(FRAME_PAUSE)
 
 
 async def write_event(request: web.Request, stream: EventSourceResponse, event: bytes) -> None:

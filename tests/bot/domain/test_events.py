@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import cast
 
 import pytest
 
@@ -10,11 +11,14 @@ from bot.domain.events import (
     Feed,
     JobEnded,
     JobProgress,
+    JobSteered,
     ModelLoading,
     QueueMoved,
     Subscription,
     merge_events,
 )
+from bot.domain.steering import AmendmentView
+from engine.contract import Recipe
 
 
 def frame(job: str, step: int, *images: int) -> JobProgress:
@@ -44,6 +48,47 @@ async def test_a_slow_reader_gets_ends_first_and_then_the_newest_events():
         JobProgress("a", 49, 100, 1.0, {0: b"0@48", 1: b"1@49"}),
         QueueMoved("b", 3, 7.0),
     ]
+
+
+@pytest.mark.asyncio
+async def test_the_first_frame_that_shows_a_change_goes_before_those_of_other_jobs():
+    feed, recipe = Feed(), cast(Recipe, None)
+    made = AmendmentView(1, "made", 7, 100, "", "ann", "Ann", "fox, blue", 0.0, "words")
+    async with feed.subscribe() as stream:
+        for job in ("a", "b", "c"):
+            feed.publish(frame(job, 7, 0))
+        feed.publish(JobSteered("c", made, recipe))
+        feed.publish(frame("c", 7, 0))  # its step 7 is yet to run
+        events = [await anext(stream), await anext(stream)]
+        feed.publish(frame("c", 8, 0))
+        feed.publish(frame("a", 8, 0))
+        feed.publish(frame("b", 8, 0))
+        events += [await anext(stream) for _ in range(3)]
+    assert events == [
+        JobSteered("c", made, recipe),
+        frame("a", 7, 0),
+        frame("c", 8, 0),
+        frame("b", 8, 0),
+        frame("a", 8, 0),
+    ]
+
+
+@pytest.mark.asyncio
+async def test_a_rest_lasts_until_an_end_or_a_change_and_not_until_a_frame():
+    feed = Feed()
+    async with feed.subscribe() as stream:
+        feed.publish(JobEnded("a", "finished", ""))
+        async with asyncio.timeout(5):
+            await stream.rest(60)
+        await anext(stream)
+        feed.publish(frame("b", 1, 0))
+        rest = asyncio.create_task(stream.rest(60))
+        await asyncio.sleep(0.01)
+        assert not rest.done()
+        made = AmendmentView(1, "made", 1, 100, "", "ann", "Ann", "fox, blue", 0.0, "words")
+        feed.publish(JobSteered("b", made, cast(Recipe, None)))
+        async with asyncio.timeout(5):
+            await rest
 
 
 @pytest.mark.asyncio
