@@ -127,20 +127,22 @@ class Subscription:
             self._has_urgent_event.set()
             if event.view.step is not None:
                 self._unshown_changes[event.job] = event.view.step
+                self._hurry_change(event.job)
         elif isinstance(event, JobProgress):
             self._queue_events.pop(event.job, None)
-            self._put_progress(event)
+            self._progress_events[event.job] = merge_events(self._progress_events.get(event.job), event)
+            self._hurry_change(event.job)
         else:
             self._progress_events.pop(event.job, None)
             self._queue_events[event.job] = event
         self._wakeup.set()
 
-    def _put_progress(self, event: JobProgress) -> None:
-        """Queue a preview; the first that shows a change of its job goes before those of others."""
-        self._progress_events[event.job] = merge_events(self._progress_events.get(event.job), event)
-        if event.frames and event.step > self._unshown_changes.get(event.job, event.step):
-            del self._unshown_changes[event.job]
-            self._progress_events = {event.job: self._progress_events[event.job], **self._progress_events}
+    def _hurry_change(self, job: str) -> None:
+        """Put the first unread preview that shows a change of its job before those of others."""
+        event = self._progress_events.get(job)
+        if isinstance(event, JobProgress) and event.frames and event.step > self._unshown_changes.get(job, event.step):
+            del self._unshown_changes[job]
+            self._progress_events = {job: event, **self._progress_events}
             self._has_urgent_event.set()
 
     async def rest(self, seconds: float) -> None:

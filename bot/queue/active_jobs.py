@@ -40,9 +40,14 @@ class ActiveJob:
         return epoch == self.record.epoch if self.is_claimed else epoch >= max(self.epoch, self.record.epoch + 1)
 
     @property
+    def done_share(self) -> float:
+        """The share of its steps that is known to have run."""
+        return min(1.0, self.step / self.record.steps)
+
+    @property
     def remaining_cost(self) -> float:
         """Device-seconds of the estimate that remain."""
-        return self.record.cost * max(0.0, 1.0 - self.step / self.record.steps)
+        return self.record.cost * (1.0 - self.done_share)
 
     def estimate_seconds_left(self, now: float) -> float | None:
         """Return the worker's last estimate less the time since; None before the first."""

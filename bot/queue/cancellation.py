@@ -13,7 +13,6 @@ from bot.domain.job_states import is_end
 from bot.queue.active_jobs import ActiveJobs
 from bot.queue.job_completion import JobCompletion
 from bot.queue.model_catalog import group_by_pool
-from bot.queue.patrol import cost_so_far
 from bot.store import Store
 from engine.bus import BrokerUnreachable, Bus
 from engine.contract import Presence
@@ -57,8 +56,7 @@ class JobCanceller:
         except BrokerUnreachable as error:  # SQL has the flag, and the patrol repeats the tombstone
             log.warning("job %s: %s", job, error)
         if record.pool not in group_by_pool(self._workers()):
-            await self._completion.cancel(
-                job, cost_so_far(active_job) if active_job else 0.0, audit_note="no worker is alive"
-            )
+            done_share = active_job.done_share if active_job else 0.0
+            await self._completion.cancel(job, None, done_share=done_share, audit_note="no worker is alive")
             return "Cancelled; no worker was online."
         return "Cancelling: it stops at its next step, and only the steps it ran are charged."

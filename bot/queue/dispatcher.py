@@ -28,7 +28,7 @@ from bot.queue.job_completion import JobCompletion
 from bot.queue.job_request import renew_recipe
 from bot.queue.model_catalog import ModelCatalog, PoolSummary, group_by_pool
 from bot.store import DatabaseUnavailable, JobRecord, PickRequest, Store, Transition, rules
-from bot.store.jobs.amendments import sum_waiting_costs
+from bot.store.jobs.amendments import read_recipe_cost
 from engine.bus import BrokerUnreachable, Bus
 from engine.contract import Job, MalformedMessage, Recipe, required_blobs
 from engine.process.log_format import log_context
@@ -157,9 +157,10 @@ class Dispatcher:
             await self._completion.fail(record.id, "It could not be handed to a worker.", "us")
 
     async def submit(self, record: JobRecord) -> None:
-        """Publish this attempt, with its input pictures. Idempotent. Raises `BrokerUnreachable`.
+        """Publish this attempt, with its input pictures. Idempotent.
 
-        A job that waits for its next attempt is left to the patrol, which submits it then.
+        A job that waits for its next attempt is left to the patrol, which submits it then. Raises `BrokerUnreachable`
+        or `DatabaseUnavailable`.
         """
         if record.id in self._active_jobs.next_attempt_at:
             return
@@ -185,8 +186,8 @@ class Dispatcher:
 
         Its cost is that of its recipe: the worker adds what waiting changes cost once they hold.
         """
-        waiting_cost = await self._store.query(sum_waiting_costs, record.id)
-        job = msgspec.structs.replace(record.to_job(), cost=max(0.0, record.cost - waiting_cost))
+        cost = await self._store.query(read_recipe_cost, record.id)
+        job = msgspec.structs.replace(record.to_job(), cost=cost)
         if isinstance(job.task, Recipe) and not record.step:
             with suppress(KeyError):
                 task, notes = renew_recipe(job.task, self._models.find_entry(job.task.model))

@@ -63,12 +63,14 @@ class JobCompletion:
         return await self.announce_and_clear(transition)
 
     async def cancel(
-        self, job: str, actual_cost: float, *, epoch: int | None = None, audit_note: str = ""
-    ) -> Transition | None:
-        """Cancel a job, and charge `actual_cost` device-seconds."""
-        return await self.announce_and_clear(
-            await self._store.end_job("cancel", job, self._clock(), actual_cost, epoch=epoch, audit_note=audit_note)
+        self, job: str, actual_cost: float | None, *, done_share: float = 1.0, epoch: int | None = None,
+        audit_note: str = "",
+    ) -> Transition | None:  # fmt: skip
+        """Cancel a job, and charge `actual_cost` device-seconds; None: `done_share` of its price."""
+        transition = await self._store.end_job(
+            "cancel", job, self._clock(), actual_cost, done_share=done_share, epoch=epoch, audit_note=audit_note
         )
+        return await self.announce_and_clear(transition)
 
     async def request_cancel(self, job: str) -> JobRecord | None:
         """Cancel a waiting job at once, or flag a sent one. Return the job now, None if unknown."""

@@ -95,7 +95,7 @@ class Patrol:
             return
         if active_job.record.cancelling:
             if orphaned_seconds >= self._lease / 4:
-                await self._completion.cancel(job, cost_so_far(active_job), audit_note="nobody runs it")
+                await self._completion.cancel(job, None, done_share=active_job.done_share, audit_note="nobody runs it")
         elif self._active_jobs.results_behind_until > now:  # its worker may have released the claim: job done
             self._orphaned_since[job] = now
         elif active_job.is_claimed and active_job.record.worker:
@@ -158,8 +158,3 @@ class Patrol:
             )  # fmt: skip
         elif orphaned_seconds >= self._lease:
             await self._submit(active_job.record)
-
-
-def cost_so_far(active_job: ActiveJob) -> float:
-    """Return a job's cost so far in device-seconds, by its known steps."""
-    return max(0.0, active_job.record.cost - active_job.remaining_cost)

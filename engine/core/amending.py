@@ -18,6 +18,8 @@ from engine.contract import (
     list_lives,
     needs_unconditional_row,
     recipe_at_end,
+    recipe_at_step,
+    settle_fades,
 )
 from engine.contract.rejection import JobRejected
 from engine.core.fault_isolation import reject_before_start
@@ -72,21 +74,25 @@ def _check_unfinished(images: Sequence[Trajectory], recipe: Recipe) -> None:
             raise JobRejected(ENDS_ALREADY, "member")
 
 
+def has_new_texts(recipe: Recipe, change: Change) -> bool:
+    """Return whether a change may need a text that the recipe needs not; guidance may begin to need the negative."""
+    if isinstance(change, SetGuidance):
+        return not needs_unconditional_row(recipe_at_end(recipe))
+    return isinstance(change, SetConcepts | SetNegative)
+
+
 def encode_change(recipe: Recipe, change: Change, family: Family) -> None:
     """Encode a change's texts, on any thread, so that the family has them when the engine asks."""
     if is_edit(recipe, family):  # then the encoder reads the picture, too, which the engine has
         return
-    state = recipe_at_end(recipe)  # the longest text of all decides the shape of each
-    match change:
-        case SetConcepts():
-            faded = state.concepts if change.fade_steps > 1 else ()
-            state = msgspec.structs.replace(state, concepts=(*faded, *change.concepts))
-        case SetNegative():
-            state = msgspec.structs.replace(state, negative=change.negative)
-        case SetGuidance():  # the negative text may count from now on
-            state = msgspec.structs.replace(state, guidance=change.guidance)
-        case _:
-            return
+    step = recipe.amendments[-1].step if recipe.amendments else recipe.first_step
+    amended = msgspec.structs.replace(recipe, amendments=(*recipe.amendments, Amendment(1, step, change)))
+    for state in (recipe_at_step(amended, step), settle_fades(amended)):  # a fade ends without its old texts
+        _encode_texts(state, family)
+
+
+def _encode_texts(state: Recipe, family: Family) -> None:
+    """Encode all texts of a step. The longest of them decides the shape of each."""
     for concept in state.concepts:
         family.encode_conditioning(concept.text, state)
     if needs_unconditional_row(state):

@@ -39,6 +39,7 @@ NOT_TABLED_REASONS = {
     "dpmpp_3m": "A solver of third order looks back two steps, which cannot be batched by step.",
     "native": "A model's own scheduler may do anything, which cannot be batched by step.",
 }
+_LOCKS_LOCK = threading.Lock()
 _PROBE_ERRORS = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
 
 
@@ -55,11 +56,10 @@ def plan(
     """
     config = {name: value for name, value in scheduler_config.items() if name != "_use_default_values"}
     key = (json.dumps(config, sort_keys=True, default=str), sampler, steps, eta, timing)
-    with _lock_for(*key):
-        plan_or_refusal = _find_plan(*key)
-    if isinstance(plan_or_refusal, Plan):
-        return plan_or_refusal
-    raise type(plan_or_refusal)(*plan_or_refusal.args)  # a new one: several threads may raise it
+    with _LOCKS_LOCK:
+        lock = _lock_for(*key)
+    with lock:
+        return _plan(*key)
 
 
 @lru_cache(maxsize=256)
@@ -69,17 +69,8 @@ def _lock_for(*_key: object) -> threading.Lock:
 
 
 @lru_cache(maxsize=256)
-def _find_plan(
-    scheduler_config: str, sampler: str, steps: int, eta: float, timing: TimestepOptions
-) -> Plan | ValueError:
-    """Return the table, or why there is none: a refusal takes as long to find as a table."""
-    try:
-        return _probe_plan(json.loads(scheduler_config), sampler, steps, eta, timing)
-    except ValueError as error:
-        return type(error)(*error.args)  # without its traceback, which holds the probe's tensors
-
-
-def _probe_plan(config: dict[str, Any], sampler: str, steps: int, eta: float, timing: TimestepOptions) -> Plan:
+def _plan(scheduler_config: str, sampler: str, steps: int, eta: float, timing: TimestepOptions) -> Plan:
+    config = json.loads(scheduler_config)
     scheduler = build_scheduler(config, sampler)
     if sampler in PIPELINE_SAMPLERS:
         raise NotTabled(NOT_TABLED_REASONS[sampler])

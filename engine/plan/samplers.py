@@ -7,7 +7,6 @@ The same name means another scheduler for flow matching, where most names are no
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, get_args
@@ -26,6 +25,7 @@ from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepSchedu
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from engine.contract import PIPELINE_SAMPLERS, Sampler
+from engine.plan.timesteps import ignore_numpy_warnings
 
 SchedulerSpec = tuple[type, dict[str, object]]  # a scheduler and the configuration that the name fixes
 
@@ -101,8 +101,7 @@ def build_scheduler(scheduler_config: Mapping[str, Any], sampler: str) -> Any:
     )
     parameters = inspect.signature(scheduler_class).parameters
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # numpy's, of the schedulers' np.array(tensor)
+        with ignore_numpy_warnings():
             return scheduler_class(**{name: value for name, value in config.items() if name in parameters})
     except (ImportError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"The sampler {sampler} does not know this model's noise schedule.") from error

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import threading
 import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+_FILTERS_LOCK = threading.Lock()
 
 
 class TimestepError(ValueError):
@@ -27,11 +32,18 @@ class TimestepOptions:
     sigmas: tuple[float, ...] | None = None
 
 
+@contextmanager
+def ignore_numpy_warnings() -> Generator[None]:
+    """Ignore numpy's warnings, in one thread at a time: the filters are those of the whole process."""
+    with _FILTERS_LOCK, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of the schedulers' np.array(tensor)
+        warnings.simplefilter("ignore", RuntimeWarning)  # of divisions by zero: that step is not finite
+        yield
+
+
 def set_timesteps(scheduler: Any, steps: int, options: TimestepOptions = TimestepOptions()) -> None:
     """Set the timesteps as pipelines do. Raises `TimestepError`, or diffusers' error for too many steps."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # numpy's, of the schedulers' np.array(tensor)
-        warnings.simplefilter("ignore", RuntimeWarning)  # numpy's, of divisions by zero: that step is not finite
+    with ignore_numpy_warnings():
         _call_set_timesteps(scheduler, steps, options)
     if options.sigmas is not None and len(scheduler.timesteps) != steps:
         raise TimestepError("There must be as many noise levels as steps.")

@@ -22,13 +22,11 @@ from engine.contract import (
     Frame,
     Job,
     Recipe,
-    SetConcepts,
-    SetGuidance,
-    SetNegative,
     UpscaleTask,
     Verdict,
 )
 from engine.contract.rejection import JobRejected
+from engine.core.amending import has_new_texts
 from engine.core.engine import LatentsDone, StepDone
 from engine.core.init_latents import InitLatents
 from engine.models.pictures.picture_conditions import PictureConditions
@@ -91,8 +89,7 @@ class RunOutput:
         would take as long, and the change would miss a step.
         """
         assert isinstance(run.job.task, Recipe)
-        has_texts = isinstance(request.change, SetConcepts | SetNegative | SetGuidance)  # guidance: the negative one
-        if has_texts and not self._decode_worker.cores.is_shared:
+        if not self._decode_worker.cores.is_shared and has_new_texts(run.job.task, request.change):
             await self._wait_for_decode(self._decode_worker.encode_change(run.job.task, request.change))
 
     def queue_preview(self, run: JobRun, event: StepDone) -> None:

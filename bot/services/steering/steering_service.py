@@ -75,8 +75,11 @@ class _Plan:
 
     @property
     def added_cost(self) -> float:
-        """What all changes together add to the job's cost, in device-seconds: what one saves pays for another."""
-        return max(0.0, self._costs[-1] - self._costs[0])
+        """What the changes add to the job's cost at most, in device-seconds: what one saves pays for those after it.
+
+        A later one may yet be refused, so it pays for none before it.
+        """
+        return max(0.0, max(self._costs[1:]) - self._costs[0])
 
     @property
     def priced_changes(self) -> list[NewAmendment]:

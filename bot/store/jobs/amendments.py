@@ -22,8 +22,9 @@ _SELECT_OF_JOBS = select(amendments).where(amendments.c.job.in_(_JOBS)).order_by
 _SELECT_WAITING = _SELECT_OF_JOBS.where(amendments.c.state == "waiting")  # each time that changes are sent
 
 _SUM_WAITING = select(func.coalesce(func.sum(amendments.c.cost), 0.0)).where(
-    amendments.c.job == bindparam("job"), amendments.c.state == "waiting"
+    amendments.c.job == bindparam("of_job"), amendments.c.state == "waiting"
 )
+_SELECT_RECIPE_COST = select(jobs.c.cost - _SUM_WAITING.scalar_subquery()).where(jobs.c.id == bindparam("of_job"))
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,12 @@ def list_waiting(connection: Connection, job_ids: Sequence[str]) -> dict[str, li
 
 def sum_waiting_costs(connection: Connection, job: str) -> float:
     """Return the device-seconds that are reserved for changes that no worker has answered."""
-    return float(connection.execute(_SUM_WAITING, {"job": job}).scalar_one())
+    return float(connection.execute(_SUM_WAITING, {"of_job": job}).scalar_one())
+
+
+def read_recipe_cost(connection: Connection, job: str) -> float:
+    """Return what is reserved for a job's recipe in device-seconds, without the changes that wait; 0: unknown job."""
+    return max(0.0, connection.execute(_SELECT_RECIPE_COST, {"of_job": job}).scalar_one_or_none() or 0.0)
 
 
 def list_jobs_with_waiting(connection: Connection) -> list[str]:

@@ -74,6 +74,18 @@ async def test_the_first_frame_that_shows_a_change_goes_before_those_of_other_jo
 
 
 @pytest.mark.asyncio
+async def test_a_frame_that_came_before_its_changes_answer_goes_first_too():
+    feed, recipe = Feed(), cast(Recipe, None)
+    made = AmendmentView(1, "made", 7, 100, "", "ann", "Ann", "fox, blue", 0.0, "words")
+    async with feed.subscribe() as stream:
+        for job in ("a", "b", "c"):
+            feed.publish(frame(job, 8, 0))
+        feed.publish(JobSteered("c", made, recipe))
+        events = [await anext(stream) for _ in range(3)]
+    assert events == [JobSteered("c", made, recipe), frame("c", 8, 0), frame("a", 8, 0)]
+
+
+@pytest.mark.asyncio
 async def test_a_rest_lasts_until_an_end_or_a_change_and_not_until_a_frame():
     feed = Feed()
     async with feed.subscribe() as stream:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -26,6 +27,7 @@ from engine.contract import (
     list_final_images,
 )
 from engine.contract.rejection import JobRejected
+from engine.core.amending import encode_change, has_new_texts
 from engine.core.engine import Engine, LatentsDone
 
 Make = Callable[..., Any]
@@ -208,3 +210,25 @@ def test_snapshots_from_before_a_change_that_they_should_follow_are_not_continue
         latents = finish(successor)
         assert len(affine.shapes) == step_count
         assert all(torch.equal(latents[key], expected[key]) for key in expected)
+
+
+def test_a_change_is_encoded_beside_the_batch_as_the_engine_will_ask_for_it(recipe: Make) -> None:
+    asked: list[tuple[str, int, bool]] = []
+
+    def encode(text: str, state: Recipe, *, negative: bool = False) -> None:
+        asked.append((text, len(state.concepts), negative))
+
+    def list_asked(one: Recipe, change: Change) -> list[tuple[str, int, bool]]:
+        asked.clear()
+        encode_change(one, change, cast(Any, SimpleNamespace(encode_conditioning=encode)))
+        return [each for each in asked if not each[2]] if one.guidance != 1.0 else asked[:]
+
+    fox = recipe(concepts=(Concept("fox"),), guidance=4.0)
+    new = (Concept("terrier"),)
+    assert list_asked(fox, SetConcepts(new)) == [("terrier", 1, False)] * 2
+    faded = list_asked(fox, SetConcepts(new, fade_steps=5))
+    assert sorted(faded) == [("fox", 2, False), ("terrier", 1, False), ("terrier", 2, False)]
+    unguided = recipe(concepts=(Concept("fox"),), guidance=1.0, negative="blur")
+    assert not has_new_texts(fox, SetGuidance(6.0))
+    assert has_new_texts(unguided, SetGuidance(6.0))
+    assert list_asked(unguided, SetGuidance(6.0)) == [("fox", 1, False), ("blur", 1, True)] * 2
