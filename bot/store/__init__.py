@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from types import MappingProxyType
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection
 
@@ -178,12 +178,13 @@ class Store:
 
     async def end_job(
         self, kind: TransitionKind, job: str, now: float, actual_cost: float | None, *,
-        epoch: int | None = None, audit_note: str = "", **values: Any,
+        done_share: float = 1.0, epoch: int | None = None, audit_note: str = "", **values: object,
     ) -> Transition | None:  # fmt: skip
-        """Finish, fail or cancel a job, and settle its charge to `actual_cost` in the same transaction."""
+        """Finish, fail or cancel a job, and settle its charge in the same transaction (see the function)."""
         return await self._write_transition(
-            job_transitions.end_job, kind, job, now, actual_cost, epoch=epoch, audit_note=audit_note, **values
-        )
+            job_transitions.end_job, kind, job, now, actual_cost, done_share=done_share, epoch=epoch,
+            audit_note=audit_note, **values,
+        )  # fmt: skip
 
     async def reroute_job(self, job: str, pool: str, now: float) -> JobRecord | None:
         """Move a waiting job to another pool; None if nothing changed."""

@@ -25,7 +25,7 @@ from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepSchedu
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from engine.contract import PIPELINE_SAMPLERS, Sampler
-from engine.plan.timesteps import ignore_numpy_warnings
+from engine.plan.timesteps import ignore_warnings
 
 SchedulerSpec = tuple[type, dict[str, object]]  # a scheduler and the configuration that the name fixes
 
@@ -101,7 +101,7 @@ def build_scheduler(scheduler_config: Mapping[str, Any], sampler: str) -> Any:
     )
     parameters = inspect.signature(scheduler_class).parameters
     try:
-        with ignore_numpy_warnings():
+        with ignore_warnings(DeprecationWarning):  # numpy's, of the schedulers' np.array(tensor)
             return scheduler_class(**{name: value for name, value in config.items() if name in parameters})
     except (ImportError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"The sampler {sampler} does not know this model's noise schedule.") from error

@@ -33,17 +33,18 @@ class TimestepOptions:
 
 
 @contextmanager
-def ignore_numpy_warnings() -> Generator[None]:
-    """Ignore numpy's warnings, in one thread at a time: the filters are those of the whole process."""
+def ignore_warnings(*categories: type[Warning]) -> Generator[None]:
+    """Ignore these warnings, in one thread at a time: the filters are those of the whole process."""
     with _FILTERS_LOCK, warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of the schedulers' np.array(tensor)
-        warnings.simplefilter("ignore", RuntimeWarning)  # of divisions by zero: that step is not finite
+        for category in categories:
+            warnings.simplefilter("ignore", category)
         yield
 
 
 def set_timesteps(scheduler: Any, steps: int, options: TimestepOptions = TimestepOptions()) -> None:
     """Set the timesteps as pipelines do. Raises `TimestepError`, or diffusers' error for too many steps."""
-    with ignore_numpy_warnings():
+    # numpy's: of the schedulers' np.array(tensor), and of divisions by zero, after which a step is not finite
+    with ignore_warnings(DeprecationWarning, RuntimeWarning):
         _call_set_timesteps(scheduler, steps, options)
     if options.sigmas is not None and len(scheduler.timesteps) != steps:
         raise TimestepError("There must be as many noise levels as steps.")

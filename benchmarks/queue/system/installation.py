@@ -5,6 +5,7 @@ It opens and closes them; it measures nothing.
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from collections.abc import AsyncGenerator, Mapping
@@ -69,6 +70,7 @@ async def open_system(database: str | None) -> AsyncGenerator[BenchSystem]:
         app = await stack.enter_async_context(open_app(make_settings(folder, url), bus))
         workers = await stack.enter_async_context(BenchWorkers(broker.url, broker.token, folder, bus.get_workers))
         exempt_from_collection()  # as `darkroom up` does once its parts run
+        stack.callback(gc.unfreeze)  # another installation may follow in this process
         yield BenchSystem(broker, bus, app, workers, folder)
 
 

@@ -20,10 +20,8 @@ from engine.contract import Amendment, Change, SetConcepts, SetGuidance, SetNega
 _JOBS: BindParameter[Any] = bindparam("jobs", expanding=True)
 _SELECT_OF_JOBS = select(amendments).where(amendments.c.job.in_(_JOBS)).order_by(amendments.c.job, amendments.c.number)
 _SELECT_WAITING = _SELECT_OF_JOBS.where(amendments.c.state == "waiting")  # each time that changes are sent
-
-_SUM_WAITING = select(func.coalesce(func.sum(amendments.c.cost), 0.0)).where(
-    amendments.c.job == bindparam("of_job"), amendments.c.state == "waiting"
-)
+OF_WAITING = (amendments.c.job == bindparam("of_job"), amendments.c.state == "waiting")
+_SUM_WAITING = select(func.coalesce(func.sum(amendments.c.cost), 0.0)).where(*OF_WAITING)
 _SELECT_RECIPE_COST = select(jobs.c.cost - _SUM_WAITING.scalar_subquery()).where(jobs.c.id == bindparam("of_job"))
 
 

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, bindparam, select, update
 from bot.domain.dto import Member
 from bot.store.fairness.ledger import Ledger
 from bot.store.jobs.amendments import (
+    OF_WAITING,
     AmendmentRecord,
     NewAmendment,
     decode_amendment,
@@ -41,8 +42,7 @@ from engine.contract import (
 ENDED_TEXT = "The picture ended before."
 MAX_REQUESTS = 256  # changes that may be asked for of one job, refused ones included
 AmendmentCheck = Callable[[JobRecord, Sequence[AmendmentRecord], Ledger], Sequence[NewAmendment]]
-_OF_WAITING = (amendments.c.job == bindparam("of_job"), amendments.c.state == "waiting")
-_REFUSE_WAITING = update(amendments).where(*_OF_WAITING).values(state="refused", reason=ENDED_TEXT, cost=0.0)
+_REFUSE_WAITING = update(amendments).where(*OF_WAITING).values(state="refused", reason=ENDED_TEXT, cost=0.0)
 _INSERT = amendments.insert()
 _UPDATE_ONE = (
     update(amendments)

@@ -5,9 +5,10 @@ A normal transition needs a readable record (`job_transitions`); this module cha
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-import msgspec
+from msgspec import ValidationError
 from sqlalchemy import Connection, RowMapping, select
 
 from bot.domain.job_states import OPEN_STATES
@@ -26,16 +27,16 @@ def fail_unreadable_jobs(connection: Connection, now: float) -> list[str]:
     """Fail every unreadable open job without charge, and return their ids. Reads all open jobs."""
     rows = connection.execute(select(jobs).where(jobs.c.state.in_(OPEN_STATES)).order_by(jobs.c.id)).mappings().all()
     with_unreadable_changes = _list_jobs_with_unreadable_changes(connection)
-    unreadable = [row for row in rows if not _is_readable(row) or row["id"] in with_unreadable_changes]
+    unreadable = [row for row in rows if not _is_readable(row, decode_record) or row["id"] in with_unreadable_changes]
     for row in unreadable:
         _fail_job(connection, row, now)
     return [row["id"] for row in unreadable]
 
 
-def _is_readable(row: RowMapping) -> bool:
+def _is_readable(row: RowMapping, decode: Callable[[RowMapping], object]) -> bool:
     try:
-        decode_record(row)
-    except (MalformedMessage, TypeError):
+        decode(row)
+    except (MalformedMessage, ValidationError, TypeError):
         return False
     return True
 
@@ -43,13 +44,7 @@ def _is_readable(row: RowMapping) -> bool:
 def _list_jobs_with_unreadable_changes(connection: Connection) -> set[str]:
     """Return the open jobs for which a newer version has written a change that this one does not know."""
     query = select(amendments).join(jobs, jobs.c.id == amendments.c.job).where(jobs.c.state.in_(OPEN_STATES))
-    unreadable = set[str]()
-    for row in connection.execute(query).mappings():
-        try:
-            decode_amendment(row)
-        except (msgspec.ValidationError, TypeError):
-            unreadable.add(row["job"])
-    return unreadable
+    return {row["job"] for row in connection.execute(query).mappings() if not _is_readable(row, decode_amendment)}
 
 
 def _fail_job(connection: Connection, row: RowMapping, now: float) -> None:

@@ -25,6 +25,16 @@ def frame(job: str, step: int, *images: int) -> JobProgress:
     return JobProgress(job, step, 100, 1.0, {image: b"%d@%d" % (image, step) for image in images})
 
 
+def made_change(job: str, step: int) -> JobSteered:
+    view = AmendmentView(1, "made", step, 100, "", "ann", "Ann", "fox, blue", 0.0, "words")
+    return JobSteered(job, view, cast(Recipe, None))
+
+
+def publish_frames(feed: Feed, step: int, *jobs: str) -> None:
+    for job in jobs:
+        feed.publish(frame(job, step, 0))
+
+
 def test_frames_merge_by_image_and_never_go_back_a_step():
     merged = merge_events(frame("a", 20, 0), frame("a", 10, 1))
     assert merged == JobProgress("a", 20, 100, 1.0, {0: b"0@20", 1: b"1@10"})
@@ -52,20 +62,16 @@ async def test_a_slow_reader_gets_ends_first_and_then_the_newest_events():
 
 @pytest.mark.asyncio
 async def test_the_first_frame_that_shows_a_change_goes_before_those_of_other_jobs():
-    feed, recipe = Feed(), cast(Recipe, None)
-    made = AmendmentView(1, "made", 7, 100, "", "ann", "Ann", "fox, blue", 0.0, "words")
+    feed, change = Feed(), made_change("c", 7)
     async with feed.subscribe() as stream:
-        for job in ("a", "b", "c"):
-            feed.publish(frame(job, 7, 0))
-        feed.publish(JobSteered("c", made, recipe))
+        publish_frames(feed, 7, "a", "b", "c")
+        feed.publish(change)
         feed.publish(frame("c", 7, 0))  # its step 7 is yet to run
         events = [await anext(stream), await anext(stream)]
-        feed.publish(frame("c", 8, 0))
-        feed.publish(frame("a", 8, 0))
-        feed.publish(frame("b", 8, 0))
+        publish_frames(feed, 8, "c", "a", "b")
         events += [await anext(stream) for _ in range(3)]
     assert events == [
-        JobSteered("c", made, recipe),
+        change,
         frame("a", 7, 0),
         frame("c", 8, 0),
         frame("b", 8, 0),
@@ -75,14 +81,12 @@ async def test_the_first_frame_that_shows_a_change_goes_before_those_of_other_jo
 
 @pytest.mark.asyncio
 async def test_a_frame_that_came_before_its_changes_answer_goes_first_too():
-    feed, recipe = Feed(), cast(Recipe, None)
-    made = AmendmentView(1, "made", 7, 100, "", "ann", "Ann", "fox, blue", 0.0, "words")
+    feed, change = Feed(), made_change("c", 7)
     async with feed.subscribe() as stream:
-        for job in ("a", "b", "c"):
-            feed.publish(frame(job, 8, 0))
-        feed.publish(JobSteered("c", made, recipe))
+        publish_frames(feed, 8, "a", "b", "c")
+        feed.publish(change)
         events = [await anext(stream) for _ in range(3)]
-    assert events == [JobSteered("c", made, recipe), frame("c", 8, 0), frame("a", 8, 0)]
+    assert events == [change, frame("c", 8, 0), frame("a", 8, 0)]
 
 
 @pytest.mark.asyncio
@@ -97,8 +101,7 @@ async def test_a_rest_lasts_until_an_end_or_a_change_and_not_until_a_frame():
         rest = asyncio.create_task(stream.rest(60))
         await asyncio.sleep(0.01)
         assert not rest.done()
-        made = AmendmentView(1, "made", 1, 100, "", "ann", "Ann", "fox, blue", 0.0, "words")
-        feed.publish(JobSteered("b", made, cast(Recipe, None)))
+        feed.publish(made_change("b", 1))
         async with asyncio.timeout(5):
             await rest
 

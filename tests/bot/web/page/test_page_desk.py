@@ -69,6 +69,7 @@ async def test_a_drag_and_a_held_key_take_few_changes(page: Page, server: WebSer
         changes = await list_changes(server, card)
         assert 1 <= len(changes) <= 2 + seconds / DRAG_PAUSE, "one for each pause, and the last value"
         assert float(await fox.input_value()) + float(await terrier.input_value()) == pytest.approx(1.0, abs=0.01)
+        assert changes[-1]["text"].startswith(f"a fox {float(await fox.input_value()):.2g}")
         await expect(card.locator(".desk .left")).to_have_text(f"{64 - len(changes)} changes left")
         guidance = card.get_by_role("slider", name="Guidance")
         await guidance.focus()
