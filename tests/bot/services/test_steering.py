@@ -363,6 +363,33 @@ async def test_dropped_images_pay_for_a_split_in_the_same_request(open_steered: 
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize("is_worker_gone", [True, False])
+async def test_a_cancelled_job_without_a_worker_pays_for_its_steps_and_not_for_a_waiting_change(
+    open_steered: Any, ann: Member, wait_until: Any, is_worker_gone: bool
+) -> None:
+    steered = await open_steered("fox --count 1")
+    before = await steered.load_record()
+    started = JobStarted(job=steered.job.id, epoch=EPOCH + 1, worker="hand", step=before.steps // 2)
+    await steered.worker.publish_result(started)
+
+    async def is_halfway() -> bool:
+        return (await steered.load_record()).step == before.steps // 2
+
+    await wait_until(is_halfway)
+    await steered.amend(ann, split=(0, 4))
+    if is_worker_gone:
+        await steered.worker.bus.remove_presence("hand")
+        await wait_until(lambda: not steered.app.services.live_workers())
+    await steered.app.services.jobs.cancel(steered.job.id, ann)  # else the patrol finds that nobody runs it
+
+    async def is_cancelled() -> bool:
+        return (await steered.load_record()).state == "cancelled"
+
+    await wait_until(is_cancelled)
+    assert (await steered.load_record()).charged == pytest.approx(before.cost / 2)
+
+
+@pytest.mark.asyncio
 async def test_a_waiting_change_is_no_part_of_the_cost_that_a_worker_scales(
     harness: Any, wait_until: Any, ann: Member, destination: Any
 ) -> None:
