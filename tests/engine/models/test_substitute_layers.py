@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,25 +22,60 @@ from engine.models.network.substitute_layers import substitute_layers
 CPU = torch.device("cpu")
 
 
+def is_substitute(layer: nn.Module) -> bool:
+    owner = layer.processor if isinstance(layer, Attention) else layer
+    return type(owner).__module__ == substitute_layers.__module__
+
+
 @torch.inference_mode()
-def forward(net: Any, family: StableDiffusion, rows: int) -> torch.Tensor:
+def forward(net: Any, family: StableDiffusion, rows: int, seed: int) -> torch.Tensor:
     kind = next(net.parameters()).dtype
-    x = torch.randn(rows, *family.latent_shape(64, 64), generator=torch.Generator().manual_seed(rows))
+    x = torch.randn(rows, *family.latent_shape(64, 64), generator=torch.Generator().manual_seed(seed))
     texts = family.encode_conditioning("cat", probe_recipe(family))[0].expand(rows, -1, -1)
     t = torch.linspace(20, 900, rows)
     return net(x.to(kind), t, encoder_hidden_states=texts.to(kind), return_dict=False)[0].float()
 
 
-def rms_difference(first: torch.Tensor, second: torch.Tensor) -> float:
-    return float((first - second).square().mean().sqrt())
+def squared_difference(first: torch.Tensor, second: torch.Tensor) -> float:
+    return float((first.float() - second.float()).square().sum())
 
 
-@pytest.mark.parametrize("rows", [1, 2, 7])
-def test_substitutes_are_as_close_to_float32_as_diffusers_layers(embedded: StableDiffusion, rows: int) -> None:
-    original = place_network(copy.deepcopy(embedded.pipeline.unet), CPU, "bfloat16")
-    float32_output = forward(embedded.get_network("float32"), embedded, rows)
-    bfloat16_difference = rms_difference(forward(embedded.get_network("bfloat16"), embedded, rows), float32_output)
-    assert 0 < bfloat16_difference <= 1.05 * rms_difference(forward(original, embedded, rows), float32_output)
+def place_original(embedded: StableDiffusion) -> nn.Module:
+    return place_network(copy.deepcopy(embedded.pipeline.unet), CPU, "bfloat16")
+
+
+def test_each_substitute_is_as_close_to_float32_as_diffusers_layer(embedded: StableDiffusion) -> None:
+    """On activations of the real network: that amplifies a rounding, one layer does not, so the bound is narrow."""
+    float32_network = embedded.get_network("float32")
+    nets = embedded.get_network("bfloat16"), place_original(embedded)
+    errors = {name: [0.0, 0.0] for name, layer in nets[0].named_modules() if is_substitute(layer)}
+
+    def compare_layers(name: str, layer: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        inputs = [*map(torch.Tensor.bfloat16, filter(torch.is_tensor, (*args, *options.values())))]
+        exact = layer.forward(*(each.float() for each in inputs))
+        for position, net in enumerate(nets):
+            errors[name][position] += squared_difference(net.get_submodule(name)(*inputs), exact)
+
+    hooks = [
+        float32_network.get_submodule(name).register_forward_pre_hook(partial(compare_layers, name), with_kwargs=True)
+        for name in errors
+    ]
+    for rows in (1, 2, 7):
+        forward(float32_network, embedded, rows, rows)
+    for hook in hooks:
+        hook.remove()
+    assert errors
+    assert all(0 < ours <= 1.02**2 * original for ours, original in errors.values()), errors
+
+
+def test_the_whole_network_is_as_close_to_float32_as_with_diffusers_layers(embedded: StableDiffusion) -> None:
+    """Over sixteen noises: for one alone, roundings that are as good scatter by 10 %."""
+    original, errors = place_original(embedded), [0.0, 0.0]
+    for rows, seed in itertools.product((1, 2), range(8)):
+        exact = forward(embedded.get_network("float32"), embedded, rows, seed)
+        for position, net in enumerate((embedded.get_network("bfloat16"), original)):
+            errors[position] += squared_difference(forward(net, embedded, rows, seed), exact)
+    assert 0 < errors[0] <= 1.03**2 * errors[1]
 
 
 def test_every_norm_and_attention_is_replaced_in_bfloat16_only(
