@@ -121,6 +121,7 @@ PURE = [
     "engine.contract.rejection",
     "engine.contract.requests",
     "engine.contract.samplers",
+    "engine.contract.style_words",
     "engine.core.keyframe_steps",
     "engine.plan",
     "training.diffusion.latent_sampling",
@@ -248,6 +249,8 @@ def test_the_bot_imports_only_the_contract_of_the_engine() -> None:
         "engine.process.log_format",
         "engine.process.load_progress",
         "engine.process.model_settings",
+        "engine.process.model_words",
+        "engine.prompt.style_guide",
         "engine.process.offload_request",
         "engine.process.quantization_request",
     }

@@ -20,6 +20,7 @@ from training.commands.lora import lora
 from training.commands.measure import export, measure
 from training.commands.pack import pack
 from training.commands.progress import print_status
+from training.commands.styles import styles
 from training.commands.substitutes import substitutes
 from training.commands.turbo import turbo
 from training.commands.upscaler import upscaler
@@ -52,6 +53,7 @@ app.command()(measure)
 app.command()(export)
 app.command()(words)
 app.command()(substitutes)
+app.command()(styles)
 app.command()(pack)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from bot.app.metrics import Metrics
@@ -31,6 +31,7 @@ from bot.queue.results.ingest import ResultIngest
 from bot.store import Store
 from engine.bus import Bus
 from engine.contract import Presence
+from engine.prompt.style_guide import StyleGuide
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Core:
     metrics: Metrics
     worker_decoder: UploadDecoder  # decodes pictures of workers
     clock: Callable[[], float]
+    style_guides: Mapping[str, StyleGuide]  # by model
     default_model: str = ""  # empty: the embedded one
 
     def live_workers(self) -> dict[str, Presence]:

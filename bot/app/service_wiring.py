@@ -58,16 +58,14 @@ def wire_services(
     loader = InitImageLoader(store, core.picture_store, gallery, job_views, upload_decoder, fetch_upload)
     flag_aliases, page_addresses = FlagAliases(store, catalog.model_names), PageAddresses()
     word_filter = WordFilter(store, filter_thread, limits=limits, clock=clock)
-    admission = Admission(
-        store, job_views, word_filter, core.live_workers, LoadCosts(queue.forecast.estimate_load),
-        limits=limits, max_age=core.settings.max_age, on_admitted=queue.dispatcher.wake, clock=clock,
-    )  # fmt: skip
+    admission = _wire_admission(core, queue, job_views, word_filter)
     job_maker = JobMaker(catalog, job_views, gallery, admission, loader)
     rule_admin = RuleAdmin(store, queue.canceller.cancel, limits=limits, clock=clock)
     jobs = JobService(
         store=store, catalog=catalog, job_views=job_views, gallery=gallery, admission=admission, job_maker=job_maker,
         init_image_loader=loader, flag_aliases=flag_aliases, page_addresses=page_addresses, canceller=queue.canceller,
-        job_control=queue.control, workers=core.live_workers, effective_rules=rule_admin.effective_rules, clock=clock,
+        job_control=queue.control, workers=core.live_workers, effective_rules=rule_admin.effective_rules,
+        style_guides=core.style_guides, clock=clock,
     )  # fmt: skip
     front_end, moderation, data_deletion = _wire_deletion(core, queue, rule_admin, films)
     return Services(
@@ -86,6 +84,14 @@ def wire_services(
         parties=PartyService(store, jobs, job_views, word_filter, rule_admin.effective_rules, clock=clock),
         webhooks=Webhooks(store, PrivateHosts.parse(core.settings.webhook_hosts), clock=clock),
         api_keys=ApiKeys(store, clock=clock), image_to_prompt=_wire_image_to_prompt(core, queue, loader, rule_admin),
+    )  # fmt: skip
+
+
+def _wire_admission(core: Core, queue: Queue, job_views: JobViews, word_filter: WordFilter) -> Admission:
+    settings = core.settings
+    return Admission(
+        core.store, job_views, word_filter, core.live_workers, LoadCosts(queue.forecast.estimate_load),
+        limits=settings.limits, max_age=settings.max_age, on_admitted=queue.dispatcher.wake, clock=core.clock,
     )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from bot.app.model_choices import read_model_choices
 from bot.app.queue_wiring import Core, Queue, wire_queue
 from bot.app.service_wiring import wire_services
 from bot.app.settings import Settings
+from bot.domain.errors import UserError
 from bot.domain.events import Feed
 from bot.images.picture_store import PictureStore
 from bot.images.uploads.image_links import FetchFile, fetch_file
@@ -35,6 +36,10 @@ from bot.services.webhooks.previews import WebhookPreviews
 from bot.services.webhooks.sender import WebhookSender
 from bot.store import Store
 from engine.bus import Bus
+from engine.contract.rejection import JobRejected
+from engine.process.model_settings import EMBEDDED_MODEL
+from engine.process.model_words import read_style_guide
+from engine.prompt.style_guide import StyleGuide
 
 STOP_SECONDS = 5.0  # the broker's client needs a moment to hand back messages in flight
 
@@ -107,6 +112,15 @@ def wire_app(
     )  # fmt: skip
 
 
+def _read_style_guides() -> dict[str, StyleGuide]:
+    """Read the style guides of the models that have one. Raises `UserError` for a damaged one."""
+    try:
+        guide = read_style_guide()
+    except JobRejected as error:
+        raise UserError(str(error)) from error
+    return {} if guide is None else {EMBEDDED_MODEL: guide}
+
+
 @asynccontextmanager
 async def open_app(
     settings: Settings, bus: Bus, *, leader: Leader | None = None, fetch_upload: FetchFile | None = None,
@@ -129,7 +143,11 @@ async def open_app(
             await leader.begin_term(store)
         fetch_upload = fetch_upload or partial(fetch_file, session)
         default_model = (await asyncio.to_thread(read_model_choices, settings.data)).default
-        core = Core(settings, bus, store, picture_store, Feed(), Metrics(clock), worker_decoder, clock, default_model)
+        style_guides = await asyncio.to_thread(_read_style_guides)
+        core = Core(
+            settings, bus, store, picture_store, Feed(), Metrics(clock), worker_decoder, clock, style_guides,
+            default_model,
+        )  # fmt: skip
         app = wire_app(core, filter_thread, upload_decoder, fetch_upload, webhook_client)
         await app.queue.external_changes.prepare()
         await app.queue.dispatcher.prepare()

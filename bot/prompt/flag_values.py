@@ -202,5 +202,6 @@ PARSERS: dict[str, Callable[[object], object]] = {
     "relax": _switch_parser("relax"),
     "edit": _switch_parser("edit"),
     "tile": _switch_parser("tile"),
+    "raw": _switch_parser("raw"),
     "mix": _switch_parser("mix"),
 }

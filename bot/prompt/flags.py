@@ -62,6 +62,7 @@ OUR_FLAGS = {
         Flag("tile", "nothing", "no value", "edges that fit each other, as in wallpaper"),
         Flag("mix", "nothing", "no value", "weighted parts (::) are mixed into one prompt"),
         Flag("chaos", "word", "0 to 100", "how much guidance differs between the pictures"),
+        Flag("raw", "nothing", "no value", "adds none of the model's styles to the prompt"),
         Flag("repeat", "word", "1 to 10", "how many jobs of the same prompt"),
         Flag("quality", "word", "0.25 to 4", "a factor on the usual steps"),
         Flag(
@@ -82,7 +83,7 @@ ALIASES = {
 # Midjourney's flags, by what they take: ignored here. "number" and "word" may also stand without a value.
 IGNORED_FLAGS: dict[str, FlagArgument] = {
     **dict.fromkeys(("video", "stealth", "public", "uplight", "upbeta", "hd"), "nothing"),
-    **dict.fromkeys(("draft", "beta", "test", "testp", "creative", "upanime", "loop", "raw"), "nothing"),
+    **dict.fromkeys(("draft", "beta", "test", "testp", "creative", "upanime", "loop"), "nothing"),
     **dict.fromkeys(("version", "v", "stylize", "stylise", "s", "niji", "weird", "w"), "number"),
     **dict.fromkeys(("zoom", "cw", "sw", "ow", "exp", "sv", "sameseed", "bs", "hq"), "number"),
     **dict.fromkeys(("style", "motion", "mode", "end"), "word"),

@@ -25,7 +25,9 @@ from engine.contract import (
     Recipe,
     Sampler,
     find_turbo,
+    has_style,
 )
+from engine.prompt.style_guide import StyleGuide
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -53,7 +55,8 @@ class ParsedPrompt:
     chooses among twice as many pictures; None if neither asked for nor declined. `relaxed` is a tier of the queue and
     changes no pixel. `strength` is that of init images, `stop_at` a fraction of the steps, `quality` a factor on the
     usual ones. With `edit` the words say how the init image is changed. `walk` is the prompt at the end of an
-    interpolation, empty for none; its `frames` are pictures, in as many jobs as they need.
+    interpolation, empty for none; its `frames` are pictures, in as many jobs as they need. `raw`: without the model's
+    styles.
     """
 
     concepts: tuple[Concept, ...]
@@ -82,6 +85,7 @@ class ParsedPrompt:
     tile: bool = False
     mix: bool = False
     chaos: float = 0.0
+    raw: bool = False
     repeat: int = 1
     quality: float = 1.0
     end_prompt: str = ""
@@ -96,8 +100,9 @@ class ParsedPrompt:
 
 
 def build_recipe(
-    parsed_prompt: ParsedPrompt, model_profile: ModelProfile, seed: int, *, bucket: int | None = None
-) -> Recipe:
+    parsed_prompt: ParsedPrompt, model_profile: ModelProfile, seed: int, *, bucket: int | None = None,
+    style_guide: StyleGuide | None = None,
+) -> Recipe:  # fmt: skip
     """Return everything that decides pixels, but for pictures. `seed` applies if the prompt names none.
 
     Raises `UserError` if the model lacks the shape or a feature. Members cannot set `bucket`.
@@ -105,34 +110,21 @@ def build_recipe(
     parsed_prompt = expand_turbo(parsed_prompt, model_profile)
     width, height = fit_size(parsed_prompt.ar or (1, 1), model_profile)
     sampler, steps = choose_sampling(parsed_prompt, model_profile)
-    start, stop = choose_interval(
-        parsed_prompt.interval, (model_profile.guidance_start, model_profile.guidance_stop), sampler, model_profile
-    )
+    default_interval = model_profile.guidance_start, model_profile.guidance_stop
+    start, stop = choose_interval(parsed_prompt.interval, default_interval, sampler, model_profile)
     recipe = Recipe(
-        concepts=balance_weights(parsed_prompt.concepts),
-        negative=parsed_prompt.negative,
-        model=model_profile.name,
-        revision=model_profile.revision,
-        sampler=sampler,
-        steps=steps,
-        eta=parsed_prompt.eta,
+        concepts=balance_weights(parsed_prompt.concepts), negative=parsed_prompt.negative,
+        styles=choose_styles(parsed_prompt, style_guide), model=model_profile.name, revision=model_profile.revision,
+        sampler=sampler, steps=steps, eta=parsed_prompt.eta,
         seed=seed if parsed_prompt.seed is None else parsed_prompt.seed,
-        guidance=choose_guidance(parsed_prompt, model_profile.guidance),
-        width=width,
-        height=height,
-        count=parsed_prompt.count or MAX_COUNT,
-        candidate_count=_count_candidates(parsed_prompt),
-        dtype=model_profile.dtype,
-        bucket=bucket,
-        guidance_start=start,
-        guidance_stop=stop,
+        guidance=choose_guidance(parsed_prompt, model_profile.guidance), width=width, height=height,
+        count=parsed_prompt.count or MAX_COUNT, candidate_count=_count_candidates(parsed_prompt),
+        dtype=model_profile.dtype, bucket=bucket, guidance_start=start, guidance_stop=stop,
         guidance_kind=model_profile.guidance_kind,
         stop_at=1.0 if parsed_prompt.stop_at is None else parsed_prompt.stop_at,
-        tile=parsed_prompt.tile,
-        mixed=parsed_prompt.mix and len(parsed_prompt.concepts) > 1,
-        chaos=parsed_prompt.chaos,
-        **_choose_parts(parsed_prompt, model_profile),
-    )
+        tile=parsed_prompt.tile, mixed=parsed_prompt.mix and len(parsed_prompt.concepts) > 1,
+        chaos=parsed_prompt.chaos, **_choose_parts(parsed_prompt, model_profile),
+    )  # fmt: skip
     check_capabilities(recipe, model_profile)
     return recipe
 
@@ -146,6 +138,25 @@ def _choose_parts(parsed_prompt: ParsedPrompt, model_profile: ModelProfile) -> d
         "autoencoder": resolve_autoencoder(parsed_prompt.autoencoder, model_profile),
         "clip_skip": count_left_out_layers(parsed_prompt.clip_skip),
     }
+
+
+def choose_styles(parsed_prompt: ParsedPrompt, style_guide: StyleGuide | None) -> tuple[str, ...]:
+    """Return the styles that the pictures take in turn; none where the prompt leaves no style open."""
+    if style_guide is None or not is_style_open(parsed_prompt):
+        return ()
+    return style_guide.choose_styles(parsed_prompt.concepts[0].text)
+
+
+def is_style_open(parsed_prompt: ParsedPrompt) -> bool:
+    """Whether neither words nor a LoRA nor a reference say what the pictures look like.
+
+    Raw prompts, walks and several concepts leave no style open.
+    """
+    text, *further = (concept.text for concept in parsed_prompt.concepts)
+    if parsed_prompt.raw or parsed_prompt.end_prompt or parsed_prompt.references or further:
+        return False
+    has_other_lora = any(lora.name != TURBO_LORA for lora in parsed_prompt.loras or ())
+    return not (has_other_lora or has_style(text) or has_style(parsed_prompt.negative))
 
 
 def count_left_out_layers(clip_skip: int | None) -> int:

@@ -14,16 +14,17 @@ from bot.domain.errors import UserError
 from bot.queue.pool_offers import PoolOffer, choose_best_pool, merge_parts
 from bot.store import Store
 from bot.store.jobs import queries
-from engine.contract import STEERING_VERSION, SUPER_RESOLVER_VERSION, ModelProfile, Presence, Recipe
+from engine.contract import SUPER_RESOLVER_VERSION, ModelProfile, Presence, Recipe
+from engine.process.model_settings import EMBEDDED_MODEL
 
 DEFAULT_POOL = "default"
-TOO_OLD = "The workers with {} are too old to draw a steered picture again: their operator must update them."
+TOO_OLD = "The workers with {} are too old to draw this picture: their operator must update them."
 
 # The embedded model until a worker announces it: all its steps, as measured on two slow cores.
 SHIPPED_MODEL = ModelProfile(
-    name="embedded", revision="", dtype="float32", size=64, multiple=16, max_pixels=128 * 128, tokens=24, steps=1000,
-    sampler="ddpm", guidance=4.0, row_ms=4.0, encode_ms=10.0, decode_ms=60.0, upscale_factor=4, guidance_start=0.3,
-    guidance_stop=0.8, has_judge=True,
+    name=EMBEDDED_MODEL, revision="", dtype="float32", size=64, multiple=16, max_pixels=128 * 128, tokens=24,
+    steps=1000, sampler="ddpm", guidance=4.0, row_ms=4.0, encode_ms=10.0, decode_ms=60.0, upscale_factor=4,
+    guidance_start=0.3, guidance_stop=0.8, has_judge=True,
 )  # fmt: skip
 
 
@@ -46,7 +47,7 @@ class CatalogEntry:
         they would hand the job round for ever.
         """
         pool = choose_best_pool(offer for offer in self.offers if offer.can_draw(recipe))
-        if pool is None and recipe.amendments and not any(offer.can_steer for offer in self.offers) and self.offers:
+        if pool is None and self.offers and all(offer.version < recipe.v for offer in self.offers):
             raise UserError(TOO_OLD.format(recipe.model))
         if pool is None and self.offers:
             raise UserError(
@@ -163,6 +164,14 @@ class ModelCatalog:
         live_pools = group_by_pool(self._workers())
         return preferred_pool if preferred_pool in live_pools or not live_pools else min(live_pools)
 
+    def is_version_read(self, entry: CatalogEntry, version: int) -> bool:
+        """Return whether all live workers that may take a job of the model read this version of the contract.
+
+        Workers with older weights take jobs of its pool, too. True before the first worker is there.
+        """
+        pools = {offer.pool for offer in entry.offers}
+        return all(worker.v >= version for worker in self._workers().values() if pools & {*worker.pools})
+
     def upscale_ms(self, pool: str) -> float | None:
         """Return the milliseconds per megapixel of the slowest super-resolver among a pool's live workers.
 
@@ -208,8 +217,8 @@ class ModelCatalog:
         pools = group_by_pool(workers)
         for presence in workers.values():
             for profile in presence.models:
-                pool, can_steer = presence.pools[0], presence.v >= STEERING_VERSION
-                offer = PoolOffer(pool, profile, pools[pool].used_share, can_steer)
+                pool = presence.pools[0]
+                offer = PoolOffer(pool, profile, pools[pool].used_share, presence.v)
                 offers.setdefault(profile.name, []).append(offer)
         return offers
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import msgspec
 
-from engine.contract import ControlModel, ModelPart, ModelProfile, Recipe, find_missing_part
+from engine.contract import VERSION, ControlModel, ModelPart, ModelProfile, Recipe, find_missing_part
 
 SIMILAR_COST = 1.25  # pools whose costs differ by less count as equal
 Part = TypeVar("Part", ControlModel, ModelPart)
@@ -19,18 +19,18 @@ Part = TypeVar("Part", ControlModel, ModelPart)
 class PoolOffer:
     """A model as one worker offers it. `used_share`: the share of its pool's rows in use.
 
-    `can_steer`: the worker reads recipes with amendments.
+    `version`: of the contract that the worker reads.
     """
 
     pool: str
     profile: ModelProfile
     used_share: float
-    can_steer: bool = True
+    version: int = VERSION
 
     def can_draw(self, recipe: Recipe) -> bool:
         """Return whether the worker reads the recipe, and has the judge, stored weights and parts that it needs."""
         return (
-            (self.can_steer or not recipe.amendments)
+            recipe.v <= self.version
             and (self.profile.has_judge or not recipe.candidate_count)
             and self.profile.quantization == recipe.quantization
             and find_missing_part(recipe, self.profile) is None

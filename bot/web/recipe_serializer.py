@@ -44,6 +44,7 @@ def _serialize_settings(recipe: Recipe) -> dict[str, Any]:
         "vae": recipe.autoencoder.name if recipe.autoencoder else None,
         "clip_skip": recipe.clip_skip + 1 if recipe.clip_skip else None,
         "quantization": recipe.quantization,
+        "styles": list(recipe.styles),
         "negative": recipe.negative,
         "width": recipe.width,
         "height": recipe.height,

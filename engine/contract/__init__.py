@@ -11,8 +11,8 @@ files:
 - `samplers`: the samplers' names.
 - `amendments`: what members change while a picture develops; `steering`: what that means at each step;
   `amendment_check`: why a change cannot be.
-- `recipe`: the recipe and its parts. `recipe_images`: the recipe and noise of one image. `guidance`: its guided steps
-  and network rows. `turbo`: a model's own LoRA for few steps.
+- `recipe`: the recipe and its parts. `recipe_images`: the recipe and noise of one image. `style_words`: whether a text
+  names a style. `guidance`: its guided steps and network rows. `turbo`: a model's own LoRA for few steps.
 - `job`: the job, its task and who pays for it. `cost`: what a recipe costs on a model.
 - `edits`: which recipes edit a picture. `offered_parts`: whether a worker has a recipe's parts. `features`: whether a
   model can do what a recipe uses.
@@ -69,6 +69,7 @@ from engine.contract.fields import (
     MODELS_VERSION,
     PICTURE_CHECK_VERSION,
     STEERING_VERSION,
+    STYLES_VERSION,
     SUPER_RESOLVER_VERSION,
     VERSION,
     X0_ESTIMATES_VERSION,
@@ -147,7 +148,15 @@ from engine.contract.recipe import (
     Recipe,
     ReferenceImage,
 )
-from engine.contract.recipe_images import candidate_index, map_step, noise_seed, recipe_for_image
+from engine.contract.recipe_images import (
+    add_style,
+    candidate_index,
+    find_style,
+    keep_style,
+    map_step,
+    noise_seed,
+    recipe_for_image,
+)
 from engine.contract.requests import (
     DecodeReply,
     DecodeRequest,
@@ -175,6 +184,7 @@ from engine.contract.steering import (
     settle_amendments,
     settle_fades,
 )
+from engine.contract.style_words import has_style
 from engine.contract.turbo import TURBO_GUIDANCE, TURBO_LORA, TURBO_SAMPLER, TURBO_STEPS, find_turbo, is_turbo
 
 __all__ = [
@@ -183,25 +193,26 @@ __all__ = [
     "MAX_CANDIDATE_IMAGES", "MAX_CONCEPTS", "MAX_CONTROLS", "MAX_COUNT", "MAX_EMBEDDINGS", "MAX_ESTIMATE_BYTES",
     "MAX_FRAME_BYTES", "MAX_INIT_IMAGES", "MAX_INTERPOLATION_FRAMES", "MAX_KEYFRAMES", "MAX_LORAS", "MAX_NOISINGS",
     "MAX_PACE_SECONDS", "MAX_REFERENCES", "MAX_ROWS", "MAX_STEPS", "MAX_THUMBNAIL_BYTES", "MODELS_VERSION",
-    "PICTURE_CHECK_VERSION", "PIPELINE_SAMPLERS", "SAMPLER_TITLES", "STEERING_VERSION", "SUPER_RESOLVER_VERSION",
-    "TURBO_GUIDANCE", "TURBO_LORA", "TURBO_SAMPLER", "TURBO_STEPS", "VERSION", "VERSION_1_SAMPLERS",
-    "X0_ESTIMATES_VERSION", "AmendJob", "Amendment", "AmendmentLog", "AmendmentNumber", "AmendmentRequest",
-    "BillingKey", "Blame", "Branch", "ByteCount", "CandidateText", "Change", "Concept", "ControlImage",
-    "ControlMessage", "ControlModel", "Coordinate", "DecodeReply", "DecodeRequest", "DescribeReply", "DescribeRequest",
-    "DropImages", "Dtype", "EmbedReply", "EmbedRequest", "Epoch", "Feature", "Fraction", "Frame", "GuidanceKind", "Id",
-    "ImageLife", "ImageToImage", "Index", "InitImage", "Interpolation", "Job", "JobAmended", "JobCancelled",
-    "JobFailed", "JobFinished", "JobHandedBack", "JobModelLoading", "JobStarted", "Keyframe", "Ladder", "LatentBytes",
-    "Lora", "MalformedMessage", "Milliseconds", "MissingPart", "ModelPart", "ModelProfile", "ModelProgress", "Name",
-    "NewerVersion", "NoiseAncestor", "PictureReady", "Preprocessor", "Presence", "Quantization", "Recipe",
-    "ReferenceImage", "Result", "Sampler", "Seconds", "Seed", "Sentence", "SetConcepts", "SetGuidance", "SetNegative",
-    "Sha256", "Side", "Snapshot", "SplitImage", "SquaredError", "Step", "Task", "TensorSide", "Text", "Timeline",
-    "UnixSeconds", "UpscaleMethod", "UpscaleTask", "Verdict", "Version", "VersionedValue", "candidate_index",
-    "compile_embedding_names", "convert", "count_ending_images", "count_guided_steps", "count_image_rows",
-    "count_row_steps", "count_rows", "decode", "decode_json", "downgrade_job", "encode", "estimate_cost",
-    "estimate_decode_ms", "find_amendment_problem", "find_amendments_problem", "find_ancestor", "find_embeddings",
-    "find_lacking_feature", "find_life", "find_missing_part", "find_turbo", "has_negative_weight", "is_edit",
-    "is_guided", "is_in_interval", "is_snapshot_of_recipe", "is_turbo", "iterate_segments", "iterate_states",
-    "list_final_images", "list_followed_changes", "list_lives", "list_needed_lives", "make_part_fields", "map_step",
-    "needs_unconditional_row", "noise_seed", "pinned_bucket", "recipe_at_end", "recipe_at_step", "recipe_for_image",
-    "required_blobs", "settle_amendments", "settle_fades",
+    "PICTURE_CHECK_VERSION", "PIPELINE_SAMPLERS", "SAMPLER_TITLES", "STEERING_VERSION", "STYLES_VERSION",
+    "SUPER_RESOLVER_VERSION", "TURBO_GUIDANCE", "TURBO_LORA", "TURBO_SAMPLER", "TURBO_STEPS", "VERSION",
+    "VERSION_1_SAMPLERS", "X0_ESTIMATES_VERSION", "AmendJob", "Amendment", "AmendmentLog", "AmendmentNumber",
+    "AmendmentRequest", "BillingKey", "Blame", "Branch", "ByteCount", "CandidateText", "Change", "Concept",
+    "ControlImage", "ControlMessage", "ControlModel", "Coordinate", "DecodeReply", "DecodeRequest", "DescribeReply",
+    "DescribeRequest", "DropImages", "Dtype", "EmbedReply", "EmbedRequest", "Epoch", "Feature", "Fraction", "Frame",
+    "GuidanceKind", "Id", "ImageLife", "ImageToImage", "Index", "InitImage", "Interpolation", "Job", "JobAmended",
+    "JobCancelled", "JobFailed", "JobFinished", "JobHandedBack", "JobModelLoading", "JobStarted", "Keyframe", "Ladder",
+    "LatentBytes", "Lora", "MalformedMessage", "Milliseconds", "MissingPart", "ModelPart", "ModelProfile",
+    "ModelProgress", "Name", "NewerVersion", "NoiseAncestor", "PictureReady", "Preprocessor", "Presence",
+    "Quantization", "Recipe", "ReferenceImage", "Result", "Sampler", "Seconds", "Seed", "Sentence", "SetConcepts",
+    "SetGuidance", "SetNegative", "Sha256", "Side", "Snapshot", "SplitImage", "SquaredError", "Step", "Task",
+    "TensorSide", "Text", "Timeline", "UnixSeconds", "UpscaleMethod", "UpscaleTask", "Verdict", "Version",
+    "VersionedValue", "add_style", "candidate_index", "compile_embedding_names", "convert", "count_ending_images",
+    "count_guided_steps", "count_image_rows", "count_row_steps", "count_rows", "decode", "decode_json", "downgrade_job",
+    "encode", "estimate_cost", "estimate_decode_ms", "find_amendment_problem", "find_amendments_problem",
+    "find_ancestor", "find_embeddings", "find_lacking_feature", "find_life", "find_missing_part", "find_style",
+    "find_turbo", "has_negative_weight", "has_style", "is_edit", "is_guided", "is_in_interval", "is_snapshot_of_recipe",
+    "is_turbo", "iterate_segments", "iterate_states", "keep_style", "list_final_images", "list_followed_changes",
+    "list_lives", "list_needed_lives", "make_part_fields", "map_step", "needs_unconditional_row", "noise_seed",
+    "pinned_bucket", "recipe_at_end", "recipe_at_step", "recipe_for_image", "required_blobs", "settle_amendments",
+    "settle_fades",
 ]  # fmt: skip

@@ -8,11 +8,12 @@ from msgspec import Meta, Struct
 
 # The versions that introduced the picture check, the super-resolver, other models, init images, x0 estimates in every
 # keyframe, candidates of which the judge chooses, control, references and parts of the operator's choice, models that
-# lack features, weights of LLM.int8(), pictures that are steered while they develop, and several that one edit sees.
+# lack features, weights of LLM.int8(), pictures that are steered while they develop, several that one edit sees, and
+# images that take styles in turn.
 PICTURE_CHECK_VERSION, SUPER_RESOLVER_VERSION, MODELS_VERSION, INIT_IMAGES_VERSION, X0_ESTIMATES_VERSION = 2, 3, 4, 5, 6
 JUDGE_VERSION, CONTROL_VERSION, FEATURES_VERSION, LLM_INT8_VERSION, STEERING_VERSION = 7, 8, 9, 10, 11
-EDIT_PICTURES_VERSION = 12
-VERSION = EDIT_PICTURES_VERSION
+EDIT_PICTURES_VERSION, STYLES_VERSION = 12, 13
+VERSION = STYLES_VERSION
 MAX_STEPS = 1000
 MAX_COUNT = 4
 MAX_CANDIDATE_IMAGES = 2 * MAX_COUNT  # of a job, from which the judge chooses
@@ -27,6 +28,8 @@ MAX_CONTROLS = 3  # control networks of one recipe
 MAX_REFERENCES = 4  # reference pictures of one recipe
 MAX_EMBEDDINGS = 8  # textual inversions of one recipe
 MAX_INIT_IMAGES = 5
+MAX_TEXT = 2000  # characters
+MAX_STYLES = 8  # that the images of one recipe take in turn
 MAX_INTERPOLATION_FRAMES = 16  # an interpolation, over as many jobs as it needs
 MAX_ROWS = 1024  # a worker at once: four times the most that calibration tries
 MAX_CANDIDATES = 64  # texts that one request scores against an image
@@ -36,7 +39,8 @@ MAX_NOISINGS = 16  # noisings of the image that each text is tried with
 Id = Annotated[str, Meta(pattern=r"^[0-9A-HJKMNP-TV-Z]{26}\Z")]  # a ULID (github.com/ulid/spec)
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]  # safe as a file name; `subjects.token`
-Text = Annotated[str, Meta(max_length=2000)]
+Text = Annotated[str, Meta(max_length=MAX_TEXT)]
+Style = Annotated[str, Meta(min_length=1, max_length=64)]  # words that name a style, as in a prompt
 Sentence = Annotated[str, Meta(max_length=500)]
 Index = Annotated[int, Meta(ge=0, lt=MAX_COUNT)]
 CandidateIndex = Annotated[int, Meta(ge=0, lt=MAX_CANDIDATE_IMAGES)]  # of an image that the engine draws

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated
 
 import msgspec
@@ -26,8 +27,10 @@ from engine.contract.fields import (
     MAX_LORAS,
     MAX_REFERENCES,
     MAX_STEPS,
+    MAX_STYLES,
     MODELS_VERSION,
     STEERING_VERSION,
+    STYLES_VERSION,
     CandidateIndex,
     Dtype,
     Fraction,
@@ -38,6 +41,7 @@ from engine.contract.fields import (
     Seed,
     Sha256,
     Side,
+    Style,
     Text,
     VersionedValue,
 )
@@ -186,6 +190,7 @@ class Recipe(VersionedValue, frozen=True, kw_only=True, omit_defaults=True):
     - `clip_skip`: how many last layers of CLIP are left out, as in diffusers' pipelines; 0: none.
     - `chosen_candidates`: what it chose: image `i` is candidate `chosen_candidates[i]`, and no other is drawn.
     - `amendments`: what was changed while it developed, in order (`steering`).
+    - `styles`: words that the images take in turn, behind each text of positive weight (`recipe_for_image`).
     """
 
     concepts: Annotated[tuple[Concept, ...], Meta(min_length=1, max_length=MAX_CONCEPTS)]
@@ -224,36 +229,31 @@ class Recipe(VersionedValue, frozen=True, kw_only=True, omit_defaults=True):
     autoencoder: ModelPart | None = None
     clip_skip: Annotated[int, Meta(ge=0, le=12)] = 0
     amendments: Annotated[tuple[Amendment, ...], Meta(max_length=MAX_AMENDMENTS)] = ()
+    styles: Annotated[tuple[Style, ...], Meta(max_length=MAX_STYLES)] = ()
 
     def __post_init__(self) -> None:
-        if (
-            isinstance(self.start, ImageToImage) and len(self.start.pictures) > 1 and self.start.has_whole_pictures
-        ):  # of an edit by words an older worker would see one picture, or none
-            msgspec.structs.force_setattr(self, "v", max(self.v, EDIT_PICTURES_VERSION))
-        if self.quantization == "llm_int8":
-            msgspec.structs.force_setattr(self, "v", max(self.v, LLM_INT8_VERSION))
+        msgspec.structs.force_setattr(self, "v", max(self.v, *self._list_needed_versions()))
+
+    def _list_needed_versions(self) -> Iterator[int]:
+        """Yield the version of each feature that it uses; an older worker would ignore it."""
+        yield STYLES_VERSION if self.styles else 1
+        yield LLM_INT8_VERSION if self.quantization == "llm_int8" else 1
+        if isinstance(self.start, ImageToImage) and len(self.start.pictures) > 1 and self.start.has_whole_pictures:
+            yield EDIT_PICTURES_VERSION  # of an edit by words an older worker would see one picture, or none
         if self.amendments:
-            msgspec.structs.force_setattr(self, "v", max(self.v, STEERING_VERSION))
-        if (
-            self.quantization != "none"
-            or self.controls
-            or self.references
-            or self.embeddings
-            or self.autoencoder
-            or self.clip_skip
-        ):
-            msgspec.structs.force_setattr(self, "v", max(self.v, CONTROL_VERSION))
+            yield STEERING_VERSION
+        if self.controls or self.references or self.embeddings or self.autoencoder or self.clip_skip:
+            yield CONTROL_VERSION
+        if self.quantization != "none":
+            yield CONTROL_VERSION
         if self.candidate_count or self.chosen_candidates or any(each.index >= MAX_COUNT for each in self.lineage):
-            msgspec.structs.force_setattr(self, "v", max(self.v, JUDGE_VERSION))
+            yield JUDGE_VERSION
         if self.start or self.stop_at != 1.0 or self.tile or self.mixed or self.chaos or self.interpolation:
-            msgspec.structs.force_setattr(self, "v", max(self.v, INIT_IMAGES_VERSION))
-        if (
-            self.guidance_interval != FULL_INTERVAL
-            or self.loras
-            or self.guidance_kind != "rows"
-            or self.sampler not in VERSION_1_SAMPLERS
-        ):
-            msgspec.structs.force_setattr(self, "v", max(self.v, MODELS_VERSION))
+            yield INIT_IMAGES_VERSION
+        if self.guidance_interval != FULL_INTERVAL or self.loras or self.guidance_kind != "rows":
+            yield MODELS_VERSION
+        if self.sampler not in VERSION_1_SAMPLERS:
+            yield MODELS_VERSION
 
     @property
     def drawn_count(self) -> int:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
+from engine.contract.fields import MAX_TEXT
 from engine.contract.recipe import Concept, Interpolation, NoiseAncestor, Recipe
+from engine.contract.style_words import has_style
 
 
 def recipe_for_image(recipe: Recipe, image: int) -> Recipe:
@@ -13,10 +17,16 @@ def recipe_for_image(recipe: Recipe, image: int) -> Recipe:
     With chaos, each image has its own guidance scale, evenly spaced in octaves. At a chaos of 1 they go from half the
     recipe's (measured from 1, where guidance begins) to twice that; images that splits add have the last one's. In an
     interpolation, each image has its own mix of both prompts, or its own noise between two seeds. The first and last
-    frame, and a frame that falls on a given seed, have that prompt or seed alone.
+    frame, and a frame that falls on a given seed, have that prompt or seed alone. With styles, each image has the texts
+    of one style.
     """
     if recipe.interpolation is not None:
         return _interpolated_recipe(recipe, recipe.interpolation, image)
+    return _give_style(_guided_recipe(recipe, image), choose_style(recipe, image))
+
+
+def _guided_recipe(recipe: Recipe, image: int) -> Recipe:
+    """Return the recipe with the guidance of one image: with chaos, one of its own."""
     last_candidate = max(recipe.count, recipe.candidate_count) - 1
     if not recipe.chaos or last_candidate == 0:
         return recipe
@@ -27,6 +37,7 @@ def recipe_for_image(recipe: Recipe, image: int) -> Recipe:
 
 
 def _interpolated_recipe(recipe: Recipe, interpolation: Interpolation, image: int) -> Recipe:
+    recipe, styles = msgspec.structs.replace(recipe, styles=()), recipe.styles
     last_frame = interpolation.total_frames - 1
     frame = min(interpolation.first + image, last_frame)
     if interpolation.end_prompt is not None:
@@ -37,16 +48,69 @@ def _interpolated_recipe(recipe: Recipe, interpolation: Interpolation, image: in
         concepts = tuple(concept for concept in end_concepts if concept.weight)
         recipe = msgspec.structs.replace(recipe, concepts=concepts, mixed=len(concepts) > 1)
     if not interpolation.noises:
-        return recipe
+        return _give_style(recipe, find_style(styles, recipe.seed))
     segment, offset = divmod(frame * (len(interpolation.noises) - 1), last_frame)
     start_seed = interpolation.noises[segment]
+    start = _give_style(msgspec.structs.replace(recipe, seed=start_seed, lineage=()), find_style(styles, start_seed))
     if not offset:
-        return msgspec.structs.replace(recipe, seed=start_seed, lineage=())
+        return start
+    end_seed, share = interpolation.noises[segment + 1], offset / last_frame
+    end = _give_style(recipe, find_style(styles, end_seed))
     return msgspec.structs.replace(
-        recipe,
-        seed=interpolation.noises[segment + 1],
-        lineage=(NoiseAncestor(seed=start_seed, index=0, strength=offset / last_frame),),
+        _mix_texts(start, end, share),
+        seed=end_seed,
+        lineage=(NoiseAncestor(seed=start_seed, index=0, strength=share),),
     )
+
+
+def _mix_texts(start: Recipe, end: Recipe, share: float) -> Recipe:
+    """Return the recipe with a text between those of two styles. Several concepts are never interpolated so."""
+    if start.concepts == end.concepts:
+        return start
+    concepts = Concept(start.concepts[0].text, 1.0 - share), Concept(end.concepts[0].text, share)
+    return msgspec.structs.replace(start, concepts=concepts, mixed=True)
+
+
+def choose_style(recipe: Recipe, image: int) -> str:
+    """Return the style of one image, "" without styles: neighbouring seeds take them in turn."""
+    return find_style(recipe.styles, noise_seed(recipe, image))
+
+
+def keep_style(recipe: Recipe, image: int) -> Recipe:
+    """Return the recipe with the style of one image for all of its images, whatever their noise becomes."""
+    style = choose_style(recipe, image)
+    return msgspec.structs.replace(recipe, styles=(style,) if style else ())
+
+
+def find_style(styles: Sequence[str], seed: int) -> str:
+    """Return the style of this noise; "" without styles."""
+    return styles[seed % len(styles)] if styles else ""
+
+
+def _give_style(recipe: Recipe, style: str) -> Recipe:
+    """Return the recipe with a style behind each text that it draws; a text that is steered away from has none.
+
+    If somebody names a style, at the start or while the picture develops, no text gets another one. Nor does it if the
+    style is to be avoided: it might be the one that the text would get.
+    """
+    if not style:
+        return recipe
+    if any(map(has_style, (recipe.negative, *(concept.text for concept in recipe.concepts)))):
+        return msgspec.structs.replace(recipe, styles=())
+    concepts = tuple(
+        Concept(add_style(concept.text, style), concept.weight) if concept.weight > 0 else concept
+        for concept in recipe.concepts
+    )
+    return msgspec.structs.replace(recipe, concepts=concepts, styles=())
+
+
+def add_style(text: str, style: str) -> str:
+    """Return a text with a style behind it.
+
+    An empty text, which asks for anything, a very long one, and one that names a style stay alone.
+    """
+    styled_text = f"{text.rstrip(' ,.;')}, {style}"
+    return styled_text if text and style and len(styled_text) <= MAX_TEXT and not has_style(text) else text
 
 
 def noise_seed(recipe: Recipe, image: int) -> int:

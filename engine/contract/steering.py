@@ -23,6 +23,7 @@ from engine.contract.amendments import (
 from engine.contract.fields import MAX_STEPS
 from engine.contract.keyframes import Snapshot
 from engine.contract.recipe import Recipe
+from engine.contract.recipe_images import keep_style
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,16 @@ class ImageLife:
         """Whether step `step` is run for it."""
         return self.first_step <= step and (self.drop_step is None or step < self.drop_step)
 
+    @property
+    def origin(self) -> ImageLife:
+        """The life that began with the job, which this one left by splits; or this one."""
+        return self if self.parent is None else self.parent.origin
+
     def give_noise(self, recipe: Recipe) -> Recipe:
-        """Return the recipe with the noise of this life."""
-        return recipe if self.seed is None else msgspec.structs.replace(recipe, seed=self.seed, lineage=())
+        """Return the recipe with the noise of this life, and with the style of the image that it left first."""
+        if self.seed is None:
+            return recipe
+        return msgspec.structs.replace(keep_style(recipe, self.origin.image), seed=self.seed, lineage=())
 
     def is_unborn(self, step: int) -> bool:
         """Whether a split has yet to make it before step `step` is run."""

@@ -19,6 +19,7 @@ from engine.contract import (
     needs_unconditional_row,
     recipe_at_end,
     recipe_at_step,
+    recipe_for_image,
     settle_fades,
 )
 from engine.contract.rejection import JobRejected
@@ -93,7 +94,9 @@ def encode_change(recipe: Recipe, change: Change, family: Family) -> None:
 
 def _encode_texts(state: Recipe, family: Family) -> None:
     """Encode all texts of a step. The longest of them decides the shape of each."""
-    for concept in state.concepts:
-        family.encode_conditioning(concept.text, state)
-    if needs_unconditional_row(state):
-        family.encode_conditioning(state.negative, state, negative=True)
+    for image in range(state.drawn_count):
+        image_recipe = recipe_for_image(state, image)
+        for concept in image_recipe.concepts:
+            family.encode_conditioning(concept.text, image_recipe)
+        if needs_unconditional_row(image_recipe):
+            family.encode_conditioning(image_recipe.negative, image_recipe, negative=True)

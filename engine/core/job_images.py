@@ -204,6 +204,8 @@ def _check_steps(recipe: Recipe) -> None:
         raise JobRejected("A walk goes from one text to another, and not beyond its end.", "us")
     if interpolation.noises and recipe.lineage:
         raise JobRejected("A walk between noises begins with no variation.", "us")
+    if interpolation.noises and len(recipe.styles) > 1 and len(recipe.concepts) > 1:
+        raise JobRejected("A walk between styles has one text.", "us")
 
 
 def _find_family(recipe: Recipe, families: Mapping[str, Family]) -> Family:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from engine.models.judge import (
     read_labels,
     save_judge,
 )
+from engine.prompt.style_guide import StyleGuide
 from training.__main__ import main
 from training.commands import builtin_artwork
 from training.commands.evaluate import choose_prompts, write_missed
@@ -57,6 +59,7 @@ from training.evaluation.judge_trainer import (
 )
 from training.evaluation.normal_pose import render_posed
 from training.evaluation.picture_sampler import PictureSampler
+from training.evaluation.style_labels import SEEDS, find_labels_of_style
 from training.gan.losses import gradient_energy
 from training.pictures.artwork import Artwork
 from training.pictures.captions import HELD_OUT_WORDS, clean_description, has_held_out_word
@@ -143,6 +146,28 @@ def test_a_painter_draws_the_same_latents_as_the_engine(
         painter_latents = painter.sample_latents(words, range(len(words)), guidance)
         for each, painter_latent in zip(jobs, painter_latents, strict=True):
             assert torch.allclose(engine_latents[each.id, 0], painter_latent, atol=1e-5)
+
+
+def test_a_painter_gives_a_prompt_the_style_of_its_seed(affine: Any) -> None:
+    painter = PictureSampler(affine, "float32", steps=2)
+    styled = replace(painter, style_guide=StyleGuide("3d render", {"flat design": frozenset({"cat"})}))
+    latents = styled.sample_latents(["cat", "cat", "dog", "cat, flat design"], [1, 2, 1, 2])
+    expected = painter.sample_latents(["cat, flat design", "cat, 3d render", "dog", "cat, flat design"], [1, 2, 1, 2])
+    assert torch.equal(latents, expected)
+
+
+def test_labels_of_a_style_are_those_that_the_judge_recognises_with_every_seed() -> None:
+    judge = Expert(JudgeNetwork(len(THINGS), WIDTHS).eval(), THINGS, {})
+    asked = list[str]()
+
+    def draw_only_some(prompt: str, seed: int) -> np.ndarray:
+        asked.append(prompt)
+        label = prompt.partition(",")[0]
+        is_drawn = label == THINGS[0] or (label == THINGS[1] and seed < SEEDS[1])
+        return render_posed(next(one for one in drawings() if (one.description.label == label) is is_drawn))
+
+    assert find_labels_of_style(Copier(draw_only_some).sample_pictures, judge, "flat design") == {THINGS[0]}
+    assert asked == [f"{thing}, white background, flat design" for thing in (*THINGS, *THINGS[:2])]
 
 
 def test_a_painter_draws_what_people_see_at_the_models_size(

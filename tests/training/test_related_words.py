@@ -12,8 +12,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from engine.models.families.embedded import SUBSTITUTES_FILE, WEIGHTS_FOLDER, SubstitutesFile
 from engine.models.judge import read_labels
+from engine.process.model_words import SUBSTITUTES_FILE, WEIGHTS_FOLDER, SubstitutesFile
 from engine.prompt.substitutes import replace_nouns
 from training.pictures import related_words
 from training.pictures.artwork import add_related_words, find_held_out_lemmas

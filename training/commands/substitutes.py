@@ -17,7 +17,7 @@ def substitutes(
     """Write the nouns of WordNet that no label has, each with the label of the nearest drawing, which is drawn."""
     import msgspec
 
-    from engine.models.families.embedded import SubstitutesFile
+    from engine.process.model_words import SubstitutesFile
     from training.commands import builtin_artwork
     from training.pictures.artwork import WORDNET_PACKAGE
 

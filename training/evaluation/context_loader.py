@@ -12,6 +12,7 @@ import torch
 from engine.calibration.calibration import calibrate
 from engine.models.families.embedded import WEIGHTS_FOLDER, load_embedded
 from engine.models.judge import LabelJudge, load_judge
+from engine.process.model_words import read_style_guide
 from engine.upscaling.super_resolver import SuperResolver
 from training.evaluation.context import EvaluationContext, SampleSizes
 from training.evaluation.picture_sampler import PictureSampler
@@ -41,7 +42,8 @@ def load_sampler(weights: Path) -> PictureSampler:
     """Load a folder's model as the engine would run it here, in the fastest number format."""
     family = load_embedded(weights=weights, resolver=SuperResolver.load(find_upscaler(weights)))
     with tempfile.TemporaryDirectory() as temp_folder, torch.inference_mode():
-        return PictureSampler(family, calibrate(family, Path(temp_folder) / "calibration.json").dtype)
+        dtype = calibrate(family, Path(temp_folder) / "calibration.json").dtype
+    return PictureSampler(family, dtype, style_guide=read_style_guide(weights))
 
 
 def _load_judge(folder: Path) -> LabelJudge:

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from engine.contract import Dtype, Sampler
+from engine.contract import Dtype, Sampler, add_style, find_style
 from engine.models.family import TokenConditioned
 from engine.plan import plan
+from engine.prompt.style_guide import StyleGuide
 from training.diffusion.latent_sampling import build_input, initial_noise, sample_latents
 
 ROWS_PER_FORWARD = 64  # of a forward: a larger batch gains nothing on a processor
@@ -20,13 +21,17 @@ ROWS_PER_FORWARD = 64  # of a forward: a larger batch gains nothing on a process
 
 @dataclass(frozen=True)
 class PictureSampler:
-    """Generates pictures of one family. It calls `on_progress` with the finished and the total number of steps."""
+    """Generates pictures of one family. It calls `on_progress` with the finished and the total number of steps.
+
+    With a `style_guide`, prompts get the styles of their seeds, as a recipe's pictures do.
+    """
 
     family: TokenConditioned
     dtype: Dtype
     on_progress: Callable[[int, int], None] = lambda finished, total: None
     steps: int = 25
     sampler: Sampler = "dpmpp_2m"
+    style_guide: StyleGuide | None = None
 
     def sample_pictures(
         self, prompts: Sequence[str], seeds: Sequence[int], guidance: float | None = None,
@@ -38,6 +43,10 @@ class PictureSampler:
         """
         latents = self.sample_latents(prompts, seeds, guidance, interval)
         return np.stack([np.asarray(self._finish_at_own_size(picture_latents)) for picture_latents in latents])
+
+    def _add_style(self, prompt: str, seed: int) -> str:
+        styles = self.style_guide.choose_styles(prompt) if self.style_guide else ()
+        return add_style(prompt, find_style(styles, seed))
 
     def _finish_at_own_size(self, latents: Tensor) -> Image.Image:
         picture = self.family.finish(latents).convert("RGB")
@@ -55,7 +64,7 @@ class PictureSampler:
         drawings = [
             build_input(
                 family,
-                family.encode_text(prompt),
+                family.encode_text(self._add_style(prompt, seed)),
                 guidance_scale,
                 sampling_plan.init_sigma * initial_noise(family, seed),
                 guidance_interval,

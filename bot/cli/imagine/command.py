@@ -47,6 +47,7 @@ Mask = Annotated[Path | None, typer.Option(metavar="FILE", help="White where it 
 Blend = Annotated[bool, typer.Option("--blend", help="The files that follow are blended: two to five.")]
 Branch = Annotated[str | None, typer.Option(metavar="JOB[/N]:STEP", help="Branch off an older job at that step.")]
 Tile = Annotated[bool, typer.Option("--tile", help="Make opposite edges fit, for tiling.")]
+Raw = Annotated[bool, typer.Option("--raw", help="Add none of the model's styles to the prompt.")]
 Mix = Annotated[bool, typer.Option("--mix", help="Mix the weighted parts (::) into one text.")]
 Stop = Annotated[float | None, typer.Option(help="End at so many percent of the steps, 10 to 100.")]
 Chaos = Annotated[float | None, typer.Option(help="How much guidance differs between the pictures, 0 to 100.")]
@@ -72,9 +73,10 @@ def imagine(
     no: NegativePrompt = None, image: InitImages = None, strength: Strength = None, edit: Edit = False,
     mask: Mask = None,
     blend: Blend = False, branch: Branch = None, tile: Tile = False, mix: Mix = False, stop: Stop = None,
-    chaos: Chaos = None, quality: Quality = None, walk: Walk = None, frames: Frames = None, fast: Fast = False,
-    turbo: Turbo = False, model: Model = None, out: OutputFolder = Path(), film: Film = False, as_json: AsJson = False,
-    quantize: Quantize = "", quantize_text: QuantizeText = "", offload: Offload = "", data: Data = None,
+    chaos: Chaos = None, raw: Raw = False, quality: Quality = None, walk: Walk = None, frames: Frames = None,
+    fast: Fast = False, turbo: Turbo = False, model: Model = None, out: OutputFolder = Path(), film: Film = False,
+    as_json: AsJson = False, quantize: Quantize = "", quantize_text: QuantizeText = "", offload: Offload = "",
+    data: Data = None,
 ) -> None:  # fmt: skip
     """Draw one prompt on this machine: in the running `darkroom up`, otherwise in this process."""
     from bot.app.settings import load_settings
@@ -89,8 +91,8 @@ def imagine(
         "lora": lora or None, "control": controls[0] or None, "reference": references[0] or None, "vae": vae,
         "clip_skip": clip_skip, "count": count, "ar": ar, "negative": no, "fast": fast or None, "model": model,
         "strength": strength, "edit": edit or None, "stop_at": stop, "tile": tile or None, "mix": mix or None,
-        "chaos": chaos, "best": best or None, "turbo": turbo or None, "quality": quality, "walk": walk,
-        "frames": frames,
+        "chaos": chaos, "raw": raw or None, "best": best or None, "turbo": turbo or None, "quality": quality,
+        "walk": walk, "frames": frames,
     }  # fmt: skip
     given_options = {name: value for name, value in options.items() if value is not None}
     request = ImagineRequest(prompt_text, given_options, out, film, as_json, inputs, quantize, quantize_text, offload)

@@ -52,8 +52,11 @@ from bot.services.jobs.recipe_init import (
 from bot.store import JobRecord, Store
 from engine.contract import BillingKey, Frame, Job, ModelProfile, Recipe, estimate_cost, list_final_images
 from engine.process.load_progress import format_loading, format_size
+from engine.process.model_settings import EMBEDDED_MODEL
+from engine.process.model_words import read_style_guide
 from engine.process.offload_request import OffloadRequest
 from engine.process.quantization_request import UNQUANTIZED, QuantizationRequests
+from engine.prompt.style_guide import StyleGuide
 
 if TYPE_CHECKING:
     from bot.app.settings import Settings
@@ -95,7 +98,8 @@ def _generate_here(
     init_images = _load_init_images(inputs, display)
     model = _model_name(prompt, options, read_model_choices(data).default)
     family, model_profile = _load_model(model, data, display, requests, offload)
-    recipes = _build_recipes(prompt, {**options, "model": None}, model_profile, display, init_images)
+    style_guide = read_style_guide() if model_profile.name == EMBEDDED_MODEL else None
+    recipes = _build_recipes(prompt, {**options, "model": None}, model_profile, display, init_images, style_guide)
     is_walk, contents = recipes[0].interpolation is not None, init_images.new_contents if init_images else {}
     results = [_run_job(part, contents, family, model_profile, film and not is_walk, display, data) for part in recipes]
     return _join_walk(results) if is_walk else results[0]
@@ -209,6 +213,7 @@ def _build_recipes(
     model_profile: ModelProfile,
     display: ProgressDisplay,
     init_images: LoadedInitImages | None,
+    style_guide: StyleGuide | None,
 ) -> list[Recipe]:
     """Return the recipe as the bot makes it in exact mode, so that the pixels match; several for an interpolation."""
     parsed = parse(
@@ -220,7 +225,7 @@ def _build_recipes(
     request = with_input_aspect(parsed.prompts[0], init_images)
     for note in (*parsed.notes, *unused_strength_note(request, init_images, model_profile)):
         display.print_note(note)
-    job_recipe = build_recipe(request, model_profile, secrets.randbelow(2**32))
+    job_recipe = build_recipe(request, model_profile, secrets.randbelow(2**32), style_guide=style_guide)
     job_recipe = with_init_images(job_recipe, request, init_images, model_profile)
     job_recipe = with_followed_pictures(job_recipe, request, init_images, model_profile)
     recipes = (

@@ -62,6 +62,8 @@ def render_parameters(view: JobView) -> str:
     }
     if (interval := recipe.guidance_interval) != FULL_INTERVAL:
         settings["Guidance interval"] = f"{interval[0]:g}-{interval[1]:g}"
+    if recipe.styles:
+        settings["Styles"] = " / ".join(recipe.styles)
     if recipe.candidate_count:
         settings["Best of"] = recipe.candidate_count
     if recipe.chosen_candidates:

@@ -60,7 +60,7 @@ class JobViews:
         ancestor: JobRecord | None = record
         while ancestor is not None and isinstance(ancestor.task, Recipe):
             if ancestor.task.interpolation is not None:
-                return ancestor.task.interpolation.end_prompt is not None
+                return ancestor.task.interpolation.end_prompt is not None or len(ancestor.task.styles) > 1
             parent = await self._store.get_job(ancestor.parent[0]) if ancestor.parent else None
             ancestor = parent if parent is not None and parent.prompt == ancestor.prompt else None
         return False

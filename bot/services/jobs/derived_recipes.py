@@ -20,6 +20,7 @@ from bot.prompt.parsed_prompt import (
     count_left_out_layers,
     expand_turbo,
     fit_size,
+    is_style_open,
 )
 from engine.contract import (
     MAX_COUNT,
@@ -36,6 +37,7 @@ from engine.contract import (
     candidate_index,
     count_rows,
     is_turbo,
+    keep_style,
     noise_seed,
     recipe_for_image,
 )
@@ -57,6 +59,7 @@ def vary_recipe(recipe: Recipe, index: int, strength: float, seed: int) -> Recip
     """
     check_choice(recipe)
     recipe, index = (without_interpolation(recipe, index), 0) if recipe.interpolation else (recipe, index)
+    recipe = keep_style(recipe, index)
     ancestor = NoiseAncestor(seed=recipe.seed, index=candidate_index(recipe, index), strength=strength)
     lineage = (*recipe.lineage, ancestor)[-MAX_ANCESTORS:]
     variation = msgspec.structs.replace(recipe, seed=seed, lineage=lineage, chosen_candidates=())
@@ -73,7 +76,9 @@ def check_choice(recipe: Recipe) -> None:
 def without_interpolation(recipe: Recipe, index: int) -> Recipe:
     """Return the recipe without its interpolation: all of its images use the conditioning of image `index`."""
     return (
-        msgspec.structs.replace(recipe_for_image(recipe, index), interpolation=None) if recipe.interpolation else recipe
+        msgspec.structs.replace(recipe_for_image(recipe, index), interpolation=None, v=1)
+        if recipe.interpolation
+        else recipe
     )
 
 
@@ -98,8 +103,12 @@ def interpolation_recipes(recipe: Recipe, target_prompt: str, frames: int) -> li
 
 
 def can_interpolate(recipe: Recipe) -> bool:
-    """Return whether its pictures can be interpolated: several that differ in noise only, as nobody steered them."""
+    """Return whether its pictures can be interpolated: several that differ in noise, and in the style of one text.
+
+    Nobody has steered them.
+    """
     is_plain = recipe.interpolation is None and not recipe.amendments
+    is_plain = is_plain and (len(recipe.styles) < 2 or len(recipe.concepts) == 1)
     differs_in_noise = is_plain and not recipe.lineage and not recipe.chaos
     return (
         differs_in_noise
@@ -151,14 +160,13 @@ def remix_recipe(recipe: Recipe, parsed_prompt: ParsedPrompt, model_profile: Mod
     sampler, steps = choose_sampling(
         parsed_prompt, msgspec.structs.replace(model_profile, sampler=recipe.sampler, steps=recipe.steps)
     )
-    interval_bounds = choose_interval(
-        parsed_prompt.interval, (recipe.guidance_start, recipe.guidance_stop), sampler, model_profile
-    )
+    interval_bounds = choose_interval(parsed_prompt.interval, recipe.guidance_interval, sampler, model_profile)
     count = parsed_prompt.count or recipe.count
     remix = msgspec.structs.replace(
         recipe,
         **_remix_candidates(recipe, parsed_prompt, count, has_judge=model_profile.has_judge),
         concepts=balance_weights(parsed_prompt.concepts),
+        styles=recipe.styles if is_style_open(parsed_prompt) else (),
         negative=parsed_prompt.negative,
         sampler=sampler,
         steps=steps,

@@ -51,7 +51,7 @@ from bot.services.jobs.recipe_init import (
     parse_one,
 )
 from bot.store import JobRecord
-from engine.contract import Recipe, estimate_cost
+from engine.contract import Recipe, estimate_cost, keep_style
 
 ZOOM_FACTORS = (1.5, 2.0)
 NO_EARLIER_KEYFRAME = "Nothing that could be continued was kept before step {}: /reproduce draws the picture anew."
@@ -209,7 +209,7 @@ class EditService:
         record, recipe, index = parent
         recipe = recipe if action == "edit" else without_controls(recipe)
         new_recipe, change_notes, entry = self._job_maker.renew(
-            without_start(reroll_recipe(without_interpolation(recipe, index), self._draw_seed()))
+            without_start(reroll_recipe(_take_one(recipe, index), self._draw_seed()))
         )
         if changes.aspect is not None:
             width, height = fit_size(changes.aspect, entry.profile)
@@ -236,6 +236,11 @@ class EditService:
             inputs=(*loaded_images.inputs, *followed_pictures),
         )  # fmt: skip
         return (await self._job_maker.admit([request], member, destination, key, loaded_images))[0]
+
+
+def _take_one(recipe: Recipe, index: int) -> Recipe:
+    """Return the recipe of one of its pictures, with that picture's style."""
+    return without_interpolation(recipe, index) if recipe.interpolation else keep_style(recipe, index)
 
 
 def _canvas_as_init(picture: bytes, mask: bytes) -> LoadedInitImages:

@@ -41,27 +41,32 @@ from bot.services.jobs.recipe_init import (
 )
 from bot.store import Store
 from bot.store.members import preferences
-from engine.contract import Presence, Recipe, estimate_cost
+from engine.contract import STYLES_VERSION, Presence, Recipe, estimate_cost
+from engine.prompt.style_guide import StyleGuide
 
 NO_EDITOR = "No worker has a model that edits pictures by words, such as FLUX.2, FLUX.1 Kontext or Qwen-Image-Edit."
 SUFFIX_ADDED = "Your suffix was added: “{}”."
 
 
 class JobService:
-    """`draw_seed` returns a new seed. Jobs from finished pictures are in `VariationService` and `EditService`."""
+    """`draw_seed` returns a new seed, `style_guides` are by model.
+
+    Jobs from finished pictures are in `VariationService` and `EditService`.
+    """
 
     def __init__(
         self, *, store: Store, catalog: ModelCatalog, job_views: JobViews, gallery: Gallery, admission: Admission,
         init_image_loader: InitImageLoader, flag_aliases: FlagAliases, job_maker: JobMaker,
         canceller: JobCanceller, job_control: JobControl, workers: Callable[[], Mapping[str, Presence]],
         page_addresses: PageAddresses, effective_rules: Callable[[Member], Awaitable[EffectiveRules]],
-        clock: Callable[[], float] = time.time, draw_seed: Callable[[], int] = draw_seed,
+        style_guides: Mapping[str, StyleGuide], clock: Callable[[], float] = time.time,
+        draw_seed: Callable[[], int] = draw_seed,
     ) -> None:  # fmt: skip
         self._store, self._catalog, self._job_views, self._gallery = store, catalog, job_views, gallery
         self._admission, self._init_image_loader, self._flag_aliases = admission, init_image_loader, flag_aliases
         self._job_maker, self._cancelling, self._job_control = job_maker, canceller, job_control
         self._workers, self._page_addresses, self._effective_rules = workers, page_addresses, effective_rules
-        self._clock, self._draw_seed = clock, draw_seed
+        self._style_guides, self._clock, self._draw_seed = style_guides, clock, draw_seed
 
     async def imagine(
         self, text: str, member: Member, destination: Destination, *,
@@ -71,7 +76,7 @@ class JobService:
         """Admit a prompt as jobs, one for each permutation; all of them or none. Raises `UserError`.
 
         `options` override the flags in the text: steps, seed, guidance, interval, sampler, model, count, ar, fast,
-        turbo, best, negative, strength, edit, stop, tile, mix, chaos, repeat, quality, walk, frames, control,
+        turbo, best, negative, strength, edit, stop, tile, mix, chaos, raw, repeat, quality, walk, frames, control,
         reference, vae, clip_skip; `lora` adds to them. An interpolation (`walk`) makes as many jobs as its pictures
         need. An `edit` takes a model that edits, unless one is named.
 
@@ -130,7 +135,9 @@ class JobService:
         inputs, input_notes = (loaded_images.inputs, loaded_images.notes) if loaded_images else ((), ())
         for parsed_prompt in parsed.prompts:
             entry = self._catalog.find_entry(parsed_prompt.model) if parsed_prompt.model else default_entry
-            recipes = _build_recipes(parsed_prompt, entry, self._draw_seed(), loaded_images, is_exact=is_exact)
+            recipes = _build_recipes(
+                parsed_prompt, entry, self._draw_seed(), loaded_images, self._find_style_guide(entry), is_exact=is_exact
+            )
             is_default = entry.profile.name == default_entry.profile.name
             model_notes = () if is_default else make_remarks(parsed_prompt, entry.profile)
             strength_notes = unused_strength_note(parsed_prompt, loaded_images, entry.profile)
@@ -145,6 +152,12 @@ class JobService:
                 for recipe in recipes
             ]  # fmt: skip
         return requests
+
+    def _find_style_guide(self, entry: CatalogEntry) -> StyleGuide | None:
+        """Return the guide of a model, unless a live worker is too old for recipes with styles."""
+        return (
+            self._style_guides.get(entry.profile.name) if self._catalog.is_version_read(entry, STYLES_VERSION) else None
+        )
 
     async def _choose_editors(self, parsed: ParseResult, member: Member, pictures: int) -> ParseResult:
         """Return the prompts, each edit without a model with one that edits, if possible one that the member may use.
@@ -201,11 +214,13 @@ class JobService:
 
 
 def _build_recipes(
-    parsed_prompt: ParsedPrompt, entry: CatalogEntry, seed: int, loaded_images: LoadedInitImages | None, *,
-    is_exact: bool,
+    parsed_prompt: ParsedPrompt, entry: CatalogEntry, seed: int, loaded_images: LoadedInitImages | None,
+    style_guide: StyleGuide | None, *, is_exact: bool,
 ) -> list[Recipe]:  # fmt: skip
     """Return the recipe of a prompt, or those of its interpolation. Raises `UserError` if the model cannot draw it."""
-    base_recipe = build_recipe(with_input_aspect(parsed_prompt, loaded_images), entry.profile, seed)
+    base_recipe = build_recipe(
+        with_input_aspect(parsed_prompt, loaded_images), entry.profile, seed, style_guide=style_guide
+    )
     base_recipe = with_init_images(base_recipe, parsed_prompt, loaded_images, entry.profile)
     base_recipe = with_followed_pictures(base_recipe, parsed_prompt, loaded_images, entry.profile)
     recipes = (

@@ -30,6 +30,7 @@ from engine.contract import (
     find_life,
     is_edit,
     iterate_states,
+    keep_style,
     list_final_images,
     map_step,
     noise_seed,
@@ -42,6 +43,7 @@ from engine.contract import (
 FIXED_SETTING = "A branch continues the sampling of its parent: its {} cannot be changed."
 WHICH_CONTROL = "Say what of the control picture is followed, as --control NAME: {}."
 FIXED_FIELDS = ("sampler", "width", "height", "model", "eta")
+NO_EDITOR = "{} edits no pictures by words: name a model that does, or leave out --edit."
 NO_STEPS_LEFT = "Of {} steps none remains after step {} of {}: use more --steps or an earlier step."
 
 
@@ -72,15 +74,14 @@ def with_init_images(
     strength = 1.0 if is_edit_requested(parsed, model_profile) else parsed.strength
     start = None if loaded_images is None else loaded_images.recipe_part(strength)
     if parsed.edit and not model_profile.edits:
-        raise UserError(
-            f"{model_profile.name} edits no pictures by words: name a model that does, or leave out --edit."
-        )
+        raise UserError(NO_EDITOR.format(model_profile.name))
     if parsed.edit and (start is None or start.mask is not None):
         raise UserError("An edit changes a picture by words: add that picture, and no mask.")
     if parsed.edit and start is not None:
         check_edit_pictures(start, model_profile)
     if start is None:
         return recipe
+    recipe = msgspec.structs.replace(recipe, styles=(), v=1)  # the picture has a style
     return replace_start(recipe, start, None if parsed.steps is not None else recipe.steps)
 
 
@@ -101,7 +102,8 @@ def with_followed_pictures(
         if parsed.references or reference_pictures
         else ()
     )
-    return msgspec.structs.replace(recipe, controls=controls, references=references)
+    styles = () if references else recipe.styles
+    return msgspec.structs.replace(recipe, controls=controls, references=references, styles=styles, v=1)
 
 
 def unused_strength_note(
@@ -129,17 +131,18 @@ def unused_start_notes(parsed: ParsedPrompt, recipe: Recipe, model_profile: Mode
 
 
 def single_image(recipe: Recipe, image: int) -> Recipe:
-    """Return the recipe of one image alone, run to its last step: the same noise stream, the same guidance.
+    """Return the recipe of one image alone, run to its last step: the same noise stream, guidance and style.
 
     Its version is the lowest that it needs, since it has no candidates.
     Raises `UserError` if the judge has not chosen yet.
     """
     check_choice(recipe)
-    image_recipe = recipe_for_image(recipe, image)
+    styles = () if recipe.interpolation else keep_style(recipe, image).styles
+    image_recipe = recipe_for_image(msgspec.structs.replace(recipe, styles=()) if styles else recipe, image)
     amendments = tuple(_amend_one(recipe, amendment, image) for amendment in recipe.amendments)
     return msgspec.structs.replace(
         image_recipe, amendments=amendments, seed=noise_seed(image_recipe, image), count=1, chaos=0.0, stop_at=1.0,
-        interpolation=None, candidate_count=0, chosen_candidates=(), v=1,
+        interpolation=None, candidate_count=0, chosen_candidates=(), styles=styles, v=1,
     )  # fmt: skip
 
 
@@ -185,9 +188,10 @@ def branch_base(recipe: Recipe, image: int, step: int, end: int | None = None) -
     if all(state == first_state for _, state in iterate_states(known, step, recipe.steps)):
         return single_image(settled, life.image)
     words = tuple(each for each in known.amendments if not isinstance(each.change, DropImages | SplitImage))
-    return single_image(
-        msgspec.structs.replace(known, seed=settled.seed, lineage=settled.lineage, amendments=words), life.image
+    branched = msgspec.structs.replace(
+        known, seed=settled.seed, lineage=settled.lineage, styles=settled.styles, amendments=words
     )
+    return single_image(branched, life.image)
 
 
 @dataclass(frozen=True)
@@ -238,16 +242,13 @@ def branch_recipe(
             raise UserError(FIXED_SETTING.format("strength"))
         branch, has_new_noise = remix_recipe(base, parsed, model_profile), parsed.seed is not None
         if edit.new_prompt is None:  # a frame of an interpolation has a prompt that nobody typed
-            branch = msgspec.structs.replace(branch, concepts=base.concepts, mixed=base.mixed)
+            styles = () if parsed.raw else base.styles
+            branch = msgspec.structs.replace(branch, concepts=base.concepts, mixed=base.mixed, styles=styles)
     for name in FIXED_FIELDS:
         if getattr(branch, name) != getattr(base, name):
             raise UserError(FIXED_SETTING.format({"width": "shape", "height": "shape"}.get(name, name)))
-    branch_point = _move_branch_point(
-        step,
-        base.steps,
-        branch.steps,
-        Branch(ladder=ladder, step=step, has_new_noise=has_new_noise or branch.drawn_count > 1),
-    )
+    keyframe = Branch(ladder=ladder, step=step, has_new_noise=has_new_noise or branch.drawn_count > 1)
+    branch_point = _move_branch_point(step, base.steps, branch.steps, keyframe)
     return msgspec.structs.replace(branch, start=branch_point, lineage=() if has_new_noise else base.lineage)
 
 

@@ -42,8 +42,8 @@ from engine.contract import Recipe, estimate_cost, recipe_at_end
 # by 4 to 9 of 255 on average at 0.2, by 10 to 20 at 0.6, by 16 to 34 at 1.
 VARIATION_STRENGTHS: Mapping[VariationStrength, float] = MappingProxyType({"subtle": 0.2, "strong": 0.6})
 NOT_INTERPOLABLE = (
-    "An interpolation needs several finished pictures of one job, none of which is a variation of another one, or was "
-    "steered."
+    "An interpolation needs several finished pictures of one job, none of which is a variation of another one, was "
+    "steered, or draws several parts in several styles."
 )
 SEED_OVERFLOW = "A walk needs a seed for each picture, and one here would be above 4294967295: reroll, then walk."
 NOISE_DIFFERS = "These pictures do not share their noise: only the first keeps the noise of the interpolation."

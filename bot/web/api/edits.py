@@ -52,12 +52,14 @@ class BranchBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     guidance: Guidance = None
     count: Count = None
     negative: str | None = None
+    raw: bool | None = None
     exact: bool = False
     undo: bool = False
 
     def options(self) -> dict[str, Any]:
         """Return the options that the request sets."""
         values = {name: getattr(self, name) for name in ("steps", "seed", "guidance", "count", "negative")}
+        values["raw"] = self.raw or None
         return {name: value for name, value in values.items() if value is not None}
 
 

@@ -75,6 +75,7 @@ class JobBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     edit: bool | None = None
     stop_at: Annotated[float | None, describe_range(10, 100)] = None
     tile: bool | None = None
+    raw: bool | None = None
     mix: bool | None = None
     chaos: Annotated[float | None, describe_range(0, 100)] = None
     repeat: Annotated[int | None, describe_range(1, MAX_JOBS)] = None

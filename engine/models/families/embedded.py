@@ -7,18 +7,15 @@ repository.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
-import msgspec
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-from msgspec import Struct
 from transformers import AutoTokenizer, BertModel
 
 from engine.contract.rejection import JobRejected
@@ -28,21 +25,13 @@ from engine.models.files.fingerprint import fingerprint_folder
 from engine.models.judge import PromptJudge
 from engine.models.library_logging import silence_libraries
 from engine.process.model_settings import EMBEDDED_MODEL
+from engine.process.model_words import WEIGHTS_FOLDER, read_substitutes
 from engine.upscaling.super_resolver import SuperResolver
 
-WEIGHTS_FOLDER = Path(__file__).parents[2] / "weights"
 GUIDANCE = 4.0  # by the sweep: a higher value follows unseen words, a lower one unseen hues
 INTERVAL = (0.3, 0.8)  # by the sweep: as good as in every step, with 3/4 of the rows
 TOKENS = 24
-SUBSTITUTES_FILE = Path("substitutes") / "nouns.json"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-
-
-class SubstitutesFile(Struct, frozen=True, forbid_unknown_fields=True):
-    """The file of `darkroom train substitutes`. `source`: where the meanings come from, with licence."""
-
-    source: str
-    nouns: Mapping[str, str]
 
 
 def load_embedded(
@@ -58,20 +47,10 @@ def load_embedded(
         LargeDecoder.load(weights, pipeline.vae),
     )  # fmt: skip
     family.interval, family.model_folder = INTERVAL, weights
-    family.substitutes = _read_substitutes(weights / SUBSTITUTES_FILE)
+    family.substitutes = read_substitutes(weights)
     if (weights / "judge").is_dir():
         family.judge = PromptJudge(weights / "judge", pipeline.tokenizer, pipeline.text_encoder, family.pipeline_lock)
     return family
-
-
-def _read_substitutes(file: Path) -> Mapping[str, str]:
-    """Read the nouns that the network never learned, each with the label in its place. Raises `JobRejected`."""
-    if not file.is_file():
-        return {}
-    try:
-        return msgspec.json.decode(file.read_bytes(), type=SubstitutesFile).nouns
-    except (OSError, msgspec.DecodeError) as error:
-        raise JobRejected(f"The model's {SUBSTITUTES_FILE} cannot be read: {error}.", "model") from error
 
 
 def build_pipeline(weights: Path = WEIGHTS_FOLDER) -> Any:

@@ -12,6 +12,7 @@ from bot.queue.model_catalog import SHIPPED_MODEL, ModelCatalog, group_by_pool
 from bot.store import Store
 from engine.contract import (
     STEERING_VERSION,
+    VERSION,
     Amendment,
     ControlImage,
     ControlModel,
@@ -23,7 +24,7 @@ from engine.contract import (
 from shared.stored_jobs import RECIPE
 
 
-def presence(worker: str, ms: float, version: int = 3, pool: str = "default") -> Presence:
+def presence(worker: str, ms: float, version: int = VERSION, pool: str = "default") -> Presence:
     return Presence(
         v=version, worker=worker, pools=(pool,), models=(), device="", rows=8, free=8, software_build="", upscale_ms=ms
     )  # fmt: skip
@@ -156,10 +157,28 @@ def test_a_steered_picture_is_drawn_again_by_workers_that_read_its_recipe() -> N
     workers = {"a": msgspec.structs.replace(presence_with("a", SHIPPED_MODEL), pools=("old",), v=STEERING_VERSION - 1)}
     models = ModelCatalog(cast("Store", None), lambda: workers, lambda: 0.0)
     assert models.find_entry(None).pool_for(RECIPE) == "old"
-    with pytest.raises(UserError, match="too old to draw a steered picture again"):
+    with pytest.raises(UserError, match="too old to draw this picture"):
         models.find_entry(None).pool_for(steered)
     workers["b"] = msgspec.structs.replace(presence_with("b", SHIPPED_MODEL), pools=("new",), v=STEERING_VERSION)
     assert models.find_entry(None).pool_for(steered) == models.choose_pool("embedded", recipe=steered) == "new"
+
+
+def test_one_older_worker_keeps_a_version_from_being_used() -> None:
+    workers = dict[str, Presence]()
+    models = ModelCatalog(cast("Store", None), lambda: workers, lambda: 0.0)
+
+    def is_read(version: int) -> bool:
+        return models.is_version_read(models.find_entry(None), version)
+
+    assert is_read(VERSION), "no worker is too old"
+    new_weights, old_weights = (msgspec.structs.replace(SHIPPED_MODEL, revision=each) for each in ("new", "old"))
+    workers["new"] = presence_with("new", new_weights)
+    assert is_read(VERSION)
+    workers["old"] = msgspec.structs.replace(presence_with("old", old_weights), v=VERSION - 1)
+    assert not is_read(VERSION), "it takes jobs of the pool, although it cannot draw them"
+    assert is_read(VERSION - 1)
+    workers["old"] = msgspec.structs.replace(workers["old"], pools=("elsewhere",))
+    assert is_read(VERSION)
 
 
 def test_an_allowed_editor_goes_before_one_that_does_nothing_else() -> None:

@@ -206,7 +206,7 @@ async def test_an_interpolation_in_a_whole_pipeline_is_refused_before_it_costs_a
     with pytest.raises(UserError, match="cannot do --walk"):
         await app.services.jobs.imagine("a fox --walk a cat --sampler heun", ann, destination)
     with ProgressDisplay(Console(quiet=True), 1) as screen, pytest.raises(UserError, match="cannot do --walk"):
-        local_engine._build_recipes("a fox --walk a cat --sampler heun", {}, profile, screen, None)
+        local_engine._build_recipes("a fox --walk a cat --sampler heun", {}, profile, screen, None, None)
 
 
 @pytest.mark.asyncio

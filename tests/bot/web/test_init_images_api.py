@@ -148,7 +148,11 @@ async def test_zoom_pan_and_branch_start_from_a_picture(server: WebServer) -> No
     assert job["prompt_text"] == "terrier"
     base = f"/api/jobs/{job['id']}"
     steps = (await server.request_json("GET", job["pictures"][1]["branch"]))[1]["steps"]
-    requests = {"zoom": {"factor": 1.5}, "pan": {"direction": "up"}, "branch": {"step": steps[1], "steps": 48}}
+    requests = {
+        "zoom": {"factor": 1.5},
+        "pan": {"direction": "up"},
+        "branch": {"step": steps[1], "steps": 48, "raw": True},
+    }
     child: dict[str, Any] = {}
     for verb, body in requests.items():
         status, reply = await server.request_json("POST", f"{base}/{verb}/2", body)
@@ -157,6 +161,7 @@ async def test_zoom_pan_and_branch_start_from_a_picture(server: WebServer) -> No
         assert (child["state"], child["action"], child["parent"]["picture"]) == ("finished", verb, 2)
     assert child["start"] == {"step": steps[1], "new_noise": False}
     assert (child["steps"], child["stopped_at"]) == (48, None)
+    assert (len(job["styles"]), child["styles"]) == (2, [])  # `raw`
 
 
 @pytest.mark.slow

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from engine.contract.rejection import JobRejected
-from engine.models.families.embedded import SUBSTITUTES_FILE, WEIGHTS_FOLDER, load_embedded
+from engine.models.families.embedded import load_embedded
 from engine.models.families.stable_diffusion import StableDiffusion
+from engine.process.model_words import SUBSTITUTES_FILE, WEIGHTS_FOLDER
 
 
 @pytest.mark.parametrize(
