@@ -34,20 +34,20 @@ class StylesFile(Struct, frozen=True, forbid_unknown_fields=True):
 
 def read_substitutes(weights: Path) -> Mapping[str, str]:
     """Read the nouns that the network never learned, each with the label in its place. Raises `JobRejected`."""
-    file = _read(weights / SUBSTITUTES_FILE, SubstitutesFile)
+    file = _read_list(weights / SUBSTITUTES_FILE, SubstitutesFile)
     return file.nouns if file is not None else {}
 
 
 def read_style_guide(weights: Path = WEIGHTS_FOLDER) -> StyleGuide | None:
     """Read which styles suit which labels; None for a model without such a list. Raises `JobRejected`."""
-    file = _read(weights / STYLES_FILE, StylesFile)
+    file = _read_list(weights / STYLES_FILE, StylesFile)
     if file is None:
         return None
     labels_by_style = {style: frozenset(labels) for style, labels in file.labels_by_style.items()}
     return StyleGuide(file.main_style, labels_by_style, read_substitutes(weights))
 
 
-def _read(path: Path, kind: type[FileKind]) -> FileKind | None:
+def _read_list(path: Path, kind: type[FileKind]) -> FileKind | None:
     if not path.is_file():
         return None
     try:

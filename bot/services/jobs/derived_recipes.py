@@ -58,8 +58,7 @@ def vary_recipe(recipe: Recipe, index: int, strength: float, seed: int) -> Recip
     sampler cannot make variations, or if the judge has not chosen yet.
     """
     check_choice(recipe)
-    recipe, index = (without_interpolation(recipe, index), 0) if recipe.interpolation else (recipe, index)
-    recipe = keep_style(recipe, index)
+    recipe, index = keep_conditioning(recipe, index), 0 if recipe.interpolation else index
     ancestor = NoiseAncestor(seed=recipe.seed, index=candidate_index(recipe, index), strength=strength)
     lineage = (*recipe.lineage, ancestor)[-MAX_ANCESTORS:]
     variation = msgspec.structs.replace(recipe, seed=seed, lineage=lineage, chosen_candidates=())
@@ -73,18 +72,16 @@ def check_choice(recipe: Recipe) -> None:
         raise UserError(NOT_CHOSEN)
 
 
-def without_interpolation(recipe: Recipe, index: int) -> Recipe:
-    """Return the recipe without its interpolation: all of its images use the conditioning of image `index`."""
-    return (
-        msgspec.structs.replace(recipe_for_image(recipe, index), interpolation=None, v=1)
-        if recipe.interpolation
-        else recipe
-    )
+def keep_conditioning(recipe: Recipe, index: int) -> Recipe:
+    """Return the recipe with the conditioning of image `index` for all: in its style, and without an interpolation."""
+    if recipe.interpolation is None:
+        return keep_style(recipe, index)
+    return msgspec.structs.replace(recipe_for_image(recipe, index), interpolation=None, v=1)
 
 
 def interpolation_frame(recipe: Recipe, index: int) -> Recipe:
     """Return image `index` of an interpolation alone, with its own noise; any other recipe unchanged."""
-    return msgspec.structs.replace(without_interpolation(recipe, index), count=1) if recipe.interpolation else recipe
+    return msgspec.structs.replace(keep_conditioning(recipe, index), count=1) if recipe.interpolation else recipe
 
 
 def interpolation_recipes(recipe: Recipe, target_prompt: str, frames: int) -> list[Recipe]:

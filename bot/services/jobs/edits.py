@@ -33,12 +33,12 @@ from bot.services.init_images.loaded import LoadedInitImages, combine_init_image
 from bot.services.init_images.loader import InitImageLoader
 from bot.services.init_images.request import InitImages, JobImageRef, RemoteFile
 from bot.services.jobs.derived_recipes import (
+    keep_conditioning,
     pin_batch_shape,
     remix_recipe,
     replace_start,
     reroll_recipe,
     without_controls,
-    without_interpolation,
     without_start,
 )
 from bot.services.jobs.job_maker import JobMaker, draw_seed
@@ -51,7 +51,7 @@ from bot.services.jobs.recipe_init import (
     parse_one,
 )
 from bot.store import JobRecord
-from engine.contract import Recipe, estimate_cost, keep_style
+from engine.contract import Recipe, estimate_cost
 
 ZOOM_FACTORS = (1.5, 2.0)
 NO_EARLIER_KEYFRAME = "Nothing that could be continued was kept before step {}: /reproduce draws the picture anew."
@@ -209,7 +209,7 @@ class EditService:
         record, recipe, index = parent
         recipe = recipe if action == "edit" else without_controls(recipe)
         new_recipe, change_notes, entry = self._job_maker.renew(
-            without_start(reroll_recipe(_take_one(recipe, index), self._draw_seed()))
+            without_start(reroll_recipe(keep_conditioning(recipe, index), self._draw_seed()))
         )
         if changes.aspect is not None:
             width, height = fit_size(changes.aspect, entry.profile)
@@ -236,11 +236,6 @@ class EditService:
             inputs=(*loaded_images.inputs, *followed_pictures),
         )  # fmt: skip
         return (await self._job_maker.admit([request], member, destination, key, loaded_images))[0]
-
-
-def _take_one(recipe: Recipe, index: int) -> Recipe:
-    """Return the recipe of one of its pictures, with that picture's style."""
-    return without_interpolation(recipe, index) if recipe.interpolation else keep_style(recipe, index)
 
 
 def _canvas_as_init(picture: bytes, mask: bytes) -> LoadedInitImages:

@@ -155,9 +155,9 @@ class JobService:
 
     def _find_style_guide(self, entry: CatalogEntry) -> StyleGuide | None:
         """Return the guide of a model, unless a live worker is too old for recipes with styles."""
-        return (
-            self._style_guides.get(entry.profile.name) if self._catalog.is_version_read(entry, STYLES_VERSION) else None
-        )
+        if not self._catalog.is_version_read(entry, STYLES_VERSION):
+            return None
+        return self._style_guides.get(entry.profile.name)
 
     async def _choose_editors(self, parsed: ParseResult, member: Member, pictures: int) -> ParseResult:
         """Return the prompts, each edit without a model with one that edits, if possible one that the member may use.

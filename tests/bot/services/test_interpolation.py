@@ -23,9 +23,9 @@ from bot.services.jobs.derived_recipes import (
     can_interpolate,
     interpolate_images,
     interpolation_recipes,
+    keep_conditioning,
     pin_batch_shape,
     vary_recipe,
-    without_interpolation,
 )
 from bot.services.jobs.recipe_init import single_image
 from bot.store import NewJob
@@ -223,12 +223,12 @@ def test_a_frame_of_an_interpolation_becomes_a_plain_recipe_for_later_jobs():
     recipe = FOX
     parts = interpolation_recipes(recipe, "a cat", 9)
     assert [part.count for part in parts] == [4, 4, 1]
-    remaining_text = without_interpolation(parts[1], 0)
+    remaining_text = keep_conditioning(parts[1], 0)
     assert (remaining_text.interpolation, remaining_text.mixed, remaining_text.seed) == (None, True, recipe.seed)
     assert [one.weight for one in remaining_text.concepts] == [0.5, 0.5]
     assert single_image(parts[1], 3).seed == recipe.seed
     assert vary_recipe(parts[0], 3, 0.2, 1).lineage[-1] == NoiseAncestor(recipe.seed, 0, 0.2)
-    assert without_interpolation(parts[2], 0).concepts == (Concept("a cat"),)
+    assert keep_conditioning(parts[2], 0).concepts == (Concept("a cat"),)
     assert pin_batch_shape(parts[0]).bucket == pin_batch_shape(recipe).bucket
 
 
