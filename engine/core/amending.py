@@ -94,8 +94,7 @@ def encode_change(recipe: Recipe, change: Change, family: Family) -> None:
 
 def _encode_texts(state: Recipe, family: Family) -> None:
     """Encode all texts of a step. The longest of them decides the shape of each."""
-    for image in range(state.drawn_count):
-        image_recipe = recipe_for_image(state, image)
+    for image_recipe in dict.fromkeys(recipe_for_image(state, image) for image in range(state.drawn_count)):
         for concept in image_recipe.concepts:
             family.encode_conditioning(concept.text, image_recipe)
         if needs_unconditional_row(image_recipe):
