@@ -13,6 +13,7 @@ from chaos.report import format_rows
 KINDS = ("kill-worker", "kill-bot", "kill-broker", "lose-store", "repeat", "lie")
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 @pytest.mark.timeout(700)
 async def test_a_campaign_with_faults_breaks_no_invariant(tmp_path: Path) -> None:

@@ -187,6 +187,7 @@ def test_a_cancelled_job_stops(shared_bot: DarkroomProcess) -> None:
 # Kills and restarts, each during a job
 
 
+@pytest.mark.slow
 def test_a_killed_engine_goes_on_from_a_snapshot(warm_bot: DarkroomProcess) -> None:
     job = warm_bot.start_long_job()
     engine = wait_until(warm_bot.find_engine, 5)

@@ -22,7 +22,7 @@ def write_picture(
     path: Path, caption: str | bytes | None = "a ball", *, mode: str = "RGB", **save_options: Any
 ) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(abs(hash(path.name)) % 1000)
+    rng = np.random.default_rng(zlib.crc32(path.name.encode()))  # `hash` differs between runs, and two names may agree
     pixels = Image.fromarray(rng.integers(0, 255, (40, 48, 3), np.uint8)).convert(mode)
     pixels.save(path, **save_options)
     if caption is not None:

@@ -15,8 +15,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFilter
 
 from benchmarks.report.figure_row import format_json, format_table
+from engine.contract import Job, Recipe
 from engine.core.engine import Engine
 from engine.models.families.embedded import WEIGHTS_FOLDER
+from engine.models.family import Family
 from engine.models.judge import (
     DEFAULT_WIDTHS,
     JudgeNetwork,
@@ -29,6 +31,7 @@ from engine.models.judge import (
     save_judge,
 )
 from engine.prompt.style_guide import StyleGuide
+from engine.worker.local_run import LocalResult
 from training.__main__ import main
 from training.commands import builtin_artwork
 from training.commands.evaluate import choose_prompts, write_missed
@@ -103,7 +106,7 @@ def judge_trainer(
 class Book:
     """A stand-in for a family: `Copier` looks its pictures up."""
 
-    size, name, guidance, scheduler_config = 64, "book", 3.5, {}
+    size, name, guidance, interval, scheduler_config = 64, "book", 3.5, (0.3, 0.8), {}
 
 
 class Copier(PictureSampler):
@@ -590,9 +593,18 @@ def test_larger_pictures_are_compared_at_the_judges_side() -> None:
 
 
 def test_grids_of_many_few_and_four_steps_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = list[Job]()
+
+    def run_quickly(job: Job, families: Mapping[str, Family]) -> LocalResult:
+        jobs.append(job)
+        assert isinstance(job.task, Recipe)
+        return LocalResult([], [], 0, job.task.steps / 4, 0.0)
+
     monkeypatch.setattr(Book, "upscale_factor", 4, raising=False)
-    monkeypatch.setattr(speed, "_time_grid", lambda context, steps, sampler: steps / 4)
+    monkeypatch.setattr(speed, "run_locally", run_quickly)
     rows = speed.check_grids(make_scene(draw_label))
+    assert not any(job.ladder for job in jobs), "the frames of a film are decoded after the pictures"
+    assert {job.task.guidance_interval for job in jobs if isinstance(job.task, Recipe)} == {Book.interval}
     assert figures(rows) == {
         "a grid of four, 1000 steps": 250, "a grid of four, 30 steps": 7.5, "a grid of four, 4 steps": 1
     }  # fmt: skip

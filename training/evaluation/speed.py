@@ -75,12 +75,14 @@ def _is_model_weight(path: Path, context: EvaluationContext) -> bool:
 
 
 def _time_grid(context: EvaluationContext, steps: int, sampler: Sampler) -> float:
-    """Return the seconds."""
+    """Return the seconds for the recipe and the job that the bot makes of a plain prompt, without the film's ladder."""
     family, dtype = context.sampler.family, context.sampler.dtype
     recipe = Recipe(
         concepts=(Concept(PROMPT),), model=family.name, sampler=sampler, steps=steps, seed=context.seed,
-        guidance=family.guidance, width=family.size, height=family.size, count=4, dtype=dtype,
+        guidance=family.guidance, guidance_start=family.interval[0], guidance_stop=family.interval[1],
+        width=family.size, height=family.size, count=4, dtype=dtype,
     )  # fmt: skip
     share = BillingKey(tier="standard", guild="local", user="local", weight=1.0)
-    job = Job(id=f"{1:026}", task=recipe, billing_key=share, cost=1.0, deadline=2e9)
+    # a worker decodes the ladder's frames after it has sent the pictures
+    job = Job(id=f"{1:026}", task=recipe, billing_key=share, cost=1.0, deadline=2e9, ladder=False)
     return run_locally(job, {family.name: family}).seconds

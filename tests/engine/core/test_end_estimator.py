@@ -88,7 +88,9 @@ def test_early_previews_show_the_likely_end_and_the_picture_stays_the_same(
     assert all(other is first for other in others), "the estimate stays until x0 shows more"
 
 
-@pytest.mark.parametrize(("steps", "estimate_count"), [(49, 0), (50, 1), (120, 2), (400, 3)])
+@pytest.mark.parametrize(
+    ("steps", "estimate_count"), [(49, 0), (50, 1), (120, 2), pytest.param(400, 3, marks=pytest.mark.slow)]
+)
 def test_a_job_has_an_estimate_for_every_fifty_steps_and_at_most_three(
     family: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch, steps: int, estimate_count: int
 ) -> None:
@@ -117,7 +119,7 @@ def test_an_unwatched_job_has_no_estimate(
 def test_a_failed_estimate_costs_its_previews_alone(
     family: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    each, denoise = job(build_recipe(recipe, family, steps=400, count=1)), family.denoise
+    each, denoise = job(build_recipe(recipe, family, steps=120, count=1)), family.denoise  # two estimates
 
     def fail(x: torch.Tensor, t: torch.Tensor, conditioning: Any, dtype: Any, loras: Any = ()) -> torch.Tensor:
         if loras:

@@ -184,6 +184,7 @@ def test_a_module_that_refuses_single_rows_reads_the_whole_batch() -> None:
     assert torch.equal(cached(changed), changed + 1)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("changed_rows", [(0,), (1,), (2,), (3,), (4,), (5,), (6,), (7,), (0, 7)])
 def test_a_steered_row_gives_the_bits_of_the_whole_batch(
     embedded: StableDiffusion, changed_rows: tuple[int, ...]

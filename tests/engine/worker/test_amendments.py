@@ -137,6 +137,7 @@ async def test_a_snapshot_is_stored_after_the_changes_that_it_holds(
     assert picture_hashes(results) == await hash_local_pictures(slow_harness, amended)
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_the_next_worker_goes_on_with_every_answered_change(slow_harness: WorkerHarness) -> None:
     job = make_job(steps=STEPS, guidance=3.0, bucket=4)
