@@ -71,9 +71,10 @@ async def draw_channel(folder: Path) -> str:
     async with loopback.open(), run_darkroom(loopback, folder):
         alice, ben = (Person(loopback, name, guild, answer_timeout=JOB_TIMEOUT) for name in ("alice", "ben"))
         await wait_for_model(folder)
-        first = await alice.slash(channel, "imagine", prompt="mushroom, blue background --seed 7 --guidance 5")
+        # of more than a minute, the end would be another message
+        first = await alice.slash(channel, "imagine", prompt="mushroom, blue background --seed 7 --steps 500")
         await wait_until(lambda: _has_file(first.message, "darkroom-"), JOB_TIMEOUT)
-        second = await ben.slash(channel, "imagine", prompt="rocket, 3d render --steps 400 --seed 4")
+        second = await ben.slash(channel, "imagine", prompt="rocket --seed 4")
         await wait_until(lambda: _has_file(second.message, "developing"), JOB_TIMEOUT)
         await wait_until(lambda: _read_percent(second.message) >= 55, JOB_TIMEOUT)  # the first previews are noise
         return "".join(
