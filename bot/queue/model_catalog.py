@@ -167,9 +167,12 @@ class ModelCatalog:
     def is_version_read(self, entry: CatalogEntry, version: int) -> bool:
         """Return whether all live workers that may take a job of the model read this version of the contract.
 
-        Workers with older weights take jobs of its pool, too. True before the first worker is there.
+        Workers with older weights take jobs of its pool, too. Without live ones, those of a known model may be older;
+        a model that no worker has offered yet is the shipped one, whose worker comes with this program.
         """
         pools = {offer.pool for offer in entry.offers}
+        if not pools:
+            return entry.profile.name not in self._known
         return all(worker.v >= version for worker in self._workers().values() if pools & {*worker.pools})
 
     def upscale_ms(self, pool: str) -> float | None:

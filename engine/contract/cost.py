@@ -43,13 +43,12 @@ def estimate_cost(recipe: Recipe, model: ModelProfile) -> float:
     """Return calibrated device-seconds: rows of all evaluations × time a row at this size + encode + decode.
 
     Control networks and reference adapters add their share of a row. Encoding an init image takes about as long as
-    decoding one, and encoding a reference picture as long as a text.
+    decoding one, and encoding a reference picture as long as a text. Words are encoded once for each style.
     """
     area = recipe.width * recipe.height / (model.size * model.size)
     step_ms = count_row_steps(recipe) * model.row_ms * area * (1 + _added_share(recipe, model))
     text_ms = (
-        len(recipe.concepts)
-        + len(recipe.amendments)
+        (len(recipe.concepts) + len(recipe.amendments)) * max(1, len({*recipe.styles}))
         + 1
         + bool(recipe.interpolation and recipe.interpolation.end_prompt)
         + len(recipe.references)

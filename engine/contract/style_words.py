@@ -11,11 +11,13 @@ import re
 # them, its pictures only have one style. Words that are nearly always something else (*flat*, *soft*) are left out.
 _STYLE_WORDS = re.compile(
     r"\b(?:(?:style|render|photo|photograph|painting|watercolou?r|sketch|drawing|doodle|engraving|woodcut|mosaic|"
-    r"cartoon|illustration|comic|icon|sticker|logo|pencil|crayon|voxel)(?:s|es)?|styled|[23] ?d|8 ?bit|rendering|"
-    r"flat design|soft shading|(?:cel|toon) shad(?:ing|ed)|photorealistic|realistic|photography|monochrome|"
-    r"black and white|painted|engraved|sketched|illustrated|hand drawn|oil on canvas|in oils?|in ink|ink wash|gouache|"
-    r"pastel|charcoal|stained glass|anime|manga|pixel ?art|clip ?art|line ?art|digital art|low poly|vector|minimalist|"
-    r"claymation|origami|paper ?cut)\b",
+    r"cartoon|illustration|comic|icon|sticker|logo|pencil|crayon|voxel|pastel|vector|silhouette|blueprint|caricature|"
+    r"fresco|lithograph)(?:s|es)?|styled|[23] ?d|8 ?bit|rendering|flat design|soft shading|(?:cel|toon) shad(?:ing|ed)|"
+    r"(?:photo|hyper|sur)? ?real(?:ism|istic)|photography|monochrome|gr[ae]y ?scale|sepia|black (?:and|&) white|"
+    r"(?:impression|expression|cub|minimal|pointill)is(?:m|t|tic)|painted|engraved|sketched|sketchy|illustrated|"
+    r"hand drawn|cartoon(?:y|ish)|oil on canvas|in (?:oil|ink)s?|ink wash|gouache|charcoal|chalk|stained glass|anime|"
+    r"manga|(?:pixel|clip|line|digital|concept|pop) ?art|art (?:deco|nouveau)|low poly|isometric|graffiti|claymation|"
+    r"origami|paper ?cut|ukiyo e)\b",
     re.IGNORECASE,
 )
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
+from engine.contract.fields import MAX_STYLES, Style
 from engine.contract.rejection import JobRejected
 from engine.prompt.style_guide import StyleGuide
 
@@ -28,8 +29,8 @@ class SubstitutesFile(Struct, frozen=True, forbid_unknown_fields=True):
 class StylesFile(Struct, frozen=True, forbid_unknown_fields=True):
     """The file of `darkroom train styles`: the main style, and for each other one the labels that come out well."""
 
-    main_style: str
-    labels_by_style: Mapping[str, list[str]]
+    main_style: Style
+    labels_by_style: Annotated[Mapping[Style, list[str]], Meta(max_length=MAX_STYLES // 2)]  # each takes turns with it
 
 
 def read_substitutes(weights: Path) -> Mapping[str, str]:

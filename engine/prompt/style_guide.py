@@ -32,13 +32,15 @@ class StyleGuide:
         """
         if estimate_token_count(replace_nouns(text, self.substitutes)) > MAX_TOKENS:
             return ()
-        label = self._find_label(text.partition(",")[0])
-        others = [style for style, labels in self.labels_by_style.items() if label in labels]
+        names = _list_names(replace_nouns(text.partition(",")[0], self.substitutes))
+        others = [style for style, labels in self.labels_by_style.items() if not labels.isdisjoint(names)]
         return tuple(style for other in others for style in (self.main_style, other))
 
-    def _find_label(self, subject: str) -> str:
-        """Return a subject as the model reads it, without articles and punctuation."""
-        return _ARTICLES.sub("", replace_nouns(subject, self.substitutes).lower().strip(" .!?()"))
+
+def _list_names(subject: str) -> tuple[str, str]:
+    """Return a subject without punctuation, and without articles: a label may begin with one."""
+    name = subject.lower().strip(" .!?()")
+    return name, _ARTICLES.sub("", name)
 
 
 def estimate_token_count(text: str) -> int:

@@ -112,8 +112,8 @@ class Book:
 class Copier(PictureSampler):
     """A painter that draws what `by_prompt` gives."""
 
-    def __init__(self, by_prompt: Callable[[str, int], np.ndarray]) -> None:
-        super().__init__(Book(), "float32")  # pyright: ignore[reportArgumentType]
+    def __init__(self, by_prompt: Callable[[str, int], np.ndarray], guide: StyleGuide | None = None) -> None:
+        super().__init__(Book(), "float32", style_guide=guide)  # pyright: ignore[reportArgumentType]
         object.__setattr__(self, "by_prompt", by_prompt)
 
     def sample_pictures(
@@ -503,12 +503,22 @@ def test_the_missed_labels_that_have_a_drawing_in_the_style_are_listed(
         return draw_label("tiger" if "cat" in prompt else prompt)
 
     scene, missed = make_scene(draw, style="flat design"), tmp_path / "missed.txt"
-    write_missed(scene, missed, "flat design")
+    write_missed(scene, missed)
     assert missed.read_text() == "cat, flat design\n"
     assert prompts == [f"{label}, flat design, white background" for label in THINGS]
-    write_missed(scene, missed, None)
+    write_missed(make_scene(draw, style="soft shading"), missed)
     assert missed.read_text() == ""
     assert "0 of 1 missed labels" in capfd.readouterr().err
+
+
+def test_a_missed_label_is_listed_with_the_style_that_its_seed_gave_it(tmp_path: Path) -> None:
+    guide = StyleGuide("3d render", {"flat design": frozenset({"cat", "dog"})})
+    painter = Copier(lambda prompt, _seed: draw_label("tiger"), guide)
+    scene, missed = make_scene(draw_label, load_sampler=lambda: painter), tmp_path / "missed.txt"
+    write_missed(scene, missed)
+    styles = dict(scene.label_sample().list_missed())
+    assert styles == {"apple": "", "car": "", "cat": "3d render", "dog": "flat design", "ship": ""}
+    assert missed.read_text() == "dog, flat design\n", "the others have no drawing in three dimensions"
 
 
 def test_a_held_out_word_is_a_hit_if_an_accepted_label_is_recognised() -> None:

@@ -90,7 +90,7 @@ def evaluate(
         rows = rows_of(context, only or [], print_status)
     typer.echo(format_json(rows) if json else format_table(rows))
     if missed:
-        write_missed(context, missed, style)
+        write_missed(context, missed)
 
 
 def _check_sheet(sheet: Path | None, prompts: str | None) -> None:
@@ -113,16 +113,16 @@ def _check_labels_drawn(missed: Path | None, style: str | None, sheet: Path | No
         raise ValueError(f"{missed} cannot be written: it is a folder, or its folder is not there.")
 
 
-def write_missed(context: EvaluationContext, path: Path, style: str | None) -> None:
-    """Write the missed labels that have a drawing in this style: not all have one in the main style."""
+def write_missed(context: EvaluationContext, path: Path) -> None:
+    """Write the missed labels with their picture's style, if there is such a drawing; without a style, the main one."""
     from training.commands.focus import write_focus
     from training.pictures.variants import MAIN_STYLE, FocusedDrawing
 
     drawings = {FocusedDrawing(drawing.description.label, drawing.style) for drawing in context.artwork}
-    missed = [FocusedDrawing(label, style or MAIN_STYLE) for label in context.label_sample().list_missed()]
+    missed = [FocusedDrawing(label, style or MAIN_STYLE) for label, style in context.label_sample().list_missed()]
     known = [drawing for drawing in missed if drawing in drawings]
     write_focus(path, known)
-    print_status(f"{path}: {len(known)} of {len(missed)} missed labels; the others have no drawing in this style.")
+    print_status(f"{path}: {len(known)} of {len(missed)} missed labels; the others have no drawing in their style.")
 
 
 def choose_prompts(kind: str, judge_folder: Path, cache: Path | None, seed: int) -> list[str]:

@@ -66,17 +66,18 @@ class LazyValue(Generic[Value]):
 
 @dataclass(frozen=True)
 class LabelSample:
-    """One picture for each of these labels, and the judge's output for it."""
+    """One picture for each of these labels, the style that it has ("": none), and the judge's output for it."""
 
     labels: tuple[str, ...]
+    styles: tuple[str, ...]
     targets: Tensor
     pictures: np.ndarray
     output: JudgeOutput
 
-    def list_missed(self) -> list[str]:
-        """Return the labels whose picture the judge takes for something else."""
+    def list_missed(self) -> list[tuple[str, str]]:
+        """Return label and style of the pictures that the judge takes for something else."""
         is_hit = cast("list[bool]", (self.output.scores.argmax(dim=1) == self.targets).tolist())
-        return [label for label, hit in zip(self.labels, is_hit, strict=True) if not hit]
+        return [(label, style) for label, style, hit in zip(self.labels, self.styles, is_hit, strict=True) if not hit]
 
 
 class EvaluationContext:
@@ -140,9 +141,10 @@ class EvaluationContext:
         )
         style = f"{self.style}, " if self.style else ""
         prompts = [f"{label}, {style}white background" for label in labels]
+        styles = tuple(self.style or self.sampler.choose_style(prompt, seed) for seed, prompt in enumerate(prompts))
         pictures = self.sampler.sample_pictures(prompts, range(len(labels)))
         targets = torch.tensor([self.label_numbers[label] for label in labels])
-        return LabelSample(tuple(labels), targets, pictures, self.judge.judge_pictures(pictures))
+        return LabelSample(tuple(labels), styles, targets, pictures, self.judge.judge_pictures(pictures))
 
     def _judge_renderings(self) -> tuple[JudgeOutput, Tensor]:
         """Judge two held-out renderings of every label; return the judge's output and the true labels."""

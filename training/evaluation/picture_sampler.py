@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from engine.contract import Dtype, Sampler, add_style, find_style
+from engine.contract import Dtype, Sampler, add_style, find_style, has_style
 from engine.models.family import TokenConditioned
 from engine.plan import plan
 from engine.prompt.style_guide import StyleGuide
@@ -44,9 +44,11 @@ class PictureSampler:
         latents = self.sample_latents(prompts, seeds, guidance, interval)
         return np.stack([np.asarray(self._finish_at_own_size(picture_latents)) for picture_latents in latents])
 
-    def _add_style(self, prompt: str, seed: int) -> str:
-        styles = self.style_guide.choose_styles(prompt) if self.style_guide else ()
-        return add_style(prompt, find_style(styles, seed))
+    def choose_style(self, prompt: str, seed: int) -> str:
+        """Return the style that a prompt without one gets from its seed; "" for none."""
+        if self.style_guide is None or has_style(prompt):
+            return ""
+        return find_style(self.style_guide.choose_styles(prompt), seed)
 
     def _finish_at_own_size(self, latents: Tensor) -> Image.Image:
         picture = self.family.finish(latents).convert("RGB")
@@ -64,7 +66,7 @@ class PictureSampler:
         drawings = [
             build_input(
                 family,
-                family.encode_text(self._add_style(prompt, seed)),
+                family.encode_text(add_style(prompt, self.choose_style(prompt, seed))),
                 guidance_scale,
                 sampling_plan.init_sigma * initial_noise(family, seed),
                 guidance_interval,

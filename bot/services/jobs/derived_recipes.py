@@ -241,7 +241,7 @@ def _remix_candidates(recipe: Recipe, parsed_prompt: ParsedPrompt, count: int, *
     is_best = has_judge and recipe.candidate_count > 0 if parsed_prompt.best is None else parsed_prompt.best
     keeps_choice = not parsed_prompt.best and parsed_prompt.seed is None and count <= len(recipe.chosen_candidates)
     if keeps_choice:
-        return {"chosen_candidates": recipe.chosen_candidates[:count]}
+        return {"chosen_candidates": recipe.chosen_candidates[:count], "v": 1}
     return {"candidate_count": CANDIDATES_PER_PICTURE * count if is_best else 0, "chosen_candidates": (), "v": 1}
 
 

@@ -21,6 +21,7 @@ from bot.services.jobs.derived_recipes import (
 )
 from bot.services.jobs.recipe_init import BranchEdit, branch_recipe, remix_base, single_image
 from engine.contract import (
+    STYLES_VERSION,
     TURBO_LORA,
     Amendment,
     Concept,
@@ -62,6 +63,7 @@ def test_every_other_picture_has_the_main_style_and_the_rest_those_that_suit_the
 @pytest.mark.parametrize(
     "text",
     ["fox, flat design", "Fox, 3D Render", "fox, a sketch", "fox, Pixel-Art", "fox, in oil", "fox, soft-shading",
+     "fox, hyperrealistic", "fox, photorealism", "fox, in pastels", "fox, black & white", "fox, greyscale",
      "fox --raw", "fox --walk owl", "fox:: owl", "lamp", "red fox", "fox with a hat", "fox, " + "very " * 16 + "red",
      "fox, wearing sunglasses, headphones, moustache, on a skateboard, blue background", "fox --no 3d render"],
 )  # fmt: skip
@@ -121,6 +123,9 @@ def test_other_noise_takes_the_styles_anew_and_a_remix_keeps_them() -> None:
     assert remix_recipe(recipe, parse("owl", None).prompts[0], SHIPPED_MODEL).styles == STYLES
     for declining in ("owl --raw", "owl, 3d render", "owl:: snow", "owl --no soft shading"):
         assert remix_recipe(recipe, parse(declining, None).prompts[0], SHIPPED_MODEL).styles == ()
+    best = msgspec.structs.replace(recipe, count=2, chosen_candidates=(3, 0))
+    (raw,) = parse("owl --raw --count 2", None).prompts
+    assert remix_recipe(best, raw, SHIPPED_MODEL).v < STYLES_VERSION <= best.v, "older workers can draw it"
     with_lora = msgspec.structs.replace(SHIPPED_MODEL, loras=(Lora("mine", 0.8, "abc"),))
     assert remix_recipe(recipe, parse("owl --lora mine", None).prompts[0], with_lora).styles == ()
 

@@ -181,6 +181,15 @@ def test_one_older_worker_keeps_a_version_from_being_used() -> None:
     assert is_read(VERSION)
 
 
+@pytest.mark.asyncio
+async def test_nobody_knows_which_version_sleeping_workers_read(store: Store) -> None:
+    workers = {"a": presence_with("a", SHIPPED_MODEL)}
+    models = ModelCatalog(store, lambda: workers, lambda: 0.0)
+    await models.refresh()
+    workers.clear()
+    assert not models.is_version_read(models.find_entry(None), VERSION)
+
+
 def test_an_allowed_editor_goes_before_one_that_does_nothing_else() -> None:
     edits, only_edits = (
         msgspec.structs.replace(SHIPPED_MODEL, name=name, edits=True, required=required)

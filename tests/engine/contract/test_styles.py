@@ -13,11 +13,13 @@ from engine.contract import (
     Concept,
     DropImages,
     Interpolation,
+    ModelProfile,
     Recipe,
     SetConcepts,
     SplitImage,
     decode,
     encode,
+    estimate_cost,
     find_life,
     keep_style,
     recipe_at_step,
@@ -63,6 +65,17 @@ def test_a_text_that_a_style_would_make_too_long_has_none() -> None:
     walk = replace(FOX, concepts=(Concept(long_text),), interpolation=Interpolation(None, 0, 5, (3, 4)), count=4)
     frame = recipe_for_image(walk, 2)
     assert decode(encode(frame), Recipe) == frame
+
+
+def test_words_are_encoded_once_for_each_style() -> None:
+    model = ModelProfile(
+        name="embedded", revision="1", dtype="float32", size=64, multiple=8, max_pixels=128 * 128, tokens=24, steps=100,
+        sampler="ddpm", guidance=4.0, row_ms=4.0, encode_ms=1000.0, decode_ms=60.0,
+    )  # fmt: skip
+    added = estimate_cost(FOX, model) - estimate_cost(replace(FOX, styles=()), model)
+    assert added == pytest.approx(len(STYLES) - 1)
+    twice = replace(FOX, styles=(STYLES[0], STYLES[1], STYLES[0]))
+    assert estimate_cost(FOX, model) - estimate_cost(twice, model) == pytest.approx(1.0), "one style is there twice"
 
 
 def test_older_workers_do_not_read_a_recipe_with_styles() -> None:

@@ -69,13 +69,14 @@ def test_each_substitute_is_as_close_to_float32_as_diffusers_layer(embedded: Sta
 
 
 def test_the_whole_network_is_as_close_to_float32_as_with_diffusers_layers(embedded: StableDiffusion) -> None:
-    """Over sixteen noises: for one alone, roundings that are as good scatter by 10 %."""
-    original, errors = place_original(embedded), [0.0, 0.0]
-    for rows, seed in itertools.product((1, 2), range(8)):
+    """Narrowly over all noises, loosely for each: one noise's ratio scatters, for roundings as good as diffusers'."""
+    nets, errors = (embedded.get_network("bfloat16"), place_original(embedded)), list[tuple[float, float]]()
+    for rows, seed in [*itertools.product((1, 2), range(8)), (7, 8), (7, 9)]:
         exact = forward(embedded.get_network("float32"), embedded, rows, seed)
-        for position, net in enumerate((embedded.get_network("bfloat16"), original)):
-            errors[position] += squared_difference(forward(net, embedded, rows, seed), exact)
-    assert 0 < errors[0] <= 1.03**2 * errors[1]
+        ours, original = (squared_difference(forward(net, embedded, rows, seed), exact) for net in nets)
+        errors.append((ours, original))
+    assert all(0 < ours <= 1.15**2 * original for ours, original in errors), errors
+    assert sum(ours for ours, _ in errors) <= 1.03**2 * sum(original for _, original in errors)
 
 
 def test_every_norm_and_attention_is_replaced_in_bfloat16_only(
