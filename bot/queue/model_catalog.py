@@ -165,10 +165,10 @@ class ModelCatalog:
         return preferred_pool if preferred_pool in live_pools or not live_pools else min(live_pools)
 
     def is_version_read(self, entry: CatalogEntry, version: int) -> bool:
-        """Return whether all live workers that may take a job of the model read this version of the contract.
+        """Return whether all workers that may take a job of the model surely read this version of the contract.
 
-        Workers with older weights take jobs of its pool, too. Without live ones, those of a known model may be older;
-        a model that no worker has offered yet is the shipped one, whose worker comes with this program.
+        Workers with older weights take jobs of its pool, too. Without live workers, those of a known model may be
+        older. A model that no worker has offered yet is the shipped one, whose worker comes with this program.
         """
         pools = {offer.pool for offer in entry.offers}
         if not pools:

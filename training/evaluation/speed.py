@@ -75,7 +75,7 @@ def _is_model_weight(path: Path, context: EvaluationContext) -> bool:
 
 
 def _time_grid(context: EvaluationContext, steps: int, sampler: Sampler) -> float:
-    """Return the seconds for the recipe and the job that the bot makes of a plain prompt, without the film's ladder."""
+    """Return the seconds to the finished pictures, with guidance where the bot guides by default."""
     family, dtype = context.sampler.family, context.sampler.dtype
     recipe = Recipe(
         concepts=(Concept(PROMPT),), model=family.name, sampler=sampler, steps=steps, seed=context.seed,

@@ -154,7 +154,7 @@ class JobService:
         return requests
 
     def _find_style_guide(self, entry: CatalogEntry) -> StyleGuide | None:
-        """Return the guide of a model, unless a live worker is too old for recipes with styles."""
+        """Return the guide of a model, unless a worker may be too old for recipes with styles."""
         if not self._catalog.is_version_read(entry, STYLES_VERSION):
             return None
         return self._style_guides.get(entry.profile.name)
