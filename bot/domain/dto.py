@@ -10,8 +10,9 @@ from bot.domain.job_states import JobState
 from engine.contract import Recipe, UpscaleTask
 
 JobAction = Literal[
-    "imagine", "vary", "reroll", "upscale", "remix", "reproduce", "blend", "edit", "zoom", "pan", "branch", "walk"
-]
+    "imagine", "vary", "reroll", "upscale", "remix", "reproduce", "finish", "blend", "edit", "zoom", "pan", "branch",
+    "walk",
+]  # fmt: skip
 DestinationKind = Literal["discord", "web", "terminal"]
 DeliveryRole = Literal["answer", "notice", "direct", "film"]
 KeyScope = Literal["imagine", "read", "webhooks"]  # what an API key may be made for
@@ -103,8 +104,9 @@ class Delivery:
 class AcceptedJob:
     """An accepted job. `jobs_ahead`: jobs that start before it; `eta`: seconds until it is done, None if unknown.
 
-    `has_worker`: False while no live worker can run it. `startup_notice`: a sentence about a worker that is starting
-    up, if there is one. `cost` in calibrated device-seconds.
+    `has_worker`: False while no live worker can run it. `startup_notice`: a sentence about a worker that is
+    starting up, if there is one. `evaluations`: at how many of its steps the network is evaluated. `cost` in
+    calibrated device-seconds.
     """
 
     job: str
@@ -114,6 +116,7 @@ class AcceptedJob:
     notes: tuple[str, ...]
     prompt: str
     steps: int
+    evaluations: int
     sampler: str
     seed: int
     count: int

@@ -11,13 +11,13 @@ import unicodedata
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from engine.contract import FULL_INTERVAL, SAMPLER_TITLES, recipe_at_end
+from engine.contract import FULL_INTERVAL, SAMPLER_TITLES, Recipe, count_evaluations, has_skipped_steps, recipe_at_end
 from engine.process.load_progress import format_loading as format_model_loading
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from engine.contract import Blame, ModelProgress, Recipe, UpscaleMethod
+    from engine.contract import Blame, ModelProgress, Task, UpscaleMethod
 
 NO_WORKER = "No worker is online. The job waits, and starts when one comes."
 INIT_IMAGE_GONE = "The picture that this job begins with no longer exists."
@@ -182,7 +182,7 @@ def format_footer(
     recipe: Recipe, seconds: float | None = None, ms_per_step: float | None = None, enlargement: int = 1
 ) -> str:
     """Summarise in one line how the pictures were made: enough to make them again with the same prompt."""
-    parts = [f"{recipe.steps} steps of {SAMPLER_TITLES[recipe.sampler]}", f"seed {recipe.seed}"]
+    parts = [format_steps(recipe), f"seed {recipe.seed}"]
     parts += [f"steered by {format_changes(len(recipe.amendments))}"] if recipe.amendments else []
     parts += [format_guidance(recipe_at_end(recipe)), format_size(recipe, enlargement), recipe.model]
     parts += [f"LoRA {lora.name} ×{lora.weight:g}" for lora in recipe.loras]
@@ -195,8 +195,19 @@ def format_footer(
     if seconds is not None:
         parts.append(format_duration(seconds))
     if ms_per_step:
-        parts.append(f"{ms_per_step:.1f} ms a step")
+        parts.append(format_step_time(recipe, ms_per_step))
     return " · ".join(parts)
+
+
+def format_steps(recipe: Recipe) -> str:
+    """Return "30 steps of DPM++ 2M", "1000 steps of DDPM with 100 evaluations"."""
+    steps = f"{recipe.steps} steps of {SAMPLER_TITLES[recipe.sampler]}"
+    return f"{steps} with {count_evaluations(recipe)} evaluations" if has_skipped_steps(recipe) else steps
+
+
+def format_step_time(task: Task, ms: float) -> str:
+    """Return "48.0 ms a step"; where steps are skipped, the time is that of an evaluation."""
+    return f"{ms:.1f} ms {'an evaluation' if isinstance(task, Recipe) and has_skipped_steps(task) else 'a step'}"
 
 
 def format_changes(count: int) -> str:

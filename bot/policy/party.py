@@ -126,10 +126,13 @@ def find_change_interval(seconds_left: float, changes_made: int) -> float:
 
 
 def find_pace(seconds_left: float, steps_left: int) -> float:
-    """Return the seconds from step to step with which a picture lasts as long as its party; 0: as fast as it can."""
+    """Return the seconds a step with which a picture lasts as long as its party; 0: as fast as it can.
+
+    The steps are those of the chain, or those at which the network is evaluated.
+    """
     return max(0.0, seconds_left / steps_left) if steps_left > 0 else 0.0
 
 
-def find_fade_steps(interval: float, pace: float) -> int:
-    """Return over how many steps the words change. `interval`: seconds to the next change; `pace`: to the next step."""
-    return int(min(MAX_STEPS, FADE_SHARE * interval / pace)) if pace > 0 else 0
+def find_fade_steps(interval: float, seconds_per_step: float) -> int:
+    """Return over how many steps the words change. `interval`: seconds to the next change."""
+    return int(min(MAX_STEPS, FADE_SHARE * interval / seconds_per_step)) if seconds_per_step > 0 else 0

@@ -17,7 +17,7 @@ Role = Literal["member", "moderator", "admin", "owner", "operator"]
 JobRelation = Literal["none", "own", "another's", "private", "elsewhere", "party"]
 Action = Literal[
     "imagine", "blend", "describe", "queue", "mine", "info", "prefer", "export", "forget", "help",
-    "cancel", "pause", "steer", "party", "upscale", "vary", "reroll", "remix", "reproduce",
+    "cancel", "pause", "steer", "party", "upscale", "vary", "reroll", "remix", "reproduce", "finish",
     "edit", "zoom", "pan", "branch", "walk", "prompt", "film", "details", "favourite",
     "envelope", "delete", "report", "approve", "deny", "dismiss",
     "settings", "explain", "set", "close", "budget", "webhook",
@@ -99,6 +99,7 @@ PERMISSIONS: Mapping[Action, Permission] = MappingProxyType(
         "reroll": _allow_viewers("reroll this"),
         "remix": _allow_viewers("remix this"),
         "reproduce": _allow_viewers("reproduce this"),
+        "finish": _allow_viewers("finish this draft"),
         "edit": _allow_viewers("change a part of this picture"),
         "zoom": _allow_viewers("zoom out of this picture"),
         "pan": _allow_viewers("pan this picture"),

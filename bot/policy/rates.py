@@ -61,7 +61,7 @@ PRICES: Mapping[RatedAction, Price] = MappingProxyType(
         **dict.fromkeys(("report", "envelope"), Price("change", 5.0)),
         **dict.fromkeys(("export", "forget"), Price("change", 20.0)),
         **dict.fromkeys(("imagine", "blend", "upscale", "vary", "reroll", "remix", "reproduce"), Price("make", 1.0)),
-        **dict.fromkeys(("edit", "zoom", "pan", "branch", "walk"), Price("make", 1.0)),
+        **dict.fromkeys(("finish", "edit", "zoom", "pan", "branch", "walk"), Price("make", 1.0)),
         **dict.fromkeys(("steer", "party"), Price("steer", 1.0)),
         "prompt": Price("make", 4.0),  # /shorten has a worker read texts
         "describe": Price("make", 10.0),

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 
 from bot.domain.errors import UserError
 from bot.prompt.emphasis import remove_emphasis
-from engine.contract import FULL_INTERVAL, PIPELINE_SAMPLERS, ImageToImage, find_lacking_feature, is_edit
+from engine.contract import (
+    FULL_INTERVAL,
+    PIPELINE_SAMPLERS,
+    ImageToImage,
+    find_lacking_feature,
+    has_skipped_steps,
+    is_edit,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,6 +38,7 @@ _LACKING_TEXTS: Mapping[Feature, str] = MappingProxyType(
         "stop": "always runs to its last step: leave out --stop",
         "mix": "does not mix prompts: leave out --mix",
         "walk": "does not walk between pictures: leave out --walk",
+        "evaluations": "skips no evaluation of its network: leave out --evaluations and --draft",
         "amendments": "draws on another server, which nobody can steer: change the prompt and ask again",
     }
 )
@@ -152,6 +160,7 @@ def check_sampler(recipe: Recipe) -> None:
     if recipe.amendments:
         raise UserError(f"{pipeline_text}, which cannot be steered, nor reproduce a steered picture.")
     unsupported_features = (
+        (has_skipped_steps(recipe), "--evaluations or --draft"),
         (recipe.tile, "--tile"),
         (recipe.stop_at < 1, "--stop"),
         (recipe.interpolation is not None, "--walk"),

@@ -12,9 +12,9 @@ from bot.domain.texts import clean_text, shorten
 from bot.prompt import loras, picture_flags, sampler_names
 from bot.prompt.concepts import MAX_CHARACTERS
 from bot.prompt.flags import describe_values
-from bot.prompt.parsed_prompt import MAX_RATIO
+from bot.prompt.parsed_prompt import AUTO_EVALUATIONS, MAX_RATIO
 from bot.prompt.permutations import MAX_JOBS
-from engine.contract import MAX_COUNT, MAX_INTERPOLATION_FRAMES, MAX_STEPS
+from engine.contract import MAX_COUNT, MAX_INTERPOLATION_FRAMES, MAX_STEPS, MIN_EVALUATIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -98,6 +98,13 @@ def _parse_sampler(value: object) -> Sampler:
     return sampler
 
 
+def _parse_evaluations(value: object) -> int:
+    """Return how many steps have an evaluation; 0 for all, and `AUTO_EVALUATIONS` for the usual number."""
+    words = {"all": 0, "auto": AUTO_EVALUATIONS}
+    word = str(value).lower()
+    return words[word] if word in words else _integer_parser("evaluations", MIN_EVALUATIONS, MAX_STEPS)(value)
+
+
 def _parse_interval(value: object) -> tuple[float, float]:
     """Return where guidance begins and where it ends, as fractions of the steps."""
     text = _join_parts("-", value)
@@ -176,6 +183,7 @@ def _parse_model(value: str, models: Sequence[str]) -> str:
 
 PARSERS: dict[str, Callable[[object], object]] = {
     "steps": _integer_parser("steps", 1, MAX_STEPS),
+    "evaluations": _parse_evaluations,
     "seed": _integer_parser("seed", 0, 2**32 - 1),
     "count": _integer_parser("count", 1, MAX_COUNT),
     "guidance": _decimal_parser("guidance", 1, 30),
@@ -200,6 +208,7 @@ PARSERS: dict[str, Callable[[object], object]] = {
     "fast": _switch_parser("fast"),
     "turbo": _switch_parser("turbo"),
     "relax": _switch_parser("relax"),
+    "draft": _switch_parser("draft"),
     "edit": _switch_parser("edit"),
     "tile": _switch_parser("tile"),
     "raw": _switch_parser("raw"),

@@ -21,6 +21,7 @@ from bot.prompt.loras import extract_tags
 from bot.prompt.picture_flags import CONTROL_RANGE, REFERENCE_RANGE
 from bot.prompt.sampler_names import SAMPLER_LIST, split_sampler
 
+EVALUATIONS_RANGE = "5 to 1000, all or auto"
 FlagArgument = Literal["nothing", "number", "word", "words", "sampler"]
 
 
@@ -38,6 +39,8 @@ OUR_FLAGS = {
     flag.name: flag
     for flag in (
         Flag("steps", "word", "1 to 1000", "how many sampler steps"),
+        Flag("evaluations", "word", EVALUATIONS_RANGE, "at how many of the steps the network is asked"),
+        Flag("draft", "nothing", "no value", "asks the network 25 times only; a button finishes the picture"),
         Flag("seed", "word", "0 to 4294967295", "the noise to start from; the same seed gives the same picture"),
         Flag("guidance", "word", "1 to 30", "how closely to follow the prompt"),
         Flag("interval", "word", "from-to, each 0 to 1, as in 0.2-0.8", "in which part of the steps guidance holds"),
@@ -83,7 +86,7 @@ ALIASES = {
 # Midjourney's flags, by what they take: ignored here. "number" and "word" may also stand without a value.
 IGNORED_FLAGS: dict[str, FlagArgument] = {
     **dict.fromkeys(("video", "stealth", "public", "uplight", "upbeta", "hd"), "nothing"),
-    **dict.fromkeys(("draft", "beta", "test", "testp", "creative", "upanime", "loop"), "nothing"),
+    **dict.fromkeys(("beta", "test", "testp", "creative", "upanime", "loop"), "nothing"),
     **dict.fromkeys(("version", "v", "stylize", "stylise", "s", "niji", "weird", "w"), "number"),
     **dict.fromkeys(("zoom", "cw", "sw", "ow", "exp", "sv", "sameseed", "bs", "hq"), "number"),
     **dict.fromkeys(("style", "motion", "mode", "end"), "word"),

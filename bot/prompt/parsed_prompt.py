@@ -13,8 +13,10 @@ from bot.prompt.loras import RequestedLora, merge_loras, resolve_loras
 from bot.prompt.model_parts import choose_embeddings, resolve_autoencoder
 from bot.prompt.picture_flags import RequestedControl, RequestedReference
 from engine.contract import (
+    DRAFT_EVALUATIONS,
     MAX_COUNT,
     MAX_STEPS,
+    PIPELINE_SAMPLERS,
     TURBO_GUIDANCE,
     TURBO_LORA,
     TURBO_SAMPLER,
@@ -24,6 +26,7 @@ from engine.contract import (
     ModelProfile,
     Recipe,
     Sampler,
+    count_usual_evaluations,
     find_turbo,
     has_style,
 )
@@ -39,6 +42,7 @@ FULL_CHAIN_SAMPLERS: tuple[Sampler, ...] = (
     "ddpm",
     "ddim",
 )  # all of their steps are worth having; other samplers are good in few
+AUTO_EVALUATIONS = -1  # as many as usual, also where a remix would keep those of its parent
 DEFAULT_FRAMES = 12  # of an interpolation
 MAX_RATIO = 4
 SIDE_RANGE = (16, 4096)  # pixels, as `engine.contract.Side`
@@ -48,20 +52,22 @@ SIDE_RANGE = (16, 4096)  # pixels, as `engine.contract.Side`
 class ParsedPrompt:
     """One prompt, parsed and in range. None means: the model's default, or for the seed, a random one.
 
-    `concepts` carry the weights as written; `ar` is width : height. `interval` is where guidance begins and ends, as
-    fractions of the steps. `loras`, `controls` and `references` are None if none is named, empty to remove them;
-    `autoencoder` likewise, with "none". `clip_skip` counts CLIP's layers from the end, as AUTOMATIC1111 does: 1 is all
-    of them. `text` is the cleaned prompt of this job, with its flags; `words` the same without them. `best`: the judge
-    chooses among twice as many pictures; None if neither asked for nor declined. `relaxed` is a tier of the queue and
-    changes no pixel. `strength` is that of init images, `stop_at` a fraction of the steps, `quality` a factor on the
-    usual ones. With `edit` the words say how the init image is changed. `walk` is the prompt at the end of an
-    interpolation, empty for none; its `frames` are pictures, in as many jobs as they need. `raw`: without the model's
-    styles.
+    `concepts` carry the weights as written; `ar` is width : height. `interval` is where guidance begins and ends,
+    as fractions of the steps. `loras`, `controls` and `references` are None if none is named, empty to remove them;
+    `autoencoder` likewise, with "none". `clip_skip` counts CLIP's layers from the end, as AUTOMATIC1111 does: 1 is
+    all of them. `text` is the cleaned prompt of this job, with its flags; `words` the same without them. `best`:
+    the judge chooses among twice as many pictures; None if neither asked for nor declined. `relaxed` is a tier of
+    the queue and changes no pixel. `evaluations` is 0 for all steps; `draft` is few of them. `strength` is that of
+    init images, `stop_at` a fraction of the steps, `quality` a factor on the usual ones. With `edit` the words say
+    how the init image is changed. `walk` is the prompt at the end of an interpolation, empty for none; its `frames`
+    are pictures, in as many jobs as they need. `raw`: without the model's styles.
     """
 
     concepts: tuple[Concept, ...]
     negative: str = ""
     steps: int | None = None
+    evaluations: int | None = None
+    draft: bool = False
     seed: int | None = None
     guidance: float | None = None
     interval: tuple[float, float] | None = None
@@ -115,7 +121,8 @@ def build_recipe(
     recipe = Recipe(
         concepts=balance_weights(parsed_prompt.concepts), negative=parsed_prompt.negative,
         styles=choose_styles(parsed_prompt, style_guide), model=model_profile.name, revision=model_profile.revision,
-        sampler=sampler, steps=steps, eta=parsed_prompt.eta,
+        sampler=sampler, steps=steps, evaluations=choose_evaluations(parsed_prompt, sampler, steps, model_profile),
+        eta=parsed_prompt.eta,
         seed=seed if parsed_prompt.seed is None else parsed_prompt.seed,
         guidance=choose_guidance(parsed_prompt, model_profile.guidance), width=width, height=height,
         count=parsed_prompt.count or MAX_COUNT, candidate_count=_count_candidates(parsed_prompt),
@@ -210,6 +217,24 @@ def choose_sampling(parsed_prompt: ParsedPrompt, model_profile: ModelProfile) ->
     return parsed_prompt.sampler or sampler, parsed_prompt.steps or min(
         MAX_STEPS, max(1, round(steps * parsed_prompt.quality))
     )
+
+
+def choose_evaluations(
+    parsed_prompt: ParsedPrompt, sampler: Sampler, steps: int, model_profile: ModelProfile, kept: int | None = None
+) -> int:
+    """Return at how many of the steps the network is evaluated; 0: at all of them. `kept`: unless the prompt says.
+
+    By itself nothing skips an evaluation where the sampler or the model cannot.
+    """
+    count = parsed_prompt.evaluations
+    if count is None and parsed_prompt.draft:
+        count = DRAFT_EVALUATIONS
+    if count is None:
+        count = kept
+    if count is None or count == AUTO_EVALUATIONS:
+        is_possible = sampler not in PIPELINE_SAMPLERS and "evaluations" not in model_profile.lacks
+        count = count_usual_evaluations(sampler, steps) if is_possible else 0
+    return count if count < steps else 0
 
 
 def fit_size(ar: tuple[int, int], model_profile: ModelProfile) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from bot.prompt.emphasis import remove_emphasis
 from bot.prompt.model_parts import list_unknown_embeddings
 from bot.prompt.parsed_prompt import FAST_STEPS, FULL_CHAIN_SAMPLERS, ParsedPrompt, choose_sampling, expand_turbo
 from engine.contract import (
+    DRAFT_EVALUATIONS,
     MAX_STEPS,
     PIPELINE_SAMPLERS,
     SAMPLER_TITLES,
@@ -31,7 +32,7 @@ def make_remarks(parsed_prompt: ParsedPrompt, model_profile: ModelProfile) -> tu
     """Return notes before the job runs: the unmodified pipeline, reduced steps, weak shapes, text that is not read."""
     remarks = list(make_turbo_remarks(parsed_prompt, model_profile))
     parsed_prompt = expand_turbo(parsed_prompt, model_profile)
-    sampler, _ = choose_sampling(parsed_prompt, model_profile)
+    sampler, steps = choose_sampling(parsed_prompt, model_profile)
     if sampler in PIPELINE_SAMPLERS:
         remarks.append(f"{SAMPLER_TITLES[sampler]}: {WHOLE_PIPELINE_ENDING}")
     if (
@@ -41,6 +42,7 @@ def make_remarks(parsed_prompt: ParsedPrompt, model_profile: ModelProfile) -> tu
         and model_profile.steps < MAX_STEPS
     ):
         remarks.append(f"{model_profile.steps} steps on this machine; --steps {MAX_STEPS} {ALL_STEPS_ENDING}")
+    remarks.append(_evaluations_note(parsed_prompt, steps))
     if parsed_prompt.ar and parsed_prompt.ar[0] != parsed_prompt.ar[1] and model_profile.size <= 64:
         remarks.append(
             f"{model_profile.name} was trained on squares of {model_profile.size} px: other shapes come out weaker."
@@ -76,6 +78,17 @@ def make_turbo_remarks(parsed_prompt: ParsedPrompt, model_profile: ModelProfile)
     if guidance == TURBO_GUIDANCE and all(concept.weight >= 0 for concept in parsed_prompt.concepts):
         flags = {"no": parsed_prompt.negative, "interval": parsed_prompt.interval, "chaos": parsed_prompt.chaos}
         yield from (f"--turbo draws without guidance, so --{name} changes nothing." for name in flags if flags[name])
+
+
+def _evaluations_note(parsed_prompt: ParsedPrompt, steps: int) -> str:
+    """Return a note where a number of evaluations changes nothing; "" elsewhere."""
+    if (parsed_prompt.evaluations or 0) >= steps:
+        return f"Of {steps} steps each has an evaluation, so --evaluations changes nothing."
+    if parsed_prompt.draft and parsed_prompt.evaluations is not None:
+        return "Beside --evaluations, --draft changes nothing."
+    if parsed_prompt.draft and steps <= DRAFT_EVALUATIONS:
+        return f"--draft changes nothing: {steps} steps are a draft already."
+    return ""
 
 
 def _truncation_note(text: str, model_profile: ModelProfile, part_name: str) -> str:

@@ -41,8 +41,8 @@ class ActiveJob:
 
     @property
     def done_share(self) -> float:
-        """The share of its steps that is known to have run."""
-        return min(1.0, self.step / self.record.steps)
+        """The share of its price that is known to have run."""
+        return self.record.find_done_share(self.step)
 
     @property
     def remaining_cost(self) -> float:

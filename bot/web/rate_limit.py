@@ -58,6 +58,7 @@ ROUTE_ACTIONS: Mapping[str, RatedAction] = MappingProxyType(
         "POST /api/jobs/{id}/vary/{n}": "vary",
         "POST /api/jobs/{id}/upscale/{n}": "upscale",
         "POST /api/jobs/{id}/reroll": "reroll",
+        "POST /api/jobs/{id}/finish": "finish",
         "POST /api/jobs/{id}/walk": "walk",
         "POST /api/jobs/{id}/edit/{n}": "edit",
         "POST /api/jobs/{id}/zoom/{n}": "zoom",

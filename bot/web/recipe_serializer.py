@@ -6,7 +6,16 @@ from typing import Any
 
 from bot.services.jobs.derived_recipes import can_interpolate
 from bot.web.steering_payloads import serialize_steering
-from engine.contract import Branch, ImageToImage, Interpolation, Recipe, list_final_images, recipe_at_end
+from engine.contract import (
+    Branch,
+    ImageToImage,
+    Interpolation,
+    Recipe,
+    count_evaluations,
+    is_draft,
+    list_final_images,
+    recipe_at_end,
+)
 
 
 def serialize_recipe(recipe: Recipe) -> dict[str, Any]:
@@ -23,6 +32,7 @@ def _serialize_images(recipe: Recipe) -> dict[str, Any]:
         "steering": serialize_steering(recipe),
         "steered": len(recipe.amendments),  # how often
         "can_interpolate": can_interpolate(recipe),
+        "is_draft": is_draft(recipe),
     }
 
 
@@ -31,6 +41,7 @@ def _serialize_settings(recipe: Recipe) -> dict[str, Any]:
         "model": recipe.model,
         "sampler": recipe.sampler,
         "steps": recipe.steps,
+        "evaluations": count_evaluations(recipe),
         "seed": recipe.seed,
         "guidance": recipe.guidance,
         "interval": [recipe.guidance_start, recipe.guidance_stop],

@@ -38,6 +38,7 @@ def serialize_accepted(accepted_job: AcceptedJob) -> dict[str, Any]:
         "startup_notice": accepted_job.startup_notice,
         "notes": list(accepted_job.notes),
         "steps": accepted_job.steps,
+        "evaluations": accepted_job.evaluations,
         "sampler": accepted_job.sampler,
         "seed": accepted_job.seed,
         "count": accepted_job.count,

@@ -11,6 +11,7 @@ from engine.picture_files.decoding import MAX_PIXELS
 # What no server's API can say: each model adds what its own server cannot.
 NO_SERVER_FEATURES: tuple[Feature, ...] = (
     "weights", "interval", "variation", "blend", "branch", "stop", "mix", "walk", "amendments",
+    "evaluations",
 )  # fmt: skip
 MAX_TOKENS = 4096  # texts go on as they are: only the backend knows where it stops reading
 

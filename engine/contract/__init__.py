@@ -12,7 +12,8 @@ files:
 - `amendments`: what members change while a picture develops; `steering`: what that means at each step;
   `amendment_check`: why a change cannot be.
 - `recipe`: the recipe and its parts. `recipe_images`: the recipe and noise of one image. `style_words`: whether a text
-  names a style. `guidance`: its guided steps and network rows. `turbo`: a model's own LoRA for few steps.
+  names a style. `guidance`: its guided steps and network rows. `evaluations`: the steps at which the network is
+  evaluated. `turbo`: a model's own LoRA for few steps.
 - `job`: the job, its task and who pays for it. `cost`: what a recipe costs on a model.
 - `edits`: which recipes edit a picture. `offered_parts`: whether a worker has a recipe's parts. `features`: whether a
   model can do what a recipe uses.
@@ -39,10 +40,22 @@ from engine.contract.codec import MalformedMessage, NewerVersion, convert, decod
 from engine.contract.cost import count_row_steps, estimate_cost, estimate_decode_ms
 from engine.contract.edits import is_edit
 from engine.contract.embedding_names import compile_embedding_names, find_embeddings
+from engine.contract.evaluations import (
+    DRAFT_EVALUATIONS,
+    MIN_EVALUATIONS,
+    count_evaluations,
+    count_usual_evaluations,
+    find_done_share,
+    find_next_evaluation,
+    has_skipped_steps,
+    is_draft,
+    list_evaluated_steps,
+)
 from engine.contract.features import find_lacking_feature
 from engine.contract.fields import (
     CONTROL_VERSION,
     EDIT_PICTURES_VERSION,
+    EVALUATIONS_VERSION,
     FEATURES_VERSION,
     FULL_INTERVAL,
     INIT_IMAGES_VERSION,
@@ -105,9 +118,10 @@ from engine.contract.fields import (
     VersionedValue,
 )
 from engine.contract.guidance import (
-    count_guided_steps,
     count_image_rows,
     count_rows,
+    find_guidance_borders,
+    find_guided_steps,
     has_negative_weight,
     is_guided,
     is_in_interval,
@@ -188,31 +202,33 @@ from engine.contract.style_words import has_style
 from engine.contract.turbo import TURBO_GUIDANCE, TURBO_LORA, TURBO_SAMPLER, TURBO_STEPS, find_turbo, is_turbo
 
 __all__ = [
-    "CONTROL_VERSION", "EDIT_PICTURES_VERSION", "FEATURES_VERSION", "FULL_INTERVAL", "INIT_IMAGES_VERSION",
-    "JUDGE_VERSION", "LLM_INT8_VERSION", "MAX_AMENDMENTS", "MAX_AMENDMENTS_AT_ONCE", "MAX_CANDIDATES",
-    "MAX_CANDIDATE_IMAGES", "MAX_CONCEPTS", "MAX_CONTROLS", "MAX_COUNT", "MAX_EMBEDDINGS", "MAX_ESTIMATE_BYTES",
-    "MAX_FRAME_BYTES", "MAX_INIT_IMAGES", "MAX_INTERPOLATION_FRAMES", "MAX_KEYFRAMES", "MAX_LORAS", "MAX_NOISINGS",
-    "MAX_PACE_SECONDS", "MAX_REFERENCES", "MAX_ROWS", "MAX_STEPS", "MAX_THUMBNAIL_BYTES", "MODELS_VERSION",
-    "PICTURE_CHECK_VERSION", "PIPELINE_SAMPLERS", "SAMPLER_TITLES", "STEERING_VERSION", "STYLES_VERSION",
-    "SUPER_RESOLVER_VERSION", "TURBO_GUIDANCE", "TURBO_LORA", "TURBO_SAMPLER", "TURBO_STEPS", "VERSION",
-    "VERSION_1_SAMPLERS", "X0_ESTIMATES_VERSION", "AmendJob", "Amendment", "AmendmentLog", "AmendmentNumber",
-    "AmendmentRequest", "BillingKey", "Blame", "Branch", "ByteCount", "CandidateText", "Change", "Concept",
-    "ControlImage", "ControlMessage", "ControlModel", "Coordinate", "DecodeReply", "DecodeRequest", "DescribeReply",
-    "DescribeRequest", "DropImages", "Dtype", "EmbedReply", "EmbedRequest", "Epoch", "Feature", "Fraction", "Frame",
-    "GuidanceKind", "Id", "ImageLife", "ImageToImage", "Index", "InitImage", "Interpolation", "Job", "JobAmended",
-    "JobCancelled", "JobFailed", "JobFinished", "JobHandedBack", "JobModelLoading", "JobStarted", "Keyframe", "Ladder",
-    "LatentBytes", "Lora", "MalformedMessage", "Milliseconds", "MissingPart", "ModelPart", "ModelProfile",
-    "ModelProgress", "Name", "NewerVersion", "NoiseAncestor", "PictureReady", "Preprocessor", "Presence",
-    "Quantization", "Recipe", "ReferenceImage", "Result", "Sampler", "Seconds", "Seed", "Sentence", "SetConcepts",
-    "SetGuidance", "SetNegative", "Sha256", "Side", "Snapshot", "SplitImage", "SquaredError", "Step", "Task",
-    "TensorSide", "Text", "Timeline", "UnixSeconds", "UpscaleMethod", "UpscaleTask", "Verdict", "Version",
-    "VersionedValue", "add_style", "candidate_index", "compile_embedding_names", "convert", "count_ending_images",
-    "count_guided_steps", "count_image_rows", "count_row_steps", "count_rows", "decode", "decode_json", "downgrade_job",
-    "encode", "estimate_cost", "estimate_decode_ms", "find_amendment_problem", "find_amendments_problem",
-    "find_ancestor", "find_embeddings", "find_lacking_feature", "find_life", "find_missing_part", "find_style",
-    "find_turbo", "has_negative_weight", "has_style", "is_edit", "is_guided", "is_in_interval", "is_snapshot_of_recipe",
-    "is_turbo", "iterate_segments", "iterate_states", "keep_style", "list_final_images", "list_followed_changes",
-    "list_lives", "list_needed_lives", "make_part_fields", "map_step", "needs_unconditional_row", "noise_seed",
-    "pinned_bucket", "recipe_at_end", "recipe_at_step", "recipe_for_image", "required_blobs", "settle_amendments",
-    "settle_fades",
+    "CONTROL_VERSION", "DRAFT_EVALUATIONS", "EDIT_PICTURES_VERSION", "EVALUATIONS_VERSION", "FEATURES_VERSION",
+    "FULL_INTERVAL", "INIT_IMAGES_VERSION", "JUDGE_VERSION", "LLM_INT8_VERSION", "MAX_AMENDMENTS",
+    "MAX_AMENDMENTS_AT_ONCE", "MAX_CANDIDATES", "MAX_CANDIDATE_IMAGES", "MAX_CONCEPTS", "MAX_CONTROLS", "MAX_COUNT",
+    "MAX_EMBEDDINGS", "MAX_ESTIMATE_BYTES", "MAX_FRAME_BYTES", "MAX_INIT_IMAGES", "MAX_INTERPOLATION_FRAMES",
+    "MAX_KEYFRAMES", "MAX_LORAS", "MAX_NOISINGS", "MAX_PACE_SECONDS", "MAX_REFERENCES", "MAX_ROWS", "MAX_STEPS",
+    "MAX_THUMBNAIL_BYTES", "MIN_EVALUATIONS", "MODELS_VERSION", "PICTURE_CHECK_VERSION", "PIPELINE_SAMPLERS",
+    "SAMPLER_TITLES", "STEERING_VERSION", "STYLES_VERSION", "SUPER_RESOLVER_VERSION", "TURBO_GUIDANCE", "TURBO_LORA",
+    "TURBO_SAMPLER", "TURBO_STEPS", "VERSION", "VERSION_1_SAMPLERS", "X0_ESTIMATES_VERSION", "AmendJob", "Amendment",
+    "AmendmentLog", "AmendmentNumber", "AmendmentRequest", "BillingKey", "Blame", "Branch", "ByteCount",
+    "CandidateText", "Change", "Concept", "ControlImage", "ControlMessage", "ControlModel", "Coordinate", "DecodeReply",
+    "DecodeRequest", "DescribeReply", "DescribeRequest", "DropImages", "Dtype", "EmbedReply", "EmbedRequest", "Epoch",
+    "Feature", "Fraction", "Frame", "GuidanceKind", "Id", "ImageLife", "ImageToImage", "Index", "InitImage",
+    "Interpolation", "Job", "JobAmended", "JobCancelled", "JobFailed", "JobFinished", "JobHandedBack",
+    "JobModelLoading", "JobStarted", "Keyframe", "Ladder", "LatentBytes", "Lora", "MalformedMessage", "Milliseconds",
+    "MissingPart", "ModelPart", "ModelProfile", "ModelProgress", "Name", "NewerVersion", "NoiseAncestor",
+    "PictureReady", "Preprocessor", "Presence", "Quantization", "Recipe", "ReferenceImage", "Result", "Sampler",
+    "Seconds", "Seed", "Sentence", "SetConcepts", "SetGuidance", "SetNegative", "Sha256", "Side", "Snapshot",
+    "SplitImage", "SquaredError", "Step", "Task", "TensorSide", "Text", "Timeline", "UnixSeconds", "UpscaleMethod",
+    "UpscaleTask", "Verdict", "Version", "VersionedValue", "add_style", "candidate_index", "compile_embedding_names",
+    "convert", "count_ending_images", "count_evaluations", "count_image_rows", "count_row_steps", "count_rows",
+    "count_usual_evaluations", "decode", "decode_json", "downgrade_job", "encode", "estimate_cost",
+    "estimate_decode_ms", "find_amendment_problem", "find_amendments_problem", "find_ancestor", "find_done_share",
+    "find_embeddings", "find_guidance_borders", "find_guided_steps", "find_lacking_feature", "find_life",
+    "find_missing_part", "find_next_evaluation", "find_style", "find_turbo", "has_negative_weight", "has_skipped_steps",
+    "has_style", "is_draft", "is_edit", "is_guided", "is_in_interval", "is_snapshot_of_recipe", "is_turbo",
+    "iterate_segments", "iterate_states", "keep_style", "list_evaluated_steps", "list_final_images",
+    "list_followed_changes", "list_lives", "list_needed_lives", "make_part_fields", "map_step",
+    "needs_unconditional_row", "noise_seed", "pinned_bucket", "recipe_at_end", "recipe_at_step", "recipe_for_image",
+    "required_blobs", "settle_amendments", "settle_fades",
 ]  # fmt: skip

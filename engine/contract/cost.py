@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 from engine.contract.edits import is_edit
-from engine.contract.guidance import count_guided_steps, count_image_rows, is_guided, pinned_bucket
+from engine.contract.evaluations import count_evaluations
+from engine.contract.guidance import count_image_rows, find_guided_steps, is_guided, pinned_bucket
 from engine.contract.presence import ControlModel, ModelProfile
 from engine.contract.recipe import ImageToImage, Recipe
 from engine.contract.samplers import SECOND_ORDER_SAMPLERS
@@ -26,10 +27,12 @@ def count_row_steps(recipe: Recipe) -> int:
     """
     rows, last_rows = 0, 0
     for segment in iterate_segments(recipe):
-        state, steps = segment.recipe, max(0, segment.end_step - segment.first_step)
-        guided_steps = count_guided_steps(state, segment.first_step, segment.end_step)
+        state = segment.recipe
+        first_guided_step, end_of_guidance = find_guided_steps(state, segment.first_step, segment.end_step)
+        count = count_evaluations(recipe, segment.first_step, segment.end_step)
+        guided_count = count_evaluations(recipe, first_guided_step, end_of_guidance)
         guided, unguided = (_padded_rows(state, segment.image_count, is_on) for is_on in (True, False))
-        rows += guided_steps * guided + (steps - guided_steps) * unguided
+        rows += guided_count * guided + (count - guided_count) * unguided
         last_rows = guided if is_guided(state, segment.end_step - 1) else unguided
     return 2 * rows - last_rows if recipe.sampler in SECOND_ORDER_SAMPLERS and rows else rows
 

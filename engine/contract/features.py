@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from engine.contract.evaluations import has_skipped_steps
 from engine.contract.fields import FULL_INTERVAL, Feature
 from engine.contract.presence import ModelProfile
 from engine.contract.recipe import Branch, ImageToImage, Recipe
@@ -32,6 +33,7 @@ def _list_used_features(recipe: Recipe, model: ModelProfile) -> Iterator[Feature
         "stop": recipe.stop_at < 1.0,
         "branch": isinstance(recipe.start, Branch),
         "amendments": bool(recipe.amendments),
+        "evaluations": has_skipped_steps(recipe),
     }
     for feature, is_used in used.items():
         if is_used:

@@ -8,12 +8,12 @@ from msgspec import Meta, Struct
 
 # The versions that introduced the picture check, the super-resolver, other models, init images, x0 estimates in every
 # keyframe, candidates of which the judge chooses, control, references and parts of the operator's choice, models that
-# lack features, weights of LLM.int8(), pictures that are steered while they develop, several that one edit sees, and
-# images that take styles in turn.
+# lack features, weights of LLM.int8(), pictures that are steered while they develop, several that one edit sees,
+# images that take styles in turn, and steps without an evaluation of the network.
 PICTURE_CHECK_VERSION, SUPER_RESOLVER_VERSION, MODELS_VERSION, INIT_IMAGES_VERSION, X0_ESTIMATES_VERSION = 2, 3, 4, 5, 6
 JUDGE_VERSION, CONTROL_VERSION, FEATURES_VERSION, LLM_INT8_VERSION, STEERING_VERSION = 7, 8, 9, 10, 11
-EDIT_PICTURES_VERSION, STYLES_VERSION = 12, 13
-VERSION = STYLES_VERSION
+EDIT_PICTURES_VERSION, STYLES_VERSION, EVALUATIONS_VERSION = 12, 13, 14
+VERSION = EVALUATIONS_VERSION
 MAX_STEPS = 1000
 MAX_COUNT = 4
 MAX_CANDIDATE_IMAGES = 2 * MAX_COUNT  # of a job, from which the judge chooses
@@ -70,7 +70,7 @@ GuidanceKind = Literal["rows", "network"]  # guidance by an extra unconditional 
 # What a recipe may use beyond a prompt, and a model behind another server's API may lack (`find_lacking_feature`).
 Feature = Literal[
     "weights", "negative", "steps", "guidance", "interval", "variation", "picture", "mask", "strength", "blend",
-    "branch", "tile", "stop", "mix", "walk", "amendments",
+    "branch", "tile", "stop", "mix", "walk", "amendments", "evaluations",
 ]  # fmt: skip
 Blame = Literal["member", "model", "worker", "us"]
 UpscaleMethod = Literal["gan", "lanczos"]  # upscaling by the super-resolver, or without new detail

@@ -10,16 +10,23 @@ def is_guided(recipe: Recipe, step: int) -> bool:
     return is_in_interval(recipe.guidance_interval, step, recipe.steps)
 
 
-def count_guided_steps(recipe: Recipe, first_step: int, end_step: int) -> int:
-    """Return at how many of the steps from `first_step` to before `end_step` guidance holds."""
+def find_guided_steps(recipe: Recipe, first_step: int, end_step: int) -> tuple[int, int]:
+    """Return between which of the steps from `first_step` to before `end_step` guidance holds: from, to before."""
     first_guided_step, end_of_guidance = _interval_steps(recipe.guidance_interval, recipe.steps)
-    return max(0, min(end_of_guidance, end_step) - max(first_guided_step, first_step))
+    return max(first_guided_step, first_step), min(end_of_guidance, end_step)
 
 
 def is_in_interval(interval: tuple[float, float], step: int, steps: int) -> bool:
     """Return whether this step of `steps` lies between these fractions, counted as diffusers' guiders do."""
     first_step, end_step = _interval_steps(interval, steps)
     return first_step <= step < end_step
+
+
+def find_guidance_borders(recipe: Recipe) -> tuple[int, ...]:
+    """Return the steps at which guidance begins and ends, but for the first and the end of all steps."""
+    if recipe.guidance_kind == "network":
+        return ()
+    return tuple(step for step in _interval_steps(recipe.guidance_interval, recipe.steps) if 0 < step < recipe.steps)
 
 
 def _interval_steps(interval: tuple[float, float], steps: int) -> tuple[int, int]:

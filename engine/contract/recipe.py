@@ -12,6 +12,7 @@ from engine.contract.amendments import Amendment, Concept
 from engine.contract.fields import (
     CONTROL_VERSION,
     EDIT_PICTURES_VERSION,
+    EVALUATIONS_VERSION,
     FULL_INTERVAL,
     INIT_IMAGES_VERSION,
     JUDGE_VERSION,
@@ -172,6 +173,7 @@ class Recipe(VersionedValue, frozen=True, kw_only=True, omit_defaults=True):
     - `lineage`: the noise streams of a variation's ancestors, oldest first. Every draw (initial and per step) is the
       spherical interpolation along that chain, which ends in the recipe's own stream.
     - `bucket`: pins the batch shape (`exact` mode).
+    - `evaluations`: at how many of the steps the network is evaluated (`evaluations`); 0: at all.
     - `guidance_start`, `guidance_stop`: guidance holds between them, as fractions of the steps. Outside, the prompt
       alone is predicted, which takes fewer rows (Kynkäänniemi et al. 2024; fractions as in diffusers' guiders).
     - `guidance_kind`: how the model takes guidance.
@@ -199,6 +201,7 @@ class Recipe(VersionedValue, frozen=True, kw_only=True, omit_defaults=True):
     revision: Annotated[str, Meta(max_length=64)] = ""
     sampler: Sampler
     steps: Annotated[int, Meta(ge=1, le=MAX_STEPS)]
+    evaluations: Annotated[int, Meta(ge=0, le=MAX_STEPS)] = 0
     eta: Annotated[float, Meta(ge=0, le=1)] = 0.0
     seed: Seed
     guidance: Annotated[float, Meta(ge=1, le=30)]
@@ -236,6 +239,7 @@ class Recipe(VersionedValue, frozen=True, kw_only=True, omit_defaults=True):
 
     def _list_needed_versions(self) -> Iterator[int]:
         """Yield the version of each feature that it uses; an older worker would ignore it."""
+        yield EVALUATIONS_VERSION if self.evaluations else 1
         yield STYLES_VERSION if self.styles else 1
         yield LLM_INT8_VERSION if self.quantization == "llm_int8" else 1
         if isinstance(self.start, ImageToImage) and len(self.start.pictures) > 1 and self.start.has_whole_pictures:

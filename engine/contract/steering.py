@@ -20,6 +20,7 @@ from engine.contract.amendments import (
     SetNegative,
     SplitImage,
 )
+from engine.contract.evaluations import find_next_evaluation
 from engine.contract.fields import MAX_STEPS
 from engine.contract.keyframes import Snapshot
 from engine.contract.recipe import Recipe
@@ -222,7 +223,8 @@ def list_lives(recipe: Recipe) -> tuple[ImageLife, ...]:
                 if life.image not in change.images or not life.is_unborn(step)
             ]
         elif isinstance(change, SplitImage) and (parent := _find_parent(lives, change, step)) is not None:
-            lives += [ImageLife(place, step + 1, parent=parent, seed=change.seed) for place in change.places]
+            first_step = find_next_evaluation(recipe, step)
+            lives += [ImageLife(place, first_step, parent=parent, seed=change.seed) for place in change.places]
     return tuple(lives)
 
 

@@ -97,7 +97,7 @@ class Coefficients:
 
     @classmethod
     def build(cls, images: Sequence[Trajectory]) -> Coefficients:
-        table = np.stack([image.plan.table[image.k] for image in images], axis=1).astype(np.float32)
+        table = np.stack([image.plan.coefficients_at(image.k) for image in images], axis=1).astype(np.float32)
         tensor = copy_to_device(torch.from_numpy(table), images[0].x.device)
         return cls(dict(zip(COLUMNS, tensor.view(len(COLUMNS), -1, 1, 1, 1), strict=True)))
 
@@ -106,11 +106,11 @@ class Coefficients:
 
 
 def stack_noise(images: Sequence[Trajectory]) -> torch.Tensor | None:
-    """Return the noise of this step, or None if no image draws any."""
+    """Return the noise of this row of each image's plan, or None if no image draws any."""
     if not any(image.plan.has_noise_draw(image.k) for image in images):
         return None
     draws = [
-        image.noise.step_noise(image.k, image.plan) if image.plan.has_noise_draw(image.k) else None for image in images
+        image.noise.row_noise(image.k, image.plan) if image.plan.has_noise_draw(image.k) else None for image in images
     ]
     zeros = torch.zeros(images[0].x.shape)
     return copy_to_device(torch.stack([zeros if draw is None else draw for draw in draws]), images[0].x.device)
@@ -145,8 +145,8 @@ def restore_unmasked(images: Sequence[Trajectory], prediction: Prediction) -> Pr
     no_mask = MaskedSource(zeros, torch.ones_like(zeros[:1]), zeros)
     masked_sources = [image.masked_source or no_mask for image in images]
     clean, mask, source_noise = (torch.stack(list(part)) for part in zip(*masked_sources, strict=True))
-    levels = copy_to_device(torch.tensor([image.plan.noise_level(image.k + 1) for image in images]), zeros.device)
-    alpha, sigma = levels.view(-1, 2, 1, 1, 1).unbind(1)
+    levels = [image.plan.noise_level(image.plan.next_step(image.k)) for image in images]
+    alpha, sigma = copy_to_device(torch.tensor(levels), zeros.device).view(-1, 2, 1, 1, 1).unbind(1)
     is_painted = mask > 0
     return Prediction(
         torch.where(is_painted, prediction.x, alpha * clean + sigma * source_noise),

@@ -21,9 +21,9 @@ from engine.models.family import SMALL_MODEL_SIZE, Family, TakesLoras
 
 log = logging.getLogger(__name__)
 
-STEPS_PER_ESTIMATE, MAX_ESTIMATES = 50, 3  # each costs about two steps
+EVALUATIONS_PER_ESTIMATE, MAX_ESTIMATES = 50, 3  # each costs about two evaluations
 SHOWN_SHARE = 1 / 3  # of an image's steps
-FIRST_STEP = 2  # the first step sets a job's pace, by which its remaining time is told
+FIRST_EVALUATIONS = 2  # the first one sets a job's pace, by which its remaining time is told
 
 
 class EndEstimator:
@@ -67,9 +67,11 @@ def _is_due(image: Trajectory) -> bool:
     has_pictures = recipe.start is not None or bool(recipe.controls or recipe.references)
     if not recipe.shows_image(image.image) or has_pictures or recipe.loras or not is_one_row:
         return False
-    estimate_count = min(MAX_ESTIMATES, image.end_step // STEPS_PER_ESTIMATE)
-    steps = (FIRST_STEP + n * _count_early_steps(image) // estimate_count for n in range(estimate_count))
-    return image.k in steps
+    plan, row = image.plan, image.plan.row_at(image.k)
+    estimate_count = min(MAX_ESTIMATES, plan.row_at(image.end_step) // EVALUATIONS_PER_ESTIMATE)
+    first_step = plan.row_steps[min(FIRST_EVALUATIONS, len(plan.table))]
+    steps = (first_step + n * _count_early_steps(image) // estimate_count for n in range(estimate_count))
+    return any(plan.row_steps[row - 1] < step <= image.k for step in steps)
 
 
 def _can_estimate(family: Family) -> bool:

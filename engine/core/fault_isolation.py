@@ -92,7 +92,7 @@ def _run_empty_prompt(image: Trajectory, family: Family, size: int) -> None:
     recipe = msgspec.structs.replace(image.recipe, loras=())
     conditioning = tuple(torch.stack([part] * size) for part in family.encode_conditioning("", recipe))
     x = torch.zeros(size, *image.x.shape, device=image.x.device)
-    t = torch.full((size,), float(image.plan.table[image.k][0]), device=image.x.device)
+    t = torch.full((size,), float(image.plan.coefficients_at(image.k)[0]), device=image.x.device)
     family.denoise(x, t, conditioning, image.dtype)
 
 

@@ -178,7 +178,7 @@ def _with_noise_level(
     return replace(
         init_latents,
         noise_level=plan.noise_level(keyframe_step),
-        draw_count=init_latents.draw_count or plan.draw_counts[keyframe_step],
+        draw_count=init_latents.draw_count or plan.draw_count_at(keyframe_step),
     )
 
 

@@ -19,6 +19,9 @@ from engine.contract import (
     Snapshot,
     Task,
     find_amendments_problem,
+    find_guidance_borders,
+    has_skipped_steps,
+    list_evaluated_steps,
     list_needed_lives,
     recipe_for_image,
 )
@@ -35,7 +38,7 @@ from engine.models.picture_edits import EditsPictures, is_edit
 from engine.models.pictures.picture_conditions import PictureConditions
 from engine.models.quantization.quantized_network import find_quantization
 from engine.pipelines.call_arguments import refuse_unsupported_recipe
-from engine.plan import NotTabled, Plan
+from engine.plan import NotTabled, Plan, compose
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +111,8 @@ def _plan_from_start(plan: Plan, recipe: Recipe, init_latents: InitLatents | Non
     needs_x0 = start.has_new_noise or start.ladder_step is not None or plan.has_history
     if needs_x0 and init_latents.x0 is None:
         raise JobRejected("An earlier version stored these keyframes, and kept too little for such a branch.", "member")
-    plan = plan if start.ladder_step is None else plan.without_history(start.step)
+    is_led_here = start.ladder_step is None and not (start.has_new_noise and plan.is_composed)
+    plan = plan if is_led_here else plan.without_history(start.step)
     return plan if init_latents.draw_count is None else plan.with_draw_count(start.step, init_latents.draw_count)
 
 
@@ -146,7 +150,7 @@ def prepare_plan(job: Job, families: Mapping[str, Family]) -> None:
             if isinstance(family, HasSingleFormat) and family.is_single_format:
                 family.get_network(recipe.dtype)
             with_autoencoder(family, recipe)
-            family.plan(recipe.sampler, recipe.steps, recipe.eta, recipe.width, recipe.height)
+            _find_plan(recipe, family)
             if isinstance(family, TakesPictures) and family.needs_pictures(recipe):
                 family.load_picture_networks(recipe)
 
@@ -268,7 +272,10 @@ def _check_size(recipe: Recipe, family: Family) -> None:
 def _find_plan(recipe: Recipe, family: Family) -> Plan | None:
     """Return the plan; None if the sampler has no table but the model's own pipeline can run it."""
     try:
-        return family.plan(recipe.sampler, recipe.steps, recipe.eta, recipe.width, recipe.height)
+        plan = family.plan(recipe.sampler, recipe.steps, recipe.eta, recipe.width, recipe.height)
+        if not has_skipped_steps(recipe):
+            return plan
+        return compose(plan, tuple(list_evaluated_steps(recipe)), find_guidance_borders(recipe))
     except NotTabled as reason:
         if isinstance(family, PipelineSource):
             log.info("%s, %s: runs in its unmodified pipeline: %s", family.name, recipe.sampler, reason)

@@ -14,16 +14,18 @@ _MAX_LOG_SNR = 8.0  # beyond |log-SNR| 8 nothing visible changes; it is infinite
 
 
 def keyframe_steps(plan: Plan, first_step: int = 0, end_step: int | None = None) -> tuple[int, ...]:
-    """Return the keyframes as numbers of steps done, from `first_step` + 1 to `end_step`.
+    """Return the keyframes as numbers of steps done, each at the end of a row, the last at `end_step`.
 
     They are at most `MAX_KEYFRAMES`, evenly spaced in log-SNR, and include the last step.
     """
-    noise_levels = plan.table[first_step:end_step, [COLUMNS.index("alpha"), COLUMNS.index("sigma")]]
-    return tuple(first_step + step for step in _choose_steps(noise_levels.tobytes()))
+    first_row = plan.row_at(first_step)
+    end_row = len(plan.table) if end_step is None else plan.row_at(end_step)
+    noise_levels = plan.table[first_row:end_row, [COLUMNS.index("alpha"), COLUMNS.index("sigma")]]
+    return tuple(plan.row_steps[first_row + rows] for rows in _choose_rows(noise_levels.tobytes()))
 
 
 @lru_cache(maxsize=256)
-def _choose_steps(noise_levels: bytes) -> tuple[int, ...]:
+def _choose_rows(noise_levels: bytes) -> tuple[int, ...]:
     alpha, sigma = np.frombuffer(noise_levels, dtype=np.float64).reshape(-1, 2).T
     if len(alpha) <= MAX_KEYFRAMES:
         return tuple(range(1, len(alpha) + 1))

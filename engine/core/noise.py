@@ -8,6 +8,7 @@ redraws up to its position, so no generator state is stored.
 
 from __future__ import annotations
 
+import functools
 from typing import cast
 
 import torch
@@ -27,9 +28,16 @@ class Noise:
     def initial_noise(self) -> torch.Tensor:
         return self._draw_blended(0)
 
-    def step_noise(self, k: int, plan: Plan) -> torch.Tensor:
-        """Return the noise that step `k` adds; call it only if `plan.has_noise_draw(k)`."""
-        return self._draw_blended(plan.draw_counts[k])
+    def row_noise(self, k: int, plan: Plan) -> torch.Tensor:
+        """Return the noise that the plan's row at step `k` adds; call it only if `plan.has_noise_draw(k)`.
+
+        A row of several steps adds the draws of all of them, each with its share; that is a standard normal draw, too.
+        """
+        positions, weights = plan.draws_at(k)
+        if not weights:
+            return self._draw_blended(positions[0])
+        draws = (weight * self._draw_blended(position) for position, weight in zip(positions, weights, strict=True))
+        return functools.reduce(torch.add, draws)
 
     def _draw_blended(self, position: int) -> torch.Tensor:
         """Interpolate along the generations; each strength says how far the next one moves from its predecessor."""

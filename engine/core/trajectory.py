@@ -102,6 +102,8 @@ class Trajectory:
         """
         job, family, init_latents, pictures = self._sources
         plan = self.plan.with_draw_count(life.first_step, 1)
+        if plan.is_composed:  # its latents are not where earlier steps led
+            plan = plan.without_history(life.first_step)
         image = Trajectory(job, self.job_recipe, life, plan, family, init_latents, pictures)
         image.row_ms, image.forward_times = self.row_ms, self.forward_times
         if x0 is not None:
@@ -178,11 +180,11 @@ class Trajectory:
         return self.model_inputs.bucket
 
     def advance(self, x: torch.Tensor, x0: torch.Tensor) -> None:
-        """Advance one step. The tensors are stored without a copy, so never write to them again.
+        """Advance by one row of the plan. The tensors are stored without a copy, so never write to them again.
 
         An image that is stopped early ends with x0, and keeps its latents to continue to its end.
         """
-        self.k += 1
+        self.k = self.plan.next_step(self.k)
         self.x = x0 if self._is_stopped else x
         if self.h is not None:
             self.h = x0
@@ -194,7 +196,7 @@ class Trajectory:
             return
         has_latents = self._is_stopped or keyframe_steps.has_latents(self._keyframe_numbers[self.k])
         self.keyframes.append(
-            LatentKeyframe(self.k, x0.clone(), x.clone() if has_latents else None, self.plan.draw_counts[self.k])
+            LatentKeyframe(self.k, x0.clone(), x.clone() if has_latents else None, self.plan.draw_count_at(self.k))
         )
 
     def snapshot(self, epoch: int) -> Snapshot:
@@ -223,6 +225,7 @@ class Trajectory:
         if (snapshot.job, snapshot.shape) != (self.job, tuple(self.x.shape)) or not self.is_snapshot_of(snapshot):
             raise ValueError("the snapshot is of another image or recipe")
         is_foreign = any(step not in self._keyframe_numbers for step, _ in snapshot.keyframes)
+        is_foreign = is_foreign or not self.plan.begins_row(snapshot.next_step)
         if is_foreign or not self.life.first_step <= snapshot.next_step <= self.end_step:
             raise ValueError("the snapshot is of another plan")
         x, keyframes = (
@@ -239,7 +242,7 @@ class Trajectory:
         if not 1 <= len(tensors) <= 3:
             raise ValueError("a keyframe of the snapshot has the wrong size")
         x = tensors[1] if len(tensors) > 1 else None  # before version 5 x0 was there twice
-        return LatentKeyframe(step, tensors[0], x, self.plan.draw_counts[step])
+        return LatentKeyframe(step, tensors[0], x, self.plan.draw_count_at(step))
 
     def _decode_tensors(self, content: bytes) -> list[torch.Tensor]:
         """Split a concatenation of latents, each of this image's shape."""

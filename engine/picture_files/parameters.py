@@ -13,6 +13,7 @@ from engine.contract import (
     Branch,
     ImageToImage,
     Recipe,
+    has_skipped_steps,
     make_part_fields,
     noise_seed,
     recipe_for_image,
@@ -48,6 +49,8 @@ def format_parameters(
         fields["Eta"] = f"{recipe.eta:g}"
     if recipe.guidance_interval != FULL_INTERVAL:
         fields["Guidance interval"] = f"{recipe.guidance_start:g}-{recipe.guidance_stop:g}"
+    if has_skipped_steps(recipe):
+        fields["Evaluations"] = recipe.evaluations
     if factor > 1:
         fields |= {"Hires upscale": factor, "Hires upscaler": upscaler}
     if recipe.lineage:

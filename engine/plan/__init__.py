@@ -14,8 +14,10 @@ from functools import lru_cache
 from typing import Any
 
 from engine.contract import PIPELINE_SAMPLERS
-from engine.plan.probe import COLUMNS, NotTabled, Plan, probe
+from engine.plan.composition import compose
+from engine.plan.probe import NotTabled, probe
 from engine.plan.samplers import SAMPLERS, TABLED, build_scheduler, is_flow, samplers_for
+from engine.plan.table import COLUMNS, Plan
 from engine.plan.timesteps import TimestepError, TimestepOptions
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "TimestepError",
     "TimestepOptions",
     "build_scheduler",
+    "compose",
     "is_flow",
     "plan",
     "samplers_for",

@@ -13,7 +13,6 @@ import copy
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -21,9 +20,8 @@ import numpy as np
 import torch
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
+from engine.plan.table import Plan
 from engine.plan.timesteps import TimestepOptions, set_timesteps
-
-COLUMNS = ("t", "c", "A", "B", "M", "N", "P", "Q", "alpha", "sigma")
 
 X, OUT, HISTORY, NOISE, NOISE_TWICE = range(5)  # rows 0–2: unit x, out, h; rows 3–4: noise only; then the test rows
 MAGNITUDES = (0.01, 300.0, 1e6)  # Euler's latents at zero terminal SNR reach 2e4; beyond, no picture results
@@ -44,64 +42,6 @@ StepProbe = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], S
 
 class NotTabled(ValueError):
     """The sampler has no table, so the image needs an unmodified pipeline. The text is a sentence."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """`table[k]` holds the coefficients of step `k`, in the order of `COLUMNS` (float64, `[steps, 10]`).
-
-    `alpha, sigma` are the noise level at which step `k` predicts: x = alpha·x0 + sigma·eps. `init_sigma` scales the
-    first draw. `draw_counts[k]` is how many noise draws come before step `k`'s own, the initial latents being the
-    first; `draw_counts[steps]` is their total. A draw may count but add nothing (Euler ancestral's last), and a step
-    may draw none (LCM's and DDPM's last).
-    """
-
-    table: np.ndarray
-    init_sigma: float
-    draw_counts: tuple[int, ...]
-
-    @property
-    def steps(self) -> int:
-        return len(self.table)
-
-    @property
-    def has_history(self) -> bool:
-        """Whether it is a multistep sampler: the previous x0 enters the next step."""
-        return bool(self.table[:, COLUMNS.index("M")].any())
-
-    def has_noise_draw(self, k: int) -> bool:
-        return self.draw_counts[k + 1] > self.draw_counts[k]
-
-    def noise_level(self, k: int) -> tuple[float, float]:
-        """Return (alpha, sigma) before step `k`; after the last step there is no noise."""
-        if k >= self.steps:
-            return 1.0, 0.0
-        alpha, sigma = self.table[k, [COLUMNS.index("alpha"), COLUMNS.index("sigma")]]
-        return float(alpha), float(sigma)
-
-    def starting_at(self, first_step: int) -> Plan:
-        """Return the plan of an image that starts at `first_step` without history; it counts noise from there."""
-        return self.without_history(first_step).with_draw_count(first_step, 1) if first_step else self
-
-    def without_history(self, first_step: int) -> Plan:
-        """Return the plan without the history that a multistep sampler uses at `first_step`.
-
-        That step is of first order, as if the previous x0 had been the same: M·h with h = x0 = P·x + Q·out.
-        """
-        table = self.table.copy()
-        a, b, m, p, q = (COLUMNS.index(name) for name in "ABMPQ")
-        table[first_step, a] += table[first_step, m] * table[first_step, p]
-        table[first_step, b] += table[first_step, m] * table[first_step, q]
-        table[first_step, m] = 0.0
-        table.setflags(write=False)
-        return replace(self, table=table)
-
-    def with_draw_count(self, first_step: int, draw_count: int) -> Plan:
-        """Return the plan with `draw_count` noise draws before `first_step`."""
-        return replace(
-            self,
-            draw_counts=tuple(draw_count + max(0, count - self.draw_counts[first_step]) for count in self.draw_counts),
-        )
 
 
 def probe(scheduler: Any, steps: int, eta: float = 0.0, timing: TimestepOptions = TimestepOptions()) -> Plan | None:
@@ -135,7 +75,7 @@ def probe(scheduler: Any, steps: int, eta: float = 0.0, timing: TimestepOptions 
         raise NotTabled(CLIPS_SAMPLES)  # clipping would hide this and make a finite picture
     table.setflags(write=False)
     return (
-        Plan(table, init_sigma, tuple(accumulate(step_results.drew_noise, initial=1)))
+        Plan(table, init_sigma, tuple(accumulate(step_results.drew_noise, initial=1)), range(steps + 1))
         if np.isfinite(table).all()
         else None
     )

@@ -83,10 +83,10 @@ class ResultPublisher:
     async def finish_run(self, run: JobRun, chosen_candidates: tuple[int, ...] = ()) -> None:
         if run.try_end():
             seconds = time.monotonic() - run.start_time
-            steps = max(1, round(run.image_steps_run / run.image_count))
+            evaluations = max(1, round(run.image_evaluations / run.image_count))
             result = JobFinished(
                 job=run.job.id, epoch=run.claim.epoch, cost=run.job.cost, seconds=seconds,
-                ms_per_step=1000 * seconds / steps, chosen_candidates=chosen_candidates,
+                ms_per_step=1000 * seconds / evaluations, chosen_candidates=chosen_candidates,
                 amendments=run.amendments,
             )  # fmt: skip
             await self._end_run(run, result)

@@ -24,9 +24,11 @@ from engine.contract import (
     Job,
     Recipe,
     Snapshot,
+    count_evaluations,
     count_image_rows,
     count_row_steps,
     count_rows,
+    find_done_share,
     is_snapshot_of_recipe,
     iterate_segments,
     list_final_images,
@@ -66,9 +68,9 @@ class JobRun:
     paused_seconds: float = 0.0  # seconds of its pauses that have ended
     weight: float = 1.0  # relative to other jobs of its member
     pace: float = 0.0  # seconds from step to step at least
-    seconds_per_step: float = 0.0  # seconds a step of one image
+    seconds_per_evaluation: float = 0.0  # seconds an evaluation of one image
     last_step_time: float = 0.0  # when its last step ended, or the engine admitted it
-    image_steps_run: int = 0  # steps of single images that this worker ran
+    image_evaluations: int = 0  # evaluations of single images that this worker ran
     last_amendment: int = 0  # the number of the last change that it answered
     refusals: dict[int, str] = field(default_factory=dict)  # the numbers of refused changes, and why
     is_amendment_log_stored: bool = True
@@ -179,7 +181,7 @@ class JobRun:
     def set_pace(self, seconds: float) -> None:
         """Set the pace. What its steps took at another pace says nothing about the time that is left."""
         if seconds != self.pace:
-            self.pace, self.seconds_per_step = seconds, 0.0
+            self.pace, self.seconds_per_evaluation = seconds, 0.0
 
     def restore_progress(self, snapshots: Iterable[Snapshot]) -> int:
         """Record the images' progress from snapshots, and return the least step.
@@ -201,23 +203,26 @@ class JobRun:
         for image, k in images:
             if image in self.steps_done:  # not dropped meanwhile
                 self.steps_done[image] = k
-            self.seconds_per_step = (
-                self.seconds_per_step + SMOOTHING * (seconds - self.seconds_per_step)
-                if self.seconds_per_step
+            self.seconds_per_evaluation = (
+                self.seconds_per_evaluation + SMOOTHING * (seconds - self.seconds_per_evaluation)
+                if self.seconds_per_evaluation
                 else seconds
             )
         self.last_step_time = moment
-        self.image_steps_run += len(images)
+        self.image_evaluations += len(images)
 
     @property
     def seconds_left(self) -> float:
-        image_steps_left = sum(self.end_step - k for k in self.steps_done.values())
-        return max(0.0, image_steps_left * self.seconds_per_step, self.steps_left * self.pace)
+        image_evaluations_left = sum(self._count_evaluations(k, self.end_step) for k in self.steps_done.values())
+        return max(0.0, image_evaluations_left * self.seconds_per_evaluation, self.evaluations_left * self.pace)
 
     @property
-    def steps_left(self) -> int:
-        """The steps that are left of its hindmost image."""
-        return max((self.end_step - k for k in self.steps_done.values()), default=0)
+    def evaluations_left(self) -> int:
+        """The evaluations of the network that are left of its hindmost image."""
+        return self._count_evaluations(min(self.steps_done.values(), default=self.end_step), self.end_step)
+
+    def _count_evaluations(self, first_step: int, end_step: int) -> int:
+        return count_evaluations(self.job.task, first_step, end_step) if isinstance(self.job.task, Recipe) else 0
 
     @property
     def has_unsaved_steps(self) -> bool:
@@ -237,5 +242,4 @@ class JobRun:
 
     def compute_cost(self, steps: int) -> float:
         """Return the cost up to step `steps`, in device-seconds, by the calibration at its admission."""
-        total_steps = self.end_step - self.first_step
-        return self.job.cost * max(0.0, min(1.0, (steps - self.first_step) / total_steps)) if total_steps > 0 else 0.0
+        return self.job.cost * find_done_share(self.job.task, steps) if isinstance(self.job.task, Recipe) else 0.0

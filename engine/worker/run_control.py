@@ -65,7 +65,7 @@ class RunControl:
         if message.action == "weigh":
             run.weight = message.weight
         elif message.action == "pace":
-            run.set_pace(min(message.pace, MAX_PACED_SECONDS / max(1, run.steps_left)))
+            run.set_pace(min(message.pace, MAX_PACED_SECONDS / max(1, run.evaluations_left)))
         elif message.action == "pause":
             self._pause(run)
         else:

@@ -11,6 +11,10 @@ from bot.cli.options import OFFLOAD_HELP, QUANTIZE_HELP, QUANTIZE_TEXT_HELP, AsJ
 
 Prompt = Annotated[list[str] | None, typer.Argument(help="What to draw; it may contain flags, as in Discord.")]
 Steps = Annotated[int | None, typer.Option(help="Sampler steps, 1 to 1000.")]
+Evaluations = Annotated[
+    str | None, typer.Option(metavar="N|all|auto", help="At how many of the steps the network is asked.")
+]
+Draft = Annotated[bool, typer.Option("--draft", help="Ask the network 25 times only: the same picture, less fine.")]
 Sampler = Annotated[str | None, typer.Option(help="ddpm, euler, dpmpp_2m, …, or as in 'DPM++ 2M Karras'.")]
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same bytes.")]
 Guidance = Annotated[float | None, typer.Option(help="How closely to follow the prompt, 1 to 30.")]
@@ -67,7 +71,8 @@ Film = Annotated[bool, typer.Option("--film", help="Also write the film of how t
 
 
 def imagine(
-    prompt: Prompt = None, steps: Steps = None, sampler: Sampler = None, seed: Seed = None, guidance: Guidance = None,
+    prompt: Prompt = None, steps: Steps = None, evaluations: Evaluations = None, draft: Draft = False,
+    sampler: Sampler = None, seed: Seed = None, guidance: Guidance = None,
     interval: Interval = None, lora: Lora = None, control: Control = None, reference: Reference = None,
     vae: Vae = None, clip_skip: ClipSkip = None, count: Count = None, best: Best = False, ar: AspectRatio = None,
     no: NegativePrompt = None, image: InitImages = None, strength: Strength = None, edit: Edit = False,
@@ -87,7 +92,8 @@ def imagine(
     controls, references = split_controls(control or (), image or ()), split_references(reference or ())
     prompt_text, inputs = split_arguments(prompt or (), image or (), mask, blend, branch, controls[1], references[1])
     options: dict[str, object] = {
-        "steps": steps, "sampler": sampler, "seed": seed, "guidance": guidance, "interval": interval,
+        "steps": steps, "evaluations": evaluations, "draft": draft or None, "sampler": sampler, "seed": seed,
+        "guidance": guidance, "interval": interval,
         "lora": lora or None, "control": controls[0] or None, "reference": references[0] or None, "vae": vae,
         "clip_skip": clip_skip, "count": count, "ar": ar, "negative": no, "fast": fast or None, "model": model,
         "strength": strength, "edit": edit or None, "stop_at": stop, "tile": tile or None, "mix": mix or None,

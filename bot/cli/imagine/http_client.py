@@ -243,7 +243,8 @@ async def _fetch_result(
     film_url = walk_film_urls[0] if walk_film_urls else first_job["film"] if film else None
     pictures = [await fetch_bytes(session, picture_ref["url"]) for picture_ref in visible_refs]
     return ImagineResult(
-        id=first_job["id"], seed=first_job["seed"], steps=first_job["steps"], sampler=first_job["sampler"],
+        id=first_job["id"], seed=first_job["seed"], steps=first_job["steps"],
+        evaluations=first_job["evaluations"], sampler=first_job["sampler"],
         pictures=tuple(pictures), film=await fetch_bytes(session, film_url) if film_url else None,
         preview_count=preview_count, seconds=sum(job["seconds"] or 0.0 for job in ended_jobs),
         ms_per_step=first_job["ms_per_step"] or 0.0,

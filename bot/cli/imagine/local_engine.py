@@ -50,7 +50,16 @@ from bot.services.jobs.recipe_init import (
     with_input_aspect,
 )
 from bot.store import JobRecord, Store
-from engine.contract import BillingKey, Frame, Job, ModelProfile, Recipe, estimate_cost, list_final_images
+from engine.contract import (
+    BillingKey,
+    Frame,
+    Job,
+    ModelProfile,
+    Recipe,
+    count_evaluations,
+    estimate_cost,
+    list_final_images,
+)
 from engine.process.load_progress import format_loading, format_size
 from engine.process.model_settings import EMBEDDED_MODEL
 from engine.process.model_words import read_style_guide
@@ -134,7 +143,8 @@ def _run_job(
     )
     captions = list_recipe_captions(job_recipe)
     return ImagineResult(
-        id=job.id, seed=job_recipe.seed, steps=job_recipe.steps, sampler=job_recipe.sampler,
+        id=job.id, seed=job_recipe.seed, steps=job_recipe.steps,
+        evaluations=count_evaluations(job_recipe), sampler=job_recipe.sampler,
         pictures=tuple(run_result.pictures),
         film=film_of(run_result.ladders, finals=run_result.pictures, captions=captions) if film else None,
         preview_count=run_result.frame_count, seconds=run_result.seconds, ms_per_step=run_result.ms_per_step,

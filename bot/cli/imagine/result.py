@@ -21,6 +21,7 @@ class ImagineResult:
     id: str
     seed: int
     steps: int
+    evaluations: int
     sampler: str
     pictures: tuple[bytes, ...]
     film: bytes | None
@@ -64,6 +65,7 @@ def to_dict(result: ImagineResult, picture_paths: Sequence[Path], film_path: Pat
         "id": result.id,
         "seed": result.seed,
         "steps": result.steps,
+        "evaluations": result.evaluations,
         "sampler": result.sampler,
         "pictures": [str(path) for path in picture_paths],
         **_picture_size(result.pictures),

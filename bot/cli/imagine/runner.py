@@ -137,6 +137,7 @@ async def _generate_remotely(
 
 def _print_summary(result: ImagineResult, paths_written: list[Path]) -> None:
     lines = [str(path) for path in paths_written]
-    summary = f"{result.steps} steps of {result.sampler}, seed {result.seed}, {result.seconds:.1f} s"
+    evaluations = f" with {result.evaluations} evaluations" if result.evaluations < result.steps else ""
+    summary = f"{result.steps} steps of {result.sampler}{evaluations}, seed {result.seed}, {result.seconds:.1f} s"
     sys.stdout.write("\n".join(lines) + "\n")
-    sys.stderr.write(f"{summary}, {result.ms_per_step:.1f} ms a step\n")
+    sys.stderr.write(f"{summary}, {result.ms_per_step:.1f} ms {'an evaluation' if evaluations else 'a step'}\n")

@@ -39,6 +39,9 @@ class DrawArguments(Arguments):
     negative: str | None = Field(None, max_length=MAX_PROMPT, description="What the picture shall not have.")
     count: int | None = Field(None, ge=1, le=MAX_COUNT, description=f"How many pictures, 1 to {MAX_COUNT}.")
     steps: int | None = Field(None, description="Steps of the sampler; more take longer.")
+    evaluations: int | str | None = Field(
+        None, description="At how many of the steps the network is asked: a number, all or auto."
+    )
     seed: int | None = Field(None, description="The same seed gives the same picture.")
     guidance: float | None = Field(None, description="How closely to follow the prompt, 1 to 30.")
     sampler: str | None = Field(None, max_length=100, description="As in `dpmpp_2m`.")
@@ -58,6 +61,7 @@ class ImagineArguments(DrawArguments):
     quality: float | None = Field(None, description="Multiplies the usual steps, 0.25 to 4.")
     best: bool | None = Field(None, description="Draw twice as many, and show those nearest to the prompt.")
     fast: bool | None = Field(None, description="Fewer steps: a quick sketch.")
+    draft: bool | None = Field(None, description="The same picture in a quarter of the time, less fine.")
 
 
 class EditArguments(DrawArguments):

@@ -13,13 +13,13 @@ from typing import Literal, get_args
 from bot.domain.dto import JobAction, JobView
 from bot.images import moderation_status
 from bot.services.jobs.derived_recipes import can_interpolate
-from engine.contract import Recipe, list_final_images
+from engine.contract import Recipe, is_draft, list_final_images
 
 ButtonKind = Literal[
     "up", "vary", "subtle", "strong", "reroll", "remix", "film", "favour", "report", "delete", "erase", "cancel",
     "look", "approve", "deny", "show", "dismiss", "more",
     "zoomsome", "zoomtwice", "panleft", "panright", "panup", "pandown", "edit", "branch", "square", "compare", "walk",
-    "keep", "say", "again", "speak", "voteup", "votedown",
+    "finish", "keep", "say", "again", "speak", "voteup", "votedown",
 ]  # fmt: skip
 BUTTON_KINDS: tuple[ButtonKind, ...] = get_args(ButtonKind)
 BUTTON_EMOJI: Mapping[ButtonKind, str] = MappingProxyType(
@@ -111,7 +111,8 @@ def build_finished_rows(view: JobView) -> tuple[ButtonRow, ...]:
 
     A button holds the job's id: by it, the courier finds a lost message again.
     """
-    return (*_build_picture_rows(view), _build_job_row(view), *build_review_rows(view, with_look=True))
+    finish = ((Button("finish", view.id, "Finish it"),),) if _is_draft(view) else ()
+    return (*_build_picture_rows(view), _build_job_row(view), *finish, *build_review_rows(view, with_look=True))
 
 
 def build_confirm_rows(job: str) -> tuple[ButtonRow, ...]:
@@ -163,6 +164,10 @@ def _build_job_row(view: JobView) -> ButtonRow:
         *(() if author_only else (Button("report", view.id),)),
         Button("delete", view.id),
     )
+
+
+def _is_draft(view: JobView) -> bool:
+    return isinstance(view.task, Recipe) and is_draft(view.task)
 
 
 def _can_interpolate(view: JobView) -> bool:

@@ -14,6 +14,7 @@ from engine.contract import (
     FULL_INTERVAL,
     SAMPLER_TITLES,
     Recipe,
+    has_skipped_steps,
     list_final_images,
     make_part_fields,
     noise_seed,
@@ -62,6 +63,8 @@ def render_parameters(view: JobView) -> str:
     }
     if (interval := recipe.guidance_interval) != FULL_INTERVAL:
         settings["Guidance interval"] = f"{interval[0]:g}-{interval[1]:g}"
+    if has_skipped_steps(recipe):
+        settings["Evaluations"] = recipe.evaluations
     if recipe.styles:
         settings["Styles"] = " / ".join(recipe.styles)
     if recipe.candidate_count:
@@ -108,7 +111,7 @@ def _render_times(view: JobView) -> str:
     if view.seconds is not None:
         parts.append(f"took {texts.format_duration(view.seconds)}")
     if view.ms_per_step:
-        parts.append(f"{view.ms_per_step:.1f} ms a step")
+        parts.append(texts.format_step_time(view.task, view.ms_per_step))
     verb = "costs" if is_end(view.state) else "is estimated at"
     parts.append(f"{verb} {texts.format_duration(view.cost)} of device time" if view.cost > 0 else "costs nothing")
     return " · ".join(parts)

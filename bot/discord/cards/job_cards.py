@@ -182,7 +182,7 @@ def _author_and_origin(view: JobView) -> str:
     number = view.parent_image[1] + 1 if view.parent_image else 1
     origins: Mapping[JobAction, str] = {
         "vary": f"variation of {number}", "upscale": f"picture {number}", "reroll": "another seed", "remix": "remixed",
-        "reproduce": "made once more", "blend": "blended", "edit": f"edited from {number}",
+        "reproduce": "made once more", "finish": "finished", "blend": "blended", "edit": f"edited from {number}",
         "zoom": f"zoomed out of {number}", "pan": f"panned from {number}", "branch": f"branched off {number}",
         "walk": "interpolation",
     }  # fmt: skip

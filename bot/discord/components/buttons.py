@@ -48,14 +48,14 @@ GREY, BLUE, RED, GREEN = (
     discord.ButtonStyle.secondary, discord.ButtonStyle.primary, discord.ButtonStyle.danger, discord.ButtonStyle.success,
 )  # fmt: skip
 BUTTON_STYLES: Mapping[ButtonKind, discord.ButtonStyle] = MappingProxyType(
-    {"subtle": BLUE, "strong": BLUE, "cancel": RED, "erase": RED, "deny": RED, "approve": GREEN}
+    {"subtle": BLUE, "strong": BLUE, "cancel": RED, "erase": RED, "deny": RED, "approve": GREEN, "finish": GREEN}
 )
 BUTTON_ACTIONS: Mapping[ButtonKind, Action] = MappingProxyType(
     {
         "up": "upscale", "vary": "vary", "subtle": "vary", "strong": "vary", "reroll": "reroll", "remix": "remix",
         "film": "film", "favour": "favourite", "report": "report", "delete": "delete", "erase": "delete",
         "cancel": "cancel", "look": "approve", "approve": "approve", "deny": "deny", "show": "approve",
-        "dismiss": "dismiss", "more": "details", "walk": "walk", **picture_actions.PICTURE_ACTIONS,
+        "dismiss": "dismiss", "more": "details", "walk": "walk", "finish": "finish", **picture_actions.PICTURE_ACTIONS,
         **steering.STEERING_ACTIONS, **party.PARTY_ACTIONS,
     }
 )  # fmt: skip
@@ -140,6 +140,13 @@ async def _run_action(interaction: Interaction, button: Button, view: JobView) -
             await review_buttons.decide_picture(interaction, button)
         case "more":
             await more_menu.open_more_menu(interaction, view)
+        case "finish":
+            finish = interaction.client.services.variations.finish
+            await submit_once(
+                interaction,
+                button.custom_id,
+                lambda member, destination, key: finish(view.id, member, destination, key=key),
+            )
         case "walk":
             submit_interpolation = interaction.client.services.variations.interpolate_pictures
             await submit_once(

@@ -29,6 +29,7 @@ TITLES: Mapping[str, str] = MappingProxyType(
         "cost_month": "Device time a month",
         "relaxed_day": "Relaxed time a day",
         "steps": "Most steps",
+        "evaluations": "Most evaluations",
         "pixels": "Largest picture",
         "count": "Pictures of one job",
         "party": "Longest party",

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Literal, get_args
 
 from bot.policy.rules.rule import RuleValue, Scope
-from engine.contract import MAX_COUNT, MAX_STEPS, Sampler
+from engine.contract import MAX_COUNT, MAX_STEPS, MIN_EVALUATIONS, Sampler
 
 SettingKind = Literal[
     "number", "cost", "seconds", "size", "choice", "choices", "names", "switch", "texts", "text", "channel"
@@ -29,7 +29,7 @@ UNLIMITED_COST = 10**9  # device-seconds: as good as no limit
 
 # What `commands` can forbid. Cancelling, deleting and reporting always work.
 LIMITABLE_COMMANDS = (
-    "imagine", "vary", "reroll", "remix", "reproduce", "blend", "edit", "zoom", "pan", "branch", "walk",
+    "imagine", "vary", "reroll", "remix", "reproduce", "finish", "blend", "edit", "zoom", "pan", "branch", "walk",
     "steer", "party", "upscale", "prompt", "film", "details", "favourite", "envelope",
     "describe", "queue",
 )  # fmt: skip
@@ -85,6 +85,10 @@ SETTINGS = _by_name(
         UNLIMITED_COST,
     ),
     Setting("steps", "number", MEMBER_SCOPES, "the most sampler steps of a job", "steps", 1, MAX_STEPS),
+    Setting(
+        "evaluations", "number", MEMBER_SCOPES, "the most evaluations of the network by a job's picture",
+        "evaluations", MIN_EVALUATIONS, MAX_STEPS,
+    ),
     Setting("pixels", "size", MEMBER_SCOPES, "the largest picture, as width x height", "pixels", 16 * 16, 4096 * 4096),
     Setting("count", "number", MEMBER_SCOPES, "the most pictures of a job", "pictures", 1, MAX_COUNT),
     Setting("party", "number", MEMBER_SCOPES, "the longest party, in minutes; 0 for none", "minutes", 0, 60),

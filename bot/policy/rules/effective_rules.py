@@ -54,6 +54,7 @@ class EffectiveRules:
     cost_month: int = SETTINGS["cost_month"].maximum
     relaxed_day: int = 14_400
     steps: int = SETTINGS["steps"].maximum
+    evaluations: int = SETTINGS["evaluations"].maximum
     pixels: int = SETTINGS["pixels"].maximum
     count: int = SETTINGS["count"].maximum
     party: int = 15

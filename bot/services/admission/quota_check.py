@@ -25,7 +25,7 @@ from bot.services.preferences import Preference
 from bot.store import TIER_WEIGHTS, NewJob
 from bot.store.fairness.ledger import Ledger
 from bot.store.jobs.records import RELAXED_TIER
-from engine.contract import Recipe, list_final_images
+from engine.contract import Recipe, count_evaluations, has_skipped_steps, list_final_images
 
 RELAXED_ONLY = "Only relaxed jobs are allowed here; they wait longer and have a limit of their own."
 NO_INTERPOLATION = (
@@ -131,17 +131,18 @@ def check_task(rules: EffectiveRules, new_job: NewJob) -> None:
     if not rules.allows("samplers", task.sampler):
         raise UserError(_with_allowed(rules, "samplers", f"The sampler {task.sampler} is not allowed here"), 403)
     _check_followed_pictures(rules, task)
-    for name, requested_count in (("steps", task.steps), ("count", _count_pictures(task))):
+    counts = (("steps", task.steps), ("evaluations", _count_evaluations(task)), ("count", _count_pictures(task)))
+    for name, requested_count in counts:
         limit = getattr(rules, name)
         if requested_count > limit:
-            noun = {"steps": "steps", "count": "pictures"}[name]
+            noun = "pictures" if name == "count" else name
             sentence = (
                 f"This asks for {requested_count} {noun}, and at most {limit} are allowed here: "
                 f"{_lower_hint(new_job, name, limit)}."
             )
             raise UserError(
                 _with_setter(
-                    sentence if task.interpolation is None or name == "steps" else NO_INTERPOLATION.format(limit),
+                    sentence if task.interpolation is None or name != "count" else NO_INTERPOLATION.format(limit),
                     rules,
                     name,
                 )
@@ -150,6 +151,11 @@ def check_task(rules: EffectiveRules, new_job: NewJob) -> None:
         limit = format_for_sentence("pixels", rules.pixels)
         sentence = f"This would be {task.width}x{task.height}, and at most {limit} is allowed here."
         raise UserError(_with_setter(sentence, rules, "pixels"))
+
+
+def _count_evaluations(recipe: Recipe) -> int:
+    """Count its evaluations as its flag does: a few more are made where guidance, or the picture, begins and ends."""
+    return recipe.evaluations if has_skipped_steps(recipe) else count_evaluations(recipe)
 
 
 def _count_pictures(recipe: Recipe) -> int:

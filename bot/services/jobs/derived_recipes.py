@@ -16,6 +16,7 @@ from bot.prompt.loras import RequestedLora, merge_loras, resolve_loras
 from bot.prompt.model_parts import choose_embeddings, resolve_autoencoder, resolve_controls, resolve_references
 from bot.prompt.parsed_prompt import (
     CANDIDATES_PER_PICTURE,
+    choose_evaluations,
     choose_sampling,
     count_left_out_layers,
     expand_turbo,
@@ -157,6 +158,8 @@ def remix_recipe(recipe: Recipe, parsed_prompt: ParsedPrompt, model_profile: Mod
     sampler, steps = choose_sampling(
         parsed_prompt, msgspec.structs.replace(model_profile, sampler=recipe.sampler, steps=recipe.steps)
     )
+    is_same_chain = (sampler, steps) == (recipe.sampler, recipe.steps)
+    kept_evaluations = recipe.evaluations if is_same_chain else None
     interval_bounds = choose_interval(parsed_prompt.interval, recipe.guidance_interval, sampler, model_profile)
     count = parsed_prompt.count or recipe.count
     remix = msgspec.structs.replace(
@@ -167,6 +170,7 @@ def remix_recipe(recipe: Recipe, parsed_prompt: ParsedPrompt, model_profile: Mod
         negative=parsed_prompt.negative,
         sampler=sampler,
         steps=steps,
+        evaluations=choose_evaluations(parsed_prompt, sampler, steps, model_profile, kept_evaluations),
         seed=recipe.seed if parsed_prompt.seed is None else parsed_prompt.seed,
         guidance=recipe.guidance if parsed_prompt.guidance is None else parsed_prompt.guidance,
         count=count,

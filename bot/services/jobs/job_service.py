@@ -76,9 +76,9 @@ class JobService:
         """Admit a prompt as jobs, one for each permutation; all of them or none. Raises `UserError`.
 
         `options` override the flags in the text: steps, seed, guidance, interval, sampler, model, count, ar, fast,
-        turbo, best, negative, strength, edit, stop, tile, mix, chaos, raw, repeat, quality, walk, frames, control,
-        reference, vae, clip_skip; `lora` adds to them. An interpolation (`walk`) makes as many jobs as its pictures
-        need. An `edit` takes a model that edits, unless one is named.
+        turbo, evaluations, draft, best, negative, strength, edit, stop, tile, mix, chaos, raw, repeat, quality,
+        walk, frames, control, reference, vae, clip_skip; `lora` adds to them. An interpolation (`walk`) makes as
+        many jobs as its pictures need. An `edit` takes a model that edits, unless one is named.
 
         With `init_images` the prompt may be empty, and without --ar they give the aspect ratio, as a control picture
         does. URLs at the beginning of the text are init images too, from Discord or our page.

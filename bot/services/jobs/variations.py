@@ -36,7 +36,7 @@ from bot.services.jobs.recipe_init import remix_base, unused_start_notes
 from bot.services.jobs.upscales import SUPER_RESOLVER_MS_PER_MP, largest_upscale, upscale_cost, upscale_notes
 from bot.services.preferences import VariationStrength
 from bot.store import JobRecord
-from engine.contract import Recipe, estimate_cost, recipe_at_end
+from engine.contract import Recipe, estimate_cost, has_skipped_steps, recipe_at_end
 
 # How much of its parent's noise a variation exchanges: at 0 none, at 1 all. The pixels of the embedded model differed
 # by 4 to 9 of 255 on average at 0.2, by 10 to 20 at 0.6, by 16 to 34 at 1.
@@ -45,6 +45,7 @@ NOT_INTERPOLABLE = (
     "An interpolation needs several finished pictures of one job, none of which is a variation of another one, was "
     "steered, or draws several parts in several styles."
 )
+NO_DRAFT = "Each of its steps had an evaluation, so it is as fine as it can be."
 SEED_OVERFLOW = "A walk needs a seed for each picture, and one here would be above 4294967295: reroll, then walk."
 NOISE_DIFFERS = "These pictures do not share their noise: only the first keeps the noise of the interpolation."
 NOT_REMIXABLE = "No worker has ever offered {}: it cannot be remixed."
@@ -81,6 +82,19 @@ class VariationService:
         return await self._admit_derived(
             "reroll", record, 0, reroll_recipe(recipe_at_end(record.task), self._draw_seed()), member, destination, key
         )
+
+    async def finish(
+        self, job: str, member: Member, destination: Destination, *, key: str | None = None
+    ) -> AcceptedJob:
+        """Run the recipe of a draft with an evaluation at every step: the same noise, so the same picture, finer.
+
+        What was changed while it developed is changed again, at the same steps.
+        """
+        record = await self._job_views.load_record(job)
+        if not isinstance(record.task, Recipe) or not has_skipped_steps(record.task):
+            raise UserError(NO_DRAFT)
+        recipe = msgspec.structs.replace(record.task, evaluations=0, v=1)
+        return await self._admit_derived("finish", record, 0, recipe, member, destination, key)
 
     async def interpolate_pictures(
         self, job: str, member: Member, destination: Destination, *, key: str | None = None

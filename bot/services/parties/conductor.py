@@ -34,14 +34,14 @@ from bot.store import JobRecord, Store
 from bot.store import parties as stored
 from bot.store.jobs.amendments import list_amendments
 from bot.store.parties import PartyRecord
-from engine.contract import Concept, Recipe, settle_fades
+from engine.contract import Concept, Recipe, count_evaluations, settle_fades
 
 log = logging.getLogger(__name__)
 
 ROUND_SECONDS = 1.0
 PACE_SECONDS = 5.0  # a pace is sent again after so long: its message may be lost, and steps may be late
 FEWER_WORDS = "what has fewer votes goes"
-MIN_PACE = 0.02  # seconds from step to step: a shorter pace slows nothing
+MIN_PACE = 0.02  # seconds from evaluation to evaluation: a shorter pace slows nothing
 
 
 @dataclass
@@ -91,9 +91,11 @@ class PartyConductor:
         ends = now + 60.0 * party.minutes if party.ends is None else party.ends
         if party.ends is None:
             await self._store.write(stored.set_end, party.job, ends)
-        pace = find_pace(max(0.0, ends - now), record.task.end_step - max(record.step, active_job.step))
+        recipe, step, seconds_left = record.task, max(record.step, active_job.step), max(0.0, ends - now)
+        pace = find_pace(seconds_left, count_evaluations(recipe, step, recipe.end_step))
         await self._send_pace(record, active_job, pace, now)
-        await self._change_words(party, record, record.task, pace, ends, now)
+        seconds_per_step = find_pace(seconds_left, recipe.end_step - step)
+        await self._change_words(party, record, recipe, seconds_per_step, ends, now)
 
     async def _send_pace(self, record: JobRecord, active_job: ActiveJob, pace: float, now: float) -> None:
         """Send the pace to each new worker at once, then now and then."""
@@ -104,7 +106,7 @@ class PartyConductor:
         self._paces[record.id] = _SentPace(active_job.epoch, now)
 
     async def _change_words(
-        self, party: PartyRecord, record: JobRecord, recipe: Recipe, pace: float, ends: float, now: float
+        self, party: PartyRecord, record: JobRecord, recipe: Recipe, seconds_per_step: float, ends: float, now: float
     ) -> None:
         amendments = await self._store.query(list_amendments, party.job)
         accepted = [each for each in amendments if each.state != "refused"]
@@ -125,7 +127,7 @@ class PartyConductor:
         request = SteeringRequest(
             concepts=change.concepts,
             is_mixed=all(concept.weight > 0 for concept in change.concepts),
-            fade_steps=find_fade_steps(interval, pace),
+            fade_steps=find_fade_steps(interval, seconds_per_step),
             label=label,
         )
         await self._steering.amend(party.job, request, speaker, is_joined=True)

@@ -24,6 +24,7 @@ from engine.contract import (
     count_rows,
     decode,
     encode,
+    find_done_share,
     list_final_images,
 )
 
@@ -177,6 +178,10 @@ class JobRecord:
     def steps(self) -> int:
         """The sampler steps of the whole job; an upscale counts as one."""
         return self.task.steps if isinstance(self.task, Recipe) else 1
+
+    def find_done_share(self, step: int) -> float:
+        """Return the share of its price that its steps up to `step` are worth."""
+        return find_done_share(self.task, step) if isinstance(self.task, Recipe) else min(1.0, step)
 
     @property
     def author(self) -> Member:

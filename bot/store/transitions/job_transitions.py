@@ -290,4 +290,4 @@ def _fail_poison(
 
 def _done_fraction(old_row: RowMapping, step: int) -> float:
     """Return the fraction of the job that is known to have run."""
-    return min(1.0, max(step, old_row["step"]) / decode_record(old_row).steps)
+    return decode_record(old_row).find_done_share(max(step, old_row["step"]))

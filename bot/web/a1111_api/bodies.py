@@ -39,6 +39,7 @@ class TextToImageBody(msgspec.Struct, frozen=True, kw_only=True):
     batch_size: Count | None = 1
     n_iter: Count | None = 1
     steps: int | None = None
+    evaluations: int | Name | None = None  # our own: of how many steps the network is asked
     cfg_scale: float | None = None
     width: Side | None = None
     height: Side | None = None

@@ -51,6 +51,7 @@ def make_picture_options(
         "model": profile.name,
         "negative": body.negative_prompt or None if profile.guidance_kind == "rows" else None,
         "steps": body.steps,
+        "evaluations": body.evaluations,
         "guidance": body.cfg_scale,
         "sampler": choose_sampler(body.sampler_name or body.sampler_index or "", body.scheduler or "", profile),
         "ar": (body.width, body.height) if body.width and body.height else None,

@@ -54,8 +54,8 @@ AMENDMENT = _object(
 )  # fmt: skip
 ACCEPTED_JOB = _object(
     id="string", prompt="string", jobs_ahead="integer", eta="number?", has_worker="boolean", startup_notice="string",
-    notes=_list("string"), steps="integer", sampler="string", seed="integer", count="integer", cost="number",
-    url="string",
+    notes=_list("string"), steps="integer", evaluations="integer", sampler="string", seed="integer",
+    count="integer", cost="number", url="string",
 )  # fmt: skip
 WORKER = _object(
     name="string", device="string", rows="integer", free="integer",

@@ -11,7 +11,7 @@ import msgspec
 from aiohttp import web
 
 from bot.domain.errors import UserError
-from bot.web.api.jobs import Count, Guidance, Seed, Steps, created_response
+from bot.web.api.jobs import Count, Evaluations, Guidance, Seed, Steps, created_response
 from bot.web.media import picture_index_of
 from bot.web.middleware import member_of
 from bot.web.request_body import FormFiles, read_body, read_form
@@ -39,6 +39,9 @@ class PanBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     direction: Literal["left", "right", "up", "down"]
 
 
+BRANCH_OPTIONS = ("steps", "evaluations", "seed", "guidance", "count", "negative")
+
+
 class BranchBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of `POST /api/jobs/{id}/branch/{n}`. The options mean the same as the prompt's flags.
 
@@ -48,6 +51,7 @@ class BranchBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     step: Annotated[int, msgspec.Meta(ge=1, le=1000)]
     prompt: str | None = None
     steps: Steps = None
+    evaluations: Evaluations = None
     seed: Seed = None
     guidance: Guidance = None
     count: Count = None
@@ -58,7 +62,7 @@ class BranchBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def options(self) -> dict[str, Any]:
         """Return the options that the request sets."""
-        values = {name: getattr(self, name) for name in ("steps", "seed", "guidance", "count", "negative")}
+        values = {name: getattr(self, name) for name in BRANCH_OPTIONS}
         values["raw"] = self.raw or None
         return {name: value for name, value in values.items() if value is not None}
 

@@ -31,6 +31,9 @@ def describe_range(minimum: float, maximum: float) -> msgspec.Meta:
 
 
 Steps = Annotated[int | None, describe_range(1, MAX_STEPS)]
+Evaluations = Annotated[
+    int | str | None, msgspec.Meta(description="At how many of the steps the network is asked: a number, all or auto.")
+]
 Seed = Annotated[int | None, describe_range(0, 2**32 - 1)]
 Guidance = Annotated[float | None, describe_range(1, 30)]
 Count = Annotated[int | None, describe_range(1, MAX_COUNT)]
@@ -55,6 +58,8 @@ class JobBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     prompt: str
     steps: Steps = None
+    evaluations: Evaluations = None
+    draft: bool | None = None
     seed: Seed = None
     guidance: Guidance = None
     interval: str | None = None
@@ -111,6 +116,7 @@ def routes() -> list[web.RouteDef]:
         web.post(base + "/vary/{n}", vary),
         web.post(base + "/upscale/{n}", upscale),
         web.post(base + "/reroll", reroll),
+        web.post(base + "/finish", finish),
         web.post(base + "/walk", interpolate),
     ]
 
@@ -255,6 +261,15 @@ async def reroll(request: web.Request) -> web.Response:
     """Run the same prompt with another seed."""
     view = await require_permitted(request, "reroll")
     accepted_job = await request.app[SERVICES].variations.reroll(
+        view.id, member_of(request), destination_of(request), key=idempotency_key_of(request)
+    )
+    return created_response(accepted_job)
+
+
+async def finish(request: web.Request) -> web.Response:
+    """Draw a draft again with an evaluation at every step."""
+    view = await require_permitted(request, "finish")
+    accepted_job = await request.app[SERVICES].variations.finish(
         view.id, member_of(request), destination_of(request), key=idempotency_key_of(request)
     )
     return created_response(accepted_job)

@@ -71,6 +71,7 @@ SHAPES: Mapping[Callable[..., Any], Shape] = {
     jobs.vary: _accepts(),
     jobs.upscale: _accepts(),
     jobs.reroll: _accepts(),
+    jobs.finish: _accepts(),
     jobs.interpolate: _accepts(),
     edits.edit: _accepts(edits.EditBody, "mask"),
     edits.zoom: _accepts(edits.ZoomBody),

@@ -78,7 +78,7 @@ def describe_jobs(views: Sequence[JobView]) -> list[dict[str, Any]]:
     return [
         {
             "id": view.id, "url": serializers.job_url(view.id), "notes": list(view.notes),
-            **{name: getattr(view.task, name, None) for name in ("seed", "steps", "sampler")},
+            **{name: getattr(view.task, name, None) for name in ("seed", "steps", "evaluations", "sampler")},
         }
         for view in views
     ]  # fmt: skip

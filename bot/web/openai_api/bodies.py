@@ -30,6 +30,7 @@ class CommonFields(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool | None = None
     seed: int | None = None
     steps: int | None = None
+    evaluations: int | str | None = None
     sampler: str | None = None
     guidance: float | None = None
     negative_prompt: str | None = None

@@ -25,7 +25,8 @@ FLAG_PATTERN = re.compile(r"--([a-z-]+)")
 FIELDS_BY_FLAG: Mapping[str, str] = MappingProxyType(
     {
         "ar": "size", "count": "n", "repeat": "n", "no": "negative_prompt", "model": "model", "quality": "quality",
-        "seed": "seed", "steps": "steps", "sampler": "sampler", "guidance": "guidance", "strength": "strength",
+        "seed": "seed", "steps": "steps", "evaluations": "evaluations", "sampler": "sampler",
+        "guidance": "guidance", "strength": "strength",
     }
 )  # fmt: skip
 
@@ -42,8 +43,8 @@ def build_request(
     model = find_model(body.model, catalog)
     options: dict[str, Any] = {
         "model": model, "ar": parse_size(body.size), "quality": QUALITY_FACTORS.get(body.quality or ""),
-        "seed": body.seed, "steps": body.steps, "sampler": body.sampler, "guidance": body.guidance,
-        "negative": body.negative_prompt, "strength": body.strength, **count_pictures(body),
+        "seed": body.seed, "steps": body.steps, "evaluations": body.evaluations, "sampler": body.sampler,
+        "guidance": body.guidance, "negative": body.negative_prompt, "strength": body.strength, **count_pictures(body),
         "edit": body.strength is None and _is_edit_by_words(images, model, catalog),
     }  # fmt: skip
     chosen_options = {name: value for name, value in options.items() if value is not None}

@@ -45,6 +45,7 @@ function buildMoreRow(card, isGenerated) {
   const { job } = card;
   const row = createRow("", "Actions on this job");
   if (isGenerated) row.append(card.createRequestButton("Re-roll", "Re-roll: the same prompt with another seed", `${card.address}/reroll`));
+  if (job.is_draft) row.append(card.createRequestButton("Finish it", "Finish it: the same picture with an evaluation at every step", `${card.address}/finish`));
   if (job.can_interpolate) row.append(card.createRequestButton("Walk", "Walk: interpolate from each picture to the next, as a film", `${card.address}/walk`));
   if (job.parent && COMPARABLE_ACTIONS.has(job.action)) {
     const button = createButton("Compare", "Compare with the source picture");

@@ -28,6 +28,7 @@ export function describeAction(job) {
     reroll: "re-rolled",
     remix: `remixed ${picture}`,
     reproduce: "reproduced",
+    finish: "finished a draft",
     edit: `edited a part of ${picture}`,
     zoom: `zoomed out of ${picture}`,
     pan: `panned from ${picture}`,

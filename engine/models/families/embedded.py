@@ -30,6 +30,7 @@ from engine.upscaling.super_resolver import SuperResolver
 
 GUIDANCE = 4.0  # by the sweep: a higher value follows unseen words, a lower one unseen hues
 INTERVAL = (0.3, 0.8)  # by the sweep: as good as in every step, with 3/4 of the rows
+STEPS = 1000  # they take as long as a tenth of them (`engine.contract.evaluations`), also on a slow machine
 TOKENS = 24
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
@@ -47,6 +48,7 @@ def load_embedded(
         LargeDecoder.load(weights, pipeline.vae),
     )  # fmt: skip
     family.interval, family.model_folder = INTERVAL, weights
+    family.default_sampling = STEPS, "ddpm"
     family.substitutes = read_substitutes(weights)
     if (weights / "judge").is_dir():
         family.judge = PromptJudge(weights / "judge", pipeline.tokenizer, pipeline.text_encoder, family.pipeline_lock)

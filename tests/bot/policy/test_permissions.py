@@ -66,6 +66,7 @@ vary        everyone    everyone    nobody      nobody    direct
 reroll      everyone    everyone    nobody      nobody    direct
 remix       everyone    everyone    nobody      nobody    direct
 reproduce   everyone    everyone    nobody      nobody    direct
+finish      everyone    everyone    nobody      nobody    direct
 edit        everyone    everyone    nobody      nobody    direct
 zoom        everyone    everyone    nobody      nobody    direct
 pan         everyone    everyone    nobody      nobody    direct

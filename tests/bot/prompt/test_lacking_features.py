@@ -50,6 +50,7 @@ CHANGES: dict[Feature, dict[str, Any]] = {
     "mix": {"concepts": (Concept("a"), Concept("b")), "mixed": True},
     "walk": {"interpolation": Interpolation("b", 0, 12)},
     "amendments": {"amendments": (Amendment(1, 1, SetNegative("blur")),)},
+    "evaluations": {"evaluations": 3},
 }
 
 

@@ -273,7 +273,7 @@ async def test_a_draining_worker_hands_its_jobs_back_and_interrupts_the_server(r
     room.comfyui.hold = 0
     await room.harness.bot.dispatch(room.make_job())
     await wait_until(lambda: room.comfyui.orders)
-    await wait_until(lambda: any(run.image_steps_run for run in room.worker.active_runs))
+    await wait_until(lambda: any(run.image_evaluations for run in room.worker.active_runs))
     room.worker.drain()
     assert isinstance((await room.harness.collect_results())[-1], JobHandedBack)
     await wait_until(lambda: room.comfyui.interrupted)
@@ -296,7 +296,7 @@ async def test_a_drain_ends_although_the_server_does_not_stop(
     monkeypatch.setattr("engine.backend.backend_worker.STOP_SECONDS", 0.05)
     room.comfyui.hold = 0
     await room.harness.bot.dispatch(room.make_job())
-    await wait_until(lambda: any(run.image_steps_run for run in room.worker.active_runs))
+    await wait_until(lambda: any(run.image_evaluations for run in room.worker.active_runs))
     room.worker.drain()
     assert isinstance((await room.harness.collect_results())[-1], JobHandedBack)
     await wait_until(lambda: "the backend may draw on" in caplog.text, 10)
@@ -320,7 +320,7 @@ async def test_while_the_server_is_away_the_worker_offers_nothing_and_says_so_on
                 comfyui.hold = 0
                 room = ComfyRoom(harness, comfyui, worker)
                 await harness.bot.dispatch(room.make_job())
-                await wait_until(lambda: any(run.image_steps_run for run in worker.active_runs))
+                await wait_until(lambda: any(run.image_evaluations for run in worker.active_runs))
             end = (await harness.collect_results())[-1]
             assert isinstance(end, JobFailed)
             assert (end.blame, end.retry) == ("worker", True), "the bot queues it again"

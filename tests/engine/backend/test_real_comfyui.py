@@ -40,7 +40,7 @@ if ADDRESS:
             await _draw(harness, JOBS[1], steps=4, start=ImageToImage((InitImage(start_sha),), 0.5))
             await _draw(harness, JOBS[2], steps=4, start=ImageToImage((InitImage(start_sha),), 0.9, mask_sha))
             await harness.bot.dispatch(_make_job(harness, JOBS[3], steps=1000))
-            await wait_until(lambda: any(run.image_steps_run for run in worker.active_runs))
+            await wait_until(lambda: any(run.image_evaluations for run in worker.active_runs))
             await harness.bot.cancel(JOBS[3])
             end = (await harness.collect_results(JOBS[3]))[-1]
             assert isinstance(end, JobCancelled)

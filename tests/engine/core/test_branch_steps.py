@@ -150,7 +150,7 @@ def test_a_branch_never_draws_the_noise_of_earlier_steps_again(
     assert isinstance(image, Trajectory)
     straight_on = Noise(one.task, 0, tuple(embedded.latent_shape(64, 64)))
     plan = embedded.plan("ddpm", 12, 0.0, 64, 64)
-    assert torch.equal(image.noise.step_noise(3, image.plan), straight_on.step_noise(8, plan))
+    assert torch.equal(image.noise.row_noise(3, image.plan), straight_on.row_noise(8, plan))
 
 
 def test_a_multistep_sampler_drops_history_of_another_step_size(

@@ -430,7 +430,7 @@ def test_the_engine_refuses_an_upscale(affine: Any, job: Make) -> None:
 
 
 def test_a_layout_points_every_image_at_its_own_rows(affine: Any, recipe: Make, job: Make) -> None:
-    table = plan(affine.scheduler_config, "ddpm", 4)
+    table = plan(affine.scheduler_config, "ddpm", recipe().steps)
     recipes: list[Recipe] = [recipe("a", guidance=1.0), recipe(concepts=(Concept("b"), Concept("c"))), recipe("d")]
     layout = RowLayout.build([Trajectory(job(each), each, ImageLife(0, 0), table, affine) for each in recipes], 4)
     assert layout.owner.tolist() == [0, 1, 1, 1, 2, 2, 0, 0]

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from engine.contract import (
     Concept,
     Recipe,
-    count_guided_steps,
     count_row_steps,
     count_rows,
     estimate_cost,
+    find_guided_steps,
     is_guided,
     pinned_bucket,
 )
@@ -147,4 +147,4 @@ def test_guided_steps_match_the_steps_inside_the_interval(steps: int, one: float
         concepts=(Concept("x"),), model="m", sampler="ddim", steps=steps, seed=1, guidance=3.0, width=64, height=64,
         dtype="float32", guidance_start=first, guidance_stop=stop,
     )  # fmt: skip
-    assert count_guided_steps(recipe, 0, steps) == sum(is_guided(recipe, k) for k in range(steps))
+    assert [k for k in range(steps) if is_guided(recipe, k)] == [*range(*find_guided_steps(recipe, 0, steps))]

@@ -21,16 +21,16 @@ def test_noise_comes_from_a_generator_seeded_with_seed_plus_image(recipe: Recipe
     generator = torch.Generator().manual_seed(42)
     assert torch.equal(noise.initial_noise(), torch.randn(SHAPE, generator=generator))
     for k in range(9):
-        assert torch.equal(noise.step_noise(k, table), torch.randn(SHAPE, generator=generator))
+        assert torch.equal(noise.row_noise(k, table), torch.randn(SHAPE, generator=generator))
 
 
 @pytest.mark.parametrize("lineage", [(), (NoiseAncestor(3, 1, 0.3), NoiseAncestor(9, 0, 0.6))])
 def test_a_draw_depends_only_on_its_position(recipe: Recipes, lineage: tuple[NoiseAncestor, ...]) -> None:
     table = plan(CONFIG, "ddpm", 10)
     in_order, at_once = (Noise(recipe(lineage=lineage), 0, SHAPE) for _ in range(2))
-    draws = [in_order.initial_noise(), *(in_order.step_noise(k, table) for k in range(9))]
-    assert torch.equal(at_once.step_noise(6, table), draws[7])  # forward
-    assert torch.equal(at_once.step_noise(2, table), draws[3])  # and back
+    draws = [in_order.initial_noise(), *(in_order.row_noise(k, table) for k in range(9))]
+    assert torch.equal(at_once.row_noise(6, table), draws[7])  # forward
+    assert torch.equal(at_once.row_noise(2, table), draws[3])  # and back
     assert torch.equal(at_once.initial_noise(), draws[0])
 
 
@@ -47,9 +47,9 @@ def test_a_weak_variation_stays_close_to_its_ancestor_at_every_draw(recipe: Reci
     near_noise = Noise(recipe(seed=100, lineage=(NoiseAncestor(5, 0, 0.1),)), 0, SHAPE)
     far_noise = Noise(recipe(seed=100, lineage=(NoiseAncestor(5, 0, 0.5),)), 0, SHAPE)
     for k in (0, 4, 8):
-        reference = ancestor.step_noise(k, table)
-        assert cosine(reference, near_noise.step_noise(k, table)) > 0.97
-        assert 0.5 < cosine(reference, far_noise.step_noise(k, table)) < 0.9
+        reference = ancestor.row_noise(k, table)
+        assert cosine(reference, near_noise.row_noise(k, table)) > 0.97
+        assert 0.5 < cosine(reference, far_noise.row_noise(k, table)) < 0.9
 
 
 def test_variations_of_variations_mix_noise_in_order(recipe: Recipes) -> None:

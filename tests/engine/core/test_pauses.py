@@ -289,7 +289,7 @@ async def test_a_job_paced_over_the_broker_leaves_its_rows_and_ends_when_the_pac
     await harness.bot.send_control(ControlMessage(job=JOB, action="pace", pace=60.0))
     await wait_until(lambda: run.pace == 60.0 and worker.free_rows == 8)
     await worker.active_runs.thread.call(lambda _: None)
-    assert run.seconds_left >= run.steps_left * 60.0 > 0
+    assert run.seconds_left >= run.evaluations_left * 60.0 > 0
     assert await harness.bot.get_holder(JOB) is not None
     await harness.bot.send_control(ControlMessage(job=JOB, action="pace", pace=0.0))
     assert isinstance((await harness.collect_results())[-1], JobFinished)

@@ -50,7 +50,7 @@ def test_the_time_left_follows_the_pace_of_the_steps() -> None:
     for k in range(51, 101):
         run.record_step([(0, k), (1, k)], 10 + (k - 50) * 0.4)
     assert run.seconds_left == 0
-    assert run.seconds_per_step == pytest.approx(0.2, rel=0.1)
+    assert run.seconds_per_evaluation == pytest.approx(0.2, rel=0.1)
 
 
 def test_the_first_step_already_has_a_time_left() -> None:

@@ -42,6 +42,8 @@ BRANCH_WITH_IMAGE = "A branch starts from a job, so it takes no image."
     reference="A picture whose content or style is taken over",
     branch="Branch off at a keyframe of a job, like JOB/2:400: picture 2, step 400",
     steps="More steps, finer and slower",
+    evaluations="At how many of the steps the network is asked: a number, all or auto",
+    draft="Ask the network 25 times only: the same picture, less fine",
     seed="The same seed gives the same pictures",
     guidance="How closely to follow the prompt",
     interval="In which part of the steps guidance holds, like 0.2-0.8",
@@ -67,6 +69,8 @@ async def imagine(
     reference: discord.Attachment | None = None,
     branch: Range[str, 1, 300] | None = None,
     steps: Range[int, 1, MAX_STEPS] | None = None,
+    evaluations: Range[str, 1, 4] | None = None,
+    draft: bool | None = None,
     seed: Range[int, 0, 2**32 - 1] | None = None,
     guidance: Range[float, 1, 30] | None = None,
     interval: Range[str, 3, 24] | None = None,
@@ -84,6 +88,7 @@ async def imagine(
     values = {"steps": steps, "seed": seed, "guidance": guidance, "sampler": sampler, "model": model, "count": count}
     values |= {"ar": aspect, "negative": negative, "fast": fast, "relax": relax, "interval": interval, "lora": lora}
     values |= {"strength": strength, "best": best, "turbo": turbo, "control": control}
+    values |= {"evaluations": evaluations, "draft": draft}
     options: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
     async with reply_on_error(interaction):
         if branch is not None and (image or mask or control_image or reference):
