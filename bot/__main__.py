@@ -174,7 +174,8 @@ def engine(context: typer.Context) -> None:
 def bench(context: typer.Context) -> None:
     """Measure this machine against diffusers with its default settings. `bench models`: models of real sizes; `bench
     discord`: a busy evening in Discord; `bench queue`: the queue on either database; `bench scale`: one to eight
-    workers; `bench clients`: OpenAI's API beside our own; `bench steer`: pictures changed while they develop.
+    workers; `bench clients`: OpenAI's API beside our own; `bench steer`: pictures changed while they develop; `bench
+    evaluations`: pictures with few evaluations of the network beside those with all.
     """
     if context.args[:1] == ["models"]:
         _run_engine_command("benchmarks.models.__main__", context.args[1:])
@@ -184,6 +185,7 @@ def bench(context: typer.Context) -> None:
         "clients": "benchmarks.clients.command",
         "scale": "benchmarks.queue.worker_scaling",
         "steer": "benchmarks.steering.command",
+        "evaluations": "benchmarks.engine.evaluations",
     }
     if module := bench_modules.get(context.args[0] if context.args else ""):
         from importlib import import_module

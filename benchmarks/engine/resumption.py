@@ -53,6 +53,11 @@ def measure_resume_rows(family: Family, load: Workload) -> list[FigureRow]:
     ]  # fmt: skip
 
 
+def is_resumed_equal(family: Family, job: Job, kill_step: int) -> bool:
+    """Return whether a job that is killed after so many steps of the engine, and resumed, ends with the same bits."""
+    return torch.equal(_run_uninterrupted(family, job), _run_resumed(family, job, [], kill_step))
+
+
 def _run_uninterrupted(family: Family, job: Job) -> torch.Tensor:
     engine = Engine({family.name: family})
     engine.add(job)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.engine import network_speed, preview_times, step_overhead, throughput
+from benchmarks.engine.evaluations import measure_brief_rows
 from benchmarks.engine.parity import measure_parity_rows
 from benchmarks.engine.resumption import measure_resume_rows
 from benchmarks.engine.workload import USERS, Workload, cast_pipeline
@@ -77,6 +78,8 @@ def measure_all_rows(models: ComparedModels, print_progress: PrintProgress) -> I
     yield step_overhead.measure_flood_slowdown(family, load, models.calibration.bucket_ms)
     print_progress("killed and resumed")
     yield from measure_resume_rows(family, load)
+    print_progress("few evaluations of many steps")
+    yield from measure_brief_rows(family, load.dtype, load.batch_limit)
     print_progress("against diffusers compiled")
     yield throughput.compare_compiled(cast_pipeline(pipeline, load.dtype), family, load)
 

@@ -80,7 +80,7 @@ def plot_measurements(measurements: list[UserMeasurement], path: Path, caption: 
         ]
         user_counts = [each.users for each in measurements]
         _draw_panel(draw, panel_number * (PANEL_SIZE[0] + PANEL_GAP), title, user_counts, system_values)
-    _write(draw, (width // 2, height - 22), caption)
+    write_text(draw, (width // 2, height - 22), caption)
     image.quantize(64).save(path, optimize=True)
 
 
@@ -94,17 +94,17 @@ def _draw_panel(
         left_edge + left_margin + (panel_width - left_margin - 20) * number / max(1, len(user_counts) - 1)
         for number in range(len(user_counts))
     ]
-    _write(draw, (left_edge + left_margin, 8), title, size=18, anchor="la")
+    write_text(draw, (left_edge + left_margin, 8), title, size=18, anchor="la")
 
     def to_y(value: float) -> float:
         return panel_height - bottom_margin - (panel_height - bottom_margin - 44) * value / max_value
 
     for tick in _choose_ticks(max_value):
         draw.line([(left_edge + left_margin, to_y(tick)), (left_edge + panel_width - 20, to_y(tick))], fill=GRID_COLOUR)
-        _write(draw, (left_edge + left_margin - 10, to_y(tick)), f"{tick:g}", anchor="rm")
+        write_text(draw, (left_edge + left_margin - 10, to_y(tick)), f"{tick:g}", anchor="rm")
     for x_position, user_count in zip(x_positions, user_counts, strict=True):
-        _write(draw, (x_position, panel_height - bottom_margin + 16), str(user_count))
-    _write(draw, (left_edge + (panel_width + left_margin) // 2, panel_height - 20), "users at once")
+        write_text(draw, (x_position, panel_height - bottom_margin + 16), str(user_count))
+    write_text(draw, (left_edge + (panel_width + left_margin) // 2, panel_height - 20), "users at once")
     for values, colour, name in zip(
         system_values, (DARKROOM_COLOUR, DIFFUSERS_COLOUR), ("Darkroom", "diffusers, in turn"), strict=True
     ):
@@ -118,7 +118,7 @@ def _draw_line(draw: ImageDraw.ImageDraw, points: list[tuple[float, float]], col
         draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=colour)
     x, y = points[-1]
     label_offset = 18 if points[-2][1] < y else -18  # on the side where the line does not cross its name
-    _write(draw, (x - 10, y + label_offset), name, size=16, colour=colour, anchor="rm")
+    write_text(draw, (x - 10, y + label_offset), name, size=16, colour=colour, anchor="rm")
 
 
 def _choose_ticks(max_value: float) -> list[float]:
@@ -129,7 +129,7 @@ def _choose_ticks(max_value: float) -> list[float]:
     return [number * step for number in range(int(max_value / step) + 1)]
 
 
-def _write(
+def write_text(
     draw: ImageDraw.ImageDraw, position: tuple[float, float], text: str, *,
     size: int = 15, colour: str = TEXT_COLOUR, anchor: str = "mm",
 ) -> None:  # fmt: skip

@@ -10,19 +10,21 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate
 
-from engine.contract.guidance import find_guidance_borders
+from engine.contract.guidance import find_guidance_borders, find_guided_steps
 from engine.contract.recipe import Recipe
-from engine.contract.samplers import Sampler
+from engine.contract.samplers import PIPELINE_SAMPLERS, Sampler
 
 MIN_EVALUATIONS, DRAFT_EVALUATIONS = 5, 25
-# DDPM's evaluations, measured on the embedded model (decision 78): more where guidance holds, since x0 moves faster
-# there, and more toward the end, where what an estimate misses is not made up for any more.
-GUIDED_DENSITY, FIRST_DENSITY = 1.6, 0.15
+USUAL_EVALUATIONS = 100
+# How densely DDPM's evaluations lie, as measured on the embedded model (decision 78). Where guidance begins midway, x0
+# moves at first nine times as fast as later. Before that, a small error may lead to another drawing. Toward the end,
+# nothing makes up for an error any more.
+EARLY_DENSITY, ONSET_DENSITY, ONSET_SHARE, LEAST_DENSITY = 1.6, 8.0, 0.06, 0.3
 
 
 def count_usual_evaluations(sampler: Sampler, steps: int) -> int:
     """Return at how many steps the network is evaluated unless somebody says otherwise; 0: at all."""
-    return 100 if sampler == "ddpm" and steps >= 500 else 0
+    return USUAL_EVALUATIONS if sampler not in PIPELINE_SAMPLERS and steps > USUAL_EVALUATIONS else 0
 
 
 def list_evaluated_steps(recipe: Recipe) -> Sequence[int]:
@@ -33,8 +35,11 @@ def list_evaluated_steps(recipe: Recipe) -> Sequence[int]:
     """
     if not has_skipped_steps(recipe):
         return range(recipe.steps)
-    bounds = recipe.first_step, recipe.end_step
-    return _list_steps(recipe.sampler, recipe.steps, recipe.evaluations, bounds, find_guidance_borders(recipe))
+    guided_steps = find_guided_steps(recipe, 0, recipe.steps)
+    bounds = recipe.first_step, recipe.end_step - 1, recipe.end_step
+    return _list_steps(
+        recipe.sampler, recipe.steps, recipe.evaluations, guided_steps, (*find_guidance_borders(recipe), *bounds)
+    )
 
 
 def has_skipped_steps(recipe: Recipe) -> bool:
@@ -70,27 +75,31 @@ def find_done_share(recipe: Recipe, step: int) -> float:
 
 @lru_cache(maxsize=256)
 def _list_steps(
-    sampler: Sampler, steps: int, count: int, bounds: tuple[int, int], borders: tuple[int, ...]
+    sampler: Sampler, steps: int, count: int, guided_steps: tuple[int, int], needed_steps: tuple[int, ...]
 ) -> tuple[int, ...]:
-    spread = list(_spread(list(_list_densities(sampler, steps, borders)), count))
-    for border in borders:
-        inner = [step for step in spread[1:-1] if step not in borders]
-        if border not in spread and inner:
-            spread.remove(min(inner, key=lambda step: abs(step - border)))
-        spread = sorted({*spread, border})
-    first_step, end_step = bounds
-    return tuple(sorted({*spread, first_step, end_step - 1, *({end_step} - {steps})}))
+    """Return `count` steps, and perhaps some of `needed_steps` besides; else the nearest steps give way to these."""
+    densities = [_find_density(sampler, step, steps, guided_steps) for step in range(steps)]
+    chosen = {*_spread(densities, count)}
+    needed = {0, steps - 1, *(step for step in needed_steps if step < steps)}
+    for step in sorted(needed - chosen):
+        if others := chosen - needed:
+            chosen.remove(min(others, key=lambda other: (abs(other - step), other)))
+        chosen.add(step)
+    return tuple(sorted(chosen))
 
 
-def _list_densities(sampler: Sampler, steps: int, borders: tuple[int, ...]) -> Iterator[float]:
-    """Yield how densely the evaluations lie at each step, on any scale."""
-    for step in range(steps):
-        if sampler != "ddpm":
-            yield 1.0
-            continue
-        share = step / (steps - 1)
-        is_guided = len(borders) == 2 and borders[0] <= step < borders[1]
-        yield (FIRST_DENSITY + share**2 * share**2) * (GUIDED_DENSITY if is_guided else 1.0)
+def _find_density(sampler: Sampler, step: int, steps: int, guided_steps: tuple[int, int]) -> float:
+    """Return how densely the evaluations lie at a step, on any scale. Samplers but DDPM have them evenly."""
+    if sampler != "ddpm":
+        return 1.0
+    first_guided_step, end_of_guidance = guided_steps
+    share = step / steps
+    density = LEAST_DENSITY + share * share * share * share
+    if step < first_guided_step:
+        return density * EARLY_DENSITY
+    if step >= end_of_guidance or first_guided_step == 0:
+        return density
+    return density * (1.0 + ONSET_DENSITY / (1.0 + (step - first_guided_step) / (ONSET_SHARE * steps)) ** 2)
 
 
 def _spread(densities: Sequence[float], count: int) -> Iterator[int]:

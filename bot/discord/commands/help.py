@@ -21,10 +21,9 @@ HELP_TEXT = """**Darkroom** turns prompts into pictures while you watch.
 -# `red apple:: blue::-0.5` weights parts, `{{red, green}} apple` makes both.
 
 **Under a picture**
-**U** upscales one, **V** varies it, 🔄 takes another seed, ✏️ another prompt, 🎞️ shows a film of the steps.
-*More…* zooms, pans, edits a part, branches off. *Walk* goes from picture to picture.
-*Finish it* draws a draft (`--draft`) with all evaluations.
-❤️ makes it a favourite, 🚩 reports it, 🗑️ deletes it for good.
+**U** upscales one, **V** varies it, 🔄 takes another seed, ✏️ another prompt, 🎞️ shows the film.
+*More…* zooms, pans, edits a part, branches off. *Walk* goes from picture to picture. *Finish it* ends a draft.
+❤️ makes it a favourite, 🚩 reports, 🗑️ deletes it for good.
 While it develops, *Keep…* lets images go and *Say more…* changes it.
 -# React with ✉️ to get it by message, with ❌ to cancel or delete yours.
 

@@ -54,7 +54,7 @@ BUTTONS: Mapping[ButtonKind, Action] = {
     "dismiss": "dismiss", "more": "details", "zoomsome": "zoom", "zoomtwice": "zoom", "panleft": "pan",
     "panright": "pan", "panup": "pan", "pandown": "pan", "edit": "edit", "branch": "branch",
     "square": "zoom", "compare": "details",
-    "walk": "walk", "keep": "steer", "say": "steer", "again": "reproduce", "speak": "party",
+    "walk": "walk", "finish": "finish", "keep": "steer", "say": "steer", "again": "reproduce", "speak": "party",
     "voteup": "party", "votedown": "party",
 }  # fmt: skip
 FORMS: Mapping[str, Action] = {

@@ -34,13 +34,16 @@ def guidance_in_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_catalog, "SHIPPED_MODEL", model_profile)
 
 
+LAMP = "a lamp --evaluations all"  # at its full price
+
+
 @dataclass(frozen=True)
 class Case:
     """A server's rules and ceilings; prompts that are admitted; and one that is refused with a sentence."""
 
     rules: Sequence[tuple[Scope, str, str, str]]
     sentence: str
-    prompt: str = "a lamp"
+    prompt: str = LAMP
     admitted_prompts: Sequence[str] = ()
     ceilings: dict[str, str] = field(default_factory=dict)
     status: int = 403
@@ -51,6 +54,12 @@ CASES = {
         [("guild", "", "steps", "30")],
         f"This asks for 50 steps, and at most 30 are allowed here: add --steps 30. {EVERYBODY}",
         "a lamp --steps 50", ["a lamp --steps 30"], status=422,
+    ),
+    "evaluations": Case(
+        [("guild", "", "evaluations", "40")],
+        "This asks for 100 evaluations, and at most 40 are allowed here: add --evaluations 40. "
+        f"{EVERYBODY}",
+        "a lamp", ["a lamp --evaluations 40", "a lamp --draft"], status=422,
     ),
     "count": Case(
         [("role", "8", "count", "2")],
@@ -96,44 +105,44 @@ CASES = {
     ),
     "speeds": Case(
         [("guild", "", "speeds", "fast")],
-        f"The relaxed speed is not allowed here; allowed: fast. {EVERYBODY}", "a lamp --relax", ["a lamp"],
+        f"The relaxed speed is not allowed here; allowed: fast. {EVERYBODY}", f"{LAMP} --relax", [LAMP],
     ),
     "queued": Case(
         [("guild", "", "queued", "1"), ("role", "9", "running", "1")],
         f"Your queue is full: at most 1 of yours runs at once and 1 more wait; you have 0 running and 2 waiting. "
         f"You can submit again when a worker comes. {EVERYBODY}",
-        admitted_prompts=["a lamp", "a lamp"], status=429,
+        admitted_prompts=[LAMP, LAMP], status=429,
     ),
     "together_queued": Case(
         [("guild", "", "together_queued", "2")],
         "This server's queue is full: 2 of 2 waiting jobs are taken. You can submit again when a worker comes. "
         f"{EVERYBODY}",
-        admitted_prompts=["a lamp", "a lamp"], status=429,
+        admitted_prompts=[LAMP, LAMP], status=429,
     ),
     "channel's queue": Case(
         [("channel", "7", "together_queued", "3"), ("guild", "", "together_queued", "9")],
         "This channel's queue is full: 1 of 3 waiting jobs are taken, and this makes 3 jobs. You can submit again when "
         "a worker comes. This server's admins set that for this channel.",
-        "a {red,blue,green} lamp", ["a lamp"], status=429,
+        "a {red,blue,green} lamp", [LAMP], status=429,
     ),
     "cost_day": Case(
         [("role", "9", "cost_day", "50")],
         "Your day's limit is reached: 33 s of 50 s device time used in the last 24 hours, and this needs 33 s of "
         f"device time. Enough quota is available again in about 1 d. This server's admins set that for a role of "
         f"yours. {HINT}",
-        admitted_prompts=["a lamp"], status=429,
+        admitted_prompts=[LAMP], status=429,
     ),
     "relaxed_day": Case(
         [("guild", "", "relaxed_day", "50")],
         "Your relaxed day's limit is reached: 33 s of 50 s device time used in the last 24 hours, and this needs 33 s "
         f"of device time. Enough quota is available again in about 1 d. {EVERYBODY}",
-        prompt="a lamp --relax", admitted_prompts=["a lamp", "a lamp --relax"], status=429,
+        prompt=f"{LAMP} --relax", admitted_prompts=[LAMP, f"{LAMP} --relax"], status=429,
     ),
     "cost_month": Case(
         [("guild", "", "cost_month", "60"), ("guild", "", "speeds", "fast")],
         "Your month's limit is reached: 33 s of 1 min device time used in the last 30 days, and this needs 33 s of "
         f"device time. Enough quota is available again in about 30 d. {EVERYBODY}",
-        admitted_prompts=["a lamp"], status=429,
+        admitted_prompts=[LAMP], status=429,
     ),
     "too large": Case(
         [("guild", "", "cost_day", "10")],
@@ -146,7 +155,7 @@ CASES = {
         "This server's day's limit is reached: 33 s of 40 s device time used in the last 24 hours, and this needs 33 s "
         f"of device time. Enough quota is available again in about 1 d. This bot's operator set that for this "
         f"server. {HINT}",
-        admitted_prompts=["a lamp"], ceilings={"together_cost_day": "40"}, status=429,
+        admitted_prompts=[LAMP], ceilings={"together_cost_day": "40"}, status=429,
     ),
 }  # fmt: skip
 
@@ -183,15 +192,15 @@ async def test_a_refused_job_is_admitted_at_the_time_that_the_refusal_names(harn
     rule_admin, services = app.services.rule_admin, app.services
     await rule_admin.set_rule(OLGA, "guild", "", "together_cost_day", "80")
     for n in range(2):
-        (accepted,) = await services.jobs.imagine("a lamp", replace(BOB, id=f"discord:{n}"), HERE)
+        (accepted,) = await services.jobs.imagine(LAMP, replace(BOB, id=f"discord:{n}"), HERE)
         await app.store.end_job("cancel", accepted.job, moment, None)
         moment += 3600
-    error = await refusal(services.jobs.imagine("a lamp", BOB, HERE))
+    error = await refusal(services.jobs.imagine(LAMP, BOB, HERE))
     assert "1 min 5 s of 1 min 20 s" in error.sentence
     assert "Enough quota is available again in about 22 h" in error.sentence
     assert error.retry_at == 1_800_000_000.0 + 86_400
     moment = error.retry_at
-    await services.jobs.imagine("a lamp", BOB, HERE)
+    await services.jobs.imagine(LAMP, BOB, HERE)
 
 
 @pytest.mark.asyncio
@@ -200,7 +209,7 @@ async def test_a_refusal_says_that_the_operator_closed_or_blocked(harness):
     rule_admin, hera_everywhere = app.services.rule_admin, replace(HERA, guild=EVERYWHERE)
 
     async def sentence() -> str:
-        return (await refusal(app.services.jobs.imagine("a lamp", BOB, HERE))).sentence
+        return (await refusal(app.services.jobs.imagine(LAMP, BOB, HERE))).sentence
 
     await rule_admin.set_rule(hera_everywhere, "user", BOB.id, "blocked", "on")
     assert await sentence() == "This bot's operator has blocked you: nothing can be made until they take that back."
@@ -221,9 +230,9 @@ async def test_of_several_limits_the_refusal_names_the_one_that_holds_longest(ha
     rule_admin = app.services.rule_admin
     for setting, text in (("cost_day", "40"), ("cost_month", "50"), ("queued", "0"), ("running", "1")):
         await rule_admin.set_rule(OLGA, "guild", "", setting, text)
-    (accepted,) = await app.services.jobs.imagine("a lamp", BOB, HERE)
+    (accepted,) = await app.services.jobs.imagine(LAMP, BOB, HERE)
     await app.store.end_job("cancel", accepted.job, 1.0, None)
-    assert "Your month's limit" in (await refusal(app.services.jobs.imagine("a lamp", BOB, HERE))).sentence
+    assert "Your month's limit" in (await refusal(app.services.jobs.imagine(LAMP, BOB, HERE))).sentence
     assert "2 jobs are too many" in (await refusal(app.services.jobs.imagine("{a,b} lamp", BOB, HERE))).sentence
 
 
@@ -234,26 +243,24 @@ async def test_defaults_and_global_ceilings_count_over_all_servers(harness):
     await rule_admin.set_ceilings(replace(HERA, guild=EVERYWHERE), EVERYWHERE, cost_day="80")
     await rule_admin.set_rule(replace(OLGA, guild="mine"), "guild", "", "cost_day", "unlimited")
     for guild in ("mine", "other"):
-        await services.jobs.imagine("a lamp", replace(BOB, guild=guild), HERE)
-    error = await refusal(services.jobs.imagine("a lamp", replace(BOB, guild="mine"), HERE))
+        await services.jobs.imagine(LAMP, replace(BOB, guild=guild), HERE)
+    error = await refusal(services.jobs.imagine(LAMP, replace(BOB, guild="mine"), HERE))
     assert "1 min 5 s of 1 min 20 s device time used" in error.sentence
     assert "This bot's operator set that, over all servers." in error.sentence
     await rule_admin.set_ceilings(replace(HERA, guild=EVERYWHERE), EVERYWHERE, cost_day=None)
     for n in range(8):
-        await services.jobs.imagine("a lamp", replace(BOB, guild=f"g{n}"), HERE)
-    assert (
-        "10 waiting" in (await refusal(services.jobs.imagine("a lamp", replace(BOB, guild="another"), HERE))).sentence
-    )
+        await services.jobs.imagine(LAMP, replace(BOB, guild=f"g{n}"), HERE)
+    assert "10 waiting" in (await refusal(services.jobs.imagine(LAMP, replace(BOB, guild="another"), HERE))).sentence
     await rule_admin.set_rule(replace(OLGA, guild="mine"), "guild", "", "queued", "9")
-    await services.jobs.imagine("a lamp", replace(BOB, guild="mine"), HERE)
+    await services.jobs.imagine(LAMP, replace(BOB, guild="mine"), HERE)
 
 
 @pytest.mark.asyncio
 async def test_relaxed_jobs_have_a_default_ceiling(harness):
     harness.settings = harness.settings.model_copy(update={"relaxed_day": 50.0})
     app = await harness.open_app()
-    await app.services.jobs.imagine("a lamp --relax", BOB, HERE)
-    error = await refusal(app.services.jobs.imagine("a lamp --relax", BOB, HERE))
+    await app.services.jobs.imagine(f"{LAMP} --relax", BOB, HERE)
+    error = await refusal(app.services.jobs.imagine(f"{LAMP} --relax", BOB, HERE))
     assert error.sentence.startswith("Your relaxed day's limit is reached: 33 s of 50 s device time")
     assert Limits().relaxed_day == 4 * 3600
     lines = (await app.services.rule_admin.report_quotas(BOB)).lines
@@ -265,11 +272,11 @@ async def test_relaxed_jobs_use_no_quota_and_weigh_a_quarter(harness):
     app = await harness.open_app()
     rule_admin, services = app.services.rule_admin, app.services
     await rule_admin.set_rule(OLGA, "guild", "", "cost_day", "40")
-    await services.jobs.imagine("a lamp", BOB, HERE)
-    await refusal(services.jobs.imagine("a lamp", BOB, HERE))
-    (one,) = await services.jobs.imagine("a lamp --relax", BOB, HERE)
+    await services.jobs.imagine(LAMP, BOB, HERE)
+    await refusal(services.jobs.imagine(LAMP, BOB, HERE))
+    (one,) = await services.jobs.imagine(f"{LAMP} --relax", BOB, HERE)
     await app.services.preferences.set_preference(BOB.id, "speed", "relaxed")
-    (second,) = await services.jobs.imagine("a lamp", BOB, HERE)
+    (second,) = await services.jobs.imagine(LAMP, BOB, HERE)
     for accepted in (one, second):
         record = await app.store.get_job(accepted.job)
         assert (record.tier, record.weight, record.charged) == ("relaxed", 0.25, 0.0)
@@ -284,12 +291,12 @@ async def test_relaxed_jobs_use_no_quota_and_weigh_a_quarter(harness):
     assert (line.usage_text, round(line.used)) == ("33 s of 40 s", 32)
     assert line.frees_at is not None
     await rule_admin.set_rule(OLGA, "guild", "", "speeds", "fast")
-    assert "day's limit" in (await refusal(services.jobs.imagine("a lamp", BOB, HERE))).sentence, (
+    assert "day's limit" in (await refusal(services.jobs.imagine(LAMP, BOB, HERE))).sentence, (
         "a rule overrides a preference"
     )
     await rule_admin.set_rule(OLGA, "guild", "", "speeds", "relaxed")
     await app.services.preferences.set_preference(BOB.id, "speed", "fast")
-    (third,) = await services.jobs.imagine("a lamp", BOB, HERE)
+    (third,) = await services.jobs.imagine(LAMP, BOB, HERE)
     assert (await app.store.get_job(third.job)).tier == "relaxed"
     assert any("relaxed" in note for note in third.notes)
 
@@ -299,7 +306,7 @@ async def test_rules_and_preferences_decide_who_sees_results(harness):
     app = await harness.open_app()
     rule_admin, services = app.services.rule_admin, app.services
 
-    async def is_private(text: str = "a lamp") -> bool:
+    async def is_private(text: str = LAMP) -> bool:
         (accepted,) = await services.jobs.imagine(text, BOB, HERE)
         return (await app.store.get_job(accepted.job)).private
 
@@ -313,10 +320,10 @@ async def test_rules_and_preferences_decide_who_sees_results(harness):
     await app.services.preferences.set_preference(BOB.id, "results", "public")
     assert not await is_private()
     await rule_admin.set_rule(OLGA, "channel", "7", "results", "private")
-    (accepted,) = await services.jobs.imagine("a lamp", BOB, HERE)
+    (accepted,) = await services.jobs.imagine(LAMP, BOB, HERE)
     assert (await app.store.get_job(accepted.job)).private
     assert "Results are private here: only you see this one." in accepted.notes
-    (accepted,) = await services.jobs.imagine("a lamp", replace(BOB, channel="8"), HERE)
+    (accepted,) = await services.jobs.imagine(LAMP, replace(BOB, channel="8"), HERE)
     assert not (await app.store.get_job(accepted.job)).private
 
 
@@ -325,7 +332,7 @@ async def test_rules_also_hold_for_buttons(harness, wait_until):
     app = await harness.open_app()
     await harness.start_worker()
     rule_admin, services = app.services.rule_admin, app.services
-    (accepted,) = await services.jobs.imagine("a lamp", BOB, HERE)
+    (accepted,) = await services.jobs.imagine(LAMP, BOB, HERE)
 
     async def all_finished() -> bool:
         return (await services.job_views.load_view(accepted.job)).state == "finished"
@@ -342,9 +349,9 @@ async def test_rules_also_hold_for_buttons(harness, wait_until):
 @pytest.mark.asyncio
 async def test_a_repeated_request_is_answered_although_the_rules_changed(harness):
     app = await harness.open_app()
-    (one,) = await app.services.jobs.imagine("a lamp", BOB, HERE, key="k")
+    (one,) = await app.services.jobs.imagine(LAMP, BOB, HERE, key="k")
     await app.services.rule_admin.close_guild(OLGA, "tea")
-    (retry,) = await app.services.jobs.imagine("a lamp", BOB, HERE, key="k")
+    (retry,) = await app.services.jobs.imagine(LAMP, BOB, HERE, key="k")
     assert retry.job == one.job
 
 
@@ -355,7 +362,7 @@ async def test_concurrent_requests_do_not_exceed_the_servers_queue_limit(harness
 
     async def request_job(n: int) -> int:
         try:
-            await app.services.jobs.imagine("a lamp", replace(BOB, id=f"discord:{n}"), HERE)
+            await app.services.jobs.imagine(LAMP, replace(BOB, id=f"discord:{n}"), HERE)
         except UserError:
             return 0
         return 1
@@ -401,7 +408,7 @@ async def test_a_server_and_a_channel_limit_the_running_jobs_of_all_members(harn
         member = replace(BOB, id=f"discord:{n}")
         await app.services.jobs.imagine("a {a,b} lamp", member, HERE)
         await app.services.jobs.imagine("a {a,b} lamp", replace(member, channel="8"), HERE)
-    (free_job,) = await app.services.jobs.imagine("a lamp", replace(BOB, guild="other"), HERE)
+    (free_job,) = await app.services.jobs.imagine(LAMP, replace(BOB, guild="other"), HERE)
     await wait_until(lambda: len(worker.started_jobs) == 4)
     await app.queue.dispatcher.run_round()
     dispatched_views = [view for view in await app.services.job_views.load_queue() if view.state != "queued"]
@@ -433,8 +440,8 @@ async def test_a_server_and_a_channel_limit_the_running_jobs_of_all_members(harn
 @pytest.mark.asyncio
 async def test_waiting_jobs_of_a_closed_server_do_not_start(harness, wait_until):
     app = await harness.open_app()
-    (accepted,) = await app.services.jobs.imagine("a lamp", BOB, HERE)
-    (free_job,) = await app.services.jobs.imagine("a lamp", replace(BOB, guild="other"), HERE)
+    (accepted,) = await app.services.jobs.imagine(LAMP, BOB, HERE)
+    (free_job,) = await app.services.jobs.imagine(LAMP, replace(BOB, guild="other"), HERE)
 
     async def fail_to_cancel(_job: str) -> str:
         raise ConnectionError
@@ -459,17 +466,17 @@ async def test_running_jobs_in_one_server_use_no_queue_places_in_another(harness
     await rule_admin.set_rule(OLGA, "guild", "", "running", "3")
     await rule_admin.set_rule(replace(OLGA, guild="h"), "guild", "", "running", "1")
     for _ in range(3):
-        await app.services.jobs.imagine("a lamp", BOB, HERE)
+        await app.services.jobs.imagine(LAMP, BOB, HERE)
         assert (
             await app.store.pick_job(PickRequest("default", ("embedded",), member_limit=9), 99, 1.0, time.time())
             is not None
         )
     for _ in range(5):
-        await app.services.jobs.imagine("a lamp", BOB, HERE)
+        await app.services.jobs.imagine(LAMP, BOB, HERE)
     for _ in range(2):
-        await app.services.jobs.imagine("a lamp", bob_elsewhere, HERE)
+        await app.services.jobs.imagine(LAMP, bob_elsewhere, HERE)
     with pytest.raises(UserError, match="you have 3 running and 7 waiting"):
-        await app.services.jobs.imagine("a lamp", bob_elsewhere, HERE)
+        await app.services.jobs.imagine(LAMP, bob_elsewhere, HERE)
 
 
 @pytest.mark.asyncio

@@ -29,7 +29,7 @@ WITHOUT_JUDGE = replace(SHIPPED_MODEL, has_judge=False)
 
 
 def build_best(text: str = "a lamp --best", **changes: Any) -> Recipe:
-    (parsed_prompt,) = parse(text, None).prompts
+    (parsed_prompt,) = parse(f"{text} --evaluations all", None).prompts
     return replace(build_recipe(parsed_prompt, SHIPPED_MODEL, 7), **changes)
 
 

@@ -82,7 +82,7 @@ async def test_a_rule_is_set_explained_and_unset(store):
 async def test_every_setting_is_explained(store):
     explanations = await make_rule_admin(store).explain("g", BOB)
     assert all(one.sentence.startswith(f"{one.setting} is {one.value}: ") for one in explanations)
-    assert len(explanations) == 28
+    assert len(explanations) == 29
 
 
 @pytest.mark.asyncio

@@ -70,7 +70,7 @@ async def test_cancelled_work_is_charged_what_it_ran(harness: Any) -> None:
 
 async def test_deleting_relaxed_jobs_restores_no_quota(harness: Any) -> None:
     app = await harness.open_app()
-    await app.services.jobs.imagine("a lamp --relax", ANN, Destination("web", {"room": "1"}))
+    await app.services.jobs.imagine("a lamp --relax --evaluations all", ANN, Destination("web", {"room": "1"}))
     (view,) = await app.services.job_views.load_queue("g")
     await app.store.end_job("fail", view.id, view.created, None, blame="member")
 

@@ -58,6 +58,7 @@ GET     /api/jobs/{id}/amendments               visitor     details
 POST    /api/jobs/{id}/vary/{n}                 visitor     vary
 POST    /api/jobs/{id}/upscale/{n}              visitor     upscale
 POST    /api/jobs/{id}/reroll                   visitor     reroll
+POST    /api/jobs/{id}/finish                   visitor     finish
 POST    /api/jobs/{id}/walk                     visitor     walk
 POST    /api/jobs/{id}/edit/{n}                 visitor     edit
 POST    /api/jobs/{id}/zoom/{n}                 visitor     zoom

@@ -20,8 +20,8 @@ from shared.sample_views import JOB, NOW, PARENT, make_view
 
 def make_ticket(**changes: object) -> AcceptedJob:
     accepted = AcceptedJob(
-        job=JOB, jobs_ahead=2, eta=90.0, has_worker=True, notes=(), prompt="terrier", steps=1000, sampler="ddpm",
-        seed=7, count=4, cost=10.0,
+        job=JOB, jobs_ahead=2, eta=90.0, has_worker=True, notes=(), prompt="terrier", steps=1000,
+        evaluations=100, sampler="ddpm", seed=7, count=4, cost=10.0,
     )  # fmt: skip
     return replace(accepted, **changes)
 

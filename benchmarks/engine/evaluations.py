@@ -1,0 +1,343 @@
+"""`darkroom bench evaluations`: pictures with few evaluations of the network, beside those with an evaluation a step.
+
+Both are drawn in one run, with the same noise, by the engine and the embedded model. Their likeness is the PSNR of the
+finished pictures in dB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
+
+import msgspec
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+from benchmarks.engine.resumption import is_resumed_equal
+from benchmarks.engine.users_plot import BACKGROUND_COLOUR, DARKROOM_COLOUR, GRID_COLOUR, write_text
+from benchmarks.report.figure_row import FigureRow, format_json, format_table
+from benchmarks.report.measures import psnr
+from engine.calibration.calibration import calibrate
+from engine.contract import (
+    DRAFT_EVALUATIONS,
+    BillingKey,
+    Concept,
+    Dtype,
+    Job,
+    Recipe,
+    Sampler,
+    count_row_steps,
+    count_usual_evaluations,
+    list_evaluated_steps,
+)
+from engine.core.engine import Engine, JobFailure, LatentsDone
+from engine.models.families.embedded import load_embedded
+from engine.models.family import Family
+from engine.models.judge import PromptJudge
+from engine.plan import COLUMNS, Plan, compose
+
+# None of them chose where the evaluations lie.
+PROMPTS = (
+    "terrier, looking up, cute, white background", "octopus, white background", "sunflower", "fox, white background",
+    "strawberry, black background", "guitar", "owl", "mushroom, white background", "blue bicycle", "green teapot",
+    "yellow submarine, white background", "red umbrella", "purple butterfly", "pink pig", "penguin, blue background",
+    "snowman", "cactus, white background", "lemon", "rabbit, cute", "turtle", "hamburger", "lighthouse",
+    "hot air balloon", "airplane, white background", "sailboat", "tractor", "violin", "trophy", "light bulb",
+    "alarm clock, white background", "candle", "key", "mermaid", "robot, black background", "unicorn", "dragon",
+    "crown, white background", "anchor", "kangaroo", "whale, black background",
+)  # fmt: skip
+QUICK_PROMPTS = PROMPTS[::10]
+STEPS, COUNT = 1000, 4
+JOBS_AT_ONCE = 8
+LEAST_PSNR, LEAST_SHARE = 34.0, 95  # dB; per cent of the pictures
+# Sampler, steps, evaluations, and how many dB more likeness they give than as many steps of the same sampler.
+OTHER_SAMPLERS: tuple[tuple[Sampler, int, int], ...] = (("ddim", 200, 40), ("euler", 50, 25), ("dpmpp_2m", 25, 13))
+OTHER_GAIN = "≥ 5"
+CURVE_EVALUATIONS = (15, 25, 40, 60, 80, 100, 150, 250)
+KILLS = 12
+DEADLINE = 4e9  # far in the future
+PrintProgress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What the rows have in common: the model, the number format, and the most rows of a forward."""
+
+    family: Family
+    dtype: Dtype
+    batch_limit: int
+
+    def make_recipe(self, prompt: str, sampler: Sampler, steps: int, evaluations: int, seed: int) -> Recipe:
+        family = self.family
+        return Recipe(
+            concepts=(Concept(prompt),), model=family.name, sampler=sampler, steps=steps, evaluations=evaluations,
+            seed=seed, guidance=family.guidance, guidance_start=family.interval[0], guidance_stop=family.interval[1],
+            width=family.size, height=family.size, count=COUNT, dtype=self.dtype,
+        )  # fmt: skip
+
+    def draw(self, prompts: Sequence[str], sampler: Sampler, steps: int, evaluations: int) -> list[Image.Image]:
+        """Return the finished pictures, four of each prompt in turn; prompt `i` has the seeds from 100·i on."""
+        pictures = list[Image.Image]()
+        for start in range(0, len(prompts), JOBS_AT_ONCE):
+            numbered = list(enumerate(prompts))[start : start + JOBS_AT_ONCE]
+            recipes = [self.make_recipe(prompt, sampler, steps, evaluations, 100 * i) for i, prompt in numbered]
+            pictures += self._run(recipes)
+        return pictures
+
+    def time_grid(self, evaluations: int) -> float:
+        """Return the seconds from a recipe to four finished pictures of DDPM."""
+        started_at = time.perf_counter()
+        self.draw(PROMPTS[:1], "ddpm", STEPS, evaluations)
+        return time.perf_counter() - started_at
+
+    def _run(self, recipes: Sequence[Recipe]) -> list[Image.Image]:
+        engine = Engine({self.family.name: self.family}, rows=self.batch_limit)
+        for number, recipe in enumerate(recipes):
+            engine.add(make_job(number, recipe))
+        pictures = dict[tuple[str, int], Image.Image]()
+        while not engine.is_idle:
+            for event in engine.step():
+                if isinstance(event, JobFailure):
+                    raise RuntimeError(event.reason)
+                if isinstance(event, LatentsDone):
+                    pictures[event.job, event.image] = self.family.finish(event.latents).convert("RGB")
+        return [pictures[key] for key in sorted(pictures)]
+
+
+def make_job(number: int, recipe: Recipe) -> Job:
+    share = BillingKey("standard", "bench", f"user-{number}")
+    return Job(id=f"{number:026d}", task=recipe, billing_key=share, cost=1.0, deadline=DEADLINE, ladder=False)
+
+
+def measure_time(drawing: Drawing) -> FigureRow:
+    """Divide the time of a grid of four by that with all evaluations: the median of three by one, in one run."""
+    usual = count_usual_evaluations("ddpm", STEPS)
+    drawing.time_grid(DRAFT_EVALUATIONS)  # warm
+    first, all_seconds, *others = (drawing.time_grid(count) for count in (usual, 0, usual, usual))
+    seconds = median((first, *others))
+    recipes = [drawing.make_recipe(PROMPTS[0], "ddpm", STEPS, count, 0) for count in (usual, 0)]
+    rows = [count_row_steps(recipe) for recipe in recipes]
+    note = f"{seconds:.1f} s instead of {all_seconds:.1f}; {rows[0]} row-steps instead of {rows[1]}"
+    name = f"grid of four, {STEPS} steps of DDPM: time with {usual} evaluations ÷ with all"
+    return FigureRow(name, seconds / all_seconds, "≤ 0.13", "", note)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The same pictures with few evaluations and with all, by prompt and image."""
+
+    few: Sequence[Image.Image]
+    all: Sequence[Image.Image]
+    prompts: Sequence[str]
+
+    @property
+    def likeness(self) -> list[float]:
+        """The PSNR of each picture in dB."""
+        return [psnr(few, full) for few, full in zip(self.few, self.all, strict=True)]
+
+    def score(self, judge: PromptJudge) -> tuple[float, float]:
+        """Return the judge's mean scores: of the pictures with few evaluations, and with all."""
+        few, full = (fmean(self._score_all(judge, pictures)) for pictures in (self.few, self.all))
+        return few, full
+
+    def _score_all(self, judge: PromptJudge, pictures: Sequence[Image.Image]) -> Iterable[float]:
+        for number, prompt in enumerate(self.prompts):
+            yield from judge.score_pictures(pictures[number * COUNT : (number + 1) * COUNT], prompt)
+
+
+def measure_likeness(drawing: Drawing, prompts: Sequence[str], out: Path | None) -> list[FigureRow]:
+    """Compare pictures of 1000 steps with the usual evaluations, and drafts, with all evaluations."""
+    usual = count_usual_evaluations("ddpm", STEPS)
+    counts = (usual, DRAFT_EVALUATIONS, 0)
+    few, draft, full = (drawing.draw(prompts, "ddpm", STEPS, count) for count in counts)
+    comparison = Comparison(few, full, prompts)
+    likeness = comparison.likeness
+    alike = 100 * fmean(value >= LEAST_PSNR for value in likeness)
+    others = [n for n, value in enumerate(likeness) if value < LEAST_PSNR]
+    names = ", ".join(f"{prompts[n // COUNT]} ({n % COUNT + 1})" for n in others)
+    if out is not None:
+        save_pictures(out, {"few": few, "draft": draft, "all": full})
+    what = f"{STEPS} steps of DDPM with {usual} evaluations against all, {len(full)} pictures"
+    size = len(full)
+    rows = [
+        FigureRow(
+            f"{what}: mean", fmean(likeness), "≥ 40", "dB", f"median {median(likeness):.1f}", samples=size, planned=size
+        ),
+        FigureRow(
+            f"{what}: at least {LEAST_PSNR:.0f} dB", alike, f"≥ {LEAST_SHARE}", "%", names, samples=size, planned=size
+        ),
+    ]
+    judge = getattr(drawing.family, "judge", None)
+    if isinstance(judge, PromptJudge):
+        scores = comparison.score(judge)
+        note = f"cosine with the prompt: {scores[0]:.4f} and {scores[1]:.4f}"
+        rows.append(FigureRow("the judge's score of these ÷ of those", scores[0] / scores[1], "≥ 0.99", "", note))
+    drafts = fmean(Comparison(draft, full, prompts).likeness)
+    rows.append(
+        FigureRow(
+            f"drafts ({DRAFT_EVALUATIONS} evaluations) against all: mean",
+            drafts,
+            "≥ 32",
+            "dB",
+            samples=size,
+            planned=size,
+        )
+    )
+    return rows
+
+
+def save_pictures(folder: Path, pictures: Mapping[str, Sequence[Image.Image]]) -> None:
+    """Write the pictures as `few-000.png`, …"""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, each in pictures.items():
+        for number, picture in enumerate(each):
+            picture.save(folder / f"{name}-{number:03}.png")
+
+
+def measure_other_samplers(drawing: Drawing, prompts: Sequence[str]) -> Iterable[FigureRow]:
+    """Compare few evaluations of many steps with as many steps: which are nearer to all evaluations of all steps."""
+    for sampler, steps, evaluations in OTHER_SAMPLERS:
+        few, fewer_steps, full = (
+            drawing.draw(prompts, sampler, each_steps, count)
+            for each_steps, count in ((steps, evaluations), (evaluations, 0), (steps, 0))
+        )
+        ours, theirs = (fmean(Comparison(each, full, prompts).likeness) for each in (few, fewer_steps))
+        name = f"{sampler}: {evaluations} evaluations of {steps} steps, against {evaluations} steps"
+        note = f"{ours:.1f} dB and {theirs:.1f} dB"
+        yield FigureRow(name, ours - theirs, OTHER_GAIN, "dB more", note, samples=len(full), planned=len(full))
+
+
+def measure_composition(family: Family) -> FigureRow:
+    """Compare a composed plan's rows with its steps one after another, for every sampler, in double precision."""
+    worst = 0.0
+    for sampler in family.samplers:
+        recipe = Recipe(
+            concepts=(Concept(""),), model=family.name, sampler=sampler, steps=50, evaluations=20, seed=0,
+            guidance=1.0, width=family.size, height=family.size, dtype="float32",
+        )  # fmt: skip
+        try:
+            full = family.plan(sampler, recipe.steps, 0.0, family.size, family.size)
+        except ValueError:  # it has no table
+            continue
+        composed = compose(full, tuple(list_evaluated_steps(recipe)))
+        worst = max(worst, _compare_rows(full, composed))
+    return FigureRow("composed rows against single steps, every sampler", worst, "≤ 1e-6", "relative")
+
+
+def _compare_rows(full: Plan, composed: Plan) -> float:
+    """Return the largest relative difference after a row whose x0 is held, from random latents, x0 and noise."""
+    generator, worst = torch.Generator().manual_seed(0), 0.0
+    for row, first in enumerate(composed.row_steps[:-1]):
+        x, x0 = torch.randn(2, 64, generator=generator, dtype=torch.float64)
+        coefficients = dict(zip(COLUMNS, composed.table[row].tolist(), strict=True))
+        positions, weights = composed.draws_at(first)
+        noises = torch.randn(len(positions), 64, generator=generator, dtype=torch.float64)
+        out, noise = (x0 - coefficients["P"] * x) / coefficients["Q"], torch.tensor(weights).double() @ noises
+        actual = coefficients["A"] * x + coefficients["B"] * out + coefficients["M"] * x0 + coefficients["N"] * noise
+        expected, draws = x, iter(noises)
+        for step in range(first, composed.row_steps[row + 1]):
+            single = dict(zip(COLUMNS, full.table[step].tolist(), strict=True))
+            out = (x0 - single["P"] * expected) / single["Q"]
+            expected = single["A"] * expected + single["B"] * out + single["M"] * x0
+            if full.has_noise_draw(step):
+                expected = expected + single["N"] * next(draws)
+        worst = max(worst, float((actual - expected).abs().max() / expected.abs().max()))
+    return worst
+
+
+def measure_resumption(drawing: Drawing) -> FigureRow:
+    """Kill pictures with few evaluations, resume them from their snapshots, and count those that are equal."""
+    recipe = drawing.make_recipe(PROMPTS[0], "ddpm", 200, 40, 7)
+    recipe = msgspec.structs.replace(recipe, count=1, bucket=2)  # a pinned batch shape
+    jobs = [make_job(number, msgspec.structs.replace(recipe, seed=number)) for number in range(KILLS)]
+    equal = sum(is_resumed_equal(drawing.family, job, 1 + 3 * number) for number, job in enumerate(jobs))
+    name = f"few evaluations, killed and resumed {KILLS} times, exact: equal to the bit"
+    return FigureRow(name, equal, f"= {KILLS}", "pictures", samples=KILLS, planned=KILLS)
+
+
+def measure_curve(drawing: Drawing, prompts: Sequence[str]) -> dict[int, list[float]]:
+    """Return, by the number of evaluations of 1000 steps of DDPM, the likeness of each picture to that with all."""
+    full = drawing.draw(prompts, "ddpm", STEPS, 0)
+    return {
+        count: Comparison(drawing.draw(prompts, "ddpm", STEPS, count), full, prompts).likeness
+        for count in CURVE_EVALUATIONS
+    }
+
+
+def plot_curve(curve: Mapping[int, Sequence[float]], path: Path, caption: str) -> None:
+    """Draw mean, and the lowest and highest tenth, against the evaluations as a PNG. Raises OSError."""
+    width, height, left, bottom = 720, 420, 86, 80
+    image = Image.new("RGB", (width, height), BACKGROUND_COLOUR)
+    draw = ImageDraw.Draw(image)
+    counts, low, high = list(curve), 20.0, 60.0
+
+    def place(count: float, value: float) -> tuple[float, float]:
+        x = left + (width - left - 30) * (np.log(count / counts[0]) / np.log(counts[-1] / counts[0]))
+        return float(x), float(height - bottom - (height - bottom - 50) * (value - low) / (high - low))
+
+    write_text(draw, (left, 10), "likeness to the picture with all evaluations, dB", size=18, anchor="la")
+    for tick in range(int(low), int(high) + 1, 10):
+        draw.line([place(counts[0], tick), place(counts[-1], tick)], fill=GRID_COLOUR)
+        write_text(draw, (left - 10, place(counts[0], tick)[1]), str(tick), anchor="rm")
+    for count, values in curve.items():
+        tenth, nine_tenths = (min(high, max(low, float(np.percentile(values, q)))) for q in (10, 90))
+        draw.line([place(count, tenth), place(count, nine_tenths)], fill=GRID_COLOUR, width=10)
+        write_text(draw, (place(count, low)[0], height - bottom + 16), str(count))
+    points = [place(count, fmean(values)) for count, values in curve.items()]
+    draw.line(points, fill=DARKROOM_COLOUR, width=3)
+    for x, y in points:
+        draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=DARKROOM_COLOUR)
+    write_text(draw, (width // 2, height - 44), f"evaluations of {STEPS} steps; the bars hold eight of ten pictures")
+    write_text(draw, (width // 2, height - 20), caption)
+    image.quantize(64).save(path, optimize=True)
+
+
+def open_drawing() -> Drawing:
+    """Load the embedded model with the number format and batch limit that a worker would use here."""
+    family = load_embedded()
+    with tempfile.TemporaryDirectory() as folder:
+        calibration = calibrate(family, Path(folder) / "calibration.json")
+    return Drawing(family, calibration.dtype, calibration.rows)
+
+
+def measure_brief_rows(family: Family, dtype: Dtype, batch_limit: int) -> list[FigureRow]:
+    """Return the rows that `darkroom bench` takes: time, likeness of four pictures, and the arithmetic."""
+    drawing = Drawing(family, dtype, batch_limit)
+    likeness = measure_likeness(drawing, PROMPTS[:1], None)
+    return [measure_time(drawing), likeness[0], measure_composition(family), measure_resumption(drawing)]
+
+
+def run(args: Sequence[str]) -> int:
+    """Measure and print; return 0, even if goals are missed."""
+    parser = argparse.ArgumentParser(prog="darkroom bench evaluations", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="16 pictures in place of 160, and of other samplers 8")
+    parser.add_argument("--json", action="store_true", help="print a list of rows as JSON")
+    parser.add_argument("--out", type=Path, help="a folder for the compared pictures")
+    parser.add_argument("--curve", type=Path, metavar="FILE", help="only plot likeness against evaluations as a PNG")
+    arguments = parser.parse_args(args)
+    drawing = open_drawing()
+    prompts = QUICK_PROMPTS if arguments.quick else PROMPTS
+    if arguments.curve:
+        curve = measure_curve(drawing, QUICK_PROMPTS)
+        plot_curve(curve, arguments.curve, f"embedded model, {drawing.dtype}, {COUNT * len(QUICK_PROMPTS)} pictures")
+        for count, values in curve.items():
+            _print_progress(f"{count} evaluations: mean {fmean(values):.1f} dB, least {min(values):.1f}")
+        return 0
+    rows = [measure_composition(drawing.family), measure_resumption(drawing), measure_time(drawing)]
+    _print_progress("other samplers")
+    rows += measure_other_samplers(drawing, prompts[:: 2 if arguments.quick else 4])
+    _print_progress(f"{COUNT * len(prompts)} pictures with all evaluations: this takes a while")
+    rows += measure_likeness(drawing, prompts, arguments.out)
+    print(format_json(rows) if arguments.json else format_table(rows))  # noqa: T201 - the command line's answer
+    return 0
+
+
+def _print_progress(message: str) -> None:
+    print(message, file=sys.stderr)  # noqa: T201
