@@ -166,13 +166,11 @@ def measure_likeness(drawing: Drawing, prompts: Sequence[str], out: Path | None)
         save_pictures(out, {"few": few, "draft": draft, "all": full})
     what = f"{STEPS} steps of DDPM with {usual} evaluations against all, {len(full)} pictures"
     size = len(full)
+    mean, middle = fmean(likeness), f"median {median(likeness):.1f}"
+    alike_name = f"{what}: at least {LEAST_PSNR:.0f} dB"
     rows = [
-        FigureRow(
-            f"{what}: mean", fmean(likeness), "≥ 40", "dB", f"median {median(likeness):.1f}", samples=size, planned=size
-        ),
-        FigureRow(
-            f"{what}: at least {LEAST_PSNR:.0f} dB", alike, f"≥ {LEAST_SHARE}", "%", names, samples=size, planned=size
-        ),
+        FigureRow(f"{what}: mean", mean, "≥ 40", "dB", middle, size, size),
+        FigureRow(alike_name, alike, f"≥ {LEAST_SHARE}", "%", names, size, size),
     ]
     judge = getattr(drawing.family, "judge", None)
     if isinstance(judge, PromptJudge):
@@ -180,16 +178,8 @@ def measure_likeness(drawing: Drawing, prompts: Sequence[str], out: Path | None)
         note = f"cosine with the prompt: {scores[0]:.4f} and {scores[1]:.4f}"
         rows.append(FigureRow("the judge's score of these ÷ of those", scores[0] / scores[1], "≥ 0.99", "", note))
     drafts = fmean(Comparison(draft, full, prompts).likeness)
-    rows.append(
-        FigureRow(
-            f"drafts ({DRAFT_EVALUATIONS} evaluations) against all: mean",
-            drafts,
-            "≥ 32",
-            "dB",
-            samples=size,
-            planned=size,
-        )
-    )
+    draft_name = f"drafts ({DRAFT_EVALUATIONS} evaluations) against all: mean"
+    rows.append(FigureRow(draft_name, drafts, "≥ 32", "dB", "", size, size))
     return rows
 
 

@@ -224,7 +224,8 @@ def choose_evaluations(
 ) -> int:
     """Return at how many of the steps the network is evaluated; 0: at all of them. `kept`: unless the prompt says.
 
-    By itself nothing skips an evaluation where the sampler or the model cannot.
+    By itself nothing skips an evaluation where the sampler or the model cannot. The `quality` counts for the usual
+    number as for the usual steps.
     """
     count = parsed_prompt.evaluations
     if count is None and parsed_prompt.draft:
@@ -233,7 +234,8 @@ def choose_evaluations(
         count = kept
     if count is None or count == AUTO_EVALUATIONS:
         is_possible = sampler not in PIPELINE_SAMPLERS and "evaluations" not in model_profile.lacks
-        count = count_usual_evaluations(sampler, steps) if is_possible else 0
+        quality = parsed_prompt.quality if parsed_prompt.steps is None else 1.0
+        count = round(quality * count_usual_evaluations(sampler, steps)) if is_possible else 0
     return count if count < steps else 0
 
 

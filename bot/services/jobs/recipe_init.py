@@ -248,7 +248,7 @@ def branch_recipe(
         if getattr(branch, name) != getattr(base, name):
             raise UserError(FIXED_SETTING.format({"width": "shape", "height": "shape"}.get(name, name)))
     keyframe = Branch(ladder=ladder, step=step, has_new_noise=has_new_noise or branch.drawn_count > 1)
-    branch_point = _move_branch_point(step, base.steps, branch.steps, keyframe)
+    branch_point = _move_branch_point(step, base, branch, keyframe)
     return msgspec.structs.replace(branch, start=branch_point, lineage=() if has_new_noise else base.lineage)
 
 
@@ -261,13 +261,16 @@ def _refuse_lost_picture(base: Recipe, model_profile: ModelProfile) -> None:
         )
 
 
-def _move_branch_point(step: int, old_steps: int, new_steps: int, branch_point: Branch) -> Branch:
-    """Move the branch point into a schedule of `new_steps` steps. Raises `UserError` if none remains after it."""
-    if new_steps == old_steps:
+def _move_branch_point(step: int, base: Recipe, branch: Recipe, branch_point: Branch) -> Branch:
+    """Move the branch point into the schedule of the branch. Raises `UserError` if no step remains after it.
+
+    With other evaluations it is moved, too, though to the same step: the keyframe's x0 is as old as the base's are.
+    """
+    if (branch.steps, branch.evaluations) == (base.steps, base.evaluations):
         return branch_point
-    moved_step = map_step(step, old_steps, new_steps)
-    if moved_step >= new_steps:
-        raise UserError(NO_STEPS_LEFT.format(new_steps, step, old_steps))
+    moved_step = map_step(step, base.steps, branch.steps)
+    if moved_step >= branch.steps:
+        raise UserError(NO_STEPS_LEFT.format(branch.steps, step, base.steps))
     return msgspec.structs.replace(branch_point, step=moved_step, ladder_step=step)
 
 

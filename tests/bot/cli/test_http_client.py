@@ -19,8 +19,8 @@ from bot.cli.imagine.result import GenerationError
 
 pytestmark = pytest.mark.asyncio
 FINISHED = {
-    "id": "J", "state": "finished", "seed": 7, "steps": 4, "evaluations": 4, "sampler": "ddpm", "pictures": [], "film": None,
-    "walk_films": {}, "seconds": 1.0, "ms_per_step": 1.0, "reason": "",
+    "id": "J", "state": "finished", "seed": 7, "steps": 4, "evaluations": 4, "sampler": "ddpm", "pictures": [],
+    "film": None, "walk_films": {}, "seconds": 1.0, "ms_per_step": 1.0, "reason": "",
 }  # fmt: skip
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

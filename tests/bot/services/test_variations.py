@@ -129,3 +129,16 @@ async def test_a_job_above_todays_limit_says_how_to_ask_for_less(harness, wait_u
         await app.services.variations.remix(first.id, None, "a blue lamp", ann, destination)
     (accepted,) = await app.services.variations.remix(first.id, None, "a blue lamp --steps 20", ann, destination)
     assert accepted.steps == 20
+
+
+async def test_a_finished_draft_is_the_same_recipe_with_all_evaluations(harness, wait_until, ann, destination):
+    text = "a lamp --seed 7 --count 1 --steps 40 --draft"
+    app, draft = await start_finished_job(harness, wait_until, ann, destination, text)
+    accepted = await app.services.variations.finish(draft.id, BOB, destination, key="one")
+    assert (draft.task.evaluations, accepted.evaluations) == (25, 40)
+    finished = await wait_for_end(app, accepted.job, wait_until)
+    assert finished.task == msgspec.structs.replace(draft.task, evaluations=0, v=1)
+    assert (finished.action, finished.parent_image, finished.state) == ("finish", (draft.id, 0), "finished")
+    assert (await app.services.variations.finish(draft.id, BOB, destination, key="one")).job == accepted.job
+    with pytest.raises(UserError, match="as fine as it can be"):
+        await app.services.variations.finish(accepted.job, BOB, destination)

@@ -61,17 +61,20 @@ def test_other_jobs_in_the_batch_change_no_bit(
 
 
 @pytest.mark.sampled
+@pytest.mark.parametrize(("steps", "evaluations"), [(12, 0), (60, 12)])
 @pytest.mark.parametrize("sampler", ["ddpm", "dpmpp_2m"])
 def test_a_job_killed_and_resumed_several_times_gives_the_same_picture(
-    embedded: StableDiffusion, exact_recipe: Make, job: Make, finish: Make, sampler: str
-) -> None:
-    one = job(exact_recipe(steps=12, sampler=sampler, lineage=(NoiseAncestor(3, 0, 0.3),)))
+    embedded: StableDiffusion, exact_recipe: Make, job: Make, finish: Make, sampler: str, steps: int,
+    evaluations: int,
+) -> None:  # fmt: skip
+    lineage = (NoiseAncestor(3, 0, 0.3),)
+    one = job(exact_recipe(steps=steps, evaluations=evaluations, sampler=sampler, lineage=lineage))
     expected = run_alone(embedded, one, finish)
     snapshots: list[Any] = []
-    for steps in (3, 4, 2):
+    for steps_run in (3, 4, 2):
         engine = Engine({"embedded": embedded})
         engine.add(one, snapshots)
-        for _ in range(steps):
+        for _ in range(steps_run):
             engine.step()
         snapshots = engine.take_snapshots(one.id, epoch=1)
     engine = Engine({"embedded": embedded})

@@ -78,13 +78,21 @@ def run_script(engine: Engine, job: Job, script: Any, reopen: Callable[[], Engin
     return recipe, latents
 
 
-@example(script=[(0, False, SplitImage(0, (1,), 0)), (0, False, DropImages((0,)))], sampler="ddpm", count=1)
+@example(
+    script=[(0, False, SplitImage(0, (1,), 0)), (0, False, DropImages((0,)))], sampler="ddpm", count=1, evaluations=0
+)
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(script=SCRIPTS, sampler=st.sampled_from(["ddpm", "dpmpp_2m", "euler"]), count=st.integers(1, 4))
+@given(
+    script=SCRIPTS,
+    sampler=st.sampled_from(["ddpm", "dpmpp_2m", "euler"]),
+    count=st.integers(1, 4),
+    evaluations=st.sampled_from([0, 5, 9]),
+)
 def test_a_steered_run_is_its_recipe_drawn_from_the_start(
-    affine: Any, recipe: Make, job: Make, script: Any, sampler: str, count: int
+    affine: Any, recipe: Make, job: Make, script: Any, sampler: str, count: int, evaluations: int
 ) -> None:
-    one = job(recipe("fox", sampler=sampler, steps=STEPS, guidance=3.0, count=count, bucket=4))
+    fields = {"sampler": sampler, "steps": STEPS, "guidance": 3.0, "count": count, "bucket": 4}
+    one = job(recipe("fox", evaluations=evaluations, **fields))
     open_engine = lambda: Engine({"affine": affine})  # noqa: E731
     amended, latents = run_script(open_engine(), one, script, open_engine)
     replayed, expected = run_script(open_engine(), with_task(one, amended), [], open_engine)
