@@ -16,12 +16,11 @@ from pathlib import Path
 from statistics import fmean, median
 
 import msgspec
-import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
+from benchmarks.engine.evaluation_curve import plot_curve
 from benchmarks.engine.resumption import is_resumed_equal
-from benchmarks.engine.users_plot import BACKGROUND_COLOUR, DARKROOM_COLOUR, GRID_COLOUR, write_text
 from benchmarks.report.figure_row import FigureRow, format_json, format_table
 from benchmarks.report.measures import psnr
 from engine.calibration.calibration import calibrate
@@ -59,10 +58,8 @@ JOBS_AT_ONCE = 8
 LEAST_PSNR, LEAST_SHARE = 34.0, 95  # dB; per cent of the pictures
 # Sampler, steps, evaluations, and how many dB more likeness they give than as many steps of the same sampler.
 OTHER_SAMPLERS: tuple[tuple[Sampler, int, int], ...] = (("ddim", 200, 40), ("euler", 50, 25), ("dpmpp_2m", 25, 13))
-OTHER_GAIN = "≥ 5"
 CURVE_EVALUATIONS = (15, 25, 40, 60, 80, 100, 150, 250)
-KILLS = 12
-DEADLINE = 4e9  # far in the future
+KILLS, DEADLINE = 12, 4e9  # the deadline is far in the future
 PrintProgress = Callable[[str], None]
 
 
@@ -201,7 +198,7 @@ def measure_other_samplers(drawing: Drawing, prompts: Sequence[str]) -> Iterable
         ours, theirs = (fmean(Comparison(each, full, prompts).likeness) for each in (few, fewer_steps))
         name = f"{sampler}: {evaluations} evaluations of {steps} steps, against {evaluations} steps"
         note = f"{ours:.1f} dB and {theirs:.1f} dB"
-        yield FigureRow(name, ours - theirs, OTHER_GAIN, "dB more", note, samples=len(full), planned=len(full))
+        yield FigureRow(name, ours - theirs, "≥ 5", "dB more", note, samples=len(full), planned=len(full))
 
 
 def measure_composition(family: Family) -> FigureRow:
@@ -253,40 +250,12 @@ def measure_resumption(drawing: Drawing) -> FigureRow:
 
 
 def measure_curve(drawing: Drawing, prompts: Sequence[str]) -> dict[int, list[float]]:
-    """Return, by the number of evaluations of 1000 steps of DDPM, the likeness of each picture to that with all."""
-    full = drawing.draw(prompts, "ddpm", STEPS, 0)
-    return {
-        count: Comparison(drawing.draw(prompts, "ddpm", STEPS, count), full, prompts).likeness
-        for count in CURVE_EVALUATIONS
-    }
-
-
-def plot_curve(curve: Mapping[int, Sequence[float]], path: Path, caption: str) -> None:
-    """Draw mean, and the lowest and highest tenth, against the evaluations as a PNG. Raises OSError."""
-    width, height, left, bottom = 720, 420, 86, 80
-    image = Image.new("RGB", (width, height), BACKGROUND_COLOUR)
-    draw = ImageDraw.Draw(image)
-    counts, low, high = list(curve), 20.0, 60.0
-
-    def place(count: float, value: float) -> tuple[float, float]:
-        x = left + (width - left - 30) * (np.log(count / counts[0]) / np.log(counts[-1] / counts[0]))
-        return float(x), float(height - bottom - (height - bottom - 50) * (value - low) / (high - low))
-
-    write_text(draw, (left, 10), "likeness to the picture with all evaluations, dB", size=18, anchor="la")
-    for tick in range(int(low), int(high) + 1, 10):
-        draw.line([place(counts[0], tick), place(counts[-1], tick)], fill=GRID_COLOUR)
-        write_text(draw, (left - 10, place(counts[0], tick)[1]), str(tick), anchor="rm")
-    for count, values in curve.items():
-        tenth, nine_tenths = (min(high, max(low, float(np.percentile(values, q)))) for q in (10, 90))
-        draw.line([place(count, tenth), place(count, nine_tenths)], fill=GRID_COLOUR, width=10)
-        write_text(draw, (place(count, low)[0], height - bottom + 16), str(count))
-    points = [place(count, fmean(values)) for count, values in curve.items()]
-    draw.line(points, fill=DARKROOM_COLOUR, width=3)
-    for x, y in points:
-        draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=DARKROOM_COLOUR)
-    write_text(draw, (width // 2, height - 44), f"evaluations of {STEPS} steps; the bars hold eight of ten pictures")
-    write_text(draw, (width // 2, height - 20), caption)
-    image.quantize(64).save(path, optimize=True)
+    """Return the likeness of each picture of 1000 steps to that with all evaluations, by their number."""
+    full, curve = drawing.draw(prompts, "ddpm", STEPS, 0), dict[int, list[float]]()
+    for count in CURVE_EVALUATIONS:
+        curve[count] = Comparison(drawing.draw(prompts, "ddpm", STEPS, count), full, prompts).likeness
+        _print_progress(f"{count} evaluations: mean {fmean(curve[count]):.1f} dB, least {min(curve[count]):.1f}")
+    return curve
 
 
 def open_drawing() -> Drawing:
@@ -317,8 +286,6 @@ def run(args: Sequence[str]) -> int:
     if arguments.curve:
         curve = measure_curve(drawing, QUICK_PROMPTS)
         plot_curve(curve, arguments.curve, f"embedded model, {drawing.dtype}, {COUNT * len(QUICK_PROMPTS)} pictures")
-        for count, values in curve.items():
-            _print_progress(f"{count} evaluations: mean {fmean(values):.1f} dB, least {min(values):.1f}")
         return 0
     rows = [measure_composition(drawing.family), measure_resumption(drawing), measure_time(drawing)]
     _print_progress("other samplers")

@@ -11,7 +11,7 @@ import unicodedata
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from engine.contract import FULL_INTERVAL, SAMPLER_TITLES, Recipe, count_evaluations, has_skipped_steps, recipe_at_end
+from engine.contract import FULL_INTERVAL, SAMPLER_TITLES, Recipe, has_skipped_steps, recipe_at_end
 from engine.process.load_progress import format_loading as format_model_loading
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def format_footer(
 def format_steps(recipe: Recipe) -> str:
     """Return "30 steps of DPM++ 2M", "1000 steps of DDPM with 100 evaluations"."""
     steps = f"{recipe.steps} steps of {SAMPLER_TITLES[recipe.sampler]}"
-    return f"{steps} with {count_evaluations(recipe)} evaluations" if has_skipped_steps(recipe) else steps
+    return f"{steps} with {recipe.evaluations} evaluations" if has_skipped_steps(recipe) else steps
 
 
 def format_step_time(task: Task, ms: float) -> str:

@@ -70,7 +70,7 @@ def check_capabilities(recipe: Recipe, model_profile: ModelProfile) -> None:
     check_features(recipe, model_profile)
     if model_profile.guidance_kind == "network":
         _check_built_in_guidance(recipe)
-    if not model_profile.lacks:  # else another server draws it, with what it calls that sampler
+    if not set(model_profile.lacks) - {"evaluations"}:  # else another server draws it, with what it calls that sampler
         check_sampler(recipe)
     if recipe.clip_skip > model_profile.max_clip_skip:
         raise UserError(_clip_skip_text(model_profile))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from engine.contract import Sampler
 
 MIN_STRENGTH, MIN_FRAMES = 0.05, 4
-MAX_CLIP_LAYER = 12
+MAX_CLIP_LAYER, MAX_INTEGER = 12, 10**20
 WEIGHTS_IN_WALK = "A walk goes from one text to another: leave out the weights (::)."
 _INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
 _DECIMAL = re.compile(r"[+-]?(?:[0-9]{1,9}(?:\.[0-9]{0,9})?|\.[0-9]{1,9})")
@@ -53,6 +53,8 @@ def _out_of_range(name: str, value: object) -> UserError:
 
 def _integer_parser(name: str, minimum: int, maximum: int) -> Callable[[object], int]:
     def parse(value: object) -> int:
+        if isinstance(value, int) and abs(value) > MAX_INTEGER:  # Python refuses to write the longest
+            raise _out_of_range(name, f"with {value.bit_length()} bits")
         text = str(value).translate(_DASHES)
         if isinstance(value, bool) or not _INTEGER.fullmatch(text) or not minimum <= int(text) <= maximum:
             raise _out_of_range(name, value)
@@ -101,7 +103,7 @@ def _parse_sampler(value: object) -> Sampler:
 def _parse_evaluations(value: object) -> int:
     """Return how many steps have an evaluation; 0 for all, and `AUTO_EVALUATIONS` for the usual number."""
     words = {"all": 0, "auto": AUTO_EVALUATIONS}
-    word = str(value).lower()
+    word = value.lower() if isinstance(value, str) else ""
     return words[word] if word in words else _integer_parser("evaluations", MIN_EVALUATIONS, MAX_STEPS)(value)
 
 

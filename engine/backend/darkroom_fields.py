@@ -30,6 +30,7 @@ def describe_darkroom_model(name: str, info: Mapping[str, Any], size: int) -> Ba
 def make_darkroom_fields(request: DrawRequest) -> dict[str, Any]:
     """Return a request's further fields. The usual guidance is left out: only the other Darkroom knows its model's."""
     fields: dict[str, Any] = {"seed": request.seed, "steps": request.steps, "sampler": request.sampler}
+    fields["evaluations"] = "all"  # its own default might skip some, and nothing here says so
     if request.guidance != request.model.guidance:
         fields["guidance"] = request.guidance
     if request.negative:

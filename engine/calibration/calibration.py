@@ -20,7 +20,7 @@ from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from engine.calibration.measurement import TIMED_BUCKETS, Clock, candidate_dtypes, measure_times
-from engine.contract import Dtype, ModelProfile, Sampler
+from engine.contract import PIPELINE_SAMPLERS, Dtype, ModelProfile, Sampler
 from engine.models.family import (
     CanBeOffloaded,
     Family,
@@ -35,6 +35,7 @@ from engine.models.family import (
 from engine.models.picture_edits import EditsPictures
 from engine.models.pictures.picture_support import PictureSupport
 from engine.models.quantization.quantized_network import find_quantization
+from engine.plan import NotTabled
 from engine.process.atomic_file import write_atomically
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ GRID_ROWS = 8  # four pictures with guidance
 DEFAULT_STEPS: tuple[tuple[int, Sampler], ...] = (
     (1000, "ddpm"), (999, "ddpm"), (500, "ddpm"), (250, "ddpm"), (50, "dpmpp_2m"), (30, "dpmpp_2m"), (20, "dpmpp_2m"),
 )  # fmt: skip
+TABLE_STEPS = 4  # of a table that only shows whether there are tables
 FALLBACK_STEPS = 25  # steps of a model that supports none of these samplers
 MAX_STORED = 256  # calibrations in the file, other models, devices and versions included
 STEADY_FACTOR = 1.25  # a row's cost may change by this factor before the default steps change
@@ -81,6 +83,7 @@ class Calibration(Struct, frozen=True, forbid_unknown_fields=True):
             max_clip_skip=family.max_clip_skip if isinstance(family, SkipsTextLayers) else 0,
             edits=isinstance(family, EditsPictures),
             max_edit_pictures=family.max_edit_pictures if isinstance(family, EditsPictures) else 1,
+            lacks=() if _has_tables(family) else ("evaluations",),
         )  # fmt: skip
         if not isinstance(family, TakesPictures):
             return profile
@@ -207,6 +210,17 @@ def _fast_enough_defaults(family: Family, row_ms: float) -> list[tuple[int, Samp
         (FALLBACK_STEPS, family.samplers[0])
     ]
     return [*(each for each in candidates if each[0] * GRID_ROWS * row_ms <= 1000 * MAX_GRID_SECONDS), fallback]
+
+
+def _has_tables(family: Family) -> bool:
+    """Return whether its samplers are tables; else its pictures run whole, through its own pipeline."""
+    tabled: list[Sampler] = [sampler for sampler in family.samplers if sampler not in PIPELINE_SAMPLERS]
+    try:
+        return bool(tabled) and bool(family.plan(tabled[0], TABLE_STEPS, 0.0, family.size, family.size))
+    except NotTabled:
+        return False
+    except ValueError:  # of these steps there is no table
+        return True
 
 
 def _has_plan(family: Family, sampler: Sampler, steps: int) -> bool:

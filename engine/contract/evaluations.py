@@ -59,6 +59,13 @@ def find_next_evaluation(recipe: Recipe, step: int) -> int:
     return steps[position] if position < len(steps) else recipe.steps
 
 
+def find_last_evaluation(recipe: Recipe, step: int) -> int:
+    """Return the last step before `step` at which the network is evaluated; -1 if there is none."""
+    steps = list_evaluated_steps(recipe)
+    position = bisect_left(steps, step)
+    return steps[position - 1] if position else -1
+
+
 def count_evaluations(recipe: Recipe, first_step: int | None = None, end_step: int | None = None) -> int:
     """Return how often the network is evaluated from one step to before another; by default while the recipe runs."""
     first_step = recipe.first_step if first_step is None else first_step

@@ -116,8 +116,8 @@ class ImageToImage(Struct, frozen=True, tag="Forward", forbid_unknown_fields=Tru
 
     z is the autoencoder's mean of the image; for several images, their spherical interpolation by weight. `strength` is
     the fraction of the steps still to run, as in diffusers' image-to-image pipelines: 1 keeps nothing. `mask` is a grey
-    PNG of any size: white is painted anew, black is restored after every step (Lugmayr et al. 2022). A model that edits
-    by words takes images at full strength without a mask: it starts from noise and sees them beside the prompt.
+    PNG of any size: white is painted anew, black restored after each evaluation (Lugmayr et al. 2022). A model that
+    edits by words takes images at full strength without a mask: it starts from noise and sees them beside the prompt.
     """
 
     pictures: Annotated[tuple[InitImage, ...], Meta(min_length=1, max_length=MAX_INIT_IMAGES)]
@@ -176,19 +176,15 @@ class Recipe(VersionedValue, frozen=True, kw_only=True, omit_defaults=True):
     - `evaluations`: at how many of the steps the network is evaluated (`evaluations`); 0: at all.
     - `guidance_start`, `guidance_stop`: guidance holds between them, as fractions of the steps. Outside, the prompt
       alone is predicted, which takes fewer rows (Kynkäänniemi et al. 2024; fractions as in diffusers' guiders).
-    - `guidance_kind`: how the model takes guidance.
-    - `start`: what replaces the initial noise.
-    - `stop_at`: the fraction of the steps after which it stops and returns the x0 of that step.
-    - `tile`: opposite edges match.
+    - `guidance_kind`: how the model takes guidance. `start`: what replaces the initial noise.
+    - `stop_at`: the fraction of the steps after which it stops and returns the x0 of that step. `tile`: edges match.
     - `mixed`: the concepts become one text, the weighted mean of their embeddings, in place of a composition of
       predictions; all weights are above 0.
-    - `chaos`: how far apart the images' guidance scales lie (`recipe_for_image`).
-    - `interpolation`: the interpolation that the images belong to (`recipe_for_image`).
+    - `chaos`: how far apart the images' guidance scales lie; `interpolation`: what they are frames of.
     - `candidate_count`: how many candidates are drawn, of which the model's judge chooses `count`; 0: all are shown.
     - `quantization`: how the network's weights are stored in memory; another one draws other pixels.
     - `controls`, `references`: pictures beside the prompt.
-    - `embeddings`: the textual inversions whose names occur in the prompts.
-    - `autoencoder`: one in place of the model's own.
+    - `embeddings`: the textual inversions whose names occur in the prompts. `autoencoder`: in place of the model's own.
     - `clip_skip`: how many last layers of CLIP are left out, as in diffusers' pipelines; 0: none.
     - `chosen_candidates`: what it chose: image `i` is candidate `chosen_candidates[i]`, and no other is drawn.
     - `amendments`: what was changed while it developed, in order (`steering`).

@@ -20,7 +20,6 @@ from engine.contract import (
     Task,
     find_amendments_problem,
     find_guidance_borders,
-    has_skipped_steps,
     list_evaluated_steps,
     list_needed_lives,
     recipe_for_image,
@@ -273,9 +272,8 @@ def _find_plan(recipe: Recipe, family: Family) -> Plan | None:
     """Return the plan; None if the sampler has no table but the model's own pipeline can run it."""
     try:
         plan = family.plan(recipe.sampler, recipe.steps, recipe.eta, recipe.width, recipe.height)
-        if not has_skipped_steps(recipe):
-            return plan
-        return compose(plan, tuple(list_evaluated_steps(recipe)), find_guidance_borders(recipe))
+        steps = list_evaluated_steps(recipe)
+        return plan if isinstance(steps, range) else compose(plan, tuple(steps), find_guidance_borders(recipe))
     except NotTabled as reason:
         if isinstance(family, PipelineSource):
             log.info("%s, %s: runs in its unmodified pipeline: %s", family.name, recipe.sampler, reason)

@@ -49,8 +49,7 @@ def format_parameters(
         fields["Eta"] = f"{recipe.eta:g}"
     if recipe.guidance_interval != FULL_INTERVAL:
         fields["Guidance interval"] = f"{recipe.guidance_start:g}-{recipe.guidance_stop:g}"
-    if has_skipped_steps(recipe):
-        fields["Evaluations"] = recipe.evaluations
+    fields |= {"Evaluations": recipe.evaluations} if has_skipped_steps(recipe) else {}
     if factor > 1:
         fields |= {"Hires upscale": factor, "Hires upscaler": upscaler}
     if recipe.lineage:

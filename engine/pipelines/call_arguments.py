@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from engine.contract import FULL_INTERVAL, Recipe, noise_seed
+from engine.contract import FULL_INTERVAL, Recipe, has_skipped_steps, noise_seed
 from engine.contract.rejection import JobRejected
 from engine.prompt.emphasis import strip_emphasis
 
@@ -21,6 +21,8 @@ def refuse_unsupported_recipe(recipe: Recipe) -> None:
         raise JobRejected(f"{prefix} supports no variations.", "member")
     if recipe.guidance_interval != FULL_INTERVAL:
         raise JobRejected(f"{prefix} applies guidance at every step.", "member")
+    if has_skipped_steps(recipe):
+        raise JobRejected(f"{prefix} evaluates the network at every step.", "member")
     if recipe.controls or recipe.references:
         raise JobRejected(f"{prefix} takes no control or reference pictures: take the sampler ddim.", "member")
     if recipe.start is not None or recipe.stop_at < 1.0 or recipe.tile or recipe.mixed or recipe.interpolation:

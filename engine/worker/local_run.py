@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from engine.contract import Frame, Job, Recipe
+from engine.contract import Frame, Job, Recipe, find_done_share
 from engine.contract.rejection import JobRejected
 from engine.core.engine import Engine, Event, JobFailure, StepDone
 from engine.core.engine import LatentsDone as Finished
@@ -74,9 +74,6 @@ class _LocalRun:
         self._frames_shown = 0
         self._started_at = time.monotonic()
         self._steps = 0
-        self._first_step, self._end_step = (
-            (job.task.first_step, job.task.end_step) if isinstance(job.task, Recipe) else (0, 0)
-        )
 
     def run(self, blobs: Mapping[str, bytes]) -> LocalResult:
         prepare_plan(self._job, self._families)  # before anything is encoded: it may load the model again
@@ -120,7 +117,8 @@ class _LocalRun:
         is_due = event.image not in self._frame_futures and elapsed >= self._frame_due_at.get(event.image, 0.0)
         if self._on_frame is not None and event.x0 is not None and is_due and self._is_shown(event.image):
             self._frame_due_at[event.image] = elapsed + FRAME_INTERVAL_SECONDS
-            seconds_left = elapsed / max(1, event.step - self._first_step) * (self._end_step - event.step)
+            done_share = find_done_share(self._job.task, event.step) if isinstance(self._job.task, Recipe) else 1.0
+            seconds_left = elapsed * (1.0 - done_share) / done_share if done_share else 0.0
             self._frame_futures[event.image] = self._decode_worker.render_frame(event, self._job, 0, seconds_left)
 
     def _is_shown(self, image: int) -> bool:

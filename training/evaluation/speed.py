@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from benchmarks.report.figure_row import FigureRow
-from engine.contract import BillingKey, Concept, Job, Recipe, Sampler
+from engine.contract import BillingKey, Concept, Job, Recipe, Sampler, count_usual_evaluations
 from engine.worker.local_run import run_locally
 from training.core.run import CHECKPOINT_FILE
 from training.evaluation import goals
@@ -75,10 +75,11 @@ def _is_model_weight(path: Path, context: EvaluationContext) -> bool:
 
 
 def _time_grid(context: EvaluationContext, steps: int, sampler: Sampler) -> float:
-    """Return the seconds to the finished pictures, with guidance where the bot guides by default."""
+    """Return the seconds to the finished pictures, with guidance and evaluations where the bot has them by default."""
     family, dtype = context.sampler.family, context.sampler.dtype
     recipe = Recipe(
-        concepts=(Concept(PROMPT),), model=family.name, sampler=sampler, steps=steps, seed=context.seed,
+        concepts=(Concept(PROMPT),), model=family.name, sampler=sampler, steps=steps,
+        evaluations=count_usual_evaluations(sampler, steps), seed=context.seed,
         guidance=family.guidance, guidance_start=family.interval[0], guidance_stop=family.interval[1],
         width=family.size, height=family.size, count=4, dtype=dtype,
     )  # fmt: skip

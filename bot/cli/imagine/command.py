@@ -14,7 +14,7 @@ Steps = Annotated[int | None, typer.Option(help="Sampler steps, 1 to 1000.")]
 Evaluations = Annotated[
     str | None, typer.Option(metavar="N|all|auto", help="At how many of the steps the network is asked.")
 ]
-Draft = Annotated[bool, typer.Option("--draft", help="Ask the network 25 times only: the same picture, less fine.")]
+Draft = Annotated[bool, typer.Option("--draft", help="Ask the network 25 times only: a first look, less fine.")]
 Sampler = Annotated[str | None, typer.Option(help="ddpm, euler, dpmpp_2m, …, or as in 'DPM++ 2M Karras'.")]
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same bytes.")]
 Guidance = Annotated[float | None, typer.Option(help="How closely to follow the prompt, 1 to 30.")]

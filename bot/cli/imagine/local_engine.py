@@ -50,16 +50,7 @@ from bot.services.jobs.recipe_init import (
     with_input_aspect,
 )
 from bot.store import JobRecord, Store
-from engine.contract import (
-    BillingKey,
-    Frame,
-    Job,
-    ModelProfile,
-    Recipe,
-    count_evaluations,
-    estimate_cost,
-    list_final_images,
-)
+from engine.contract import BillingKey, Frame, Job, ModelProfile, Recipe, estimate_cost, list_final_images
 from engine.process.load_progress import format_loading, format_size
 from engine.process.model_settings import EMBEDDED_MODEL
 from engine.process.model_words import read_style_guide
@@ -133,18 +124,16 @@ def _run_job(
     from engine.preview_maps.map_store import MapStore
     from engine.worker import local_run
 
-    job, first_index = (
-        _make_job(job_recipe, model_profile, film),
-        job_recipe.interpolation.first if job_recipe.interpolation else 0,
-    )
-    models, maps = {family.name: family}, MapStore(data)
+    job = _make_job(job_recipe, model_profile, film)
+    first_index = job_recipe.interpolation.first if job_recipe.interpolation else 0
     run_result = local_run.run_locally(
-        job, models, contents, on_frame=lambda frame: _show_frame(frame, display, first_index), map_store=maps
-    )
+        job, {family.name: family}, contents, on_frame=lambda frame: _show_frame(frame, display, first_index),
+        map_store=MapStore(data),
+    )  # fmt: skip
     captions = list_recipe_captions(job_recipe)
     return ImagineResult(
         id=job.id, seed=job_recipe.seed, steps=job_recipe.steps,
-        evaluations=count_evaluations(job_recipe), sampler=job_recipe.sampler,
+        evaluations=job_recipe.evaluations or job_recipe.steps, sampler=job_recipe.sampler,
         pictures=tuple(run_result.pictures),
         film=film_of(run_result.ladders, finals=run_result.pictures, captions=captions) if film else None,
         preview_count=run_result.frame_count, seconds=run_result.seconds, ms_per_step=run_result.ms_per_step,
@@ -267,7 +256,7 @@ def branch_locally(
         display.print_note(note)
     branch_edit = BranchEdit(prompt_at_step(record.prompt, record.task, step), prompt or None, options)
     base = branch_base(record.task, keyframe.image, step)
-    job_recipe = branch_recipe(base, sha256, step, branch_edit, model_profile)
+    job_recipe = branch_recipe(base, sha256, step, branch_edit, model_profile, parent=record.task)
     contents[sha256] = ladder
     return _run_job(pin_batch_shape(job_recipe), contents, family, model_profile, film, display, settings.data)
 

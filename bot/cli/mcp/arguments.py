@@ -61,7 +61,7 @@ class ImagineArguments(DrawArguments):
     quality: float | None = Field(None, description="Multiplies the usual steps, 0.25 to 4.")
     best: bool | None = Field(None, description="Draw twice as many, and show those nearest to the prompt.")
     fast: bool | None = Field(None, description="Fewer steps: a quick sketch.")
-    draft: bool | None = Field(None, description="The same picture in a quarter of the time, less fine.")
+    draft: bool | None = Field(None, description="A first look in a quarter of the time, less fine.")
 
 
 class EditArguments(DrawArguments):

@@ -39,7 +39,7 @@ COMMON_ACTION_LABELS: Mapping[ButtonKind, str] = MappingProxyType(
     {kind: label for kind, label in PICTURE_ACTION_LABELS.items() if kind not in ("square", "compare")}
 )
 COMPARABLE_ACTIONS: frozenset[JobAction] = frozenset(
-    {"branch", "edit", "vary", "remix", "upscale"}
+    {"branch", "edit", "vary", "remix", "finish", "upscale"}
 )  # actions whose pictures can be compared with their source
 MAX_ROW_BUTTONS = 5  # Discord's limit
 DIRECT_GUILD_PREFIX = "discord:dm:"  # prefix of a direct conversation's guild id
@@ -109,10 +109,12 @@ def build_retry_rows(view: JobView) -> tuple[ButtonRow, ...]:
 def build_finished_rows(view: JobView) -> tuple[ButtonRow, ...]:
     """Return the rows under finished pictures: U and V for each of a grid, or all actions on an upscale; then the rest.
 
-    A button holds the job's id: by it, the courier finds a lost message again.
+    A button holds the job's id: by it, the courier finds a lost message again. A draft whose pictures wait for
+    moderators cannot be finished yet: their buttons take its row.
     """
-    finish = ((Button("finish", view.id, "Finish it"),),) if _is_draft(view) else ()
-    return (*_build_picture_rows(view), _build_job_row(view), *finish, *build_review_rows(view, with_look=True))
+    review_rows = build_review_rows(view, with_look=True)
+    finish = ((Button("finish", view.id, "Finish it"),),) if _is_draft(view) and not review_rows else ()
+    return (*_build_picture_rows(view), _build_job_row(view), *finish, *review_rows)
 
 
 def build_confirm_rows(job: str) -> tuple[ButtonRow, ...]:

@@ -63,10 +63,8 @@ def render_parameters(view: JobView) -> str:
     }
     if (interval := recipe.guidance_interval) != FULL_INTERVAL:
         settings["Guidance interval"] = f"{interval[0]:g}-{interval[1]:g}"
-    if has_skipped_steps(recipe):
-        settings["Evaluations"] = recipe.evaluations
-    if recipe.styles:
-        settings["Styles"] = " / ".join(recipe.styles)
+    settings |= {"Evaluations": recipe.evaluations} if has_skipped_steps(recipe) else {}
+    settings |= {"Styles": " / ".join(recipe.styles)} if recipe.styles else {}
     if recipe.candidate_count:
         settings["Best of"] = recipe.candidate_count
     if recipe.chosen_candidates:
@@ -133,7 +131,8 @@ def _render_origin(view: JobView) -> str:
     job, index = view.parent_image
     if view.action in origins:
         return f"{origins[view.action]} {index + 1} of `{job}`"
-    return f"{'The same as' if view.action == 'reproduce' else 'Another seed of'} `{job}`"
+    whole_job_origins = {"reproduce": "The same as", "finish": "Finished from the draft"}
+    return f"{whole_job_origins.get(view.action, 'Another seed of')} `{job}`"
 
 
 def _render_reason(view: JobView) -> str:

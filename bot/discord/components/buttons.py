@@ -113,6 +113,17 @@ class JobButton(ui.DynamicItem[ui.Button[ui.View]], template=CUSTOM_ID):
                 await _run_action(interaction, self.button, self.job_view)
 
 
+async def _submit_of_whole_job(interaction: Interaction, button: Button, view: JobView) -> None:
+    """Submit what comes of all pictures of a job: a finished draft, or a walk. Raises `UserError`."""
+    variations = interaction.client.services.variations
+    submit = variations.finish if button.kind == "finish" else variations.interpolate_pictures
+    await submit_once(
+        interaction,
+        button.custom_id,
+        lambda member, destination, key: submit(view.id, member, destination, key=key),
+    )
+
+
 async def _run_action(interaction: Interaction, button: Button, view: JobView) -> None:
     """Do what the press asks for. Raises `UserError`."""
     match button.kind:
@@ -140,20 +151,8 @@ async def _run_action(interaction: Interaction, button: Button, view: JobView) -
             await review_buttons.decide_picture(interaction, button)
         case "more":
             await more_menu.open_more_menu(interaction, view)
-        case "finish":
-            finish = interaction.client.services.variations.finish
-            await submit_once(
-                interaction,
-                button.custom_id,
-                lambda member, destination, key: finish(view.id, member, destination, key=key),
-            )
-        case "walk":
-            submit_interpolation = interaction.client.services.variations.interpolate_pictures
-            await submit_once(
-                interaction,
-                button.custom_id,
-                lambda member, destination, key: submit_interpolation(view.id, member, destination, key=key),
-            )
+        case "finish" | "walk":
+            await _submit_of_whole_job(interaction, button, view)
         case _:
             run_press = next((run for kinds, run in PRESS_RUNNERS if button.kind in kinds), variations.run_variation)
             await run_press(interaction, button, view)

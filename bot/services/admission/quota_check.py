@@ -25,7 +25,7 @@ from bot.services.preferences import Preference
 from bot.store import TIER_WEIGHTS, NewJob
 from bot.store.fairness.ledger import Ledger
 from bot.store.jobs.records import RELAXED_TIER
-from engine.contract import Recipe, count_evaluations, has_skipped_steps, list_final_images
+from engine.contract import PIPELINE_SAMPLERS, Recipe, count_evaluations, list_final_images
 
 RELAXED_ONLY = "Only relaxed jobs are allowed here; they wait longer and have a limit of their own."
 NO_INTERPOLATION = (
@@ -154,8 +154,8 @@ def check_task(rules: EffectiveRules, new_job: NewJob) -> None:
 
 
 def _count_evaluations(recipe: Recipe) -> int:
-    """Count its evaluations as its flag does: a few more are made where guidance, or the picture, begins and ends."""
-    return recipe.evaluations if has_skipped_steps(recipe) else count_evaluations(recipe)
+    """Count its evaluations, at most as many as its flag says."""
+    return min(recipe.evaluations or recipe.steps, count_evaluations(recipe))
 
 
 def _count_pictures(recipe: Recipe) -> int:
@@ -176,7 +176,8 @@ def _check_followed_pictures(rules: EffectiveRules, recipe: Recipe) -> None:
 
 def _lower_hint(new_job: NewJob, name: str, limit: int) -> str:
     """Say how to stay below the limit: a button on an older job takes no flags, but its remix does."""
-    flag = f"--{name} {limit}"
+    cannot_skip = name == "evaluations" and getattr(new_job.task, "sampler", "") in PIPELINE_SAMPLERS
+    flag = f"--{'steps' if cannot_skip else name} {limit}"
     return f"add {flag}" if new_job.action in ("imagine", "remix") else f"remix it with {flag}"
 
 

@@ -152,15 +152,13 @@ def remix_recipe(recipe: Recipe, parsed_prompt: ParsedPrompt, model_profile: Mod
     requested: its noise is not comparable.
     """
     _refuse_other_kinds(recipe, parsed_prompt)
-    has_own_steps = parsed_prompt.steps is not None
+    own_steps = parsed_prompt.steps
     parsed_prompt = _expand_turbo(parsed_prompt, recipe, model_profile)
     width, height = fit_size(parsed_prompt.ar, model_profile) if parsed_prompt.ar else (recipe.width, recipe.height)
-    sampler, steps = choose_sampling(
-        parsed_prompt, msgspec.structs.replace(model_profile, sampler=recipe.sampler, steps=recipe.steps)
-    )
-    is_same_chain = (sampler, steps) == (recipe.sampler, recipe.steps)
-    kept_evaluations = recipe.evaluations if is_same_chain else None
-    interval_bounds = choose_interval(parsed_prompt.interval, recipe.guidance_interval, sampler, model_profile)
+    own_profile = msgspec.structs.replace(model_profile, sampler=recipe.sampler, steps=recipe.steps)
+    sampler, steps = choose_sampling(parsed_prompt, own_profile)
+    kept_evaluations = recipe.evaluations if (sampler, steps) == (recipe.sampler, recipe.steps) else None
+    start, stop = choose_interval(parsed_prompt.interval, recipe.guidance_interval, sampler, model_profile)
     count = parsed_prompt.count or recipe.count
     remix = msgspec.structs.replace(
         recipe,
@@ -176,15 +174,15 @@ def remix_recipe(recipe: Recipe, parsed_prompt: ParsedPrompt, model_profile: Mod
         count=count,
         width=width,
         height=height,
-        guidance_start=interval_bounds[0],
-        guidance_stop=interval_bounds[1],
+        guidance_start=start,
+        guidance_stop=stop,
         interpolation=None,
         mixed=recipe.mixed or (parsed_prompt.mix and len(parsed_prompt.concepts) > 1),
         loras=recipe.loras if parsed_prompt.loras is None else resolve_loras(parsed_prompt.loras, model_profile),
         **_remix_parts(recipe, parsed_prompt, model_profile),
     )
     if isinstance(remix.start, ImageToImage) and not is_turbo(recipe):
-        remix = replace_start(remix, remix.start, None if has_own_steps else steps)
+        remix = replace_start(remix, remix.start, None if own_steps else steps)
     check_capabilities(remix, model_profile)
     return pin_batch_shape(remix) if remix.bucket else remix
 

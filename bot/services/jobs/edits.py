@@ -179,14 +179,14 @@ class EditService:
         base_recipe, change_notes, entry = self._job_maker.renew(source)
         text, alias_notes = (None, ()) if text is None else await self._expand_aliases(text, member)
         base_recipe = base_recipe if text is None else await self._job_maker.reset_mixed(record, base_recipe)
-        branch_edit = BranchEdit(old_prompt, text, options)
+        edit = BranchEdit(old_prompt, text, options)
         new_recipe = branch_recipe(
-            base_recipe, ladder.sha256, nearest_step, branch_edit, entry.profile, self._catalog.model_names()
+            base_recipe, ladder.sha256, nearest_step, edit, entry.profile, self._catalog.model_names(), record.task
         )
         new_recipe = pin_batch_shape(new_recipe) if exact and not new_recipe.bucket else new_recipe
         notes = (*alias_notes, *nearest_step_note(nearest_step, step), *change_notes)
         request = JobRequest(
-            "branch", branch_edit.shown_prompt, notes, new_recipe, entry.pool_for(new_recipe),
+            "branch", edit.shown_prompt, notes, new_recipe, entry.pool_for(new_recipe),
             estimate_cost(new_recipe, entry.profile), (record.id, index),
             inputs=(ladder, *await self._init_image_loader.followed_pictures_of(record, new_recipe)),
         )  # fmt: skip

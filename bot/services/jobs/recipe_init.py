@@ -27,6 +27,7 @@ from engine.contract import (
     SetGuidance,
     SplitImage,
     find_ancestor,
+    find_last_evaluation,
     find_life,
     is_edit,
     iterate_states,
@@ -225,10 +226,12 @@ def expand_aliases(text: str, aliases: Mapping[str, str]) -> tuple[str, tuple[st
 
 
 def branch_recipe(
-    base: Recipe, ladder: str, step: int, edit: BranchEdit, model_profile: ModelProfile, models: Sequence[str] = ()
-) -> Recipe:
-    """Return `base` as a branch from `step` of a ladder (by SHA-256). Raises `UserError` for changes that sampling does
-    not allow.
+    base: Recipe, ladder: str, step: int, edit: BranchEdit, model_profile: ModelProfile, models: Sequence[str] = (),
+    parent: Recipe | None = None,
+) -> Recipe:  # fmt: skip
+    """Return `base` as a branch from `step` of a ladder (by SHA-256), which `parent` made; None: `base` itself did.
+
+    Raises `UserError` for changes that sampling does not allow.
 
     Without changes it gives the same picture. A seed, or several pictures, also draw the noise at that keyframe anew.
     Another number of steps means the whole schedule: the branch runs its share of them.
@@ -248,7 +251,7 @@ def branch_recipe(
         if getattr(branch, name) != getattr(base, name):
             raise UserError(FIXED_SETTING.format({"width": "shape", "height": "shape"}.get(name, name)))
     keyframe = Branch(ladder=ladder, step=step, has_new_noise=has_new_noise or branch.drawn_count > 1)
-    branch_point = _move_branch_point(step, base, branch, keyframe)
+    branch_point = _move_branch_point(step, parent or base, branch, keyframe)
     return msgspec.structs.replace(branch, start=branch_point, lineage=() if has_new_noise else base.lineage)
 
 
@@ -261,25 +264,26 @@ def _refuse_lost_picture(base: Recipe, model_profile: ModelProfile) -> None:
         )
 
 
-def _move_branch_point(step: int, base: Recipe, branch: Recipe, branch_point: Branch) -> Branch:
+def _move_branch_point(step: int, parent: Recipe, branch: Recipe, branch_point: Branch) -> Branch:
     """Move the branch point into the schedule of the branch. Raises `UserError` if no step remains after it.
 
-    With other evaluations it is moved, too, though to the same step: the keyframe's x0 is as old as the base's are.
+    Where the evaluation before it is not the parent's, it is moved to the same step: the x0 there corrects nothing.
     """
-    if (branch.steps, branch.evaluations) == (base.steps, base.evaluations):
+    unmoved = msgspec.structs.replace(branch, start=branch_point)
+    if branch.steps == parent.steps and find_last_evaluation(parent, step) == find_last_evaluation(unmoved, step):
         return branch_point
-    moved_step = map_step(step, base.steps, branch.steps)
+    moved_step = map_step(step, parent.steps, branch.steps)
     if moved_step >= branch.steps:
-        raise UserError(NO_STEPS_LEFT.format(branch.steps, step, base.steps))
+        raise UserError(NO_STEPS_LEFT.format(branch.steps, step, parent.steps))
     return msgspec.structs.replace(branch_point, step=moved_step, ladder_step=step)
 
 
 def _parse_edit(edit: BranchEdit, base: Recipe, models: Sequence[str]) -> ParsedPrompt:
     """Parse one request; flags in the old prompt no longer count."""
-    keeps_prompt = edit.new_prompt is None
     text = escape_braces(split_flags(edit.old_prompt)[0]) if edit.new_prompt is None else edit.new_prompt
-    options = {"negative": base.negative, **edit.options}
-    return parse_one(text, options, models, "branch", allow_empty=keeps_prompt)
+    return parse_one(
+        text, {"negative": base.negative, **edit.options}, models, "branch", allow_empty=edit.new_prompt is None
+    )
 
 
 def parse_one(
@@ -294,8 +298,5 @@ def parse_one(
 
 def nearest_step_note(actual: int, requested: int) -> tuple[str, ...]:
     """Return a note if the branch point is not the requested step."""
-    return (
-        ()
-        if actual == requested
-        else (f"Branched at step {actual}: the nearest to {requested} that keeps its latents.",)
-    )
+    note = f"Branched at step {actual}: the nearest to {requested} that keeps its latents."
+    return (note,) if actual != requested else ()

@@ -36,7 +36,16 @@ from bot.services.jobs.recipe_init import remix_base, unused_start_notes
 from bot.services.jobs.upscales import SUPER_RESOLVER_MS_PER_MP, largest_upscale, upscale_cost, upscale_notes
 from bot.services.preferences import VariationStrength
 from bot.store import JobRecord
-from engine.contract import Recipe, estimate_cost, has_skipped_steps, recipe_at_end
+from engine.contract import (
+    Amendment,
+    Branch,
+    Recipe,
+    SplitImage,
+    estimate_cost,
+    find_next_evaluation,
+    has_skipped_steps,
+    recipe_at_end,
+)
 
 # How much of its parent's noise a variation exchanges: at 0 none, at 1 all. The pixels of the embedded model differed
 # by 4 to 9 of 255 on average at 0.2, by 10 to 20 at 0.6, by 16 to 34 at 1.
@@ -86,15 +95,14 @@ class VariationService:
     async def finish(
         self, job: str, member: Member, destination: Destination, *, key: str | None = None
     ) -> AcceptedJob:
-        """Run the recipe of a draft with an evaluation at every step: the same noise, so the same picture, finer.
+        """Run the recipe of a draft with an evaluation at every step: the same noise, nearly always the same picture.
 
         What was changed while it developed is changed again, at the same steps.
         """
         record = await self._job_views.load_record(job)
         if not isinstance(record.task, Recipe) or not has_skipped_steps(record.task):
             raise UserError(NO_DRAFT)
-        recipe = msgspec.structs.replace(record.task, evaluations=0, v=1)
-        return await self._admit_derived("finish", record, 0, recipe, member, destination, key)
+        return await self._admit_derived("finish", record, 0, finish_recipe(record.task), member, destination, key)
 
     async def interpolate_pictures(
         self, job: str, member: Member, destination: Destination, *, key: str | None = None
@@ -201,7 +209,7 @@ class VariationService:
         warnings = (
             note
             for parsed_prompt in parsed.prompts
-            for note in make_remarks(replace(parsed_prompt, steps=base.steps), model_profile)
+            for note in make_remarks(replace(parsed_prompt, steps=parsed_prompt.steps or base.steps), model_profile)
         )
         notes, parent = tuple(dict.fromkeys((*parsed.notes, *warnings, *change_notes))), (record.id, index or 0)
         inputs = await self._init_image_loader.inputs_of(record)
@@ -228,3 +236,20 @@ def _check_strength(strength: float) -> float:
     if not 0 < strength <= 1:
         raise UserError("A variation's strength is above 0 and at most 1.")
     return strength
+
+
+def finish_recipe(recipe: Recipe) -> Recipe:
+    """Return the recipe with an evaluation at every step. Its splits stay where they were in the draft.
+
+    There they began at the next evaluation. A branch begins without the history of the draft's last evaluation.
+    """
+    amendments, least_step = list[Amendment](), 0
+    for amendment in recipe.amendments:
+        is_split = isinstance(amendment.change, SplitImage)
+        step = find_next_evaluation(recipe, amendment.step) - 1 if is_split else amendment.step
+        least_step = max(step, least_step)
+        amendments.append(msgspec.structs.replace(amendment, step=least_step))
+    start = recipe.start
+    if isinstance(start, Branch) and start.ladder_step is None:
+        start = msgspec.structs.replace(start, ladder_step=start.step)
+    return msgspec.structs.replace(recipe, evaluations=0, amendments=tuple(amendments), start=start, v=1)

@@ -15,6 +15,7 @@ from bot.images.image_codec import ImageFormat, decode_image, encode_image, read
 from bot.services.jobs.attended_request import DrawnPicture, Preview
 from bot.web import serializers
 from bot.web.openai_api.bodies import DEFAULT_COMPRESSION, DrawBody, PictureFormat
+from engine.contract import Recipe, Task
 
 EventKind = Literal["image_generation", "image_edit"]
 FORMATS: dict[PictureFormat, ImageFormat] = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
@@ -73,12 +74,17 @@ def describe_look(body: DrawBody, size: str) -> dict[str, Any]:
     }
 
 
+def _count_evaluations(task: Task) -> int | None:
+    return task.evaluations or task.steps if isinstance(task, Recipe) else None
+
+
 def describe_jobs(views: Sequence[JobView]) -> list[dict[str, Any]]:
     """Return what Darkroom knows of the jobs besides: an object of its own in the answer."""
     return [
         {
             "id": view.id, "url": serializers.job_url(view.id), "notes": list(view.notes),
-            **{name: getattr(view.task, name, None) for name in ("seed", "steps", "evaluations", "sampler")},
+            **{name: getattr(view.task, name, None) for name in ("seed", "steps", "sampler")},
+            "evaluations": _count_evaluations(view.task),
         }
         for view in views
     ]  # fmt: skip

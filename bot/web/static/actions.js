@@ -4,7 +4,7 @@ import { compare } from "/static/compare.js";
 import { PictureActions } from "/static/picture_actions.js";
 import { createButton, createDownload, createRow } from "/static/rows.js";
 
-const COMPARABLE_ACTIONS = new Set(["branch", "edit", "vary", "remix", "upscale"]); // their result can be compared with its source
+const COMPARABLE_ACTIONS = new Set(["branch", "edit", "vary", "remix", "finish", "upscale"]); // their result can be compared with its source
 
 export function showActions(card) {
   const { job } = card;
@@ -45,7 +45,7 @@ function buildMoreRow(card, isGenerated) {
   const { job } = card;
   const row = createRow("", "Actions on this job");
   if (isGenerated) row.append(card.createRequestButton("Re-roll", "Re-roll: the same prompt with another seed", `${card.address}/reroll`));
-  if (job.is_draft) row.append(card.createRequestButton("Finish it", "Finish it: the same picture with an evaluation at every step", `${card.address}/finish`));
+  if (job.is_draft) row.append(card.createRequestButton("Finish it", "Finish it: the same noise with an evaluation at every step", `${card.address}/finish`));
   if (job.can_interpolate) row.append(card.createRequestButton("Walk", "Walk: interpolate from each picture to the next, as a film", `${card.address}/walk`));
   if (job.parent && COMPARABLE_ACTIONS.has(job.action)) {
     const button = createButton("Compare", "Compare with the source picture");

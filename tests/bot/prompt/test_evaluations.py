@@ -15,7 +15,17 @@ from bot.prompt import build_recipe, parse
 from bot.queue.model_catalog import SHIPPED_MODEL
 from bot.services.jobs.derived_recipes import remix_recipe
 from bot.services.jobs.recipe_init import BranchEdit, branch_recipe
-from engine.contract import Recipe
+from bot.services.jobs.variations import finish_recipe
+from engine.contract import (
+    Amendment,
+    Branch,
+    Recipe,
+    SetNegative,
+    SplitImage,
+    find_amendments_problem,
+    list_evaluated_steps,
+    list_lives,
+)
 from engine.picture_files.parameters import format_parameters
 from shared.sample_views import make_view
 
@@ -79,6 +89,15 @@ def test_a_flag_without_an_effect_gets_a_note(flags: str, note: str) -> None:
     assert note not in parse("a fox --draft", ALL_SAMPLERS).notes
 
 
+def test_a_model_whose_samplers_are_no_tables_skips_nothing() -> None:
+    whole = replace(ALL_SAMPLERS, lacks=("evaluations",), guidance_start=0.0, guidance_stop=1.0)
+    assert build_recipe(parse("a fox --steps 400", None).prompts[0], whole, 7).evaluations == 0
+    with pytest.raises(UserError, match="skips no evaluation of its network"):
+        build_recipe(parse("a fox --steps 400 --draft", None).prompts[0], whole, 7)
+    with pytest.raises(UserError, match="cannot do --tile"):
+        build_recipe(parse("a fox --sampler heun --steps 40 --tile", None).prompts[0], whole, 7)
+
+
 def test_a_remix_keeps_its_evaluations_unless_its_chain_changes() -> None:
     def remix(recipe: Recipe, text: str) -> int:
         return remix_recipe(recipe, parse(text, None).prompts[0], ALL_SAMPLERS).evaluations
@@ -92,9 +111,31 @@ def test_a_remix_keeps_its_evaluations_unless_its_chain_changes() -> None:
 
 def test_a_branch_with_other_evaluations_begins_without_the_history_of_its_keyframe() -> None:
     base = build("a fox --count 1")
-    same = branch_recipe(base, "a" * 64, 400, BranchEdit("a fox", None, {"guidance": 6.0}), ALL_SAMPLERS)
-    other = branch_recipe(base, "a" * 64, 400, BranchEdit("a fox", None, {"evaluations": "all"}), ALL_SAMPLERS)
-    assert [(each.start.step, each.start.ladder_step) for each in (same, other)] == [(400, None), (400, 400)]
+    step = list_evaluated_steps(base)[50]
+    same = branch_recipe(base, "a" * 64, step, BranchEdit("a fox", None, {"guidance": 6.0}), ALL_SAMPLERS)
+    other = branch_recipe(base, "a" * 64, step, BranchEdit("a fox", None, {"evaluations": "all"}), ALL_SAMPLERS)
+    starts = [each.start for each in (same, other)]
+    assert starts == [Branch("a" * 64, step), Branch("a" * 64, step, ladder_step=step)]
+
+
+def test_a_branch_of_a_stopped_picture_leaves_the_history_of_its_last_evaluation() -> None:
+    stopped = build("a fox --count 1 --stop 50")
+    base = replace(stopped, stop_at=1.0)
+    rest = branch_recipe(base, "a" * 64, 500, BranchEdit("a fox", None, {}), ALL_SAMPLERS, parent=stopped)
+    assert rest.start == Branch("a" * 64, 500, ladder_step=500)
+
+
+def test_finishing_a_draft_leaves_splits_and_branches_where_they_were() -> None:
+    draft = build("a fox --count 2 --draft")
+    step = list_evaluated_steps(draft)[8]
+    split, words = Amendment(1, step, SplitImage(0, (2,), 9)), Amendment(2, step, SetNegative("fog"))
+    steered = replace(draft, amendments=(split, words), start=Branch("a" * 64, list_evaluated_steps(draft)[2]))
+    finished = finish_recipe(steered)
+    lives = [life for recipe in (steered, finished) for life in list_lives(recipe) if life.parent is not None]
+    assert lives[0].first_step == lives[1].first_step == list_evaluated_steps(draft)[9]
+    assert find_amendments_problem(finished) == ""
+    assert isinstance(finished.start, Branch)
+    assert (finished.evaluations, finished.start.ladder_step) == (0, finished.start.step)
 
 
 def test_footer_and_picture_say_it() -> None:

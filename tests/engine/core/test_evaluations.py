@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from engine.contract import Branch, Job, list_evaluated_steps
+from engine.contract import Branch, ImageToImage, InitImage, Job, list_evaluated_steps
 from engine.core.engine import Engine, LatentsDone, StepDone
 from engine.core.init_latents import InitLatents
 from engine.core.noise import Noise
+from engine.core.trajectory import Trajectory
 from engine.plan import COLUMNS
 from shared.init_image_jobs import encode_ladder, hash_blobs, run_job
 
@@ -65,8 +66,6 @@ def test_outside_a_mask_the_picture_stays_and_inside_it_is_as_without(
     affine: Any, recipe: Make, job: Make, sampler: str
 ) -> None:
     """The affine network mixes no positions, so the inside must equal a picture without a mask."""
-    from engine.contract import ImageToImage, InitImage
-
     clean, mask = torch.linspace(-1, 1, 64).view(4, 4, 4), torch.zeros(1, 4, 4)
     mask[:, :, :2] = 1.0
     fields = {"sampler": sampler, "steps": 100, "evaluations": 20, "guidance": 1.0}
@@ -84,6 +83,7 @@ def test_a_row_draws_the_noise_of_all_of_its_steps(affine: Any, recipe: Make, jo
     engine = Engine({"affine": affine})
     engine.add(one)
     [image] = engine._images[one.id]
+    assert isinstance(image, Trajectory)
     full = affine.plan("ddpm", 50, 0.0, 32, 32)
     step = list_evaluated_steps(one.task)[4]
     expected, noise = torch.zeros(4, 4, 4), Noise(one.task, 0, (4, 4, 4))

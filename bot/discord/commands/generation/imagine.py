@@ -41,9 +41,9 @@ BRANCH_WITH_IMAGE = "A branch starts from a job, so it takes no image."
     control_image="The picture for control; without it, the init image",
     reference="A picture whose content or style is taken over",
     branch="Branch off at a keyframe of a job, like JOB/2:400: picture 2, step 400",
-    steps="More steps, finer and slower",
+    steps="Sampler steps, up to 1000",
     evaluations="At how many of the steps the network is asked: a number, all or auto",
-    draft="Ask the network 25 times only: the same picture, less fine",
+    draft="Ask the network 25 times only: a first look, less fine",
     seed="The same seed gives the same pictures",
     guidance="How closely to follow the prompt",
     interval="In which part of the steps guidance holds, like 0.2-0.8",
@@ -87,26 +87,26 @@ async def imagine(
 ) -> None:
     values = {"steps": steps, "seed": seed, "guidance": guidance, "sampler": sampler, "model": model, "count": count}
     values |= {"ar": aspect, "negative": negative, "fast": fast, "relax": relax, "interval": interval, "lora": lora}
-    values |= {"strength": strength, "best": best, "turbo": turbo, "control": control}
-    values |= {"evaluations": evaluations, "draft": draft}
-    options: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
+    values |= {"strength": strength, "best": best, "turbo": turbo, "control": control, "draft": draft}
+    all_values: dict[str, Any] = values | {"evaluations": evaluations}
+    options = {name: value for name, value in all_values.items() if value is not None}
     async with reply_on_error(interaction):
         if branch is not None and (image or mask or control_image or reference):
             raise UserError(BRANCH_WITH_IMAGE)
-        if mask is not None and image is None:
-            raise UserError(MASK_WITHOUT_IMAGE)
         if branch is not None:
             await branches.submit_branch_option(interaction, branch, prompt, options)
         else:
-            init_images = collect_init_images(image, mask, control_image, reference)
-            await submit_prompt(interaction, prompt, init_images, **options)
+            images = collect_init_images(image, mask, control_image, reference)
+            await submit_prompt(interaction, prompt, images, **options)
 
 
 def collect_init_images(
     image: discord.Attachment | None, mask: discord.Attachment | None, control_image: discord.Attachment | None = None,
     reference: discord.Attachment | None = None,
 ) -> InitImages | None:  # fmt: skip
-    """Return the pictures, not fetched yet; None for none. Raises `UserError` for one that is too large."""
+    """Return the pictures, not fetched yet; None for none. Raises `UserError` for one too large, or a mask alone."""
+    if mask is not None and image is None:
+        raise UserError(MASK_WITHOUT_IMAGE)
     pictures, masks, controls, references = (
         () if file is None else (to_remote_file(file),) for file in (image, mask, control_image, reference)
     )
