@@ -11,7 +11,7 @@ from functools import lru_cache
 from itertools import accumulate
 
 from engine.contract.guidance import find_guidance_borders, find_guided_steps
-from engine.contract.recipe import Recipe
+from engine.contract.recipe import ImageToImage, Recipe
 from engine.contract.samplers import PIPELINE_SAMPLERS, Sampler
 
 MIN_EVALUATIONS, DRAFT_EVALUATIONS = 5, 25
@@ -30,16 +30,24 @@ def count_usual_evaluations(sampler: Sampler, steps: int) -> int:
 def list_evaluated_steps(recipe: Recipe) -> Sequence[int]:
     """Return the steps of the whole chain at which the network is evaluated, in order.
 
-    Always among them are the first and the last step, those that the recipe begins and ends at, and those at which
-    guidance begins or ends. Guidance counts as the recipe has it at first: an amendment moves no evaluation.
+    Always among them are the first and the last step, those that the recipe begins and ends at, and its borders
+    (`find_borders`). Guidance counts as the recipe has it at first: an amendment moves no evaluation.
     """
     if not has_skipped_steps(recipe):
         return range(recipe.steps)
     guided_steps = find_guided_steps(recipe, 0, recipe.steps)
-    bounds = recipe.first_step, recipe.end_step - 1, recipe.end_step
-    return _list_steps(
-        recipe.sampler, recipe.steps, recipe.evaluations, guided_steps, (*find_guidance_borders(recipe), *bounds)
-    )
+    needed_steps = (*find_borders(recipe), recipe.first_step, recipe.end_step - 1, recipe.end_step)
+    return _list_steps(recipe.sampler, recipe.steps, recipe.evaluations, guided_steps, needed_steps)
+
+
+def find_borders(recipe: Recipe) -> tuple[int, ...]:
+    """Return the steps from which on the network is asked for something else: guidance or a control begins or ends."""
+    first_step = recipe.first_step if isinstance(recipe.start, ImageToImage) else 0
+    count = recipe.steps - first_step  # controls count from an init image on, as diffusers' pipelines do
+    begins = (bisect_left(range(count), each.start, key=lambda step: step / count) for each in recipe.controls)
+    ends = (bisect_right(range(count), each.stop, key=lambda step: (step + 1) / count) for each in recipe.controls)
+    control_borders = (first_step + step for step in (*begins, *ends) if 0 < step < count)
+    return tuple(sorted({*find_guidance_borders(recipe), *control_borders}))
 
 
 def has_skipped_steps(recipe: Recipe) -> bool:

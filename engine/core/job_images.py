@@ -19,7 +19,7 @@ from engine.contract import (
     Snapshot,
     Task,
     find_amendments_problem,
-    find_guidance_borders,
+    find_borders,
     list_evaluated_steps,
     list_needed_lives,
     recipe_for_image,
@@ -273,7 +273,7 @@ def _find_plan(recipe: Recipe, family: Family) -> Plan | None:
     try:
         plan = family.plan(recipe.sampler, recipe.steps, recipe.eta, recipe.width, recipe.height)
         steps = list_evaluated_steps(recipe)
-        return plan if isinstance(steps, range) else compose(plan, tuple(steps), find_guidance_borders(recipe))
+        return plan if isinstance(steps, range) else compose(plan, tuple(steps), find_borders(recipe))
     except NotTabled as reason:
         if isinstance(family, PipelineSource):
             log.info("%s, %s: runs in its unmodified pipeline: %s", family.name, recipe.sampler, reason)

@@ -104,6 +104,14 @@ class JobRow:
     def picture_numbers(self) -> tuple[int, ...]:
         return self.images or tuple(range(1, self.count + 1))
 
+    evaluated: tuple[int, ...] = ()  # the steps with an evaluation of the network, which are paid for; empty: all
+
+    def find_done_share(self, step: int) -> float:
+        """The share of its price that its steps before `step` are worth."""
+        if not self.evaluated:
+            return min(1.0, step / self.steps)
+        return sum(evaluated < step for evaluated in self.evaluated) / len(self.evaluated)
+
 
 @dataclass(frozen=True)
 class Move:

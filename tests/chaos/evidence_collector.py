@@ -47,6 +47,7 @@ from engine.contract import (
     Result,
     UpscaleTask,
     decode,
+    list_evaluated_steps,
     list_final_images,
 )
 
@@ -76,7 +77,7 @@ def _to_job_row(row: dict[str, Any]) -> JobRow:
     if not isinstance(task, Recipe):
         return JobRow(**row, steps=1, count=1)
     if not task.amendments:
-        return JobRow(**row, steps=task.steps, count=task.count)
+        return JobRow(**row, steps=task.steps, count=task.count, evaluated=tuple(list_evaluated_steps(task)))
     amendments = tuple(
         RecipeAmendment(each.number, each.step, _sort_keys(msgspec.to_builtins(each.change)))
         for each in task.amendments

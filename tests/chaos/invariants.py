@@ -188,10 +188,10 @@ def _allowed_charge(row: JobRow, moves: list[Move]) -> tuple[float, float]:
     if row.amendments:
         return 0.0, row.cost
     if moves[-1].source == "queued":  # it waited to start again
-        share = min(1.0, row.step / row.steps)
+        share = row.find_done_share(row.step)
         return row.cost * share, row.cost * share
     if pairs := STEPS_RUN.search(moves[-1].why):
-        share = min(1.0, int(pairs[1]) / row.steps)
+        share = row.find_done_share(int(pairs[1]))
         return row.cost * share, row.cost * share
     return 0.0, row.cost
 

@@ -35,6 +35,7 @@ from engine.contract import (
     NoiseAncestor,
     Recipe,
     ReferenceImage,
+    Sampler,
     candidate_index,
     count_rows,
     is_turbo,
@@ -157,7 +158,6 @@ def remix_recipe(recipe: Recipe, parsed_prompt: ParsedPrompt, model_profile: Mod
     width, height = fit_size(parsed_prompt.ar, model_profile) if parsed_prompt.ar else (recipe.width, recipe.height)
     own_profile = msgspec.structs.replace(model_profile, sampler=recipe.sampler, steps=recipe.steps)
     sampler, steps = choose_sampling(parsed_prompt, own_profile)
-    kept_evaluations = recipe.evaluations if (sampler, steps) == (recipe.sampler, recipe.steps) else None
     start, stop = choose_interval(parsed_prompt.interval, recipe.guidance_interval, sampler, model_profile)
     count = parsed_prompt.count or recipe.count
     remix = msgspec.structs.replace(
@@ -166,9 +166,7 @@ def remix_recipe(recipe: Recipe, parsed_prompt: ParsedPrompt, model_profile: Mod
         concepts=balance_weights(parsed_prompt.concepts),
         styles=recipe.styles if is_style_open(parsed_prompt) else (),
         negative=parsed_prompt.negative,
-        sampler=sampler,
-        steps=steps,
-        evaluations=choose_evaluations(parsed_prompt, sampler, steps, model_profile, kept_evaluations),
+        **_remix_chain(recipe, parsed_prompt, model_profile, sampler, steps),
         seed=recipe.seed if parsed_prompt.seed is None else parsed_prompt.seed,
         guidance=recipe.guidance if parsed_prompt.guidance is None else parsed_prompt.guidance,
         count=count,
@@ -185,6 +183,16 @@ def remix_recipe(recipe: Recipe, parsed_prompt: ParsedPrompt, model_profile: Mod
         remix = replace_start(remix, remix.start, None if own_steps else steps)
     check_capabilities(remix, model_profile)
     return pin_batch_shape(remix) if remix.bucket else remix
+
+
+def _remix_chain(
+    recipe: Recipe, parsed_prompt: ParsedPrompt, model_profile: ModelProfile, sampler: Sampler, steps: int
+) -> dict[str, Any]:
+    """Return sampler, steps and evaluations: those of the parent only where the chain is the parent's."""
+    is_same_chain = (sampler, steps, parsed_prompt.quality) == (recipe.sampler, recipe.steps, 1.0)
+    kept = recipe.evaluations if is_same_chain else None
+    evaluations = choose_evaluations(parsed_prompt, sampler, steps, model_profile, kept)
+    return {"sampler": sampler, "steps": steps, "evaluations": evaluations}
 
 
 def _refuse_other_kinds(recipe: Recipe, parsed_prompt: ParsedPrompt) -> None:

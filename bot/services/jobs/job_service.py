@@ -41,7 +41,7 @@ from bot.services.jobs.recipe_init import (
 )
 from bot.store import Store
 from bot.store.members import preferences
-from engine.contract import STYLES_VERSION, Presence, Recipe, estimate_cost
+from engine.contract import EVALUATIONS_VERSION, STYLES_VERSION, Presence, Recipe, estimate_cost
 from engine.prompt.style_guide import StyleGuide
 
 NO_EDITOR = "No worker has a model that edits pictures by words, such as FLUX.2, FLUX.1 Kontext or Qwen-Image-Edit."
@@ -135,6 +135,9 @@ class JobService:
         inputs, input_notes = (loaded_images.inputs, loaded_images.notes) if loaded_images else ((), ())
         for parsed_prompt in parsed.prompts:
             entry = self._catalog.find_entry(parsed_prompt.model) if parsed_prompt.model else default_entry
+            if parsed_prompt.evaluations is None and entry.offers and not parsed_prompt.draft:
+                is_read = self._catalog.is_version_read(entry, EVALUATIONS_VERSION)  # else an older worker may get it
+                parsed_prompt = parsed_prompt if is_read else replace(parsed_prompt, evaluations=0)
             recipes = _build_recipes(
                 parsed_prompt, entry, self._draw_seed(), loaded_images, self._find_style_guide(entry), is_exact=is_exact
             )

@@ -52,10 +52,9 @@ def with_input_aspect(parsed: ParsedPrompt, loaded_images: LoadedInitImages | No
     """Return the prompt with the aspect ratio of the init image, else of the control picture, clamped to the allowed
     range, unless it has its own.
     """
-    size = loaded_images.size if loaded_images is not None else None
-    if size is None or parsed.ar:
+    if loaded_images is None or loaded_images.size is None or parsed.ar:
         return parsed
-    width, height = size
+    width, height = loaded_images.size
     max_side = MAX_RATIO * min(width, height)
     return replace(parsed, ar=(min(width, max_side), min(height, max_side)))
 
@@ -111,10 +110,9 @@ def unused_strength_note(
     parsed: ParsedPrompt, loaded_images: LoadedInitImages | None, model_profile: ModelProfile
 ) -> tuple[str, ...]:
     """Return a note if a strength is given without an init image, or for an edit."""
-    has_start = loaded_images is not None and loaded_images.recipe_part(parsed.strength) is not None
     if parsed.strength is None:
         return ()
-    if not has_start:
+    if loaded_images is None or loaded_images.recipe_part(parsed.strength) is None:
         return ("--strength and --iw are for a picture to begin with, and there is none.",)
     if is_edit_requested(parsed, model_profile):
         return ("--strength and --iw change nothing here: an edit sees the picture beside the words.",)
@@ -267,7 +265,7 @@ def _refuse_lost_picture(base: Recipe, model_profile: ModelProfile) -> None:
 def _move_branch_point(step: int, parent: Recipe, branch: Recipe, branch_point: Branch) -> Branch:
     """Move the branch point into the schedule of the branch. Raises `UserError` if no step remains after it.
 
-    Where the evaluation before it is not the parent's, it is moved to the same step: the x0 there corrects nothing.
+    Where the evaluation before it is not the parent's, it is moved to the same step: its x0 corrects nothing.
     """
     unmoved = msgspec.structs.replace(branch, start=branch_point)
     if branch.steps == parent.steps and find_last_evaluation(parent, step) == find_last_evaluation(unmoved, step):

@@ -97,7 +97,7 @@ class VariationService:
     ) -> AcceptedJob:
         """Run the recipe of a draft with an evaluation at every step: the same noise, nearly always the same picture.
 
-        What was changed while it developed is changed again, at the same steps.
+        What was changed while it developed is changed again (`finish_recipe`).
         """
         record = await self._job_views.load_record(job)
         if not isinstance(record.task, Recipe) or not has_skipped_steps(record.task):
@@ -241,7 +241,8 @@ def _check_strength(strength: float) -> float:
 def finish_recipe(recipe: Recipe) -> Recipe:
     """Return the recipe with an evaluation at every step. Its splits stay where they were in the draft.
 
-    There they began at the next evaluation. A branch begins without the history of the draft's last evaluation.
+    There they began at the next evaluation, and what follows them keeps its order. A branch begins without the history
+    of the draft's last evaluation.
     """
     amendments, least_step = list[Amendment](), 0
     for amendment in recipe.amendments:

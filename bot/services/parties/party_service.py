@@ -24,7 +24,7 @@ from bot.services.jobs.job_service import JobService
 from bot.store import JobRecord, Store
 from bot.store import parties as stored
 from bot.store.parties import PartyRecord
-from engine.contract import MAX_STEPS, Recipe
+from engine.contract import Recipe
 
 Vote = Literal[1, -1]
 MAX_INVITED = 50  # members
@@ -72,7 +72,7 @@ class PartyService:
             raise UserError(ALREADY_OPEN)
         options: dict[str, Any] = {} if "--steps" in prompt else {"steps": min(PARTY_STEPS, rules.steps)}
         if "--evaluations" not in prompt and "--draft" not in prompt:  # it takes its time anyway, and follows the talk
-            options["evaluations"] = rules.evaluations if rules.evaluations < MAX_STEPS else "all"
+            options["evaluations"] = rules.evaluations if rules.evaluations < PARTY_STEPS else "all"
         accepted_jobs = await self._jobs.imagine(prompt, member, destination, key=key, **options)
         problem = await self._open_around(accepted_jobs, place, minutes, {*invited, member.id} if invited else ())
         if problem:

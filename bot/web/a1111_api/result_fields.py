@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bot.web.a1111_api.names import name_sampler
-from engine.contract import ImageToImage, Recipe, noise_seed, recipe_for_image
+from engine.contract import ImageToImage, Recipe, has_skipped_steps, noise_seed, recipe_for_image
 
 NEGATIVE_MARK = "Negative prompt:"
 LEAST_FIELDS = 3  # of the line with the settings
@@ -61,7 +61,7 @@ def describe_images(images: Sequence[DrawnImage], prompt: str, batch_size: int, 
         "seed_resize_from_w": -1,
         "seed_resize_from_h": -1,
         "denoising_strength": start.strength if start else None,
-        "extra_generation_params": {"Evaluations": recipe.evaluations} if recipe.evaluations else {},
+        "extra_generation_params": {"Evaluations": recipe.evaluations} if has_skipped_steps(recipe) else {},
         "index_of_first_image": 0,
         "infotexts": [image.parameters for image in images],
         "styles": [],
