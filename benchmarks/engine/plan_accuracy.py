@@ -89,12 +89,12 @@ def measure_plan_error(
         scheduler_latents = scheduler.step(
             _affine_network(model_input, float(t)), t, scheduler_latents, **step_options
         ).prev_sample
-        row_noise = (
+        step_noise = (
             torch.randn(plan_latents.shape, generator=noise_generator, dtype=noise_dtype)
             if sampler_plan.has_noise_draw(step)
             else torch.zeros(())
         )
-        plan_latents, history = _apply_plan_step(sampler_plan, step, plan_latents, history, row_noise.to(dtype))
+        plan_latents, history = _apply_plan_step(sampler_plan, step, plan_latents, history, step_noise.to(dtype))
         step_errors.append(
             float(
                 (plan_latents - scheduler_latents.as_subclass(torch.Tensor)).abs().max() / scheduler_latents.abs().max()

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 from engine.contract.edits import is_edit
-from engine.contract.evaluations import count_evaluations
+from engine.contract.evaluations import count_between, list_evaluated_steps
 from engine.contract.guidance import count_image_rows, find_guided_steps, is_guided, pinned_bucket
 from engine.contract.presence import ControlModel, ModelProfile
 from engine.contract.recipe import ImageToImage, Recipe
@@ -25,12 +25,12 @@ def count_row_steps(recipe: Recipe) -> int:
     A pinned batch shape is paid in full, padding included. Samplers of second order evaluate the network twice at each
     step but the last.
     """
-    rows, last_rows = 0, 0
+    rows, last_rows, evaluated_steps = 0, 0, list_evaluated_steps(recipe)
     for segment in iterate_segments(recipe):
         state = segment.recipe
         first_guided_step, end_of_guidance = find_guided_steps(state, segment.first_step, segment.end_step)
-        count = count_evaluations(recipe, segment.first_step, segment.end_step)
-        guided_count = count_evaluations(recipe, first_guided_step, end_of_guidance)
+        count = count_between(evaluated_steps, segment.first_step, segment.end_step)
+        guided_count = count_between(evaluated_steps, first_guided_step, end_of_guidance)
         guided, unguided = (_padded_rows(state, segment.image_count, is_on) for is_on in (True, False))
         rows += guided_count * guided + (count - guided_count) * unguided
         last_rows = guided if is_guided(state, segment.end_step - 1) else unguided

@@ -55,6 +55,11 @@ def has_skipped_steps(recipe: Recipe) -> bool:
     return 0 < recipe.evaluations < recipe.steps
 
 
+def count_requested_evaluations(recipe: Recipe) -> int:
+    """Return at how many steps the network is evaluated, as the recipe's flag says it: all, where none is skipped."""
+    return recipe.evaluations or recipe.steps
+
+
 def is_draft(recipe: Recipe) -> bool:
     """Return whether it has so few evaluations that somebody may want to finish it."""
     return has_skipped_steps(recipe) and recipe.evaluations <= DRAFT_EVALUATIONS
@@ -78,7 +83,11 @@ def count_evaluations(recipe: Recipe, first_step: int | None = None, end_step: i
     """Return how often the network is evaluated from one step to before another; by default while the recipe runs."""
     first_step = recipe.first_step if first_step is None else first_step
     end_step = recipe.end_step if end_step is None else end_step
-    steps = list_evaluated_steps(recipe)
+    return count_between(list_evaluated_steps(recipe), first_step, end_step)
+
+
+def count_between(steps: Sequence[int], first_step: int, end_step: int) -> int:
+    """Return how many of the evaluated `steps` lie from one step to before another."""
     return max(0, bisect_left(steps, end_step) - bisect_left(steps, first_step))
 
 

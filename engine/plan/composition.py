@@ -66,7 +66,7 @@ def _compose_row(plan: Plan, first_step: int, end_step: int, previous: _Row | No
 
     `previous`: the row whose x0 went evenly to this one's; None: it stayed.
     """
-    p, q = _read(plan, first_step, "PQ")
+    p, q = _read_columns(plan, first_step, "PQ")
     x, x0 = _X, p * _X + q * _OUT
     last_x0 = _H  # x0 at the step before, for multistep samplers
     if previous is not None:
@@ -77,7 +77,7 @@ def _compose_row(plan: Plan, first_step: int, end_step: int, previous: _Row | No
     for k in range(first_step, end_step):
         share = (k - first_step) / (end_step - first_step)
         kept, new = _write_as_x0(plan, k)
-        (m, n) = _read(plan, k, "MN")
+        (m, n) = _read_columns(plan, k, "MN")
         x = kept * x + new * x0 + m * last_x0
         correction = kept * correction + new * share + m * last_share
         draws = [kept * weight for weight in draws]
@@ -91,12 +91,12 @@ def _compose_row(plan: Plan, first_step: int, end_step: int, previous: _Row | No
 
 def _write_as_x0(plan: Plan, k: int) -> tuple[float, float]:
     """Return step `k` as coefficients of x and x0, since A·x + B·out = (A - B·P/Q)·x + (B/Q)·x0."""
-    a, b, p, q = _read(plan, k, "ABPQ")
+    a, b, p, q = _read_columns(plan, k, "ABPQ")
     if q == 0.0 and b != 0.0:
         raise ValueError(f"step {k} needs the network's output beside x0")
     ratio = b / q if b else 0.0
     return a - ratio * p, ratio
 
 
-def _read(plan: Plan, k: int, names: str) -> Iterator[float]:
+def _read_columns(plan: Plan, k: int, names: str) -> Iterator[float]:
     return (float(plan.table[k, COLUMNS.index(name)]) for name in names)

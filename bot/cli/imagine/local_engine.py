@@ -51,6 +51,7 @@ from bot.services.jobs.recipe_init import (
 )
 from bot.store import JobRecord, Store
 from engine.contract import BillingKey, Frame, Job, ModelProfile, Recipe, estimate_cost, list_final_images
+from engine.contract.evaluations import count_requested_evaluations
 from engine.process.load_progress import format_loading, format_size
 from engine.process.model_settings import EMBEDDED_MODEL
 from engine.process.model_words import read_style_guide
@@ -133,7 +134,7 @@ def _run_job(
     captions = list_recipe_captions(job_recipe)
     return ImagineResult(
         id=job.id, seed=job_recipe.seed, steps=job_recipe.steps,
-        evaluations=job_recipe.evaluations or job_recipe.steps, sampler=job_recipe.sampler,
+        evaluations=count_requested_evaluations(job_recipe), sampler=job_recipe.sampler,
         pictures=tuple(run_result.pictures),
         film=film_of(run_result.ladders, finals=run_result.pictures, captions=captions) if film else None,
         preview_count=run_result.frame_count, seconds=run_result.seconds, ms_per_step=run_result.ms_per_step,

@@ -25,7 +25,7 @@ from bot.services.preferences import Preference
 from bot.store import TIER_WEIGHTS, NewJob
 from bot.store.fairness.ledger import Ledger
 from bot.store.jobs.records import RELAXED_TIER
-from engine.contract import PIPELINE_SAMPLERS, Recipe, count_evaluations, list_final_images
+from engine.contract import PIPELINE_SAMPLERS, Recipe, count_evaluations, count_requested_evaluations, list_final_images
 
 RELAXED_ONLY = "Only relaxed jobs are allowed here; they wait longer and have a limit of their own."
 NO_INTERPOLATION = (
@@ -131,7 +131,8 @@ def check_task(rules: EffectiveRules, new_job: NewJob) -> None:
     if not rules.allows("samplers", task.sampler):
         raise UserError(_with_allowed(rules, "samplers", f"The sampler {task.sampler} is not allowed here"), 403)
     _check_followed_pictures(rules, task)
-    counts = (("steps", task.steps), ("evaluations", _count_evaluations(task)), ("count", _count_pictures(task)))
+    evaluations = min(count_requested_evaluations(task), count_evaluations(task))  # a picture or a stop may leave fewer
+    counts = (("steps", task.steps), ("evaluations", evaluations), ("count", _count_pictures(task)))
     for name, requested_count in counts:
         limit = getattr(rules, name)
         if requested_count > limit:
@@ -151,11 +152,6 @@ def check_task(rules: EffectiveRules, new_job: NewJob) -> None:
         limit = format_for_sentence("pixels", rules.pixels)
         sentence = f"This would be {task.width}x{task.height}, and at most {limit} is allowed here."
         raise UserError(_with_setter(sentence, rules, "pixels"))
-
-
-def _count_evaluations(recipe: Recipe) -> int:
-    """Count its evaluations, at most as many as its flag says."""
-    return min(recipe.evaluations or recipe.steps, count_evaluations(recipe))
 
 
 def _count_pictures(recipe: Recipe) -> int:

@@ -17,7 +17,7 @@ from bot.store import JobRecord, Store, StoredPicture
 from bot.store.deletion import retention
 from bot.store.deletion.retention import DeletionReason
 from bot.store.jobs import interpolations, queries
-from engine.contract import Recipe
+from engine.contract import Recipe, count_requested_evaluations
 
 MAX_WAITING_SHOWN = 100  # waiting jobs
 UNKNOWN_JOB = "There is no such job."
@@ -113,7 +113,7 @@ class JobViews:
             notes=record.notes,
             prompt=record.prompt,
             steps=record.steps,
-            evaluations=recipe.evaluations or recipe.steps if recipe else 0,
+            evaluations=count_requested_evaluations(recipe) if recipe else 0,
             sampler=task.sampler if isinstance(task, Recipe) else task.method,
             seed=recipe.seed if recipe else 0,
             count=record.image_count,

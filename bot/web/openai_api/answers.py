@@ -15,7 +15,7 @@ from bot.images.image_codec import ImageFormat, decode_image, encode_image, read
 from bot.services.jobs.attended_request import DrawnPicture, Preview
 from bot.web import serializers
 from bot.web.openai_api.bodies import DEFAULT_COMPRESSION, DrawBody, PictureFormat
-from engine.contract import Recipe, Task
+from engine.contract import Recipe, Task, count_requested_evaluations
 
 EventKind = Literal["image_generation", "image_edit"]
 FORMATS: dict[PictureFormat, ImageFormat] = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
@@ -75,7 +75,7 @@ def describe_look(body: DrawBody, size: str) -> dict[str, Any]:
 
 
 def _count_evaluations(task: Task) -> int | None:
-    return task.evaluations or task.steps if isinstance(task, Recipe) else None
+    return count_requested_evaluations(task) if isinstance(task, Recipe) else None
 
 
 def describe_jobs(views: Sequence[JobView]) -> list[dict[str, Any]]:
