@@ -21,22 +21,21 @@ from PIL import Image
 
 from benchmarks.engine.evaluation_curve import plot_curve
 from benchmarks.engine.resumption import is_resumed_equal
+from benchmarks.engine.workload import make_job, run_jobs
 from benchmarks.report.figure_row import FigureRow, format_json, format_table
 from benchmarks.report.measures import psnr
 from engine.calibration.calibration import calibrate
 from engine.contract import (
     DRAFT_EVALUATIONS,
-    BillingKey,
     Concept,
     Dtype,
-    Job,
     Recipe,
     Sampler,
     count_row_steps,
     count_usual_evaluations,
     list_evaluated_steps,
 )
-from engine.core.engine import Engine, JobFailure, LatentsDone
+from engine.core.engine import LatentsDone
 from engine.models.families.embedded import load_embedded
 from engine.models.family import Family
 from engine.models.judge import PromptJudge
@@ -59,7 +58,7 @@ LEAST_PSNR, LEAST_SHARE = 34.0, 95  # dB; per cent of the pictures
 # Sampler, steps, evaluations, and how many dB more likeness they give than as many steps of the same sampler.
 OTHER_SAMPLERS: tuple[tuple[Sampler, int, int], ...] = (("ddim", 200, 40), ("euler", 50, 25), ("dpmpp_2m", 25, 13))
 CURVE_EVALUATIONS = (15, 25, 40, 60, 80, 100, 150, 250)
-KILLS, DEADLINE = 12, 4e9  # the deadline is far in the future
+KILLS = 12
 PrintProgress = Callable[[str], None]
 
 
@@ -95,22 +94,13 @@ class Drawing:
         return time.perf_counter() - started_at
 
     def _run(self, recipes: Sequence[Recipe]) -> list[Image.Image]:
-        engine = Engine({self.family.name: self.family}, rows=self.batch_limit)
-        for number, recipe in enumerate(recipes):
-            engine.add(make_job(number, recipe))
-        pictures = dict[tuple[str, int], Image.Image]()
-        while not engine.is_idle:
-            for event in engine.step():
-                if isinstance(event, JobFailure):
-                    raise RuntimeError(event.reason)
-                if isinstance(event, LatentsDone):
-                    pictures[event.job, event.image] = self.family.finish(event.latents).convert("RGB")
+        jobs = [make_job(number, recipe) for number, recipe in enumerate(recipes)]
+        pictures = {
+            (event.job, event.image): self.family.finish(event.latents).convert("RGB")
+            for event in run_jobs(self.family, jobs, self.batch_limit)
+            if isinstance(event, LatentsDone)
+        }
         return [pictures[key] for key in sorted(pictures)]
-
-
-def make_job(number: int, recipe: Recipe) -> Job:
-    share = BillingKey("standard", "bench", f"user-{number}")
-    return Job(id=f"{number:026d}", task=recipe, billing_key=share, cost=1.0, deadline=DEADLINE, ladder=False)
 
 
 def measure_time(drawing: Drawing) -> FigureRow:

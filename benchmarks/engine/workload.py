@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
@@ -72,10 +72,13 @@ class Workload:
             dtype=self.dtype, guidance_start=self.guidance_interval[0], guidance_stop=self.guidance_interval[1],
             start=image_to_image,
         )  # fmt: skip
-        share = BillingKey("standard", "bench", f"user-{user_number}")
-        return Job(
-            id=f"{user_number:026d}", task=recipe, billing_key=share, cost=1.0, deadline=DEADLINE, ladder=self.ladder
-        )
+        return make_job(user_number, recipe, ladder=self.ladder)
+
+
+def make_job(number: int, recipe: Recipe, *, ladder: bool = False) -> Job:
+    """Return a job of a user of its own."""
+    share = BillingKey("standard", "bench", f"user-{number}")
+    return Job(id=f"{number:026d}", task=recipe, billing_key=share, cost=1.0, deadline=DEADLINE, ladder=ladder)
 
 
 def make_image_to_image() -> ImageToImage:
@@ -114,8 +117,15 @@ def time_engine(family: Family, load: Workload) -> float:
 
 def run_engine(family: Family, load: Workload, *, with_previews: bool = False) -> Iterator[Event]:
     """Yield our engine's events until every user's latents are done. Raises RuntimeError if a job fails."""
-    engine = Engine({family.name: family}, rows=load.batch_limit)
-    for job in load.make_jobs(family):
+    return run_jobs(family, load.make_jobs(family), load.batch_limit, with_previews=with_previews)
+
+
+def run_jobs(
+    family: Family, jobs: Sequence[Job], batch_limit: int, *, with_previews: bool = False
+) -> Iterator[Event]:  # fmt: skip
+    """Yield our engine's events until the latents of all jobs are done. Raises RuntimeError if a job fails."""
+    engine = Engine({family.name: family}, rows=batch_limit)
+    for job in jobs:
         assert isinstance(job.task, Recipe)
         engine.add(job, (), load_init_latents(job.task, make_blobs(), family))
         engine.watch(job.id, with_previews)
