@@ -1,14 +1,26 @@
-"""Whole trajectories with a fixed affine network: by diffusers' scheduler as the oracle, and by a plan."""
+"""Whole trajectories with a fixed affine network: by diffusers' scheduler as the oracle, and by a plan.
+
+Also the configurations of schedulers that tests of plans share.
+"""
 
 from __future__ import annotations
 
 import inspect
+import json
 import warnings
 from typing import Any
 
 import torch
 
+from engine.models.families.embedded import WEIGHTS_FOLDER
 from engine.plan import COLUMNS, Plan, TimestepOptions
+
+Config = dict[str, Any]
+
+EMBEDDED: Config = json.loads((WEIGHTS_FOLDER / "scheduler" / "scheduler_config.json").read_text())
+EPSILON = {**EMBEDDED, "prediction_type": "epsilon", "rescale_betas_zero_snr": False}
+VELOCITY = EPSILON | {"prediction_type": "v_prediction"}
+SD3: Config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
 
 SHAPE = (1, 4, 4, 4)
 Trajectory = list[torch.Tensor]

@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.plan import COLUMNS, TABLED, Plan, compose, plan
-from shared.scheduler_trajectories import affine_network
-from tests.engine.plan.test_plan import EPSILON, SD3, VELOCITY
+from shared.scheduler_trajectories import EPSILON, SD3, VELOCITY, affine_network
 
 SHAPE = (1, 4, 4, 4)
 CONFIGS = {"epsilon": EPSILON, "v": VELOCITY, "flow": SD3}

@@ -5,7 +5,6 @@ The oracle runs twice: in plain float32, and in double precision, where only the
 
 from __future__ import annotations
 
-import json
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -18,18 +17,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.models.families.embedded import WEIGHTS_FOLDER
 from engine.plan import COLUMNS, TABLED, NotTabled, TimestepOptions, build_scheduler, plan
 from engine.plan.probe import probe
-from shared.scheduler_trajectories import Trajectory, relative_difference, run_plan, run_scheduler, set_timesteps
+from shared.scheduler_trajectories import (
+    EMBEDDED,
+    EPSILON,
+    SD3,
+    VELOCITY,
+    Config,
+    Trajectory,
+    relative_difference,
+    run_plan,
+    run_scheduler,
+    set_timesteps,
+)
 
-Config = dict[str, Any]
-
-EMBEDDED: Config = json.loads((WEIGHTS_FOLDER / "scheduler" / "scheduler_config.json").read_text())
-EPSILON = {**EMBEDDED, "prediction_type": "epsilon", "rescale_betas_zero_snr": False}
-VELOCITY = EPSILON | {"prediction_type": "v_prediction"}
 LEADING = EPSILON | {"timestep_spacing": "leading"}
-SD3: Config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
 FLUX = SD3 | {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
 QWEN = FLUX | {"shift_terminal": 0.02, "shift": 1.0}
 SANA: Config = {
