@@ -97,15 +97,15 @@ def _options(body: TextToImageBody, **more: Any) -> tuple[str, dict[str, Any]]:
 def test_fields_become_options() -> None:
     prompt, options = _options(
         TextToImageBody(
-            prompt="a (red:1.2) fox {loose}", negative_prompt="fog", seed=5, steps=12, cfg_scale=6.5, width=640,
-            height=480, sampler_name="Euler", scheduler="Karras", batch_size=2, n_iter=2, tiling=True,
+            prompt="a (red:1.2) fox {loose}", negative_prompt="fog", seed=5, steps=12, evaluations=8, cfg_scale=6.5,
+            width=640, height=480, sampler_name="Euler", scheduler="Karras", batch_size=2, n_iter=2, tiling=True,
             override_settings=OptionsBody(sd_vae="soft", CLIP_stop_at_last_layers=2),
         )
     )  # fmt: skip
     assert prompt == r"a (red:1.2) fox \{loose\}"
     assert options == {
-        "model": "embedded", "negative": "fog", "steps": 12, "guidance": 6.5, "sampler": "euler_karras",
-        "ar": (640, 480), "tile": True, "vae": "soft", "clip_skip": 2, "seed": 5, "count": 4,
+        "model": "embedded", "negative": "fog", "steps": 12, "evaluations": 8, "guidance": 6.5,
+        "sampler": "euler_karras", "ar": (640, 480), "tile": True, "vae": "soft", "clip_skip": 2, "seed": 5, "count": 4,
     }  # fmt: skip
 
 

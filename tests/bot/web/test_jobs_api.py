@@ -144,6 +144,27 @@ async def test_variations_rerolls_and_upscales_name_their_parent(server: WebServ
     assert retried_job["seed"] != 7
 
 
+async def test_a_draft_is_finished_and_a_branch_says_how_often_the_network_is_asked(server: WebServer) -> None:
+    job = await server.imagine("terrier", seed=7, count=1, steps=40, draft=True)
+    draft = await server.wait_for_end(job)
+    assert (draft["steps"], draft["evaluations"], draft["is_draft"]) == (40, 25, True)
+    status, reply = await server.request_json("POST", f"/api/jobs/{job}/finish")
+    assert (status, reply["evaluations"]) == (201, 40)
+    finished = await server.wait_for_end(reply["id"])
+    assert (finished["action"], finished["seed"], finished["is_draft"]) == ("finish", 7, False)
+    assert finished["parent"] == {"id": job, "picture": 1}
+    status, reply = await server.request_json("POST", f"/api/jobs/{finished['id']}/finish")
+    assert (status, reply["error"]) == (422, "Each of its steps had an evaluation, so it is as fine as it can be.")
+    for evaluations, answer in (("all", 40), (10, 10)):
+        body = {"step": 20, "evaluations": evaluations}
+        status, reply = await server.request_json("POST", f"/api/jobs/{job}/branch/1", body)
+        assert (status, reply["evaluations"]) == (201, answer)
+    status, reply = await server.request_json("POST", "/api/jobs", {"prompt": "terrier", "evaluations": "some"})
+    assert (status, reply["error"]) == (
+        422, "--evaluations some is not possible: it takes 5 to 1000, all or auto.",
+    )  # fmt: skip
+
+
 async def test_an_upscale_is_larger_and_names_its_method(server: WebServer) -> None:
     job = await server.imagine("terrier")
     await server.wait_for_end(job)

@@ -58,7 +58,7 @@ async def client(shared_server: WebServer) -> AsyncIterator[openai.AsyncOpenAI]:
 async def test_pictures_come_in_the_answer_to_both_clients(
     client: openai.AsyncOpenAI, shared_server: WebServer
 ) -> None:
-    own = {"seed": 5, "steps": 6, "sampler": "euler", "guidance": 2.0, "negative_prompt": "fog"}
+    own = {"seed": 5, "steps": 12, "evaluations": 6, "sampler": "euler", "guidance": 2.0, "negative_prompt": "fog"}
     answer: Any = await client.images.generate(
         prompt="a lamp {on, off}", n=2, size="1024x1536", quality="high", user="ann", extra_body=own
     )
@@ -68,7 +68,7 @@ async def test_pictures_come_in_the_answer_to_both_clients(
     assert answer.usage is not None
     assert answer.usage.total_tokens == answer.usage.input_tokens + answer.usage.output_tokens
     (job,) = answer.darkroom["jobs"]
-    assert (job["seed"], job["steps"], job["sampler"]) == (5, 6, "euler")
+    assert (job["seed"], job["steps"], job["evaluations"], job["sampler"]) == (5, 12, 6, "euler")
     view: Any = await shared_server.services.job_views.load_view(job["id"])
     assert (view.prompt, view.task.negative) == ("a lamp {on, off}", "fog")
 

@@ -14,7 +14,7 @@ from bot.discord.cards import button_layout
 from bot.discord.cards.button_layout import BUTTON_KINDS, ButtonKind
 from bot.discord.components.buttons import BUTTON_ACTIONS, BUTTON_STYLES, CUSTOM_ID
 from bot.domain.dto import PictureRef
-from engine.contract import Amendment, DropImages, UpscaleTask
+from engine.contract import Amendment, DropImages, Recipe, UpscaleTask
 from shared.sample_views import JOB, PARENT, make_recipe, make_view
 
 
@@ -81,6 +81,18 @@ def test_with_every_picture_held_there_are_at_most_five_rows_of_five() -> None:
     ids = [button.custom_id for row in rows for button in row]
     assert len(set(ids)) == len(ids)
     assert all(re.fullmatch(CUSTOM_ID, each) for each in ids)
+
+
+def test_a_held_draft_has_no_button_that_finishes_it() -> None:
+    """Beside the moderators' two rows there would be six."""
+    pictures = tuple(PictureRef(index, "0" * 64, 64, 64, verdict="flagged") for index in range(4))
+    view = make_view(needs_check=True, pictures=pictures, ladder_images=(0, 1, 2, 3))
+    assert isinstance(view.task, Recipe)
+    draft = replace(view, task=msgspec.structs.replace(view.task, steps=1000, evaluations=25))
+    rows = button_layout.build_finished_rows(draft)
+    assert rows == button_layout.build_finished_rows(view)
+    shown = replace(draft, pictures=tuple(replace(picture, verdict="passed") for picture in pictures))
+    assert [button.kind for button in button_layout.build_finished_rows(shown)[-1]] == ["finish"]
 
 
 def test_ids_of_older_messages_are_still_valid() -> None:
