@@ -9,6 +9,9 @@ const MIN_PAUSE_MS = 100; // between two requests
 const DRAG_PAUSE_MS = 350; // between two requests while a slider moves
 const FEW_CHANGES = 16;
 
+// The number of the newest change.
+const countChanges = (amendments) => Math.max(0, ...[...amendments].map((view) => view.number));
+
 export class Steering {
   // `onChange()` is called whenever anything here has changed.
   constructor(address, onChange) {
@@ -32,9 +35,11 @@ export class Steering {
   }
 
   // `steering`: as it will be once all that waits is made; null if the job is over. `obstacle`: why it cannot be changed.
+  // An answer may arrive after one that was given later; it knows fewer changes, and says nothing new.
   take({ amendments, steering, left, obstacle }) {
+    const isOutdated = countChanges(amendments) < countChanges(this.views.values());
     for (const view of amendments) this.merge(view);
-    Object.assign(this, { state: steering, left, obstacle });
+    if (!isOutdated) Object.assign(this, { state: steering, left, obstacle });
     this.onChange();
   }
 

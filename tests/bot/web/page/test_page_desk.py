@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import AsyncGenerator
@@ -9,7 +10,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from playwright.async_api import Browser, Locator, Page, expect
+from playwright.async_api import Browser, Locator, Page, Route, expect
 
 from shared.web_visitor import open_page, send_prompt, wait_for_card, wait_until_finished
 from tests.bot.web.conftest import open_clean_page, pause_jobs
@@ -20,6 +21,14 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
 MADE = re.compile(r"step \d+")
 DRAG_PAUSE = 0.35  # seconds between two changes of a drag: `DRAG_PAUSE_MS` of steering.js
+CHANGE_GUIDANCE = """job => fetch(`/api/jobs/${job}/amend`, {
+    method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify({guidance: 3.5}),
+})"""
+RECORD_VALUES = """slider => {
+    window.values = []
+    const observer = new MutationObserver(() => values.push(slider.getAttribute("aria-valuetext")))
+    observer.observe(slider, {attributeFilter: ["aria-valuetext"]})
+}"""
 PROMPT = "a fox::0.5 a terrier::0.5 --count 3"
 
 
@@ -82,6 +91,30 @@ async def test_a_drag_and_a_held_key_take_few_changes(page: Page, server: WebSer
         await page.reload()
         await expect(fox).to_have_attribute("aria-valuetext", chosen)
         await expect(guidance).to_have_attribute("aria-valuetext", "6.0")
+
+
+async def test_an_answer_that_arrives_late_moves_no_slider_back(page: Page, server: WebServer) -> None:
+    async with developing_card(page, server) as card:
+        is_read, may_arrive = asyncio.Event(), asyncio.Event()
+
+        async def delay(route: Route) -> None:
+            answer = await route.fetch()
+            is_read.set()
+            await may_arrive.wait()
+            await route.fulfill(response=answer)
+
+        await page.route("**/amendments", delay)
+        await page.evaluate(CHANGE_GUIDANCE, str(await card.get_attribute("id")).removeprefix("job-"))
+        await is_read.wait()  # the desk loads what it did not change itself
+        fox = card.get_by_label("Weight of a fox")
+        await fox.evaluate(RECORD_VALUES)
+        await fox.press("ArrowRight")
+        await expect(card.locator(".concepts .knob-status").first).to_have_text(MADE)
+        async with page.expect_request_finished(lambda request: request.url.endswith("/amendments")):
+            may_arrive.set()
+        await expect(card.locator(".guidance-knob .knob-value")).to_have_text("3.5")
+        await page.wait_for_timeout(1000)  # a second answer may come, to the event of the slider's change
+        assert set(await page.evaluate("values")) == {"0.55"}
 
 
 async def test_words_images_and_a_refusal_are_seen_by_all_and_made_by_the_author(
