@@ -19,6 +19,7 @@ from bot.discord.delivery.discord_api import Address, MessageClient, OutgoingMes
 from bot.discord.delivery.errors import UNKNOWN_REASON, DestinationGone
 from bot.domain.dto import DeliveryRole, Destination, JobView
 from bot.domain.errors import UserError
+from bot.images.moderation_status import held_images
 
 if TYPE_CHECKING:
     from bot.discord.cards.job_cards import Card
@@ -101,6 +102,26 @@ class FinalSender:
             await self._record_failure(job, role, error.sentence)
         else:
             await self._deliveries.mark_delivered(job, role)
+            await self._show_new_decisions(job, role, message)
+
+    async def _show_new_decisions(self, job: str, role: DeliveryRole, message: TrackedMessage) -> None:
+        """Edit a message again if a moderator decided while it was sent. From now on, a decision edits it itself."""
+        shown_view = message.view
+        if not held_images(shown_view):
+            return
+        try:
+            message.view = await self._services.job_views.load_view(job)
+            if held_images(message.view) == held_images(shown_view):
+                return
+            deliveries = await self._deliveries.list_deliveries(job)
+            if role == "answer":
+                await self._show_in_response(job, message, deliveries)
+                return
+            renewed, target = await self._build_message(job, role, message, deliveries), deliveries[role]
+            address = {**target.destination.address, "message": target.message}
+            await self._message_client.edit(address, renewed.card, renewed.files, self._wall_clock())
+        except Exception:  # the message is sent: its job must not be sent again
+            log.exception("job %s: a decision was not shown as %s", job, role)
 
     async def record_rejection(self, job: str, role: DeliveryRole) -> bool:
         """Record that Discord never accepts the final there; return False if the store is unavailable."""

@@ -248,6 +248,36 @@ async def test_a_decision_also_updates_the_notice_of_a_long_job(open_world: Any)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("long_ping", "role"), [("0", "notice"), ("600", "answer")])
+async def test_a_decision_while_a_message_is_sent_is_shown_in_it(
+    open_world: Any, monkeypatch: pytest.MonkeyPatch, long_ping: str, role: str
+) -> None:
+    async with open_world() as world:
+        await enable_picture_check(world)
+        admin = Member("discord:1", "ada", f"discord:{world.guild.id}", is_admin=True)
+        await world.client.services.rule_admin.set_rule(admin, "guild", "", "long_ping", long_ping)
+        world.painter.verdicts, world.painter.paint = {1: "flagged"}, paint_quarters
+        deliveries = world.client.services.deliveries
+        mark_delivered, marked_roles = deliveries.mark_delivered, list[str]()
+
+        async def decide_and_mark(job: str, marked_role: str, reason: str = "") -> None:
+            if marked_role == role:
+                await world.client.services.picture_review.decide(job, 1, admin, show=True)
+            await mark_delivered(job, marked_role, reason)
+            marked_roles.append(marked_role)
+
+        monkeypatch.setattr(deliveries, "mark_delivered", decide_and_mark)
+        await world.alice.slash(world.channel, "imagine", prompt="red apple")
+
+        def has_clear_grid() -> bool:
+            grids = [grid for one in world.channel.history() for grid in open_pictures(world, one)]
+            return bool(grids) and all(map(is_clear, split_grid(grids[-1])))
+
+        await world.wait_until(lambda: role in marked_roles)  # before, a preview may be clear
+        await world.wait_until(has_clear_grid)
+
+
+@pytest.mark.slow
 async def test_the_author_of_a_private_job_gets_approved_pictures_by_direct_message(
     open_world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
