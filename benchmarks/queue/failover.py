@@ -18,7 +18,7 @@ from benchmarks.report.figure_row import FigureRow
 from engine.bus import Bus
 
 ROW_MS = 8.0  # 17 ms a step of one picture with guidance
-PROMPT = "a lamp --steps 1000 --count 1 --sampler ddpm"
+PROMPT = "a lamp --steps 1000 --evaluations all --count 1 --sampler ddpm"
 KILL_ROUNDS, STOP_ROUNDS, QUICK_ROUNDS = 3, 5, 1
 WORK_SECONDS = 3.5  # seconds of work before the worker ends: the first snapshot comes after two
 TIMEOUT_SECONDS = 60.0

@@ -56,9 +56,10 @@ class RunningJobs:
             await self._cancel(job)
 
     async def _submit(self) -> str:
-        """Two parts mixed into one text, and guidance in every step: so no change of them changes a step's rows."""
+        """Two parts mixed into one text, guidance and the network in every step: no change of them changes a step's rows."""
         body = {
-            "prompt": "fox::1 terrier::1", "mix": True, "steps": STEPS, "count": 1, "interval": "0-1", "guidance": 4.0
+            "prompt": "fox::1 terrier::1", "mix": True, "steps": STEPS, "evaluations": "all", "count": 1,
+            "interval": "0-1", "guidance": 4.0,
         }  # fmt: skip
         async with self.client.post("/api/jobs", json=body) as response:
             response.raise_for_status()

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from benchmarks.engine import (
+    evaluations,
     gpu_throughput,
     network_speed,
     parity,
@@ -131,6 +132,7 @@ def test_the_gpu_benchmarks_run_on_small_networks(monkeypatch: pytest.MonkeyPatc
 
 SHORT_SETTINGS = {
     suite: {"STEPS": 4, "PREVIEW_STEPS": 10, "QUICK_PREVIEW_STEPS": 10, "OVERHEAD_STEPS": 8},
+    evaluations: {"STEPS": 12, "DRAFT_EVALUATIONS": 5, "KILLS": 1, "count_usual_evaluations": lambda sampler, steps: 8},
     parity: {"STEPS": 2},
     plan_accuracy: {"STEPS": 12},
     resumption: {"KILL_COUNT": 1},

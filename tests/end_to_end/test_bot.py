@@ -128,7 +128,8 @@ def test_imagine_joins_a_running_bot(shared_bot: DarkroomProcess, tmp_path: Path
     (line,) = process.stdout.splitlines()
     result = json.loads(line)
     assert list(result) == [
-        "id", "seed", "steps", "sampler", "pictures", "width", "height", "film", "previews", "seconds", "ms_per_step"
+        "id", "seed", "steps", "evaluations", "sampler", "pictures", "width", "height", "film", "previews", "seconds",
+        "ms_per_step",
     ]  # fmt: skip
     assert (result["seed"], result["steps"]) == (7, 12)
     assert _sizes([Path(path) for path in result["pictures"]]) == {(256, 256)}

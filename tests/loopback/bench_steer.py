@@ -62,7 +62,9 @@ async def steer_message(folder: Path, presses: int) -> SteeredMessage:
     steered, guild = SteeredMessage(loopback), loopback.world.create_guild("guild")
     channel, alice = guild.create_text_channel("pictures"), Person(loopback, "alice", guild, answer_timeout=30.0)
     async with open_installation(loopback, folder, ROW_MS) as database:
-        act = await alice.slash(channel, "imagine", prompt=f"a fox --steps {STEPS} --count 1 --interval 0-1")
+        act = await alice.slash(
+            channel, "imagine", prompt=f"a fox --steps {STEPS} --evaluations all --count 1 --interval 0-1"
+        )
         message = await act.wait_for_message()
         await wait_until(lambda: _has_button(message, "Say more"), SHOWN_TIMEOUT)
         for _ in range(presses):
