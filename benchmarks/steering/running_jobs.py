@@ -56,7 +56,7 @@ class RunningJobs:
             await self._cancel(job)
 
     async def _submit(self) -> str:
-        """Two parts mixed into one text, guidance and the network in every step: no change of them changes a step's rows."""
+        """Two parts mixed into one text, guidance and evaluation in every step: no change changes a step's rows."""
         body = {
             "prompt": "fox::1 terrier::1", "mix": True, "steps": STEPS, "evaluations": "all", "count": 1,
             "interval": "0-1", "guidance": 4.0,
