@@ -1,7 +1,8 @@
 """Core turns: one computation at a time uses all processor cores; steps and decodes alternate.
 
 Two teams of threads on the same cores wait for each other at every barrier, and another number of threads gives other
-last bits. So steps and long decode work always use torch's own number of threads, under any load.
+last bits. So steps and long decode work always use torch's own number of threads, under any load, and whoever hands
+the cores over ends its team.
 
 Between two steps other work may take `OTHER_WORK_SHARE` of a step's time, or run one piece; finished pictures go first.
 Nobody waits for spare work: it runs when nothing else does, or for `SPARE_SHARE` of the steps' time. Work on a single
@@ -16,6 +17,8 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from enum import IntEnum
+
+from engine.device.threads import release_team
 
 OTHER_WORK_SHARE = 0.5  # of the last step's time, for other work before the next step
 SPARE_SHARE = 0.02  # of the time of all steps, for spare work where steps never pause
@@ -82,6 +85,8 @@ class CoreTurns:
         try:
             yield True
         finally:
+            if kind is not WorkKind.STEP or self._waiting:  # steps alone keep their team from one to the next
+                release_team()
             self._release(kind, self._clock() - started_at)
 
     def _acquire(self, kind: WorkKind, timeout: float | None) -> bool:

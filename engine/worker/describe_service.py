@@ -18,6 +18,7 @@ from engine.core.diffusion_classifier import ClassifierRow, Noising
 from engine.core.fault_isolation import DeviceLost, check_device
 from engine.device.core_turns import WorkKind
 from engine.device.memory import is_out_of_memory
+from engine.device.threads import compute_in_thread
 from engine.model_cache.cache import ModelCache
 from engine.models.family import Family
 from engine.output.decode_worker import DecodeWorker
@@ -77,7 +78,7 @@ class DescribeService:
         self, request: DescribeRequest, family: Family, info: ModelProfile
     ) -> tuple[tuple[float, ...], ...]:
         latents = await asyncio.wrap_future(self._decode_worker.encode_for_description(request.model, request.picture))
-        draws = await asyncio.to_thread(diffusion_classifier.noise_image, family, latents, request.first, request.draws)
+        draws = await compute_in_thread(diffusion_classifier.noise_image, family, latents, request.first, request.draws)
         rows = max(1, min(MAX_ROWS, self._rows, int(FORWARD_MS / (info.row_ms + info.encode_ms + 1e-3))))
         errors: list[float] = []
         for chunk in diffusion_classifier.split_rows(len(request.texts), request.draws, rows):

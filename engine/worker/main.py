@@ -18,6 +18,7 @@ from engine.contract.rejection import JobRejected
 from engine.core.engine import Engine
 from engine.device.core_turns import CoreTurns
 from engine.device.memory_budget import model_budget
+from engine.device.threads import compute_in_thread
 from engine.device.torch_device import choose_device
 from engine.model_cache.cache import ModelCache, ModelEntry
 from engine.model_cache.loaded_models import LoadedModels
@@ -199,7 +200,7 @@ async def _load_with_timeout(settings: WorkerSettings, on_progress: ReportProgre
 
     try:
         async with asyncio.timeout(DEADLINES["load"] * len(discovered)):
-            return await asyncio.to_thread(load_startup_models, settings, model_dirs, discovered, on_load_progress)
+            return await compute_in_thread(load_startup_models, settings, model_dirs, discovered, on_load_progress)
     except TimeoutError as error:
         raise Stuck("Loading the models took too long.") from error
 
@@ -208,7 +209,7 @@ async def _serve_embed(bus: Bus) -> None:
     embedder = Embedder()
 
     async def embed(texts: Sequence[str]) -> list[list[float]]:
-        return await asyncio.to_thread(embedder, texts)
+        return await compute_in_thread(embedder, texts)
 
     await bus.serve_embed(embed)
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from engine.bus import BrokerUnreachable, Bus
 from engine.contract import Job, JobModelLoading, ModelProgress, Recipe
 from engine.core.job_images import prepare_plan, reason_to_decline
+from engine.device.threads import compute_in_thread
 from engine.model_cache.cache import ModelCache
 from engine.worker.active_runs import ActiveRuns
 from engine.worker.run import JobRun
@@ -44,7 +45,7 @@ class ModelFetcher:
             report_task.cancel()
         if run in self._active_runs:
             run.model_in_use = recipe.model if is_acquired else ""
-            await asyncio.to_thread(prepare_plan, run.job, self._model_cache.families)
+            await compute_in_thread(prepare_plan, run.job, self._model_cache.families)
         elif is_acquired:
             self._model_cache.release(recipe.model)
 
