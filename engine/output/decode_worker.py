@@ -31,6 +31,7 @@ from engine.core.input_pictures import load_pictures
 from engine.core.job_images import check_job
 from engine.device.core_turns import CoreTurns, WorkKind
 from engine.device.stopwatch import Stopwatch
+from engine.device.threads import release_team
 from engine.models.family import SMALL_MODEL_SIZE, Family, find_judge, is_loaded, with_autoencoder
 from engine.models.pictures.picture_conditions import PictureConditions
 from engine.output.candidates import join_concepts
@@ -153,6 +154,7 @@ class DecodeWorker:
         while self._is_running:
             _, _, work = self._queue.get()
             work()
+            release_team()  # previews take no turn on the cores
 
     def _stop(self) -> None:
         self._is_running = False
