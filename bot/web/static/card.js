@@ -99,9 +99,10 @@ export class Card {
 
   showFrame({ step, total_steps, percent, seconds_left, frames }) {
     if (this.isEnded) return;
+    const isNew = this.element.dataset.state !== "running";
     this.element.dataset.state = "running";
     this.pause.onPreview(step);
-    this.desk.update(true);
+    if (isNew || !this.desk.isOffered) this.desk.update(true);
     this.showProgress(percent, seconds_left);
     this.part("time-left").title = `step ${step} of ${total_steps}`;
     for (const [n, jpeg] of Object.entries(frames)) {
@@ -120,14 +121,15 @@ export class Card {
   showProgress(percent, seconds) {
     this.part("grid").classList.remove("compact");
     this.element.querySelector("progress").value = percent;
-    this.part("percent").textContent = `${percent} %`;
-    this.part("time-left").textContent = this.pause.isPaused ? "paused" : seconds == null ? "running" : formatTimeLeft(seconds);
+    setText(this.part("percent"), `${percent} %`);
+    setText(this.part("time-left"), this.pause.isPaused ? "paused" : seconds == null ? "running" : formatTimeLeft(seconds));
     this.part("grid").style.setProperty("--tint", String(1 - percent / 100));
     this.setProgressLabel(`${percent} percent done`);
   }
 
   setProgressLabel(text) {
-    this.element.querySelector("progress").setAttribute("aria-label", text);
+    const progress = this.element.querySelector("progress");
+    if (progress.getAttribute("aria-label") !== text) progress.setAttribute("aria-label", text);
   }
 
   showEnd(job) {
@@ -221,4 +223,9 @@ function splitFlags(prompt) {
     if (index % 2 === 0) return document.createTextNode(text);
     return Object.assign(document.createElement("span"), { className: "prompt-flag", textContent: text });
   });
+}
+
+// An unchanged text is not written again: that would cost a layout.
+function setText(element, text) {
+  if (element.textContent !== text) element.textContent = text;
 }
