@@ -85,9 +85,11 @@ class CoreTurns:
         try:
             yield True
         finally:
-            if kind is not WorkKind.STEP or self._waiting:  # steps alone keep their team from one to the next
-                release_team()
-            self._release(kind, self._clock() - started_at)
+            try:
+                if kind is not WorkKind.STEP or self._waiting:  # steps alone keep their team from one to the next
+                    release_team()
+            finally:
+                self._release(kind, self._clock() - started_at)
 
     def _acquire(self, kind: WorkKind, timeout: float | None) -> bool:
         """Return whether the turn came within `timeout` seconds (None: no limit)."""

@@ -24,7 +24,7 @@ SOFT_PAUSE = 1  # `omp_pause_soft` of OpenMP 5.0: settings stay, and the next co
 
 
 def release_team() -> None:
-    """End this thread's team of OpenMP threads, which takes microseconds. Call it outside computations."""
+    """End this thread's team of OpenMP threads, where torch brings libgomp. Call it outside computations."""
     pause = _find_pause()
     if pause is not None:
         pause(SOFT_PAUSE)
@@ -44,8 +44,11 @@ async def compute_in_thread(compute: Callable[P, T], *arguments: P.args, **optio
 
 @cache
 def _find_pause() -> Callable[[int], int] | None:
-    """Return `omp_pause_resource_all` (OpenMP 5.0, section 3.2.44) of torch's own OpenMP; None if it has none."""
-    for path in sorted((Path(torch.__file__).parent / "lib").glob("lib*omp[.5-]*")):
+    """Return `omp_pause_resource_all` (OpenMP 5.0, section 3.2.44) of torch's own libgomp; None if it has none.
+
+    In LLVM's library, which torch brings on macOS, the same call sends the threads of all teams to sleep.
+    """
+    for path in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*")):
         try:
             return ctypes.CDLL(str(path)).omp_pause_resource_all
         except (OSError, AttributeError):  # another library, or an older OpenMP

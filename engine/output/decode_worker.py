@@ -154,7 +154,8 @@ class DecodeWorker:
         while self._is_running:
             _, _, work = self._queue.get()
             work()
-            release_team()  # previews take no turn on the cores
+            if self.cores.is_shared:
+                release_team()  # previews take no turn on the cores
 
     def _stop(self) -> None:
         self._is_running = False

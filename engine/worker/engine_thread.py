@@ -21,6 +21,7 @@ from engine.core.events import BatchRun
 from engine.core.fault_isolation import DeviceLost
 from engine.device.core_turns import CoreTurns, WorkKind
 from engine.device.stopwatch import Stopwatch
+from engine.device.threads import release_team
 from engine.worker.watchdog import Watchdog
 
 T = TypeVar("T")
@@ -93,6 +94,8 @@ class EngineThread:
     def _run_commands(self) -> bool:
         """Run all queued calls; when the engine is idle, wait for one or for the next paced step. False: end."""
         is_blocking = self._engine.is_idle
+        if is_blocking:
+            release_team()  # others compute now
         while True:
             try:
                 command = self._inbox.get(block=is_blocking, timeout=self._engine.seconds_until_due)

@@ -41,7 +41,7 @@ from engine.worker.watchdog import Watchdog
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-REST_FACTOR = 19.0  # rest after a preview, times its duration: previews get a twentieth of one core
+REST_FACTOR = 19.0  # rest after a preview, times its duration: short previews get a twentieth of one core
 MAX_REST_SECONDS = 0.25
 MAX_OWED_REST_SECONDS = 1.0  # previews that show changes take no rest, and others make up for at most this
 

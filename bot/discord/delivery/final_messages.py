@@ -19,7 +19,6 @@ from bot.discord.delivery.discord_api import Address, MessageClient, OutgoingMes
 from bot.discord.delivery.errors import UNKNOWN_REASON, DestinationGone
 from bot.domain.dto import DeliveryRole, Destination, JobView
 from bot.domain.errors import UserError
-from bot.images.moderation_status import held_images
 
 if TYPE_CHECKING:
     from bot.discord.cards.job_cards import Card
@@ -105,13 +104,13 @@ class FinalSender:
             await self._show_new_decisions(job, role, message)
 
     async def _show_new_decisions(self, job: str, role: DeliveryRole, message: TrackedMessage) -> None:
-        """Edit a message again if a moderator decided while it was sent. From now on, a decision edits it itself."""
+        """Edit a message again if a moderator decided while it was sent. A decision in Discord edits later ones."""
         shown_view = message.view
-        if not held_images(shown_view):
+        if not shown_view.needs_check:
             return
         try:
             message.view = await self._services.job_views.load_view(job)
-            if held_images(message.view) == held_images(shown_view):
+            if _list_verdicts(message.view) == _list_verdicts(shown_view):
                 return
             deliveries = await self._deliveries.list_deliveries(job)
             if role == "answer":
@@ -120,6 +119,8 @@ class FinalSender:
             renewed, target = await self._build_message(job, role, message, deliveries), deliveries[role]
             address = {**target.destination.address, "message": target.message}
             await self._message_client.edit(address, renewed.card, renewed.files, self._wall_clock())
+        except UserError as error:  # its author had everything deleted in the meantime
+            log.debug("job %s: no decision to show: %s", job, error.sentence)
         except Exception:  # the message is sent: its job must not be sent again
             log.exception("job %s: a decision was not shown as %s", job, role)
 
@@ -203,6 +204,10 @@ class FinalSender:
             return card, files
         film = await pictures.render_film(self._services.gallery, view, limit)
         return party_card.add_credits(card, board), (*files, film) if film else files
+
+
+def _list_verdicts(view: JobView) -> list[tuple[int, str, str]]:
+    return [(picture.index, picture.verdict, picture.reviewed) for picture in view.pictures]
 
 
 def _new_address(role: DeliveryRole, response_address: Address, view: JobView) -> dict[str, str]:

@@ -99,10 +99,9 @@ export class Card {
 
   showFrame({ step, total_steps, percent, seconds_left, frames }) {
     if (this.isEnded) return;
-    const isNew = this.element.dataset.state !== "running";
     this.element.dataset.state = "running";
     this.pause.onPreview(step);
-    if (isNew || !this.desk.isOffered) this.desk.update(true);
+    this.desk.update(true);
     this.showProgress(percent, seconds_left);
     this.part("time-left").title = `step ${step} of ${total_steps}`;
     for (const [n, jpeg] of Object.entries(frames)) {

@@ -29,17 +29,19 @@ export class Steering {
     return [...this.views.values()].sort((one, other) => one.number - other.number);
   }
 
+  // What is loaded may arrive after a change that was made later: then it knows fewer changes, and says nothing new.
   async load() {
     const answer = await fetchJson(`${this.address}/amendments`);
-    if (answer) this.take(answer);
+    if (!answer) return;
+    const isOutdated = countChanges(answer.amendments) < countChanges(this.views.values());
+    if (isOutdated) answer.amendments.forEach((view) => this.merge(view));
+    else this.take(answer);
   }
 
   // `steering`: as it will be once all that waits is made; null if the job is over. `obstacle`: why it cannot be changed.
-  // An answer may arrive after one that was given later; it knows fewer changes, and says nothing new.
   take({ amendments, steering, left, obstacle }) {
-    const isOutdated = countChanges(amendments) < countChanges(this.views.values());
     for (const view of amendments) this.merge(view);
-    if (!isOutdated) Object.assign(this, { state: steering, left, obstacle });
+    Object.assign(this, { state: steering, left, obstacle });
     this.onChange();
   }
 

@@ -248,9 +248,11 @@ async def test_a_decision_also_updates_the_notice_of_a_long_job(open_world: Any)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("long_ping", "role"), [("0", "notice"), ("600", "answer")])
+@pytest.mark.parametrize(
+    ("long_ping", "role", "is_approved"), [("0", "notice", True), ("600", "answer", True), ("600", "answer", False)]
+)
 async def test_a_decision_while_a_message_is_sent_is_shown_in_it(
-    open_world: Any, monkeypatch: pytest.MonkeyPatch, long_ping: str, role: str
+    open_world: Any, monkeypatch: pytest.MonkeyPatch, long_ping: str, role: str, is_approved: bool
 ) -> None:
     async with open_world() as world:
         await enable_picture_check(world)
@@ -262,19 +264,22 @@ async def test_a_decision_while_a_message_is_sent_is_shown_in_it(
 
         async def decide_and_mark(job: str, marked_role: str, reason: str = "") -> None:
             if marked_role == role:
-                await world.client.services.picture_review.decide(job, 1, admin, show=True)
+                await world.client.services.picture_review.decide(job, 1, admin, show=is_approved)
             await mark_delivered(job, marked_role, reason)
             marked_roles.append(marked_role)
 
         monkeypatch.setattr(deliveries, "mark_delivered", decide_and_mark)
         await world.alice.slash(world.channel, "imagine", prompt="red apple")
 
-        def has_clear_grid() -> bool:
-            grids = [grid for one in world.channel.history() for grid in open_pictures(world, one)]
+        def shows_decision() -> bool:
+            messages = world.channel.history()
+            if not is_approved:
+                return any("Picture 2 stays hidden" in one.content for one in messages)
+            grids = [grid for one in messages for grid in open_pictures(world, one)]
             return bool(grids) and all(map(is_clear, split_grid(grids[-1])))
 
         await world.wait_until(lambda: role in marked_roles)  # before, a preview may be clear
-        await world.wait_until(has_clear_grid)
+        await world.wait_until(shows_decision)
 
 
 @pytest.mark.slow

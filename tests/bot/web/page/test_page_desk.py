@@ -105,7 +105,7 @@ async def test_an_answer_that_arrives_late_moves_no_slider_back(page: Page, serv
 
         await page.route("**/amendments", delay)
         await page.evaluate(CHANGE_GUIDANCE, str(await card.get_attribute("id")).removeprefix("job-"))
-        await is_read.wait()  # the desk loads what it did not change itself
+        await asyncio.wait_for(is_read.wait(), 30)  # the desk loads what it did not change itself
         fox = card.get_by_label("Weight of a fox")
         await fox.evaluate(RECORD_VALUES)
         await fox.press("ArrowRight")
