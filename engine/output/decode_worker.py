@@ -70,9 +70,8 @@ class DecodeWorker:
         self._init_latents: dict[str, InitLatents] = {}  # by job; used only in the thread
         self._prepared_families: WeakSet[Family] = WeakSet()  # used only in the thread
         self._frame_futures: dict[tuple[str, int], Future[Frame]] = {}  # used only by the caller
-        self._thread = threading.Thread(
-            target=self._run_thread, args=(torch.get_num_threads(),), name="decode-worker", daemon=True
-        )
+        arguments = (torch.get_num_threads(),)
+        self._thread = threading.Thread(target=self._run_thread, args=arguments, name="decode-worker", daemon=True)
         self._thread.start()
 
     def prepare_preview(self, model: str) -> None:
@@ -92,9 +91,8 @@ class DecodeWorker:
 
     def encode_change(self, recipe: Recipe, change: Change) -> Future[None]:
         """Encode a change's texts beside the running batch. The future may raise `JobRejected`."""
-        return self._submit(
-            PICTURE_PRIORITY, lambda: self._run_on_upload(recipe.model, partial(encode_change, recipe, change))
-        )
+        encode = partial(encode_change, recipe, change)
+        return self._submit(PICTURE_PRIORITY, lambda: self._run_on_upload(recipe.model, encode))
 
     def encode_for_description(self, model: str, picture: bytes) -> Future[torch.Tensor]:
         """Encode an image for `/describe` at the model's native size. The future may raise `JobRejected`."""
@@ -133,9 +131,8 @@ class DecodeWorker:
         """Cancel everything that waits for a job that has left."""
         for key in [key for key in self._frame_futures if key[0] == job]:
             self._frame_futures.pop(key).cancel()
-        self._submit(
-            PICTURE_PRIORITY, lambda: self._init_latents.pop(job, None)
-        )  # queued, in case the job comes once more
+        # queued, in case the job comes once more
+        self._submit(PICTURE_PRIORITY, lambda: self._init_latents.pop(job, None))
         self._submit(LADDER_PRIORITY, lambda: self._picture_verdicts.forget_job(job))
 
     def close(self) -> None:

@@ -528,5 +528,5 @@ async def test_a_pause_ends_when_other_jobs_wait_for_the_memory_of_its_model(
     await harness.bot.send_control(ControlMessage(job=JOBS[0], action="pause"))
     await wait_until(lambda: any(run.pause_timer is not None for run in worker.active_runs))
     await harness.bot.dispatch(make_job(JOBS[1], "two"))
-    end_messages = await asyncio.wait_for(harness.wait_for_ends(*JOBS[:2]), 30)
+    end_messages = await asyncio.wait_for(harness.wait_for_ends(*JOBS[:2]), 120)
     assert all(isinstance(end, JobFinished) for end in end_messages.values())
