@@ -120,15 +120,14 @@ export class Card {
   showProgress(percent, seconds) {
     this.part("grid").classList.remove("compact");
     this.element.querySelector("progress").value = percent;
-    setText(this.part("percent"), `${percent} %`);
-    setText(this.part("time-left"), this.pause.isPaused ? "paused" : seconds == null ? "running" : formatTimeLeft(seconds));
+    this.part("percent").textContent = `${percent} %`;
+    this.part("time-left").textContent = this.pause.isPaused ? "paused" : seconds == null ? "running" : formatTimeLeft(seconds);
     this.part("grid").style.setProperty("--tint", String(1 - percent / 100));
     this.setProgressLabel(`${percent} percent done`);
   }
 
   setProgressLabel(text) {
-    const progress = this.element.querySelector("progress");
-    if (progress.getAttribute("aria-label") !== text) progress.setAttribute("aria-label", text);
+    this.element.querySelector("progress").setAttribute("aria-label", text);
   }
 
   showEnd(job) {
@@ -222,9 +221,4 @@ function splitFlags(prompt) {
     if (index % 2 === 0) return document.createTextNode(text);
     return Object.assign(document.createElement("span"), { className: "prompt-flag", textContent: text });
   });
-}
-
-// An unchanged text is not written again: that would cost a layout.
-function setText(element, text) {
-  if (element.textContent !== text) element.textContent = text;
 }
