@@ -58,9 +58,10 @@ export class Desk {
     this.tools = new TileTools(this);
     this.element.open = isOpenByDefault;
     let isPressed = false; // by the visitor, before it opens or closes
-    this.element.addEventListener("toggle", () => {
-      isOpenByDefault = this.element.open;
-      this.card.element.classList.toggle("steering", this.element.open);
+    this.element.addEventListener("toggle", ({ target }) => {
+      if (target !== this.element) return; // the event comes a task later, when the card may have taken the desk away
+      isOpenByDefault = target.open;
+      this.card.element.classList.toggle("steering", target.open);
       if (isPressed) this.scrollBelowPictures();
     });
     this.element.querySelector("summary").addEventListener("click", () => (isPressed = true));

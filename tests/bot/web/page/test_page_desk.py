@@ -29,6 +29,14 @@ RECORD_VALUES = """slider => {
     const observer = new MutationObserver(() => values.push(slider.getAttribute("aria-valuetext")))
     observer.observe(slider, {attributeFilter: ["aria-valuetext"]})
 }"""
+OPEN_AND_CLOSE = """async address => {
+    const { Card } = await import("/static/card.js")
+    const { desk } = new Card(await (await fetch(address)).json(), () => true)
+    document.body.append(desk.card.element)
+    desk.open()
+    desk.close()
+    desk.card.element.remove()
+}"""
 PROMPT = "a fox::0.5 a terrier::0.5 --count 3"
 
 
@@ -115,6 +123,14 @@ async def test_an_answer_that_arrives_late_moves_no_slider_back(page: Page, serv
         await expect(card.locator(".guidance-knob .knob-value")).to_have_text("3.5")
         await page.wait_for_timeout(1000)  # a second answer may come, to the event of the slider's change
         assert set(await page.evaluate("values")) == {"0.55"}
+
+
+async def test_a_desk_that_closes_as_it_opens_complains_of_nothing(page: Page, server: WebServer) -> None:
+    """The browser reports the opening a task later; the page fails the test for what it throws then."""
+    async with developing_card(page, server) as card:
+        job = str(await card.get_attribute("id")).removeprefix("job-")
+        await page.evaluate(OPEN_AND_CLOSE, f"/api/jobs/{job}")
+        await page.wait_for_timeout(200)
 
 
 async def test_words_images_and_a_refusal_are_seen_by_all_and_made_by_the_author(
