@@ -14,17 +14,16 @@ from bot.domain.errors import UserError
 from bot.queue.pool_offers import PoolOffer, choose_best_pool, merge_parts
 from bot.store import Store
 from bot.store.jobs import queries
-from engine.contract import SUPER_RESOLVER_VERSION, ModelProfile, Presence, Recipe
+from engine.contract import ModelProfile, Presence, Recipe
 from engine.process.model_settings import EMBEDDED_MODEL
 
 DEFAULT_POOL = "default"
-TOO_OLD = "The workers with {} are too old to draw this picture: their operator must update them."
 
 # The embedded model until a worker announces it: all its steps, as measured on two slow cores.
 SHIPPED_MODEL = ModelProfile(
     name=EMBEDDED_MODEL, revision="", dtype="float32", size=64, multiple=16, max_pixels=128 * 128, tokens=24,
-    steps=1000, sampler="ddpm", guidance=4.0, row_ms=4.0, encode_ms=10.0, decode_ms=60.0, upscale_factor=4,
-    guidance_start=0.3, guidance_stop=0.8, has_judge=True,
+    steps=1000, sampler="ddpm", samplers=("ddpm", "ddim", "euler", "dpmpp_2m"), guidance=4.0,
+    row_ms=4.0, encode_ms=10.0, decode_ms=60.0, upscale_factor=4, guidance_start=0.3, guidance_stop=0.8, has_judge=True,
 )  # fmt: skip
 
 
@@ -47,8 +46,6 @@ class CatalogEntry:
         they would hand the job round for ever.
         """
         pool = choose_best_pool(offer for offer in self.offers if offer.can_draw(recipe))
-        if pool is None and self.offers and all(offer.version < recipe.v for offer in self.offers):
-            raise UserError(TOO_OLD.format(recipe.model))
         if pool is None and self.offers:
             raise UserError(
                 f"No single worker has everything that this needs of {recipe.model}: leave out a control, a reference, "
@@ -164,26 +161,12 @@ class ModelCatalog:
         live_pools = group_by_pool(self._workers())
         return preferred_pool if preferred_pool in live_pools or not live_pools else min(live_pools)
 
-    def is_version_read(self, entry: CatalogEntry, version: int) -> bool:
-        """Return whether all workers that may take a job of the model surely read this version of the contract.
-
-        Workers with older weights take jobs of its pool, too. Without live workers, those of a known model may be
-        older. A model that no worker has offered yet is the shipped one, whose worker comes with this program.
-        """
-        pools = {offer.pool for offer in entry.offers}
-        if not pools:
-            return entry.profile.name not in self._known
-        return all(worker.v >= version for worker in self._workers().values() if pools & {*worker.pools})
-
     def upscale_ms(self, pool: str) -> float | None:
         """Return the milliseconds per megapixel of the slowest super-resolver among a pool's live workers.
 
-        0 if none of them has one, or one is too old to run it; None while the pool has no worker.
+        0 if none of them has one; None while the pool has no worker.
         """
-        workers = [worker for worker in self._workers().values() if pool in worker.pools]
-        if any(worker.v < SUPER_RESOLVER_VERSION for worker in workers):
-            return 0.0
-        return max((worker.upscale_ms for worker in workers), default=None)
+        return max((worker.upscale_ms for worker in self._workers().values() if pool in worker.pools), default=None)
 
     def _live_entries(self) -> dict[str, CatalogEntry]:
         """Return the models of live workers. Of several workers with one model, the first by name defines it, so that
@@ -221,7 +204,7 @@ class ModelCatalog:
         for presence in workers.values():
             for profile in presence.models:
                 pool = presence.pools[0]
-                offer = PoolOffer(pool, profile, pools[pool].used_share, presence.v)
+                offer = PoolOffer(pool, profile, pools[pool].used_share)
                 offers.setdefault(profile.name, []).append(offer)
         return offers
 

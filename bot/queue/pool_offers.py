@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import msgspec
 
-from engine.contract import VERSION, ControlModel, ModelPart, ModelProfile, Recipe, find_missing_part
+from engine.contract import ControlModel, ModelPart, ModelProfile, Recipe, find_missing_part
 
 SIMILAR_COST = 1.25  # pools whose costs differ by less count as equal
 Part = TypeVar("Part", ControlModel, ModelPart)
@@ -17,21 +17,16 @@ Part = TypeVar("Part", ControlModel, ModelPart)
 
 @dataclass(frozen=True)
 class PoolOffer:
-    """A model as one worker offers it. `used_share`: the share of its pool's rows in use.
-
-    `version`: of the contract that the worker reads.
-    """
+    """A model as one worker offers it. `used_share`: the share of its pool's rows in use."""
 
     pool: str
     profile: ModelProfile
     used_share: float
-    version: int = VERSION
 
     def can_draw(self, recipe: Recipe) -> bool:
-        """Return whether the worker reads the recipe, and has the judge, stored weights and parts that it needs."""
+        """Return whether the worker has the judge, stored weights and parts that it needs."""
         return (
-            recipe.v <= self.version
-            and (self.profile.has_judge or not recipe.candidate_count)
+            (self.profile.has_judge or not recipe.candidate_count)
             and self.profile.quantization == recipe.quantization
             and find_missing_part(recipe, self.profile) is None
         )

@@ -20,7 +20,7 @@ from bot.images.keyframes.decoded_thumbnails import read_estimates
 from bot.images.uploads.upload_decoder import UploadDecoder
 from bot.store import JobRecord
 from engine.bus import NoWorkerAnswers
-from engine.contract import X0_ESTIMATES_VERSION, DecodeRequest, Presence, Recipe, estimate_decode_ms
+from engine.contract import DecodeRequest, Presence, Recipe, estimate_decode_ms
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class LadderDecoder:
     def _is_quick(self, recipe: Recipe, pool: str, count: int) -> bool:
         """Return whether a live worker of the pool has this revision in memory and decodes fast enough."""
         capable_workers = (
-            worker for worker in self._workers().values() if worker.v >= X0_ESTIMATES_VERSION and pool in worker.pools
+            worker for worker in self._workers().values() if pool in worker.pools
         )
         required = (recipe.model, recipe.revision, True)
         models = (

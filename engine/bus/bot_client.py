@@ -41,7 +41,6 @@ from engine.contract import (
     Presence,
     Result,
     decode,
-    downgrade_job,
     encode,
 )
 
@@ -69,18 +68,11 @@ class BotClient(BusBase):
         self.model_progress = ModelProgressRegistry(self.rejections)
 
     async def dispatch(self, job: Job) -> bool:
-        """Send a job to the workers of its pool, in a form that the oldest of them can read.
-
-        Returns False when this attempt is already in the queue, which is fine.
-        """
-        oldest_version = min(
-            (presence.v for presence in self.workers.values() if job.pool in presence.pools), default=job.task.v
-        )
-        payload = encode(downgrade_job(job, oldest_version))
+        """Send a job to the workers of its pool. Returns False if this attempt is in the queue already."""
         with translate_errors("dispatch"):
             try:
                 await self._prepare_pool(job.pool)
-                await self.js.publish(subjects.make_work_subject(job), payload, stream=subjects.WORK)
+                await self.js.publish(subjects.make_work_subject(job), encode(job), stream=subjects.WORK)
             except APIError as error:
                 if error.err_code == STREAM_FULL and "per subject" in (error.description or ""):
                     return False

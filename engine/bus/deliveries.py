@@ -1,7 +1,7 @@
 """Deliveries: messages pulled from a durable consumer, decoded, then acknowledged or dead-lettered.
 
 A message that does not decode is logged with its subject, counted and dead-lettered, so it never blocks later ones. A
-message of a newer version is handed back for an updated process.
+message of another version is handed back, for an updated process.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from engine.bus.connection import translate_errors
 from engine.bus.hardened_client import REPLY_HEADER
 from engine.bus.rejections import RejectionLog
 from engine.bus.streams import ensure_consumer
-from engine.contract import MalformedMessage, NewerVersion, decode
+from engine.contract import MalformedMessage, OtherVersion, decode
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +33,8 @@ T = TypeVar("T")
 ANSWER_SECONDS = 5.0
 CLOSE_SECONDS = 1.0
 CONSUMER_POLL_SECONDS = 0.5  # between two looks for a consumer that the bot makes
-NEWER_VERSION_PAUSE = 30.0  # until a message of a newer version is delivered again
-NEWER_VERSION_TRIES = 2880  # one day
+OTHER_VERSION_PAUSE = 30.0  # until a message of another version is delivered again
+OTHER_VERSION_TRIES = 2880  # one day
 MAX_DEAD_BYTES = 1024 * 1024  # of a dead letter: the largest message plus headers would exceed the limit
 
 
@@ -205,9 +205,9 @@ class PullConsumer(Generic[T]):
                 raise MalformedMessage("it is a reply of the broker that a client redirected to this subject")
             return BusMessage(decode(msg.data, self._value_type), msg, self._dead_letters)
         except MalformedMessage as error:
-            if isinstance(error, NewerVersion) and msg.metadata.num_delivered < NEWER_VERSION_TRIES:
+            if isinstance(error, OtherVersion) and msg.metadata.num_delivered < OTHER_VERSION_TRIES:
                 log.warning("%s stays in the queue: %s", msg.subject, error)
-                await msg.nak(delay=NEWER_VERSION_PAUSE)
+                await msg.nak(delay=OTHER_VERSION_PAUSE)
             else:
                 await self._dead_letters.store(msg, str(error))
             return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
@@ -107,7 +107,7 @@ def pool_consumer_config(pool: str, lease: float) -> ConsumerConfig:
 
 
 async def declare_streams(js: JetStreamContext, limits: BusLimits) -> None:
-    """Make missing streams, and fix those of earlier versions. Raises the client library's errors."""
+    """Make missing streams. Raises the client library's errors."""
     configs = build_stream_configs(limits, time.time())
     await asyncio.gather(*(_ensure_stream(js, config) for config in configs))
 
@@ -118,31 +118,12 @@ async def _ensure_stream(js: JetStreamContext, config: StreamConfig) -> None:
     for pause in RETRY_PAUSES:
         await asyncio.sleep(pause)
         try:
-            info = await js.stream_info(config.name)
+            await js.stream_info(config.name)
         except NotFoundError:
             if await _try_create(js, config, is_last_try=pause == RETRY_PAUSES[-1]):
                 return
         else:
-            await _update_stream(js, info.config, config)
             return
-
-
-async def _update_stream(js: JetStreamContext, current: StreamConfig, target: StreamConfig) -> None:
-    """Fix older streams, where a worker key could purge buckets by a header and a blob's chunks shared one subject."""
-    max_per_subject = current.max_msgs_per_subject
-    if max_per_subject != target.max_msgs_per_subject and await _has_one_per_subject(
-        js, target.name or "", subjects.legacy_blob_chunks("*")
-    ):
-        max_per_subject = target.max_msgs_per_subject
-    updated = replace(current, allow_rollup_hdrs=False, max_msgs_per_subject=max_per_subject)
-    if updated != current:
-        await js.update_stream(updated)
-
-
-async def _has_one_per_subject(js: JetStreamContext, stream: str, pattern: str) -> bool:
-    """Whether each of these subjects holds at most one message. Otherwise a limit of one would delete messages."""
-    info = await js.stream_info(stream, subjects_filter=pattern)
-    return all(count <= 1 for count in (info.state.subjects or {}).values())
 
 
 async def _try_create(js: JetStreamContext, config: StreamConfig, *, is_last_try: bool) -> bool:

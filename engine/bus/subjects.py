@@ -78,7 +78,7 @@ def make_frame_subject(job: str) -> str:
 
 
 def make_loading_subject(job: str) -> str:
-    """Return the subject of loading progress: not a frame, which an older bot would take for a broken preview."""
+    """Return the subject of loading progress: not a frame, which readers would take for a broken preview."""
     return f"loading.{job}"
 
 
@@ -154,12 +154,7 @@ def blob_entry(sha: str) -> str:
 
 def blob_chunk(chunk_id: str, number: int | str) -> str:
     """Return the subject of one chunk of a blob; a newer message replaces it."""
-    return f"{legacy_blob_chunks(chunk_id)}.{number}"
-
-
-def legacy_blob_chunks(chunk_id: str) -> str:
-    """Return the subject that older data folders use for all chunks of a blob."""
-    return f"$O.{BLOBS}.C.{chunk_id}"
+    return f"$O.{BLOBS}.C.{chunk_id}.{number}"
 
 
 def kv_stream(bucket: str) -> str:

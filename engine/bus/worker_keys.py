@@ -30,7 +30,7 @@ class WorkerKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: Name
     public: Annotated[str, Meta(pattern=r"^U[A-Z2-7]{55}\Z")]
     pools: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=16)]
-    created_on: Annotated[str, Meta(max_length=10)] = msgspec.field(name="made")
+    created_on: Annotated[str, Meta(max_length=10)]
 
 
 def create_key(name: str, pools: Sequence[str], day: str) -> tuple[WorkerKey, str]:
@@ -38,7 +38,7 @@ def create_key(name: str, pools: Sequence[str], day: str) -> tuple[WorkerKey, st
     import nkeys  # lazily: it loads libsodium
 
     seed = nkeys.encode_seed(secrets.token_bytes(32), nkeys.PREFIX_BYTE_USER).decode()
-    fields = {"name": name, "public": derive_public_key(seed), "pools": list(dict.fromkeys(pools)), "made": day}
+    fields = {"name": name, "public": derive_public_key(seed), "pools": list(dict.fromkeys(pools)), "created_on": day}
     try:
         return msgspec.convert(fields, WorkerKey), seed
     except msgspec.ValidationError as error:

@@ -22,7 +22,7 @@ from nats.js.kv import KV_OP
 from engine.bus import subjects
 from engine.bus.hardened_client import REPLY_HEADER
 from engine.bus.rejections import RejectionLog
-from engine.contract import VERSION, MalformedMessage, Presence, decode
+from engine.contract import MalformedMessage, Presence, decode
 
 log = logging.getLogger(__name__)
 
@@ -100,8 +100,7 @@ class WorkerRegistry:
         if worker != presence.worker or pool not in presence.pools:
             self._rejections.record(
                 f"on {subject} somebody announces the worker {presence.worker} in the pools {','.join(presence.pools)}",
-                "it does not count there; workers older than this version name no pool: update it, and make its key "
-                "anew for a broker of your own",
+                "it does not count there",
             )  # fmt: skip
             return
         self._store_presence(presence, pool)
@@ -113,11 +112,6 @@ class WorkerRegistry:
         valid_until = {pool: expiry for pool, expiry in announced.items() if pool in presence.pools}
         announcement = Announcement(presence, {**valid_until, pool: now + self._lease})
         self._announcements[presence.worker] = announcement
-        if presence.v < VERSION and (old is None or old.presence.v != presence.v):
-            log.warning(
-                "worker %s has an older version (%d, not %d): it works, without newer features; update it",
-                presence.worker, presence.v, VERSION,
-            )  # fmt: skip
         if old is None or old.limit_to_live_pools(now) != announcement.limit_to_live_pools(now):
             self.on_change()
 

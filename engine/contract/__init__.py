@@ -36,7 +36,7 @@ from engine.contract.amendments import (
     SetNegative,
     SplitImage,
 )
-from engine.contract.codec import MalformedMessage, NewerVersion, convert, decode, decode_json, encode
+from engine.contract.codec import MalformedMessage, OtherVersion, convert, decode, decode_json, encode
 from engine.contract.cost import count_row_steps, estimate_cost, estimate_decode_ms
 from engine.contract.edits import is_edit
 from engine.contract.embedding_names import compile_embedding_names, find_embeddings
@@ -56,14 +56,7 @@ from engine.contract.evaluations import (
 )
 from engine.contract.features import find_lacking_feature
 from engine.contract.fields import (
-    CONTROL_VERSION,
-    EDIT_PICTURES_VERSION,
-    EVALUATIONS_VERSION,
-    FEATURES_VERSION,
     FULL_INTERVAL,
-    INIT_IMAGES_VERSION,
-    JUDGE_VERSION,
-    LLM_INT8_VERSION,
     MAX_AMENDMENTS,
     MAX_CANDIDATE_IMAGES,
     MAX_CANDIDATES,
@@ -82,13 +75,7 @@ from engine.contract.fields import (
     MAX_ROWS,
     MAX_STEPS,
     MAX_THUMBNAIL_BYTES,
-    MODELS_VERSION,
-    PICTURE_CHECK_VERSION,
-    STEERING_VERSION,
-    STYLES_VERSION,
-    SUPER_RESOLVER_VERSION,
     VERSION,
-    X0_ESTIMATES_VERSION,
     Blame,
     ByteCount,
     CandidateText,
@@ -131,7 +118,7 @@ from engine.contract.guidance import (
     needs_unconditional_row,
     pinned_bucket,
 )
-from engine.contract.job import BillingKey, Job, Task, UpscaleTask, downgrade_job, required_blobs
+from engine.contract.job import BillingKey, Job, Task, UpscaleTask, required_blobs
 from engine.contract.keyframes import AmendmentLog, Keyframe, Ladder, Snapshot
 from engine.contract.messages import (
     MAX_AMENDMENTS_AT_ONCE,
@@ -182,7 +169,7 @@ from engine.contract.requests import (
     EmbedReply,
     EmbedRequest,
 )
-from engine.contract.samplers import PIPELINE_SAMPLERS, SAMPLER_TITLES, VERSION_1_SAMPLERS, Sampler
+from engine.contract.samplers import PIPELINE_SAMPLERS, SAMPLER_TITLES, Sampler
 from engine.contract.steering import (
     ImageLife,
     Timeline,
@@ -205,33 +192,31 @@ from engine.contract.style_words import has_style
 from engine.contract.turbo import TURBO_GUIDANCE, TURBO_LORA, TURBO_SAMPLER, TURBO_STEPS, find_turbo, is_turbo
 
 __all__ = [
-    "CONTROL_VERSION", "DRAFT_EVALUATIONS", "EDIT_PICTURES_VERSION", "EVALUATIONS_VERSION", "FEATURES_VERSION",
-    "FULL_INTERVAL", "INIT_IMAGES_VERSION", "JUDGE_VERSION", "LLM_INT8_VERSION", "MAX_AMENDMENTS",
-    "MAX_AMENDMENTS_AT_ONCE", "MAX_CANDIDATES", "MAX_CANDIDATE_IMAGES", "MAX_CONCEPTS", "MAX_CONTROLS", "MAX_COUNT",
-    "MAX_EMBEDDINGS", "MAX_ESTIMATE_BYTES", "MAX_FRAME_BYTES", "MAX_INIT_IMAGES", "MAX_INTERPOLATION_FRAMES",
-    "MAX_KEYFRAMES", "MAX_LORAS", "MAX_NOISINGS", "MAX_PACE_SECONDS", "MAX_REFERENCES", "MAX_ROWS", "MAX_STEPS",
-    "MAX_THUMBNAIL_BYTES", "MIN_EVALUATIONS", "MODELS_VERSION", "PICTURE_CHECK_VERSION", "PIPELINE_SAMPLERS",
-    "SAMPLER_TITLES", "STEERING_VERSION", "STYLES_VERSION", "SUPER_RESOLVER_VERSION", "TURBO_GUIDANCE", "TURBO_LORA",
-    "TURBO_SAMPLER", "TURBO_STEPS", "VERSION", "VERSION_1_SAMPLERS", "X0_ESTIMATES_VERSION", "AmendJob", "Amendment",
-    "AmendmentLog", "AmendmentNumber", "AmendmentRequest", "BillingKey", "Blame", "Branch", "ByteCount",
-    "CandidateText", "Change", "Concept", "ControlImage", "ControlMessage", "ControlModel", "Coordinate", "DecodeReply",
-    "DecodeRequest", "DescribeReply", "DescribeRequest", "DropImages", "Dtype", "EmbedReply", "EmbedRequest", "Epoch",
-    "Feature", "Fraction", "Frame", "GuidanceKind", "Id", "ImageLife", "ImageToImage", "Index", "InitImage",
-    "Interpolation", "Job", "JobAmended", "JobCancelled", "JobFailed", "JobFinished", "JobHandedBack",
-    "JobModelLoading", "JobStarted", "Keyframe", "Ladder", "LatentBytes", "Lora", "MalformedMessage", "Milliseconds",
-    "MissingPart", "ModelPart", "ModelProfile", "ModelProgress", "Name", "NewerVersion", "NoiseAncestor",
-    "PictureReady", "Preprocessor", "Presence", "Quantization", "Recipe", "ReferenceImage", "Result", "Sampler",
-    "Seconds", "Seed", "Sentence", "SetConcepts", "SetGuidance", "SetNegative", "Sha256", "Side", "Snapshot",
-    "SplitImage", "SquaredError", "Step", "Task", "TensorSide", "Text", "Timeline", "UnixSeconds", "UpscaleMethod",
-    "UpscaleTask", "Verdict", "Version", "VersionedValue", "add_style", "candidate_index", "compile_embedding_names",
-    "convert", "count_ending_images", "count_evaluations", "count_image_rows", "count_requested_evaluations",
-    "count_row_steps", "count_rows", "count_usual_evaluations", "decode", "decode_json", "downgrade_job", "encode",
-    "estimate_cost", "estimate_decode_ms", "find_amendment_problem", "find_amendments_problem", "find_ancestor",
-    "find_borders", "find_done_share", "find_embeddings", "find_guidance_borders", "find_guided_steps",
-    "find_lacking_feature", "find_last_evaluation", "find_life", "find_missing_part", "find_next_evaluation",
-    "find_style", "find_turbo", "has_negative_weight", "has_skipped_steps", "has_style", "is_draft", "is_edit",
-    "is_guided", "is_in_interval", "is_snapshot_of_recipe", "is_turbo", "iterate_segments", "iterate_states",
-    "keep_style", "list_evaluated_steps", "list_final_images", "list_followed_changes", "list_lives",
-    "list_needed_lives", "make_part_fields", "map_step", "needs_unconditional_row", "noise_seed", "pinned_bucket",
-    "recipe_at_end", "recipe_at_step", "recipe_for_image", "required_blobs", "settle_amendments", "settle_fades",
+    "DRAFT_EVALUATIONS", "FULL_INTERVAL", "MAX_AMENDMENTS", "MAX_AMENDMENTS_AT_ONCE", "MAX_CANDIDATES",
+    "MAX_CANDIDATE_IMAGES", "MAX_CONCEPTS", "MAX_CONTROLS", "MAX_COUNT", "MAX_EMBEDDINGS", "MAX_ESTIMATE_BYTES",
+    "MAX_FRAME_BYTES", "MAX_INIT_IMAGES", "MAX_INTERPOLATION_FRAMES", "MAX_KEYFRAMES", "MAX_LORAS", "MAX_NOISINGS",
+    "MAX_PACE_SECONDS", "MAX_REFERENCES", "MAX_ROWS", "MAX_STEPS", "MAX_THUMBNAIL_BYTES", "MIN_EVALUATIONS",
+    "PIPELINE_SAMPLERS", "SAMPLER_TITLES", "TURBO_GUIDANCE", "TURBO_LORA", "TURBO_SAMPLER", "TURBO_STEPS",
+    "VERSION", "AmendJob", "Amendment", "AmendmentLog", "AmendmentNumber", "AmendmentRequest", "BillingKey",
+    "Blame", "Branch", "ByteCount", "CandidateText", "Change", "Concept", "ControlImage", "ControlMessage",
+    "ControlModel", "Coordinate", "DecodeReply", "DecodeRequest", "DescribeReply", "DescribeRequest", "DropImages",
+    "Dtype", "EmbedReply", "EmbedRequest", "Epoch", "Feature", "Fraction", "Frame", "GuidanceKind", "Id",
+    "ImageLife", "ImageToImage", "Index", "InitImage", "Interpolation", "Job", "JobAmended", "JobCancelled",
+    "JobFailed", "JobFinished", "JobHandedBack", "JobModelLoading", "JobStarted", "Keyframe", "Ladder",
+    "LatentBytes", "Lora", "MalformedMessage", "Milliseconds", "MissingPart", "ModelPart", "ModelProfile",
+    "ModelProgress", "Name", "NoiseAncestor", "OtherVersion", "PictureReady", "Preprocessor", "Presence",
+    "Quantization", "Recipe", "ReferenceImage", "Result", "Sampler", "Seconds", "Seed", "Sentence", "SetConcepts",
+    "SetGuidance", "SetNegative", "Sha256", "Side", "Snapshot", "SplitImage", "SquaredError", "Step", "Task",
+    "TensorSide", "Text", "Timeline", "UnixSeconds", "UpscaleMethod", "UpscaleTask", "Verdict", "Version",
+    "VersionedValue", "add_style", "candidate_index", "compile_embedding_names", "convert", "count_ending_images",
+    "count_evaluations", "count_image_rows", "count_requested_evaluations", "count_row_steps", "count_rows",
+    "count_usual_evaluations", "decode", "decode_json", "encode", "estimate_cost", "estimate_decode_ms",
+    "find_amendment_problem", "find_amendments_problem", "find_ancestor", "find_borders", "find_done_share",
+    "find_embeddings", "find_guidance_borders", "find_guided_steps", "find_lacking_feature", "find_last_evaluation",
+    "find_life", "find_missing_part", "find_next_evaluation", "find_style", "find_turbo", "has_negative_weight",
+    "has_skipped_steps", "has_style", "is_draft", "is_edit", "is_guided", "is_in_interval", "is_snapshot_of_recipe",
+    "is_turbo", "iterate_segments", "iterate_states", "keep_style", "list_evaluated_steps", "list_final_images",
+    "list_followed_changes", "list_lives", "list_needed_lives", "make_part_fields", "map_step",
+    "needs_unconditional_row", "noise_seed", "pinned_bucket", "recipe_at_end", "recipe_at_step", "recipe_for_image",
+    "required_blobs", "settle_amendments", "settle_fades",
 ]  # fmt: skip

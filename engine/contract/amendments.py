@@ -21,7 +21,7 @@ class Concept(Struct, frozen=True, forbid_unknown_fields=True):
     weight: Annotated[float, Meta(ge=-10, le=10)] = 1.0
 
 
-class SetConcepts(Struct, frozen=True, tag="Concepts", forbid_unknown_fields=True, omit_defaults=True):
+class SetConcepts(Struct, frozen=True, tag=True, forbid_unknown_fields=True, omit_defaults=True):
     """The prompt from now on. Over `fade_steps` steps each weight goes evenly from the old to the new one.
 
     `mixed`: as in a recipe.
@@ -32,13 +32,13 @@ class SetConcepts(Struct, frozen=True, tag="Concepts", forbid_unknown_fields=Tru
     fade_steps: Annotated[int, Meta(ge=0, le=MAX_STEPS)] = 0
 
 
-class SetNegative(Struct, frozen=True, tag="Negative", forbid_unknown_fields=True):
+class SetNegative(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     """The negative prompt from now on."""
 
     negative: Text
 
 
-class SetGuidance(Struct, frozen=True, tag="Guidance", forbid_unknown_fields=True, omit_defaults=True):
+class SetGuidance(Struct, frozen=True, tag=True, forbid_unknown_fields=True, omit_defaults=True):
     """The guidance scale from now on, and the fractions of all steps between which guidance holds."""
 
     guidance: Annotated[float, Meta(ge=1, le=30)]
@@ -46,13 +46,13 @@ class SetGuidance(Struct, frozen=True, tag="Guidance", forbid_unknown_fields=Tru
     stop: Fraction = 1.0
 
 
-class DropImages(Struct, frozen=True, tag="Drop", forbid_unknown_fields=True):
+class DropImages(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     """These images develop no further, and no pictures are made of them."""
 
     images: Annotated[tuple[Index, ...], Meta(min_length=1, max_length=MAX_COUNT - 1)]
 
 
-class SplitImage(Struct, frozen=True, tag="Split", forbid_unknown_fields=True):
+class SplitImage(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     """One image goes on as several: as itself, and in free places with fresh noise at the same noise level.
 
     A new image in place i starts with x = alpha·x0 + sigma·noise, x0 by the step of the split (Ho et al. 2020, equation

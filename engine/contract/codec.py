@@ -16,14 +16,14 @@ class MalformedMessage(ValueError):
     """Bytes from outside break the contract; the text names the first violation."""
 
 
-class NewerVersion(MalformedMessage):
-    """The bytes are of a later contract version: this process needs an update to read them."""
+class OtherVersion(MalformedMessage):
+    """The writer has another version of the contract: the text says which of the two needs an update."""
 
 
 class _VersionHeader(Struct):
     """The fields that are read from bytes that this process cannot decode."""
 
-    v: int = 0
+    v: int = VERSION
     worker: str = ""
     task: _VersionHeader | None = None
 
@@ -68,7 +68,7 @@ def decode_json(content: bytes | bytearray, value_type: type[T]) -> T:
 def decode(payload: bytes, message_type: type[T]) -> T:
     """Return bytes as a value of this type (a struct or a union of structs).
 
-    Raises `MalformedMessage`, which `NewerVersion` is too, and nothing else.
+    Raises `MalformedMessage`, which `OtherVersion` is too, and nothing else.
     """
     try:
         return learn_type(message_type).decode(payload)
@@ -81,10 +81,12 @@ def _decode_error(payload: bytes, reason: str) -> MalformedMessage:
         header = learn_type(_VersionHeader).decode(payload)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         return MalformedMessage(reason)
-    newest_version = max(header.v, header.task.v if header.task else 0)
-    if newest_version <= VERSION:
+    versions = {header.v, header.task.v if header.task else VERSION} - {VERSION}
+    if not versions:
         return MalformedMessage(reason)
-    sender = f"the worker {header.worker[:64]!r} says" if header.worker else "it is"
-    return NewerVersion(
-        f"{sender} version {newest_version} of the contract, and this process reads up to {VERSION}: update it"
+    version = versions.pop()
+    sender = f"the worker {header.worker[:64]!r}" if header.worker else "its sender"
+    outdated = "this program" if version > VERSION else sender
+    return OtherVersion(
+        f"{sender} has version {version} of the contract, and this program {VERSION}: update {outdated}"
     )

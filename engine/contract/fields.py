@@ -1,19 +1,12 @@
-"""The field types, limits and contract versions that all values share."""
+"""The field types, the limits and the contract's version that all values share."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
-# The versions that introduced the picture check, the super-resolver, other models, init images, x0 estimates in every
-# keyframe, candidates of which the judge chooses, control, references and parts of the operator's choice, models that
-# lack features, weights of LLM.int8(), pictures that are steered while they develop, several that one edit sees,
-# images that take styles in turn, and steps without an evaluation of the network.
-PICTURE_CHECK_VERSION, SUPER_RESOLVER_VERSION, MODELS_VERSION, INIT_IMAGES_VERSION, X0_ESTIMATES_VERSION = 2, 3, 4, 5, 6
-JUDGE_VERSION, CONTROL_VERSION, FEATURES_VERSION, LLM_INT8_VERSION, STEERING_VERSION = 7, 8, 9, 10, 11
-EDIT_PICTURES_VERSION, STYLES_VERSION, EVALUATIONS_VERSION = 12, 13, 14
-VERSION = EVALUATIONS_VERSION
+VERSION = 1  # of the contract: a process refuses values of any other
 MAX_STEPS = 1000
 MAX_COUNT = 4
 MAX_CANDIDATE_IMAGES = 2 * MAX_COUNT  # of a job, from which the judge chooses
@@ -58,7 +51,7 @@ TensorSide = Annotated[int, Meta(ge=1, le=65_536)]  # one dimension of a tensor
 Side = Annotated[int, Meta(ge=16, le=4096)]
 Epoch = Annotated[int, Meta(ge=0, le=2**62)]
 AccountName = Annotated[str, Meta(max_length=64)]
-Version = Annotated[int, Meta(ge=1, le=VERSION)]
+Version = Annotated[int, Meta(ge=VERSION, le=VERSION)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 ByteCount = Annotated[int, Meta(ge=0, le=10**15)]
 
@@ -79,11 +72,6 @@ FULL_INTERVAL = (0.0, 1.0)  # interval in which guidance holds at every step
 
 
 class VersionedValue(Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
-    """A versioned value, the base of all messages: a reader accepts every version up to its own.
+    """The base of all messages: each carries its writer's version of the contract, and a reader refuses any other."""
 
-    A field that is added later has a default and raises `VERSION`. `v` is the version in which this kind last changed,
-    not the writer's. So an older reader still accepts what it understands. Only `Presence` always carries `VERSION`: it
-    tells the bot what its worker can read.
-    """
-
-    v: Version = 1
+    v: Version = field(default_factory=lambda: VERSION)  # so `omit_defaults` never leaves it out

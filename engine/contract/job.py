@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import msgspec
 from msgspec import Meta, Struct
 
 from engine.contract.fields import (
-    PICTURE_CHECK_VERSION,
-    SUPER_RESOLVER_VERSION,
     AccountName,
     Id,
     Name,
@@ -17,26 +14,21 @@ from engine.contract.fields import (
     Sha256,
     UnixSeconds,
     UpscaleMethod,
-    Version,
     VersionedValue,
 )
 from engine.contract.recipe import Recipe
 
 
-class UpscaleTask(VersionedValue, frozen=True, kw_only=True, tag="Enlarge"):
+class UpscaleTask(VersionedValue, frozen=True, kw_only=True):
     """Upscale one finished picture, named by its SHA-256 in the blob bucket.
 
     A worker without a super-resolver uses Lanczos where "gan" is requested; its `PictureReady` says which one it
-    used. A worker of version 2 cannot read "gan": see `downgrade_job`.
+    used.
     """
 
     source: Sha256
     factor: Annotated[int, Meta(ge=2, le=8)] = 4
     method: UpscaleMethod = "lanczos"
-
-    def __post_init__(self) -> None:
-        if self.method == "gan" and self.v < SUPER_RESOLVER_VERSION:
-            msgspec.structs.force_setattr(self, "v", SUPER_RESOLVER_VERSION)
 
 
 Task = Recipe | UpscaleTask
@@ -62,20 +54,12 @@ class Job(VersionedValue, frozen=True, kw_only=True):
     `check`: a worker with a picture check classifies the finished pictures, and previews once they show enough.
     """
 
-    v: Version = PICTURE_CHECK_VERSION
     id: Id
     task: Task
-    billing_key: BillingKey = msgspec.field(name="share")
+    billing_key: BillingKey
     cost: Seconds
     pool: Name = "default"
     attempt: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
     deadline: UnixSeconds
     ladder: bool = True
     check: bool = False
-
-
-def downgrade_job(job: Job, version: int) -> Job:
-    """Return the job as a worker of this version can read it: before the super-resolver, all upscaling was Lanczos."""
-    if version < SUPER_RESOLVER_VERSION and isinstance(job.task, UpscaleTask) and job.task.method == "gan":
-        return msgspec.structs.replace(job, task=UpscaleTask(source=job.task.source, factor=job.task.factor))
-    return job

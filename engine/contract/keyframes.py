@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import msgspec
 from msgspec import Meta, Struct
 
 from engine.contract.amendments import Amendment, AmendmentNumber
 from engine.contract.fields import (
-    INIT_IMAGES_VERSION,
-    JUDGE_VERSION,
     MAX_AMENDMENTS,
-    MAX_COUNT,
     MAX_ESTIMATE_BYTES,
     MAX_FRAME_BYTES,
     MAX_KEYFRAMES,
     MAX_STEPS,
-    STEERING_VERSION,
-    X0_ESTIMATES_VERSION,
     CandidateIndex,
     Epoch,
     Id,
@@ -26,7 +20,6 @@ from engine.contract.fields import (
     LatentBytes,
     Step,
     TensorSide,
-    Version,
     VersionedValue,
 )
 
@@ -34,38 +27,30 @@ from engine.contract.fields import (
 class Keyframe(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One keyframe: an x0 thumbnail (JPEG, WebP); at every fourth also the latents to continue from (fp32, C-order).
 
-    A stopped picture also keeps latents at its last keyframe. `history` is x0 as latents; before version 5 workers kept
-    it only for multistep samplers. `draw_count`, since version 5: how many noise draws came before. `estimate`, since
-    version 6: x0 in float16 where a linear map made the thumbnail, to decode it on request.
+    A stopped picture also keeps latents at its last keyframe. With latents come `history`, x0 as latents, and
+    `draw_count`: how many noise draws came before. `estimate`: x0 in float16 where a linear map made the thumbnail, to
+    decode it on request.
     """
 
     step: Step
     thumbnail: Annotated[bytes, Meta(max_length=MAX_FRAME_BYTES)]
     latent: Annotated[bytes, Meta(max_length=4 * 1024 * 1024)] | None = None
     history: Annotated[bytes, Meta(max_length=4 * 1024 * 1024)] | None = None
-    draw_count: Annotated[int, Meta(ge=1, le=2 * MAX_STEPS)] | None = msgspec.field(default=None, name="drawn")
+    draw_count: Annotated[int, Meta(ge=1, le=2 * MAX_STEPS)] | None = None
     estimate: Annotated[bytes, Meta(max_length=MAX_ESTIMATE_BYTES)] | None = None
 
 
 class Ladder(VersionedValue, frozen=True, kw_only=True):
-    """All keyframes of one image: at most 48, evenly spaced in log-SNR; deterministic, part of the result.
+    """All keyframes of one image: at most 48, evenly spaced in log-SNR; deterministic, part of the result."""
 
-    A ladder whose keyframes have no `estimate` is readable to bots of version 5.
-    """
-
-    v: Version = INIT_IMAGES_VERSION
     job: Id
     image: Index
-    total_steps: Step = msgspec.field(name="of")
+    total_steps: Step
     shape: Annotated[tuple[TensorSide, ...], Meta(max_length=4)]
-    keyframes: Annotated[tuple[Keyframe, ...], Meta(max_length=MAX_KEYFRAMES)] = msgspec.field(name="rungs")
-
-    def __post_init__(self) -> None:
-        if any(keyframe.estimate is not None for keyframe in self.keyframes):
-            msgspec.structs.force_setattr(self, "v", max(self.v, X0_ESTIMATES_VERSION))
+    keyframes: Annotated[tuple[Keyframe, ...], Meta(max_length=MAX_KEYFRAMES)]
 
 
-class Snapshot(VersionedValue, frozen=True, kw_only=True, omit_defaults=True):
+class Snapshot(VersionedValue, frozen=True, kw_only=True):
     """An unfinished image, enough to continue elsewhere: its next step, latents `x` and history (fp32, C-order).
 
     It holds no noise: that is a function of the recipe and the step. `keyframes` holds the x0 latents (fp32) of the
@@ -76,21 +61,13 @@ class Snapshot(VersionedValue, frozen=True, kw_only=True, omit_defaults=True):
     job: Id
     image: CandidateIndex
     epoch: Epoch
-    next_step: Step = msgspec.field(name="k")
+    next_step: Step
     shape: Annotated[tuple[TensorSide, ...], Meta(max_length=4)]
     x: LatentBytes
-    history: LatentBytes = msgspec.field(name="h")
-    keyframes: Annotated[tuple[tuple[Step, LatentBytes], ...], Meta(max_length=MAX_KEYFRAMES)] = msgspec.field(
-        default=(), name="rungs"
-    )
+    history: LatentBytes
+    keyframes: Annotated[tuple[tuple[Step, LatentBytes], ...], Meta(max_length=MAX_KEYFRAMES)] = ()
     split_step: Step | None = None
     followed_changes: Annotated[tuple[tuple[AmendmentNumber, Step], ...], Meta(max_length=MAX_AMENDMENTS)] = ()
-
-    def __post_init__(self) -> None:
-        if self.image >= MAX_COUNT:
-            msgspec.structs.force_setattr(self, "v", max(self.v, JUDGE_VERSION))
-        if self.split_step is not None or self.followed_changes:
-            msgspec.structs.force_setattr(self, "v", max(self.v, STEERING_VERSION))
 
 
 class AmendmentLog(VersionedValue, frozen=True, kw_only=True):
@@ -99,7 +76,6 @@ class AmendmentLog(VersionedValue, frozen=True, kw_only=True):
     `last_number`: the last change that was answered; those up to there that are not in `amendments` were refused.
     """
 
-    v: Version = STEERING_VERSION
     job: Id
     epoch: Epoch
     last_number: AmendmentNumber

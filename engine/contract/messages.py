@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct, field
-from msgspec.structs import force_setattr
+from msgspec import Meta, Struct
 
 from engine.contract.amendments import Amendment, AmendmentNumber, Change
 from engine.contract.fields import (
-    JUDGE_VERSION,
     MAX_AMENDMENTS,
     MAX_COUNT,
     MAX_FRAME_BYTES,
-    MODELS_VERSION,
-    PICTURE_CHECK_VERSION,
-    STEERING_VERSION,
-    SUPER_RESOLVER_VERSION,
     Blame,
     CandidateIndex,
     Epoch,
@@ -32,7 +26,6 @@ from engine.contract.fields import (
     Step,
     UpscaleMethod,
     Verdict,
-    Version,
     VersionedValue,
 )
 
@@ -43,18 +36,17 @@ MAX_PACE_SECONDS = 60.0  # from step to step
 class Frame(VersionedValue, frozen=True, kw_only=True):
     """A live preview of one image: the model's x0 at step `step` of `total_steps`."""
 
-    v: Version = PICTURE_CHECK_VERSION
     job: Id
     image: Index
     epoch: Epoch
     step: Step
-    total_steps: Step = field(name="of")
+    total_steps: Step
     picture: Annotated[bytes, Meta(max_length=MAX_FRAME_BYTES)]  # JPEG
     seconds_left: Seconds
     verdict: Verdict = "unchecked"  # of the image's single early check, not of this frame
 
 
-class PictureReady(VersionedValue, frozen=True, kw_only=True, tag="Picture"):
+class PictureReady(VersionedValue, frozen=True, kw_only=True):
     """One finished output, one message each. Its bytes lie in the blob bucket under `sha256`.
 
     `width` and `height` are the picture's own: `ModelProfile.upscale_factor` times its recipe's. For a ladder they are
@@ -62,7 +54,6 @@ class PictureReady(VersionedValue, frozen=True, kw_only=True, tag="Picture"):
     really used.
     """
 
-    v: Version = SUPER_RESOLVER_VERSION
     job: Id
     image: Index
     epoch: Epoch
@@ -75,7 +66,7 @@ class PictureReady(VersionedValue, frozen=True, kw_only=True, tag="Picture"):
     method: UpscaleMethod | None = None
 
 
-class JobStarted(VersionedValue, frozen=True, kw_only=True, tag="Started"):
+class JobStarted(VersionedValue, frozen=True, kw_only=True):
     """A worker claimed the job and begins, or continues, at `step`. The epoch is the claim's revision."""
 
     job: Id
@@ -84,17 +75,16 @@ class JobStarted(VersionedValue, frozen=True, kw_only=True, tag="Started"):
     step: Step = 0
 
 
-class JobModelLoading(VersionedValue, frozen=True, kw_only=True, tag="Loading"):
+class JobModelLoading(VersionedValue, frozen=True, kw_only=True):
     """A worker loads the job's model into memory: how far it is. Published now and then while loading lasts."""
 
-    v: Version = MODELS_VERSION
     job: Id
     epoch: Epoch
     model: Name
-    loaded_share: Fraction = field(name="done")
+    loaded_share: Fraction
 
 
-class ControlMessage(VersionedValue, frozen=True, kw_only=True, tag="Steer"):
+class ControlMessage(VersionedValue, frozen=True, kw_only=True):
     """A control message to the worker that runs a job. It is not stored, and losing one does no harm.
 
     A paused job resumes by itself after a while. A job that moves to another worker is neither paused, weighted nor
@@ -102,15 +92,10 @@ class ControlMessage(VersionedValue, frozen=True, kw_only=True, tag="Steer"):
     begin at least so many seconds apart, and it takes no rows between them.
     """
 
-    v: Version = MODELS_VERSION
     job: Id
-    action: Literal["pause", "resume", "weigh", "pace"] = field(name="deed")
+    action: Literal["pause", "resume", "weigh", "pace"]
     weight: Annotated[float, Meta(gt=0, le=1000)] = 1.0
-    pace: Annotated[float, Meta(ge=0, le=MAX_PACE_SECONDS)] = 0.0  # older workers ignore it
-
-    def __post_init__(self) -> None:
-        if self.action == "pace":
-            force_setattr(self, "v", max(self.v, STEERING_VERSION))
+    pace: Annotated[float, Meta(ge=0, le=MAX_PACE_SECONDS)] = 0.0
 
 
 class AmendmentRequest(Struct, frozen=True, forbid_unknown_fields=True):
@@ -120,22 +105,20 @@ class AmendmentRequest(Struct, frozen=True, forbid_unknown_fields=True):
     change: Change
 
 
-class AmendJob(VersionedValue, frozen=True, kw_only=True, tag="Amend"):
+class AmendJob(VersionedValue, frozen=True, kw_only=True):
     """All changes of a job that no worker has answered yet, in order, to the holder of the claim `epoch`.
 
     It is not stored: the bot repeats it until a `JobAmended` answers each change. A repeated change changes nothing.
     """
 
-    v: Version = STEERING_VERSION
     job: Id
     epoch: Epoch
     requests: Annotated[tuple[AmendmentRequest, ...], Meta(min_length=1, max_length=MAX_AMENDMENTS_AT_ONCE)]
 
 
-class JobAmended(VersionedValue, frozen=True, kw_only=True, tag="Amended"):
+class JobAmended(VersionedValue, frozen=True, kw_only=True):
     """The answer to one change: it holds from `step` on, and no lost worker undoes it. `step` None: it was refused."""
 
-    v: Version = STEERING_VERSION
     job: Id
     epoch: Epoch
     number: AmendmentNumber
@@ -143,11 +126,11 @@ class JobAmended(VersionedValue, frozen=True, kw_only=True, tag="Amended"):
     reason: Sentence = ""
 
 
-class JobFinished(VersionedValue, frozen=True, kw_only=True, omit_defaults=True, tag="Finished"):
+class JobFinished(VersionedValue, frozen=True, kw_only=True):
     """The job is done; all of its pictures were published before. `cost` is its admission cost in device-seconds.
 
     `chosen_candidates`: the candidate that each picture is, where the judge chose. `amendments`: all that hold in the
-    finished pictures. Without either, bots of version 1 read it.
+    finished pictures.
     """
 
     job: Id
@@ -155,19 +138,11 @@ class JobFinished(VersionedValue, frozen=True, kw_only=True, omit_defaults=True,
     cost: Seconds
     seconds: Seconds
     ms_per_step: Milliseconds
-    chosen_candidates: Annotated[tuple[CandidateIndex, ...], Meta(max_length=MAX_COUNT)] = field(
-        default=(), name="chosen"
-    )
+    chosen_candidates: Annotated[tuple[CandidateIndex, ...], Meta(max_length=MAX_COUNT)] = ()
     amendments: Annotated[tuple[Amendment, ...], Meta(max_length=MAX_AMENDMENTS)] = ()
 
-    def __post_init__(self) -> None:
-        if self.chosen_candidates:
-            force_setattr(self, "v", max(self.v, JUDGE_VERSION))
-        if self.amendments:
-            force_setattr(self, "v", max(self.v, STEERING_VERSION))
 
-
-class JobFailed(VersionedValue, frozen=True, kw_only=True, tag="Failed"):
+class JobFailed(VersionedValue, frozen=True, kw_only=True):
     """The job failed. `blame` decides the refund and the sentence: only a member's fault is charged."""
 
     job: Id
@@ -177,7 +152,7 @@ class JobFailed(VersionedValue, frozen=True, kw_only=True, tag="Failed"):
     retry: bool = False  # True: this worker could not, another may
 
 
-class JobCancelled(VersionedValue, frozen=True, kw_only=True, tag="Cancelled"):
+class JobCancelled(VersionedValue, frozen=True, kw_only=True):
     """The job was cancelled and its rows are free. `steps` ran and are charged."""
 
     job: Id
@@ -186,10 +161,9 @@ class JobCancelled(VersionedValue, frozen=True, kw_only=True, tag="Cancelled"):
     cost: Seconds
 
 
-class JobHandedBack(VersionedValue, frozen=True, kw_only=True, tag="Returned"):
+class JobHandedBack(VersionedValue, frozen=True, kw_only=True):
     """The worker shuts down in order and hands the job back, for another to continue. No attempt is counted."""
 
-    v: Version = MODELS_VERSION
     job: Id
     epoch: Epoch
 

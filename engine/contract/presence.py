@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct, field
+from msgspec import Meta, Struct
 
 from engine.contract.fields import (
-    INIT_IMAGES_VERSION,
     MAX_INIT_IMAGES,
     MAX_ROWS,
     MAX_STEPS,
-    VERSION,
     ByteCount,
     Dtype,
     Feature,
@@ -22,11 +20,10 @@ from engine.contract.fields import (
     Preprocessor,
     Quantization,
     Side,
-    Version,
     VersionedValue,
 )
 from engine.contract.recipe import Lora, ModelPart
-from engine.contract.samplers import VERSION_1_SAMPLERS, Sampler
+from engine.contract.samplers import Sampler
 
 
 class ControlModel(Struct, frozen=True, forbid_unknown_fields=True):
@@ -50,18 +47,18 @@ class ModelProfile(Struct, frozen=True, forbid_unknown_fields=True):
     tokens: Annotated[int, Meta(ge=1, le=4096)]  # how many the text encoder reads
     steps: Annotated[int, Meta(ge=1, le=MAX_STEPS)]  # default, by calibration
     sampler: Sampler  # default
+    samplers: Annotated[tuple[Sampler, ...], Meta(min_length=1, max_length=32)]
     guidance: Annotated[float, Meta(ge=1, le=30)]  # default
     row_ms: Milliseconds  # milliseconds a row-step at native size, at the calibrated batch limit
     encode_ms: Milliseconds
     decode_ms: Milliseconds  # a finished picture, upscaling included
-    upscale_factor: Annotated[int, Meta(ge=1, le=8)] = field(default=1, name="enlargement")  # of finished pictures
-    samplers: Annotated[tuple[Sampler, ...], Meta(max_length=32)] = VERSION_1_SAMPLERS
-    guidance_kind: GuidanceKind = field(default="rows", name="guides")
+    upscale_factor: Annotated[int, Meta(ge=1, le=8)] = 1  # of finished pictures
+    guidance_kind: GuidanceKind = "rows"
     guidance_start: Fraction = 0.0  # defaults
     guidance_stop: Fraction = 1.0
     loras: Annotated[tuple[Lora, ...], Meta(max_length=256)] = ()  # LoRAs that fit it, each with its usual weight
     loaded: bool = True  # False: the worker loads it when a job needs it
-    has_judge: bool = field(default=False, name="judges")  # a judge chooses among candidates
+    has_judge: bool = False  # a judge chooses among candidates
     quantization: Quantization = "none"  # how its network's weights are stored in memory
     controls: Annotated[tuple[ControlModel, ...], Meta(max_length=64)] = ()  # control networks that fit it
     preprocessors: Annotated[tuple[Preprocessor, ...], Meta(max_length=8)] = ("none",)  # that this worker can run
@@ -78,16 +75,15 @@ class ModelProfile(Struct, frozen=True, forbid_unknown_fields=True):
 class Presence(VersionedValue, frozen=True, kw_only=True):
     """What a live worker announces every few seconds."""
 
-    v: Version = VERSION
     worker: Name
     pools: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=16)]
     models: Annotated[tuple[ModelProfile, ...], Meta(max_length=64)]
     device: Annotated[str, Meta(max_length=128)]
     rows: Annotated[int, Meta(ge=0, le=MAX_ROWS)]  # rows it runs at once
     free: Annotated[int, Meta(ge=0, le=MAX_ROWS)]  # of these, still free
-    software_build: Annotated[str, Meta(max_length=128)] = field(name="build")
-    has_picture_check: bool = field(default=False, name="checks")
-    upscale_ms: Milliseconds = field(default=0.0, name="enlarge_ms")  # a megapixel by its super-resolver; 0: none
+    software_build: Annotated[str, Meta(max_length=128)]
+    has_picture_check: bool = False
+    upscale_ms: Milliseconds = 0.0  # a megapixel by its super-resolver; 0: none
 
 
 class ModelProgress(VersionedValue, frozen=True, kw_only=True):
@@ -96,7 +92,6 @@ class ModelProgress(VersionedValue, frozen=True, kw_only=True):
     `model` is None while the worker looks for the model's files. `size` is the model's size in bytes; 0: unknown.
     """
 
-    v: Version = INIT_IMAGES_VERSION
     model: Name | None = None
     phase: Literal["prepare", "load", "measure", "ready"] = "prepare"
     done: Fraction = 0.0

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Annotated
 
-import msgspec
 from msgspec import Meta, Struct
 
 from engine.contract.amendments import Amendment, Concept
 from engine.contract.fields import (
-    CONTROL_VERSION,
-    EDIT_PICTURES_VERSION,
-    EVALUATIONS_VERSION,
-    FULL_INTERVAL,
-    INIT_IMAGES_VERSION,
-    JUDGE_VERSION,
-    LLM_INT8_VERSION,
     MAX_AMENDMENTS,
     MAX_CANDIDATE_IMAGES,
     MAX_CONCEPTS,
@@ -29,9 +20,6 @@ from engine.contract.fields import (
     MAX_REFERENCES,
     MAX_STEPS,
     MAX_STYLES,
-    MODELS_VERSION,
-    STEERING_VERSION,
-    STYLES_VERSION,
     CandidateIndex,
     Dtype,
     Fraction,
@@ -46,7 +34,7 @@ from engine.contract.fields import (
     Text,
     VersionedValue,
 )
-from engine.contract.samplers import VERSION_1_SAMPLERS, Sampler
+from engine.contract.samplers import Sampler
 
 
 class NoiseAncestor(Struct, frozen=True, forbid_unknown_fields=True):
@@ -111,7 +99,7 @@ class InitImage(Struct, frozen=True, forbid_unknown_fields=True):
     weight: Annotated[float, Meta(gt=0, le=100)] = 1.0
 
 
-class ImageToImage(Struct, frozen=True, tag="Forward", forbid_unknown_fields=True):
+class ImageToImage(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     """Start from init images, noised part of the way: x = alpha·z + sigma·noise (Ho et al. 2020, equation 4).
 
     z is the autoencoder's mean of the image; for several images, their spherical interpolation by weight. `strength` is
@@ -140,8 +128,8 @@ class Branch(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
 
     ladder: Sha256
     step: Annotated[int, Meta(ge=1, lt=MAX_STEPS)]
-    has_new_noise: bool = msgspec.field(default=False, name="fresh")
-    ladder_step: Annotated[int, Meta(ge=1, lt=MAX_STEPS)] | None = msgspec.field(default=None, name="rung")
+    has_new_noise: bool = False
+    ladder_step: Annotated[int, Meta(ge=1, lt=MAX_STEPS)] | None = None
 
     @property
     def keyframe_step(self) -> int:
@@ -156,14 +144,14 @@ class Interpolation(Struct, frozen=True, forbid_unknown_fields=True):
     go from seed to seed, along an arc between neighbours. Without `noises`, all frames share the recipe's noise.
     """
 
-    end_prompt: Text | None = msgspec.field(name="to")
+    end_prompt: Text | None
     first: Annotated[int, Meta(ge=0, lt=MAX_INTERPOLATION_FRAMES)]
-    total_frames: Annotated[int, Meta(ge=2, le=MAX_INTERPOLATION_FRAMES)] = msgspec.field(name="of")
+    total_frames: Annotated[int, Meta(ge=2, le=MAX_INTERPOLATION_FRAMES)]
     noises: Annotated[tuple[Seed, ...], Meta(max_length=MAX_COUNT)] = ()
 
 
 class Recipe(VersionedValue, frozen=True, kw_only=True, omit_defaults=True):
-    """Everything that decides pixels, and nothing else. A recipe without newer features is readable to version 1.
+    """Everything that decides pixels, and nothing else.
 
     What calibration measured (`dtype`, default `steps`) is frozen here when the recipe is made, so load never changes
     pixels.
@@ -209,18 +197,16 @@ class Recipe(VersionedValue, frozen=True, kw_only=True, omit_defaults=True):
     lineage: Annotated[tuple[NoiseAncestor, ...], Meta(max_length=8)] = ()
     guidance_start: Fraction = 0.0
     guidance_stop: Fraction = 1.0
-    guidance_kind: GuidanceKind = msgspec.field(default="rows", name="guides")
+    guidance_kind: GuidanceKind = "rows"
     loras: Annotated[tuple[Lora, ...], Meta(max_length=MAX_LORAS)] = ()
     start: ImageToImage | Branch | None = None
-    stop_at: Annotated[float, Meta(gt=0, le=1)] = msgspec.field(default=1.0, name="until")
+    stop_at: Annotated[float, Meta(gt=0, le=1)] = 1.0
     tile: bool = False
     mixed: bool = False
     chaos: Fraction = 0.0
-    interpolation: Interpolation | None = msgspec.field(default=None, name="walk")
-    candidate_count: Annotated[int, Meta(ge=0, le=MAX_CANDIDATE_IMAGES)] = msgspec.field(default=0, name="candidates")
-    chosen_candidates: Annotated[tuple[CandidateIndex, ...], Meta(max_length=MAX_COUNT)] = msgspec.field(
-        default=(), name="chosen"
-    )
+    interpolation: Interpolation | None = None
+    candidate_count: Annotated[int, Meta(ge=0, le=MAX_CANDIDATE_IMAGES)] = 0
+    chosen_candidates: Annotated[tuple[CandidateIndex, ...], Meta(max_length=MAX_COUNT)] = ()
     quantization: Quantization = "none"
     controls: Annotated[tuple[ControlImage, ...], Meta(max_length=MAX_CONTROLS)] = ()
     references: Annotated[tuple[ReferenceImage, ...], Meta(max_length=MAX_REFERENCES)] = ()
@@ -229,31 +215,6 @@ class Recipe(VersionedValue, frozen=True, kw_only=True, omit_defaults=True):
     clip_skip: Annotated[int, Meta(ge=0, le=12)] = 0
     amendments: Annotated[tuple[Amendment, ...], Meta(max_length=MAX_AMENDMENTS)] = ()
     styles: Annotated[tuple[Style, ...], Meta(max_length=MAX_STYLES)] = ()
-
-    def __post_init__(self) -> None:
-        msgspec.structs.force_setattr(self, "v", max(self.v, *self._list_needed_versions()))
-
-    def _list_needed_versions(self) -> Iterator[int]:
-        """Yield the version of each feature that it uses; an older worker would ignore it."""
-        yield EVALUATIONS_VERSION if self.evaluations else 1
-        yield STYLES_VERSION if self.styles else 1
-        yield LLM_INT8_VERSION if self.quantization == "llm_int8" else 1
-        if isinstance(self.start, ImageToImage) and len(self.start.pictures) > 1 and self.start.has_whole_pictures:
-            yield EDIT_PICTURES_VERSION  # of an edit by words an older worker would see one picture, or none
-        if self.amendments:
-            yield STEERING_VERSION
-        if self.controls or self.references or self.embeddings or self.autoencoder or self.clip_skip:
-            yield CONTROL_VERSION
-        if self.quantization != "none":
-            yield CONTROL_VERSION
-        if self.candidate_count or self.chosen_candidates or any(each.index >= MAX_COUNT for each in self.lineage):
-            yield JUDGE_VERSION
-        if self.start or self.stop_at != 1.0 or self.tile or self.mixed or self.chaos or self.interpolation:
-            yield INIT_IMAGES_VERSION
-        if self.guidance_interval != FULL_INTERVAL or self.loras or self.guidance_kind != "rows":
-            yield MODELS_VERSION
-        if self.sampler not in VERSION_1_SAMPLERS:
-            yield MODELS_VERSION
 
     @property
     def drawn_count(self) -> int:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from msgspec import Meta, field
+from msgspec import Meta
 
 from engine.contract.fields import (
-    INIT_IMAGES_VERSION,
     MAX_CANDIDATES,
     MAX_ESTIMATE_BYTES,
     MAX_FRAME_BYTES,
     MAX_KEYFRAMES,
     MAX_NOISINGS,
     MAX_THUMBNAIL_BYTES,
-    X0_ESTIMATES_VERSION,
     CandidateText,
     Coordinate,
     Name,
@@ -22,7 +20,6 @@ from engine.contract.fields import (
     Side,
     SquaredError,
     Text,
-    Version,
     VersionedValue,
 )
 
@@ -48,7 +45,6 @@ class DescribeRequest(VersionedValue, frozen=True, kw_only=True):
     fixed sequence.
     """
 
-    v: Version = INIT_IMAGES_VERSION
     model: Name
     revision: Annotated[str, Meta(max_length=64)] = ""
     picture: Annotated[bytes, Meta(min_length=1, max_length=MAX_FRAME_BYTES)]
@@ -63,12 +59,11 @@ class DescribeReply(VersionedValue, frozen=True, kw_only=True):
     `may_retry_elsewhere`: this worker cannot answer now, another may.
     """
 
-    v: Version = INIT_IMAGES_VERSION
     errors: Annotated[
         tuple[Annotated[tuple[SquaredError, ...], Meta(max_length=MAX_NOISINGS)], ...], Meta(max_length=MAX_CANDIDATES)
     ] = ()
     error: Sentence = ""
-    may_retry_elsewhere: bool = field(default=False, name="elsewhere")
+    may_retry_elsewhere: bool = False
 
 
 class DecodeRequest(VersionedValue, frozen=True, kw_only=True):
@@ -78,7 +73,6 @@ class DecodeRequest(VersionedValue, frozen=True, kw_only=True):
     them.
     """
 
-    v: Version = X0_ESTIMATES_VERSION
     model: Name
     revision: Annotated[str, Meta(min_length=1, max_length=64)]
     width: Side
@@ -93,7 +87,6 @@ class DecodeRequest(VersionedValue, frozen=True, kw_only=True):
 class DecodeReply(VersionedValue, frozen=True, kw_only=True):
     """One JPEG for each of the latents, or the reason why there are none."""
 
-    v: Version = X0_ESTIMATES_VERSION
     thumbnails: Annotated[
         tuple[Annotated[bytes, Meta(min_length=1, max_length=MAX_THUMBNAIL_BYTES)], ...], Meta(max_length=MAX_KEYFRAMES)
     ] = ()

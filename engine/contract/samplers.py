@@ -10,8 +10,6 @@ Sampler = Literal[
     "ddpm", "ddim", "euler", "euler_karras", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_karras", "dpmpp_2m_sde", "lcm",
     "heun", "unipc", "kdpm2", "dpmpp_3m", "native",
 ]  # fmt: skip
-# All that workers before MODELS_VERSION have.
-VERSION_1_SAMPLERS: tuple[Sampler, ...] = ("ddpm", "ddim", "euler", "dpmpp_2m")
 # A step of these takes several forwards, corrects an earlier step, remembers more than one step, or is the model's own
 # scheduler's (`NOT_TABLED_REASONS` in `engine.plan`). The image runs through the unmodified pipeline; it shares
 # forwards but cannot move to another worker midway.

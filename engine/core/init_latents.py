@@ -20,6 +20,7 @@ from engine.models.family import Family, with_autoencoder
 from engine.models.picture_edits import EditedPicture, EditedPictures, fit_edited_size, is_edit
 from engine.picture_files.decoding import open_image
 
+UNREADABLE_KEYFRAMES = "The keyframes that the picture branches from cannot be read."
 MASK_THRESHOLD = 128  # lighter parts of a mask are painted anew
 
 
@@ -28,7 +29,7 @@ class InitLatents:
     """The start of an image. `latents`: z of an `ImageToImage`, x of a `Branch`, `[channels, height, width]`, float32.
 
     They are on the family's device. For a branch, `x0` is the keyframe's x0, and `draw_count` is how many noise draws
-    came before, if the ladder stores them. `noise_level` is the latents' (alpha, sigma), set if the recipe's number of
+    came before. `noise_level` is the latents' (alpha, sigma), set if the recipe's number of
     steps differs from the ladder's. `mask` is `[1, height, width]`, 1 where the image is painted anew. `init_image`
     (RGB) and `mask_image` (grey) have the finished size, to composite the unmasked part back. Several blended init
     images have neither, since no single one could be composited.
@@ -39,7 +40,7 @@ class InitLatents:
     mask: torch.Tensor | None = None
     init_image: Image.Image | None = None
     mask_image: Image.Image | None = None
-    draw_count: int | None = None
+    draw_count: int = 1
     noise_level: tuple[float, float] | None = None
     edited: EditedPictures = ()
 
@@ -137,7 +138,7 @@ def _load_keyframe(start: Branch, recipe: Recipe, blob: bytes, family: Family) -
     try:
         ladder = decode(blob, Ladder)
     except MalformedMessage as error:
-        raise JobRejected("The keyframes that the picture branches from cannot be read.", "us") from error
+        raise JobRejected(UNREADABLE_KEYFRAMES, "us") from error
     if ladder.shape != tuple(shape) or not _is_at_keyframe(start, ladder.total_steps, recipe.steps):
         raise JobRejected("The keyframes have another size or another number of steps than the branch.", "us")
     branchable = {
@@ -148,7 +149,9 @@ def _load_keyframe(start: Branch, recipe: Recipe, blob: bytes, family: Family) -
     keyframe = branchable.get(start.keyframe_step)
     if keyframe is None or keyframe.latent is None:
         raise JobRejected(_no_keyframe_sentence(start.keyframe_step, sorted(branchable)), "member")
-    x0 = None if keyframe.history is None else _decode_latents(keyframe.history, shape, family.device)
+    if keyframe.history is None or keyframe.draw_count is None:
+        raise JobRejected(UNREADABLE_KEYFRAMES, "us")
+    x0 = _decode_latents(keyframe.history, shape, family.device)
     latents = _decode_latents(keyframe.latent, shape, family.device)
     init_latents = InitLatents(latents, x0, draw_count=keyframe.draw_count)
     return (
@@ -168,18 +171,14 @@ def _is_at_keyframe(start: Branch, ladder_steps: int, steps: int) -> bool:
 def _with_noise_level(
     init_latents: InitLatents, keyframe_step: int, ladder_steps: int, recipe: Recipe, family: Family
 ) -> InitLatents:
-    """Add the keyframe's noise level and draw count, from the plan with the ladder's number of steps."""
+    """Add the keyframe's noise level, from the plan with the ladder's number of steps."""
     try:
         plan = family.plan(recipe.sampler, ladder_steps, recipe.eta, recipe.width, recipe.height)
     except ValueError as error:
         raise JobRejected(
             f"{family.name} can no longer run the {ladder_steps} steps of that picture.", "model"
         ) from error
-    return replace(
-        init_latents,
-        noise_level=plan.noise_level(keyframe_step),
-        draw_count=init_latents.draw_count or plan.draw_count_at(keyframe_step),
-    )
+    return replace(init_latents, noise_level=plan.noise_level(keyframe_step))
 
 
 def _no_keyframe_sentence(step: int, branchable: list[int]) -> str:

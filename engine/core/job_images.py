@@ -107,12 +107,9 @@ def _plan_from_start(plan: Plan, recipe: Recipe, init_latents: InitLatents | Non
         raise JobRejected("The init image or keyframe of this picture did not reach the engine.", "us")
     if init_latents is None or not isinstance(start, Branch):
         return plan.starting_at(recipe.first_step)
-    needs_x0 = start.has_new_noise or start.ladder_step is not None or plan.has_history
-    if needs_x0 and init_latents.x0 is None:
-        raise JobRejected("An earlier version stored these keyframes, and kept too little for such a branch.", "member")
     is_led_here = start.ladder_step is None and not (start.has_new_noise and plan.is_composed)
     plan = plan if is_led_here else plan.without_history(start.step)
-    return plan if init_latents.draw_count is None else plan.with_draw_count(start.step, init_latents.draw_count)
+    return plan.with_draw_count(start.step, init_latents.draw_count)
 
 
 def check_job(job: Job, families: Mapping[str, Family]) -> None:

@@ -47,8 +47,8 @@ class LatentKeyframe:
 
     step: int
     x0: torch.Tensor
-    latents: torch.Tensor | None = None
-    draw_count: int | None = None
+    latents: torch.Tensor | None
+    draw_count: int
 
 
 class MaskedSource(NamedTuple):
@@ -239,9 +239,9 @@ class Trajectory:
 
     def _decode_keyframe(self, step: int, content: bytes) -> LatentKeyframe:
         tensors = self._decode_tensors(content)
-        if not 1 <= len(tensors) <= 3:
+        if not 1 <= len(tensors) <= 2:
             raise ValueError("a keyframe of the snapshot has the wrong size")
-        x = tensors[1] if len(tensors) > 1 else None  # before version 5 x0 was there twice
+        x = tensors[1] if len(tensors) > 1 else None
         return LatentKeyframe(step, tensors[0], x, self.plan.draw_count_at(step))
 
     def _decode_tensors(self, content: bytes) -> list[torch.Tensor]:

@@ -23,14 +23,14 @@ log = logging.getLogger(__name__)
 
 FILE_NAME = "offered.json"
 MAX_ENTRIES = 1024  # models in the file, those of other devices and versions included
-FORMAT_VERSION = 2  # raise it when entries would now come out differently, such as a large model's format
+FORMAT_VERSION = 3  # raise it when entries would now come out differently, such as a large model's format
 
 
 class CalibratedModel(Struct, frozen=True, forbid_unknown_fields=True):
     """A catalog entry. `size`: bytes that the model takes, by its files."""
 
-    model_profile: ModelProfile = msgspec.field(name="warm")
-    calibration: Calibration = msgspec.field(name="found")
+    model_profile: ModelProfile
+    calibration: Calibration
     size: Annotated[int, Meta(ge=0)]
 
 

@@ -60,7 +60,8 @@ def make_png(width: int, height: int, shade: int = 128) -> bytes:
 def make_profile(name: str = "embedded", revision: str = "1") -> ModelProfile:
     return ModelProfile(
         name=name, revision=revision, dtype="float32", size=64, multiple=8, max_pixels=128 * 128, tokens=24, steps=40,
-        sampler="ddim", guidance=3.0, row_ms=1.0, encode_ms=1.0, decode_ms=1.0,
+        sampler="ddim", samplers=("ddpm", "ddim", "euler", "dpmpp_2m"),
+        guidance=3.0, row_ms=1.0, encode_ms=1.0, decode_ms=1.0,
         has_judge=True,
     )  # fmt: skip
 

@@ -42,7 +42,7 @@ from engine.bus import Bus
 from engine.contract import (
     Job,
     MalformedMessage,
-    NewerVersion,
+    OtherVersion,
     Recipe,
     Result,
     UpscaleTask,
@@ -196,15 +196,17 @@ async def _fetch_picture_pixels(session: aiohttp.ClientSession, path: str) -> st
 
 
 async def count_messages_left(bus: Bus) -> dict[str, int]:
-    """How many messages the streams still hold. Messages of a newer version do not count: they wait for an update."""
+    """How many messages the streams still hold. Messages of another version do not count: they wait for an update."""
     counts: dict[str, int] = {}
     for name in STREAMS:
         state = (await bus.js.stream_info(name)).state
-        counts[name] = state.messages - (await _count_newer(bus, name, state) if state.messages <= INSPECT_LIMIT else 0)
+        counts[name] = state.messages
+        if state.messages <= INSPECT_LIMIT:
+            counts[name] -= await _count_other_versions(bus, name, state)
     return counts
 
 
-async def _count_newer(bus: Bus, stream: str, state: StreamState) -> int:
+async def _count_other_versions(bus: Bus, stream: str, state: StreamState) -> int:
     count, number = 0, state.first_seq
     for _ in range(state.messages):
         try:
@@ -213,14 +215,14 @@ async def _count_newer(bus: Bus, stream: str, state: StreamState) -> int:
             break
         number = (message.seq or number) + 1
         with suppress(MalformedMessage):
-            count += _is_newer(message.data or b"", stream)
+            count += _is_other_version(message.data or b"", stream)
     return count
 
 
-def _is_newer(payload: bytes, stream: str) -> bool:
+def _is_other_version(payload: bytes, stream: str) -> bool:
     """Raises `MalformedMessage`."""
     try:
         decode(payload, cast("type[Result]", Result) if stream == RESULTS else Job)
-    except NewerVersion:
+    except OtherVersion:
         return True
     return False

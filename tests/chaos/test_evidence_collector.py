@@ -16,7 +16,7 @@ JOB = "01M8CK6KB8DZPRNE2EHA4CJX54"
 
 
 @pytest.mark.asyncio
-async def test_only_messages_of_a_newer_version_do_not_count_as_left_over(tmp_path: Path) -> None:
+async def test_messages_of_another_version_do_not_count_as_left_over(tmp_path: Path) -> None:
     async with Broker(tmp_path) as broker:
         bus = await Bus.connect(broker.url, broker.token)
         await bus.declare()

@@ -64,7 +64,8 @@ async def bot(tmp_path: Path) -> AsyncIterator[SteeredBot]:
     slow = {"embedded": SlowFamily(families["embedded"], 0.1)}
     profile = ModelProfile(
         name="embedded", revision=families["embedded"].revision, dtype="float32", size=64, multiple=16,
-        max_pixels=128 * 128, tokens=24, steps=STEPS, sampler="ddim", guidance=3.0, row_ms=4.0, encode_ms=10.0,
+        max_pixels=128 * 128, tokens=24, steps=STEPS, sampler="ddim", samplers=("ddpm", "ddim", "euler", "dpmpp_2m"),
+        guidance=3.0, row_ms=4.0, encode_ms=10.0,
         decode_ms=60.0,
     )  # fmt: skip
     await asyncio.to_thread(put_migrated_database, tmp_path / "data")

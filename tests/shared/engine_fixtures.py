@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
 from engine.contract import (
-    VERSION_1_SAMPLERS,
     BillingKey,
     Concept,
     Dtype,
@@ -41,7 +40,7 @@ class Affine:
     upscale_factor, upscaler = 1, ""
     guides: GuidanceKind = "rows"
     interval = (0.0, 1.0)
-    samplers = VERSION_1_SAMPLERS
+    samplers = ("ddpm", "ddim", "euler", "dpmpp_2m")
 
     def __init__(self, scheduler_config: dict[str, Any], failing_text: str = "", memory: int = 10_000) -> None:
         self.scheduler_config = scheduler_config

@@ -56,7 +56,8 @@ def make_profile(steps: int = STEPS) -> ModelProfile:
     """Makes the profile of the worker's one model."""
     return ModelProfile(
         name="embedded", revision="1", dtype="float32", size=64, multiple=8, max_pixels=256 * 256, tokens=64,
-        steps=steps, sampler="ddpm", guidance=3.0, row_ms=1.0, encode_ms=1.0, decode_ms=1.0,
+        steps=steps, sampler="ddpm", samplers=("ddpm", "ddim", "euler", "dpmpp_2m"),
+        guidance=3.0, row_ms=1.0, encode_ms=1.0, decode_ms=1.0,
     )  # fmt: skip
 
 

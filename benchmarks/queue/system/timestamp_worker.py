@@ -24,7 +24,8 @@ TIMESTAMP = struct.Struct(">d")
 HEARTBEAT_SECONDS = 3.0  # seconds; a claim lasts ten
 MODEL = ModelProfile(
     name=WORKER_NAME, revision="1", dtype="float32", size=256, multiple=8, max_pixels=512 * 512, tokens=77, steps=50,
-    sampler="ddpm", guidance=3.0, row_ms=1.0, encode_ms=1.0, decode_ms=1.0,
+    sampler="ddpm", samplers=("ddpm", "ddim", "euler", "dpmpp_2m"),
+    guidance=3.0, row_ms=1.0, encode_ms=1.0, decode_ms=1.0,
 )  # fmt: skip
 
 

@@ -41,7 +41,7 @@ from bot.services.jobs.recipe_init import (
 )
 from bot.store import Store
 from bot.store.members import preferences
-from engine.contract import EVALUATIONS_VERSION, STYLES_VERSION, Presence, Recipe, estimate_cost
+from engine.contract import Presence, Recipe, estimate_cost
 from engine.prompt.style_guide import StyleGuide
 
 NO_EDITOR = "No worker has a model that edits pictures by words, such as FLUX.2, FLUX.1 Kontext or Qwen-Image-Edit."
@@ -135,11 +135,9 @@ class JobService:
         inputs, input_notes = (loaded_images.inputs, loaded_images.notes) if loaded_images else ((), ())
         for parsed_prompt in parsed.prompts:
             entry = self._catalog.find_entry(parsed_prompt.model) if parsed_prompt.model else default_entry
-            if parsed_prompt.evaluations is None and entry.offers and not parsed_prompt.draft:
-                is_read = self._catalog.is_version_read(entry, EVALUATIONS_VERSION)  # else an older worker may get it
-                parsed_prompt = parsed_prompt if is_read else replace(parsed_prompt, evaluations=0)
+            style_guide = self._style_guides.get(entry.profile.name)
             recipes = _build_recipes(
-                parsed_prompt, entry, self._draw_seed(), loaded_images, self._find_style_guide(entry), is_exact=is_exact
+                parsed_prompt, entry, self._draw_seed(), loaded_images, style_guide, is_exact=is_exact
             )
             is_default = entry.profile.name == default_entry.profile.name
             model_notes = () if is_default else make_remarks(parsed_prompt, entry.profile)
@@ -155,12 +153,6 @@ class JobService:
                 for recipe in recipes
             ]  # fmt: skip
         return requests
-
-    def _find_style_guide(self, entry: CatalogEntry) -> StyleGuide | None:
-        """Return the guide of a model, unless a worker may be too old for recipes with styles."""
-        if not self._catalog.is_version_read(entry, STYLES_VERSION):
-            return None
-        return self._style_guides.get(entry.profile.name)
 
     async def _choose_editors(self, parsed: ParseResult, member: Member, pictures: int) -> ParseResult:
         """Return the prompts, each edit without a model with one that edits, if possible one that the member may use.

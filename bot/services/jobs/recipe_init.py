@@ -132,7 +132,6 @@ def unused_start_notes(parsed: ParsedPrompt, recipe: Recipe, model_profile: Mode
 def single_image(recipe: Recipe, image: int) -> Recipe:
     """Return the recipe of one image alone, run to its last step: the same noise stream, guidance and style.
 
-    Its version is the lowest that it needs, since it has no candidates.
     Raises `UserError` if the judge has not chosen yet.
     """
     check_choice(recipe)
@@ -141,7 +140,7 @@ def single_image(recipe: Recipe, image: int) -> Recipe:
     amendments = tuple(_amend_one(recipe, amendment, image) for amendment in recipe.amendments)
     return msgspec.structs.replace(
         image_recipe, amendments=amendments, seed=noise_seed(image_recipe, image), count=1, chaos=0.0, stop_at=1.0,
-        interpolation=None, candidate_count=0, chosen_candidates=(), styles=styles, v=1,
+        interpolation=None, candidate_count=0, chosen_candidates=(), styles=styles,
     )  # fmt: skip
 
 

@@ -15,7 +15,6 @@ from bot.store.jobs.amendments import AmendmentRecord
 from bot.store.transitions.amendments import MAX_REQUESTS
 from engine.contract import (
     PIPELINE_SAMPLERS,
-    STEERING_VERSION,
     ModelProfile,
     Presence,
     Recipe,
@@ -24,7 +23,6 @@ from engine.contract import (
 
 AN_UPSCALE = "An upscale is done in one go, so it cannot be steered."
 CANCELLING = "It is being cancelled."
-OLD_WORKER = "The worker that draws this picture is too old to be steered: its operator must update it."
 WHOLE_PIPELINE = (
     "The sampler {} runs in the model's unmodified pipeline, which cannot be steered: choose another one next time."
 )
@@ -41,16 +39,7 @@ def require_steerable(record: JobRecord, workers: Mapping[str, Presence]) -> Rec
         raise UserError(CANCELLING)
     if record.task.sampler in PIPELINE_SAMPLERS:
         raise UserError(WHOLE_PIPELINE.format(record.task.sampler))
-    if _is_drawn_by_old_worker(record, workers):
-        raise UserError(OLD_WORKER)
     return record.task
-
-
-def _is_drawn_by_old_worker(record: JobRecord, workers: Mapping[str, Presence]) -> bool:
-    """Whether its worker, or while it waits every worker of its pool, reads only an older contract."""
-    drawing = [workers[record.worker]] if record.state == "running" and record.worker in workers else []
-    candidates = drawing or [worker for worker in workers.values() if record.pool in worker.pools]
-    return bool(candidates) and all(worker.v < STEERING_VERSION for worker in candidates)
 
 
 def presume_recipe(recipe: Recipe, known: Sequence[AmendmentRecord], step: int) -> Recipe:

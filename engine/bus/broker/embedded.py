@@ -25,7 +25,6 @@ from engine.bus.broker.server import (
     find_free_port,
     find_server,
     find_server_pid,
-    migrate_store,
 )
 from engine.process.child_life import bind_to_parent
 
@@ -76,7 +75,6 @@ class Broker:
         try:
             await asyncio.to_thread(self._prepare)
             await self._end_orphan()
-            await asyncio.to_thread(migrate_store, self.folder)
             await self._start()
         except BaseException:
             await self._stop()

@@ -139,14 +139,6 @@ def replace_workers(text: str, workers: Sequence[WorkerKey]) -> str:
     return text[:end] + "".join(f"  {json.dumps(name)} {json.dumps(entry)}\n" for name, entry in accounts) + "}\n"
 
 
-def migrate_store(folder: Path) -> None:
-    """Move the streams of an older server, which had one account for all, to the main account."""
-    store = folder / "store" / "jetstream"
-    old_store, main_store = store / "$G", store / worker_permissions.MAIN_ACCOUNT
-    if old_store.is_dir() and not main_store.exists():
-        old_store.rename(main_store)
-
-
 def find_server_pid(folder: Path) -> int | None:
     """Return the pid of the server of this folder, from its pid file and command line; None where none runs."""
     try:

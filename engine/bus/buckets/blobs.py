@@ -119,19 +119,13 @@ class BlobStore:
         if not 0 <= entry.size <= limit:
             raise BlobMissing(f"Blob {sha[:12]} is larger than {limit} bytes.")
         try:
-            content, chunk_numbers = await self._read_content(entry)
+            content, chunk_numbers = await self._read_chunks(subjects.blob_chunk(entry.chunk_id, ">"), entry.size)
         except NotFoundError as error:
             raise BlobMissing(f"There is no blob {sha[:12]}.") from error
         if (await _hash_content(content)).hex() != sha:
             raise BlobMissing(f"Blob {sha[:12]} is damaged.")
         self._read_numbers[sha] = [number, *chunk_numbers]
         return content
-
-    async def _read_content(self, entry: BlobEntry) -> tuple[bytes, list[int]]:
-        try:
-            return await self._read_chunks(subjects.blob_chunk(entry.chunk_id, ">"), entry.size)
-        except NotFoundError:
-            return await self._read_chunks(subjects.legacy_blob_chunks(entry.chunk_id), entry.size)
 
     async def _read_chunks(self, subject: str, size: int) -> tuple[bytes, list[int]]:
         """Read chunk after chunk by direct requests: no consumer, and no waiting for a missing chunk.

@@ -37,7 +37,7 @@ LARGEST_VALUE = 6 * 1024 * 1024  # below the broker's 8 MB a message
 LARGEST_SNAPSHOT = 1024 * 1024 * 1024
 
 
-class SnapshotBlobRef(msgspec.Struct, frozen=True, tag="Elsewhere", forbid_unknown_fields=True):
+class SnapshotBlobRef(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     """Names the blob of a snapshot that is too large for a message."""
 
     epoch: Epoch

@@ -36,7 +36,8 @@ from engine.contract import ModelProfile, ModelProgress, Presence
 pytestmark = pytest.mark.asyncio
 WARM = ModelProfile(
     name="embedded", revision="1", dtype="float32", size=64, multiple=8, max_pixels=256 * 256, tokens=24, steps=24,
-    sampler="ddpm", guidance=3.0, row_ms=1.0, encode_ms=1.0, decode_ms=1.0,
+    sampler="ddpm", samplers=("ddpm", "ddim", "euler", "dpmpp_2m"),
+    guidance=3.0, row_ms=1.0, encode_ms=1.0, decode_ms=1.0,
 )  # fmt: skip
 LIVES, FAILS = "import time; time.sleep(60)", "raise SystemExit('no weights')"
 

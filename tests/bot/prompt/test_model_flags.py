@@ -134,9 +134,8 @@ def test_the_guidance_interval_is_the_models_or_the_requested_one() -> None:
             0.2,
             0.8,
         )
-    assert (
-        build_recipe("fox --cfg-interval 0-1 --evaluations all").v == 1
-    )  # without new fields, so any worker can read it
+    plain = build_recipe("fox --cfg-interval 0-1")
+    assert (plain.guidance_start, plain.guidance_stop) == (0.0, 1.0)
     assert build_recipe("fox", interval=(0.25, 0.5)).guidance_start == 0.25
     for invalid_value in ("0.8-0.2", "0.5", "0-1.1", "1-2", "0.3-0.3", "a-b", "-0.1-0.5", "nan-1", ""):
         assert OUR_FLAGS["interval"].value_range in refusal(f"fox --interval {invalid_value}")

@@ -27,7 +27,6 @@ from bot.services.jobs.recipe_init import (
     with_input_aspect,
 )
 from engine.contract import (
-    CONTROL_VERSION,
     Branch,
     ControlModel,
     ImageToImage,
@@ -141,7 +140,6 @@ def test_pictures_are_paired_with_their_flags() -> None:
     assert (canny.picture, tile.picture) == loaded.control_pictures
     assert [each.picture for each in recipe.references] == list(loaded.reference_pictures)
     assert {(each.name, each.revision, each.scale) for each in recipe.references} == {("ip-face", "r2", 0.5)}
-    assert recipe.v == CONTROL_VERSION
     assert (recipe.width, recipe.height) == (48, 96), "without an init image a control picture gives the shape"
 
 
@@ -213,7 +211,6 @@ def test_embeddings_autoencoder_clip_skip_and_stored_weights_are_part_of_the_rec
     assert (recipe.autoencoder, recipe.clip_skip, recipe.quantization) == (ModelPart("mse-840000", "v1"), 1, "int8")
     own = make_recipe("a cat --vae none --clip-skip 1")
     assert (own.embeddings, own.autoencoder, own.clip_skip) == ((), None, 0)
-    assert make_recipe("a cat", model=PLAIN).v < CONTROL_VERSION, "an older worker reads a plain recipe"
 
 
 def test_an_unknown_name_in_brackets_is_noted() -> None:

@@ -21,7 +21,6 @@ from bot.services.jobs.derived_recipes import (
 )
 from bot.services.jobs.recipe_init import BranchEdit, branch_recipe, remix_base, single_image
 from engine.contract import (
-    STYLES_VERSION,
     TURBO_LORA,
     Amendment,
     Concept,
@@ -123,9 +122,6 @@ def test_other_noise_takes_the_styles_anew_and_a_remix_keeps_them() -> None:
     assert remix_recipe(recipe, parse("owl", None).prompts[0], SHIPPED_MODEL).styles == STYLES
     for declining in ("owl --raw", "owl, 3d render", "owl:: snow", "owl --no soft shading"):
         assert remix_recipe(recipe, parse(declining, None).prompts[0], SHIPPED_MODEL).styles == ()
-    best = msgspec.structs.replace(recipe, count=2, chosen_candidates=(3, 0))
-    (raw,) = parse("owl --raw --count 2 --evaluations all", None).prompts
-    assert remix_recipe(best, raw, SHIPPED_MODEL).v < STYLES_VERSION <= best.v, "older workers can draw it"
     with_lora = msgspec.structs.replace(SHIPPED_MODEL, loras=(Lora("mine", 0.8, "abc"),))
     assert remix_recipe(recipe, parse("owl --lora mine", None).prompts[0], with_lora).styles == ()
 

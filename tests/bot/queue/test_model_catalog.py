@@ -11,34 +11,28 @@ from bot.domain.errors import UserError
 from bot.queue.model_catalog import SHIPPED_MODEL, ModelCatalog, group_by_pool
 from bot.store import Store
 from engine.contract import (
-    STEERING_VERSION,
-    VERSION,
-    Amendment,
     ControlImage,
     ControlModel,
     ModelPart,
     ModelProfile,
     Presence,
-    SetNegative,
 )
 from shared.stored_jobs import RECIPE
 
 
-def presence(worker: str, ms: float, version: int = VERSION, pool: str = "default") -> Presence:
+def presence(worker: str, ms: float, pool: str = "default") -> Presence:
     return Presence(
-        v=version, worker=worker, pools=(pool,), models=(), device="", rows=8, free=8, software_build="", upscale_ms=ms
+        worker=worker, pools=(pool,), models=(), device="", rows=8, free=8, software_build="", upscale_ms=ms
     )  # fmt: skip
 
 
-def test_a_pool_with_a_worker_too_old_for_upscales_has_no_super_resolver() -> None:
+def test_the_slowest_super_resolver_of_a_pool_counts() -> None:
     workers: dict[str, Presence] = {}
     models = ModelCatalog(cast("Store", None), lambda: workers, lambda: 0.0)
     assert models.upscale_ms("default") is None
     workers["a"], workers["b"] = presence("a", 100.0), presence("b", 300.0)
     assert models.upscale_ms("default") == 300.0
-    workers["old"] = presence("old", 0.0, version=2)
-    assert models.upscale_ms("default") == 0.0
-    workers["old"] = presence("old", 0.0, version=2, pool="elsewhere")
+    workers["c"] = presence("c", 500.0, pool="elsewhere")
     assert models.upscale_ms("default") == 300.0
 
 
@@ -150,44 +144,6 @@ def test_parts_that_no_single_worker_has_are_refused() -> None:
         assert entry.pool_for(msgspec.structs.replace(RECIPE, **fields)) == "default"
     with pytest.raises(UserError, match="No single worker has everything that this needs of embedded"):
         entry.pool_for(msgspec.structs.replace(RECIPE, controls=(control,), embeddings=(word,)))
-
-
-def test_a_steered_picture_is_drawn_again_by_workers_that_read_its_recipe() -> None:
-    steered = msgspec.structs.replace(RECIPE, amendments=(Amendment(1, 2, SetNegative("fog")),))
-    workers = {"a": msgspec.structs.replace(presence_with("a", SHIPPED_MODEL), pools=("old",), v=STEERING_VERSION - 1)}
-    models = ModelCatalog(cast("Store", None), lambda: workers, lambda: 0.0)
-    assert models.find_entry(None).pool_for(RECIPE) == "old"
-    with pytest.raises(UserError, match="too old to draw this picture"):
-        models.find_entry(None).pool_for(steered)
-    workers["b"] = msgspec.structs.replace(presence_with("b", SHIPPED_MODEL), pools=("new",), v=STEERING_VERSION)
-    assert models.find_entry(None).pool_for(steered) == models.choose_pool("embedded", recipe=steered) == "new"
-
-
-def test_one_older_worker_keeps_a_version_from_being_used() -> None:
-    workers = dict[str, Presence]()
-    models = ModelCatalog(cast("Store", None), lambda: workers, lambda: 0.0)
-
-    def is_read(version: int) -> bool:
-        return models.is_version_read(models.find_entry(None), version)
-
-    assert is_read(VERSION), "no worker is too old"
-    new_weights, old_weights = (msgspec.structs.replace(SHIPPED_MODEL, revision=each) for each in ("new", "old"))
-    workers["new"] = presence_with("new", new_weights)
-    assert is_read(VERSION)
-    workers["old"] = msgspec.structs.replace(presence_with("old", old_weights), v=VERSION - 1)
-    assert not is_read(VERSION), "it takes jobs of the pool, although it cannot draw them"
-    assert is_read(VERSION - 1)
-    workers["old"] = msgspec.structs.replace(workers["old"], pools=("elsewhere",))
-    assert is_read(VERSION)
-
-
-@pytest.mark.asyncio
-async def test_nobody_knows_which_version_sleeping_workers_read(store: Store) -> None:
-    workers = {"a": presence_with("a", SHIPPED_MODEL)}
-    models = ModelCatalog(store, lambda: workers, lambda: 0.0)
-    await models.refresh()
-    workers.clear()
-    assert not models.is_version_read(models.find_entry(None), VERSION)
 
 
 def test_an_allowed_editor_goes_before_one_that_does_nothing_else() -> None:

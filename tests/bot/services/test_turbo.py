@@ -7,7 +7,7 @@ import pytest
 
 from bot.domain.dto import Member
 from bot.services.init_images.request import InitImages
-from engine.contract import VERSION_1_SAMPLERS, Lora
+from engine.contract import Lora
 from tests.bot import conftest
 from tests.bot.conftest import make_png
 from tests.bot.services.test_edits import finish_job, wait_for_end
@@ -23,7 +23,7 @@ def _turbo_model(monkeypatch):
 
     def with_turbo(*arguments):
         profile = make_profile(*arguments)
-        return msgspec.structs.replace(profile, loras=(Lora("turbo"),), samplers=(*VERSION_1_SAMPLERS, "lcm"))
+        return msgspec.structs.replace(profile, loras=(Lora("turbo"),), samplers=(*profile.samplers, "lcm"))
 
     monkeypatch.setattr(conftest, "make_profile", with_turbo)
 

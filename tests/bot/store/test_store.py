@@ -527,7 +527,8 @@ async def test_an_unreadable_profile_of_a_model_is_left_out(store):
 async def test_a_models_profile_is_remembered_once(store):
     profile = ModelProfile(
         name="embedded", revision="1", dtype="bfloat16", size=64, multiple=8, max_pixels=4096, tokens=24, steps=100,
-        sampler="ddpm", guidance=4.0, row_ms=3.0, encode_ms=1.0, decode_ms=1.0,
+        sampler="ddpm", samplers=("ddpm", "ddim", "euler", "dpmpp_2m"),
+        guidance=4.0, row_ms=3.0, encode_ms=1.0, decode_ms=1.0,
     )  # fmt: skip
     await store.save_model(profile, "old", 1.0)
     await store.save_model(profile, "default", 2.0)

@@ -19,7 +19,7 @@ from engine.bus import Bus
 from engine.bus.broker.embedded import Broker
 from engine.bus.model_progress import MAX_ENTRIES, ModelProgressRegistry
 from engine.bus.rejections import RejectionLog
-from engine.contract import JobModelLoading, ModelProgress, decode, encode
+from engine.contract import ModelProgress, encode
 from engine.model_cache import discovery
 from engine.models.loading.memory_estimate import estimate_bytes
 from engine.process import load_progress
@@ -135,14 +135,6 @@ async def test_a_silent_worker_no_longer_counts_as_starting(monkeypatch: pytest.
     monkeypatch.setattr("engine.bus.model_progress.EXPIRY_SECONDS", -1.0)
     assert bot.get_startup_progress() is None
     assert ModelProgressRegistry(RejectionLog()).get_newest(None) is None
-
-
-def test_the_loading_message_of_a_job_keeps_its_fields() -> None:
-    """An older bot refuses unknown fields, so sizes come on a subject of their own."""
-    fields = msgspec.msgpack.decode(encode(JobModelLoading(job=JOB, epoch=1, model="sd15", loaded_share=0.5)))
-    assert sorted(fields) == ["done", "epoch", "job", "model", "type", "v"]
-    old_message = {"type": "ModelProgress", "model": "sd15", "phase": "load"}
-    assert decode(msgspec.msgpack.encode(old_message), ModelProgress).size == 0
 
 
 def test_progress_lines_come_at_each_stage_and_at_intervals() -> None:

@@ -189,96 +189,13 @@ def test_ids_cannot_smuggle_anything_into_a_subject(ending: str) -> None:
 
 def test_messages_of_another_version_are_refused() -> None:
     builtins_value = msgspec.msgpack.decode(encode(make_recipe()))
-    for changes in ({"v": contract.VERSION + 1}, {"v": 0}, {"lora": "x"}, {"type": "Enlarge"}):
+    for changes in ({"v": contract.VERSION + 1}, {"v": 0}, {"lora": "x"}, {"type": "UpscaleTask"}):
         with pytest.raises(MalformedMessage):
             decode(msgspec.msgpack.encode({**builtins_value, **changes}), Recipe)
 
 
-def test_messages_of_an_older_version_are_read_with_defaults_for_new_fields() -> None:
-    share = BillingKey(tier="a", guild="b", user="c")
-    job = Job(id="0" * 26, task=make_recipe(), billing_key=share, cost=1.0, deadline=2e9, check=True)
-    builtins_value = {**msgspec.msgpack.decode(encode(job)), "v": 1}
-    del builtins_value["check"]
-    decoded_job = decode(msgspec.msgpack.encode(builtins_value), Job)
-    assert (decoded_job.v, decoded_job.check, decoded_job.task) == (1, False, job.task)
-
-
-def test_jobs_results_and_presences_from_before_the_super_resolver_are_read() -> None:
-    share = BillingKey(tier="a", guild="b", user="c")
-    upscale = Job(id="0" * 26, task=UpscaleTask(source="a" * 64), billing_key=share, cost=1.0, deadline=2e9)
-    sha = "a" * 64
-    picture = contract.PictureReady(
-        job="0" * 26, image=0, epoch=1, kind="image", sha256=sha, bytes=1, width=64, height=64
-    )
-    presence = contract.Presence(
-        worker="w", pools=("default",), models=(make_warm(),), device="cpu", rows=8, free=8, software_build="b"
-    )  # fmt: skip
-    for value, missing_fields in ((upscale, ()), (picture, ("method",)), (presence, ("enlarge_ms",))):
-        for version in (1, 2):
-            builtins_value = {**msgspec.msgpack.decode(encode(value)), "v": version}
-            for name in missing_fields:
-                del builtins_value[name]
-            for model in builtins_value.get("models", ()):
-                del model["enlargement"]
-            assert decode(msgspec.msgpack.encode(builtins_value), type(value)) == msgspec.structs.replace(
-                value, v=version
-            )
-    assert (upscale.task, picture.method) == (UpscaleTask(source=sha, factor=4, method="lanczos"), None)
-    assert (presence.upscale_ms, presence.models[0].upscale_factor) == (0.0, 1)
-
-
-V2_JOB = {"type", "v", "id", "task", "share", "cost", "pool", "attempt", "deadline", "ladder", "check"}
-V2_RECIPE = {
-    "type", "v", "concepts", "negative", "model", "revision", "sampler", "steps", "eta", "seed", "guidance", "width",
-    "height", "count", "dtype", "bucket", "lineage",
-}  # fmt: skip
-
-
-def test_a_worker_of_version_2_can_read_every_job_that_it_is_sent() -> None:
-    """An unknown field or a later `v` would make it refuse the job as a dead letter."""
-    share = BillingKey(tier="a", guild="b", user="c")
-    for task in (make_recipe(), UpscaleTask(source="a" * 64), UpscaleTask(source="a" * 64, factor=3, method="gan")):
-        job = Job(id="0" * 26, task=task, billing_key=share, cost=1.0, deadline=2e9, check=True)
-        builtins_value = msgspec.msgpack.decode(encode(contract.downgrade_job(job, 2)))
-        assert set(builtins_value) == V2_JOB
-        assert builtins_value["v"] <= 2
-        assert builtins_value["task"].get("v", 1) <= 2
-        if isinstance(task, UpscaleTask):
-            assert builtins_value["task"] == {
-                "type": "Enlarge", "v": 1, "source": "a" * 64, "factor": task.factor, "method": "lanczos",
-            }  # fmt: skip
-        else:
-            assert set(builtins_value["task"]) <= V2_RECIPE  # a missing field has its default there too
-        assert contract.downgrade_job(job, contract.VERSION) == job
-
-
-def test_only_a_choice_among_candidates_needs_a_newer_reader() -> None:
-    """A worker or bot from before the judge must refuse it, and read everything else as before."""
-    ancestors = [contract.NoiseAncestor(seed=7, index=index, strength=0.2) for index in (3, 4)]
-    finished = contract.JobFinished(job="0" * 26, epoch=3, cost=1.0, seconds=2.0, ms_per_step=5.0)
-    assert set(msgspec.msgpack.decode(encode(finished))) == {"type", "job", "epoch", "cost", "seconds", "ms_per_step"}
-    versions = [
-        finished.v, make_recipe().v, make_recipe(lineage=(ancestors[0],)).v,
-        msgspec.structs.replace(finished, chosen_candidates=(5,)).v, make_recipe(candidate_count=8).v,
-        make_recipe(chosen_candidates=(0, 1, 2, 3)).v, make_recipe(lineage=(ancestors[1],)).v,
-    ]  # fmt: skip
-    assert versions == 3 * [1] + 4 * [contract.JUDGE_VERSION]
-
-
 CONTROL = contract.ControlImage(name="canny", picture="a" * 64, scale=0.8, stop=0.5)
 REFERENCE = contract.ReferenceImage(name="ip-adapter", picture="b" * 64)
-PARTS: dict[str, Any] = {
-    "quantization": "int8", "controls": (CONTROL,), "references": (REFERENCE,),
-    "embeddings": (contract.ModelPart("easynegative"),), "autoencoder": contract.ModelPart("mse"), "clip_skip": 1,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", PARTS)
-def test_each_part_of_control_needs_a_reader_that_knows_it(name: str) -> None:
-    """A worker from before control must refuse such a recipe as newer, and read all others as before."""
-    assert make_recipe(**{name: PARTS[name]}).v == contract.CONTROL_VERSION
-    assert name not in msgspec.msgpack.decode(encode(make_recipe()))
-    assert make_recipe(quantization="llm_int8").v == contract.LLM_INT8_VERSION, "a newer word of an older part"
 
 
 def test_pictures_beside_the_prompt_are_blobs_that_the_worker_needs() -> None:
@@ -346,20 +263,25 @@ def test_candidates_are_paid_and_each_chosen_one_keeps_its_noise() -> None:
     assert [contract.recipe_for_image(chosen, image).guidance for image in (0, 1)] == [guidances[3], guidances[1]]
 
 
-def test_newer_messages_are_distinguished_from_damaged_ones() -> None:
-    share = BillingKey(tier="a", guild="b", user="c")
-    job = Job(id="0" * 26, task=make_recipe(), billing_key=share, cost=1.0, deadline=2e9)
-    builtins_value = msgspec.msgpack.decode(encode(job))
-    later_version = contract.VERSION + 1
-    for changes in ({"v": later_version, "hue": 1}, {"task": {"type": "Video", "v": later_version}}):
-        with pytest.raises(contract.NewerVersion, match=f"version {later_version} .* update it"):
-            decode(msgspec.msgpack.encode({**builtins_value, **changes}), Job)
-    for changes in ({"hue": 1}, {"v": "9"}, {"task": {"type": "Video", "v": 1}}):
+def test_a_message_of_another_version_says_which_side_to_update() -> None:
+    owner = BillingKey(tier="a", guild="b", user="c")
+    job = Job(id="0" * 26, task=make_recipe(), billing_key=owner, cost=1.0, deadline=2e9)
+    fields = msgspec.msgpack.decode(encode(job))
+    assert (fields["v"], fields["task"]["v"]) == (contract.VERSION, contract.VERSION), "also where defaults are omitted"
+    later, earlier = contract.VERSION + 1, contract.VERSION - 1
+    for changes in ({"v": later, "hue": 1}, {"task": {"type": "Video", "v": later}}):
+        with pytest.raises(contract.OtherVersion, match=f"its sender has version {later} .* update this program"):
+            decode(msgspec.msgpack.encode({**fields, **changes}), Job)
+    with pytest.raises(contract.OtherVersion, match=f"its sender has version {earlier} .* update its sender"):
+        decode(msgspec.msgpack.encode({**fields, "v": earlier}), Job)
+    for changes in ({"hue": 1}, {"v": "9"}, {"task": {"type": "Video", "v": contract.VERSION}}):
         with pytest.raises(MalformedMessage) as error:
-            decode(msgspec.msgpack.encode({**builtins_value, **changes}), Job)
-        assert not isinstance(error.value, contract.NewerVersion)
-    with pytest.raises(contract.NewerVersion, match="the worker 'w' says version"):
-        decode(msgspec.msgpack.encode({"type": "Presence", "v": later_version, "worker": "w"}), contract.Presence)
+            decode(msgspec.msgpack.encode({**fields, **changes}), Job)
+        assert not isinstance(error.value, contract.OtherVersion)
+    for version, outdated in ((later, "this program"), (earlier, "the worker 'w'")):
+        presence = {"type": "Presence", "v": version, "worker": "w"}
+        with pytest.raises(contract.OtherVersion, match=f"the worker 'w' has version {version} .* update {outdated}"):
+            decode(msgspec.msgpack.encode(presence), contract.Presence)
 
 
 def test_a_deeply_nested_bomb_is_malformed() -> None:
@@ -399,7 +321,8 @@ def test_rows_per_step_follow_from_the_recipe(changes: dict[str, Any], expected:
 def make_warm() -> ModelProfile:
     return ModelProfile(
         name="embedded", revision="", dtype="float32", size=64, multiple=8, max_pixels=65536, tokens=64, steps=50,
-        sampler="ddim", guidance=4.0, row_ms=2.0, encode_ms=10.0, decode_ms=5.0,
+        sampler="ddim", samplers=("ddpm", "ddim", "euler", "dpmpp_2m"),
+        guidance=4.0, row_ms=2.0, encode_ms=10.0, decode_ms=5.0,
     )  # fmt: skip
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from bot.queue.model_catalog import SHIPPED_MODEL
 from engine.contract import (
-    EVALUATIONS_VERSION,
     PIPELINE_SAMPLERS,
     Amendment,
     Branch,
@@ -125,11 +123,6 @@ def test_amendments_move_no_evaluation_and_a_split_begins_at_the_next_one() -> N
     assert list_evaluated_steps(amended) == list_evaluated_steps(recipe)
     (split,) = (life for life in list_lives(amended) if life.parent is not None)
     assert split.first_step == list_evaluated_steps(recipe)[21]
-
-
-@pytest.mark.parametrize(("evaluations", "version"), [(0, 4), (100, EVALUATIONS_VERSION)])
-def test_only_a_recipe_that_skips_evaluations_needs_the_newest_worker(evaluations: int, version: int) -> None:
-    assert make_recipe(evaluations=evaluations).v == version
 
 
 def test_the_steps_of_stored_recipes_never_change() -> None:

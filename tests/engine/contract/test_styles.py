@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from engine.contract import (
-    STYLES_VERSION,
     Amendment,
     Concept,
     DropImages,
@@ -43,7 +42,7 @@ def test_neighbouring_images_take_the_styles_in_turn() -> None:
     texts = [list_texts(FOX, image) for image in range(4)]
     assert texts == [["fox, 3d render"], ["fox, soft shading"], ["fox, flat design"], ["fox, 3d render"]]
     assert recipe_for_image(FOX, 1).styles == ()
-    assert [list_texts(replace(FOX, styles=(), v=1), image) for image in range(4)] == [["fox"]] * 4
+    assert [list_texts(replace(FOX, styles=()), image) for image in range(4)] == [["fox"]] * 4
 
 
 @given(st.integers(0, 2**32 - 8), st.integers(0, 3))
@@ -70,18 +69,12 @@ def test_a_text_that_a_style_would_make_too_long_has_none() -> None:
 def test_words_are_encoded_once_for_each_style() -> None:
     model = ModelProfile(
         name="embedded", revision="1", dtype="float32", size=64, multiple=8, max_pixels=128 * 128, tokens=24, steps=100,
-        sampler="ddpm", guidance=4.0, row_ms=4.0, encode_ms=1000.0, decode_ms=60.0,
+        sampler="ddpm", samplers=("ddpm",), guidance=4.0, row_ms=4.0, encode_ms=1000.0, decode_ms=60.0,
     )  # fmt: skip
     added = estimate_cost(FOX, model) - estimate_cost(replace(FOX, styles=()), model)
     assert added == pytest.approx(len(STYLES) - 1)
     twice = replace(FOX, styles=(STYLES[0], STYLES[1], STYLES[0]))
     assert estimate_cost(FOX, model) - estimate_cost(twice, model) == pytest.approx(1.0), "one style is there twice"
-
-
-def test_older_workers_do_not_read_a_recipe_with_styles() -> None:
-    assert FOX.v == STYLES_VERSION
-    assert recipe_for_image(FOX, 0).styles == ()
-    assert replace(FOX, styles=(), v=1).v < STYLES_VERSION
 
 
 def test_a_kept_style_stays_with_other_noise() -> None:
@@ -145,7 +138,7 @@ def test_a_walk_between_two_pictures_goes_from_style_to_style() -> None:
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_chaos_and_styles_hold_together(count: int) -> None:
     recipe = replace(FOX, chaos=0.5, count=count)
-    plain = replace(recipe, styles=(), v=1)
+    plain = replace(recipe, styles=())
     for image in range(count):
         expected = recipe_for_image(plain, image).guidance
         assert recipe_for_image(recipe, image).guidance == expected

@@ -62,7 +62,7 @@ def branch(blobs: Blobs, keyframe_step: int, total_steps: int, steps: int, **fie
 def single_keyframe_ladder(family: StableDiffusion, history: bytes | None) -> Blobs:
     """A ladder of eight steps with one keyframe after the fourth."""
     shape = tuple(family.latent_shape(64, 64))
-    keyframes = (Keyframe(4, b"", to_bytes(torch.ones(shape)), history),)
+    keyframes = (Keyframe(4, b"", to_bytes(torch.ones(shape)), history, 1),)
     return hash_blobs(
         encode(Ladder(job="01J00000000000000000000000", image=0, total_steps=8, shape=shape, keyframes=keyframes))
     )
@@ -177,12 +177,3 @@ def test_a_branch_whose_step_does_not_match_its_keyframe_is_refused(
     start = Branch(next(iter(blobs)), step, ladder_step=keyframe_step)
     with pytest.raises(JobRejected, match="another number of steps"):
         load_init(job(build_recipe(steps=steps, start=start)), blobs, embedded)
-
-
-def test_a_ladder_without_x0_refuses_another_number_of_steps(
-    embedded: StableDiffusion, build_recipe: Make, job: Make
-) -> None:
-    blobs = single_keyframe_ladder(embedded, None)
-    one = job(build_recipe(steps=16, start=branch(blobs, 4, 8, 16)))
-    with pytest.raises(JobRejected, match="earlier version"):
-        build_images(one, {"embedded": embedded}, init_latents=load_init(one, blobs, embedded))

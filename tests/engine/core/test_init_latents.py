@@ -165,7 +165,7 @@ def test_a_missing_blob_is_blamed_on_us() -> None:
 
 
 def make_ladder(**fields: Any) -> bytes:
-    keyframes = [Keyframe(step, b"", to_bytes(LATENTS + step), to_bytes(LATENTS - step)) for step in (2, 4)]
+    keyframes = [Keyframe(step, b"", to_bytes(LATENTS + step), to_bytes(LATENTS - step), 1) for step in (2, 4)]
     defaults: dict[str, Any] = {
         "job": JOB,
         "image": 0,
@@ -203,17 +203,22 @@ BAD_LADDERS = {
     "more steps": (make_ladder(total_steps=9), "another number of steps"),
     "fewer steps": (make_ladder(total_steps=7), "another number of steps"),
     "short latents": (
-        make_ladder(keyframes=(Keyframe(4, b"", to_bytes(LATENTS)[:-4], to_bytes(LATENTS)),)),
+        make_ladder(keyframes=(Keyframe(4, b"", to_bytes(LATENTS)[:-4], to_bytes(LATENTS), 1),)),
         "wrong size",
     ),
     "long history": (
-        make_ladder(keyframes=(Keyframe(4, b"", to_bytes(LATENTS), to_bytes(LATENTS) * 2),)),
+        make_ladder(keyframes=(Keyframe(4, b"", to_bytes(LATENTS), to_bytes(LATENTS) * 2, 1),)),
         "wrong size",
     ),
-    "no numbers": (make_ladder(keyframes=(Keyframe(4, b"", to_bytes(NAN), to_bytes(LATENTS)),)), "not finite"),
+    "no numbers": (make_ladder(keyframes=(Keyframe(4, b"", to_bytes(NAN), to_bytes(LATENTS), 1),)), "not finite"),
     "an infinite estimate": (
-        make_ladder(keyframes=(Keyframe(4, b"", to_bytes(LATENTS), to_bytes(LATENTS / 0)),)),
+        make_ladder(keyframes=(Keyframe(4, b"", to_bytes(LATENTS), to_bytes(LATENTS / 0), 1),)),
         "not finite",
+    ),
+    "no history": (make_ladder(keyframes=(Keyframe(4, b"", to_bytes(LATENTS), None, 1),)), "cannot be read"),
+    "no draw count": (
+        make_ladder(keyframes=(Keyframe(4, b"", to_bytes(LATENTS), to_bytes(LATENTS)),)),
+        "cannot be read",
     ),
     "no latents at all": (make_ladder(keyframes=(Keyframe(4, b""),)), "has no keyframe to branch from"),
 }

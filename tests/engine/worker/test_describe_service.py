@@ -49,7 +49,9 @@ def make_request(*texts: str, picture: bytes | None = None, **fields: Any) -> De
 def make_profile(family: Family) -> ModelProfile:
     return ModelProfile(
         name=family.name, revision=family.revision, dtype="float32", size=family.size, multiple=family.multiple,
-        max_pixels=family.max_pixels, tokens=family.tokens, steps=10, sampler="ddim", guidance=family.guidance,
+        max_pixels=family.max_pixels, tokens=family.tokens, steps=10, sampler="ddim", samplers=("ddpm", "ddim",
+        "euler", "dpmpp_2m"),
+        guidance=family.guidance,
         row_ms=4.0, encode_ms=1.0, decode_ms=1.0, guidance_kind=family.guides,
     )  # fmt: skip
 
