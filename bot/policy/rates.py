@@ -17,8 +17,8 @@ from bot.domain.errors import UserError
 from bot.domain.texts import format_duration
 from bot.policy.permissions import Action
 
-# What is asked for besides the actions of the permission table: a page or an old address, a file such as a picture, one
-# job, a list, a stream of events, suggestions while one types, any request of a public address, and an invalid key.
+# What is asked for besides the actions of the permission table: a page, a file such as a picture, one job, a
+# list, a stream of events, suggestions while one types, any request of a public address, and an invalid key.
 RatedAction = Action | Literal["page", "file", "job", "list", "stream", "suggest", "review", "stranger", "guess"]
 BucketKind = Literal["look", "change", "steer", "make", "stranger", "guess"]
 MAX_BUCKETS = 50_000  # buckets of a kind in memory; with more, the one used longest ago is forgotten

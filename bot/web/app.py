@@ -19,7 +19,7 @@ from bot.app.settings import Settings
 from bot.domain.concurrency import PerMemberLimit
 from bot.policy.rates import TokenBuckets
 from bot.services import Services
-from bot.web import media, metrics, middleware, pages, rate_limit, renamed, request_body, sse
+from bot.web import media, metrics, middleware, pages, rate_limit, request_body, sse
 from bot.web.a1111_api import errors as a1111_errors
 from bot.web.a1111_api import routes as a1111_api
 from bot.web.a1111_api.open_requests import OPEN_REQUESTS, OpenRequests
@@ -43,8 +43,8 @@ ERROR_SHAPES: Mapping[str, middleware.ErrorShape] = MappingProxyType(
     {"/v1/": openai_errors.shape_error, "/sdapi/": a1111_errors.shape_error, "/controlnet/": a1111_errors.shape_error}
 )
 PARTS = (
-    pages, jobs, media, review, sse, edits, steering, wait_reason, flag_aliases, describe, renamed, openapi, images,
-    models, picture_addresses, responses, a1111_api, webhooks,
+    pages, jobs, media, review, sse, edits, steering, wait_reason, flag_aliases, describe, openapi, images, models,
+    picture_addresses, responses, a1111_api, webhooks,
 )  # fmt: skip
 TEMPLATES = ("base.html", "chatroom.html", "desk.html", "dialogs.html", "discord.html", "enter.html", "sentence.html")
 

@@ -25,7 +25,6 @@ ROUTE_ACTIONS: Mapping[str, RatedAction] = MappingProxyType(
         "POST /api/sign-out": "prefer",
         "POST /api/sign-out/everywhere": "prefer",
         "GET /openapi.json": "page",
-        "GET /api/openapi.json": "page",
         "GET /discord": "page",
         "GET /favicon.ico": "file",
         "GET /static": "file",
@@ -117,12 +116,6 @@ ROUTE_ACTIONS: Mapping[str, RatedAction] = MappingProxyType(
             ),
             "job",
         ),
-        "GET /api/room": "page",
-        "GET /api/refused": "page",
-        "GET /api/jobs/{id}/why": "page",
-        "GET /api/jobs/{id}/rungs": "page",
-        "GET /api/jobs/{id}/rungs/{file}": "page",
-        "GET /api/jobs/{id}/return/{file}": "page",
     }
 )
 

@@ -22,7 +22,6 @@ from bot.domain.concurrency import PerMemberLimit, run_in_thread
 from bot.domain.errors import UserError
 from bot.images.uploads.upload_decoder import MAX_UPLOAD_BYTES
 from bot.web.middleware import member_of
-from bot.web.renamed import describe_old_field, describe_old_part
 from engine.contract import MAX_CONTROLS, MAX_INIT_IMAGES, MAX_REFERENCES, convert, decode_json
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -221,8 +220,6 @@ async def _read_parts(reader: MultipartReader, form: IncomingForm) -> dict[str, 
     """Return the contents of a form's parts, by their names."""
     parts: dict[str, list[bytes]] = {name: [] for name in MAX_PARTS}
     while (part := await reader.next()) is not None:
-        if sentence := describe_old_part(part.name if isinstance(part, BodyPartReader) else None):
-            raise UserError(sentence, 400)
         if not isinstance(part, BodyPartReader) or part.name not in parts:
             raise UserError(
                 "A form has the parts `request`, `picture`, `mask`, `control` and `reference`, and no other.", 400
@@ -257,8 +254,7 @@ def _decode_body(body: bytes | bytearray, body_type: type[T]) -> T:
         except msgspec.ValidationError:
             return convert(_mend_integers(msgspec.json.decode(body)), body_type)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        sentence = describe_old_field(str(error)) or f"The request can't be read: {error}."
-        raise UserError(sentence, 400) from error
+        raise UserError(f"The request can't be read: {error}.", 400) from error
 
 
 def _check_value_count(body: bytes | bytearray) -> None:

@@ -16,7 +16,6 @@ from bot.images.moderation_status import held_images, hold_reason
 from bot.prompt.final_prompt import final_prompt
 from bot.prompt.flags import split_flags
 from bot.web.recipe_serializer import serialize_recipe
-from bot.web.renamed import add_old_names
 from engine.contract import ModelProfile, Presence, Recipe
 
 LOADING_SENTENCE = "The engine is loading. Prompts wait here until it is ready."
@@ -57,7 +56,7 @@ def serialize_all_accepted(accepted_jobs: Iterable[AcceptedJob]) -> dict[str, An
 def serialize_job(view: JobView, reader: Member) -> dict[str, Any]:
     """Return a job as `reader` sees it."""
     is_own = view.member_id == reader.id
-    payload = {
+    return {
         "id": view.id,
         "state": view.state,
         "action": view.action,
@@ -89,7 +88,6 @@ def serialize_job(view: JobView, reader: Member) -> dict[str, Any]:
         **_serialize_task(view),
         **_serialize_results(view),
     }
-    return add_old_names(payload)
 
 
 def _prompt_without_flags(prompt: str) -> str:
@@ -189,7 +187,7 @@ def serialize_loading(job_event: ModelLoading) -> dict[str, Any]:
 
 
 def _serialize_model(model: ModelProfile) -> dict[str, Any]:
-    payload = {
+    return {
         "name": model.name,
         "size": model.size,
         "upscale_factor": model.upscale_factor,
@@ -203,7 +201,6 @@ def _serialize_model(model: ModelProfile) -> dict[str, Any]:
         "vaes": [part.name for part in model.autoencoders],
         "quantization": model.quantization,
     }
-    return add_old_names(payload)
 
 
 def serialize_workers(
@@ -225,7 +222,7 @@ def serialize_workers(
     ]
     models = [model for worker in workers.values() for model in worker.models]
     sentence = starting or (LOADING_SENTENCE if engine_loading else texts.NO_WORKER)
-    payload = {
+    return {
         "online": bool(items),
         "engine_loading": (engine_loading or bool(starting)) and not items,
         "workers": items,
@@ -233,4 +230,3 @@ def serialize_workers(
         "loaded": sorted({model.name for model in models if model.loaded}),
         "sentence": "" if items else sentence,
     }
-    return add_old_names(payload)

@@ -28,7 +28,6 @@ from bot.services import Services
 from bot.store import DatabaseUnavailable
 from bot.web import serializers
 from bot.web.middleware import GUILD, TERMINAL_ID, VISITOR, is_signed_out, member_of
-from bot.web.renamed import OLD_WORKERS_EVENT
 from bot.web.sse_cache import EventCache, JobCache, format_event
 
 log = logging.getLogger(__name__)
@@ -141,8 +140,7 @@ class PageStream:
         while True:
             state = workers_payload(self._app)
             if state != last_state:
-                for event in ("workers", OLD_WORKERS_EVENT):
-                    await self._send(event, msgspec.json.encode(state))
+                await self._send("workers", msgspec.json.encode(state))
                 last_state = state
             await asyncio.sleep(POLL_SECONDS)
 

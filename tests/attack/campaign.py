@@ -160,7 +160,7 @@ class Campaign:
         credentials = [*({"Cookie": one} for one in cookies), *({"Authorization": one} for one in keys)]
         self.tally.gained_rights += await forgeries.try_credentials(self.room.url, self.tally, credentials)
         await forgeries.replay_token(self.room.url, self.tally, self.owner)
-        description = (await self.owner.send_patiently("GET", "/api/openapi.json")).json()
+        description = (await self.owner.send_patiently("GET", "/openapi.json")).json()
         sign_outs = [path for path in description["paths"] if path.startswith(SIGN_OUT)]
         await forgeries.replay_after_sign_out(self.tally, self.owner, sign_outs)
 
@@ -178,7 +178,7 @@ class Campaign:
             Caller(self.owner, "operator"),
         ]
         matrix = Matrix(callers, jobs, self.tally)
-        matrix.compare_routes((await self.owner.send_patiently("GET", "/api/openapi.json")).json())
+        matrix.compare_routes((await self.owner.send_patiently("GET", "/openapi.json")).json())
         await matrix.run()
         self.evidence.matrix_cells, self.evidence.missing_rules = matrix.cells, matrix.missing_rules
 

@@ -52,7 +52,7 @@ async def fuzz_schema(room: Room, tally: Tally, folder: Path, campaign: SchemaCa
     options += ["--exclude-path-regex", LEFT_OUT]
     options += ["--max-examples", str(campaign.examples), "--max-time", str(campaign.seconds)]
     options += ["--phases", ",".join(campaign.phases)]
-    options += ["--checks", "all", "--exclude-checks", LEFT_OUT_CHECKS, "--exclude-deprecated"]
+    options += ["--checks", "all", "--exclude-checks", LEFT_OUT_CHECKS]
     options += ["--continue-on-failure", "--seed", str(campaign.seed)]
     options += ["--no-shrink", "--request-timeout", "20", "--suppress-health-check", "all", "--warnings", "off"]
     options += ["--report", "har,json", "--report-har-path", str(har), "--report-json-path", str(report)]

@@ -1,6 +1,6 @@
 """The shapes of the API's answers, as JSON Schema: what `bot.web.serializers` and the handlers return.
 
-`tests/bot/web/test_openapi.py` checks answers against them. Answers may have more fields: old names, too.
+`tests/bot/web/test_openapi.py` checks answers against them. Answers may have more fields.
 """
 
 from __future__ import annotations

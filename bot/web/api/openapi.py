@@ -2,7 +2,6 @@
 
 Addresses come from the route table, requests and answers from `bot.web.api.shapes`: msgspec structs, and the schemas of
 `bot.web.api.answers`.
-`GET /api/openapi.json` is its earlier address.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import msgspec
 from aiohttp import web
 
 from bot.images.films.formats import FILM_FORMATS
-from bot.web import pages, renamed
+from bot.web import pages
 from bot.web.api import answers, jobs
 from bot.web.api.shapes import SHAPES, SHARED_HANDLERS, Shape
 from bot.web.auth import COOKIE_NAME
@@ -27,7 +26,6 @@ from bot.web.request_body import MAX_PARTS
 from engine.contract import MAX_COUNT
 
 PATH = "/openapi.json"
-OLD_PATH = "/api/openapi.json"
 DESCRIPTION = web.AppKey("description", str)
 FORM_HEADER = "X-Darkroom"  # another site's form cannot send it
 KEY_HEADER = "Idempotency-Key"
@@ -47,22 +45,17 @@ TAGS: Mapping[str, str] = {
     "edits": "Continue from a picture", "describe": "Image to prompt",
     "flag_aliases": "Flag aliases", "review": "Review", "pages": "Chatroom",
     "webhooks": "Webhooks", "openai_api": "OpenAI's image API", "a1111_api": "AUTOMATIC1111's API",
-    "metrics": "Operation", "openapi": "Operation", "renamed": "Earlier addresses",
+    "metrics": "Operation", "openapi": "Operation",
 }  # fmt: skip
 
 
 def routes() -> list[web.RouteDef]:
-    return [web.get(PATH, get_description), web.get(OLD_PATH, get_description_at_old_path)]
+    return [web.get(PATH, get_description)]
 
 
 async def get_description(request: web.Request) -> web.Response:
     """Return the description of this API."""
     return web.Response(text=request.app[DESCRIPTION], content_type="application/json")
-
-
-async def get_description_at_old_path(request: web.Request) -> web.Response:
-    """Return the description of this API at its earlier address."""
-    return await get_description(request)
 
 
 def describe_routes(app: web.Application) -> dict[str, Any]:
@@ -115,8 +108,6 @@ def _describe_operation(route: web.AbstractRoute) -> dict[str, Any]:
         operation["requestBody"] = {"required": not shape.is_optional, "content": _describe_body(shape)}
     if path.startswith((*PUBLIC_PATHS, SIGN_IN_PATH, SIGNED_PATH)):
         operation["security"] = []
-    if handler is renamed.refuse_old_path:
-        operation |= {"deprecated": True, "responses": _describe_refusals(path)}
     return operation
 
 

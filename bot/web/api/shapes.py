@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from bot.images.films.formats import FILM_FORMATS, MEDIA_TYPES
-from bot.web import media, metrics, pages, renamed, sse
+from bot.web import media, metrics, pages, sse
 from bot.web.a1111_api import bodies as webui_bodies
 from bot.web.a1111_api import generation, listings, picture_texts, progress, upscaling
 from bot.web.a1111_api import models as webui_models
@@ -135,4 +135,4 @@ SHAPES: Mapping[Callable[..., Any], Shape] = {
     listings.list_control_modules: Shape("WebuiControlModules"),
 }
 
-SHARED_HANDLERS = (renamed.refuse_old_path, listings.list_nothing)  # of several addresses
+SHARED_HANDLERS = (listings.list_nothing,)  # each of several addresses

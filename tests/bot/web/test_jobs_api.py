@@ -33,7 +33,9 @@ async def test_the_api_lists_workers_models_and_devices(server: WebServer) -> No
     assert status == 200
     assert reply["online"]
     assert reply["models"] == ["embedded"]
-    assert reply["workers"][0]["device"] == "paper and ink"
+    (worker,) = reply["workers"]
+    assert worker["device"] == "paper and ink"
+    assert [model["upscale_factor"] for model in worker["models"]] == [1]
 
 
 async def test_an_engine_that_warms_up_is_reported(open_server: OpenServer) -> None:
@@ -85,7 +87,7 @@ async def test_a_prompt_becomes_a_job_with_a_place_in_the_queue_and_a_url(server
 
 async def test_a_finished_job_has_pictures_a_grid_and_a_film(server: WebServer) -> None:
     job = await server.wait_for_end(await server.imagine("terrier"))
-    assert job["state"] == "finished"
+    assert (job["kind"], job["state"]) == ("generate", "finished")
     assert job["percent"] == 100
     assert job["author"] == {"name": "Terminal", "you": True}
     assert [picture["n"] for picture in job["pictures"]] == [1, 2, 3, 4]

@@ -70,7 +70,6 @@ async def test_answers_are_as_described(server: WebServer) -> None:
         f"/api/jobs/{job}": "Job", "/api/jobs": "Jobs", "/api/workers": "Workers", "/healthz": "Health",
         f"/api/jobs/{job}/keyframes": "Keyframes", f"/api/jobs/{job}/branch/1": "Steps",
         "/api/rejections": "Rejections", "/api/prefer/options": "FlagAliases", "/api/jobs/none": "Error",
-        "/api/room": "Error",
     }.items():  # fmt: skip
         await check("GET", path, schema)
     await check("PUT", "/api/prefer/options", "FlagAliases", {"name": "mine", "value": "--ar 3:2"})

@@ -6,11 +6,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import aiohttp
 import pytest
-from aiohttp import web
 
 from bot.domain.dto import Destination, Member
 from bot.policy.permissions import ACTIONS, forbidden_reason
-from bot.web import middleware, renamed
 
 if TYPE_CHECKING:
     from tests.bot.web.conftest import OpenServer, WebServer
@@ -18,7 +16,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.asyncio
 
 # Who may ask: everybody, a visitor, the operator, or the terminal of this machine. The action that the answer
-# depends on; "-": of no job, or only whether the visitor sees the job. An old address only says its new one.
+# depends on; "-": of no job, or only whether the visitor sees the job.
 ROUTES = """
 GET     /                                       visitor     -
 POST    /api/entrance                           everybody   -
@@ -30,7 +28,6 @@ GET     /static                                 everybody   -
 GET     /healthz                                everybody   -
 GET     /metrics                                visitor     -
 GET     /openapi.json                           visitor     -
-GET     /api/openapi.json                       visitor     -
 GET     /api/rejections                         operator    -
 GET     /api/workers                            visitor     -
 GET     /api/webhooks                           operator    webhook
@@ -111,12 +108,6 @@ GET     /sdapi/v1/hypernetworks                 visitor     -
 GET     /sdapi/v1/face-restorers                visitor     -
 GET     /sdapi/v1/realesrgan-models             visitor     -
 GET     /sdapi/v1/prompt-styles                 visitor     -
-GET     /api/room                               visitor     -
-GET     /api/refused                            visitor     -
-GET     /api/jobs/{id}/why                      visitor     -
-GET     /api/jobs/{id}/rungs                    visitor     -
-GET     /api/jobs/{id}/rungs/{file}             visitor     -
-GET     /api/jobs/{id}/return/{file}            visitor     -
 """
 UNKNOWN_JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 CHECKS = ("bot.web.sse", "bot.services.job_permissions", "bot.services.jobs.job_service")
@@ -178,24 +169,6 @@ async def test_every_route_of_a_job_checks_its_action(server: WebServer, monkeyp
         assert set(asked) == {route.action} - {"-"}, route
         assert status == 403 or not asked, route
     server.workers[0].step_gate.set()
-
-
-async def test_an_old_address_costs_nothing() -> None:
-    """It is answered without the services: no job, no database, no worker."""
-    app = web.Application(middlewares=[middleware.handle_errors])
-    app.add_routes(renamed.routes())
-    runner = web.AppRunner(app)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        port = runner.addresses[0][1]
-        async with aiohttp.ClientSession() as client:
-            for old_path in renamed.RENAMED_PATHS:
-                path = old_path.format(id=UNKNOWN_JOB, file="1.webp")
-                async with client.get(f"http://127.0.0.1:{port}{path}") as answer:
-                    assert answer.status == 400, path
-    finally:
-        await runner.cleanup()
 
 
 async def status_of(server: WebServer, route: Route, headers: dict[str, str], job: str = UNKNOWN_JOB) -> int:
