@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from bot.domain.errors import UserError
@@ -30,10 +30,7 @@ def default_data_folder() -> Path:
 
 
 class Settings(BaseSettings):
-    """Every setting with its name in the environment, and with its old name if it has one.
-
-    Create it by `load_settings`.
-    """
+    """Every setting with its name in the environment. Create it by `load_settings`."""
 
     model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True, populate_by_name=True, extra="forbid")
 
@@ -52,7 +49,7 @@ class Settings(BaseSettings):
     public_url: str = Field("", validation_alias="PUBLIC_URL")
     api_key: SecretStr | None = Field(None, validation_alias="DARKROOM_API_KEY")
     metrics_token: SecretStr | None = Field(None, validation_alias="DARKROOM_METRICS_TOKEN")
-    log: LogFormat = Field("text", validation_alias=AliasChoices("DARKROOM_LOG_FORMAT", "DARKROOM_LOG"))
+    log: LogFormat = Field("text", validation_alias="DARKROOM_LOG_FORMAT")
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field((), validation_alias="ALLOWED_HOSTS")
     webhook_hosts: Annotated[tuple[str, ...], NoDecode] = Field((), validation_alias="DARKROOM_WEBHOOK_HOSTS")
     host: str = Field("127.0.0.1", min_length=1, validation_alias="DARKROOM_HOST")
@@ -65,12 +62,8 @@ class Settings(BaseSettings):
     queued: int = Field(7, ge=0, le=100_000, validation_alias="DARKROOM_QUEUED")
     cost_day: float = Field(1800.0, gt=0, le=1e9, validation_alias="DARKROOM_COST_DAY")
     relaxed_day: float = Field(14_400.0, gt=0, le=1e9, validation_alias="DARKROOM_RELAXED_DAY")
-    check: Path | None = Field(None, validation_alias=AliasChoices("DARKROOM_PICTURE_CHECK", "DARKROOM_CHECK"))
-    max_age: float = Field(
-        DAY_SECONDS, ge=60, le=30 * DAY_SECONDS,
-        validation_alias=AliasChoices("DARKROOM_MAX_JOB_AGE", "DARKROOM_MAX_AGE"),
-    )  # fmt: skip
-
+    check: Path | None = Field(None, validation_alias="DARKROOM_PICTURE_CHECK")
+    max_age: float = Field(DAY_SECONDS, ge=60, le=30 * DAY_SECONDS, validation_alias="DARKROOM_MAX_JOB_AGE")
     keep_days: float | None = Field(None, gt=0, le=36_500, validation_alias="DARKROOM_KEEP_DAYS")
     keep_gb: float | None = Field(None, gt=0, le=1e6, validation_alias="DARKROOM_KEEP_GB")
 
@@ -154,14 +147,9 @@ def _error_sentence(error: ValidationError) -> str:
     details = error.errors(include_url=False)[0]
     name = str(details["loc"][0]) if details["loc"] else "the settings"
     field = Settings.model_fields.get(name)
-    variable = variable_names(field.validation_alias)[0] if field is not None else name
+    variable = field.validation_alias if field is not None else name
     message = str(details["msg"]).removeprefix("Value error, ")
     return f"{variable} is not valid: {message[:1].lower()}{message[1:]}."
-
-
-def variable_names(alias: object) -> list[str]:
-    """Return a setting's names in the environment from its alias, the present one first."""
-    return [str(name) for name in alias.choices] if isinstance(alias, AliasChoices) else [str(alias)]
 
 
 def _check_scheme(value: str, *schemes: str) -> str:

@@ -41,14 +41,6 @@ CHECK_VARIABLES = {
     "labels": "DARKROOM_PICTURE_CHECK_LABELS",
     "threshold": "DARKROOM_PICTURE_CHECK_THRESHOLD",
 }
-OLD_VARIABLES = {  # the present name → its name in earlier versions, which is read if the present one is not set
-    "DARKROOM_WORKER_NAME": "DARKROOM_WORKER",
-    "DARKROOM_CUDA_GRAPHS": "DARKROOM_GRAPHS",
-    "DARKROOM_LOG_FORMAT": "DARKROOM_LOG",
-    "DARKROOM_PICTURE_CHECK": "DARKROOM_CHECK",
-    "DARKROOM_PICTURE_CHECK_LABELS": "DARKROOM_CHECK_LABELS",
-    "DARKROOM_PICTURE_CHECK_THRESHOLD": "DARKROOM_CHECK_THRESHOLD",
-}
 
 
 class SettingError(ValueError):
@@ -221,11 +213,8 @@ def load_check_settings(folder: Path | None = None) -> PictureCheckSettings | No
 
 
 def _read_environment(variables: Mapping[str, str]) -> dict[str, Any]:
-    """Return the values of those fields whose variable is set and not empty, by its present name or its old one."""
-    found = {
-        field: os.environ.get(variable) or os.environ.get(OLD_VARIABLES.get(variable, ""))
-        for field, variable in variables.items()
-    }
+    """Return the values of those fields whose variable is set and not empty."""
+    found = {field: os.environ.get(variable) for field, variable in variables.items()}
     return {field: value for field, value in found.items() if value}
 
 

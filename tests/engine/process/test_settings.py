@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.process.settings import OLD_VARIABLES, SettingError, load_settings, read_token
+from engine.process.settings import SettingError, load_settings, read_token
 
 
 def run(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -57,25 +57,23 @@ def test_the_command_line_overrides_the_environment(monkeypatch: pytest.MonkeyPa
     assert "secret-token" not in repr(settings)
 
 
-def test_an_old_name_is_read_unless_the_new_one_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_kind_of_variable_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DARKROOM_NATS", "nats://127.0.0.1:4222")
     values = {
         "DARKROOM_WORKER_NAME": "shed", "DARKROOM_CUDA_GRAPHS": "1", "DARKROOM_LOG_FORMAT": "json",
         "DARKROOM_PICTURE_CHECK": "/classifier", "DARKROOM_PICTURE_CHECK_LABELS": "gore",
         "DARKROOM_PICTURE_CHECK_THRESHOLD": "0.25",
     }  # fmt: skip
-    assert values.keys() == OLD_VARIABLES.keys()
     for name, value in values.items():
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.setenv(OLD_VARIABLES[name], value)
+        monkeypatch.setenv(name, value)
     settings = load_settings()
     assert (settings.name, settings.graphs, settings.log) == ("shed", True, "json")
     assert settings.check is not None
     assert (settings.check.folder, settings.check.labels, settings.check.threshold) == (
         Path("/classifier"), ("gore",), 0.25,
     )  # fmt: skip
-    monkeypatch.setenv("DARKROOM_WORKER_NAME", "barn")
-    assert load_settings().name == "barn"
+    monkeypatch.setenv("DARKROOM_CUDA_GRAPHS", "")
+    assert not load_settings().graphs, "an empty variable is as none"
 
 
 def test_a_worker_without_a_name_takes_a_valid_one_from_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
