@@ -92,9 +92,7 @@ def up(
     backend: Backend = "",
     check: Annotated[
         Path | None,
-        typer.Option(
-            "--picture-check", "--check", metavar="FOLDER", help="An image classifier (DARKROOM_PICTURE_CHECK)."
-        ),
+        typer.Option("--picture-check", metavar="FOLDER", help="An image classifier (DARKROOM_PICTURE_CHECK)."),
     ] = None,
     open_browser: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     standby: Standby = False,
@@ -132,7 +130,7 @@ def doctor(
     host: Host = None,
     data: Data = None,
     nats: Nats = None,
-    remeasure: Annotated[bool, typer.Option("--remeasure", "--again", help="Measure the device anew.")] = False,
+    remeasure: Annotated[bool, typer.Option("--remeasure", help="Measure the device anew.")] = False,
     model: Annotated[str, typer.Option(help="Load this model in place of the embedded one.")] = "embedded",
     quantize: Quantize = "",
     quantize_text: QuantizeText = "",
@@ -212,10 +210,9 @@ def lab(context: typer.Context) -> None:
     _run_engine_command("training.lab.__main__", context.args)
 
 
-for command_name in ("flag-alias", "option"):  # the second is its name in earlier versions
-    app.command(
-        command_name, hidden=command_name == "option", context_settings={"ignore_unknown_options": True}
-    )(flag_aliases.flag_alias)  # values may begin with dashes  # fmt: skip
+app.command("flag-alias", context_settings={"ignore_unknown_options": True})(  # values may begin with dashes
+    flag_aliases.flag_alias
+)
 app.command("worker-key")(worker_key_command.worker_key)
 app.command("api-key")(api_keys.api_key)
 for command in (backup_command.backup, restore_command.restore, privacy.forget, privacy.export):

@@ -26,20 +26,18 @@ GOMP_SPIN_COUNT = "20000"
 
 PictureCheckOption = Annotated[
     Path | None,
-    typer.Option("--picture-check", "--check", help="A folder with an image classifier; else DARKROOM_PICTURE_CHECK."),
+    typer.Option("--picture-check", help="A folder with an image classifier; else DARKROOM_PICTURE_CHECK."),
 ]
 UpscalerOption = Annotated[
     Path | None,
     typer.Option(help="A super-resolver in safetensors, in place of the built-in one; else DARKROOM_UPSCALER."),
 ]
-GraphsOption = Annotated[
-    bool, typer.Option("--cuda-graphs", "--graphs", help="On a GPU: record forwards as CUDA graphs.")
-]
+GraphsOption = Annotated[bool, typer.Option("--cuda-graphs", help="On a GPU: record forwards as CUDA graphs.")]
 OffloadOption = Annotated[
     str,
     typer.Option(
         help="What stays off the device but while it runs: none, text (encoders), layers, or auto: what must; else "
-        "DARKROOM_OFFLOAD, or auto. Alone: text."
+        "DARKROOM_OFFLOAD, or auto."
     ),
 ]
 VaeOption = Annotated[
@@ -160,12 +158,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", GOMP_SPIN_COUNT)  # torch reads it when it loads, later
     from engine.bus.connection import BrokerUnreachable
     from engine.contract.rejection import JobRejected
-    from engine.process.offload_request import complete_switch
     from engine.process.settings import SettingError
 
     os.umask(0o077)  # new files are their owner's alone
     try:
-        app(complete_switch(sys.argv[1:] if argv is None else argv))
+        app(sys.argv[1:] if argv is None else argv)
     except (SettingError, BrokerUnreachable, JobRejected) as error:
         return _print_error(str(error), EXIT_BAD_SETTING)
     except SystemExit as exit_error:  # how typer ends; it has already printed a usage error

@@ -128,7 +128,7 @@ class WorkerSettings(BaseModel):
     @field_validator("offload", mode="before")
     @classmethod
     def _parse_offload(cls, value: object) -> object:
-        return parse_offload(value) if isinstance(value, str | bool) else value
+        return parse_offload(value) if isinstance(value, str) else value
 
     @field_validator("quantize", "quantize_text", mode="before")
     @classmethod

@@ -42,9 +42,7 @@ Guild = Annotated[
 Channel = Annotated[str, typer.Option(metavar="ID", help="The rule is for a channel.")]
 Role = Annotated[str, typer.Option(metavar="ID", help="The rule is for a role.")]
 User = Annotated[str, typer.Option(metavar="ID", help="The rule is for a user, as discord:123.")]
-Ceiling = Annotated[
-    bool, typer.Option("--ceiling", "--house", help="A ceiling for the server, which its admins cannot raise.")
-]
+Ceiling = Annotated[bool, typer.Option("--ceiling", help="A ceiling for the server, which its admins cannot raise.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Data = Annotated[Path | None, typer.Option(help="Folder of the store (DARKROOM_DATA).")]
 

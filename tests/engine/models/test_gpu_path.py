@@ -64,7 +64,7 @@ def test_a_worker_accepts_graphs_and_offload(tmp_path: Path, monkeypatch: pytest
     save_small_pipeline("sd", tmp_path / "small")
     monkeypatch.setenv("DARKROOM_CUDA_GRAPHS", "1")
     settings = load_settings(
-        nats="nats://127.0.0.1:1", models=(str(tmp_path / "small"),), data=tmp_path, device="cpu", offload=True
+        nats="nats://127.0.0.1:1", models=(str(tmp_path / "small"),), data=tmp_path, device="cpu", offload="text"
     )
     assert (settings.graphs, settings.offload) == (True, "text")
     ready = load_all_models(settings)

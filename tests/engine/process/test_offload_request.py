@@ -1,4 +1,4 @@
-"""`--offload`: its words, and the switch that it was."""
+"""`--offload`: its words, in the option and in the variable."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from engine.process.offload_request import OffloadRequest, complete_switch, parse_offload
+from engine.process.offload_request import OffloadRequest, parse_offload
 from engine.process.settings import SettingError, load_settings
 
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [("auto", "auto"), ("LAYERS ", "layers"), ("none", "none"), (True, "text"), ("1", "text"), ("0", "none")],
+    [("auto", "auto"), ("LAYERS ", "layers"), ("none", "none"), ("text", "text")],
 )
-def test_a_word_or_the_old_switch_is_read(value: str | bool, expected: OffloadRequest) -> None:
+def test_a_word_is_read(value: str, expected: OffloadRequest) -> None:
     assert parse_offload(value) == expected
 
 
@@ -23,25 +23,11 @@ def test_another_word_is_refused_with_those_that_there_are() -> None:
         parse_offload("everything")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["serve", "--offload"], ["serve", "--offload", "text"]),
-        (["serve", "--offload", "--graphs"], ["serve", "--offload", "text", "--graphs"]),
-        (["serve", "--offload", "layers", "--graphs"], ["serve", "--offload", "layers", "--graphs"]),
-        (["serve", "--offload=layers"], ["serve", "--offload=layers"]),
-        ([], []),
-    ],
-)
-def test_the_option_alone_means_text_encoders(arguments: list[str], expected: list[str]) -> None:
-    assert complete_switch(arguments) == expected
-
-
 def test_option_and_variable_reach_the_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DARKROOM_NATS", "nats://127.0.0.1:4222")
     monkeypatch.delenv("DARKROOM_OFFLOAD", raising=False)
     assert load_settings(data=tmp_path).offload == "auto"
-    monkeypatch.setenv("DARKROOM_OFFLOAD", "1")
+    monkeypatch.setenv("DARKROOM_OFFLOAD", "text")
     assert load_settings(data=tmp_path, offload="").offload == "text"
     assert load_settings(data=tmp_path, offload="layers").offload == "layers"
     with pytest.raises(SettingError, match="DARKROOM_OFFLOAD: auto, none, text or layers is needed"):
