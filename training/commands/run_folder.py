@@ -1,4 +1,4 @@
-"""The folder `run/` of one training run: its owner, its lock, its origin, and how to clear it.
+"""The folder `run/` of one training run: its owner, its lock, its position, and how to clear it.
 
 The lock file names our command, so no other folder called `run/` is mistaken for ours. It deletes only files that a run
 writes. It is the same for every kind of network.
@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -18,13 +18,12 @@ from typing import Any, cast
 from training.core import checkpoint
 from training.core.run import CHECKPOINT_FILE
 
-RUN_FOLDER, LOCK_FILE, ORIGIN_FILE, LOG_FILE = "run", "lock", "origin.json", "log.jsonl"
+RUN_FOLDER, LOCK_FILE, LOG_FILE = "run", "lock", "log.jsonl"
 FINISHED_FILE, MERGED_FILE, STAGING_FOLDER, TENSORBOARD_FOLDER = "finished.json", "merged.json", "whole", "tensorboard"
 RUN_FILES = (
     CHECKPOINT_FILE,
     f"{CHECKPOINT_FILE}.fresh",
     LOG_FILE,
-    ORIGIN_FILE,
     FINISHED_FILE,
     MERGED_FILE,
     "sheets",
@@ -55,16 +54,13 @@ def refuse_foreign(out: Path, kind: str, data: Path | None = None) -> None:
 
 
 def read_kind(folder: Path) -> str | None:
-    """Return the command of this run, by its lock, or None; runs of earlier versions, by their origin."""
+    """Return the command of this run, by its lock, or None."""
     try:
         with (folder / LOCK_FILE).open("rb") as lock:
             content = lock.read(LOCK_BYTES).decode(errors="replace")
     except OSError:
-        content = ""
-    if content.startswith(LOCK_PREFIX):
-        return content.removeprefix(LOCK_PREFIX).strip()
-    kind = read_json_object(folder / ORIGIN_FILE).get("kind")
-    return kind if isinstance(kind, str) else None
+        return None
+    return content.removeprefix(LOCK_PREFIX).strip() if content.startswith(LOCK_PREFIX) else None
 
 
 @contextmanager
@@ -88,16 +84,10 @@ def read_position(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     position = checkpoint.read_position(path)
-    kinds = {"steps": int, "kept": int, "started": (int, float), "settings": dict}
+    kinds = {"steps": int, "kept": int, "started": (int, float), "settings": dict, "origin": dict}
     if not all(isinstance(position.get(name), kind) for name, kind in kinds.items()):
         raise ValueError(f"{path} is not a complete checkpoint: start over with --fresh.")
     return position
-
-
-def read_origin(folder: Path, position: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the run's starting conditions from its checkpoint; for earlier versions, from a file beside it."""
-    origin = position.get("origin")
-    return cast(dict[str, Any], origin) if isinstance(origin, dict) else read_json_object(folder / ORIGIN_FILE)
 
 
 def clear_run(folder: Path) -> None:

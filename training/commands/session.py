@@ -68,12 +68,7 @@ class Session:
         if self.position is None:
             self.origin |= origin
             return
-        saved_origin = run_folder.read_origin(self.folder, self.position)
-        if not saved_origin:
-            raise ValueError(
-                f"The run in {self.options.out} has lost the record of what it began with: "
-                "take another --out, or start over with --fresh."
-            )
+        saved_origin: dict[str, Any] = self.position["origin"]
         for name, value in origin.items():
             if saved_origin.get(name, "") != value:
                 then, now = saved_origin.get(name, "") or "none", value or "none"
@@ -186,16 +181,16 @@ def open_session(kind: str, options: TrainOptions, data: Path | None = None) -> 
     with run_folder.lock_run(folder, kind), silence_libraries():
         position = None if options.fresh else run_folder.read_position(folder)
         old_threads = torch.get_num_threads()
-        torch.set_num_threads(options.threads or _saved_threads(folder, position) or _count_cores())
+        torch.set_num_threads(options.threads or _saved_threads(position) or _count_cores())
         try:
             yield Session(kind, options, position, device)
         finally:
             torch.set_num_threads(old_threads)
 
 
-def _saved_threads(folder: Path, position: Mapping[str, Any] | None) -> int:
+def _saved_threads(position: Mapping[str, Any] | None) -> int:
     """Return the number of threads that the run began with: the last bits of a step depend on it."""
-    saved_threads = run_folder.read_origin(folder, position).get("threads") if position else None
+    saved_threads = position["origin"].get("threads") if position else None
     return saved_threads if isinstance(saved_threads, int) and 0 < saved_threads <= MAX_THREADS else 0
 
 
