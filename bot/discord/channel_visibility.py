@@ -23,7 +23,7 @@ THREAD_HIDDEN = "That job belongs to a private thread: only its members may use 
 def can_see_channel(user: discord.abc.User, channel: str) -> bool:
     """Return whether a member can view a channel of their server, as far as its channels are cached."""
     if not isinstance(user, discord.Member) or not channel.isdecimal():
-        return True  # a direct conversation, or a job from before channels were recorded
+        return True  # a direct conversation, or a job whose interaction named no channel
     guild_channel = user.guild.get_channel_or_thread(int(channel))
     try:
         return (

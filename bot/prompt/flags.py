@@ -163,7 +163,7 @@ def prompt_title(text: str) -> str:
     """
     try:
         words, flags = split_flags(text)
-    except UserError:  # an older version knew the flag
+    except UserError:  # a negative prompt of its own field may look like an unknown flag
         return text
     negative, walk_end = (
         next((flag.value for flag in reversed(flags) if flag.name == name), "") for name in ("no", "walk")

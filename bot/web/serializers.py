@@ -94,7 +94,7 @@ def _prompt_without_flags(prompt: str) -> str:
     """Return the prompt without its flags, as the start of another prompt, which must not inherit an old seed."""
     try:
         return split_flags(prompt)[0]
-    except UserError:  # from an earlier version's grammar
+    except UserError:  # a negative prompt of its own field may look like an unknown flag
         return prompt
 
 

@@ -108,5 +108,5 @@ def _read_state(state_file: Path) -> RegisteredCommands:
         return RegisteredCommands(
             str(data["mark"]), {str(name): int(command_id) for name, command_id in data["ids"].items()}
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no file yet, or one of an older version
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no file yet, or not one of ours
         return RegisteredCommands()

@@ -97,7 +97,7 @@ def prompt_without_flags(view: JobView, step: int | None = None) -> str:
     )
     try:
         prompt, _ = split_flags(whole_prompt)
-    except UserError:  # admitted by an older grammar
+    except UserError:  # a negative prompt of its own field may look like an unknown flag
         prompt = whole_prompt
     return escape_braces(prompt)
 

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class PictureSelect(ui.DynamicItem[ui.Select[Any]], template=""):
-    """A select with the custom id `prefix:job:index`. Job and index alone must make one, too: it may be an old one."""
+    """A select with the custom id `prefix:job:index`. Job and index alone must make one, too: a press has no more."""
 
     _prefix: ClassVar[str]
 

@@ -58,7 +58,7 @@ async def run_variation(interaction: Interaction, button: Button, view: JobView)
 async def submit_remix(interaction: Interaction, submission: FormSubmission, view: JobView) -> None:
     """Submit the form."""
     if submission.mode not in NOISE_DISTANCES:
-        raise UserError("This form is of an older version of the bot. Please press the button once more.")
+        raise UserError("This form is of another version of the bot. Please press the button once more.")
     prompt, negative = submission.fields.get("prompt", ""), submission.fields.get("negative", "")
     key, distance = f"form:{interaction.id}", NOISE_DISTANCES[submission.mode]
 

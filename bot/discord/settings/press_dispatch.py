@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from bot.discord.settings.responses import Interaction
 
 log = logging.getLogger(__name__)
-OUTDATED_CARD = "This card is of an older version of the bot. /settings show opens a new one."
+UNKNOWN_CARD = "This card is of another version of the bot. /settings show opens a new one."
 HANDLED_TYPES = (discord.InteractionType.component, discord.InteractionType.modal_submit)
 SELECT_FIELD = ""  # the field name of a select's choice
 
@@ -59,7 +59,7 @@ def parse_scope(text: str) -> Scope:
     for scope in SCOPES:
         if scope == text:
             return scope
-    raise UserError(OUTDATED_CARD)
+    raise UserError(UNKNOWN_CARD)
 
 
 PressHandler = Callable[["Interaction", CardPress], Awaitable[None]]
@@ -76,7 +76,7 @@ async def dispatch_press(interaction: Interaction, handlers: Mapping[str, PressH
     try:
         check_rate(interaction, "settings")
         if handler is None:
-            await send_refusal(interaction, OUTDATED_CARD)
+            await send_refusal(interaction, UNKNOWN_CARD)
         else:
             await handler(interaction, _parse_press(parts, data))
     except UserError as refusal:

@@ -13,7 +13,7 @@ from bot.domain.errors import UserError
 from engine.contract import Ladder, MalformedMessage, decode
 
 UNREADABLE = "The keyframes of this picture cannot be read any more."
-NO_KEYFRAMES = "This picture has no keyframes to branch from: it has too few steps, or an earlier version made it."
+NO_KEYFRAMES = "This picture has no keyframes to branch from: it has too few steps, or what drew it keeps none."
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def test_a_ladder_without_latents_says_why_it_cannot_be_branched() -> None:
     for empty in (ladder(), ladder(make_keyframe(5, with_latents=False)), ladder(invalid_keyframe)):
         assert branch_steps(empty) == ()
         for read in (lambda one: nearest_branch_step(one, 5), make_contact_sheet):
-            with pytest.raises(UserError, match=r"no keyframes to branch from.*earlier version") as error:
+            with pytest.raises(UserError, match=r"no keyframes to branch from.*keeps none") as error:
                 read(empty)
             assert error.value.status == 404
 

@@ -571,6 +571,6 @@ async def test_the_tree_is_registered_once_and_its_ids_are_remembered(open_world
         assert re.fullmatch(r"</queue:\d+>", world.client.tree.mention("queue"))
         assert world.client.tree.mention("settings show").startswith("</settings show:")
         assert world.client.tree.mention("unknown") == "`/unknown`"
-        (world.folder / "synced").write_text("0" * 64)  # as an older version left it
+        (world.folder / "synced").write_text("0" * 64)  # no state of ours
         await world.restart()
         assert registrations() == 2

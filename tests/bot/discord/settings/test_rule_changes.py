@@ -228,7 +228,7 @@ async def test_a_card_of_another_version_says_so(open_world: Any) -> None:
         for verb in ("ancient", "page", "add"):
             press = ui_parts.make_button("Old", verb, "elsewhere", 99)
             card = await room.send(view=ui_parts.make_layout(ui_parts.make_row(press)))
-            assert "older version" in read_text(await staff.admin.click(card, label="Old")), verb
+            assert "another version" in read_text(await staff.admin.click(card, label="Old")), verb
 
 
 async def test_an_internal_error_is_reported_and_the_card_still_works(open_world: Any, monkeypatch: Any) -> None:
