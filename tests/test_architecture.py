@@ -18,6 +18,7 @@ SOURCES = sorted(path for part in ("bot", "engine", "training", "benchmarks") fo
 MAX_LINES = 300  # a guideline, no reason to split one idea: a limit of 250 split five files only for the number
 MAX_FUNCTION = 40
 LONG_FILES: dict[str, str] = {
+    "bot/migrations/versions/0001_initial_tables.py": "one migration makes all tables of the first release",
     "engine/core/engine.py": "the engine's cycle and all that a worker may ask of it; other modules do the work",
 }
 LONG_FUNCTIONS = {

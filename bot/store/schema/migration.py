@@ -18,8 +18,8 @@ MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 SchemaAge = Literal["none", "old", "today's", "unknown"]
 
 
-def migrate_tables(connection: Connection, revision: str = "head") -> None:
-    """Migrate the tables to `revision`. If two processes start at once, the second waits and finds the tables migrated.
+def migrate_tables(connection: Connection) -> None:
+    """Bring the tables up to date. If two processes start at once, the second waits and finds the tables migrated.
 
     Raises `UserError` for tables of a later version.
     """
@@ -27,7 +27,7 @@ def migrate_tables(connection: Connection, revision: str = "head") -> None:
         raise UserError(
             "The database is of a later version of Darkroom: install that version, or set another database.", 400
         )
-    command.upgrade(_alembic_config(connection), revision)
+    command.upgrade(_alembic_config(connection), "head")
 
 
 def read_schema_age(connection: Connection) -> SchemaAge:

@@ -22,10 +22,8 @@ from bot.app import leader_heartbeat
 from bot.app.leader_election import EXIT_CODE, Leader, keep_lead
 from bot.app.watchdog_loop import WatchdogLoop, boot_seconds
 from bot.domain.errors import UserError
-from bot.store import DatabaseUnavailable, LeaderTerm, NotLeader, Store, leader_terms, read_store_id
-from bot.store.drivers.database import select_driver
+from bot.store import DatabaseUnavailable, NotLeader, Store, leader_terms, read_store_id
 from bot.store.jobs import queries
-from bot.store.schema.migration import migrate_tables
 from engine.bus import Bus, BusLimits, ClaimHolder
 from engine.contract import decode, encode
 
@@ -301,17 +299,16 @@ async def test_a_standby_is_refused_only_if_it_has_another_database(
 
 @pytest.mark.asyncio
 @pytest.mark.may_block("migrations are read on the store's own thread")
-async def test_a_database_of_an_earlier_version_has_no_id(empty_database: str):
-    old = await asyncio.to_thread(select_driver, empty_database)
+async def test_a_database_has_no_id_before_its_first_term(empty_database: str):
+    assert await read_store_id(empty_database) == "", "it has no table"
+    store = await Store.open(empty_database)
     try:
-        assert await old.run_read(leader_terms.read_store_id) == ""
-        await old.upgrade(lambda connection: migrate_tables(connection, "0009"))
-        await old.run_write(lambda connection: connection.exec_driver_sql("INSERT INTO terms VALUES ('bot', 7)"))
-        assert await old.run_read(leader_terms.read_store_id) == ""
-        await old.upgrade(migrate_tables)
-        assert await old.run_read(leader_terms.read_newest_term) == LeaderTerm(7, is_ended=False)
+        assert await read_store_id(empty_database) == ""
+        term = await store.begin_term()
+        assert term is not None
+        assert await read_store_id(empty_database) == term.store != ""
     finally:
-        await old.close()
+        await store.close()
 
 
 def test_a_bot_name_leaves_room_for_the_store_id(monkeypatch):
