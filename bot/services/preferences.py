@@ -75,6 +75,6 @@ def _parse_value(name: str, text: str) -> str | bool:
 
 
 def known_preferences(values: dict[str, object]) -> Preference:
-    """Return the stored preferences that this version knows: an older or newer version may have written them."""
+    """Return the preferences of a member's stored values, which have their model too (`bot.services.model_choices`)."""
     known_values = {name: value for name, value in values.items() if name in NAMES}
     return replace(Preference(), **known_values)  # written by `set_preference` alone

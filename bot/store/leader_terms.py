@@ -80,13 +80,8 @@ def end_term(connection: Connection, term: int) -> None:
 
 
 def read_store_id(connection: Connection) -> str:
-    """Return the store's id, for tables of any version; empty if no term has one yet."""
-    inspector = inspect(connection)
-    if not inspector.has_table(leader_terms.name) or all(
-        column["name"] != "store" for column in inspector.get_columns(leader_terms.name)
-    ):
-        return ""
-    return _read_term(connection).store
+    """Return the store's id; empty before the first term, also where no table was made yet."""
+    return _read_term(connection).store if inspect(connection).has_table(leader_terms.name) else ""
 
 
 def _read_term(connection: Connection, *, lock: bool = False) -> LeaderTerm:

@@ -34,8 +34,6 @@ def log_to_file(path: Path, log_format: LogFormat = "text") -> Generator[None]:
 
     Only the file's owner can read it and its rotated parts. It is rotated at 4 MiB.
     """
-    for file in path.parent.glob(f"{path.name}*"):  # earlier versions left rotated parts open to others
-        file.chmod(0o600)
     file_handler = PrivateLogFile(path, maxBytes=MAX_FILE_BYTES, backupCount=2, encoding="utf-8")
     file_handler.setFormatter(build_formatter(log_format, FILE_FORMAT))
     terminal_handler = logging.StreamHandler()

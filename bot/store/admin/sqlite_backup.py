@@ -22,7 +22,6 @@ from bot.store.schema.tables import jobs, pictures
 
 TIMEOUT_SECONDS = 10.0
 REMOVE_TOKENS_SQL = """UPDATE places SET "where" = json_remove("where", '$.token') WHERE "where" LIKE '%"token"%'"""
-HAS_TABLE_SQL = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"  # an earlier revision has not all
 SECRET_TABLES = ("sessions", "api_keys", "webhook_deliveries", "webhooks")
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 
@@ -51,8 +50,7 @@ def copy_database(source: Path, target: Path) -> None:
             with target_database:
                 target_database.execute(REMOVE_TOKENS_SQL)
                 for table in SECRET_TABLES:
-                    if target_database.execute(HAS_TABLE_SQL, (table,)).fetchone():
-                        target_database.execute(f"DELETE FROM {table}")  # noqa: S608 - a name of ours
+                    target_database.execute(f"DELETE FROM {table}")  # noqa: S608 - a name of ours
             target_database.execute("VACUUM INTO ?", (str(target),))
     except sqlite3.Error as error:
         raise UnusableDatabase(f"The database {source} cannot be copied: {error}.") from error
