@@ -143,8 +143,20 @@ async def test_endless_headers_are_cut_off(server: WebServer) -> None:
         assert not (await read_to_end(reader)).startswith(b"HTTP/1.1 2")
 
 
+def shrink_send_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has the kernel keep little of what the server sends: else it takes 4 MB of answers that nobody reads."""
+    connect = connections.GuardedConnection.connection_made
+
+    def connect_with_small_buffer(self: connections.GuardedConnection, transport: asyncio.BaseTransport) -> None:
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
+        connect(self, transport)
+
+    monkeypatch.setattr(connections.GuardedConnection, "connection_made", connect_with_small_buffer)
+
+
 @pytest.mark.asyncio
 async def test_a_client_that_reads_nothing_is_closed(server: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    shrink_send_buffers(monkeypatch)
     monkeypatch.setattr(connections, "STALL_SECONDS", 0.1)
     monkeypatch.setattr(connections, "STALL_BYTES", 1)
     request = f"GET /static/chatroom.js HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n\r\n".encode()
@@ -168,13 +180,7 @@ async def test_a_client_that_reads_nothing_is_closed_after_its_last_answer(
 ) -> None:
     """The answers fit into the transport's buffer, so writing never pauses; then the server wants to close."""
     monkeypatch.setattr(connections, "STALL_SECONDS", 0.1)
-    connect = connections.GuardedConnection.connection_made
-
-    def connect_with_small_buffer(self: connections.GuardedConnection, transport: asyncio.BaseTransport) -> None:
-        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
-        connect(self, transport)
-
-    monkeypatch.setattr(connections.GuardedConnection, "connection_made", connect_with_small_buffer)
+    shrink_send_buffers(monkeypatch)
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         client.connect(("127.0.0.1", server.port))
