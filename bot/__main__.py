@@ -13,17 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bot.cli import api_keys, describe, flag_aliases, privacy, steer, visitors, webhooks
-from bot.cli.backup import backup_command, restore_command
+from bot.cli import api_keys, describe, flag_aliases, privacy, steer, visitors
 from bot.cli.imagine import command as imagine_command
 from bot.cli.jobs import commands as job_commands
-from bot.cli.mcp import command as mcp_command
 from bot.cli.models import commands as model_commands
 from bot.cli.options import OFFLOAD_HELP, QUANTIZE_HELP, QUANTIZE_TEXT_HELP, AsJson, Data, EngineOptions
 from bot.cli.rules import commands as rule_commands
 from bot.cli.rules import kill_switch
-from bot.cli.worker_keys import command as worker_key_command
 from bot.domain.errors import UserError
+from bot.domain.feature import load_parts
 
 if TYPE_CHECKING:
     from bot.app.settings import Settings
@@ -41,7 +39,6 @@ rule_commands.app.command("open")(kill_switch.reopen)
 app.add_typer(rule_commands.app, name="rules")
 app.add_typer(job_commands.app, name="jobs")
 app.add_typer(visitors.app, name="visitors")
-app.add_typer(webhooks.app, name="webhook")
 app.add_typer(model_commands.app, name="models")
 
 Port = Annotated[
@@ -121,7 +118,6 @@ def bot(
 app.command()(imagine_command.imagine)
 app.command()(describe.describe)
 app.command()(steer.steer)
-app.command()(mcp_command.mcp)
 
 
 @app.command()
@@ -213,10 +209,12 @@ def lab(context: typer.Context) -> None:
 app.command("flag-alias", context_settings={"ignore_unknown_options": True})(  # values may begin with dashes
     flag_aliases.flag_alias
 )
-app.command("worker-key")(worker_key_command.worker_key)
 app.command("api-key")(api_keys.api_key)
-for command in (backup_command.backup, restore_command.restore, privacy.forget, privacy.export):
+for command in (privacy.forget, privacy.export):
     app.command()(command)
+for module in load_parts("cli").values():
+    for name, added in module.COMMANDS.items():
+        app.add_typer(added, name=name) if isinstance(added, typer.Typer) else app.command(name)(added)
 
 
 def _run_engine_command(module: str, args: list[str]) -> None:

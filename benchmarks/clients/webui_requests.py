@@ -1,4 +1,4 @@
-"""One picture by AUTOMATIC1111's API: `bot.web.a1111_api`."""
+"""One picture by AUTOMATIC1111's API: `bot.apis.a1111`."""
 
 from __future__ import annotations
 

@@ -11,7 +11,6 @@ from bot.images.film_cache import FILMS, FilmCache
 from bot.images.gallery import Gallery
 from bot.images.uploads.image_links import FetchFile
 from bot.images.uploads.upload_decoder import UploadDecoder
-from bot.policy.webhooks import PrivateHosts
 from bot.services import Services
 from bot.services.admission.admission import Admission
 from bot.services.admission.load_costs import LoadCosts
@@ -40,11 +39,9 @@ from bot.services.preferences import Preferences
 from bot.services.privacy.data_deletion import DataDeletion
 from bot.services.privacy.data_export import DataExport
 from bot.services.prompt_tools.image_to_prompt import ImageToPrompt
-from bot.services.prompt_tools.prompt_shortening import PromptShortener
 from bot.services.rule_admin import RuleAdmin
 from bot.services.sessions import Sessions
 from bot.services.steering.steering_service import SteeringService
-from bot.services.webhooks.admin import Webhooks
 
 
 def wire_services(
@@ -78,11 +75,10 @@ def wire_services(
         front_end=front_end, deliveries=Deliveries(store, job_views, clock=clock), flag_aliases=flag_aliases,
         rule_admin=rule_admin, word_filter=word_filter, worker_decoder=core.worker_decoder,
         picture_review=PictureReview(store, job_views, gallery, clock=clock), history=History(store, job_views),
-        moderation=moderation, data_deletion=data_deletion, prompt_shortener=PromptShortener(bus.embed),
+        moderation=moderation, data_deletion=data_deletion,
         data_export=DataExport(store, core.picture_store, clock=clock), sessions=Sessions(store, clock=clock),
         steering=_wire_steering(core, queue, job_views, word_filter),
         parties=PartyService(store, jobs, job_views, word_filter, rule_admin.effective_rules, clock=clock),
-        webhooks=Webhooks(store, PrivateHosts.parse(core.settings.webhook_hosts), clock=clock),
         api_keys=ApiKeys(store, clock=clock), image_to_prompt=_wire_image_to_prompt(core, queue, loader, rule_admin),
     )  # fmt: skip
 

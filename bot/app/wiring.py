@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Coroutine
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -23,17 +22,14 @@ from bot.app.service_wiring import wire_services
 from bot.app.settings import Settings
 from bot.domain.errors import UserError
 from bot.domain.events import Feed
+from bot.domain.feature import load_parts
 from bot.images.picture_store import PictureStore
 from bot.images.uploads.image_links import FetchFile, fetch_file
 from bot.images.uploads.upload_decoder import WORKER_TIMEOUT, UploadDecoder
-from bot.policy.webhooks import PrivateHosts
 from bot.services import Services
 from bot.services.parties.conductor import PartyConductor
 from bot.services.storage.file_cleanup import OrphanFiles
 from bot.services.storage.retention import Retention, RetentionLimits
-from bot.services.webhooks.client import WebhookClient
-from bot.services.webhooks.previews import WebhookPreviews
-from bot.services.webhooks.sender import WebhookSender
 from bot.store import Store
 from engine.bus import Bus
 from engine.contract.rejection import JobRejected
@@ -48,6 +44,7 @@ STOP_SECONDS = 5.0  # the broker's client needs a moment to hand back messages i
 class App:
     """The built application: what front ends use, and the parts that tests inspect."""
 
+    core: Core
     services: Services
     feed: Feed
     store: Store
@@ -55,12 +52,11 @@ class App:
     queue: Queue
     retention: Retention
     orphan_files: OrphanFiles
-    webhook_sender: WebhookSender
-    webhook_previews: WebhookPreviews
     party_conductor: PartyConductor
     bus: Bus
     metrics: Metrics
     metrics_page: MetricsPage
+    feature_tasks: Mapping[str, Callable[[], Coroutine[Any, Any, None]]] = field(default_factory=dict[str, Any])
 
     def tasks(self) -> dict[str, Coroutine[Any, Any, None]]:
         """Return the tasks that run while the application is open; if one of them raises, the application closes."""
@@ -83,15 +79,11 @@ class App:
             "retention": self.retention.run(),
             "orphan-files": self.orphan_files.run(),
             "data-deletion": self.services.data_deletion.run(),
-            "webhooks": self.webhook_sender.run(),
-            "webhook-previews": self.webhook_previews.run(),
+            **{name: run() for name, run in self.feature_tasks.items()},
         }
 
 
-def wire_app(
-    core: Core, filter_thread: Executor, upload_decoder: UploadDecoder, fetch_upload: FetchFile,
-    webhook_client: WebhookClient,
-) -> App:  # fmt: skip
+def wire_app(core: Core, filter_thread: Executor, upload_decoder: UploadDecoder, fetch_upload: FetchFile) -> App:
     """Build all parts; starts nothing. `filter_thread`: the word filter's. `fetch_upload`: fetches from Discord."""
     store, clock, settings = core.store, core.clock, core.settings
     queue = wire_queue(core)
@@ -101,10 +93,8 @@ def wire_app(
         clock=clock,
     )  # fmt: skip
     return App(
-        services, core.feed, store, core.picture_store, queue, retention,
+        core, services, core.feed, store, core.picture_store, queue, retention,
         OrphanFiles(store, core.picture_store, clock=clock),
-        WebhookSender(store, webhook_client, clock=clock, jitter=random.random),
-        WebhookPreviews(store, core.feed, webhook_client, clock=clock),
         PartyConductor(
             store, queue.active_jobs, services.steering, queue.control, services.rule_admin.effective_rules, clock=clock
         ),
@@ -137,7 +127,6 @@ async def open_app(
     # two decoders: a flood of uploads delays no result
     upload_decoder, worker_decoder = UploadDecoder(), UploadDecoder(timeout=WORKER_TIMEOUT)
     session = aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar())
-    webhook_client = WebhookClient(PrivateHosts.parse(settings.webhook_hosts))
     try:
         if leader is not None:
             await leader.begin_term(store)
@@ -148,20 +137,31 @@ async def open_app(
             settings, bus, store, picture_store, Feed(), Metrics(clock), worker_decoder, clock, style_guides,
             default_model,
         )  # fmt: skip
-        app = wire_app(core, filter_thread, upload_decoder, fetch_upload, webhook_client)
-        await app.queue.external_changes.prepare()
-        await app.queue.dispatcher.prepare()
-        async with _run_tasks(app):
-            yield app
+        app = wire_app(core, filter_thread, upload_decoder, fetch_upload)
+        async with _open_features(app) as app:
+            await app.queue.external_changes.prepare()
+            await app.queue.dispatcher.prepare()
+            async with _run_tasks(app):
+                yield app
     finally:
         if leader is not None:
             leader.note_close()
         await upload_decoder.close()
         await worker_decoder.close()
         await session.close()
-        await webhook_client.close()
         await asyncio.to_thread(filter_thread.shutdown)
         await store.close()
+
+
+@asynccontextmanager
+async def _open_features(app: App) -> AsyncGenerator[App]:
+    """Open every feature over the application, and yield it with their services and tasks."""
+    async with AsyncExitStack() as stack:
+        modules = (await asyncio.to_thread(load_parts, "service")).values()
+        running = [await stack.enter_async_context(module.open_service(app)) for module in modules]
+        added: dict[type, object] = {type(feature.service): feature.service for feature in running}
+        tasks = {name: run for feature in running for name, run in feature.tasks.items()}
+        yield replace(app, services=replace(app.services, added=added), feature_tasks=tasks)
 
 
 @asynccontextmanager

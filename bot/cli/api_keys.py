@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from bot.policy.limits import Limits
     from bot.store import Store
     from bot.store.members.api_keys import ApiKey
-    from bot.store.webhooks.endpoints import Webhook
 
 BUDGET_SETTINGS = {"day": "cost_day", "month": "cost_month"}
 MAX_SECONDS = 3653 * 86_400
@@ -31,19 +30,17 @@ MAX_SECONDS = 3653 * 86_400
 
 @dataclass(frozen=True)
 class _NewKey:
-    """A key with its secret. `budgets`: setting → the effective value. `webhooks`: of an older key of its name."""
+    """A key with its secret. `budgets`: setting → the effective value. `notes`: of features, on an older such key."""
 
     key: ApiKey
     secret: str
     budgets: dict[str, str]
-    webhooks: list[Webhook]
+    notes: list[str]
 
 
 def api_key(
     name: Annotated[str, typer.Argument(help="A name for the program, as open-webui.")] = "",
-    scopes: Annotated[
-        str, typer.Option(metavar="NAMES", help="What it may do, of imagine, read, webhooks.")
-    ] = "imagine,read",
+    scopes: Annotated[str, typer.Option(metavar="NAMES", help="What it may do, as imagine,read.")] = "imagine,read",
     budget: Annotated[str, typer.Option(metavar="TIME/day", help="Device time, as 2h/day or 10h/month.")] = "",
     expires: Annotated[str, typer.Option(metavar="TIME", help="When it ends by itself, as 90d; else never.")] = "",
     revoke: Annotated[bool, typer.Option("--revoke", help="Revoke the key: its next request is refused.")] = False,
@@ -60,8 +57,8 @@ def api_key(
     if list_keys:
         typer.echo(_format_list(run_with_store(settings.database, _list_keys), as_json))
     elif revoke:
-        webhooks = run_with_store(settings.database, lambda store: _revoke_key(store, name))
-        typer.echo(_format_revoked(name, webhooks, as_json))
+        notes = run_with_store(settings.database, lambda store: _revoke_key(store, name))
+        typer.echo(_format_revoked(name, notes, as_json))
     else:
         typer.echo(_create_key(settings, name, _split_names(scopes), budget, expires, as_json))
 
@@ -77,8 +74,7 @@ def _create_key(
     )
     key, secret, budgets = new_key.key, new_key.secret, new_key.budgets
     if as_json:
-        ids = [webhook.id for webhook in new_key.webhooks]
-        return json.dumps(_to_dict(key) | {"key": secret, "budgets": budgets, "webhooks": ids}, indent=1)
+        return json.dumps(_to_dict(key) | {"key": secret, "budgets": budgets, "notes": new_key.notes}, indent=1)
     until = "" if key.expires is None else f" until {_format_day(key.expires)}"
     budget_note = (
         f"Its device time: {budgets['cost_day']} a day, {budgets['cost_month']} a month. "
@@ -88,7 +84,7 @@ def _create_key(
         f"The key {name}, for {', '.join(sorted(key.scopes))}{until}. It is shown only now, and stored nowhere:",
         f"  {secret}",
         "Programs send it as `Authorization: Bearer KEY`, or as the password of `Basic`, with any user name.",
-        budget_note, *_format_webhooks(new_key.webhooks),
+        budget_note, *new_key.notes,
     ])  # fmt: skip
 
 
@@ -98,7 +94,7 @@ async def _write_key(
 ) -> _NewKey:  # fmt: skip
     """Set the budget, then add the key: at no moment is it without one.
 
-    An older key of its name may have left budgets, which still hold, and webhooks, which are off.
+    An older key of its name may have left budgets, which still hold, and what its features say of it.
     """
     from bot.cli.rules.commands import operator_member, refuse_cancel
     from bot.domain.dto import Member
@@ -117,7 +113,7 @@ async def _write_key(
         for setting in BUDGET_SETTINGS.values()
         for explanation in await rule_admin.explain(GUILD, member, setting)
     }
-    return _NewKey(key, secret, budgets, await keys.list_webhooks(name))
+    return _NewKey(key, secret, budgets, await keys.list_notes(name))
 
 
 async def _list_keys(store: Store) -> list[ApiKey]:
@@ -126,27 +122,19 @@ async def _list_keys(store: Store) -> list[ApiKey]:
     return await ApiKeys(store, clock=time.time).list_all()
 
 
-async def _revoke_key(store: Store, name: str) -> list[Webhook]:
-    """Revoke a key; return its webhooks, which are off."""
+async def _revoke_key(store: Store, name: str) -> list[str]:
+    """Revoke a key; return what features say of it."""
     from bot.services.api_keys import ApiKeys
 
     keys = ApiKeys(store, clock=time.time)
     await keys.revoke(name)
-    return await keys.list_webhooks(name)
+    return await keys.list_notes(name)
 
 
-def _format_revoked(name: str, webhooks: list[Webhook], as_json: bool) -> str:
+def _format_revoked(name: str, notes: list[str], as_json: bool) -> str:
     if as_json:
-        return json.dumps({"name": name, "revoked": True, "webhooks": [webhook.id for webhook in webhooks]})
-    return "\n\n".join([f"The key {name} is revoked.", *_format_webhooks(webhooks)])
-
-
-def _format_webhooks(webhooks: list[Webhook]) -> list[str]:
-    """Return what to say of the webhooks of a key that was revoked or replaced: nothing if it has none."""
-    if not webhooks:
-        return []
-    heading = "Its webhooks are off. `darkroom webhook replay ID` turns one on under a new key:"
-    return ["\n".join([heading, *(f"  {webhook.id}  {webhook.url}" for webhook in webhooks)])]
+        return json.dumps({"name": name, "revoked": True, "notes": notes})
+    return "\n\n".join([f"The key {name} is revoked.", *notes])
 
 
 def _split_names(names: str) -> list[str]:

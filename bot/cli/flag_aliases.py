@@ -51,10 +51,10 @@ def load_aliases(prompt: str, settings: Settings) -> dict[str, str]:
     """Return the terminal's flag aliases if `prompt` may use one. If all its flags are known, open no store."""
     from bot.cli.store_session import run_with_store
     from bot.prompt.flag_aliases import find_unknown_flags
-    from bot.store.admin import sqlite_backup
+    from bot.store.drivers.database import find_sqlite_path
     from bot.store.members import flag_aliases
 
-    database = sqlite_backup.find_sqlite_path(settings.database)
+    database = find_sqlite_path(settings.database)
     if not find_unknown_flags(prompt) or (database is not None and not database.is_file()):
         return {}
     return run_with_store(

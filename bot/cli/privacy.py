@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Annotated
 
 import typer
 
-from bot.cli.backup.backup_command import write_new_file
+from bot.cli.new_file import write_new_file
 from bot.cli.options import Data
 from bot.cli.rules.commands import prefix_discord_id
 from bot.domain.errors import UserError

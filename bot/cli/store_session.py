@@ -10,7 +10,7 @@ from typing import TypeVar
 from bot.app.settings import Settings, load_settings
 from bot.domain.errors import UserError
 from bot.store import DatabaseUnavailable, Store
-from bot.store.admin import sqlite_backup
+from bot.store.drivers.database import find_sqlite_path
 
 T = TypeVar("T")
 
@@ -21,7 +21,7 @@ def load_store_settings(data: Path | None) -> Settings:
     Raise `UserError` if the folder has no store: a mistyped path must not create one.
     """
     settings = load_settings(**({} if data is None else {"data": data}))
-    database = sqlite_backup.find_sqlite_path(settings.database)
+    database = find_sqlite_path(settings.database)
     if database is not None and not database.is_file():
         raise no_store_error(settings)
     return settings

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from bot.domain.job_states import JobState
+from bot.domain.permission import KeyScope
 from engine.contract import Recipe, UpscaleTask
 
 JobAction = Literal[
@@ -15,7 +16,6 @@ JobAction = Literal[
 ]  # fmt: skip
 DestinationKind = Literal["discord", "web", "terminal"]
 DeliveryRole = Literal["answer", "notice", "direct", "film"]
-KeyScope = Literal["imagine", "read", "webhooks"]  # what an API key may be made for
 
 
 def can_see_everything(channel: str) -> bool:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy import Connection, create_engine
 
+from bot.domain.feature import load_parts
 from bot.store.schema.tables import metadata
 
 
 def _migrate(connection: Connection) -> None:
+    load_parts("tables")  # they are in the metadata then
     context.configure(connection=connection, target_metadata=metadata, render_as_batch=True)
     with context.begin_transaction():
         context.run_migrations()

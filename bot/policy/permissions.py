@@ -9,46 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 from bot.domain.dto import JobView, KeyScope, Member
+from bot.domain.feature import load_features
+from bot.domain.permission import Action, Permission, Role
 
-Role = Literal["member", "moderator", "admin", "owner", "operator"]
 JobRelation = Literal["none", "own", "another's", "private", "elsewhere", "party"]
-Action = Literal[
-    "imagine", "blend", "describe", "queue", "mine", "info", "prefer", "export", "forget", "help",
-    "cancel", "pause", "steer", "party", "upscale", "vary", "reroll", "remix", "reproduce", "finish",
-    "edit", "zoom", "pan", "branch", "walk", "prompt", "film", "details", "favourite",
-    "envelope", "delete", "report", "approve", "deny", "dismiss",
-    "settings", "explain", "set", "close", "budget", "webhook",
-]  # fmt: skip
 
 ROLES: tuple[Role, ...] = get_args(Role)
-ACTIONS: tuple[Action, ...] = get_args(Action)
-
-
-@dataclass(frozen=True)
-class Permission:
-    """One row of the table. Each role is the least that may act; None: nobody.
-
-    `own_role`: on an own job, or on no job. `party_role`: on the job of a party that the member takes part in.
-    `others_role`: on another member's public job in the same server. `private_role`: on another member's private job.
-    `operator_elsewhere`: the operator may act on jobs of other servers; other members never may, except authors on
-    their own jobs. `in_direct_messages`: it also works in a direct message with the bot. `phrase`: the action as it
-    stands after "may". `concerns_jobs`: the action can have a job. `scope`: what an API key needs for it; None: no key
-    may, whatever its member may. `scope_suffices`: a key that has it needs no role.
-    """
-
-    phrase: str
-    own_role: Role | None = "member"
-    others_role: Role | None = None
-    private_role: Role | None = None
-    party_role: Role | None = None
-    operator_elsewhere: bool = False
-    in_direct_messages: bool = True
-    concerns_jobs: bool = True
-    scope: KeyScope | None = None
-    scope_suffices: bool = False
 
 
 def _allow_everyone(phrase: str, scope: KeyScope | None = None) -> Permission:
@@ -122,11 +91,11 @@ PERMISSIONS: Mapping[Action, Permission] = MappingProxyType(
         "set": _allow_guild_role("change this server's settings", "admin"),
         "close": _allow_guild_role("close or open this server", "owner"),
         "budget": Permission("set what a whole server may spend", own_role="operator", concerns_jobs=False),
-        "webhook": Permission(
-            "have webhooks", own_role="moderator", concerns_jobs=False, scope="webhooks", scope_suffices=True
-        ),
+        **{action: row for feature in load_features().values() for action, row in feature.permissions.items()},
     }
 )
+ACTIONS: tuple[Action, ...] = tuple(PERMISSIONS)
+KEY_SCOPES: tuple[KeyScope, ...] = tuple(dict.fromkeys(row.scope for row in PERMISSIONS.values() if row.scope))
 LOOK = Permission("look at this", concerns_jobs=False, scope="read")
 PRIVATE_JOB = "That job is private: only its author may use it."
 OWN_JOB = "This one is yours: delete it instead."  # for `report`, the only action that authors may not do
@@ -204,7 +173,7 @@ def scope_refusal(action: str, scopes: frozenset[KeyScope] | None) -> str | None
 
     An action that is no row of the table, such as fetching a file, is a look: its scope is `read`.
     """
-    permission = PERMISSIONS.get(cast("Action", action), LOOK)
+    permission = PERMISSIONS.get(action, LOOK)
     if scopes is None or permission.scope in scopes:
         return None
     if permission.scope is None:

@@ -9,18 +9,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from cachetools import TTLCache
 
 from bot.domain.errors import UserError
+from bot.domain.feature import load_features
+from bot.domain.permission import Action, BucketKind, Price
 from bot.domain.texts import format_duration
-from bot.policy.permissions import Action
 
-# What is asked for besides the actions of the permission table: a page, a file such as a picture, one job, a
-# list, a stream of events, suggestions while one types, any request of a public address, and an invalid key.
-RatedAction = Action | Literal["page", "file", "job", "list", "stream", "suggest", "review", "stranger", "guess"]
-BucketKind = Literal["look", "change", "steer", "make", "stranger", "guess"]
+# What is asked for besides the actions of the permission table: a page, a file such as a picture, one job, a list, a
+# stream of events, suggestions while one types, any request of a public address, and an invalid key.
+OTHER_ACTIONS = ("page", "file", "job", "list", "stream", "suggest", "review", "stranger", "guess")
 MAX_BUCKETS = 50_000  # buckets of a kind in memory; with more, the one used longest ago is forgotten
 
 
@@ -29,13 +29,6 @@ class Rate(NamedTuple):
 
     burst: float
     per_second: float
-
-
-class Price(NamedTuple):
-    """The bucket that an action takes tokens from, and how many."""
-
-    kind: BucketKind
-    tokens: float
 
 
 RATES: Mapping[BucketKind, Rate] = MappingProxyType(
@@ -49,7 +42,7 @@ RATES: Mapping[BucketKind, Rate] = MappingProxyType(
     }
 )
 FILL_SECONDS = max(rate.burst / rate.per_second for rate in RATES.values())  # after it, every bucket is full
-PRICES: Mapping[RatedAction, Price] = MappingProxyType(
+PRICES: Mapping[Action, Price] = MappingProxyType(
     {
         **dict.fromkeys(("file", "suggest"), Price("look", 1.0)),
         **dict.fromkeys(("job", "page"), Price("look", 2.0)),
@@ -57,7 +50,7 @@ PRICES: Mapping[RatedAction, Price] = MappingProxyType(
         **dict.fromkeys(("queue", "mine", "info", "help", "details", "film"), Price("look", 20.0)),
         **dict.fromkeys(("settings", "explain", "review"), Price("look", 20.0)),
         **dict.fromkeys(("cancel", "pause", "favourite", "prefer", "delete"), Price("change", 1.0)),
-        **dict.fromkeys(("approve", "deny", "dismiss", "set", "close", "budget", "webhook"), Price("change", 1.0)),
+        **dict.fromkeys(("approve", "deny", "dismiss", "set", "close", "budget"), Price("change", 1.0)),
         **dict.fromkeys(("report", "envelope"), Price("change", 5.0)),
         **dict.fromkeys(("export", "forget"), Price("change", 20.0)),
         **dict.fromkeys(("imagine", "blend", "upscale", "vary", "reroll", "remix", "reproduce"), Price("make", 1.0)),
@@ -67,6 +60,7 @@ PRICES: Mapping[RatedAction, Price] = MappingProxyType(
         "describe": Price("make", 10.0),
         "stranger": Price("stranger", 1.0),
         "guess": Price("guess", 1.0),
+        **{action: price for feature in load_features().values() for action, price in feature.prices.items()},
     }
 )
 
@@ -80,7 +74,7 @@ class TokenBuckets:
             kind: TTLCache(MAX_BUCKETS, FILL_SECONDS, timer=clock) for kind in RATES
         }
 
-    def take(self, payer: str, action: RatedAction) -> float:
+    def take(self, payer: str, action: Action) -> float:
         """Take the action's price from `payer`'s bucket. Return 0, or after how many seconds the bucket has enough."""
         price, now = PRICES[action], self._clock()
         buckets, (burst, per_second) = self._buckets[price.kind], RATES[price.kind]

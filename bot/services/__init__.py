@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TypeVar, cast
 
 from bot.domain.events import Feed
 from bot.images.gallery import Gallery
@@ -31,12 +32,12 @@ from bot.services.preferences import Preferences
 from bot.services.privacy.data_deletion import DataDeletion
 from bot.services.privacy.data_export import DataExport
 from bot.services.prompt_tools.image_to_prompt import ImageToPrompt
-from bot.services.prompt_tools.prompt_shortening import PromptShortener
 from bot.services.rule_admin import RuleAdmin
 from bot.services.sessions import Sessions
 from bot.services.steering.steering_service import SteeringService
-from bot.services.webhooks.admin import Webhooks
 from engine.contract import Presence
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,12 @@ class Services:
     moderation: Moderation
     data_deletion: DataDeletion
     data_export: DataExport
-    prompt_shortener: PromptShortener
     image_to_prompt: ImageToPrompt
     worker_decoder: UploadDecoder  # decodes pictures of workers, before anything else does
     sessions: Sessions
     api_keys: ApiKeys
-    webhooks: Webhooks
+    added: Mapping[type, object] = field(default_factory=dict[type, object])  # of features, by their class
+
+    def get(self, kind: type[T]) -> T:
+        """Return a feature's service. Raises KeyError if no feature adds it."""
+        return cast("T", self.added[kind])

@@ -11,20 +11,18 @@ import secrets
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import replace
-from typing import cast, get_args
 
 from bot.domain.dto import KeyScope
 from bot.domain.errors import UserError
+from bot.policy.permissions import KEY_SCOPES
 from bot.store import DatabaseUnavailable, NotLeader, Store
 from bot.store.members import api_keys as stored
 from bot.store.members.api_keys import ApiKey
-from bot.store.webhooks.endpoints import Webhook, list_webhooks
 
 PREFIX = "dkr_"  # programs that look for leaked secrets know ours by it
 SECRET_BYTES = 32  # random bytes
 SECRET_PATTERN = re.compile(PREFIX + r"[A-Za-z0-9_-]{43}")  # of so many bytes
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
-SCOPES: tuple[KeyScope, ...] = get_args(KeyScope)
 TAKEN = "There is a key {} already: revoke it first, or choose another name."
 USE_SECONDS = 60  # the last use is written at most so often
 
@@ -69,12 +67,12 @@ class ApiKeys:
         """Return every key, the newest first; those that ended long ago are gone."""
         return list(await self._store.query(stored.list_keys))
 
-    async def list_webhooks(self, name: str) -> list[Webhook]:
-        """Return the webhooks that have the jobs of a key, the oldest first."""
-        return [webhook for webhook in await self._store.query(list_webhooks) if webhook.key_name == name]
+    async def list_notes(self, name: str) -> list[str]:
+        """Return what features say of a key that ended or was replaced, such as that its webhooks are off."""
+        return await self._store.query(stored.list_notes, name)
 
     async def revoke(self, name: str) -> None:
-        """Revoke a key: its next request is refused, and its webhooks are off.
+        """Revoke a key: its next request is refused, and features end what they do for it.
 
         Raises `UserError` (404) if none of this name is valid.
         """
@@ -90,11 +88,11 @@ def _check_name(name: str) -> str:
 
 
 def _parse_scopes(scopes: Collection[str]) -> frozenset[KeyScope]:
-    unknown = sorted(set(scopes) - set(SCOPES))
+    unknown = sorted(set(scopes) - set(KEY_SCOPES))
     if unknown or not scopes:
         problem = f"There is no scope {unknown[0][:40]!r}" if unknown else "A key needs a scope"
-        raise UserError(f"{problem}: there are {', '.join(SCOPES)}.")
-    return frozenset(cast("Collection[KeyScope]", scopes))
+        raise UserError(f"{problem}: there are {', '.join(KEY_SCOPES)}.")
+    return frozenset(scopes)
 
 
 def _hash_secret(secret: str) -> str:

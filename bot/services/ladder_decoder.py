@@ -64,9 +64,7 @@ class LadderDecoder:
 
     def _is_quick(self, recipe: Recipe, pool: str, count: int) -> bool:
         """Return whether a live worker of the pool has this revision in memory and decodes fast enough."""
-        capable_workers = (
-            worker for worker in self._workers().values() if pool in worker.pools
-        )
+        capable_workers = (worker for worker in self._workers().values() if pool in worker.pools)
         required = (recipe.model, recipe.revision, True)
         models = (
             model_profile

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 
 import aiohttp_jinja2
 import jinja2
@@ -20,16 +19,12 @@ from bot.domain.concurrency import PerMemberLimit
 from bot.policy.rates import TokenBuckets
 from bot.services import Services
 from bot.web import media, metrics, middleware, pages, rate_limit, request_body, sse
-from bot.web.a1111_api import errors as a1111_errors
-from bot.web.a1111_api import routes as a1111_api
-from bot.web.a1111_api.open_requests import OPEN_REQUESTS, OpenRequests
-from bot.web.api import describe, edits, flag_aliases, jobs, openapi, review, steering, wait_reason, webhooks
+from bot.web.api import describe, edits, flag_aliases, jobs, openapi, review, steering, wait_reason
 from bot.web.auth import HostPolicy, SessionTokens, load_or_create_key
 from bot.web.connections import ConnectionLimits, ConnectionTable, GuardedConnection
 from bot.web.listener import listen
-from bot.web.openai_api import errors as openai_errors
-from bot.web.openai_api import images, models, picture_addresses, responses
-from bot.web.picture_cache import EncodedPictureCache, GridCache
+from bot.web.picture_cache import GridCache
+from bot.web.routes import list_routes, set_up_features
 from bot.web.sse_cache import EventCache, JobCache
 
 PACKAGE_DIR = Path(__file__).parent
@@ -39,12 +34,8 @@ KEEPALIVE_SECONDS = 30.0  # seconds that a connection may stay open without a re
 MIDDLEWARES = (
     middleware.handle_errors, rate_limit.limit_address, middleware.authenticate, rate_limit.limit_rate,
 )  # fmt: skip
-ERROR_SHAPES: Mapping[str, middleware.ErrorShape] = MappingProxyType(
-    {"/v1/": openai_errors.shape_error, "/sdapi/": a1111_errors.shape_error, "/controlnet/": a1111_errors.shape_error}
-)
 PARTS = (
-    pages, jobs, media, review, sse, edits, steering, wait_reason, flag_aliases, describe, openapi, images, models,
-    picture_addresses, responses, a1111_api, webhooks,
+    pages, jobs, media, review, sse, edits, steering, wait_reason, flag_aliases, describe, openapi,
 )  # fmt: skip
 TEMPLATES = ("base.html", "chatroom.html", "desk.html", "dialogs.html", "discord.html", "enter.html", "sentence.html")
 
@@ -64,19 +55,19 @@ def build_app(
     services.page_addresses.add(*_extra_addresses(settings))
     app[review.REVIEW] = services.picture_review
     app[describe.IMAGE_TO_PROMPT] = services.image_to_prompt
-    app[flag_aliases.FLAG_ALIASES], app[webhooks.WEBHOOKS] = services.flag_aliases, services.webhooks
+    app[flag_aliases.FLAG_ALIASES] = services.flag_aliases
     app[sse.ENGINE_LOADING] = engine_loading or asyncio.Event()
     app[sse.SHUTDOWN], app[sse.STREAMS] = asyncio.Event(), set()
     app[sse.EVENT_CACHE], app[sse.JOB_CACHE] = EventCache(), JobCache()
     app[sse.PAGE_JOBS] = sse.share_page_jobs(services)
     app[request_body.FORM_MEMORY], app[request_body.MEMBER_LIMIT] = request_body.FormMemory(), PerMemberLimit()
-    app[middleware.TOKEN_BUCKETS], app[middleware.ERROR_SHAPES] = TokenBuckets(), ERROR_SHAPES
+    app[middleware.TOKEN_BUCKETS] = TokenBuckets()
     app[middleware.HOST_POLICY] = HostPolicy.from_settings(settings.host, settings.public_url, settings.allowed_hosts)
     app[middleware.SESSION_TOKENS] = SessionTokens(load_or_create_key(settings.data))
     app[middleware.METRICS_TOKEN] = settings.metrics_token.get_secret_value() if settings.metrics_token else ""
     app[middleware.SECURE_COOKIE] = settings.public_url.startswith("https://")
-    app[media.GRID_CACHE], app[OPEN_REQUESTS] = GridCache(media.MIN_CELL), OpenRequests(services.feed)
-    app[picture_addresses.CONVERTED_PICTURES] = EncodedPictureCache()
+    app[media.GRID_CACHE] = GridCache(media.MIN_CELL)
+    set_up_features(app)
     app[pages.DISCORD_ENABLED] = settings.discord_token is not None
     _load_templates(app)
     add_routes(app)
@@ -94,6 +85,7 @@ def add_routes(app: web.Application) -> None:
     """Add every route but the metrics and the static files."""
     for part in PARTS:
         app.add_routes(part.routes())
+    app.add_routes([web.route(route.method, route.path, route.handler) for route in list_routes()])
 
 
 def _load_templates(app: web.Application) -> None:

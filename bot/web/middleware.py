@@ -45,7 +45,6 @@ TERMINAL_ID = "terminal"  # the id of the visitor with the terminal's key
 ANYBODY = Visitor("anybody", is_operator=False)  # an open chatroom's visitor without a cookie, such as a program
 METRICS_PATH = "/metrics"
 SIGN_IN_PATH = "/api/entrance"  # where a one-time token is exchanged
-SIGNED_PATH = "/v1/pictures/"  # pictures whose addresses are signed, for programs that fetch them without a key
 PUBLIC_PATHS = ("/healthz", "/static/")  # public: nothing secret is behind these
 SIGN_IN = "Sign in with the one-time address that `darkroom up` printed; `darkroom visitors invite` prints a new one."
 SIGNED_OUT = f"This browser is not signed in any more. {SIGN_IN}"
@@ -91,6 +90,8 @@ class Refusal:
 ErrorShape = Callable[[Refusal], web.Response]
 # how the errors of other programs' APIs look, by the beginning of the path, such as `/v1/`
 ERROR_SHAPES = web.AppKey("error_shapes", Mapping[str, ErrorShape])
+# beginnings of addresses that need no visitor, since they are signed
+PUBLIC_PREFIXES = web.AppKey("public_prefixes", tuple[str, ...])
 NO_SHAPES: Mapping[str, ErrorShape] = MappingProxyType({})
 
 # aiohttp passes it by the name `handler`
@@ -239,7 +240,7 @@ async def _answer_anybody(request: web.Request, handler: Handler) -> web.StreamR
 
 def _is_public(request: web.Request) -> bool:
     has_token = request.path == "/" and "token" in request.query
-    return has_token or request.path == SIGN_IN_PATH or request.path.startswith(SIGNED_PATH)
+    return has_token or request.path == SIGN_IN_PATH or request.path.startswith(request.app[PUBLIC_PREFIXES])
 
 
 def _is_scrape(request: web.Request) -> bool:

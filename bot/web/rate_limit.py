@@ -11,14 +11,16 @@ from types import MappingProxyType
 from aiohttp import web
 
 from bot.domain.errors import UserError
+from bot.domain.permission import Action
 from bot.policy.permissions import scope_refusal
-from bot.policy.rates import RatedAction, too_often
+from bot.policy.rates import too_often
 from bot.web.connections import address_group
 from bot.web.middleware import TERMINAL_ID, TOKEN_BUCKETS, VISITOR, Handler
+from bot.web.routes import list_routes
 
-UNKNOWN_ROUTE: RatedAction = "page"
+UNKNOWN_ROUTE: Action = "page"
 # Of a route that knows no visitor, such as /healthz, only the address is charged.
-ROUTE_ACTIONS: Mapping[str, RatedAction] = MappingProxyType(
+ROUTE_ACTIONS: Mapping[str, Action] = MappingProxyType(
     {
         "GET /": "page",
         "POST /api/entrance": "page",
@@ -32,11 +34,6 @@ ROUTE_ACTIONS: Mapping[str, RatedAction] = MappingProxyType(
         "GET /metrics": "list",
         "GET /api/rejections": "list",
         "GET /api/workers": "job",
-        "GET /api/webhooks": "webhook",
-        "POST /api/webhooks": "webhook",
-        "DELETE /api/webhooks/{webhook}": "webhook",
-        "GET /api/webhooks/{webhook}/dead": "webhook",
-        "POST /api/webhooks/{webhook}/replay": "webhook",
         "GET /api/events": "stream",
         "POST /api/invitations": "prefer",
         "DELETE /api/invitations": "prefer",
@@ -75,47 +72,7 @@ ROUTE_ACTIONS: Mapping[str, RatedAction] = MappingProxyType(
         "GET /api/jobs/{id}/round-trip/{n}.{kind}": "film",
         "GET /api/jobs/{id}/keyframes": "job",
         "GET /api/jobs/{id}/keyframes/{n}.webp": "file",
-        "POST /v1/images/generations": "imagine",
-        "POST /v1/images/edits": "edit",
-        "POST /v1/images/variations": "vary",
-        "POST /v1/responses": "imagine",
-        "GET /v1/models": "list",
-        "GET /v1/models/{model}": "job",
-        "GET /v1/pictures/{id}/{n}.{format}": "file",
-        "POST /sdapi/v1/txt2img": "imagine",
-        "POST /sdapi/v1/img2img": "imagine",
-        "POST /sdapi/v1/extra-single-image": "upscale",
-        "POST /sdapi/v1/extra-batch-images": "upscale",
-        "POST /sdapi/v1/png-info": "info",
-        "POST /sdapi/v1/interrogate": "describe",
-        "GET /sdapi/v1/progress": "job",
-        "POST /sdapi/v1/interrupt": "cancel",
-        "POST /sdapi/v1/skip": "cancel",
-        "GET /sdapi/v1/options": "job",
-        "POST /sdapi/v1/options": "prefer",
-        "POST /sdapi/v1/refresh-checkpoints": "page",
-        **dict.fromkeys((f"GET /controlnet/{name}" for name in ("version", "model_list", "module_list")), "job"),
-        **dict.fromkeys(
-            (
-                f"GET /sdapi/v1/{name}"
-                for name in (
-                    "sd-models",
-                    "samplers",
-                    "schedulers",
-                    "upscalers",
-                    "loras",
-                    "embeddings",
-                    "sd-vae",
-                    "scripts",
-                    "latent-upscale-modes",
-                    "hypernetworks",
-                    "face-restorers",
-                    "realesrgan-models",
-                    "prompt-styles",
-                )
-            ),
-            "job",
-        ),
+        **{f"{route.method} {route.address}": route.action for route in list_routes()},
     }
 )
 
@@ -143,7 +100,7 @@ async def limit_rate(request: web.Request, handler: Handler) -> web.StreamRespon
     return await handler(request)
 
 
-def _action_of(request: web.Request) -> RatedAction:
+def _action_of(request: web.Request) -> Action:
     resource = request.match_info.route.resource
     method = "GET" if request.method == "HEAD" else request.method
     return UNKNOWN_ROUTE if resource is None else ROUTE_ACTIONS.get(f"{method} {resource.canonical}", UNKNOWN_ROUTE)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import discord
 from discord import app_commands
 
-from bot.discord.checks import COMMAND_ACTIONS, COMMAND_RATES, check_rate, report_errors, require_permission
+from bot.discord.checks import check_rate, list_command_actions, list_command_rates, report_errors, require_permission
 from bot.discord.responses import send_error
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ class DarkroomCommandTree(app_commands.CommandTree["DarkroomClient"]):
                 await interaction.response.autocomplete([])  # without an answer Discord shows an error
             return not wait_seconds
         async with report_errors(interaction, log, "the permission check of a command failed"):
-            check_rate(interaction, COMMAND_RATES.get(name, "settings"))
-            if action := COMMAND_ACTIONS.get(name):
+            check_rate(interaction, list_command_rates().get(name, "settings"))
+            if action := list_command_actions().get(name):
                 await require_permission(interaction, action)
             return True
         return False

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import discord
 from discord import app_commands
 
+from bot.discord.extension import list_feature_commands
 from bot.discord.responses import member_of, send_ephemeral
 
 if TYPE_CHECKING:
@@ -40,15 +41,14 @@ While it develops, *Keep…* lets images go and *Say more…* changes it.
 {mix} · two prompts in one
 {walk} · from one prompt to another, with a film
 {party} · steer one together: {say}, 👍, 👎
-{shorten} · which words matter
-{describe} · prompts for a picture
+{describe} · prompts for a picture{features}
 {my-data} · a copy of your data
 {forget-me} · delete your data
 
 -# A message's *Apps* menu reproduces its picture or uses its prompt."""
 STAFF_LINE = "-# {settings show} · limits, refused words and reports of this server"
 MENTIONED_COMMANDS = (
-    "imagine", "blend", "edit", "mix", "walk", "party", "say", "shorten", "describe", "mine", "queue", "cancel", "info",
+    "imagine", "blend", "edit", "mix", "walk", "party", "say", "describe", "mine", "queue", "cancel", "info",
     "prefer show", "reproduce", "film", "my-data", "forget-me",
 )  # fmt: skip
 
@@ -62,5 +62,6 @@ async def show_help(interaction: discord.Interaction[DarkroomClient]) -> None:
 
 def render_help(mention: Callable[[str], str], *, is_staff: bool) -> str:
     """Return the text; `is_staff`: for those who may see this server's settings."""
-    text = HELP_TEXT.format(**{name: mention(name) for name in MENTIONED_COMMANDS})
+    features = "".join(f"\n{mention(each.command.name)} · {each.help}" for each in list_feature_commands())
+    text = HELP_TEXT.format(**{name: mention(name) for name in MENTIONED_COMMANDS}, features=features)
     return f"{text}\n{STAFF_LINE.format(**{'settings show': mention('settings show')})}" if is_staff else text

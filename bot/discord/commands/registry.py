@@ -21,7 +21,6 @@ from bot.discord.commands.generation.imagine import imagine
 from bot.discord.commands.generation.mix import mix
 from bot.discord.commands.generation.party import party, say
 from bot.discord.commands.generation.reproduce import reproduce
-from bot.discord.commands.generation.shorten import ShortenButton, shorten
 from bot.discord.commands.generation.walk import walk
 from bot.discord.commands.help import show_help
 from bot.discord.commands.limits_overview import show_info
@@ -35,6 +34,7 @@ from bot.discord.components.buttons import JobButton
 from bot.discord.components.keyframe_menu import KeyframeMenu
 from bot.discord.components.more_menu import PictureMenu
 from bot.discord.components.steering import KeepSelect
+from bot.discord.extension import list_feature_commands, list_feature_items
 from bot.discord.film import film
 from bot.discord.settings import COMMANDS as SETTINGS
 
@@ -47,7 +47,6 @@ COMMANDS: tuple[_AnyCommand, ...] = cast(Any, (
     walk,
     party,
     say,
-    shorten,
     describe,
     queue,
     cancel,
@@ -68,6 +67,7 @@ COMMANDS: tuple[_AnyCommand, ...] = cast(Any, (
     use_as_prompt,
     show_job_details,
     report_message,
+    *(each.command for each in list_feature_commands()),
     *SETTINGS,
 ))  # fmt: skip
 # buttons and menus that outlive a restart
@@ -76,11 +76,11 @@ DYNAMIC_ITEMS: tuple[type[ui.DynamicItem[Any]], ...] = (
     PictureMenu,
     KeyframeMenu,
     KeepSelect,
-    ShortenButton,
     ImagineButton,
     PageButton,
     JobSelect,
     ForgetButton,
+    *list_feature_items(),
 )
 
 

@@ -1,4 +1,5 @@
-"""Translates the commands' texts by the catalogues in `bot/discord/locale/`: one PO file for each language.
+"""Translates the commands' texts by catalogues, one PO file for each language: in `bot/discord/locale/` and in the
+folder `locale` of each feature.
 
 A file is named after its language, as Discord writes it: `de.po`, `es-ES.po`; `es.po` serves each Spanish. A `msgctxt`
 is the name of a `TranslationContextLocation`, where one English text needs several translations.
@@ -14,6 +15,8 @@ from pathlib import Path
 
 from discord import Locale, app_commands
 
+from bot.domain.feature import load_parts
+
 log = logging.getLogger(__name__)
 
 LOCALE_FOLDER = Path(__file__).resolve().parents[1] / "locale"
@@ -28,14 +31,15 @@ class CatalogueError(ValueError):
 class CommandTranslator(app_commands.Translator):
     """The translator that discord.py asks for every name and description, in every language."""
 
-    def __init__(self, folder: Path = LOCALE_FOLDER) -> None:
-        self._folder = folder
+    def __init__(self, *folders: Path) -> None:
+        self._folders = folders or list_locale_folders()
         self._catalogues: Mapping[Locale, list[Translations]] = {}
 
     async def load(self) -> None:
-        catalogues = await asyncio.to_thread(load_catalogues, self._folder)
+        folders = [await asyncio.to_thread(load_catalogues, folder) for folder in self._folders]
         self._catalogues = {
-            locale: [catalogues[name] for name in _file_names_of(locale) if name in catalogues] for locale in Locale
+            locale: [each[name] for name in _file_names_of(locale) for each in folders if name in each]
+            for locale in Locale
         }
 
     async def translate(
@@ -47,6 +51,12 @@ class CommandTranslator(app_commands.Translator):
                 if key in catalogue:
                     return catalogue[key] if catalogue[key] != string.message else None
         return None
+
+
+def list_locale_folders() -> tuple[Path, ...]:
+    """Return the folders of catalogues: the core's, and those of features."""
+    modules = load_parts("discord").values()
+    return (LOCALE_FOLDER, *(Path(module.__file__ or "").with_name("locale") for module in modules))
 
 
 def load_catalogues(folder: Path) -> dict[str, Translations]:

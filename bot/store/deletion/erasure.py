@@ -12,6 +12,7 @@ from typing import cast
 
 from sqlalchemy import ColumnElement, Connection, and_, exists, func, select, update
 
+from bot.domain.feature import load_hooks
 from bot.domain.job_states import JobState
 from bot.store.deletion import input_cleanup
 from bot.store.deletion.deletion_steps import mark_without_incident
@@ -21,7 +22,6 @@ from bot.store.parties import leave_parties
 from bot.store.schema.deletion_tables import deleted_jobs, erasure_requests
 from bot.store.schema.member_tables import api_keys, flag_aliases, preferences, sessions
 from bot.store.schema.tables import accounts, amendments, destinations, favourites, incidents, jobs
-from bot.store.schema.webhook_tables import webhooks
 
 MEMBER_INCIDENT_KINDS = (
     "word",
@@ -112,12 +112,12 @@ def _delete_sessions(connection: Connection, request: ErasureRequest) -> None:
 
 
 def _delete_key(connection: Connection, request: ErasureRequest) -> None:
-    """Delete the API keys of a program, and its webhooks, that were made before the request."""
+    """Delete the API keys of a program that were made before the request, and what features keep for them."""
     if request.member.startswith(KEY_MEMBER_PREFIX):
         name = request.member.removeprefix(KEY_MEMBER_PREFIX)
         connection.execute(api_keys.delete().where(api_keys.c.name == name, api_keys.c.issued <= request.requested_at))
-        is_theirs = webhooks.c.key_name == name
-        connection.execute(webhooks.delete().where(is_theirs, webhooks.c.created <= request.requested_at))
+        for erase_key in load_hooks("erase_key"):
+            erase_key(connection, name, request.requested_at)
 
 
 def read_state(connection: Connection, job: str) -> JobState | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 from sqlalchemy import Engine
@@ -64,3 +65,9 @@ def select_driver(url: str) -> Database:
     from bot.store.drivers.postgres.driver import PostgresDatabase
 
     return PostgresDatabase(url)
+
+
+def find_sqlite_path(url: str) -> Path | None:
+    """Return the path of an SQLite database; None for any other."""
+    parsed_url = make_url(url)
+    return Path(parsed_url.database or "") if parsed_url.get_backend_name() == "sqlite" else None

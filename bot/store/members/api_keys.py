@@ -9,10 +9,12 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, RowMapping, and_, or_, select, update
 
 from bot.domain.dto import KeyScope
+from bot.domain.feature import load_hooks
 from bot.store.schema.member_tables import api_keys as table
-from bot.store.webhook_switches import KEY_ENDED, REVOKED, disable_key_webhooks
 
 KEY_MEMBER_PREFIX = "local:key:"  # of the member that a key acts as (`bot.web.middleware.member_of`)
+REVOKED = "Its key was revoked."
+KEY_ENDED = "Its key ended."
 KEPT_SECONDS = 90 * 86_400.0  # a key that has ended is listed for so long
 
 
@@ -48,14 +50,14 @@ class ApiKey:
 def insert_key(connection: Connection, secret_hash: str, key: ApiKey) -> bool:
     """Store a new key; False, and nothing stored, while one of that name is valid. Drops keys that ended long ago.
 
-    Webhooks of an older key of that name are off: it may have leaked.
+    What features did for an older key of that name ends: it may have leaked.
     """
     long_ago = key.issued - KEPT_SECONDS
     connection.execute(table.delete().where(or_(table.c.revoked <= long_ago, table.c.expires <= long_ago)))
     is_taken = select(table.c.hash).where(table.c.name == key.name, is_valid(key.issued)).limit(1)
     if connection.execute(is_taken).first() is not None:
         return False
-    disable_key_webhooks(connection, key.name, key.issued, KEY_ENDED)
+    _end_key(connection, key.name, key.issued, KEY_ENDED)
     values = {"name": key.name, "scopes": sorted(key.scopes), "issued": key.issued, "expires": key.expires}
     connection.execute(table.insert().values(hash=secret_hash, **values))
     return True
@@ -80,10 +82,21 @@ def list_keys(connection: Connection) -> Sequence[ApiKey]:
 
 
 def revoke_key(connection: Connection, name: str, now: float) -> bool:
-    """Revoke the valid key of a name, and turn its webhooks off; False if there is none."""
+    """Revoke the valid key of a name; False if there is none."""
     is_named = and_(table.c.name == name, is_valid(now))
-    disable_key_webhooks(connection, name, now, REVOKED)
+    _end_key(connection, name, now, REVOKED)
     return connection.execute(update(table).where(is_named).values(revoked=now)).rowcount > 0
+
+
+def _end_key(connection: Connection, name: str, now: float, reason: str) -> None:
+    """Have every feature end what it does for a key, for `reason`, a sentence."""
+    for end_key in load_hooks("end_key"):
+        end_key(connection, name, now, reason)
+
+
+def list_notes(connection: Connection, name: str) -> list[str]:
+    """Return what features say of a key that ended or was replaced."""
+    return [note for describe_key in load_hooks("describe_key") for note in describe_key(connection, name)]
 
 
 def is_valid(now: float) -> ColumnElement[bool]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
@@ -15,14 +16,15 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from bot.domain.feature import load_features, load_parts
 from bot.images.films.formats import FILM_FORMATS
 from bot.web import pages
 from bot.web.api import answers, jobs
-from bot.web.api.shapes import SHAPES, SHARED_HANDLERS, Shape
+from bot.web.api.shapes import SHAPES
 from bot.web.auth import COOKIE_NAME
-from bot.web.middleware import PUBLIC_PATHS, SIGN_IN_PATH, SIGNED_PATH
-from bot.web.openai_api.answers import FORMATS
+from bot.web.middleware import PUBLIC_PATHS, SIGN_IN_PATH
 from bot.web.request_body import MAX_PARTS
+from bot.web.routes import Shape, join_tables, list_error_forms, list_public_prefixes, list_routes
 from engine.contract import MAX_COUNT
 
 PATH = "/openapi.json"
@@ -33,9 +35,7 @@ PARAMETERS: Mapping[str, dict[str, Any]] = {
     "id": {"type": "string", "minLength": 1, "maxLength": 64, "description": "A job."},
     "n": {"type": "integer", "minimum": 1, "maximum": MAX_COUNT, "description": "A picture, from 1."},
     "kind": {"type": "string", "enum": list(FILM_FORMATS)},
-    "format": {"type": "string", "enum": list(FORMATS)},
     "model": {"type": "string", "minLength": 1, "maxLength": 64, "description": "A model's name."},
-    "webhook": {"type": "string", "minLength": 1, "maxLength": 64, "description": "A webhook's id, or the end of it."},
 }
 KEYFRAME = {"type": "integer", "minimum": 0, "maximum": 9999, "description": "A keyframe, from 0."}
 
@@ -44,7 +44,6 @@ TAGS: Mapping[str, str] = {
     "jobs": "Jobs", "wait_reason": "Jobs", "sse": "Jobs", "steering": "Jobs", "media": "Results",
     "edits": "Continue from a picture", "describe": "Image to prompt",
     "flag_aliases": "Flag aliases", "review": "Review", "pages": "Chatroom",
-    "webhooks": "Webhooks", "openai_api": "OpenAI's image API", "a1111_api": "AUTOMATIC1111's API",
     "metrics": "Operation", "openapi": "Operation",
 }  # fmt: skip
 
@@ -61,11 +60,15 @@ async def get_description(request: web.Request) -> web.Response:
 def describe_routes(app: web.Application) -> dict[str, Any]:
     """Return the OpenAPI document of every registered route, but for the static files."""
     paths: dict[str, dict[str, Any]] = {}
-    tags = list(dict.fromkeys(TAGS.values()))
+    shapes = list_shapes()
+    tags = dict.fromkeys([*TAGS.values(), *(load_features()[name].title for name in load_parts("web"))])
     for route in app.router.routes():
         if route.method != "HEAD" and route.resource is not None and _is_own(route):
-            paths.setdefault(route.resource.canonical, {})[route.method.lower()] = _describe_operation(route)
-    structs = [body for shape in SHAPES.values() for body in (shape.body, shape.json_body) if body is not None]
+            paths.setdefault(route.resource.canonical, {})[route.method.lower()] = _describe_operation(
+                route, shapes.get(route.handler, Shape())
+            )
+    parts = [part for shape in shapes.values() for part in (shape.body, shape.json_body, shape.answer)]
+    structs = [part for part in parts if isinstance(part, type)]
     _, body_schemas = msgspec.json.schema_components(structs, ref_template="#/components/schemas/{name}")
     return {
         "openapi": "3.1.0",
@@ -79,7 +82,7 @@ def describe_routes(app: web.Application) -> dict[str, Any]:
         "security": [{"cookie": []}, {"key": []}, {"password": []}],
         "paths": paths,
         "components": {
-            "schemas": {**answers.SCHEMAS, **body_schemas},
+            "schemas": {**answers.SCHEMAS, **join_tables("SCHEMAS"), **body_schemas},
             "securitySchemes": {
                 "cookie": {"type": "apiKey", "in": "cookie", "name": COOKIE_NAME},
                 "key": {"type": "http", "scheme": "bearer"},
@@ -89,16 +92,26 @@ def describe_routes(app: web.Application) -> dict[str, Any]:
     }
 
 
+def list_shapes() -> Mapping[Callable[..., Any], Shape]:
+    """Return the shape of every handler, those of features too."""
+    return {**SHAPES, **{route.handler: route.shape for route in list_routes()}}
+
+
+def _list_shared_handlers() -> set[Callable[..., Any]]:
+    """Return the handlers of several addresses, whose operations are told apart by these."""
+    counts = Counter(route.handler for route in list_routes())
+    return {handler for handler, count in counts.items() if count > 1}
+
+
 def _is_own(route: web.AbstractRoute) -> bool:
     return not isinstance(route.resource, web.StaticResource)
 
 
-def _describe_operation(route: web.AbstractRoute) -> dict[str, Any]:
+def _describe_operation(route: web.AbstractRoute, shape: Shape) -> dict[str, Any]:
     assert route.resource is not None
     handler, path = route.handler, route.resource.canonical
-    shape = SHAPES.get(handler, Shape())
     operation: dict[str, Any] = {
-        "operationId": f"{handler.__name__}{path if handler in SHARED_HANDLERS else ''}",
+        "operationId": f"{handler.__name__}{path if handler in _list_shared_handlers() else ''}",
         "tags": [_find_tag(handler)],
         "summary": (inspect.getdoc(handler) or "").partition("\n\n")[0].replace("\n", " "),
         "parameters": [*_list_parameters(path, shape), *_list_headers(route.method, shape)],
@@ -106,20 +119,22 @@ def _describe_operation(route: web.AbstractRoute) -> dict[str, Any]:
     }
     if shape.body is not None:
         operation["requestBody"] = {"required": not shape.is_optional, "content": _describe_body(shape)}
-    if path.startswith((*PUBLIC_PATHS, SIGN_IN_PATH, SIGNED_PATH)):
+    if path.startswith((*PUBLIC_PATHS, SIGN_IN_PATH, *list_public_prefixes())):
         operation["security"] = []
     return operation
 
 
 def _find_tag(handler: Callable[..., Any]) -> str:
     names = handler.__module__.split(".")
-    return next((TAGS[name] for name in names if name in TAGS), names[-1])
+    tags = {**TAGS, **{name: feature.title for name, feature in load_features().items()}}
+    return next((tags[name] for name in names if name in tags), names[-1])
 
 
 def _list_parameters(path: str, shape: Shape) -> Iterator[dict[str, Any]]:
+    parameters = {**PARAMETERS, **join_tables("PARAMETERS")}
     for name in re.findall(r"{(\w+)}", path):
         is_keyframe = name == "n" and "/keyframes/" in path
-        schema = KEYFRAME if is_keyframe else PARAMETERS.get(name, {"type": "string", "minLength": 1})
+        schema = KEYFRAME if is_keyframe else parameters.get(name, {"type": "string", "minLength": 1})
         yield {"name": name, "in": "path", "required": True, "schema": schema}
 
 
@@ -168,7 +183,8 @@ def _describe_part(max_count: int) -> dict[str, Any]:
 
 
 def _describe_responses(path: str, shape: Shape) -> dict[str, Any]:
-    schema = {"schema": {"$ref": f"#/components/schemas/{shape.answer}"}} if shape.answer else {}
+    answer = shape.answer if isinstance(shape.answer, str) else shape.answer.__name__
+    schema = {"schema": {"$ref": f"#/components/schemas/{answer}"}} if answer else {}
     success: dict[str, Any] = {"description": "As asked for."}
     if shape.content:
         success["content"] = {kind: schema if kind == "application/json" else {} for kind in shape.content}
@@ -180,14 +196,11 @@ def _describe_responses(path: str, shape: Shape) -> dict[str, Any]:
 
 def _describe_refusals(path: str) -> dict[str, Any]:
     """Return the answers to a request that is too large, too frequent or not allowed: one sentence."""
-    if path.startswith("/v1/"):
-        error = {"application/json": {"schema": {"$ref": "#/components/schemas/OpenAIError"}}}
-        sentences = {"4XX": "Why not, in OpenAI's shape.", "5XX": "Why no pictures came, in OpenAI's shape."}
-        return {status: {"description": text, "content": error} for status, text in sentences.items()}
-    if path.startswith(("/sdapi/", "/controlnet/")):
-        error = {"application/json": {"schema": {"$ref": "#/components/schemas/WebuiError"}}}
-        sentences = {"4XX": "Why not: `detail` is a sentence.", "5XX": "Why no pictures came, as a sentence."}
-        return {status: {"description": text, "content": error} for status, text in sentences.items()}
+    for form in list_error_forms():
+        if path.startswith(form.prefixes):
+            content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{form.schema}"}}}
+            texts = {"4XX": form.client_text, "5XX": form.server_text}
+            return {status: {"description": text, "content": content} for status, text in texts.items()}
     is_json = path.startswith("/api/") or path in ("/healthz", "/metrics")
     schema = {"schema": {"$ref": "#/components/schemas/Error"}} if is_json else {}
     content = {"application/json" if is_json else "text/html": schema}

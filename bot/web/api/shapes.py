@@ -3,38 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
 
 from bot.images.films.formats import FILM_FORMATS, MEDIA_TYPES
 from bot.web import media, metrics, pages, sse
-from bot.web.a1111_api import bodies as webui_bodies
-from bot.web.a1111_api import generation, listings, picture_texts, progress, upscaling
-from bot.web.a1111_api import models as webui_models
-from bot.web.api import describe, edits, flag_aliases, jobs, review, steering, wait_reason, webhooks
-from bot.web.openai_api import bodies, images, models, picture_addresses, responses
-from bot.web.openai_api.answers import FORMATS
+from bot.web.api import describe, edits, flag_aliases, jobs, review, steering, wait_reason
+from bot.web.routes import Shape
 
 FILMS = tuple(MEDIA_TYPES[kind] for kind in FILM_FORMATS)
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What a handler reads and answers. `body`: its struct; `files`: the parts of a form besides `request`.
-
-    `answer` names a schema of `bot.web.api.answers`, for JSON; else the answer is of the types in `content`.
-    """
-
-    answer: str = ""
-    status: int = 200
-    body: type[msgspec.Struct] | None = None
-    files: tuple[str, ...] = ()
-    content: tuple[str, ...] = ("application/json",)
-    is_optional: bool = False  # the body
-    is_flat: bool = False  # the body's fields are parts of the form
-    json_body: type[msgspec.Struct] | None = None  # in place of that form
 
 
 def _accepts(body: type[msgspec.Struct] | None = None, *files: str) -> Shape:
@@ -43,12 +21,6 @@ def _accepts(body: type[msgspec.Struct] | None = None, *files: str) -> Shape:
 
 def _file(*types: str) -> Shape:
     return Shape(content=types)
-
-
-def _draws(body: type[msgspec.Struct], *files: str) -> Shape:
-    """Return the shape of a request of OpenAI's API: pictures at once, or a stream of events."""
-    content = ("application/json", "text/event-stream")
-    return Shape("OpenAIImages", body=body, files=files, content=content, is_flat=bool(files))
 
 
 SHAPES: Mapping[Callable[..., Any], Shape] = {
@@ -84,11 +56,6 @@ SHAPES: Mapping[Callable[..., Any], Shape] = {
     flag_aliases.list_aliases: Shape("FlagAliases"),
     flag_aliases.set_alias: Shape("FlagAliases", body=flag_aliases.FlagAliasBody),
     wait_reason.get_wait_reason: Shape("WaitReason"),
-    webhooks.list_webhooks: Shape("Webhooks"),
-    webhooks.add_webhook: Shape("NewWebhook", 201, webhooks.WebhookBody),
-    webhooks.remove_webhook: Shape("Sentence"),
-    webhooks.list_dead_letters: Shape("DeadLetters"),
-    webhooks.replay_events: Shape("Sentence", body=webhooks.ReplayBody, is_optional=True),
     review.get_held_picture: _file("image/png"),
     review.show_picture: Shape("Job"),
     review.hide_picture: Shape("Job"),
@@ -102,37 +69,4 @@ SHAPES: Mapping[Callable[..., Any], Shape] = {
     media.get_keyframe: _file("image/webp"),
     sse.stream_events: _file("text/event-stream"),
     sse.stream_job_events: _file("text/event-stream"),
-    images.generate_images: _draws(bodies.GenerationBody),
-    images.edit_images: replace(_draws(bodies.EditFields, "image", "image[]", "mask"), json_body=bodies.JsonEditBody),
-    images.vary_image: _draws(bodies.VariationFields, "image", "image[]"),
-    responses.create_response: replace(_draws(bodies.ResponseBody), answer="OpenAIResponse"),
-    models.list_models: Shape("OpenAIModels"),
-    models.get_model: Shape("OpenAIModel"),
-    picture_addresses.get_signed_picture: _file(*(f"image/{name}" for name in FORMATS)),
-    generation.draw_from_text: Shape("WebuiPictures", body=webui_bodies.TextToImageBody),
-    generation.draw_from_picture: Shape("WebuiPictures", body=webui_bodies.ImageToImageBody),
-    upscaling.enlarge_picture: Shape("WebuiPicture", body=webui_bodies.SingleUpscaleBody),
-    upscaling.enlarge_pictures: Shape("WebuiEnlarged", body=webui_bodies.BatchUpscaleBody),
-    picture_texts.read_png_info: Shape("WebuiParameters", body=webui_bodies.PictureBody),
-    picture_texts.interrogate: Shape("WebuiCaption", body=webui_bodies.InterrogateBody),
-    progress.get_progress: Shape("WebuiProgress"),
-    progress.interrupt: Shape("WebuiNothing"),
-    progress.skip: Shape("WebuiNothing"),
-    webui_models.get_options: Shape("WebuiOptions"),
-    webui_models.set_options: Shape("WebuiNothing", body=webui_bodies.OptionsBody),
-    webui_models.list_checkpoints: Shape("WebuiModels"),
-    webui_models.refresh_checkpoints: Shape("WebuiNothing"),
-    listings.list_all_samplers: Shape("WebuiSamplers"),
-    listings.list_schedulers: Shape("WebuiSchedulers"),
-    listings.list_upscalers: Shape("WebuiNames"),
-    listings.list_loras: Shape("WebuiNames"),
-    listings.list_embeddings: Shape("WebuiEmbeddings"),
-    listings.list_autoencoders: Shape("WebuiAutoencoders"),
-    listings.list_scripts: Shape("WebuiScripts"),
-    listings.list_nothing: Shape("WebuiNames"),
-    listings.get_control_version: Shape("WebuiControlVersion"),
-    listings.list_control_models: Shape("WebuiControlModels"),
-    listings.list_control_modules: Shape("WebuiControlModules"),
 }
-
-SHARED_HANDLERS = (listings.list_nothing,)  # each of several addresses

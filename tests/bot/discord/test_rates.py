@@ -7,10 +7,11 @@ from typing import Any
 import discord
 import pytest
 
-from bot.discord.checks import COMMAND_RATES
+from bot.discord.checks import list_command_rates
 from bot.discord.commands import registry
 from bot.discord.components.forms import form_id
 from bot.policy.rates import PRICES, TokenBuckets
+from shared.feature_rows import read_feature_rows
 
 pytestmark = pytest.mark.asyncio
 
@@ -18,10 +19,10 @@ JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 PRESSES = {  # a custom id of each button that outlives a restart, and of a settings card
     "JobButton": "dismiss:" + JOB + ":999",
     "ImagineButton": "describe:1",
-    "ShortenButton": "shorten:1:3",
     "PageButton": "mine:all:0:f",
     "ForgetButton": "forget:me",
     "settings": "settings:show",
+    **dict(row.split() for row in read_feature_rows("presses")),
 }
 MENUS = {
     "PictureMenu",
@@ -44,9 +45,10 @@ class Refusing(TokenBuckets):
 
 
 async def test_every_command_and_menu_has_its_rate() -> None:
-    assert {command.name for command in registry.COMMANDS} == set(COMMAND_RATES)
-    assert set(COMMAND_RATES.values()) <= set(PRICES)
-    assert PRICES[COMMAND_RATES["party"]].kind == "make", "it makes a job"
+    rates = list_command_rates()
+    assert {command.name for command in registry.COMMANDS} == set(rates)
+    assert set(rates.values()) <= set(PRICES)
+    assert PRICES[rates["party"]].kind == "make", "it makes a job"
     assert {item.__name__ for item in registry.DYNAMIC_ITEMS} == (set(PRESSES) - {"settings"}) | MENUS
 
 

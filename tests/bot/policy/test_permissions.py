@@ -10,13 +10,13 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
 from bot.domain.dto import KeyScope, Member
 from bot.policy.permissions import (
     ACTIONS,
+    KEY_SCOPES,
     PERMISSIONS,
     ROLE_TITLES,
     ROLES,
@@ -28,6 +28,7 @@ from bot.policy.permissions import (
     role_of,
     scope_refusal,
 )
+from shared.feature_rows import read_feature_rows
 from shared.sample_views import make_view
 
 ROOT = Path(__file__).parents[3]
@@ -87,7 +88,6 @@ explain     moderators  -           -           -         server
 set         admins      -           -           -         server
 close       owner       -           -           -         server
 budget      operator    -           -           -         direct
-webhook     moderators  -           -           -         direct
 """
 RELATIONS = ("none", "own", "another's", "private", "elsewhere")
 # Every sentence that a refused member may read.
@@ -105,15 +105,18 @@ Only moderators (who may manage messages in the whole server) may keep held pict
 Only moderators (who may manage messages in the whole server) may look at and show held pictures.
 Only moderators (who may manage messages in the whole server) may look at this server's settings.
 Only moderators (who may manage messages in the whole server) may see which rule decides.
-Only moderators (who may manage messages in the whole server) may have webhooks.
 Only admins (who may manage this server) may change this server's settings.
 Only the server's owner may close or open this server.
 Only this bot's operator may set what a whole server may spend.
 """
 
 
+EXPECTED_ROWS = [*EXPECTED.strip().split("\n"), *read_feature_rows("permissions")]
+REFUSALS = {*SENTENCES.strip().split("\n"), *read_feature_rows("refusals")}
+
+
 def expected_cells(action: str) -> Sequence[str]:
-    return next(row.split()[1:] for row in EXPECTED.split("\n") if row.split()[:1] == [action])
+    return next(row.split()[1:] for row in EXPECTED_ROWS if row.split()[0] == action)
 
 
 ABOUT_JOBS: list[Action] = [action for action in ACTIONS if expected_cells(action)[1] != "-"]
@@ -180,7 +183,7 @@ def test_an_action_about_no_job_rejects_a_job() -> None:
 
 
 def test_the_expected_table_lists_every_action() -> None:
-    assert [row.split()[0] for row in EXPECTED.strip().split("\n")] == list(ACTIONS)
+    assert [row.split()[0] for row in EXPECTED_ROWS] == list(ACTIONS)
     assert set(PERMISSIONS) == set(ACTIONS)
 
 
@@ -247,7 +250,7 @@ def test_every_refusal_is_a_known_sentence() -> None:
     for action, relation, role, direct in every_case():
         sentence = forbidden_reason(action, *make_case(relation, role, direct=direct), in_direct_message=direct)
         refusals |= {sentence} if sentence else set()
-    assert refusals == set(SENTENCES.strip().split("\n"))
+    assert refusals == REFUSALS
 
 
 def test_the_subject_is_taken_from_the_view() -> None:
@@ -258,7 +261,7 @@ def test_a_key_needs_the_scope_of_the_action_besides_the_role() -> None:
     for action, relation, role, direct in every_case():
         member, subject = make_case(relation, role, direct=direct)
         scope, refusal = PERMISSIONS[action].scope, forbidden_reason(action, member, subject, in_direct_message=direct)
-        for scopes in (frozenset[KeyScope](), frozenset[KeyScope](get_args(KeyScope))):
+        for scopes in (frozenset[KeyScope](), frozenset[KeyScope](KEY_SCOPES)):
             program = replace(member, scopes=scopes)
             reason = forbidden_reason(action, program, subject, in_direct_message=direct)
             if scope in scopes:
@@ -273,7 +276,7 @@ def test_a_key_may_never_delete_or_administer() -> None:
         "export", "forget", "envelope", "delete", "report", "approve", "deny", "dismiss", "settings", "explain", "set",
         "close", "budget", "party",
     }  # fmt: skip
-    every_scope = frozenset[KeyScope](get_args(KeyScope))
+    every_scope = frozenset[KeyScope](KEY_SCOPES)
     assert scope_refusal("delete", every_scope) == "No key may delete these pictures."
     assert scope_refusal("film", frozenset()) == "This key may not see this film: that needs the scope read."
     assert scope_refusal("file", frozenset()) == "This key may not look at this: that needs the scope read."

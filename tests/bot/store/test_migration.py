@@ -14,6 +14,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect, text
 
 from bot.domain.errors import UserError
+from bot.domain.feature import load_features, load_parts
 from bot.store import Store
 from bot.store.admin.ping import check_database
 from bot.store.drivers.database import select_driver
@@ -22,6 +23,7 @@ from bot.store.schema.tables import metadata
 from shared.stored_jobs import admit_job, make_new_job
 
 VERSION_TABLE = "alembic_version"
+FEATURE_TABLES = {"webhooks": ("webhooks", "webhook_deliveries")}
 SELECT_SEASON = text("SELECT season FROM jobs")
 LATER_MIGRATION = """
 import sqlalchemy as sa
@@ -84,6 +86,7 @@ def later_migrations(tmp_path: Path) -> Path:
 @pytest.mark.asyncio
 @pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgres", marks=pytest.mark.slow)])
 async def test_the_migrations_make_the_tables_of_the_metadata(new_database_url: Callable[..., str], kind: str) -> None:
+    load_parts("tables")  # they are in the metadata then
     migrated_url, created_url = [await asyncio.to_thread(new_database_url, kind, without_tables=True) for _ in range(2)]
     database = await asyncio.to_thread(select_driver, created_url)
     try:
@@ -92,8 +95,12 @@ async def test_the_migrations_make_the_tables_of_the_metadata(new_database_url: 
     finally:
         await database.close()
     assert expected.keys() == metadata.tables.keys()
-    assert await open_and_describe(migrated_url) == expected
-    assert await open_and_describe(migrated_url) == expected, "there is nothing more to migrate"
+    for _ in range(2):  # the second time there is nothing to migrate
+        migrated = await open_and_describe(migrated_url)
+        for feature, tables in FEATURE_TABLES.items():
+            if feature not in load_features():  # it was taken out, and its empty tables do no harm
+                migrated = {name: table for name, table in migrated.items() if name not in tables}
+        assert migrated == expected
 
 
 @pytest.mark.asyncio

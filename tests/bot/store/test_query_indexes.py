@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, get_args
 
 import pytest
-from sqlalchemy import Connection, Engine, event
 from ulid import ULID
 
 from benchmarks.queue.queue_seed import seed_queue
 from bot.domain.dto import Destination, Member
 from bot.policy.limits import DAY_SECONDS
 from bot.policy.rules.effective_rules import UsageScope
-from bot.policy.webhooks import DEFAULT_EVENTS
 from bot.store import NewJob, PickRequest, Store
 from bot.store.deletion import deletion_steps
 from bot.store.fairness.ledger import Ledger
 from bot.store.jobs import history
-from bot.store.webhooks import endpoints, outbox
-from bot.store.webhooks.endpoints import Webhook
 from engine.contract import Concept, Recipe
+from shared.query_plans import StatementRecorder, explain_statements, list_plans
 
 RECIPE = Recipe(
     concepts=(Concept(text="a lamp"),), model="embedded", sampler="ddim", steps=40, seed=7, guidance=3.0, width=64,
@@ -34,41 +31,6 @@ def draft(user: str, channel: str, **changes: Any) -> NewJob:
         member=Member(user, user, "g", channel=channel), destination=Destination("web", {}), pool="default",
         model="embedded", cost=1.0, created=1.0, deadline=2.0, **changes,
     )  # fmt: skip
-
-
-class StatementRecorder:
-    """Records the statements that an engine executes meanwhile."""
-
-    def __init__(self, engine: Engine, *kinds: str) -> None:
-        self._engine, self._kinds = engine, kinds
-        self.statements: list[tuple[str, Any]] = []
-
-    def __enter__(self) -> list[tuple[str, Any]]:
-        event.listen(self._engine, "before_cursor_execute", self._record_statement)
-        return self.statements
-
-    def __exit__(self, *_: object) -> None:
-        event.remove(self._engine, "before_cursor_execute", self._record_statement)
-
-    def _record_statement(
-        self, _connection: Connection, _cursor: Any, statement: str, parameters: Any, _context: Any, _executemany: bool
-    ):
-        if statement.startswith(self._kinds):
-            self.statements.append((statement, parameters))
-
-
-def explain_statements(connection: Connection, statements: list[tuple[str, Any]]) -> list[str]:
-    """The query plan of each statement."""
-    is_sqlite = connection.dialect.name == "sqlite"
-    keyword, last = ("EXPLAIN QUERY PLAN", 3) if is_sqlite else ("EXPLAIN", 0)
-    plan_rows = [connection.exec_driver_sql(f"{keyword} {sql}", parameters).all() for sql, parameters in statements]
-    return ["\n".join(row[last] for row in rows) for rows in plan_rows]
-
-
-async def plans(store: Store, question: Callable[..., Any], *args: Any) -> list[str]:
-    with StatementRecorder(store.database.reader, "SELECT") as statements:
-        await store.query(question, *args)
-    return await store.query(explain_statements, statements)
 
 
 async def fill_queue(store: Store) -> None:
@@ -116,7 +78,7 @@ async def test_the_newest_jobs_of_a_member_and_of_a_channel_use_indexes(store):
     first, _, third, _, last = (one.id for one in drafts)
     assert [one.id for one in await store.query(history.list_nearby_jobs, "ann", "g", "1", 9)] == [last, third, first]
     assert [one.id for one in await store.query(history.list_nearby_jobs, "ann", "g", "1", 2)] == [last, third]
-    query_plans = await plans(store, history.list_nearby_jobs, "ann", "g", "1", 2)
+    query_plans = await list_plans(store, history.list_nearby_jobs, "ann", "g", "1", 2)
     assert len(query_plans) == 2
     assert not [plan for plan in query_plans if "SCAN" in plan or "TEMP B-TREE" in plan]
 
@@ -126,19 +88,9 @@ async def test_the_newest_jobs_of_a_member_and_of_a_channel_use_indexes(store):
 async def test_leftovers_are_found_by_the_index_of_deleted_jobs(store):
     await store.admit_jobs([draft("ann", "1") for _ in range(3)], None, lambda requests, _ledger: requests, 1.0)
     (plan_without_guild,), (one,) = (
-        await plans(store, deletion_steps.list_leftover_files),
-        await plans(store, deletion_steps.list_leftover_files, ["0" * 26]),
+        await list_plans(store, deletion_steps.list_leftover_files),
+        await list_plans(store, deletion_steps.list_leftover_files, ["0" * 26]),
     )
     assert "SCAN pictures" not in plan_without_guild + one
     assert "SCAN jobs" not in one
     assert "INDEX jobs_deleted" in plan_without_guild
-
-
-@pytest.mark.asyncio
-async def test_due_events_of_webhooks_are_read_in_the_order_of_their_index(sqlite_store: Store) -> None:
-    for name in ("a", "b"):
-        webhook = Webhook(name, "https://hooks.example/", "", DEFAULT_EVENTS, "whsec_AAAA", 1.0)
-        assert await sqlite_store.write(endpoints.insert_webhook, webhook)
-    plan = (await plans(sqlite_store, outbox.list_due, 2.0, [], 8))[-1]
-    assert plan.count("INDEX webhook_deliveries_due (webhook=? AND state=? AND due<?)") == 2
-    assert "TEMP B-TREE" not in plan, "a replay gives thousands the same time"

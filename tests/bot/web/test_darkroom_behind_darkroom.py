@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
+from bot.domain.feature import load_features
 from bot.store import JobRecord
 from bot.web.auth import terminal_key
 from engine.contract import ImageToImage, InitImage, Job, JobCancelled, JobFinished, PictureReady, Recipe
@@ -22,7 +23,8 @@ from shared.bus_harness import JOB, BusHarness, make_job, wait_until
 if TYPE_CHECKING:
     from tests.bot.web.conftest import WebServer
 
-KINDS: tuple[BackendKind, ...] = ("a1111", "openai")
+BACKENDS: tuple[BackendKind, ...] = ("a1111", "openai")
+KINDS = tuple(kind for kind in BACKENDS if kind in load_features())
 STEPS = 24
 SEED = 7
 JOBS = [JOB[:-1] + letter for letter in "ABC"]

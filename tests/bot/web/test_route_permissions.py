@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import aiohttp
@@ -9,6 +10,7 @@ import pytest
 
 from bot.domain.dto import Destination, Member
 from bot.policy.permissions import ACTIONS, forbidden_reason
+from shared.feature_rows import read_feature_rows
 
 if TYPE_CHECKING:
     from tests.bot.web.conftest import OpenServer, WebServer
@@ -30,11 +32,6 @@ GET     /metrics                                visitor     -
 GET     /openapi.json                           visitor     -
 GET     /api/rejections                         operator    -
 GET     /api/workers                            visitor     -
-GET     /api/webhooks                           operator    webhook
-POST    /api/webhooks                           operator    webhook
-DELETE  /api/webhooks/{webhook}                 operator    webhook
-GET     /api/webhooks/{webhook}/dead            operator    webhook
-POST    /api/webhooks/{webhook}/replay          operator    webhook
 GET     /api/events                             visitor     -
 POST    /api/invitations                        operator    -
 DELETE  /api/invitations                        operator    -
@@ -73,41 +70,6 @@ GET     /api/jobs/{id}/dissolve/{n}.{kind}      visitor     film
 GET     /api/jobs/{id}/round-trip/{n}.{kind}    visitor     film
 GET     /api/jobs/{id}/keyframes                visitor     film
 GET     /api/jobs/{id}/keyframes/{n}.webp       visitor     film
-POST    /v1/images/generations                  visitor     -
-POST    /v1/images/edits                        visitor     -
-POST    /v1/images/variations                   visitor     -
-POST    /v1/responses                           visitor     -
-GET     /v1/models                              visitor     -
-GET     /v1/models/{model}                      visitor     -
-GET     /v1/pictures/{id}/{n}.{format}          everybody   -
-POST    /sdapi/v1/txt2img                       visitor     -
-POST    /sdapi/v1/img2img                       visitor     -
-POST    /sdapi/v1/extra-single-image            visitor     -
-POST    /sdapi/v1/extra-batch-images            visitor     -
-POST    /sdapi/v1/png-info                      visitor     -
-POST    /sdapi/v1/interrogate                   visitor     -
-GET     /sdapi/v1/progress                      visitor     -
-POST    /sdapi/v1/interrupt                     visitor     -
-POST    /sdapi/v1/skip                          visitor     -
-GET     /sdapi/v1/options                       visitor     -
-POST    /sdapi/v1/options                       visitor     -
-POST    /sdapi/v1/refresh-checkpoints           visitor     -
-GET     /controlnet/version                     visitor     -
-GET     /controlnet/model_list                  visitor     -
-GET     /controlnet/module_list                 visitor     -
-GET     /sdapi/v1/sd-models                     visitor     -
-GET     /sdapi/v1/samplers                      visitor     -
-GET     /sdapi/v1/schedulers                    visitor     -
-GET     /sdapi/v1/upscalers                     visitor     -
-GET     /sdapi/v1/loras                         visitor     -
-GET     /sdapi/v1/embeddings                    visitor     -
-GET     /sdapi/v1/sd-vae                        visitor     -
-GET     /sdapi/v1/scripts                       visitor     -
-GET     /sdapi/v1/latent-upscale-modes          visitor     -
-GET     /sdapi/v1/hypernetworks                 visitor     -
-GET     /sdapi/v1/face-restorers                visitor     -
-GET     /sdapi/v1/realesrgan-models             visitor     -
-GET     /sdapi/v1/prompt-styles                 visitor     -
 """
 UNKNOWN_JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 CHECKS = ("bot.web.sse", "bot.services.job_permissions", "bot.services.jobs.job_service")
@@ -121,10 +83,11 @@ class Route(NamedTuple):
     action: str
 
     def path_of(self, job: str) -> str:
-        return self.path.format(id=job, n=1, kind="webp", file="1.webp", format="png", model="embedded", webhook="01")
+        values = {"id": job, "n": 1, "kind": "webp", "file": "1.webp", "format": "png", "model": "embedded"}
+        return re.sub(r"{(\w+)}", lambda match: str(values.get(match[1], "01")), self.path)
 
 
-TABLE = [Route(*row.split()) for row in ROUTES.strip().split("\n")]
+TABLE = [Route(*row.split()) for row in [*ROUTES.strip().split("\n"), *read_feature_rows("routes")]]
 
 
 async def test_every_registered_route_has_a_row(server: WebServer) -> None:

@@ -14,13 +14,14 @@ import msgspec
 import pytest
 
 from bot.discord.cards.button_layout import BUTTON_EMOJI
-from bot.discord.checks import COMMAND_ACTIONS
+from bot.discord.checks import list_command_actions
 from bot.discord.commands.command_limits import check_limits, count_characters
 from bot.discord.commands.generation import autocomplete
 from bot.discord.commands.help import MENTIONED_COMMANDS, render_help
 from bot.discord.commands.member.flag_aliases import render_aliases
 from bot.discord.commands.member.prefer import render_preferences
 from bot.discord.commands.registry import COMMANDS, build_payload
+from bot.discord.extension import list_feature_commands
 from bot.discord.job_choice import MAX_CHOICE_CHARS, MAX_CHOICES
 from bot.discord.permissions import PERMISSIONS_AFTER_TOKEN, SEND_IN_THREADS
 from bot.policy.permissions import ACTIONS
@@ -141,8 +142,9 @@ def test_every_command_has_an_action_of_the_permission_table() -> None:
         "moderation",
         "Report",
     }  # these commands check permissions themselves
-    assert names == set(COMMAND_ACTIONS)
-    assert set(COMMAND_ACTIONS.values()) <= set(ACTIONS)
+    actions = list_command_actions()
+    assert names == set(actions)
+    assert set(actions.values()) <= set(ACTIONS)
 
 
 def test_every_sampler_is_offered_with_advice() -> None:
@@ -172,8 +174,9 @@ def test_a_model_not_in_memory_is_offered_as_loaded_on_demand() -> None:
 
 def test_help_names_each_command_and_links_those_with_a_known_id() -> None:
     help_text = render_help(lambda name: f"`/{name}`", is_staff=True)
-    assert all(f"`/{name}`" in help_text for name in MENTIONED_COMMANDS)
-    assert {name.partition(" ")[0] for name in MENTIONED_COMMANDS} == MEMBERS - {"help"} - SHORTCUTS
+    mentioned = {*MENTIONED_COMMANDS, *(each.command.name for each in list_feature_commands())}
+    assert all(f"`/{name}`" in help_text for name in mentioned)
+    assert {name.partition(" ")[0] for name in mentioned} == MEMBERS - {"help"} - SHORTCUTS
     assert len(render_help(lambda name: f"</{name}:1234567890123456789>", is_staff=True)) <= 2000
     assert "settings" not in render_help(lambda name: name, is_staff=False)
     assert all(symbol in help_text for symbol in (*BUTTON_EMOJI.values(), "**U**", "**V**", "✉️", "❌"))

@@ -23,16 +23,18 @@ from bot.discord.commands.translations import (
     LOCALE_FOLDER,
     CatalogueError,
     CommandTranslator,
+    list_locale_folders,
     load_catalogues,
     read_catalogue,
 )
 from bot.discord.job_choice import MAX_CHOICE_CHARS, MAX_CHOICES
 from engine.contract import SAMPLER_TITLES, Sampler
 
-CATALOGUES = sorted(LOCALE_FOLDER.glob("*.po"))
+CATALOGUES = [path for folder in list_locale_folders() for path in sorted(folder.glob("*.po"))]
+LANGUAGES = sorted({path.stem for path in CATALOGUES})
 PLACEHOLDERS = re.compile(r"\{[^}]*\}|--[a-z]+")  # fields and flags
 HEADER = 'msgid ""\nmsgstr ""\n"Content-Type: text/plain; charset=UTF-8\\n"\n\n'
-each_catalogue = pytest.mark.parametrize("path", CATALOGUES, ids=lambda path: path.stem)
+each_catalogue = pytest.mark.parametrize("path", CATALOGUES, ids=lambda path: f"{path.parents[1].name}-{path.stem}")
 Text = tuple[str, str]  # location and English text
 
 
@@ -72,10 +74,12 @@ def test_there_is_a_german_catalogue() -> None:
     assert "de" in {path.stem for path in CATALOGUES}
 
 
-@each_catalogue
-def test_every_text_is_translated(path: Path) -> None:
-    """The failure's message is what the file lacks."""
-    catalogue, missing = read_catalogue(path), dict[str, list[str]]()
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_text_is_translated(language: str) -> None:
+    """The failure's message is what the catalogues lack."""
+    paths = [path for path in CATALOGUES if path.stem == language]
+    catalogue = {key: text for path in paths for key, text in read_catalogue(path).items()}
+    missing = dict[str, list[str]]()
     for where, text in sorted(record_texts().texts):
         if (where, text) not in catalogue and (None, text) not in catalogue:
             missing.setdefault(text, []).append(where)
@@ -84,7 +88,7 @@ def test_every_text_is_translated(path: Path) -> None:
         for text, places in missing.items()
     )
     if missing:
-        pytest.fail(f"{path.name} lacks these texts:\n\n" + "\n".join(entries), pytrace=False)
+        pytest.fail(f"{language}.po lacks these texts:\n\n" + "\n".join(entries), pytrace=False)
 
 
 @each_catalogue

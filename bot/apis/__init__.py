@@ -1,0 +1,1 @@
+"""APIs of other programs: each folder is one, and deleting it takes that out (`bot.domain.feature`)."""

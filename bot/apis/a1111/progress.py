@@ -1,0 +1,109 @@
+"""`/sdapi/v1/progress`, `/interrupt` and `/skip`: the caller's own requests, and nobody else's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+from aiohttp import web
+
+from bot.apis.a1111.open_requests import OPEN_REQUESTS, OpenRequest
+from bot.apis.a1111.result_fields import format_timestamp
+from bot.domain.dto import JobView
+from bot.domain.errors import UserError
+from bot.domain.events import JobProgress
+from bot.images import grid
+from bot.web.base64_pictures import encode_base64
+from bot.web.middleware import member_of
+from bot.web.sse import SERVICES
+
+LEAST_PROGRESS = 0.01  # of a request that has not begun: 0 means to clients that there is none
+MIN_CELL = 64  # pixels of a preview in a grid
+
+
+async def get_progress(request: web.Request) -> web.Response:
+    """Return how far the caller's requests are, with the newest preview unless `skip_current_image` is true."""
+    requests = request.app[OPEN_REQUESTS].list_of(member_of(request).id)
+    current = next(((each, each.open_jobs[0]) for each in requests if each.open_jobs), None)
+    if current is None:
+        return web.json_response(_idle_state())
+    view = await request.app[SERVICES].job_views.load_view(current[1])
+    image = None
+    if request.query.get("skip_current_image", "").lower() not in ("true", "1"):
+        image = await _read_preview(request, *current)
+    return web.json_response(_serialize_progress(requests, current[0], view) | {"current_image": image})
+
+
+def _idle_state() -> dict[str, Any]:
+    state = _serialize_state("", 0, 0, None, 0.0)
+    return {
+        "progress": 0.0,
+        "eta_relative": 0.0,
+        "state": state,
+        "current_image": None,
+        "textinfo": None,
+        "current_task": None,
+    }
+
+
+def _serialize_progress(requests: tuple[OpenRequest, ...], current: OpenRequest, view: JobView) -> dict[str, Any]:
+    job_count = sum(len(each.all_jobs) for each in requests)
+    ended_count = job_count - sum(len(each.open_jobs) for each in requests)
+    share = (ended_count + view.step / max(1, view.total_steps)) / job_count
+    return {
+        "progress": min(1.0, max(LEAST_PROGRESS, share)),
+        "eta_relative": view.eta or 0.0,
+        "state": _serialize_state(f"scripts_{current.kind}", job_count, ended_count, view, current.started),
+        "textinfo": view.wait_reason or view.startup_notice or None,
+        "current_task": current.task,
+    }
+
+
+def _serialize_state(
+    kind: str, job_count: int, ended_count: int, view: JobView | None, started: float
+) -> dict[str, Any]:
+    return {
+        "skipped": False,
+        "interrupted": view is not None and view.is_cancelling,
+        "stopping_generation": view is not None and view.is_cancelling,
+        "job": kind,
+        "job_count": job_count,
+        "job_timestamp": format_timestamp(started) if view else "0",
+        "job_no": ended_count,
+        "sampling_step": view.step if view else 0,
+        "sampling_steps": view.total_steps if view else 0,
+    }
+
+
+async def _read_preview(request: web.Request, open_request: OpenRequest, job: str) -> str | None:
+    """Return the newest previews of a job in base64, several as a grid. Who asks has them rendered from now on."""
+    request.app[OPEN_REQUESTS].watch(open_request, job)
+    event = request.app[SERVICES].feed.find_latest(job)
+    if not isinstance(event, JobProgress) or not event.frames:
+        return None
+    frames = [jpeg for _, jpeg in sorted(event.frames.items())][:4]
+    if len(frames) == 1:
+        return encode_base64(frames[0])
+    return encode_base64(await asyncio.to_thread(grid.compose, frames, MIN_CELL, image_format="JPEG"))
+
+
+async def interrupt(request: web.Request) -> web.Response:
+    """Cancel the jobs of the caller's open requests."""
+    for each in request.app[OPEN_REQUESTS].list_of(member_of(request).id):
+        for job in each.open_jobs:
+            await _cancel(request, job)
+    return web.json_response({})
+
+
+async def skip(request: web.Request) -> web.Response:
+    """Cancel the job that is drawn now, of the caller's oldest request; the others of the request go on."""
+    requests = request.app[OPEN_REQUESTS].list_of(member_of(request).id)
+    if job := next((each.open_jobs[0] for each in requests if each.open_jobs), None):
+        await _cancel(request, job)
+    return web.json_response(None)
+
+
+async def _cancel(request: web.Request, job: str) -> None:
+    with contextlib.suppress(UserError):  # it ended meanwhile
+        await request.app[SERVICES].jobs.cancel(job, member_of(request))

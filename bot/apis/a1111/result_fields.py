@@ -1,0 +1,93 @@
+"""Results in AUTOMATIC1111's form: `info` of pictures, and their parameters by name. Pure."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bot.apis.a1111.names import name_sampler
+from engine.contract import ImageToImage, Recipe, has_skipped_steps, noise_seed, recipe_for_image
+
+NEGATIVE_MARK = "Negative prompt:"
+LEAST_FIELDS = 3  # of the line with the settings
+_FIELD = re.compile(r'([A-Za-z][^:,"]{0,60}):\s*("(?:[^"\\]|\\.)*"|[^,]*)')
+
+
+@dataclass(frozen=True)
+class DrawnImage:
+    """One picture of a request: its job's recipe, its index there, its size, and the parameters that its PNG holds."""
+
+    recipe: Recipe
+    index: int
+    width: int
+    height: int
+    parameters: str
+
+    @property
+    def seed(self) -> int:
+        """The seed of its noise."""
+        return noise_seed(recipe_for_image(self.recipe, self.index), self.index)
+
+
+def describe_images(images: Sequence[DrawnImage], prompt: str, batch_size: int, created: float) -> dict[str, Any]:
+    """Return `info` of at least one picture: what it was drawn with. `created`: seconds since 1970."""
+    recipe, seeds = images[0].recipe, [image.seed for image in images]
+    start = recipe.start if isinstance(recipe.start, ImageToImage) else None
+    return {
+        "prompt": prompt,
+        "all_prompts": [prompt] * len(images),
+        "negative_prompt": recipe.negative,
+        "all_negative_prompts": [recipe.negative] * len(images),
+        "seed": seeds[0],
+        "all_seeds": seeds,
+        "subseed": seeds[0],
+        "all_subseeds": seeds,
+        "subseed_strength": 0,
+        "width": images[0].width,
+        "height": images[0].height,
+        "sampler_name": name_sampler(recipe.sampler),
+        "cfg_scale": recipe.guidance,
+        "steps": recipe.steps,
+        "batch_size": batch_size,
+        "restore_faces": False,
+        "face_restoration_model": None,
+        "sd_model_name": recipe.model,
+        "sd_model_hash": recipe.revision[:10],
+        "sd_vae_name": recipe.autoencoder.name if recipe.autoencoder else None,
+        "sd_vae_hash": recipe.autoencoder.revision[:10] if recipe.autoencoder else None,
+        "seed_resize_from_w": -1,
+        "seed_resize_from_h": -1,
+        "denoising_strength": start.strength if start else None,
+        "extra_generation_params": {"Evaluations": recipe.evaluations} if has_skipped_steps(recipe) else {},
+        "index_of_first_image": 0,
+        "infotexts": [image.parameters for image in images],
+        "styles": [],
+        "job_timestamp": format_timestamp(created),
+        "clip_skip": recipe.clip_skip + 1,
+        "is_using_inpainting_conditioning": False,
+        "version": "Darkroom",
+    }
+
+
+def format_timestamp(seconds: float) -> str:
+    """Return a time (seconds since 1970) as AUTOMATIC1111 writes it, in UTC."""
+    return time.strftime("%Y%m%d%H%M%S", time.gmtime(seconds))
+
+
+def parse_parameters(text: str) -> dict[str, str]:
+    """Return the fields of a picture's parameters by name, `Prompt` and `Negative prompt` among them; empty without."""
+    *texts, settings = text.strip().splitlines() or [""]
+    fields = {match[1].strip(): _unquote(match[2].strip()) for match in _FIELD.finditer(settings)}
+    if len(fields) < LEAST_FIELDS:  # a prompt may have a colon, too
+        texts, fields = text.strip().splitlines(), {}
+    prompt, _, negative = "\n".join(texts).partition(NEGATIVE_MARK)
+    if not text.strip():
+        return {}
+    return {"Prompt": prompt.strip(), "Negative prompt": negative.strip(), **fields}
+
+
+def _unquote(value: str) -> str:
+    return value[1:-1].replace('\\"', '"') if len(value) >= 2 and value[0] == value[-1] == '"' else value

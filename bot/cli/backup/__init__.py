@@ -1,1 +1,0 @@
-"""`darkroom backup` and `darkroom restore`."""

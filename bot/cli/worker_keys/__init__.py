@@ -1,1 +1,0 @@
-"""`darkroom worker-key`: admits workers on other machines."""

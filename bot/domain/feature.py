@@ -1,0 +1,77 @@
+"""Features: each folder of `bot.features` and `bot.apis` adds one thing; deleting the folder takes it out again.
+
+A folder declares in `FEATURE` what it adds to the core's tables. Its other parts are modules that the core finds by
+name and loads where it needs them, so the shell starts without SQL and HTTP:
+
+- `tables`: its SQL tables. `store`: its SQL, with functions that the core calls inside a transaction (`load_hooks`).
+- `service`: `open_service`, an async context manager over the wired application that yields a `RunningFeature`.
+- `discord`: `COMMANDS` and `DYNAMIC_ITEMS` (`bot.discord.extension`). `cli`: `COMMANDS`, its shell commands by name.
+- `web`: `ROUTES`, and what its addresses need (`bot.web.routes`).
+
+The core names no feature, and no feature imports another.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any, Literal
+
+from bot.domain.permission import Permission, Price
+
+PACKAGES = ("bot.features", "bot.apis")
+Part = Literal["tables", "store", "service", "discord", "web", "cli"]
+
+
+@dataclass(frozen=True)
+class Feature:
+    """What a feature adds to the core's tables.
+
+    `title`: over its operations in the API's description. `permissions`, `prices`: rows for its own actions.
+    `secret_tables`: SQL tables that a backup leaves out, each before those that it refers to.
+    """
+
+    title: str
+    permissions: Mapping[str, Permission] = field(default_factory=dict[str, Permission])
+    prices: Mapping[str, Price] = field(default_factory=dict[str, Price])
+    secret_tables: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RunningFeature:
+    """A feature over the wired application: the service that front ends get, and its tasks by name."""
+
+    service: object
+    tasks: Mapping[str, Callable[[], Coroutine[Any, Any, None]]] = field(default_factory=dict[str, Any])
+
+
+@cache
+def load_features() -> Mapping[str, Feature]:
+    """Return every feature by the name of its folder."""
+    return {name: import_module(path).FEATURE for name, path in _find_packages().items()}
+
+
+@cache
+def load_parts(part: Part) -> Mapping[str, ModuleType]:
+    """Return the modules of this name by their feature, of those features that have one."""
+    paths = {name: f"{package}.{part}" for name, package in _find_packages().items()}
+    return {name: import_module(path) for name, path in paths.items() if find_spec(path) is not None}
+
+
+def _find_packages() -> dict[str, str]:
+    """Return the package of each feature by the name of its folder."""
+    return {
+        module.name: f"{package}.{module.name}"
+        for package in PACKAGES
+        for module in pkgutil.iter_modules(import_module(package).__path__)
+    }
+
+
+def load_hooks(name: str) -> list[Callable[..., Any]]:
+    """Return the functions of this name in the features' `store` modules."""
+    return [getattr(module, name) for module in load_parts("store").values() if hasattr(module, name)]

@@ -1,0 +1,1 @@
+"""Features: each folder adds one thing, and deleting it takes that out (`bot.domain.feature`)."""

@@ -1,1 +1,0 @@
-"""Webhooks: signed messages about jobs to addresses that programs and the operator choose."""

@@ -1,1 +1,0 @@
-"""Webhooks and their outbox in SQL."""

@@ -1,0 +1,8 @@
+"""What the tests of features share: the fixtures of the web's and Discord's tests."""
+
+from __future__ import annotations
+
+from tests.bot.discord.conftest import open_world
+from tests.bot.web.conftest import broker, open_server, server, shared_server
+
+__all__ = ["broker", "open_server", "open_world", "server", "shared_server"]
