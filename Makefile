@@ -20,7 +20,7 @@ endef
 export PYTHONUNBUFFERED := 1
 export PYTHONDONTWRITEBYTECODE := # the tests start many processes: each would compile our modules anew
 
-.PHONY: help demo test test-all lint types imports tests tests-all coverage audit audit-if-online bill lock docs attack schemathesis chaos fuzz format clean
+.PHONY: help demo test test-all lint types imports tests tests-all removable coverage audit audit-if-online bill lock docs attack schemathesis chaos fuzz format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -50,6 +50,9 @@ tests: .venv/.dev ## pytest, without the tests marked slow
 
 tests-all: .venv/.dev ## pytest, all of it
 	$(BIN)/python -m pytest $(XDIST)
+
+removable: .venv/.dev ## take out each feature, or SOME by SEED (BRIEF=1: few tests), and check what is left
+	$(BIN)/python tools/removable.py $(if $(SOME),--some $(SOME)) $(if $(SEED),--seed $(SEED)) $(if $(BRIEF),--brief)
 
 coverage: .venv/.dev ## all tests with coverage by lines and branches, a row for each package
 	$(BIN)/python -m pytest $(XDIST) --cov --cov-report= && $(BIN)/coverage json -q -o out/coverage.json && $(BIN)/python tests/coverage_by_room.py out/coverage.json

@@ -1,0 +1,117 @@
+"""Proves that features can be taken out: `python tools/removable.py [NAME …] [--some COUNT --seed N]`.
+
+Each named feature, else every one, is deleted with its tests from a copy of the working tree. What is left must pass
+lint, import rules, types and the core's quick tests. `--some 3 --seed 7` takes three of them, chosen by the seed;
+`--brief` runs only the tests that have tables of all features.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+FEATURES = (Path("bot/features"), Path("bot/apis"))
+# Pages that are made from the code: they are written anew, since the code has fewer rows now.
+PAGES = {
+    "docs/api-reference.md": "tests/bot/web/test_api_reference.py",
+    "docs/access.md": "tests/bot/policy/test_permissions.py",
+}
+CORE_TESTS = ("tests/test_architecture.py", "tests/bot")
+BRIEF_TESTS = (
+    "tests/test_architecture.py",
+    "tests/bot/policy",
+    "tests/bot/discord/test_rates.py",
+    "tests/bot/discord/commands/test_command_tree.py",
+    "tests/bot/discord/commands/test_translations.py",
+    "tests/bot/store/test_api_keys.py",
+    "tests/bot/store/test_migration.py",
+    "tests/bot/web/test_api_reference.py",
+    "tests/bot/web/test_openapi.py",
+    "tests/bot/web/test_route_permissions.py",
+)
+
+
+def main() -> int:
+    """Take out each feature, one at a time; return 1 if anything fails on the rest."""
+    options = parse_options()
+    folders = [path.parent for folder in FEATURES for path in (ROOT / folder).glob("*/__init__.py")]
+    names = options.names or sorted(folder.name for folder in folders)
+    if options.some:
+        names = random.Random(options.seed).sample(names, min(options.some, len(names)))
+    failed = [name for name in names if not is_removable(name, is_brief=options.brief)]
+    print(
+        f"{len(names) - len(failed)} of {len(names)} can be taken out"
+        + (f"; not: {', '.join(failed)}" if failed else "")
+    )
+    return 1 if failed else 0
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--some", type=int, default=0, metavar="COUNT")
+    parser.add_argument("--seed", default="", help="any text, such as a commit")
+    parser.add_argument("--brief", action="store_true")
+    return parser.parse_args()
+
+
+def is_removable(name: str, *, is_brief: bool) -> bool:
+    """Delete one feature from a copy of the tree, and check the rest."""
+    with tempfile.TemporaryDirectory(prefix=f"without-{name}-") as folder:
+        tree = Path(folder)
+        copy_tree(tree)
+        for path in (place / name for folder in FEATURES for place in (tree / folder, tree / "tests" / folder)):
+            shutil.rmtree(path, ignore_errors=True)
+        return all(run_step(name, step, command, tree) for step, command in list_steps(tree, is_brief=is_brief))
+
+
+def copy_tree(target: Path) -> None:
+    """Copy what git tracks or would track, as it is now. The virtual environment is shared."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    listing = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout
+    for file in filter(None, listing.decode().split("\0")):
+        if (ROOT / file).is_file():
+            (target / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / file, target / file)
+    (target / ".venv").symlink_to(Path(sys.prefix))
+
+
+def list_steps(tree: Path, *, is_brief: bool) -> list[tuple[str, list[str]]]:
+    """Return the checks, in order: first those that write the generated pages anew."""
+    programs = Path(sys.prefix) / "bin"
+    pages = [
+        (f"write {page}", ["sh", "-c", f"{sys.executable} {script} > {page}.new && mv {page}.new {page}"])
+        for page, script in PAGES.items()
+    ]
+    tests = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", "-m", "not slow"]
+    return [
+        *pages,
+        ("lint", [str(programs / "ruff"), "check", "."]),
+        ("imports", [str(programs / "lint-imports")]),
+        ("types", [str(programs / "basedpyright"), "bot"]),
+        ("tests", [*tests, *(BRIEF_TESTS if is_brief else CORE_TESTS)]),
+    ]
+
+
+def run_step(name: str, step: str, command: list[str], tree: Path) -> bool:
+    """Run a check in the tree; print what it says if it fails."""
+    started_at = time.monotonic()
+    environment = os.environ | {"PYTHONPATH": f"{tree}{os.pathsep}{tree / 'tests'}"}
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
+    outcome = "FAILS" if done.returncode else "passes"
+    print(f"without {name}: {step} {outcome} ({time.monotonic() - started_at:.0f} s)", flush=True)
+    if done.returncode:
+        print((done.stdout + done.stderr)[-6000:])
+    return not done.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
