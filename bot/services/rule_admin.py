@@ -189,8 +189,8 @@ class RuleAdmin:
         values: dict[tuple[str, str, str], RuleValue | None] = {}
         for name, text in limits.items():
             definition = find_setting(name)
-            change_plan.check_scope(definition, guild, "house", "")
-            values["house", "", definition.name] = None if text is None else parse_value(definition, text)
+            change_plan.check_scope(definition, guild, "operator", "")
+            values["operator", "", definition.name] = None if text is None else parse_value(definition, text)
         actor = replace(member, guild=guild)
         return await self._write_change(actor, "budget", lambda rules: change_plan.plan_rules(rules, values))
 
@@ -242,7 +242,7 @@ class RuleAdmin:
         )
 
     def _check_settable(self, member: Member, scope: Scope, name: str, subject: str) -> tuple[Setting, str]:
-        _check_permission("budget" if scope == "house" or member.guild == EVERYWHERE else "set", member)
+        _check_permission("budget" if scope == "operator" or member.guild == EVERYWHERE else "set", member)
         definition = find_setting(name)
         if definition.name == "closed":
             raise UserError("A server is closed by close and opened by open, not by setting a value.")
@@ -253,7 +253,7 @@ class RuleAdmin:
 
 def _closing_scope(member: Member) -> Scope:
     """Return the scope that closes: the operator closes another's server in a scope that its owner cannot open."""
-    return "house" if member.guild == EVERYWHERE or (member.is_operator and not member.is_owner) else "guild"
+    return "operator" if member.guild == EVERYWHERE or (member.is_operator and not member.is_owner) else "guild"
 
 
 def _actor(member: Member) -> tuple[str, str]:
@@ -270,7 +270,7 @@ def _check_permission(action: permissions.Action, member: Member) -> None:
 def undo_permissions(change: RuleChange) -> tuple[permissions.Action, ...]:
     """Return the actions that a member must be allowed to undo a change: those that making it needed."""
     required: permissions.Action = "close" if any(step.setting == "closed" for step in change.steps) else "set"
-    return ("budget", required) if any(step.scope == "house" for step in change.steps) else (required,)
+    return ("budget", required) if any(step.scope == "operator" for step in change.steps) else (required,)
 
 
 def _check_undo(member: Member, change: RuleChange) -> None:

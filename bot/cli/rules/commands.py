@@ -54,7 +54,7 @@ def show(guild: Guild = EVERYWHERE, as_json: AsJson = False, data: Data = None) 
     from bot.policy.rules.value_parser import format_setting_value
 
     def format_rule(rule: Rule) -> str:
-        subject_name = {"house": "ceiling", "guild": "server"}.get(rule.scope) or describe_subject(
+        subject_name = {"operator": "ceiling", "guild": "server"}.get(rule.scope) or describe_subject(
             rule.scope, rule.subject
         )
         return f"{subject_name:<28} {rule.setting:<20} {format_value(rule)}"
@@ -202,18 +202,18 @@ def operator_member(guild: str) -> Member:
     """Return the operator as a member: only operators use this command line."""
     from bot.domain.dto import Member
 
-    return Member("house:terminal", "terminal", guild, is_operator=True)
+    return Member("operator:terminal", "terminal", guild, is_operator=True)
 
 
 def _resolve_scope(guild: str, channel: str, role: str, user: str, ceiling: bool) -> tuple[Scope, str]:
     """Return the scope and subject of a rule. Raise `UserError` for more than one."""
     choices: list[tuple[Scope, str]] = [
         *([("channel", channel)] if channel else []), *([("role", role)] if role else []),
-        *([("user", user)] if user else []), *([("house", "")] if ceiling else []),
+        *([("user", user)] if user else []), *([("operator", "")] if ceiling else []),
     ]  # fmt: skip
     if len(choices) > 1:
         raise UserError("A rule is for one of --channel, --role, --user or --ceiling.")
-    return choices[0] if choices else ("house" if guild == EVERYWHERE else "guild", "")
+    return choices[0] if choices else ("operator" if guild == EVERYWHERE else "guild", "")
 
 
 def run_with_rule_admin(data: Path | None, action: Callable[[RuleAdmin], Awaitable[Any]]) -> Any:

@@ -179,7 +179,7 @@ def _setting_line(name: str, effective_rules: EffectiveRules, title: str = "") -
         text = "moderators' list only"
     else:
         text = texts.format_for_card(name, value)
-    lock = " 🔒" if rule is not None and (rule.scope == "house" or rule.guild == EVERYWHERE) else ""
+    lock = " 🔒" if rule is not None and (rule.scope == "operator" or rule.guild == EVERYWHERE) else ""
     return f"{title or texts.setting_title(name)} · {f'**{text}**' if rule is not None else text}{lock}"
 
 

@@ -185,7 +185,7 @@ async def suggest_settings(interaction: Interaction, current: str) -> list[Choic
 @budget.autocomplete("setting")
 async def suggest_ceilings(interaction: Interaction, current: str) -> list[Choice[str]]:
     return autocomplete.suggest_settings(
-        current, [name for name, setting in SETTINGS.items() if "house" in setting.scopes]
+        current, [name for name, setting in SETTINGS.items() if "operator" in setting.scopes]
     )
 
 

@@ -81,7 +81,7 @@ async def change_budget(interaction: Interaction, guild: str, limits: Mapping[st
             f"## Budget of {_guild_title(interaction, guild_id)}",
         )
         if not limits:
-            rules = [rule for rule in await administration.list_rules(guild_id) if rule.scope == "house"]
+            rules = [rule for rule in await administration.list_rules(guild_id) if rule.scope == "operator"]
             lines = [_rule_line(rule) for rule in rules] or ["None: nothing but the bot's defaults."]
             return Reply(view=ui_parts.make_layout(ui_parts.make_text(heading, *lines), colour=cards.BLUE))
         if not all(limits) or not all(limits.values()):

@@ -74,7 +74,7 @@ ACTION_VERBS: Mapping[str, str] = MappingProxyType(
 MAX_VALUE_CHARACTERS, NO_RULE = 90, "no rule"
 NO_LIMIT = UNLIMITED[0]
 MAX_ENTRY_CHARACTERS = 560  # characters of one change in the history
-OPERATOR_SCOPE: Scope = "house"
+OPERATOR_SCOPE: Scope = "operator"
 
 
 def setting_title(setting: str) -> str:

@@ -19,9 +19,9 @@ SettingKind = Literal[
 ]
 
 LIST_KINDS: tuple[SettingKind, ...] = ("choices", "names", "texts")
-MEMBER_SCOPES: tuple[Scope, ...] = ("house", "guild", "channel", "role", "user")
-SHARED_SCOPES: tuple[Scope, ...] = ("house", "guild", "channel")
-GUILD_SCOPES: tuple[Scope, ...] = ("house", "guild")
+MEMBER_SCOPES: tuple[Scope, ...] = ("operator", "guild", "channel", "role", "user")
+SHARED_SCOPES: tuple[Scope, ...] = ("operator", "guild", "channel")
+GUILD_SCOPES: tuple[Scope, ...] = ("operator", "guild")
 CHANNEL_SCOPES: tuple[Scope, ...] = ("guild", "channel")
 
 UNLIMITED_COUNT = 100_000  # the largest count of jobs: as good as no limit
@@ -112,7 +112,7 @@ SETTINGS = _by_name(
     Setting(
         "speeds", "choices", MEMBER_SCOPES, "the speeds that may be asked for", "names", choices=("fast", "relaxed")
     ),
-    Setting("blocked", "switch", ("house", "role", "user"), "may make no pictures at all"),
+    Setting("blocked", "switch", ("operator", "role", "user"), "may make no pictures at all"),
     Setting("together_running", "number", SHARED_SCOPES, "how many jobs of all members run at once", "jobs", 1, 1000),
     Setting(
         "together_queued", "number", SHARED_SCOPES, "how many jobs of all members may wait", "jobs", 0, UNLIMITED_COUNT

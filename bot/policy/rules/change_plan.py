@@ -28,24 +28,24 @@ MAX_CHARACTERS = 200_000  # characters of all of them: each request reads them, 
 def check_scope(setting: Setting, guild: str, scope: Scope, subject: str) -> None:
     """Raise `UserError` (422) if a setting cannot be set for that scope and subject."""
     allowed_scopes = tuple(
-        other_scope for other_scope in setting.scopes if guild != EVERYWHERE or other_scope in ("house", "user")
+        other_scope for other_scope in setting.scopes if guild != EVERYWHERE or other_scope in ("operator", "user")
     )
     if scope not in allowed_scopes:
         offered_scopes = [
-            name for name in allowed_scopes if name != "house" or guild == EVERYWHERE
+            name for name in allowed_scopes if name != "operator" or guild == EVERYWHERE
         ]  # ceilings: the operator alone
         scope_names = (
             ", ".join("server" if name == "guild" else name for name in offered_scopes) or "one server at a time"
         )
         raise UserError(f"{setting.name} cannot be set for {_scope_with_article(scope)}; it can for: {scope_names}.")
-    if (scope in ("house", "guild")) != (not subject):
+    if (scope in ("operator", "guild")) != (not subject):
         raise UserError(f"A rule for {_scope_with_article(scope)} {'takes no id' if subject else 'needs its id'}.")
     if subject:
         check_subject(guild, scope, subject)
 
 
 def _scope_with_article(scope: Scope) -> str:
-    return {"house": "a ceiling", "guild": "a server"}.get(scope, f"a {scope}")
+    return {"operator": "a ceiling", "guild": "a server"}.get(scope, f"a {scope}")
 
 
 def plan_rule(current_rules: RulesByKey, key: RuleKey, value: RuleValue | None) -> tuple[RuleStep, ...]:
@@ -70,7 +70,7 @@ def plan_rules(current_rules: RulesByKey, values: Mapping[RuleKey, RuleValue | N
 
 def plan_reopening(current_rules: RulesByKey, *, is_operator: bool) -> tuple[RuleStep, ...]:
     """Return the steps that remove `closed`. Raises `UserError` if it is open (422) or the operator closed it (403)."""
-    operator_key, guild_key = ("house", "", "closed"), ("guild", "", "closed")
+    operator_key, guild_key = ("operator", "", "closed"), ("guild", "", "closed")
     if operator_key in current_rules and not is_operator:
         raise UserError("This bot's operator closed this server: only they can open it.", 403)
     if operator_key not in current_rules and guild_key not in current_rules:
@@ -83,7 +83,7 @@ def plan_reopening(current_rules: RulesByKey, *, is_operator: bool) -> tuple[Rul
 def plan_import(current_rules: RulesByKey, values: RulesByKey) -> tuple[RuleStep, ...]:
     """Return the steps that replace all rules that a YAML file can hold. Raises `UserError` if nothing changes."""
     unaffected_rules = {
-        key: value for key, value in current_rules.items() if key[0] == "house" or key[2] in EXCLUDED_SETTINGS
+        key: value for key, value in current_rules.items() if key[0] == "operator" or key[2] in EXCLUDED_SETTINGS
     }
     steps = diff_rules(current_rules, {**unaffected_rules, **values})
     if not steps:
@@ -119,10 +119,10 @@ def _check_size(current_rules: RulesByKey, steps: tuple[RuleStep, ...]) -> tuple
 
     Steps that remove rules always pass. So do ceilings and closing: a full server cannot keep them out.
     """
-    admin_steps = [step for step in steps if step.scope != "house" and step.setting not in EXCLUDED_SETTINGS]
+    admin_steps = [step for step in steps if step.scope != "operator" and step.setting not in EXCLUDED_SETTINGS]
     added_rules = sum((step.before is None) - (step.after is None) for step in admin_steps)
     admin_rules = [
-        (key, value) for key, value in current_rules.items() if key[0] != "house" and key[2] not in EXCLUDED_SETTINGS
+        (key, value) for key, value in current_rules.items() if key[0] != "operator" and key[2] not in EXCLUDED_SETTINGS
     ]
     if added_rules > 0 and len(admin_rules) + added_rules > MAX_RULES:
         raise UserError(

@@ -2,8 +2,8 @@
 
 Precedence, for each setting alone: a rule for the user, else for one of their roles (of several the most generous; but
 if one of them is `blocked: on`, that counts), else for the channel, else for the server, else this bot's default. Above
-all of them are the operator's ceilings: for the server (scope "house"), and everywhere (guild "*", where a rule for a
-user replaces the general one). A ceiling can only restrict.
+all of them are the operator's ceilings: for the server (scope "operator"), and everywhere (guild "*", where a rule for
+a user replaces the general one). A ceiling can only restrict.
 
 Usage is counted where the deciding limit applies: in the server for its own rules, in all servers for the default and
 for ceilings everywhere. Limits that begin with `together_` apply side by side: the channel's counts the jobs of that
@@ -131,17 +131,17 @@ def _is_valid(rule: Rule) -> bool:
 
 def _sort_key(rule: Rule) -> tuple[bool, int, str]:
     """Sort in a fixed order, so that of equal limits the nearest one decides."""
-    return rule.guild == EVERYWHERE, ("user", "role", "channel", "guild", "house").index(rule.scope), rule.subject
+    return rule.guild == EVERYWHERE, ("user", "role", "channel", "guild", "operator").index(rule.scope), rule.subject
 
 
 def is_applicable(rule: Rule, member: Member) -> bool:
     """Return whether a rule is for this member where they are."""
     if rule.guild == EVERYWHERE:
-        return rule.scope == "house" or (rule.scope == "user" and rule.subject == member.id)
+        return rule.scope == "operator" or (rule.scope == "user" and rule.subject == member.id)
     if rule.guild != member.guild:
         return False
     subjects: Mapping[Scope, Sequence[str]] = {
-        "house": ("",), "guild": ("",), "channel": (member.channel,), "role": member.roles, "user": (member.id,),
+        "operator": ("",), "guild": ("",), "channel": (member.channel,), "role": member.roles, "user": (member.id,),
     }  # fmt: skip
     return rule.subject in subjects[rule.scope]
 
@@ -157,9 +157,9 @@ def _nearest_own_rule(setting: Setting, rules: Sequence[Rule]) -> Rule | None:
 
 def find_ceilings(rules: Sequence[Rule]) -> list[Rule]:
     """Return the operator's ceilings: for this server, and everywhere (there, for the user before the general one)."""
-    guild_ceilings = [rule for rule in rules if rule.scope == "house" and rule.guild != EVERYWHERE]
+    guild_ceilings = [rule for rule in rules if rule.scope == "operator" and rule.guild != EVERYWHERE]
     global_ceilings = [rule for rule in rules if rule.guild == EVERYWHERE]
-    return guild_ceilings + sorted(global_ceilings, key=lambda rule: rule.scope == "house")[:1]
+    return guild_ceilings + sorted(global_ceilings, key=lambda rule: rule.scope == "operator")[:1]
 
 
 def most_generous_rule(setting: Setting, rules: Sequence[Rule]) -> Rule:
@@ -204,7 +204,7 @@ def _to_limit(rule: Rule) -> UsageLimit:
 def _shared_limits(name: str, rules: Sequence[Rule]) -> list[UsageLimit]:
     """Return every limit of one `together_` setting."""
     operator_rules = sorted(
-        (rule for rule in rules if rule.scope == "house"), key=lambda rule: rule.guild == EVERYWHERE
+        (rule for rule in rules if rule.scope == "operator"), key=lambda rule: rule.guild == EVERYWHERE
     )[:1]
     limiting_rules = [rule for rule in rules if rule.scope in ("channel", "guild")] + operator_rules
     return [UsageLimit(name, int(cast(int, rule.value)), _usage_scope(rule), rule) for rule in limiting_rules]

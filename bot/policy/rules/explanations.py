@@ -15,7 +15,7 @@ from bot.policy.rules.value_parser import UNLIMITED, format_setting_value
 DisplayNames = Mapping[str, str]  # a channel's, role's or user's id → how it is shown
 NO_NAMES: DisplayNames = {}
 SET_BY_SENTENCES: Mapping[Scope, str] = {
-    "house": "This bot's operator set that for this server.",
+    "operator": "This bot's operator set that for this server.",
     "guild": "This server's admins set that for everybody here.",
     "channel": "This server's admins set that for this channel.",
     "role": "This server's admins set that for a role of yours.",
@@ -59,7 +59,7 @@ def format_for_sentence(name: str, value: RuleValue | None) -> str:
 
 def describe_subject(scope: Scope, subject: str, names: DisplayNames = NO_NAMES) -> str:
     """Return whom a rule is for."""
-    if scope in ("house", "guild"):
+    if scope in ("operator", "guild"):
         return "this server"
     name = names.get(subject)
     return f"{scope} {subject}" if name is None else name
@@ -71,7 +71,7 @@ def describe_step(step: RuleStep, names: DisplayNames = NO_NAMES) -> str:
         "no rule" if value is None else format_for_sentence(step.setting, value) for value in (step.before, step.after)
     )
     subject_text = (
-        "the operator's ceiling" if step.scope == "house" else describe_subject(step.scope, step.subject, names)
+        "the operator's ceiling" if step.scope == "operator" else describe_subject(step.scope, step.subject, names)
     )
     return f"{step.setting} for {subject_text}: {before} → {after}"
 
@@ -126,7 +126,7 @@ def explain_decision(
 
 def _is_operator_rule(rule: Rule) -> bool:
     """Return whether the operator set it."""
-    return rule.scope == "house" or rule.guild == EVERYWHERE
+    return rule.scope == "operator" or rule.guild == EVERYWHERE
 
 
 def _joined_lists(
@@ -156,7 +156,7 @@ def _who_decides(rule: Rule | None, setting: Setting, defaults: Limits, names: D
         return "no rule is set, so this bot's default holds" if _has_default(setting, defaults) else "no rule is set"
     if rule.guild == EVERYWHERE:
         return "this bot's operator decides, for all servers"
-    if rule.scope == "house":
+    if rule.scope == "operator":
         return "this bot's operator decides, for this server"
     if rule.scope == "guild":
         return "the server's rule decides"

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 from bot.domain.errors import UserError
 from bot.domain.texts import shorten
 
-Scope = Literal["house", "guild", "channel", "role", "user"]
+Scope = Literal["operator", "guild", "channel", "role", "user"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 RuleValue = int | str | bool | tuple[str, ...]
 RuleKey = tuple[str, str, str]  # scope, subject, setting: a guild has at most one value for each
@@ -25,7 +25,7 @@ ALL = ("*",)  # a list that allows everything
 class Rule:
     """`setting` is `value` for `subject`: the id of a channel, role or user; empty for a whole server.
 
-    Scope "house" is a ceiling of the operator: for one server, or with `guild` "*" for all of them.
+    Scope "operator" is a ceiling of the operator: for one server, or with `guild` "*" for all of them.
     """
 
     scope: Scope
@@ -86,7 +86,7 @@ def normalise_subject(guild: str, scope: Scope, subject: str) -> str:
     keeps its number alone.
     """
     match = _MENTION.fullmatch(subject.strip())
-    if match is None or scope in ("house", "guild"):
+    if match is None or scope in ("operator", "guild"):
         return subject.strip()
     if scope == "user" and (guild == EVERYWHERE or guild.startswith("discord:")):
         return f"discord:{match[1]}"

@@ -34,7 +34,7 @@ class RunningLimits:
                 closed_guilds.add(rule.guild)
             if not isinstance(rule.value, int):
                 continue
-            if rule.scope == "house":
+            if rule.scope == "operator":
                 ceilings[rule.guild] = rule.value
             elif rule.scope == "channel":
                 channel_limits.setdefault(rule.guild, {})[rule.subject] = rule.value

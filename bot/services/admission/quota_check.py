@@ -92,7 +92,7 @@ def refuse_if_closed_or_blocked(rules: EffectiveRules) -> None:
         closed_part = "This bot" if closing_rule is not None and closing_rule.guild == EVERYWHERE else "This server"
         opener = (
             "this bot's operator"
-            if closing_rule is not None and closing_rule.scope == "house"
+            if closing_rule is not None and closing_rule.scope == "operator"
             else "the server's owner"
         )
         sentence = f"{closed_part} accepts no new jobs: {rules.closed}. It stays closed until {opener} opens it."
@@ -102,7 +102,7 @@ def refuse_if_closed_or_blocked(rules: EffectiveRules) -> None:
 
 
 def _blocked_sentence(rule: Rule | None) -> str:
-    if rule is not None and (rule.scope == "house" or rule.guild == EVERYWHERE):
+    if rule is not None and (rule.scope == "operator" or rule.guild == EVERYWHERE):
         blocked_part = "you" if rule.scope == "user" else "everybody" if rule.guild == EVERYWHERE else "this server"
         return f"This bot's operator has blocked {blocked_part}: nothing can be made until they take that back."
     blocked_part = "A role of yours is" if rule is not None and rule.scope == "role" else "You are"

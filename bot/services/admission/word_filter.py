@@ -120,7 +120,7 @@ def refusal_sentence(match: Match, rules: Iterable[Rule]) -> str:
         return TOO_COMPLEX
     setting = "words" if match.kind == "word" else "patterns"
     matching_rules = [rule for rule in rules if rule.setting == setting and match.entry in _list_entries(rule)]
-    by_operator = all(rule.guild == EVERYWHERE or rule.scope == "house" for rule in matching_rules)
+    by_operator = all(rule.guild == EVERYWHERE or rule.scope == "operator" for rule in matching_rules)
     owner_part = "of this bot's operator" if by_operator and matching_rules else "of this server's admins"
     if match.kind == "word":
         return f"“{shorten(match.entry, 60)}” may not be in a prompt here: it is on the word list {owner_part}."

@@ -215,11 +215,11 @@ models = Table(  # the last known profile of every model that a worker ever offe
     Column("seen", Float, nullable=False),
 )
 
-rules = Table(  # guild "*" and scope "house" hold the operator's rules
+rules = Table(  # guild "*" and scope "operator" hold the operator's rules
     "rules",
     metadata,
     Column("guild", String(64), primary_key=True),
-    Column("scope", String(16), primary_key=True),  # house, guild, channel, role, user
+    Column("scope", String(16), primary_key=True),  # operator, guild, channel, role, user
     Column("subject", String(64), primary_key=True),  # the channel's, role's or user's id; empty for a whole guild
     Column("setting", String(32), primary_key=True),
     Column("value", JSON, nullable=False),

@@ -40,8 +40,10 @@ def test_set_show_explain_and_undo(rules):
     rules("budget", "together_cost_day=10 h", "running=2", "--guild", "g")
     shown_rules = json.loads(rules("show", "--guild", "g", "--json"))
     assert [(rule["scope"], rule["subject"], rule["setting"], rule["text"]) for rule in shown_rules] == [
-        ("house", "", "running", "2"), ("house", "", "together_cost_day", "10 h"), ("role", "7", "cost_day", "1 h"),
-    ]  # fmt: skip
+        ("operator", "", "running", "2"),
+        ("operator", "", "together_cost_day", "10 h"),
+        ("role", "7", "cost_day", "1 h"),
+    ]
     assert "role 7                       cost_day             1 h" in rules("show", "--guild", "g")
     (explanation,) = json.loads(rules("explain", "discord:1", "cost_day", "--guild", "g", "--role", "7", "--json"))
     assert (explanation["value"], explanation["used"]) == ("1 h", "0 s of 1 h")
@@ -84,7 +86,7 @@ def test_export_and_import(rules, tmp_path):
         (("set", "cost_dya", "1h"), "There is no setting “cost_dya”; the nearest is cost_day."),
         (("set", "running", "many"), "running cannot be “many”: it takes a whole number from 1 to 1000."),
         (("set", "running", "1", "--role", "1", "--user", "2"), "A rule is for one of --channel, --role, --user or"),
-        (("set", "running", "1", "--role", "1"), "running cannot be set for a role; it can for: house, user."),
+        (("set", "running", "1", "--role", "1"), "running cannot be set for a role; it can for: operator, user."),
         (("budget", "running"), "“running” is no SETTING=VALUE, as in cost_day=1h."),
         (("undo",), "There is nothing to undo."),
         (("import", "nowhere.yaml"), "does not exist"),

@@ -36,7 +36,7 @@ ANN = Member("ann", "Ann", "g", roles=("artists", "members"), channel="studio")
 DEFAULTS = Limits()
 NUMBERS = (*USAGE_SETTINGS, "steps", "pixels", "count")
 SUBJECTS = {
-    "house": ("",), "guild": ("",), "channel": ("studio", "lobby"), "role": ("artists", "members", "others"),
+    "operator": ("",), "guild": ("",), "channel": ("studio", "lobby"), "role": ("artists", "members", "others"),
     "user": ("ann", "bob"),
 }  # fmt: skip
 
@@ -76,7 +76,7 @@ def rules(draw: st.DrawFn, name: str | None = None) -> list[Rule]:
     for _ in range(draw(st.integers(0, 12))):
         one = SETTINGS[name or draw(st.sampled_from(sorted(SETTINGS)))]
         guild = draw(st.sampled_from(("g", "g", "g", "other", EVERYWHERE)))
-        scopes: list[Scope] = [scope for scope in one.scopes if guild != EVERYWHERE or scope in ("house", "user")]
+        scopes: list[Scope] = [scope for scope in one.scopes if guild != EVERYWHERE or scope in ("operator", "user")]
         if scopes:
             scope = draw(st.sampled_from(scopes))
             rule = Rule(scope, draw(st.sampled_from(SUBJECTS[scope])), one.name, draw(values(one)), guild)
@@ -97,8 +97,8 @@ def documented_value(name: str, ruleset: list[Rule]) -> int:
     ):  # fmt: skip
         if value is not None:
             break
-    wide = mine.get((EVERYWHERE, "user", "ann"), mine.get((EVERYWHERE, "house", "")))
-    return min(one for one in (value, mine.get(("g", "house", "")), wide) if one is not None)
+    wide = mine.get((EVERYWHERE, "user", "ann"), mine.get((EVERYWHERE, "operator", "")))
+    return min(one for one in (value, mine.get(("g", "operator", "")), wide) if one is not None)
 
 
 @settings(deadline=None, max_examples=300)
@@ -132,8 +132,8 @@ def test_the_order_and_rules_for_others_do_not_matter(ruleset: list[Rule], rng) 
 @settings(deadline=None)
 @given(rules(), rules())
 def test_an_operators_ceiling_can_only_restrict(ruleset: list[Rule], more: list[Rule]) -> None:
-    free = [rule for rule in ruleset if rule.scope != "house" and rule.guild != EVERYWHERE]
-    ceilings = [rule for rule in more if rule.scope == "house" or rule.guild == EVERYWHERE]
+    free = [rule for rule in ruleset if rule.scope != "operator" and rule.guild != EVERYWHERE]
+    ceilings = [rule for rule in more if rule.scope == "operator" or rule.guild == EVERYWHERE]
     before, after = resolve(free, ANN, DEFAULTS), resolve(free + ceilings, ANN, DEFAULTS)
     for one in SETTINGS.values():
         old, new = getattr(before, one.name), getattr(after, one.name)
@@ -161,7 +161,7 @@ def test_the_documented_example_holds() -> None:
     ruleset = [
         Rule("guild", "", "cost_day", 1800, "g"),
         Rule("role", "artists", "cost_day", 3600, "g"),
-        Rule("house", "", "cost_day", 7200, "g"),
+        Rule("operator", "", "cost_day", 7200, "g"),
     ]
     terms = resolve(ruleset, ANN, DEFAULTS)
     assert explain_decision(SETTINGS["cost_day"], terms, ruleset, DEFAULTS, {"artists": "@artists"}) == (
@@ -184,7 +184,7 @@ def test_without_rules_the_defaults_hold_and_count_in_all_servers() -> None:
 
 
 def test_a_servers_rule_counts_use_there_and_a_ceiling_counts_use_on_all_servers() -> None:
-    ruleset = [Rule("guild", "", "cost_day", 600, "g"), Rule("house", "", "cost_day", 900, EVERYWHERE)]
+    ruleset = [Rule("guild", "", "cost_day", 600, "g"), Rule("operator", "", "cost_day", 900, EVERYWHERE)]
     caps = resolve(ruleset, ANN, DEFAULTS).limits_of("cost_day")
     assert [(cap.limit, cap.usage_scope) for cap in caps] == [(600, "member here"), (900, "member everywhere")]
 
@@ -211,7 +211,7 @@ def test_one_blocked_role_blocks_the_member() -> None:
 def test_lists_of_several_roles_add_up_and_a_ceiling_cuts_them() -> None:
     ruleset = [Rule("role", "artists", "models", ("a", "b"), "g"), Rule("role", "members", "models", ("c",), "g")]
     assert resolve(ruleset, ANN, DEFAULTS).models == ("a", "b", "c")
-    capped = resolve([*ruleset, Rule("house", "", "models", ("b", "c", "d"), EVERYWHERE)], ANN, DEFAULTS)
+    capped = resolve([*ruleset, Rule("operator", "", "models", ("b", "c", "d"), EVERYWHERE)], ANN, DEFAULTS)
     assert capped.models == ("b", "c")
     assert not capped.allows("models", "a")
 
@@ -230,7 +230,7 @@ def test_an_invalid_rule_is_ignored() -> None:
 
 
 def test_word_lists_of_the_operator_and_the_server_both_apply() -> None:
-    ruleset = [Rule("guild", "", "words", ("b",), "g"), Rule("house", "", "words", ("a",), EVERYWHERE)]
+    ruleset = [Rule("guild", "", "words", ("b",), "g"), Rule("operator", "", "words", ("a",), EVERYWHERE)]
     assert resolve(ruleset, ANN, DEFAULTS).words == ("a", "b")
 
 
@@ -239,8 +239,8 @@ def test_shared_limits_apply_side_by_side_and_a_servers_budget_replaces_the_gene
         Rule("guild", "", "together_cost_day", 100, "g"),
         Rule("channel", "studio", "together_cost_day", 50, "g"),
         Rule("channel", "lobby", "together_cost_day", 5, "g"),
-        Rule("house", "", "together_cost_day", 80, "g"),
-        Rule("house", "", "together_cost_day", 10, EVERYWHERE),
+        Rule("operator", "", "together_cost_day", 80, "g"),
+        Rule("operator", "", "together_cost_day", 10, EVERYWHERE),
     ]
     caps = resolve(ruleset, ANN, DEFAULTS).limits_of("together_cost_day")
     assert sorted((cap.limit, cap.usage_scope) for cap in caps) == [(50, "channel"), (80, "guild"), (100, "guild")]
@@ -330,14 +330,14 @@ def test_a_setting_is_found_or_the_nearest_is_suggested() -> None:
 @given(rules(), rules())
 def test_an_import_reaches_its_rules_and_undo_restores_the_old_ones(old: list[Rule], new: list[Rule]) -> None:
     before = {rule.key: rule.value for rule in old if rule.guild == "g"}
-    target = {rule.key: rule.value for rule in new if rule.guild == "g" and rule.scope != "house"}
+    target = {rule.key: rule.value for rule in new if rule.guild == "g" and rule.scope != "operator"}
     target = {key: value for key, value in target.items() if key[2] != "closed"}
     try:
         steps = change_plan.plan_import(before, target)
     except UserError:
         return
     after = _apply(before, steps)
-    untouched = {key: value for key, value in before.items() if key[0] == "house" or key[2] == "closed"}
+    untouched = {key: value for key, value in before.items() if key[0] == "operator" or key[2] == "closed"}
     assert after == {**untouched, **target}
     change = RuleChange(1, "g", 0.0, "ann", "Ann", "import", steps)
     assert _apply(after, change_plan.plan_undo(after, change, None)) == before
@@ -356,7 +356,7 @@ def _apply(before: dict, steps: tuple[RuleStep, ...]) -> dict:
 def test_a_setting_is_refused_where_it_makes_no_sense() -> None:
     for one, guild, scope, subject in (
         ("words", "g", "user", "ann"), ("running", EVERYWHERE, "guild", ""), ("running", "g", "user", ""),
-        ("running", "g", "guild", "ann"), ("running", "g", "user", "x" * 65), ("reports", EVERYWHERE, "house", ""),
+        ("running", "g", "guild", "ann"), ("running", "g", "user", "x" * 65), ("reports", EVERYWHERE, "operator", ""),
     ):  # fmt: skip
         with pytest.raises(UserError):
             change_plan.check_scope(SETTINGS[one], guild, scope, subject)  # pyright: ignore[reportArgumentType]
@@ -368,7 +368,7 @@ def test_a_server_has_a_bounded_number_of_rules() -> None:
     with pytest.raises(UserError, match="A server has at most 1000 rules; it has 1000, and these are 1 more"):
         change_plan.plan_rule(many, ("user", "one more", "running"), 2)
     assert change_plan.plan_rule(many, ("user", "u1", "running"), 2)
-    for scope, name, value in (("guild", "closed", "abuse"), ("house", "running", 1)):
+    for scope, name, value in (("guild", "closed", "abuse"), ("operator", "running", 1)):
         assert change_plan.plan_rule(many, (scope, "", name), value), "a full server can still be closed"
 
 
@@ -432,8 +432,8 @@ def test_the_limits_page_names_every_setting_and_preset() -> None:
     for one in SETTINGS.values():
         assert all(choice in rows[one.name] for choice in one.choices)
         said = rows[one.name].split("|")[3].strip()
-        named = {"server": "guild", "ceiling": "house"}
-        assert "house" not in said, "the word of the stored value"
+        named = {"server": "guild", "ceiling": "operator"}
+        assert "operator" not in said, "the word of the stored value"
         listed = list(one.scopes) if said == "all" else [named.get(word, word) for word in said.split(", ")]
         assert set(listed) == set(one.scopes), one.name
     for one in presets.PRESETS.values():

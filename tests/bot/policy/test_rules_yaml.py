@@ -36,7 +36,7 @@ def rules(draw: st.DrawFn) -> dict[tuple[str, str, str], Rule]:
     ruleset: dict[tuple[str, str, str], Rule] = {}
     for _ in range(draw(st.integers(0, 15))):
         one = SETTINGS[draw(st.sampled_from(sorted(set(SETTINGS) - set(EXCLUDED_SETTINGS))))]
-        scopes: list[Scope] = [scope for scope in one.scopes if scope != "house"]
+        scopes: list[Scope] = [scope for scope in one.scopes if scope != "operator"]
         scope = draw(st.sampled_from(scopes))
         subject = "" if scope == "guild" else draw(IDS)
         rule = Rule(scope, subject, one.name, draw(values(one)), "g")
@@ -49,7 +49,7 @@ def rules(draw: st.DrawFn) -> dict[tuple[str, str, str], Rule]:
 @given(rules())
 def test_exported_rules_import_unchanged(ruleset: dict[tuple[str, str, str], Rule]) -> None:
     text = yaml_io.dump_rules(ruleset.values())
-    assert yaml_io.load_rules(text) == {key: rule.value for key, rule in ruleset.items() if rule.scope != "house"}
+    assert yaml_io.load_rules(text) == {key: rule.value for key, rule in ruleset.items() if rule.scope != "operator"}
     assert text.startswith("# The rules of one server.")
     assert set(yaml.safe_load(text)) <= {"version", *SECTIONS}
 

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.asyncio
 ADMIN = Member("local:admin", "Ada", "local", is_moderator=True, is_admin=True)
 MOD = Member("local:mod", "Mo", "local", is_moderator=True)
 BOB = Member("local:bob", "Bob", "local")
-OPERATOR = Member("local:house", "Hal", "*", is_operator=True)
+OPERATOR = Member("local:operator", "Hal", "*", is_operator=True)
 ELSEWHERE = Member("local:eve", "Eve", "another", is_moderator=True, is_admin=True)
 
 
@@ -110,8 +110,8 @@ async def test_the_word_filter_reads_remixes_and_suffixes_too(harness, wait_unti
 
 async def test_the_operators_word_list_applies_on_every_server_and_is_named(harness, ann, destination):
     app = await harness.open_app()
-    await app.services.rule_admin.set_rule(OPERATOR, "house", "", "words", "gore")
-    await app.services.rule_admin.set_rule(OPERATOR, "house", "", "patterns", r"\bX-?ray")
+    await app.services.rule_admin.set_rule(OPERATOR, "operator", "", "words", "gore")
+    await app.services.rule_admin.set_rule(OPERATOR, "operator", "", "patterns", r"\bX-?ray")
     await app.services.rule_admin.set_rule(ADMIN, "guild", "", "words", "lamp")
     for member in (ann, replace(ann, guild="another")):
         sentence = (await refusal_of(app.services.jobs.imagine("gore", member, destination))).sentence

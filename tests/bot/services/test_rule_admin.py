@@ -99,7 +99,7 @@ async def test_of_several_limits_in_force_the_one_with_the_least_left_is_explain
         "also in force is channel 7's 1 h."
     )
     await rule_admin.set_rule(ANN, "guild", "", "cost_day", "3 h")
-    await rule_admin.set_rule(replace(OPERATOR, guild=EVERYWHERE), "house", "", "cost_day", "2 h")
+    await rule_admin.set_rule(replace(OPERATOR, guild=EVERYWHERE), "operator", "", "cost_day", "2 h")
     (explanation,) = await rule_admin.explain("g", replace(BOB, id="discord:0"), "cost_day")
     assert (explanation.value, explanation.used) == ("2 h", "59 min 55 s of 2 h")
     assert explanation.sentence == (
@@ -111,7 +111,7 @@ async def test_of_several_limits_in_force_the_one_with_the_least_left_is_explain
 @pytest.mark.asyncio
 async def test_the_explanation_names_a_members_own_ceiling_instead_of_the_general_one(store):
     rule_admin, operator_everywhere = make_rule_admin(store), replace(OPERATOR, guild=EVERYWHERE)
-    await rule_admin.set_rule(operator_everywhere, "house", "", "cost_day", "30 s")
+    await rule_admin.set_rule(operator_everywhere, "operator", "", "cost_day", "30 s")
     await rule_admin.set_rule(operator_everywhere, "user", "discord:5", "cost_day", "2 min")
     await rule_admin.set_rule(ANN, "guild", "", "cost_day", "1 min")
     (explanation,) = await rule_admin.explain("g", BOB, "cost_day")
@@ -150,9 +150,9 @@ async def test_nobody_writes_settings_above_their_role(store):
         ):  # fmt: skip
             assert (await refusal(awaitable)).status == 403
     for awaitable in (
-        rule_admin.set_rule(ANN, "house", "", "running", "1"), rule_admin.set_ceilings(ANN, "g", running="1"),
+        rule_admin.set_rule(ANN, "operator", "", "running", "1"), rule_admin.set_ceilings(ANN, "g", running="1"),
         rule_admin.close_guild(ANN, "x"), rule_admin.open_guild(ANN),
-        rule_admin.set_rule(replace(OWNER, guild=EVERYWHERE), "house", "", "running", "1"),
+        rule_admin.set_rule(replace(OWNER, guild=EVERYWHERE), "operator", "", "running", "1"),
         rule_admin.close_guild(replace(OWNER, guild=EVERYWHERE), "all"),
         rule_admin.set_ceilings(OWNER, "g", running="1"),
     ):  # fmt: skip
@@ -243,7 +243,7 @@ async def test_an_import_is_one_change_and_all_or_nothing(store):
 @pytest.mark.asyncio
 async def test_the_operator_sets_ceilings_and_rules_for_all_servers(store):
     rule_admin, operator_everywhere = make_rule_admin(store), replace(OPERATOR, guild=EVERYWHERE)
-    await rule_admin.set_rule(operator_everywhere, "house", "", "cost_day", "10 min")
+    await rule_admin.set_rule(operator_everywhere, "operator", "", "cost_day", "10 min")
     await rule_admin.set_rule(operator_everywhere, "user", "discord:5", "blocked", "on")
     await rule_admin.set_rule(ANN, "guild", "", "cost_day", "5 h")
     terms = await rule_admin.effective_rules(BOB)
@@ -254,7 +254,7 @@ async def test_the_operator_sets_ceilings_and_rules_for_all_servers(store):
     ).sentence == "All of that is set already."
     await rule_admin.set_ceilings(OPERATOR, "g", together_cost_day="1 h")
     await rule_admin.set_ceilings(OPERATOR, "g", together_cost_day=None, running="1")
-    assert [rule.setting for rule in await rule_admin.list_rules("g") if rule.scope == "house"] == ["running"]
+    assert [rule.setting for rule in await rule_admin.list_rules("g") if rule.scope == "operator"] == ["running"]
 
 
 @pytest.mark.asyncio

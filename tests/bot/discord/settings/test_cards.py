@@ -58,7 +58,7 @@ def values(one: Setting) -> st.SearchStrategy[RuleValue]:
 def rules(draw: st.DrawFn) -> Rule:
     one = SETTINGS[draw(st.sampled_from(sorted(SETTINGS)))]
     scope: Scope = draw(st.sampled_from(one.scopes))
-    subject = "" if scope in ("house", "guild") else draw(ids)
+    subject = "" if scope in ("operator", "guild") else draw(ids)
     return Rule(scope, f"discord:{subject}" if scope == "user" else subject, one.name, draw(values(one)), GUILD)
 
 
