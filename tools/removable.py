@@ -43,7 +43,11 @@ def main() -> int:
     """Take out each feature, one at a time; return 1 if anything fails on the rest."""
     options = parse_options()
     folders = [path.parent for folder in FEATURES for path in (ROOT / folder).glob("*/__init__.py")]
-    names = options.names or sorted(folder.name for folder in folders)
+    known = sorted(folder.name for folder in folders)
+    if unknown := sorted(set(options.names) - set(known)):
+        print(f"There is no feature {unknown[0]!r}: there are {', '.join(known)}.", file=sys.stderr)
+        return 2
+    names = options.names or known
     if options.some:
         names = random.Random(options.seed).sample(names, min(options.some, len(names)))
     failed = [name for name in names if not is_removable(name, is_brief=options.brief)]
@@ -96,6 +100,7 @@ def list_steps(tree: Path, *, is_brief: bool) -> list[tuple[str, list[str]]]:
         *pages,
         ("lint", [str(programs / "ruff"), "check", "."]),
         ("imports", [str(programs / "lint-imports")]),
+        ("collect", [sys.executable, "-m", "pytest", "-q", "--collect-only", "tests/bot"]),
         ("types", [str(programs / "basedpyright"), "bot"]),
         ("tests", [*tests, *(BRIEF_TESTS if is_brief else CORE_TESTS)]),
     ]

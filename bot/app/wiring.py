@@ -22,7 +22,7 @@ from bot.app.service_wiring import wire_services
 from bot.app.settings import Settings
 from bot.domain.errors import UserError
 from bot.domain.events import Feed
-from bot.domain.feature import load_parts
+from bot.domain.feature import load_parts, merge_rows
 from bot.images.picture_store import PictureStore
 from bot.images.uploads.image_links import FetchFile, fetch_file
 from bot.images.uploads.upload_decoder import WORKER_TIMEOUT, UploadDecoder
@@ -61,7 +61,7 @@ class App:
     def tasks(self) -> dict[str, Coroutine[Any, Any, None]]:
         """Return the tasks that run while the application is open; if one of them raises, the application closes."""
         queue = self.queue
-        return {
+        tasks: dict[str, Coroutine[Any, Any, None]] = {
             "bus": self.bus.wait_closed(),
             "result-consumer": queue.result_consumer.run(),
             "broker-blobs": queue.blobs.run(),
@@ -79,8 +79,8 @@ class App:
             "retention": self.retention.run(),
             "orphan-files": self.orphan_files.run(),
             "data-deletion": self.services.data_deletion.run(),
-            **{name: run() for name, run in self.feature_tasks.items()},
         }
+        return merge_rows(tasks, {name: run() for name, run in self.feature_tasks.items()})
 
 
 def wire_app(core: Core, filter_thread: Executor, upload_decoder: UploadDecoder, fetch_upload: FetchFile) -> App:

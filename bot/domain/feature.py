@@ -20,10 +20,12 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from bot.domain.permission import Permission, Price
 
+K = TypeVar("K")
+V = TypeVar("V")
 PACKAGES = ("bot.features", "bot.apis")
 Part = Literal["tables", "store", "service", "discord", "web", "cli"]
 
@@ -33,13 +35,15 @@ class Feature:
     """What a feature adds to the core's tables.
 
     `title`: over its operations in the API's description. `permissions`, `prices`: rows for its own actions.
-    `secret_tables`: SQL tables that a backup leaves out, each before those that it refers to.
+    `secret_tables`: SQL tables that a backup leaves out, each before those that it refers to. `key_scopes`: what API
+    keys can be made for besides the core's scopes.
     """
 
     title: str
     permissions: Mapping[str, Permission] = field(default_factory=dict[str, Permission])
     prices: Mapping[str, Price] = field(default_factory=dict[str, Price])
     secret_tables: tuple[str, ...] = ()
+    key_scopes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,13 +69,23 @@ def load_parts(part: Part) -> Mapping[str, ModuleType]:
 
 def _find_packages() -> dict[str, str]:
     """Return the package of each feature by the name of its folder."""
-    return {
-        module.name: f"{package}.{module.name}"
+    folders = [
+        {each.name: f"{package}.{each.name}" for each in pkgutil.iter_modules(import_module(package).__path__)}
         for package in PACKAGES
-        for module in pkgutil.iter_modules(import_module(package).__path__)
-    }
+    ]
+    return merge_rows(*folders)
 
 
 def load_hooks(name: str) -> list[Callable[..., Any]]:
     """Return the functions of this name in the features' `store` modules."""
     return [getattr(module, name) for module in load_parts("store").values() if hasattr(module, name)]
+
+
+def merge_rows(core: Mapping[K, V], *added: Mapping[K, V]) -> dict[K, V]:
+    """Return the core's rows and those of features. Raises ValueError where two have one key: none replaces another."""
+    rows = dict(core)
+    for part in added:
+        if both := rows.keys() & part.keys():
+            raise ValueError(f"two rows for {', '.join(map(str, both))}")
+        rows |= part
+    return rows

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Literal, get_args
 
 from bot.domain.dto import JobView, KeyScope, Member
-from bot.domain.feature import load_features
+from bot.domain.feature import load_features, merge_rows
 from bot.domain.permission import Action, Permission, Role
 
 JobRelation = Literal["none", "own", "another's", "private", "elsewhere", "party"]
@@ -47,7 +47,7 @@ def _allow_guild_role(phrase: str, role: Role) -> Permission:
     return Permission(phrase, own_role=role, in_direct_messages=False, concerns_jobs=False)
 
 
-PERMISSIONS: Mapping[Action, Permission] = MappingProxyType(
+CORE_PERMISSIONS: Mapping[Action, Permission] = MappingProxyType(
     {
         "imagine": _allow_everyone("ask for pictures", "imagine"),
         "blend": _allow_everyone("blend pictures", "imagine"),
@@ -91,11 +91,17 @@ PERMISSIONS: Mapping[Action, Permission] = MappingProxyType(
         "set": _allow_guild_role("change this server's settings", "admin"),
         "close": _allow_guild_role("close or open this server", "owner"),
         "budget": Permission("set what a whole server may spend", own_role="operator", concerns_jobs=False),
-        **{action: row for feature in load_features().values() for action, row in feature.permissions.items()},
     }
 )
+PERMISSIONS: Mapping[Action, Permission] = MappingProxyType(
+    merge_rows(CORE_PERMISSIONS, *(feature.permissions for feature in load_features().values()))
+)
 ACTIONS: tuple[Action, ...] = tuple(PERMISSIONS)
-KEY_SCOPES: tuple[KeyScope, ...] = tuple(dict.fromkeys(row.scope for row in PERMISSIONS.values() if row.scope))
+KEY_SCOPES: tuple[KeyScope, ...] = (
+    "imagine",
+    "read",
+    *(scope for feature in load_features().values() for scope in feature.key_scopes),
+)
 LOOK = Permission("look at this", concerns_jobs=False, scope="read")
 PRIVATE_JOB = "That job is private: only its author may use it."
 OWN_JOB = "This one is yours: delete it instead."  # for `report`, the only action that authors may not do

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from cachetools import TTLCache
 
 from bot.domain.errors import UserError
-from bot.domain.feature import load_features
+from bot.domain.feature import load_features, merge_rows
 from bot.domain.permission import Action, BucketKind, Price
 from bot.domain.texts import format_duration
 
@@ -42,7 +42,7 @@ RATES: Mapping[BucketKind, Rate] = MappingProxyType(
     }
 )
 FILL_SECONDS = max(rate.burst / rate.per_second for rate in RATES.values())  # after it, every bucket is full
-PRICES: Mapping[Action, Price] = MappingProxyType(
+CORE_PRICES: Mapping[Action, Price] = MappingProxyType(
     {
         **dict.fromkeys(("file", "suggest"), Price("look", 1.0)),
         **dict.fromkeys(("job", "page"), Price("look", 2.0)),
@@ -60,8 +60,10 @@ PRICES: Mapping[Action, Price] = MappingProxyType(
         "describe": Price("make", 10.0),
         "stranger": Price("stranger", 1.0),
         "guess": Price("guess", 1.0),
-        **{action: price for feature in load_features().values() for action, price in feature.prices.items()},
     }
+)
+PRICES: Mapping[Action, Price] = MappingProxyType(
+    merge_rows(CORE_PRICES, *(feature.prices for feature in load_features().values()))
 )
 
 

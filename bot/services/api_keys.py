@@ -68,7 +68,7 @@ class ApiKeys:
         return list(await self._store.query(stored.list_keys))
 
     async def list_notes(self, name: str) -> list[str]:
-        """Return what features say of a key that ended or was replaced, such as that its webhooks are off."""
+        """Return what features say of a key that ended or was replaced."""
         return await self._store.query(stored.list_notes, name)
 
     async def revoke(self, name: str) -> None:

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from aiohttp import web
 
 from bot.domain.errors import UserError
+from bot.domain.feature import merge_rows
 from bot.domain.permission import Action
 from bot.policy.permissions import scope_refusal
 from bot.policy.rates import too_often
@@ -20,7 +21,7 @@ from bot.web.routes import list_routes
 
 UNKNOWN_ROUTE: Action = "page"
 # Of a route that knows no visitor, such as /healthz, only the address is charged.
-ROUTE_ACTIONS: Mapping[str, Action] = MappingProxyType(
+CORE_ROUTE_ACTIONS: Mapping[str, Action] = MappingProxyType(
     {
         "GET /": "page",
         "POST /api/entrance": "page",
@@ -72,8 +73,10 @@ ROUTE_ACTIONS: Mapping[str, Action] = MappingProxyType(
         "GET /api/jobs/{id}/round-trip/{n}.{kind}": "film",
         "GET /api/jobs/{id}/keyframes": "job",
         "GET /api/jobs/{id}/keyframes/{n}.webp": "file",
-        **{f"{route.method} {route.address}": route.action for route in list_routes()},
     }
+)
+ROUTE_ACTIONS: Mapping[str, Action] = MappingProxyType(
+    merge_rows(CORE_ROUTE_ACTIONS, {f"{route.method} {route.address}": route.action for route in list_routes()})
 )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from bot.domain.feature import load_parts
+from bot.domain.feature import load_parts, merge_rows
 from bot.domain.permission import Action
 from bot.web.middleware import ERROR_SHAPES, PUBLIC_PREFIXES, ErrorShape
 
@@ -35,8 +35,10 @@ class Shape:
 
 @dataclass(frozen=True)
 class Route:
-    """A feature's route. `action`: the row of permissions and prices that it is charged by.
+    """A feature's route.
 
+    `action`: the row of prices that it is charged by, and the scope that an API key needs. Roles are the handler's to
+    check (`forbidden_reason`). Below a public prefix, whoever asks is charged by the handler.
     `path` may bound a part by a pattern, as aiohttp writes it.
     """
 
@@ -83,8 +85,7 @@ def list_public_prefixes() -> tuple[str, ...]:
 
 def join_tables(name: str) -> Mapping[str, Mapping[str, Any]]:
     """Return JSON Schemas of all features by name: of answers (`SCHEMAS`), or of parts of addresses (`PARAMETERS`)."""
-    parts = load_parts("web").values()
-    return {key: schema for module in parts for key, schema in getattr(module, name, {}).items()}
+    return merge_rows({}, *(getattr(module, name, {}) for module in load_parts("web").values()))
 
 
 def set_up_features(app: web.Application) -> None:

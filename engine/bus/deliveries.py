@@ -1,7 +1,7 @@
 """Deliveries: messages pulled from a durable consumer, decoded, then acknowledged or dead-lettered.
 
 A message that does not decode is logged with its subject, counted and dead-lettered, so it never blocks later ones. A
-message of another version is handed back, for an updated process.
+message of a newer version is handed back, for an updated process.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ T = TypeVar("T")
 ANSWER_SECONDS = 5.0
 CLOSE_SECONDS = 1.0
 CONSUMER_POLL_SECONDS = 0.5  # between two looks for a consumer that the bot makes
-OTHER_VERSION_PAUSE = 30.0  # until a message of another version is delivered again
+OTHER_VERSION_PAUSE = 30.0  # until a message of a newer version is delivered again
 OTHER_VERSION_TRIES = 2880  # one day
+HAND_BACK_SECONDS = 1.0  # until another worker may take it
 MAX_DEAD_BYTES = 1024 * 1024  # of a dead letter: the largest message plus headers would exceed the limit
 
 
@@ -116,7 +117,8 @@ class BusMessage(Generic[T]):
 class PullConsumer(Generic[T]):
     """Pulls values of one type from one durable consumer, and makes the consumer where it is missing.
 
-    `has_worker_key`: our key may not make it, so retry until the bot has sent a first job there.
+    `has_worker_key`: our key may not make it, so retry until the bot has sent a first job there. `rests`: after a
+    message of a newer version pull nothing for a while, and leave it to others.
 
     Requests are short and repeated, since a restarted broker forgets them. Each has its own reply subject, so the end
     of an old request is never taken for the end of the current one.
@@ -124,7 +126,7 @@ class PullConsumer(Generic[T]):
 
     def __init__(
         self, client: Client, js: JetStreamContext, stream: str, config: ConsumerConfig, value_type: type[T],
-        dead_letters: DeadLetters, batch: int = 1, has_worker_key: bool = False,
+        dead_letters: DeadLetters, batch: int = 1, has_worker_key: bool = False, *, rests: bool = False,
     ) -> None:  # fmt: skip
         assert config.durable_name is not None
         self._client, self._js, self._stream, self._config = client, js, stream, config
@@ -138,6 +140,8 @@ class PullConsumer(Generic[T]):
         self._reply_subject = ""
         self._outstanding = 0  # messages that the current request may still bring
         self._expires_at = 0.0  # when the request expires, on the loop's clock
+        self._rests = rests
+        self._resting_until = 0.0  # on the loop's clock
 
     async def next_message(self, timeout: float, *, wait: bool = True) -> BusMessage[T] | None:
         """Return the next good value, or None after `timeout` seconds. Raises `BrokerUnreachable`.
@@ -146,13 +150,16 @@ class PullConsumer(Generic[T]):
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
+        if loop.time() < self._resting_until:
+            await asyncio.sleep(min(timeout, self._resting_until - loop.time()) if wait else 0)
+            return None
         with translate_errors(f"pull from {self._stream}"):
             while (remaining := deadline - loop.time()) > 0:
                 await self._request_batch(loop, remaining, wait)
                 msg = await self._receive(min(remaining, self._expires_at - loop.time()))
                 if msg is not None and (message := await self._decode(msg)) is not None:
                     return message
-                if self._outstanding == 0 and not wait:
+                if loop.time() < self._resting_until or (self._outstanding == 0 and not wait):
                     break
         return None
 
@@ -205,9 +212,11 @@ class PullConsumer(Generic[T]):
                 raise MalformedMessage("it is a reply of the broker that a client redirected to this subject")
             return BusMessage(decode(msg.data, self._value_type), msg, self._dead_letters)
         except MalformedMessage as error:
-            if isinstance(error, OtherVersion) and msg.metadata.num_delivered < OTHER_VERSION_TRIES:
+            is_newer = isinstance(error, OtherVersion) and error.is_newer
+            if is_newer and msg.metadata.num_delivered < OTHER_VERSION_TRIES:
                 log.warning("%s stays in the queue: %s", msg.subject, error)
-                await msg.nak(delay=OTHER_VERSION_PAUSE)
+                await msg.nak(delay=HAND_BACK_SECONDS if self._rests else OTHER_VERSION_PAUSE)
+                self._resting_until = asyncio.get_running_loop().time() + OTHER_VERSION_PAUSE if self._rests else 0.0
             else:
                 await self._dead_letters.store(msg, str(error))
             return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
@@ -118,11 +118,13 @@ async def _ensure_stream(js: JetStreamContext, config: StreamConfig) -> None:
     for pause in RETRY_PAUSES:
         await asyncio.sleep(pause)
         try:
-            await js.stream_info(config.name)
+            info = await js.stream_info(config.name)
         except NotFoundError:
             if await _try_create(js, config, is_last_try=pause == RETRY_PAUSES[-1]):
                 return
         else:
+            if info.config.allow_rollup_hdrs:  # made by others: a worker's key could purge it by a header
+                await js.update_stream(replace(info.config, allow_rollup_hdrs=False))
             return
 
 

@@ -77,7 +77,7 @@ class WorkerClient(BusBase):
                 config = pool_consumer_config(pool, self.limits.lease)
                 self._consumers[pool] = PullConsumer(
                     self.client, self.js, subjects.WORK, config, Job, self.dead_letters,
-                    has_worker_key=self.has_worker_key,
+                    has_worker_key=self.has_worker_key, rests=True,
                 )  # fmt: skip
             message = await self._consumers[pool].next_message(timeout / len(pools), wait=wait)
             if message is not None:

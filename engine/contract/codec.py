@@ -17,7 +17,14 @@ class MalformedMessage(ValueError):
 
 
 class OtherVersion(MalformedMessage):
-    """The writer has another version of the contract: the text says which of the two needs an update."""
+    """The writer has another version of the contract: the text says which of the two needs an update.
+
+    `is_newer`: the writer's is newer, so this program will read the message once it is updated.
+    """
+
+    def __init__(self, text: str, *, is_newer: bool) -> None:
+        super().__init__(text)
+        self.is_newer = is_newer
 
 
 class _VersionHeader(Struct):
@@ -86,7 +93,9 @@ def _decode_error(payload: bytes, reason: str) -> MalformedMessage:
         return MalformedMessage(reason)
     version = versions.pop()
     sender = f"the worker {header.worker[:64]!r}" if header.worker else "its sender"
-    outdated = "this program" if version > VERSION else sender
+    is_newer = version > VERSION
     return OtherVersion(
-        f"{sender} has version {version} of the contract, and this program {VERSION}: update {outdated}"
+        f"{sender} has version {version} of the contract, and this program {VERSION}: "
+        f"update {'this program' if is_newer else sender}",
+        is_newer=is_newer,
     )

@@ -29,10 +29,10 @@ class InitLatents:
     """The start of an image. `latents`: z of an `ImageToImage`, x of a `Branch`, `[channels, height, width]`, float32.
 
     They are on the family's device. For a branch, `x0` is the keyframe's x0, and `draw_count` is how many noise draws
-    came before. `noise_level` is the latents' (alpha, sigma), set if the recipe's number of
-    steps differs from the ladder's. `mask` is `[1, height, width]`, 1 where the image is painted anew. `init_image`
-    (RGB) and `mask_image` (grey) have the finished size, to composite the unmasked part back. Several blended init
-    images have neither, since no single one could be composited.
+    came before. `noise_level` is the latents' (alpha, sigma), set if the recipe's number of steps differs from the
+    ladder's. `mask` is `[1, height, width]`, 1 where the image is painted anew. `init_image` (RGB) and `mask_image`
+    (grey) have the finished size, to composite the unmasked part back. Several blended init images have neither, since
+    no single one could be composited.
     """
 
     latents: torch.Tensor

@@ -42,13 +42,13 @@ _ROLL_STRIDES = (3_242_174_889, 2_447_445_414)
 class LatentKeyframe:
     """A keyframe before decoding: x0 after `step` steps; at every fourth also the latents to continue from.
 
-    `draw_count`: how many noise draws came before the next step.
+    `draw_count`: how many noise draws came before the next step. An image of a whole pipeline has neither.
     """
 
     step: int
     x0: torch.Tensor
-    latents: torch.Tensor | None
-    draw_count: int
+    latents: torch.Tensor | None = None
+    draw_count: int | None = None
 
 
 class MaskedSource(NamedTuple):

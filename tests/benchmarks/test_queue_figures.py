@@ -142,7 +142,7 @@ def test_a_row_with_too_few_samples_does_not_pass() -> None:
 def test_a_viewer_reads_stamps_from_chunks_of_a_stream() -> None:
     picture = add_timestamp(make_jpeg(2_000))
     event = {"id": "X", "frames": {"1": base64.b64encode(picture).decode()}}
-    stream = b"event: room\r\ndata: {}\r\n\r\nevent: frame\r\ndata: " + json.dumps(event).encode() + b"\r\n\r\n: ping"
+    stream = b"event: jobs\r\ndata: {}\r\n\r\nevent: frame\r\ndata: " + json.dumps(event).encode() + b"\r\n\r\n: ping"
     viewer, now = StreamViewer(), read_timestamp(picture) + 0.012
     for start in range(0, len(stream), 1000):
         viewer.add_chunk(stream[start : start + 1000], now)

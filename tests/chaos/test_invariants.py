@@ -40,7 +40,7 @@ LIVES = {
 CHARGED = {WEB: 2.0, STEERED: 2.0, DISCORD: 2.0, STOPPED: 0.6, FAILED: 0.0}
 BILLED = {WEB: 2.0, STEERED: 2.0, DISCORD: 2.0, STOPPED: 0.6, FAILED: 0.0}
 
-BLUE, SPLIT = '{"type": "Negative"}', '{"type": "Split"}'
+BLUE, SPLIT = '{"type": "SetNegative"}', '{"type": "SplitImage"}'
 HELD = (RecipeAmendment(1, 3, BLUE), RecipeAmendment(3, 5, SPLIT))
 AMENDMENTS = (
     AmendmentRow(STEERED, 1, "hash-1", "made", 3, "", BLUE),

@@ -24,7 +24,9 @@ class PrivateLogFile(RotatingFileHandler):
     """A rotating log whose every file is its owner's alone, whatever the umask."""
 
     def _open(self) -> TextIOWrapper:
-        Path(self.baseFilename).touch(mode=0o600)
+        path = Path(self.baseFilename)
+        path.touch(mode=0o600)
+        path.chmod(0o600)  # of one that was there, too, such as a copied one
         return super()._open()
 
 

@@ -43,7 +43,7 @@ def copy_database(source: Path, target: Path) -> None:
             target_database.execute("PRAGMA journal_mode=DELETE")
             with target_database:
                 target_database.execute(REMOVE_TOKENS_SQL)
-                for table in (*SECRET_TABLES, *_list_secret_tables()):
+                for table in _list_secret_tables(target_database):
                     target_database.execute(f"DELETE FROM {table}")  # noqa: S608 - a name of ours
             target_database.execute("VACUUM INTO ?", (str(target),))
     except sqlite3.Error as error:
@@ -52,9 +52,11 @@ def copy_database(source: Path, target: Path) -> None:
         draft_path.unlink(missing_ok=True)
 
 
-def _list_secret_tables() -> list[str]:
-    """Return the features' tables that no copy has."""
-    return [table for feature in load_features().values() for table in feature.secret_tables]
+def _list_secret_tables(database: sqlite3.Connection) -> list[str]:
+    """Return the tables that no copy has, of those that are there."""
+    names = {str(row[0]) for row in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    features = (table for feature in load_features().values() for table in feature.secret_tables)
+    return [table for table in (*SECRET_TABLES, *features) if table in names]
 
 
 def list_copy_hashes(file: Path) -> list[str]:

@@ -14,4 +14,5 @@ FEATURE = Feature(
     },
     prices={"webhook": Price("change", 1.0)},
     secret_tables=("webhook_deliveries", "webhooks"),
+    key_scopes=("webhooks",),
 )

@@ -1,4 +1,4 @@
-"""The task that sends webhooks their events: from the audit into the outbox, from there to the store.
+"""The task that sends webhooks their events: from the audit into the outbox, from there to the endpoints.
 
 One slow endpoint delays no other: each has a few messages in flight. Their order is not kept, which Standard Webhooks
 leaves open; each message says when its event happened.

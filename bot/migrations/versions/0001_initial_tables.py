@@ -1,4 +1,7 @@
-"""The tables of the first release. `bot.store.schema` explains the columns; it may change, and this file may not."""
+"""The tables of the first release. `bot.store.schema` and the features' `tables` explain the columns.
+
+Until that release this file changes with them, and never after it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0001"
+revision = "initial"
 down_revision = None
 branch_labels = None
 depends_on = None

@@ -35,7 +35,7 @@ from engine.contract import (
     decode,
 )
 
-MAX_UPSCALE = 8  # largest factor of a super-resolver, each side (`engine.contract.ModelProfile.enlargement`)
+MAX_UPSCALE = 8  # largest factor of a super-resolver, each side (`engine.contract.ModelProfile.upscale_factor`)
 MAX_BYTES = {"image": 64 * 1024 * 1024, "ladder": 24 * 1024 * 1024}  # bytes
 
 

@@ -1,1 +1,1 @@
-"""Suggests prompts for a picture, and shortens prompts."""
+"""Suggests prompts for a picture."""

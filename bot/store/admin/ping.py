@@ -17,7 +17,7 @@ SCHEMA_TEXTS: dict[SchemaAge, str] = {
     "none": "its tables are made at the first start",
     "old": "its tables are brought up to date at the next start",
     "today's": "its tables are up to date",
-    "unknown": "its tables are of a later version of Darkroom",
+    "unknown": "its tables are of another version of Darkroom",
 }
 
 

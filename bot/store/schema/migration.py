@@ -21,11 +21,11 @@ SchemaAge = Literal["none", "old", "today's", "unknown"]
 def migrate_tables(connection: Connection) -> None:
     """Bring the tables up to date. If two processes start at once, the second waits and finds the tables migrated.
 
-    Raises `UserError` for tables of a later version.
+    Raises `UserError` for tables of another version.
     """
     if read_schema_age(connection) == "unknown":
         raise UserError(
-            "The database is of a later version of Darkroom: install that version, or set another database.", 400
+            "The database is of another version of Darkroom: install that version, or set another database.", 400
         )
     command.upgrade(_alembic_config(connection), "head")
 

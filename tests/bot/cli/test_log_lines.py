@@ -134,6 +134,7 @@ async def test_a_search_for_a_job_finds_all_its_log_lines(harness, wait_until, a
 def test_the_log_and_its_rotated_parts_are_their_owners_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(log_file, "MAX_FILE_BYTES", 200)
     old_umask = os.umask(0o022)
+    (tmp_path / "darkroom.log").touch(mode=0o644)  # a copied one
     try:
         with log_to_file(tmp_path / "darkroom.log"):
             for number in range(5):

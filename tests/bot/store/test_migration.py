@@ -146,9 +146,9 @@ async def test_a_database_of_a_later_version_is_refused_and_stays_as_it_is(
     with monkeypatch.context() as patches:
         patches.setattr(migration, "MIGRATIONS", later_migrations)
         later = await open_and_describe(empty_database)
-    with pytest.raises(UserError, match="of a later version of Darkroom") as error:
+    with pytest.raises(UserError, match="of another version of Darkroom") as error:
         await Store.open(empty_database)
     assert error.value.status == 400
-    assert "later version" in (await check_database(empty_database)).summary
+    assert "another version" in (await check_database(empty_database)).summary
     monkeypatch.setattr(migration, "MIGRATIONS", later_migrations)
     assert await open_and_describe(empty_database) == later

@@ -81,25 +81,6 @@ async def test_a_failed_restart_of_the_server_is_tried_again(tmp_path: Path) -> 
 
 
 @pytest.mark.asyncio
-async def test_a_store_without_accounts_is_migrated(tmp_path: Path) -> None:
-    async with Broker(tmp_path) as broker:
-        bus = await Bus.connect(broker.url, broker.token)
-        await bus.declare()
-        first = await bus.read_first_epoch()
-        sha = await bus.put_blob(b"kept")
-        await bus.close()
-    store = tmp_path / "store" / "jetstream"
-    (store / "darkroom").rename(store / "$G")  # where a server without accounts keeps it
-    async with Broker(tmp_path) as broker:
-        bus = await Bus.connect(broker.url, broker.token)
-        await bus.declare()
-        assert await bus.read_first_epoch() == first
-        assert await bus.get_blob(sha, 100) == b"kept"
-        await bus.close()
-    assert [one.name for one in store.iterdir() if one.name[0] != "_"] == ["darkroom"]
-
-
-@pytest.mark.asyncio
 async def test_a_folder_allows_one_broker(tmp_path: Path) -> None:
     async with Broker(tmp_path):
         with pytest.raises(BrokerError, match="already running"):

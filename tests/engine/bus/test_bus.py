@@ -440,17 +440,36 @@ async def test_an_unreadable_message_becomes_a_dead_letter_and_blocks_nothing(co
 
 
 @pytest.mark.asyncio
-async def test_a_job_of_another_version_stays_in_the_queue(connect_bus: Any) -> None:
-    bot, worker = await connect_bus(), await connect_bus()
+async def test_a_job_of_a_newer_version_stays_in_the_queue_and_its_reader_rests(
+    connect_bus: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.bus.deliveries.OTHER_VERSION_PAUSE", 0.5)
+    bot, worker, other_worker = await connect_bus(), await connect_bus(), await connect_bus()
     fields = msgspec.msgpack.decode(encode(make_job()))
     await bot.js.publish(f"work.default.{JOB}.1", msgspec.msgpack.encode({**fields, "v": VERSION + 1}))
+    assert await worker.pull_job(["default"], 3.0) is None
     await bot.dispatch(make_job(OTHER))
-    delivered = await worker.pull_job(["default"], 3.0)
+    assert await worker.pull_job(["default"], 0.1) is None, "it leaves jobs to others"
+    delivered = await other_worker.pull_job(["default"], 3.0)
     assert delivered is not None
     assert delivered.value.id == OTHER
     await delivered.ack()
     assert (await bot.js.stream_info("work")).state.messages == 1
     assert worker.dead_letters.count == {}
+
+
+@pytest.mark.asyncio
+async def test_a_job_of_an_older_version_is_a_dead_letter_so_that_the_bot_sends_it_anew(connect_bus: Any) -> None:
+    bot, worker = await connect_bus(), await connect_bus()
+    fields = msgspec.msgpack.decode(encode(make_job()))
+    await bot.dispatch(make_job(OTHER))
+    await bot.js.publish(f"work.default.{JOB}.1", msgspec.msgpack.encode({**fields, "v": VERSION - 1}))
+    delivered = await worker.pull_job(["default"], 3.0)
+    assert delivered is not None
+    await delivered.ack()
+    assert await worker.pull_job(["default"], 1.0) is None
+    assert worker.dead_letters.count == {"work": 1}
+    assert (await bot.js.stream_info("work")).state.messages == 0
 
 
 @pytest.mark.asyncio

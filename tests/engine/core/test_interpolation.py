@@ -116,7 +116,7 @@ def test_an_interpolation_between_seeds_contains_the_grids_pictures(
     assert torch.equal(frames[1].latents, middle_image.latents)
 
 
-def test_an_interpolation_has_recipe_version_5_and_parameters_per_picture() -> None:
+def test_an_interpolation_has_its_recipe_and_parameters_per_picture() -> None:
     known_fields: dict[str, Any] = {"sampler": "ddim", "steps": 9, "guidance": 3.0, "width": 64, "height": 64}
     one = Recipe(
         concepts=(Concept("cat"),),
