@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 from attack.visitors import Answer, Tally, Visitor
 from bot.domain.dto import Member
-from bot.policy.permissions import Action, JobRef, forbidden_reason
+from bot.policy.permissions import JobRef, forbidden_reason
 from bot.web.middleware import GUILD
 from tests.bot.web.test_route_permissions import TABLE, UNKNOWN_JOB, Route
 
@@ -109,7 +109,7 @@ class Matrix:
         member = Member("me", "me", GUILD, is_moderator=caller.rank == "operator")
         guild = "another" if ownership == "elsewhere" else GUILD
         job = JobRef("me" if ownership == "own" else "author", "author", guild, is_private=ownership == "private")
-        return forbidden_reason(cast("Action", route.action), member, job) is None
+        return forbidden_reason(route.action, member, job) is None
 
 
 def _is_alike(one: Answer, other: Answer) -> bool:

@@ -40,7 +40,7 @@ class Affine:
     upscale_factor, upscaler = 1, ""
     guides: GuidanceKind = "rows"
     interval = (0.0, 1.0)
-    samplers = ("ddpm", "ddim", "euler", "dpmpp_2m")
+    samplers: tuple[Sampler, ...] = ("ddpm", "ddim", "euler", "dpmpp_2m")
 
     def __init__(self, scheduler_config: dict[str, Any], failing_text: str = "", memory: int = 10_000) -> None:
         self.scheduler_config = scheduler_config

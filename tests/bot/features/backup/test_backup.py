@@ -16,7 +16,7 @@ import sys
 import tarfile
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ async def wait_until(condition: Callable[[], Any], seconds: float = 60.0) -> Any
 
 
 @asynccontextmanager
-async def broker_with_worker(folder: Path) -> AsyncIterator[tuple[Broker, PaintingWorker]]:
+async def broker_with_worker(folder: Path) -> AsyncGenerator[tuple[Broker, PaintingWorker]]:
     """A broker and a worker on it."""
     async with Broker(folder) as broker:
         bus = await Bus.connect(broker.url, broker.token)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -69,7 +69,7 @@ class Receiver:
 
 
 @asynccontextmanager
-async def open_receiver(*statuses: int) -> AsyncIterator[Receiver]:
+async def open_receiver(*statuses: int) -> AsyncGenerator[Receiver]:
     receiver, app = Receiver(statuses=list(statuses)), web.Application()
     app.router.add_post("/hook", receiver.receive)
     runner = web.AppRunner(app)
