@@ -46,10 +46,7 @@ Port = Annotated[
 ]
 Host = Annotated[str | None, typer.Option(help="Address to listen on (DARKROOM_HOST, else 127.0.0.1).")]
 Nats = Annotated[str | None, typer.Option(metavar="URL", help="URL of an external NATS broker (DARKROOM_NATS).")]
-Model = Annotated[
-    list[str] | None,
-    typer.Option(help="Model folder, file or name; repeatable. Else all added models."),
-]
+Model = Annotated[list[str] | None, typer.Option(help="Model folder, file or name; repeatable. Else all added models.")]
 Memory = Annotated[
     str, typer.Option(metavar="SIZE", help="Memory for models, such as 12GB (DARKROOM_MEMORY, else a share).")
 ]
@@ -62,10 +59,11 @@ Offload = Annotated[str, typer.Option(metavar="WHAT", help=OFFLOAD_HELP)]
 Backend = Annotated[
     str,
     typer.Option(
-        metavar="KIND=ADDRESS", envvar="DARKROOM_BACKEND",
+        metavar="KIND=ADDRESS",
+        envvar="DARKROOM_BACKEND",
         help="Let another server draw: comfyui=http://…, a1111=http://… or openai=https://….",
     ),
-]  # fmt: skip
+]
 Standby = Annotated[
     bool, typer.Option("--standby", help="If another bot uses the data folder, wait until it ends, then start.")
 ]
@@ -103,9 +101,7 @@ def up(
 
 
 @app.command()
-def bot(
-    port: Port = None, host: Host = None, data: Data = None, nats: Nats = None, standby: Standby = False
-) -> None:  # fmt: skip
+def bot(port: Port = None, host: Host = None, data: Data = None, nats: Nats = None, standby: Standby = False) -> None:
     """Run the bot without an engine: chatroom and Discord, beside a broker and engines that run elsewhere."""
     from bot.cli.up.startup import run_bot
 

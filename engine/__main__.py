@@ -25,8 +25,7 @@ EXIT_BAD_SETTING, EXIT_STUCK = 2, 70
 GOMP_SPIN_COUNT = "20000"
 
 PictureCheckOption = Annotated[
-    Path | None,
-    typer.Option("--picture-check", help="A folder with an image classifier; else DARKROOM_PICTURE_CHECK."),
+    Path | None, typer.Option("--picture-check", help="A folder with an image classifier; else DARKROOM_PICTURE_CHECK.")
 ]
 UpscalerOption = Annotated[
     Path | None,
@@ -117,12 +116,25 @@ def serve(
 
     token, key = (read_token(path) if path else "" for path in (token_file, key_file))
     settings = load_settings(
-        nats=nats, nats_token=token, nats_key=key, name=name, models=tuple(model or ()),
-        pools=tuple(pool or ()), data=data, device=device, check=check, upscaler=upscaler, memory=memory,
-        graphs=graphs, offload=offload, vae=vae, quantize=quantize, quantize_text=quantize_text,
+        nats=nats,
+        nats_token=token,
+        nats_key=key,
+        name=name,
+        models=tuple(model or ()),
+        pools=tuple(pool or ()),
+        data=data,
+        device=device,
+        check=check,
+        upscaler=upscaler,
+        memory=memory,
+        graphs=graphs,
+        offload=offload,
+        vae=vae,
+        quantize=quantize,
+        quantize_text=quantize_text,
         simulated=load_simulation_settings(simulated, row_ms=row_ms, rows=rows),
         backend=load_backend_settings(backend, workflow or (), size),
-    )  # fmt: skip
+    )
     asyncio.run(_run_worker(settings))
 
 

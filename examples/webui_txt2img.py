@@ -24,9 +24,12 @@ def connect() -> webuiapi.WebUIApi:
     address, key = urlsplit(URL), os.environ.get("DARKROOM_API_KEY", "")
     is_https = address.scheme == "https"
     return webuiapi.WebUIApi(
-        host=address.hostname or "127.0.0.1", port=address.port or (443 if is_https else 80), use_https=is_https,
-        username="darkroom" if key else None, password=key or None,
-    )  # fmt: skip
+        host=address.hostname or "127.0.0.1",
+        port=address.port or (443 if is_https else 80),
+        use_https=is_https,
+        username="darkroom" if key else None,
+        password=key or None,
+    )
 
 
 def follow(api: webuiapi.WebUIApi, is_over: threading.Event) -> None:

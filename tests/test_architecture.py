@@ -24,9 +24,7 @@ FEATURES = [
 MAX_LINES = 500  # a file is one idea with all of its parts
 MAX_FUNCTION = 40
 LONG_FILES: dict[str, str] = {}
-LONG_FUNCTIONS = {
-    "bot/migrations/versions/0001_initial_tables.py:_jobs": "one line for each column",
-}
+LONG_FUNCTIONS = {"bot/migrations/versions/0001_initial_tables.py:_jobs": "one line for each column"}
 VAGUE = {
     "utils",
     "util",
@@ -194,8 +192,11 @@ def _is_in_package(module: str, package: str) -> bool:
 def test_import_contracts_hold() -> None:
     completed = subprocess.run(
         [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert completed.returncode == 0, completed.stdout + completed.stderr
     assert "Contracts:" in completed.stdout
 
@@ -238,9 +239,7 @@ def test_the_command_loads_nothing_heavy_before_it_parses_arguments() -> None:
     )
 
 
-EDGES = {
-    "bot.cli.imagine.local_engine": "`darkroom imagine` without a running house is an engine in this process",
-}
+EDGES = {"bot.cli.imagine.local_engine": "`darkroom imagine` without a running house is an engine in this process"}
 
 
 def test_the_bot_imports_only_the_contract_of_the_engine() -> None:

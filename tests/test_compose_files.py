@@ -15,8 +15,10 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 COMPOSE_SECRETS = {
-    "DARKROOM_NATS_TOKEN": "a-token", "DARKROOM_ENGINE_KEY": "a-seed", "DARKROOM_ENGINE_PUBLIC": "a-public-key"
-}  # fmt: skip
+    "DARKROOM_NATS_TOKEN": "a-token",
+    "DARKROOM_ENGINE_KEY": "a-seed",
+    "DARKROOM_ENGINE_PUBLIC": "a-public-key",
+}
 
 
 def test_the_compose_file_is_valid(find_program: Callable[..., str]) -> None:

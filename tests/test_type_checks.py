@@ -84,8 +84,10 @@ def test_every_untyped_library_still_leaves_types_open(tmp_path: Path) -> None:
     """Checks one file for each library, without the exceptions."""
     settings = {
         "include": sorted({str(ROOT / file) for file, _ in UNTYPED_LIBRARIES.values()}),
-        "extraPaths": [str(ROOT)], "pythonVersion": "3.11", "typeCheckingMode": "strict",
-    }  # fmt: skip
+        "extraPaths": [str(ROOT)],
+        "pythonVersion": "3.11",
+        "typeCheckingMode": "strict",
+    }
     (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings))
     command = [sys.executable, "-m", "basedpyright", "--project", str(tmp_path), "--outputjson"]
     command += ["--pythonpath", sys.executable]

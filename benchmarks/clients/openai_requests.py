@@ -26,7 +26,7 @@ STEPS = 20
 
 async def measure_overhead(
     client: aiohttp.ClientSession, row_name: str, draw_by_foreign_api: Draw, *, quick: bool
-) -> FigureRow:  # fmt: skip
+) -> FigureRow:
     """Compare medians of both ways, which take turns."""
     rounds = QUICK_ROUNDS if quick else ROUNDS
     seconds: dict[str, list[float]] = {"foreign": [], "own": []}

@@ -20,8 +20,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 @app.command()
 def bench(
     quick: Annotated[
-        bool,
-        typer.Option("--quick", help="Only the README's first claims, in a few minutes; all takes about twenty."),
+        bool, typer.Option("--quick", help="Only the README's first claims, in a few minutes; all takes about twenty.")
     ] = False,
     plot: Annotated[
         Path | None,

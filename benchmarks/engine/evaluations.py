@@ -43,14 +43,47 @@ from engine.plan import COLUMNS, Plan, compose
 
 # None of them chose where the evaluations lie.
 PROMPTS = (
-    "terrier, looking up, cute, white background", "octopus, white background", "sunflower", "fox, white background",
-    "strawberry, black background", "guitar", "owl", "mushroom, white background", "blue bicycle", "green teapot",
-    "yellow submarine, white background", "red umbrella", "purple butterfly", "pink pig", "penguin, blue background",
-    "snowman", "cactus, white background", "lemon", "rabbit, cute", "turtle", "hamburger", "lighthouse",
-    "hot air balloon", "airplane, white background", "sailboat", "tractor", "violin", "trophy", "light bulb",
-    "alarm clock, white background", "candle", "key", "mermaid", "robot, black background", "unicorn", "dragon",
-    "crown, white background", "anchor", "kangaroo", "whale, black background",
-)  # fmt: skip
+    "terrier, looking up, cute, white background",
+    "octopus, white background",
+    "sunflower",
+    "fox, white background",
+    "strawberry, black background",
+    "guitar",
+    "owl",
+    "mushroom, white background",
+    "blue bicycle",
+    "green teapot",
+    "yellow submarine, white background",
+    "red umbrella",
+    "purple butterfly",
+    "pink pig",
+    "penguin, blue background",
+    "snowman",
+    "cactus, white background",
+    "lemon",
+    "rabbit, cute",
+    "turtle",
+    "hamburger",
+    "lighthouse",
+    "hot air balloon",
+    "airplane, white background",
+    "sailboat",
+    "tractor",
+    "violin",
+    "trophy",
+    "light bulb",
+    "alarm clock, white background",
+    "candle",
+    "key",
+    "mermaid",
+    "robot, black background",
+    "unicorn",
+    "dragon",
+    "crown, white background",
+    "anchor",
+    "kangaroo",
+    "whale, black background",
+)
 QUICK_PROMPTS = PROMPTS[::10]
 STEPS, COUNT = 1000, 4
 JOBS_AT_ONCE = 8
@@ -73,10 +106,20 @@ class Drawing:
     def make_recipe(self, prompt: str, sampler: Sampler, steps: int, evaluations: int, seed: int) -> Recipe:
         family = self.family
         return Recipe(
-            concepts=(Concept(prompt),), model=family.name, sampler=sampler, steps=steps, evaluations=evaluations,
-            seed=seed, guidance=family.guidance, guidance_start=family.interval[0], guidance_stop=family.interval[1],
-            width=family.size, height=family.size, count=COUNT, dtype=self.dtype,
-        )  # fmt: skip
+            concepts=(Concept(prompt),),
+            model=family.name,
+            sampler=sampler,
+            steps=steps,
+            evaluations=evaluations,
+            seed=seed,
+            guidance=family.guidance,
+            guidance_start=family.interval[0],
+            guidance_stop=family.interval[1],
+            width=family.size,
+            height=family.size,
+            count=COUNT,
+            dtype=self.dtype,
+        )
 
     def draw(self, prompts: Sequence[str], sampler: Sampler, steps: int, evaluations: int) -> list[Image.Image]:
         """Return the finished pictures, four of each prompt in turn; prompt `i` has the seeds from 100·i on."""
@@ -196,9 +239,17 @@ def measure_composition(family: Family) -> FigureRow:
     worst = 0.0
     for sampler in family.samplers:
         recipe = Recipe(
-            concepts=(Concept(""),), model=family.name, sampler=sampler, steps=50, evaluations=20, seed=0,
-            guidance=1.0, width=family.size, height=family.size, dtype="float32",
-        )  # fmt: skip
+            concepts=(Concept(""),),
+            model=family.name,
+            sampler=sampler,
+            steps=50,
+            evaluations=20,
+            seed=0,
+            guidance=1.0,
+            width=family.size,
+            height=family.size,
+            dtype="float32",
+        )
         try:
             full = family.plan(sampler, recipe.steps, 0.0, family.size, family.size)
         except ValueError:  # it has no table

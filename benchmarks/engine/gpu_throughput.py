@@ -33,11 +33,14 @@ ROW_GOALS = (
 # The published configurations, except for the text features' width and SDXL's size conditioning.
 SD15_UNET_CONFIG: dict[str, Any] = {"sample_size": 64, "attention_head_dim": 8}
 SDXL_UNET_CONFIG: dict[str, Any] = {
-    "sample_size": 128, "attention_head_dim": [5, 10, 20], "block_out_channels": (320, 640, 1280),
-    "transformer_layers_per_block": [1, 2, 10], "use_linear_projection": True,
+    "sample_size": 128,
+    "attention_head_dim": [5, 10, 20],
+    "block_out_channels": (320, 640, 1280),
+    "transformer_layers_per_block": [1, 2, 10],
+    "use_linear_projection": True,
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-}  # fmt: skip
+}
 SCHEDULER_OPTIONS: dict[str, Any] = {
     "steps_offset": 1,
     "clip_sample": False,

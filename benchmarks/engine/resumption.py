@@ -43,14 +43,22 @@ def measure_resume_rows(family: Family, load: Workload) -> list[FigureRow]:
         worst_psnr = min(worst_psnr, decoded_psnr(family, uninterrupted, resumed))
     return [
         FigureRow(
-            f"killed and resumed {KILL_COUNT} times, exact: equal to the bit", equal_count, f"= {KILL_COUNT}",
-            "pictures", samples=KILL_COUNT, planned=max(1, KILL_COUNT),
+            f"killed and resumed {KILL_COUNT} times, exact: equal to the bit",
+            equal_count,
+            f"= {KILL_COUNT}",
+            "pictures",
+            samples=KILL_COUNT,
+            planned=max(1, KILL_COUNT),
         ),
         FigureRow(
-            f"killed and resumed {KILL_COUNT} times beside others, {load.dtype}: worst", worst_psnr, None, "dB",
-            samples=KILL_COUNT, planned=max(1, KILL_COUNT),
+            f"killed and resumed {KILL_COUNT} times beside others, {load.dtype}: worst",
+            worst_psnr,
+            None,
+            "dB",
+            samples=KILL_COUNT,
+            planned=max(1, KILL_COUNT),
         ),
-    ]  # fmt: skip
+    ]
 
 
 def is_resumed_equal(family: Family, job: Job, kill_step: int) -> bool:

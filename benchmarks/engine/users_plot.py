@@ -130,8 +130,13 @@ def _choose_ticks(max_value: float) -> list[float]:
 
 
 def write_text(
-    draw: ImageDraw.ImageDraw, position: tuple[float, float], text: str, *,
-    size: int = 15, colour: str = TEXT_COLOUR, anchor: str = "mm",
-) -> None:  # fmt: skip
+    draw: ImageDraw.ImageDraw,
+    position: tuple[float, float],
+    text: str,
+    *,
+    size: int = 15,
+    colour: str = TEXT_COLOUR,
+    anchor: str = "mm",
+) -> None:
     """Write text at its anchor: "mm" is its centre."""
     draw.text(position, text, fill=colour, font=ImageFont.load_default(size), anchor=anchor)

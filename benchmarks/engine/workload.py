@@ -30,9 +30,15 @@ STRENGTH = 0.5  # of the init image
 # (sampler, factor on the steps, guidance): five samplers, five numbers of steps; the sum of row-steps is the same as
 # without `mixed`.
 SAMPLER_MIX: tuple[tuple[Sampler, float, bool], ...] = (
-    ("ddpm", 1.0, True), ("ddim", 0.8, True), ("euler", 1.2, True), ("dpmpp_2m", 0.6, True),
-    ("euler_ancestral", 1.4, True), ("ddim", 2.0, False), ("dpmpp_2m", 2.0, False), ("ddpm", 1.0, True),
-)  # fmt: skip
+    ("ddpm", 1.0, True),
+    ("ddim", 0.8, True),
+    ("euler", 1.2, True),
+    ("dpmpp_2m", 0.6, True),
+    ("euler_ancestral", 1.4, True),
+    ("ddim", 2.0, False),
+    ("dpmpp_2m", 2.0, False),
+    ("ddpm", 1.0, True),
+)
 
 
 @dataclass(frozen=True)
@@ -67,11 +73,20 @@ class Workload:
         if self.with_init_image:
             steps, image_to_image = round(steps / STRENGTH), make_image_to_image()
         recipe = Recipe(
-            concepts=(Concept(USER_PROMPTS[user_number % len(USER_PROMPTS)]),), model=family.name, sampler=sampler,
-            steps=steps, seed=user_number, guidance=guidance, width=family.size, height=family.size, count=self.count,
-            dtype=self.dtype, guidance_start=self.guidance_interval[0], guidance_stop=self.guidance_interval[1],
+            concepts=(Concept(USER_PROMPTS[user_number % len(USER_PROMPTS)]),),
+            model=family.name,
+            sampler=sampler,
+            steps=steps,
+            seed=user_number,
+            guidance=guidance,
+            width=family.size,
+            height=family.size,
+            count=self.count,
+            dtype=self.dtype,
+            guidance_start=self.guidance_interval[0],
+            guidance_stop=self.guidance_interval[1],
             start=image_to_image,
-        )  # fmt: skip
+        )
         return make_job(user_number, recipe, ladder=self.ladder)
 
 
@@ -120,9 +135,7 @@ def run_engine(family: Family, load: Workload, *, with_previews: bool = False) -
     return run_jobs(family, load.make_jobs(family), load.batch_limit, with_previews=with_previews)
 
 
-def run_jobs(
-    family: Family, jobs: Sequence[Job], batch_limit: int, *, with_previews: bool = False
-) -> Iterator[Event]:  # fmt: skip
+def run_jobs(family: Family, jobs: Sequence[Job], batch_limit: int, *, with_previews: bool = False) -> Iterator[Event]:
     """Yield our engine's events until the latents of all jobs are done. Raises RuntimeError if a job fails."""
     engine = Engine({family.name: family}, rows=batch_limit)
     for job in jobs:

@@ -61,19 +61,36 @@ def _measure_kind(kind: str, data: Path, device: torch.device) -> float:
     controlled.set_progress_bar_config(disable=True)
     scales, starts, stops = ([control[place] for control in CONTROLS] for place in (1, 2, 3))
     expected = controlled(
-        "a cat", negative_prompt=None, image=[picture] * len(CONTROLS), num_inference_steps=STEPS, width=IMAGE_SIDE,
-        height=IMAGE_SIDE, guidance_scale=GUIDANCE, generator=torch.Generator().manual_seed(SEED),
-        output_type="latent", controlnet_conditioning_scale=scales, control_guidance_start=starts,
+        "a cat",
+        negative_prompt=None,
+        image=[picture] * len(CONTROLS),
+        num_inference_steps=STEPS,
+        width=IMAGE_SIDE,
+        height=IMAGE_SIDE,
+        guidance_scale=GUIDANCE,
+        generator=torch.Generator().manual_seed(SEED),
+        output_type="latent",
+        controlnet_conditioning_scale=scales,
+        control_guidance_start=starts,
         control_guidance_end=stops,
-    ).images[0]  # fmt: skip
+    ).images[0]
     return float((actual - expected).abs().max()) / max(1.0, float(expected.abs().max()))
 
 
 def _draw_controlled(family: Family, picture: bytes) -> torch.Tensor:
     sha256 = hashlib.sha256(picture).hexdigest()
     recipe = Recipe(
-        concepts=(Concept("a cat"),), model=family.name, sampler="ddim", steps=STEPS, seed=SEED, guidance=GUIDANCE,
-        width=IMAGE_SIDE, height=IMAGE_SIDE, dtype="float32", guidance_kind=family.guides, count=1,
+        concepts=(Concept("a cat"),),
+        model=family.name,
+        sampler="ddim",
+        steps=STEPS,
+        seed=SEED,
+        guidance=GUIDANCE,
+        width=IMAGE_SIDE,
+        height=IMAGE_SIDE,
+        dtype="float32",
+        guidance_kind=family.guides,
+        count=1,
         controls=tuple(ControlImage(name, sha256, "none", scale, start, stop) for name, scale, start, stop in CONTROLS),
-    )  # fmt: skip
+    )
     return run_engine(family, recipe, {sha256: picture})

@@ -24,10 +24,14 @@ ROUNDS = 5
 def describe_device(device: torch.device) -> dict[str, Any]:
     """Return the facts as plain values."""
     facts: dict[str, Any] = {
-        "device": read_device_name(device), "kind": device.type, "system": platform.platform(),
-        "python": platform.python_version(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+        "device": read_device_name(device),
+        "kind": device.type,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
         "C++ compiler": next((name for name in ("g++", "clang++") if shutil.which(name)), None),
-    }  # fmt: skip
+    }
     facts |= {package: _package_version(package) for package in PACKAGES}
     facts |= _describe_gpu(device) if device.type == "cuda" else {"processor": torch.backends.cpu.get_cpu_capability()}
     return facts | {
@@ -45,14 +49,20 @@ def _package_version(package: str) -> str | None:
 def _describe_gpu(device: torch.device) -> dict[str, Any]:
     properties: Any = cast(Any, torch.cuda).get_device_properties(device)
     return {
-        "driver": _read_driver_version(), "CUDA": torch.version.cuda, "HIP": torch.version.hip,
-        "cuDNN": torch.backends.cudnn.version(), "capability": f"{properties.major}.{properties.minor}",
-        "memory, GB": round(properties.total_memory / 2**30, 1), "multiprocessors": properties.multi_processor_count,
-        "GPUs": torch.cuda.device_count(), "bfloat16 in hardware": torch.cuda.is_bf16_supported(False),
-        "TF32 in matmul": torch.backends.cuda.matmul.allow_tf32, "TF32 in cuDNN": torch.backends.cudnn.allow_tf32,
+        "driver": _read_driver_version(),
+        "CUDA": torch.version.cuda,
+        "HIP": torch.version.hip,
+        "cuDNN": torch.backends.cudnn.version(),
+        "capability": f"{properties.major}.{properties.minor}",
+        "memory, GB": round(properties.total_memory / 2**30, 1),
+        "multiprocessors": properties.multi_processor_count,
+        "GPUs": torch.cuda.device_count(),
+        "bfloat16 in hardware": torch.cuda.is_bf16_supported(False),
+        "TF32 in matmul": torch.backends.cuda.matmul.allow_tf32,
+        "TF32 in cuDNN": torch.backends.cudnn.allow_tf32,
         "flash attention": torch.backends.cuda.flash_sdp_enabled(),
         "memory-efficient attention": torch.backends.cuda.mem_efficient_sdp_enabled(),
-    }  # fmt: skip
+    }
 
 
 def _read_driver_version() -> str | None:

@@ -89,10 +89,19 @@ def _choose_sampler(family: Family) -> Sampler:
 def make_recipe(family: Family, sampler: Sampler, dtype: Dtype = "float32") -> Recipe:
     """Return a recipe of one picture: of several, the one that ends first need not be the first one."""
     return Recipe(
-        concepts=(Concept("a cat"),), model=family.name, sampler=sampler, steps=STEPS, seed=SEED, guidance=GUIDANCE,
-        width=IMAGE_SIDE, height=IMAGE_SIDE, dtype=dtype, guidance_kind=family.guides,
-        count=1, quantization=find_quantization(family),
-    )  # fmt: skip
+        concepts=(Concept("a cat"),),
+        model=family.name,
+        sampler=sampler,
+        steps=STEPS,
+        seed=SEED,
+        guidance=GUIDANCE,
+        width=IMAGE_SIDE,
+        height=IMAGE_SIDE,
+        dtype=dtype,
+        guidance_kind=family.guides,
+        count=1,
+        quantization=find_quantization(family),
+    )
 
 
 def run_engine(family: Family, recipe: Recipe, blobs: Mapping[str, bytes] = MappingProxyType({})) -> torch.Tensor:
@@ -124,6 +133,12 @@ def _call_pipeline_unchanged(pipeline: Any, family: GenericFamily) -> Image.Imag
     parameters = inspect.signature(type(pipeline).__call__).parameters
     extra_arguments = {name: False for name in ("use_resolution_binning", "clean_caption") if name in parameters}
     return pipeline(
-        "a cat", negative_prompt="", num_inference_steps=STEPS, guidance_scale=GUIDANCE - 1 + family.no_guidance,
-        width=IMAGE_SIDE, height=IMAGE_SIDE, generator=torch.Generator().manual_seed(SEED), **extra_arguments,
-    ).images[0]  # fmt: skip
+        "a cat",
+        negative_prompt="",
+        num_inference_steps=STEPS,
+        guidance_scale=GUIDANCE - 1 + family.no_guidance,
+        width=IMAGE_SIDE,
+        height=IMAGE_SIDE,
+        generator=torch.Generator().manual_seed(SEED),
+        **extra_arguments,
+    ).images[0]

@@ -38,9 +38,10 @@ def measure_picture_rows(device: torch.device, print_progress: PrintProgress) ->
 def _measure_rows(folder: Path, device: torch.device, print_progress: PrintProgress) -> Iterator[FigureRow]:
     for kind, adapter in REFERENCES:
         yield _measure_row(
-            f"{kind}: a reference picture, {adapter}", partial(_compare_reference, folder, kind, adapter, device),
+            f"{kind}: a reference picture, {adapter}",
+            partial(_compare_reference, folder, kind, adapter, device),
             print_progress,
-        )  # fmt: skip
+        )
     for kind in INPAINTING_BUILDERS:
         yield _measure_row(
             f"{kind}: a masked picture", partial(_compare_inpainting, folder, kind, device), print_progress
@@ -81,9 +82,19 @@ def _compare_inpainting(data: Path, kind: str, device: torch.device) -> float:
 
 def _make_recipe(family: Family, **fields: Any) -> Recipe:
     return Recipe(
-        concepts=(Concept("a cat"),), model=family.name, sampler="euler", steps=STEPS, seed=SEED, guidance=GUIDANCE,
-        width=IMAGE_SIDE, height=IMAGE_SIDE, dtype="float32", guidance_kind=family.guides, count=1, **fields,
-    )  # fmt: skip
+        concepts=(Concept("a cat"),),
+        model=family.name,
+        sampler="euler",
+        steps=STEPS,
+        seed=SEED,
+        guidance=GUIDANCE,
+        width=IMAGE_SIDE,
+        height=IMAGE_SIDE,
+        dtype="float32",
+        guidance_kind=family.guides,
+        count=1,
+        **fields,
+    )
 
 
 def _compare(family: Family, recipe: Recipe, blobs: Mapping[str, bytes], expected: torch.Tensor) -> float:

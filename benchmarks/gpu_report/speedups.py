@@ -140,10 +140,12 @@ def _measure_offload(load_family: LoadFamily) -> Iterator[FigureRow]:
         return
     whole, text, layers = (_measure_offload_mode(load_family, mode) for mode in OFFLOADS)
     figures = (
-        (text.rest_mb, whole.rest_mb, "MB"), (text.encode_ms, whole.encode_ms, "ms"),
-        (layers.rest_mb, whole.rest_mb, "MB"), (layers.peak_mb, whole.peak_mb, "MB"),
+        (text.rest_mb, whole.rest_mb, "MB"),
+        (text.encode_ms, whole.encode_ms, "ms"),
+        (layers.rest_mb, whole.rest_mb, "MB"),
+        (layers.peak_mb, whole.peak_mb, "MB"),
         (layers.forward_ms, whole.forward_ms, "ms"),
-    )  # fmt: skip
+    )
     for name, (figure, whole_figure, unit) in zip(OFFLOAD_ROW_NAMES, figures, strict=False):
         note = f"{figure:.4g} {unit}, whole {whole_figure:.4g} {unit}"
         yield FigureRow(name, figure / whole_figure, None, "×", note)

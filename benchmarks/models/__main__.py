@@ -40,8 +40,7 @@ def bench_models(
         bool, typer.Option("--tiny", help="The same rows with tiny models, as a test of the benchmark.")
     ] = False,
     parts: Annotated[
-        str,
-        typer.Option(metavar="PARTS", help=f"Some of {', '.join(PART_NAMES)}, with commas; all by default."),
+        str, typer.Option(metavar="PARTS", help=f"Some of {', '.join(PART_NAMES)}, with commas; all by default.")
     ] = "",
     json: Annotated[bool, typer.Option("--json", help="Print a list of rows as JSON.")] = False,
 ) -> None:

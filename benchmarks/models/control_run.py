@@ -115,11 +115,20 @@ def _draw_picture(side: int) -> tuple[Image.Image, dict[str, bytes]]:
 def _make_recipe(run_spec: dict[str, Any], family: DiffusersFamily, dtype: Dtype, sha: str) -> Recipe:
     controls = tuple(ControlImage(name, sha, scale=scale) for name, scale in zip(CONTROL_NAMES, SCALES, strict=True))
     return Recipe(
-        concepts=(Concept(run_spec["prompt"]),), model=family.name, sampler="ddim", steps=run_spec["steps"], seed=0,
-        guidance=run_spec["guidance"], width=run_spec["side"], height=run_spec["side"], count=1, dtype=dtype,
-        guidance_kind=family.guides, controls=controls,
+        concepts=(Concept(run_spec["prompt"]),),
+        model=family.name,
+        sampler="ddim",
+        steps=run_spec["steps"],
+        seed=0,
+        guidance=run_spec["guidance"],
+        width=run_spec["side"],
+        height=run_spec["side"],
+        count=1,
+        dtype=dtype,
+        guidance_kind=family.guides,
+        controls=controls,
         references=(ReferenceImage(ADAPTER_NAME, sha, REFERENCE_SCALE),),
-    )  # fmt: skip
+    )
 
 
 def _time_engine(family: DiffusersFamily, recipe: Recipe, pictures: PictureConditions) -> tuple[float, float]:
@@ -159,11 +168,18 @@ def _time_diffusers(run_spec: dict[str, Any], pipeline_class: str, dtype: Dtype,
     pipeline.scheduler = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config)
     step_clock = StepClock()
     pipeline(
-        run_spec["prompt"], image=[picture, picture], ip_adapter_image=picture, num_inference_steps=run_spec["steps"],
-        guidance_scale=run_spec["guidance"], height=run_spec["side"], width=run_spec["side"], output_type="latent",
-        controlnet_conditioning_scale=list(SCALES), callback_on_step_end=step_clock,
+        run_spec["prompt"],
+        image=[picture, picture],
+        ip_adapter_image=picture,
+        num_inference_steps=run_spec["steps"],
+        guidance_scale=run_spec["guidance"],
+        height=run_spec["side"],
+        width=run_spec["side"],
+        output_type="latent",
+        controlnet_conditioning_scale=list(SCALES),
+        callback_on_step_end=step_clock,
         generator=torch.Generator().manual_seed(0),
-    )  # fmt: skip
+    )
     return step_clock.mean_seconds()
 
 

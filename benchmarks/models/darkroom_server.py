@@ -100,10 +100,11 @@ class DarkroomServer:
         if engine_pid is None:
             return {}
         return {
-            "rest": read_memory_mb(engine_pid, "VmRSS"), "peak": read_memory_mb(engine_pid, "VmHWM"),
+            "rest": read_memory_mb(engine_pid, "VmRSS"),
+            "peak": read_memory_mb(engine_pid, "VmHWM"),
             "all_rest": sum(read_memory_mb(process_id, "VmRSS") for process_id in process_ids),
             "all_peak": sum(read_memory_mb(process_id, "VmHWM") for process_id in process_ids),
-        }  # fmt: skip
+        }
 
 
 @contextmanager

@@ -36,10 +36,15 @@ def main(run_spec: dict[str, Any]) -> None:
         started_at = time.perf_counter()
         step_clock = StepClock()
         picture = pipeline(
-            run_spec["prompt"], num_inference_steps=run_spec["steps"], guidance_scale=run_spec["guidance"],
-            height=run_spec["side"], width=run_spec["side"], generator=torch.Generator().manual_seed(number),
-            callback_on_step_end=step_clock, **reference_arguments,
-        ).images[0]  # fmt: skip
+            run_spec["prompt"],
+            num_inference_steps=run_spec["steps"],
+            guidance_scale=run_spec["guidance"],
+            height=run_spec["side"],
+            width=run_spec["side"],
+            generator=torch.Generator().manual_seed(number),
+            callback_on_step_end=step_clock,
+            **reference_arguments,
+        ).images[0]
         picture.save(Path(run_spec["out"]) / f"{number}.png")
         print_output_line(
             picture=time.perf_counter() - started_at, step=step_clock.mean_seconds(), memory=read_memory()
@@ -101,8 +106,9 @@ def read_memory() -> dict[str, float]:
     if torch.cuda.is_available():
         synchronize_gpu()
         megabytes |= {
-            "gpu": torch.cuda.memory_allocated() / 2**20, "gpu_peak": torch.cuda.max_memory_allocated() / 2**20
-        }  # fmt: skip
+            "gpu": torch.cuda.memory_allocated() / 2**20,
+            "gpu_peak": torch.cuda.max_memory_allocated() / 2**20,
+        }
     return megabytes
 
 

@@ -44,11 +44,13 @@ def main(run_spec: dict[str, Any]) -> None:
     family = models.load_model(run_spec["folder"], data_folder, device=choose_device(), quantization=quantization)
     model_profile = calibrate(family, data_folder / "calibration.json").to_model_profile(family)
     print_output_line(
-        loaded=read_memory(), dtype=model_profile.dtype, stored=count_stored_bytes(cast(Any, family).pipeline),
+        loaded=read_memory(),
+        dtype=model_profile.dtype,
+        stored=count_stored_bytes(cast(Any, family).pipeline),
         predicted=estimate_bytes(
             find_model(run_spec["folder"], data_folder), FormatChooser(choose_device(), quantization=quantization)
         ),
-    )  # fmt: skip
+    )
     references, blobs = _use_reference(family, run_spec["reference"]) if "reference" in run_spec else ((), {})
     for number in range(run_spec["pictures"]):
         _run_job(run_spec, family, _make_job(run_spec, model_profile, number, references), blobs)
@@ -103,13 +105,20 @@ def _make_job(
     run_spec: dict[str, Any], model_profile: ModelProfile, seed: int, references: tuple[ReferenceImage, ...]
 ) -> Job:
     recipe = Recipe(
-        concepts=(Concept(run_spec["prompt"]),), model=model_profile.name,
-        sampler=run_spec["sampler"] or model_profile.sampler, steps=run_spec["steps"], seed=seed,
-        guidance=run_spec["guidance"], width=run_spec["side"], height=run_spec["side"], count=1,
-        dtype=model_profile.dtype, guidance_kind=model_profile.guidance_kind,
+        concepts=(Concept(run_spec["prompt"]),),
+        model=model_profile.name,
+        sampler=run_spec["sampler"] or model_profile.sampler,
+        steps=run_spec["steps"],
+        seed=seed,
+        guidance=run_spec["guidance"],
+        width=run_spec["side"],
+        height=run_spec["side"],
+        count=1,
+        dtype=model_profile.dtype,
+        guidance_kind=model_profile.guidance_kind,
         references=references,
         quantization=model_profile.quantization,
-    )  # fmt: skip
+    )
     return make_job(recipe, seed)
 
 

@@ -117,9 +117,10 @@ class _ModelRunner:
         values = output_line.values
         share = 100 * values["outside"] / values["step"]
         return {
-            "ours control step": values["step"], "diffusers control step": values["diffusers"],
+            "ours control step": values["step"],
+            "diffusers control step": values["diffusers"],
             "ours control outside": share,
-        }  # fmt: skip
+        }
 
     def _measure_reference(self) -> dict[str, float]:
         """Measure a step of both sides with a reference picture."""
@@ -129,9 +130,10 @@ class _ModelRunner:
         adapter = ensure_adapter(data / "ip-adapters" / "plus", unet)
         picture = save_picture(self._temp_folder / "reference.png")
         run_spec = self._make_run_spec(picture_count=2) | {
-            "data": str(self._temp_folder / "data"), "decodes": 0,
+            "data": str(self._temp_folder / "data"),
+            "decodes": 0,
             "reference": {"adapter": str(adapter), "picture": str(picture), "scale": SCALE},
-        }  # fmt: skip
+        }
         spec_file, seconds = str(self._write_run_spec(run_spec)), dict[str, float]()
         for side, command in (
             ("diffusers", [sys.executable, diffusers_run.__file__, spec_file]),
@@ -158,10 +160,25 @@ class _ModelRunner:
     def _measure_imagine(self, start_name: str) -> dict[str, float]:
         model = self._model
         command = darkroom_command(
-            "imagine", PROMPT, "--model", str(self._model_folder), "--steps", str(model.steps), "--count", "1",
-            "--guidance", str(model.guidance), "--seed", "1", "--out", str(self._temp_folder), "--json",
-            "--data", str(self._temp_folder / "data"), *(("--sampler", model.sampler) if model.sampler else ()),
-        )  # fmt: skip
+            "imagine",
+            PROMPT,
+            "--model",
+            str(self._model_folder),
+            "--steps",
+            str(model.steps),
+            "--count",
+            "1",
+            "--guidance",
+            str(model.guidance),
+            "--seed",
+            "1",
+            "--out",
+            str(self._temp_folder),
+            "--json",
+            "--data",
+            str(self._temp_folder / "data"),
+            *(("--sampler", model.sampler) if model.sampler else ()),
+        )
         [output_line] = run_and_collect(command, self._log_path("imagine"))
         if output_line.values["width"] % model.side:  # a small model's pictures are upscaled
             raise RuntimeError(f"the picture has {output_line.values['width']} pixels a side instead of {model.side}")
@@ -197,18 +214,28 @@ class _ModelRunner:
     def _make_run_spec(self, picture_count: int) -> dict[str, Any]:
         model = self._model
         return {
-            "folder": str(self._model_folder), "dtype": DTYPE, "prompt": PROMPT, "steps": model.steps,
-            "guidance": model.guidance, "side": model.side, "sampler": model.sampler, "pictures": picture_count,
+            "folder": str(self._model_folder),
+            "dtype": DTYPE,
+            "prompt": PROMPT,
+            "steps": model.steps,
+            "guidance": model.guidance,
+            "side": model.side,
+            "sampler": model.sampler,
+            "pictures": picture_count,
             "out": str(self._temp_folder),
-        }  # fmt: skip
+        }
 
     def _make_request(self, seed: int) -> dict[str, Any]:
         """Return the same job as the HTTP API takes it."""
         model = self._model
         request = {
-            "prompt": PROMPT, "model": self._model_folder.name, "steps": model.steps, "guidance": model.guidance,
-            "count": 1, "seed": seed,
-        }  # fmt: skip
+            "prompt": PROMPT,
+            "model": self._model_folder.name,
+            "steps": model.steps,
+            "guidance": model.guidance,
+            "count": 1,
+            "seed": seed,
+        }
         return request | ({"sampler": model.sampler} if model.sampler else {})
 
     def _write_run_spec(self, run_spec: dict[str, Any]) -> Path:

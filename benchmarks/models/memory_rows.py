@@ -54,10 +54,17 @@ class _MemoryRunner:
     def run_offload(self, offload: Offload) -> Figures:
         model, latents = self._model, self._temp_folder / f"{offload}.safetensors"
         run_spec = {
-            "folder": str(self._folder), "data": str(self._temp_folder), "offload": offload, "prompt": PROMPT,
-            "sampler": model.sampler, "steps": STEPS, "guidance": model.guidance, "side": min(model.side, MAX_SIDE),
-            "latents": str(latents), "is_large": True,
-        }  # fmt: skip
+            "folder": str(self._folder),
+            "data": str(self._temp_folder),
+            "offload": offload,
+            "prompt": PROMPT,
+            "sampler": model.sampler,
+            "steps": STEPS,
+            "guidance": model.guidance,
+            "side": min(model.side, MAX_SIDE),
+            "latents": str(latents),
+            "is_large": True,
+        }
         [line] = self._run("memory_run", run_spec)
         return line | {"latents": load_file(latents)["latents"]}
 
@@ -110,13 +117,19 @@ def _make_tiling_rows(model: BenchmarkModel, lines: list[Figures]) -> Iterator[F
     for line in lines:
         name = f"{model.name}: {line['name']} in tiles"
         yield FigureRow(
-            f"{name}, memory, tiles ÷ whole", line["tiled_mb"] / line["whole_mb"], None, "×",
+            f"{name}, memory, tiles ÷ whole",
+            line["tiled_mb"] / line["whole_mb"],
+            None,
+            "×",
             f"{line['tiled_mb']:.4g} MB, whole {line['whole_mb']:.4g} MB, predicted {line['predicted_mb']:.4g} MB",
-        )  # fmt: skip
+        )
         yield FigureRow(
-            f"{name}, time, tiles ÷ whole", line["tiled_seconds"] / line["whole_seconds"], None, "×",
+            f"{name}, time, tiles ÷ whole",
+            line["tiled_seconds"] / line["whole_seconds"],
+            None,
+            "×",
             f"{line['tiled_seconds']:.4g} s, whole {line['whole_seconds']:.4g} s",
-        )  # fmt: skip
+        )
 
 
 def _used_mb(run: Figures, moment: str) -> float:

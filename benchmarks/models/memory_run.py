@@ -43,9 +43,12 @@ def main(run_spec: dict[str, Any]) -> None:
     weights = estimate_weights(source, chooser)  # it also imports the parts' classes, which are no weights
     base = read_settled_memory()
     family = models.load_model(
-        run_spec["folder"], Path(run_spec["data"]), device=device, offload=offload,
+        run_spec["folder"],
+        Path(run_spec["data"]),
+        device=device,
+        offload=offload,
         large_threshold=chooser.large_threshold,
-    )  # fmt: skip
+    )
     dtype = family.dtypes[0] if isinstance(family, HasFormats) else "float32"
     reset_peak_memory()
     latents, step_seconds = draw_latents(family, make_recipe(run_spec, family, dtype))
@@ -58,10 +61,16 @@ def main(run_spec: dict[str, Any]) -> None:
         draw_latents(family, make_recipe(run_spec, family, dtype))
     save_file({"latents": latents.float().cpu().contiguous()}, run_spec["latents"])
     print_output_line(
-        predicted=weights.count_device_bytes(offload), predicted_group=weights.network_group,
-        largest_group=max(samples, default=0), base=base, rest=rest, peak=peak, step=step_seconds, dtype=dtype,
+        predicted=weights.count_device_bytes(offload),
+        predicted_group=weights.network_group,
+        largest_group=max(samples, default=0),
+        base=base,
+        rest=rest,
+        peak=peak,
+        step=step_seconds,
+        dtype=dtype,
         picture=picture.size,
-    )  # fmt: skip
+    )
 
 
 def reset_peak_memory() -> None:
@@ -142,10 +151,18 @@ def make_recipe(run_spec: dict[str, Any], family: Any, dtype: Dtype) -> Recipe:
     """Return the recipe of one picture."""
     sampler: Sampler = run_spec["sampler"] or family.samplers[0]
     return Recipe(
-        concepts=(Concept(run_spec["prompt"]),), model=family.name, sampler=sampler, steps=run_spec["steps"], seed=1,
-        guidance=run_spec["guidance"], width=run_spec["side"], height=run_spec["side"], count=1, dtype=dtype,
+        concepts=(Concept(run_spec["prompt"]),),
+        model=family.name,
+        sampler=sampler,
+        steps=run_spec["steps"],
+        seed=1,
+        guidance=run_spec["guidance"],
+        width=run_spec["side"],
+        height=run_spec["side"],
+        count=1,
+        dtype=dtype,
         guidance_kind=family.guides,
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

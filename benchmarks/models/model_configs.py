@@ -54,14 +54,25 @@ def list_real_models(on_gpu: bool) -> tuple[BenchmarkModel, ...]:
     return (
         BenchmarkModel("sd15", build_sd15, 512, 6, 7.5, "dpmpp_2m"),
         BenchmarkModel(
-            "sdxl", lambda: build_sdxl(sdxl_side), sdxl_side, 6 if on_gpu else 2, 7.5, "dpmpp_2m",
+            "sdxl",
+            lambda: build_sdxl(sdxl_side),
+            sdxl_side,
+            6 if on_gpu else 2,
+            7.5,
+            "dpmpp_2m",
             note="" if on_gpu else SMALLER_SIZE_NOTE,
         ),
         BenchmarkModel(
-            "flux", build_flux, 1024, 6 if on_gpu else 2, 3.5, user_counts=(2, 4) if on_gpu else (2,),
-            note=REDUCED_FLUX_NOTE, takes_controls=False,
+            "flux",
+            build_flux,
+            1024,
+            6 if on_gpu else 2,
+            3.5,
+            user_counts=(2, 4) if on_gpu else (2,),
+            note=REDUCED_FLUX_NOTE,
+            takes_controls=False,
         ),
-    )  # fmt: skip
+    )
 
 
 def list_tiny_models() -> tuple[BenchmarkModel, ...]:
@@ -80,35 +91,48 @@ def build_sd15() -> Any:
     )
     solver = build_scheduler(
         "PNDMScheduler", skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1, **NOISE_SCHEDULE
-    )  # fmt: skip
+    )
     return diffusers.StableDiffusionPipeline(
-        vae=_build_autoencoder(4, 512, scaling_factor=0.18215), unet=unet, scheduler=solver,
-        text_encoder=transformers.CLIPTextModel(_make_clip_config(768, 12)), tokenizer=build_clip_tokenizer(),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+        vae=_build_autoencoder(4, 512, scaling_factor=0.18215),
+        unet=unet,
+        scheduler=solver,
+        text_encoder=transformers.CLIPTextModel(_make_clip_config(768, 12)),
+        tokenizer=build_clip_tokenizer(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
 
 
 def build_sdxl(image_side: int = 1024) -> Any:
     """Build SDXL; its network has 2.6 billion parameters. `image_side` is its native size in pixels."""
     unet = diffusers.UNet2DConditionModel(
-        sample_size=image_side // 8, cross_attention_dim=2048, attention_head_dim=[5, 10, 20],
-        block_out_channels=(320, 640, 1280), transformer_layers_per_block=[1, 2, 10], use_linear_projection=True,
+        sample_size=image_side // 8,
+        cross_attention_dim=2048,
+        attention_head_dim=[5, 10, 20],
+        block_out_channels=(320, 640, 1280),
+        transformer_layers_per_block=[1, 2, 10],
+        use_linear_projection=True,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        addition_embed_type="text_time", addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816,
-    )  # fmt: skip
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=2816,
+    )
     larger_clip_config = _make_clip_config(1280, 20, hidden_act="gelu", projection_dim=1280)
     return diffusers.StableDiffusionXLPipeline(
         vae=_build_autoencoder(4, 1024, scaling_factor=0.13025, force_upcast=True),
-        unet=unet, text_encoder=transformers.CLIPTextModel(_make_clip_config(768, 12)),
+        unet=unet,
+        text_encoder=transformers.CLIPTextModel(_make_clip_config(768, 12)),
         tokenizer=build_clip_tokenizer(),
         text_encoder_2=transformers.CLIPTextModelWithProjection(larger_clip_config),
         tokenizer_2=build_clip_tokenizer(),
         scheduler=build_scheduler(
             "EulerDiscreteScheduler", steps_offset=1, timestep_spacing="leading", **NOISE_SCHEDULE
         ),
-        force_zeros_for_empty_prompt=True, add_watermarker=False,
-    )  # fmt: skip
+        force_zeros_for_empty_prompt=True,
+        add_watermarker=False,
+    )
 
 
 def build_flux() -> Any:
@@ -118,24 +142,44 @@ def build_flux() -> Any:
         16, 1024, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False
     )
     t5_config = transformers.T5Config(
-        vocab_size=T5_VOCABULARY_SIZE, d_model=4096, d_kv=64, d_ff=10240, num_layers=2, num_heads=64,
-        feed_forward_proj="gated-gelu", is_encoder_decoder=False, use_cache=False, pad_token_id=0, eos_token_id=1,
-    )  # fmt: skip
+        vocab_size=T5_VOCABULARY_SIZE,
+        d_model=4096,
+        d_kv=64,
+        d_ff=10240,
+        num_layers=2,
+        num_heads=64,
+        feed_forward_proj="gated-gelu",
+        is_encoder_decoder=False,
+        use_cache=False,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
     solver = build_flow_scheduler(shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15)
     return diffusers.FluxPipeline(
-        transformer=transformer, vae=vae, scheduler=solver,
-        text_encoder=transformers.CLIPTextModel(_make_clip_config(768, 12)), tokenizer=build_clip_tokenizer(),
-        text_encoder_2=transformers.T5EncoderModel(t5_config), tokenizer_2=build_t5_tokenizer(),
-    )  # fmt: skip
+        transformer=transformer,
+        vae=vae,
+        scheduler=solver,
+        text_encoder=transformers.CLIPTextModel(_make_clip_config(768, 12)),
+        tokenizer=build_clip_tokenizer(),
+        text_encoder_2=transformers.T5EncoderModel(t5_config),
+        tokenizer_2=build_t5_tokenizer(),
+    )
 
 
 def _make_clip_config(width: int, layers: int, **fields: Any) -> Any:
     """Return a CLIP text configuration: heads of 64, feed-forward four times the width."""
     return transformers.CLIPTextConfig(
-        vocab_size=CLIP_VOCABULARY_SIZE, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
-        num_attention_heads=width // 64, max_position_embeddings=77, bos_token_id=0, eos_token_id=2, pad_token_id=1,
+        vocab_size=CLIP_VOCABULARY_SIZE,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 64,
+        max_position_embeddings=77,
+        bos_token_id=0,
+        eos_token_id=2,
+        pad_token_id=1,
         **fields,
-    )  # fmt: skip
+    )
 
 
 def build_clip_tokenizer() -> Any:
@@ -150,7 +194,11 @@ def build_clip_tokenizer() -> Any:
 
 def _build_autoencoder(latent_channels: int, sample_size: int, **fields: Any) -> Any:
     return diffusers.AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2, latent_channels=latent_channels,
-        sample_size=sample_size, **fields,
-    )  # fmt: skip
+        block_out_channels=(128, 256, 512, 512),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+        latent_channels=latent_channels,
+        sample_size=sample_size,
+        **fields,
+    )

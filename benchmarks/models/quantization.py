@@ -70,10 +70,18 @@ def _try_measuring(
 def _measure(model: BenchmarkModel, folder: Path, storage: WeightStorage, side: int) -> StorageFigures:
     with tempfile.TemporaryDirectory(prefix="darkroom-bench-") as temp_folder:
         run_spec: dict[str, Any] = {
-            "folder": str(folder), "prompt": PROMPT, "steps": STEPS, "guidance": model.guidance, "side": side,
-            "sampler": model.sampler, "pictures": 1, "out": temp_folder, "data": f"{temp_folder}/data",
-            "quantization": storage.quantization, "tiles": storage.has_tiles,
-        }  # fmt: skip
+            "folder": str(folder),
+            "prompt": PROMPT,
+            "steps": STEPS,
+            "guidance": model.guidance,
+            "side": side,
+            "sampler": model.sampler,
+            "pictures": 1,
+            "out": temp_folder,
+            "data": f"{temp_folder}/data",
+            "quantization": storage.quantization,
+            "tiles": storage.has_tiles,
+        }
         path = Path(temp_folder) / "order.json"
         path.write_text(json.dumps(run_spec))
         command = [sys.executable, "-m", "benchmarks.models.engine_run", str(path)]

@@ -46,13 +46,17 @@ def main(run_spec: dict[str, Any]) -> None:
         pixels = pixels.to(vae.dtype)
         encode(pixels[..., :tile, :tile])  # builds the kernels
         latents = _measure(
-            "encode", tiled_encode.estimate_encode_bytes(vae, pixels), lambda: encode(pixels),
+            "encode",
+            tiled_encode.estimate_encode_bytes(vae, pixels),
+            lambda: encode(pixels),
             lambda: tiled_encode.encode_tiles(encode, pixels, factor),
-        ).to(vae.dtype)  # fmt: skip
+        ).to(vae.dtype)
         _measure(
-            "decode", tiled_decode.estimate_decode_bytes(vae, latents), lambda: decode(latents),
+            "decode",
+            tiled_decode.estimate_decode_bytes(vae, latents),
+            lambda: decode(latents),
             lambda: tiled_decode.decode_tiles(decode, latents, factor),
-        )  # fmt: skip
+        )
 
 
 def _measure(
@@ -62,9 +66,13 @@ def _measure(
     result, whole_seconds, whole_mb = _measure_run(run_whole)
     _, tiled_seconds, tiled_mb = _measure_run(run_tiles)
     print_output_line(
-        name=name, predicted_mb=predicted / 2**20, whole_mb=whole_mb, tiled_mb=tiled_mb, whole_seconds=whole_seconds,
+        name=name,
+        predicted_mb=predicted / 2**20,
+        whole_mb=whole_mb,
+        tiled_mb=tiled_mb,
+        whole_seconds=whole_seconds,
         tiled_seconds=tiled_seconds,
-    )  # fmt: skip
+    )
     return result
 
 

@@ -45,10 +45,14 @@ async def measure(system: BenchSystem, database: str, *, quick: bool) -> list[Fi
     return [
         make_row(RATE_NAME, database, admitted / seconds, note, samples=admitted, expected=USERS),
         make_row(
-            FAIRNESS_NAME, database, pick_spread(picked_members, USERS), f"of {len(picked_members)} picks",
-            samples=len(picked_members), expected=USERS,
+            FAIRNESS_NAME,
+            database,
+            pick_spread(picked_members, USERS),
+            f"of {len(picked_members)} picks",
+            samples=len(picked_members),
+            expected=USERS,
         ),
-    ]  # fmt: skip
+    ]
 
 
 async def _submit_until(system: BenchSystem, counter: Iterator[int], end_time: float) -> None:

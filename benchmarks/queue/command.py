@@ -61,9 +61,13 @@ async def measure(
 
 async def _run_part(part: str, database: str, quick: bool) -> list[FigureRow]:
     names = {
-        "latency": start_latency.ROW_NAMES, "delivery": preview_delivery.ROW_NAMES, "admitting": admission.ROW_NAMES,
-        "picking": job_picking.ROW_NAMES, "fairness": fairness.ROW_NAMES, "handing": failover.ROW_NAMES,
-    }  # fmt: skip
+        "latency": start_latency.ROW_NAMES,
+        "delivery": preview_delivery.ROW_NAMES,
+        "admitting": admission.ROW_NAMES,
+        "picking": job_picking.ROW_NAMES,
+        "fairness": fairness.ROW_NAMES,
+        "handing": failover.ROW_NAMES,
+    }
     try:
         return await _measure_part(part, database, quick)
     except UserError as error:

@@ -68,14 +68,22 @@ def _build_nine_rows(database: str, waits: list[float], costs: list[float]) -> l
     cost_note = f"device-seconds of the flood {costs[0]:.1f}, of the others {min(costs[1:]):.1f} to"
     return [
         make_row(
-            FIRST_STEP_NAME, database, percentile(waits, 1.0), f"{wait_note} {max(waits, default=0.0):.2f} s",
-            samples=len(waits), expected=LIGHT_USERS,
+            FIRST_STEP_NAME,
+            database,
+            percentile(waits, 1.0),
+            f"{wait_note} {max(waits, default=0.0):.2f} s",
+            samples=len(waits),
+            expected=LIGHT_USERS,
         ),
         make_row(
-            JAIN_NAME, database, jain_index(costs), f"{cost_note} {max(costs[1:]):.1f}",
-            samples=sum(cost > 0 for cost in costs), expected=LIGHT_USERS + 1,
+            JAIN_NAME,
+            database,
+            jain_index(costs),
+            f"{cost_note} {max(costs[1:]):.1f}",
+            samples=sum(cost > 0 for cost in costs),
+            expected=LIGHT_USERS + 1,
         ),
-    ]  # fmt: skip
+    ]
 
 
 async def _start_flood(system: BenchSystem, watch: JobWatch, prompt: str = LONG_PROMPT) -> list[str]:

@@ -78,14 +78,30 @@ async def _time_picks(store: Store, size: int, count: int) -> list[float]:
 
 def _make_request() -> NewJob:
     recipe = Recipe(
-        concepts=(Concept("a lamp"),), model=MODEL, sampler="ddpm", steps=100, seed=1, guidance=3.0, width=64,
-        height=64, dtype="float32",
-    )  # fmt: skip
+        concepts=(Concept("a lamp"),),
+        model=MODEL,
+        sampler="ddpm",
+        steps=100,
+        seed=1,
+        guidance=3.0,
+        width=64,
+        height=64,
+        dtype="float32",
+    )
     return NewJob(
-        id=str(ULID()), action="imagine", prompt="a lamp", notes=(), task=recipe, member=make_member(0),
-        destination=WEB_DESTINATION, pool="default", model=MODEL, cost=1.0, created=time.time(),
+        id=str(ULID()),
+        action="imagine",
+        prompt="a lamp",
+        notes=(),
+        task=recipe,
+        member=make_member(0),
+        destination=WEB_DESTINATION,
+        pool="default",
+        model=MODEL,
+        cost=1.0,
+        created=time.time(),
         deadline=time.time() + 86_400,
-    )  # fmt: skip
+    )
 
 
 def sqlite_url(folder: Path, number: int) -> str:

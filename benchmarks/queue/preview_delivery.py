@@ -75,9 +75,12 @@ def build_rows(
     page_note += "; the pages' process shares the cores"
     return [
         make_row(
-            SUBSCRIBER_NAME, name, percentile(subscriber_delays, 0.99),
+            SUBSCRIBER_NAME,
+            name,
+            percentile(subscriber_delays, 0.99),
             f"{note}; p50 {percentile(subscriber_delays, 0.5):.2g} ms, with 100 pages open",
-            samples=len(subscriber_delays), expected=frames,
+            samples=len(subscriber_delays),
+            expected=frames,
         ),
         make_row(
             P50_NAME, name, percentile(all_pages, 0.5), note, samples=len(all_pages), expected=frames * PAGE_COUNT
@@ -85,7 +88,7 @@ def build_rows(
         make_row(
             P99_NAME, name, percentile(all_pages, 0.99), page_note, samples=len(all_pages), expected=frames * PAGE_COUNT
         ),
-    ]  # fmt: skip
+    ]
 
 
 async def _measure_delays(broker: Broker, url: str, frames: int) -> tuple[list[float], list[list[float]]]:

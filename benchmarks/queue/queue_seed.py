@@ -48,9 +48,15 @@ def seed_queue(connection: Connection, template: NewJob, count: int, users: int)
 def _account_row(path: str, queued: int, template: NewJob, rng: random.Random) -> dict[str, Any]:
     is_user = path.count("/") == 3
     return {
-        "path": path, "parent": parent_path(path), "virtual": rng.random() * template.cost, "floor": 0.0, "weight": 1.0,
-        "queued": queued, "active": 0, "since": template.created - rng.random() if is_user else None,
-    }  # fmt: skip
+        "path": path,
+        "parent": parent_path(path),
+        "virtual": rng.random() * template.cost,
+        "floor": 0.0,
+        "weight": 1.0,
+        "queued": queued,
+        "active": 0,
+        "since": template.created - rng.random() if is_user else None,
+    }
 
 
 def _job_row(template: NewJob, billing_key: BillingKey, number: int) -> dict[str, Any]:

@@ -75,9 +75,14 @@ def efficiency_row(rates: Mapping[int, JobRate], count: int) -> FigureRow:
         "hardly count"
     )
     return FigureRow(
-        f"efficiency of {count} workers", ratio, GOAL if count == max(WORKERS) else None, "", note,
-        min(single_ends, joint_ends), 2,
-    )  # fmt: skip
+        f"efficiency of {count} workers",
+        ratio,
+        GOAL if count == max(WORKERS) else None,
+        "",
+        note,
+        min(single_ends, joint_ends),
+        2,
+    )
 
 
 async def _measure_rate(system: BenchSystem, count: int, seconds: float) -> tuple[JobRate, str]:

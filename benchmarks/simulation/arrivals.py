@@ -80,6 +80,14 @@ def _draw_arrival(random: Random, job_number: int, arrival_time: float, member: 
     cancel_after = random.expovariate(1 / 20.0) if random.random() < CANCEL_SHARE else math.inf
     size = random.choice((512,) * 7 + (768, 768, 1024))
     return Arrival(
-        f"job {job_number}", arrival_time, f"member {member}", f"guild {member % GUILD_COUNT}", size, steps,
-        random.choice((1, 2, 4, 4, 4)), guidance_start, guidance_end, cancel_after,
-    )  # fmt: skip
+        f"job {job_number}",
+        arrival_time,
+        f"member {member}",
+        f"guild {member % GUILD_COUNT}",
+        size,
+        steps,
+        random.choice((1, 2, 4, 4, 4)),
+        guidance_start,
+        guidance_end,
+        cancel_after,
+    )

@@ -18,9 +18,11 @@ from bot.domain.errors import UserError
 
 REPLAY_NAME = "a steered run against its recipe drawn anew, exact: equal to the bit"
 ROW_NAMES = {
-    "responses": response_times.ROW_NAMES, "throughput": (THROUGHPUT_NAME,), "replays": (REPLAY_NAME,),
+    "responses": response_times.ROW_NAMES,
+    "throughput": (THROUGHPUT_NAME,),
+    "replays": (REPLAY_NAME,),
     **loopback_parts.ROW_NAMES,
-}  # fmt: skip
+}
 PARTS = tuple(ROW_NAMES)
 SEED = 22
 

@@ -30,8 +30,13 @@ def measure_in_loopback(part: str, *, quick: bool) -> list[FigureRow]:
         raise UserError(f"The measurement's process ended with code {done.returncode}.")
     return [
         FigureRow(
-            row["name"], row["figure"], row["goal"], row["unit"], row.get("note", ""), row.get("samples", 1),
+            row["name"],
+            row["figure"],
+            row["goal"],
+            row["unit"],
+            row.get("note", ""),
+            row.get("samples", 1),
             row.get("of", 1),
         )
         for row in json.loads(done.stdout)
-    ]  # fmt: skip
+    ]

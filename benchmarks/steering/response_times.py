@@ -75,7 +75,11 @@ def build_rows(responses: list[Response], step_times: list[float], planned: int)
     return [
         FigureRow(STEP_NAME, ratio, "≤ 1", "", note, **counts),
         FigureRow(
-            FRAME_NAME, percentile(frames, 0.99), "≤ 0.5", "s",
-            f"p50 {percentile(frames, 0.5):.2f} s; {JOBS} jobs on the page", **counts,
+            FRAME_NAME,
+            percentile(frames, 0.99),
+            "≤ 0.5",
+            "s",
+            f"p50 {percentile(frames, 0.5):.2f} s; {JOBS} jobs on the page",
+            **counts,
         ),
-    ]  # fmt: skip
+    ]

@@ -58,9 +58,14 @@ class RunningJobs:
     async def _submit(self) -> str:
         """Two parts mixed into one text, guidance and evaluation in every step: no change changes a step's rows."""
         body = {
-            "prompt": "fox::1 terrier::1", "mix": True, "steps": STEPS, "evaluations": "all", "count": 1,
-            "interval": "0-1", "guidance": 4.0,
-        }  # fmt: skip
+            "prompt": "fox::1 terrier::1",
+            "mix": True,
+            "steps": STEPS,
+            "evaluations": "all",
+            "count": 1,
+            "interval": "0-1",
+            "guidance": 4.0,
+        }
         async with self.client.post("/api/jobs", json=body) as response:
             response.raise_for_status()
             return str((await response.json())["id"])

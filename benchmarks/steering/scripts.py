@@ -77,10 +77,17 @@ def make_job(number: int, recipe: Recipe) -> Job:
 
 def _draw_recipe(model: ScriptedModel, rng: Random, count: int) -> Recipe:
     return Recipe(
-        concepts=(Concept(rng.choice(WORDS)),), model=model.name, sampler=rng.choice(model.samplers), steps=STEPS,
-        seed=rng.randrange(2**31), guidance=rng.choice([1.0, 3.0]), width=model.side, height=model.side, count=count,
+        concepts=(Concept(rng.choice(WORDS)),),
+        model=model.name,
+        sampler=rng.choice(model.samplers),
+        steps=STEPS,
+        seed=rng.randrange(2**31),
+        guidance=rng.choice([1.0, 3.0]),
+        width=model.side,
+        height=model.side,
+        count=count,
         dtype="float32",
-    )  # fmt: skip
+    )
 
 
 def _draw_concepts(rng: Random) -> Change:
@@ -107,5 +114,9 @@ def _draw_split(rng: Random) -> Change:
 
 
 _CHANGES: tuple[Callable[[Random], Change], ...] = (
-    _draw_concepts, _draw_negative, _draw_guidance, _draw_drop, _draw_split,
-)  # fmt: skip
+    _draw_concepts,
+    _draw_negative,
+    _draw_guidance,
+    _draw_drop,
+    _draw_split,
+)

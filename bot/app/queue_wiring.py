@@ -82,33 +82,67 @@ def wire_queue(core: Core) -> Queue:
     active_jobs = ActiveJobs(on_first_preview=metrics.observe_first_preview)
     catalog = ModelCatalog(store, core.live_workers, clock, core.default_model)
     forecast = Forecast(
-        store, active_jobs, core.live_workers, clock=clock,
-        get_startup_progress=bus.get_startup_progress, get_model_size=bus.model_progress.get_model_size,
-    )  # fmt: skip
+        store,
+        active_jobs,
+        core.live_workers,
+        clock=clock,
+        get_startup_progress=bus.get_startup_progress,
+        get_model_size=bus.model_progress.get_model_size,
+    )
     blobs = BrokerBlobs(bus, core.picture_store, active_jobs)
     completion = JobCompletion(
-        store, bus, active_jobs, feed, clock=clock, blobs=blobs,
-        on_rows_freed=wake_event.set, on_end=metrics.count_end, on_requeue=metrics.count_requeue,
-    )  # fmt: skip
+        store,
+        bus,
+        active_jobs,
+        feed,
+        clock=clock,
+        blobs=blobs,
+        on_rows_freed=wake_event.set,
+        on_end=metrics.count_end,
+        on_requeue=metrics.count_requeue,
+    )
     dispatcher = Dispatcher(
-        store=store, bus=bus, active_jobs=active_jobs, feed=feed, forecast=forecast, models=catalog, blobs=blobs,
-        completion=completion, wake_event=wake_event, limits=core.settings.limits, clock=clock,
-    )  # fmt: skip
+        store=store,
+        bus=bus,
+        active_jobs=active_jobs,
+        feed=feed,
+        forecast=forecast,
+        models=catalog,
+        blobs=blobs,
+        completion=completion,
+        wake_event=wake_event,
+        limits=core.settings.limits,
+        clock=clock,
+    )
     canceller = JobCanceller(store, bus, active_jobs, completion, core.live_workers)
     amendment_sender = AmendmentSender(store, bus, active_jobs)
     result_consumer = ResultConsumer(
-        store, bus, active_jobs, feed, completion,
+        store,
+        bus,
+        active_jobs,
+        feed,
+        completion,
         ResultIngest(store, bus, active_jobs, core.picture_store, core.worker_decoder, clock=clock),
-        AmendmentAnswers(store, active_jobs, feed, catalog.find_profile_for), blobs,
-        on_reclaim=metrics.count_reclaim, on_start=amendment_sender.wake, clock=clock,
-    )  # fmt: skip
+        AmendmentAnswers(store, active_jobs, feed, catalog.find_profile_for),
+        blobs,
+        on_reclaim=metrics.count_reclaim,
+        on_start=amendment_sender.wake,
+        clock=clock,
+    )
     return Queue(
-        active_jobs, blobs, catalog, forecast, completion, dispatcher, canceller,
-        JobControl(bus, active_jobs, clock=clock), result_consumer,
+        active_jobs,
+        blobs,
+        catalog,
+        forecast,
+        completion,
+        dispatcher,
+        canceller,
+        JobControl(bus, active_jobs, clock=clock),
+        result_consumer,
         Patrol(store, bus, active_jobs, completion, dispatcher.submit, lease=bus.limits.lease, clock=clock),
         JobRerouter(store, bus, active_jobs, completion, catalog, core.live_workers, clock=clock),
         ClosedGuildWatcher(store, canceller.cancel),
         ExternalChangeWatcher(store, completion, canceller.cancel),
         PreviewRelay(bus, active_jobs, feed, core.worker_decoder, clock=clock),
         amendment_sender,
-    )  # fmt: skip
+    )

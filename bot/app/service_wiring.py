@@ -59,48 +59,89 @@ def wire_services(
     job_maker = JobMaker(catalog, job_views, gallery, admission, loader)
     rule_admin = RuleAdmin(store, queue.canceller.cancel, limits=limits, clock=clock)
     jobs = JobService(
-        store=store, catalog=catalog, job_views=job_views, gallery=gallery, admission=admission, job_maker=job_maker,
-        init_image_loader=loader, flag_aliases=flag_aliases, page_addresses=page_addresses, canceller=queue.canceller,
-        job_control=queue.control, workers=core.live_workers, effective_rules=rule_admin.effective_rules,
-        style_guides=core.style_guides, clock=clock,
-    )  # fmt: skip
+        store=store,
+        catalog=catalog,
+        job_views=job_views,
+        gallery=gallery,
+        admission=admission,
+        job_maker=job_maker,
+        init_image_loader=loader,
+        flag_aliases=flag_aliases,
+        page_addresses=page_addresses,
+        canceller=queue.canceller,
+        job_control=queue.control,
+        workers=core.live_workers,
+        effective_rules=rule_admin.effective_rules,
+        style_guides=core.style_guides,
+        clock=clock,
+    )
     front_end, moderation, data_deletion = _wire_deletion(core, queue, rule_admin, films)
     return Services(
-        jobs=jobs, variations=VariationService(catalog, job_views, gallery, loader, flag_aliases, job_maker),
-        edits=EditService(catalog, gallery, admission, loader, flag_aliases, job_maker), init_image_loader=loader,
-        upload_upscaler=UploadUpscaler(catalog, admission, loader, job_maker), model_choices=ModelChoices(store),
-        job_views=job_views, gallery=gallery, catalog=catalog, feed=core.feed, live_workers=core.live_workers,
-        startup_notice=lambda: format_startup(bus.get_startup_progress()), page_addresses=page_addresses,
-        attended_requests=AttendedRequests(jobs, job_views, gallery, core.feed), preferences=Preferences(store),
-        front_end=front_end, deliveries=Deliveries(store, job_views, clock=clock), flag_aliases=flag_aliases,
-        rule_admin=rule_admin, word_filter=word_filter, worker_decoder=core.worker_decoder,
-        picture_review=PictureReview(store, job_views, gallery, clock=clock), history=History(store, job_views),
-        moderation=moderation, data_deletion=data_deletion,
-        data_export=DataExport(store, core.picture_store, clock=clock), sessions=Sessions(store, clock=clock),
+        jobs=jobs,
+        variations=VariationService(catalog, job_views, gallery, loader, flag_aliases, job_maker),
+        edits=EditService(catalog, gallery, admission, loader, flag_aliases, job_maker),
+        init_image_loader=loader,
+        upload_upscaler=UploadUpscaler(catalog, admission, loader, job_maker),
+        model_choices=ModelChoices(store),
+        job_views=job_views,
+        gallery=gallery,
+        catalog=catalog,
+        feed=core.feed,
+        live_workers=core.live_workers,
+        startup_notice=lambda: format_startup(bus.get_startup_progress()),
+        page_addresses=page_addresses,
+        attended_requests=AttendedRequests(jobs, job_views, gallery, core.feed),
+        preferences=Preferences(store),
+        front_end=front_end,
+        deliveries=Deliveries(store, job_views, clock=clock),
+        flag_aliases=flag_aliases,
+        rule_admin=rule_admin,
+        word_filter=word_filter,
+        worker_decoder=core.worker_decoder,
+        picture_review=PictureReview(store, job_views, gallery, clock=clock),
+        history=History(store, job_views),
+        moderation=moderation,
+        data_deletion=data_deletion,
+        data_export=DataExport(store, core.picture_store, clock=clock),
+        sessions=Sessions(store, clock=clock),
         steering=_wire_steering(core, queue, job_views, word_filter),
         parties=PartyService(store, jobs, job_views, word_filter, rule_admin.effective_rules, clock=clock),
-        api_keys=ApiKeys(store, clock=clock), image_to_prompt=_wire_image_to_prompt(core, queue, loader, rule_admin),
-    )  # fmt: skip
+        api_keys=ApiKeys(store, clock=clock),
+        image_to_prompt=_wire_image_to_prompt(core, queue, loader, rule_admin),
+    )
 
 
 def _wire_admission(core: Core, queue: Queue, job_views: JobViews, word_filter: WordFilter) -> Admission:
     settings = core.settings
     return Admission(
-        core.store, job_views, word_filter, core.live_workers, LoadCosts(queue.forecast.estimate_load),
-        limits=settings.limits, max_age=settings.max_age, on_admitted=queue.dispatcher.wake, clock=core.clock,
-    )  # fmt: skip
+        core.store,
+        job_views,
+        word_filter,
+        core.live_workers,
+        LoadCosts(queue.forecast.estimate_load),
+        limits=settings.limits,
+        max_age=settings.max_age,
+        on_admitted=queue.dispatcher.wake,
+        clock=core.clock,
+    )
 
 
 def _wire_steering(core: Core, queue: Queue, job_views: JobViews, word_filter: WordFilter) -> SteeringService:
     return SteeringService(
-        core.store, job_views, word_filter, queue.catalog, queue.active_jobs, core.feed, core.live_workers,
-        queue.amendment_sender.wake, limits=core.settings.limits, clock=core.clock,
-    )  # fmt: skip
+        core.store,
+        job_views,
+        word_filter,
+        queue.catalog,
+        queue.active_jobs,
+        core.feed,
+        core.live_workers,
+        queue.amendment_sender.wake,
+        limits=core.settings.limits,
+        clock=core.clock,
+    )
 
 
-def _wire_image_to_prompt(
-    core: Core, queue: Queue, loader: InitImageLoader, rule_admin: RuleAdmin
-) -> ImageToPrompt:  # fmt: skip
+def _wire_image_to_prompt(core: Core, queue: Queue, loader: InitImageLoader, rule_admin: RuleAdmin) -> ImageToPrompt:
     charges = WorkCharges(core.store, limits=core.settings.limits, clock=core.clock)
     return ImageToPrompt(
         core.bus.describe, loader.load_upload, queue.catalog, rule_admin.effective_rules, charges.charge
@@ -118,11 +159,22 @@ def _wire_deletion(
         await queue.blobs.drop(hashes)
 
     moderation = Moderation(
-        core.store, core.picture_store, queue.canceller, core.feed, rule_admin.effective_rules, front_end,
-        drop_copies=drop_copies, clock=core.clock,
-    )  # fmt: skip
+        core.store,
+        core.picture_store,
+        queue.canceller,
+        core.feed,
+        rule_admin.effective_rules,
+        front_end,
+        drop_copies=drop_copies,
+        clock=core.clock,
+    )
     data_deletion = DataDeletion(
-        core.store, queue.canceller.cancel, moderation.remove_files, core.feed, front_end,
-        waits_for_discord=core.settings.discord_token is not None, clock=core.clock,
-    )  # fmt: skip
+        core.store,
+        queue.canceller.cancel,
+        moderation.remove_files,
+        core.feed,
+        front_end,
+        waits_for_discord=core.settings.discord_token is not None,
+        clock=core.clock,
+    )
     return front_end, moderation, data_deletion

@@ -19,8 +19,13 @@ from engine.process.log_format import LogFormat
 DISCORD_API = "https://discord.com/api/v10"
 DAY_SECONDS = 86_400.0
 DATABASE_SCHEMES = (
-    "sqlite://", "sqlite+aiosqlite://", "postgresql://", "postgresql+psycopg://", "postgresql+asyncpg://", "postgres://",
-)  # fmt: skip
+    "sqlite://",
+    "sqlite+aiosqlite://",
+    "postgresql://",
+    "postgresql+psycopg://",
+    "postgresql+asyncpg://",
+    "postgres://",
+)
 
 
 def default_data_folder() -> Path:

@@ -89,17 +89,27 @@ def wire_app(core: Core, filter_thread: Executor, upload_decoder: UploadDecoder,
     queue = wire_queue(core)
     services = wire_services(core, queue, filter_thread, upload_decoder, fetch_upload)
     retention = Retention(
-        store, services.moderation.remove_files, RetentionLimits(settings.keep_seconds, settings.keep_bytes),
+        store,
+        services.moderation.remove_files,
+        RetentionLimits(settings.keep_seconds, settings.keep_bytes),
         clock=clock,
-    )  # fmt: skip
+    )
     return App(
-        core, services, core.feed, store, core.picture_store, queue, retention,
+        core,
+        services,
+        core.feed,
+        store,
+        core.picture_store,
+        queue,
+        retention,
         OrphanFiles(store, core.picture_store, clock=clock),
         PartyConductor(
             store, queue.active_jobs, services.steering, queue.control, services.rule_admin.effective_rules, clock=clock
         ),
-        core.bus, core.metrics, MetricsPage(core.metrics, store, core.bus, clock=clock),
-    )  # fmt: skip
+        core.bus,
+        core.metrics,
+        MetricsPage(core.metrics, store, core.bus, clock=clock),
+    )
 
 
 def _read_style_guides() -> dict[str, StyleGuide]:
@@ -113,9 +123,13 @@ def _read_style_guides() -> dict[str, StyleGuide]:
 
 @asynccontextmanager
 async def open_app(
-    settings: Settings, bus: Bus, *, leader: Leader | None = None, fetch_upload: FetchFile | None = None,
+    settings: Settings,
+    bus: Bus,
+    *,
+    leader: Leader | None = None,
+    fetch_upload: FetchFile | None = None,
     clock: Callable[[], float] = time.time,
-) -> AsyncGenerator[App]:  # fmt: skip
+) -> AsyncGenerator[App]:
     """Open the application and run its tasks beside the body; an error of a task ends the body too.
 
     `leader`: proves that this bot leads, where others stand by. `fetch_upload`: fetches uploads from Discord; None:
@@ -134,9 +148,17 @@ async def open_app(
         default_model = (await asyncio.to_thread(read_model_choices, settings.data)).default
         style_guides = await asyncio.to_thread(_read_style_guides)
         core = Core(
-            settings, bus, store, picture_store, Feed(), Metrics(clock), worker_decoder, clock, style_guides,
+            settings,
+            bus,
+            store,
+            picture_store,
+            Feed(),
+            Metrics(clock),
+            worker_decoder,
+            clock,
+            style_guides,
             default_model,
-        )  # fmt: skip
+        )
         app = wire_app(core, filter_thread, upload_decoder, fetch_upload)
         async with _open_features(app) as app:
             await app.queue.external_changes.prepare()

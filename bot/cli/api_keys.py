@@ -80,18 +80,25 @@ def _create_key(
         f"Its device time: {budgets['cost_day']} a day, {budgets['cost_month']} a month. "
         f"`darkroom rules explain {key.member}` says why."
     )
-    return "\n\n".join([
-        f"The key {name}, for {', '.join(sorted(key.scopes))}{until}. It is shown only now, and stored nowhere:",
-        f"  {secret}",
-        "Programs send it as `Authorization: Bearer KEY`, or as the password of `Basic`, with any user name.",
-        budget_note, *new_key.notes,
-    ])  # fmt: skip
+    return "\n\n".join(
+        [
+            f"The key {name}, for {', '.join(sorted(key.scopes))}{until}. It is shown only now, and stored nowhere:",
+            f"  {secret}",
+            "Programs send it as `Authorization: Bearer KEY`, or as the password of `Basic`, with any user name.",
+            budget_note,
+            *new_key.notes,
+        ]
+    )
 
 
 async def _write_key(
-    store: Store, limits: Limits, name: str, scopes: Collection[str], rule: tuple[str, str] | None,
+    store: Store,
+    limits: Limits,
+    name: str,
+    scopes: Collection[str],
+    rule: tuple[str, str] | None,
     seconds: float | None,
-) -> _NewKey:  # fmt: skip
+) -> _NewKey:
     """Set the budget, then add the key: at no moment is it without one.
 
     An older key of its name may have left budgets, which still hold, and what its features say of it.

@@ -43,9 +43,13 @@ class EngineOptions:
     def list_arguments(self) -> list[str]:
         """Return them as the engine's command line takes them."""
         options = {
-            "--memory": self.memory, "--vae": self.vae, "--quantize": self.quantize,
-            "--quantize-text": self.quantize_text, "--offload": self.offload, "--backend": self.backend,
-        }  # fmt: skip
+            "--memory": self.memory,
+            "--vae": self.vae,
+            "--quantize": self.quantize,
+            "--quantize-text": self.quantize_text,
+            "--offload": self.offload,
+            "--backend": self.backend,
+        }
         return [part for option, value in options.items() if value for part in (option, value)]
 
 

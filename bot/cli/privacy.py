@@ -98,9 +98,13 @@ def _build_forget_service(settings: Settings, store: Store) -> DataDeletion:
         return await store.request_cancel(job_id, time.time())
 
     return DataDeletion(
-        store, request_cancel, FileCleanup(store, PictureStore(settings.pictures), films.forget), Feed(),
-        FrontEndActions(), waits_for_discord=True,
-    )  # fmt: skip
+        store,
+        request_cancel,
+        FileCleanup(store, PictureStore(settings.pictures), films.forget),
+        Feed(),
+        FrontEndActions(),
+        waits_for_discord=True,
+    )
 
 
 async def _wait_for_bot(service: DataDeletion, member: str) -> None:

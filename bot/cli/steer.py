@@ -37,10 +37,21 @@ ANSWER_SECONDS, POLL_SECONDS = 15.0, 0.25
 
 
 def steer(
-    job: Job, say: Say = "", weight: Weight = None, prompt: Prompt = None, weigh: Weigh = None, no: No = None,
-    guidance: Guidance = None, interval: Interval = None, keep: Keep = None, drop: Drop = None, split: Split = None,
-    fade: Fade = 0, as_json: AsJson = False, data: Data = None,
-) -> None:  # fmt: skip
+    job: Job,
+    say: Say = "",
+    weight: Weight = None,
+    prompt: Prompt = None,
+    weigh: Weigh = None,
+    no: No = None,
+    guidance: Guidance = None,
+    interval: Interval = None,
+    keep: Keep = None,
+    drop: Drop = None,
+    split: Split = None,
+    fade: Fade = 0,
+    as_json: AsJson = False,
+    data: Data = None,
+) -> None:
     """Change a picture while it develops: its words, guidance, or which pictures go on."""
     from bot.app.settings import load_settings
     from bot.cli.imagine import http_client
@@ -49,10 +60,18 @@ def steer(
     from bot.web.auth import terminal_key
 
     values: dict[str, object] = {
-        "say": say or None, "weight": weight, "prompt": prompt, "weights": parse_weights(weigh or ()) or None,
-        "negative": no, "guidance": guidance, "interval": parse_interval(interval), "keep": keep or None,
-        "drop": drop or None, "split": parse_split(split), "fade": fade or None,
-    }  # fmt: skip
+        "say": say or None,
+        "weight": weight,
+        "prompt": prompt,
+        "weights": parse_weights(weigh or ()) or None,
+        "negative": no,
+        "guidance": guidance,
+        "interval": parse_interval(interval),
+        "keep": keep or None,
+        "drop": drop or None,
+        "split": parse_split(split),
+        "fade": fade or None,
+    }
     body = {name: value for name, value in values.items() if value is not None}
     folder = load_settings(**({} if data is None else {"data": data})).data
     instance = find_instance(folder)

@@ -27,15 +27,28 @@ CHARGED = "charged"  # in an interaction's extras: its member's rate has paid fo
 # Each command's and menu's action in the table. /settings, /moderation and the menu Report check theirs themselves.
 COMMAND_ACTIONS: Mapping[str, Action] = MappingProxyType(
     {
-        **dict.fromkeys(("imagine", "mix", "walk"), "imagine"), "blend": "blend", "edit": "edit",
-        "describe": "describe", "party": "party", "say": "party",
+        **dict.fromkeys(("imagine", "mix", "walk"), "imagine"),
+        "blend": "blend",
+        "edit": "edit",
+        "describe": "describe",
+        "party": "party",
+        "say": "party",
         **dict.fromkeys(("fast", "relax", "turbo", "stealth", "public"), "prefer"),
-        "queue": "queue", "cancel": "cancel", "mine": "mine", "info": "info", "prefer": "prefer",
-        "reproduce": "reproduce", "film": "film", "help": "help",
-        "my-data": "export", "forget-me": "forget",
-        "Reproduce": "reproduce", "Use as prompt": "prompt", "Details": "details",
+        "queue": "queue",
+        "cancel": "cancel",
+        "mine": "mine",
+        "info": "info",
+        "prefer": "prefer",
+        "reproduce": "reproduce",
+        "film": "film",
+        "help": "help",
+        "my-data": "export",
+        "forget-me": "forget",
+        "Reproduce": "reproduce",
+        "Use as prompt": "prompt",
+        "Details": "details",
     }
-)  # fmt: skip
+)
 # The action that a command or menu is charged for (`bot.policy.rates`), where it is another.
 COMMAND_RATES: Mapping[str, Action] = MappingProxyType(
     {"party": "imagine", "settings": "settings", "moderation": "settings", "Report": "report"}

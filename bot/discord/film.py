@@ -36,16 +36,20 @@ FORMATS = [Choice(name=name, value=name.lower()) for name in ("WebP", "AVIF", "G
 FILM_TYPES = [
     Choice(name=locale_str(name), value=film_type)
     for name, film_type in (
-        ("developing: out of the noise", "developing"), ("dissolving: into the noise", "dissolving"),
-        ("there and back", "both"), ("interpolation: from prompt to prompt", "walk"),
+        ("developing: out of the noise", "developing"),
+        ("dissolving: into the noise", "dissolving"),
+        ("there and back", "both"),
+        ("interpolation: from prompt to prompt", "walk"),
     )
-]  # fmt: skip
+]
 CAPTIONS: Mapping[FilmType, tuple[str, str]] = MappingProxyType(
     {
-        "developing": ("🎞️", "From noise to picture:"), "dissolving": ("🌫️", "From picture to noise:"),
-        "both": ("🌫️", "From picture to noise and back:"), "walk": ("🚶", "Interpolation:"),
+        "developing": ("🎞️", "From noise to picture:"),
+        "dissolving": ("🌫️", "From picture to noise:"),
+        "both": ("🌫️", "From picture to noise and back:"),
+        "walk": ("🚶", "Interpolation:"),
     }
-)  # fmt: skip
+)
 UPLOAD_MARGIN = 64 * 1024  # bytes of the size limit, for the rest of the request
 RULES_TIMEOUT = 1.5  # seconds to read the rules: Discord waits three for a first response
 

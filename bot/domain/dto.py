@@ -11,9 +11,20 @@ from bot.domain.permission import KeyScope
 from engine.contract import Recipe, UpscaleTask
 
 JobAction = Literal[
-    "imagine", "vary", "reroll", "upscale", "remix", "reproduce", "finish", "blend", "edit", "zoom", "pan", "branch",
+    "imagine",
+    "vary",
+    "reroll",
+    "upscale",
+    "remix",
+    "reproduce",
+    "finish",
+    "blend",
+    "edit",
+    "zoom",
+    "pan",
+    "branch",
     "walk",
-]  # fmt: skip
+]
 DestinationKind = Literal["discord", "web", "terminal"]
 DeliveryRole = Literal["answer", "notice", "direct", "film"]
 

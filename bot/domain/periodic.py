@@ -9,7 +9,7 @@ from logging import Logger
 
 async def run_periodically(
     work: Callable[[], Awaitable[object]], seconds: float, label: str, log: Logger, *, pauses_first: bool = False
-) -> None:  # fmt: skip
+) -> None:
     """Run `work` until cancelled, with a pause of `seconds` between two rounds.
 
     An `OSError` (an outage of broker, database or disk) ends only its round: it is logged after `label`. Raises

@@ -23,11 +23,7 @@ from bot.images.films.captions import FilmCaption, list_recipe_captions
 from bot.images.films.formats import FilmFormat, check_film_format
 from bot.images.image_codec import UnreadableImage
 from bot.images.keyframes import ladder_keyframes
-from bot.images.keyframes.thumbnail_decoder import (
-    DecodeLadder,
-    ThumbnailDecoder,
-    apply_thumbnails,
-)
+from bot.images.keyframes.thumbnail_decoder import DecodeLadder, ThumbnailDecoder, apply_thumbnails
 from bot.images.moderation_status import NO_FILM as HELD_FILM
 from bot.images.moderation_status import hold_reason, is_held
 from bot.images.picture_store import PictureStore
@@ -50,9 +46,12 @@ class Gallery:
     """Every method raises `UserError`: 404 if there is nothing to show, 403 for held pictures."""
 
     def __init__(
-        self, store: Store, pictures: PictureStore, decode: DecodeLadder | None = None,
+        self,
+        store: Store,
+        pictures: PictureStore,
+        decode: DecodeLadder | None = None,
         disk_cache: FilmCache | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._store = store
         self._rendered = RenderedFiles(pictures, disk_cache)
         self._bare_ladders: AsyncCache[list[bytes]] = AsyncCache(CACHED_LADDERS)

@@ -9,14 +9,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from bot.images.image_codec import (
-    BACKGROUND,
-    ImageFormat,
-    decode_image,
-    encode_image,
-    read_recipe_text,
-    resize_image,
-)
+from bot.images.image_codec import BACKGROUND, ImageFormat, decode_image, encode_image, read_recipe_text, resize_image
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -74,9 +74,11 @@ def _shrink_box(box: Box, size: tuple[int, int], seam: int) -> Box:
     """Return the part of the box on the canvas, less a seam on each side where new area begins."""
     left, top, right, bottom = box
     return (
-        left + seam if left > 0 else 0, top + seam if top > 0 else 0,
-        right - seam if right < size[0] else size[0], bottom - seam if bottom < size[1] else size[1],
-    )  # fmt: skip
+        left + seam if left > 0 else 0,
+        top + seam if top > 0 else 0,
+        right - seam if right < size[0] else size[0],
+        bottom - seam if bottom < size[1] else size[1],
+    )
 
 
 def _fill_mirrored(inner: Image.Image, size: tuple[int, int], position: tuple[int, int]) -> Image.Image:

@@ -40,9 +40,15 @@ class RenderedFiles:
         return self._line.wait_turn(member)
 
     async def get_or_render(
-        self, kind: tuple[str, ...], parts: Sequence[StoredPicture], render: Render, refusal: str,
-        thumbnails: Mapping[str, Thumbnails] = NO_THUMBNAILS, *, on_disk: bool = True,
-    ) -> bytes:  # fmt: skip
+        self,
+        kind: tuple[str, ...],
+        parts: Sequence[StoredPicture],
+        render: Render,
+        refusal: str,
+        thumbnails: Mapping[str, Thumbnails] = NO_THUMBNAILS,
+        *,
+        on_disk: bool = True,
+    ) -> bytes:
         """Return `render` of the parts' contents, or the kept result.
 
         `kind`: everything else on which the result depends. `refusal`: the sentence for the member if a part is

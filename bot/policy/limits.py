@@ -135,9 +135,15 @@ def check_shared_queue(
 
 
 def check_cost(
-    limit: float, spending: Spending, cost: float, now: float, *, owner: str = "Your", set_by: str = "",
+    limit: float,
+    spending: Spending,
+    cost: float,
+    now: float,
+    *,
+    owner: str = "Your",
+    set_by: str = "",
     advice: str = "Fewer --steps cost less.",
-) -> None:  # fmt: skip
+) -> None:
     """Check that `cost` more may be spent. `owner`: "Your", "This server's", … `advice`: a sentence for a request that
     exceeds the limit alone. Raises `UserError` (429).
     """

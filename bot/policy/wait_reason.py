@@ -59,9 +59,10 @@ def _limit_reason(facts: WaitFacts) -> str:
     if facts.guild_limit == 0:
         return "This server starts no jobs at present."
     limits = (
-        (facts.member_running, facts.member_limit, "member"), (facts.guild_running, facts.guild_limit, "server"),
+        (facts.member_running, facts.member_limit, "member"),
+        (facts.guild_running, facts.guild_limit, "server"),
         (facts.channel_running, facts.channel_limit, "channel"),
-    )  # fmt: skip
+    )
     for running, limit, owner in limits:
         if limit is not None and running >= limit:
             return f"{running} of this {owner}'s run already: one of them must end first."

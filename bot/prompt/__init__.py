@@ -33,9 +33,17 @@ if TYPE_CHECKING:
 __all__ = ["ParseResult", "ParsedPrompt", "build_recipe", "make_remarks", "parse"]
 
 FIELDS_BY_FLAG = {
-    "no": "negative", "relax": "relaxed", "lora": "loras", "iw": "strength", "stop": "stop_at", "walk": "end_prompt",
-    "control": "controls", "reference": "references", "vae": "autoencoder", "clip-skip": "clip_skip",
-}  # fmt: skip
+    "no": "negative",
+    "relax": "relaxed",
+    "lora": "loras",
+    "iw": "strength",
+    "stop": "stop_at",
+    "walk": "end_prompt",
+    "control": "controls",
+    "reference": "references",
+    "vae": "autoencoder",
+    "clip-skip": "clip_skip",
+}
 REPEATABLE_FLAGS = ("lora", "control", "reference")
 
 
@@ -48,9 +56,14 @@ class ParseResult:
 
 
 def parse(
-    text: str, default_model: ModelProfile | None, *, models: Sequence[str] = (),
-    options: Mapping[str, object] | None = None, allow_empty: bool = False, aliases: Mapping[str, str] | None = None,
-) -> ParseResult:  # fmt: skip
+    text: str,
+    default_model: ModelProfile | None,
+    *,
+    models: Sequence[str] = (),
+    options: Mapping[str, object] | None = None,
+    allow_empty: bool = False,
+    aliases: Mapping[str, str] | None = None,
+) -> ParseResult:
     """Parse `text`. `default_model`: the model to use if the prompt names none; None while no worker is online.
 
     `options` are a front end's own fields, by the names of `ParsedPrompt` (`steps`, `ar` as "16:9" or a pair,

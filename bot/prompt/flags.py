@@ -68,20 +68,24 @@ OUR_FLAGS = {
         Flag("raw", "nothing", "no value", "adds none of the model's styles to the prompt"),
         Flag("repeat", "word", "1 to 10", "how many jobs of the same prompt"),
         Flag("quality", "word", "0.25 to 4", "a factor on the usual steps"),
-        Flag(
-            "walk",
-            "words",
-            "words, as in --walk a terrier",
-            "pictures from this prompt to another one, and a film",
-        ),
+        Flag("walk", "words", "words, as in --walk a terrier", "pictures from this prompt to another one, and a film"),
         Flag("frames", "word", "4 to 16", "how many pictures a walk has"),
     )
 }
 ALIASES = {
-    "aspect": "ar", "negative": "no", "cfg": "guidance", "guidance-interval": "interval", "cfg-interval": "interval",
-    "loras": "lora", "c": "chaos", "r": "repeat", "q": "quality", "controlnet": "control", "clip_skip": "clip-skip",
+    "aspect": "ar",
+    "negative": "no",
+    "cfg": "guidance",
+    "guidance-interval": "interval",
+    "cfg-interval": "interval",
+    "loras": "lora",
+    "c": "chaos",
+    "r": "repeat",
+    "q": "quality",
+    "controlnet": "control",
+    "clip_skip": "clip-skip",
     "clipskip": "clip-skip",
-}  # fmt: skip
+}
 
 # Midjourney's flags, by what they take: ignored here. "number" and "word" may also stand without a value.
 IGNORED_FLAGS: dict[str, FlagArgument] = {

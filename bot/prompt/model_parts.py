@@ -164,9 +164,7 @@ def resolve_autoencoder(name: str | None, model_profile: ModelProfile) -> ModelP
     return ModelPart(part.name, part.revision)
 
 
-def missing_text(
-    kind: PartKind, name: str, model: str, parts: Sequence[ControlModel] | Sequence[ModelPart]
-) -> str:  # fmt: skip
+def missing_text(kind: PartKind, name: str, model: str, parts: Sequence[ControlModel] | Sequence[ModelPart]) -> str:
     """Say that a model lacks a part, and which it has."""
     if not parts:
         return (

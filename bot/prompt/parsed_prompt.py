@@ -106,9 +106,13 @@ class ParsedPrompt:
 
 
 def build_recipe(
-    parsed_prompt: ParsedPrompt, model_profile: ModelProfile, seed: int, *, bucket: int | None = None,
+    parsed_prompt: ParsedPrompt,
+    model_profile: ModelProfile,
+    seed: int,
+    *,
+    bucket: int | None = None,
     style_guide: StyleGuide | None = None,
-) -> Recipe:  # fmt: skip
+) -> Recipe:
     """Return everything that decides pixels, but for pictures. `seed` applies if the prompt names none.
 
     Raises `UserError` if the model lacks the shape or a feature. Members cannot set `bucket`.
@@ -119,19 +123,32 @@ def build_recipe(
     default_interval = model_profile.guidance_start, model_profile.guidance_stop
     start, stop = choose_interval(parsed_prompt.interval, default_interval, sampler, model_profile)
     recipe = Recipe(
-        concepts=balance_weights(parsed_prompt.concepts), negative=parsed_prompt.negative,
-        styles=choose_styles(parsed_prompt, style_guide), model=model_profile.name, revision=model_profile.revision,
-        sampler=sampler, steps=steps, evaluations=choose_evaluations(parsed_prompt, sampler, steps, model_profile),
+        concepts=balance_weights(parsed_prompt.concepts),
+        negative=parsed_prompt.negative,
+        styles=choose_styles(parsed_prompt, style_guide),
+        model=model_profile.name,
+        revision=model_profile.revision,
+        sampler=sampler,
+        steps=steps,
+        evaluations=choose_evaluations(parsed_prompt, sampler, steps, model_profile),
         eta=parsed_prompt.eta,
         seed=seed if parsed_prompt.seed is None else parsed_prompt.seed,
-        guidance=choose_guidance(parsed_prompt, model_profile.guidance), width=width, height=height,
-        count=parsed_prompt.count or MAX_COUNT, candidate_count=_count_candidates(parsed_prompt),
-        dtype=model_profile.dtype, bucket=bucket, guidance_start=start, guidance_stop=stop,
+        guidance=choose_guidance(parsed_prompt, model_profile.guidance),
+        width=width,
+        height=height,
+        count=parsed_prompt.count or MAX_COUNT,
+        candidate_count=_count_candidates(parsed_prompt),
+        dtype=model_profile.dtype,
+        bucket=bucket,
+        guidance_start=start,
+        guidance_stop=stop,
         guidance_kind=model_profile.guidance_kind,
         stop_at=1.0 if parsed_prompt.stop_at is None else parsed_prompt.stop_at,
-        tile=parsed_prompt.tile, mixed=parsed_prompt.mix and len(parsed_prompt.concepts) > 1,
-        chaos=parsed_prompt.chaos, **_choose_parts(parsed_prompt, model_profile),
-    )  # fmt: skip
+        tile=parsed_prompt.tile,
+        mixed=parsed_prompt.mix and len(parsed_prompt.concepts) > 1,
+        chaos=parsed_prompt.chaos,
+        **_choose_parts(parsed_prompt, model_profile),
+    )
     check_capabilities(recipe, model_profile)
     return recipe
 

@@ -56,10 +56,20 @@ class Dispatcher:
     """Run `run` as a task. `wake_event` is set when a job arrives or ends, or a worker changes."""
 
     def __init__(
-        self, *, store: Store, bus: Bus, active_jobs: ActiveJobs, feed: Feed, forecast: Forecast,
-        models: ModelCatalog, blobs: BrokerBlobs, completion: JobCompletion, wake_event: asyncio.Event,
-        limits: Limits, clock: Callable[[], float] = time.time,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        store: Store,
+        bus: Bus,
+        active_jobs: ActiveJobs,
+        feed: Feed,
+        forecast: Forecast,
+        models: ModelCatalog,
+        blobs: BrokerBlobs,
+        completion: JobCompletion,
+        wake_event: asyncio.Event,
+        limits: Limits,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._store, self._bus, self._active_jobs, self._feed = store, bus, active_jobs, feed
         self._forecast, self._models, self._blobs, self._completion = forecast, models, blobs, completion
         self._limits, self._clock = limits, clock
@@ -125,10 +135,14 @@ class Dispatcher:
         now = self._clock()
         loaded_models = self._bypass.bypass_models(pool_info.pool, pool_info.loaded_models, now)
         request = PickRequest(
-            pool_info.pool, pool_info.models, self._limits.running, running_limits=guild_limits, bypass=self._bypass,
+            pool_info.pool,
+            pool_info.models,
+            self._limits.running,
+            running_limits=guild_limits,
+            bypass=self._bypass,
             paused_rows=self._active_jobs.count_paused_rows(pool_info.pool, pool_info.rows, pool_info.free_rows, now),
             loaded_models=None if pool_info.models <= loaded_models else pool_info.models & loaded_models,
-        )  # fmt: skip
+        )
         return await self._store.pick_job(request, pool_info.rows, overbook_share(pool_info.rows), now)
 
     async def republish(self) -> None:

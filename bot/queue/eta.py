@@ -59,11 +59,15 @@ class Forecast:
     """Answers about the queue; reads it at most once per change, so calls are cheap."""
 
     def __init__(
-        self, store: Store, active_jobs: ActiveJobs, workers: Callable[[], Mapping[str, Presence]], *,
+        self,
+        store: Store,
+        active_jobs: ActiveJobs,
+        workers: Callable[[], Mapping[str, Presence]],
+        *,
         clock: Callable[[], float] = time.time,
         get_startup_progress: Callable[[str], ModelProgress | None] = lambda pool: None,
         get_model_size: Callable[[str], int] = lambda model: 0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._get_startup_progress, self._get_model_size = get_startup_progress, get_model_size
         self._store, self._active_jobs, self._workers, self._clock = store, active_jobs, workers, clock
         self.guild_limits = RunningLimits()  # as the dispatcher last read it

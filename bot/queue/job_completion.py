@@ -34,11 +34,18 @@ class JobCompletion:
     """
 
     def __init__(
-        self, store: Store, bus: Bus, active_jobs: ActiveJobs, feed: Feed, *,
-        clock: Callable[[], float] = time.time, on_rows_freed: Callable[[], None] = lambda: None,
+        self,
+        store: Store,
+        bus: Bus,
+        active_jobs: ActiveJobs,
+        feed: Feed,
+        *,
+        clock: Callable[[], float] = time.time,
+        on_rows_freed: Callable[[], None] = lambda: None,
         on_end: Callable[[Transition], None] = lambda _: None,
-        on_requeue: Callable[[RequeueCause], None] = lambda _: None, blobs: BrokerBlobs,
-    ) -> None:  # fmt: skip
+        on_requeue: Callable[[RequeueCause], None] = lambda _: None,
+        blobs: BrokerBlobs,
+    ) -> None:
         self._store, self._bus, self._active_jobs, self._feed, self._clock = store, bus, active_jobs, feed, clock
         self.on_rows_freed, self._on_end, self._on_requeue, self._blobs = on_rows_freed, on_end, on_requeue, blobs
 
@@ -63,9 +70,14 @@ class JobCompletion:
         return await self.announce_and_clear(transition)
 
     async def cancel(
-        self, job: str, actual_cost: float | None, *, done_share: float = 1.0, epoch: int | None = None,
+        self,
+        job: str,
+        actual_cost: float | None,
+        *,
+        done_share: float = 1.0,
+        epoch: int | None = None,
         audit_note: str = "",
-    ) -> Transition | None:  # fmt: skip
+    ) -> Transition | None:
         """Cancel a job, and charge `actual_cost` device-seconds; None: `done_share` of its price."""
         transition = await self._store.end_job(
             "cancel", job, self._clock(), actual_cost, done_share=done_share, epoch=epoch, audit_note=audit_note
@@ -81,9 +93,16 @@ class JobCompletion:
         return record
 
     async def requeue(
-        self, job: str, *, step: int, audit_note: str, reason: str = "", epoch: int | None = None,
-        cause: RequeueCause = "failed", is_suspect: bool = True,
-    ) -> Transition | None:  # fmt: skip
+        self,
+        job: str,
+        *,
+        step: int,
+        audit_note: str,
+        reason: str = "",
+        epoch: int | None = None,
+        cause: RequeueCause = "failed",
+        is_suspect: bool = True,
+    ) -> Transition | None:
         """Queue a job again, after a pause if many attempts made no progress, or fail it after too many of them.
 
         `is_suspect`: False if nothing points at the job.

@@ -29,9 +29,16 @@ class JobRerouter:
     """Run `run` as a task."""
 
     def __init__(
-        self, store: Store, bus: Bus, active_jobs: ActiveJobs, completion: JobCompletion, models: ModelCatalog,
-        workers: Callable[[], Mapping[str, Presence]], *, clock: Callable[[], float] = time.time,
-    ) -> None:  # fmt: skip
+        self,
+        store: Store,
+        bus: Bus,
+        active_jobs: ActiveJobs,
+        completion: JobCompletion,
+        models: ModelCatalog,
+        workers: Callable[[], Mapping[str, Presence]],
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._store, self._bus, self._active_jobs, self._completion = store, bus, active_jobs, completion
         self._models, self._workers, self._clock = models, workers, clock
         self._page_cursors: dict[str, str] = {}  # pool → job after which the next round continues: some can never move

@@ -21,10 +21,25 @@ DEFAULT_POOL = "default"
 
 # The embedded model until a worker announces it: all its steps, as measured on two slow cores.
 SHIPPED_MODEL = ModelProfile(
-    name=EMBEDDED_MODEL, revision="", dtype="float32", size=64, multiple=16, max_pixels=128 * 128, tokens=24,
-    steps=1000, sampler="ddpm", samplers=("ddpm", "ddim", "euler", "dpmpp_2m"), guidance=4.0,
-    row_ms=4.0, encode_ms=10.0, decode_ms=60.0, upscale_factor=4, guidance_start=0.3, guidance_stop=0.8, has_judge=True,
-)  # fmt: skip
+    name=EMBEDDED_MODEL,
+    revision="",
+    dtype="float32",
+    size=64,
+    multiple=16,
+    max_pixels=128 * 128,
+    tokens=24,
+    steps=1000,
+    sampler="ddpm",
+    samplers=("ddpm", "ddim", "euler", "dpmpp_2m"),
+    guidance=4.0,
+    row_ms=4.0,
+    encode_ms=10.0,
+    decode_ms=60.0,
+    upscale_factor=4,
+    guidance_start=0.3,
+    guidance_stop=0.8,
+    has_judge=True,
+)
 
 
 @dataclass(frozen=True)
@@ -61,11 +76,7 @@ class ModelCatalog:
     """
 
     def __init__(
-        self,
-        store: Store,
-        workers: Callable[[], Mapping[str, Presence]],
-        clock: Callable[[], float],
-        default: str = "",
+        self, store: Store, workers: Callable[[], Mapping[str, Presence]], clock: Callable[[], float], default: str = ""
     ) -> None:
         self._store, self._workers, self._clock = store, workers, clock
         self._default = default or SHIPPED_MODEL.name

@@ -31,9 +31,16 @@ class Patrol:
     """Run `run` as a task. `lease`: seconds that a claim lasts without a renewal."""
 
     def __init__(
-        self, store: Store, bus: Bus, active_jobs: ActiveJobs, completion: JobCompletion,
-        submit: Callable[[JobRecord], Awaitable[None]], *, lease: float = 10.0, clock: Callable[[], float] = time.time,
-    ) -> None:  # fmt: skip
+        self,
+        store: Store,
+        bus: Bus,
+        active_jobs: ActiveJobs,
+        completion: JobCompletion,
+        submit: Callable[[JobRecord], Awaitable[None]],
+        *,
+        lease: float = 10.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._store, self._bus, self._active_jobs, self._completion, self._submit = (
             store,
             bus,
@@ -140,9 +147,12 @@ class Patrol:
             and not pool_info.is_full(active_job.record.model)
         ):
             await self._completion.requeue(
-                record.id, step=active_job.step, audit_note=f"{record.worker} lost it", cause="lost",
+                record.id,
+                step=active_job.step,
+                audit_note=f"{record.worker} lost it",
+                cause="lost",
                 is_suspect=self._active_jobs.record_loss(active_job, self._clock()),
-            )  # fmt: skip
+            )
 
     async def _handle_unclaimed(self, active_job: ActiveJob, orphaned_seconds: float) -> None:
         """Publish an unclaimed job again, later requeue it: the broker may have lost it, though workers may merely be
@@ -153,8 +163,11 @@ class Patrol:
             self._orphaned_since[active_job.record.id] = self._clock()
         elif orphaned_seconds >= 6 * self._lease:
             await self._completion.requeue(
-                active_job.record.id, step=active_job.step, audit_note="no worker took it", cause="unclaimed",
+                active_job.record.id,
+                step=active_job.step,
+                audit_note="no worker took it",
+                cause="unclaimed",
                 is_suspect=False,
-            )  # fmt: skip
+            )
         elif orphaned_seconds >= self._lease:
             await self._submit(active_job.record)

@@ -33,9 +33,14 @@ class PreviewRelay:
     """Run `publish_frames`, `publish_loadings` and `request_frames` as tasks."""
 
     def __init__(
-        self, bus: Bus, active_jobs: ActiveJobs, feed: Feed, decoder: UploadDecoder, *,
+        self,
+        bus: Bus,
+        active_jobs: ActiveJobs,
+        feed: Feed,
+        decoder: UploadDecoder,
+        *,
         clock: Callable[[], float] = time.time,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._bus, self._active_jobs, self._feed = bus, active_jobs, feed
         self._decoder, self._clock = decoder, clock
 

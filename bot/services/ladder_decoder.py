@@ -54,9 +54,13 @@ class LadderDecoder:
         if not latents or not self._is_quick(recipe, pool, len(latents)):
             return ()
         request = DecodeRequest(
-            model=recipe.model, revision=recipe.revision, width=recipe.width, height=recipe.height, tile=recipe.tile,
+            model=recipe.model,
+            revision=recipe.revision,
+            width=recipe.width,
+            height=recipe.height,
+            tile=recipe.tile,
             latents=latents,
-        )  # fmt: skip
+        )
         thumbnails = await self._request_thumbnails(pool, request)
         if not thumbnails:
             self._silent_models[pool, recipe.model] = None

@@ -31,13 +31,7 @@ from bot.policy.rules import (
     yaml_io,
 )
 from bot.policy.rules.effective_rules import is_applicable
-from bot.policy.rules.explanations import (
-    NO_NAMES,
-    DisplayNames,
-    Explanation,
-    explain_decision,
-    format_for_sentence,
-)
+from bot.policy.rules.explanations import NO_NAMES, DisplayNames, Explanation, explain_decision, format_for_sentence
 from bot.policy.rules.rule import normalise_subject
 from bot.policy.rules.value_parser import find_setting, parse_list, parse_value
 from bot.services.admission.quota_check import check_action, refuse_if_closed_or_blocked
@@ -55,9 +49,13 @@ class RuleAdmin:
     """Reads and changes rules. `limits`: the defaults; `cancel` cancels one job and returns what happened."""
 
     def __init__(
-        self, store: Store, cancel: Callable[[str], Awaitable[str]], *, limits: Limits,
+        self,
+        store: Store,
+        cancel: Callable[[str], Awaitable[str]],
+        *,
+        limits: Limits,
         clock: Callable[[], float] = time.time,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._store, self._cancel, self._limits, self._clock = store, cancel, limits, clock
 
     # Reading
@@ -111,9 +109,14 @@ class RuleAdmin:
         return await self._store.query(run_with_ledger, subject, self._clock(), explain_all)
 
     def _explain_setting(
-        self, name: str, effective_rules: EffectiveRules, rules: Sequence[Rule], ledger: Ledger, member: Member,
+        self,
+        name: str,
+        effective_rules: EffectiveRules,
+        rules: Sequence[Rule],
+        ledger: Ledger,
+        member: Member,
         names: DisplayNames,
-    ) -> Explanation:  # fmt: skip
+    ) -> Explanation:
         definition, matching_rules = (
             SETTINGS[name],
             [rule for rule in rules if rule.setting == name and is_applicable(rule, member)],
@@ -134,9 +137,14 @@ class RuleAdmin:
             lines[tightest_limit].frees_at,
         )
         return Explanation(
-            name, format_for_sentence(name, tightest_limit.limit), lines[tightest_limit].usage_text, explanation,
-            tightest_limit.rule, frees_at, lines[tightest_limit].used_share,
-        )  # fmt: skip
+            name,
+            format_for_sentence(name, tightest_limit.limit),
+            lines[tightest_limit].usage_text,
+            explanation,
+            tightest_limit.rule,
+            frees_at,
+            lines[tightest_limit].used_share,
+        )
 
     def _resolve_rules(self, ledger: Ledger, member: Member) -> EffectiveRules:
         return resolve(ledger.load_rules(), member, self._limits)

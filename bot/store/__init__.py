@@ -157,34 +157,77 @@ class Store:
         return await self._write_transition(job_transitions.pick_job, request, rows, overbook_share, now)
 
     async def start_job(
-        self, job: str, epoch: int, worker: str, step: int, now: float, *, preview_step: int = 0,
-        snapshots_lost: bool = False, is_suspect: bool = True,
-    ) -> Transition | None:  # fmt: skip
+        self,
+        job: str,
+        epoch: int,
+        worker: str,
+        step: int,
+        now: float,
+        *,
+        preview_step: int = 0,
+        snapshots_lost: bool = False,
+        is_suspect: bool = True,
+    ) -> Transition | None:
         """Record a start at `step`, or fail the job after too many attempts without progress (see the record)."""
         return await self._write_transition(
-            job_transitions.start_job, job, epoch, worker, step, now, preview_step=preview_step,
-            snapshots_lost=snapshots_lost, is_suspect=is_suspect,
-        )  # fmt: skip
+            job_transitions.start_job,
+            job,
+            epoch,
+            worker,
+            step,
+            now,
+            preview_step=preview_step,
+            snapshots_lost=snapshots_lost,
+            is_suspect=is_suspect,
+        )
 
     async def requeue_job(
-        self, job: str, now: float, *, step: int, audit_note: str, reason: str = "", epoch: int | None = None,
+        self,
+        job: str,
+        now: float,
+        *,
+        step: int,
+        audit_note: str,
+        reason: str = "",
+        epoch: int | None = None,
         is_suspect: bool = True,
-    ) -> Transition | None:  # fmt: skip
+    ) -> Transition | None:
         """Queue the job again as its next attempt, or fail it after too many without progress (see the record)."""
         return await self._write_transition(
-            job_transitions.requeue_job, job, now, step=step, audit_note=audit_note, reason=reason, epoch=epoch,
+            job_transitions.requeue_job,
+            job,
+            now,
+            step=step,
+            audit_note=audit_note,
+            reason=reason,
+            epoch=epoch,
             is_suspect=is_suspect,
-        )  # fmt: skip
+        )
 
     async def end_job(
-        self, kind: TransitionKind, job: str, now: float, actual_cost: float | None, *,
-        done_share: float = 1.0, epoch: int | None = None, audit_note: str = "", **values: object,
-    ) -> Transition | None:  # fmt: skip
+        self,
+        kind: TransitionKind,
+        job: str,
+        now: float,
+        actual_cost: float | None,
+        *,
+        done_share: float = 1.0,
+        epoch: int | None = None,
+        audit_note: str = "",
+        **values: object,
+    ) -> Transition | None:
         """Finish, fail or cancel a job, and settle its charge in the same transaction (see the function)."""
         return await self._write_transition(
-            job_transitions.end_job, kind, job, now, actual_cost, done_share=done_share, epoch=epoch,
-            audit_note=audit_note, **values,
-        )  # fmt: skip
+            job_transitions.end_job,
+            kind,
+            job,
+            now,
+            actual_cost,
+            done_share=done_share,
+            epoch=epoch,
+            audit_note=audit_note,
+            **values,
+        )
 
     async def reroute_job(self, job: str, pool: str, now: float) -> JobRecord | None:
         """Move a waiting job to another pool; None if nothing changed."""
@@ -204,9 +247,14 @@ class Store:
         return (await self.record_pictures(picture.job, epoch, [picture], None, now, method))[0]
 
     async def record_pictures(
-        self, job: str, epoch: int, pictures: Sequence[StoredPicture], stats: JobStats | None, now: float,
+        self,
+        job: str,
+        epoch: int,
+        pictures: Sequence[StoredPicture],
+        stats: JobStats | None,
+        now: float,
         method: UpscaleMethod | None = None,
-    ) -> tuple[bool, Transition | None]:  # fmt: skip
+    ) -> tuple[bool, Transition | None]:
         """Record pictures of one job, and finish it if `stats` is given and none is missing. One transaction.
 
         False: the job is unknown, deleted or over, or a newer epoch has it.

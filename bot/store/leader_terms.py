@@ -95,6 +95,9 @@ def _read_term(connection: Connection, *, lock: bool = False) -> LeaderTerm:
 def _to_row(term: LeaderTerm) -> dict[str, object]:
     """Return the values of the columns, without the row's name."""
     return {
-        "term": term.term, "holder": term.holder, "beat": term.heartbeat_count, "over": term.is_ended,
+        "term": term.term,
+        "holder": term.holder,
+        "beat": term.heartbeat_count,
+        "over": term.is_ended,
         "store": term.store,
-    }  # fmt: skip
+    }

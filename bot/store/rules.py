@@ -42,9 +42,14 @@ def load_guild_limits(connection: Connection) -> RunningLimits:
 
 
 def change_rules(
-    connection: Connection, guild: str, action: str, actor: tuple[str, str], plan_steps: ChangePlan, now: float,
+    connection: Connection,
+    guild: str,
+    action: str,
+    actor: tuple[str, str],
+    plan_steps: ChangePlan,
+    now: float,
     undoes: int | None = None,
-) -> RuleChange:  # fmt: skip
+) -> RuleChange:
     """Apply the steps that `plan_steps` makes of the current rules, and log them as one change. `plan_steps` raises
     `UserError`.
     """
@@ -119,9 +124,14 @@ def undo_change(
     check_permission(target)
     later_number = find_later_change(connection, guild, [step.key for step in target.steps], target.number)
     return change_rules(
-        connection, guild, "undo", actor, lambda rule_values: plan_undo(rule_values, target, later_number), now,
+        connection,
+        guild,
+        "undo",
+        actor,
+        lambda rule_values: plan_undo(rule_values, target, later_number),
+        now,
         target.number,
-    )  # fmt: skip
+    )
 
 
 def _find_undoable(
@@ -155,9 +165,16 @@ def _to_change(row: RowMapping) -> RuleChange:
         for step in row["steps"]
     )
     return RuleChange(
-        number=row["id"], guild=row["guild"], changed_at=row["at"], actor=row["actor"], actor_name=row["actor_name"],
-        action=row["what"], steps=steps, undone_change=row["undoes"], undone_by=row["undone"],
-    )  # fmt: skip
+        number=row["id"],
+        guild=row["guild"],
+        changed_at=row["at"],
+        actor=row["actor"],
+        actor_name=row["actor_name"],
+        action=row["what"],
+        steps=steps,
+        undone_change=row["undoes"],
+        undone_by=row["undone"],
+    )
 
 
 def _to_json(value: RuleValue | None) -> Any:

@@ -31,19 +31,17 @@ PACKAGE_DIR = Path(__file__).parent
 MAX_BODY_BYTES = 64 * 1024  # of a request's body
 HEADER_SECONDS = 10.0  # until the headers of a connection's first request have arrived
 KEEPALIVE_SECONDS = 30.0  # seconds that a connection may stay open without a request
-MIDDLEWARES = (
-    middleware.handle_errors, rate_limit.limit_address, middleware.authenticate, rate_limit.limit_rate,
-)  # fmt: skip
-PARTS = (
-    pages, jobs, media, review, sse, edits, steering, wait_reason, flag_aliases, describe, openapi,
-)  # fmt: skip
+MIDDLEWARES = (middleware.handle_errors, rate_limit.limit_address, middleware.authenticate, rate_limit.limit_rate)
+PARTS = (pages, jobs, media, review, sse, edits, steering, wait_reason, flag_aliases, describe, openapi)
 TEMPLATES = ("base.html", "chatroom.html", "desk.html", "dialogs.html", "discord.html", "enter.html", "sentence.html")
 
 
 def build_app(
-    settings: Settings, services: Services, engine_loading: asyncio.Event | None = None,
+    settings: Settings,
+    services: Services,
+    engine_loading: asyncio.Event | None = None,
     metrics_snapshot: MetricsPage | None = None,
-) -> web.Application:  # fmt: skip
+) -> web.Application:
     """Return the chatroom over these services. The first start writes the chatroom's key into the data folder.
 
     `engine_loading` is set while an engine that was started with the chatroom is loading. `metrics_snapshot` makes the
@@ -135,10 +133,15 @@ async def run_server(
     assert runner.server is not None
     table = ConnectionTable(limits.below_descriptors(), limits.per_address)
     make_connection = partial(
-        GuardedConnection, runner.server, table=table,
-        error_headers=middleware.security_headers(app), access_log=None, max_line_size=16384,
-        keepalive_timeout=KEEPALIVE_SECONDS, lingering_time=3,
-    )  # fmt: skip
+        GuardedConnection,
+        runner.server,
+        table=table,
+        error_headers=middleware.security_headers(app),
+        access_log=None,
+        max_line_size=16384,
+        keepalive_timeout=KEEPALIVE_SECONDS,
+        lingering_time=3,
+    )
     try:
         header_seconds = min(HEADER_SECONDS, KEEPALIVE_SECONDS)
         async with listen(host.strip("[]"), port, table, make_connection, header_seconds=header_seconds) as port:

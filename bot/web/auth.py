@@ -29,10 +29,21 @@ MAX_INVITATIONS = 20  # with more, the oldest expires
 FORM_TYPES = frozenset({"application/x-www-form-urlencoded", "multipart/form-data", "text/plain"})
 CUSTOM_HEADERS = ("X-Darkroom", "Idempotency-Key")  # headers that another site's form cannot send
 # headers that a proxy adds, in lower case, and how others of them begin
-PROXY_HEADERS = frozenset({
-    "forwarded", "via", "x-real-ip", "true-client-ip", "x-client-ip", "x-cluster-client-ip", "x-original-host",
-    "fastly-client-ip", "fly-client-ip", "cdn-loop", "proxy-connection",
-})  # fmt: skip
+PROXY_HEADERS = frozenset(
+    {
+        "forwarded",
+        "via",
+        "x-real-ip",
+        "true-client-ip",
+        "x-client-ip",
+        "x-cluster-client-ip",
+        "x-original-host",
+        "fastly-client-ip",
+        "fly-client-ip",
+        "cdn-loop",
+        "proxy-connection",
+    }
+)
 PROXY_PREFIXES = ("x-forwarded", "cf-")
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 

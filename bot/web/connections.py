@@ -229,9 +229,11 @@ class GuardedConnection(web_protocol.RequestHandler):
         self._header_bytes = 0
 
     async def _handle_request(
-        self, request: web.BaseRequest, start_time: float | None,
+        self,
+        request: web.BaseRequest,
+        start_time: float | None,
         request_handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
-    ) -> tuple[web.StreamResponse, bool]:  # fmt: skip
+    ) -> tuple[web.StreamResponse, bool]:
         try:
             return await super()._handle_request(request, start_time, request_handler)
         finally:

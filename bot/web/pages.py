@@ -13,15 +13,7 @@ from aiohttp import web
 
 from bot.domain.errors import UserError
 from bot.web.auth import COOKIE_NAME
-from bot.web.middleware import (
-    HOST_POLICY,
-    SESSION,
-    SESSION_TOKENS,
-    SESSIONS,
-    SIGN_IN_PATH,
-    VISITOR,
-    set_session_cookie,
-)
+from bot.web.middleware import HOST_POLICY, SESSION, SESSION_TOKENS, SESSIONS, SIGN_IN_PATH, VISITOR, set_session_cookie
 from bot.web.request_body import read_body
 
 INVITATION_USED = "This address was used already or is not valid. Ask for a new one."

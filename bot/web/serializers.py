@@ -112,9 +112,14 @@ def _serialize_task(view: JobView) -> dict[str, Any]:
     picture = view.pictures[0] if view.pictures else None
     footer = "" if picture is None else texts.format_upscale(task.factor, picture.width, picture.height, task.method)
     return {
-        "kind": "upscale", "count": 1, "images": [1], "chosen": None, "factor": task.factor, "method": task.method,
+        "kind": "upscale",
+        "count": 1,
+        "images": [1],
+        "chosen": None,
+        "factor": task.factor,
+        "method": task.method,
         "footer": footer,
-    }  # fmt: skip
+    }
 
 
 @cache

@@ -62,9 +62,11 @@ async def stream_events(request: web.Request) -> web.StreamResponse:
     async with open_stream(request) as stream, request.app[SERVICES].feed.subscribe() as subscription:
         page = PageStream(request, stream)
         await race(
-            page.follow_jobs(subscription), page.watch_workers(), wait_for_disconnect(request),
+            page.follow_jobs(subscription),
+            page.watch_workers(),
+            wait_for_disconnect(request),
             wait_for_sign_out(request),
-        )  # fmt: skip
+        )
     return stream
 
 

@@ -72,10 +72,11 @@ def render_mixed_prompts(renderer: ExampleRenderer) -> LabelledPictures:
     one, two = "cat face, white background", "owl, white background"
     parts = f"{one}::2 {two}::1"
     return [
-        ("cat face", renderer.draw(one, "--seed", "11")), ("owl", renderer.draw(two, "--seed", "11")),
+        ("cat face", renderer.draw(one, "--seed", "11")),
+        ("owl", renderer.draw(two, "--seed", "11")),
         ("::2 ::1 --mix", renderer.draw(parts, "--mix", "--seed", "11")),
         ("::2 ::1", renderer.draw(parts, "--seed", "11")),
-    ]  # fmt: skip
+    ]
 
 
 def render_inpainting(renderer: ExampleRenderer) -> LabelledPictures:
@@ -92,9 +93,10 @@ def render_tiles(renderer: ExampleRenderer) -> LabelledPictures:
     """A tile, and four of it; beside them four of the same without `--tile`."""
     words = ["green leaves, pattern", "--seed", "6"]
     return [
-        ("--tile", renderer.draw(*words, "--tile")), ("four of it", _four(renderer.draw(*words, "--tile"))),
+        ("--tile", renderer.draw(*words, "--tile")),
+        ("four of it", _four(renderer.draw(*words, "--tile"))),
         ("without: four", _four(renderer.draw(*words))),
-    ]  # fmt: skip
+    ]
 
 
 def _four(path: Path) -> Image.Image:
@@ -116,9 +118,12 @@ def _png(picture: Path | Image.Image) -> bytes:
 
 
 EXAMPLES: dict[str, Callable[[ExampleRenderer], LabelledPictures]] = {
-    "strength": render_strengths, "blend": render_blends, "mix": render_mixed_prompts, "part": render_inpainting,
+    "strength": render_strengths,
+    "blend": render_blends,
+    "mix": render_mixed_prompts,
+    "part": render_inpainting,
     "tile": render_tiles,
-}  # fmt: skip
+}
 
 
 def main(names: list[str]) -> None:

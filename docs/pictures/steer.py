@@ -38,17 +38,25 @@ Key = tuple[Sampler, float]  # and after which share of the steps the words chan
 def draw(family: Family, sampler: Sampler, share: float) -> Pictures:
     """Draw pictures whose words change after a share of the steps."""
     recipe = Recipe(
-        concepts=(Concept(SECOND if share == 0 else FIRST),), model=family.name, revision=family.revision,
-        sampler=sampler, steps=STEPS, seed=SEED, guidance=family.guidance, width=family.size, height=family.size,
-        count=COUNT, dtype="float32", guidance_start=family.interval[0], guidance_stop=family.interval[1],
-        amendments=()
-        if share in (0, 1)
-        else (Amendment(1, round(share * STEPS), SetConcepts((Concept(SECOND),))),),
-    )  # fmt: skip
+        concepts=(Concept(SECOND if share == 0 else FIRST),),
+        model=family.name,
+        revision=family.revision,
+        sampler=sampler,
+        steps=STEPS,
+        seed=SEED,
+        guidance=family.guidance,
+        width=family.size,
+        height=family.size,
+        count=COUNT,
+        dtype="float32",
+        guidance_start=family.interval[0],
+        guidance_stop=family.interval[1],
+        amendments=() if share in (0, 1) else (Amendment(1, round(share * STEPS), SetConcepts((Concept(SECOND),))),),
+    )
     owner = BillingKey("docs", "docs", "docs")
     return run_locally(
         Job(id="0" * 26, task=recipe, billing_key=owner, cost=1.0, deadline=4e9), {family.name: family}
-    ).pictures  # fmt: skip
+    ).pictures
 
 
 def draw_all() -> dict[Key, Pictures]:
@@ -65,17 +73,17 @@ def measure_way(first: bytes, second: bytes, steered: bytes) -> float:
 
 
 def format_table(drawn: dict[Key, Pictures]) -> str:
-    lines = [
-        "| sampler | " + " | ".join(f"changed at {share:.0%}" for share in SHARES) + " |", "|---|---|---|---|"
-    ]  # fmt: skip
+    lines = ["| sampler | " + " | ".join(f"changed at {share:.0%}" for share in SHARES) + " |", "|---|---|---|---|"]
     for sampler in SAMPLERS:
         ways = [
-            np.mean([
-                measure_way(*each)
-                for each in zip(drawn[sampler, 1], drawn[sampler, 0], drawn[sampler, share], strict=True)
-            ])
+            np.mean(
+                [
+                    measure_way(*each)
+                    for each in zip(drawn[sampler, 1], drawn[sampler, 0], drawn[sampler, share], strict=True)
+                ]
+            )
             for share in SHARES
-        ]  # fmt: skip
+        ]
         lines.append(f"| `{sampler}` | " + " | ".join(f"{way:.0%}" for way in ways) + " |")
     return "\n".join(lines)
 

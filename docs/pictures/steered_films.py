@@ -68,10 +68,7 @@ async def draw_films(folder: Path) -> dict[str, bytes]:
     guild = loopback.world.create_guild()
     async with loopback.open(), run_darkroom(loopback, folder):
         await wait_for_model(folder)
-        return {
-            "steer-film": await draw_steered_film(folder),
-            "party-film": await draw_party_film(loopback, guild),
-        }  # fmt: skip
+        return {"steer-film": await draw_steered_film(folder), "party-film": await draw_party_film(loopback, guild)}
 
 
 def main() -> None:

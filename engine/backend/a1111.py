@@ -88,11 +88,18 @@ class Automatic1111:
     def _describe_model(self, name: str, title: str, info: dict[str, Any]) -> BackendModel:
         size = self._size or guess_size(title)
         return BackendModel(
-            name=name, title=title, size=size, multiple=choose_multiple(size),
-            max_pixels=2 * size * size, samplers=sort_samplers(self._samplers), steps=20,
-            guidance=7.0, version=hashlib.sha256(str(info.get("sha256") or title).encode()).hexdigest(),
-            loras=tuple(Lora(name) for name in self._lora_titles), max_clip_skip=MAX_CLIP_SKIP,
-        )  # fmt: skip
+            name=name,
+            title=title,
+            size=size,
+            multiple=choose_multiple(size),
+            max_pixels=2 * size * size,
+            samplers=sort_samplers(self._samplers),
+            steps=20,
+            guidance=7.0,
+            version=hashlib.sha256(str(info.get("sha256") or title).encode()).hexdigest(),
+            loras=tuple(Lora(name) for name in self._lora_titles),
+            max_clip_skip=MAX_CLIP_SKIP,
+        )
 
     def _make_body(self, request: DrawRequest) -> dict[str, Any]:
         sampler = self._samplers.get(request.sampler)
@@ -103,11 +110,20 @@ class Automatic1111:
         settings = {"sd_model_checkpoint": request.model.title, "CLIP_stop_at_last_layers": request.clip_skip + 1}
         body: dict[str, Any] = {
             "prompt": " ".join((strip_networks(request.prompt), *loras)),
-            "negative_prompt": strip_networks(request.negative), "seed": request.seed,
-            "steps": request.steps, "cfg_scale": request.guidance, "width": request.width, "height": request.height,
-            "sampler_name": sampler.name, "n_iter": 1, "batch_size": 1, "send_images": True, "save_images": False,
-            "override_settings": settings, "override_settings_restore_afterwards": False,  # loading a model takes long
-        }  # fmt: skip
+            "negative_prompt": strip_networks(request.negative),
+            "seed": request.seed,
+            "steps": request.steps,
+            "cfg_scale": request.guidance,
+            "width": request.width,
+            "height": request.height,
+            "sampler_name": sampler.name,
+            "n_iter": 1,
+            "batch_size": 1,
+            "send_images": True,
+            "save_images": False,
+            "override_settings": settings,
+            "override_settings_restore_afterwards": False,  # loading a model takes long
+        }
         return (
             body
             | ({"scheduler": sampler.scheduler} if sampler.scheduler else {})
@@ -195,8 +211,9 @@ def _make_start(request: DrawRequest) -> dict[str, Any]:
     """Return what img2img takes beside the settings. White in our masks is painted anew, as in its own."""
     assert request.picture is not None
     start: dict[str, Any] = {
-        "init_images": [base64.b64encode(request.picture).decode()], "denoising_strength": request.strength,
-    }  # fmt: skip
+        "init_images": [base64.b64encode(request.picture).decode()],
+        "denoising_strength": request.strength,
+    }
     if request.mask is None:
         return start
     keep = {"mask_blur": 4, "inpainting_fill": 1, "inpaint_full_res": False, "inpainting_mask_invert": 0}

@@ -80,9 +80,13 @@ def make_worker_profile(settings: WorkerSettings, *, has_check: bool) -> WorkerP
     assert settings.backend is not None
     kind = settings.backend.kind
     return WorkerProfile(
-        settings.name, f"backend: {kind}", ROWS, pools=settings.pools, build=make_build_label(kind),
+        settings.name,
+        f"backend: {kind}",
+        ROWS,
+        pools=settings.pools,
+        build=make_build_label(kind),
         has_picture_check=has_check,
-    )  # fmt: skip
+    )
 
 
 def build_backend(settings: BackendSettings, workflows: tuple[Workflow, ...], wanted: tuple[str, ...]) -> Backend:

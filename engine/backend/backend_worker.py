@@ -40,21 +40,38 @@ class BackendWorker:
     """`run` returns after `drain`, and raises `ConnectionEnded` when the process must end."""
 
     def __init__(
-        self, bus: Bus, backend: Backend, profile: WorkerProfile, state: ConnectionState, times: MeasuredTimes,
+        self,
+        bus: Bus,
+        backend: Backend,
+        profile: WorkerProfile,
+        state: ConnectionState,
+        times: MeasuredTimes,
         verdicts: Verdicts,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._bus, self._profile, self._state = bus, profile, state
         self.active_runs = ActiveRuns(RemoteEngine(), verdicts)
         self._result_publisher = ResultPublisher(bus, profile.name, self.active_runs)
         self._pictures = RunPictures(bus, backend, state, times, self._result_publisher, verdicts)
         self._intake = Intake(
-            bus, profile.name, self.active_runs, self._result_publisher, self._pictures, self._admit,
+            bus,
+            profile.name,
+            self.active_runs,
+            self._result_publisher,
+            self._pictures,
+            self._admit,
             self._find_rejection,
-        )  # fmt: skip
+        )
         self._job_puller = JobPuller(
-            bus, self.active_runs, self._intake, profile.pools, lambda: profile.rows, self._make_presence,
-            profile.name, backend.concurrency, lambda: state.is_reachable,
-        )  # fmt: skip
+            bus,
+            self.active_runs,
+            self._intake,
+            profile.pools,
+            lambda: profile.rows,
+            self._make_presence,
+            profile.name,
+            backend.concurrency,
+            lambda: state.is_reachable,
+        )
         self._heartbeats = Heartbeats(bus, self.active_runs, self._result_publisher, Watchdog())
         self._watched_jobs = WatchedJobs(bus, self.active_runs)
         self._snapshot_saver = SnapshotSaver(bus, self.active_runs, self._result_publisher, self._watched_jobs)

@@ -46,9 +46,12 @@ class ComfyUi:
     """`workflows`: at most one for text alone, one with a picture, one with picture and mask. `size`: 0: by name."""
 
     def __init__(
-        self, http: BackendHttp, workflows: Sequence[Workflow], size: int = 0,
+        self,
+        http: BackendHttp,
+        workflows: Sequence[Workflow],
+        size: int = 0,
         make_id: Callable[[], str] = lambda: str(uuid.uuid4()),
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.concurrency = 1
         self._http, self._size, self._make_id = http, size, make_id
         self._workflows = {(each.has_slot("picture"), each.has_slot("mask")): each for each in workflows}
@@ -94,14 +97,19 @@ class ComfyUi:
         size = self._size or (width if isinstance(width, int) and 64 <= width <= 2048 else guess_size(title))
         with_picture = self._workflows.get((True, False))
         return BackendModel(
-            name=name, title=title, size=size, multiple=choose_multiple(size),
-            max_pixels=2 * size * size, samplers=sort_samplers(self._samplers),
+            name=name,
+            title=title,
+            size=size,
+            multiple=choose_multiple(size),
+            max_pixels=2 * size * size,
+            samplers=sort_samplers(self._samplers),
             steps=_read_usual(workflow, "steps", USUAL_STEPS, 1, 1000),
             guidance=_read_usual(workflow, "guidance", USUAL_GUIDANCE, 1, 30),
-            lacks=self._list_lacks(workflow), version="".join(each.version for each in self._workflows.values()),
+            lacks=self._list_lacks(workflow),
+            version="".join(each.version for each in self._workflows.values()),
             edits=with_picture is not None and not with_picture.has_slot("strength"),
             needs_picture=(False, False) not in self._workflows,
-        )  # fmt: skip
+        )
 
     def _list_lacks(self, workflow: Workflow) -> tuple[Feature, ...]:
         slots: tuple[Feature, ...] = ("negative", "steps", "guidance")
@@ -147,11 +155,18 @@ class ComfyUi:
         if sampler is None:
             raise JobRejected(f"This ComfyUI has no sampler {request.sampler}.", "worker")
         return {
-            "prompt": request.prompt, "negative": request.negative, "seed": request.seed,
-            "steps": max(1, int(request.steps * request.strength)), "guidance": request.guidance,
-            "width": request.width, "height": request.height, "sampler": sampler.name, "scheduler": sampler.scheduler,
-            "model": request.model.title, "strength": request.strength,
-        }  # fmt: skip
+            "prompt": request.prompt,
+            "negative": request.negative,
+            "seed": request.seed,
+            "steps": max(1, int(request.steps * request.strength)),
+            "guidance": request.guidance,
+            "width": request.width,
+            "height": request.height,
+            "sampler": sampler.name,
+            "scheduler": sampler.scheduler,
+            "model": request.model.title,
+            "strength": request.strength,
+        }
 
     async def _upload(self, content: bytes) -> str:
         """Send a picture into its folder for temporary files; return it as a node names it."""

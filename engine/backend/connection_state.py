@@ -23,9 +23,13 @@ class ConnectionState:
     """The backend's models while it answers; none while it does not. `wanted`: names of models to offer; (): all."""
 
     def __init__(
-        self, backend: Backend, kind: str, times: MeasuredTimes, wanted: Sequence[str] = (),
+        self,
+        backend: Backend,
+        kind: str,
+        times: MeasuredTimes,
+        wanted: Sequence[str] = (),
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._backend, self._kind, self._times, self._wanted = backend, kind, times, wanted
         self._sleep = sleep
         self.models: dict[str, BackendModel] = {}

@@ -21,10 +21,17 @@ def describe_darkroom_model(name: str, info: Mapping[str, Any], size: int) -> Ba
     known: list[Sampler] = [each for each in get_args(Sampler) if isinstance(named, list) and each in cast(Any, named)]
     title = str(info["id"])
     return BackendModel(
-        name=name, title=title, size=size, multiple=choose_multiple(size), max_pixels=4 * size * size,
-        samplers=sort_samplers(known) or ("native",), steps=_read_number(info.get("steps"), 1, 1000, USUAL_STEPS),
-        guidance=USUAL_GUIDANCE, lacks=("tile",), version=hashlib.sha256(title.encode()).hexdigest(),
-    )  # fmt: skip
+        name=name,
+        title=title,
+        size=size,
+        multiple=choose_multiple(size),
+        max_pixels=4 * size * size,
+        samplers=sort_samplers(known) or ("native",),
+        steps=_read_number(info.get("steps"), 1, 1000, USUAL_STEPS),
+        guidance=USUAL_GUIDANCE,
+        lacks=("tile",),
+        version=hashlib.sha256(title.encode()).hexdigest(),
+    )
 
 
 def make_darkroom_fields(request: DrawRequest) -> dict[str, Any]:

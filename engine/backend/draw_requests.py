@@ -53,11 +53,22 @@ def make_request(recipe: Recipe, image: int, model: BackendModel, init_image: In
     recipe = recipe_for_image(recipe, image)
     strength = recipe.start.strength if isinstance(recipe.start, ImageToImage) else 1.0
     return DrawRequest(
-        model=model, prompt=recipe.concepts[0].text, negative=recipe.negative, seed=noise_seed(recipe, image),
-        steps=recipe.steps, guidance=recipe.guidance, sampler=recipe.sampler, width=recipe.width, height=recipe.height,
-        picture=init_image.picture, mask=init_image.mask, strength=strength,
-        tile=recipe.tile, clip_skip=recipe.clip_skip, loras=recipe.loras,
-    )  # fmt: skip
+        model=model,
+        prompt=recipe.concepts[0].text,
+        negative=recipe.negative,
+        seed=noise_seed(recipe, image),
+        steps=recipe.steps,
+        guidance=recipe.guidance,
+        sampler=recipe.sampler,
+        width=recipe.width,
+        height=recipe.height,
+        picture=init_image.picture,
+        mask=init_image.mask,
+        strength=strength,
+        tile=recipe.tile,
+        clip_skip=recipe.clip_skip,
+        loras=recipe.loras,
+    )
 
 
 def finish_picture(content: bytes, recipe: Recipe, image: int, revision: str) -> bytes:

@@ -96,11 +96,19 @@ class OpenAiImages:
         sizes, size = find_fixed_sizes(title), self._size or USUAL_SIZE
         most = max((width * height for width, height in sizes), default=2 * size * size)
         return BackendModel(
-            name=name, title=title, size=size, multiple=choose_multiple(size),
-            max_pixels=most, samplers=("native",), steps=PARTIAL_IMAGES + 1, guidance=1.0,
+            name=name,
+            title=title,
+            size=size,
+            multiple=choose_multiple(size),
+            max_pixels=most,
+            samplers=("native",),
+            steps=PARTIAL_IMAGES + 1,
+            guidance=1.0,
             lacks=(*LACKS, "picture", "mask") if title == "dall-e-3" else LACKS,
-            version=hashlib.sha256(title.encode()).hexdigest(), is_priced_by_steps=False, edits=title != "dall-e-3",
-        )  # fmt: skip
+            version=hashlib.sha256(title.encode()).hexdigest(),
+            is_priced_by_steps=False,
+            edits=title != "dall-e-3",
+        )
 
     async def _draw_once(self, request: DrawRequest, on_progress: OnProgress) -> bytes:
         fields = self._make_fields(request)
@@ -118,8 +126,11 @@ class OpenAiImages:
         """Return the fields that this server takes. DALL·E needs to be told that it sends the picture itself."""
         width, height = choose_size(request)
         fields: dict[str, Any] = {
-            "model": request.model.title, "prompt": request.prompt, "n": 1, "size": f"{width}x{height}",
-        }  # fmt: skip
+            "model": request.model.title,
+            "prompt": request.prompt,
+            "n": 1,
+            "size": f"{width}x{height}",
+        }
         refused = self._refused_fields[request.model.title]
         if request.model.title.startswith("dall-e") or "stream" in refused:
             fields["response_format"] = "b64_json"

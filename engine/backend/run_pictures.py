@@ -16,14 +16,7 @@ from engine.backend.draw_requests import (
     make_request,
     shrink_preview,
 )
-from engine.backend.drawing import (
-    MAX_PICTURE_SECONDS,
-    Backend,
-    BackendBusy,
-    BackendModel,
-    DrawProgress,
-    DrawRequest,
-)
+from engine.backend.drawing import MAX_PICTURE_SECONDS, Backend, BackendBusy, BackendModel, DrawProgress, DrawRequest
 from engine.backend.measured_times import MeasuredTimes
 from engine.backend.verdicts import Verdicts
 from engine.bus import BlobMissing, BrokerUnreachable, Bus
@@ -55,9 +48,14 @@ class RunPictures:
     """Belongs to the event loop. Pictures are decoded and encoded in threads."""
 
     def __init__(
-        self, bus: Bus, backend: Backend, state: ConnectionState, times: MeasuredTimes, publisher: ResultPublisher,
+        self,
+        bus: Bus,
+        backend: Backend,
+        state: ConnectionState,
+        times: MeasuredTimes,
+        publisher: ResultPublisher,
         verdicts: Verdicts,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._bus, self._backend, self._state = bus, backend, state
         self._times, self._publisher, self._verdicts = times, publisher, verdicts
         self._slots = asyncio.Semaphore(backend.concurrency)
@@ -201,9 +199,15 @@ class ImagePreviews:
         if run.is_watched and not run.is_ended and len(jpeg) <= MAX_FRAME_BYTES:
             verdict = await self._verdicts.check_preview(run.job, self._image, step / run.end_step, jpeg)
             frame = Frame(
-                job=run.job.id, image=self._image, epoch=run.claim.epoch, step=step, total_steps=run.end_step,
-                picture=jpeg, seconds_left=run.seconds_left, verdict=verdict,
-            )  # fmt: skip
+                job=run.job.id,
+                image=self._image,
+                epoch=run.claim.epoch,
+                step=step,
+                total_steps=run.end_step,
+                picture=jpeg,
+                seconds_left=run.seconds_left,
+                verdict=verdict,
+            )
             await self._bus.publish_frame(frame)
 
     def encode_ladder(self, png: bytes) -> bytes:

@@ -100,9 +100,14 @@ class BotClient(BusBase):
         """Yield every result in order until acknowledged. One that is handed back comes again later, out of order."""
         result_type: type[Result] = Result  # pyright: ignore[reportAssignmentType]
         consumer = PullConsumer(
-            self.client, self.js, subjects.RESULTS, result_consumer_config(), result_type, self.dead_letters,
+            self.client,
+            self.js,
+            subjects.RESULTS,
+            result_consumer_config(),
+            result_type,
+            self.dead_letters,
             batch=RESULTS_AT_ONCE,
-        )  # fmt: skip
+        )
         try:
             while True:
                 if (message := await _next_result(consumer)) is not None:

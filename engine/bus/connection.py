@@ -26,9 +26,13 @@ log = logging.getLogger(__name__)
 PENDING_BYTES = 32 * 1024 * 1024  # buffered while the broker is away; the largest message is 8 MB
 POLL_SECONDS = 0.5
 CLIENT_OPTIONS: dict[str, Any] = {
-    "connect_timeout": 5, "max_reconnect_attempts": -1, "reconnect_time_wait": 0.25, "pending_size": PENDING_BYTES,
-    "ping_interval": 10, "max_outstanding_pings": 3,
-}  # fmt: skip
+    "connect_timeout": 5,
+    "max_reconnect_attempts": -1,
+    "reconnect_time_wait": 0.25,
+    "pending_size": PENDING_BYTES,
+    "ping_interval": 10,
+    "max_outstanding_pings": 3,
+}
 AUTH_FAILURE = "authorization violation"
 
 
@@ -145,9 +149,14 @@ async def connect(
     try:
         async with asyncio.timeout(timeout):
             await client.connect(
-                servers=[url], name=credentials.name, error_cb=on_error, disconnected_cb=on_loss,
-                reconnected_cb=on_reconnect, **CLIENT_OPTIONS, **options,
-            )  # fmt: skip
+                servers=[url],
+                name=credentials.name,
+                error_cb=on_error,
+                disconnected_cb=on_loss,
+                reconnected_cb=on_reconnect,
+                **CLIENT_OPTIONS,
+                **options,
+            )
     except (nats.errors.Error, TimeoutError, OSError) as error:
         await client.close()
         raise BrokerUnreachable(_describe_failure(url, credentials, (last_errors or [error])[0])) from error

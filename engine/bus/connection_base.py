@@ -57,9 +57,16 @@ class BusBase:
 
     @classmethod
     async def connect(
-        cls, url: str, token: str = "", *, name: str = "darkroom", key: str = "", ca_file: Path | None = None,
-        limits: BusLimits | None = None, timeout: float = 15.0,
-    ) -> Self:  # fmt: skip
+        cls,
+        url: str,
+        token: str = "",
+        *,
+        name: str = "darkroom",
+        key: str = "",
+        ca_file: Path | None = None,
+        limits: BusLimits | None = None,
+        timeout: float = 15.0,
+    ) -> Self:
         """Connect to `url`. Raises `BrokerUnreachable` after `timeout` seconds, or where token or key is refused.
 
         `key` and `ca_file` are those of `engine.bus.connection.Credentials`. With a key we are the worker `name`.

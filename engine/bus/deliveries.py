@@ -125,9 +125,18 @@ class PullConsumer(Generic[T]):
     """
 
     def __init__(
-        self, client: Client, js: JetStreamContext, stream: str, config: ConsumerConfig, value_type: type[T],
-        dead_letters: DeadLetters, batch: int = 1, has_worker_key: bool = False, *, rests: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        client: Client,
+        js: JetStreamContext,
+        stream: str,
+        config: ConsumerConfig,
+        value_type: type[T],
+        dead_letters: DeadLetters,
+        batch: int = 1,
+        has_worker_key: bool = False,
+        *,
+        rests: bool = False,
+    ) -> None:
         assert config.durable_name is not None
         self._client, self._js, self._stream, self._config = client, js, stream, config
         self._value_type, self._dead_letters, self._batch = value_type, dead_letters, batch

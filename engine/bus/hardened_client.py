@@ -69,9 +69,13 @@ class HardenedClient(Client):
         await super().flush(timeout)
 
     async def request(
-        self, subject: str, payload: bytes = b"", timeout: float = 0.5, old_style: bool = False,
+        self,
+        subject: str,
+        payload: bytes = b"",
+        timeout: float = 0.5,
+        old_style: bool = False,
         headers: dict[str, Any] | None = None,
-    ) -> Msg:  # fmt: skip
+    ) -> Msg:
         """Send a request again where nobody responds and we have our own inbox.
 
         While the server reloads its configuration, the route from a worker's account to the main account is cut for an
@@ -86,7 +90,7 @@ class HardenedClient(Client):
 
     def _build_message(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
-    ) -> Msg:  # fmt: skip
+    ) -> Msg:
         """Build a message with a publishable subject: its dead letter's subject contains it."""
         return self.msg_class(
             subject=_to_readable(subject), reply=_to_readable(reply), data=data, headers=headers, _client=self, _sid=sid

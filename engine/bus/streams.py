@@ -46,10 +46,16 @@ class BusLimits:
 def _bucket_config(name: str, ttl: float, **extra: object) -> StreamConfig:
     """Return a key-value bucket's stream, in the client library's layout."""
     config = StreamConfig(
-        name=subjects.kv_stream(name), subjects=[subjects.kv_subject(name, ">")], max_msgs_per_subject=1,
-        max_age=ttl, duplicate_window=min(ttl, 120.0), allow_direct=True, deny_delete=True, discard=DiscardPolicy.NEW,
+        name=subjects.kv_stream(name),
+        subjects=[subjects.kv_subject(name, ">")],
+        max_msgs_per_subject=1,
+        max_age=ttl,
+        duplicate_window=min(ttl, 120.0),
+        allow_direct=True,
+        deny_delete=True,
+        discard=DiscardPolicy.NEW,
         storage=StorageType.FILE,
-    )  # fmt: skip
+    )
     return config.evolve(**extra)
 
 
@@ -61,17 +67,30 @@ def build_stream_configs(limits: BusLimits, now: float) -> list[StreamConfig]:
     """
     return [
         StreamConfig(
-            name=subjects.WORK, subjects=[f"{subjects.WORK}.>"], retention=RetentionPolicy.WORK_QUEUE,
-            max_msgs_per_subject=1, discard=DiscardPolicy.NEW, discard_new_per_subject=True, storage=StorageType.FILE,
+            name=subjects.WORK,
+            subjects=[f"{subjects.WORK}.>"],
+            retention=RetentionPolicy.WORK_QUEUE,
+            max_msgs_per_subject=1,
+            discard=DiscardPolicy.NEW,
+            discard_new_per_subject=True,
+            storage=StorageType.FILE,
             max_bytes=limits.work_bytes,
         ),
         StreamConfig(
-            name=subjects.RESULTS, subjects=[f"{subjects.RESULTS}.>"], retention=RetentionPolicy.WORK_QUEUE,
-            max_bytes=limits.result_bytes, discard=DiscardPolicy.NEW, storage=StorageType.FILE,  # none is ever dropped
+            name=subjects.RESULTS,
+            subjects=[f"{subjects.RESULTS}.>"],
+            retention=RetentionPolicy.WORK_QUEUE,
+            max_bytes=limits.result_bytes,
+            discard=DiscardPolicy.NEW,
+            storage=StorageType.FILE,  # none is ever dropped
         ),
         StreamConfig(
-            name=subjects.DEAD_LETTERS, subjects=[f"{subjects.DEAD_LETTERS}.>"], max_age=limits.max_age,
-            max_bytes=limits.dead_bytes, discard=DiscardPolicy.OLD, storage=StorageType.FILE,
+            name=subjects.DEAD_LETTERS,
+            subjects=[f"{subjects.DEAD_LETTERS}.>"],
+            max_age=limits.max_age,
+            max_bytes=limits.dead_bytes,
+            discard=DiscardPolicy.OLD,
+            storage=StorageType.FILE,
         ),
         _bucket_config(subjects.CLAIMS, limits.lease, first_seq=int(now * 1000)),
         _bucket_config(subjects.LEADERS, limits.leader_lease),
@@ -81,11 +100,16 @@ def build_stream_configs(limits: BusLimits, now: float) -> list[StreamConfig]:
         _bucket_config(subjects.SNAPSHOTS, limits.max_age, max_bytes=limits.snapshot_bytes, discard=DiscardPolicy.OLD),
         # Each chunk of a blob has its own subject. A full bucket drops its oldest, which were copied long ago.
         StreamConfig(
-            name=subjects.BLOBS_STREAM, subjects=[f"$O.{subjects.BLOBS}.{part}.>" for part in "CM"],
-            max_age=limits.blob_age, max_bytes=limits.blob_bytes, discard=DiscardPolicy.OLD, storage=StorageType.FILE,
-            max_msgs_per_subject=1, allow_direct=True,
+            name=subjects.BLOBS_STREAM,
+            subjects=[f"$O.{subjects.BLOBS}.{part}.>" for part in "CM"],
+            max_age=limits.blob_age,
+            max_bytes=limits.blob_bytes,
+            discard=DiscardPolicy.OLD,
+            storage=StorageType.FILE,
+            max_msgs_per_subject=1,
+            allow_direct=True,
         ),
-    ]  # fmt: skip
+    ]
 
 
 def result_consumer_config() -> ConsumerConfig:
@@ -101,9 +125,13 @@ def result_consumer_config() -> ConsumerConfig:
 
 def pool_consumer_config(pool: str, lease: float) -> ConsumerConfig:
     return ConsumerConfig(
-        durable_name=subjects.pool_consumer(pool), filter_subject=subjects.pool_filter(pool),
-        ack_policy=AckPolicy.EXPLICIT, ack_wait=lease, max_deliver=-1, max_ack_pending=100_000,
-    )  # fmt: skip
+        durable_name=subjects.pool_consumer(pool),
+        filter_subject=subjects.pool_filter(pool),
+        ack_policy=AckPolicy.EXPLICIT,
+        ack_wait=lease,
+        max_deliver=-1,
+        max_ack_pending=100_000,
+    )
 
 
 async def declare_streams(js: JetStreamContext, limits: BusLimits) -> None:

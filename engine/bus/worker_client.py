@@ -76,9 +76,15 @@ class WorkerClient(BusBase):
             if pool not in self._consumers:
                 config = pool_consumer_config(pool, self.limits.lease)
                 self._consumers[pool] = PullConsumer(
-                    self.client, self.js, subjects.WORK, config, Job, self.dead_letters,
-                    has_worker_key=self.has_worker_key, rests=True,
-                )  # fmt: skip
+                    self.client,
+                    self.js,
+                    subjects.WORK,
+                    config,
+                    Job,
+                    self.dead_letters,
+                    has_worker_key=self.has_worker_key,
+                    rests=True,
+                )
             message = await self._consumers[pool].next_message(timeout / len(pools), wait=wait)
             if message is not None:
                 return message

@@ -101,7 +101,7 @@ class WorkerRegistry:
             self._rejections.record(
                 f"on {subject} somebody announces the worker {presence.worker} in the pools {','.join(presence.pools)}",
                 "it does not count there",
-            )  # fmt: skip
+            )
             return
         self._store_presence(presence, pool)
 

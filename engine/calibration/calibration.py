@@ -45,8 +45,14 @@ SLOW_FORWARD_MS = 500.0  # milliseconds; if a forward of two rows takes longer, 
 MAX_GRID_SECONDS = 60.0  # seconds that a grid of four with the default steps may take
 GRID_ROWS = 8  # four pictures with guidance
 DEFAULT_STEPS: tuple[tuple[int, Sampler], ...] = (
-    (1000, "ddpm"), (999, "ddpm"), (500, "ddpm"), (250, "ddpm"), (50, "dpmpp_2m"), (30, "dpmpp_2m"), (20, "dpmpp_2m"),
-)  # fmt: skip
+    (1000, "ddpm"),
+    (999, "ddpm"),
+    (500, "ddpm"),
+    (250, "ddpm"),
+    (50, "dpmpp_2m"),
+    (30, "dpmpp_2m"),
+    (20, "dpmpp_2m"),
+)
 TABLE_STEPS = 4  # of a table that only shows whether there are tables
 FALLBACK_STEPS = 25  # steps of a model that supports none of these samplers
 MAX_STORED = 256  # calibrations in the file, other models, devices and versions included
@@ -70,13 +76,27 @@ class Calibration(Struct, frozen=True, forbid_unknown_fields=True):
     def to_model_profile(self, family: Family) -> ModelProfile:
         """Return what a worker announces of this model."""
         profile = ModelProfile(
-            name=family.name, revision=family.revision, dtype=self.dtype, size=family.size, multiple=family.multiple,
-            max_pixels=family.max_pixels, tokens=family.tokens, steps=self.steps, sampler=self.sampler,
-            guidance=family.guidance, row_ms=self.row_ms, encode_ms=self.encode_ms, decode_ms=self.decode_ms,
-            upscale_factor=family.upscale_factor, samplers=family.samplers, guidance_kind=family.guides,
-            guidance_start=family.interval[0], guidance_stop=family.interval[1],
+            name=family.name,
+            revision=family.revision,
+            dtype=self.dtype,
+            size=family.size,
+            multiple=family.multiple,
+            max_pixels=family.max_pixels,
+            tokens=family.tokens,
+            steps=self.steps,
+            sampler=self.sampler,
+            guidance=family.guidance,
+            row_ms=self.row_ms,
+            encode_ms=self.encode_ms,
+            decode_ms=self.decode_ms,
+            upscale_factor=family.upscale_factor,
+            samplers=family.samplers,
+            guidance_kind=family.guides,
+            guidance_start=family.interval[0],
+            guidance_stop=family.interval[1],
             loras=family.list_loras() if isinstance(family, TakesLoras) else (),
-            has_judge=find_judge(family) is not None, quantization=find_quantization(family),
+            has_judge=find_judge(family) is not None,
+            quantization=find_quantization(family),
             embeddings=family.list_embeddings() if isinstance(family, TakesEmbeddings) else (),
             autoencoders=family.list_autoencoders() if isinstance(family, TakesAutoencoders) else (),
             required=_find_required(family),
@@ -84,13 +104,15 @@ class Calibration(Struct, frozen=True, forbid_unknown_fields=True):
             edits=isinstance(family, EditsPictures),
             max_edit_pictures=family.max_edit_pictures if isinstance(family, EditsPictures) else 1,
             lacks=() if _has_tables(family) else ("evaluations",),
-        )  # fmt: skip
+        )
         if not isinstance(family, TakesPictures):
             return profile
         return replace(
-            profile, controls=family.list_controls(), preprocessors=family.list_preprocessors(),
+            profile,
+            controls=family.list_controls(),
+            preprocessors=family.list_preprocessors(),
             references=family.list_references(),
-        )  # fmt: skip
+        )
 
     def with_current_costs(self, model_profile: ModelProfile) -> ModelProfile:
         """Return the announcement with these costs; it changes nothing that a recipe freezes."""

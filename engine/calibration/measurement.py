@@ -9,14 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from engine.contract import Concept, Dtype, Recipe
-from engine.models.family import (
-    SMALL_MODEL_SIZE,
-    Conditioning,
-    Family,
-    HasFormats,
-    HasNetwork,
-    TimedAtNativeSize,
-)
+from engine.models.family import SMALL_MODEL_SIZE, Conditioning, Family, HasFormats, HasNetwork, TimedAtNativeSize
 
 BUDGET_SECONDS = 2.5  # seconds; later parts are estimated, or left to the first job
 TIMED_BUCKETS = (1, 2, 4, 8, 16, 32)  # each doubles the one before; real work refines what lies between
@@ -74,10 +67,17 @@ def candidate_dtypes(family: Family) -> tuple[Dtype, ...]:
 def probe_recipe(family: Family) -> Recipe:
     """Return a recipe of the model's native size: some models also condition on size and guidance."""
     return Recipe(
-        concepts=(Concept(PROBE_PROMPT),), model=family.name, sampler=family.samplers[0], steps=1, seed=0,
-        guidance=family.guidance, width=family.size, height=family.size, dtype=candidate_dtypes(family)[0],
+        concepts=(Concept(PROBE_PROMPT),),
+        model=family.name,
+        sampler=family.samplers[0],
+        steps=1,
+        seed=0,
+        guidance=family.guidance,
+        width=family.size,
+        height=family.size,
+        dtype=candidate_dtypes(family)[0],
         guidance_kind=family.guides,
-    )  # fmt: skip
+    )
 
 
 class _Measurement:

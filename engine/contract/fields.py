@@ -62,9 +62,24 @@ Preprocessor = Literal["none", "canny", "depth", "pose", "lineart"]  # makes a c
 GuidanceKind = Literal["rows", "network"]  # guidance by an extra unconditional row, or as an input of the network
 # What a recipe may use beyond a prompt, and a model behind another server's API may lack (`find_lacking_feature`).
 Feature = Literal[
-    "weights", "negative", "steps", "guidance", "interval", "variation", "picture", "mask", "strength", "blend",
-    "branch", "tile", "stop", "mix", "walk", "amendments", "evaluations",
-]  # fmt: skip
+    "weights",
+    "negative",
+    "steps",
+    "guidance",
+    "interval",
+    "variation",
+    "picture",
+    "mask",
+    "strength",
+    "blend",
+    "branch",
+    "tile",
+    "stop",
+    "mix",
+    "walk",
+    "amendments",
+    "evaluations",
+]
 Blame = Literal["member", "model", "worker", "us"]
 UpscaleMethod = Literal["gan", "lanczos"]  # upscaling by the super-resolver, or without new detail
 Verdict = Literal["unchecked", "passed", "flagged"]  # of the picture check; also unchecked where the check failed

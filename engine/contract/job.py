@@ -6,16 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from engine.contract.fields import (
-    AccountName,
-    Id,
-    Name,
-    Seconds,
-    Sha256,
-    UnixSeconds,
-    UpscaleMethod,
-    VersionedValue,
-)
+from engine.contract.fields import AccountName, Id, Name, Seconds, Sha256, UnixSeconds, UpscaleMethod, VersionedValue
 from engine.contract.recipe import Recipe
 
 

@@ -57,9 +57,7 @@ def _interpolated_recipe(recipe: Recipe, interpolation: Interpolation, image: in
     end_seed, share = interpolation.noises[segment + 1], offset / last_frame
     end = _give_style(recipe, find_style(styles, end_seed))
     return msgspec.structs.replace(
-        _mix_texts(start, end, share),
-        seed=end_seed,
-        lineage=(NoiseAncestor(seed=start_seed, index=0, strength=share),),
+        _mix_texts(start, end, share), seed=end_seed, lineage=(NoiseAncestor(seed=start_seed, index=0, strength=share),)
     )
 
 

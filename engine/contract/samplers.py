@@ -7,9 +7,21 @@ from types import MappingProxyType
 from typing import Literal
 
 Sampler = Literal[
-    "ddpm", "ddim", "euler", "euler_karras", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_karras", "dpmpp_2m_sde", "lcm",
-    "heun", "unipc", "kdpm2", "dpmpp_3m", "native",
-]  # fmt: skip
+    "ddpm",
+    "ddim",
+    "euler",
+    "euler_karras",
+    "euler_ancestral",
+    "dpmpp_2m",
+    "dpmpp_2m_karras",
+    "dpmpp_2m_sde",
+    "lcm",
+    "heun",
+    "unipc",
+    "kdpm2",
+    "dpmpp_3m",
+    "native",
+]
 # A step of these takes several forwards, corrects an earlier step, remembers more than one step, or is the model's own
 # scheduler's (`NOT_TABLED_REASONS` in `engine.plan`). The image runs through the unmodified pipeline; it shares
 # forwards but cannot move to another worker midway.

@@ -11,15 +11,7 @@ from itertools import pairwise
 
 import msgspec
 
-from engine.contract.amendments import (
-    Amendment,
-    Concept,
-    DropImages,
-    SetConcepts,
-    SetGuidance,
-    SetNegative,
-    SplitImage,
-)
+from engine.contract.amendments import Amendment, Concept, DropImages, SetConcepts, SetGuidance, SetNegative, SplitImage
 from engine.contract.evaluations import find_next_evaluation
 from engine.contract.fields import MAX_STEPS
 from engine.contract.keyframes import Snapshot

@@ -108,10 +108,18 @@ def encode_texts(family: Family, texts: Sequence[str], dtype: Dtype) -> dict[str
 def _recipe(family: Family, texts: Sequence[str], dtype: Dtype) -> Recipe:
     """Return a minimal recipe: families encode a text for a recipe, padded to its longest text."""
     return Recipe(
-        concepts=tuple(map(Concept, texts)), model=family.name, sampler=family.samplers[0], steps=1, seed=0,
-        guidance=max(1.0, family.guidance), guidance_kind=family.guides, width=family.size, height=family.size, count=1,
+        concepts=tuple(map(Concept, texts)),
+        model=family.name,
+        sampler=family.samplers[0],
+        steps=1,
+        seed=0,
+        guidance=max(1.0, family.guidance),
+        guidance_kind=family.guides,
+        width=family.size,
+        height=family.size,
+        count=1,
         dtype=dtype,
-    )  # fmt: skip
+    )
 
 
 @torch.inference_mode()

@@ -51,12 +51,16 @@ class Engine:
     """
 
     def __init__(
-        self, families: Mapping[str, Family], *, rows: int = 32, buckets: Sequence[int] = BUCKETS,
+        self,
+        families: Mapping[str, Family],
+        *,
+        rows: int = 32,
+        buckets: Sequence[int] = BUCKETS,
         row_ms_by_model: Mapping[str, float] = MappingProxyType({}),
         batch_limits: Mapping[str, int] = MappingProxyType({}),
         forward_times: Mapping[str, Mapping[int, float]] = MappingProxyType({}),
         clock: Callable[[], float] = time.monotonic,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.rows = rows
         self._families = families
         self._row_ms_by_model, self._forward_times = dict(row_ms_by_model), dict(forward_times)
@@ -89,9 +93,12 @@ class Engine:
         return max(0, self.rows - self._scheduler.active_rows)
 
     def add(
-        self, job: Job, snapshots: Sequence[Snapshot] = (), init_latents: InitLatents | None = None,
+        self,
+        job: Job,
+        snapshots: Sequence[Snapshot] = (),
+        init_latents: InitLatents | None = None,
         pictures: PictureConditions = (),
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Add the job's images for the next step, each from its snapshot or else its start. Raises `JobRejected`."""
         if job.id in self._images:
             return

@@ -43,10 +43,14 @@ log = logging.getLogger(__name__)
 
 
 def build_images(
-    job: Job, families: Mapping[str, Family], snapshots: Sequence[Snapshot] = (),
-    row_ms_by_model: Mapping[str, float] = MappingProxyType({}), init_latents: InitLatents | None = None,
-    forward_times: Mapping[str, Mapping[int, float]] = MappingProxyType({}), pictures: PictureConditions = (),
-) -> Sequence[Trajectory] | Sequence[PipelineImage]:  # fmt: skip
+    job: Job,
+    families: Mapping[str, Family],
+    snapshots: Sequence[Snapshot] = (),
+    row_ms_by_model: Mapping[str, float] = MappingProxyType({}),
+    init_latents: InitLatents | None = None,
+    forward_times: Mapping[str, Mapping[int, float]] = MappingProxyType({}),
+    pictures: PictureConditions = (),
+) -> Sequence[Trajectory] | Sequence[PipelineImage]:
     """Return one image per picture of the job, text encoded, at its first step or restored from its snapshot.
 
     If the sampler has no table, the images run through the model's whole pipeline, from the start. By model name:

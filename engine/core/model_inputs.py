@@ -58,9 +58,14 @@ class StepInputs:
     """
 
     def __init__(
-        self, recipe: Recipe, image: int, family: Family, shape: tuple[int, ...], pictures: PictureConditions = (),
+        self,
+        recipe: Recipe,
+        image: int,
+        family: Family,
+        shape: tuple[int, ...],
+        pictures: PictureConditions = (),
         edited: EditedPictures = (),
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._recipe, self._image, self._family, self._shape = recipe, image, family, shape
         self._pictures, self._edited = pictures, edited
         self._timeline, self._last_step, self._last_state = Timeline(recipe), 0, recipe

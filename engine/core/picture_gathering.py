@@ -63,9 +63,12 @@ def _join_spans(spans: Sequence[_Span], forward_rows: int, is_pinned: bool) -> P
     scales = [span.picture.scale for span in spans for _ in range(span.row_count)]
     parts = zip(*([tensor[span.rows] for tensor in span.picture.tensors] for span in spans), strict=True)
     joined = PictureRows(
-        first.slot, torch.tensor(rows, device=first.tensors[0].device),
+        first.slot,
+        torch.tensor(rows, device=first.tensors[0].device),
         tuple(part[0] if len(part) == 1 else torch.cat(part) for part in parts),
-        torch.tensor(scales, device=first.tensors[0].device), rows == list(range(forward_rows)),
-        scales[0] if len({*scales}) == 1 else None, first.network,
-    )  # fmt: skip
+        torch.tensor(scales, device=first.tensors[0].device),
+        rows == list(range(forward_rows)),
+        scales[0] if len({*scales}) == 1 else None,
+        first.network,
+    )
     return joined.fill(forward_rows) if is_pinned and not joined.is_whole else joined

@@ -70,9 +70,15 @@ class Trajectory:
     forward_times: Mapping[int, float] = MappingProxyType({})
 
     def __init__(
-        self, job: Job, recipe: Recipe, life: ImageLife, plan: Plan, family: Family,
-        init_latents: InitLatents | None = None, pictures: PictureConditions = (),
-    ) -> None:  # fmt: skip
+        self,
+        job: Job,
+        recipe: Recipe,
+        life: ImageLife,
+        plan: Plan,
+        family: Family,
+        init_latents: InitLatents | None = None,
+        pictures: PictureConditions = (),
+    ) -> None:
         shape = family.latent_shape(recipe.width, recipe.height)
         self.job, self.image, self.billing_key, self.plan = job.id, life.image, job.billing_key, plan
         self.life, self.model, self.loras = life, family.name, recipe.loras
@@ -81,9 +87,13 @@ class Trajectory:
         self._splits = _list_splits(recipe, life)
         self.dtype: Dtype = recipe.dtype
         self._inputs = StepInputs(
-            life.give_noise(recipe), life.image, family, shape, pictures,
+            life.give_noise(recipe),
+            life.image,
+            family,
+            shape,
+            pictures,
             () if init_latents is None else init_latents.edited,
-        )  # fmt: skip
+        )
         self.k, self.end_step = life.first_step, recipe.end_step
         self.noise = Noise(self.recipe, life.image, shape)
         is_inpainted = any(picture.slot.kind == "inpaint" for picture in pictures)  # the network itself sees the mask
@@ -206,10 +216,17 @@ class Trajectory:
             for keyframe in self.keyframes
         )
         return Snapshot(
-            job=self.job, image=self.image, epoch=epoch, next_step=self.k, shape=tuple(self.x.shape),
-            x=_encode_tensor(self.x), history=_encode_tensor(self.h), keyframes=keyframes, split_step=self._split_step,
+            job=self.job,
+            image=self.image,
+            epoch=epoch,
+            next_step=self.k,
+            shape=tuple(self.x.shape),
+            x=_encode_tensor(self.x),
+            history=_encode_tensor(self.h),
+            keyframes=keyframes,
+            split_step=self._split_step,
             followed_changes=list_followed_changes(self.job_recipe, self.k),
-        )  # fmt: skip
+        )
 
     @property
     def _split_step(self) -> int | None:

@@ -131,9 +131,7 @@ def list_added(data: Path) -> dict[str, ModelManifest]:
     return {place.name: manifest for place, manifest in list_places(data, ("model",)).values()}
 
 
-def list_places(
-    data: Path, kinds: tuple[PartKind, ...] = PART_KINDS
-) -> dict[str, tuple[AddedPlace, ModelManifest]]:  # fmt: skip
+def list_places(data: Path, kinds: tuple[PartKind, ...] = PART_KINDS) -> dict[str, tuple[AddedPlace, ModelManifest]]:
     """Return what was added by key: models first, each kind in the sequence of its names."""
     places = (place for kind in kinds for place in _find_places(data, kind))
     manifests = ((place, read_place(place)) for place in places)

@@ -14,13 +14,21 @@ PartKind = Literal["model", "controlnet", "ip-adapter", "vae", "lora", "embeddin
 PART_KINDS: tuple[PartKind, ...] = get_args(PartKind)
 FOLDER_BY_KIND: Mapping[PartKind, str] = MappingProxyType(
     {
-        "model": "models", "controlnet": "controlnets", "ip-adapter": "ip-adapters", "vae": "vaes", "lora": "loras",
+        "model": "models",
+        "controlnet": "controlnets",
+        "ip-adapter": "ip-adapters",
+        "vae": "vaes",
+        "lora": "loras",
         "embedding": "embeddings",
     }
-)  # fmt: skip
+)
 TITLES: Mapping[PartKind, str] = MappingProxyType(
     {
-        "model": "model", "controlnet": "control network", "ip-adapter": "reference adapter", "vae": "autoencoder",
-        "lora": "LoRA", "embedding": "textual inversion",
+        "model": "model",
+        "controlnet": "control network",
+        "ip-adapter": "reference adapter",
+        "vae": "autoencoder",
+        "lora": "LoRA",
+        "embedding": "textual inversion",
     }
-)  # fmt: skip
+)

@@ -10,21 +10,8 @@ from typing import Any, NamedTuple, cast
 
 from engine.hub.download import fetch_small_file
 from engine.hub.errors import HubError
-from engine.hub.file_selection import (
-    INDEX_FILE,
-    MAX_INDEX_BYTES,
-    choose_weights,
-    read_parts,
-    select_files,
-)
-from engine.hub.part_kinds import (
-    GGUF_SUFFIX,
-    PICKLE_SUFFIXES,
-    SAFETENSORS_SUFFIX,
-    TITLES,
-    WEIGHT_SUFFIXES,
-    PartKind,
-)
+from engine.hub.file_selection import INDEX_FILE, MAX_INDEX_BYTES, choose_weights, read_parts, select_files
+from engine.hub.part_kinds import GGUF_SUFFIX, PICKLE_SUFFIXES, SAFETENSORS_SUFFIX, TITLES, WEIGHT_SUFFIXES, PartKind
 from engine.hub.repository import Repository, RepositoryFile
 
 CONFIG_FILE = "config.json"
@@ -129,7 +116,7 @@ def _select_folder(repository: Repository, path: str, stem: str, target: str = "
 
 def _select_file(
     repository: Repository, file: RepositoryFile, kind: PartKind, wanted: WantedPart, name: str
-) -> Selection:  # fmt: skip
+) -> Selection:
     """Return a single file under its name here; an IP-Adapter is a folder with its image encoder."""
     path = PurePosixPath(file.path)
     if kind != "ip-adapter":

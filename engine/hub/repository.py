@@ -73,9 +73,12 @@ def fetch_repository(hub_id: str, revision: str | None = None) -> Repository:
 def search_hub(word: str) -> list[str]:
     """Return hub ids of text-to-image models that match the word, the most downloaded first. Raises `HubError`."""
     parameters = {
-        "search": word, "pipeline_tag": "text-to-image", "filter": "diffusers", "sort": "downloads",
+        "search": word,
+        "pipeline_tag": "text-to-image",
+        "filter": "diffusers",
+        "sort": "downloads",
         "limit": SEARCH_RESULTS,
-    }  # fmt: skip
+    }
     _require_client()
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 

@@ -206,9 +206,13 @@ def _load_family(
     if source is None:
         return models.load_model(EMBEDDED_MODEL, context.data, device=context.device, resolver=context.resolver)
     family = models.load_source(
-        source, context.device, context.resolver, on_progress, quantization=choice.quantization,
+        source,
+        context.device,
+        context.resolver,
+        on_progress,
+        quantization=choice.quantization,
         offload=models.make_pipeline_offload(choice.offload, context.device, context.data),
-    )  # fmt: skip
+    )
     if isinstance(family, DiffusersFamily):
         family.use_data_folder(context.data)
     return family

@@ -19,10 +19,16 @@ if TYPE_CHECKING:
 
 
 def load_model(
-    name_or_path: str, data: Path, *, device: torch.device | str = "cpu", resolver: SuperResolver | None = None,
-    on_progress: OnProgress | None = None, large_threshold: int | None = None, offload: Offload = "none",
+    name_or_path: str,
+    data: Path,
+    *,
+    device: torch.device | str = "cpu",
+    resolver: SuperResolver | None = None,
+    on_progress: OnProgress | None = None,
+    large_threshold: int | None = None,
+    offload: Offload = "none",
     quantization: PartQuantization | None = None,
-) -> Family:  # fmt: skip
+) -> Family:
     """Load a model: `embedded`, a folder, a safetensors file, either's name in `<data>/models`, or a hub name.
 
     `resolver` upscales a small model's pictures. `on_progress` receives the progress. `large_threshold`: as in
@@ -45,9 +51,12 @@ def load_model(
 
 
 def load_folder(
-    source: str, name: str, device: torch.device | str = "cpu", resolver: SuperResolver | None = None,
+    source: str,
+    name: str,
+    device: torch.device | str = "cpu",
+    resolver: SuperResolver | None = None,
     quantization: PartQuantization | None = None,
-) -> Family:  # fmt: skip
+) -> Family:
     """Load a folder, or a hub name. Raises `JobRejected` where it is no model in safetensors."""
     from engine.models.files.model_source import ModelSource
     from engine.models.loading.pipeline_loader import find_folder
@@ -56,11 +65,14 @@ def load_folder(
 
 
 def load_source(
-    source: ModelSource, device: torch.device | str = "cpu", resolver: SuperResolver | None = None,
-    on_progress: OnProgress | None = None, large_threshold: int | None = None,
+    source: ModelSource,
+    device: torch.device | str = "cpu",
+    resolver: SuperResolver | None = None,
+    on_progress: OnProgress | None = None,
+    large_threshold: int | None = None,
     offload: PipelineOffload | None = None,
     quantization: PartQuantization | None = None,
-) -> Family:  # fmt: skip
+) -> Family:
     """Load a located model. Raises `JobRejected` where it is no model in safetensors."""
     import torch
 

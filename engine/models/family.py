@@ -253,17 +253,27 @@ class TakesPictures(Protocol):
         ...
 
     def denoise(
-        self, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, dtype: Dtype,
-        loras: tuple[Lora, ...] = (), pictures: tuple[PictureRows, ...] = (),
-    ) -> torch.Tensor:  # fmt: skip
+        self,
+        x: torch.Tensor,
+        t: torch.Tensor,
+        conditioning: Conditioning,
+        dtype: Dtype,
+        loras: tuple[Lora, ...] = (),
+        pictures: tuple[PictureRows, ...] = (),
+    ) -> torch.Tensor:
         """Return the network's output as `Family.denoise` does, with the pictures of some rows."""
         ...
 
 
 def denoise(
-    family: Family, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, dtype: Dtype,
-    loras: tuple[Lora, ...], pictures: tuple[PictureRows, ...],
-) -> torch.Tensor:  # fmt: skip
+    family: Family,
+    x: torch.Tensor,
+    t: torch.Tensor,
+    conditioning: Conditioning,
+    dtype: Dtype,
+    loras: tuple[Lora, ...],
+    pictures: tuple[PictureRows, ...],
+) -> torch.Tensor:
     """Return the network's output, with pictures where a row has any."""
     if not pictures:
         return family.denoise(x, t, conditioning, dtype, loras)

@@ -194,9 +194,15 @@ class DecodeWorker:
         is_decoded = self._previewer_of(recipe.model).is_worth_decoding
         picture = (self._decode_tiled if is_decoded else self._render_preview)(recipe, x0)
         return Frame(
-            job=event.job, image=event.image, epoch=epoch, step=event.step, total_steps=event.total_steps,
-            picture=encode_jpeg(picture), seconds_left=max(0.0, seconds_left), verdict=verdict,
-        )  # fmt: skip
+            job=event.job,
+            image=event.image,
+            epoch=epoch,
+            step=event.step,
+            total_steps=event.total_steps,
+            picture=encode_jpeg(picture),
+            seconds_left=max(0.0, seconds_left),
+            verdict=verdict,
+        )
 
     def _render_preview(self, recipe: Recipe, x0: torch.Tensor) -> Image:
         """Render with the map, which is too cheap to wait for the cores; decode latents that the map does not fit."""

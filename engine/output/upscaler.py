@@ -48,9 +48,12 @@ class Upscaler:
 
 
 def upscale_picture(
-    source: bytes, factor: int, method: UpscaleMethod = "lanczos", resolver: SuperResolver | None = None,
+    source: bytes,
+    factor: int,
+    method: UpscaleMethod = "lanczos",
+    resolver: SuperResolver | None = None,
     on_tile: OnTile | None = None,
-) -> UpscaledPicture:  # fmt: skip
+) -> UpscaledPicture:
     """Return the PNG `factor` times as wide and high; its recipe stays, with the upscale noted. Raises `JobRejected`.
 
     Without a `resolver` "gan" falls back to Lanczos, and the result says so.

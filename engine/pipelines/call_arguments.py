@@ -46,11 +46,17 @@ def make_arguments(pipeline: Any, recipe: Recipe, image: int, output_type: str, 
     arguments: dict[str, Any] = {
         "prompt": " ".join(strip_emphasis(concept.text) for concept in recipe.concepts),
         "negative_prompt": strip_emphasis(recipe.negative) or _choose_empty_negative(pipeline),
-        "width": recipe.width, "height": recipe.height, "num_inference_steps": recipe.steps, "eta": recipe.eta,
-        "true_cfg_scale" if has_guidance_rows else "guidance_scale": scale, "num_images_per_prompt": 1,
-        "generator": torch.Generator().manual_seed(noise_seed(recipe, image)), "output_type": output_type,
-        "use_resolution_binning": False, "clean_caption": False,
-    }  # fmt: skip
+        "width": recipe.width,
+        "height": recipe.height,
+        "num_inference_steps": recipe.steps,
+        "eta": recipe.eta,
+        "true_cfg_scale" if has_guidance_rows else "guidance_scale": scale,
+        "num_images_per_prompt": 1,
+        "generator": torch.Generator().manual_seed(noise_seed(recipe, image)),
+        "output_type": output_type,
+        "use_resolution_binning": False,
+        "clean_caption": False,
+    }
     if recipe.steps != 2:
         arguments["intermediate_timesteps"] = None  # Sana Sprint's default only fits two steps
     if not has_guidance_rows and "true_cfg_scale" in parameters:

@@ -25,10 +25,18 @@ NETWORK_NAMES = (
 )  # the networks that a pipeline runs at each step
 TEXT_ENCODER_PREFIX = "text_encoder"  # of the names of a pipeline's text encoders
 X0_SCHEDULERS = (  # schedulers whose result tuple ends with x0
-    "DDIMScheduler", "DDPMScheduler", "DPMSolverSDEScheduler", "EDMEulerScheduler", "EulerAncestralDiscreteScheduler",
-    "EulerDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler",
-    "LCMScheduler", "LMSDiscreteScheduler",
-)  # fmt: skip
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DPMSolverSDEScheduler",
+    "EDMEulerScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LCMScheduler",
+    "LMSDiscreteScheduler",
+)
 MULTISTEP_SCHEDULERS = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler")  # schedulers that store x0
 
 RunCall = Callable[[NetworkCall], Any]

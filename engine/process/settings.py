@@ -29,13 +29,23 @@ SIZE_PATTERN = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*(?:([KMGT])(I?))?B?", re.I
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 VARIABLES = {
-    "nats": "DARKROOM_NATS", "nats_token": "DARKROOM_NATS_TOKEN", "nats_key": "DARKROOM_NATS_KEY",
-    "nats_ca": "DARKROOM_NATS_CA", "name": "DARKROOM_WORKER_NAME", "data": "DARKROOM_DATA",
-    "device": "DARKROOM_DEVICE", "parent": "DARKROOM_PARENT", "upscaler": "DARKROOM_UPSCALER",
-    "memory": "DARKROOM_MEMORY", "graphs": "DARKROOM_CUDA_GRAPHS", "offload": OFFLOAD_VARIABLE,
-    "log": "DARKROOM_LOG_FORMAT", "vae": "DARKROOM_VAE", "quantize": "DARKROOM_QUANTIZE",
+    "nats": "DARKROOM_NATS",
+    "nats_token": "DARKROOM_NATS_TOKEN",
+    "nats_key": "DARKROOM_NATS_KEY",
+    "nats_ca": "DARKROOM_NATS_CA",
+    "name": "DARKROOM_WORKER_NAME",
+    "data": "DARKROOM_DATA",
+    "device": "DARKROOM_DEVICE",
+    "parent": "DARKROOM_PARENT",
+    "upscaler": "DARKROOM_UPSCALER",
+    "memory": "DARKROOM_MEMORY",
+    "graphs": "DARKROOM_CUDA_GRAPHS",
+    "offload": OFFLOAD_VARIABLE,
+    "log": "DARKROOM_LOG_FORMAT",
+    "vae": "DARKROOM_VAE",
+    "quantize": "DARKROOM_QUANTIZE",
     "quantize_text": "DARKROOM_QUANTIZE_TEXT",
-}  # fmt: skip
+}
 CHECK_VARIABLES = {
     "folder": "DARKROOM_PICTURE_CHECK",
     "labels": "DARKROOM_PICTURE_CHECK_LABELS",

@@ -68,7 +68,7 @@ class ShareNode(Generic[E]):
         "time",
         "weight",
         "work_share",
-    )  # fmt: skip
+    )
 
     def __init__(self, name: str = "", parent: ShareNode[E] | None = None, time: float = 0.0) -> None:
         self.name, self.parent, self.time = name, parent, time

@@ -222,9 +222,11 @@ def _tile_boxes(size: tuple[int, int], context: int) -> Iterator[tuple[Box, Box]
         for left in range(0, width, step):
             inner = (left, top, min(left + step, width), min(top + step, height))
             outer = (
-                max(-EDGE_PADDING, left - context), max(-EDGE_PADDING, top - context),
-                min(inner[2] + context, width + EDGE_PADDING), min(inner[3] + context, height + EDGE_PADDING),
-            )  # fmt: skip
+                max(-EDGE_PADDING, left - context),
+                max(-EDGE_PADDING, top - context),
+                min(inner[2] + context, width + EDGE_PADDING),
+                min(inner[3] + context, height + EDGE_PADDING),
+            )
             yield inner, outer
 
 

@@ -43,9 +43,14 @@ class AmendmentService:
     """
 
     def __init__(
-        self, bus: Bus, active_runs: ActiveRuns, result_publisher: ResultPublisher, pools: Sequence[str],
-        prepare_texts: PrepareTexts, on_made: OnMade,
-    ) -> None:  # fmt: skip
+        self,
+        bus: Bus,
+        active_runs: ActiveRuns,
+        result_publisher: ResultPublisher,
+        pools: Sequence[str],
+        prepare_texts: PrepareTexts,
+        on_made: OnMade,
+    ) -> None:
         self._bus, self._active_runs, self._result_publisher = bus, active_runs, result_publisher
         self._pools, self._prepare_texts, self._on_made = pools, prepare_texts, on_made
 

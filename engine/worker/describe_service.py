@@ -86,9 +86,14 @@ class DescribeService:
         return tuple(tuple(errors[start : start + request.draws]) for start in range(0, len(errors), request.draws))
 
     async def _run_forward(
-        self, family: Family, texts: Sequence[str], draws: Sequence[Noising], batch: Sequence[ClassifierRow], rows: int,
+        self,
+        family: Family,
+        texts: Sequence[str],
+        draws: Sequence[Noising],
+        batch: Sequence[ClassifierRow],
+        rows: int,
         dtype: Dtype,
-    ) -> list[float]:  # fmt: skip
+    ) -> list[float]:
         """Run one forward in the engine's thread; split it in halves where memory runs out. Raises `JobRejected`."""
         try:
             work = partial(diffusion_classifier.prediction_errors, family, texts, draws, batch, rows, dtype)

@@ -29,9 +29,13 @@ Finding = tuple[str, bool, str, str]  # name, whether it is fine, the finding, t
 
 
 def check_model(
-    data: Path, model: str = "embedded", *, force: bool = False, requests: QuantizationRequests = UNQUANTIZED,
+    data: Path,
+    model: str = "embedded",
+    *,
+    force: bool = False,
+    requests: QuantizationRequests = UNQUANTIZED,
     offload: OffloadRequest = "auto",
-) -> Iterator[Finding]:  # fmt: skip
+) -> Iterator[Finding]:
     """Yield device, quantisations, number format and speed of one model, from its calibration.
 
     It measures now if there is no calibration, or with `force`.

@@ -36,9 +36,13 @@ class EngineThread:
     """
 
     def __init__(
-        self, engine: Engine, watchdog: Watchdog, on_events: Callable[[list[Event], float], None],
-        on_crash: Callable[[BaseException], None], cores: CoreTurns | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        engine: Engine,
+        watchdog: Watchdog,
+        on_events: Callable[[list[Event], float], None],
+        on_crash: Callable[[BaseException], None],
+        cores: CoreTurns | None = None,
+    ) -> None:
         self._engine, self._watchdog, self._cores = engine, watchdog, cores or CoreTurns()
         self._on_events, self._on_crash = on_events, on_crash
         self.on_step: Callable[[BatchRun | None, float], None] = lambda batch, ms: None  # in this thread

@@ -48,9 +48,15 @@ class Intake:
     """
 
     def __init__(
-        self, bus: Bus, worker_name: str, active_runs: ActiveRuns, result_publisher: ResultPublisher,
-        output: RunsUpscales, admit: AdmitRun, find_rejection: FindRejection,
-    ) -> None:  # fmt: skip
+        self,
+        bus: Bus,
+        worker_name: str,
+        active_runs: ActiveRuns,
+        result_publisher: ResultPublisher,
+        output: RunsUpscales,
+        admit: AdmitRun,
+        find_rejection: FindRejection,
+    ) -> None:
         self._bus, self._worker_name, self._active_runs = bus, worker_name, active_runs
         self._result_publisher, self._output, self._admit, self._find_rejection = (
             result_publisher,

@@ -28,10 +28,17 @@ class JobPuller:
     """
 
     def __init__(
-        self, bus: Bus, active_runs: ActiveRuns, intake: Intake, pools: Sequence[str], get_rows: Callable[[], int],
-        make_presence: Callable[[], Presence | None], name: str, max_runs: int = MAX_RUNS,
+        self,
+        bus: Bus,
+        active_runs: ActiveRuns,
+        intake: Intake,
+        pools: Sequence[str],
+        get_rows: Callable[[], int],
+        make_presence: Callable[[], Presence | None],
+        name: str,
+        max_runs: int = MAX_RUNS,
         may_pull: Callable[[], bool] = lambda: True,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._bus, self._active_runs, self._intake, self._pools = bus, active_runs, intake, pools
         self._get_rows, self._make_presence, self._name = get_rows, make_presence, name
         self._max_runs, self._may_pull = max_runs, may_pull
@@ -88,10 +95,6 @@ class JobPuller:
         the device.
         """
         end = time.monotonic() + min(FULL_WAIT_SECONDS, POLL_SECONDS * self._active_runs.rows / self._get_rows())
-        while (
-            not self._may_pull()
-            or self._is_full
-            or (self.free_rows == 0 and time.monotonic() < end)
-        ):  # fmt: skip
+        while not self._may_pull() or self._is_full or (self.free_rows == 0 and time.monotonic() < end):
             await asyncio.sleep(POLL_SECONDS)
         return self.free_rows > 0

@@ -35,9 +35,14 @@ FRAME_INTERVAL_SECONDS = 0.5  # seconds between two frames of an image: one at e
 
 
 def run_locally(
-    job: Job, families: Mapping[str, Family], blobs: Mapping[str, bytes] = MappingProxyType({}), *,
-    on_frame: Callable[[Frame], None] | None = None, rows: int = 32, map_store: MapStore | None = None,
-) -> LocalResult:  # fmt: skip
+    job: Job,
+    families: Mapping[str, Family],
+    blobs: Mapping[str, bytes] = MappingProxyType({}),
+    *,
+    on_frame: Callable[[Frame], None] | None = None,
+    rows: int = 32,
+    map_store: MapStore | None = None,
+) -> LocalResult:
     """Run the job to its end; `on_frame` gets live previews in this thread. Raises `JobRejected` if it cannot be done.
 
     `blobs`: the recipe's pictures or ladder, by SHA-256. `map_store`: where fitted preview maps are stored.
@@ -56,9 +61,13 @@ def run_locally(
 
 class _LocalRun:
     def __init__(
-        self, job: Job, families: Mapping[str, Family], engine: Engine, decode_worker: DecodeWorker,
+        self,
+        job: Job,
+        families: Mapping[str, Family],
+        engine: Engine,
+        decode_worker: DecodeWorker,
         on_frame: Callable[[Frame], None] | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._job, self._families, self._engine, self._decode_worker, self._on_frame = (
             job,
             families,

@@ -96,9 +96,15 @@ class WorkerModels:
         device = f"{self.device.type}: {read_device_name(self.device)}"[:128]
         model_profiles = tuple(model.profile for model, _ in self.models)
         return WorkerProfile(
-            settings.name, device, max(self.rows, GRID_ROWS), model_profiles, settings.pools, build_label(),
-            self.check is not None, self.upscale_ms,
-        )  # fmt: skip
+            settings.name,
+            device,
+            max(self.rows, GRID_ROWS),
+            model_profiles,
+            settings.pools,
+            build_label(),
+            self.check is not None,
+            self.upscale_ms,
+        )
 
 
 def load_all_models(settings: WorkerSettings) -> WorkerModels:
@@ -118,9 +124,16 @@ def discover_models(settings: WorkerSettings) -> tuple[LoadContext, list[Discove
     resolver = SuperResolver.load(settings.upscaler, device)
     budget = settings.memory or model_budget(device)
     model_dirs = LoadContext(
-        settings.data, device, resolver, build_label(), settings.graphs, settings.offload, budget, settings.vae,
+        settings.data,
+        device,
+        resolver,
+        build_label(),
+        settings.graphs,
+        settings.offload,
+        budget,
+        settings.vae,
         settings.quantization_requests,
-    )  # fmt: skip
+    )
     return model_dirs, discover_models(choose_models(settings.models, model_dirs, budget), model_dirs)
 
 
@@ -230,9 +243,15 @@ async def _run_jobs(bus: Bus, loaded: WorkerModels, settings: WorkerSettings) ->
     for name in list(model_cache.families):
         decode_worker.prepare_preview(name)
     worker = Worker(
-        bus, engine, decode_worker, loaded.build_offer(settings), Watchdog(loaded.slowest_step_seconds),
-        loaded.upscaler, model_cache, loaded.calibrations,
-    )  # fmt: skip
+        bus,
+        engine,
+        decode_worker,
+        loaded.build_offer(settings),
+        Watchdog(loaded.slowest_step_seconds),
+        loaded.upscaler,
+        model_cache,
+        loaded.calibrations,
+    )
     with SignalHandlers(worker.drain):
         parent_watch = asyncio.create_task(act_on_parent_exit(settings.parent, worker.drain))
         try:

@@ -69,15 +69,29 @@ class ResultPublisher:
         await self.publish(picture)
 
     async def publish_content(
-        self, run: JobRun, image: int, kind: Literal["image", "ladder"], content: bytes, size: tuple[int, int],
-        verdict: Verdict = "unchecked", method: UpscaleMethod | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        run: JobRun,
+        image: int,
+        kind: Literal["image", "ladder"],
+        content: bytes,
+        size: tuple[int, int],
+        verdict: Verdict = "unchecked",
+        method: UpscaleMethod | None = None,
+    ) -> None:
         """Store a finished picture or ladder as a blob, and announce it. `size`: width and height in pixels."""
         sha = await retry_until_reachable(lambda: self._bus.put_blob(content))
         picture = PictureReady(
-            job=run.job.id, image=image, epoch=run.claim.epoch, kind=kind, sha256=sha, bytes=len(content),
-            width=size[0], height=size[1], verdict=verdict, method=method,
-        )  # fmt: skip
+            job=run.job.id,
+            image=image,
+            epoch=run.claim.epoch,
+            kind=kind,
+            sha256=sha,
+            bytes=len(content),
+            width=size[0],
+            height=size[1],
+            verdict=verdict,
+            method=method,
+        )
         await self.publish_picture(run, picture)
 
     async def finish_run(self, run: JobRun, chosen_candidates: tuple[int, ...] = ()) -> None:
@@ -85,10 +99,14 @@ class ResultPublisher:
             seconds = time.monotonic() - run.start_time
             evaluations = max(1, round(run.image_evaluations / run.image_count))
             result = JobFinished(
-                job=run.job.id, epoch=run.claim.epoch, cost=run.job.cost, seconds=seconds,
-                ms_per_step=1000 * seconds / evaluations, chosen_candidates=chosen_candidates,
+                job=run.job.id,
+                epoch=run.claim.epoch,
+                cost=run.job.cost,
+                seconds=seconds,
+                ms_per_step=1000 * seconds / evaluations,
+                chosen_candidates=chosen_candidates,
                 amendments=run.amendments,
-            )  # fmt: skip
+            )
             await self._end_run(run, result)
 
     async def fail_run(self, run: JobRun, reason: str, blame: Blame) -> None:

@@ -16,15 +16,7 @@ from typing import TypeVar
 
 from engine.bus import BlobMissing, BrokerUnreachable, Bus
 from engine.bus.latest import LatestByKey
-from engine.contract import (
-    MAX_FRAME_BYTES,
-    AmendmentRequest,
-    Frame,
-    Job,
-    Recipe,
-    UpscaleTask,
-    Verdict,
-)
+from engine.contract import MAX_FRAME_BYTES, AmendmentRequest, Frame, Job, Recipe, UpscaleTask, Verdict
 from engine.contract.rejection import JobRejected
 from engine.core.amending import has_new_texts
 from engine.core.engine import LatentsDone, StepDone

@@ -26,9 +26,15 @@ NAME = "simulated"
 FORWARD_FIXED_MS = 1.0  # of a forward with any number of rows
 DEFAULT_STEPS = 100
 SCHEDULER_CONFIG: dict[str, Any] = {
-    "_class_name": "DDPMScheduler", "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012,
-    "beta_schedule": "scaled_linear", "prediction_type": "epsilon", "clip_sample": False, "steps_offset": 0,
-}  # fmt: skip
+    "_class_name": "DDPMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "epsilon",
+    "clip_sample": False,
+    "steps_offset": 0,
+}
 CHANNELS, SPATIAL_FACTOR = 4, 8
 PICTURE_VARIANCE = 0.25  # variance of its pictures around their text's colour
 LATENT_CONTRAST = 0.25  # share of full brightness per unit of a latent
@@ -118,9 +124,16 @@ def build_calibration(row_ms: float, rows: int) -> Calibration:
     }
     rows = find_knee(bucket_ms)
     return Calibration(
-        dtype="float32", rows=rows, steps=DEFAULT_STEPS, sampler="ddpm", row_ms=bucket_ms[rows] / rows, encode_ms=0.1,
-        decode_ms=1.0, bucket_ms=bucket_ms, dtype_ms={"float32": bucket_ms[rows]},
-    )  # fmt: skip
+        dtype="float32",
+        rows=rows,
+        steps=DEFAULT_STEPS,
+        sampler="ddpm",
+        row_ms=bucket_ms[rows] / rows,
+        encode_ms=0.1,
+        decode_ms=1.0,
+        bucket_ms=bucket_ms,
+        dtype_ms={"float32": bucket_ms[rows]},
+    )
 
 
 def build_cache_model(family: SimulatedModel, calibration: Calibration) -> ModelEntry:

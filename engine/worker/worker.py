@@ -53,10 +53,16 @@ class Worker:
     """`run` returns after `drain`, and raises `Stuck` or `ConnectionEnded` when the process must end."""
 
     def __init__(
-        self, bus: Bus, engine: Engine, decode_worker: DecodeWorker, profile: WorkerProfile, watchdog: Watchdog,
-        upscaler: Upscaler | None = None, model_cache: ModelCache | None = None,
+        self,
+        bus: Bus,
+        engine: Engine,
+        decode_worker: DecodeWorker,
+        profile: WorkerProfile,
+        watchdog: Watchdog,
+        upscaler: Upscaler | None = None,
+        model_cache: ModelCache | None = None,
         calibrations: Mapping[str, Calibration] = MappingProxyType({}),
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._bus, self._profile = bus, profile
         self._thread = EngineThread(engine, watchdog, self._on_events, self._on_crash, decode_worker.cores)
         self.active_runs = ActiveRuns(self._thread, decode_worker)
@@ -73,19 +79,33 @@ class Worker:
         self._upscaler = upscaler or Upscaler()
         self._output = RunOutput(bus, decode_worker, self._upscaler, self._result_publisher, watchdog)
         self._intake = Intake(
-            bus, profile.name, self.active_runs, self._result_publisher, self._output, self._admit,
-            self._model_fetcher.find_rejection,
-        )  # fmt: skip
-        self._job_puller = JobPuller(
-            bus, self.active_runs, self._intake, profile.pools, lambda: self._profile.rows, self._make_presence,
+            bus,
             profile.name,
-        )  # fmt: skip
+            self.active_runs,
+            self._result_publisher,
+            self._output,
+            self._admit,
+            self._model_fetcher.find_rejection,
+        )
+        self._job_puller = JobPuller(
+            bus,
+            self.active_runs,
+            self._intake,
+            profile.pools,
+            lambda: self._profile.rows,
+            self._make_presence,
+            profile.name,
+        )
         self._heartbeats = Heartbeats(bus, self.active_runs, self._result_publisher, watchdog)
         self._watched_jobs = WatchedJobs(bus, self.active_runs)
         self._amendment_service = AmendmentService(
-            bus, self.active_runs, self._result_publisher, profile.pools, self._output.prepare_texts,
+            bus,
+            self.active_runs,
+            self._result_publisher,
+            profile.pools,
+            self._output.prepare_texts,
             self._output.hurry_preview,
-        )  # fmt: skip
+        )
         self._run_control = RunControl(bus, self.active_runs, self._model_cache.is_memory_contended)
         self._snapshot_saver = SnapshotSaver(bus, self.active_runs, self._result_publisher, self._watched_jobs)
         self.describe_service = DescribeService(self._thread, decode_worker, self._model_cache, profile.rows)
@@ -134,10 +154,7 @@ class Worker:
     async def _shut_down(self) -> None:
         """Shut down in this order, so that jobs we hand back do not come back to us."""
         await run_shutdown_steps(
-            self._stop_answering,
-            self._bus.stop_pulling,
-            self._snapshot_saver.hand_back_all,
-            self._announce_departure,
+            self._stop_answering, self._bus.stop_pulling, self._snapshot_saver.hand_back_all, self._announce_departure
         )
         await self._thread.stop()
 

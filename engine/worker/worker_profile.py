@@ -33,6 +33,13 @@ class WorkerProfile:
     def make_presence(self, free_rows: int) -> Presence:
         """Return the presence to announce now."""
         return Presence(
-            worker=self.name, pools=self.pools, models=self.models, device=self.device, rows=self.rows, free=free_rows,
-            software_build=self.build, has_picture_check=self.has_picture_check, upscale_ms=self.upscale_ms,
-        )  # fmt: skip
+            worker=self.name,
+            pools=self.pools,
+            models=self.models,
+            device=self.device,
+            rows=self.rows,
+            free=free_rows,
+            software_build=self.build,
+            has_picture_check=self.has_picture_check,
+            upscale_ms=self.upscale_ms,
+        )

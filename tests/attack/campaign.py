@@ -96,9 +96,15 @@ class Campaign:
         async with self.watch.stage("quiet"):
             await asyncio.sleep(self.plan.seconds(20.0, 4.0))
         stages = (
-            self.hold_half_open, self.send_slow_bodies, self.send_heads, self.open_streams, self.forge, self.try_routes,
-            self.fuzz_schema, self.attack_broker,
-        )  # fmt: skip
+            self.hold_half_open,
+            self.send_slow_bodies,
+            self.send_heads,
+            self.open_streams,
+            self.forge,
+            self.try_routes,
+            self.fuzz_schema,
+            self.attack_broker,
+        )
         for stage in stages:
             if not self.plan.only or stage.__name__ in self.plan.only:
                 await self._run_stage(stage)
@@ -188,16 +194,12 @@ class Campaign:
             phases = ("coverage",)
         before = self.tally.requests
         self.evidence.schema_failures = await fuzz_schema(
-            self.room, self.tally, self.room.folder,
-            SchemaCampaign(examples, SCHEMA_SECONDS, self.plan.seed, phases),
-        )  # fmt: skip
+            self.room, self.tally, self.room.folder, SchemaCampaign(examples, SCHEMA_SECONDS, self.plan.seed, phases)
+        )
         self.evidence.schema_requests = self.tally.requests - before
 
     async def attack_broker(self) -> None:
-        bot, key = (
-            await Bus.connect(self.room.broker_url, self.room.broker_token),
-            self.room.keys[HOSTILE_WORKER],
-        )
+        bot, key = (await Bus.connect(self.room.broker_url, self.room.broker_token), self.room.keys[HOSTILE_WORKER])
         try:
             tried, gained = await hostile_worker.try_every_subject(self.room.broker_url, key, bot)
         finally:

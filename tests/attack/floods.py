@@ -144,11 +144,14 @@ def draw_heads(rng: random.Random, count: int, cookie: str) -> list[bytes]:
         lambda: post + b"Content-Encoding: gzip\r\nContent-Length: 4\r\n\r\n\x1f\x8b\x00\x00",
         lambda: rng.choice((b"GET", b"\x16\x03\x01\x02", b"PRI * HTTP/2.0", b"G\x00T / HTTP/1.1")) + b"\r\n\r\n",
         lambda: f"{rng.choice(('TRACE', 'CONNECT', 'FOO', 'A' * 9000))} / HTTP/1.1\r\n{HEAD}\r\n".encode(),
-        lambda: b"GET " + rng.choice((b"//", b"/%00", b"/../../etc/passwd", b"/static/..%2f..%2fapp.py", b"/\xff"))
-        + f" HTTP/1.1\r\n{HEAD}\r\n".encode(),
+        lambda: (
+            b"GET "
+            + rng.choice((b"//", b"/%00", b"/../../etc/passwd", b"/static/..%2f..%2fapp.py", b"/\xff"))
+            + f" HTTP/1.1\r\n{HEAD}\r\n".encode()
+        ),
         lambda: b"GET / HTTP/1.1\r\nHost: " + rng.choice((b"", b"evil.example", b"\xff", b"[::", b"a b")) + b"\r\n\r\n",
         lambda: rng.randbytes(rng.randint(1, 600)) + b"\r\n\r\n",
-    ]  # fmt: skip
+    ]
     return [kinds[number % len(kinds)]() for number in range(count)]
 
 

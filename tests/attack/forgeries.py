@@ -18,11 +18,18 @@ from attack.visitors import Tally, Visitor
 OWNER_PATH = "/api/rejections"  # only the owner may
 VISITOR_PATH = "/api/jobs"  # every visitor may
 PROXY_HEADERS = {
-    "Via": "1.1 proxy", "Forwarded": "for=203.0.113.9", "X-Forwarded-For": "203.0.113.9",
-    "X-Forwarded-Host": "room.example", "X-Forwarded-Proto": "https", "X-Forwarded-Port": "443",
-    "X-Forwarded-Server": "proxy", "X-Real-IP": "203.0.113.9", "CF-Connecting-IP": "203.0.113.9", "CF-Ray": "1-FRA",
+    "Via": "1.1 proxy",
+    "Forwarded": "for=203.0.113.9",
+    "X-Forwarded-For": "203.0.113.9",
+    "X-Forwarded-Host": "room.example",
+    "X-Forwarded-Proto": "https",
+    "X-Forwarded-Port": "443",
+    "X-Forwarded-Server": "proxy",
+    "X-Real-IP": "203.0.113.9",
+    "CF-Connecting-IP": "203.0.113.9",
+    "CF-Ray": "1-FRA",
     "True-Client-IP": "203.0.113.9",
-}  # fmt: skip
+}
 WEAK_KEYS = (b"", b"secret", b"darkroom", bytes(32), b"k" * 32)
 ALPHABET = string.ascii_letters + string.digits
 

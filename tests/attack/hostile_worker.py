@@ -24,8 +24,17 @@ from tests.engine.bus.test_worker_keys import FORBIDDEN, FORBIDDEN_SUBSCRIPTIONS
 
 UNKNOWN_JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAZ"
 STREAM_ACTIONS = (
-    "CREATE", "UPDATE", "DELETE", "PURGE", "INFO", "MSG.GET", "MSG.DELETE", "SNAPSHOT", "RESTORE", "LEADER.STEPDOWN",
-)  # fmt: skip
+    "CREATE",
+    "UPDATE",
+    "DELETE",
+    "PURGE",
+    "INFO",
+    "MSG.GET",
+    "MSG.DELETE",
+    "SNAPSHOT",
+    "RESTORE",
+    "LEADER.STEPDOWN",
+)
 VIOLATION = re.compile(r'permissions violation for (publish|subscription) to "([^"]+)"')
 CONNECT_SECONDS = 15.0
 CLOSE_SECONDS = 5.0
@@ -103,9 +112,14 @@ async def send_nonsense(url: str, key: str, jobs: list[str], count: int, rng: ra
 
 async def _send_one(worker: RawClient, number: int, job: str, rng: random.Random) -> None:
     subjects = [
-        f"results.{HOSTILE_WORKER}.{job}", f"frames.{job}", f"loading.{job}", f"$KV.workers.{HOSTILE_WORKER}.default",
-        f"progress.{HOSTILE_WORKER}.default", f"$KV.claims.{UNKNOWN_JOB}", f"$KV.snapshots.{UNKNOWN_JOB}.0",
-    ]  # fmt: skip
+        f"results.{HOSTILE_WORKER}.{job}",
+        f"frames.{job}",
+        f"loading.{job}",
+        f"$KV.workers.{HOSTILE_WORKER}.default",
+        f"progress.{HOSTILE_WORKER}.default",
+        f"$KV.claims.{UNKNOWN_JOB}",
+        f"$KV.snapshots.{UNKNOWN_JOB}.0",
+    ]
     subject = rng.choice(subjects)
     if number % 10 == 0:
         await _write_odd_line(worker, job, rng)
@@ -134,10 +148,12 @@ def _make_valid(job: str, rng: random.Random) -> bytes:
     )
     frame = Frame(job=job, image=0, epoch=1, step=1, total_steps=4, picture=b"\xff\xd8", seconds_left=1.0)
     messages = [
-        JobStarted(job=job, epoch=1, worker=HOSTILE_WORKER), frame, presence,
+        JobStarted(job=job, epoch=1, worker=HOSTILE_WORKER),
+        frame,
+        presence,
         JobFinished(job=job, epoch=1, cost=1e300, seconds=-1.0, ms_per_step=0.0),
         JobFailed(job=job, epoch=1, reason="\x1b[2J\nforged line", blame="member"),
-    ]  # fmt: skip
+    ]
     return encode(rng.choice(messages))
 
 

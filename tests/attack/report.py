@@ -47,11 +47,16 @@ def list_details(evidence: Evidence) -> dict[str, Sequence[str]]:
     """Everything that rows name the first of."""
     tally = evidence.tally
     return {
-        "server errors": tally.server_errors, "rights gained": tally.gained_rights,
-        "open room": tally.open_room_rights, "rights refused": tally.refused_rights,
-        "routes without a rule": evidence.missing_rules, "schema": evidence.schema_failures or [],
-        "subjects gained": evidence.subjects_gained, "logs": evidence.log_damage, "stages": tally.problems,
-    }  # fmt: skip
+        "server errors": tally.server_errors,
+        "rights gained": tally.gained_rights,
+        "open room": tally.open_room_rights,
+        "rights refused": tally.refused_rights,
+        "routes without a rule": evidence.missing_rules,
+        "schema": evidence.schema_failures or [],
+        "subjects gained": evidence.subjects_gained,
+        "logs": evidence.log_damage,
+        "stages": tally.problems,
+    }
 
 
 def _none(name: str, items: Sequence[str] | None) -> FigureRow:
@@ -72,19 +77,32 @@ def _figure(name: str, value: float | None, goal: str) -> FigureRow:
 def _upload_row(evidence: Evidence) -> FigureRow:
     status = evidence.upload_status
     return FigureRow(
-        "an upload beside four slow ones is let in", None if status is None else int(status == 201), "= 1", "",
+        "an upload beside four slow ones is let in",
+        None if status is None else int(status == 201),
+        "= 1",
+        "",
         f"status {status}",
-    )  # fmt: skip
+    )
 
 
 def _resource_rows(evidence: Evidence, watch: RoomWatch) -> list[FigureRow]:
     before, after = evidence.memory_before / 2**20, evidence.memory_after / 2**20
     return [
-        FigureRow("descriptors of the bot at most", watch.descriptors, f"≤ {watch.limit - RESERVE}", "",
-                  f"its limit is {watch.limit}"),
-        FigureRow("memory of the bot, after / before", after / before if before and after else None, "≤ 1.1", "",
-                  f"{before:.0f} MiB before, {after:.0f} MiB after"),
-    ]  # fmt: skip
+        FigureRow(
+            "descriptors of the bot at most",
+            watch.descriptors,
+            f"≤ {watch.limit - RESERVE}",
+            "",
+            f"its limit is {watch.limit}",
+        ),
+        FigureRow(
+            "memory of the bot, after / before",
+            after / before if before and after else None,
+            "≤ 1.1",
+            "",
+            f"{before:.0f} MiB before, {after:.0f} MiB after",
+        ),
+    ]
 
 
 def _honest_rows(watch: RoomWatch) -> list[FigureRow]:
@@ -99,8 +117,13 @@ def _honest_rows(watch: RoomWatch) -> list[FigureRow]:
     health = max((one.seconds for one in visits if one.path == "/healthz"), default=None)
     times = ", ".join(f"{name} {value * 1000:.0f} ms" for name, value in p99.items() if value is not None)
     return [
-        FigureRow("honest visitor: p99, attacked / quiet", attacked / quiet if attacked and quiet else None, "≤ 2", "",
-                  f"p99 {times}; {len(visits)} requests, {limited} of all answered with 429"),
+        FigureRow(
+            "honest visitor: p99, attacked / quiet",
+            attacked / quiet if attacked and quiet else None,
+            "≤ 2",
+            "",
+            f"p99 {times}; {len(visits)} requests, {limited} of all answered with 429",
+        ),
         FigureRow("honest visitor: /healthz at most", health, "≤ 1", "s"),
         _none("honest visitor: requests that failed", failed),
-    ]  # fmt: skip
+    ]

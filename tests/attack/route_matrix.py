@@ -20,12 +20,15 @@ from tests.bot.web.test_route_permissions import TABLE, UNKNOWN_JOB, Route
 SIGN_OUT = "/api/sign-out"  # ends the caller's session: `forgeries` tries what is left of it
 STOPPING = ("cancel", "pause")  # actions that a moderator may do with a private job without seeing it
 BODIES: Mapping[str, object] = {
-    "/api/jobs": {"prompt": "a lamp --count 1", "steps": 4}, "/api/jobs/{id}/priority": {"weight": 2.0},
-    "/api/jobs/{id}/amend": {"say": "blue"}, "/api/jobs/{id}/zoom/{n}": {"factor": 1.5},
+    "/api/jobs": {"prompt": "a lamp --count 1", "steps": 4},
+    "/api/jobs/{id}/priority": {"weight": 2.0},
+    "/api/jobs/{id}/amend": {"say": "blue"},
+    "/api/jobs/{id}/zoom/{n}": {"factor": 1.5},
     "/api/jobs/{id}/pan/{n}": {"direction": "left"},
-    "/api/jobs/{id}/branch/{n}": {"step": 2}, "/api/prefer/options": {"name": "mine", "value": "--ar 1:1"},
+    "/api/jobs/{id}/branch/{n}": {"step": 2},
+    "/api/prefer/options": {"name": "mine", "value": "--ar 1:1"},
     "/api/entrance": {"token": "none"},
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)

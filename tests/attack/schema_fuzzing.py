@@ -60,9 +60,16 @@ async def fuzz_schema(room: Room, tally: Tally, folder: Path, campaign: SchemaCa
     env = os.environ | {"SCHEMA_KEY": key, "SCHEMATHESIS_HOOKS": str(HOOKS)}
     with (folder / "schema.txt").open("wb") as output:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "schemathesis.cli", *options, cwd=folder, stdin=asyncio.subprocess.DEVNULL,
-            stdout=output, stderr=output, env=env,
-        )  # fmt: skip
+            sys.executable,
+            "-m",
+            "schemathesis.cli",
+            *options,
+            cwd=folder,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=env,
+        )
         try:
             await asyncio.wait_for(process.wait(), campaign.seconds * 2 + 60)
         finally:

@@ -23,12 +23,23 @@ from tests.bot.web.test_route_permissions import TABLE, Route
 
 # Not of these: speed and memory, which another program on this machine changes.
 MUST_HOLD = (
-    "server errors", "rights gained", "rights of the rules that were refused", "routes without a rule",
-    "cells of route × role × ownership", "requests made from openapi.json",
-    "answers unlike openapi.json", "subjects that the hostile worker tried",
-    "subjects gained", "malformed messages sent", "slow bodies still awaited", "streams open again after the flood",
-    "bot and worker still run", "an honest job ends afterwards", "damage to the logs", "stages that broke off",
-)  # fmt: skip
+    "server errors",
+    "rights gained",
+    "rights of the rules that were refused",
+    "routes without a rule",
+    "cells of route × role × ownership",
+    "requests made from openapi.json",
+    "answers unlike openapi.json",
+    "subjects that the hostile worker tried",
+    "subjects gained",
+    "malformed messages sent",
+    "slow bodies still awaited",
+    "streams open again after the flood",
+    "bot and worker still run",
+    "an honest job ends afterwards",
+    "damage to the logs",
+    "stages that broke off",
+)
 
 
 @pytest.mark.slow
@@ -64,9 +75,13 @@ def test_every_broken_promise_has_a_row() -> None:
     rows = {row.name: row for row in build_rows(Evidence(tally, missing_rules=["GET /new"]))}
     assert rows["requests tried"].figure == 2
     for name in (
-        "server errors", "rights gained", "rights gained from an open room and its days", "stages that broke off",
-        "rights of the rules that were refused", "routes without a rule",
-    ):  # fmt: skip
+        "server errors",
+        "rights gained",
+        "rights gained from an open room and its days",
+        "stages that broke off",
+        "rights of the rules that were refused",
+        "routes without a rule",
+    ):
         assert rows[name].figure == 1, name
         assert not rows[name].meets_goal, name
 

@@ -36,13 +36,19 @@ from engine.models.family import Family
 ROWS = 16
 # (subject, background, form of the prompt)
 PROMPTS = (
-    ("fox", "white", "{}, white background"), ("owl", "blue", "{}, blue background"), ("apple", "white", "red {}"),
-    ("octopus", "white", "{}, white background"), ("guitar", "yellow", "{}, yellow background"),
-    ("mushroom", "blue", "{}, blue background"), ("car", "white", "green {}, white background"),
-    ("rocket", "black", "{}, black background"), ("cake", "pink", "{}, pink background"),
-    ("rose", "white", "{}, 3d render"), ("penguin", "white", "a cute {}, white background"),
+    ("fox", "white", "{}, white background"),
+    ("owl", "blue", "{}, blue background"),
+    ("apple", "white", "red {}"),
+    ("octopus", "white", "{}, white background"),
+    ("guitar", "yellow", "{}, yellow background"),
+    ("mushroom", "blue", "{}, blue background"),
+    ("car", "white", "green {}, white background"),
+    ("rocket", "black", "{}, black background"),
+    ("cake", "pink", "{}, pink background"),
+    ("rose", "white", "{}, 3d render"),
+    ("penguin", "white", "a cute {}, white background"),
     ("sailboat", "orange", "{}, orange background"),
-)  # fmt: skip
+)
 
 
 def sample_picture(family: Any, prompt: str, seed: int) -> Image.Image:

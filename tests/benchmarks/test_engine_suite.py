@@ -31,7 +31,7 @@ from benchmarks.engine import (
 from benchmarks.engine.users_plot import UserMeasurement
 from benchmarks.engine.workload import SAMPLER_MIX, Workload, time_engine
 from benchmarks.report.figure_row import FigureRow
-from benchmarks.simulation import simulated_day  # fmt: skip
+from benchmarks.simulation import simulated_day
 from engine.calibration.calibration import Calibration
 from engine.contract import Recipe, count_row_steps
 from engine.core.engine import Engine
@@ -40,9 +40,11 @@ from engine.models.families.stable_diffusion import StableDiffusion
 
 SHORT_LOAD = Workload(4, "float32", users=2)
 SMALL = {
-    "sample_size": 8, "block_out_channels": (32, 64), "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "sample_size": 8,
+    "block_out_channels": (32, 64),
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-}  # fmt: skip
+}
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 

@@ -45,14 +45,24 @@ def test_a_complete_row_says_how_many_samples_it_has() -> None:
     row = FigureRow("finals shown twice", 0, "= 0", "", samples=1000, planned=1000)
     assert row.meets_goal
     assert row.to_dict() == {
-        "name": "finals shown twice", "figure": 0, "goal": "= 0", "unit": "", "pass": True, "samples": 1000, "of": 1000
-    }  # fmt: skip
+        "name": "finals shown twice",
+        "figure": 0,
+        "goal": "= 0",
+        "unit": "",
+        "pass": True,
+        "samples": 1000,
+        "of": 1000,
+    }
 
 
 def test_a_row_of_one_measurement_shows_no_sample_count() -> None:
     assert FigureRow("resident", 120.0, "≤ 200", "MB").to_dict() == {
-        "name": "resident", "figure": 120.0, "goal": "≤ 200", "unit": "MB", "pass": True
-    }  # fmt: skip
+        "name": "resident",
+        "figure": 120.0,
+        "goal": "≤ 200",
+        "unit": "MB",
+        "pass": True,
+    }
 
 
 @pytest.mark.parametrize(

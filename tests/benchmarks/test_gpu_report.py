@@ -208,10 +208,12 @@ def test_both_files_are_written_and_named(
 
 def test_full_measures_the_chosen_real_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module, section in (
-        (pipeline_parity, "measure_parity_rows"), (reference_parity, "measure_picture_rows"),
+        (pipeline_parity, "measure_parity_rows"),
+        (reference_parity, "measure_picture_rows"),
         (speedups, "measure_speedup_rows"),
-        (quantization_rows, "measure_quantization_rows"), (control_parity, "measure_control_rows"),
-    ):  # fmt: skip
+        (quantization_rows, "measure_quantization_rows"),
+        (control_parity, "measure_control_rows"),
+    ):
         monkeypatch.setattr(module, section, lambda *_: [])  # the test above runs them
     chosen_rows: list[Any] = []
 

@@ -10,15 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.queue import (
-    admission,
-    failover,
-    fairness,
-    job_picking,
-    preview_delivery,
-    start_latency,
-    worker_scaling,
-)
+from benchmarks.queue import admission, failover, fairness, job_picking, preview_delivery, start_latency, worker_scaling
 from benchmarks.queue.figures import (
     GOALS,
     growth_exponent,
@@ -85,9 +77,15 @@ def test_a_row_passes_by_the_goal_of_its_name() -> None:
     assert [each.meets_goal for each in both_rows] == [True, False]
     [json_row] = json.loads(format_json([make_row(name, "SQLite", 12.5, "so", samples=7, expected=7)]))
     assert json_row == {
-        "name": f"{name} (SQLite)", "figure": 12.5, "goal": "≤ 50", "unit": "ms", "pass": True, "note": "so",
-        "samples": 7, "of": 7,
-    }  # fmt: skip
+        "name": f"{name} (SQLite)",
+        "figure": 12.5,
+        "goal": "≤ 50",
+        "unit": "ms",
+        "pass": True,
+        "note": "so",
+        "samples": 7,
+        "of": 7,
+    }
 
 
 def test_every_name_has_a_goal_and_missing_rows_never_pass() -> None:

@@ -59,11 +59,22 @@ def make_png(width: int, height: int, shade: int = 128) -> bytes:
 
 def make_profile(name: str = "embedded", revision: str = "1") -> ModelProfile:
     return ModelProfile(
-        name=name, revision=revision, dtype="float32", size=64, multiple=8, max_pixels=128 * 128, tokens=24, steps=40,
-        sampler="ddim", samplers=("ddpm", "ddim", "euler", "dpmpp_2m"),
-        guidance=3.0, row_ms=1.0, encode_ms=1.0, decode_ms=1.0,
+        name=name,
+        revision=revision,
+        dtype="float32",
+        size=64,
+        multiple=8,
+        max_pixels=128 * 128,
+        tokens=24,
+        steps=40,
+        sampler="ddim",
+        samplers=("ddpm", "ddim", "euler", "dpmpp_2m"),
+        guidance=3.0,
+        row_ms=1.0,
+        encode_ms=1.0,
+        decode_ms=1.0,
         has_judge=True,
-    )  # fmt: skip
+    )
 
 
 class FakeWorker:
@@ -91,10 +102,15 @@ class FakeWorker:
 
     async def announce(self) -> None:
         presence = Presence(
-            worker=self.name, pools=self.pools, device="none",
-            models=tuple(make_profile(model, self.revision) for model in self.models), rows=self.rows,
-            free=max(0, self.rows - 8 * len(self.running_jobs)), software_build="test", upscale_ms=self.enlarge_ms,
-        )  # fmt: skip
+            worker=self.name,
+            pools=self.pools,
+            device="none",
+            models=tuple(make_profile(model, self.revision) for model in self.models),
+            rows=self.rows,
+            free=max(0, self.rows - 8 * len(self.running_jobs)),
+            software_build="test",
+            upscale_ms=self.enlarge_ms,
+        )
         await self.bus.announce(presence)
 
     async def run(self) -> None:
@@ -229,14 +245,27 @@ class FakeWorker:
         await self.publish_blob(job, epoch, image, "ladder", content, 64)
 
     async def publish_blob(
-        self, job: Job, epoch: int, image: int, kind: Literal["image", "ladder"], content: bytes, side: int,
+        self,
+        job: Job,
+        epoch: int,
+        image: int,
+        kind: Literal["image", "ladder"],
+        content: bytes,
+        side: int,
         method: UpscaleMethod | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         sha = await self.bus.put_blob(content)
         picture = PictureReady(
-            job=job.id, image=image, epoch=epoch, kind=kind, sha256=sha, bytes=len(content), width=side, height=side,
+            job=job.id,
+            image=image,
+            epoch=epoch,
+            kind=kind,
+            sha256=sha,
+            bytes=len(content),
+            width=side,
+            height=side,
             method=method,
-        )  # fmt: skip
+        )
         await self.publish_result(picture)
 
 

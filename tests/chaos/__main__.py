@@ -55,9 +55,17 @@ def make_plan(options: argparse.Namespace) -> Plan:
     build = Build(options.engine, options.database, options.workers, standby=options.standby)
     gap, steps = options.gap or (REAL_GAP if real else GAP), REAL_STEPS if real else STEPS
     return Plan(
-        seed, options.kills, build, gap, steps, members=3 if real else 6, discord_members=2 if real else 4,
-        kinds=only_kinds, excluded_kinds=excluded_kinds, settle_timeout=options.settling,
-    )  # fmt: skip
+        seed,
+        options.kills,
+        build,
+        gap,
+        steps,
+        members=3 if real else 6,
+        discord_members=2 if real else 4,
+        kinds=only_kinds,
+        excluded_kinds=excluded_kinds,
+        settle_timeout=options.settling,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -100,10 +100,17 @@ async def run_campaign(plan: Plan, folder: Path, print_line: Callable[[str], Non
         death_counts = {name: one.death_count for name, one in site.programs.items() if one.death_count}
         timeline.note("is over", is_printed=True, settled=is_settled)
         outcome = Outcome(
-            plan.seed, build.engine, build.database, time.monotonic() - started_at, setup.fault_injector.injected,
-            skipped_kinds, death_counts,
-            is_settled, evidence, verdicts,
-        )  # fmt: skip
+            plan.seed,
+            build.engine,
+            build.database,
+            time.monotonic() - started_at,
+            setup.fault_injector.injected,
+            skipped_kinds,
+            death_counts,
+            is_settled,
+            evidence,
+            verdicts,
+        )
     if outcome.is_satisfied:
         await asyncio.to_thread(site.database.delete)
     return outcome
@@ -118,12 +125,19 @@ async def _open_scene(parts: AsyncExitStack, plan: Plan, site: Installation, fol
     members: list[HttpMember] = []
     observer = Observer(bus, lambda: [job for member in members for job in member.open_jobs])
     setup = Setup(
-        plan, site, accepted_log, bus, observer,
+        plan,
+        site,
+        accepted_log,
+        bus,
+        observer,
         WebTarget.create(site.url, model, specs, accepted_log, is_exact=site.build.engine == "real"),
-        DiscordMembers(site.loopback, GUILDS, plan.discord_members, model, specs, accepted_log,
-        random.Random(plan.seed + 1)),
-        FaultInjector(site, observer, HostileClient(bus, observer)), members, {},
-    )  # fmt: skip
+        DiscordMembers(
+            site.loopback, GUILDS, plan.discord_members, model, specs, accepted_log, random.Random(plan.seed + 1)
+        ),
+        FaultInjector(site, observer, HostileClient(bus, observer)),
+        members,
+        {},
+    )
     await observer.subscribe()
     watcher = asyncio.create_task(observer.request_previews_forever())
     parts.callback(watcher.cancel)
@@ -133,9 +147,13 @@ async def _open_scene(parts: AsyncExitStack, plan: Plan, site: Installation, fol
 async def _run_references(setup: Setup) -> None:
     """Runs every recipe once, without faults."""
     member = HttpMember(
-        "reference", setup.web_target, random.Random(0), max_open=len(setup.web_target.specs), cancel_share=0.0,
+        "reference",
+        setup.web_target,
+        random.Random(0),
+        max_open=len(setup.web_target.specs),
+        cancel_share=0.0,
         steer_share=0.0,
-    )  # fmt: skip
+    )
     setup.members.append(member)
     jobs = await member.request_each_once(setup.web_target.specs)
     assert len(jobs) == len(setup.web_target.specs), f"Refused: {setup.web_target.refusals}"

@@ -29,10 +29,15 @@ class DiscordMembers:
     """Members in several guilds, each with a channel of their own."""
 
     def __init__(
-        self, loopback: Loopback, guilds: int, people: int, model: str, specs: Sequence[JobSpec],
+        self,
+        loopback: Loopback,
+        guilds: int,
+        people: int,
+        model: str,
+        specs: Sequence[JobSpec],
         accepted_log: AcceptedLog,
         rng: random.Random,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.loopback, self.model, self.specs = loopback, model, specs
         self.accepted_log, self.rng, self.is_requesting, self.request_count = accepted_log, rng, True, 0
         servers = [loopback.world.create_guild(f"guild {number}") for number in range(guilds)]

@@ -24,17 +24,7 @@ from nats.js.errors import NotFoundError
 
 from bot.web.auth import terminal_key
 from chaos.database import Database
-from chaos.evidence import (
-    Account,
-    AmendmentRow,
-    ApiJob,
-    Evidence,
-    JobRow,
-    Move,
-    PlaceRow,
-    RecipeAmendment,
-    RedrawnJob,
-)
+from chaos.evidence import Account, AmendmentRow, ApiJob, Evidence, JobRow, Move, PlaceRow, RecipeAmendment, RedrawnJob
 from chaos.installation import Installation
 from chaos.program import ROOT
 from chaos.redrawing import hash_pixels
@@ -148,9 +138,7 @@ async def _read_job(session: aiohttp.ClientSession, url: str, body: Mapping[str,
 async def redraw_jobs(site: Installation, evidence: Evidence, seed: int) -> dict[str, RedrawnJob]:
     """A sample of the finished jobs that were steered: the pixels of their pictures, and of those of their recipes."""
     web_jobs = {one.job for one in evidence.accepted if one.front_end in evidence.repeatable_front_ends}
-    steered = [
-        row.id for row in evidence.jobs if row.state == "finished" and row.amendments and row.id in web_jobs
-    ]  # fmt: skip
+    steered = [row.id for row in evidence.jobs if row.state == "finished" and row.amendments and row.id in web_jobs]
     sample = random.Random(seed).sample(steered, min(REDRAWN_JOBS, len(steered)))
     recipes = await asyncio.to_thread(_read_recipes, site.database, sample)
     redrawn = await asyncio.to_thread(_draw_anew, site, recipes)
@@ -168,10 +156,15 @@ def _draw_anew(site: Installation, recipes: Mapping[str, Recipe]) -> dict[str, d
     """Draws recipes in a process with the threads of the campaign's workers."""
     payload = json.dumps({job: msgspec.msgpack.encode(recipe).hex() for job, recipe in recipes.items()})
     answer = subprocess.run(
-        [sys.executable, "-m", "chaos.redrawing", site.build.engine], input=payload, text=True, check=True, cwd=ROOT,
-        stdout=subprocess.PIPE, timeout=REDRAWING_TIMEOUT,
+        [sys.executable, "-m", "chaos.redrawing", site.build.engine],
+        input=payload,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        timeout=REDRAWING_TIMEOUT,
         env=site.make_environment(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", PYTHONPATH=f"{ROOT / 'tests'}:{ROOT}"),
-    ).stdout  # fmt: skip
+    ).stdout
     return {
         job: {image + 1: digest for image, digest in zip(list_final_images(recipes[job]), digests, strict=True)}
         for job, digests in json.loads(answer).items()

@@ -34,12 +34,19 @@ class FaultInjector:
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self.injected: list[Fault] = []
         self._actions: dict[str, Callable[[Fault], Awaitable[str | None]]] = {
-            "kill": self._kill, "lose": self._lose_store, "stop": self._pause_process, "term": self._terminate,
+            "kill": self._kill,
+            "lose": self._lose_store,
+            "stop": self._pause_process,
+            "term": self._terminate,
             "lock": self._lock_database,
-            "fill": self._fill_disk, "cut": self._break_connection, "hold": self._break_connection,
+            "fill": self._fill_disk,
+            "cut": self._break_connection,
+            "hold": self._break_connection,
             "drop": self._break_connection,
-            "slow": self._break_connection, "repeat": self._repeat_messages, "lie": self._send_lie,
-        }  # fmt: skip
+            "slow": self._break_connection,
+            "repeat": self._repeat_messages,
+            "lie": self._send_lie,
+        }
 
     async def inject_all(self, faults: Iterable[Fault]) -> None:
         """Injects each fault at its time. Returns when the last one is over."""

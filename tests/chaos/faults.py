@@ -15,14 +15,32 @@ LEASE = 10.0  # seconds: `engine.bus.streams.BusLimits.lease`
 # How often each is drawn, relative to the others. A kind that ends in -worker hits one worker, each equally likely.
 WEIGHTS: Mapping[str, float] = MappingProxyType(
     {
-        "kill-worker": 10, "kill-bot": 9, "kill-broker": 7, "kill-database": 5, "lose-store": 3,
-        "stop-worker": 2, "stop-bot": 2, "stop-broker": 1.5, "stop-database": 1.5, "lock-database": 1.5,
-        "term-worker": 3, "term-bot": 2, "fill-bot": 1.5, "fill-broker": 1,
-        "cut-worker": 2, "hold-worker": 1.5, "drop-worker": 1.5, "slow-worker": 1,
-        "cut-bot": 1, "hold-bot": 1, "drop-bot": 1, "slow-bot": 1,
-        "repeat": 3, "lie": 4,
+        "kill-worker": 10,
+        "kill-bot": 9,
+        "kill-broker": 7,
+        "kill-database": 5,
+        "lose-store": 3,
+        "stop-worker": 2,
+        "stop-bot": 2,
+        "stop-broker": 1.5,
+        "stop-database": 1.5,
+        "lock-database": 1.5,
+        "term-worker": 3,
+        "term-bot": 2,
+        "fill-bot": 1.5,
+        "fill-broker": 1,
+        "cut-worker": 2,
+        "hold-worker": 1.5,
+        "drop-worker": 1.5,
+        "slow-worker": 1,
+        "cut-bot": 1,
+        "hold-bot": 1,
+        "drop-bot": 1,
+        "slow-bot": 1,
+        "repeat": 3,
+        "lie": 4,
     }
-)  # fmt: skip
+)
 KILL_KINDS = ("kill-worker", "kill-bot", "kill-broker", "kill-database", "lose-store")  # kinds that send SIGKILL
 SQLITE_ONLY_KINDS = ("lock-database",)
 SERVER_ONLY_KINDS = ("kill-database", "stop-database")

@@ -18,16 +18,7 @@ from PIL import Image
 
 from chaos.observer import ClaimRecord, Observer
 from engine.bus import BrokerUnreachable, Bus
-from engine.contract import (
-    Frame,
-    JobCancelled,
-    JobFailed,
-    JobFinished,
-    JobStarted,
-    PictureReady,
-    Result,
-    encode,
-)
+from engine.contract import Frame, JobCancelled, JobFailed, JobFinished, JobStarted, PictureReady, Result, encode
 
 NAME = "liar"
 MAX_PAYLOAD = 8 * 1024 * 1024 - 4096  # the broker disconnects clients that send more
@@ -65,10 +56,16 @@ class HostileClient:
             return "nobody to lie about"
         job, claim = rng.choice(running_jobs)
         senders = [
-            self.send_old_epoch, self.send_foreign_results, self.send_giant_messages, self.send_bad_pictures,
-            self.send_missing_blob, self.send_garbage, self.send_unknown_fields,
-            self.send_odd_subjects, self.send_odd_headers,
-        ]  # fmt: skip
+            self.send_old_epoch,
+            self.send_foreign_results,
+            self.send_giant_messages,
+            self.send_bad_pictures,
+            self.send_missing_blob,
+            self.send_garbage,
+            self.send_unknown_fields,
+            self.send_odd_subjects,
+            self.send_odd_headers,
+        ]
         send: Callable[[str, ClaimRecord, random.Random], Awaitable[None]] = rng.choice(senders)
         with suppress(BrokerUnreachable):
             await send(job, claim, rng)

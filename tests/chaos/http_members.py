@@ -69,9 +69,14 @@ class HttpMember:
     """One visitor with a cookie. `is_requesting` False: no more requests, but current ones still get their answer."""
 
     def __init__(
-        self, name: str, target: WebTarget, rng: random.Random, max_open: int = 2, cancel_share: float = CANCEL_SHARE,
+        self,
+        name: str,
+        target: WebTarget,
+        rng: random.Random,
+        max_open: int = 2,
+        cancel_share: float = CANCEL_SHARE,
         steer_share: float = STEER_SHARE,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.name, self.target, self.rng, self.max_open, self.cancel_share = name, target, rng, max_open, cancel_share
         self.steer_share, self.steered_jobs = steer_share, set[str]()
         self.open_jobs: set[str] = set()
@@ -168,7 +173,7 @@ class HttpMember:
 
     async def _retry_until(
         self, expected_status: int, method: str, path: str, body: object = None, key: str = ""
-    ) -> tuple[int, dict[str, Any]]:  # fmt: skip
+    ) -> tuple[int, dict[str, Any]]:
         """Retries until the answer has the expected status or is a client error."""
         while True:
             status, answer = await self._send(method, path, body, key)

@@ -16,16 +16,7 @@ from nats.aio.msg import Msg
 
 from chaos.evidence import Setback
 from engine.bus import BrokerUnreachable, Bus
-from engine.contract import (
-    Frame,
-    JobCancelled,
-    JobFailed,
-    JobFinished,
-    JobStarted,
-    MalformedMessage,
-    Result,
-    decode,
-)
+from engine.contract import Frame, JobCancelled, JobFailed, JobFinished, JobStarted, MalformedMessage, Result, decode
 
 MAX_REPEATABLE = 400  # payloads that can be repeated
 PREVIEW_INTERVAL = 4.0

@@ -26,7 +26,7 @@ class Program:
 
     def __init__(
         self, name: str, command: Sequence[str], log: Path, timeline: Timeline, env: Mapping[str, str] | None = None
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.name, self.command, self.log, self.env = name, command, log, env
         self.timeline, self.restart_delay, self.death_count, self.start_count = timeline, RESTART_DELAY, 0, 0
         self.started_at = 0.0  # the last start, on the monotonic clock

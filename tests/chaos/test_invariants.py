@@ -51,11 +51,26 @@ AMENDMENTS = (
 
 def _row(job: str) -> JobRow:
     return JobRow(
-        id=job, state=LIVES[job][-1], key=f"key-{job}", ordinal=0, tier="standard", pool="default",
-        account=f"default/standard/local/{job}", cost=2.0, charged=CHARGED[job], billed=BILLED[job], steps=10, step=3,
-        count=1, blame="model" if job == FAILED else "", reason="", created=1.0, ended=2.0,
-        images=(1, 3) if job == STEERED else (), amendments=HELD if job == STEERED else (),
-    )  # fmt: skip
+        id=job,
+        state=LIVES[job][-1],
+        key=f"key-{job}",
+        ordinal=0,
+        tier="standard",
+        pool="default",
+        account=f"default/standard/local/{job}",
+        cost=2.0,
+        charged=CHARGED[job],
+        billed=BILLED[job],
+        steps=10,
+        step=3,
+        count=1,
+        blame="model" if job == FAILED else "",
+        reason="",
+        created=1.0,
+        ended=2.0,
+        images=(1, 3) if job == STEERED else (),
+        amendments=HELD if job == STEERED else (),
+    )
 
 
 def _moves() -> tuple[Move, ...]:
@@ -77,7 +92,11 @@ def make_sound_evidence() -> Evidence:
         places=tuple(PlaceRow(job, "answer", DISCORD if job == DISCORD else WEB, 2.0, "") for job in LIVES),
         accounts=(Account("default", "", 6.6, 1.0, 0, 0), Account("default/standard", "default", 9.0, 1.0, 0, 0)),
         api={
-            WEB: finished, STEERED: steered, DISCORD: finished, STOPPED: ApiJob("cancelled"), FAILED: ApiJob("failed"),
+            WEB: finished,
+            STEERED: steered,
+            DISCORD: finished,
+            STOPPED: ApiJob("cancelled"),
+            FAILED: ApiJob("failed"),
         },
         posted_counts={DISCORD: 1},
         messages_left={"work": 0, "results": 0},
@@ -87,7 +106,7 @@ def make_sound_evidence() -> Evidence:
         told_amendments=(ToldAmendment(STEERED, 1, 3),),
         amendments=AMENDMENTS,
         redrawn={STEERED: RedrawnJob({1: REFERENCE, 3: OTHER}, {1: REFERENCE, 3: OTHER})},
-    )  # fmt: skip
+    )
 
 
 def change_job(evidence: Evidence, job: str, **values: object) -> Evidence:
@@ -151,18 +170,22 @@ CASES: dict[str, tuple[Callable[[Evidence], Evidence], dict[str, list[str]]]] = 
     "stuck, and nobody saw more": (
         lambda old: change_api_job(
             replace(
-                change_job(old, FAILED, state="queued"), moves=old.moves[:-1],
+                change_job(old, FAILED, state="queued"),
+                moves=old.moves[:-1],
                 accepted=tuple(one for one in old.accepted if one.job != FAILED),
             ),
-            FAILED, ApiJob("queued"),
+            FAILED,
+            ApiJob("queued"),
         ),
         {"stuck": [FAILED], "made twice": [FAILED]},
     ),
     "ended twice": (
-        lambda old: add_moves(old, (WEB, "finished", "finished")), {"ended twice, or otherwise than told": [WEB]}
+        lambda old: add_moves(old, (WEB, "finished", "finished")),
+        {"ended twice, or otherwise than told": [WEB]},
     ),
     "began after its end": (
-        lambda old: add_moves(old, (WEB, "finished", "running")), {"ended twice, or otherwise than told": [WEB]}
+        lambda old: add_moves(old, (WEB, "finished", "running")),
+        {"ended twice, or otherwise than told": [WEB]},
     ),
     "a gap in the audit": (
         lambda old: replace(old, moves=tuple(one for one in old.moves if (one.job, one.target) != (WEB, "sent"))),
@@ -173,14 +196,13 @@ CASES: dict[str, tuple[Callable[[Evidence], Evidence], dict[str, list[str]]]] = 
         {"ended twice, or otherwise than told": [WEB]},
     ),
     "failed by the worker": (
-        lambda old: change_job(old, FAILED, blame="worker"), {"failed, though nobody's fault": [FAILED]}
+        lambda old: change_job(old, FAILED, blame="worker"),
+        {"failed, though nobody's fault": [FAILED]},
     ),
     "failed by us": (lambda old: change_job(old, FAILED, blame="us"), {"failed, though nobody's fault": [FAILED]}),
     "one key made two": (lambda old: change_job(old, WEB, key=f"key-{FAILED}"), {"made twice": [f"key-{FAILED}"]}),
     "nobody was told": (lambda old: replace(old, accepted=old.accepted[1:]), {"made twice": [WEB]}),
-    "posted twice": (
-        lambda old: replace(old, posted_counts={DISCORD: 2}), {"not shown, or shown twice": [DISCORD]}
-    ),
+    "posted twice": (lambda old: replace(old, posted_counts={DISCORD: 2}), {"not shown, or shown twice": [DISCORD]}),
     "not posted": (lambda old: replace(old, posted_counts={}), {"not shown, or shown twice": [DISCORD]}),
     "its last word is owed": (
         lambda old: replace(old, places=tuple(replace(place, delivered=None) for place in old.places)),
@@ -201,9 +223,7 @@ CASES: dict[str, tuple[Callable[[Evidence], Evidence], dict[str, list[str]]]] = 
     "finished for nothing": (lambda old: change_job(old, WEB, charged=0.0), {"charged wrongly": [WEB]}),
     "charged twice": (lambda old: change_job(old, WEB, charged=4.0), {"charged wrongly": [WEB]}),
     "failed and charged": (lambda old: change_job(old, FAILED, charged=2.0), {"charged wrongly": [FAILED]}),
-    "a member's fault is charged": (
-        lambda old: change_job(old, FAILED, blame="member"), {"charged wrongly": [FAILED]}
-    ),
+    "a member's fault is charged": (lambda old: change_job(old, FAILED, blame="member"), {"charged wrongly": [FAILED]}),
     "more steps than it ran": (lambda old: change_job(old, STOPPED, charged=0.8), {"charged wrongly": [STOPPED]}),
     "billed twice": (
         lambda old: replace(old, accounts=(replace(old.accounts[0], virtual=8.5),)),
@@ -218,7 +238,8 @@ CASES: dict[str, tuple[Callable[[Evidence], Evidence], dict[str, list[str]]]] = 
         {"pictures missing or spoilt": [STEERED]},
     ),
     "a steered job is charged half": (
-        lambda old: change_job(old, STEERED, charged=1.0), {"charged wrongly": [STEERED]}
+        lambda old: change_job(old, STEERED, charged=1.0),
+        {"charged wrongly": [STEERED]},
     ),
     "an accepted change is forgotten": (
         lambda old: replace(old, amendments=old.amendments[:1] + old.amendments[2:]),
@@ -235,14 +256,16 @@ CASES: dict[str, tuple[Callable[[Evidence], Evidence], dict[str, list[str]]]] = 
         {LOST_CHANGE: [STEERED]},
     ),
     "the recipe lacks a change that is made": (
-        lambda old: change_job(old, STEERED, amendments=HELD[:1]), {LOST_CHANGE: [STEERED]}
+        lambda old: change_job(old, STEERED, amendments=HELD[:1]),
+        {LOST_CHANGE: [STEERED]},
     ),
     "the recipe holds another change": (
         lambda old: change_job(old, STEERED, amendments=(HELD[0], replace(HELD[1], change=BLUE))),
         {LOST_CHANGE: [STEERED]},
     ),
     "the recipe holds a change twice": (
-        lambda old: change_job(old, STEERED, amendments=(*HELD, HELD[1])), {DOUBLED_CHANGE: [STEERED]}
+        lambda old: change_job(old, STEERED, amendments=(*HELD, HELD[1])),
+        {DOUBLED_CHANGE: [STEERED]},
     ),
     "the recipe holds a refused change": (
         lambda old: change_job(old, STEERED, amendments=(*HELD, RecipeAmendment(2, 6, BLUE))),
@@ -281,7 +304,7 @@ CASES: dict[str, tuple[Callable[[Evidence], Evidence], dict[str, list[str]]]] = 
         lambda old: replace(old, setbacks=(replace(old.setbacks[0], repeated_seconds=30.0),)),
         {"set back further than its snapshot": [WEB]},
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -121,16 +121,36 @@ def test_a_picture_is_steered_on_the_page(shared_bot: DarkroomProcess, find_prog
 @pytest.mark.slow
 def test_imagine_joins_a_running_bot(shared_bot: DarkroomProcess, tmp_path: Path) -> None:
     process = run_darkroom(
-        "imagine", PROMPT, "--steps", "12", "--seed", "7", "--film", "--json",
-        "--out", str(tmp_path / "out"), "--data", str(shared_bot.data),
-    )  # fmt: skip
+        "imagine",
+        PROMPT,
+        "--steps",
+        "12",
+        "--seed",
+        "7",
+        "--film",
+        "--json",
+        "--out",
+        str(tmp_path / "out"),
+        "--data",
+        str(shared_bot.data),
+    )
     assert process.returncode == 0, process.stderr
     (line,) = process.stdout.splitlines()
     result = json.loads(line)
     assert list(result) == [
-        "id", "seed", "steps", "evaluations", "sampler", "pictures", "width", "height", "film", "previews", "seconds",
+        "id",
+        "seed",
+        "steps",
+        "evaluations",
+        "sampler",
+        "pictures",
+        "width",
+        "height",
+        "film",
+        "previews",
+        "seconds",
         "ms_per_step",
-    ]  # fmt: skip
+    ]
     assert (result["seed"], result["steps"]) == (7, 12)
     assert _sizes([Path(path) for path in result["pictures"]]) == {(256, 256)}
     assert len(result["pictures"]) == 4

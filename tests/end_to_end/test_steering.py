@@ -63,11 +63,21 @@ async def bot(tmp_path: Path) -> AsyncIterator[SteeredBot]:
     families: dict[str, Any] = {"embedded": await asyncio.to_thread(models.load_model, "embedded", tmp_path / "models")}
     slow = {"embedded": SlowFamily(families["embedded"], 0.1)}
     profile = ModelProfile(
-        name="embedded", revision=families["embedded"].revision, dtype="float32", size=64, multiple=16,
-        max_pixels=128 * 128, tokens=24, steps=STEPS, sampler="ddim", samplers=("ddpm", "ddim", "euler", "dpmpp_2m"),
-        guidance=3.0, row_ms=4.0, encode_ms=10.0,
+        name="embedded",
+        revision=families["embedded"].revision,
+        dtype="float32",
+        size=64,
+        multiple=16,
+        max_pixels=128 * 128,
+        tokens=24,
+        steps=STEPS,
+        sampler="ddim",
+        samplers=("ddpm", "ddim", "euler", "dpmpp_2m"),
+        guidance=3.0,
+        row_ms=4.0,
+        encode_ms=10.0,
         decode_ms=60.0,
-    )  # fmt: skip
+    )
     await asyncio.to_thread(put_migrated_database, tmp_path / "data")
     settings = await asyncio.to_thread(load_settings, data=tmp_path / "data", host="127.0.0.1", discord_token=None)
     async with AsyncExitStack() as stack:

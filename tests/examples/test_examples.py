@@ -27,13 +27,21 @@ async def test_an_example_draws_and_saves_a_picture(darkroom: Darkroom, tmp_path
     if missing := [program for program in NEEDS[kind] if shutil.which(program) is None]:
         pytest.skip(f"{missing[0]} is not installed")
     env = {
-        **os.environ, "PYTHONPATH": str(ROOT), "DARKROOM_DATA": str(darkroom.data), "DARKROOM_URL": darkroom.url,
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "DARKROOM_DATA": str(darkroom.data),
+        "DARKROOM_URL": darkroom.url,
         "DARKROOM_API_KEY": darkroom.key,
-    }  # fmt: skip
+    }
     process = await asyncio.create_subprocess_exec(
-        PROGRAMS[kind], str(EXAMPLES / name), 'a "lamp"', cwd=tmp_path, env=env,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
+        PROGRAMS[kind],
+        str(EXAMPLES / name),
+        'a "lamp"',
+        cwd=tmp_path,
+        env=env,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
     output, errors = await process.communicate()
     assert process.returncode == 0, errors.decode()
     with Image.open(tmp_path / output.decode().strip()) as picture:

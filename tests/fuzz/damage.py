@@ -104,7 +104,7 @@ def make_bomb(rng: random.Random, seeds: Sequence[Seed]) -> bytes:
     palette = [pack_chunk(b"PLTE", bytes(9))] if colour == 3 else []
     return MAGIC_BYTES[0] + b"".join(
         (pack_chunk(b"IHDR", head), *parts, *palette, pack_chunk(b"IDAT", zeros), pack_chunk(b"IEND", b""))
-    )  # fmt: skip
+    )
 
 
 def make_exif_loop(rng: random.Random, seeds: Sequence[Seed]) -> bytes:
@@ -167,11 +167,19 @@ def keep_untouched(rng: random.Random, seeds: Sequence[Seed]) -> bytes:
 
 
 KINDS: dict[str, Damage] = {
-    "bits": flip_bits, "numbers": falsify_numbers, "cut": cut_bytes, "spliced": splice_files,
+    "bits": flip_bits,
+    "numbers": falsify_numbers,
+    "cut": cut_bytes,
+    "spliced": splice_files,
     "repeated": repeat_fragment,
-    "chunks": damage_chunks, "bombs": make_bomb, "loops": make_exif_loop, "lying GIF": make_lying_gif,
-    "two in one": join_two_files, "noise": make_noise, "untouched": keep_untouched,
-}  # fmt: skip
+    "chunks": damage_chunks,
+    "bombs": make_bomb,
+    "loops": make_exif_loop,
+    "lying GIF": make_lying_gif,
+    "two in one": join_two_files,
+    "noise": make_noise,
+    "untouched": keep_untouched,
+}
 
 
 def draw_case(seed: int, number: int, seeds: Sequence[Seed]) -> tuple[str, bytes]:

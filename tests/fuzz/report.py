@@ -35,10 +35,13 @@ def as_json(outcome: Outcome) -> Iterator[dict[str, Any]]:
     for number, problem in outcome.failures:
         yield {"case": number, "broken": problem}
     yield {
-        "seed": outcome.seed, "cases": outcome.cases, "seconds": round(outcome.seconds, 1),
+        "seed": outcome.seed,
+        "cases": outcome.cases,
+        "seconds": round(outcome.seconds, 1),
         "holds": outcome.is_satisfied,
-        "memory": [outcome.before, outcome.after], "reasons": outcome.reasons,
-    }  # fmt: skip
+        "memory": [outcome.before, outcome.after],
+        "reasons": outcome.reasons,
+    }
 
 
 def _row(kind: str, tally: Tally) -> str:

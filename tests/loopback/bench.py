@@ -46,29 +46,45 @@ def load_rows(result: LoadResult) -> list[FigureRow]:
     return [
         FigureRow("first answer, p50", _quantile(answer_times, 0.5), "≤ 300", "ms", setting, **of_answers),
         FigureRow(
-            "first answer, p99", _quantile(answer_times, 0.99), "≤ 300", "ms",
-            f"of {len(answer_times)}, worst {_quantile(answer_times, 1):.0f} ms", **of_answers,
+            "first answer, p99",
+            _quantile(answer_times, 0.99),
+            "≤ 300",
+            "ms",
+            f"of {len(answer_times)}, worst {_quantile(answer_times, 1):.0f} ms",
+            **of_answers,
         ),
         FigureRow(
-            "429 caused by us", result.loopback.rates.refused_count, "= 0", "", _list_limited_routes(result),
-            **of_requests
+            "429 caused by us",
+            result.loopback.rates.refused_count,
+            "= 0",
+            "",
+            _list_limited_routes(result),
+            **of_requests,
         ),
         FigureRow(
-            "finals shown", len(finals_by_job), f"= {size.jobs}", "",
-            f"{sum(map(_is_post, finals_by_job.values()))} as notices"
+            "finals shown",
+            len(finals_by_job),
+            f"= {size.jobs}",
+            "",
+            f"{sum(map(_is_post, finals_by_job.values()))} as notices",
         ),
-        FigureRow("finals shown twice", sum(len(each) > 1 for each in finals_by_job.values()), "= 0", "", "",
-        **of_finals),
+        FigureRow(
+            "finals shown twice", sum(len(each) > 1 for each in finals_by_job.values()), "= 0", "", "", **of_finals
+        ),
         soon_row(result, f"of it until it was stored: p50 {_quantile(store_delays, 0.5):.2f} s"),
         FigureRow("finals behind a preview", count_finals_behind_previews(result), "= 0", "", "", **of_finals),
         FigureRow("previews per job", sum(previews) / size.jobs, "≥ 1", "", f"{sum(previews)} in all", **of_finals),
         FigureRow("memory of the bot, most", result.memory / 1e6, "≤ 400", "MB", "", **of_finals),
         FigureRow("the bot's share of one core", _cpu_share(result), "≤ 1", "", _describe_shares(result), **of_finals),
         FigureRow(
-            "findings against Discord's description", len(unexplained_findings), "= 0", "",
-            "; ".join(map(str, unexplained_findings)), **of_requests
+            "findings against Discord's description",
+            len(unexplained_findings),
+            "= 0",
+            "",
+            "; ".join(map(str, unexplained_findings)),
+            **of_requests,
         ),
-    ]  # fmt: skip
+    ]
 
 
 def soon_row(result: LoadResult, note: str) -> FigureRow:

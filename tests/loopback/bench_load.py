@@ -84,10 +84,17 @@ class LoadResult:
 async def run_device(broker: Broker, size: LoadSize, ended_at: dict[str, float]) -> AsyncIterator[None]:
     """Runs the simulated device for as long as the context lasts."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "loopback.simulated_workers", broker.url, str(size.short_seconds), str(size.long_seconds),
-        str(size.finals_per_second), cwd=Path(__file__).parents[2], stdout=asyncio.subprocess.PIPE,
+        sys.executable,
+        "-m",
+        "loopback.simulated_workers",
+        broker.url,
+        str(size.short_seconds),
+        str(size.long_seconds),
+        str(size.finals_per_second),
+        cwd=Path(__file__).parents[2],
+        stdout=asyncio.subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": f"tests{os.pathsep}.", "DARKROOM_NATS_TOKEN": broker.token},
-    )  # fmt: skip
+    )
     reader = asyncio.create_task(_read_ends(process, ended_at))
     try:
         yield

@@ -47,21 +47,45 @@ class Faults:
         self.orders: list[Fault] = []
 
     def storm(
-        self, status: int, *, path: str = "*", method: str = "*", times: float = math.inf, seconds: float = math.inf,
-        code: int = 0, message: str = "", retry_after: float = 0.5, is_global: bool = False, carried_out: bool = False,
-    ) -> Fault:  # fmt: skip
+        self,
+        status: int,
+        *,
+        path: str = "*",
+        method: str = "*",
+        times: float = math.inf,
+        seconds: float = math.inf,
+        code: int = 0,
+        message: str = "",
+        retry_after: float = 0.5,
+        is_global: bool = False,
+        carried_out: bool = False,
+    ) -> Fault:
         """Answer the next `times` requests, or all for `seconds`, with `status`."""
         return self._add(
             Fault(
-                method, path, times, self._clock() + seconds, status, code, message, retry_after, is_global,
+                method,
+                path,
+                times,
+                self._clock() + seconds,
+                status,
+                code,
+                message,
+                retry_after,
+                is_global,
                 carried_out=carried_out,
             )
-        )  # fmt: skip
+        )
 
     def slow_down(
-        self, delay: float, *, path: str = "*", method: str = "*", times: float = math.inf, seconds: float = math.inf,
+        self,
+        delay: float,
+        *,
+        path: str = "*",
+        method: str = "*",
+        times: float = math.inf,
+        seconds: float = math.inf,
         delay_after: float = 0.0,
-    ) -> Fault:  # fmt: skip
+    ) -> Fault:
         """Requests take effect after `delay` seconds, and the answer comes `delay_after` seconds later."""
         return self._add(Fault(method, path, times, self._clock() + seconds, delay=delay, delay_after=delay_after))
 

@@ -195,12 +195,14 @@ class Gateway:
     def _ready(self, session: Session, guilds: list[Any]) -> dict[str, Any]:
         backend = self.world.backend
         return {
-            "v": 10, "user": serializers.user_payload(backend.bot_user), "session_id": session.id,
+            "v": 10,
+            "user": serializers.user_payload(backend.bot_user),
+            "session_id": session.id,
             "guilds": [{"id": str(one.id), "unavailable": True} for one in guilds],
             "resume_gateway_url": self.url.replace("/gateway/", f"/resume/{session.id}/"),
             "shard": [session.shard, self.world.shards],
             "application": {"id": str(backend.application_id), "flags": 0},
-        }  # fmt: skip
+        }
 
     def _resume(self, connection: Connection, data: dict[str, Any]) -> None:
         session = self.sessions.get(data["session_id"])

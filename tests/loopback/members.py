@@ -58,10 +58,15 @@ class Person:
     """A member of one server (`guild`), or without one a user who sends the bot direct messages."""
 
     def __init__(
-        self, loopback: Loopback, name: str, guild: GuildHandle | None = None, *,
+        self,
+        loopback: Loopback,
+        name: str,
+        guild: GuildHandle | None = None,
+        *,
         answer_timeout: float = ANSWER_TIMEOUT,
-        roles: Sequence[RoleHandle] = (), **fields: Any,
-    ) -> None:  # fmt: skip
+        roles: Sequence[RoleHandle] = (),
+        **fields: Any,
+    ) -> None:
         """`fields`: fields that differ in this member's interactions, like `locale` or `attachment_size_limit`."""
         self.loopback, self.answer_timeout = loopback, answer_timeout
         self.user: UserHandle = loopback.world.create_user(name)

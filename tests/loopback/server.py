@@ -155,9 +155,14 @@ class Loopback:
         if duplicate := self.rules.find_duplicate(call):
             return serializers.message_payload(self.world.backend, duplicate)
         result = dispatch(
-            self.world.backend, call.method, call.path, json=call.body, params=call.query, files=call.files,
+            self.world.backend,
+            call.method,
+            call.path,
+            json=call.body,
+            params=call.query,
+            files=call.files,
             reason=request.headers.get("X-Audit-Log-Reason"),
-        )  # fmt: skip
+        )
         self.rules.record_nonce(call, result)
         if call.path.startswith("/interactions/"):
             self.first_answer_times[int(call.path.split("/")[2])] = self.clock()

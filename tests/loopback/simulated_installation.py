@@ -34,9 +34,16 @@ async def _run_worker(broker: Broker, folder: Path, row_ms: float) -> AsyncItera
     command = [sys.executable, "-m", "engine", "serve", "--simulated", "--row-ms", str(row_ms), "--name", "device"]
     environment = {**os.environ, "DARKROOM_NATS_TOKEN": broker.token, "DARKROOM_PARENT": str(os.getpid())}
     process = await asyncio.create_subprocess_exec(
-        *command, "--nats", broker.url, "--data", str(folder), cwd=ROOT, env=environment,
-        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
+        *command,
+        "--nats",
+        broker.url,
+        "--data",
+        str(folder),
+        cwd=ROOT,
+        env=environment,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
     try:
         yield
     finally:

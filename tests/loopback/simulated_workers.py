@@ -96,9 +96,14 @@ class SimulatedWorkers(PaintingWorker):
 
     def _presence_of(self, worker: str) -> Presence:
         return Presence(
-            worker=worker, pools=("default",), models=(self.model,), device="a simulated device", rows=MAX_ROWS,
-            free=MAX_ROWS, software_build="bench",
-        )  # fmt: skip
+            worker=worker,
+            pools=("default",),
+            models=(self.model,),
+            device="a simulated device",
+            rows=MAX_ROWS,
+            free=MAX_ROWS,
+            software_build="bench",
+        )
 
     async def _run_job(self, delivered: BusMessage[Job]) -> None:
         job, duration = delivered.value, next(self.next_duration)
@@ -145,10 +150,15 @@ class SimulatedWorkers(PaintingWorker):
             picture = self._frame_pictures[next(self._serial) % len(self._frame_pictures)]
             await self.bus.publish_frame(
                 Frame(
-                    job=name, image=image, epoch=claim.epoch, step=step, total_steps=recipe.steps, picture=picture,
+                    job=name,
+                    image=image,
+                    epoch=claim.epoch,
+                    step=step,
+                    total_steps=recipe.steps,
+                    picture=picture,
                     seconds_left=max(0.0, ends_at - now),
                 )
-            )  # fmt: skip
+            )
         return recipe.count
 
     async def _publish_result(self, result: Result) -> None:

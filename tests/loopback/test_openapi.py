@@ -52,7 +52,7 @@ VALID: list[tuple[tuple[str, str], Any]] = [
     (("GET", "/channels/1/messages"), None),
     (("GET", "/oauth2/applications/@me"), None),
     (("PUT", "/channels/1/messages/2/reactions/%F0%9F%91%8D/@me"), None),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("call", "body"), VALID)
@@ -109,11 +109,22 @@ INVALID: list[tuple[tuple[str, str], Any, str]] = [
     (COMMANDS, command(options=[option("a", autocomplete=True, choices=[{"name": "a", "value": "a"}])]), "beside auto"),
     (COMMANDS, command(options=[option("a", choices=[{"name": "a", "value": "a"}] * 26)]), "choices: more than 25"),
     (COMMANDS, command(name_localizations={"xx": "bild"}), "[].name_localizations: unknown locale xx"),
-    (COMMANDS, command(options=[option(f"a{each}", description="a" * 100, choices=[
-        {"name": "n" * 100, "value": f"{number}" * 100} for number in range(3)]) for each in range(12)]),
-     "[]: more than 8000 characters in all"),
+    (
+        COMMANDS,
+        command(
+            options=[
+                option(
+                    f"a{each}",
+                    description="a" * 100,
+                    choices=[{"name": "n" * 100, "value": f"{number}" * 100} for number in range(3)],
+                )
+                for each in range(12)
+            ]
+        ),
+        "[]: more than 8000 characters in all",
+    ),
     (COMMANDS, [{**command()[0], "name": f"a{each}"} for each in range(101)], "more than 100 commands of type 1"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("call", "body", "words"), INVALID)

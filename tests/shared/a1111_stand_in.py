@@ -41,11 +41,13 @@ class A1111StandIn:
         self.app = web.Application()
         self.app.add_routes(
             [
-                web.get("/sdapi/v1/sd-models", self._list_models), web.get("/sdapi/v1/samplers", self._list_samplers),
-                web.post("/sdapi/v1/txt2img", self._draw), web.post("/sdapi/v1/interrupt", self._interrupt),
+                web.get("/sdapi/v1/sd-models", self._list_models),
+                web.get("/sdapi/v1/samplers", self._list_samplers),
+                web.post("/sdapi/v1/txt2img", self._draw),
+                web.post("/sdapi/v1/interrupt", self._interrupt),
                 web.get("/sdapi/v1/progress", self._show_progress),
             ]
-        )  # fmt: skip
+        )
         if knows_tasks:
             self.app.router.add_post("/internal/progress", self._show_task)
 

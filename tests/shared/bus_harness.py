@@ -30,9 +30,18 @@ LONG_STEPS = 400
 def make_job(job: str = JOB, *, attempt: int = 1, ladder: bool = False, **recipe: Any) -> Job:
     """One small picture: a single row of the network."""
     defaults: dict[str, Any] = {
-        "concepts": (Concept("a red apple"),), "model": "embedded", "sampler": "ddim", "steps": 4, "seed": 7,
-        "guidance": 1.0, "width": 64, "height": 64, "count": 1, "dtype": "float32", "bucket": 1,
-    }  # fmt: skip
+        "concepts": (Concept("a red apple"),),
+        "model": "embedded",
+        "sampler": "ddim",
+        "steps": 4,
+        "seed": 7,
+        "guidance": 1.0,
+        "width": 64,
+        "height": 64,
+        "count": 1,
+        "dtype": "float32",
+        "bucket": 1,
+    }
     share = BillingKey("standard", "guild", "ann")
     task = Recipe(**{**defaults, **recipe})
     return Job(id=job, task=task, billing_key=share, cost=8.0, deadline=2e9, attempt=attempt, ladder=ladder)

@@ -26,8 +26,16 @@ CLASSES: dict[str, dict[str, Any]] = {
     "CLIPTextEncode": {"text": TEXT, "clip": LINK},
     "EmptyLatentImage": {"width": INT, "height": INT, "batch_size": INT},
     "KSampler": {
-        "model": LINK, "positive": LINK, "negative": LINK, "latent_image": LINK, "seed": INT, "steps": INT,
-        "cfg": FLOAT, "sampler_name": SAMPLERS, "scheduler": SCHEDULERS, "denoise": FLOAT,
+        "model": LINK,
+        "positive": LINK,
+        "negative": LINK,
+        "latent_image": LINK,
+        "seed": INT,
+        "steps": INT,
+        "cfg": FLOAT,
+        "sampler_name": SAMPLERS,
+        "scheduler": SCHEDULERS,
+        "denoise": FLOAT,
     },
     "VAEDecode": {"samples": LINK, "vae": LINK},
     "VAEEncode": {"pixels": LINK, "vae": LINK},
@@ -36,7 +44,7 @@ CLASSES: dict[str, dict[str, Any]] = {
     "SetLatentNoiseMask": {"samples": LINK, "mask": LINK},
     "PreviewImage": {"images": LINK},
     "SaveImage": {"images": LINK, "filename_prefix": TEXT},
-}  # fmt: skip
+}
 
 
 class ComfyUiStandIn:
@@ -68,13 +76,18 @@ class ComfyUiStandIn:
         self.app.on_shutdown.append(self._close_sockets)
         self.app.add_routes(
             [
-                web.get("/ws", self._open_socket), web.post("/prompt", self._take_order),
-                web.get("/object_info/{name}", self._describe), web.get("/queue", self._list_queue),
-                web.post("/queue", self._dequeue), web.post("/interrupt", self._interrupt),
-                web.get("/history/{id}", self._show_history), web.post("/history", self._forget),
-                web.get("/view", self._view), web.post("/upload/image", self._upload),
+                web.get("/ws", self._open_socket),
+                web.post("/prompt", self._take_order),
+                web.get("/object_info/{name}", self._describe),
+                web.get("/queue", self._list_queue),
+                web.post("/queue", self._dequeue),
+                web.post("/interrupt", self._interrupt),
+                web.get("/history/{id}", self._show_history),
+                web.post("/history", self._forget),
+                web.get("/view", self._view),
+                web.post("/upload/image", self._upload),
             ]
-        )  # fmt: skip
+        )
 
     async def _close_sockets(self, app: web.Application) -> None:
         for socket in list(self._sockets.values()):
@@ -150,9 +163,10 @@ class ComfyUiStandIn:
         self._files[f"{prompt_id}.png"] = self.picture or _encode(Image.new("RGB", (width, height), colour), "PNG")
         image = {"filename": f"{prompt_id}.png", "subfolder": "", "type": "temp"}
         self._unwritten[prompt_id] = {
-            "prompt": [1, prompt_id, order["prompt"]], "outputs": {"picture": {"images": [image]}},
+            "prompt": [1, prompt_id, order["prompt"]],
+            "outputs": {"picture": {"images": [image]}},
             "status": {"status_str": "success", "completed": True, "messages": []},
-        }  # fmt: skip
+        }
         del self._running[prompt_id]
         await self._send(order, "execution_success", {"prompt_id": prompt_id, "timestamp": 2})
         await self._send(order, "executing", {"node": None, "prompt_id": prompt_id})

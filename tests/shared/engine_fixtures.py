@@ -12,16 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
-from engine.contract import (
-    BillingKey,
-    Concept,
-    Dtype,
-    GuidanceKind,
-    Job,
-    Lora,
-    Recipe,
-    Sampler,
-)
+from engine.contract import BillingKey, Concept, Dtype, GuidanceKind, Job, Lora, Recipe, Sampler
 from engine.core.engine import Engine, JobFailure, LatentsDone
 from engine.models.families.embedded import load_embedded
 from engine.models.families.stable_diffusion import StableDiffusion
@@ -86,9 +77,14 @@ class Affine:
 
 
 SCHEDULE: dict[str, Any] = {
-    "_class_name": "DDPMScheduler", "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
-    "num_train_timesteps": 1000, "prediction_type": "epsilon", "timestep_spacing": "trailing",
-}  # fmt: skip
+    "_class_name": "DDPMScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "timestep_spacing": "trailing",
+}
 
 
 @pytest.fixture
@@ -131,9 +127,16 @@ def recipe() -> Callable[..., Recipe]:
     def make(*texts: str, **fields: Any) -> Recipe:
         concepts = fields.pop("concepts", tuple(Concept(text) for text in texts or ("a red cat",)))
         defaults: dict[str, Any] = {
-            "model": "affine", "sampler": "ddpm", "steps": 10, "seed": 7, "guidance": 2.0, "width": 32, "height": 32,
-            "count": 1, "dtype": "float32",
-        }  # fmt: skip
+            "model": "affine",
+            "sampler": "ddpm",
+            "steps": 10,
+            "seed": 7,
+            "guidance": 2.0,
+            "width": 32,
+            "height": 32,
+            "count": 1,
+            "dtype": "float32",
+        }
         return Recipe(concepts=concepts, **(defaults | fields))
 
     return make

@@ -89,9 +89,13 @@ def serve_decoders() -> Iterator[DecoderForks]:
         listener.bind(address)
         listener.listen()
         code = SERVER.format(
-            root=str(decoder_process.ROOT), parent=os.getpid(), listener=listener.fileno(), limits=LIMITS.format,
-            size=LIMITS.size, pid=PID.format,
-        )  # fmt: skip
+            root=str(decoder_process.ROOT),
+            parent=os.getpid(),
+            listener=listener.fileno(),
+            limits=LIMITS.format,
+            size=LIMITS.size,
+            pid=PID.format,
+        )
         environment = {name: os.environ[name] for name in decoder_process.PASSED_VARIABLES if name in os.environ}
         command = [sys.executable, "-I", "-c", code]
         with subprocess.Popen(

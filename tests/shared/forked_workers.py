@@ -22,11 +22,18 @@ from pathlib import Path
 from types import ModuleType
 
 IMPORTED: dict[str, tuple[str, ...]] = {  # modules, and what of them is imported when it is first used
-    "aiohttp": (), "discord": (), "nats": (), "sqlalchemy": (), "scipy.stats": (), "torch": (), "torchvision": (),
-    "peft": (), "spandrel": (),
+    "aiohttp": (),
+    "discord": (),
+    "nats": (),
+    "sqlalchemy": (),
+    "scipy.stats": (),
+    "torch": (),
+    "torchvision": (),
+    "peft": (),
+    "spandrel": (),
     "transformers": ("BertModel", "CLIPTextModel", "CLIPTokenizer", "T5EncoderModel"),
     "diffusers": ("AutoencoderKL", "ControlNetModel", "StableDiffusionPipeline", "StableDiffusionXLPipeline"),
-}  # fmt: skip
+}
 CLIENT = """
 import os, socket, sys
 server = socket.socket(socket.AF_UNIX)

@@ -55,10 +55,21 @@ DISC_COLOURS = ["#c33", "#3a5", "#36c", "#c93"]
 def make_profile(steps: int = STEPS) -> ModelProfile:
     """Makes the profile of the worker's one model."""
     return ModelProfile(
-        name="embedded", revision="1", dtype="float32", size=64, multiple=8, max_pixels=256 * 256, tokens=64,
-        steps=steps, sampler="ddpm", samplers=("ddpm", "ddim", "euler", "dpmpp_2m"),
-        guidance=3.0, row_ms=1.0, encode_ms=1.0, decode_ms=1.0,
-    )  # fmt: skip
+        name="embedded",
+        revision="1",
+        dtype="float32",
+        size=64,
+        multiple=8,
+        max_pixels=256 * 256,
+        tokens=64,
+        steps=steps,
+        sampler="ddpm",
+        samplers=("ddpm", "ddim", "euler", "dpmpp_2m"),
+        guidance=3.0,
+        row_ms=1.0,
+        encode_ms=1.0,
+        decode_ms=1.0,
+    )
 
 
 def paint_solid(recipe: Recipe, image: int, step: int, image_format: ImageFormat) -> bytes:
@@ -186,10 +197,13 @@ class PaintingWorker:
                     )
                 await self._publish_result(
                     JobAmended(
-                        job=message.job, epoch=message.epoch, number=request.number,
-                        step=None if reason else amendment.step, reason=reason,
+                        job=message.job,
+                        epoch=message.epoch,
+                        number=request.number,
+                        step=None if reason else amendment.step,
+                        reason=reason,
                     )
-                )  # fmt: skip
+                )
 
     async def _announce_forever(self) -> None:
         while not self._is_stopping:
@@ -199,9 +213,16 @@ class PaintingWorker:
 
     def _make_presence(self) -> Presence:
         return Presence(
-            worker=self.name, pools=("default",), models=self.models or (self.model,), device="paper and ink", rows=32,
-            free=32, software_build="test", has_picture_check=self.has_picture_check, upscale_ms=self.enlarge_ms,
-        )  # fmt: skip
+            worker=self.name,
+            pools=("default",),
+            models=self.models or (self.model,),
+            device="paper and ink",
+            rows=32,
+            free=32,
+            software_build="test",
+            has_picture_check=self.has_picture_check,
+            upscale_ms=self.enlarge_ms,
+        )
 
     def _find_verdict(self, job: Job, verdicts: dict[int, Verdict], image: int) -> Verdict:
         return verdicts.get(image, "passed") if job.check and self.has_picture_check else "unchecked"
@@ -296,9 +317,15 @@ class PaintingWorker:
                 self._find_verdict(job, self.preview_verdicts, image) if step >= 0.4 * recipe.steps else "unchecked"
             )
             frame = Frame(
-                job=job.id, image=image, epoch=claim.epoch, step=step, total_steps=recipe.steps, picture=picture,
-                seconds_left=seconds_left, verdict=verdict,
-            )  # fmt: skip
+                job=job.id,
+                image=image,
+                epoch=claim.epoch,
+                step=step,
+                total_steps=recipe.steps,
+                picture=picture,
+                seconds_left=seconds_left,
+                verdict=verdict,
+            )
             await self.bus.publish_frame(frame)
 
     def _make_ladder(self, job: str, recipe: Recipe, image: int) -> bytes:
@@ -328,19 +355,31 @@ class PaintingWorker:
         self.finished_jobs.append(job.id)
 
     async def _deliver_file(
-        self, job: Job, claim: Claim, image: int, payload: bytes, size: tuple[int, int],
-        kind: Literal["image", "ladder"] = "image", method: UpscaleMethod | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        job: Job,
+        claim: Claim,
+        image: int,
+        payload: bytes,
+        size: tuple[int, int],
+        kind: Literal["image", "ladder"] = "image",
+        method: UpscaleMethod | None = None,
+    ) -> None:
         sha = await self.bus.put_blob(payload)
         assert sha == hashlib.sha256(payload).hexdigest()
         await self._publish_result(
             PictureReady(
-                job=job.id, image=image, epoch=claim.epoch, kind=kind, sha256=sha, bytes=len(payload),
-                width=size[0], height=size[1],
+                job=job.id,
+                image=image,
+                epoch=claim.epoch,
+                kind=kind,
+                sha256=sha,
+                bytes=len(payload),
+                width=size[0],
+                height=size[1],
                 verdict="unchecked" if kind == "ladder" else self._find_verdict(job, self.verdicts, image),
                 method=method,
             )
-        )  # fmt: skip
+        )
 
     async def _publish_result(self, result: Result) -> None:
         await self.bus.publish_result(self.name, result)

@@ -30,9 +30,12 @@ from bot.store.schema.tables import metadata
 ROLE, PASSWORD = "darkroom", "hunter2"
 UNPRIVILEGED_USERS = ("postgres", "nobody")  # users that may run the server
 SETTINGS = {
-    "fsync": "off", "full_page_writes": "off", "shared_buffers": "16MB", "max_connections": "60",
+    "fsync": "off",
+    "full_page_writes": "off",
+    "shared_buffers": "16MB",
+    "max_connections": "60",
     "listen_addresses": "127.0.0.1",
-}  # fmt: skip
+}
 PATIENCE_SECONDS = 60.0
 
 

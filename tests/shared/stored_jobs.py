@@ -13,9 +13,16 @@ from bot.store import NewJob, Store, StoredPicture
 from engine.contract import Concept, Recipe
 
 RECIPE = Recipe(
-    concepts=(Concept(text="a lamp"),), model="embedded", sampler="ddim", steps=40, seed=7, guidance=3.0, width=64,
-    height=64, dtype="float32",
-)  # fmt: skip
+    concepts=(Concept(text="a lamp"),),
+    model="embedded",
+    sampler="ddim",
+    steps=40,
+    seed=7,
+    guidance=3.0,
+    width=64,
+    height=64,
+    dtype="float32",
+)
 PICTURE_BYTES = 1000  # bytes of each picture
 
 
@@ -28,10 +35,20 @@ def make_new_job(
     **changes: Any,
 ):
     return NewJob(
-        id=str(ULID()), action=changes.pop("action", "imagine"), prompt=f"a lamp for {user}", notes=(), task=RECIPE,
-        member=Member(user, user.title(), guild, channel="room"), destination=destination or Destination("web", {}),
-        pool="default", model="embedded", cost=4.0, created=created_at, deadline=created_at + 1e9, **changes,
-    )  # fmt: skip
+        id=str(ULID()),
+        action=changes.pop("action", "imagine"),
+        prompt=f"a lamp for {user}",
+        notes=(),
+        task=RECIPE,
+        member=Member(user, user.title(), guild, channel="room"),
+        destination=destination or Destination("web", {}),
+        pool="default",
+        model="embedded",
+        cost=4.0,
+        created=created_at,
+        deadline=created_at + 1e9,
+        **changes,
+    )
 
 
 def make_content(text: str) -> bytes:

@@ -31,10 +31,22 @@ from shared.bus_harness import (
 from shared.init_image_jobs import Blobs
 
 __all__ = [
-    "JOB", "LEASE", "LONG_STEPS", "OTHER_JOB", "SlowFamily", "WorkerHarness", "close_stream", "draw_hashes",
-    "hash_content", "hash_local_pictures", "make_job", "picture_hashes", "put_blobs", "wait_until",
+    "JOB",
+    "LEASE",
+    "LONG_STEPS",
+    "OTHER_JOB",
+    "SlowFamily",
+    "WorkerHarness",
+    "close_stream",
+    "draw_hashes",
+    "hash_content",
+    "hash_local_pictures",
+    "make_job",
+    "picture_hashes",
+    "put_blobs",
+    "wait_until",
     "wait_until_midway",
-]  # fmt: skip
+]
 
 
 class SlowFamily:

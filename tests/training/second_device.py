@@ -23,11 +23,15 @@ autocast_devices: set[str] = set()
 _setup_privateuseone_for_python_backend(
     NAME,
     SimpleNamespace(
-        is_available=lambda: True, is_initialized=lambda: True, current_device=lambda: 0, device_count=lambda: 1,
-        _is_in_bad_fork=lambda: False, manual_seed_all=lambda seed: None,
+        is_available=lambda: True,
+        is_initialized=lambda: True,
+        current_device=lambda: 0,
+        device_count=lambda: 1,
+        _is_in_bad_fork=lambda: False,
+        manual_seed_all=lambda seed: None,
         get_amp_supported_dtype=lambda: [torch.bfloat16],
     ),
-)  # fmt: skip
+)
 
 
 class SecondTensor(torch.Tensor):
@@ -38,9 +42,13 @@ class SecondTensor(torch.Tensor):
     @staticmethod
     def __new__(cls, content: torch.Tensor) -> SecondTensor:
         tensor = cast(Any, torch.Tensor)._make_wrapper_subclass(
-            cls, content.size(), strides=content.stride(), storage_offset=content.storage_offset(), dtype=content.dtype,
+            cls,
+            content.size(),
+            strides=content.stride(),
+            storage_offset=content.storage_offset(),
+            dtype=content.dtype,
             device=torch.device(NAME, 0),
-        )  # fmt: skip
+        )
         tensor.content = content
         return tensor
 

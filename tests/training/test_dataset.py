@@ -66,9 +66,11 @@ def test_captions_come_from_text_files_and_metadata_in_subfolders_too(tmp_path: 
     (tmp_path / "listed" / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
     dataset = read_folder(tmp_path)
     assert {one.name: one.caption for one in dataset.pictures} == {
-        "one.png": "a red ball [31m", "deep/er/two.JPG": "two", "listed/three.webp": "three",
+        "one.png": "a red ball [31m",
+        "deep/er/two.JPG": "two",
+        "listed/three.webp": "three",
         "listed/in/four.bmp": "four",
-    }  # fmt: skip
+    }
     assert dataset.skipped == ()
     assert dataset.fingerprint == read_folder(tmp_path).fingerprint
     (tmp_path / "one.txt").write_text("a blue ball")
@@ -138,18 +140,25 @@ def test_unusable_lines_of_metadata_are_reported(tmp_path: Path) -> None:
         write_picture(tmp_path / "in" / f"{name}.png", "from a text" if name == "both" else None)
     write_picture(tmp_path / "out.png")
     lines: list[Any] = [
-        {"file_name": "one.png", "text": "first"}, {"file_name": "one.png", "text": "again"},
-        {"file_name": "../out.png", "text": "outside"}, {"file_name": str(tmp_path / "out.png"), "text": "outside"},
-        {"file_name": "gone.png", "text": "not there"}, {"text": "no name"}, ["a list"],
-        {"file_name": "two.png", "text": 7}, {"file_name": "both.png", "text": "from metadata"},
+        {"file_name": "one.png", "text": "first"},
+        {"file_name": "one.png", "text": "again"},
+        {"file_name": "../out.png", "text": "outside"},
+        {"file_name": str(tmp_path / "out.png"), "text": "outside"},
+        {"file_name": "gone.png", "text": "not there"},
+        {"text": "no name"},
+        ["a list"],
+        {"file_name": "two.png", "text": 7},
+        {"file_name": "both.png", "text": "from metadata"},
         {"file_name": "./one.png", "text": "the same"},
-    ]  # fmt: skip
+    ]
     encoded_lines = [json.dumps(line).encode() for line in lines] + [b"{torn", b"\xff\xfe", b"[" * 100_000]
     (tmp_path / "in" / "metadata.jsonl").write_bytes(b"\n".join(encoded_lines))
     dataset = read_folder(tmp_path)
     assert {one.name: one.caption for one in dataset.pictures} == {
-        "in/both.png": "from metadata", "in/one.png": "first", "out.png": "a ball",
-    }  # fmt: skip
+        "in/both.png": "from metadata",
+        "in/one.png": "first",
+        "out.png": "a ball",
+    }
     reasons = reasons_by_name(dataset)
     assert "second time" in reasons["in/metadata.jsonl line 2"]
     assert (

@@ -28,12 +28,7 @@ from training.core.run import Budget, TrainingRun
 from training.diffusion.models import load_model, read_dtypes, write_model
 from training.gan.autoencoder_shapes import build_autoencoder
 from training.gan.decoder_evaluator import DecoderEvaluator, measure_decoder
-from training.gan.decoder_pictures import (
-    DecoderPictures,
-    encode_large_pictures,
-    render_large_variants,
-    shrink_by_area,
-)
+from training.gan.decoder_pictures import DecoderPictures, encode_large_pictures, render_large_variants, shrink_by_area
 from training.gan.decoder_trainer import (
     DecoderSettings,
     DecoderTrainer,

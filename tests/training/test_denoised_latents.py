@@ -22,10 +22,17 @@ from training.gan.autoencoder_shapes import build_autoencoder
 def make_network(**fields: Any) -> UNet2DConditionModel:
     torch.manual_seed(2)
     defaults: dict[str, Any] = {
-        "sample_size": 16, "in_channels": 4, "out_channels": 4, "block_out_channels": (16, 32), "layers_per_block": 1,
-        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "norm_num_groups": 4, "attention_head_dim": 4,
-        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"), "cross_attention_dim": 384,
-    }  # fmt: skip
+        "sample_size": 16,
+        "in_channels": 4,
+        "out_channels": 4,
+        "block_out_channels": (16, 32),
+        "layers_per_block": 1,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "norm_num_groups": 4,
+        "attention_head_dim": 4,
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "cross_attention_dim": 384,
+    }
     return UNet2DConditionModel(**(defaults | fields)).eval()
 
 

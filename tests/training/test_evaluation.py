@@ -117,9 +117,12 @@ class Copier(PictureSampler):
         object.__setattr__(self, "by_prompt", by_prompt)
 
     def sample_pictures(
-        self, prompts: Sequence[str], seeds: Sequence[int], guidance: float | None = None,
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        guidance: float | None = None,
         interval: tuple[float, float] | None = None,
-    ) -> np.ndarray:  # fmt: skip
+    ) -> np.ndarray:
         prompt_pictures: Any = self.by_prompt  # pyright: ignore[reportAttributeAccessIssue]
         return np.stack([prompt_pictures(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)])
 
@@ -197,11 +200,15 @@ def fail_with(sentence: str) -> Callable[[], Any]:
 def make_scene(by_prompt: Callable[[str, int], np.ndarray], **other: Any) -> EvaluationContext:
     expert_judge = Expert(JudgeNetwork(len(THINGS), WIDTHS), THINGS, {"at_1": 90.0, "at_5": 95.0})
     fields: dict[str, Any] = {
-        "weights": Path("none"), "load_sampler": lambda: Copier(by_prompt), "load_judge": lambda: expert_judge,
+        "weights": Path("none"),
+        "load_sampler": lambda: Copier(by_prompt),
+        "load_judge": lambda: expert_judge,
         "load_artwork": drawings,
-        "load_resolver": fail_with("The super-resolver's weights are not there."), "load_lemmas": lambda: LEMMAS,
-        "sizes": SMALL, **other,
-    }  # fmt: skip
+        "load_resolver": fail_with("The super-resolver's weights are not there."),
+        "load_lemmas": lambda: LEMMAS,
+        "sizes": SMALL,
+        **other,
+    }
     return EvaluationContext(**fields)
 
 
@@ -595,9 +602,9 @@ def test_larger_pictures_are_compared_at_the_judges_side() -> None:
     def draw_large(prompt: str, _seed: int) -> np.ndarray:
         return draw_label(prompt).repeat(2, axis=0).repeat(2, axis=1)
 
-    _, energy = realism.check_realism(make_scene(draw_large, load_judge=lambda: LabelJudge(
-        JudgeNetwork(len(THINGS), WIDTHS).eval(), THINGS, {}
-    )))  # fmt: skip
+    _, energy = realism.check_realism(
+        make_scene(draw_large, load_judge=lambda: LabelJudge(JudgeNetwork(len(THINGS), WIDTHS).eval(), THINGS, {}))
+    )
     assert energy.figure is not None
     assert energy.figure > 0.75  # at their own side it would be 0.5: each step stands between two of four pixels
 
@@ -616,8 +623,10 @@ def test_grids_of_many_few_and_four_steps_are_timed(monkeypatch: pytest.MonkeyPa
     assert not any(job.ladder for job in jobs), "the frames of a film are decoded after the pictures"
     assert {job.task.guidance_interval for job in jobs if isinstance(job.task, Recipe)} == {Book.interval}
     assert figures(rows) == {
-        "a grid of four, 1000 steps": 250, "a grid of four, 30 steps": 7.5, "a grid of four, 4 steps": 1
-    }  # fmt: skip
+        "a grid of four, 1000 steps": 250,
+        "a grid of four, 30 steps": 7.5,
+        "a grid of four, 4 steps": 1,
+    }
     assert [row.meets_goal for row in rows] == [False, False, True]
 
 

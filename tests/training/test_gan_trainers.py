@@ -34,18 +34,19 @@ from training.gan.upscaler_pairs import UpscalerPairs
 from training.pictures.artwork import Artwork, is_held_out
 from training.pictures.captions import clean_description
 from training.pictures.charts import draw_chart
-from training.pictures.masked_pictures import (
-    MaskedPictures,
-    find_subject,
-    mask_pictures,
-    render_artwork,
-)
+from training.pictures.masked_pictures import MaskedPictures, find_subject, mask_pictures, render_artwork
 
 SHAPE: dict[str, Any] = {
-    "sample_size": 32, "latent_channels": 4, "layers_per_block": 1, "norm_num_groups": 4,
-    "block_out_channels": (8, 8, 16), "mid_block_add_attention": False, "scaling_factor": 1.0,
-    "down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3,
-}  # fmt: skip
+    "sample_size": 32,
+    "latent_channels": 4,
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "block_out_channels": (8, 8, 16),
+    "mid_block_add_attention": False,
+    "scaling_factor": 1.0,
+    "down_block_types": ("DownEncoderBlock2D",) * 3,
+    "up_block_types": ("UpDecoderBlock2D",) * 3,
+}
 EARLY_GAN = {"batch": 4, "warm": 2, "gan_from": 0.0}
 Make = Callable[[], Any]
 
@@ -102,8 +103,18 @@ def test_the_held_out_drawings_are_the_same_everywhere_and_in_every_style() -> N
 
 def test_no_variant_of_a_held_out_drawing_is_trained_on() -> None:
     codes = {code: f"flat-design/{code:x}" for code in range(0x1F300, 0x1F320)}
-    drawings = [Artwork(key, clean_description("ball", []), 5, "flat design", "MIT", "somebody",
-                     Image.new("RGBA", (32, 32), (code % 256, 0, 9, 255))) for code, key in codes.items()]  # fmt: skip
+    drawings = [
+        Artwork(
+            key,
+            clean_description("ball", []),
+            5,
+            "flat design",
+            "MIT",
+            "somebody",
+            Image.new("RGBA", (32, 32), (code % 256, 0, 9, 255)),
+        )
+        for code, key in codes.items()
+    ]
     train, held_out = render_artwork(drawings, seed=0, per_picture=2)
     count = sum(is_held_out(key) for key in codes.values())
     assert (len(train), len(held_out)) == (2 * (len(codes) - count), count)
@@ -229,8 +240,12 @@ def test_with_kept_latents_only_the_decoder_changes(keep_latents: bool) -> None:
     before = {name: one.clone() for name, one in trainer.network.state_dict().items()}
     for _ in range(3):
         trainer.step(0.1)
-    changed_tensors = {name for part in (trainer.network, trainer.average) for name, one in part.state_dict().items()
-             if not torch.equal(one, before[name])}  # fmt: skip
+    changed_tensors = {
+        name
+        for part in (trainer.network, trainer.average)
+        for name, one in part.state_dict().items()
+        if not torch.equal(one, before[name])
+    }
     frozen = {name for name in before if name.startswith(("encoder.", "quant_conv."))}
     assert changed_tensors == set(before) - (frozen if keep_latents else set())
 

@@ -284,10 +284,12 @@ def test_a_picture_that_cannot_be_read_is_refused_in_one_sentence(tmp_path: Path
     (tmp_path / "cut.png").write_bytes(content[:16] + b"\x00\x00\x00\x40\x00\x00\x00\x40" + content[24:60])
     (tmp_path / "text.png").write_text("no picture")
     for name, sentence in {
-        "huge.png": r"huge\.png .*64 million", "other.tiff": r"other\.tiff cannot be decoded",
-        "cut.png": r"cut\.png cannot be decoded", "text.png": r"text\.png cannot be decoded",
+        "huge.png": r"huge\.png .*64 million",
+        "other.tiff": r"other\.tiff cannot be decoded",
+        "cut.png": r"cut\.png cannot be decoded",
+        "text.png": r"text\.png cannot be decoded",
         "none.png": r"none\.png cannot be read",
-    }.items():  # fmt: skip
+    }.items():
         with pytest.raises(JobRejected, match=sentence):
             pictures.open_picture(tmp_path / name)
 

@@ -64,10 +64,17 @@ def train(small: Path, pictures: Path, output_folder: Path, *options: str) -> in
 def build_trainer(prediction: Any, steps: int = 0, precision: str = "fp32") -> LoraTrainer:
     torch.manual_seed(1)
     network: Any = import_module("diffusers").UNet2DConditionModel(
-        sample_size=4, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=8, attention_head_dim=4, norm_num_groups=4,
-    )  # fmt: skip
+        sample_size=4,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=8,
+        attention_head_dim=4,
+        norm_num_groups=4,
+    )
     rng = np.random.default_rng(0)
     latents, states = rng.normal(size=(10, 4, 4, 4)), rng.normal(size=(10, 6, 8))
     cache = LatentCache(

@@ -70,8 +70,9 @@ def write_archive(folder: Path, meanings: Sequence[tuple[str, int, str, str, str
         forms = " ".join(f"{word} 0" for word in spellings)
         rows.append(
             f"{name} {topic:02} n {len(spellings):02x} {forms} {len(pointers):03} "
-            + "".join(f"{symbol} {other} n 0000 " for symbol, other in pointers) + f"| {gloss}  "
-        )  # fmt: skip
+            + "".join(f"{symbol} {other} n 0000 " for symbol, other in pointers)
+            + f"| {gloss}  "
+        )
         for word in spellings:
             senses.setdefault(word.lower(), []).append(name)
     index = [
@@ -192,10 +193,14 @@ def test_a_label_with_a_preposition_is_named_by_what_stands_before_it() -> None:
 @pytest.mark.parametrize(
     ("word", "group", "may_be"),
     [
-        ("terrier", 3, True), ("dog", 3, True), ("cad", 3, False), ("philosopher", 1, True), ("philosopher", 3, False),
+        ("terrier", 3, True),
+        ("dog", 3, True),
+        ("cad", 3, False),
+        ("philosopher", 1, True),
+        ("philosopher", 3, False),
         ("domestic dog", 3, True),
     ],
-)  # fmt: skip
+)
 def test_only_people_stand_for_people_and_no_modifier_is_replaced(
     wordnet: WordNet, word: str, group: int, may_be: bool
 ) -> None:
@@ -243,8 +248,10 @@ def test_the_chosen_substitutes_are_labels_of_the_embedded_model() -> None:
     labels = set(read_labels(WEIGHTS_FOLDER / "judge"))
     assert set(file.nouns.values()) <= labels
     assert {word: file.nouns[word] for word in ("kitten", "terrier", "capybara")} == {
-        "kitten": "cat face", "terrier": "dog face", "capybara": "mouse face",
-    }  # fmt: skip
+        "kitten": "cat face",
+        "terrier": "dog face",
+        "capybara": "mouse face",
+    }
     assert labels.isdisjoint(file.nouns)
     names = {*list_usual_words(), *labels, *json.loads((WEIGHTS_FOLDER / "words.json").read_text())["words"]}
     forms = {form for name in names for form in (name, f"{name}s", f"{name}es", f"{name.removesuffix('y')}ies")}

@@ -108,9 +108,7 @@ def test_a_foreign_or_incomplete_checkpoint_is_refused(tmp_path: Path) -> None:
             pass
 
 
-def test_a_failed_write_raises_os_error_and_keeps_the_old_checkpoint(
-    tmp_path: Path,
-) -> None:
+def test_a_failed_write_raises_os_error_and_keeps_the_old_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "kept.safetensors"
     checkpoint.save(path, {"a": torch.zeros(1)}, {})
     before = path.read_bytes()

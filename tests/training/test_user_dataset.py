@@ -51,21 +51,39 @@ def user_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text.use_attention_mask = True
     pipeline = diffusers.StableDiffusionPipeline(
         vae=diffusers.AutoencoderKL(
-            block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, latent_channels=4,
-            up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4, sample_size=16, scaling_factor=1.0,
+            block_out_channels=(8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            latent_channels=4,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            norm_num_groups=4,
+            sample_size=16,
+            scaling_factor=1.0,
         ),
         unet=diffusers.UNet2DConditionModel(
-            sample_size=8, in_channels=4, out_channels=4, block_out_channels=(16, 64), layers_per_block=1,
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), norm_num_groups=4, attention_head_dim=8,
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), cross_attention_dim=64,
+            sample_size=8,
+            in_channels=4,
+            out_channels=4,
+            block_out_channels=(16, 64),
+            layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            norm_num_groups=4,
+            attention_head_dim=8,
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=64,
         ),
         scheduler=diffusers.DDPMScheduler(
-            prediction_type="v_prediction", rescale_betas_zero_snr=True, clip_sample=False, steps_offset=1,
+            prediction_type="v_prediction",
+            rescale_betas_zero_snr=True,
+            clip_sample=False,
+            steps_offset=1,
             timestep_spacing="trailing",
         ),
-        text_encoder=BertModel(text), tokenizer=tokenizer, safety_checker=None, feature_extractor=None,
+        text_encoder=BertModel(text),
+        tokenizer=tokenizer,
+        safety_checker=None,
+        feature_extractor=None,
         requires_safety_checker=False,
-    )  # fmt: skip
+    )
     pipeline.save_pretrained(folder / "model")
     return folder
 

@@ -9,8 +9,7 @@ import typer
 from training.commands.options import Cache, Pictures, TrainOptions, with_train_options
 
 StartModel = Annotated[
-    str,
-    typer.Option("--from", metavar="MODEL", help="embedded, or a diffusers folder; by default from scratch."),
+    str, typer.Option("--from", metavar="MODEL", help="embedded, or a diffusers folder; by default from scratch.")
 ]
 KeepLatents = Annotated[
     bool | None,
@@ -39,17 +38,24 @@ Perceptual = Annotated[
     float | None, typer.Option(min=0, max=100, help="Weight of the difference in the judge's features.")
 ]
 Variants = Annotated[
-    int | None,
-    typer.Option(min=1, max=64, help="Variants of each drawing of the built-in artwork; else 4."),
+    int | None, typer.Option(min=1, max=64, help="Variants of each drawing of the built-in artwork; else 4.")
 ]
 
 
 @with_train_options
 def autoencoder(
-    options: TrainOptions, source: StartModel = "", keep_latents: KeepLatents = None,
-    shape: Shape = "", kl: KlWeight = None, noise_to_signal: NoiseToSignal = None, equivariance: Equivariance = None,
-    perceptual: Perceptual = None, variants: Variants = None, data: Pictures = None, cache: Cache = None,
-) -> None:  # fmt: skip
+    options: TrainOptions,
+    source: StartModel = "",
+    keep_latents: KeepLatents = None,
+    shape: Shape = "",
+    kl: KlWeight = None,
+    noise_to_signal: NoiseToSignal = None,
+    equivariance: Equivariance = None,
+    perceptual: Perceptual = None,
+    variants: Variants = None,
+    data: Pictures = None,
+    cache: Cache = None,
+) -> None:
     """Train the autoencoder, on the built-in artwork or on a folder of pictures."""
     from training.commands.run_autoencoder import train_autoencoder
     from training.commands.session import open_session

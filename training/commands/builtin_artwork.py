@@ -18,12 +18,7 @@ from engine.models.judge import read_labels
 from training.commands.focus import NO_FOCUS, Focus, format_focus
 from training.commands.options import default_cache_folder
 from training.commands.progress import show_progress
-from training.diffusion.latent_cache import (
-    CaptionEncoder,
-    LatentCache,
-    load_caption_encoder,
-    open_variant_cache,
-)
+from training.diffusion.latent_cache import CaptionEncoder, LatentCache, load_caption_encoder, open_variant_cache
 from training.diffusion.models import refuse_incomplete
 from training.pictures import artwork, packed_artwork
 from training.pictures.artwork import Artwork

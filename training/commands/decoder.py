@@ -40,10 +40,17 @@ Perceptual = Annotated[
 
 @with_train_options
 def decoder(
-    options: TrainOptions, source: Model = "embedded", widths: Widths = None, pictures: PictureCount = None,
-    crop: Crop = None, gan_weight: GanWeight = None, gan_from: GanFrom = None, sharpness: Sharpness = None,
-    perceptual: Perceptual = None, cache: Cache = None,
-) -> None:  # fmt: skip
+    options: TrainOptions,
+    source: Model = "embedded",
+    widths: Widths = None,
+    pictures: PictureCount = None,
+    crop: Crop = None,
+    gan_weight: GanWeight = None,
+    gan_from: GanFrom = None,
+    sharpness: Sharpness = None,
+    perceptual: Perceptual = None,
+    cache: Cache = None,
+) -> None:
     """Train a decoder that draws a model's pictures four times as large, on latents that its network denoised."""
     from training.commands.run_decoder import train_decoder
     from training.commands.session import open_session

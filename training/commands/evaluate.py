@@ -56,10 +56,19 @@ STYLED_CHECKS = frozenset({"labels", "realism", "memories"})  # they share one p
 
 
 def evaluate(
-    source: ModelName = "embedded", judge: JudgeFolder = None, cache: Cache = None, threads: Threads = None,
-    only: OnlyChecks = None, quick: Quick = False, json: AsJson = False, sheet: SheetFile = None,
-    prompts: PromptKind = None, style: Style = None, missed: MissedFile = None, seed: Seed = 0,
-) -> None:  # fmt: skip
+    source: ModelName = "embedded",
+    judge: JudgeFolder = None,
+    cache: Cache = None,
+    threads: Threads = None,
+    only: OnlyChecks = None,
+    quick: Quick = False,
+    json: AsJson = False,
+    sheet: SheetFile = None,
+    prompts: PromptKind = None,
+    style: Style = None,
+    missed: MissedFile = None,
+    seed: Seed = 0,
+) -> None:
     """Measure the model with a judge: a classifier that was trained on the real pictures only.
 
     Rows that miss their goal say MISS (JSON: pass false); the exit code stays 0. Timings mean something only while
@@ -83,10 +92,15 @@ def evaluate(
         return _draw_sheet(weights_folder, choose_prompts(prompts or "mixed", judge_folder, cache, seed), sheet, seed)
     with show_progress("drawing") as report_progress:
         context = open_context(
-            weights_folder, judge_folder, lambda: builtin_artwork.load_drawings(cache),
-            lambda: builtin_artwork.load_held_out_lemmas(cache), QUICK_SIZES if quick else SampleSizes(), seed,
-            style or "", lambda finished, total: report_progress(finished / total, f"{finished} of {total} steps"),
-        )  # fmt: skip
+            weights_folder,
+            judge_folder,
+            lambda: builtin_artwork.load_drawings(cache),
+            lambda: builtin_artwork.load_held_out_lemmas(cache),
+            QUICK_SIZES if quick else SampleSizes(),
+            seed,
+            style or "",
+            lambda finished, total: report_progress(finished / total, f"{finished} of {total} steps"),
+        )
         rows = rows_of(context, only or [], print_status)
     typer.echo(format_json(rows) if json else format_table(rows))
     if missed:

@@ -28,9 +28,16 @@ Merge = Annotated[
 
 @with_train_options
 def lora(
-    options: TrainOptions, data: CaptionedFolder, model: BaseModel = "embedded", rank: Rank = None, alpha: Alpha = None,
-    size: Size = None, precision: Precision = None, merge: Merge = None, flip: Flip = False,
-) -> None:  # fmt: skip
+    options: TrainOptions,
+    data: CaptionedFolder,
+    model: BaseModel = "embedded",
+    rank: Rank = None,
+    alpha: Alpha = None,
+    size: Size = None,
+    precision: Precision = None,
+    merge: Merge = None,
+    flip: Flip = False,
+) -> None:
     """Train a LoRA on a folder of captioned pictures; the model itself stays as it is."""
     from training.commands import run_lora
     from training.commands.session import open_session

@@ -11,8 +11,7 @@ import typer
 from training.commands.options import Cache
 
 PartsModel = Annotated[
-    str,
-    typer.Option("--from", metavar="MODEL", help="The model of its other parts: embedded, or a diffusers folder."),
+    str, typer.Option("--from", metavar="MODEL", help="The model of its other parts: embedded, or a diffusers folder.")
 ]
 
 

@@ -98,11 +98,13 @@ def with_train_options(command: Callable[..., None]) -> Callable[..., None]:
 
     options = [
         inspect.Parameter(
-            option.name, inspect.Parameter.KEYWORD_ONLY, annotation=type_hints[option.name],
+            option.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            annotation=type_hints[option.name],
             default=inspect.Parameter.empty if option.default is MISSING else option.default,
         )
         for option in shared_fields
-    ]  # fmt: skip
+    ]
     own_options = [
         option.replace(kind=inspect.Parameter.KEYWORD_ONLY)
         for name, option in own_parameters.items()

@@ -31,12 +31,7 @@ from training.diffusion.denoised_latents import open_denoised_latents
 from training.diffusion.models import find_model_folder, hash_contents
 from training.evaluation.context_loader import find_upscaler
 from training.gan.decoder_evaluator import Decode, DecoderEvaluator, decode_and_upscale, decode_large, measure_decoder
-from training.gan.decoder_pictures import (
-    DecoderPictures,
-    TwoSizePictures,
-    encode_large_pictures,
-    render_large_variants,
-)
+from training.gan.decoder_pictures import DecoderPictures, TwoSizePictures, encode_large_pictures, render_large_variants
 from training.gan.decoder_trainer import (
     DecoderSettings,
     DecoderTrainer,
@@ -91,17 +86,25 @@ def _check_memory(network: LargeDecoder, settings: DecoderSettings, source: Netw
     pixels = LARGE_SIDE**2
     memory_estimate.check_fits(
         memory_estimate.estimate_pixel_network(
-            sum(parameter.numel() for parameter in network.parameters()), bytes_per_picture, settings.batch,
-            settings.pictures * pixels, HELD_OUT_PICTURES * pixels, "a smaller --batch or fewer --pictures",
+            sum(parameter.numel() for parameter in network.parameters()),
+            bytes_per_picture,
+            settings.batch,
+            settings.pictures * pixels,
+            HELD_OUT_PICTURES * pixels,
+            "a smaller --batch or fewer --pictures",
             memory_estimate.count_parameters(source.folder),
         )
-    )  # fmt: skip
+    )
 
 
 def _open_pictures(
-    session: Session, source: NetworkSource, autoencoder: AutoencoderKL, autoencoder_hash: str, cache: Path | None,
+    session: Session,
+    source: NetworkSource,
+    autoencoder: AutoencoderKL,
+    autoencoder_hash: str,
+    cache: Path | None,
     settings: DecoderSettings,
-) -> tuple[DecoderPictures, DecoderPictures]:  # fmt: skip
+) -> tuple[DecoderPictures, DecoderPictures]:
     """Render the pictures to train on and the held-out ones, encode them, and denoise their latents."""
     drawings = builtin_artwork.load_drawings(cache, LARGE_SIDE, with_related_words=True)
     train_drawings = [drawing for drawing in drawings if not is_held_out(drawing.key)]
@@ -113,14 +116,18 @@ def _open_pictures(
     held_out = render_large_variants(held_out_drawings, HELD_OUT_PICTURES, FIRST_VALIDATION_NUMBER, settings.seed)
     with show_progress("denoising latents") as report_progress:
         denoised = open_denoised_latents(
-            session.folder, f"{source.fingerprint}/{autoencoder_hash}",
+            session.folder,
+            f"{source.fingerprint}/{autoencoder_hash}",
             partial(load_denoiser, source, autoencoder, session.device),
-            np.concatenate([train_pictures.small, held_out.small]), train_pictures.captions + held_out.captions,
-            settings.seed, lambda done, total: report_progress(done / total, ""),
-        )  # fmt: skip
+            np.concatenate([train_pictures.small, held_out.small]),
+            train_pictures.captions + held_out.captions,
+            settings.seed,
+            lambda done, total: report_progress(done / total, ""),
+        )
     parts: tuple[tuple[TwoSizePictures, np.ndarray], ...] = (
-        (train_pictures, denoised[: len(train_pictures)]), (held_out, denoised[len(train_pictures) :]),
-    )  # fmt: skip
+        (train_pictures, denoised[: len(train_pictures)]),
+        (held_out, denoised[len(train_pictures) :]),
+    )
     encoded_train, encoded_held_out = (encode_large_pictures(autoencoder, *part) for part in parts)
     return encoded_train, encoded_held_out
 

@@ -51,9 +51,13 @@ POOLING_HEADS = 64  # attention heads with which diffusers pools the text for th
 
 
 def train_on_artwork(
-    session: Session, source: str, autoencoder: str, cache: Path | None, focus: Focus,
+    session: Session,
+    source: str,
+    autoencoder: str,
+    cache: Path | None,
+    focus: Focus,
     overrides: dict[str, float | None],
-) -> int:  # fmt: skip
+) -> int:
     settings = session.resolve_settings(DiffusionSettings, **overrides)
     parts_model = _parts_model(source)
     weights = builtin_artwork.find_weights(parts_model)
@@ -126,9 +130,12 @@ def train_on_dataset(
 
 
 def _make_trainer(
-    network: UNet2DConditionModel, train_cache: LatentCache, scheduler: DDIMScheduler, settings: DiffusionSettings,
+    network: UNet2DConditionModel,
+    train_cache: LatentCache,
+    scheduler: DDIMScheduler,
+    settings: DiffusionSettings,
     device: torch.device,
-) -> DiffusionTrainer:  # fmt: skip
+) -> DiffusionTrainer:
     torch.nn.Module.to(network, device)
     return DiffusionTrainer(network, train_cache, scheduler.alphas_cumprod, settings)
 

@@ -20,14 +20,7 @@ from training.commands.session import Session
 from training.core import checkpoint, memory_estimate
 from training.diffusion.dataset_cache import select_evaluation_rows
 from training.diffusion.lora_trainer import LoraEvaluator, LoraSettings, LoraTrainer
-from training.diffusion.models import (
-    INDEX_FILE,
-    LoadedModel,
-    find_model_folder,
-    load_model,
-    read_dtypes,
-    write_model,
-)
+from training.diffusion.models import INDEX_FILE, LoadedModel, find_model_folder, load_model, read_dtypes, write_model
 from training.pictures.dataset import PictureDataset
 
 FEW_PICTURES_SIDE, FEW_PICTURES = 128, 4  # side in pixels above which a sample sheet has few pictures

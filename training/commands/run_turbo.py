@@ -96,9 +96,11 @@ def _open_artwork(session: Session, model: LoadedModel, cache: Path | None, seed
     train_cache, held_out_cache = builtin_artwork.open_variants(cache, (vae, caption_encoder), seed)
     rows = slice(None, None, EVALUATE_EVERY_ROW)
     evaluation_cache = LatentCache(
-        held_out_cache.latents[rows], held_out_cache.states[rows], held_out_cache.empty_states,
+        held_out_cache.latents[rows],
+        held_out_cache.states[rows],
+        held_out_cache.empty_states,
         held_out_cache.captions[rows],
-    )  # fmt: skip
+    )
     return _Pictures(train_cache, evaluation_cache, list(SHEET_PROMPTS))
 
 

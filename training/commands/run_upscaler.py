@@ -16,12 +16,7 @@ from torch import nn
 from engine.upscaling.super_resolver import BUILT_IN
 from training.commands import builtin_artwork, user_dataset
 from training.commands.progress import show_progress
-from training.commands.run_autoencoder import (
-    METRICS_FILE,
-    find_autoencoder_folder,
-    load_autoencoder,
-    split_pictures,
-)
+from training.commands.run_autoencoder import METRICS_FILE, find_autoencoder_folder, load_autoencoder, split_pictures
 from training.commands.session import Session
 from training.core import memory_estimate
 from training.diffusion.models import hash_contents

@@ -11,8 +11,7 @@ from training.commands.options import Cache
 
 
 def substitutes(
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The list, as JSON.")],
-    cache: Cache = None,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The list, as JSON.")], cache: Cache = None
 ) -> None:
     """Write the nouns of WordNet that no label has, each with the label of the nearest drawing, which is drawn."""
     import msgspec

@@ -27,9 +27,16 @@ Rank = Annotated[int | None, typer.Option(min=1, max=1024, help="Rank of the LoR
 
 @with_train_options
 def turbo(
-    options: TrainOptions, model: BaseModel = "embedded", data: Pictures = None, cache: Cache = None,
-    guidance: Guidance = None, interval: Interval = None, skip: Skip = None, rank: Rank = None, flip: Flip = False,
-) -> None:  # fmt: skip
+    options: TrainOptions,
+    model: BaseModel = "embedded",
+    data: Pictures = None,
+    cache: Cache = None,
+    guidance: Guidance = None,
+    interval: Interval = None,
+    skip: Skip = None,
+    rank: Rank = None,
+    flip: Flip = False,
+) -> None:
     """Distil a model into a LoRA that draws in four steps, on the built-in artwork or on captioned pictures."""
     from training.commands import run_turbo
     from training.commands.session import open_session

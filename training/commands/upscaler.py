@@ -13,8 +13,7 @@ from training.commands.options import Cache, Pictures, TrainOptions, with_train_
 def upscaler(
     options: TrainOptions,
     source: Annotated[
-        str,
-        typer.Option("--from", metavar="FILE", help="embedded, or a safetensors file; by default from scratch."),
+        str, typer.Option("--from", metavar="FILE", help="embedded, or a safetensors file; by default from scratch.")
     ] = "",
     autoencoder: Annotated[
         str,

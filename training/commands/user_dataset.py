@@ -45,9 +45,14 @@ def encode_dataset(
         )
     with show_progress("encoding pictures") as report_progress:
         return open_dataset_cache(
-            session.folder, dataset, model, side=side, seed=seed, flip=flip,
+            session.folder,
+            dataset,
+            model,
+            side=side,
+            seed=seed,
+            flip=flip,
             on_progress=lambda finished, total: report_progress(finished / total, ""),
-        )  # fmt: skip
+        )
 
 
 def choose_prompts(dataset: PictureDataset) -> list[str]:

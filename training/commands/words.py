@@ -12,8 +12,7 @@ from training.commands.options import Cache
 
 
 def words(
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The list, as JSON.")],
-    cache: Cache = None,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The list, as JSON.")], cache: Cache = None
 ) -> None:
     """Write the labels and tags of the built-in artwork as a list, for `darkroom lab nearest`."""
     from training.commands import builtin_artwork

@@ -35,10 +35,15 @@ class Learner:
     """
 
     def __init__(
-        self, name: str, network: nn.Module, *, ema: float | None = None,
-        is_muon_matrix: Callable[[str, Tensor], bool] | None = None, betas: tuple[float, float] = (0.9, 0.99),
+        self,
+        name: str,
+        network: nn.Module,
+        *,
+        ema: float | None = None,
+        is_muon_matrix: Callable[[str, Tensor], bool] | None = None,
+        betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.name, self.network, self.ema, self.updates = name, network, ema, 0
         self.average = copy.deepcopy(network).eval().requires_grad_(False) if ema else network
         self.trainable_parameters = {

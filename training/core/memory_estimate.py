@@ -57,7 +57,7 @@ def estimate_diffusion(folder: Path, batch: int, config: dict[str, Any] | None =
 
 def estimate_lora(
     folder: Path, batch: int, rank: int, side: int | None = None, *, has_size_option: bool = True
-) -> MemoryEstimate:  # fmt: skip
+) -> MemoryEstimate:
     """Estimate the training of a LoRA of `rank` on a frozen network; `side` of the pictures in pixels."""
     config = read_config(folder / "unet")
     vae_factor = 2 ** (len(read_config(folder / "vae", needs_sample_size=False)["block_out_channels"]) - 1)

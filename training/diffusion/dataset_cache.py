@@ -25,9 +25,15 @@ EVALUATION_PICTURES = 256
 
 
 def open_dataset_cache(
-    folder: Path, dataset: PictureDataset, model: LoadedModel, *, side: int, seed: int, flip: bool,
+    folder: Path,
+    dataset: PictureDataset,
+    model: LoadedModel,
+    *,
+    side: int,
+    seed: int,
+    flip: bool,
     on_progress: ProgressCallback = lambda finished, total: None,
-) -> LatentCache:  # fmt: skip
+) -> LatentCache:
     """Open or build the cache of these pictures under `folder`, for this model's autoencoder and text encoder."""
     key = f"{CACHE_FORMAT}/{seed}/{side}/{flip}/{dataset.fingerprint}/{model.fingerprint}"
     cache_folder = folder / f"own-{hashlib.sha256(key.encode()).hexdigest()[:12]}"

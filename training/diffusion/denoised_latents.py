@@ -45,9 +45,14 @@ class Denoiser:
 
 
 def open_denoised_latents(
-    folder: Path, fingerprint: str, load_denoiser: Callable[[], Denoiser], pictures: np.ndarray,
-    captions: Sequence[str], seed: int, on_progress: ProgressCallback = lambda finished, total: None,
-) -> np.ndarray:  # fmt: skip
+    folder: Path,
+    fingerprint: str,
+    load_denoiser: Callable[[], Denoiser],
+    pictures: np.ndarray,
+    captions: Sequence[str],
+    seed: int,
+    on_progress: ProgressCallback = lambda finished, total: None,
+) -> np.ndarray:
     """Open or compute the denoised latents of pictures uint8 [n, side, side, 3], as the decoder takes them.
 
     Returns fp16 [n, c, h, w], mapped from the only such file in `folder`. `fingerprint` names network and autoencoder.
@@ -67,9 +72,13 @@ def open_denoised_latents(
 
 
 def _denoise_all(
-    denoiser: Denoiser, pictures: np.ndarray, captions: Sequence[str], seed: int, partial_path: Path,
+    denoiser: Denoiser,
+    pictures: np.ndarray,
+    captions: Sequence[str],
+    seed: int,
+    partial_path: Path,
     on_progress: ProgressCallback,
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """Compute the latents batch by batch into `partial_path`; whole batches that are there already stay."""
     config = denoiser.autoencoder.config
     side = pictures.shape[1] >> (len(config["block_out_channels"]) - 1)

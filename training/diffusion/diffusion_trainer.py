@@ -30,13 +30,7 @@ from training.core.muon import is_hidden_matrix
 from training.core.rng import batch_indices, drop_conditioning, step_generator, stratified_uniforms, weighted_indices
 from training.core.run import Metrics
 from training.diffusion.latent_cache import LatentCache
-from training.diffusion.sampling import (
-    add_noise,
-    decode_latents,
-    measure_v_mse,
-    read_rows,
-    sample_latents,
-)
+from training.diffusion.sampling import add_noise, decode_latents, measure_v_mse, read_rows, sample_latents
 from training.pictures.picture_sheet import write_picture_sheet
 
 SCRATCH = "scratch"  # instead of a model's name: the embedded model's architecture with new network weights

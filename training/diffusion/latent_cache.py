@@ -138,10 +138,14 @@ def open_or_write_cache(
 
 
 def open_variant_cache(
-    folder: Path, pictures: Sequence[Artwork], pairs: Sequence[tuple[int, int]],
-    encoders: tuple[AutoencoderKL, CaptionEncoder], *, seed: int,
+    folder: Path,
+    pictures: Sequence[Artwork],
+    pairs: Sequence[tuple[int, int]],
+    encoders: tuple[AutoencoderKL, CaptionEncoder],
+    *,
+    seed: int,
     on_progress: ProgressCallback = lambda finished, total: None,
-) -> LatentCache:  # fmt: skip
+) -> LatentCache:
     """Open or build the cache of these (picture, number) pairs under `folder`, as these encoders encode them."""
     autoencoder, caption_encoder = encoders
     pair_keys = "".join(f"{pictures[index].key}#{number};" for index, number in pairs)

@@ -51,9 +51,12 @@ def initial_noise(family: Family, seed: int) -> torch.Tensor:
 
 
 def build_input(
-    family: TokenConditioned, text: torch.Tensor, guidance: float, start_latents: torch.Tensor,
+    family: TokenConditioned,
+    text: torch.Tensor,
+    guidance: float,
+    start_latents: torch.Tensor,
     interval: tuple[float, float] = FULL_INTERVAL,
-) -> SamplingInput:  # fmt: skip
+) -> SamplingInput:
     """Return one text with classifier-free guidance; at guidance 1 the empty text cancels out."""
     if guidance == 1:
         return SamplingInput(start_latents, text[None], ())
@@ -62,9 +65,15 @@ def build_input(
 
 @torch.inference_mode()
 def sample_latents(
-    family: Family, plan: Plan, inputs: Sequence[SamplingInput], first_step: int = 0,
-    on_step: OnStep = lambda done, total_steps: None, *, dtype: Dtype = "float32", rows: int = MAX_ROWS,
-) -> list[torch.Tensor]:  # fmt: skip
+    family: Family,
+    plan: Plan,
+    inputs: Sequence[SamplingInput],
+    first_step: int = 0,
+    on_step: OnStep = lambda done, total_steps: None,
+    *,
+    dtype: Dtype = "float32",
+    rows: int = MAX_ROWS,
+) -> list[torch.Tensor]:
     """Return the finished latents of each input. `first_step`: the step that their start stands at (0: pure noise)."""
     if plan.table[:, COLUMNS.index("N")].any() or (first_step and plan.has_history):
         raise ValueError("This plan draws noise on the way, or needs a step from before the start.")
@@ -102,9 +111,14 @@ def timestep(plan: Plan, step: int) -> int:
 
 
 def _step(
-    family: Family, plan: Plan, step: int, x: torch.Tensor, previous_x0: torch.Tensor, batch: Sequence[SamplingInput],
+    family: Family,
+    plan: Plan,
+    step: int,
+    x: torch.Tensor,
+    previous_x0: torch.Tensor,
+    batch: Sequence[SamplingInput],
     dtype: Dtype,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (x', x0) of each input after this step; `previous_x0` is the previous step's."""
     coefficients_by_name = dict(zip(COLUMNS, plan.table[step].astype(np.float32).tolist(), strict=True))
     step_inputs = [sampling_input.inputs_at(step, plan.steps) for sampling_input in batch]

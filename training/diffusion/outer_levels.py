@@ -19,9 +19,13 @@ OUTER_PARTS = ("conv_in.", "conv_norm_out.", "conv_out.")  # they follow the out
 TIME_WEIGHT = "time_embedding.linear_1.weight"
 # settings of diffusers that may be a list with one value for each level, the outermost first
 LEVEL_SETTINGS = (
-    "attention_head_dim", "num_attention_heads", "layers_per_block", "cross_attention_dim", "only_cross_attention",
+    "attention_head_dim",
+    "num_attention_heads",
+    "layers_per_block",
+    "cross_attention_dim",
+    "only_cross_attention",
     "transformer_layers_per_block",
-)  # fmt: skip
+)
 DEFAULT_GROUPS = 32  # diffusers' `norm_num_groups`
 
 
@@ -49,8 +53,11 @@ def fit_config(config: Mapping[str, Any], channels: int, side: int) -> dict[str,
         fitted_config = _add_outer_level(fitted_config)
     time_width = config.get("time_embedding_dim") or 4 * config["block_out_channels"][0]
     return fitted_config | {
-        "in_channels": channels, "out_channels": channels, "sample_size": side, "time_embedding_dim": time_width
-    }  # fmt: skip
+        "in_channels": channels,
+        "out_channels": channels,
+        "sample_size": side,
+        "time_embedding_dim": time_width,
+    }
 
 
 def _count_added_levels(config: Mapping[str, Any], side: int) -> int:

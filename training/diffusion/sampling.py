@@ -21,14 +21,31 @@ from training.diffusion.latent_cache import LatentCache
 from training.pictures.masked_pictures import as_pictures
 
 SHEET_PROMPTS = (
-    "terrier, looking up, cute, white background", "red apple", "blue car", "cat with sunglasses",
-    "dog", "puppy, blue background", "kitten, 3d render", "automobile", "vessel, flat design",
-    "pizza", "green apple, white background", "blue apple, white background", "purple octopus, black background",
-    "smiling face with heart-eyes", "angry face, red background", "crying cat, blue background",
-    "rocket, 3d render", "house with garden", "guitar, yellow background", "birthday cake, pink background",
-    "small fish, teal background", "woman with red hair", "sunflower, 3d render, blue background",
+    "terrier, looking up, cute, white background",
+    "red apple",
+    "blue car",
+    "cat with sunglasses",
+    "dog",
+    "puppy, blue background",
+    "kitten, 3d render",
+    "automobile",
+    "vessel, flat design",
+    "pizza",
+    "green apple, white background",
+    "blue apple, white background",
+    "purple octopus, black background",
+    "smiling face with heart-eyes",
+    "angry face, red background",
+    "crying cat, blue background",
+    "rocket, 3d render",
+    "house with garden",
+    "guitar, yellow background",
+    "birthday cake, pink background",
+    "small fish, teal background",
+    "woman with red hair",
+    "sunflower, 3d render, blue background",
     "ghost, black background",
-)  # fmt: skip
+)
 
 
 def add_noise(clean: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,9 +98,15 @@ def measure_v_mse(
 
 @torch.inference_mode()
 def sample_latents(
-    network: UNet2DConditionModel, states: Tensor, empty_states: Tensor, scheduler: DDIMScheduler, *, steps: int = 40,
-    guidance: float = 3.5, interval: tuple[float, float] = FULL_INTERVAL,
-) -> Tensor:  # fmt: skip
+    network: UNet2DConditionModel,
+    states: Tensor,
+    empty_states: Tensor,
+    scheduler: DDIMScheduler,
+    *,
+    steps: int = 40,
+    guidance: float = 3.5,
+    interval: tuple[float, float] = FULL_INTERVAL,
+) -> Tensor:
     """Sample latents for each row of token states, by DDIM with classifier-free guidance; row i uses seed i.
 
     Guidance holds in `interval`, a pair of fractions of the steps.

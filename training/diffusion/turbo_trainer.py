@@ -49,9 +49,18 @@ GRID_STEPS = 50  # steps of the teacher's path; original_inference_steps of diff
 TIMESTEP_SCALING, SIGMA_DATA = 10.0, 0.5  # of diffusers' LCMScheduler
 HUBER_CONSTANT = 1e-3
 TURBO_MODULES = [
-    *TARGET_MODULES, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2", "conv_shortcut",
-    "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj",
-]  # fmt: skip
+    *TARGET_MODULES,
+    "proj_in",
+    "proj_out",
+    "ff.net.0.proj",
+    "ff.net.2",
+    "conv1",
+    "conv2",
+    "conv_shortcut",
+    "downsamplers.0.conv",
+    "upsamplers.0.conv",
+    "time_emb_proj",
+]
 _INTERVAL = re.compile(r"([0-9.]{1,8})-([0-9.]{1,8})")
 
 
@@ -252,9 +261,14 @@ class TurboEvaluator:
         trainer = self.trainer
         with trainer.without_lora():
             return sample_latents(
-                trainer.network, self.prompt_states.to(trainer.device), trainer.empty_states.to(trainer.device),
-                self.scheduler, steps=GRID_STEPS, guidance=trainer.settings.guidance, interval=trainer.interval,
-            )  # fmt: skip
+                trainer.network,
+                self.prompt_states.to(trainer.device),
+                trainer.empty_states.to(trainer.device),
+                self.scheduler,
+                steps=GRID_STEPS,
+                guidance=trainer.settings.guidance,
+                interval=trainer.interval,
+            )
 
     def sample_student(self, steps: int = TURBO_STEPS) -> Tensor:
         return sample_turbo(

@@ -4,13 +4,30 @@ from __future__ import annotations
 
 DOGS = ("dog", "dog face", "guide dog", "service dog", "poodle")
 CATS = (
-    "cat", "cat face", "black cat", "cat with tears of joy", "cat with wry smile", "crying cat", "grinning cat",
-    "grinning cat with smiling eyes", "kissing cat", "pouting cat", "smiling cat with heart-eyes", "weary cat",
-)  # fmt: skip
+    "cat",
+    "cat face",
+    "black cat",
+    "cat with tears of joy",
+    "cat with wry smile",
+    "crying cat",
+    "grinning cat",
+    "grinning cat with smiling eyes",
+    "kissing cat",
+    "pouting cat",
+    "smiling cat with heart-eyes",
+    "weary cat",
+)
 CARS = (
-    "car", "oncoming car", "taxi", "oncoming taxi", "police car", "oncoming police car", "racing car",
-    "sport utility vehicle", "pickup truck",
-)  # fmt: skip
+    "car",
+    "oncoming car",
+    "taxi",
+    "oncoming taxi",
+    "police car",
+    "oncoming police car",
+    "racing car",
+    "sport utility vehicle",
+    "pickup truck",
+)
 BOATS = ("ship", "passenger ship", "sailboat", "motor boat", "speedboat", "ferry", "canoe")
 ACCEPTED_LABELS = {
     "puppy": DOGS,

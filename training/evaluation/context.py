@@ -87,11 +87,17 @@ class EvaluationContext:
     """
 
     def __init__(
-        self, weights: Path, load_sampler: Callable[[], PictureSampler], load_judge: Callable[[], LabelJudge],
-        load_artwork: Callable[[], Sequence[Artwork]], load_resolver: Callable[[], SuperResolver],
+        self,
+        weights: Path,
+        load_sampler: Callable[[], PictureSampler],
+        load_judge: Callable[[], LabelJudge],
+        load_artwork: Callable[[], Sequence[Artwork]],
+        load_resolver: Callable[[], SuperResolver],
         load_lemmas: Callable[[], Mapping[str, frozenset[str]]],
-        sizes: SampleSizes = SampleSizes(), seed: int = 0, style: str = "",
-    ) -> None:  # fmt: skip
+        sizes: SampleSizes = SampleSizes(),
+        seed: int = 0,
+        style: str = "",
+    ) -> None:
         self._sampler, self._judge, self._artwork = (
             LazyValue(load_sampler),
             LazyValue(load_judge),

@@ -33,9 +33,16 @@ def open_context(
 ) -> EvaluationContext:
     """Create the context from folders; a check loads what it needs on first use."""
     return EvaluationContext(
-        weights, lambda: replace(load_sampler(weights), on_progress=on_progress), lambda: _load_judge(judge_folder),
-        load_artwork, lambda: _load_resolver(weights), load_lemmas, sizes, seed, style,
-    )  # fmt: skip
+        weights,
+        lambda: replace(load_sampler(weights), on_progress=on_progress),
+        lambda: _load_judge(judge_folder),
+        load_artwork,
+        lambda: _load_resolver(weights),
+        load_lemmas,
+        sizes,
+        seed,
+        style,
+    )
 
 
 def load_sampler(weights: Path) -> PictureSampler:

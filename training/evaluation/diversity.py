@@ -11,13 +11,7 @@ import torch
 from benchmarks.report.figure_row import FigureRow
 from training.evaluation import goals
 from training.evaluation.context import EvaluationContext
-from training.evaluation.measures import (
-    find_nearest_drawings,
-    has_duplicates,
-    mean_distance,
-    percent_of_hits,
-    shrink,
-)
+from training.evaluation.measures import find_nearest_drawings, has_duplicates, mean_distance, percent_of_hits, shrink
 from training.evaluation.normal_pose import OTHER_SCALES, render_posed
 from training.pictures.artwork import Artwork
 

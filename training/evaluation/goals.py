@@ -33,9 +33,15 @@ LABEL_AT_5 = Goal("label retrieval at 5", None, "%")
 LABEL_AT_1_SHARE = Goal("label retrieval at 1, as a share of the judge's own on white", "≥ 92", "%")
 LABEL_AT_5_SHARE = Goal("label retrieval at 5, as a share of the judge's own on white", "≥ 98", "%")
 LABELS = (
-    JUDGE_AT_1, JUDGE_AT_5, JUDGE_ON_WHITE_AT_1, JUDGE_ON_WHITE_AT_5, LABEL_AT_1, LABEL_AT_5, LABEL_AT_1_SHARE,
+    JUDGE_AT_1,
+    JUDGE_AT_5,
+    JUDGE_ON_WHITE_AT_1,
+    JUDGE_ON_WHITE_AT_5,
+    LABEL_AT_1,
+    LABEL_AT_5,
+    LABEL_AT_1_SHARE,
     LABEL_AT_5_SHARE,
-)  # fmt: skip
+)
 WORDS = Goal("held-out words among the first 5", None, "%")
 WORDS_SHARE = Goal("held-out words among the first 5, as a share of the judge's own on white", "≥ 60", "%")
 LEMMAS = Goal("held-out lemmas among the first 5", "≥ 75", "%")

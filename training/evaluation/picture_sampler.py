@@ -34,9 +34,12 @@ class PictureSampler:
     style_guide: StyleGuide | None = None
 
     def sample_pictures(
-        self, prompts: Sequence[str], seeds: Sequence[int], guidance: float | None = None,
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        guidance: float | None = None,
         interval: tuple[float, float] | None = None,
-    ) -> np.ndarray:  # fmt: skip
+    ) -> np.ndarray:
         """Draw uint8 [n, h, w, 3] as people see them, at the model's size; one prompt and seed a picture.
 
         Each pixel is the mean of its area in the finished picture. Guidance defaults to the model's.
@@ -55,9 +58,12 @@ class PictureSampler:
         return picture.reduce(self.family.upscale_factor) if self.family.upscale_factor > 1 else picture
 
     def sample_latents(
-        self, prompts: Sequence[str], seeds: Sequence[int], guidance: float | None = None,
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        guidance: float | None = None,
         interval: tuple[float, float] | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """Draw the latents of each prompt and seed: [n, channels, h, w]."""
         family = self.family
         guidance_scale = family.guidance if guidance is None else guidance

@@ -78,11 +78,20 @@ def _time_grid(context: EvaluationContext, steps: int, sampler: Sampler) -> floa
     """Return the seconds to the finished pictures, with guidance and evaluations where the bot has them by default."""
     family, dtype = context.sampler.family, context.sampler.dtype
     recipe = Recipe(
-        concepts=(Concept(PROMPT),), model=family.name, sampler=sampler, steps=steps,
-        evaluations=count_usual_evaluations(sampler, steps), seed=context.seed,
-        guidance=family.guidance, guidance_start=family.interval[0], guidance_stop=family.interval[1],
-        width=family.size, height=family.size, count=4, dtype=dtype,
-    )  # fmt: skip
+        concepts=(Concept(PROMPT),),
+        model=family.name,
+        sampler=sampler,
+        steps=steps,
+        evaluations=count_usual_evaluations(sampler, steps),
+        seed=context.seed,
+        guidance=family.guidance,
+        guidance_start=family.interval[0],
+        guidance_stop=family.interval[1],
+        width=family.size,
+        height=family.size,
+        count=4,
+        dtype=dtype,
+    )
     share = BillingKey(tier="standard", guild="local", user="local", weight=1.0)
     # a worker decodes the ladder's frames after it has sent the pictures
     job = Job(id=f"{1:026}", task=recipe, billing_key=share, cost=1.0, deadline=2e9, ladder=False)

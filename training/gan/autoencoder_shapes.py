@@ -15,10 +15,16 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 def _make_shape(latent_channels: int, *widths: int) -> dict[str, Any]:
     levels = len(widths)
     return {
-        "sample_size": 64, "latent_channels": latent_channels, "layers_per_block": 1, "norm_num_groups": 8,
-        "block_out_channels": widths, "mid_block_add_attention": False, "scaling_factor": 1.0,
-        "down_block_types": ("DownEncoderBlock2D",) * levels, "up_block_types": ("UpDecoderBlock2D",) * levels,
-    }  # fmt: skip
+        "sample_size": 64,
+        "latent_channels": latent_channels,
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+        "block_out_channels": widths,
+        "mid_block_add_attention": False,
+        "scaling_factor": 1.0,
+        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels,
+    }
 
 
 AUTOENCODER_SHAPES: dict[str, dict[str, Any]] = {

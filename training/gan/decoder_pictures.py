@@ -75,9 +75,12 @@ class DecoderPictures:
 
 
 def render_large_variants(
-    drawings: Sequence[Artwork], count: int, first_number: int, seed: int,
+    drawings: Sequence[Artwork],
+    count: int,
+    first_number: int,
+    seed: int,
     on_progress: ProgressCallback = lambda finished, total: None,
-) -> TwoSizePictures:  # fmt: skip
+) -> TwoSizePictures:
     """Render `count` variants of the drawings with enough detail, in turn, numbered from `first_number`.
 
     Raises ValueError if no drawing has enough detail.

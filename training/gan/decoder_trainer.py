@@ -78,9 +78,12 @@ def build_large_decoder(autoencoder: AutoencoderKL, widths: Sequence[int], seed:
     shared: dict[str, Any] = {name: config[name] for name in names}
     torch.manual_seed(seed)
     network = LargeDecoder(
-        block_out_channels=list(widths), use_post_quant_conv=autoencoder.post_quant_conv is not None,
-        scaling_factor=float(config["scaling_factor"]), shift_factor=config.get("shift_factor"), **shared,
-    )  # fmt: skip
+        block_out_channels=list(widths),
+        use_post_quant_conv=autoencoder.post_quant_conv is not None,
+        scaling_factor=float(config["scaling_factor"]),
+        shift_factor=config.get("shift_factor"),
+        **shared,
+    )
     targets = network.state_dict()
     for name, tensor in autoencoder.state_dict().items():
         if name in targets and not name.startswith(OUTPUT_LAYERS):
@@ -128,9 +131,12 @@ class DecoderTrainer(BatchTrainer[GanLearner]):
     """Trains a large decoder with a discriminator. `samples` counts crops seen."""
 
     def __init__(
-        self, network: LargeDecoder, pictures: DecoderPictures, settings: DecoderSettings,
+        self,
+        network: LargeDecoder,
+        pictures: DecoderPictures,
+        settings: DecoderSettings,
         perception: PerceptualLoss | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         cast(Any, network).to(memory_format=torch.channels_last)
         self.network, self.device = network.train(), next(network.parameters()).device
         self.pictures, self.settings, self.perception = pictures, settings, perception
@@ -170,9 +176,9 @@ class DecoderTrainer(BatchTrainer[GanLearner]):
         latents = torch.cat([self.pictures.read_denoised(indices[:denoised_count]), noisy[denoised_count:]])
         side = min(self.settings.crop, latents.size(-1))
         corners = torch.randint(latents.size(-1) - side + 1, (len(indices), 2), generator=generator).numpy()
-        crops = torch.stack([
-            row[:, top : top + side, left : left + side] for row, (top, left) in zip(latents, corners, strict=True)
-        ])  # fmt: skip
+        crops = torch.stack(
+            [row[:, top : top + side, left : left + side] for row, (top, left) in zip(latents, corners, strict=True)]
+        )
         images, masks = self.pictures.read_crops(indices, corners, side)
         tensors = (crops, images, 1 + self.settings.subject * masks)
         return DecoderTask(*(copy_to_device(tensor, self.device) for tensor in tensors))

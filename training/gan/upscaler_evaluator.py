@@ -83,9 +83,12 @@ class UpscalerEvaluator:
         index = np.linspace(0, len(self.held_out) - 1, min(self.picture_count, len(self.held_out))).astype(int)
         clean, decoded = self.held_out.clean[index], self.held_out.decoded[index]
         columns = (
-            upscale_with_lanczos(clean), upscale_batch(self.trainer.average, clean), upscale_with_lanczos(decoded),
-            upscale_batch(self.trainer.average, decoded), self.held_out.large[index],
-        )  # fmt: skip
+            upscale_with_lanczos(clean),
+            upscale_batch(self.trainer.average, clean),
+            upscale_with_lanczos(decoded),
+            upscale_batch(self.trainer.average, decoded),
+            self.held_out.large[index],
+        )
         write_picture_sheet(
             path, [picture for row in zip(*columns, strict=True) for picture in row], columns=len(columns), zoom=1
         )

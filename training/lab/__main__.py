@@ -62,11 +62,16 @@ def nearest(
 
 @app.command()
 def mix(
-    sum_: WordSum, count: Annotated[int, typer.Option(min=1, max=8, help="Number of seeds.")] = 3,
+    sum_: WordSum,
+    count: Annotated[int, typer.Option(min=1, max=8, help="Number of seeds.")] = 3,
     stairs: Annotated[bool, typer.Option("--stairs", help="The last term grows from 0 to its weight.")] = False,
-    out: Out = DEFAULT_OUT, seed: Seed = DEFAULT_SEED, steps: Steps = DEFAULT_STEPS, guidance: Guidance = None,
-    model: Model = DEFAULT_MODEL, as_json: AsJson = False,
-) -> None:  # fmt: skip
+    out: Out = DEFAULT_OUT,
+    seed: Seed = DEFAULT_SEED,
+    steps: Steps = DEFAULT_STEPS,
+    guidance: Guidance = None,
+    model: Model = DEFAULT_MODEL,
+    as_json: AsJson = False,
+) -> None:
     """Draw a sum of words: mixed in embedding space, and as composable rows."""
     from training.lab import output, word_arithmetic
     from training.lab.word_sums import parse_sum
@@ -88,9 +93,13 @@ def walk(
     end: Annotated[str, typer.Argument(metavar="TO", help="Another.")],
     frames: Annotated[int, typer.Option(min=2, max=120)] = 12,
     seeds: Annotated[tuple[int, int] | None, typer.Option(help="Two seeds: the noise is interpolated, too.")] = None,
-    out: Out = DEFAULT_OUT, seed: Seed = DEFAULT_SEED, steps: Steps = DEFAULT_STEPS, guidance: Guidance = None,
-    model: Model = DEFAULT_MODEL, as_json: AsJson = False,
-) -> None:  # fmt: skip
+    out: Out = DEFAULT_OUT,
+    seed: Seed = DEFAULT_SEED,
+    steps: Steps = DEFAULT_STEPS,
+    guidance: Guidance = None,
+    model: Model = DEFAULT_MODEL,
+    as_json: AsJson = False,
+) -> None:
     """Interpolate from one prompt to another in equal steps, as a contact sheet and as a film."""
     from training.lab import interpolation as walking
     from training.lab import output
@@ -122,9 +131,13 @@ def blend(
     share: Annotated[float, typer.Option(min=0, max=1, help="Share of the second picture.")] = 0.5,
     strength: Annotated[float, typer.Option(min=0, max=1, help="How much noise is added before denoising.")] = 0.4,
     words: Prompt = "",
-    out: Out = DEFAULT_OUT, seed: Seed = DEFAULT_SEED, steps: Steps = DEFAULT_STEPS, guidance: Guidance = None,
-    model: Model = DEFAULT_MODEL, as_json: AsJson = False,
-) -> None:  # fmt: skip
+    out: Out = DEFAULT_OUT,
+    seed: Seed = DEFAULT_SEED,
+    steps: Steps = DEFAULT_STEPS,
+    guidance: Guidance = None,
+    model: Model = DEFAULT_MODEL,
+    as_json: AsJson = False,
+) -> None:
     """Mix two pictures: as pixels, as latents, and through the network."""
     from training.lab import autoencoder, output, pictures
 
@@ -139,9 +152,14 @@ def blend(
 
 @app.command()
 def forward(
-    picture: PictureFile, words: Prompt = "", out: Out = DEFAULT_OUT, seed: Seed = DEFAULT_SEED,
-    guidance: Guidance = None, model: Model = DEFAULT_MODEL, as_json: AsJson = False,
-) -> None:  # fmt: skip
+    picture: PictureFile,
+    words: Prompt = "",
+    out: Out = DEFAULT_OUT,
+    seed: Seed = DEFAULT_SEED,
+    guidance: Guidance = None,
+    model: Model = DEFAULT_MODEL,
+    as_json: AsJson = False,
+) -> None:
     """Show a picture at eight levels of noise, and the network's estimate of x0 at each."""
     from training.lab import forward_process as noising
     from training.lab import output, pictures
@@ -156,9 +174,13 @@ def forward(
 @app.command()
 def lesson(
     name: Annotated[str, typer.Option(help="Writes NAME.md, and its pictures into a folder NAME.")] = "lesson",
-    words: WordList = DEFAULT_WORDS, out: Out = DEFAULT_OUT, seed: Seed = DEFAULT_SEED, steps: Steps = DEFAULT_STEPS,
-    guidance: Guidance = None, model: Model = DEFAULT_MODEL,
-) -> None:  # fmt: skip
+    words: WordList = DEFAULT_WORDS,
+    out: Out = DEFAULT_OUT,
+    seed: Seed = DEFAULT_SEED,
+    steps: Steps = DEFAULT_STEPS,
+    guidance: Guidance = None,
+    model: Model = DEFAULT_MODEL,
+) -> None:
     """Run all experiments with fixed prompts and pictures and write one page.
 
     `--out docs --name lab` renews docs/lab.md.

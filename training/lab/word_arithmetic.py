@@ -74,9 +74,12 @@ def _row_drawings(
 
 
 def compose_drawing(
-    context: LabContext, states: Sequence[torch.Tensor], weights: Sequence[float], noise: torch.Tensor,
+    context: LabContext,
+    states: Sequence[torch.Tensor],
+    weights: Sequence[float],
+    noise: torch.Tensor,
     total_weight: float | None = None,
-) -> SamplingInput:  # fmt: skip
+) -> SamplingInput:
     """Return the drawing u + guidance·Σ wᵢ(cᵢ - u) (Liu et al. 2022), with balanced weights, as the bot's `::` does.
 
     `total_weight` is the sum of weights that counts as 1; by default the sum of the positive weights.

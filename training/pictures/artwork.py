@@ -115,9 +115,12 @@ class Artwork:
 
 
 def load(
-    cache: Path, packages: Sequence[Package] = ARTWORK_PACKAGES, label_package: Package = LABEL_PACKAGE,
-    side: int = MAX_SIDE, wordnet_package: Package | None = None,
-) -> list[Artwork]:  # fmt: skip
+    cache: Path,
+    packages: Sequence[Package] = ARTWORK_PACKAGES,
+    label_package: Package = LABEL_PACKAGE,
+    side: int = MAX_SIDE,
+    wordnet_package: Package | None = None,
+) -> list[Artwork]:
     """Load all artwork sorted by key, so that a seed means the same on every machine; at most `side` px.
 
     With `wordnet_package` each drawing gets the words for which it is the nearest (`related_words`).

@@ -51,8 +51,12 @@ def _draw_step(draw: ImageDraw.ImageDraw, rng: np.random.Generator, side: int) -
     along, across = np.array([np.cos(angle), np.sin(angle)]), np.array([-np.sin(angle), np.cos(angle)])
     middle = rng.uniform(0.3, 0.7, 2) * side
     extent = 2 * side
-    corners = (middle + along * extent, middle - along * extent, middle - along * extent + across * extent * 2,
-               middle + along * extent + across * extent * 2)  # fmt: skip
+    corners = (
+        middle + along * extent,
+        middle - along * extent,
+        middle - along * extent + across * extent * 2,
+        middle + along * extent + across * extent * 2,
+    )
     draw.polygon([(float(x), float(y)) for x, y in corners], fill=_random_colour(rng))
 
 

@@ -12,13 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.pictures.dataset_captions import (
-    CAPTION_ENDING,
-    METADATA_FILE,
-    FolderCaptions,
-    SkippedFile,
-    read_captions,
-)
+from training.pictures.dataset_captions import CAPTION_ENDING, METADATA_FILE, FolderCaptions, SkippedFile, read_captions
 from training.pictures.picture_file import SUPPORTED_ENDINGS, UnusablePicture, decode_picture
 
 UNSUPPORTED_ENDINGS = frozenset({".tif", ".tiff", ".heic", ".heif", ".avif", ".svg", ".psd", ".jxl", ".jp2", ".apng"})

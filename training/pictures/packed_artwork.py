@@ -56,7 +56,7 @@ class Listing(msgspec.Struct, frozen=True):
 
 def write_pack(
     path: Path, drawings: Sequence[Artwork], notices: Mapping[str, str], lemmas: Mapping[str, frozenset[str]]
-) -> int:  # fmt: skip
+) -> int:
     """Write drawings of at most `MAX_SIDE` px, and return the bytes. Raises ValueError if they are too many."""
     rows = {description: row for row, description in enumerate(dict.fromkeys(one.description for one in drawings))}
     packed = [

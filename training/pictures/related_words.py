@@ -68,13 +68,40 @@ VAGUE_WORDS = frozenset(
 # Labels whose word means another thing in WordNet: "construction" is any building there, "hundred points" sharp ends.
 MISLEADING_LABELS = frozenset(
     {
-        "black nib", "broken heart", "building construction", "carousel horse", "construction", "cricket game",
-        "curling stone", "dotted line face", "e-mail", "flower playing cards", "heart decoration", "high voltage",
-        "horizontal traffic light", "hot springs", "hundred points", "joystick", "pine decoration", "potted plant",
-        "poultry leg", "purple heart", "puzzle piece", "rice ball", "seal", "speaker high volume", "speaker low volume",
-        "speaker medium volume", "spiral shell", "vertical traffic light", "watch", "wind face", "wood", "yarn",
+        "black nib",
+        "broken heart",
+        "building construction",
+        "carousel horse",
+        "construction",
+        "cricket game",
+        "curling stone",
+        "dotted line face",
+        "e-mail",
+        "flower playing cards",
+        "heart decoration",
+        "high voltage",
+        "horizontal traffic light",
+        "hot springs",
+        "hundred points",
+        "joystick",
+        "pine decoration",
+        "potted plant",
+        "poultry leg",
+        "purple heart",
+        "puzzle piece",
+        "rice ball",
+        "seal",
+        "speaker high volume",
+        "speaker low volume",
+        "speaker medium volume",
+        "spiral shell",
+        "vertical traffic light",
+        "watch",
+        "wind face",
+        "wood",
+        "yarn",
     }
-)  # fmt: skip
+)
 _PREPOSITION = re.compile(r" (?:at|from|in|on|over|with|without) .*")  # "umbrella on ground" is an umbrella
 WORD = re.compile(r"[a-z]{2,}( [a-z]{2,}){0,2}")
 

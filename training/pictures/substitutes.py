@@ -17,10 +17,21 @@ NEVER_SUBSTITUTED = frozenset({"cyberpunk", "lineup", "masterpiece", "vintage", 
 # Topics whose words have a drawing that may stand for them. Parts of the body and acts would give offence.
 SUBSTITUTED_TOPICS = frozenset(
     {
-        "animal", "artifact", "communication", "food", "location", "object", "person", "phenomenon", "plant",
-        "possession", "shape", "substance", "time",
+        "animal",
+        "artifact",
+        "communication",
+        "food",
+        "location",
+        "object",
+        "person",
+        "phenomenon",
+        "plant",
+        "possession",
+        "shape",
+        "substance",
+        "time",
     }
-)  # fmt: skip
+)
 _OFFENSIVE = re.compile(r"offensive|slur|disparag|derogat|obscene|vulgar|insult")  # in a meaning's explanation
 # Beginnings of words that no cheerful drawing should stand for.
 _DELICATE = re.compile(

@@ -58,9 +58,11 @@ class FocusedDrawing:
 
 
 def share_draws(
-    pictures: Sequence[Artwork], pairs: Sequence[tuple[int, int]], focus: Collection[FocusedDrawing],
+    pictures: Sequence[Artwork],
+    pairs: Sequence[tuple[int, int]],
+    focus: Collection[FocusedDrawing],
     focus_share: float = FOCUS_SHARE,
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """Return the probability of each (picture, number) pair in a draw, float64 [n].
 
     `focus_share` of the draws are drawings of `focus`; all other draws follow `DRAW_SHARE`.
@@ -136,9 +138,13 @@ def nearest_hue(degrees: float) -> str:
 
 
 def compose(
-    pixels: Image.Image, scale: float, shift: float, colour: tuple[int, int, int], rng: np.random.Generator,
+    pixels: Image.Image,
+    scale: float,
+    shift: float,
+    colour: tuple[int, int, int],
+    rng: np.random.Generator,
     side: int = SIDE,
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """Render on a colour, uint8 [side, side, 3]: `scale` of `side` long, off centre by up to `shift` of the margin."""
     longest = max(pixels.size)
     width, height = (max(1, round(length * scale * side / longest)) for length in pixels.size)

@@ -52,9 +52,13 @@ def make_member(number: int, guild: int = 0) -> Member:
 def make_settings(folder: Path, database: str) -> Settings:
     """Return the settings of a bot in this folder, without limits on members."""
     return load_settings(
-        data=folder, database_url=SecretStr(database), pictures_url=SecretStr(str(folder / "pictures")),
-        running=1000, queued=UNLIMITED_JOBS, cost_day=1e9,
-    )  # fmt: skip
+        data=folder,
+        database_url=SecretStr(database),
+        pictures_url=SecretStr(str(folder / "pictures")),
+        running=1000,
+        queued=UNLIMITED_JOBS,
+        cost_day=1e9,
+    )
 
 
 @asynccontextmanager

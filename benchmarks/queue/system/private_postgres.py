@@ -51,9 +51,16 @@ async def run_postgres() -> AsyncGenerator[str]:
         await asyncio.to_thread(_init_database, programs_folder, folder, run_as)
         options = [part for setting in _server_settings(folder) for part in ("-c", setting)]
         process = await asyncio.create_subprocess_exec(
-            str(programs_folder / "postgres"), "-D", str(folder / "pg"), *options, stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder, **run_as,
-        )  # fmt: skip
+            str(programs_folder / "postgres"),
+            "-D",
+            str(folder / "pg"),
+            *options,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=folder,
+            **run_as,
+        )
         try:
             await _wait_until_ready(process, folder / f".s.PGSQL.{PORT}")
             yield f"postgresql://darkroom@/postgres?host={quote(str(folder), safe='')}&port={PORT}"

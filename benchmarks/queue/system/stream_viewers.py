@@ -62,9 +62,12 @@ async def open_viewers(url: str, count: int) -> AsyncGenerator[Sequence[StreamVi
     """Yield `count` viewers with open streams, each on its own connection."""
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
     async with aiohttp.ClientSession(
-        url, connector=connector, timeout=STREAM_TIMEOUT, read_bufsize=BUFFER_BYTES,
+        url,
+        connector=connector,
+        timeout=STREAM_TIMEOUT,
+        read_bufsize=BUFFER_BYTES,
         cookie_jar=aiohttp.DummyCookieJar(),  # each viewer sends its own
-    ) as session:  # fmt: skip
+    ) as session:
         pages = [StreamViewer() for _ in range(count)]
         tasks = [asyncio.create_task(page.read_stream(session)) for page in pages]
         try:

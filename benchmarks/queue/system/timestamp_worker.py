@@ -23,10 +23,21 @@ WORKER_NAME = "stamper"
 TIMESTAMP = struct.Struct(">d")
 HEARTBEAT_SECONDS = 3.0  # seconds; a claim lasts ten
 MODEL = ModelProfile(
-    name=WORKER_NAME, revision="1", dtype="float32", size=256, multiple=8, max_pixels=512 * 512, tokens=77, steps=50,
-    sampler="ddpm", samplers=("ddpm", "ddim", "euler", "dpmpp_2m"),
-    guidance=3.0, row_ms=1.0, encode_ms=1.0, decode_ms=1.0,
-)  # fmt: skip
+    name=WORKER_NAME,
+    revision="1",
+    dtype="float32",
+    size=256,
+    multiple=8,
+    max_pixels=512 * 512,
+    tokens=77,
+    steps=50,
+    sampler="ddpm",
+    samplers=("ddpm", "ddim", "euler", "dpmpp_2m"),
+    guidance=3.0,
+    row_ms=1.0,
+    encode_ms=1.0,
+    decode_ms=1.0,
+)
 
 
 def add_timestamp(picture: bytes) -> bytes:
@@ -70,9 +81,14 @@ class TimestampWorker:
     async def _announce(self) -> None:
         while True:
             presence = Presence(
-                worker=WORKER_NAME, pools=("default",), models=(MODEL,), device="a clock", rows=32, free=32,
+                worker=WORKER_NAME,
+                pools=("default",),
+                models=(MODEL,),
+                device="a clock",
+                rows=32,
+                free=32,
                 software_build="bench",
-            )  # fmt: skip
+            )
             await self._bus.announce(presence)
             await asyncio.sleep(HEARTBEAT_SECONDS)
 
@@ -96,10 +112,15 @@ class TimestampWorker:
             await asyncio.sleep(max(0.0, start_time + number * self._pause - time.monotonic()))
             await self._bus.publish_frame(
                 Frame(
-                    job=claim.job, image=0, epoch=claim.epoch, step=min(number + 1, steps), total_steps=steps,
-                    picture=add_timestamp(self._jpeg), seconds_left=1.0,
+                    job=claim.job,
+                    image=0,
+                    epoch=claim.epoch,
+                    step=min(number + 1, steps),
+                    total_steps=steps,
+                    picture=add_timestamp(self._jpeg),
+                    seconds_left=1.0,
                 )
-            )  # fmt: skip
+            )
             if time.monotonic() - last_heartbeat > HEARTBEAT_SECONDS:
                 last_heartbeat = time.monotonic()
                 await message.in_progress()

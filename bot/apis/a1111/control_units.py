@@ -24,10 +24,14 @@ MAX_UNITS = MAX_CONTROLS + MAX_REFERENCES
 REFERENCE_MODULE = "ip-adapter"
 MODULES: Mapping[str, Preprocessor] = MappingProxyType(  # how its modules' names begin
     {
-        "none": "none", "canny": "canny", "depth": "depth", "openpose": "pose", "dw_openpose": "pose",
+        "none": "none",
+        "canny": "canny",
+        "depth": "depth",
+        "openpose": "pose",
+        "dw_openpose": "pose",
         "lineart": "lineart",
     }
-)  # fmt: skip
+)
 MODULE_NAMES: Mapping[Preprocessor, str] = MappingProxyType(
     {"none": "none", "canny": "canny", "depth": "depth", "pose": "openpose", "lineart": "lineart"}
 )
@@ -87,9 +91,11 @@ def read_unit_pictures(units: Iterable[ControlUnit], init_image: bytes | None) -
         interval = f"{_format(unit.guidance_start)}-{_format(unit.guidance_end)}"
         controls.append((f"{name}:{_format(unit.weight)}:{interval}:{find_preprocessor(unit.module)}", picture))
     return UnitPictures(
-        tuple(flag for flag, _ in controls), tuple(picture for _, picture in controls),
-        tuple(flag for flag, _ in references), tuple(picture for _, picture in references),
-    )  # fmt: skip
+        tuple(flag for flag, _ in controls),
+        tuple(picture for _, picture in controls),
+        tuple(flag for flag, _ in references),
+        tuple(picture for _, picture in references),
+    )
 
 
 def find_preprocessor(module: str) -> Preprocessor:

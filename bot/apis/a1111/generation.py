@@ -73,9 +73,12 @@ async def _read_pictures(request: web.Request, body: ImageToImageBody) -> tuple[
 
 
 async def _admit(
-    request: web.Request, stack: AsyncExitStack, body: TextToImageBody, init_image: bytes | None = None,
+    request: web.Request,
+    stack: AsyncExitStack,
+    body: TextToImageBody,
+    init_image: bytes | None = None,
     mask: bytes | None = None,
-) -> AttendedRequest:  # fmt: skip
+) -> AttendedRequest:
     """Admit the jobs of a request, until the stack closes."""
     services, settings = request.app[SERVICES], body.override_settings
     profile = await choose_profile(services, member_of(request), settings.sd_model_checkpoint if settings else None)

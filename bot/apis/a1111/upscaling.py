@@ -90,9 +90,12 @@ async def _admit(request: web.Request, stack: AsyncExitStack, body: UpscaleBody,
     _refuse_unmapped(body)
     services, member = request.app[SERVICES], member_of(request)
     accepted = await services.upload_upscaler.upscale(
-        await asyncio.to_thread(decode_picture, picture), make_target(body).find_factor,
-        choose_upscaler(body.upscaler_1), member, destination_of(request),
-    )  # fmt: skip
+        await asyncio.to_thread(decode_picture, picture),
+        make_target(body).find_factor,
+        choose_upscaler(body.upscaler_1),
+        member,
+        destination_of(request),
+    )
     attended_request = await stack.enter_async_context(attend_accepted(request, [accepted], with_previews=False))
     stack.enter_context(request.app[OPEN_REQUESTS].note(member.id, OpenRequest(attended_request, KIND, time.time())))
     return attended_request

@@ -95,14 +95,27 @@ def report_job(answer: Mapping[str, Any]) -> JobReport:
     """Make the report of a job as the API describes it."""
     pictures = [
         PictureReport(
-            number=picture["n"], uri=picture_uri(answer["id"], picture["n"]), width=picture["width"],
-            height=picture["height"], held=picture["held"],
+            number=picture["n"],
+            uri=picture_uri(answer["id"], picture["n"]),
+            width=picture["width"],
+            height=picture["height"],
+            held=picture["held"],
         )
         for picture in answer["pictures"]
-    ]  # fmt: skip
+    ]
     return JobReport(
-        job=answer["id"], state=answer["state"], prompt=answer["prompt"], step=answer["step"],
-        total_steps=answer["total_steps"], percent=answer["percent"], seed=answer.get("seed"),
-        sampler=answer.get("sampler"), model=answer.get("model"), jobs_ahead=answer["jobs_ahead"], eta=answer["eta"],
-        reason=answer["reason"] or answer["wait_reason"], is_yours=answer["author"]["you"], pictures=pictures,
-    )  # fmt: skip
+        job=answer["id"],
+        state=answer["state"],
+        prompt=answer["prompt"],
+        step=answer["step"],
+        total_steps=answer["total_steps"],
+        percent=answer["percent"],
+        seed=answer.get("seed"),
+        sampler=answer.get("sampler"),
+        model=answer.get("model"),
+        jobs_ahead=answer["jobs_ahead"],
+        eta=answer["eta"],
+        reason=answer["reason"] or answer["wait_reason"],
+        is_yours=answer["author"]["you"],
+        pictures=pictures,
+    )

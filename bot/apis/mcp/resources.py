@@ -21,16 +21,20 @@ ADDRESS = re.compile(rf"{SCHEME}jobs/({JOB_PATTERN})(?:/(pictures|previews)/([1-
 MAX_LISTED = 50  # pictures
 TEMPLATES = (
     ResourceTemplate(
-        name="picture", title="A finished picture", uri_template=f"{SCHEME}jobs/{{job}}/pictures/{{number}}",
+        name="picture",
+        title="A finished picture",
+        uri_template=f"{SCHEME}jobs/{{job}}/pictures/{{number}}",
         mime_type="image/png",
     ),
     ResourceTemplate(
-        name="preview", title="A picture that is being drawn", mime_type="image/jpeg",
+        name="preview",
+        title="A picture that is being drawn",
+        mime_type="image/jpeg",
         uri_template=f"{SCHEME}jobs/{{job}}/previews/{{number}}",
         description="It changes at each step: subscribe to it to hear of that.",
     ),
     ResourceTemplate(name="job", title="A job", uri_template=f"{SCHEME}jobs/{{job}}", mime_type=JSON_TYPE),
-)  # fmt: skip
+)
 
 
 async def list_resources(session: aiohttp.ClientSession) -> list[Resource]:

@@ -84,12 +84,19 @@ def build_server(access: DarkroomAccess) -> Server:
     watch = WatchedPreviews()
     handlers = RequestHandlers(access, watch)
     return Server(
-        "darkroom", title="Darkroom", version=version("darkroom-bot"), instructions=INSTRUCTIONS,
-        on_list_tools=handlers.list_tools, on_call_tool=handlers.call_tool,
-        on_list_resources=handlers.list_resources, on_list_resource_templates=handlers.list_templates,
-        on_read_resource=handlers.read_resource, on_subscribe_resource=handlers.subscribe,
-        on_unsubscribe_resource=handlers.unsubscribe, on_subscriptions_listen=ListenHandler(watch.bus),
-    )  # fmt: skip
+        "darkroom",
+        title="Darkroom",
+        version=version("darkroom-bot"),
+        instructions=INSTRUCTIONS,
+        on_list_tools=handlers.list_tools,
+        on_call_tool=handlers.call_tool,
+        on_list_resources=handlers.list_resources,
+        on_list_resource_templates=handlers.list_templates,
+        on_read_resource=handlers.read_resource,
+        on_subscribe_resource=handlers.subscribe,
+        on_unsubscribe_resource=handlers.unsubscribe,
+        on_subscriptions_listen=ListenHandler(watch.bus),
+    )
 
 
 class RequestHandlers:
@@ -155,14 +162,19 @@ class RequestHandlers:
 def describe_tool(name: str, entry: ToolEntry) -> Tool:
     """Return a tool as `tools/list` has it."""
     hints = ToolAnnotations(
-        read_only_hint=not (entry.draws or entry.cancels), destructive_hint=entry.cancels,
-        idempotent_hint=not entry.draws, open_world_hint=False,
-    )  # fmt: skip
+        read_only_hint=not (entry.draws or entry.cancels),
+        destructive_hint=entry.cancels,
+        idempotent_hint=not entry.draws,
+        open_world_hint=False,
+    )
     return Tool(
-        name=name, title=entry.title, description=(entry.run.__doc__ or "").strip(),
-        input_schema=entry.arguments.model_json_schema(), output_schema=entry.report.model_json_schema(),
+        name=name,
+        title=entry.title,
+        description=(entry.run.__doc__ or "").strip(),
+        input_schema=entry.arguments.model_json_schema(),
+        output_schema=entry.report.model_json_schema(),
         annotations=hints,
-    )  # fmt: skip
+    )
 
 
 def _describe_mistake(error: ValidationError) -> str:

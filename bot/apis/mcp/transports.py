@@ -57,18 +57,27 @@ class HostGuard:
 def build_http_app(server: Server, policy: HostPolicy) -> ASGIApp:
     """Return the application that serves `/mcp`. The SDK's own check of Host and Origin is off: `HostGuard` is it."""
     app = server.streamable_http_app(
-        streamable_http_path=PATH, max_request_body_size=MAX_BODY_BYTES, max_sessions=MAX_SESSIONS,
+        streamable_http_path=PATH,
+        max_request_body_size=MAX_BODY_BYTES,
+        max_sessions=MAX_SESSIONS,
         session_idle_timeout=IDLE_SECONDS,
         transport_security=TransportSecuritySettings(enable_dns_rebinding_protection=False),
-    )  # fmt: skip
+    )
     return HostGuard(app, policy)
 
 
 def build_http_server(app: ASGIApp, host: str, port: int) -> uvicorn.Server:
     """Return a web server; `await server.serve()` runs it until a signal."""
     config = uvicorn.Config(
-        app, host=host.strip("[]"), port=port, log_level="warning", access_log=False, server_header=False,
-        proxy_headers=False, ws="none", limit_concurrency=MAX_CONNECTIONS,
+        app,
+        host=host.strip("[]"),
+        port=port,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        ws="none",
+        limit_concurrency=MAX_CONNECTIONS,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-    )  # fmt: skip
+    )
     return uvicorn.Server(config)

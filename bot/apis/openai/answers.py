@@ -82,12 +82,14 @@ def describe_jobs(views: Sequence[JobView]) -> list[dict[str, Any]]:
     """Return what Darkroom knows of the jobs besides: an object of its own in the answer."""
     return [
         {
-            "id": view.id, "url": serializers.job_url(view.id), "notes": list(view.notes),
+            "id": view.id,
+            "url": serializers.job_url(view.id),
+            "notes": list(view.notes),
             **{name: getattr(view.task, name, None) for name in ("seed", "steps", "sampler")},
             "evaluations": _count_evaluations(view.task),
         }
         for view in views
-    ]  # fmt: skip
+    ]
 
 
 def build_images(
@@ -100,9 +102,12 @@ def build_images(
 ) -> dict[str, Any]:
     """Return the answer with all pictures. `images`: each with `b64_json` or `url`."""
     return {
-        "created": int(now), "data": list(images), **describe_look(body, size), "usage": usage.to_dict(),
+        "created": int(now),
+        "data": list(images),
+        **describe_look(body, size),
+        "usage": usage.to_dict(),
         "darkroom": {"jobs": describe_jobs(views)},
-    }  # fmt: skip
+    }
 
 
 def build_partial(
@@ -112,9 +117,13 @@ def build_partial(
     name = f"{kind}.partial_image"
     look = describe_look(body, body.size or "auto") | {"output_format": "jpeg"}
     return name, {
-        "type": name, "b64_json": preview.jpeg, "partial_image_index": partial_index, "created_at": int(now), **look,
+        "type": name,
+        "b64_json": preview.jpeg,
+        "partial_image_index": partial_index,
+        "created_at": int(now),
+        **look,
         "image_index": preview.picture,
-    }  # fmt: skip
+    }
 
 
 def build_completed(
@@ -123,6 +132,11 @@ def build_completed(
     """Return a finished picture as an event."""
     name, size = f"{kind}.completed", f"{picture.width}x{picture.height}"
     return name, {
-        "type": name, "b64_json": content, "created_at": int(now), **describe_look(body, size),
-        "usage": usage.to_dict(), "image_index": picture.picture, "job": picture.job,
-    }  # fmt: skip
+        "type": name,
+        "b64_json": content,
+        "created_at": int(now),
+        **describe_look(body, size),
+        "usage": usage.to_dict(),
+        "image_index": picture.picture,
+        "job": picture.job,
+    }

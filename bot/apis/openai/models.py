@@ -36,6 +36,12 @@ async def _load_profiles(request: web.Request) -> list[ModelProfile]:
 def _describe_model(profile: ModelProfile) -> dict[str, Any]:
     """Return a model. Nobody notes when it was made, so `created` is 0."""
     return {
-        "id": profile.name, "object": "model", "created": 0, "owned_by": "darkroom", "loaded": profile.loaded,
-        "size": profile.size, "steps": profile.steps, "samplers": list(profile.samplers),
-    }  # fmt: skip
+        "id": profile.name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "darkroom",
+        "loaded": profile.loaded,
+        "size": profile.size,
+        "steps": profile.steps,
+        "samplers": list(profile.samplers),
+    }

@@ -24,11 +24,20 @@ SIZE_PATTERN = re.compile(r"([1-9][0-9]{1,4})x([1-9][0-9]{1,4})")
 FLAG_PATTERN = re.compile(r"--([a-z-]+)")
 FIELDS_BY_FLAG: Mapping[str, str] = MappingProxyType(
     {
-        "ar": "size", "count": "n", "repeat": "n", "no": "negative_prompt", "model": "model", "quality": "quality",
-        "seed": "seed", "steps": "steps", "evaluations": "evaluations", "sampler": "sampler",
-        "guidance": "guidance", "strength": "strength",
+        "ar": "size",
+        "count": "n",
+        "repeat": "n",
+        "no": "negative_prompt",
+        "model": "model",
+        "quality": "quality",
+        "seed": "seed",
+        "steps": "steps",
+        "evaluations": "evaluations",
+        "sampler": "sampler",
+        "guidance": "guidance",
+        "strength": "strength",
     }
-)  # fmt: skip
+)
 
 
 def build_request(
@@ -42,11 +51,19 @@ def build_request(
         raise FieldError("background", "No model here draws a transparent background: use opaque or auto.")
     model = find_model(body.model, catalog)
     options: dict[str, Any] = {
-        "model": model, "ar": parse_size(body.size), "quality": QUALITY_FACTORS.get(body.quality or ""),
-        "seed": body.seed, "steps": body.steps, "evaluations": body.evaluations, "sampler": body.sampler,
-        "guidance": body.guidance, "negative": body.negative_prompt, "strength": body.strength, **count_pictures(body),
+        "model": model,
+        "ar": parse_size(body.size),
+        "quality": QUALITY_FACTORS.get(body.quality or ""),
+        "seed": body.seed,
+        "steps": body.steps,
+        "evaluations": body.evaluations,
+        "sampler": body.sampler,
+        "guidance": body.guidance,
+        "negative": body.negative_prompt,
+        "strength": body.strength,
+        **count_pictures(body),
         "edit": body.strength is None and _is_edit_by_words(images, model, catalog),
-    }  # fmt: skip
+    }
     chosen_options = {name: value for name, value in options.items() if value is not None}
     return PictureRequest(escape_braces(body.prompt), chosen_options, images, key)
 

@@ -17,15 +17,7 @@ from aiohttp import web
 
 from bot.apis.openai import answers
 from bot.apis.openai.bodies import EditFields, ResponseBody, name_field
-from bot.apis.openai.drawing import (
-    DRAWING_ERRORS,
-    Drawing,
-    DrawingError,
-    Event,
-    admit_drawing,
-    refusal_of,
-    send_events,
-)
+from bot.apis.openai.drawing import DRAWING_ERRORS, Drawing, DrawingError, Event, admit_drawing, refusal_of, send_events
 from bot.apis.openai.errors import shape_error
 from bot.apis.openai.image_references import read_picture_urls
 from bot.domain.errors import UserError
@@ -122,9 +114,7 @@ async def _describe_call(drawing: Drawing, picture: DrawnPicture) -> dict[str, A
     body = drawing.body
     content = await answers.convert_picture(picture.png, body.picture_format, body.output_compression)
     look = answers.describe_look(body, f"{picture.width}x{picture.height}")
-    return {
-        "id": _call_id(drawing), "type": "image_generation_call", "status": "completed", "result": content, **look,
-    }  # fmt: skip
+    return {"id": _call_id(drawing), "type": "image_generation_call", "status": "completed", "result": content, **look}
 
 
 def _describe_response(drawing: Drawing, status: str, items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -132,10 +122,21 @@ def _describe_response(drawing: Drawing, status: str, items: list[dict[str, Any]
     usage["input_tokens_details"] = {"cached_tokens": 0, **usage["input_tokens_details"]}
     usage["output_tokens_details"] = {"reasoning_tokens": 0}
     return {
-        "id": f"resp_{drawing.attended_request.jobs[0].job}", "object": "response", "created_at": int(time.time()),
-        "status": status, "model": drawing.body.model or "darkroom", "output": items, "error": None,
-        "incomplete_details": None, "instructions": None, "metadata": {}, "parallel_tool_calls": False,
-        "temperature": None, "top_p": None, "tool_choice": {"type": "image_generation"},
-        "tools": [{"type": "image_generation"}], "usage": usage if status == "completed" else None,
+        "id": f"resp_{drawing.attended_request.jobs[0].job}",
+        "object": "response",
+        "created_at": int(time.time()),
+        "status": status,
+        "model": drawing.body.model or "darkroom",
+        "output": items,
+        "error": None,
+        "incomplete_details": None,
+        "instructions": None,
+        "metadata": {},
+        "parallel_tool_calls": False,
+        "temperature": None,
+        "top_p": None,
+        "tool_choice": {"type": "image_generation"},
+        "tools": [{"type": "image_generation"}],
+        "usage": usage if status == "completed" else None,
         "darkroom": {"jobs": answers.describe_jobs(drawing.attended_request.views)},
-    }  # fmt: skip
+    }

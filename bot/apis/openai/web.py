@@ -18,9 +18,11 @@ from bot.web.routes import ErrorForm, Route, Shape
 
 OPENAI_MODEL = object_of(id="string", object="string", created="integer", owned_by="string")
 OPENAI_USAGE = object_of(
-    input_tokens="integer", output_tokens="integer", total_tokens="integer",
+    input_tokens="integer",
+    output_tokens="integer",
+    total_tokens="integer",
     input_tokens_details=object_of(text_tokens="integer", image_tokens="integer"),
-)  # fmt: skip
+)
 SCHEMAS: Mapping[str, Schema] = {
     "OpenAIError": object_of(error=object_of(message="string", type="string", param="string?", code="string?")),
     "OpenAIModel": OPENAI_MODEL,
@@ -65,11 +67,7 @@ ROUTES = (
     Route("POST", "/v1/images/generations", images.generate_images, "imagine", _draws(bodies.GenerationBody)),
     Route("POST", "/v1/images/edits", images.edit_images, "edit", EDIT),
     Route(
-        "POST",
-        "/v1/images/variations",
-        images.vary_image,
-        "vary",
-        _draws(bodies.VariationFields, "image", "image[]"),
+        "POST", "/v1/images/variations", images.vary_image, "vary", _draws(bodies.VariationFields, "image", "image[]")
     ),
     Route("GET", "/v1/models", models.list_models, "list", Shape("OpenAIModels")),
     Route("GET", "/v1/models/{model}", models.get_model, "job", Shape("OpenAIModel")),

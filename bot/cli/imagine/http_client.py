@@ -140,9 +140,12 @@ async def request_description(session: aiohttp.ClientSession, picture: bytes, mo
 
 
 async def send_request(
-    session: aiohttp.ClientSession, method: str, path: str, body: Mapping[str, object] | None = None,
+    session: aiohttp.ClientSession,
+    method: str,
+    path: str,
+    body: Mapping[str, object] | None = None,
     files: Sequence[tuple[str, bytes]] = (),
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Return one answer of the API, whose path is its address there; with `files`, send a form.
 
     Raise `UserError`, or `GenerationError` if there is no answer.
@@ -234,7 +237,7 @@ async def _read_events(session: aiohttp.ClientSession, path: str) -> AsyncGenera
 
 async def _fetch_result(
     session: aiohttp.ClientSession, ended_jobs: Sequence[dict[str, Any]], *, film: bool, preview_count: int
-) -> ImagineResult:  # fmt: skip
+) -> ImagineResult:
     picture_refs, first_job = [picture_ref for job in ended_jobs for picture_ref in job["pictures"]], ended_jobs[0]
     visible_refs = [picture_ref for picture_ref in picture_refs if not picture_ref["held"]]
     if picture_refs and not visible_refs:
@@ -243,13 +246,18 @@ async def _fetch_result(
     film_url = walk_film_urls[0] if walk_film_urls else first_job["film"] if film else None
     pictures = [await fetch_bytes(session, picture_ref["url"]) for picture_ref in visible_refs]
     return ImagineResult(
-        id=first_job["id"], seed=first_job["seed"], steps=first_job["steps"],
-        evaluations=first_job["evaluations"], sampler=first_job["sampler"],
-        pictures=tuple(pictures), film=await fetch_bytes(session, film_url) if film_url else None,
-        preview_count=preview_count, seconds=sum(job["seconds"] or 0.0 for job in ended_jobs),
+        id=first_job["id"],
+        seed=first_job["seed"],
+        steps=first_job["steps"],
+        evaluations=first_job["evaluations"],
+        sampler=first_job["sampler"],
+        pictures=tuple(pictures),
+        film=await fetch_bytes(session, film_url) if film_url else None,
+        preview_count=preview_count,
+        seconds=sum(job["seconds"] or 0.0 for job in ended_jobs),
         ms_per_step=first_job["ms_per_step"] or 0.0,
         numbers=tuple(picture_ref["n"] for picture_ref in visible_refs) if len(ended_jobs) == 1 else (),
-    )  # fmt: skip
+    )
 
 
 async def fetch_bytes(session: aiohttp.ClientSession, path: str) -> bytes:

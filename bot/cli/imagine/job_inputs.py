@@ -71,9 +71,14 @@ class JobInputs:
 
 
 def split_arguments(
-    words: Sequence[str], image: Sequence[Path], mask: Path | None, blend: bool, branch: str | None,
-    controls: Sequence[Path] = (), references: Sequence[Path] = (),
-) -> tuple[str, JobInputs]:  # fmt: skip
+    words: Sequence[str],
+    image: Sequence[Path],
+    mask: Path | None,
+    blend: bool,
+    branch: str | None,
+    controls: Sequence[Path] = (),
+    references: Sequence[Path] = (),
+) -> tuple[str, JobInputs]:
     """Split the command line into the prompt and what the job starts from. Raise `UserError`.
 
     With `blend`, words that name files are pictures, and the others are the prompt.

@@ -69,9 +69,16 @@ TERMINAL_MEMBER = Member("local:terminal", "Terminal", "local")
 
 
 def generate(
-    prompt: str, options: Mapping[str, object], settings: Settings, *, inputs: JobInputs, film: bool,
-    display: ProgressDisplay, requests: QuantizationRequests = UNQUANTIZED, offload: OffloadRequest = "auto",
-) -> ImagineResult:  # fmt: skip
+    prompt: str,
+    options: Mapping[str, object],
+    settings: Settings,
+    *,
+    inputs: JobInputs,
+    film: bool,
+    display: ProgressDisplay,
+    requests: QuantizationRequests = UNQUANTIZED,
+    offload: OffloadRequest = "auto",
+) -> ImagineResult:
     """Run one prompt here. Raise `UserError` for a bad request, `GenerationError` for any other failure."""
     missing_packages = [name for name in ("torch", "diffusers", "transformers") if find_spec(name) is None]
     if missing_packages:
@@ -93,9 +100,15 @@ def generate(
 
 
 def _generate_here(
-    prompt: str, options: Mapping[str, object], data: Path, inputs: JobInputs, film: bool, display: ProgressDisplay,
-    requests: QuantizationRequests, offload: OffloadRequest,
-) -> ImagineResult:  # fmt: skip
+    prompt: str,
+    options: Mapping[str, object],
+    data: Path,
+    inputs: JobInputs,
+    film: bool,
+    display: ProgressDisplay,
+    requests: QuantizationRequests,
+    offload: OffloadRequest,
+) -> ImagineResult:
     init_images = _load_init_images(inputs, display)
     model = _model_name(prompt, options, read_model_choices(data).default)
     family, model_profile = _load_model(model, data, display, requests, offload)
@@ -119,27 +132,40 @@ def _join_walk(results: Sequence[ImagineResult]) -> ImagineResult:
 
 
 def _run_job(
-    job_recipe: Recipe, contents: Mapping[str, bytes], family: Family, model_profile: ModelProfile, film: bool,
-    display: ProgressDisplay, data: Path,
-) -> ImagineResult:  # fmt: skip
+    job_recipe: Recipe,
+    contents: Mapping[str, bytes],
+    family: Family,
+    model_profile: ModelProfile,
+    film: bool,
+    display: ProgressDisplay,
+    data: Path,
+) -> ImagineResult:
     from engine.preview_maps.map_store import MapStore
     from engine.worker import local_run
 
     job = _make_job(job_recipe, model_profile, film)
     first_index = job_recipe.interpolation.first if job_recipe.interpolation else 0
     run_result = local_run.run_locally(
-        job, {family.name: family}, contents, on_frame=lambda frame: _show_frame(frame, display, first_index),
+        job,
+        {family.name: family},
+        contents,
+        on_frame=lambda frame: _show_frame(frame, display, first_index),
         map_store=MapStore(data),
-    )  # fmt: skip
+    )
     captions = list_recipe_captions(job_recipe)
     return ImagineResult(
-        id=job.id, seed=job_recipe.seed, steps=job_recipe.steps,
-        evaluations=count_requested_evaluations(job_recipe), sampler=job_recipe.sampler,
+        id=job.id,
+        seed=job_recipe.seed,
+        steps=job_recipe.steps,
+        evaluations=count_requested_evaluations(job_recipe),
+        sampler=job_recipe.sampler,
         pictures=tuple(run_result.pictures),
         film=film_of(run_result.ladders, finals=run_result.pictures, captions=captions) if film else None,
-        preview_count=run_result.frame_count, seconds=run_result.seconds, ms_per_step=run_result.ms_per_step,
+        preview_count=run_result.frame_count,
+        seconds=run_result.seconds,
+        ms_per_step=run_result.ms_per_step,
         numbers=tuple(image + 1 for image in list_final_images(job_recipe)) if job_recipe.amendments else (),
-    )  # fmt: skip
+    )
 
 
 def _model_name(prompt: str, options: Mapping[str, object], default: str) -> str:
@@ -174,9 +200,14 @@ def _load_model(
     if chosen.quantization:
         display.print_note(f"{name} is loaded with its {chosen.quantization}: about {format_size(chosen.size)}.")
     family = models.load_model(
-        path, data, device=device, resolver=resolver, on_progress=_loading_callback(name, chosen.size, display),
-        quantization=chosen.quantization, offload=chosen.offload,
-    )  # fmt: skip
+        path,
+        data,
+        device=device,
+        resolver=resolver,
+        on_progress=_loading_callback(name, chosen.size, display),
+        quantization=chosen.quantization,
+        offload=chosen.offload,
+    )
     display.show_loading(f"measuring {name}", None)
     model_profile = calibrate(family, data / "calibration.json").to_model_profile(family)
     return family, read_model_choices(data).get(family.name).apply(model_profile)

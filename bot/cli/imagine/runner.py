@@ -120,9 +120,15 @@ def _generate(request: ImagineRequest, settings: Settings, display: ProgressDisp
     from bot.cli.imagine.local_engine import generate  # imports torch
 
     return generate(
-        request.prompt, request.options, settings, inputs=request.inputs, film=request.with_film, display=display,
-        requests=load_quantization(request.quantize, request.quantize_text), offload=load_offload(request.offload),
-    )  # fmt: skip
+        request.prompt,
+        request.options,
+        settings,
+        inputs=request.inputs,
+        film=request.with_film,
+        display=display,
+        requests=load_quantization(request.quantize, request.quantize_text),
+        offload=load_offload(request.offload),
+    )
 
 
 async def _generate_remotely(

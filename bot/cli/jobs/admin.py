@@ -41,7 +41,7 @@ class JobDetails:
 
 def find_jobs(
     data: Path | None, states: Sequence[str], guild: str, member: str, limit: int, oldest_first: bool
-) -> list[JobRecord]:  # fmt: skip
+) -> list[JobRecord]:
     """Return the jobs. Raise `UserError` for an unknown state."""
     wanted_states: tuple[JobState, ...] = tuple(state for name in states for state in _parse_states(name))
     return run_on_folder_store(

@@ -21,11 +21,39 @@ DESTINATION_FIELDS = ("guild", "channel", "message")  # the parts of a destinati
 def record_to_dict(record: JobRecord) -> dict[str, Any]:
     """Return a job's row as plain values, without its recipe."""
     names = (
-        "id", "state", "cancelling", "action", "guild", "channel", "member", "member_name", "tier", "pool", "model",
-        "rows", "attempt", "step", "steps", "worker", "epoch", "cost", "charged", "created",
-        "deadline", "sent", "started", "ended", "seconds", "ms_per_step", "reason", "blame", "private", "check",
-        "deleted", "prompt",
-    )  # fmt: skip
+        "id",
+        "state",
+        "cancelling",
+        "action",
+        "guild",
+        "channel",
+        "member",
+        "member_name",
+        "tier",
+        "pool",
+        "model",
+        "rows",
+        "attempt",
+        "step",
+        "steps",
+        "worker",
+        "epoch",
+        "cost",
+        "charged",
+        "created",
+        "deadline",
+        "sent",
+        "started",
+        "ended",
+        "seconds",
+        "ms_per_step",
+        "reason",
+        "blame",
+        "private",
+        "check",
+        "deleted",
+        "prompt",
+    )
     values = {name: getattr(record, name) for name in names}
     parent = None if record.parent is None else {"id": record.parent[0], "picture": record.parent[1] + 1}
     return {
@@ -51,9 +79,13 @@ def details_to_dict(details: JobDetails) -> dict[str, Any]:
 
 def _audit_entry_to_dict(entry: AuditEntry) -> dict[str, Any]:
     return {
-        "at": entry.created_at, "source": entry.source, "target": entry.target, "attempt": entry.attempt,
-        "epoch": entry.epoch, "why": entry.reason,
-    }  # fmt: skip
+        "at": entry.created_at,
+        "source": entry.source,
+        "target": entry.target,
+        "attempt": entry.attempt,
+        "epoch": entry.epoch,
+        "why": entry.reason,
+    }
 
 
 def _destination_to_dict(delivery: Delivery) -> dict[str, Any]:

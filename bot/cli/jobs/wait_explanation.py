@@ -49,10 +49,15 @@ class WaitExplanation:
         """Return plain values for JSON."""
         bot_answer = self.bot_answer or {}
         return {
-            "id": self.record.id, "state": self.record.state, "jobs_ahead": self.ahead_count,
-            "ahead_ids": list(self.ahead_ids), "wait_reason": bot_answer.get("wait_reason", ""),
-            "eta": bot_answer.get("eta"), "has_bot": self.bot_answer is not None, "sentence": self.sentence,
-        }  # fmt: skip
+            "id": self.record.id,
+            "state": self.record.state,
+            "jobs_ahead": self.ahead_count,
+            "ahead_ids": list(self.ahead_ids),
+            "wait_reason": bot_answer.get("wait_reason", ""),
+            "eta": bot_answer.get("eta"),
+            "has_bot": self.bot_answer is not None,
+            "sentence": self.sentence,
+        }
 
 
 def explain_wait(data: Path | None, id_prefix: str) -> WaitExplanation:

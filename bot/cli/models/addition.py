@@ -14,13 +14,7 @@ from rich.console import Console
 from bot.cli.models.fetch_plan import FetchPlan, ask_to_fetch, fetch, say
 from bot.cli.models.quantization import parse_quantization
 from bot.domain.errors import UserError
-from engine.hub.added_models import (
-    AddedPlace,
-    ModelManifest,
-    find_place,
-    is_name,
-    read_place,
-)
+from engine.hub.added_models import AddedPlace, ModelManifest, find_place, is_name, read_place
 from engine.hub.catalogue import (
     CatalogueEntry,
     PartEntry,
@@ -44,11 +38,13 @@ from engine.process.quantization_request import QuantizationRequest
 # How a prompt uses a part of this name, by kind.
 USE_BY_KIND: Mapping[PartKind, str] = MappingProxyType(
     {
-        "controlnet": "`--control {}:PICTURE` draws with it", "ip-adapter": "`--reference {}:PICTURE` draws with it",
-        "vae": "`--vae {}` draws with it", "lora": "`--lora {}` draws with it",
+        "controlnet": "`--control {}:PICTURE` draws with it",
+        "ip-adapter": "`--reference {}:PICTURE` draws with it",
+        "vae": "`--vae {}` draws with it",
+        "lora": "`--lora {}` draws with it",
         "embedding": "a prompt names it as `<{}>`",
     }
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -107,11 +103,19 @@ def add_model(request: AddRequest, data: Path) -> dict[str, Any]:
     if not request.quiet:
         say(console, _describe_end(place, manifest, settings))
     return {
-        "name": target.name, "kind": place.kind, "hub_id": manifest.hub_id, "revision": manifest.revision,
-        "bytes": manifest.size, "files": len(manifest.files), "licence": manifest.licence, "folder": str(place.path),
-        "steps": settings.steps, "sampler": settings.sampler, "guidance": settings.guidance,
+        "name": target.name,
+        "kind": place.kind,
+        "hub_id": manifest.hub_id,
+        "revision": manifest.revision,
+        "bytes": manifest.size,
+        "files": len(manifest.files),
+        "licence": manifest.licence,
+        "folder": str(place.path),
+        "steps": settings.steps,
+        "sampler": settings.sampler,
+        "guidance": settings.guidance,
         "quantize": settings.quantize,
-    }  # fmt: skip
+    }
 
 
 def _plan_rest(request: AddRequest, place: AddedPlace) -> FetchPlan:
@@ -221,7 +225,7 @@ def _find_present(place: AddedPlace, repository: Repository, selection: Selectio
 
 def _store_settings(
     name: str, origin: CatalogueEntry | PartEntry | None, quantization: QuantizationRequest | None, data: Path
-) -> ModelSettings:  # fmt: skip
+) -> ModelSettings:
     """Write the catalogue's recommendations down as the model's defaults, beneath what was chosen before."""
     settings_file, entry = read_model_settings(data), origin if isinstance(origin, CatalogueEntry) else None
     known = settings_file.get(name)

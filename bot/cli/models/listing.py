@@ -50,13 +50,18 @@ def list_rows(data: Path) -> list[ModelRow]:
     others = [name for name in _list_other_names(data) if name not in added]
     rows = [
         ModelRow(
-            name, _count_bytes(name, places), _describe_licence(name, added),
-            describe_settings(settings_file.get(name)), states.get(name, _default_state(states)), name == default,
-            added[name].hub_id if name in added else "", added[name].revision if name in added else "",
+            name,
+            _count_bytes(name, places),
+            _describe_licence(name, added),
+            describe_settings(settings_file.get(name)),
+            states.get(name, _default_state(states)),
+            name == default,
+            added[name].hub_id if name in added else "",
+            added[name].revision if name in added else "",
             settings_file.get(name).quantize or "",
         )
         for name in (EMBEDDED_MODEL, *added, *others)
-    ]  # fmt: skip
+    ]
     unfinished = [key for key in list_partial(data) if key not in places]
     state = "download interrupted: add it again"
     return [*rows, *_list_parts(places), *(ModelRow(key, 0, "", "", state, False) for key in unfinished)]
@@ -84,21 +89,37 @@ def row_to_dict(row: ModelRow) -> dict[str, Any]:
 def entry_to_dict(entry: CatalogueEntry) -> dict[str, Any]:
     """Return an entry as JSON has it; sizes in bytes are estimates."""
     return {
-        "name": entry.name, "hub_id": entry.hub_id, "revision": entry.revision, "title": entry.title,
-        "licence": entry.licence, "restrictions": entry.restrictions, "asks": entry.asks,
+        "name": entry.name,
+        "hub_id": entry.hub_id,
+        "revision": entry.revision,
+        "title": entry.title,
+        "licence": entry.licence,
+        "restrictions": entry.restrictions,
+        "asks": entry.asks,
         "download_bytes": entry.download_bytes,
         "memory_bytes": {kind: entry.estimate_memory(kind) for kind in MEMORY_KINDS},
-        "sampler": entry.sampler, "steps": entry.steps, "guidance": entry.guidance, "size": entry.size,
-    }  # fmt: skip
+        "sampler": entry.sampler,
+        "steps": entry.steps,
+        "guidance": entry.guidance,
+        "size": entry.size,
+    }
 
 
 def part_entry_to_dict(entry: PartEntry) -> dict[str, Any]:
     """Return a well-known part as JSON has it; its size in bytes is an estimate."""
     return {
-        "name": entry.name, "kind": entry.kind, "hub_id": entry.hub_id, "revision": entry.revision,
-        "path": entry.path, "title": entry.title, "fits": entry.fits, "licence": entry.licence,
-        "restrictions": entry.restrictions, "asks": entry.asks, "download_bytes": entry.download_bytes,
-    }  # fmt: skip
+        "name": entry.name,
+        "kind": entry.kind,
+        "hub_id": entry.hub_id,
+        "revision": entry.revision,
+        "path": entry.path,
+        "title": entry.title,
+        "fits": entry.fits,
+        "licence": entry.licence,
+        "restrictions": entry.restrictions,
+        "asks": entry.asks,
+        "download_bytes": entry.download_bytes,
+    }
 
 
 def search_hub_names(word: str, entries: Sequence[CatalogueEntry]) -> tuple[list[str], str]:

@@ -32,7 +32,7 @@ def print_models(rows: Sequence[ModelRow]) -> None:
 
 def print_search(
     entries: Sequence[CatalogueEntry], parts: Sequence[PartEntry], hub_ids: Sequence[str], note: str
-) -> None:  # fmt: skip
+) -> None:
     """Print matches of the catalogue with what they need, well-known parts, then names on the hub."""
     if entries:
         table = _make_table("model", "download ≈", "memory ≈", "int8 ≈", "int4 ≈", "licence")

@@ -31,18 +31,31 @@ class TransferDisplay:
     """
 
     def __init__(
-        self, console: Console, title: str, size: int, present: int = 0, *, quiet: bool = False,
+        self,
+        console: Console,
+        title: str,
+        size: int,
+        present: int = 0,
+        *,
+        quiet: bool = False,
         now: Callable[[], float] = time.monotonic,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._console, self._title, self._size, self._quiet, self._now = console, title, size, quiet, now
         self._present = self._done = present
         self._started = self._last_line = now()
         self._stage = ""
         self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), DownloadColumn(),
-            TransferSpeedColumn(), TimeRemainingColumn(), console=console, transient=True,
-            speed_estimate_period=SPEED_SECONDS, disable=quiet or not console.is_terminal,
-        )  # fmt: skip
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            speed_estimate_period=SPEED_SECONDS,
+            disable=quiet or not console.is_terminal,
+        )
         self._task = self._progress.add_task(title, total=size, completed=present)
 
     def __enter__(self) -> TransferDisplay:

@@ -36,8 +36,7 @@ def prefix_discord_id(identifier: str) -> str:
 
 
 Guild = Annotated[
-    str,
-    typer.Option(metavar="ID", callback=prefix_discord_id, help="A server by its id; local is the chatroom here."),
+    str, typer.Option(metavar="ID", callback=prefix_discord_id, help="A server by its id; local is the chatroom here.")
 ]
 Channel = Annotated[str, typer.Option(metavar="ID", help="The rule is for a channel.")]
 Role = Annotated[str, typer.Option(metavar="ID", help="The rule is for a role.")]
@@ -74,9 +73,13 @@ def show(guild: Guild = EVERYWHERE, as_json: AsJson = False, data: Data = None) 
 def set_rule(
     setting: Annotated[str, typer.Argument(help="Which setting, as cost_day.")],
     value: Annotated[str, typer.Argument(help="Its value, as 30 min, 512x512 or 'no limit'.")],
-    guild: Guild = EVERYWHERE, channel: Channel = "", role: Role = "", user: User = "", ceiling: Ceiling = False,
+    guild: Guild = EVERYWHERE,
+    channel: Channel = "",
+    role: Role = "",
+    user: User = "",
+    ceiling: Ceiling = False,
     data: Data = None,
-) -> None:  # fmt: skip
+) -> None:
     """Set one rule."""
     scope, subject = _resolve_scope(guild, channel, role, user, ceiling)
     print_change(
@@ -87,9 +90,13 @@ def set_rule(
 @app.command()
 def unset(
     setting: Annotated[str, typer.Argument(help="Which setting.")],
-    guild: Guild = EVERYWHERE, channel: Channel = "", role: Role = "", user: User = "", ceiling: Ceiling = False,
+    guild: Guild = EVERYWHERE,
+    channel: Channel = "",
+    role: Role = "",
+    user: User = "",
+    ceiling: Ceiling = False,
     data: Data = None,
-) -> None:  # fmt: skip
+) -> None:
     """Remove one rule."""
     scope, subject = _resolve_scope(guild, channel, role, user, ceiling)
     print_change(
@@ -208,9 +215,11 @@ def operator_member(guild: str) -> Member:
 def _resolve_scope(guild: str, channel: str, role: str, user: str, ceiling: bool) -> tuple[Scope, str]:
     """Return the scope and subject of a rule. Raise `UserError` for more than one."""
     choices: list[tuple[Scope, str]] = [
-        *([("channel", channel)] if channel else []), *([("role", role)] if role else []),
-        *([("user", user)] if user else []), *([("operator", "")] if ceiling else []),
-    ]  # fmt: skip
+        *([("channel", channel)] if channel else []),
+        *([("role", role)] if role else []),
+        *([("user", user)] if user else []),
+        *([("operator", "")] if ceiling else []),
+    ]
     if len(choices) > 1:
         raise UserError("A rule is for one of --channel, --role, --user or --ceiling.")
     return choices[0] if choices else ("operator" if guild == EVERYWHERE else "guild", "")

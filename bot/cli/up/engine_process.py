@@ -51,9 +51,13 @@ class EngineProcess:
         output = await asyncio.to_thread(self._open_log)
         try:
             self._process = await asyncio.create_subprocess_exec(
-                *self.command, env=self.env, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
+                *self.command,
+                env=self.env,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
                 start_new_session=True,  # Ctrl-C reaches only this process, which stops the child in order
-            )  # fmt: skip
+            )
         finally:
             os.close(output)
 

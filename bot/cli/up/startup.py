@@ -53,9 +53,13 @@ BOT_SECRETS = ("DISCORD_TOKEN", "DATABASE_URL", "PICTURES_URL", "DARKROOM_METRIC
 
 
 def run_bot(
-    settings: Settings, models: Sequence[str], *, engine: EngineOptions = EngineOptions(), open_browser: bool,
+    settings: Settings,
+    models: Sequence[str],
+    *,
+    engine: EngineOptions = EngineOptions(),
+    open_browser: bool,
     standby: bool = False,
-) -> None:  # fmt: skip
+) -> None:
     """Run until Ctrl-C or SIGTERM.
 
     Raise `UserError` if it cannot start: folder or port is taken, broker or database is unreachable. `models`: what the
@@ -79,9 +83,13 @@ def run_bot(
             check_port_free(settings.host, settings.port)
         with asyncio.Runner(loop_factory=WatchdogLoop) as runner:
             start = partial(
-                _start_parts, settings=settings, models=models, options=options, open_browser=open_browser,
+                _start_parts,
+                settings=settings,
+                models=models,
+                options=options,
+                open_browser=open_browser,
                 backend=engine.backend,
-            )  # fmt: skip
+            )
             runner.run(run_until_stopped(start))
 
 
@@ -126,9 +134,13 @@ def _cancel_on_signals() -> Generator[asyncio.Event]:
 
 
 async def _start_parts(
-    stack: AsyncExitStack, settings: Settings, models: Sequence[str], options: Sequence[str], open_browser: bool,
+    stack: AsyncExitStack,
+    settings: Settings,
+    models: Sequence[str],
+    options: Sequence[str],
+    open_browser: bool,
     backend: str,
-) -> None:  # fmt: skip
+) -> None:
     """Start every part in order; `stack` stops them in reverse order."""
     broker_address = await broker_setup.find_broker(stack, settings)
     bus = await broker_setup.connect(stack, broker_address)

@@ -16,25 +16,70 @@ from bot.services.jobs.derived_recipes import can_interpolate
 from engine.contract import Recipe, is_draft, list_final_images
 
 ButtonKind = Literal[
-    "up", "vary", "subtle", "strong", "reroll", "remix", "film", "favour", "report", "delete", "erase", "cancel",
-    "look", "approve", "deny", "show", "dismiss", "more",
-    "zoomsome", "zoomtwice", "panleft", "panright", "panup", "pandown", "edit", "branch", "square", "compare", "walk",
-    "finish", "keep", "say", "again", "speak", "voteup", "votedown",
-]  # fmt: skip
+    "up",
+    "vary",
+    "subtle",
+    "strong",
+    "reroll",
+    "remix",
+    "film",
+    "favour",
+    "report",
+    "delete",
+    "erase",
+    "cancel",
+    "look",
+    "approve",
+    "deny",
+    "show",
+    "dismiss",
+    "more",
+    "zoomsome",
+    "zoomtwice",
+    "panleft",
+    "panright",
+    "panup",
+    "pandown",
+    "edit",
+    "branch",
+    "square",
+    "compare",
+    "walk",
+    "finish",
+    "keep",
+    "say",
+    "again",
+    "speak",
+    "voteup",
+    "votedown",
+]
 BUTTON_KINDS: tuple[ButtonKind, ...] = get_args(ButtonKind)
 BUTTON_EMOJI: Mapping[ButtonKind, str] = MappingProxyType(
     {
-        "reroll": "🔄", "remix": "✏️", "film": "🎞️", "favour": "❤️", "report": "🚩", "delete": "🗑️", "voteup": "👍",
+        "reroll": "🔄",
+        "remix": "✏️",
+        "film": "🎞️",
+        "favour": "❤️",
+        "report": "🚩",
+        "delete": "🗑️",
+        "voteup": "👍",
         "votedown": "👎",
     }
-)  # fmt: skip
+)
 PICTURE_ACTION_LABELS: Mapping[ButtonKind, str] = MappingProxyType(  # the actions on one picture, with their labels
     {
-        "zoomsome": "Zoom out 1.5×", "zoomtwice": "Zoom out 2×", "panleft": "← Pan", "panright": "Pan →",
-        "panup": "↑ Pan", "pandown": "↓ Pan", "edit": "Edit…", "branch": "Branch…",
-        "square": "Make square", "compare": "Compare",
+        "zoomsome": "Zoom out 1.5×",
+        "zoomtwice": "Zoom out 2×",
+        "panleft": "← Pan",
+        "panright": "Pan →",
+        "panup": "↑ Pan",
+        "pandown": "↓ Pan",
+        "edit": "Edit…",
+        "branch": "Branch…",
+        "square": "Make square",
+        "compare": "Compare",
     }
-)  # fmt: skip
+)
 COMMON_ACTION_LABELS: Mapping[ButtonKind, str] = MappingProxyType(
     {kind: label for kind, label in PICTURE_ACTION_LABELS.items() if kind not in ("square", "compare")}
 )

@@ -62,9 +62,15 @@ def render_loading(view: JobView, model: str, fraction: float, model_bytes: int 
 
 
 def render_progress(
-    view: JobView, step: int, total_steps: int, seconds_left: float, now: float, *,
-    amendments: Sequence[AmendmentView] = (), is_steerable: bool = False,
-) -> Card:  # fmt: skip
+    view: JobView,
+    step: int,
+    total_steps: int,
+    seconds_left: float,
+    now: float,
+    *,
+    amendments: Sequence[AmendmentView] = (),
+    is_steerable: bool = False,
+) -> Card:
     """Return the card of a running job, at `step` of `total_steps`, with the newest of its amendments."""
     progress = (
         f"{texts.progress_bar(step, total_steps, 12)} {texts.percent_done(step, total_steps)} % · step {step} of "
@@ -181,11 +187,19 @@ def _author_and_origin(view: JobView) -> str:
     name = escape_discord(view.member_name, 64)
     number = view.parent_image[1] + 1 if view.parent_image else 1
     origins: Mapping[JobAction, str] = {
-        "vary": f"variation of {number}", "upscale": f"picture {number}", "reroll": "another seed", "remix": "remixed",
-        "reproduce": "made once more", "finish": "finished", "blend": "blended", "edit": f"edited from {number}",
-        "zoom": f"zoomed out of {number}", "pan": f"panned from {number}", "branch": f"branched off {number}",
+        "vary": f"variation of {number}",
+        "upscale": f"picture {number}",
+        "reroll": "another seed",
+        "remix": "remixed",
+        "reproduce": "made once more",
+        "finish": "finished",
+        "blend": "blended",
+        "edit": f"edited from {number}",
+        "zoom": f"zoomed out of {number}",
+        "pan": f"panned from {number}",
+        "branch": f"branched off {number}",
         "walk": "interpolation",
-    }  # fmt: skip
+    }
     return f"{name} · {origins[view.action]}" if view.action in origins else name
 
 

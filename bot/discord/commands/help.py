@@ -48,9 +48,24 @@ While it develops, *Keep…* lets images go and *Say more…* changes it.
 -# A message's *Apps* menu reproduces its picture or uses its prompt."""
 STAFF_LINE = "-# {settings show} · limits, refused words and reports of this server"
 MENTIONED_COMMANDS = (
-    "imagine", "blend", "edit", "mix", "walk", "party", "say", "describe", "mine", "queue", "cancel", "info",
-    "prefer show", "reproduce", "film", "my-data", "forget-me",
-)  # fmt: skip
+    "imagine",
+    "blend",
+    "edit",
+    "mix",
+    "walk",
+    "party",
+    "say",
+    "describe",
+    "mine",
+    "queue",
+    "cancel",
+    "info",
+    "prefer show",
+    "reproduce",
+    "film",
+    "my-data",
+    "forget-me",
+)
 
 
 @app_commands.command(name="help", description="What this bot does, and how to ask for it")

@@ -91,10 +91,7 @@ def render_limits(quota: QuotaReport, now: float) -> list[str]:
 
 def _queue_lines(queue: Sequence[JobView]) -> list[str]:
     waiting_count = sum(view.state == "queued" for view in queue)
-    return [
-        "**Queue here**",
-        f"• {len(queue) - waiting_count} running, {waiting_count} waiting",
-    ]
+    return ["**Queue here**", f"• {len(queue) - waiting_count} running, {waiting_count} waiting"]
 
 
 def _worker_lines(services: Services) -> list[str]:

@@ -8,12 +8,7 @@ import discord
 from discord import app_commands, ui
 
 from bot.discord.commands.command_tree import DarkroomCommandTree
-from bot.discord.commands.context_menus import (
-    report_message,
-    reproduce_message,
-    show_job_details,
-    use_as_prompt,
-)
+from bot.discord.commands.context_menus import report_message, reproduce_message, show_job_details, use_as_prompt
 from bot.discord.commands.generation.blend import blend
 from bot.discord.commands.generation.describe import ImagineButton, describe
 from bot.discord.commands.generation.edit import edit
@@ -39,37 +34,40 @@ from bot.discord.film import film
 from bot.discord.settings import COMMANDS as SETTINGS
 
 _AnyCommand = app_commands.Command[Any, ..., Any] | app_commands.ContextMenu | app_commands.Group
-COMMANDS: tuple[_AnyCommand, ...] = cast(Any, (
-    imagine,
-    blend,
-    edit,
-    mix,
-    walk,
-    party,
-    say,
-    describe,
-    queue,
-    cancel,
-    mine,
-    show_info,
-    prefer,
-    fast,
-    relax,
-    turbo,
-    stealth,
-    public,
-    reproduce,
-    film,
-    my_data,
-    forget_me,
-    show_help,
-    reproduce_message,
-    use_as_prompt,
-    show_job_details,
-    report_message,
-    *(each.command for each in list_feature_commands()),
-    *SETTINGS,
-))  # fmt: skip
+COMMANDS: tuple[_AnyCommand, ...] = cast(
+    Any,
+    (
+        imagine,
+        blend,
+        edit,
+        mix,
+        walk,
+        party,
+        say,
+        describe,
+        queue,
+        cancel,
+        mine,
+        show_info,
+        prefer,
+        fast,
+        relax,
+        turbo,
+        stealth,
+        public,
+        reproduce,
+        film,
+        my_data,
+        forget_me,
+        show_help,
+        reproduce_message,
+        use_as_prompt,
+        show_job_details,
+        report_message,
+        *(each.command for each in list_feature_commands()),
+        *SETTINGS,
+    ),
+)
 # buttons and menus that outlive a restart
 DYNAMIC_ITEMS: tuple[type[ui.DynamicItem[Any]], ...] = (
     JobButton,

@@ -45,20 +45,41 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 GREY, BLUE, RED, GREEN = (
-    discord.ButtonStyle.secondary, discord.ButtonStyle.primary, discord.ButtonStyle.danger, discord.ButtonStyle.success,
-)  # fmt: skip
+    discord.ButtonStyle.secondary,
+    discord.ButtonStyle.primary,
+    discord.ButtonStyle.danger,
+    discord.ButtonStyle.success,
+)
 BUTTON_STYLES: Mapping[ButtonKind, discord.ButtonStyle] = MappingProxyType(
     {"subtle": BLUE, "strong": BLUE, "cancel": RED, "erase": RED, "deny": RED, "approve": GREEN, "finish": GREEN}
 )
 BUTTON_ACTIONS: Mapping[ButtonKind, Action] = MappingProxyType(
     {
-        "up": "upscale", "vary": "vary", "subtle": "vary", "strong": "vary", "reroll": "reroll", "remix": "remix",
-        "film": "film", "favour": "favourite", "report": "report", "delete": "delete", "erase": "delete",
-        "cancel": "cancel", "look": "approve", "approve": "approve", "deny": "deny", "show": "approve",
-        "dismiss": "dismiss", "more": "details", "walk": "walk", "finish": "finish", **picture_actions.PICTURE_ACTIONS,
-        **steering.STEERING_ACTIONS, **party.PARTY_ACTIONS,
+        "up": "upscale",
+        "vary": "vary",
+        "subtle": "vary",
+        "strong": "vary",
+        "reroll": "reroll",
+        "remix": "remix",
+        "film": "film",
+        "favour": "favourite",
+        "report": "report",
+        "delete": "delete",
+        "erase": "delete",
+        "cancel": "cancel",
+        "look": "approve",
+        "approve": "approve",
+        "deny": "deny",
+        "show": "approve",
+        "dismiss": "dismiss",
+        "more": "details",
+        "walk": "walk",
+        "finish": "finish",
+        **picture_actions.PICTURE_ACTIONS,
+        **steering.STEERING_ACTIONS,
+        **party.PARTY_ACTIONS,
     }
-)  # fmt: skip
+)
 PRESS_RUNNERS = (
     (steering.STEERING_ACTIONS, steering.run_steering_press),
     (party.PARTY_ACTIONS, party.run_party_press),
@@ -118,9 +139,7 @@ async def _submit_of_whole_job(interaction: Interaction, button: Button, view: J
     variations = interaction.client.services.variations
     submit = variations.finish if button.kind == "finish" else variations.interpolate_pictures
     await submit_once(
-        interaction,
-        button.custom_id,
-        lambda member, destination, key: submit(view.id, member, destination, key=key),
+        interaction, button.custom_id, lambda member, destination, key: submit(view.id, member, destination, key=key)
     )
 
 

@@ -32,9 +32,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 WEBHOOK_MESSAGE_ROUTE = "/webhooks/{webhook_id}/{webhook_token}/messages/{message_id}"
 UNREACHABLE_ERRORS = (
-    discord.DiscordServerError, discord.RateLimited, aiohttp.ClientError, OSError,
+    discord.DiscordServerError,
+    discord.RateLimited,
+    aiohttp.ClientError,
+    OSError,
     RuntimeError,  # the session is closed
-)  # fmt: skip
+)
 MESSAGE_LEFT = "One of its messages stays: Discord does not let me delete it. The pictures are deleted on this side."
 
 

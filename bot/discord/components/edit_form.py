@@ -62,9 +62,15 @@ async def submit_edit(
         if not masks:
             raise UserError("Which part? Add a mask, a picture whose white parts are redrawn.")
         accepted_job = await interaction.client.services.edits.edit(
-            view.id, submission.index or 0, to_remote_file(masks[0]), member, destination,
-            text=None if is_unchanged(text, view) else text, strength=strength, key=f"form:{interaction.id}",
-        )  # fmt: skip
+            view.id,
+            submission.index or 0,
+            to_remote_file(masks[0]),
+            member,
+            destination,
+            text=None if is_unchanged(text, view) else text,
+            strength=strength,
+            key=f"form:{interaction.id}",
+        )
         return [accepted_job]
 
     await respond_with_jobs(interaction, submit)

@@ -57,14 +57,20 @@ def create_form(title: str, custom_id: str) -> ui.Modal:
 
 
 def text_field(
-    name: str, label: str, description: str = "", *, value: str = "", max_length: int = MAX_TEXT, required: bool = True,
+    name: str,
+    label: str,
+    description: str = "",
+    *,
+    value: str = "",
+    max_length: int = MAX_TEXT,
+    required: bool = True,
     single_line: bool = False,
-) -> ui.Label[Any]:  # fmt: skip
+) -> ui.Label[Any]:
     """Return a text field of any number of lines (`single_line`: of one), filled in with what fits of `value`."""
     style = discord.TextStyle.short if single_line else discord.TextStyle.paragraph
     text_input = ui.TextInput[Any](
         custom_id=name, style=style, default=value[:max_length] or None, required=required, max_length=max_length
-    )  # fmt: skip
+    )
     return ui.Label(text=label, description=description or None, component=text_input)
 
 

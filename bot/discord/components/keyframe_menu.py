@@ -28,7 +28,7 @@ class KeyframeMenu(PictureSelect, prefix="rungs"):
 
     def __init__(
         self, job: str, index: int, steps: Sequence[int] = (), total_steps: int = 0, stopped_early: bool = False
-    ) -> None:  # fmt: skip
+    ) -> None:
         options = [
             discord.SelectOption(
                 label=f"Step {step} of {total_steps} · {percent_done(step, total_steps)} %", value=str(step)

@@ -25,10 +25,18 @@ if TYPE_CHECKING:
 
 PICTURE_ACTIONS: Mapping[ButtonKind, Action] = MappingProxyType(
     {
-        "zoomsome": "zoom", "zoomtwice": "zoom", "panleft": "pan", "panright": "pan", "panup": "pan", "pandown": "pan",
-        "edit": "edit", "branch": "branch", "square": "zoom", "compare": "details",
+        "zoomsome": "zoom",
+        "zoomtwice": "zoom",
+        "panleft": "pan",
+        "panright": "pan",
+        "panup": "pan",
+        "pandown": "pan",
+        "edit": "edit",
+        "branch": "branch",
+        "square": "zoom",
+        "compare": "details",
     }
-)  # fmt: skip
+)
 ZOOM_FACTORS: Mapping[ButtonKind, float] = MappingProxyType({"zoomsome": 1.5, "zoomtwice": 2.0})
 PAN_DIRECTIONS: Mapping[ButtonKind, Literal["left", "right", "up", "down"]] = MappingProxyType(
     {"panleft": "left", "panright": "right", "panup": "up", "pandown": "down"}
@@ -46,14 +54,15 @@ async def run_picture_action(interaction: Interaction, button: Button, view: Job
         await comparison.send_comparison(interaction, view, index)
     else:
         await submit_once(
-            interaction, button.custom_id,
+            interaction,
+            button.custom_id,
             lambda member, destination, key: _submit(interaction, button, index, member, destination, key),
-        )  # fmt: skip
+        )
 
 
 async def _submit(
     interaction: Interaction, button: Button, index: int, member: Member, destination: Destination, key: str
-) -> AcceptedJob:  # fmt: skip
+) -> AcceptedJob:
     services = interaction.client.services
     if button.kind == "square":
         return await services.edits.zoom_to_square(button.job, index, member, destination, key=key)

@@ -30,7 +30,7 @@ class PictureSelect(ui.DynamicItem[ui.Select[Any]], template=""):
 
     def __init__(
         self, job: str, index: int, placeholder: str = "", options: Sequence[discord.SelectOption] = ()
-    ) -> None:  # fmt: skip
+    ) -> None:
         custom_id = f"{self._prefix}:{job}:{index}"
         super().__init__(ui.Select(placeholder=placeholder, options=list(options), custom_id=custom_id))
         self.job, self.index = job, index

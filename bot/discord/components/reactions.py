@@ -36,8 +36,14 @@ log = logging.getLogger(__name__)
 Meaning = Literal["envelope", "cross", "for", "against"]
 
 MEANINGS: dict[str, Meaning] = {
-    "✉": "envelope", "📩": "envelope", "📨": "envelope", "💌": "envelope", "❌": "cross", "👍": "for", "👎": "against",
-}  # fmt: skip
+    "✉": "envelope",
+    "📩": "envelope",
+    "📨": "envelope",
+    "💌": "envelope",
+    "❌": "cross",
+    "👍": "for",
+    "👎": "against",
+}
 VARIANTS = "\ufe0f🏻🏼🏽🏾🏿"  # draw the sign as an emoji, with one of the skin colours
 MAX_REACTIONS, WINDOW_SECONDS = 5, 60.0  # reactions of one member that are handled, in so many seconds
 MAX_MEMBERS = 4096  # members
@@ -106,18 +112,23 @@ class Reactions:
         channel = guild_member.guild.get_channel_or_thread(payload.channel_id)
         member_permissions = guild_permissions(guild_member)
         return Member(
-            member_id, guild_member.display_name, f"discord:{payload.guild_id}",
-            is_moderator=member_permissions.manage_messages, is_admin=member_permissions.manage_guild,
-            is_owner=guild_member.guild.owner_id == guild_member.id, is_operator=is_operator,
+            member_id,
+            guild_member.display_name,
+            f"discord:{payload.guild_id}",
+            is_moderator=member_permissions.manage_messages,
+            is_admin=member_permissions.manage_guild,
+            is_owner=guild_member.guild.owner_id == guild_member.id,
+            is_operator=is_operator,
             roles=tuple(str(role.id) for role in guild_member.roles),
             channel=str(getattr(channel, "parent_id", None) or payload.channel_id),
-            thread=private_thread_of(channel), can_see=partial(can_see_channel, guild_member),
+            thread=private_thread_of(channel),
+            can_see=partial(can_see_channel, guild_member),
             age_restricted=bool(channel is not None and channel.is_nsfw()),
-        )  # fmt: skip
+        )
 
     async def _apply_reaction(
         self, meaning: Meaning, job: str, member: Member, payload: discord.RawReactionActionEvent
-    ) -> None:  # fmt: skip
+    ) -> None:
         services, is_direct = self._client.services, payload.guild_id is None
         view = await services.job_views.load_view(job)
         if meaning == "envelope":

@@ -55,10 +55,16 @@ class Courier:
     """Call `run`; it ends when cancelled, or when the feed closes. `public_url`: the web page's address, if any."""
 
     def __init__(
-        self, services: Services, message_client: MessageClient, edit_policy: EditPolicy[EditContent] | None = None, *,
-        public_url: str = "", count_outcome: RequestCounter = count_nothing,
-        clock: Callable[[], float] = time.monotonic, wall_clock: Callable[[], float] = time.time,
-    ) -> None:  # fmt: skip
+        self,
+        services: Services,
+        message_client: MessageClient,
+        edit_policy: EditPolicy[EditContent] | None = None,
+        *,
+        public_url: str = "",
+        count_outcome: RequestCounter = count_nothing,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
         self.edit_policy: EditPolicy[EditContent] = edit_policy or EditPolicy()
         self._services, self._deliveries = services, services.deliveries
         self._message_client = message_client

@@ -20,13 +20,7 @@ from discord.http import MultipartParameters, Route, handle_message_parameters
 from bot.discord.cards.job_cards import Card
 from bot.discord.cards.pictures import PictureFile, to_discord_file
 from bot.discord.components.buttons import build_view
-from bot.discord.delivery.errors import (
-    SENTENCES_BY_CODE,
-    TOO_OLD,
-    DestinationGone,
-    RequestRejected,
-    translate_errors,
-)
+from bot.discord.delivery.errors import SENTENCES_BY_CODE, TOO_OLD, DestinationGone, RequestRejected, translate_errors
 from bot.discord.delivery.message_search import find_message, jobs_of_buttons
 from bot.discord.responses import NO_MENTIONS
 
@@ -92,9 +86,15 @@ class MessageClient:
         return address.get("token") in self._client.pending_tokens
 
     async def edit(
-        self, address: Address, card: Card, files: Sequence[PictureFile], now: float, *, keep_files: bool = True,
+        self,
+        address: Address,
+        card: Card,
+        files: Sequence[PictureFile],
+        now: float,
+        *,
+        keep_files: bool = True,
         timeout: float = EDIT_TIMEOUT,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Edit the destination's message; without files it keeps its own, unless `keep_files` is False.
 
         Raises `RetryLater` for an edit that takes longer than `timeout` seconds, and the errors of
@@ -144,9 +144,11 @@ class MessageClient:
     async def _try_post(self, address: Address, message: OutgoingMessage, reply_to: str) -> int:
         card, missing = message.card, discord.utils.MISSING
         channel = self._channel(address)
-        reference = discord.MessageReference(
-            message_id=int(reply_to), channel_id=channel.id, fail_if_not_exists=False
-        ) if reply_to else missing  # fmt: skip
+        reference = (
+            discord.MessageReference(message_id=int(reply_to), channel_id=channel.id, fail_if_not_exists=False)
+            if reply_to
+            else missing
+        )
         with handle_message_parameters(
             content=card.content,
             view=build_view(card) or missing,

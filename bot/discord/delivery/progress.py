@@ -60,9 +60,12 @@ class ProgressUpdater:
         on_rendered()
         try:
             await self._message_client.edit(
-                message.destination.address, card, (picture,) if picture else (), self._wall_clock(),
+                message.destination.address,
+                card,
+                (picture,) if picture else (),
+                self._wall_clock(),
                 timeout=EDIT_TIMEOUT,
-            )  # fmt: skip
+            )
         except FileTooLarge as error:
             message.shows_frames = False
             raise RetryLater(1.0, f"its previews are too large here, so only text is sent: {error}") from error
@@ -113,9 +116,14 @@ class ProgressUpdater:
             outlook = await self._services.steering.load_outlook(event.job, author_of(message.view))
             message.is_steerable = outlook is not None and not outlook.obstacle
         card = job_cards.render_progress(
-            message.view, event.step, event.total_steps, event.seconds_left, now,
-            amendments=list(message.amendments.values()), is_steerable=message.is_steerable,
-        )  # fmt: skip
+            message.view,
+            event.step,
+            event.total_steps,
+            event.seconds_left,
+            now,
+            amendments=list(message.amendments.values()),
+            is_steerable=message.is_steerable,
+        )
         if message.has_party is None or (not message.has_party and now - message.view.created < PARTY_OPENS_WITHIN):
             message.has_party = await self._services.parties.is_party(event.job)
         if message.has_party and (board := await self._services.parties.load_board(event.job)):

@@ -97,9 +97,12 @@ class TrackedMessages:
             self._services.feed.watch(view.id)
             amendments = await self._load_amendments(view)
             self._messages[view.id] = TrackedMessage(
-                view, destination, self._clock(), shows_frames=shows_frames,
+                view,
+                destination,
+                self._clock(),
+                shows_frames=shows_frames,
                 amendments={amendment.number: amendment for amendment in amendments},
-            )  # fmt: skip
+            )
         return self._messages[view.id]
 
     async def _load_amendments(self, view: JobView) -> list[AmendmentView]:

@@ -27,9 +27,11 @@ PRECEDENCE = "-# The most specific rule holds: member, then role, channel, every
 
 
 def build_overview(
-    effective_rules: EffectiveRules, rules: Sequence[Rule], notice: Sequence[ui.Item[Any]] = (),
+    effective_rules: EffectiveRules,
+    rules: Sequence[Rule],
+    notice: Sequence[ui.Item[Any]] = (),
     model_costs: Sequence[str] = (),
-) -> ui.LayoutView:  # fmt: skip
+) -> ui.LayoutView:
     """Return the card of what holds for everyone, with the number of exceptions and every possible change.
 
     `model_costs`: lines on what a picture of each model costs.

@@ -65,9 +65,12 @@ async def show(interaction: Interaction) -> None:
 
 @settings.command(name="set", description="Set a limit or a switch: for everyone, or for one channel, role or member")
 @app_commands.describe(
-    setting="What to set", value="Such as 5, 30 min, 512x512, on, no limit, or names with commas between them",
-    channel="Only in this channel", role="Only for this role", member="Only for this member",
-)  # fmt: skip
+    setting="What to set",
+    value="Such as 5, 30 min, 512x512, on, no limit, or names with commas between them",
+    channel="Only in this channel",
+    role="Only for this role",
+    member="Only for this member",
+)
 async def set_(
     interaction: Interaction,
     setting: Range[str, 1, 40],
@@ -81,22 +84,29 @@ async def set_(
 
 @settings.command(description="Remove a rule, so that the next wider one holds again")
 @app_commands.describe(
-    setting="What to remove", channel="The rule for this channel", role="The rule for this role",
+    setting="What to remove",
+    channel="The rule for this channel",
+    role="The rule for this role",
     member="The rule for this member",
-)  # fmt: skip
+)
 async def unset(
-    interaction: Interaction, setting: Range[str, 1, 40], channel: Channel | None = None,
-    role: discord.Role | None = None, member: discord.User | None = None,
-) -> None:  # fmt: skip
+    interaction: Interaction,
+    setting: Range[str, 1, 40],
+    channel: Channel | None = None,
+    role: discord.Role | None = None,
+    member: discord.User | None = None,
+) -> None:
     await rule_changes.set_rule(interaction, _rule_target(interaction, channel, role, member), setting, "")
 
 
 @settings.command(description="What holds for a member, which rule decides it, and what they have used")
 @app_commands.describe(member="Which member", setting="Only this setting", channel="As it is in this channel")
 async def explain(
-    interaction: Interaction, member: discord.User, setting: Range[str, 1, 40] | None = None,
+    interaction: Interaction,
+    member: discord.User,
+    setting: Range[str, 1, 40] | None = None,
     channel: Channel | None = None,
-) -> None:  # fmt: skip
+) -> None:
     roles = member.roles if isinstance(member, discord.Member) else ()
     channel_id = "" if channel is None else str(channel)
     await rule_pages.show_explanation(
@@ -147,16 +157,24 @@ async def open_(interaction: Interaction) -> None:
 
 @settings.command(description="For this bot's operator: what all members of a server may use together")
 @app_commands.describe(
-    guild="Which server; this one by default", cost_day="Device time in 24 hours, such as 2 h; none to remove",
-    cost_month="Device time in 30 days, such as 30 h; none to remove", running="Jobs at once; none to remove",
-    queued="Jobs that wait; none to remove", setting="Any other ceiling", value="Its value; none to remove",
-)  # fmt: skip
+    guild="Which server; this one by default",
+    cost_day="Device time in 24 hours, such as 2 h; none to remove",
+    cost_month="Device time in 30 days, such as 30 h; none to remove",
+    running="Jobs at once; none to remove",
+    queued="Jobs that wait; none to remove",
+    setting="Any other ceiling",
+    value="Its value; none to remove",
+)
 async def budget(
-    interaction: Interaction, guild: Range[str, 1, 64] | None = None, cost_day: Range[str, 1, 40] | None = None,
-    cost_month: Range[str, 1, 40] | None = None, running: Range[str, 1, 40] | None = None,
-    queued: Range[str, 1, 40] | None = None, setting: Range[str, 1, 40] | None = None,
+    interaction: Interaction,
+    guild: Range[str, 1, 64] | None = None,
+    cost_day: Range[str, 1, 40] | None = None,
+    cost_month: Range[str, 1, 40] | None = None,
+    running: Range[str, 1, 40] | None = None,
+    queued: Range[str, 1, 40] | None = None,
+    setting: Range[str, 1, 40] | None = None,
     value: Range[str, 1, 500] | None = None,
-) -> None:  # fmt: skip
+) -> None:
     amounts = dict(zip(BUDGET_OPTIONS, (cost_day, cost_month, running, queued), strict=True))
     limits = {f"together_{name}": text for name, text in amounts.items() if text is not None}
     if setting or value:

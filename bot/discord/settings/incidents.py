@@ -67,9 +67,13 @@ async def _job_link(interaction: Interaction, job: str) -> str:
 
 
 def build_incident_list(
-    page_incidents: Sequence[Incident], links: Mapping[str, str], list_name: str, page: int, pages: int,
+    page_incidents: Sequence[Incident],
+    links: Mapping[str, str],
+    list_name: str,
+    page: int,
+    pages: int,
     notice: Sequence[ui.Item[Any]] = (),
-) -> ui.LayoutView:  # fmt: skip
+) -> ui.LayoutView:
     """Return one page; an incident that waits for a moderator has a button to close it."""
     items: list[ui.Item[Any]] = [
         *notice,

@@ -59,9 +59,11 @@ class ArchiveWriter:
 
     def add_manifest(self, manifest: Manifest) -> None:
         values = {
-            "made": manifest.created_at, "database": manifest.database, "pictures": manifest.pictures,
+            "made": manifest.created_at,
+            "database": manifest.database,
+            "pictures": manifest.pictures,
             "format": manifest.format,
-        }  # fmt: skip
+        }
         self._add(MANIFEST_NAME, json.dumps(values).encode())
 
     def add_database(self, file: Path) -> None:
@@ -150,7 +152,7 @@ def _parse_manifest(content: bytes) -> Manifest:
         values = json.loads(content)
         manifest = Manifest(
             float(values["made"]), str(values["database"]), int(values["pictures"]), int(values["format"])
-        )  # fmt: skip
+        )
         if not math.isfinite(manifest.created_at):
             raise ValueError("not a time")
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 USE_PG_DUMP = (
     "This store is PostgreSQL, which has a backup of its own: pg_dump --format=custom --file=darkroom.dump "
-    "\"$DATABASE_URL\", and then `darkroom backup --pictures-only FILE.tar`."
-)  # fmt: skip
+    '"$DATABASE_URL", and then `darkroom backup --pictures-only FILE.tar`.'
+)
 
 
 def backup(

@@ -70,13 +70,18 @@ class WebhookClient:
     def __init__(self, private_hosts: PrivateHosts, resolver: AbstractResolver | None = None) -> None:
         self.private_hosts = private_hosts
         connector = aiohttp.TCPConnector(
-            resolver=CheckedResolver(private_hosts, resolver or aiohttp.ThreadedResolver()), use_dns_cache=False,
-            force_close=True, limit=MAX_CONNECTIONS,
-        )  # fmt: skip
+            resolver=CheckedResolver(private_hosts, resolver or aiohttp.ThreadedResolver()),
+            use_dns_cache=False,
+            force_close=True,
+            limit=MAX_CONNECTIONS,
+        )
         self._session = aiohttp.ClientSession(
-            connector=connector, cookie_jar=aiohttp.DummyCookieJar(), timeout=TIMEOUT,
-            max_line_size=MAX_HEADER_BYTES, max_field_size=MAX_HEADER_BYTES,
-        )  # fmt: skip
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=TIMEOUT,
+            max_line_size=MAX_HEADER_BYTES,
+            max_field_size=MAX_HEADER_BYTES,
+        )
 
     async def close(self) -> None:
         """Close every connection."""
@@ -85,8 +90,10 @@ class WebhookClient:
     async def post(self, webhook: Webhook, message: str, body: bytes, now: float) -> Answer:
         """Send a body as the message of this id, signed now; return what came of it."""
         headers = sign_message(webhook.secret, message, body, now) | {
-            "Content-Type": "application/json", "User-Agent": "darkroom", "Accept-Encoding": "identity",
-        }  # fmt: skip
+            "Content-Type": "application/json",
+            "User-Agent": "darkroom",
+            "Accept-Encoding": "identity",
+        }
         try:
             url = check_url(webhook.url, self.private_hosts)
             async with self._session.post(url, data=body, headers=headers, allow_redirects=False) as response:

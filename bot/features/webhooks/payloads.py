@@ -41,17 +41,23 @@ def build_preview_body(record: JobRecord, progress: JobProgress, now: float) -> 
 
 def _describe_job(record: JobRecord) -> dict[str, Any]:
     return {
-        "id": record.id, "url": f"/api/jobs/{record.id}", "action": record.action, "member": record.member,
-        "guild": record.guild, "created": record.created,
-    }  # fmt: skip
+        "id": record.id,
+        "url": f"/api/jobs/{record.id}",
+        "action": record.action,
+        "member": record.member,
+        "guild": record.guild,
+        "created": record.created,
+    }
 
 
 def _describe_picture(picture: StoredPicture) -> dict[str, Any]:
     number = picture.image + 1
     return {
-        "n": number, "url": f"/api/jobs/{picture.job}/pictures/{number}.png", "width": picture.width,
+        "n": number,
+        "url": f"/api/jobs/{picture.job}/pictures/{number}.png",
+        "width": picture.width,
         "height": picture.height,
-    }  # fmt: skip
+    }
 
 
 def _encode(event: str, at: float, data: Mapping[str, Any]) -> bytes:

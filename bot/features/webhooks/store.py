@@ -204,9 +204,12 @@ def _collect_for(connection: Connection, row: RowMapping, last_line: int, now: f
     states = [state for state, event in STATE_EVENTS.items() if event in webhook.events]
     known = exists().where(deliveries.c.webhook == webhook.id, deliveries.c.line == audit_lines.c.id)
     conditions = [
-        audit_lines.c.id > from_line, audit_lines.c.id <= until_line, audit_lines.c.target.in_(states),
-        audit_lines.c.source != audit_lines.c.target, ~known,
-    ]  # fmt: skip
+        audit_lines.c.id > from_line,
+        audit_lines.c.id <= until_line,
+        audit_lines.c.target.in_(states),
+        audit_lines.c.source != audit_lines.c.target,
+        ~known,
+    ]
     if webhook.key_name:
         conditions.append(jobs.c.member == f"{KEY_MEMBER_PREFIX}{webhook.key_name}")
     query = select(audit_lines).join(jobs, jobs.c.id == audit_lines.c.job).where(*conditions)
@@ -225,9 +228,17 @@ def _is_old(now: float) -> ColumnElement[bool]:
 
 def _to_values(webhook: Webhook, line: RowMapping, now: float) -> dict[str, Any]:
     return {
-        "webhook": webhook.id, "line": line["id"], "job": line["job"], "event": STATE_EVENTS[line["target"]],
-        "attempt": line["attempt"], "at": line["at"], "state": "waiting", "tries": 0, "due": now, "error": "",
-    }  # fmt: skip
+        "webhook": webhook.id,
+        "line": line["id"],
+        "job": line["job"],
+        "event": STATE_EVENTS[line["target"]],
+        "attempt": line["attempt"],
+        "at": line["at"],
+        "state": "waiting",
+        "tries": 0,
+        "due": now,
+        "error": "",
+    }
 
 
 def _count_waiting(connection: Connection, webhook: str) -> int:

@@ -42,9 +42,11 @@ def create_key(settings: Settings, name: str, pools: str, *, as_json: bool) -> s
         account_fields = {"user": user, "account": {owner: account}, "exports": worker_permissions.build_exports()}
         return _to_json(_to_dict(key) | {"seed": seed, "command": command, **account_fields, "taken": applied})
     instructions = [
-        f"The key of {key.name}, for {_describe_pools(key)}. It is shown only now, and stored nowhere:", f"  {seed}",
-        "On the machine of that worker:", f"  {command}",
-    ]  # fmt: skip
+        f"The key of {key.name}, for {_describe_pools(key)}. It is shown only now, and stored nowhere:",
+        f"  {seed}",
+        "On the machine of that worker:",
+        f"  {command}",
+    ]
     if settings.nats:
         account_note = (
             f"{settings.nats} is not our own broker: add this to the accounts of its configuration, and reload that\n"
@@ -55,9 +57,11 @@ def create_key(settings: Settings, name: str, pools: str, *, as_json: bool) -> s
             "(docs/workers.md):"
         )
         instructions += [
-            account_note, f"  {json.dumps(owner)} {json.dumps(account)}",
-            exports_note, f"  exports: {json.dumps(worker_permissions.build_exports())}",
-        ]  # fmt: skip
+            account_note,
+            f"  {json.dumps(owner)} {json.dumps(account)}",
+            exports_note,
+            f"  exports: {json.dumps(worker_permissions.build_exports())}",
+        ]
     else:
         instructions.append(APPLIED_NOTE if applied else NOT_RUNNING_NOTE)
         if _listen_address(settings).is_loopback:

@@ -76,20 +76,38 @@ def encode_frames(
     buffer, first, other_frames = io.BytesIO(), frames[0], list(frames[1:])
     if film_format == "webp":
         first.save(
-            buffer, "WEBP", save_all=True, append_images=other_frames, duration=list(durations), loop=0,
-            quality=_WEBP[level], method=2,
-        )  # fmt: skip
+            buffer,
+            "WEBP",
+            save_all=True,
+            append_images=other_frames,
+            duration=list(durations),
+            loop=0,
+            quality=_WEBP[level],
+            method=2,
+        )
     elif film_format == "avif":
         first.save(
-            buffer, "AVIF", save_all=True, append_images=other_frames, duration=list(durations), quality=_AVIF[level],
-            speed=8, max_threads=1,
-        )  # fmt: skip
+            buffer,
+            "AVIF",
+            save_all=True,
+            append_images=other_frames,
+            duration=list(durations),
+            quality=_AVIF[level],
+            speed=8,
+            max_threads=1,
+        )
     else:
         first, *other_frames = _to_palette(frames, *_GIF[level])
         first.save(
-            buffer, "GIF", save_all=True, append_images=other_frames, duration=list(durations), loop=0, optimize=False,
+            buffer,
+            "GIF",
+            save_all=True,
+            append_images=other_frames,
+            duration=list(durations),
+            loop=0,
+            optimize=False,
             disposal=1,
-        )  # fmt: skip
+        )
     return _strip_timestamps(buffer.getvalue()) if film_format == "avif" else buffer.getvalue()
 
 

@@ -26,9 +26,14 @@ MAX_THUMBNAIL_PIXELS = 1024 * 1024  # pixels
 
 
 def render_film(
-    ladders: Sequence[bytes], size: int = CELL_SIZE, *, finals: Sequence[bytes] = (), film_format: FilmFormat = "webp",
-    limit: int = MAX_FILM_BYTES, captions: Sequence[FilmCaption] = (),
-) -> bytes:  # fmt: skip
+    ladders: Sequence[bytes],
+    size: int = CELL_SIZE,
+    *,
+    finals: Sequence[bytes] = (),
+    film_format: FilmFormat = "webp",
+    limit: int = MAX_FILM_BYTES,
+    captions: Sequence[FilmCaption] = (),
+) -> bytes:
     """Return an animation of up to four images side by side, at most `limit` bytes; the last frame is held.
 
     `ladders`: encoded `engine.contract.Ladder`, one per image, in any order. `size`: pixels of a cell's shorter side.
@@ -42,9 +47,12 @@ def render_film(
 
 
 def animate_ladders(
-    ladders: Sequence[bytes], size: int = CELL_SIZE, *, finals: Sequence[bytes] = (),
+    ladders: Sequence[bytes],
+    size: int = CELL_SIZE,
+    *,
+    finals: Sequence[bytes] = (),
     captions: Sequence[FilmCaption] = (),
-) -> Animation:  # fmt: skip
+) -> Animation:
     """Return the frames of `render_film`. Raises `UnreadableImage`; drawing a frame may raise it, too."""
     animation = _animate_keyframes(ladders, size, finals)
     return add_captions(animation, captions, *_read_scale(ladders)) if captions else animation

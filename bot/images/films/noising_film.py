@@ -44,9 +44,14 @@ COSINE_OFFSET = 0.008  # s of the cosine schedule
 
 
 def render_dissolve(
-    png: bytes, seed: int, *, frames: int = FRAMES, alphas: Sequence[float] = (), film_format: FilmFormat = "webp",
+    png: bytes,
+    seed: int,
+    *,
+    frames: int = FRAMES,
+    alphas: Sequence[float] = (),
+    film_format: FilmFormat = "webp",
     limit: int = MAX_FILM_BYTES,
-) -> bytes:  # fmt: skip
+) -> bytes:
     """Return an animation of a picture becoming noise, at most `limit` bytes.
 
     The first frame is the picture; the last is held. `seed`: of the noise, 0 or more. `frames`: 2 to 96. `alphas`: a
@@ -59,9 +64,15 @@ def render_dissolve(
 
 
 def render_dissolve_and_back(
-    png: bytes, ladder: bytes, seed: int, *, frames: int = FRAMES, alphas: Sequence[float] = (),
-    film_format: FilmFormat = "webp", limit: int = MAX_FILM_BYTES,
-) -> bytes:  # fmt: skip
+    png: bytes,
+    ladder: bytes,
+    seed: int,
+    *,
+    frames: int = FRAMES,
+    alphas: Sequence[float] = (),
+    film_format: FilmFormat = "webp",
+    limit: int = MAX_FILM_BYTES,
+) -> bytes:
     """Return `render_dissolve`, then the film of the picture's ladder, which ends with the picture. Raises what both
     raise.
     """

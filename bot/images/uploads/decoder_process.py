@@ -47,10 +47,15 @@ class DecoderProcess:
         """
         code = START_CODE.format(str(ROOT), float(timeout), int(memory))
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-I", "-c", code, stdin=PIPE, stdout=PIPE,
+            sys.executable,
+            "-I",
+            "-c",
+            code,
+            stdin=PIPE,
+            stdout=PIPE,
             env={name: os.environ[name] for name in PASSED_VARIABLES if name in os.environ},
             start_new_session=True,  # Ctrl-C is for the bot; and `kill` ends the group, children included
-        )  # fmt: skip
+        )
         decoder = cls(process, timeout)
         try:
             async with asyncio.timeout(START_TIMEOUT):

@@ -91,9 +91,11 @@ async def fetch_file(session: aiohttp.ClientSession, url: str, max_bytes: int = 
         raise UserError(NOT_ALLOWED)
     try:
         async with session.get(
-            url, allow_redirects=False, timeout=aiohttp.ClientTimeout(total=FETCH_TIMEOUT),
+            url,
+            allow_redirects=False,
+            timeout=aiohttp.ClientTimeout(total=FETCH_TIMEOUT),
             headers={"Accept": "image/*", "Accept-Encoding": "identity"},
-        ) as response:  # fmt: skip
+        ) as response:
             if response.status != 200 or response.headers.get("Content-Encoding", "identity") != "identity":
                 raise FileUnavailable
             return await _read_bounded(response, max_bytes)

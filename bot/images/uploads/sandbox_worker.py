@@ -102,7 +102,7 @@ def _decode_in_child(
 
 def _run_child(
     kind: image_decoding.UploadKind, content: bytes, seconds: float, memory: int, channels: tuple[int, int, int]
-) -> NoReturn:  # fmt: skip
+) -> NoReturn:
     """Decode the upload, write the answer to the pipe and exit. Does not return."""
     sink, devnull, parent = channels
     try:

@@ -65,9 +65,13 @@ class UploadDecoder:
     """One per bot. The subprocesses start with the first upload and stay until `close`."""
 
     def __init__(
-        self, *, timeout: float = DECODE_TIMEOUT, memory: int = MEMORY_LIMIT, decoder_count: int = DECODER_COUNT,
+        self,
+        *,
+        timeout: float = DECODE_TIMEOUT,
+        memory: int = MEMORY_LIMIT,
+        decoder_count: int = DECODER_COUNT,
         max_waiting: int = MAX_WAITING,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._timeout, self._memory, self._max_waiting = timeout, memory, max_waiting
         self._slots, self._waiting = asyncio.Semaphore(decoder_count), 0
         self._idle_decoders: list[DecoderProcess] = []

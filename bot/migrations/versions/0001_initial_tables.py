@@ -301,9 +301,7 @@ def _deletion() -> None:
         sa.Index("spent_at", "at"),
     )
     op.create_table(
-        "veil",
-        sa.Column("id", sa.Integer, primary_key=True),
-        sa.Column("key", sa.LargeBinary, nullable=False),
+        "veil", sa.Column("id", sa.Integer, primary_key=True), sa.Column("key", sa.LargeBinary, nullable=False)
     )
 
 

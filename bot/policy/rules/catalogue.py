@@ -29,10 +29,29 @@ UNLIMITED_COST = 10**9  # device-seconds: as good as no limit
 
 # What `commands` can forbid. Cancelling, deleting and reporting always work.
 LIMITABLE_COMMANDS = (
-    "imagine", "vary", "reroll", "remix", "reproduce", "finish", "blend", "edit", "zoom", "pan", "branch", "walk",
-    "steer", "party", "upscale", "prompt", "film", "details", "favourite", "envelope",
-    "describe", "queue",
-)  # fmt: skip
+    "imagine",
+    "vary",
+    "reroll",
+    "remix",
+    "reproduce",
+    "finish",
+    "blend",
+    "edit",
+    "zoom",
+    "pan",
+    "branch",
+    "walk",
+    "steer",
+    "party",
+    "upscale",
+    "prompt",
+    "film",
+    "details",
+    "favourite",
+    "envelope",
+    "describe",
+    "queue",
+)
 
 
 @dataclass(frozen=True)
@@ -81,13 +100,23 @@ SETTINGS = _by_name(
         "cost_month", "cost", MEMBER_SCOPES, "device time of a member in 30 days", "device time", 0, UNLIMITED_COST
     ),
     Setting(
-        "relaxed_day", "cost", MEMBER_SCOPES, "device time of a member's relaxed jobs in 24 hours", "device time", 0,
+        "relaxed_day",
+        "cost",
+        MEMBER_SCOPES,
+        "device time of a member's relaxed jobs in 24 hours",
+        "device time",
+        0,
         UNLIMITED_COST,
     ),
     Setting("steps", "number", MEMBER_SCOPES, "the most sampler steps of a job", "steps", 1, MAX_STEPS),
     Setting(
-        "evaluations", "number", MEMBER_SCOPES, "the most evaluations of the network by a job's picture",
-        "evaluations", MIN_EVALUATIONS, MAX_STEPS,
+        "evaluations",
+        "number",
+        MEMBER_SCOPES,
+        "the most evaluations of the network by a job's picture",
+        "evaluations",
+        MIN_EVALUATIONS,
+        MAX_STEPS,
     ),
     Setting("pixels", "size", MEMBER_SCOPES, "the largest picture, as width x height", "pixels", 16 * 16, 4096 * 4096),
     Setting("count", "number", MEMBER_SCOPES, "the most pictures of a job", "pictures", 1, MAX_COUNT),
@@ -97,16 +126,29 @@ SETTINGS = _by_name(
         "samplers", "choices", MEMBER_SCOPES, "the samplers that may be asked for", "names", choices=get_args(Sampler)
     ),
     Setting(
-        "controls", "names", MEMBER_SCOPES, "the controls (ControlNet, T2I-Adapter) that may be used", "names",
-        maximum=64, max_items=50,
+        "controls",
+        "names",
+        MEMBER_SCOPES,
+        "the controls (ControlNet, T2I-Adapter) that may be used",
+        "names",
+        maximum=64,
+        max_items=50,
     ),
     Setting(
-        "references", "names", MEMBER_SCOPES, "the adapters that may take over reference pictures", "names", maximum=64,
+        "references",
+        "names",
+        MEMBER_SCOPES,
+        "the adapters that may take over reference pictures",
+        "names",
+        maximum=64,
         max_items=50,
     ),
     Setting("commands", "choices", MEMBER_SCOPES, "what members may do", "commands", choices=LIMITABLE_COMMANDS),
     Setting(
-        "results", "choice", MEMBER_SCOPES, "who sees results: everybody, their author, or as the author likes",
+        "results",
+        "choice",
+        MEMBER_SCOPES,
+        "who sees results: everybody, their author, or as the author likes",
         choices=("public", "private", "choice"),
     ),
     Setting(
@@ -130,7 +172,12 @@ SETTINGS = _by_name(
     Setting("reports", "channel", ("guild",), "the channel that reports go to"),
     Setting("previews", "switch", CHANNEL_SCOPES, "show pictures while they develop"),
     Setting(
-        "long_ping", "seconds", CHANNEL_SCOPES, "jobs of at least this many seconds ping their author", "seconds", 0,
+        "long_ping",
+        "seconds",
+        CHANNEL_SCOPES,
+        "jobs of at least this many seconds ping their author",
+        "seconds",
+        0,
         86_400,
     ),
-)  # fmt: skip
+)

@@ -8,16 +8,7 @@ from bot.domain.errors import UserError
 from bot.domain.texts import shorten
 from bot.policy.rules.catalogue import SETTINGS, Setting
 from bot.policy.rules.explanations import format_for_sentence
-from bot.policy.rules.rule import (
-    EVERYWHERE,
-    RuleChange,
-    RuleKey,
-    RuleStep,
-    RuleValue,
-    Scope,
-    check_subject,
-    diff_rules,
-)
+from bot.policy.rules.rule import EVERYWHERE, RuleChange, RuleKey, RuleStep, RuleValue, Scope, check_subject, diff_rules
 from bot.policy.rules.yaml_io import EXCLUDED_SETTINGS
 
 RulesByKey = Mapping[RuleKey, RuleValue]

@@ -141,8 +141,12 @@ def is_applicable(rule: Rule, member: Member) -> bool:
     if rule.guild != member.guild:
         return False
     subjects: Mapping[Scope, Sequence[str]] = {
-        "operator": ("",), "guild": ("",), "channel": (member.channel,), "role": member.roles, "user": (member.id,),
-    }  # fmt: skip
+        "operator": ("",),
+        "guild": ("",),
+        "channel": (member.channel,),
+        "role": member.roles,
+        "user": (member.id,),
+    }
     return rule.subject in subjects[rule.scope]
 
 
@@ -188,9 +192,11 @@ def _member_limits(setting: Setting, rules: Sequence[Rule], defaults: Limits) ->
     own_rule = _nearest_own_rule(setting, rules)
     limits = [_to_limit(rule) for rule in ([own_rule] if own_rule else []) + find_ceilings(rules)]
     default_limits = {
-        "running": defaults.running, "queued": defaults.queued, "cost_day": int(defaults.cost_day),
+        "running": defaults.running,
+        "queued": defaults.queued,
+        "cost_day": int(defaults.cost_day),
         "relaxed_day": int(defaults.relaxed_day),
-    }  # fmt: skip
+    }
     if own_rule is None and setting.name in default_limits:
         limits.insert(0, UsageLimit(setting.name, default_limits[setting.name], "member everywhere"))
     return limits

@@ -86,9 +86,13 @@ def summarise_change(change: RuleChange, names: DisplayNames = NO_NAMES) -> str:
 
 
 def explain_decision(
-    setting: Setting, effective_rules: EffectiveRules, rules: Sequence[Rule], defaults: Limits,
-    names: DisplayNames = NO_NAMES, tightest: UsageLimit | None = None,
-) -> str:  # fmt: skip
+    setting: Setting,
+    effective_rules: EffectiveRules,
+    rules: Sequence[Rule],
+    defaults: Limits,
+    names: DisplayNames = NO_NAMES,
+    tightest: UsageLimit | None = None,
+) -> str:
     """Return which rule decides a setting, over or beside which others, and what the operator allows.
 
     `rules` apply to the member; `tightest` is, of limits that apply together, the one with least left.
@@ -174,9 +178,11 @@ def _has_default(setting: Setting, defaults: Limits) -> bool:
 
 def _rule_phrase(rule: Rule, names: DisplayNames) -> str:
     owner = "server" if rule.scope == "guild" else describe_subject(rule.scope, rule.subject, names)
-    return f"the {owner}'s {format_for_sentence(rule.setting, rule.value)}" if rule.scope == "guild" else (
-        f"{owner}'s {format_for_sentence(rule.setting, rule.value)}"
-    )  # fmt: skip
+    return (
+        f"the {owner}'s {format_for_sentence(rule.setting, rule.value)}"
+        if rule.scope == "guild"
+        else (f"{owner}'s {format_for_sentence(rule.setting, rule.value)}")
+    )
 
 
 def _ceiling_phrase(rule: Rule) -> str:

@@ -10,10 +10,32 @@ from typing import Literal, NamedTuple
 CharacterKind = Literal["letter", "unspaced", "digit", "sign", "space"]
 
 SUBSTITUTES = {
-    "0": "o", "1": "il", "2": "z", "3": "e", "4": "a", "5": "s", "6": "bg", "7": "t", "8": "b", "9": "g",
-    "@": "a", "$": "s", "§": "s", "€": "e", "£": "l", "¢": "c", "¥": "y", "!": "i", "|": "il", "+": "t", "†": "t",
-    "×": "x", "*": "aeiou", "#": "aeiou", "v": "u",
-}  # fmt: skip
+    "0": "o",
+    "1": "il",
+    "2": "z",
+    "3": "e",
+    "4": "a",
+    "5": "s",
+    "6": "bg",
+    "7": "t",
+    "8": "b",
+    "9": "g",
+    "@": "a",
+    "$": "s",
+    "§": "s",
+    "€": "e",
+    "£": "l",
+    "¢": "c",
+    "¥": "y",
+    "!": "i",
+    "|": "il",
+    "+": "t",
+    "†": "t",
+    "×": "x",
+    "*": "aeiou",
+    "#": "aeiou",
+    "v": "u",
+}
 _SEPARATORS = frozenset(',;:/&()[]{}<>"“”«»')  # these separate words, as a space does
 _LIKE_LETTERS = frozenset("@$")  # nobody writes numbers with them
 _UNSPACED_SCRIPTS = (

@@ -19,8 +19,18 @@ from bot.policy.rules.catalogue import SETTINGS, Setting, SettingKind
 from bot.policy.rules.rule import ALL, RuleValue
 from bot.policy.rules.word_filter import parse_pattern, parse_word
 
-UNIT_SECONDS = {"s": 1, "sec": 1, "second": 1, "m": 60, "min": 60, "minute": 60, "h": 3600, "hour": 3600, "d": 86_400,
-         "day": 86_400}  # fmt: skip
+UNIT_SECONDS = {
+    "s": 1,
+    "sec": 1,
+    "second": 1,
+    "m": 60,
+    "min": 60,
+    "minute": 60,
+    "h": 3600,
+    "hour": 3600,
+    "d": 86_400,
+    "day": 86_400,
+}
 YES_WORDS, NO_WORDS = ("on", "yes", "true", "1"), ("off", "no", "false", "0")
 UNLIMITED = ("no limit", "unlimited", "any")  # `format_setting_value` uses the first
 MAX_LENGTH = 65_536  # most characters that are parsed

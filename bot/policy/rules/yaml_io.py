@@ -16,13 +16,7 @@ from bot.domain.errors import UserError
 from bot.domain.texts import shorten
 from bot.policy.rules.catalogue import SETTINGS, Setting
 from bot.policy.rules.rule import Rule, RuleKey, RuleValue, Scope, check_subject, normalise_subject
-from bot.policy.rules.value_parser import (
-    find_setting,
-    format_setting_value,
-    nearest_name,
-    parse_list,
-    parse_value,
-)
+from bot.policy.rules.value_parser import find_setting, format_setting_value, nearest_name, parse_list, parse_value
 
 MAX_BYTES = 64 * 1024
 MAX_EVENTS = 20_000  # YAML events of a file: more than a server's rules make

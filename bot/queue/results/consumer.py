@@ -53,11 +53,20 @@ class ResultConsumer:
     """Run `run` as a task."""
 
     def __init__(
-        self, store: Store, bus: Bus, active_jobs: ActiveJobs, feed: Feed, completion: JobCompletion,
-        ingest: ResultIngest, answers: AmendmentAnswers, blobs: BrokerBlobs, *,
-        on_reclaim: Callable[[], None] = lambda: None, on_start: Callable[[str], None] = lambda _job: None,
+        self,
+        store: Store,
+        bus: Bus,
+        active_jobs: ActiveJobs,
+        feed: Feed,
+        completion: JobCompletion,
+        ingest: ResultIngest,
+        answers: AmendmentAnswers,
+        blobs: BrokerBlobs,
+        *,
+        on_reclaim: Callable[[], None] = lambda: None,
+        on_start: Callable[[str], None] = lambda _job: None,
         clock: Callable[[], float] = time.time,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._store, self._bus, self._active_jobs, self._feed = store, bus, active_jobs, feed
         self._completion, self._ingest, self._answers = completion, ingest, answers
         self._blobs, self._clock = blobs, clock
@@ -203,10 +212,15 @@ class ResultConsumer:
         preview_step = active_job.step if active_job and not snapshots_lost else 0
         now = self._clock()
         transition = await self._store.start_job(
-            result.job, result.epoch, result.worker, result.step, now, preview_step=preview_step,
+            result.job,
+            result.epoch,
+            result.worker,
+            result.step,
+            now,
+            preview_step=preview_step,
             snapshots_lost=snapshots_lost,
             is_suspect=not snapshots_lost and self._record_loss(active_job, result.epoch, now),
-        )  # fmt: skip
+        )
         if transition is None:
             await self._stop_stray(result)
         elif is_end(transition.record.state):

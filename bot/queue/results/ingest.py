@@ -51,9 +51,15 @@ class ResultIngest:
     """Stores jobs' incoming pictures."""
 
     def __init__(
-        self, store: Store, bus: Bus, active_jobs: ActiveJobs, pictures: PictureStore, decoder: UploadDecoder, *,
+        self,
+        store: Store,
+        bus: Bus,
+        active_jobs: ActiveJobs,
+        pictures: PictureStore,
+        decoder: UploadDecoder,
+        *,
         clock: Callable[[], float] = time.time,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._store, self._bus, self._active_jobs = store, bus, active_jobs
         self._pictures, self._decoder, self._clock = pictures, decoder, clock
 
@@ -77,7 +83,7 @@ class ResultIngest:
             )
             if finished
             else None
-        )  # fmt: skip
+        )
         methods: list[UpscaleMethod] = [value.method for value in pictures if value.method]
         async with AsyncExitStack() as locks:
             for sha256 in sorted(contents):  # always sorted, or two tasks would deadlock

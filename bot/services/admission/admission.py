@@ -36,10 +36,18 @@ class Admission:
     """Admits job requests. `limits`: the defaults; it calls `on_admitted` after it admitted a job."""
 
     def __init__(
-        self, store: Store, job_views: JobViews, word_filter: WordFilter, workers: Callable[[], Mapping[str, Presence]],
-        load_costs: LoadCosts, *, limits: Limits, max_age: float, on_admitted: Callable[[], None],
+        self,
+        store: Store,
+        job_views: JobViews,
+        word_filter: WordFilter,
+        workers: Callable[[], Mapping[str, Presence]],
+        load_costs: LoadCosts,
+        *,
+        limits: Limits,
+        max_age: float,
+        on_admitted: Callable[[], None],
         clock: Callable[[], float] = time.time,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._store, self._job_views, self._workers = store, job_views, workers
         self._word_filter, self._load_costs = word_filter, load_costs
         self._limits, self._max_age, self._on_admitted, self._clock = limits, max_age, on_admitted, clock
@@ -134,10 +142,21 @@ class Admission:
     def _build_new_job(self, request: JobRequest, member: Member, destination: Destination, now: float) -> NewJob:
         short_named = replace(member, name=member.name[:MAX_NAME])
         return NewJob(
-            id=str(ULID()), action=request.action, prompt=request.prompt, notes=request.notes, task=request.task,
-            member=short_named, destination=destination, pool=request.pool, model=request.model, cost=request.cost,
-            created=now, deadline=now + self._max_age, parent=request.parent_image, inputs=request.inputs,
-        )  # fmt: skip
+            id=str(ULID()),
+            action=request.action,
+            prompt=request.prompt,
+            notes=request.notes,
+            task=request.task,
+            member=short_named,
+            destination=destination,
+            pool=request.pool,
+            model=request.model,
+            cost=request.cost,
+            created=now,
+            deadline=now + self._max_age,
+            parent=request.parent_image,
+            inputs=request.inputs,
+        )
 
 
 def _is_input_gone(new_job: NewJob, ledger: Ledger) -> bool:

@@ -15,12 +15,7 @@ from bot.domain.texts import shorten
 from bot.policy.limits import Usage, check_job_count, check_shared_queue
 from bot.policy.rules import EVERYWHERE, EffectiveRules, Rule, UsageLimit
 from bot.policy.rules.explanations import format_for_sentence, set_by_sentence
-from bot.services.admission.spending_check import (
-    SHARED_OWNERS,
-    cost_checks,
-    raise_latest_refusal,
-    relaxed_checks,
-)
+from bot.services.admission.spending_check import SHARED_OWNERS, cost_checks, raise_latest_refusal, relaxed_checks
 from bot.services.preferences import Preference
 from bot.store import TIER_WEIGHTS, NewJob
 from bot.store.fairness.ledger import Ledger
@@ -46,9 +41,14 @@ class QueueState:
 
 
 def apply_rules(
-    new_jobs: Sequence[NewJob], rules: EffectiveRules, ledger: Ledger, preference: Preference,
-    queue_state: QueueState, *, relaxed: bool = False,
-) -> list[NewJob]:  # fmt: skip
+    new_jobs: Sequence[NewJob],
+    rules: EffectiveRules,
+    ledger: Ledger,
+    preference: Preference,
+    queue_state: QueueState,
+    *,
+    relaxed: bool = False,
+) -> list[NewJob]:
     """Return the jobs as they may be written: with tier, privacy, picture check and running limits. Raises `UserError`.
 
     `relaxed`: the member asked for that speed in this request, not only in their preferences.
@@ -63,18 +63,29 @@ def apply_rules(
     limit_here, limit_everywhere = _running_limit(rules, "member here"), _running_limit(rules, "member everywhere")
     return [
         replace(
-            new_job, member=replace(new_job.member, tier=tier), private=is_private, check=new_job.check or rules.check,
-            weight=TIER_WEIGHTS.get(tier, 1.0), notes=(*new_job.notes, *tier_notes, *privacy_notes),
-            running_here=limit_here, running_everywhere=limit_everywhere,
+            new_job,
+            member=replace(new_job.member, tier=tier),
+            private=is_private,
+            check=new_job.check or rules.check,
+            weight=TIER_WEIGHTS.get(tier, 1.0),
+            notes=(*new_job.notes, *tier_notes, *privacy_notes),
+            running_here=limit_here,
+            running_everywhere=limit_everywhere,
         )
         for new_job in new_jobs
-    ]  # fmt: skip
+    ]
 
 
 def check_before_content(
-    action: str, count: int, rules: EffectiveRules, ledger: Ledger, preference: Preference, queue_state: QueueState, *,
+    action: str,
+    count: int,
+    rules: EffectiveRules,
+    ledger: Ledger,
+    preference: Preference,
+    queue_state: QueueState,
+    *,
     relaxed: bool = False,
-) -> None:  # fmt: skip
+) -> None:
     """Check `count` jobs before their content and cost are known. Raises `UserError` only where `apply_rules` would
     too.
     """
@@ -236,7 +247,7 @@ def _running_besides(rules: EffectiveRules, usage_limit: UsageLimit, usage: Usag
 
 def _check_usage(
     count: int, cost: float | None, rules: EffectiveRules, ledger: Ledger, queue_state: QueueState, *, is_relaxed: bool
-) -> None:  # fmt: skip
+) -> None:
     """Check all limits. If several refuse, raise the refusal with the latest `retry_at`: by then all others allow it.
 
     `cost`: of all these jobs, in device-seconds; None: unknown, but above 0.

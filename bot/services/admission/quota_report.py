@@ -18,9 +18,12 @@ if TYPE_CHECKING:
     from bot.store.fairness.ledger import Ledger
 
 LIMIT_TITLES = {
-    "running": "running", "queued": "waiting", "cost_day": "device time in 24 hours",
-    "cost_month": "device time in 30 days", "relaxed_day": "relaxed device time in 24 hours",
-}  # fmt: skip
+    "running": "running",
+    "queued": "waiting",
+    "cost_day": "device time in 24 hours",
+    "cost_month": "device time in 30 days",
+    "relaxed_day": "relaxed device time in 24 hours",
+}
 
 
 @dataclass(frozen=True)

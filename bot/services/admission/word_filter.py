@@ -51,7 +51,7 @@ class WordFilter:
         """Note a blocked member's attempt, which was refused before the word filter ran."""
         effective_rules = await self._store.query(
             run_with_ledger, member, self._clock(), lambda ledger: resolve(ledger.load_rules(), member, self._limits)
-        )  # fmt: skip
+        )
         if effective_rules.blocked:
             await self._note_incident(member, "blocked", shorten(prompt, 200))
 

@@ -65,9 +65,13 @@ class LoadedInitImages:
 
 
 async def decode_init_images(
-    upload_decoder: UploadDecoder, contents: Sequence[bytes], mask: bytes | None, weights: Sequence[float] = (),
-    controls: Sequence[bytes] = (), references: Sequence[bytes] = (),
-) -> LoadedInitImages:  # fmt: skip
+    upload_decoder: UploadDecoder,
+    contents: Sequence[bytes],
+    mask: bytes | None,
+    weights: Sequence[float] = (),
+    controls: Sequence[bytes] = (),
+    references: Sequence[bytes] = (),
+) -> LoadedInitImages:
     """Decode pictures and a mask. Raises `UserError`."""
     check_image_counts(len(contents), len(controls), len(references), has_mask=mask is not None)
     pictures = [await upload_decoder.decode_picture(content) for content in contents]
@@ -75,10 +79,12 @@ async def decode_init_images(
         None if mask is None else await upload_decoder.decode_mask(mask, shape=(pictures[0].width, pictures[0].height))
     )
     return combine_init_images(
-        pictures, decoded_mask, weights,
+        pictures,
+        decoded_mask,
+        weights,
         [await upload_decoder.decode_picture(content, label="control picture") for content in controls],
         [await upload_decoder.decode_picture(content, label="reference picture") for content in references],
-    )  # fmt: skip
+    )
 
 
 def check_image_counts(init_images: int, controls: int, references: int, *, has_mask: bool) -> None:
@@ -92,9 +98,12 @@ def check_image_counts(init_images: int, controls: int, references: int, *, has_
 
 
 def combine_init_images(
-    pictures: Sequence[DecodedImage | StoredInput], mask: DecodedImage | None, weights: Sequence[float] = (),
-    controls: Sequence[DecodedImage | StoredInput] = (), references: Sequence[DecodedImage | StoredInput] = (),
-) -> LoadedInitImages:  # fmt: skip
+    pictures: Sequence[DecodedImage | StoredInput],
+    mask: DecodedImage | None,
+    weights: Sequence[float] = (),
+    controls: Sequence[DecodedImage | StoredInput] = (),
+    references: Sequence[DecodedImage | StoredInput] = (),
+) -> LoadedInitImages:
     """Combine decoded pictures with stored ones. Raises `UserError` for weights that do not fit."""
     all_images = (*pictures, mask, *controls, *references)
     decoded_images = [image for image in all_images if isinstance(image, DecodedImage)]
@@ -102,9 +111,11 @@ def combine_init_images(
     notes = (note for image in decoded_images if image is not mask for note in image.notes)
     contents = {image.sha256: image.png for image in decoded_images}
     inputs = (
-        *with_weights(_stored_inputs("input", pictures), weights), *masks, *_stored_inputs("control", controls),
+        *with_weights(_stored_inputs("input", pictures), weights),
+        *masks,
+        *_stored_inputs("control", controls),
         *_stored_inputs("reference", references),
-    )  # fmt: skip
+    )
     return LoadedInitImages(inputs, contents, tuple(dict.fromkeys(notes)))
 
 

@@ -47,9 +47,14 @@ class InitImageLoader:
     """Fetches, decodes and stores init images."""
 
     def __init__(
-        self, store: Store, picture_store: PictureStore, gallery: Gallery, job_views: JobViews,
-        upload_decoder: UploadDecoder, fetch: FetchFile,
-    ) -> None:  # fmt: skip
+        self,
+        store: Store,
+        picture_store: PictureStore,
+        gallery: Gallery,
+        job_views: JobViews,
+        upload_decoder: UploadDecoder,
+        fetch: FetchFile,
+    ) -> None:
         self._store, self._picture_store, self._gallery, self._job_views = store, picture_store, gallery, job_views
         self._upload_decoder, self._fetch = upload_decoder, fetch
         self._member_limit, self._memory_limiter = PerMemberLimit(), MemoryLimiter()
@@ -125,8 +130,10 @@ class InitImageLoader:
         stored_files = await self._store.query(queries.list_pictures, [record.id])
         inputs = tuple(
             StoredInput(kind, file.sha256, file.bytes, file.width, file.height)
-            for kind in get_args(InputKind) for file in stored_files if file.kind == kind
-        )  # fmt: skip
+            for kind in get_args(InputKind)
+            for file in stored_files
+            if file.kind == kind
+        )
         if not {file.sha256 for file in inputs}.issuperset(required_blobs(record.task)):
             raise UserError(INIT_IMAGE_GONE, 404)
         if inputs:
@@ -168,7 +175,7 @@ class InitImageLoader:
     @asynccontextmanager
     async def protect_files(
         self, inputs: Sequence[StoredInput], contents: dict[str, bytes] | None = None
-    ) -> AsyncGenerator[None]:  # fmt: skip
+    ) -> AsyncGenerator[None]:
         """Keep jobs' inputs in storage while the jobs are written, in turn with tasks that remove pictures.
 
         At the end, remove inputs that no job uses, since the job was refused. Raises `UserError`.

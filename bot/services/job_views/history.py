@@ -56,9 +56,7 @@ class History:
     def __init__(self, store: Store, job_views: JobViews) -> None:
         self._store, self._job_views = store, job_views
 
-    async def load_page(
-        self, member: str, filter_name: HistoryFilter, number: int, thread: str = ""
-    ) -> HistoryPage:  # fmt: skip
+    async def load_page(self, member: str, filter_name: HistoryFilter, number: int, thread: str = "") -> HistoryPage:
         """Return one page of a member's jobs over all servers, newest first; the last page if `number` is too high.
 
         `thread`: the private thread where they are; favourites of other private threads are left out.

@@ -35,9 +35,14 @@ class JobViews:
     """Reads jobs for front ends."""
 
     def __init__(
-        self, store: Store, active_jobs: ActiveJobs, forecast: Forecast, *,
-        limits: Limits, clock: Callable[[], float] = time.time,
-    ) -> None:  # fmt: skip
+        self,
+        store: Store,
+        active_jobs: ActiveJobs,
+        forecast: Forecast,
+        *,
+        limits: Limits,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._store, self._active_jobs, self._forecast = store, active_jobs, forecast
         self._limits, self._clock = limits, clock
 
@@ -143,9 +148,12 @@ class JobViews:
         ]
 
     def _build_view(
-        self, record: JobRecord, place: QueuePlace | None, stored_files: Sequence[StoredPicture],
+        self,
+        record: JobRecord,
+        place: QueuePlace | None,
+        stored_files: Sequence[StoredPicture],
         ends_interpolation: bool,
-    ) -> JobView:  # fmt: skip
+    ) -> JobView:
         active_job, is_over = self._active_jobs.by_id.get(record.id), is_end(record.state)
         return JobView(
             id=record.id,

@@ -80,9 +80,12 @@ class AttendedRequest:
     """An admitted request. Read `follow_events` first, if at all, then `read_pictures`."""
 
     def __init__(
-        self, accepted_jobs: Sequence[AcceptedJob], subscriptions: Sequence[Subscription], job_views: JobViews,
+        self,
+        accepted_jobs: Sequence[AcceptedJob],
+        subscriptions: Sequence[Subscription],
+        job_views: JobViews,
         gallery: Gallery,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.jobs = tuple(accepted_jobs)
         self.open_jobs = {accepted.job for accepted in accepted_jobs}  # those whose end nobody has read yet
         self._subscriptions, self._job_views, self._gallery = tuple(subscriptions), job_views, gallery
@@ -127,12 +130,16 @@ class AttendedRequest:
                 raise PicturesMissing(view.reason or f"The job was {view.state}.", view.state)
             pictures += [
                 DrawnPicture(
-                    self._number_picture(view.id, picture.index), view.id, picture.index,
-                    await self._gallery.read_picture(view.id, picture.index), picture.width, picture.height,
+                    self._number_picture(view.id, picture.index),
+                    view.id,
+                    picture.index,
+                    await self._gallery.read_picture(view.id, picture.index),
+                    picture.width,
+                    picture.height,
                 )
                 for picture in view.pictures
                 if picture.index not in held_images(view)
-            ]  # fmt: skip
+            ]
         if not pictures:
             raise PicturesMissing("All of its pictures are held by the picture check.", "finished", is_held=True)
         return pictures
@@ -187,8 +194,8 @@ class AttendedRequests:
         `with_previews`: ask the workers for previews.
         """
         accepted_jobs = await self._jobs.imagine(
-            request.prompt, member, destination, key=request.key, init_images=request.images, **request.options,
-        )  # fmt: skip
+            request.prompt, member, destination, key=request.key, init_images=request.images, **request.options
+        )
         is_kept = request.key is not None
         del request  # its pictures need no memory while the jobs run
         async with self.attend(accepted_jobs, member, is_kept=is_kept, with_previews=with_previews) as attended_request:

@@ -71,17 +71,31 @@ class EditService:
     """Begins with a finished picture or one of its keyframes."""
 
     def __init__(
-        self, catalog: ModelCatalog, gallery: Gallery, admission: Admission, init_image_loader: InitImageLoader,
-        flag_aliases: FlagAliases, job_maker: JobMaker, draw_seed: Callable[[], int] = draw_seed,
-    ) -> None:  # fmt: skip
+        self,
+        catalog: ModelCatalog,
+        gallery: Gallery,
+        admission: Admission,
+        init_image_loader: InitImageLoader,
+        flag_aliases: FlagAliases,
+        job_maker: JobMaker,
+        draw_seed: Callable[[], int] = draw_seed,
+    ) -> None:
         self._catalog, self._gallery, self._admission = catalog, gallery, admission
         self._init_image_loader, self._flag_aliases = init_image_loader, flag_aliases
         self._job_maker, self._draw_seed = job_maker, draw_seed
 
     async def edit(
-        self, job: str, index: int, mask: bytes | RemoteFile, member: Member, destination: Destination, *,
-        text: str | None = None, strength: float | None = None, key: str | None = None,
-    ) -> AcceptedJob:  # fmt: skip
+        self,
+        job: str,
+        index: int,
+        mask: bytes | RemoteFile,
+        member: Member,
+        destination: Destination,
+        *,
+        text: str | None = None,
+        strength: float | None = None,
+        key: str | None = None,
+    ) -> AcceptedJob:
         """Inpaint what is white in `mask` (an image file), with another prompt if `text` is given."""
         record, recipe, index = await self._find_picture("edit", job, index, member)
         text, notes = (None, ()) if text is None else await self._expand_aliases(text, member)
@@ -101,7 +115,7 @@ class EditService:
 
     async def zoom(
         self, job: str, index: int, factor: float, member: Member, destination: Destination, *, key: str | None = None
-    ) -> AcceptedJob:  # fmt: skip
+    ) -> AcceptedJob:
         """Shrink the picture and outpaint around it."""
         if factor not in ZOOM_FACTORS:
             raise UserError(f"Zoom out by {ZOOM_FACTORS[0]:g} or {ZOOM_FACTORS[1]:g}.")
@@ -121,18 +135,31 @@ class EditService:
         )
 
     async def pan(
-        self, job: str, index: int, direction: outpaint_canvas.Direction, member: Member, destination: Destination, *,
+        self,
+        job: str,
+        index: int,
+        direction: outpaint_canvas.Direction,
+        member: Member,
+        destination: Destination,
+        *,
         key: str | None = None,
-    ) -> AcceptedJob:  # fmt: skip
+    ) -> AcceptedJob:
         """Keep half of the picture and outpaint beyond its edge in one direction."""
         return await self._outpaint(
             "pan", job, index, partial(outpaint_canvas.pan, direction=direction), member, destination, key
         )
 
     async def _outpaint(
-        self, action: JobAction, job: str, index: int, draw_canvas: Callable[[bytes], tuple[bytes, bytes]],
-        member: Member, destination: Destination, key: str | None, aspect: tuple[int, int] | None = None,
-    ) -> AcceptedJob:  # fmt: skip
+        self,
+        action: JobAction,
+        job: str,
+        index: int,
+        draw_canvas: Callable[[bytes], tuple[bytes, bytes]],
+        member: Member,
+        destination: Destination,
+        key: str | None,
+        aspect: tuple[int, int] | None = None,
+    ) -> AcceptedJob:
         """Outpaint a larger canvas around the picture; one at a time for each member."""
         record, recipe, index = await self._find_picture(action, job, index, member)
         if existing_jobs := await self._admission.check_before_content(
@@ -152,9 +179,19 @@ class EditService:
         return await self._gallery.branch_steps(record.id, index)
 
     async def branch(
-        self, job: str, index: int, step: int, member: Member, destination: Destination, *,
-        text: str | None = None, exact: bool = False, is_undo: bool = False, key: str | None = None, **options: object,
-    ) -> AcceptedJob:  # fmt: skip
+        self,
+        job: str,
+        index: int,
+        step: int,
+        member: Member,
+        destination: Destination,
+        *,
+        text: str | None = None,
+        exact: bool = False,
+        is_undo: bool = False,
+        key: str | None = None,
+        **options: object,
+    ) -> AcceptedJob:
         """Branch at a keyframe: the nearest that keeps its latents, at or before `step` if there is one.
 
         A steered picture goes on as it was at that keyframe. `is_undo`: as it was before step `step`, with what was
@@ -186,10 +223,15 @@ class EditService:
         new_recipe = pin_batch_shape(new_recipe) if exact and not new_recipe.bucket else new_recipe
         notes = (*alias_notes, *nearest_step_note(nearest_step, step), *change_notes)
         request = JobRequest(
-            "branch", edit.shown_prompt, notes, new_recipe, entry.pool_for(new_recipe),
-            estimate_cost(new_recipe, entry.profile), (record.id, index),
+            "branch",
+            edit.shown_prompt,
+            notes,
+            new_recipe,
+            entry.pool_for(new_recipe),
+            estimate_cost(new_recipe, entry.profile),
+            (record.id, index),
             inputs=(ladder, *await self._init_image_loader.followed_pictures_of(record, new_recipe)),
-        )  # fmt: skip
+        )
         return (await self._job_maker.admit([request], member, destination, key))[0]
 
     async def _expand_aliases(self, text: str, member: Member) -> tuple[str, tuple[str, ...]]:
@@ -202,9 +244,15 @@ class EditService:
         return record, recipe, image_index or 0
 
     async def _admit_with_init_images(
-        self, action: JobAction, parent: tuple[JobRecord, Recipe, int], loaded_images: LoadedInitImages,
-        member: Member, destination: Destination, key: str | None, changes: _Changes,
-    ) -> AcceptedJob:  # fmt: skip
+        self,
+        action: JobAction,
+        parent: tuple[JobRecord, Recipe, int],
+        loaded_images: LoadedInitImages,
+        member: Member,
+        destination: Destination,
+        key: str | None,
+        changes: _Changes,
+    ) -> AcceptedJob:
         """Admit a job with init images in its parent's place, and with the changes."""
         record, recipe, index = parent
         recipe = recipe if action == "edit" else without_controls(recipe)
@@ -231,10 +279,15 @@ class EditService:
         check_start(edit_recipe, entry.profile)
         followed_pictures = await self._init_image_loader.followed_pictures_of(record, edit_recipe)
         request = JobRequest(
-            action, shown_prompt, (*changes.notes, *change_notes), edit_recipe, entry.pool_for(edit_recipe),
-            estimate_cost(edit_recipe, entry.profile), (record.id, index),
+            action,
+            shown_prompt,
+            (*changes.notes, *change_notes),
+            edit_recipe,
+            entry.pool_for(edit_recipe),
+            estimate_cost(edit_recipe, entry.profile),
+            (record.id, index),
             inputs=(*loaded_images.inputs, *followed_pictures),
-        )  # fmt: skip
+        )
         return (await self._job_maker.admit([request], member, destination, key, loaded_images))[0]
 
 

@@ -19,22 +19,20 @@ from bot.services.init_images.loader import InitImageLoader
 from bot.services.job_permissions import check_original
 from bot.services.job_views.job_views import JobViews
 from bot.store import JobRecord
-from engine.contract import (
-    MAX_CANDIDATE_IMAGES,
-    Recipe,
-    UpscaleTask,
-    recipe_at_end,
-    settle_amendments,
-)
+from engine.contract import MAX_CANDIDATE_IMAGES, Recipe, UpscaleTask, recipe_at_end, settle_amendments
 
 SEED_COUNT = 2**32 - MAX_CANDIDATE_IMAGES  # image i draws from seed + i
 NEVER_OFFERED = "No worker has ever offered {}."
 PAST_PARTICIPLES: Mapping[JobAction, str] = MappingProxyType(
     {
-        "vary": "varied", "remix": "remixed", "edit": "edited", "zoom": "zoomed out of", "pan": "continued",
+        "vary": "varied",
+        "remix": "remixed",
+        "edit": "edited",
+        "zoom": "zoomed out of",
+        "pan": "continued",
         "branch": "branched from",
     }
-)  # fmt: skip
+)
 
 
 def draw_seed() -> int:
@@ -46,9 +44,13 @@ class JobMaker:
     """Finds what a job is made from, and admits the requests. Methods raise `UserError`."""
 
     def __init__(
-        self, catalog: ModelCatalog, job_views: JobViews, gallery: Gallery, admission: Admission,
+        self,
+        catalog: ModelCatalog,
+        job_views: JobViews,
+        gallery: Gallery,
+        admission: Admission,
         init_image_loader: InitImageLoader,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._catalog, self._job_views, self._gallery = catalog, job_views, gallery
         self._admission, self._init_image_loader = admission, init_image_loader
 
@@ -93,9 +95,13 @@ class JobMaker:
         return msgspec.structs.replace(recipe, mixed=False) if was_interpolated else recipe
 
     async def admit(
-        self, requests: Sequence[JobRequest], member: Member, destination: Destination, key: str | None,
+        self,
+        requests: Sequence[JobRequest],
+        member: Member,
+        destination: Destination,
+        key: str | None,
         loaded_images: LoadedInitImages | None = None,
-    ) -> list[AcceptedJob]:  # fmt: skip
+    ) -> list[AcceptedJob]:
         """Admit requests; protect the files that they begin with while the jobs are written."""
         inputs = [file for request in requests for file in request.inputs]
         async with self._init_image_loader.protect_files(inputs, loaded_images.new_contents if loaded_images else None):

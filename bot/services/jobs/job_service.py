@@ -55,13 +55,25 @@ class JobService:
     """
 
     def __init__(
-        self, *, store: Store, catalog: ModelCatalog, job_views: JobViews, gallery: Gallery, admission: Admission,
-        init_image_loader: InitImageLoader, flag_aliases: FlagAliases, job_maker: JobMaker,
-        canceller: JobCanceller, job_control: JobControl, workers: Callable[[], Mapping[str, Presence]],
-        page_addresses: PageAddresses, effective_rules: Callable[[Member], Awaitable[EffectiveRules]],
-        style_guides: Mapping[str, StyleGuide], clock: Callable[[], float] = time.time,
+        self,
+        *,
+        store: Store,
+        catalog: ModelCatalog,
+        job_views: JobViews,
+        gallery: Gallery,
+        admission: Admission,
+        init_image_loader: InitImageLoader,
+        flag_aliases: FlagAliases,
+        job_maker: JobMaker,
+        canceller: JobCanceller,
+        job_control: JobControl,
+        workers: Callable[[], Mapping[str, Presence]],
+        page_addresses: PageAddresses,
+        effective_rules: Callable[[Member], Awaitable[EffectiveRules]],
+        style_guides: Mapping[str, StyleGuide],
+        clock: Callable[[], float] = time.time,
         draw_seed: Callable[[], int] = draw_seed,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._store, self._catalog, self._job_views, self._gallery = store, catalog, job_views, gallery
         self._admission, self._init_image_loader, self._flag_aliases = admission, init_image_loader, flag_aliases
         self._job_maker, self._cancelling, self._job_control = job_maker, canceller, job_control
@@ -69,10 +81,18 @@ class JobService:
         self._style_guides, self._clock, self._draw_seed = style_guides, clock, draw_seed
 
     async def imagine(
-        self, text: str, member: Member, destination: Destination, *,
-        key: str | None = None, is_exact: bool = False, suffix: str = "", init_images: InitImages | None = None,
-        action: JobAction = "imagine", **options: object,
-    ) -> list[AcceptedJob]:  # fmt: skip
+        self,
+        text: str,
+        member: Member,
+        destination: Destination,
+        *,
+        key: str | None = None,
+        is_exact: bool = False,
+        suffix: str = "",
+        init_images: InitImages | None = None,
+        action: JobAction = "imagine",
+        **options: object,
+    ) -> list[AcceptedJob]:
         """Admit a prompt as jobs, one for each permutation; all of them or none. Raises `UserError`.
 
         `options` override the flags in the text: steps, seed, guidance, interval, sampler, model, count, ar, fast,
@@ -109,15 +129,25 @@ class JobService:
             return await self._job_maker.admit(requests, member, destination, key, loaded_images)
 
     async def _parse(
-        self, text: str, full_text: str, suffix: str, member: Member, options: Mapping[str, object], *,
+        self,
+        text: str,
+        full_text: str,
+        suffix: str,
+        member: Member,
+        options: Mapping[str, object],
+        *,
         allow_empty: bool,
-    ) -> ParseResult:  # fmt: skip
+    ) -> ParseResult:
         """Parse a prompt with the member's flag aliases. `full_text`: the text with its suffix."""
         aliases = await self._flag_aliases.aliases_for(member.id, full_text)
         parsed = parse(
-            full_text, self._catalog.find_entry(None).profile, models=self._catalog.model_names(), options=options,
-            allow_empty=allow_empty, aliases=aliases,
-        )  # fmt: skip
+            full_text,
+            self._catalog.find_entry(None).profile,
+            models=self._catalog.model_names(),
+            options=options,
+            allow_empty=allow_empty,
+            aliases=aliases,
+        )
         suffix_notes = (SUFFIX_ADDED.format(shorten(suffix, 100)),) if full_text != text else ()
         parsed_prompts = tuple(
             replace(parsed_prompt, end_prompt=add_end_prompt_suffix(parsed_prompt.end_prompt, suffix, aliases))
@@ -147,11 +177,17 @@ class JobService:
             shown_prompt = " ".join(parsed_prompt.text.split())
             requests += [
                 JobRequest(
-                    action, shown_prompt, notes, recipe, entry.pool_for(recipe), estimate_cost(recipe, entry.profile),
-                    relaxed=parsed_prompt.relaxed, inputs=inputs,
+                    action,
+                    shown_prompt,
+                    notes,
+                    recipe,
+                    entry.pool_for(recipe),
+                    estimate_cost(recipe, entry.profile),
+                    relaxed=parsed_prompt.relaxed,
+                    inputs=inputs,
                 )
                 for recipe in recipes
-            ]  # fmt: skip
+            ]
         return requests
 
     async def _choose_editors(self, parsed: ParseResult, member: Member, pictures: int) -> ParseResult:
@@ -209,9 +245,14 @@ class JobService:
 
 
 def _build_recipes(
-    parsed_prompt: ParsedPrompt, entry: CatalogEntry, seed: int, loaded_images: LoadedInitImages | None,
-    style_guide: StyleGuide | None, *, is_exact: bool,
-) -> list[Recipe]:  # fmt: skip
+    parsed_prompt: ParsedPrompt,
+    entry: CatalogEntry,
+    seed: int,
+    loaded_images: LoadedInitImages | None,
+    style_guide: StyleGuide | None,
+    *,
+    is_exact: bool,
+) -> list[Recipe]:
     """Return the recipe of a prompt, or those of its interpolation. Raises `UserError` if the model cannot draw it."""
     base_recipe = build_recipe(
         with_input_aspect(parsed_prompt, loaded_images), entry.profile, seed, style_guide=style_guide

@@ -139,9 +139,17 @@ def single_image(recipe: Recipe, image: int) -> Recipe:
     image_recipe = recipe_for_image(msgspec.structs.replace(recipe, styles=()) if styles else recipe, image)
     amendments = tuple(_amend_one(recipe, amendment, image) for amendment in recipe.amendments)
     return msgspec.structs.replace(
-        image_recipe, amendments=amendments, seed=noise_seed(image_recipe, image), count=1, chaos=0.0, stop_at=1.0,
-        interpolation=None, candidate_count=0, chosen_candidates=(), styles=styles,
-    )  # fmt: skip
+        image_recipe,
+        amendments=amendments,
+        seed=noise_seed(image_recipe, image),
+        count=1,
+        chaos=0.0,
+        stop_at=1.0,
+        interpolation=None,
+        candidate_count=0,
+        chosen_candidates=(),
+        styles=styles,
+    )
 
 
 def _amend_one(recipe: Recipe, amendment: Amendment, image: int) -> Amendment:
@@ -223,9 +231,14 @@ def expand_aliases(text: str, aliases: Mapping[str, str]) -> tuple[str, tuple[st
 
 
 def branch_recipe(
-    base: Recipe, ladder: str, step: int, edit: BranchEdit, model_profile: ModelProfile, models: Sequence[str] = (),
+    base: Recipe,
+    ladder: str,
+    step: int,
+    edit: BranchEdit,
+    model_profile: ModelProfile,
+    models: Sequence[str] = (),
     parent: Recipe | None = None,
-) -> Recipe:  # fmt: skip
+) -> Recipe:
     """Return `base` as a branch from `step` of a ladder (by SHA-256), which `parent` made; None: `base` itself did.
 
     Raises `UserError` for changes that sampling does not allow.
@@ -285,7 +298,7 @@ def _parse_edit(edit: BranchEdit, base: Recipe, models: Sequence[str]) -> Parsed
 
 def parse_one(
     text: str, options: Mapping[str, object], models: Sequence[str], noun: str, *, allow_empty: bool = False
-) -> ParsedPrompt:  # fmt: skip
+) -> ParsedPrompt:
     """Parse a text for one job. Raises `UserError` for several."""
     first, *further = parse(text, None, models=models, options=options, allow_empty=allow_empty).prompts
     if further:

@@ -26,9 +26,13 @@ class UploadUpscaler:
         self._init_image_loader, self._job_maker = init_image_loader, job_maker
 
     async def upscale(
-        self, content: bytes, find_factor: Callable[[int, int], float], method: UpscaleMethod, member: Member,
+        self,
+        content: bytes,
+        find_factor: Callable[[int, int], float],
+        method: UpscaleMethod,
+        member: Member,
         destination: Destination,
-    ) -> AcceptedJob:  # fmt: skip
+    ) -> AcceptedJob:
         """Upscale an uploaded picture. `find_factor`: how much at least, from its width and height in pixels.
 
         The smallest factor of the upscaler that suffices is taken. Raises `UserError`, also if the picture would become

@@ -65,17 +65,29 @@ class VariationService:
     """Methods raise `UserError`; the same `key` again returns the same job. `draw_seed` returns a new seed."""
 
     def __init__(
-        self, catalog: ModelCatalog, job_views: JobViews, gallery: Gallery, init_image_loader: InitImageLoader,
-        flag_aliases: FlagAliases, job_maker: JobMaker, draw_seed: Callable[[], int] = draw_seed,
-    ) -> None:  # fmt: skip
+        self,
+        catalog: ModelCatalog,
+        job_views: JobViews,
+        gallery: Gallery,
+        init_image_loader: InitImageLoader,
+        flag_aliases: FlagAliases,
+        job_maker: JobMaker,
+        draw_seed: Callable[[], int] = draw_seed,
+    ) -> None:
         self._catalog, self._job_views, self._gallery = catalog, job_views, gallery
         self._init_image_loader, self._flag_aliases = init_image_loader, flag_aliases
         self._job_maker, self._draw_seed = job_maker, draw_seed
 
     async def vary(
-        self, job: str, index: int, member: Member, destination: Destination, *,
-        key: str | None = None, strength: float = VARIATION_STRENGTHS["subtle"],
-    ) -> AcceptedJob:  # fmt: skip
+        self,
+        job: str,
+        index: int,
+        member: Member,
+        destination: Destination,
+        *,
+        key: str | None = None,
+        strength: float = VARIATION_STRENGTHS["subtle"],
+    ) -> AcceptedJob:
         """Make variations of one finished image; for an upscaled image, of its original."""
         record, recipe, image_index = await self._job_maker.find_original("vary", job, index, member)
         variation = vary_recipe(recipe, image_index or 0, _check_strength(strength), self._draw_seed())
@@ -106,7 +118,7 @@ class VariationService:
 
     async def interpolate_pictures(
         self, job: str, member: Member, destination: Destination, *, key: str | None = None
-    ) -> list[AcceptedJob]:  # fmt: skip
+    ) -> list[AcceptedJob]:
         """Interpolate from each picture of a finished job to the next, as several jobs. Refused if one is held."""
         record = await self._job_views.load_record(job)
         if not isinstance(record.task, Recipe) or not can_interpolate(record.task) or record.state != "finished":
@@ -124,11 +136,17 @@ class VariationService:
         ]
         requests = [
             JobRequest(
-                "walk", record.prompt, notes, recipe, entry.pool_for(recipe), estimate_cost(recipe, entry.profile),
-                parent, inputs=inputs,
+                "walk",
+                record.prompt,
+                notes,
+                recipe,
+                entry.pool_for(recipe),
+                estimate_cost(recipe, entry.profile),
+                parent,
+                inputs=inputs,
             )
             for recipe in recipes
-        ]  # fmt: skip
+        ]
         return await self._job_maker.admit(requests, member, destination, key or f"walk:{job}:{self._draw_seed()}")
 
     async def reproduce(
@@ -147,9 +165,17 @@ class VariationService:
         )
 
     async def remix(
-        self, job: str, index: int | None, text: str, member: Member, destination: Destination, *,
-        key: str | None = None, strength: float | None = None, negative: str | None = None,
-    ) -> list[AcceptedJob]:  # fmt: skip
+        self,
+        job: str,
+        index: int | None,
+        text: str,
+        member: Member,
+        destination: Destination,
+        *,
+        key: str | None = None,
+        strength: float | None = None,
+        negative: str | None = None,
+    ) -> list[AcceptedJob]:
         """Run a finished job with another prompt; `text` may have flags, and braces make several jobs.
 
         It keeps the noise. With a `strength` it makes variations of image `index`; without an index, a `strength` of 1
@@ -185,9 +211,16 @@ class VariationService:
         return (await self._job_maker.admit([request], member, destination, key))[0]
 
     async def _admit_derived(
-        self, action: JobAction, record: JobRecord, index: int, new_recipe: Recipe, member: Member,
-        destination: Destination, key: str | None, notes: tuple[str, ...] = (),
-    ) -> AcceptedJob:  # fmt: skip
+        self,
+        action: JobAction,
+        record: JobRecord,
+        index: int,
+        new_recipe: Recipe,
+        member: Member,
+        destination: Destination,
+        key: str | None,
+        notes: tuple[str, ...] = (),
+    ) -> AcceptedJob:
         """Admit a job with a recipe derived from another job's, on the pool that has its model now."""
         pool, job_cost = record.pool, record.cost
         if entry := self._job_maker.find_entry(new_recipe):
@@ -225,10 +258,17 @@ class VariationService:
             start_notes = unused_start_notes(parsed_prompt, new_recipe, entry.profile)
             requests.append(
                 JobRequest(
-                    "remix", shown_prompt, (*notes, *noise_note, *start_notes), new_recipe, entry.pool_for(new_recipe),
-                    job_cost, parent, relaxed=parsed_prompt.relaxed, inputs=inputs,
+                    "remix",
+                    shown_prompt,
+                    (*notes, *noise_note, *start_notes),
+                    new_recipe,
+                    entry.pool_for(new_recipe),
+                    job_cost,
+                    parent,
+                    relaxed=parsed_prompt.relaxed,
+                    inputs=inputs,
                 )
-            )  # fmt: skip
+            )
         return requests
 
 

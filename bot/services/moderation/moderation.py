@@ -56,10 +56,17 @@ class Moderation:
     """`effective_rules` returns a member's rules where they are. The front end posts reports."""
 
     def __init__(
-        self, store: Store, picture_store: PictureStore, canceller: JobCanceller, feed: Feed,
-        effective_rules: Callable[[Member], Awaitable[EffectiveRules]], front_end: FrontEndActions, *,
-        drop_copies: DropCopies, clock: Callable[[], float] = time.time,
-    ) -> None:  # fmt: skip
+        self,
+        store: Store,
+        picture_store: PictureStore,
+        canceller: JobCanceller,
+        feed: Feed,
+        effective_rules: Callable[[Member], Awaitable[EffectiveRules]],
+        front_end: FrontEndActions,
+        *,
+        drop_copies: DropCopies,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._store, self._cancelling, self._feed = store, canceller, feed
         self.remove_files = FileCleanup(store, picture_store, drop_copies)
         self._effective_rules, self._front_end, self._clock = effective_rules, front_end, clock

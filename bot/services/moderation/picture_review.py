@@ -20,7 +20,7 @@ class PictureReview:
 
     def __init__(
         self, store: Store, job_views: JobViews, gallery: Gallery, *, clock: Callable[[], float] = time.time
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._store, self._job_views, self._gallery, self._clock = store, job_views, gallery, clock
 
     async def load_held_pictures(self, job: str, member: Member) -> list[tuple[int, bytes]]:

@@ -54,9 +54,15 @@ class PartyConductor:
     """Run `run` as a task. `effective_rules`: of a member where they are."""
 
     def __init__(
-        self, store: Store, active_jobs: ActiveJobs, steering: SteeringService, job_control: JobControl,
-        effective_rules: Callable[[Member], Awaitable[EffectiveRules]], *, clock: Callable[[], float] = time.time,
-    ) -> None:  # fmt: skip
+        self,
+        store: Store,
+        active_jobs: ActiveJobs,
+        steering: SteeringService,
+        job_control: JobControl,
+        effective_rules: Callable[[Member], Awaitable[EffectiveRules]],
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._store, self._active_jobs, self._steering = store, active_jobs, steering
         self._job_control, self._effective_rules, self._clock = job_control, effective_rules, clock
         self._paces: dict[str, _SentPace] = {}

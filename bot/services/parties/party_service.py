@@ -50,16 +50,29 @@ class PartyService:
     """`effective_rules`: of a member where they are."""
 
     def __init__(
-        self, store: Store, jobs: JobService, job_views: JobViews, word_filter: WordFilter,
-        effective_rules: Callable[[Member], Awaitable[EffectiveRules]], *, clock: Callable[[], float] = time.time,
-    ) -> None:  # fmt: skip
+        self,
+        store: Store,
+        jobs: JobService,
+        job_views: JobViews,
+        word_filter: WordFilter,
+        effective_rules: Callable[[Member], Awaitable[EffectiveRules]],
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._store, self._jobs, self._job_views, self._word_filter = store, jobs, job_views, word_filter
         self._effective_rules, self._clock = effective_rules, clock
 
     async def open_party(
-        self, prompt: str, member: Member, destination: Destination, *, place: str, minutes: int | None = None,
-        invited: Collection[str] = (), key: str,
-    ) -> list[AcceptedJob]:  # fmt: skip
+        self,
+        prompt: str,
+        member: Member,
+        destination: Destination,
+        *,
+        place: str,
+        minutes: int | None = None,
+        invited: Collection[str] = (),
+        key: str,
+    ) -> list[AcceptedJob]:
         """Admit the picture of a party and open the party around it. `place`: the channel or thread.
 
         `invited`: ids of members; empty: everybody who sees the picture may take part.

@@ -40,10 +40,16 @@ class DataDeletion:
     """
 
     def __init__(
-        self, store: Store, cancel: Callable[[str], Awaitable[object]],
-        remove_files: Callable[[Sequence[StoredPicture]], Awaitable[None]], feed: Feed, front_end: FrontEndActions, *,
-        waits_for_discord: bool, clock: Callable[[], float] = time.time,
-    ) -> None:  # fmt: skip
+        self,
+        store: Store,
+        cancel: Callable[[str], Awaitable[object]],
+        remove_files: Callable[[Sequence[StoredPicture]], Awaitable[None]],
+        feed: Feed,
+        front_end: FrontEndActions,
+        *,
+        waits_for_discord: bool,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._store, self._cancel, self._remove_files, self._feed = store, cancel, remove_files, feed
         self._front_end, self._waits_for_discord, self._clock = front_end, waits_for_discord, clock
         self._requested = asyncio.Event()

@@ -131,9 +131,24 @@ def _exported_pictures(record: JobRecord, stored_files: Sequence[StoredPicture])
 def _job_entry(record: JobRecord, files: Sequence[str], destinations: Sequence[Any]) -> dict[str, Any]:
     """Return a job as its author may know it."""
     names = (
-        "id", "action", "state", "prompt", "notes", "member_name", "guild", "channel", "private", "tier", "model",
-        "created", "started", "ended", "cost", "charged", "reason",
-    )  # fmt: skip
+        "id",
+        "action",
+        "state",
+        "prompt",
+        "notes",
+        "member_name",
+        "guild",
+        "channel",
+        "private",
+        "tier",
+        "model",
+        "created",
+        "started",
+        "ended",
+        "cost",
+        "charged",
+        "reason",
+    )
     entry: dict[str, Any] = {name: getattr(record, name) for name in names}
     settings: Mapping[str, Any] = msgspec.to_builtins(record.task)
     return entry | {

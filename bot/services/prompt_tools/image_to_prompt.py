@@ -198,9 +198,13 @@ class PromptSearch:
     """
 
     def __init__(
-        self, request_scores: RequestScores, model_profile: ModelProfile, thumbnail: bytes,
-        meter: WorkMeter | None = None, turn_lock: asyncio.Lock | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        request_scores: RequestScores,
+        model_profile: ModelProfile,
+        thumbnail: bytes,
+        meter: WorkMeter | None = None,
+        turn_lock: asyncio.Lock | None = None,
+    ) -> None:
         self._request_scores, self._model_profile, self._thumbnail = request_scores, model_profile, thumbnail
         self._tally, self._meter, self._turn_lock = PromptScores(), meter or WorkMeter(), turn_lock or asyncio.Lock()
 

@@ -13,13 +13,7 @@ from bot.services.steering.requested_changes import RequestedChange
 from bot.store import JobRecord
 from bot.store.jobs.amendments import AmendmentRecord
 from bot.store.transitions.amendments import MAX_REQUESTS
-from engine.contract import (
-    PIPELINE_SAMPLERS,
-    ModelProfile,
-    Presence,
-    Recipe,
-    settle_fades,
-)
+from engine.contract import PIPELINE_SAMPLERS, ModelProfile, Presence, Recipe, settle_fades
 
 AN_UPSCALE = "An upscale is done in one go, so it cannot be steered."
 CANCELLING = "It is being cancelled."

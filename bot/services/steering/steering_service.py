@@ -104,11 +104,20 @@ class SteeringService:
     """`wake_sender`: called with a job that has new changes. `limits`: the defaults. `draw_seed`: for a split."""
 
     def __init__(
-        self, store: Store, job_views: JobViews, word_filter: WordFilter, catalog: ModelCatalog,
-        active_jobs: ActiveJobs, feed: Feed, workers: Callable[[], Mapping[str, Presence]],
-        wake_sender: Callable[[str], None], *, limits: Limits, clock: Callable[[], float] = time.time,
+        self,
+        store: Store,
+        job_views: JobViews,
+        word_filter: WordFilter,
+        catalog: ModelCatalog,
+        active_jobs: ActiveJobs,
+        feed: Feed,
+        workers: Callable[[], Mapping[str, Presence]],
+        wake_sender: Callable[[str], None],
+        *,
+        limits: Limits,
+        clock: Callable[[], float] = time.time,
         draw_seed: Callable[[], int] = lambda: secrets.randbelow(LARGEST_SEED),
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._store, self._job_views, self._word_filter, self._catalog = store, job_views, word_filter, catalog
         self._active_jobs, self._feed, self._workers, self._wake_sender = active_jobs, feed, workers, wake_sender
         self._limits, self._clock, self._draw_seed = limits, clock, draw_seed

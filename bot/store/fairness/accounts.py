@@ -25,7 +25,7 @@ from sqlalchemy import (
     or_,
     select,
     update,
-)  # fmt: skip
+)
 
 from bot.domain.job_states import ACTIVE_STATES
 from bot.policy.fair_queue import account_name, ancestor_paths, entry_time, parent_path
@@ -97,10 +97,15 @@ def enter_accounts(connection: Connection, path: str, weights: Mapping[str, floa
         account = accounts_by_path.get(level)
         if account is None:
             values = {
-                "path": level, "parent": parent_path(level), "virtual": floor, "floor": 0.0, "queued": 0, "active": 0,
+                "path": level,
+                "parent": parent_path(level),
+                "virtual": floor,
+                "floor": 0.0,
+                "queued": 0,
+                "active": 0,
                 "weight": weights.get(account_name(level), 1.0) if level.count("/") == 1 else 1.0,
                 "since": now if level == path else None,
-            }  # fmt: skip
+            }
             connection.execute(_INSERT_ACCOUNT, values)
         elif account.queued == 0:
             params = {

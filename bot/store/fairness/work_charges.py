@@ -22,9 +22,12 @@ def reserve_charge(
     check(Ledger(connection, member, now))
     hash_id = load_hasher(connection) or create_hasher(connection)
     values = {
-        "member": hash_id("member", member.id), "guild": hash_id("guild", member.guild),
-        "channel": hash_id("channel", member.channel), "at": now, "charged": seconds,
-    }  # fmt: skip
+        "member": hash_id("member", member.id),
+        "guild": hash_id("guild", member.guild),
+        "channel": hash_id("channel", member.channel),
+        "at": now,
+        "charged": seconds,
+    }
     statement = archived_charges.insert().values(values).returning(archived_charges.c.id)
     return cast(int, connection.execute(statement).scalar_one())
 

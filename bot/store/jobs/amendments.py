@@ -57,9 +57,17 @@ class AmendmentRecord:
 
     def to_view(self, total_steps: int) -> AmendmentView:
         return AmendmentView(
-            self.number, self.state, self.step, total_steps, self.reason, self.member, self.member_name, self.text,
-            self.at, _name_kind(self.change),
-        )  # fmt: skip
+            self.number,
+            self.state,
+            self.step,
+            total_steps,
+            self.reason,
+            self.member,
+            self.member_name,
+            self.text,
+            self.at,
+            _name_kind(self.change),
+        )
 
 
 def _name_kind(change: Change) -> AmendmentKind:

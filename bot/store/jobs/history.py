@@ -18,12 +18,7 @@ HistoryFilter = Literal["all", "favourites", "waiting", "unshown"]
 
 
 def list_history(
-    connection: Connection,
-    member: str,
-    history_filter: HistoryFilter,
-    limit: int,
-    offset: int,
-    thread: str = "",
+    connection: Connection, member: str, history_filter: HistoryFilter, limit: int, offset: int, thread: str = ""
 ) -> tuple[list[JobRecord], int]:
     """Return a page of a member's jobs, the newest first, and their total. Favourites include others' public jobs, and
     those of the private `thread` where the member is.
@@ -56,7 +51,7 @@ def _is_public(thread: str) -> ColumnElement[bool]:
 
 def list_nearby_jobs(
     connection: Connection, member: str, guild: str, channel: str, limit: int, thread: str = ""
-) -> list[JobRecord]:  # fmt: skip
+) -> list[JobRecord]:
     """Return the newest of a member's jobs and a channel's public jobs together, with those of a private `thread`.
 
     Autocomplete calls it at each keystroke, so it makes two short scans, each along its own index.

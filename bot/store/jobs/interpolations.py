@@ -64,8 +64,9 @@ def _is_same_interpolation(job_record: JobRecord, other: JobRecord) -> bool:
     """Return True if recipe and interpolation are equal but for the position. A request may make several."""
     first, second = (
         msgspec.structs.replace(record.task, count=1, bucket=None, interpolation=None)
-        for record in (job_record, other) if isinstance(record.task, Recipe)
-    )  # fmt: skip
+        for record in (job_record, other)
+        if isinstance(record.task, Recipe)
+    )
     interpolations = {
         msgspec.structs.replace(interpolation, first=0)
         for each in (job_record, other)

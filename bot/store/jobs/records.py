@@ -29,10 +29,19 @@ from engine.contract import (
 )
 
 RELAXED_TIER = "relaxed"  # the tier whose jobs cost no quota
-INITIAL_VALUES: Mapping[str, object] = MappingProxyType({
-    "billed": 0.0, "attempt": 1, "barren": 0, "step": 0, "epoch": 0, "worker": "", "cancelling": False, "reason": "",
-    "blame": "",
-})  # fmt: skip
+INITIAL_VALUES: Mapping[str, object] = MappingProxyType(
+    {
+        "billed": 0.0,
+        "attempt": 1,
+        "barren": 0,
+        "step": 0,
+        "epoch": 0,
+        "worker": "",
+        "cancelling": False,
+        "reason": "",
+        "blame": "",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -70,9 +79,14 @@ class NewJob:
     def to_job(self) -> Job:
         """Return the wire value of the first attempt."""
         return Job(
-            id=self.id, task=self.task, billing_key=self.billing_key, cost=self.cost, pool=self.pool,
-            deadline=self.deadline, check=self.check,
-        )  # fmt: skip
+            id=self.id,
+            task=self.task,
+            billing_key=self.billing_key,
+            cost=self.cost,
+            pool=self.pool,
+            deadline=self.deadline,
+            check=self.check,
+        )
 
     def to_row(self, key: str | None, ordinal: int) -> dict[str, object]:
         """Return the new row of the table `jobs`."""
@@ -117,11 +131,15 @@ class NewJob:
         for stored_input in self.inputs:
             picture_rows.append(
                 {
-                    "job": self.id, "image": next_index[stored_input.kind], "kind": stored_input.kind,
-                    "sha256": stored_input.sha256, "bytes": stored_input.bytes, "width": stored_input.width,
+                    "job": self.id,
+                    "image": next_index[stored_input.kind],
+                    "kind": stored_input.kind,
+                    "sha256": stored_input.sha256,
+                    "bytes": stored_input.bytes,
+                    "width": stored_input.width,
                     "height": stored_input.height,
                 }
-            )  # fmt: skip
+            )
             next_index[stored_input.kind] += 1
         return picture_rows
 
@@ -218,9 +236,15 @@ class JobRecord:
         """Return the wire value of this attempt."""
         billing_key = BillingKey(tier=self.tier, guild=self.guild, user=self.member, weight=self.weight)
         return Job(
-            id=self.id, task=self.task, billing_key=billing_key, cost=self.cost, pool=self.pool, attempt=self.attempt,
-            deadline=self.deadline, check=self.check,
-        )  # fmt: skip
+            id=self.id,
+            task=self.task,
+            billing_key=billing_key,
+            cost=self.cost,
+            pool=self.pool,
+            attempt=self.attempt,
+            deadline=self.deadline,
+            check=self.check,
+        )
 
 
 @dataclass(frozen=True)
@@ -274,6 +298,11 @@ def decode_record(row: RowMapping) -> JobRecord:
 def decode_audit_entry(row: RowMapping) -> AuditEntry:
     """Convert a row of the audit."""
     return AuditEntry(
-        job=row["job"], created_at=row["at"], source=row["source"], target=row["target"], attempt=row["attempt"],
-        epoch=row["epoch"], reason=row["why"],
-    )  # fmt: skip
+        job=row["job"],
+        created_at=row["at"],
+        source=row["source"],
+        target=row["target"],
+        attempt=row["attempt"],
+        epoch=row["epoch"],
+        reason=row["why"],
+    )

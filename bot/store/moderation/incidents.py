@@ -27,9 +27,15 @@ def write_incident(
     if kind in REPEATABLE and _count_incidents(connection, *conditions, table.c.at > now - HOUR) >= HOURLY_LIMIT:
         return None
     values = {
-        "guild": guild, "at": now, "kind": kind, "actor": actor, "actor_name": clean_text(name)[:NAME_LENGTH],
-        "job": job, "said": shorten(text, MAX_DETAIL), "closed": None if kind in NEED_DECISION else now,
-    }  # fmt: skip
+        "guild": guild,
+        "at": now,
+        "kind": kind,
+        "actor": actor,
+        "actor_name": clean_text(name)[:NAME_LENGTH],
+        "job": job,
+        "said": shorten(text, MAX_DETAIL),
+        "closed": None if kind in NEED_DECISION else now,
+    }
     number = connection.execute(table.insert().values(**values).returning(table.c.id)).scalar_one()
     _prune_incidents(connection, guild)
     return int(number)
@@ -43,9 +49,7 @@ def _prune_incidents(connection: Connection, guild: str) -> None:
         connection.execute(table.delete().where(table.c.id.in_(oldest)))
 
 
-def write_report(
-    connection: Connection, guild: str, actor: str, name: str, text: str, now: float, job: str
-) -> int:  # fmt: skip
+def write_report(connection: Connection, guild: str, actor: str, name: str, text: str, now: float, job: str) -> int:
     """Write a member's report of a job. Raises `UserError` (429) for a second one of the job, or too many in a day."""
     conditions = (table.c.kind == "report", table.c.actor == actor)
     if _count_incidents(connection, table.c.guild == guild, *conditions, table.c.job == job):
@@ -109,6 +113,13 @@ def _count_incidents(connection: Connection, *conditions: ColumnElement[bool]) -
 
 def _to_incident(row: RowMapping) -> Incident:
     return Incident(
-        number=row["id"], guild=row["guild"], created_at=row["at"], kind=row["kind"], actor=row["actor"],
-        actor_name=row["actor_name"], job=row["job"], text=row["said"], closed=row["closed"],
-    )  # fmt: skip
+        number=row["id"],
+        guild=row["guild"],
+        created_at=row["at"],
+        kind=row["kind"],
+        actor=row["actor"],
+        actor_name=row["actor_name"],
+        job=row["job"],
+        text=row["said"],
+        closed=row["closed"],
+    )

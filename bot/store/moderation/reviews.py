@@ -56,9 +56,11 @@ def write_held_incident(connection: Connection, picture: StoredPicture, old_verd
 def list_waiting_jobs(connection: Connection, guild: str, limit: int) -> list[JobRecord]:
     """Return a guild's jobs with pictures that wait for a decision, the oldest first."""
     has_undecided = exists().where(
-        pictures.c.job == jobs.c.id, pictures.c.kind == "image", pictures.c.verdict != "passed",
+        pictures.c.job == jobs.c.id,
+        pictures.c.kind == "image",
+        pictures.c.verdict != "passed",
         pictures.c.reviewed == "",
-    )  # fmt: skip
+    )
     conditions = (jobs.c.guild == guild, jobs.c.state == "finished", jobs.c.check.is_(True), jobs.c.deleted.is_(None))
     return load_records(connection, select(jobs).where(*conditions, has_undecided).order_by(jobs.c.id).limit(limit))
 

@@ -39,8 +39,5 @@ archived_charges = Table(  # charges of removed jobs, while a limit counts them;
 )
 
 charge_keys = Table(  # the key of these hashes, while there are any
-    "veil",
-    metadata,
-    Column("id", Integer, primary_key=True),
-    Column("key", LargeBinary, nullable=False),
+    "veil", metadata, Column("id", Integer, primary_key=True), Column("key", LargeBinary, nullable=False)
 )

@@ -9,10 +9,7 @@ from sqlalchemy import JSON, Column, Float, Index, String, Table, Text
 from bot.store.schema.tables import metadata
 
 preferences = Table(
-    "preferences",
-    metadata,
-    Column("member", String(64), primary_key=True),
-    Column("values", JSON, nullable=False),
+    "preferences", metadata, Column("member", String(64), primary_key=True), Column("values", JSON, nullable=False)
 )
 
 flag_aliases = Table(  # flag aliases

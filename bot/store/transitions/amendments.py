@@ -48,10 +48,12 @@ _UPDATE_ONE = (
     update(amendments)
     .where(amendments.c.job == bindparam("of_job"), amendments.c.number == bindparam("of_number"))
     .values(
-        state=bindparam("new_state"), step=bindparam("new_step"), reason=bindparam("new_reason"),
+        state=bindparam("new_state"),
+        step=bindparam("new_step"),
+        reason=bindparam("new_reason"),
         cost=bindparam("new_cost"),
     )
-)  # fmt: skip
+)
 _UPDATE_COST = (
     update(jobs)
     .where(jobs.c.id == bindparam("of_job"))
@@ -79,9 +81,14 @@ class AnsweredAmendment:
 
 
 def ask_for_amendments(
-    connection: Connection, job: str, member: Member, author: Member, key: str | None, decide: AmendmentCheck,
+    connection: Connection,
+    job: str,
+    member: Member,
+    author: Member,
+    key: str | None,
+    decide: AmendmentCheck,
     now: float,
-) -> AskedAmendments | None:  # fmt: skip
+) -> AskedAmendments | None:
     """Write the changes that `decide` returns, and reserve their cost. None: the job is unknown or deleted.
 
     `decide` gets the job and all of its changes, locked, with the ledger of its author, and raises `UserError` to write
@@ -182,9 +189,13 @@ def _add_amendment(recipe: Recipe, amendment: Amendment) -> Recipe:
 def _update_amendment(connection: Connection, changed: AmendmentRecord) -> None:
     """Write a change's state, step, reason and cost."""
     values = {
-        "of_job": changed.job, "of_number": changed.number, "new_state": changed.state, "new_step": changed.step,
-        "new_reason": changed.reason, "new_cost": changed.cost,
-    }  # fmt: skip
+        "of_job": changed.job,
+        "of_number": changed.number,
+        "new_state": changed.state,
+        "new_step": changed.step,
+        "new_reason": changed.reason,
+        "new_cost": changed.cost,
+    }
     connection.execute(_UPDATE_ONE, values)
 
 

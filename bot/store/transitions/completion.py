@@ -35,9 +35,15 @@ class JobStats:
 
 
 def record_pictures(
-    connection: Connection, job: str, epoch: int, new_pictures: Sequence[StoredPicture], stats: JobStats | None,
-    now: float, *, method: UpscaleMethod | None = None,
-) -> tuple[bool, Transition | None]:  # fmt: skip
+    connection: Connection,
+    job: str,
+    epoch: int,
+    new_pictures: Sequence[StoredPicture],
+    stats: JobStats | None,
+    now: float,
+    *,
+    method: UpscaleMethod | None = None,
+) -> tuple[bool, Transition | None]:
     """Record pictures of one job, and finish it if `stats` is given and none is missing.
 
     False: the job is unknown, deleted or over, or a newer epoch has it. `method`: how the worker made an upscale.

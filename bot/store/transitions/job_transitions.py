@@ -40,9 +40,13 @@ MAX_OVERRUN = 10.0  # a worker may bill at most this many times the estimate in 
 
 
 def admit_jobs(
-    connection: Connection, new_jobs: Sequence[NewJob], key: str | None, decide: AdmissionCheck,
-    weights: Mapping[str, float], now: float,
-) -> tuple[list[JobRecord], bool]:  # fmt: skip
+    connection: Connection,
+    new_jobs: Sequence[NewJob],
+    key: str | None,
+    decide: AdmissionCheck,
+    weights: Mapping[str, float],
+    now: float,
+) -> tuple[list[JobRecord], bool]:
     """Insert the jobs that `decide` returns, with their destinations; `decide` raises `UserError` to insert none.
 
     A known idempotency `key` returns its earlier jobs, and False.
@@ -61,9 +65,13 @@ def insert_jobs(
         values = new_job.to_row(key, ordinal)
         row = connection.execute(_INSERT_JOB, values).mappings().one()
         destination_row = {
-            "job": new_job.id, "role": "answer", "kind": new_job.destination.kind,
-            "where": dict(new_job.destination.address), "message": "", "reason": "",
-        }  # fmt: skip
+            "job": new_job.id,
+            "role": "answer",
+            "kind": new_job.destination.kind,
+            "where": dict(new_job.destination.address),
+            "message": "",
+            "reason": "",
+        }
         connection.execute(_INSERT_DESTINATION, destination_row)
         enter_accounts(connection, row["account"], weights, new_job.created)
         adjust_counts(connection, row["account"], queued=1)
@@ -75,18 +83,32 @@ def insert_jobs(
 
 
 def make_transition(
-    connection: Connection, kind: TransitionKind, job: str, now: float, *,
-    epoch: int | None = None, audit_note: str = "", **values: object,
-) -> Transition | None:  # fmt: skip
+    connection: Connection,
+    kind: TransitionKind,
+    job: str,
+    now: float,
+    *,
+    epoch: int | None = None,
+    audit_note: str = "",
+    **values: object,
+) -> Transition | None:
     """Make one transition. None: there is no such job, its state does not allow it, or a newer epoch has it."""
     result = apply_transition(connection, kind, job, now, epoch=epoch, audit_note=audit_note, **values)
     return None if result is None else Transition(decode_record(result[0]), result[1])
 
 
 def end_job(
-    connection: Connection, kind: TransitionKind, job: str, now: float, actual_cost: float | None, *,
-    done_share: float = 1.0, epoch: int | None = None, audit_note: str = "", **values: object,
-) -> Transition | None:  # fmt: skip
+    connection: Connection,
+    kind: TransitionKind,
+    job: str,
+    now: float,
+    actual_cost: float | None,
+    *,
+    done_share: float = 1.0,
+    epoch: int | None = None,
+    audit_note: str = "",
+    **values: object,
+) -> Transition | None:
     """End a job, and settle its charge to `actual_cost` device-seconds. Happens at most once.
 
     None: `done_share` of the whole reserve, without that of changes that no worker has answered.
@@ -184,15 +206,28 @@ def _bill_and_send(connection: Connection, row: RowMapping, now: float) -> Trans
     mark_served(connection, row["account"])
     add_cost(connection, row["account"], max(0.0, row["cost"] - row["billed"]))
     return make_transition(
-        connection, "send", row["id"], now, sent=now, billed=max(row["cost"], row["billed"]),
+        connection,
+        "send",
+        row["id"],
+        now,
+        sent=now,
+        billed=max(row["cost"], row["billed"]),
         audit_note=f"attempt {row['attempt']}",
-    )  # fmt: skip
+    )
 
 
 def start_job(
-    connection: Connection, job: str, epoch: int, worker: str, step: int, now: float, *,
-    preview_step: int = 0, snapshots_lost: bool = False, is_suspect: bool = True,
-) -> Transition | None:  # fmt: skip
+    connection: Connection,
+    job: str,
+    epoch: int,
+    worker: str,
+    step: int,
+    now: float,
+    *,
+    preview_step: int = 0,
+    snapshots_lost: bool = False,
+    is_suspect: bool = True,
+) -> Transition | None:
     """Record a worker's claim at `step`, or fail the job: after 3 attempts without progress, or 20 in all.
 
     `is_suspect`: False if the lost workers are no evidence against the job; it is then tried again.
@@ -211,16 +246,30 @@ def start_job(
     if old_row["epoch"] <= epoch and _count_other_starts(connection, job, epoch) >= MAX_ATTEMPTS:
         return _fail_poison(connection, old_row, now, f"again on {worker}", TOO_MANY_ATTEMPTS)
     return make_transition(
-        connection, "start", job, now, epoch=epoch, audit_note=worker, worker=worker,
-        step=reached_step if snapshots_lost else max(reached_step, old_row["step"]), barren=idle_attempts,
+        connection,
+        "start",
+        job,
+        now,
+        epoch=epoch,
+        audit_note=worker,
+        worker=worker,
+        step=reached_step if snapshots_lost else max(reached_step, old_row["step"]),
+        barren=idle_attempts,
         started=old_row["started"] or now,
-    )  # fmt: skip
+    )
 
 
 def requeue_job(
-    connection: Connection, job: str, now: float, *, step: int, audit_note: str, reason: str = "",
-    epoch: int | None = None, is_suspect: bool = True,
-) -> Transition | None:  # fmt: skip
+    connection: Connection,
+    job: str,
+    now: float,
+    *,
+    step: int,
+    audit_note: str,
+    reason: str = "",
+    epoch: int | None = None,
+    is_suspect: bool = True,
+) -> Transition | None:
     """Queue the job again as its next attempt, or fail it: after 3 without progress, or 20 in all.
 
     `step`: the furthest step known. `reason`: the sentence for the member if it fails. `is_suspect`: False if nothing
@@ -233,18 +282,32 @@ def requeue_job(
         return None
     if old_row["cancelling"]:
         return end_job(
-            connection, "cancel", job, now, None, done_share=_done_fraction(old_row, step), epoch=epoch,
+            connection,
+            "cancel",
+            job,
+            now,
+            None,
+            done_share=_done_fraction(old_row, step),
+            epoch=epoch,
             audit_note=audit_note,
-        )  # fmt: skip
+        )
     idle_attempts = _count_idle_attempts(old_row, step, True)
     if is_suspect and idle_attempts >= POISON_ATTEMPTS:
         return _fail_poison(connection, old_row, now, audit_note, reason, epoch)
     if old_row["attempt"] >= MAX_ATTEMPTS:
         return _fail_poison(connection, old_row, now, audit_note, TOO_MANY_ATTEMPTS, epoch)
     return make_transition(
-        connection, "requeue", job, now, epoch=epoch, audit_note=audit_note, attempt=old_row["attempt"] + 1, worker="",
-        step=max(step, old_row["step"]), barren=idle_attempts,
-    )  # fmt: skip
+        connection,
+        "requeue",
+        job,
+        now,
+        epoch=epoch,
+        audit_note=audit_note,
+        attempt=old_row["attempt"] + 1,
+        worker="",
+        step=max(step, old_row["step"]),
+        barren=idle_attempts,
+    )
 
 
 def request_cancel(connection: Connection, job: str, now: float) -> tuple[JobRecord | None, Transition | None]:
@@ -283,9 +346,17 @@ def _fail_poison(
 ) -> Transition | None:
     member_text = reason or f"It was tried {POISON_ATTEMPTS} times and never got further."
     return end_job(
-        connection, "fail", old_row["id"], now, 0.0, epoch=epoch, audit_note=f"poison: {audit_note}",
-        reason=member_text, blame="worker", barren=POISON_ATTEMPTS,
-    )  # fmt: skip
+        connection,
+        "fail",
+        old_row["id"],
+        now,
+        0.0,
+        epoch=epoch,
+        audit_note=f"poison: {audit_note}",
+        reason=member_text,
+        blame="worker",
+        barren=POISON_ATTEMPTS,
+    )
 
 
 def _done_fraction(old_row: RowMapping, step: int) -> float:

@@ -16,10 +16,16 @@ from bot.store.schema.tables import jobs, models, pictures
 from engine.contract import ModelProfile, Recipe, Task, UpscaleMethod, UpscaleTask, decode, encode
 
 # Built once: building a statement takes longer than SQLite takes to run it.
-_SELECT_OPEN = select(jobs).where(
-    jobs.c.id == bindparam("job"), jobs.c.epoch <= bindparam("epoch"), jobs.c.deleted.is_(None),
-    jobs.c.state.in_(OPEN_STATES),
-).with_for_update()  # fmt: skip
+_SELECT_OPEN = (
+    select(jobs)
+    .where(
+        jobs.c.id == bindparam("job"),
+        jobs.c.epoch <= bindparam("epoch"),
+        jobs.c.deleted.is_(None),
+        jobs.c.state.in_(OPEN_STATES),
+    )
+    .with_for_update()
+)
 _SELECT_VERDICTS = select(pictures.c.image, pictures.c.kind, pictures.c.verdict).where(
     pictures.c.job == bindparam("job")
 )

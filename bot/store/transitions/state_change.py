@@ -21,9 +21,15 @@ _INSERT_AUDIT_LINE = audit_lines.insert()
 
 
 def apply_transition(
-    connection: Connection, kind: TransitionKind, job: str, now: float, *,
-    epoch: int | None = None, audit_note: str = "", **values: object,
-) -> tuple[RowMapping, JobState] | None:  # fmt: skip
+    connection: Connection,
+    kind: TransitionKind,
+    job: str,
+    now: float,
+    *,
+    epoch: int | None = None,
+    audit_note: str = "",
+    **values: object,
+) -> tuple[RowMapping, JobState] | None:
     """Apply the transition. Return the new row and the old state. None: no such job, its state does not allow it, or a
     newer epoch has it.
     """
@@ -75,7 +81,12 @@ def _update_counts(connection: Connection, account: str, source: JobState, targe
 def write_audit_line(connection: Connection, row: RowMapping, source: str, now: float, audit_note: str) -> None:
     """Write one audit line."""
     values = {
-        "job": row["id"], "at": now, "source": source, "target": row["state"], "attempt": row["attempt"],
-        "epoch": row["epoch"], "why": audit_note,
-    }  # fmt: skip
+        "job": row["id"],
+        "at": now,
+        "source": source,
+        "target": row["state"],
+        "attempt": row["attempt"],
+        "epoch": row["epoch"],
+        "why": audit_note,
+    }
     connection.execute(_INSERT_AUDIT_LINE, values)

@@ -35,28 +35,82 @@ def reference(name: str) -> Schema:
 
 
 PICTURE = object_of(
-    n="integer", url="string", sha256="string", width="integer", height="integer", held="string", dissolve="string?",
-    round_trip="string?", branch="string?",
-)  # fmt: skip
+    n="integer",
+    url="string",
+    sha256="string",
+    width="integer",
+    height="integer",
+    held="string",
+    dissolve="string?",
+    round_trip="string?",
+    branch="string?",
+)
 JOB = object_of(
-    id="string", state="string", action="string", kind="string", prompt="string", prompt_text="string",
-    author=object_of(name="string", you="boolean"), can_cancel="boolean", can_review="boolean",
-    created="number", started="number?", finished="number?", seconds="number?", ms_per_step="number?",
-    jobs_ahead="integer?", eta="number?", step="integer", total_steps="integer", percent="integer", cost="number",
-    has_worker="boolean", startup_notice="string", cancelling="boolean", reason="string", wait_reason="string",
-    notes=list_of("string"), parent="object?", footer="string", count="integer", images=list_of("integer"),
-    pictures=list_of(PICTURE), chosen={**list_of("integer"), **type_of("array?")},
-    grid="string?", film="string?", films=map_of("string"), keyframes="string?", walk_films=map_of("string"),
-)  # fmt: skip
+    id="string",
+    state="string",
+    action="string",
+    kind="string",
+    prompt="string",
+    prompt_text="string",
+    author=object_of(name="string", you="boolean"),
+    can_cancel="boolean",
+    can_review="boolean",
+    created="number",
+    started="number?",
+    finished="number?",
+    seconds="number?",
+    ms_per_step="number?",
+    jobs_ahead="integer?",
+    eta="number?",
+    step="integer",
+    total_steps="integer",
+    percent="integer",
+    cost="number",
+    has_worker="boolean",
+    startup_notice="string",
+    cancelling="boolean",
+    reason="string",
+    wait_reason="string",
+    notes=list_of("string"),
+    parent="object?",
+    footer="string",
+    count="integer",
+    images=list_of("integer"),
+    pictures=list_of(PICTURE),
+    chosen={**list_of("integer"), **type_of("array?")},
+    grid="string?",
+    film="string?",
+    films=map_of("string"),
+    keyframes="string?",
+    walk_films=map_of("string"),
+)
 AMENDMENT = object_of(
-    number="integer", state="string", step="integer?", total_steps="integer", reason="string",
-    author=object_of(name="string", you="boolean"), kind="string", text="string", at="number",
-)  # fmt: skip
+    number="integer",
+    state="string",
+    step="integer?",
+    total_steps="integer",
+    reason="string",
+    author=object_of(name="string", you="boolean"),
+    kind="string",
+    text="string",
+    at="number",
+)
 ACCEPTED_JOB = object_of(
-    id="string", prompt="string", jobs_ahead="integer", eta="number?", has_worker="boolean", startup_notice="string",
-    notes=list_of("string"), steps="integer", evaluations="integer", sampler="string", seed="integer",
-    count="integer", cost="number", url="string",
-)  # fmt: skip
+    id="string",
+    prompt="string",
+    jobs_ahead="integer",
+    eta="number?",
+    has_worker="boolean",
+    startup_notice="string",
+    notes=list_of("string"),
+    steps="integer",
+    evaluations="integer",
+    sampler="string",
+    seed="integer",
+    count="integer",
+    cost="number",
+    url="string",
+)
 WORKER = object_of(
     name="string",
     device="string",
@@ -86,8 +140,12 @@ SCHEMAS: Mapping[str, Schema] = {
     "Jobs": object_of(jobs=list_of(reference("Job"))),
     "Accepted": {"allOf": [ACCEPTED_JOB, object_of(ids=list_of("string"), jobs=list_of(ACCEPTED_JOB))]},
     "Workers": object_of(
-        online="boolean", engine_loading="boolean", workers=list_of(WORKER), models=list_of("string"),
-        loaded=list_of("string"), sentence="string",
+        online="boolean",
+        engine_loading="boolean",
+        workers=list_of(WORKER),
+        models=list_of("string"),
+        loaded=list_of("string"),
+        sentence="string",
     ),
     "Amendments": object_of(
         id="string", amendments=list_of(AMENDMENT), steering="object?", left="integer", obstacle="string"
@@ -105,4 +163,4 @@ SCHEMAS: Mapping[str, Schema] = {
         id="string", state="string", wait_reason="string", jobs_ahead="integer?", eta="number?", step="integer"
     ),
     "Rejections": object_of(rejections=list_of(object_of(sender="string", reason="string", count="integer"))),
-}  # fmt: skip
+}

@@ -34,9 +34,14 @@ async def describe_picture(request: web.Request) -> web.Response:
     result = await wait_while_connected(request, image_to_prompt.suggest_prompts(picture, member, body.model))
     prompts = [asdict(suggestion) for suggestion in result.prompts]
     return web.json_response(
-        {"model": result.model, "tried_texts": result.tried_texts, "prompts": prompts, "sentence": result.sentence,
-         "notes": list(result.notes)}
-    )  # fmt: skip
+        {
+            "model": result.model,
+            "tried_texts": result.tried_texts,
+            "prompts": prompts,
+            "sentence": result.sentence,
+            "notes": list(result.notes),
+        }
+    )
 
 
 async def _read_picture(request: web.Request) -> tuple[DescribeBody, bytes]:

@@ -85,9 +85,15 @@ async def edit(request: web.Request) -> web.Response:
         if files.mask is None or files != FormFiles(mask=files.mask):
             raise UserError("The form needs a part `mask`: white where the picture is redrawn.", 400)
         accepted_job = await request.app[SERVICES].edits.edit(
-            view.id, index, files.mask, member_of(request), destination_of(request),
-            text=body.prompt, strength=body.strength, key=idempotency_key_of(request),
-        )  # fmt: skip
+            view.id,
+            index,
+            files.mask,
+            member_of(request),
+            destination_of(request),
+            text=body.prompt,
+            strength=body.strength,
+            key=idempotency_key_of(request),
+        )
     return created_response(accepted_job)
 
 
@@ -126,7 +132,15 @@ async def branch(request: web.Request) -> web.Response:
     view, index = await require_permitted(request, "branch"), picture_index_of(request)
     body = await read_body(request, BranchBody)
     accepted_job = await request.app[SERVICES].edits.branch(
-        view.id, index, body.step, member_of(request), destination_of(request),
-        text=body.prompt, exact=body.exact, is_undo=body.undo, key=idempotency_key_of(request), **body.options(),
-    )  # fmt: skip
+        view.id,
+        index,
+        body.step,
+        member_of(request),
+        destination_of(request),
+        text=body.prompt,
+        exact=body.exact,
+        is_undo=body.undo,
+        key=idempotency_key_of(request),
+        **body.options(),
+    )
     return created_response(accepted_job)

@@ -171,9 +171,14 @@ async def create_jobs(request: web.Request) -> web.Response:
     """Submit a prompt: one job, or several where it holds permutations. A form may carry pictures."""
     async with read_form(request, JobBody) as (body, files):
         accepted_jobs = await request.app[SERVICES].jobs.imagine(
-            body.prompt, member_of(request), destination_of(request), key=idempotency_key_of(request),
-            is_exact=body.exact, init_images=await _init_images(request, body, files), **body.options(),
-        )  # fmt: skip
+            body.prompt,
+            member_of(request),
+            destination_of(request),
+            key=idempotency_key_of(request),
+            is_exact=body.exact,
+            init_images=await _init_images(request, body, files),
+            **body.options(),
+        )
     payload = serializers.serialize_all_accepted(accepted_jobs)
     return web.json_response(payload, status=201, headers={"Location": payload["url"]})
 

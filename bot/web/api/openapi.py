@@ -41,11 +41,19 @@ KEYFRAME = {"type": "integer", "minimum": 0, "maximum": 9999, "description": "A 
 
 # module or package → what its operations are about
 TAGS: Mapping[str, str] = {
-    "jobs": "Jobs", "wait_reason": "Jobs", "sse": "Jobs", "steering": "Jobs", "media": "Results",
-    "edits": "Continue from a picture", "describe": "Image to prompt",
-    "flag_aliases": "Flag aliases", "review": "Review", "pages": "Chatroom",
-    "metrics": "Operation", "openapi": "Operation",
-}  # fmt: skip
+    "jobs": "Jobs",
+    "wait_reason": "Jobs",
+    "sse": "Jobs",
+    "steering": "Jobs",
+    "media": "Results",
+    "edits": "Continue from a picture",
+    "describe": "Image to prompt",
+    "flag_aliases": "Flag aliases",
+    "review": "Review",
+    "pages": "Chatroom",
+    "metrics": "Operation",
+    "openapi": "Operation",
+}
 
 
 def routes() -> list[web.RouteDef]:
@@ -159,9 +167,11 @@ def _describe_body(shape: Shape) -> dict[str, Any]:
     parts = {name: _describe_part(MAX_PARTS[name] if is_job else 1) for name in shape.files}
     required = ["request", *(() if is_job else shape.files)]
     form = {
-        "type": "object", "properties": {"request": reference, **parts}, "required": required,
+        "type": "object",
+        "properties": {"request": reference, **parts},
+        "required": required,
         "additionalProperties": False,
-    }  # fmt: skip
+    }
     content = {"multipart/form-data": {"schema": form, "encoding": {"request": {"contentType": "application/json"}}}}
     return content | ({"application/json": {"schema": reference}} if is_job else {})
 

@@ -54,12 +54,18 @@ class AmendBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def to_request(self) -> SteeringRequest:
         """Return it with images and parts counted from 0."""
         return SteeringRequest(
-            say=self.say, say_weight=self.weight, prompt=self.prompt, negative=self.negative, guidance=self.guidance,
+            say=self.say,
+            say_weight=self.weight,
+            prompt=self.prompt,
+            negative=self.negative,
+            guidance=self.guidance,
             weights={int(number) - 1: weight for number, weight in self.weights.items()},
             interval=None if self.interval is None else (self.interval[0], self.interval[1]),
-            keep=tuple(number - 1 for number in self.keep), drop=tuple(number - 1 for number in self.drop),
-            split=None if self.split is None else (self.split.image - 1, self.split.into), fade_steps=self.fade,
-        )  # fmt: skip
+            keep=tuple(number - 1 for number in self.keep),
+            drop=tuple(number - 1 for number in self.drop),
+            split=None if self.split is None else (self.split.image - 1, self.split.into),
+            fade_steps=self.fade,
+        )
 
 
 def routes() -> list[web.RouteDef]:

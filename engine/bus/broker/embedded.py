@@ -47,9 +47,14 @@ class Broker:
     """
 
     def __init__(
-        self, folder: Path, port: int = 0, token: str = "", *, listen_address: ListenAddress | None = None,
+        self,
+        folder: Path,
+        port: int = 0,
+        token: str = "",
+        *,
+        listen_address: ListenAddress | None = None,
         workers: Path | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.folder, self.workers = folder, workers
         listen_address = listen_address or ListenAddress(port=port)
         self.listen_address = listen_address if listen_address.port else replace(listen_address, port=find_free_port())
@@ -129,9 +134,11 @@ class Broker:
         self._process = await asyncio.create_subprocess_exec(
             *bind_to_parent([str(self._server), "-c", str(self.folder / "nats.conf")]),
             env={name: os.environ[name] for name in SERVER_VARIABLES if name in os.environ},
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
             start_new_session=True,  # else Ctrl-C would end it before the workers hand back their jobs
-        )  # fmt: skip
+        )
         try:
             async with asyncio.timeout(READY_SECONDS):
                 while not await self._is_ready():

@@ -33,12 +33,22 @@ def list_publish_subjects(name: str, pools: Sequence[str]) -> list[str]:
     snapshots = subjects.kv_subject(subjects.SNAPSHOTS, "*.*")
     chunk_subjects, entry_subjects = subjects.blob_chunk("*", "*"), f"$O.{subjects.BLOBS}.M.*"
     return [
-        f"{subjects.RESULTS}.{worker_token}.*", subjects.FRAMES_ALL, subjects.LOADING_ALL, *workers, *progress, claims,
-        snapshots, chunk_subjects, entry_subjects, *_direct_get_subjects(subjects.CLAIMS, "*"),
-        *_direct_get_subjects(subjects.SNAPSHOTS, "*.*"), *_direct_get_subjects(subjects.CANCELLED, "*"),
-        f"{API}.DIRECT.GET.{subjects.BLOBS_STREAM}", f"{API}.DIRECT.GET.{subjects.BLOBS_STREAM}.{entry_subjects}",
+        f"{subjects.RESULTS}.{worker_token}.*",
+        subjects.FRAMES_ALL,
+        subjects.LOADING_ALL,
+        *workers,
+        *progress,
+        claims,
+        snapshots,
+        chunk_subjects,
+        entry_subjects,
+        *_direct_get_subjects(subjects.CLAIMS, "*"),
+        *_direct_get_subjects(subjects.SNAPSHOTS, "*.*"),
+        *_direct_get_subjects(subjects.CANCELLED, "*"),
+        f"{API}.DIRECT.GET.{subjects.BLOBS_STREAM}",
+        f"{API}.DIRECT.GET.{subjects.BLOBS_STREAM}.{entry_subjects}",
         *(subject for pool in pools for subject in _pull_subjects(pool)),
-    ]  # fmt: skip
+    ]
 
 
 def _direct_get_subjects(bucket: str, key: str) -> tuple[str]:

@@ -34,8 +34,15 @@ MAX_ANNOUNCED = 32  # the limit of `engine.contract.ModelProfile`
 MAX_LOADED = 2  # autoencoders of one model beside its own; beyond that the one used longest ago is dropped
 
 LOAD_ERRORS = (
-    OSError, ValueError, TypeError, LookupError, RuntimeError, AttributeError, ArithmeticError, SafetensorError,
-)  # fmt: skip
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    RuntimeError,
+    AttributeError,
+    ArithmeticError,
+    SafetensorError,
+)
 
 Key = tuple[ModelPart, torch.dtype]
 

@@ -47,16 +47,27 @@ class LargeDecoder(ModelMixin, ConfigMixin):
 
     @register_to_config
     def __init__(
-        self, latent_channels: int, block_out_channels: list[int], layers_per_block: int = 1,
-        norm_num_groups: int = 32, mid_block_add_attention: bool = False, use_post_quant_conv: bool = True,
-        scaling_factor: float = 1.0, shift_factor: float | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        latent_channels: int,
+        block_out_channels: list[int],
+        layers_per_block: int = 1,
+        norm_num_groups: int = 32,
+        mid_block_add_attention: bool = False,
+        use_post_quant_conv: bool = True,
+        scaling_factor: float = 1.0,
+        shift_factor: float | None = None,
+    ) -> None:
         super().__init__()
         self.post_quant_conv = torch.nn.Conv2d(latent_channels, latent_channels, 1) if use_post_quant_conv else None
         self.decoder = Decoder(
-            latent_channels, 3, ("UpDecoderBlock2D",) * len(block_out_channels), tuple(block_out_channels),
-            layers_per_block, norm_num_groups, mid_block_add_attention=mid_block_add_attention,
-        )  # fmt: skip
+            latent_channels,
+            3,
+            ("UpDecoderBlock2D",) * len(block_out_channels),
+            tuple(block_out_channels),
+            layers_per_block,
+            norm_num_groups,
+            mid_block_add_attention=mid_block_add_attention,
+        )
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         """Return pixels `[n, 3, height, width]`, about −1…1, of unscaled latents `[n, channels, h, w]`."""

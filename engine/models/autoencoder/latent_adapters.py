@@ -20,9 +20,8 @@ class LatentAdapter(torch.nn.Module, ABC):
         super().__init__()
         self.autoencoder = autoencoder
         self.config = FrozenDict(
-            latent_channels=latent_channels, scaling_factor=1.0, shift_factor=0.0,
-            block_out_channels=block_out_channels,
-        )  # fmt: skip
+            latent_channels=latent_channels, scaling_factor=1.0, shift_factor=0.0, block_out_channels=block_out_channels
+        )
 
     @property
     def dtype(self) -> torch.dtype:

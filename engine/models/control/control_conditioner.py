@@ -117,10 +117,7 @@ class UNetControlConditioner(ControlConditioner):
         additions: dict[str, tuple[torch.Tensor, ...]] = {}
         if controls := [each for each in pictures if each.slot.kind == "control"]:
             *down, middle = sum_spread(controls, [self._run(inputs, each) for each in controls], len(inputs.x))
-            additions |= {
-                "down_block_additional_residuals": tuple(down),
-                "mid_block_additional_residual": (middle,),
-            }
+            additions |= {"down_block_additional_residuals": tuple(down), "mid_block_additional_residual": (middle,)}
         if adapters := [each for each in pictures if each.slot.kind == "adapter"]:
             features = sum_spread(adapters, [each.tensors for each in adapters], len(inputs.x))
             additions["down_intrablock_additional_residuals"] = tuple(features)

@@ -15,8 +15,12 @@ from engine.models.files.pipeline_parts import find_weight_files
 MAX_CONFIG_BYTES = 64 * 1024
 # What names of published control networks say about the control image that they were trained with.
 _PREPROCESSORS_BY_WORD: tuple[tuple[str, Preprocessor], ...] = (
-    ("canny", "canny"), ("depth", "depth"), ("midas", "depth"), ("pose", "pose"), ("lineart", "lineart"),
-)  # fmt: skip
+    ("canny", "canny"),
+    ("depth", "depth"),
+    ("midas", "depth"),
+    ("pose", "pose"),
+    ("lineart", "lineart"),
+)
 
 
 class ControlFile(NamedTuple):

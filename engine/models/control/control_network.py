@@ -89,8 +89,9 @@ class Adapter:
 
 
 WRAPPERS: dict[type[Any], Callable[[Any, torch.device, torch.dtype], ControlNetwork]] = {
-    ControlNetModel: ControlNet, T2IAdapter: Adapter,
-}  # fmt: skip
+    ControlNetModel: ControlNet,
+    T2IAdapter: Adapter,
+}
 
 
 @torch.inference_mode(False)

@@ -27,9 +27,12 @@ class TransformerControlConditioner(ControlConditioner):
     """A ControlNet reads the latents of its control image: the autoencoder's mean, as for init images."""
 
     def __init__(
-        self, collection: ControlCollection, preprocessors: Preprocessors, encode_image: EncodeImage,
+        self,
+        collection: ControlCollection,
+        preprocessors: Preprocessors,
+        encode_image: EncodeImage,
         name_inputs: NameInputs,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(collection, preprocessors)
         self._encode_image, self._name_inputs = encode_image, name_inputs
 
@@ -57,9 +60,11 @@ class TransformerControlConditioner(ControlConditioner):
     def _select(self, inputs: ForwardInputs, picture: PictureRows) -> dict[str, Any]:
         """Return the inputs of the rows that have a picture, and the picture's latents, by name."""
         rows = ForwardInputs(
-            picture.select(inputs.x), picture.select(inputs.t),
-            tuple(picture.select(part) for part in inputs.conditioning), inputs.dtype,
-        )  # fmt: skip
+            picture.select(inputs.x),
+            picture.select(inputs.t),
+            tuple(picture.select(part) for part in inputs.conditioning),
+            inputs.dtype,
+        )
         return {**self._name_inputs(rows), "controlnet_cond": picture.tensors[0], "return_dict": False}
 
     @property
@@ -80,9 +85,13 @@ class FluxControlConditioner(TransformerControlConditioner):
     """`pack` turns latents `[1, channels, height, width]` into tokens `[1, tokens, features]`."""
 
     def __init__(
-        self, collection: ControlCollection, preprocessors: Preprocessors, encode_image: EncodeImage,
-        name_inputs: NameInputs, pack: Callable[[torch.Tensor], torch.Tensor],
-    ) -> None:  # fmt: skip
+        self,
+        collection: ControlCollection,
+        preprocessors: Preprocessors,
+        encode_image: EncodeImage,
+        name_inputs: NameInputs,
+        pack: Callable[[torch.Tensor], torch.Tensor],
+    ) -> None:
         super().__init__(collection, preprocessors, encode_image, name_inputs)
         self._pack = pack
 
@@ -109,9 +118,13 @@ class SD3ControlConditioner(TransformerControlConditioner):
     """`shift`: of the model's latents. InstantX's ControlNets were trained without it, and without pooled texts."""
 
     def __init__(
-        self, collection: ControlCollection, preprocessors: Preprocessors, encode_image: EncodeImage,
-        name_inputs: NameInputs, shift: float,
-    ) -> None:  # fmt: skip
+        self,
+        collection: ControlCollection,
+        preprocessors: Preprocessors,
+        encode_image: EncodeImage,
+        name_inputs: NameInputs,
+        shift: float,
+    ) -> None:
         super().__init__(collection, preprocessors, encode_image, name_inputs)
         self._shift = shift
 
@@ -130,9 +143,12 @@ class SD3ControlConditioner(TransformerControlConditioner):
 
 
 def make_flux_conditioner(
-    pipeline: Any, device: torch.device, encode_image: EncodeImage, name_inputs: NameInputs,
+    pipeline: Any,
+    device: torch.device,
+    encode_image: EncodeImage,
+    name_inputs: NameInputs,
     pack: Callable[[torch.Tensor], torch.Tensor],
-) -> FluxControlConditioner:  # fmt: skip
+) -> FluxControlConditioner:
     collection = make_collection(pipeline, pipeline.transformer, device)
     return FluxControlConditioner(collection, Preprocessors(device), encode_image, name_inputs, pack)
 

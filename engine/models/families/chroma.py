@@ -39,8 +39,10 @@ class Chroma(Flux):
         states, text_mask = conditioning
         tokens, (height, width) = self._pack(x), x.shape[-2:]
         return {
-            "hidden_states": tokens, "encoder_hidden_states": states, "timestep": t.to(x.dtype) / 1000,
+            "hidden_states": tokens,
+            "encoder_hidden_states": states,
+            "timestep": t.to(x.dtype) / 1000,
             "attention_mask": torch.cat([text_mask, text_mask.new_ones(tokens.shape[:2])], dim=1),
             "img_ids": self._get_position_ids(height // 2, width // 2, x.dtype),
             "txt_ids": x.new_zeros(states.shape[1], 3),
-        }  # fmt: skip
+        }

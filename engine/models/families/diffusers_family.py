@@ -187,9 +187,13 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, PictureSupport, ABC):
             self.get_network(recipe.dtype)  # the text encoders are in the recipe's dtype too
         with self.pipeline_lock:  # tokenizers are not thread-safe
             prompt = PromptKey(
-                text, negative, self._count_chunks(recipe), recipe.loras, find_embeddings([text], recipe.embeddings),
+                text,
+                negative,
+                self._count_chunks(recipe),
+                recipe.loras,
+                find_embeddings([text], recipe.embeddings),
                 0 if negative else recipe.clip_skip,
-            )  # fmt: skip
+            )
         return (*self._get_conditioning(prompt), *self._make_extra_conditioning(recipe))
 
     def encode_prompt_arguments(self, recipe: Recipe) -> dict[str, Any]:
@@ -240,9 +244,14 @@ class DiffusersFamily(AddedFiles, WholePipelineSupport, PictureSupport, ABC):
 
     @torch.inference_mode()
     def denoise(
-        self, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, dtype: Dtype,
-        loras: tuple[Lora, ...] = (), pictures: tuple[PictureRows, ...] = (),
-    ) -> torch.Tensor:  # fmt: skip
+        self,
+        x: torch.Tensor,
+        t: torch.Tensor,
+        conditioning: Conditioning,
+        dtype: Dtype,
+        loras: tuple[Lora, ...] = (),
+        pictures: tuple[PictureRows, ...] = (),
+    ) -> torch.Tensor:
         torch_dtype = TORCH_DTYPES[dtype]
         inputs = (x.to(torch_dtype), t, *self.forward_runner.cast_conditioning(conditioning, torch_dtype))
         net, layout, predict = self.get_network(dtype, loras), (), self._run_network_on

@@ -44,9 +44,14 @@ def load_embedded(
     """
     pipeline = build_pipeline(weights)
     family = StableDiffusion(
-        pipeline, EMBEDDED_MODEL, fingerprint_folder(weights), device, GUIDANCE, resolver,
+        pipeline,
+        EMBEDDED_MODEL,
+        fingerprint_folder(weights),
+        device,
+        GUIDANCE,
+        resolver,
         LargeDecoder.load(weights, pipeline.vae),
-    )  # fmt: skip
+    )
     family.interval, family.model_folder = INTERVAL, weights
     family.default_sampling = STEPS, "ddpm"
     family.substitutes = read_substitutes(weights)

@@ -46,9 +46,12 @@ class Flux(DiffusersFamily):
     def _make_conditioners(self, pipeline: Any) -> tuple[PictureConditioner, ...]:
         """Return what takes pictures beside the prompt: ControlNets of Flux."""
         conditioner = make_flux_conditioner(
-            pipeline, self.device, self.encode_image,
-            lambda inputs: self._name_inputs(inputs.x, inputs.t, inputs.conditioning), self._pack,
-        )  # fmt: skip
+            pipeline,
+            self.device,
+            self.encode_image,
+            lambda inputs: self._name_inputs(inputs.x, inputs.t, inputs.conditioning),
+            self._pack,
+        )
         return (conditioner,)
 
     def plan(self, sampler: Sampler, steps: int, eta: float, width: int, height: int) -> Plan:
@@ -81,11 +84,14 @@ class Flux(DiffusersFamily):
         states, pooled, *guidance = conditioning
         height, width = x.shape[-2:]
         return {
-            "hidden_states": self._pack(x), "encoder_hidden_states": states, "pooled_projections": pooled,
-            "guidance": guidance[0] if guidance else None, "timestep": t.to(x.dtype) / 1000,
+            "hidden_states": self._pack(x),
+            "encoder_hidden_states": states,
+            "pooled_projections": pooled,
+            "guidance": guidance[0] if guidance else None,
+            "timestep": t.to(x.dtype) / 1000,
             "img_ids": self._get_position_ids(height // 2, width // 2, x.dtype),
             "txt_ids": x.new_zeros(states.shape[1], 3),
-        }  # fmt: skip
+        }
 
     def _pack(self, latents: torch.Tensor) -> torch.Tensor:
         return cast(Any, type(self.pipeline))._pack_latents(latents, *latents.shape)

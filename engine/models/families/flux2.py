@@ -69,10 +69,14 @@ class Flux2(PictureEditing, DiffusersFamily):
         parts = [x, *pictures]
         positions = torch.cat([self._get_positions(part, number) for number, part in enumerate(parts)])
         out = net(
-            hidden_states=torch.cat([_to_tokens(part) for part in parts], dim=1), encoder_hidden_states=states,
-            timestep=t.to(x.dtype) / 1000, guidance=guidance[0] if guidance else None, img_ids=positions,
-            txt_ids=self._get_text_positions(states.shape[1]), return_dict=False,
-        )[0]  # fmt: skip
+            hidden_states=torch.cat([_to_tokens(part) for part in parts], dim=1),
+            encoder_hidden_states=states,
+            timestep=t.to(x.dtype) / 1000,
+            guidance=guidance[0] if guidance else None,
+            img_ids=positions,
+            txt_ids=self._get_text_positions(states.shape[1]),
+            return_dict=False,
+        )[0]
         count = x.shape[-2] * x.shape[-1]
         return out[:, :count].transpose(1, 2).unflatten(2, x.shape[-2:])
 

@@ -55,13 +55,18 @@ class HiDream(DiffusersFamily):
     def _make_prompt_arguments(self, conditions: Conditioning) -> dict[str, Any]:
         states, layers, pooled = conditions
         return {
-            "prompt_embeds_t5": states[None], "prompt_embeds_llama3": layers[:, None],
+            "prompt_embeds_t5": states[None],
+            "prompt_embeds_llama3": layers[:, None],
             "pooled_prompt_embeds": pooled[None],
-        }  # fmt: skip
+        }
 
     def _run_network(self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
         states, layers, pooled = conditioning
         return -net(
-            hidden_states=x, timesteps=t, encoder_hidden_states_t5=states,
-            encoder_hidden_states_llama3=layers.transpose(0, 1), pooled_embeds=pooled, return_dict=False,
-        )[0]  # fmt: skip
+            hidden_states=x,
+            timesteps=t,
+            encoder_hidden_states_t5=states,
+            encoder_hidden_states_llama3=layers.transpose(0, 1),
+            pooled_embeds=pooled,
+            return_dict=False,
+        )[0]

@@ -17,8 +17,11 @@ DEFAULT_GUIDANCE = 8.0  # for models trained with 3 to 15
 def as_stable_diffusion(pipeline: Any) -> StableDiffusionPipeline:
     """Return the parts as a Stable Diffusion pipeline, which has more inputs and differs only in its sampler."""
     parts: dict[str, Any] = {
-        **pipeline.components, "safety_checker": None, "feature_extractor": None, "scheduler": None,
-    }  # fmt: skip
+        **pipeline.components,
+        "safety_checker": None,
+        "feature_extractor": None,
+        "scheduler": None,
+    }
     converted_pipeline = StableDiffusionPipeline(**parts, requires_safety_checker=False)
     converted_pipeline.register_modules(scheduler=pipeline.scheduler)  # unchanged: the constructor would "correct" it
     return converted_pipeline

@@ -57,6 +57,9 @@ class Lumina2(DiffusersFamily):
     def _run_network(self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
         states, mask = conditioning
         return -net(
-            hidden_states=x, timestep=1 - t / 1000, encoder_hidden_states=states, encoder_attention_mask=mask > 0,
+            hidden_states=x,
+            timestep=1 - t / 1000,
+            encoder_hidden_states=states,
+            encoder_attention_mask=mask > 0,
             return_dict=False,
-        )[0]  # fmt: skip
+        )[0]

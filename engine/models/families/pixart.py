@@ -51,7 +51,11 @@ class PixArt(DiffusersFamily):
         states, mask, *sizes = conditioning
         resolution, ratio = sizes or (None, None)
         out = net(
-            x, encoder_hidden_states=states, encoder_attention_mask=mask, timestep=t,
-            added_cond_kwargs={"resolution": resolution, "aspect_ratio": ratio}, return_dict=False,
-        )[0]  # fmt: skip
+            x,
+            encoder_hidden_states=states,
+            encoder_attention_mask=mask,
+            timestep=t,
+            added_cond_kwargs={"resolution": resolution, "aspect_ratio": ratio},
+            return_dict=False,
+        )[0]
         return out[:, : self.latent_channels]  # without the variance

@@ -81,11 +81,13 @@ class QwenImage(DiffusersFamily):
         parts = [x, *pictures]
         tokens = [_pack(self.pipeline, part) for part in parts]
         out = net(
-            hidden_states=torch.cat(tokens, dim=1), encoder_hidden_states=states[:, :longest],
+            hidden_states=torch.cat(tokens, dim=1),
+            encoder_hidden_states=states[:, :longest],
             encoder_hidden_states_mask=None if bool(is_text.all()) else is_text.to(states.device),
-            timestep=t.to(x.dtype) / 1000, img_shapes=[[_count_patches(part) for part in parts]] * len(x),
+            timestep=t.to(x.dtype) / 1000,
+            img_shapes=[[_count_patches(part) for part in parts]] * len(x),
             return_dict=False,
-        )[0]  # fmt: skip
+        )[0]
         height, width = (side * self.pixels_per_latent for side in x.shape[-2:])
         return self._unpack(out[:, : tokens[0].shape[1]], width, height)
 

@@ -41,17 +41,23 @@ class Sana(DiffusersFamily):
 
     def _encode_text(self, pipeline: Any, prompt: PromptKey) -> Conditioning:
         states, mask, _, _ = pipeline.encode_prompt(
-            prompt.text, False, device=self.device, max_sequence_length=TOKENS,
+            prompt.text,
+            False,
+            device=self.device,
+            max_sequence_length=TOKENS,
             complex_human_instruction=None if prompt.negative else self._instruction,
-        )  # fmt: skip
+        )
         return states[0].float(), mask[0]
 
     def _run_network(self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
         states, mask = conditioning
         out = net(
-            x, encoder_hidden_states=states, encoder_attention_mask=mask, timestep=t * net.config.timestep_scale,
+            x,
+            encoder_hidden_states=states,
+            encoder_attention_mask=mask,
+            timestep=t * net.config.timestep_scale,
             return_dict=False,
-        )[0]  # fmt: skip
+        )[0]
         return out[:, : self.latent_channels]  # a network with a learned variance appends it
 
     @torch.inference_mode()

@@ -60,5 +60,8 @@ def _name_inputs(inputs: ForwardInputs) -> dict[str, Any]:
     """Return the inputs of a forward by their names, as a ControlNet takes them, too."""
     states, pooled = inputs.conditioning
     return {
-        "hidden_states": inputs.x, "encoder_hidden_states": states, "pooled_projections": pooled, "timestep": inputs.t,
-    }  # fmt: skip
+        "hidden_states": inputs.x,
+        "encoder_hidden_states": states,
+        "pooled_projections": pooled,
+        "timestep": inputs.t,
+    }

@@ -67,9 +67,11 @@ class StableDiffusionXL(DiffusersFamily):
         ]
         if all(prompt_chunks.is_plain(each) for each in chunk_lists):
             states, _, pooled, _ = pipeline.encode_prompt(
-                spell_words(strip_emphasis(prompt.text), prompt.embeddings), device=self.device,
-                do_classifier_free_guidance=False, clip_skip=prompt.clip_skip,
-            )  # fmt: skip
+                spell_words(strip_emphasis(prompt.text), prompt.embeddings),
+                device=self.device,
+                do_classifier_free_guidance=False,
+                clip_skip=prompt.clip_skip,
+            )
             return states[0].float(), pooled[0].float()
         first, second = (
             prompt_chunks.encode_chunks(each, encoder, self.device, layer=-prompt.clip_skip - 2)
@@ -110,9 +112,13 @@ class StableDiffusionXL(DiffusersFamily):
         guidance = conditioning[3:]
         with attend_to_references(net, find_references(additions)):
             return net(
-                add_channels(net, x, additions), t, timestep_cond=guidance[0] if guidance else None, return_dict=False,
-                **_name_texts(conditioning), **name_unet_inputs(additions),
-            )[0]  # fmt: skip
+                add_channels(net, x, additions),
+                t,
+                timestep_cond=guidance[0] if guidance else None,
+                return_dict=False,
+                **_name_texts(conditioning),
+                **name_unet_inputs(additions),
+            )[0]
 
     def decode(self, latents: torch.Tensor) -> Image.Image:
         mean, std = self._get_latent_statistics(latents)

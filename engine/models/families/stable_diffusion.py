@@ -41,10 +41,15 @@ class StableDiffusion(DiffusersFamily):
     judge: PromptJudge | None = None
 
     def __init__(
-        self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu",
-        guidance: float | None = None, resolver: SuperResolver | None = None,
+        self,
+        pipeline: Any,
+        name: str,
+        revision: str,
+        device: torch.device | str = "cpu",
+        guidance: float | None = None,
+        resolver: SuperResolver | None = None,
         large_decoder: LargeDecoder | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         is_own_model = isinstance(pipeline.text_encoder, BertModel)
         default_guidance = (
             OWN_MODEL_GUIDANCE if is_own_model else choose_default_guidance(pipeline, name, DEFAULT_GUIDANCE)
@@ -103,9 +108,13 @@ class StableDiffusion(DiffusersFamily):
         # The mean of BERT's states is near zero, so it cannot be restored.
         is_clip, skip = not isinstance(pipeline.text_encoder, BertModel), prompt.clip_skip
         encoded_text = prompt_chunks.encode_chunks(
-            text_chunks, pipeline.text_encoder, self.device, layer=-skip - 1 if skip else None,
-            has_final_norm=skip > 0, restore=is_clip,
-        )  # fmt: skip
+            text_chunks,
+            pipeline.text_encoder,
+            self.device,
+            layer=-skip - 1 if skip else None,
+            has_final_norm=skip > 0,
+            restore=is_clip,
+        )
         return (encoded_text.states,)
 
     def _make_extra_conditioning(self, recipe: Recipe) -> Conditioning:
@@ -120,9 +129,13 @@ class StableDiffusion(DiffusersFamily):
         states, *guidance = conditioning
         with attend_to_references(net, find_references(additions)):
             return net(
-                add_channels(net, x, additions), t, encoder_hidden_states=states,
-                timestep_cond=guidance[0] if guidance else None, return_dict=False, **name_unet_inputs(additions),
-            )[0]  # fmt: skip
+                add_channels(net, x, additions),
+                t,
+                encoder_hidden_states=states,
+                timestep_cond=guidance[0] if guidance else None,
+                return_dict=False,
+                **name_unet_inputs(additions),
+            )[0]
 
     def with_autoencoder(self, part: ModelPart) -> Self:
         """Return a copy that shares all but the autoencoder, without the large decoder. Raises `JobRejected`."""

@@ -40,9 +40,14 @@ class WeightGroup:
         float8_count = self.counts[FLOAT8]
         packed = PackedWeights("float8", float8_count, float8_count) if most_common == FLOAT8 else None
         return Part(
-            name, part_class, sum(self.counts.values()), stored_dtype, files=files, matrices=tuple(self.matrices),
+            name,
+            part_class,
+            sum(self.counts.values()),
+            stored_dtype,
+            files=files,
+            matrices=tuple(self.matrices),
             packed=packed,
-        )  # fmt: skip
+        )
 
 
 def read_groups(path: Path, name: str) -> dict[PartGroup, WeightGroup]:

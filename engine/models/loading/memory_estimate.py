@@ -115,9 +115,12 @@ class InspectedModel:
         return self.weigh(format_chooser).count_device_bytes(offload)
 
     def choose_load(
-        self, format_chooser: FormatChooser, quantizations: Sequence[SizedQuantization], request: OffloadRequest,
+        self,
+        format_chooser: FormatChooser,
+        quantizations: Sequence[SizedQuantization],
+        request: OffloadRequest,
         budget: int,
-    ) -> LoadChoice:  # fmt: skip
+    ) -> LoadChoice:
         """Choose what stays off the device, with one of these quantisations, best first. Logs what `auto` chose.
 
         Raises `JobRejected` where layers cannot be offloaded.
@@ -149,9 +152,11 @@ def estimate_weights(source: ModelSource, format_chooser: FormatChooser) -> Weig
 def estimate_embedded_bytes(weights: Path = WEIGHTS_FOLDER) -> int:
     """Return the bytes of the embedded model. Raises `JobRejected` where its text encoder is missing."""
     folders = {
-        "unet": weights / "unet", "vae": weights / "vae", "large_decoder": weights / LARGE_DECODER_FOLDER,
+        "unet": weights / "unet",
+        "vae": weights / "vae",
+        "large_decoder": weights / LARGE_DECODER_FOLDER,
         "text_encoder": find_minilm_folder(),
-    }  # fmt: skip
+    }
     parts = [_count_part(name, folder) for name, folder in folders.items()]
     return choose_training_formats(parts).count_bytes(parts)
 

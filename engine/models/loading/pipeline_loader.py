@@ -22,13 +22,7 @@ from engine.contract.rejection import JobRejected
 from engine.models.family import TORCH_DTYPES
 from engine.models.files.fingerprint import UNUSED_PARTS
 from engine.models.files.model_source import find_model
-from engine.models.files.pipeline_parts import (
-    Part,
-    find_part_classes,
-    find_pipeline_class,
-    list_parts,
-    read_index,
-)
+from engine.models.files.pipeline_parts import Part, find_part_classes, find_pipeline_class, list_parts, read_index
 from engine.models.files.streamed_tensors import StreamedTensors
 from engine.models.files.tensor_reader import read_tensors
 from engine.models.inpainting.inpainting_channels import needs_mask
@@ -45,9 +39,17 @@ log = logging.getLogger(__name__)
 ReadTensors = Callable[[Sequence[Path], torch.dtype, Collection[str]], dict[str, Any]]
 OnProgress = Callable[[float], None]  # takes the loaded fraction; may raise, to stop the loading
 LOAD_ERRORS = (
-    OSError, ValueError, TypeError, LookupError, RuntimeError, AttributeError, ImportError, ArithmeticError,
-    SafetensorError, StrictDataclassError,
-)  # fmt: skip
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    RuntimeError,
+    AttributeError,
+    ImportError,
+    ArithmeticError,
+    SafetensorError,
+    StrictDataclassError,
+)
 
 
 def find_folder(source: str) -> Path:
@@ -163,9 +165,13 @@ def load_part(folder: Path, part: Part, formats: PartFormats, name: str) -> Any:
     try:
         with silence_libraries():
             module = part_class.from_pretrained(
-                str(folder / part.name), dtype=dtype, variant=part.variant, use_safetensors=True, local_files_only=True,
+                str(folder / part.name),
+                dtype=dtype,
+                variant=part.variant,
+                use_safetensors=True,
+                local_files_only=True,
                 **options,
-            )  # fmt: skip
+            )
     except LOAD_ERRORS as error:
         log.info("%s of %s cannot be loaded", part.name, name, exc_info=True)
         reason = f"its {part.name} is damaged"

@@ -19,13 +19,7 @@ from engine.contract import Dtype
 from engine.contract.rejection import JobRejected
 from engine.models.family import TORCH_DTYPES
 from engine.models.files.model_source import find_configs_folder
-from engine.models.files.pipeline_parts import (
-    Part,
-    find_part_classes,
-    find_pipeline_class,
-    read_index,
-    refuse_pickles,
-)
+from engine.models.files.pipeline_parts import Part, find_part_classes, find_pipeline_class, read_index, refuse_pickles
 from engine.models.files.single_file_header import PartGroup, find_group, read_groups
 from engine.models.library_logging import silence_libraries
 from engine.models.loading.file_weights import load_file_part

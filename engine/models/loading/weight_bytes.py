@@ -27,10 +27,12 @@ def weigh_parts(parts: Sequence[Part], formats: PartFormats, source: ModelSource
     total = formats.count_bytes(parts)
     network_bytes, text_bytes = (formats.count_bytes(each) for each in (networks, texts))
     return WeightBytes(
-        network=network_bytes, text_encoders=text_bytes, others=total - network_bytes - text_bytes,
+        network=network_bytes,
+        text_encoders=text_bytes,
+        others=total - network_bytes - text_bytes,
         network_group=_measure_group(networks, formats, source, device),
         text_group=_measure_group(texts, formats, source, device),
-    )  # fmt: skip
+    )
 
 
 def _measure_group(parts: Sequence[Part], formats: PartFormats, source: ModelSource, device: torch.device) -> int:

@@ -38,9 +38,12 @@ def is_compatible(pipeline: Any, network_name: str, lora: LoraFile) -> bool:
 def _read_matrices(pipeline: Any, lora: LoraFile) -> dict[str, torch.Tensor]:
     """Return the matrices for this pipeline's parts, by diffusers' names."""
     result: Any = pipeline.lora_state_dict(
-        str(lora.path.parent), weight_name=lora.path.name, use_safetensors=True, local_files_only=True,
+        str(lora.path.parent),
+        weight_name=lora.path.name,
+        use_safetensors=True,
+        local_files_only=True,
         **({"unet_config": pipeline.unet.config} if hasattr(pipeline, "unet") else {}),
-    )  # fmt: skip
+    )
     state_dict: dict[str, torch.Tensor] = cast(Any, result)[0] if isinstance(result, tuple) else result
     parts = tuple(f"{part}." for part in pipeline._lora_loadable_modules)
     matrices = {name: value for name, value in state_dict.items() if name.startswith(parts)}

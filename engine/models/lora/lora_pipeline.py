@@ -95,9 +95,12 @@ class LoraPipeline:
         adapter, layer_count = _make_adapter_name(lora), count_layers(lora)
         try:
             self.pipeline.load_lora_weights(
-                str(lora.path.parent), weight_name=lora.path.name, adapter_name=adapter, use_safetensors=True,
+                str(lora.path.parent),
+                weight_name=lora.path.name,
+                adapter_name=adapter,
+                use_safetensors=True,
                 local_files_only=True,
-            )  # fmt: skip
+            )
         except Exception as error:  # untrusted files, many conversions: any error is possible
             self._reset()
             if is_out_of_memory(error):

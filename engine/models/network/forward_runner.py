@@ -55,9 +55,13 @@ class ForwardRunner:
         return last_cast
 
     def run(
-        self, net: Any, dtype: Dtype, inputs: Inputs, predict: Callable[[Any, Inputs], torch.Tensor],
+        self,
+        net: Any,
+        dtype: Dtype,
+        inputs: Inputs,
+        predict: Callable[[Any, Inputs], torch.Tensor],
         layout: tuple[Hashable, ...] = (),
-    ) -> torch.Tensor:  # fmt: skip
+    ) -> torch.Tensor:
         """Return `predict(net, inputs)`. The inputs are x, t, and conditions, which may recur.
 
         `layout` tells apart inputs of equal shapes that `predict` uses in another way.

@@ -29,9 +29,13 @@ MAX_PARAMETERS = 100_000_000  # parameters: too few copies of a larger network w
 
 Predict = Callable[[Any], torch.Tensor]  # runs one forward of the given network
 _OPERATORS = (
-    "_reorder_convolution_weight", "_convolution_pointwise", "_reorder_linear_weight", "_linear_pointwise",
-    "_reorder_convolution_transpose_weight", "_convolution_transpose_pointwise",
-)  # fmt: skip
+    "_reorder_convolution_weight",
+    "_convolution_pointwise",
+    "_reorder_linear_weight",
+    "_linear_pointwise",
+    "_reorder_convolution_transpose_weight",
+    "_convolution_transpose_pointwise",
+)
 
 
 class PackedCopies:

@@ -87,9 +87,14 @@ class _AttentionProcessor(AttnProcessor2_0):
     """Attends in float32 where the keys are few."""
 
     def __call__(
-        self, attn: Any, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None, *args: Any, **kwargs: Any,
-    ) -> torch.Tensor:  # fmt: skip
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> torch.Tensor:
         if attention_mask is not None or hidden_states.dim() != 3:
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, *args, **kwargs)
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states

@@ -87,7 +87,11 @@ class PictureRows:
     def fill(self, row_count: int) -> PictureRows:
         """Return the same for all rows of the forward: the others get zeros, and a scale of 0."""
         return PictureRows(
-            self.slot, torch.arange(row_count, device=self.rows.device),
-            tuple(self.spread(tensor, row_count) for tensor in self.tensors), self.spread(self.scales, row_count), True,
-            None, self.network,
-        )  # fmt: skip
+            self.slot,
+            torch.arange(row_count, device=self.rows.device),
+            tuple(self.spread(tensor, row_count) for tensor in self.tensors),
+            self.spread(self.scales, row_count),
+            True,
+            None,
+            self.network,
+        )

@@ -12,12 +12,7 @@ from PIL import Image
 
 from engine.contract.rejection import JobRejected
 from engine.models.preprocessing.skeleton import COCO_JOINTS, Joints, draw_skeletons, order_joints
-from engine.models.preprocessing.vision_network import (
-    CONFIG_FILE,
-    VisionNetwork,
-    load_vision_network,
-    reject_network,
-)
+from engine.models.preprocessing.vision_network import CONFIG_FILE, VisionNetwork, load_vision_network, reject_network
 
 DETECTOR_FOLDER = "detector"
 MAX_PEOPLE = 16  # in a picture, the most certain ones

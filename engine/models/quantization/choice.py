@@ -18,8 +18,12 @@ from engine.process.quantization_request import QuantizationRequest, Quantizatio
 
 # (network, text encoders), best first: the network shows more of what is lost
 AUTO_STEPS: tuple[tuple[Quantization, Quantization], ...] = (
-    ("none", "none"), ("int8", "none"), ("int8", "int8"), ("int4", "int8"), ("int4", "int4"),
-)  # fmt: skip
+    ("none", "none"),
+    ("int8", "none"),
+    ("int8", "int8"),
+    ("int4", "int8"),
+    ("int4", "int4"),
+)
 FLOAT8_STEPS: tuple[tuple[Quantization, Quantization], ...] = (("float8", "none"), ("float8", "int8"))
 
 

@@ -22,9 +22,13 @@ from engine.models.quantization.matrix_sizes import GROUP_SIZE, Matrix, is_quant
 TORCHAO_QUANTIZATIONS: tuple[Quantization, ...] = ("int8", "float8", "int4")
 INT4_CAPABILITY = (8, 0)  # the oldest GPUs whose kernels take int4: Ampere
 PACKAGES: dict[Quantization, str] = {
-    "int8": "torchao", "float8": "torchao", "int4": "torchao", "nf4": "bitsandbytes", "gguf": "gguf",
+    "int8": "torchao",
+    "float8": "torchao",
+    "int4": "torchao",
+    "nf4": "bitsandbytes",
+    "gguf": "gguf",
     "llm_int8": "bitsandbytes",
-}  # fmt: skip
+}
 
 
 def find_obstacle(quantization: Quantization, device: torch.device) -> str:

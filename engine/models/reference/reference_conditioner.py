@@ -28,11 +28,7 @@ from engine.models.pictures.picture_conditions import (
     PictureSlot,
     SlotKind,
 )
-from engine.models.reference.adapter_files import (
-    REFERENCE_KIND,
-    AdapterFile,
-    count_values,
-)
+from engine.models.reference.adapter_files import REFERENCE_KIND, AdapterFile, count_values
 from engine.models.reference.compatibility import find_mismatch
 from engine.models.reference.image_encoder import ImageEncoder
 from engine.models.reference.reference_adapter import ReferenceAdapter

@@ -84,9 +84,14 @@ class EncodedText(NamedTuple):
 
 
 def encode_chunks(
-    chunks: Sequence[Chunk], encoder: Any, device: torch.device, *, layer: int | None = None,
-    has_final_norm: bool = False, restore: bool = False,
-) -> EncodedText:  # fmt: skip
+    chunks: Sequence[Chunk],
+    encoder: Any,
+    device: torch.device,
+    *,
+    layer: int | None = None,
+    has_final_norm: bool = False,
+    restore: bool = False,
+) -> EncodedText:
     """Encode each chunk. `restore`: keep the mean of a chunk's states.
 
     `layer`: an index of the encoder's hidden states; None: its output. `has_final_norm`: the encoder's last norm

@@ -20,12 +20,7 @@ import torch
 from engine.contract import ModelPart, compile_embedding_names
 from engine.contract.rejection import JobRejected
 from engine.models.textual_inversion.added_tokens import added_tokens
-from engine.models.textual_inversion.embedding_files import (
-    EMBEDDING_KIND,
-    EmbeddingFile,
-    find_embeddings,
-    read_vectors,
-)
+from engine.models.textual_inversion.embedding_files import EMBEDDING_KIND, EmbeddingFile, find_embeddings, read_vectors
 
 log = logging.getLogger(__name__)
 

@@ -185,9 +185,17 @@ class GenericFamily:
             return forward
 
         recipe = Recipe(
-            concepts=(Concept(TEST_PROMPT),), model=self.name, sampler=self.samplers[0], steps=2, seed=0, guidance=1.0,
-            width=self.size, height=self.size, dtype=dtype, guidance_kind=self.guides,
-        )  # fmt: skip
+            concepts=(Concept(TEST_PROMPT),),
+            model=self.name,
+            sampler=self.samplers[0],
+            steps=2,
+            seed=0,
+            guidance=1.0,
+            width=self.size,
+            height=self.size,
+            dtype=dtype,
+            guidance_kind=self.guides,
+        )
         try:
             clone = clone_pipeline(self.pipeline, record_call, lambda progress: None, record_forward)
             self.extract_latents(clone(**make_arguments(clone, recipe, 0, "pil", 1.0)).images, self.size, self.size)

@@ -49,12 +49,14 @@ class PipelineTraits:
         side = native_latents * factor or DEFAULT_SIDE
         guidance = _read_default(parameters, DEFAULT_GUIDANCE, "true_cfg_scale", "guidance_scale")
         return cls(
-            size=max(multiple, side // multiple * multiple), multiple=multiple,
+            size=max(multiple, side // multiple * multiple),
+            multiple=multiple,
             tokens=int(min(4096, _read_default(parameters, DEFAULT_TOKENS, "max_sequence_length"))),
             guides="network" if config.get("guidance_embeds") else "rows",
-            guidance=min(MAX_GUIDANCE, max(1.0, guidance)), samplers=_list_samplers(pipeline),
+            guidance=min(MAX_GUIDANCE, max(1.0, guidance)),
+            samplers=_list_samplers(pipeline),
             steps=int(min(1000, max(1, _read_default(parameters, DEFAULT_STEPS, "num_inference_steps")))),
-        )  # fmt: skip
+        )
 
 
 def _list_samplers(pipeline: Any) -> tuple[Sampler, ...]:

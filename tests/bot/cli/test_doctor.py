@@ -127,9 +127,7 @@ def test_an_unreachable_broker_is_reported(tmp_path: Path, free_port: int) -> No
 
 def test_a_finding_prints_its_line_and_its_remedy(tmp_path: Path) -> None:
     assert check_python().ok
-    assert str(Finding("port", False, "taken", "Use another.")) == (
-        "BAD port      taken\n              → Use another."
-    )  # fmt: skip
+    assert str(Finding("port", False, "taken", "Use another.")) == ("BAD port      taken\n              → Use another.")
     assert "\n" not in str(Finding("port", True, "free"))
     assert json.loads(findings_to_json([Finding("port", True, "free")])) == [
         {"name": "port", "ok": True, "says": "free", "mend": ""}

@@ -19,9 +19,19 @@ from bot.cli.imagine.result import GenerationError
 
 pytestmark = pytest.mark.asyncio
 FINISHED = {
-    "id": "J", "state": "finished", "seed": 7, "steps": 4, "evaluations": 4, "sampler": "ddpm", "pictures": [],
-    "film": None, "walk_films": {}, "seconds": 1.0, "ms_per_step": 1.0, "reason": "",
-}  # fmt: skip
+    "id": "J",
+    "state": "finished",
+    "seed": 7,
+    "steps": 4,
+    "evaluations": 4,
+    "sampler": "ddpm",
+    "pictures": [],
+    "film": None,
+    "walk_films": {},
+    "seconds": 1.0,
+    "ms_per_step": 1.0,
+    "reason": "",
+}
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 

@@ -65,11 +65,13 @@ async def test_without_a_bot_jobs_are_listed_shown_and_explained(harness, run_co
     assert "\x1b" not in "".join(table)
     assert (await run_command("list", "--oldest")).splitlines()[1].startswith(ann_job.job)
     for words, expected_ids in (
-        (("--guild", "7"), [bob_job.job]), (("--member", "5"), [bob_job.job]),
+        (("--guild", "7"), [bob_job.job]),
+        (("--member", "5"), [bob_job.job]),
         (("--member", "local:ann"), [ann_job.job]),
-        (("--state", "open"), [bob_job.job, ann_job.job]), (("--state", "running"), []),
+        (("--state", "open"), [bob_job.job, ann_job.job]),
+        (("--state", "running"), []),
         (("--limit", "1"), [bob_job.job]),
-    ):  # fmt: skip
+    ):
         assert [one["id"] for one in json.loads(await run_command("list", *words, "--json"))] == expected_ids, words
     assert await run_command("list", "--state", "over") == "There is no such job.\n"
     details = await run_command("show", ann_job.job.lower())

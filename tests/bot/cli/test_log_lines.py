@@ -61,8 +61,12 @@ def test_a_json_line_has_every_field():
     parsed_line = json.loads(JsonFormatter("here").format(record("job %s: sent", JOB)))
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", parsed_line.pop("time"))
     assert parsed_line == {
-        "level": "warning", "logger": "bot.queue", "message": f"job {JOB}: sent", "job": JOB, "worker": "here",
-    }  # fmt: skip
+        "level": "warning",
+        "logger": "bot.queue",
+        "message": f"job {JOB}: sent",
+        "job": JOB,
+        "worker": "here",
+    }
 
 
 def test_a_log_line_names_its_job():

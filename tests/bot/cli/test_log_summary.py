@@ -50,8 +50,9 @@ def test_records_alike_are_written_up_to_a_number_and_then_counted(flood):
     clock[0] = WINDOW_SECONDS
     send(summary, "something else")
     assert output.messages[MAX_ALIKE:] == [
-        "… 4,980 more like this in 60 s: a request failed: /path/4999", "something else",
-    ]  # fmt: skip
+        "… 4,980 more like this in 60 s: a request failed: /path/4999",
+        "something else",
+    ]
     send(summary, "a request failed: %s", "/again", error=OSError())
     assert output.messages[-1] == "a request failed: /again"
 

@@ -53,21 +53,28 @@ def test_a_folder_of_another_user_may_be_open_to_its_group_only(
 @pytest.mark.parametrize(("module", "arguments"), [("bot", ["jobs", "list"]), ("engine", ["serve", "--help"])])
 def test_our_processes_make_private_files(module: str, arguments: list[str], tmp_path: Path) -> None:
     script = (
-        "import atexit, os, sys, runpy\n"
-        "os.umask(0o022)\n"
-        "atexit.register(lambda: print('umask', oct(os.umask(0))))\n"
-        f"sys.argv = ['x', *{arguments!r}]\n"
-        f"import {module}.__main__ as start\n"
-        "start.main()\n"
-    ) if module == "bot" else (
-        "import os\n"
-        "os.umask(0o022)\n"
-        f"import {module}.__main__ as start\n"
-        f"start.main({arguments!r})\n"
-        "print('umask', oct(os.umask(0)))\n"
-    )  # fmt: skip
+        (
+            "import atexit, os, sys, runpy\n"
+            "os.umask(0o022)\n"
+            "atexit.register(lambda: print('umask', oct(os.umask(0))))\n"
+            f"sys.argv = ['x', *{arguments!r}]\n"
+            f"import {module}.__main__ as start\n"
+            "start.main()\n"
+        )
+        if module == "bot"
+        else (
+            "import os\n"
+            "os.umask(0o022)\n"
+            f"import {module}.__main__ as start\n"
+            f"start.main({arguments!r})\n"
+            "print('umask', oct(os.umask(0)))\n"
+        )
+    )
     result = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False,
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
         env={"DARKROOM_DATA": str(tmp_path / "data"), "PATH": "/usr/bin:/bin"},
-    )  # fmt: skip
+    )
     assert "umask 0o77\n" in result.stdout, result.stderr

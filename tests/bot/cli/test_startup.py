@@ -35,10 +35,21 @@ from engine.contract import ModelProfile, ModelProgress, Presence
 
 pytestmark = pytest.mark.asyncio
 WARM = ModelProfile(
-    name="embedded", revision="1", dtype="float32", size=64, multiple=8, max_pixels=256 * 256, tokens=24, steps=24,
-    sampler="ddpm", samplers=("ddpm", "ddim", "euler", "dpmpp_2m"),
-    guidance=3.0, row_ms=1.0, encode_ms=1.0, decode_ms=1.0,
-)  # fmt: skip
+    name="embedded",
+    revision="1",
+    dtype="float32",
+    size=64,
+    multiple=8,
+    max_pixels=256 * 256,
+    tokens=24,
+    steps=24,
+    sampler="ddpm",
+    samplers=("ddpm", "ddim", "euler", "dpmpp_2m"),
+    guidance=3.0,
+    row_ms=1.0,
+    encode_ms=1.0,
+    decode_ms=1.0,
+)
 LIVES, FAILS = "import time; time.sleep(60)", "raise SystemExit('no weights')"
 
 
@@ -211,9 +222,14 @@ async def test_two_data_folders_with_one_database_run_one_bot_at_a_time(tmp_path
 
     async def start(name: str) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
-            sys.executable, "-c", RUN, str(tmp_path / name), env=env | {"DATABASE_URL": database},
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
+            sys.executable,
+            "-c",
+            RUN,
+            str(tmp_path / name),
+            env=env | {"DATABASE_URL": database},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
 
     async with asyncio.timeout(60):
         first = await start("first")

@@ -78,9 +78,13 @@ async def test_imagine_takes_control_and_reference_pictures_that_live_workers_ca
         assert "as --control NAME: canny, tile" in await read_refusal(control_image=PICTURE)
         assert "so it takes no image" in await read_refusal(reference=PICTURE, branch="x:4")
         result = await world.alice.slash(
-            world.channel, "imagine", prompt="a lamp by <moebius>", control="canny:0.8:0-0.5", control_image=PICTURE,
+            world.channel,
+            "imagine",
+            prompt="a lamp by <moebius>",
+            control="canny:0.8:0-0.5",
+            control_image=PICTURE,
             reference=OTHER,
-        )  # fmt: skip
+        )
         await world.wait_for_end(result)
         view = await newest_view(world)
         (control,), (reference,) = view.task.controls, view.task.references

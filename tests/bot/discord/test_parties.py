@@ -62,8 +62,9 @@ async def test_members_say_and_vote_and_the_picture_follows_to_its_credits(open_
         await world.wait_until(lambda: world.painter.recipes[view.id].amendments)
         (amendment,) = world.painter.recipes[view.id].amendments
         assert [(each.text, round(each.weight, 2)) for each in amendment.change.concepts] == [
-            ("red apple", 0.5), ("@everyone *blue*", 0.5),
-        ]  # fmt: skip
+            ("red apple", 0.5),
+            ("@everyone *blue*", 0.5),
+        ]
         assert amendment.change.mixed
         await world.restart()
         opening = await world.alice.click(world.message(result.response.id), label="Say…")

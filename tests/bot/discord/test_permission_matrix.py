@@ -44,26 +44,76 @@ REFUSALS = (  # the beginnings of the permission table's refusals, as members se
     "That job belongs to a channel",
 )
 PICTURE_PRESSES: tuple[ButtonKind, ...] = (
-    "up", "vary", "subtle", "strong", "favour", "approve", "deny", "zoomsome", "zoomtwice", "panleft", "panright",
-    "panup", "pandown", "edit", "branch", "square", "compare", "voteup", "votedown",
-)  # fmt: skip
+    "up",
+    "vary",
+    "subtle",
+    "strong",
+    "favour",
+    "approve",
+    "deny",
+    "zoomsome",
+    "zoomtwice",
+    "panleft",
+    "panright",
+    "panup",
+    "pandown",
+    "edit",
+    "branch",
+    "square",
+    "compare",
+    "voteup",
+    "votedown",
+)
 MAX_BUTTONS = 25  # buttons of a message
 DESTRUCTIVE: tuple[ButtonKind, ...] = ("erase",)
 
 # The action of each button and each form.
 BUTTONS: Mapping[ButtonKind, Action] = {
-    "up": "upscale", "vary": "vary", "subtle": "vary", "strong": "vary", "reroll": "reroll", "remix": "remix",
-    "film": "film", "favour": "favourite", "report": "report", "delete": "delete", "erase": "delete",
-    "cancel": "cancel", "look": "approve", "approve": "approve", "deny": "deny", "show": "approve",
-    "dismiss": "dismiss", "more": "details", "zoomsome": "zoom", "zoomtwice": "zoom", "panleft": "pan",
-    "panright": "pan", "panup": "pan", "pandown": "pan", "edit": "edit", "branch": "branch",
-    "square": "zoom", "compare": "details",
-    "walk": "walk", "finish": "finish", "keep": "steer", "say": "steer", "again": "reproduce", "speak": "party",
-    "voteup": "party", "votedown": "party",
-}  # fmt: skip
+    "up": "upscale",
+    "vary": "vary",
+    "subtle": "vary",
+    "strong": "vary",
+    "reroll": "reroll",
+    "remix": "remix",
+    "film": "film",
+    "favour": "favourite",
+    "report": "report",
+    "delete": "delete",
+    "erase": "delete",
+    "cancel": "cancel",
+    "look": "approve",
+    "approve": "approve",
+    "deny": "deny",
+    "show": "approve",
+    "dismiss": "dismiss",
+    "more": "details",
+    "zoomsome": "zoom",
+    "zoomtwice": "zoom",
+    "panleft": "pan",
+    "panright": "pan",
+    "panup": "pan",
+    "pandown": "pan",
+    "edit": "edit",
+    "branch": "branch",
+    "square": "zoom",
+    "compare": "details",
+    "walk": "walk",
+    "finish": "finish",
+    "keep": "steer",
+    "say": "steer",
+    "again": "reproduce",
+    "speak": "party",
+    "voteup": "party",
+    "votedown": "party",
+}
 FORMS: Mapping[str, Action] = {
-    "remix": "remix", "report": "report", "edit": "edit", "branch": "branch", "say": "steer", "speak": "party",
-}  # fmt: skip
+    "remix": "remix",
+    "report": "report",
+    "edit": "edit",
+    "branch": "branch",
+    "say": "steer",
+    "speak": "party",
+}
 # The action of each command, with the options that it gets. {job} stands for the job.
 COMMANDS: dict[str, tuple[Action, Mapping[str, Any]]] = {
     "imagine": ("imagine", {"prompt": "apple"}),
@@ -119,15 +169,36 @@ for row in read_feature_rows("commands"):
     name, action, options = row.split(" ", 2)
     COMMANDS[name] = (action, json.loads(options))
 MENUS: Mapping[str, Action] = {
-    "Reproduce": "reproduce", "Use as prompt": "prompt", "Details": "details", "Report": "report",
-}  # fmt: skip
+    "Reproduce": "reproduce",
+    "Use as prompt": "prompt",
+    "Details": "details",
+    "Report": "report",
+}
 # The action of each press on a settings card.
 CARDS: Mapping[str, Action] = {
-    "show": "settings", "page": "settings", "explain": "explain", "log": "settings", "change": "set", "add": "set",
-    "save": "set", "undo": "set", "back": "set", "presets": "set", "preset": "set", "apply": "set",
-    "export": "settings", "bring": "set", "leave": "set", "close": "close", "closed": "close", "open": "close",
-    "incidents": "settings", "shut": "settings", "words": "set", "reword": "set",
-}  # fmt: skip
+    "show": "settings",
+    "page": "settings",
+    "explain": "explain",
+    "log": "settings",
+    "change": "set",
+    "add": "set",
+    "save": "set",
+    "undo": "set",
+    "back": "set",
+    "presets": "set",
+    "preset": "set",
+    "apply": "set",
+    "export": "settings",
+    "bring": "set",
+    "leave": "set",
+    "close": "close",
+    "closed": "close",
+    "open": "close",
+    "incidents": "settings",
+    "shut": "settings",
+    "words": "set",
+    "reword": "set",
+}
 OPEN_TO_ALL = {"dismiss": "it takes a card away that one has, and changes nothing"}
 
 
@@ -337,10 +408,13 @@ async def test_a_sent_form_is_checked_like_its_button(open_world: Any) -> None:
         assert set(buttons.FORM_ACTIONS) == set(FORMS)
         words = {"prompt": "pear", "negative": ""}
         for form, opener_kind, values in (
-            ("remix", "remix", words), ("report", "report", {"reason": "rude"}), ("branch", "remix", words),
-            ("edit", "edit", {"mask": ("mask.png", make_png(8, 8))}), ("say", "remix", words),
+            ("remix", "remix", words),
+            ("report", "report", {"reason": "rude"}),
+            ("branch", "remix", words),
+            ("edit", "edit", {"mask": ("mask.png", make_png(8, 8))}),
+            ("say", "remix", words),
             ("speak", "remix", words),
-        ):  # fmt: skip
+        ):
             for job, subject in scene.subjects.items():
                 opening = await member.handle.click(card, custom_id=f"{opener_kind}:{public_job}")
                 forged_id = (
@@ -447,9 +521,12 @@ def list_leaf_names(commands: Iterable[Any]) -> Iterator[str]:
 
 async def test_every_action_of_the_permission_table_is_covered() -> None:
     actions = {
-        *BUTTONS.values(), *FORMS.values(), *MENUS.values(), *CARDS.values(),
+        *BUTTONS.values(),
+        *FORMS.values(),
+        *MENUS.values(),
+        *CARDS.values(),
         *(action for action, _ in COMMANDS.values()),
-    }  # fmt: skip
+    }
     commands = {each.action for each in list_feature_commands()}
     other_actions = {action for feature in load_features().values() for action in feature.permissions} - commands
     assert set(ACTIONS) - actions - other_actions == {"envelope", "pause"}

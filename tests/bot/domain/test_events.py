@@ -70,13 +70,7 @@ async def test_the_first_frame_that_shows_a_change_goes_before_those_of_other_jo
         events = [await anext(stream), await anext(stream)]
         publish_frames(feed, 8, "c", "a", "b")
         events += [await anext(stream) for _ in range(3)]
-    assert events == [
-        change,
-        frame("a", 7, 0),
-        frame("c", 8, 0),
-        frame("b", 8, 0),
-        frame("a", 8, 0),
-    ]
+    assert events == [change, frame("a", 7, 0), frame("c", 8, 0), frame("b", 8, 0), frame("a", 8, 0)]
 
 
 @pytest.mark.asyncio
@@ -131,8 +125,10 @@ async def test_a_job_that_waited_and_runs_gives_one_event_with_its_newest_state(
         feed.publish(QueueMoved("b", 0, None))
         feed.publish(JobEnded("c", "finished", ""))
         assert [await anext(events) for _ in range(3)] == [
-            JobEnded("c", "finished", ""), frame("a", 1, 0), QueueMoved("b", 0, None),
-        ]  # fmt: skip
+            JobEnded("c", "finished", ""),
+            frame("a", 1, 0),
+            QueueMoved("b", 0, None),
+        ]
         feed.close()
         assert [event async for event in events] == []
 

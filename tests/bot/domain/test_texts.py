@@ -94,9 +94,16 @@ def test_queue_places_costs_and_progress_are_worded() -> None:
 
 def test_the_footer_has_all_that_is_needed_to_repeat_a_picture() -> None:
     recipe = Recipe(
-        concepts=(Concept("fox"),), model="embedded", sampler="dpmpp_2m", steps=30, seed=7, guidance=4.0, width=64,
-        height=48, dtype="float32",
-    )  # fmt: skip
+        concepts=(Concept("fox"),),
+        model="embedded",
+        sampler="dpmpp_2m",
+        steps=30,
+        seed=7,
+        guidance=4.0,
+        width=64,
+        height=48,
+        dtype="float32",
+    )
     assert format_footer(recipe, 2.2, 12.34) == (
         "30 steps of DPM++ 2M · seed 7 · guidance 4 · 64×48 · embedded · 3 s · 12.3 ms a step"
     )

@@ -49,10 +49,14 @@ class GalleryRig:
         self.store, self.pictures, self.gallery = store, pictures, Gallery(store, pictures)
 
     async def job(
-        self, count: int = 2, *, verdicts: dict[int, str] | None = None, ladders: bool = True,
+        self,
+        count: int = 2,
+        *,
+        verdicts: dict[int, str] | None = None,
+        ladders: bool = True,
         complete_ladders: bool = True,
         damaged_ladders: bool = False,
-    ) -> str:  # fmt: skip
+    ) -> str:
         job = await admit_job(self.store, make_new_job(check=verdicts is not None))
         for image in range(count):
             verdict = (verdicts or {}).get(image, "passed")

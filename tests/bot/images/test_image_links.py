@@ -108,15 +108,28 @@ def test_links_that_discord_hands_out_are_allowed() -> None:
 AUTHORITY = st.text(st.sampled_from("cdn.iscordapmet@:/\\?#[]%0123456789-\t") | st.characters(), max_size=60)
 
 
-@given(st.one_of(st.text(), st.builds("https://{}".format, AUTHORITY), st.builds("{}{}{}".format, st.text(max_size=5),
-       st.sampled_from([ATTACHED, *(f"https://{host}" for host in HOSTS)]), AUTHORITY)))  # fmt: skip
+@given(
+    st.one_of(
+        st.text(),
+        st.builds("https://{}".format, AUTHORITY),
+        st.builds(
+            "{}{}{}".format,
+            st.text(max_size=5),
+            st.sampled_from([ATTACHED, *(f"https://{host}" for host in HOSTS)]),
+            AUTHORITY,
+        ),
+    )
+)
 def test_every_url_parser_reads_an_allowed_link_as_discords(url: str) -> None:
     if is_allowed(url):
         assert (URL(url).scheme, URL(url).host in HOSTS, URL(url).port, URL(url).user) == ("https", True, 443, None)
         parts = urlsplit(url)
         assert (parts.scheme, parts.hostname in HOSTS, parts.username, parts.port in (None, 443)) == (
-            "https", True, None, True,
-        )  # fmt: skip
+            "https",
+            True,
+            None,
+            True,
+        )
 
 
 def test_links_to_the_pages_own_pictures_are_recognised() -> None:
@@ -127,11 +140,14 @@ def test_links_to_the_pages_own_pictures_are_recognised() -> None:
     assert parse_own_picture(f"https://evil.example{signed}", OWN) is None
     assert is_allowed(f"http://127.0.0.1:8189/api/jobs/{JOB}/pictures/1.png", "http://127.0.0.1:8189")
     for url in (
-        f"{OWN}/api/jobs/{JOB}/pictures/0.png", f"{OWN}/api/jobs/{JOB}/pictures/1.png?x",
-        f"{OWN}/api/jobs/{JOB}/film.webp", f"{OWN}/api/jobs/{JOB}/pictures/1.png\n",
-        f"{OWN}/api/jobs/../{JOB}/pictures/1.png", f"{OWN}.evil.example/api/jobs/{JOB}/pictures/1.png",
+        f"{OWN}/api/jobs/{JOB}/pictures/0.png",
+        f"{OWN}/api/jobs/{JOB}/pictures/1.png?x",
+        f"{OWN}/api/jobs/{JOB}/film.webp",
+        f"{OWN}/api/jobs/{JOB}/pictures/1.png\n",
+        f"{OWN}/api/jobs/../{JOB}/pictures/1.png",
+        f"{OWN}.evil.example/api/jobs/{JOB}/pictures/1.png",
         f"https://pictures.example@evil.example/api/jobs/{JOB}/pictures/1.png",
-    ):  # fmt: skip
+    ):
         assert not is_allowed(url, OWN)
     for page_url in (None, "", "/", "javascript:", "https://"):
         assert not is_allowed(f"{page_url or ''}/api/jobs/{JOB}/pictures/1.png", page_url)
@@ -148,13 +164,9 @@ class LocalResolver(AbstractResolver):
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:  # fmt: skip
+    ) -> list[ResolveResult]:
         self.asked_hosts.append(host)
-        return [
-            ResolveResult(
-                hostname=host, host="127.0.0.1", port=self.port, family=socket.AF_INET, proto=0, flags=0
-            )
-        ]  # fmt: skip
+        return [ResolveResult(hostname=host, host="127.0.0.1", port=self.port, family=socket.AF_INET, proto=0, flags=0)]
 
     async def close(self) -> None:
         pass
@@ -185,7 +197,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory, find_program: Callable
 @asynccontextmanager
 async def serve_as_discord(
     answer: Callable[[web.Request], object], certificate: Path, free_port: int
-) -> AsyncIterator[tuple[aiohttp.ClientSession, LocalResolver, list[int]]]:  # fmt: skip
+) -> AsyncIterator[tuple[aiohttp.ClientSession, LocalResolver, list[int]]]:
     async def answer_and_count(request: web.Request) -> web.StreamResponse:
         response = answer(request)
         return await response if asyncio.iscoroutine(response) else response  # pyright: ignore[reportReturnType]
@@ -247,10 +259,12 @@ async def test_a_fetch_follows_no_redirect_and_stops_at_the_size_limit(certifica
     async with serve_as_discord(answer, certificate, free_port) as (session, resolver, sent_bytes):
         assert await fetch_file(session, "https://cdn.discordapp.com/cat.png?ex=1") == b"a cat"
         for path, match, status in (
-            ("away", "cannot be fetched", 404), ("gone", "cannot be fetched", 404),
+            ("away", "cannot be fetched", 404),
+            ("gone", "cannot be fetched", 404),
             ("squeezed", "cannot be fetched", 404),
-            ("long", "up to 16 MiB", 413), ("announced", "up to 16 MiB", 413),
-        ):  # fmt: skip
+            ("long", "up to 16 MiB", 413),
+            ("announced", "up to 16 MiB", 413),
+        ):
             with pytest.raises(UserError, match=match) as error:
                 await fetch_file(session, f"https://cdn.discordapp.com/{path}")
             assert error.value.status == status

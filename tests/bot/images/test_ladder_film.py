@@ -64,8 +64,11 @@ def test_captions_stand_below_the_frames_from_their_step_on() -> None:
     ]
     steps = list_keyframe_steps([ladder()])
     assert list_caption_lines(captions, steps) == [
-        "", "", *["Ann: fox 0.4, terrier 0.6 | keeps image 2"] * 2, *["Bö: blue"] * 2
-    ]  # fmt: skip
+        "",
+        "",
+        *["Ann: fox 0.4, terrier 0.6 | keeps image 2"] * 2,
+        *["Bö: blue"] * 2,
+    ]
     plain, captioned = frames(render_film([ladder()])), frames(render_film([ladder()], captions=captions))
     (width, height), (wide, high) = plain[0][0].size, captioned[0][0].size
     assert (wide, high > height + 20) == (width, True)

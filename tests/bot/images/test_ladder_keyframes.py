@@ -11,13 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bot.domain.errors import UserError
-from bot.images.contact_sheet import (
-    CELL_SIZE,
-    HEIGHT_RANGE,
-    MAX_CELLS,
-    compose_side_by_side,
-    make_contact_sheet,
-)
+from bot.images.contact_sheet import CELL_SIZE, HEIGHT_RANGE, MAX_CELLS, compose_side_by_side, make_contact_sheet
 from bot.images.grid import GAP, MAX_GRID_SIDE
 from bot.images.image_codec import BACKGROUND, UnreadableImage, decode_image, encode_image
 from bot.images.keyframes.ladder_keyframes import branch_steps, nearest_branch_step, read_keyframes
@@ -53,18 +47,24 @@ def real_job() -> tuple[bytes, bytes]:
     """A picture and its ladder by the embedded model, in 18 steps."""
     family = load_embedded()
     recipe = Recipe(
-        concepts=(Concept(text="a red apple"),), model=family.name, sampler="ddim", steps=18, seed=7, guidance=3.0,
-        width=64, height=64, count=1, dtype="float32",
-    )  # fmt: skip
+        concepts=(Concept(text="a red apple"),),
+        model=family.name,
+        sampler="ddim",
+        steps=18,
+        seed=7,
+        guidance=3.0,
+        width=64,
+        height=64,
+        count=1,
+        dtype="float32",
+    )
     job = Job(id=JOB, task=recipe, billing_key=BillingKey("standard", "guild", "user"), cost=1.0, deadline=1e11)
     result = run_locally(job, {family.name: family})
     return result.pictures[0], result.ladders[0]
 
 
 @pytest.mark.slow
-def test_a_real_ladder_can_be_branched_where_the_engine_stored_latents(
-    real_job: tuple[bytes, bytes],
-) -> None:
+def test_a_real_ladder_can_be_branched_where_the_engine_stored_latents(real_job: tuple[bytes, bytes]) -> None:
     stages = read_keyframes(real_job[1])
     assert [stage.step for stage in stages] == list(range(1, 19))
     assert [stage.can_branch for stage in stages] == [engines.has_latents(index) for index in range(18)]
@@ -137,9 +137,14 @@ def cell_positions(sheet: Image.Image, shades: list[int]) -> list[int]:
 def test_a_contact_sheet_has_a_labelled_cell_for_each_step() -> None:
     shades = [40 + 16 * index for index in range(7)]
     steps = [100 * (index + 1) for index in range(7)]
-    mixed_keyframes = [one for step, shade in zip(steps, shades, strict=True) for one in (
-        make_keyframe(step - 50, with_latents=False, shade=255),
-        make_keyframe(step, with_latents=True, shade=shade))]  # fmt: skip
+    mixed_keyframes = [
+        one
+        for step, shade in zip(steps, shades, strict=True)
+        for one in (
+            make_keyframe(step - 50, with_latents=False, shade=255),
+            make_keyframe(step, with_latents=True, shade=shade),
+        )
+    ]
     sheet = make_contact_sheet(ladder(*mixed_keyframes), "PNG")
     assert sheet == make_contact_sheet(ladder(*mixed_keyframes[::-1]), "PNG")
     picture = decode_image(sheet)

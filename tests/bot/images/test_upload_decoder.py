@@ -333,9 +333,11 @@ async def test_the_largest_accepted_picture_fits_into_less_memory(form: str, mod
     if form not in FORMATS:
         pytest.skip("Pillow was built without AVIF")
     options: dict[str, dict[str, Any]] = {
-        "JPEG": {"progressive": True, "subsampling": 0}, "WEBP": {"lossless": False, "method": 0},
-        "AVIF": {"speed": 10}, "PNG": {"compress_level": 1},
-    }  # fmt: skip
+        "JPEG": {"progressive": True, "subsampling": 0},
+        "WEBP": {"lossless": False, "method": 0},
+        "AVIF": {"speed": 10},
+        "PNG": {"compress_level": 1},
+    }
     large = Image.new(mode, (6320, 6320), 100 if mode == "P" else (100, 90, 80, 70))
     if mode == "P":
         large.info["transparency"] = 0
@@ -588,11 +590,19 @@ async def test_only_a_plain_png_is_accepted_from_a_decoder_process() -> None:
     assert validate_png(raw_png(10, 10, 8, 2, rows), 10, RGB) == (10, 10)
     valid_png = raw_png(10, 10, 8, 2, rows)
     for invalid_png in (
-        valid_png[:-1], valid_png + b"\0", valid_png[:40] + b"\1" + valid_png[41:],
-        raw_png(11, 10, 8, 2, rows), raw_png(10, 10, 8, 0, rows),
-        raw_png(10, 10, 8, 2, rows, chunk(b"tEXt", b"a\0b")), raw_png(10, 10, 8, 2, deflated_zeros(2**28)),
-        raw_png(10, 10, 8, 2, zlib.compress((b"\5" + bytes(30)) * 10)), raw_png(10, 10, 8, 2, rows + b"\0"),
-        raw_png(10, 10, 8, 2, zlib.compress((b"\0" + bytes(30)) * 9)), b"", valid_png[:8], valid_png[:8] + bytes(40),
-    ):  # fmt: skip
+        valid_png[:-1],
+        valid_png + b"\0",
+        valid_png[:40] + b"\1" + valid_png[41:],
+        raw_png(11, 10, 8, 2, rows),
+        raw_png(10, 10, 8, 0, rows),
+        raw_png(10, 10, 8, 2, rows, chunk(b"tEXt", b"a\0b")),
+        raw_png(10, 10, 8, 2, deflated_zeros(2**28)),
+        raw_png(10, 10, 8, 2, zlib.compress((b"\5" + bytes(30)) * 10)),
+        raw_png(10, 10, 8, 2, rows + b"\0"),
+        raw_png(10, 10, 8, 2, zlib.compress((b"\0" + bytes(30)) * 9)),
+        b"",
+        valid_png[:8],
+        valid_png[:8] + bytes(40),
+    ):
         with pytest.raises(InvalidPng):
             validate_png(invalid_png, 10, RGB)

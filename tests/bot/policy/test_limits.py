@@ -46,9 +46,14 @@ def queue_check(usage: Usage, *, count: int = 1, set_by: str = "") -> Callable[[
 
 
 def cost_check(
-    charges: list[Charge], cost: float, *, limit: float = DEFAULTS.cost_day, window: float = DAY_SECONDS,
-    now: float = NOW, **options: str,
-) -> Callable[[], None]:  # fmt: skip
+    charges: list[Charge],
+    cost: float,
+    *,
+    limit: float = DEFAULTS.cost_day,
+    window: float = DAY_SECONDS,
+    now: float = NOW,
+    **options: str,
+) -> Callable[[], None]:
     return lambda: check_cost(limit, sum_spending(charges, now, window), cost, now, **options)
 
 

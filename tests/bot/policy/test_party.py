@@ -31,8 +31,10 @@ members = st.sampled_from([f"member {number}" for number in range(8)])
 texts = st.sampled_from(["blue", "snow", "at night", "a hat", "fox"])
 prompts = st.lists(
     st.builds(Concept, st.sampled_from(["fox", "field", "fog"]), st.sampled_from([0.5, 1.0, -0.5])),
-    min_size=1, max_size=3, unique_by=lambda concept: concept.text,
-).filter(lambda prompt: any(concept.weight > 0 for concept in prompt))  # fmt: skip
+    min_size=1,
+    max_size=3,
+    unique_by=lambda concept: concept.text,
+).filter(lambda prompt: any(concept.weight > 0 for concept in prompt))
 
 
 @st.composite

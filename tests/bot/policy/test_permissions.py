@@ -123,8 +123,11 @@ ABOUT_JOBS: list[Action] = [action for action in ACTIONS if expected_cells(actio
 
 
 FLAGS: dict[Role, str] = {
-    "moderator": "is_moderator", "admin": "is_admin", "owner": "is_owner", "operator": "is_operator",
-}  # fmt: skip
+    "moderator": "is_moderator",
+    "admin": "is_admin",
+    "owner": "is_owner",
+    "operator": "is_operator",
+}
 MODERATED: set[Action] = {"cancel", "pause", "delete", "approve", "deny", "dismiss"}
 
 
@@ -273,9 +276,21 @@ def test_a_key_needs_the_scope_of_the_action_besides_the_role() -> None:
 def test_a_key_may_never_delete_or_administer() -> None:
     unscoped = {action for action in ACTIONS if PERMISSIONS[action].scope is None}
     assert unscoped == {
-        "export", "forget", "envelope", "delete", "report", "approve", "deny", "dismiss", "settings", "explain", "set",
-        "close", "budget", "party",
-    }  # fmt: skip
+        "export",
+        "forget",
+        "envelope",
+        "delete",
+        "report",
+        "approve",
+        "deny",
+        "dismiss",
+        "settings",
+        "explain",
+        "set",
+        "close",
+        "budget",
+        "party",
+    }
     every_scope = frozenset[KeyScope](KEY_SCOPES)
     assert scope_refusal("delete", every_scope) == "No key may delete these pictures."
     assert scope_refusal("film", frozenset()) == "This key may not see this film: that needs the scope read."
@@ -285,9 +300,15 @@ def test_a_key_may_never_delete_or_administer() -> None:
 
 # The functions of `bot` that check an action, and `respond`, which checks it before it answers.
 CHECKS = (
-    "forbidden_reason", "require_permission", "_require_permission", "_check_permission", "respond",
-    "require_permitted", "refusal_reason", "check_original",
-)  # fmt: skip
+    "forbidden_reason",
+    "require_permission",
+    "_require_permission",
+    "_check_permission",
+    "respond",
+    "require_permitted",
+    "refusal_reason",
+    "check_original",
+)
 
 
 def actions_in_code() -> set[str]:
@@ -313,9 +334,14 @@ def test_the_code_uses_every_row_of_the_table() -> None:
 
 
 COLUMNS = (
-    "may", "nothing in particular, or an own job", "another's job in this server", "another's private job",
-    "a job of another server", "in a conversation with the bot", "scope of a key",
-)  # fmt: skip
+    "may",
+    "nothing in particular, or an own job",
+    "another's job in this server",
+    "another's private job",
+    "a job of another server",
+    "in a conversation with the bot",
+    "scope of a key",
+)
 
 
 CHATROOM = """\

@@ -21,9 +21,16 @@ from bot.store.transitions import job_transitions
 from engine.contract import Concept, Recipe
 
 RECIPE = Recipe(
-    concepts=(Concept(text="a lamp"),), model="embedded", sampler="ddim", steps=40, seed=7, guidance=3.0, width=64,
-    height=64, dtype="float32",
-)  # fmt: skip
+    concepts=(Concept(text="a lamp"),),
+    model="embedded",
+    sampler="ddim",
+    steps=40,
+    seed=7,
+    guidance=3.0,
+    width=64,
+    height=64,
+    dtype="float32",
+)
 ROWS = 8  # of each job
 SECONDS = 10.0  # of each job
 PATIENCE = 20.0

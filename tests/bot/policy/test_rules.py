@@ -36,9 +36,12 @@ ANN = Member("ann", "Ann", "g", roles=("artists", "members"), channel="studio")
 DEFAULTS = Limits()
 NUMBERS = (*USAGE_SETTINGS, "steps", "pixels", "count")
 SUBJECTS = {
-    "operator": ("",), "guild": ("",), "channel": ("studio", "lobby"), "role": ("artists", "members", "others"),
+    "operator": ("",),
+    "guild": ("",),
+    "channel": ("studio", "lobby"),
+    "role": ("artists", "members", "others"),
     "user": ("ann", "bob"),
-}  # fmt: skip
+}
 
 
 def values(one: Setting) -> st.SearchStrategy[RuleValue]:
@@ -92,9 +95,12 @@ def documented_value(name: str, ruleset: list[Rule]) -> int:
     ]
     default = {"running": 3, "queued": 7, "cost_day": 1800, "relaxed_day": 14_400}.get(name, SETTINGS[name].maximum)
     for value in (
-        mine.get(("g", "user", "ann")), max(roles, default=None), mine.get(("g", "channel", "studio")),
-        mine.get(("g", "guild", "")), default,
-    ):  # fmt: skip
+        mine.get(("g", "user", "ann")),
+        max(roles, default=None),
+        mine.get(("g", "channel", "studio")),
+        mine.get(("g", "guild", "")),
+        default,
+    ):
         if value is not None:
             break
     wide = mine.get((EVERYWHERE, "user", "ann"), mine.get((EVERYWHERE, "operator", "")))
@@ -267,16 +273,30 @@ def test_a_written_value_reads_back_the_same(drawn: tuple[str, RuleValue]) -> No
 @pytest.mark.parametrize(
     ("name", "text", "value"),
     [
-        ("cost_day", "30 min", 1800), ("cost_day", "2h", 7200), ("cost_day", "1800", 1800), ("cost_day", "1.5 h", 5400),
-        ("cost_day", "1 h 30 minutes", 5400), ("cost_day", "Unlimited", 10**9), ("cost_month", "2 days", 172_800),
-        ("pixels", "512x512", 512 * 512), ("pixels", "512", 512 * 512), ("pixels", "768×512", 768 * 512),
-        ("samplers", "euler, DDIM", ("ddim", "euler")), ("samplers", "all", ALL), ("commands", "none", ()),
-        ("models", "second, embedded", ("embedded", "second")), ("blocked", "Yes", True), ("previews", "off", False),
-        ("results", "Private", "private"), ("reports", "<#123>", "123"),
+        ("cost_day", "30 min", 1800),
+        ("cost_day", "2h", 7200),
+        ("cost_day", "1800", 1800),
+        ("cost_day", "1.5 h", 5400),
+        ("cost_day", "1 h 30 minutes", 5400),
+        ("cost_day", "Unlimited", 10**9),
+        ("cost_month", "2 days", 172_800),
+        ("pixels", "512x512", 512 * 512),
+        ("pixels", "512", 512 * 512),
+        ("pixels", "768×512", 768 * 512),
+        ("samplers", "euler, DDIM", ("ddim", "euler")),
+        ("samplers", "all", ALL),
+        ("commands", "none", ()),
+        ("models", "second, embedded", ("embedded", "second")),
+        ("blocked", "Yes", True),
+        ("previews", "off", False),
+        ("results", "Private", "private"),
+        ("reports", "<#123>", "123"),
         ("words", "one, two\nthree", ("one", "three", "two")),
-        ("patterns", "a{1,3}\nb", ("a{1,3}", "b")), ("long_ping", "2 min", 120), ("running", " 5 ", 5),
+        ("patterns", "a{1,3}\nb", ("a{1,3}", "b")),
+        ("long_ping", "2 min", 120),
+        ("running", " 5 ", 5),
     ],
-)  # fmt: skip
+)
 def test_values_are_read_as_admins_type_them(name: str, text: str, value: RuleValue) -> None:
     assert parse_value(SETTINGS[name], text) == value
 
@@ -299,7 +319,7 @@ def test_values_are_read_as_admins_type_them(name: str, text: str, value: RuleVa
         ("words", ",".join(f"w{n}" for n in range(501)), "words takes at most 500; these are 501."),
         ("running", "9" * 70_000, "That is too long for running"),
     ],
-)  # fmt: skip
+)
 def test_each_mistake_is_one_clear_sentence(name: str, text: str, said: str) -> None:
     with pytest.raises(UserError) as refused:
         parse_value(SETTINGS[name], text)
@@ -355,9 +375,13 @@ def _apply(before: dict, steps: tuple[RuleStep, ...]) -> dict:
 
 def test_a_setting_is_refused_where_it_makes_no_sense() -> None:
     for one, guild, scope, subject in (
-        ("words", "g", "user", "ann"), ("running", EVERYWHERE, "guild", ""), ("running", "g", "user", ""),
-        ("running", "g", "guild", "ann"), ("running", "g", "user", "x" * 65), ("reports", EVERYWHERE, "operator", ""),
-    ):  # fmt: skip
+        ("words", "g", "user", "ann"),
+        ("running", EVERYWHERE, "guild", ""),
+        ("running", "g", "user", ""),
+        ("running", "g", "guild", "ann"),
+        ("running", "g", "user", "x" * 65),
+        ("reports", EVERYWHERE, "operator", ""),
+    ):
         with pytest.raises(UserError):
             change_plan.check_scope(SETTINGS[one], guild, scope, subject)  # pyright: ignore[reportArgumentType]
     change_plan.check_scope(SETTINGS["running"], EVERYWHERE, "user", "ann")
@@ -392,8 +416,11 @@ def test_all_rules_of_a_server_have_a_limited_length_together() -> None:
         1, "g", 0.0, "ann", "Ann", "import", change_plan.plan_import(many, {("user", "x", "models"): models})
     )
     with pytest.raises(UserError, match="Shorten or remove some lists first"):
-        change_plan.plan_undo({("user", "x", "models"): models, ("user", "y", "models"): models[:45],
-                         ("user", "z", "models"): models}, wiped, None)  # fmt: skip
+        change_plan.plan_undo(
+            {("user", "x", "models"): models, ("user", "y", "models"): models[:45], ("user", "z", "models"): models},
+            wiped,
+            None,
+        )
     assert change_plan.plan_rule(many, ("user", "u1", "models"), models[:3])
 
 

@@ -113,7 +113,7 @@ def test_the_import_reads_yaml_as_admins_write_it() -> None:
         ("\x00", "Line 1 of the file: it is not YAML."),
         ("# " + "x" * MAX_BYTES, "A rules file has at most 64 KiB."),
     ],
-)  # fmt: skip
+)
 def test_each_mistake_is_named_with_its_line(text: str, said: str) -> None:
     with pytest.raises(UserError) as refused:
         yaml_io.load_rules(text)

@@ -48,6 +48,6 @@ COLD = {"model": "sd-1.5", "is_loaded": False}
         ({"is_offered": False, "model": "x", "startup_notice": "A worker is starting."}, "A worker is starting."),
         ({"startup_notice": "A worker is starting."}, "Next in line: it starts when there is room."),
     ],
-)  # fmt: skip
+)
 def test_the_reason_for_waiting_follows_from_the_facts(facts: dict[str, object], expected_reason: str) -> None:
     assert wait_reason(WaitFacts(**facts)) == expected_reason  # pyright: ignore[reportArgumentType] - a table of keywords

@@ -104,8 +104,10 @@ def test_a_remix_keeps_its_evaluations_unless_its_chain_changes() -> None:
 
     draft, full = build("a fox --draft"), build("a fox --evaluations all")
     assert [remix(draft, text) for text in ("an owl", "an owl --evaluations auto", "an owl --steps 500")] == [
-        25, 100, 100,
-    ]  # fmt: skip
+        25,
+        100,
+        100,
+    ]
     assert [remix(full, text) for text in ("an owl", "an owl --draft", "an owl --sampler ddim")] == [0, 25, 100]
 
 

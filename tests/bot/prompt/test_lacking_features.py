@@ -26,13 +26,32 @@ from engine.contract import (
 
 SHA = "a" * 64
 PROFILE = ModelProfile(
-    name="gpt-image-1", revision="1", dtype="float16", size=64, multiple=8, max_pixels=4096, tokens=77, steps=4,
-    sampler="euler", guidance=7.0, row_ms=1.0, encode_ms=0.0, decode_ms=0.0, samplers=("euler", "heun"),
-)  # fmt: skip
+    name="gpt-image-1",
+    revision="1",
+    dtype="float16",
+    size=64,
+    multiple=8,
+    max_pixels=4096,
+    tokens=77,
+    steps=4,
+    sampler="euler",
+    guidance=7.0,
+    row_ms=1.0,
+    encode_ms=0.0,
+    decode_ms=0.0,
+    samplers=("euler", "heun"),
+)
 RECIPE = Recipe(
-    concepts=(Concept("a lamp"),), model="gpt-image-1", sampler="euler", steps=4, seed=1, guidance=7.0, width=64,
-    height=64, dtype="float16",
-)  # fmt: skip
+    concepts=(Concept("a lamp"),),
+    model="gpt-image-1",
+    sampler="euler",
+    steps=4,
+    seed=1,
+    guidance=7.0,
+    width=64,
+    height=64,
+    dtype="float16",
+)
 CHANGES: dict[Feature, dict[str, Any]] = {
     "weights": {"concepts": (Concept("a"), Concept("b", 2.0))},
     "negative": {"negative": "blur"},

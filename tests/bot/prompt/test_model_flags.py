@@ -21,23 +21,28 @@ from bot.prompt.sampler_names import find_sampler
 from bot.queue.job_request import renew_recipe
 from bot.queue.model_catalog import DEFAULT_POOL, CatalogEntry
 from bot.services.jobs.derived_recipes import remix_recipe, vary_recipe
-from engine.contract import (
-    PIPELINE_SAMPLERS,
-    SAMPLER_TITLES,
-    Lora,
-    ModelProfile,
-    Recipe,
-    Sampler,
-    decode,
-    encode,
-)
+from engine.contract import PIPELINE_SAMPLERS, SAMPLER_TITLES, Lora, ModelProfile, Recipe, Sampler, decode, encode
 
 SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
 WARM = ModelProfile(
-    name="large", revision="1", dtype="bfloat16", size=64, multiple=8, max_pixels=128 * 128, tokens=77, steps=1000,
-    sampler="ddpm", guidance=4.0, row_ms=3.0, encode_ms=5.0, decode_ms=5.0, samplers=SAMPLERS, guidance_start=0.1,
-    guidance_stop=0.9, loras=(Lora("Style-v2", 0.7, "abc"), Lora("detail", 1.0, "def"), Lora("x", 1, ""), Lora("y", 1)),
-)  # fmt: skip
+    name="large",
+    revision="1",
+    dtype="bfloat16",
+    size=64,
+    multiple=8,
+    max_pixels=128 * 128,
+    tokens=77,
+    steps=1000,
+    sampler="ddpm",
+    guidance=4.0,
+    row_ms=3.0,
+    encode_ms=5.0,
+    decode_ms=5.0,
+    samplers=SAMPLERS,
+    guidance_start=0.1,
+    guidance_stop=0.9,
+    loras=(Lora("Style-v2", 0.7, "abc"), Lora("detail", 1.0, "def"), Lora("x", 1, ""), Lora("y", 1)),
+)
 PLAIN = msgspec.structs.replace(WARM, name="plain", samplers=("ddpm", "ddim"), loras=())
 QUICK = msgspec.structs.replace(
     WARM, name="quick", samplers=("lcm", "dpmpp_2m", "heun"), sampler="lcm", steps=4, guidance_kind="network"
@@ -60,12 +65,26 @@ def refusal(text: str, profile: ModelProfile = WARM, **options: object) -> str:
 
 
 SAMPLERS_BY_NAME: dict[str, Sampler] = {
-    "DPM++ 2M Karras": "dpmpp_2m_karras", "Euler a": "euler_ancestral", "dpm++ 2m sde": "dpmpp_2m_sde",
-    "k_heun": "heun", "k_euler_a": "euler_ancestral", "DDIMScheduler": "ddim", "UniPC": "unipc", "uni_pc": "unipc",
-    "DPM2": "kdpm2", "k_dpm_2": "kdpm2", "LCM": "lcm", "Euler": "euler", "sample_dpmpp_2m": "dpmpp_2m",
-    "EulerAncestralDiscreteScheduler": "euler_ancestral", "DPM++ 3M": "dpmpp_3m", "native": "native",
-    "KDPM2DiscreteScheduler": "kdpm2", "DPM++ 2M": "dpmpp_2m", "dpmpp-2m": "dpmpp_2m",
-}  # fmt: skip
+    "DPM++ 2M Karras": "dpmpp_2m_karras",
+    "Euler a": "euler_ancestral",
+    "dpm++ 2m sde": "dpmpp_2m_sde",
+    "k_heun": "heun",
+    "k_euler_a": "euler_ancestral",
+    "DDIMScheduler": "ddim",
+    "UniPC": "unipc",
+    "uni_pc": "unipc",
+    "DPM2": "kdpm2",
+    "k_dpm_2": "kdpm2",
+    "LCM": "lcm",
+    "Euler": "euler",
+    "sample_dpmpp_2m": "dpmpp_2m",
+    "EulerAncestralDiscreteScheduler": "euler_ancestral",
+    "DPM++ 3M": "dpmpp_3m",
+    "native": "native",
+    "KDPM2DiscreteScheduler": "kdpm2",
+    "DPM++ 2M": "dpmpp_2m",
+    "dpmpp-2m": "dpmpp_2m",
+}
 
 
 @pytest.mark.parametrize("typed_name", SAMPLERS_BY_NAME)
@@ -130,10 +149,7 @@ def test_the_guidance_interval_is_the_models_or_the_requested_one() -> None:
         assert (
             build_recipe(f"fox --interval {typed_name}").guidance_start,
             build_recipe(f"fox --interval {typed_name}").guidance_stop,
-        ) == (
-            0.2,
-            0.8,
-        )
+        ) == (0.2, 0.8)
     plain = build_recipe("fox --cfg-interval 0-1")
     assert (plain.guidance_start, plain.guidance_stop) == (0.0, 1.0)
     assert build_recipe("fox", interval=(0.25, 0.5)).guidance_start == 0.25
@@ -147,8 +163,10 @@ def test_loras_are_named_by_flag_tag_or_option() -> None:
     assert one.loras == (Lora("Style-v2", 0.5, "abc"), Lora("detail", -1.5, "def"), Lora("x", 1.0, ""))
     assert build_recipe("fox --lora style-v2").loras == (Lora("Style-v2", 0.7, "abc"),)  # at its default weight
     assert build_recipe("fox <lora:x>", lora=["y:2", "detail.safetensors"]).loras == (
-        Lora("x", 1, ""), Lora("y", 2.0, ""), Lora("detail", 1.0, "def"),
-    )  # fmt: skip
+        Lora("x", 1, ""),
+        Lora("y", 2.0, ""),
+        Lora("detail", 1.0, "def"),
+    )
     assert build_recipe("fox", lora="x:0.5, y").loras == (Lora("x", 0.5, ""), Lora("y", 1.0, ""))
     assert build_recipe("fox --lora x --lora X:2").loras == (Lora("x", 2.0, ""),)
     assert build_recipe("fox --lora x:0").loras == build_recipe("fox --lora none").loras == ()
@@ -200,8 +218,11 @@ def test_a_remix_keeps_what_its_prompt_does_not_change() -> None:
     assert (remix_of_base.loras, remix_of_base.guidance_start, remix_of_base.sampler) == (base.loras, 0.3, "euler")
     other = remix(base, "wolf <lora:y:2> --interval 0-1 --fast")
     assert (other.loras, other.guidance_stop, other.sampler, other.steps) == (
-        (Lora("y", 2.0, ""),), 1.0, "dpmpp_2m", 30,
-    )  # fmt: skip
+        (Lora("y", 2.0, ""),),
+        1.0,
+        "dpmpp_2m",
+        30,
+    )
     assert remix(base, "wolf --lora none").loras == ()
     assert remix(base, "wolf --sampler heun").guidance_stop == 1.0
     with pytest.raises(UserError, match="draws no variations"):
@@ -259,8 +280,25 @@ def test_few_steps_get_no_note_for_a_model_or_sampler_made_for_them() -> None:
     assert make_remarks(replace(request, sampler="dpmpp_2m_karras"), slow_profile) == ()
 
 
-PIECES = ["--sampler ", "--lora ", "<lora:", ">", ":", "x", "0.5", "--interval ", "euler a", " ", "-", "(", ")", "::",
-          ",", "karras", '"']  # fmt: skip
+PIECES = [
+    "--sampler ",
+    "--lora ",
+    "<lora:",
+    ">",
+    ":",
+    "x",
+    "0.5",
+    "--interval ",
+    "euler a",
+    " ",
+    "-",
+    "(",
+    ")",
+    "::",
+    ",",
+    "karras",
+    '"',
+]
 
 
 @quick

@@ -40,21 +40,42 @@ from engine.contract import (
 from shared.png_upload import make_png
 
 MODEL = ModelProfile(
-    name="large", revision="1", dtype="bfloat16", size=64, multiple=8, max_pixels=128 * 128, tokens=77, steps=40,
-    sampler="ddim", guidance=4.0, row_ms=3.0, encode_ms=5.0, decode_ms=5.0, quantization="int8",
+    name="large",
+    revision="1",
+    dtype="bfloat16",
+    size=64,
+    multiple=8,
+    max_pixels=128 * 128,
+    tokens=77,
+    steps=40,
+    sampler="ddim",
+    guidance=4.0,
+    row_ms=3.0,
+    encode_ms=5.0,
+    decode_ms=5.0,
+    quantization="int8",
     samplers=("ddim", "heun"),
     controls=(
-        ControlModel("sd15_canny", "c1", "canny"), ControlModel("sd15_depth", "d1", "depth"),
+        ControlModel("sd15_canny", "c1", "canny"),
+        ControlModel("sd15_depth", "d1", "depth"),
         ControlModel("tile", "t1"),
     ),
-    preprocessors=("none", "canny"), references=(ControlModel("ip-plus", "r1"), ControlModel("ip-face", "r2")),
+    preprocessors=("none", "canny"),
+    references=(ControlModel("ip-plus", "r1"), ControlModel("ip-face", "r2")),
     embeddings=(ModelPart("EasyNegative", "e1"), ModelPart("moebius", "m1")),
-    autoencoders=(ModelPart("mse-840000", "v1"),), max_clip_skip=2,
-)  # fmt: skip
+    autoencoders=(ModelPart("mse-840000", "v1"),),
+    max_clip_skip=2,
+)
 PLAIN = msgspec.structs.replace(
-    MODEL, name="plain", controls=(), references=(), embeddings=(), autoencoders=(), max_clip_skip=0,
+    MODEL,
+    name="plain",
+    controls=(),
+    references=(),
+    embeddings=(),
+    autoencoders=(),
+    max_clip_skip=0,
     quantization="none",
-)  # fmt: skip
+)
 
 
 def make_decoded_image(width: int, height: int, shade: int = 128) -> DecodedImage:
@@ -119,12 +140,23 @@ def test_a_reference_has_a_name_a_scale_or_both(value: str, expected: RequestedR
 @pytest.mark.parametrize(
     "text",
     [
-        "--control", "--control canny:3", "--control canny:0.6-0.2", "--control canny:often",
-        "--control -1", "--control canny:1:1:1:1", "--reference", "--reference face:",
-        "--reference face:9", "--vae", "--vae a/b", "--clip-skip 0", "--clip-skip 13", "--clip-skip two",
+        "--control",
+        "--control canny:3",
+        "--control canny:0.6-0.2",
+        "--control canny:often",
+        "--control -1",
+        "--control canny:1:1:1:1",
+        "--reference",
+        "--reference face:",
+        "--reference face:9",
+        "--vae",
+        "--vae a/b",
+        "--clip-skip 0",
+        "--clip-skip 13",
+        "--clip-skip two",
         "--control a --control b --control c --control d",
     ],
-)  # fmt: skip
+)
 def test_a_wrong_value_is_refused_with_what_the_flag_takes(text: str) -> None:
     flag = text.split(" ")[0]
     sentence = refusal(f"a cat {text}", load_pictures(controls=1))
@@ -248,10 +280,13 @@ def test_an_old_recipe_takes_the_present_parts_and_says_so() -> None:
     entry = CatalogEntry(MODEL, DEFAULT_POOL, True)
     assert renew_recipe(old, entry) == (old, ())
     now = msgspec.structs.replace(
-        MODEL, controls=(ControlModel("sd15_canny", "c2", "canny"),), embeddings=(ModelPart("moebius", "m2"),),
-        autoencoders=(ModelPart("mse-840000", "v2"),), references=(ControlModel("ip-plus", "r9"),),
+        MODEL,
+        controls=(ControlModel("sd15_canny", "c2", "canny"),),
+        embeddings=(ModelPart("moebius", "m2"),),
+        autoencoders=(ModelPart("mse-840000", "v2"),),
+        references=(ControlModel("ip-plus", "r9"),),
         quantization="none",
-    )  # fmt: skip
+    )
     new, notes = renew_recipe(old, CatalogEntry(now, DEFAULT_POOL, True))
     assert (new.controls[0].revision, new.embeddings[0].revision, new.quantization) == ("c2", "m2", "none")
     assert notes == (
@@ -310,10 +345,12 @@ def test_an_edit_takes_as_many_pictures_as_its_model_sees_at_once() -> None:
 @pytest.mark.parametrize(
     ("text", "model", "has_note"),
     [
-        ("red --strength 0.5", KONTEXT, True), ("red --strength 0.5 --edit", EDITING, True),
-        ("red --strength 0.5", EDITING, False), ("red --edit", EDITING, False),
+        ("red --strength 0.5", KONTEXT, True),
+        ("red --strength 0.5 --edit", EDITING, True),
+        ("red --strength 0.5", EDITING, False),
+        ("red --edit", EDITING, False),
     ],
-)  # fmt: skip
+)
 def test_a_strength_that_an_edit_does_not_use_has_a_note(text: str, model: ModelProfile, has_note: bool) -> None:
     (parsed,) = parse(text, model).prompts
     notes = unused_strength_note(parsed, load_pictures(init_images=1), model)
@@ -368,7 +405,10 @@ def test_the_parts_are_written_as_other_programs_write_them() -> None:
             f'Picture: {control}"'
         ),
         "ControlNet 1": f'"Module: ip-adapter, Model: ip-plus [r1], Weight: 0.6, Picture: {reference}"',
-        "VAE": "mse-840000", "VAE hash": "v1", "Clip skip": "2", "TI hashes": '"moebius: m1"',
+        "VAE": "mse-840000",
+        "VAE hash": "v1",
+        "Clip skip": "2",
+        "TI hashes": '"moebius: m1"',
         "Diffusion in Low Bits": "int8",
-    }  # fmt: skip
+    }
     assert make_part_fields(make_recipe("a cat", model=PLAIN)) == {}

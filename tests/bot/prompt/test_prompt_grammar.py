@@ -17,10 +17,21 @@ from bot.prompt.permutations import MAX_JOBS, expand_braces
 from engine.contract import ModelProfile, Recipe, decode, encode
 
 WARM = ModelProfile(
-    name="embedded", revision="1", dtype="bfloat16", size=64, multiple=8, max_pixels=128 * 128, tokens=24, steps=1000,
-    sampler="ddpm", samplers=("ddpm", "ddim", "euler", "dpmpp_2m"),
-    guidance=4.0, row_ms=3.0, encode_ms=5.0, decode_ms=5.0,
-)  # fmt: skip
+    name="embedded",
+    revision="1",
+    dtype="bfloat16",
+    size=64,
+    multiple=8,
+    max_pixels=128 * 128,
+    tokens=24,
+    steps=1000,
+    sampler="ddpm",
+    samplers=("ddpm", "ddim", "euler", "dpmpp_2m"),
+    guidance=4.0,
+    row_ms=3.0,
+    encode_ms=5.0,
+    decode_ms=5.0,
+)
 LARGE = msgspec.structs.replace(WARM, name="large", size=1024, multiple=64, max_pixels=1536 * 1024, tokens=77)
 
 quick = settings(deadline=None, max_examples=150)

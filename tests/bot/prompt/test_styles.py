@@ -53,19 +53,40 @@ def texts_of(recipe: Recipe, image: int = 0) -> list[str]:
 
 def test_every_other_picture_has_the_main_style_and_the_rest_those_that_suit_the_subject() -> None:
     assert [texts_of(build("fox"), image)[0] for image in range(4)] == [
-        "fox, flat design", "fox, 3d render", "fox, soft shading", "fox, 3d render",
-    ]  # fmt: skip
+        "fox, flat design",
+        "fox, 3d render",
+        "fox, soft shading",
+        "fox, 3d render",
+    ]
     assert build("a terrier, looking up").styles == ("3d render", "soft shading")
     assert build("The cute OWL.").styles == ("3d render", "flat design")
 
 
 @pytest.mark.parametrize(
     "text",
-    ["fox, flat design", "Fox, 3D Render", "fox, a sketch", "fox, Pixel-Art", "fox, in oil", "fox, soft-shading",
-     "fox, hyperrealistic", "fox, photorealism", "fox, in pastels", "fox, black & white", "fox, greyscale",
-     "fox --raw", "fox --walk owl", "fox:: owl", "lamp", "red fox", "fox with a hat", "fox, " + "very " * 16 + "red",
-     "fox, wearing sunglasses, headphones, moustache, on a skateboard, blue background", "fox --no 3d render"],
-)  # fmt: skip
+    [
+        "fox, flat design",
+        "Fox, 3D Render",
+        "fox, a sketch",
+        "fox, Pixel-Art",
+        "fox, in oil",
+        "fox, soft-shading",
+        "fox, hyperrealistic",
+        "fox, photorealism",
+        "fox, in pastels",
+        "fox, black & white",
+        "fox, greyscale",
+        "fox --raw",
+        "fox --walk owl",
+        "fox:: owl",
+        "lamp",
+        "red fox",
+        "fox with a hat",
+        "fox, " + "very " * 16 + "red",
+        "fox, wearing sunglasses, headphones, moustache, on a skateboard, blue background",
+        "fox --no 3d render",
+    ],
+)
 def test_a_prompt_with_a_style_or_another_subject_gets_none(text: str) -> None:
     assert build(text).styles == ()
 
@@ -129,8 +150,9 @@ def test_other_noise_takes_the_styles_anew_and_a_remix_keeps_them() -> None:
 def test_a_film_between_the_pictures_goes_from_style_to_style() -> None:
     assert can_interpolate(build("fox"))
     assert [texts_of(part, 0) for part in interpolate_images(build("fox"))][:2] == [
-        [f"fox, {STYLES[7 % 4]}"], [f"fox, {SECOND_STYLE}"],
-    ]  # fmt: skip
+        [f"fox, {STYLES[7 % 4]}"],
+        [f"fox, {SECOND_STYLE}"],
+    ]
     several = msgspec.structs.replace(build("fox"), concepts=(Concept("fox"), Concept("owl")))
     assert not can_interpolate(several), "several concepts are not joined across styles"
     assert can_interpolate(build("fox:: owl"))

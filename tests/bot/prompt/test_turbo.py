@@ -15,10 +15,24 @@ from engine.contract import ImageToImage, InitImage, Lora, ModelProfile, Recipe,
 from engine.contract.samplers import SAMPLER_TITLES
 
 PLAIN = ModelProfile(
-    name="large", revision="1", dtype="bfloat16", size=64, multiple=8, max_pixels=128 * 128, tokens=77, steps=1000,
-    sampler="ddpm", guidance=4.0, row_ms=3.0, encode_ms=5.0, decode_ms=5.0, samplers=tuple(SAMPLER_TITLES),
-    guidance_start=0.3, guidance_stop=0.8, loras=(Lora("style", 0.7, "abc"),),
-)  # fmt: skip
+    name="large",
+    revision="1",
+    dtype="bfloat16",
+    size=64,
+    multiple=8,
+    max_pixels=128 * 128,
+    tokens=77,
+    steps=1000,
+    sampler="ddpm",
+    guidance=4.0,
+    row_ms=3.0,
+    encode_ms=5.0,
+    decode_ms=5.0,
+    samplers=tuple(SAMPLER_TITLES),
+    guidance_start=0.3,
+    guidance_stop=0.8,
+    loras=(Lora("style", 0.7, "abc"),),
+)
 TURBO = msgspec.structs.replace(PLAIN, loras=(Lora("turbo", 1.0, "def"), *PLAIN.loras))
 NO_TURBO_NOTE = "large has no turbo, so --turbo is ignored; --fast takes 30 steps."
 

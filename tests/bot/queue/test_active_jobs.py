@@ -13,21 +13,58 @@ from bot.store import JobRecord
 from engine.contract import Concept, Frame, JobModelLoading, Recipe
 
 RECIPE = Recipe(
-    concepts=(Concept(text="apple"),), model="embedded", sampler="ddpm", steps=20, seed=7, guidance=3.0, width=64,
-    height=64, dtype="float32",
-)  # fmt: skip
+    concepts=(Concept(text="apple"),),
+    model="embedded",
+    sampler="ddpm",
+    steps=20,
+    seed=7,
+    guidance=3.0,
+    width=64,
+    height=64,
+    dtype="float32",
+)
 JOBS = [f"01ARZ3NDEKTSV4RRFFQ69G5FA{letter}" for letter in "ABCDEFGH"]
 
 
 def a_record(job: str, pool: str, cost: float, step: int = 0) -> JobRecord:
     return JobRecord(
-        id=job, key=None, ordinal=0, state="running", action="imagine", parent=None, prompt="apple", notes=(),
-        task=RECIPE, member="a", member_name="A", guild="g", tier="standard", weight=1.0, pool=pool, model="embedded",
-        account="a", rows=8, cost=cost, charged=cost, billed=0.0, attempt=1, attempts_without_progress=0, step=step,
-        epoch=1, worker="w",
-        cancelling=False, created=0.0, deadline=9.0, sent=1.0, started=2.0, ended=None, seconds=None, ms_per_step=None,
-        reason="", blame=None,
-    )  # fmt: skip
+        id=job,
+        key=None,
+        ordinal=0,
+        state="running",
+        action="imagine",
+        parent=None,
+        prompt="apple",
+        notes=(),
+        task=RECIPE,
+        member="a",
+        member_name="A",
+        guild="g",
+        tier="standard",
+        weight=1.0,
+        pool=pool,
+        model="embedded",
+        account="a",
+        rows=8,
+        cost=cost,
+        charged=cost,
+        billed=0.0,
+        attempt=1,
+        attempts_without_progress=0,
+        step=step,
+        epoch=1,
+        worker="w",
+        cancelling=False,
+        created=0.0,
+        deadline=9.0,
+        sent=1.0,
+        started=2.0,
+        ended=None,
+        seconds=None,
+        ms_per_step=None,
+        reason="",
+        blame=None,
+    )
 
 
 def a_frame(job: str, step: int) -> Frame:

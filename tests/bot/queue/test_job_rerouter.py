@@ -20,15 +20,26 @@ from engine.contract import ModelProfile, Presence, UpscaleTask
 from shared.stored_jobs import RECIPE, make_new_job
 
 PROFILE = ModelProfile(
-    name="embedded", revision="1", dtype="float32", size=64, multiple=8, max_pixels=128 * 128, tokens=24, steps=40,
-    sampler="ddim", samplers=("ddpm", "ddim", "euler", "dpmpp_2m"),
-    guidance=3.0, row_ms=1.0, encode_ms=1.0, decode_ms=1.0,
-)  # fmt: skip
+    name="embedded",
+    revision="1",
+    dtype="float32",
+    size=64,
+    multiple=8,
+    max_pixels=128 * 128,
+    tokens=24,
+    steps=40,
+    sampler="ddim",
+    samplers=("ddpm", "ddim", "euler", "dpmpp_2m"),
+    guidance=3.0,
+    row_ms=1.0,
+    encode_ms=1.0,
+    decode_ms=1.0,
+)
 
 
 def presence(
     worker: str, pool: str, row_ms: float, free_rows: int = 8, revision: str = "1", model: str = "embedded"
-) -> Presence:  # fmt: skip
+) -> Presence:
     profile = msgspec.structs.replace(PROFILE, name=model, revision=revision, row_ms=row_ms)
     return Presence(
         worker=worker, pools=(pool,), models=(profile,), device="none", rows=8, free=free_rows, software_build="test"

@@ -10,20 +10,14 @@ import pytest
 from bot.domain.errors import UserError
 from bot.queue.model_catalog import SHIPPED_MODEL, ModelCatalog, group_by_pool
 from bot.store import Store
-from engine.contract import (
-    ControlImage,
-    ControlModel,
-    ModelPart,
-    ModelProfile,
-    Presence,
-)
+from engine.contract import ControlImage, ControlModel, ModelPart, ModelProfile, Presence
 from shared.stored_jobs import RECIPE
 
 
 def presence(worker: str, ms: float, pool: str = "default") -> Presence:
     return Presence(
         worker=worker, pools=(pool,), models=(), device="", rows=8, free=8, software_build="", upscale_ms=ms
-    )  # fmt: skip
+    )
 
 
 def test_the_slowest_super_resolver_of_a_pool_counts() -> None:
@@ -47,8 +41,9 @@ async def test_a_model_on_disk_is_offered_and_counts_as_loaded_once_any_worker_h
     models = ModelCatalog(store, lambda: workers, lambda: 0.0)
     await models.refresh()
     assert [(one.profile.name, one.profile.loaded, one.is_live) for one in models.entries()] == [
-        ("embedded", True, True), ("large", False, True),
-    ]  # fmt: skip
+        ("embedded", True, True),
+        ("large", False, True),
+    ]
     version = store.version
     workers["b"] = presence_with("b", msgspec.structs.replace(cold, loaded=True, steps=7))
     assert models.find_entry("large").profile == msgspec.structs.replace(cold, loaded=True), (
@@ -155,8 +150,10 @@ def test_an_allowed_editor_goes_before_one_that_does_nothing_else() -> None:
         cast("Store", None), lambda: {"a": presence_with("a", SHIPPED_MODEL, edits, only_edits)}, lambda: 0.0
     )
     editors = [
-        models.find_editor(), models.find_editor(lambda name: name == "flux2"), models.find_editor(lambda name: False)
-    ]  # fmt: skip
+        models.find_editor(),
+        models.find_editor(lambda name: name == "flux2"),
+        models.find_editor(lambda name: False),
+    ]
     assert [entry and entry.profile.name for entry in editors] == ["kontext", "flux2", "kontext"]
     several = msgspec.structs.replace(edits, max_edit_pictures=5)
     models = ModelCatalog(cast("Store", None), lambda: {"a": presence_with("a", several, only_edits)}, lambda: 0.0)

@@ -21,17 +21,31 @@ def make_report(kind, epoch, image, size, is_good):
         "failed": lambda: JobFailed(job=JOB, epoch=epoch, reason="no", blame="model"),
         "finished": lambda: JobFinished(job=JOB, epoch=epoch, cost=1.0, seconds=1.0, ms_per_step=1.0),
     }
-    value = values[kind]() if kind in values else PictureReady(
-        job=JOB, image=image, epoch=epoch, kind="ladder" if kind == "ladder" else "image", sha256="0" * 64, bytes=size,
-        width=64, height=64,
-    )  # fmt: skip
+    value = (
+        values[kind]()
+        if kind in values
+        else PictureReady(
+            job=JOB,
+            image=image,
+            epoch=epoch,
+            kind="ladder" if kind == "ladder" else "image",
+            sha256="0" * 64,
+            bytes=size,
+            width=64,
+            height=64,
+        )
+    )
     return SimpleNamespace(value=value, good=is_good)
 
 
 REPORTS = st.builds(
-    make_report, st.sampled_from(KINDS), st.integers(1, 2), st.integers(0, 3), st.integers(1, 60),
+    make_report,
+    st.sampled_from(KINDS),
+    st.integers(1, 2),
+    st.integers(0, 3),
+    st.integers(1, 60),
     st.sampled_from((True, True, True, False)),
-)  # fmt: skip
+)
 
 
 @given(st.lists(REPORTS, min_size=1, max_size=12))

@@ -99,10 +99,12 @@ async def test_a_bad_picture_becomes_a_dead_letter_and_the_job_runs_again(open_j
     app, worker, job = await open_job()
     valid = encode_image(Image.effect_noise((job.task.width, job.task.height), 50), "PNG")
     contents = {
-        "not a png": b"GIF89a" * 10, "torn": valid[: len(valid) // 2], "garbage": valid[:33] + b"garbage" * 9,
+        "not a png": b"GIF89a" * 10,
+        "torn": valid[: len(valid) // 2],
+        "garbage": valid[:33] + b"garbage" * 9,
         "ladder": b"no ladder",
         "empty ladder": encode(Ladder(job=job.id, image=0, total_steps=40, shape=(1, 1), keyframes=())),
-    }  # fmt: skip
+    }
     content = contents.get(fault, b"")
     sha = await worker.bus.put_blob(content) if content else None
     if "ladder" in fault:
@@ -113,9 +115,15 @@ async def test_a_bad_picture_becomes_a_dead_letter_and_the_job_runs_again(open_j
         await worker.publish_blob(job, 10, 0, "image", b"\x89PNG", 9 * 64)
     else:
         picture = PictureReady(
-            job=job.id, image=0, epoch=10, kind="ladder" if "ladder" in fault else "image", sha256=sha or "0" * 64,
-            bytes=len(content) or 5, width=64, height=64,
-        )  # fmt: skip
+            job=job.id,
+            image=0,
+            epoch=10,
+            kind="ladder" if "ladder" in fault else "image",
+            sha256=sha or "0" * 64,
+            bytes=len(content) or 5,
+            width=64,
+            height=64,
+        )
         await worker.publish_result(picture)
     await worker.publish_result(finished_report(job))
     await wait_until(lambda: app.queue.result_consumer._bus.dead_letters.count["results"] == 1)
@@ -230,10 +238,13 @@ async def test_only_frames_that_fit_their_job_are_shown(open_job, wait_until):
     async with app.feed.subscribe(job.id) as events:
         assert isinstance(await anext(events), JobProgress)
         for invalid_frame in (
-            make_frame(epoch=9), make_frame(job=UNKNOWN), make_frame(image=2), make_frame(total_steps=50),
+            make_frame(epoch=9),
+            make_frame(job=UNKNOWN),
+            make_frame(image=2),
+            make_frame(total_steps=50),
             make_frame(picture=b"<svg>"),
             make_frame(step=41, total_steps=41),
-        ):  # fmt: skip
+        ):
             await worker.bus.publish_frame(invalid_frame)
         await worker.bus.publish_frame(make_frame())
         async with asyncio.timeout(5):

@@ -53,30 +53,37 @@ CASES = {
     "steps": Case(
         [("guild", "", "steps", "30")],
         f"This asks for 50 steps, and at most 30 are allowed here: add --steps 30. {EVERYBODY}",
-        "a lamp --steps 50", ["a lamp --steps 30"], status=422,
+        "a lamp --steps 50",
+        ["a lamp --steps 30"],
+        status=422,
     ),
     "evaluations": Case(
         [("guild", "", "evaluations", "40")],
-        "This asks for 100 evaluations, and at most 40 are allowed here: add --evaluations 40. "
-        f"{EVERYBODY}",
-        "a lamp", ["a lamp --evaluations 40", "a lamp --draft"], status=422,
+        f"This asks for 100 evaluations, and at most 40 are allowed here: add --evaluations 40. {EVERYBODY}",
+        "a lamp",
+        ["a lamp --evaluations 40", "a lamp --draft"],
+        status=422,
     ),
     "count": Case(
         [("role", "8", "count", "2")],
         "This asks for 4 pictures, and at most 2 are allowed here: add --count 2. This server's admins set that for a "
         "role of yours.",
-        admitted_prompts=["a lamp --count 2"], status=422,
+        admitted_prompts=["a lamp --count 2"],
+        status=422,
     ),
     "count of a walk": Case(
         [("guild", "", "count", "3")],
         "A walk is drawn up to four pictures at a time, and at most 3 a job are allowed here: none can be made. "
         f"{EVERYBODY}",
-        "a lamp --walk a torch --count 3", status=422,
+        "a lamp --walk a torch --count 3",
+        status=422,
     ),
     "pixels": Case(
         [("channel", "7", "pixels", "64x64")],
         "This would be 80x48, and at most 60x60 is allowed here. This bot's operator set that for this server.",
-        "a lamp --ar 5:3", ceilings={"pixels": "60x60"}, status=422,
+        "a lamp --ar 5:3",
+        ceilings={"pixels": "60x60"},
+        status=422,
     ),
     "models": Case(
         [("user", "discord:5", "models", "large, other")],
@@ -100,64 +107,78 @@ CASES = {
         "A role of yours is blocked on this server: you can make nothing here until its admins unblock you.",
     ),
     "blocked server": Case(
-        [], "This bot's operator has blocked this server: nothing can be made until they take that back.",
+        [],
+        "This bot's operator has blocked this server: nothing can be made until they take that back.",
         ceilings={"blocked": "on"},
     ),
     "speeds": Case(
         [("guild", "", "speeds", "fast")],
-        f"The relaxed speed is not allowed here; allowed: fast. {EVERYBODY}", f"{LAMP} --relax", [LAMP],
+        f"The relaxed speed is not allowed here; allowed: fast. {EVERYBODY}",
+        f"{LAMP} --relax",
+        [LAMP],
     ),
     "queued": Case(
         [("guild", "", "queued", "1"), ("role", "9", "running", "1")],
         f"Your queue is full: at most 1 of yours runs at once and 1 more wait; you have 0 running and 2 waiting. "
         f"You can submit again when a worker comes. {EVERYBODY}",
-        admitted_prompts=[LAMP, LAMP], status=429,
+        admitted_prompts=[LAMP, LAMP],
+        status=429,
     ),
     "together_queued": Case(
         [("guild", "", "together_queued", "2")],
         "This server's queue is full: 2 of 2 waiting jobs are taken. You can submit again when a worker comes. "
         f"{EVERYBODY}",
-        admitted_prompts=[LAMP, LAMP], status=429,
+        admitted_prompts=[LAMP, LAMP],
+        status=429,
     ),
     "channel's queue": Case(
         [("channel", "7", "together_queued", "3"), ("guild", "", "together_queued", "9")],
         "This channel's queue is full: 1 of 3 waiting jobs are taken, and this makes 3 jobs. You can submit again when "
         "a worker comes. This server's admins set that for this channel.",
-        "a {red,blue,green} lamp", [LAMP], status=429,
+        "a {red,blue,green} lamp",
+        [LAMP],
+        status=429,
     ),
     "cost_day": Case(
         [("role", "9", "cost_day", "50")],
         "Your day's limit is reached: 33 s of 50 s device time used in the last 24 hours, and this needs 33 s of "
         f"device time. Enough quota is available again in about 1 d. This server's admins set that for a role of "
         f"yours. {HINT}",
-        admitted_prompts=[LAMP], status=429,
+        admitted_prompts=[LAMP],
+        status=429,
     ),
     "relaxed_day": Case(
         [("guild", "", "relaxed_day", "50")],
         "Your relaxed day's limit is reached: 33 s of 50 s device time used in the last 24 hours, and this needs 33 s "
         f"of device time. Enough quota is available again in about 1 d. {EVERYBODY}",
-        prompt=f"{LAMP} --relax", admitted_prompts=[LAMP, f"{LAMP} --relax"], status=429,
+        prompt=f"{LAMP} --relax",
+        admitted_prompts=[LAMP, f"{LAMP} --relax"],
+        status=429,
     ),
     "cost_month": Case(
         [("guild", "", "cost_month", "60"), ("guild", "", "speeds", "fast")],
         "Your month's limit is reached: 33 s of 1 min device time used in the last 30 days, and this needs 33 s of "
         f"device time. Enough quota is available again in about 30 d. {EVERYBODY}",
-        admitted_prompts=[LAMP], status=429,
+        admitted_prompts=[LAMP],
+        status=429,
     ),
     "too large": Case(
         [("guild", "", "cost_day", "10")],
         "Too large: this needs 33 s of device time, and your limit is 10 s in 24 hours. Fewer --steps cost less. "
         f"{EVERYBODY} {HINT}",
-        admitted_prompts=["a lamp --steps 100"], status=429,
+        admitted_prompts=["a lamp --steps 100"],
+        status=429,
     ),
     "a budget": Case(
         [("guild", "", "together_cost_day", "1 h")],
         "This server's day's limit is reached: 33 s of 40 s device time used in the last 24 hours, and this needs 33 s "
         f"of device time. Enough quota is available again in about 1 d. This bot's operator set that for this "
         f"server. {HINT}",
-        admitted_prompts=[LAMP], ceilings={"together_cost_day": "40"}, status=429,
+        admitted_prompts=[LAMP],
+        ceilings={"together_cost_day": "40"},
+        status=429,
     ),
-}  # fmt: skip
+}
 
 
 async def refusal(awaitable) -> UserError:

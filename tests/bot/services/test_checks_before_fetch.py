@@ -46,8 +46,7 @@ def outside() -> DiscordFiles:
     return DiscordFiles()
 
 
-async def test_a_request_that_the_rules_refuse_fetches_nothing(
-    harness, wait_until, ann, destination, outside):  # fmt: skip
+async def test_a_request_that_the_rules_refuse_fetches_nothing(harness, wait_until, ann, destination, outside):
     app = await harness.open_app(fetch_upload=outside)
     rules, init_images = app.services.rule_admin, InitImages((RemoteFile(AT),), RemoteFile(AT + "?mask"))
 
@@ -150,7 +149,7 @@ async def test_edits_zooms_pans_and_branches_check_the_rules_before_a_fetch(
         app.services.edits.zoom(first.id, 0, 2.0, BOB, destination),
         app.services.edits.pan(first.id, 0, "up", BOB, destination),
         app.services.edits.branch(first.id, 0, 20, BOB, destination),
-    ):  # fmt: skip
+    ):
         with pytest.raises(UserError, match="You may not use"):
             await request
     assert outside.urls == []

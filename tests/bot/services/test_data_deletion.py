@@ -421,7 +421,7 @@ FAULTS = [
 @pytest.mark.parametrize(("folder", "name", "error", "message"), FAULTS, ids=["database", "bucket", "disk"])
 async def test_a_failing_export_leaves_no_file_and_names_the_part_that_failed(
     tmp_path, capsys, monkeypatch, folder, name, error, message
-):  # fmt: skip
+):
     store = await Store.open(f"sqlite:///{_make_folder(tmp_path / 'data') / 'darkroom.sqlite'}")
     await create_jobs(store, PictureStore(tmp_path / "data" / "pictures"))
     await store.close()

@@ -164,8 +164,11 @@ async def test_a_branch_keeps_the_recipe_except_for_what_is_changed(harness, wai
     assert near_branch.notes == ("Branched at step 10: the nearest to 17 that keeps its latents.",)
     recipe = (await services.job_views.load_view(near_branch.job)).task
     assert (recipe.concepts, recipe.guidance, recipe.start.step, recipe.start.has_new_noise) == (
-        (Concept("a red lamp"),), 5.0, 10, False
-    )  # fmt: skip
+        (Concept("a red lamp"),),
+        5.0,
+        10,
+        False,
+    )
     other = await services.edits.branch(first.id, 1, 20, BOB, destination, seed=99)
     recipe = (await services.job_views.load_view(other.job)).task
     assert (recipe.seed, recipe.concepts, recipe.start.has_new_noise) == (99, first.task.concepts, True)

@@ -107,7 +107,7 @@ async def test_what_cannot_be_followed_is_refused_and_kept_nowhere(harness, wait
         (InitImages(references=5 * (FACE,)), "a lamp", "at most 4 reference pictures"),
         (InitImages(mask=SKETCH, references=(FACE,)), "a lamp", "One to 5 pictures may begin a job"),
         (None, "a lamp --reference face", "--reference is for a picture beside the prompt"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(UserError, match=words):
             await app.services.jobs.imagine(text, ann, destination, init_images=images)
     assert stored_names() == set()

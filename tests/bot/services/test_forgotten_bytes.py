@@ -41,9 +41,12 @@ def find_files(folder: Path, *needles: bytes) -> list[str]:
     """The files that contain one of these, each with the first few bytes of what it contains."""
     return [
         f"{path.relative_to(folder)}: {needle[:24]!r}"
-        for path in sorted(folder.rglob("*")) if path.is_file()
-        for content in [path.read_bytes()] for needle in needles if needle in content
-    ]  # fmt: skip
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        for content in [path.read_bytes()]
+        for needle in needles
+        if needle in content
+    ]
 
 
 async def all_rows(app: Any) -> str:
@@ -157,8 +160,14 @@ async def test_a_result_that_comes_twice_needs_no_blob_the_second_time(harness: 
     content = await app.services.gallery.read_picture(accepted.job, 0)
     await app.queue.blobs.drop([pictures[0].sha256])
     again = PictureReady(
-        job=accepted.job, image=0, epoch=record.epoch, kind="image", sha256=pictures[0].sha256, bytes=len(content),
-        width=pictures[0].width, height=pictures[0].height,
-    )  # fmt: skip
+        job=accepted.job,
+        image=0,
+        epoch=record.epoch,
+        kind="image",
+        sha256=pictures[0].sha256,
+        bytes=len(content),
+        width=pictures[0].width,
+        height=pictures[0].height,
+    )
     await app.queue.result_consumer.apply_result(again)
     worker.run_gate.set()

@@ -75,10 +75,15 @@ async def test_a_job_is_found_by_id_link_or_seed(harness, ann):
     await app.services.deliveries.update_address(job, message="33")
     history, bob = app.services.history, replace(ann, id="local:bob", name="Bob")
     for text in (
-        job, f"the job {job.lower()}, please", "https://discord.com/channels/1/2/33",
-        "https://discord.com/channels/@me/2/33", "40", " 40 ",
-        "20 steps of DDPM · seed 40 · guidance 3", "Steps: 20, Seed: 40, Size: 64x64",
-    ):  # fmt: skip
+        job,
+        f"the job {job.lower()}, please",
+        "https://discord.com/channels/1/2/33",
+        "https://discord.com/channels/@me/2/33",
+        "40",
+        " 40 ",
+        "20 steps of DDPM · seed 40 · guidance 3",
+        "Steps: 20, Seed: 40, Size: 64x64",
+    ):
         assert (await history.find_job(text, bob)).id == job, text
     for text in ("a lamp", "", "20 steps", "4", "seed 4", "https://discord.com/channels/1/2/34", "7" * 26):
         with pytest.raises(UserError):

@@ -69,7 +69,7 @@ async def assert_all_refused(app, views, destination, sentence, status):
             app.services.variations.reproduce(view.id, BOB, destination),
             app.services.variations.vary(view.id, 0, BOB, destination),
             app.services.variations.remix(view.id, 0, "a dog", BOB, destination),
-        ):  # fmt: skip
+        ):
             with pytest.raises(UserError, match=sentence) as error:
                 await request
             assert error.value.status == status, name
@@ -79,7 +79,7 @@ async def assert_all_refused(app, views, destination, sentence, status):
 @pytest.mark.parametrize("deletion_method", ["deleted", "forgotten"])
 async def test_init_images_go_with_their_source_and_derived_pictures_stay(
     harness, wait_until, ann, destination, stored_names, deletion_method
-):  # fmt: skip
+):
     app, _, first = await start_finished_job(harness, wait_until, ann, destination)
     views = await derive_jobs(app, first, wait_until, destination)
     independent_job = await app.services.edits.zoom(views["edit"].id, 0, 2.0, EVE, destination)
@@ -107,7 +107,7 @@ async def test_init_images_go_with_their_source_and_derived_pictures_stay(
 @pytest.mark.slow
 async def test_a_canvas_goes_with_its_zoom_as_well_as_with_its_source(
     harness, wait_until, ann, destination, stored_names
-):  # fmt: skip
+):
     app, _, first = await start_finished_job(harness, wait_until, ann, destination)
     zoom = await wait_for_end(app, (await app.services.edits.zoom(first.id, 1, 2.0, BOB, destination)).job, wait_until)
     reroll = await wait_for_end(app, (await app.services.variations.reroll(zoom.id, EVE, destination)).job, wait_until)

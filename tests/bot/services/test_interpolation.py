@@ -35,9 +35,16 @@ from tests.bot.conftest import make_png, make_profile
 
 BOB = Member("local:bob", "Bob", "local")
 FOX = Recipe(
-    concepts=(Concept("a fox"),), model="m", sampler="ddim", steps=9, seed=5, guidance=3.0, width=64, height=64,
+    concepts=(Concept("a fox"),),
+    model="m",
+    sampler="ddim",
+    steps=9,
+    seed=5,
+    guidance=3.0,
+    width=64,
+    height=64,
     dtype="float32",
-)  # fmt: skip
+)
 
 
 def test_an_interpolation_is_requested_by_a_flag_with_a_prompt():
@@ -176,9 +183,19 @@ async def test_an_interpolation_is_deleted_whole_and_the_word_filter_reads_its_p
     with pytest.raises(UserError):
         await app.services.job_views.load_view(accepted_jobs[0].job)
     new_job = NewJob(
-        id="0" * 26, action="imagine", prompt="p", notes=(), task=interpolation_recipes(FOX, "a gory cat", 4)[0],
-        member=ann, destination=destination, pool="default", model="m", cost=1.0, created=1.0, deadline=2.0,
-    )  # fmt: skip
+        id="0" * 26,
+        action="imagine",
+        prompt="p",
+        notes=(),
+        task=interpolation_recipes(FOX, "a gory cat", 4)[0],
+        member=ann,
+        destination=destination,
+        pool="default",
+        model="m",
+        cost=1.0,
+        created=1.0,
+        deadline=2.0,
+    )
     assert "a gory cat" in member_texts(new_job.prompt, new_job.task)
 
 

@@ -18,10 +18,7 @@ from bot.images import grid
 from bot.images.grid import GAP
 from bot.queue.job_request import offline_note
 from bot.queue.model_catalog import SHIPPED_MODEL, CatalogEntry
-from bot.services.jobs.derived_recipes import (
-    pin_batch_shape,
-    vary_recipe,
-)
+from bot.services.jobs.derived_recipes import pin_batch_shape, vary_recipe
 from bot.services.jobs.upscales import largest_upscale, upscale_cost, upscale_notes
 from bot.services.jobs.variations import VARIATION_STRENGTHS
 from bot.store.jobs import queries
@@ -337,9 +334,16 @@ def test_a_model_that_no_worker_has_ready_is_not_reported_as_no_worker_online():
 
 def test_the_ninth_ancestor_pushes_the_oldest_out():
     recipe = Recipe(
-        concepts=(Concept(text="a"),), model="m", sampler="ddim", steps=2, seed=0, guidance=2.0, width=64, height=64,
+        concepts=(Concept(text="a"),),
+        model="m",
+        sampler="ddim",
+        steps=2,
+        seed=0,
+        guidance=2.0,
+        width=64,
+        height=64,
         dtype="float32",
-    )  # fmt: skip
+    )
     for seed in range(1, 11):
         recipe = vary_recipe(recipe, 0, 0.3, seed)
     assert [ancestor.seed for ancestor in recipe.lineage] == list(range(2, 10))
@@ -348,9 +352,17 @@ def test_the_ninth_ancestor_pushes_the_oldest_out():
 
 def test_exact_mode_takes_the_next_power_of_two():
     recipe = Recipe(
-        concepts=(Concept(text="a"),), model="m", sampler="ddim", steps=2, seed=0, guidance=2.0, width=64, height=64,
-        dtype="float32", count=4,
-    )  # fmt: skip
+        concepts=(Concept(text="a"),),
+        model="m",
+        sampler="ddim",
+        steps=2,
+        seed=0,
+        guidance=2.0,
+        width=64,
+        height=64,
+        dtype="float32",
+        count=4,
+    )
     assert pin_batch_shape(recipe).bucket == 8
     assert pin_batch_shape(msgspec.structs.replace(recipe, count=3)).bucket == 8
     assert pin_batch_shape(msgspec.structs.replace(recipe, count=1, guidance=1.0)).bucket == 1

@@ -12,10 +12,19 @@ from bot.store import NewJob
 from engine.contract import UpscaleTask
 
 JOB = NewJob(
-    id="1", action="upscale", prompt="", notes=(), task=UpscaleTask(source="a" * 64, factor=2),
-    member=Member("a", "A", "g"), destination=Destination("web"), pool="default", model="large", cost=10.0,
-    created=0.0, deadline=1.0,
-)  # fmt: skip
+    id="1",
+    action="upscale",
+    prompt="",
+    notes=(),
+    task=UpscaleTask(source="a" * 64, factor=2),
+    member=Member("a", "A", "g"),
+    destination=Destination("web"),
+    pool="default",
+    model="large",
+    cost=10.0,
+    created=0.0,
+    deadline=1.0,
+)
 
 
 def test_a_load_is_shared_until_the_model_is_in_memory() -> None:

@@ -58,8 +58,12 @@ async def test_a_forbidden_word_is_refused_in_any_field_and_recorded(harness, an
     app = await harness.open_app()
     await app.services.rule_admin.set_rule(ADMIN, "guild", "", "words", "gore, nud*")
     prompts = [
-        "a g0re scene", "terrier --no g.o.r.e", "terrier:: gore::-0.5", "{terrier, N U D E S} here", "ｎｕｄｅ art",
-    ]  # fmt: skip
+        "a g0re scene",
+        "terrier --no g.o.r.e",
+        "terrier:: gore::-0.5",
+        "{terrier, N U D E S} here",
+        "ｎｕｄｅ art",
+    ]
     for prompt in prompts:
         error = await refusal_of(app.services.jobs.imagine(prompt, ann, destination))
         assert error.status == 422
@@ -69,9 +73,7 @@ async def test_a_forbidden_word_is_refused_in_any_field_and_recorded(harness, an
     entries = await app.services.moderation.list_incidents(MOD)
     assert {(one.kind, one.actor_name, one.job, one.is_undecided) for one in entries} == {("word", "Ann", "", False)}
     assert entries[-1].text == "“gore” in “a g0re scene”"
-    assert incident_sentence(entries[-1]) == (
-        "Ann used a forbidden word or pattern: “gore” in “a g0re scene”"
-    )  # fmt: skip
+    assert incident_sentence(entries[-1]) == ("Ann used a forbidden word or pattern: “gore” in “a g0re scene”")
 
 
 async def test_a_picture_whose_word_is_now_forbidden_cannot_be_made_again(harness, wait_until, ann, destination):
@@ -228,8 +230,9 @@ async def test_deleted_pictures_are_gone_everywhere(harness, wait_until, ann, de
     assert (await app.services.moderation.delete_pictures(job, ann)).sentence == PICTURES_DELETED
     entries = await app.services.moderation.list_incidents(MOD)
     assert [(one.kind, one.actor_name, one.job) for one in entries] == [
-        ("deleted", "Ann", job), ("report", "Bob", job),
-    ], "deleting a reported picture of one's own is recorded"  # fmt: skip
+        ("deleted", "Ann", job),
+        ("report", "Bob", job),
+    ], "deleting a reported picture of one's own is recorded"
     assert (entries[0].text, entries[1].is_undecided) == ("with 1 upscaled", False)
 
 
@@ -347,10 +350,12 @@ async def test_a_report_reaches_the_moderators_list_and_their_channel(harness, w
     sentence = await moderation.report_picture(accepted.job, BOB, "not\u202e nice @everyone")
     assert sentence == "Reported: it stands in the list of the moderators of this server. Thank you."
     (undecided_incident,) = await moderation.list_incidents(MOD, undecided_only=True)
-    assert (undecided_incident.kind, undecided_incident.actor_name, undecided_incident.job,
-    undecided_incident.text) == (
-        "report", "Bob", accepted.job, "not nice @everyone",
-    )  # fmt: skip
+    assert (
+        undecided_incident.kind,
+        undecided_incident.actor_name,
+        undecided_incident.job,
+        undecided_incident.text,
+    ) == ("report", "Bob", accepted.job, "not nice @everyone")
     assert (await refusal_of(moderation.report_picture(accepted.job, BOB, "again"))).sentence == (
         "You have reported this already: the moderators have it."
     )
@@ -421,8 +426,9 @@ async def test_moderators_close_incidents_of_their_own_server(harness, ann, dest
     await moderation.close_incident(number, MOD)
     assert await moderation.list_incidents(MOD, undecided_only=True) == []
     assert [(one.kind, one.text) for one in await moderation.list_incidents(MOD)] == [
-        ("closed", f"number {number}"), ("report", "no"),
-    ]  # fmt: skip
+        ("closed", f"number {number}"),
+        ("report", "no"),
+    ]
 
 
 async def test_a_server_keeps_a_limited_number_of_incidents_and_drops_open_ones_last(store, monkeypatch):

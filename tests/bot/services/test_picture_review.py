@@ -77,12 +77,18 @@ def test_a_blurred_picture_keeps_its_shape_and_loses_its_metadata() -> None:
 @pytest.mark.parametrize(
     ("has_check", "verdict", "reviewed_status", "expected"),
     [
-        (True, "passed", "", False), (True, "flagged", "", True), (True, "unchecked", "", True),
-        (True, "flagged", "shown", False), (True, "unchecked", "shown", False), (True, "flagged", "hidden", True),
-        (True, "passed", "hidden", True), (False, "unchecked", "", False), (False, "flagged", "", False),
+        (True, "passed", "", False),
+        (True, "flagged", "", True),
+        (True, "unchecked", "", True),
+        (True, "flagged", "shown", False),
+        (True, "unchecked", "shown", False),
+        (True, "flagged", "hidden", True),
+        (True, "passed", "hidden", True),
+        (False, "unchecked", "", False),
+        (False, "flagged", "", False),
         (False, "unchecked", "hidden", True),
     ],
-)  # fmt: skip
+)
 def test_the_verdict_and_the_review_decide_what_is_held(
     has_check: bool, verdict: str, reviewed_status: str, expected: bool
 ) -> None:
@@ -101,7 +107,7 @@ def test_a_job_that_no_worker_can_check_says_so() -> None:
 def presence_with_check(one: Presence, name: str) -> Presence:
     return Presence(
         worker=name, pools=one.pools, models=(), device="", rows=1, free=1, software_build="", has_picture_check=True
-    )  # fmt: skip
+    )
 
 
 @dataclass
@@ -218,8 +224,10 @@ async def test_moderators_decide_and_every_decision_is_recorded(checked_app: Che
     checked_app.painter.verdicts = {0: "flagged", 1: "unchecked"}
     job, review = await checked_app.imagine("a lamp --count 3"), checked_app.app.services.picture_review
     await checked_app.wait_for_end(job)
-    entries = [("held", BOB.id, "Picture 1 was flagged by the picture check."),
-             ("held", BOB.id, "Picture 2 could not be checked.")]  # fmt: skip
+    entries = [
+        ("held", BOB.id, "Picture 1 was flagged by the picture check."),
+        ("held", BOB.id, "Picture 2 could not be checked."),
+    ]
     assert await checked_app.incidents() == entries
     pictures = await review.load_held_pictures(job, MODERATOR)
     assert [index for index, _ in pictures] == [0, 1]

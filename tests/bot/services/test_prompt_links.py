@@ -30,9 +30,13 @@ def test_links_at_the_start_of_a_prompt_become_init_images() -> None:
     for text, urls, remaining_text in (
         (f"{ATTACHED} a lamp", [ATTACHED], "a lamp"),
         (f" {ATTACHED},\n<{OWN_PICTURE}>  a lamp --iw 1", [ATTACHED, OWN_PICTURE], "a lamp --iw 1"),
-        (ATTACHED, [ATTACHED], ""), ("a lamp", [], "a lamp"), (f"a lamp {ATTACHED}", [], f"a lamp {ATTACHED}"),
-        ("HTTP://evil.example", ["HTTP://evil.example"], ""), ("a://b", [], "a://b"), ("", [], ""),
-    ):  # fmt: skip
+        (ATTACHED, [ATTACHED], ""),
+        ("a lamp", [], "a lamp"),
+        (f"a lamp {ATTACHED}", [], f"a lamp {ATTACHED}"),
+        ("HTTP://evil.example", ["HTTP://evil.example"], ""),
+        ("a://b", [], "a://b"),
+        ("", [], ""),
+    ):
         assert image_links.split_leading_links(text) == (urls, remaining_text)
     before = InitImages((b"a",), b"m", (1.0, 2.0, 3.0))
     remaining_text, init_images = split_leading_urls(
@@ -56,7 +60,7 @@ def test_links_at_the_start_of_a_prompt_become_init_images() -> None:
 @pytest.mark.may_block("the server in this process reads its certificate")
 async def test_a_discord_link_is_fetched_and_becomes_the_init_image(
     harness, wait_until, ann, destination, certificate, free_port: int
-):  # fmt: skip
+):
     def answer(request: web.Request) -> object:
         if request.path == "/away":
             raise web.HTTPFound(f"{PAGE}/secret")
@@ -108,8 +112,9 @@ async def test_links_to_the_pages_own_pictures_are_found_by_job_and_never_fetche
     for link, member, sentence in (
         (link_to(hidden_job), BOB, PRIVATE_JOB),
         (link_to(public_job), Member("discord:1", "Eve", "discord:2"), OTHER_GUILD),
-        (link_to(public_job, 4), BOB, "no such picture"), (link_to(JOB), BOB, "no such job"),
-    ):  # fmt: skip
+        (link_to(public_job, 4), BOB, "no such picture"),
+        (link_to(JOB), BOB, "no such job"),
+    ):
         with pytest.raises(UserError, match=sentence):
             await app.services.jobs.imagine(link, member, destination)
     await app.services.jobs.imagine(link_to(hidden_job), ann, destination)

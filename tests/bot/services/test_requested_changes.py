@@ -30,9 +30,17 @@ from engine.contract import (
 )
 
 RECIPE = Recipe(
-    concepts=(Concept("fox"),), model="embedded", sampler="ddim", steps=40, seed=7, guidance=3.0, width=64, height=64,
-    dtype="float32", count=2,
-)  # fmt: skip
+    concepts=(Concept("fox"),),
+    model="embedded",
+    sampler="ddim",
+    steps=40,
+    seed=7,
+    guidance=3.0,
+    width=64,
+    height=64,
+    dtype="float32",
+    count=2,
+)
 FOX_AND_TERRIER = replace(RECIPE, concepts=(Concept("fox", 0.4), Concept("terrier", 0.6)))
 
 
@@ -42,10 +50,12 @@ def work_out(recipe: Recipe = RECIPE, step: int = 5, **request: Any) -> list[tup
 
 def test_the_parts_of_a_request_come_as_images_words_negative_guidance() -> None:
     assert work_out(guidance=6, negative="blur", say="blue", drop=(0,), split=(1, 3)) == [
-        (DropImages((0,)), "drops image 1"), (SplitImage(1, (2, 3), 9), "splits image 2 into 3"),
-        (SetConcepts((Concept("fox, blue"),)), "fox, blue"), (SetNegative("blur"), "without blur"),
+        (DropImages((0,)), "drops image 1"),
+        (SplitImage(1, (2, 3), 9), "splits image 2 into 3"),
+        (SetConcepts((Concept("fox, blue"),)), "fox, blue"),
+        (SetNegative("blur"), "without blur"),
         (SetGuidance(6), "guidance 6"),
-    ]  # fmt: skip
+    ]
 
 
 def test_words_join_the_first_part_or_become_one_of_their_own() -> None:
@@ -77,15 +87,24 @@ def test_a_new_prompt_has_words_weights_and_no_other_flags() -> None:
 
 def test_what_changes_nothing_or_cannot_be_is_refused_with_a_sentence() -> None:
     refused: list[tuple[dict[str, Any], str]] = [
-        ({}, "Nothing in this changes"), ({"guidance": 3.0}, "Nothing in this changes"), ({"keep": (0, 1)}, "Nothing"),
-        ({"drop": (0, 1)}, "One image has to stay"), ({"keep": (3,)}, "Image 4 is not developing"),
-        ({"split": (0, 4)}, "2 places are left"), ({"split": (0, 1)}, "into 2 to 4"), ({"guidance": 31}, "1 to 30"),
-        ({"guidance": float("nan")}, "1 to 30"), ({"interval": (0.8, 0.2)}, "cannot stop before it starts"),
-        ({"say": "x" * 2000}, "2000 characters"), ({"say": "a", "fade_steps": 2000}, "A fade takes"),
+        ({}, "Nothing in this changes"),
+        ({"guidance": 3.0}, "Nothing in this changes"),
+        ({"keep": (0, 1)}, "Nothing"),
+        ({"drop": (0, 1)}, "One image has to stay"),
+        ({"keep": (3,)}, "Image 4 is not developing"),
+        ({"split": (0, 4)}, "2 places are left"),
+        ({"split": (0, 1)}, "into 2 to 4"),
+        ({"guidance": 31}, "1 to 30"),
+        ({"guidance": float("nan")}, "1 to 30"),
+        ({"interval": (0.8, 0.2)}, "cannot stop before it starts"),
+        ({"say": "x" * 2000}, "2000 characters"),
+        ({"say": "a", "fade_steps": 2000}, "A fade takes"),
         ({"say": "a", "say_weight": float("inf")}, "No worker would take"),
-        ({"say": "blue --count 4"}, "no flags: leave out --count"), ({"negative": "fog --relax"}, "leave out --relax"),
-        ({"say": "blue <lora:x:1>", "say_weight": 1.0}, "leave out --lora"), ({"say": "a --nosuch"}, "nosuch"),
-    ]  # fmt: skip
+        ({"say": "blue --count 4"}, "no flags: leave out --count"),
+        ({"negative": "fog --relax"}, "leave out --relax"),
+        ({"say": "blue <lora:x:1>", "say_weight": 1.0}, "leave out --lora"),
+        ({"say": "a --nosuch"}, "nosuch"),
+    ]
     for request, reason in refused:
         with pytest.raises(UserError, match=reason):
             work_out(**request)

@@ -17,13 +17,7 @@ from bot.domain.errors import UserError
 from bot.images.picture_store import PictureStore
 from bot.services.job_views.job_views import REMOVAL_SENTENCES, missing_job_error
 from bot.services.storage.file_cleanup import FileCleanup
-from bot.services.storage.retention import (
-    DAY_SECONDS,
-    GRACE_SECONDS,
-    REASON_SECONDS,
-    Retention,
-    RetentionLimits,
-)
+from bot.services.storage.retention import DAY_SECONDS, GRACE_SECONDS, REASON_SECONDS, Retention, RetentionLimits
 from bot.store import Store
 from bot.store.deletion import retention
 from bot.store.fairness.ledger import Ledger

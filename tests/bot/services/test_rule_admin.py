@@ -32,13 +32,30 @@ BOB = Member("discord:5", "Bob", "g", roles=("9",), channel="7")
 
 def draft(member: Member) -> NewJob:
     recipe = Recipe(
-        concepts=(Concept(text="a lamp"),), model="embedded", sampler="ddim", steps=40, seed=7, guidance=3.0, width=64,
-        height=64, dtype="float32",
-    )  # fmt: skip
+        concepts=(Concept(text="a lamp"),),
+        model="embedded",
+        sampler="ddim",
+        steps=40,
+        seed=7,
+        guidance=3.0,
+        width=64,
+        height=64,
+        dtype="float32",
+    )
     return NewJob(
-        id=str(ULID()), action="imagine", prompt="a lamp", notes=(), task=recipe, member=member,
-        destination=Destination("web", {}), pool="default", model="embedded", cost=10.0, created=NOW, deadline=NOW + 60,
-    )  # fmt: skip
+        id=str(ULID()),
+        action="imagine",
+        prompt="a lamp",
+        notes=(),
+        task=recipe,
+        member=member,
+        destination=Destination("web", {}),
+        pool="default",
+        model="embedded",
+        cost=10.0,
+        created=NOW,
+        deadline=NOW + 60,
+    )
 
 
 async def refuse_to_cancel(_job: str) -> str:
@@ -144,18 +161,22 @@ async def test_nobody_writes_settings_above_their_role(store):
         for awaitable in (
             rule_admin.set_rule(member, "guild", "", "running", "1"),
             rule_admin.unset_rule(member, "guild", "", "running"),
-            rule_admin.apply_preset(member, "contest"), rule_admin.import_yaml(member, "server: {running: 1}"),
-            rule_admin.close_guild(member, "x"), rule_admin.open_guild(member),
+            rule_admin.apply_preset(member, "contest"),
+            rule_admin.import_yaml(member, "server: {running: 1}"),
+            rule_admin.close_guild(member, "x"),
+            rule_admin.open_guild(member),
             rule_admin.set_ceilings(member, "g", running="1"),
-        ):  # fmt: skip
+        ):
             assert (await refusal(awaitable)).status == 403
     for awaitable in (
-        rule_admin.set_rule(ANN, "operator", "", "running", "1"), rule_admin.set_ceilings(ANN, "g", running="1"),
-        rule_admin.close_guild(ANN, "x"), rule_admin.open_guild(ANN),
+        rule_admin.set_rule(ANN, "operator", "", "running", "1"),
+        rule_admin.set_ceilings(ANN, "g", running="1"),
+        rule_admin.close_guild(ANN, "x"),
+        rule_admin.open_guild(ANN),
         rule_admin.set_rule(replace(OWNER, guild=EVERYWHERE), "operator", "", "running", "1"),
         rule_admin.close_guild(replace(OWNER, guild=EVERYWHERE), "all"),
         rule_admin.set_ceilings(OWNER, "g", running="1"),
-    ):  # fmt: skip
+    ):
         assert (await refusal(awaitable)).status == 403
     assert await rule_admin.list_rules("g") == await rule_admin.list_rules(EVERYWHERE) == []
     assert await rule_admin.list_changes("g") == []
@@ -165,9 +186,13 @@ async def test_nobody_writes_settings_above_their_role(store):
 async def test_a_wrong_value_writes_nothing(store):
     rule_admin = make_rule_admin(store)
     invalid_changes: list[tuple[Scope, str, str, str]] = [
-        ("guild", "", "runing", "1"), ("guild", "", "running", "0"), ("user", "", "running", "1"),
-        ("guild", "", "closed", "x"), ("guild", "7", "running", "1"), ("user", "u", "words", "x"),
-    ]  # fmt: skip
+        ("guild", "", "runing", "1"),
+        ("guild", "", "running", "0"),
+        ("user", "", "running", "1"),
+        ("guild", "", "closed", "x"),
+        ("guild", "7", "running", "1"),
+        ("user", "u", "words", "x"),
+    ]
     for scope, subject, name, text in invalid_changes:
         assert (await refusal(rule_admin.set_rule(ANN, scope, subject, name, text))).status == 422
     assert "is not set there" in (await refusal(rule_admin.unset_rule(ANN, "guild", "", "running"))).sentence
@@ -261,9 +286,12 @@ async def test_the_operator_sets_ceilings_and_rules_for_all_servers(store):
 async def test_ids_are_accepted_as_members_write_them(store):
     rule_admin, ann = make_rule_admin(store), replace(ANN, guild="discord:1")
     subjects: list[tuple[Scope, str, str]] = [
-        ("user", "789", "running"), ("user", "<@!789>", "queued"), ("user", "discord:789", "steps"),
-        ("role", "<@&5>", "running"), ("channel", " <#6> ", "running"),
-    ]  # fmt: skip
+        ("user", "789", "running"),
+        ("user", "<@!789>", "queued"),
+        ("user", "discord:789", "steps"),
+        ("role", "<@&5>", "running"),
+        ("channel", " <#6> ", "running"),
+    ]
     for scope, typed_subject, name in subjects:
         await rule_admin.set_rule(ann, scope, typed_subject, name, "7")
     stored_subjects = {(rule.scope, rule.subject) for rule in await rule_admin.list_rules("discord:1")}

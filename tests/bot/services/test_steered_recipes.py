@@ -45,9 +45,13 @@ def amend(recipe: Recipe, *amendments: tuple[int, Change]) -> Recipe:
 
 
 STEERED = amend(
-    make_recipe(2), (100, MIX), (200, SplitImage(1, (3,), 50)), (300, DropImages((0,))), (400, SetNegative("fog")),
+    make_recipe(2),
+    (100, MIX),
+    (200, SplitImage(1, (3,), 50)),
+    (300, DropImages((0,))),
+    (400, SetNegative("fog")),
     (400, SetGuidance(6.0)),
-)  # fmt: skip
+)
 
 
 def test_a_remix_goes_on_with_the_words_and_the_noise_that_are_shown() -> None:

@@ -134,9 +134,10 @@ async def test_changes_are_sent_answered_and_held_by_the_finished_recipe(
     async with collect_steered(steered.app, steered.job.id) as events:
         views = await steered.amend(ann, say="blue", guidance=6.0, keep=(1,))
         assert [(view.number, view.state, view.text) for view in views] == [
-            (1, "waiting", "keeps image 2"), (2, "waiting", "fox, blue"),
+            (1, "waiting", "keeps image 2"),
+            (2, "waiting", "fox, blue"),
             (3, "waiting", "guidance 6 from 30% to 80% of the steps" if before.task.guidance_start else "guidance 6"),
-        ]  # fmt: skip
+        ]
         await wait_until(lambda: steered.received)
         assert [type(each.change) for each in steered.received[0].requests] == [DropImages, SetConcepts, SetGuidance]
         assert steered.received[0].epoch == EPOCH
@@ -160,8 +161,9 @@ async def test_changes_are_sent_answered_and_held_by_the_finished_recipe(
     assert view.task == record.task
     captions = await steered.app.services.gallery.list_captions(steered.job.id)
     assert [(each.step, each.text, each.speaker) for each in captions[:2]] == [
-        (5, "keeps image 2", ann.name), (5, "fox, blue", ann.name)
-    ]  # fmt: skip
+        (5, "keeps image 2", ann.name),
+        (5, "fox, blue", ann.name),
+    ]
 
 
 @pytest.mark.asyncio
@@ -427,9 +429,18 @@ def test_an_upscale_holds_no_changes_whatever_its_worker_says() -> None:
 
 def test_a_reproduced_split_makes_no_more_pictures_than_its_author_may() -> None:
     recipe = Recipe(
-        concepts=(Concept("fox"),), model="embedded", sampler="ddim", steps=40, seed=7, guidance=3.0, width=64,
-        height=64, dtype="float32", count=1, amendments=(Amendment(1, 2, SplitImage(0, (1, 2), 7)),),
-    )  # fmt: skip
+        concepts=(Concept("fox"),),
+        model="embedded",
+        sampler="ddim",
+        steps=40,
+        seed=7,
+        guidance=3.0,
+        width=64,
+        height=64,
+        dtype="float32",
+        count=1,
+        amendments=(Amendment(1, 2, SplitImage(0, (1, 2), 7)),),
+    )
     rules = replace_fields(resolve((), BOB, Limits()), count=2)
     with pytest.raises(UserError, match="asks for 3 pictures, and at most 2"):
         check_task(rules, cast(Any, SimpleNamespace(action="reproduce", task=recipe)))

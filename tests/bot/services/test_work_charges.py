@@ -38,9 +38,13 @@ async def test_work_counts_in_the_ledger_and_is_settled_to_what_it_took(harness:
         assert error.value.retry_at == NOW + DAY_SECONDS
         meter.seconds = 12.0
     for member, scope, seconds in (
-        (ANN, "member here", 12.0), (ANN, "guild", 12.0), (ANN, "channel", 12.0), (OTHER_GUILD, "member here", 0.0),
-        (OTHER_GUILD, "member everywhere", 12.0), (OTHER_GUILD, "guild", 0.0),
-    ):  # fmt: skip
+        (ANN, "member here", 12.0),
+        (ANN, "guild", 12.0),
+        (ANN, "channel", 12.0),
+        (OTHER_GUILD, "member here", 0.0),
+        (OTHER_GUILD, "member everywhere", 12.0),
+        (OTHER_GUILD, "guild", 0.0),
+    ):
         assert await used(app, member, scope) == seconds, (member, scope)
     async with charges.charge(ANN, 60.0) as meter:
         meter.seconds = 75.0

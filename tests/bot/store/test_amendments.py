@@ -19,10 +19,21 @@ from shared.stored_jobs import admit_job, make_new_job
 ANN = Member("local:ann", "Ann", "local")
 DROP, SPLIT, WORDS = DropImages((1,)), SplitImage(0, (1,), 9), SetConcepts((Concept("a lamp, blue"),))
 MODEL = ModelProfile(
-    name="embedded", revision="1", dtype="float32", size=64, multiple=8, max_pixels=128 * 128, tokens=24, steps=40,
-    sampler="ddim", samplers=("ddpm", "ddim", "euler", "dpmpp_2m"),
-    guidance=3.0, row_ms=1.0, encode_ms=1.0, decode_ms=1.0,
-)  # fmt: skip
+    name="embedded",
+    revision="1",
+    dtype="float32",
+    size=64,
+    multiple=8,
+    max_pixels=128 * 128,
+    tokens=24,
+    steps=40,
+    sampler="ddim",
+    samplers=("ddpm", "ddim", "euler", "dpmpp_2m"),
+    guidance=3.0,
+    row_ms=1.0,
+    encode_ms=1.0,
+    decode_ms=1.0,
+)
 
 
 async def ask(store: Store, job: str, *changes: Change, key: str | None = None) -> list[int]:

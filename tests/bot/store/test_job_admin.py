@@ -16,9 +16,19 @@ IDS = [f"01JZ000000000000000000000{number}" for number in range(4)]
 
 async def admit_job(store, number: int, *, guild: str = "local", tier: str = "standard") -> None:
     draft = NewJob(
-        IDS[number], "imagine", "a lamp", (), make_recipe(), Member(f"{guild}:ann", "Ann", guild, tier),
-        Destination("web", {}), "default", "embedded", 8.0, 100.0 + number, 9000.0,
-    )  # fmt: skip
+        IDS[number],
+        "imagine",
+        "a lamp",
+        (),
+        make_recipe(),
+        Member(f"{guild}:ann", "Ann", guild, tier),
+        Destination("web", {}),
+        "default",
+        "embedded",
+        8.0,
+        100.0 + number,
+        9000.0,
+    )
     await store.admit_jobs([draft], None, lambda drafts, _ledger: drafts, 100.0 + number)
 
 
@@ -60,18 +70,19 @@ async def test_the_audit_shows_each_change_by_the_operator_once(store):
     assert await store.write(job_admin.requeue_job, IDS[2], 133.0) is None
     assert await store.write(job_admin.requeue_job, "01JZ000000000000000000000X", 133.0) is None
     requeued_twice = await store.write(job_admin.requeue_job, IDS[0], 134.0)
-    assert (
-        requeued_twice.record.state,
-        requeued_twice.record.attempt,
-        requeued_twice.record.worker,
-    ) == ("queued", 2, "")
+    assert (requeued_twice.record.state, requeued_twice.record.attempt, requeued_twice.record.worker) == (
+        "queued",
+        2,
+        "",
+    )
     assert requeued_twice.record.attempts_without_progress == 0
     last, changes = await store.query(job_admin.list_external_changes, start)
     assert last > start
     assert [(one.job, one.target, one.reason) for one in changes.values()] == [
-        (IDS[2], "cancelled", job_admin.CANCEL_NOTE), (IDS[1], "sent", job_admin.CANCEL_NOTE),
+        (IDS[2], "cancelled", job_admin.CANCEL_NOTE),
+        (IDS[1], "sent", job_admin.CANCEL_NOTE),
         (IDS[0], "queued", job_admin.REQUEUE_NOTE),
-    ]  # fmt: skip
+    ]
     assert [one.source for one in await store.query(queries.list_audit, [IDS[2]])][-1] == "queued"
     picked_job = await store.pick_job(PickRequest("default", ["embedded"], 3), 32, 1.0, 140.0)
     assert (picked_job.record.id, picked_job.record.attempt) == (IDS[0], 2)

@@ -25,23 +25,41 @@ from shared.migrated_database import make_migrated_database
 
 NOW = 1_800_000_000.0
 RECIPE = Recipe(
-    concepts=(Concept(text="a lamp"),), model="embedded", sampler="ddim", steps=40, seed=7, guidance=3.0, width=64,
-    height=64, dtype="float32",
-)  # fmt: skip
+    concepts=(Concept(text="a lamp"),),
+    model="embedded",
+    sampler="ddim",
+    steps=40,
+    seed=7,
+    guidance=3.0,
+    width=64,
+    height=64,
+    dtype="float32",
+)
 EVERYTHING = PickRequest("default", ("embedded",), member_limit=10**6)
 MEMBERS = [
-    Member("ann", "Ann", "g", channel="a"), Member("ann", "Ann", "h", channel="c"),
-    Member("bob", "Bob", "g", channel="b"), Member("ann", "Ann", "g", "relaxed", channel="a"),
-]  # fmt: skip
+    Member("ann", "Ann", "g", channel="a"),
+    Member("ann", "Ann", "h", channel="c"),
+    Member("bob", "Bob", "g", channel="b"),
+    Member("ann", "Ann", "g", "relaxed", channel="a"),
+]
 COST = 10.0
 
 
 def draft(member: Member, **changes: Any) -> NewJob:
     values: dict[str, Any] = {
-        "id": str(ULID()), "action": "imagine", "prompt": "a lamp", "notes": (), "task": RECIPE, "member": member,
-        "destination": Destination("web", {"message": "1"}), "pool": "default", "model": "embedded", "cost": COST,
-        "created": NOW, "deadline": NOW + 3600,
-    }  # fmt: skip
+        "id": str(ULID()),
+        "action": "imagine",
+        "prompt": "a lamp",
+        "notes": (),
+        "task": RECIPE,
+        "member": member,
+        "destination": Destination("web", {"message": "1"}),
+        "pool": "default",
+        "model": "embedded",
+        "cost": COST,
+        "created": NOW,
+        "deadline": NOW + 3600,
+    }
     return NewJob(**(values | changes))
 
 
@@ -52,10 +70,13 @@ def admit_all(drafts: Sequence[NewJob], _ledger: Ledger) -> Sequence[NewJob]:
 actions = st.lists(
     st.tuples(
         st.sampled_from(["admit", "pick", "start", "requeue", "finish", "fail", "cancel", "wish"]),
-        st.integers(0, 5), st.integers(0, 4), st.integers(0, 40), st.one_of(st.none(), st.floats(0, 30)),
+        st.integers(0, 5),
+        st.integers(0, 4),
+        st.integers(0, 40),
+        st.one_of(st.none(), st.floats(0, 30)),
     ),
     max_size=50,
-)  # fmt: skip
+)
 
 
 class Bookkeeper:

@@ -30,9 +30,16 @@ from shared.postgres_server import PASSWORD, Server
 pytestmark = pytest.mark.asyncio
 
 RECIPE = Recipe(
-    concepts=(Concept(text="a lamp"),), model="embedded", sampler="ddim", steps=40, seed=7, guidance=3.0, width=64,
-    height=64, dtype="float32",
-)  # fmt: skip
+    concepts=(Concept(text="a lamp"),),
+    model="embedded",
+    sampler="ddim",
+    steps=40,
+    seed=7,
+    guidance=3.0,
+    width=64,
+    height=64,
+    dtype="float32",
+)
 # Ends every session of a test.
 END_SESSIONS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname ~ '^d'"
 SHORT = Timeouts(connect=1.0, lock=0.3, statement=1.0, commit_check=20.0)
@@ -224,11 +231,16 @@ def select_one(connection: Connection) -> int:
 
 @pytest.mark.parametrize(
     "wrong",
-    ["postgresql://darkroom:{p}@127.0.0.1:{port}/none", "postgresql://darkroom:{p}x@127.0.0.1:{port}/postgres",
-     "postgres://darkroom:{p}@127.0.0.1:1/postgres", "postgresql+asyncpg://darkroom:{p}@nowhere.invalid/postgres",
-     "postgresql+psycopg://darkroom:x@{p}@127.0.0.1:{port}/postgres",
-     "postgresql://darkroom:{p}@here:{p}@127.0.0.1/x", "postgresql://darkroom:a{p}/b@127.0.0.1/x"],
-)  # fmt: skip
+    [
+        "postgresql://darkroom:{p}@127.0.0.1:{port}/none",
+        "postgresql://darkroom:{p}x@127.0.0.1:{port}/postgres",
+        "postgres://darkroom:{p}@127.0.0.1:1/postgres",
+        "postgresql+asyncpg://darkroom:{p}@nowhere.invalid/postgres",
+        "postgresql+psycopg://darkroom:x@{p}@127.0.0.1:{port}/postgres",
+        "postgresql://darkroom:{p}@here:{p}@127.0.0.1/x",
+        "postgresql://darkroom:a{p}/b@127.0.0.1/x",
+    ],
+)
 async def test_no_message_contains_the_password(postgres: Server, caplog: Any, wrong: str) -> None:
     caplog.set_level(0)
     with pytest.raises((DatabaseUnavailable, UserError)) as caught:

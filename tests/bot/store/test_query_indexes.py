@@ -20,17 +20,34 @@ from engine.contract import Concept, Recipe
 from shared.query_plans import StatementRecorder, explain_statements, list_plans
 
 RECIPE = Recipe(
-    concepts=(Concept(text="a lamp"),), model="embedded", sampler="ddim", steps=40, seed=7, guidance=3.0, width=64,
-    height=64, dtype="float32",
-)  # fmt: skip
+    concepts=(Concept(text="a lamp"),),
+    model="embedded",
+    sampler="ddim",
+    steps=40,
+    seed=7,
+    guidance=3.0,
+    width=64,
+    height=64,
+    dtype="float32",
+)
 
 
 def draft(user: str, channel: str, **changes: Any) -> NewJob:
     return NewJob(
-        id=str(ULID()), action="imagine", prompt="a lamp", notes=(), task=RECIPE,
-        member=Member(user, user, "g", channel=channel), destination=Destination("web", {}), pool="default",
-        model="embedded", cost=1.0, created=1.0, deadline=2.0, **changes,
-    )  # fmt: skip
+        id=str(ULID()),
+        action="imagine",
+        prompt="a lamp",
+        notes=(),
+        task=RECIPE,
+        member=Member(user, user, "g", channel=channel),
+        destination=Destination("web", {}),
+        pool="default",
+        model="embedded",
+        cost=1.0,
+        created=1.0,
+        deadline=2.0,
+        **changes,
+    )
 
 
 async def fill_queue(store: Store) -> None:

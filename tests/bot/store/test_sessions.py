@@ -73,8 +73,12 @@ async def test_sessions_end_one_by_one_or_for_a_visitor_everywhere(store: Store)
     clock = Clock()
     sessions = Sessions(store, clock=clock)
     visitors: tuple[tuple[SessionKind, str], ...] = (
-        ("operator", "a"), ("operator", "b"), ("guest", "c"), ("guest", "c"), ("guest", "d"),
-    )  # fmt: skip
+        ("operator", "a"),
+        ("operator", "b"),
+        ("guest", "c"),
+        ("guest", "c"),
+        ("guest", "d"),
+    )
     (first, owner), (second, _), (guest, guest_session), (same_guest, _), (other, _) = [
         await sessions.start(kind, visitor) for kind, visitor in visitors
     ]

@@ -24,18 +24,35 @@ from bot.store.transitions import job_transitions, pool_changes
 from engine.contract import Concept, Recipe
 
 RECIPE = Recipe(
-    concepts=(Concept(text="a lamp"),), model="embedded", sampler="ddim", steps=40, seed=7, guidance=3.0, width=64,
-    height=64, dtype="float32",
-)  # fmt: skip
+    concepts=(Concept(text="a lamp"),),
+    model="embedded",
+    sampler="ddim",
+    steps=40,
+    seed=7,
+    guidance=3.0,
+    width=64,
+    height=64,
+    dtype="float32",
+)
 STORE = Path(job_transitions.__file__).parents[1]
 POOLS = ("default", "other")
 
 
 def draft(user: str, tier: str, cost: float) -> NewJob:
     return NewJob(
-        id=str(ULID()), action="imagine", prompt="a lamp", notes=(), task=RECIPE, member=Member(user, user, "g", tier),
-        destination=Destination("web", {}), pool="default", model="embedded", cost=cost, created=0.0, deadline=10.0**9,
-    )  # fmt: skip
+        id=str(ULID()),
+        action="imagine",
+        prompt="a lamp",
+        notes=(),
+        task=RECIPE,
+        member=Member(user, user, "g", tier),
+        destination=Destination("web", {}),
+        pool="default",
+        model="embedded",
+        cost=cost,
+        created=0.0,
+        deadline=10.0**9,
+    )
 
 
 class Jobs(RuleBasedStateMachine):
@@ -77,8 +94,13 @@ class Jobs(RuleBasedStateMachine):
     def move_away(self, job_index: int, pool: str) -> None:
         pool_changes.reroute_job(self.connection, self._job(job_index), pool, {}, self.now)
 
-    @rule(job_index=st.integers(0, 9), epoch=st.integers(0, 4), step=st.integers(0, 45), kind=st.sampled_from(
-        ["start", "requeue", "finish", "fail", "cancel"]), cost=st.floats(0, 1000))  # fmt: skip
+    @rule(
+        job_index=st.integers(0, 9),
+        epoch=st.integers(0, 4),
+        step=st.integers(0, 45),
+        kind=st.sampled_from(["start", "requeue", "finish", "fail", "cancel"]),
+        cost=st.floats(0, 1000),
+    )
     def report(self, job_index: int, epoch: int, step: int, kind: str, cost: float) -> None:
         self.reports.append((kind, self._job(job_index), epoch, step, cost))
         self._apply(*self.reports[-1])

@@ -30,9 +30,16 @@ from bot.store.transitions.job_transitions import MAX_ATTEMPTS, POISON_ATTEMPTS
 from engine.contract import Concept, ModelProfile, Recipe
 
 RECIPE = Recipe(
-    concepts=(Concept(text="a lamp"),), model="embedded", sampler="ddim", steps=40, seed=7, guidance=3.0, width=64,
-    height=64, dtype="float32",
-)  # fmt: skip
+    concepts=(Concept(text="a lamp"),),
+    model="embedded",
+    sampler="ddim",
+    steps=40,
+    seed=7,
+    guidance=3.0,
+    width=64,
+    height=64,
+    dtype="float32",
+)
 EVERYTHING = PickRequest("default", ("embedded",), member_limit=10**6)
 
 
@@ -178,8 +185,11 @@ async def test_older_epochs_are_rejected_and_an_ended_job_stays_ended(store):
     assert await store.requeue_job(job, 1005.0, step=1, audit_note="") is None
     assert (await store.get_job(job)).charged == 3.0
     assert await query(store, "SELECT source, target FROM moves ORDER BY id") == [
-        ("new", "queued"), ("queued", "sent"), ("sent", "running"), ("running", "finished"),
-    ]  # fmt: skip
+        ("new", "queued"),
+        ("queued", "sent"),
+        ("sent", "running"),
+        ("running", "finished"),
+    ]
 
 
 @pytest.mark.asyncio
@@ -275,11 +285,7 @@ async def test_workers_that_shut_down_in_order_poison_no_job(store):
         assert (transition.record.state, transition.record.attempts_without_progress) == ("running", 0)
         assert [
             await store.write(picture_writes.record_hand_back, job, number) for number in (epoch - 1, epoch, epoch)
-        ] == [
-            False,
-            True,
-            False,
-        ]
+        ] == [False, True, False]
     for epoch in (8, 9, 10):
         assert (await store.start_job(job, epoch, "w", 0, 1003.0)).record.state == "running"
     assert (await store.start_job(job, 11, "w", 0, 1004.0)).record.state == "failed"
@@ -290,11 +296,7 @@ async def test_a_requeue_counts_attempts_and_is_not_billed_twice(store):
     (job,) = await queue_jobs(store, make_new_job(cost=10.0))
     await store.pick_job(EVERYTHING, 32, 1.0, 1001.0)
     requeued = await store.requeue_job(job, 1002.0, step=12, audit_note="lost")
-    assert (requeued.record.state, requeued.record.attempt, requeued.record.step) == (
-        "queued",
-        2,
-        12,
-    )
+    assert (requeued.record.state, requeued.record.attempt, requeued.record.step) == ("queued", 2, 12)
     assert requeued.record.attempts_without_progress == 0
     await store.pick_job(EVERYTHING, 32, 1.0, 1003.0)
     assert await query(store, "SELECT DISTINCT virtual, queued, active FROM accounts") == [(10.0, 0, 1)]
@@ -403,10 +405,13 @@ def test_sql_picks_jobs_in_the_fair_order(new_database_url, kind, examples):
 actions = st.lists(
     st.tuples(
         st.sampled_from(["admit", "pick", "start", "requeue", "finish", "fail", "cancel", "request_cancel"]),
-        st.integers(0, 5), st.integers(0, 6), st.integers(0, 40), st.floats(0, 100),
+        st.integers(0, 5),
+        st.integers(0, 6),
+        st.integers(0, 40),
+        st.floats(0, 100),
     ),
     max_size=60,
-)  # fmt: skip
+)
 
 
 async def _apply_action(
@@ -526,10 +531,21 @@ async def test_an_unreadable_profile_of_a_model_is_left_out(store):
 @pytest.mark.asyncio
 async def test_a_models_profile_is_remembered_once(store):
     profile = ModelProfile(
-        name="embedded", revision="1", dtype="bfloat16", size=64, multiple=8, max_pixels=4096, tokens=24, steps=100,
-        sampler="ddpm", samplers=("ddpm", "ddim", "euler", "dpmpp_2m"),
-        guidance=4.0, row_ms=3.0, encode_ms=1.0, decode_ms=1.0,
-    )  # fmt: skip
+        name="embedded",
+        revision="1",
+        dtype="bfloat16",
+        size=64,
+        multiple=8,
+        max_pixels=4096,
+        tokens=24,
+        steps=100,
+        sampler="ddpm",
+        samplers=("ddpm", "ddim", "euler", "dpmpp_2m"),
+        guidance=4.0,
+        row_ms=3.0,
+        encode_ms=1.0,
+        decode_ms=1.0,
+    )
     await store.save_model(profile, "old", 1.0)
     await store.save_model(profile, "default", 2.0)
     assert await store.query(queries.list_models) == [(profile, "default")]

@@ -106,7 +106,7 @@ def open_server(tmp_path: Path, broker: Broker) -> OpenServer:
 @asynccontextmanager
 async def serve_page(
     folder: Path, broker: Broker, *, port: int = 0, workers: int = 1, paint: PaintFunction = paint_disc, **options: Any
-) -> AsyncIterator[WebServer]:  # fmt: skip
+) -> AsyncIterator[WebServer]:
     """Serves a web page on a folder with a migrated database."""
     settings = await asyncio.to_thread(
         load_settings, data=folder, **{"host": "127.0.0.1", "discord_token": None, **options}

@@ -73,9 +73,16 @@ async def test_a_key_that_is_forged_revoked_or_expired_is_a_401_of_one_sentence(
     assert (await ask(public_server, "GET", "/api/jobs", f"Bearer {revoked}"))[0] == 200
     await public_server.services.api_keys.revoke("one")
     for authorization in (
-        f"Bearer {revoked}", f"Bearer {expired}", f"Bearer {FORGED}", "Bearer sk-none", "Bearer", "Basic !", "Digest x",
-        encode_basic("any", FORGED), encode_basic("any", "none"),
-    ):  # fmt: skip
+        f"Bearer {revoked}",
+        f"Bearer {expired}",
+        f"Bearer {FORGED}",
+        "Bearer sk-none",
+        "Bearer",
+        "Basic !",
+        "Digest x",
+        encode_basic("any", FORGED),
+        encode_basic("any", "none"),
+    ):
         status, text = await ask(public_server, "GET", "/api/jobs", authorization)
         assert (status, json.loads(text)) == (401, {"error": INVALID_KEY}), authorization
 
@@ -84,12 +91,14 @@ async def test_a_key_that_is_forged_revoked_or_expired_is_a_401_of_one_sentence(
 async def test_scopes_hold_and_no_key_is_the_operator(public_server: WebServer) -> None:
     imagine, read = await make_key(public_server, "maker", "imagine"), await make_key(public_server, "reader", "read")
     assert (await ask(public_server, "GET", "/api/jobs", f"Bearer {imagine}")) == (
-        403, '{"error": "This key may not look at this: that needs the scope read."}',
-    )  # fmt: skip
+        403,
+        '{"error": "This key may not look at this: that needs the scope read."}',
+    )
     status, text = await ask(public_server, "POST", "/api/jobs", f"Bearer {read}", {"prompt": "a lamp"})
     assert (status, json.loads(text)["error"]) == (
-        403, "This key may not ask for pictures: that needs the scope imagine.",
-    )  # fmt: skip
+        403,
+        "This key may not ask for pictures: that needs the scope imagine.",
+    )
     assert (await ask(public_server, "POST", "/api/jobs", f"Bearer {imagine}", {"prompt": "a lamp"}))[0] == 201
     assert (await ask(public_server, "GET", "/api/jobs", f"Bearer {read}"))[0] == 200
     for method, path in (("POST", "/api/invitations"), ("GET", "/api/rejections")):

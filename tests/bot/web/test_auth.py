@@ -111,9 +111,20 @@ def test_requests_that_another_site_could_send_are_refused(method: str, headers:
 
 
 PROXY_SIGNS = (
-    "Forwarded", "X-Forwarded-For", "X-Real-IP", "Via", "x-forwarded-host", "X-FORWARDED-PROTO", "X-Forwarded-Port",
-    "X-Forwarded-Server", "X-Forwarded-Prefix", "CF-Connecting-IP", "cf-ray", "True-Client-IP", "X-Client-IP",
-)  # fmt: skip
+    "Forwarded",
+    "X-Forwarded-For",
+    "X-Real-IP",
+    "Via",
+    "x-forwarded-host",
+    "X-FORWARDED-PROTO",
+    "X-Forwarded-Port",
+    "X-Forwarded-Server",
+    "X-Forwarded-Prefix",
+    "CF-Connecting-IP",
+    "cf-ray",
+    "True-Client-IP",
+    "X-Client-IP",
+)
 
 
 def test_a_page_for_this_computer_accepts_no_http_1_0() -> None:

@@ -57,9 +57,14 @@ def few_descriptors() -> Iterator[None]:
 async def hold_sockets(port: int, count: int) -> AsyncIterator[asyncio.StreamReader]:
     """Opens half-open connections from another process; yields its output, which says when it holds them."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", HOLD_SOCKETS, str(port), str(count),
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-    )  # fmt: skip
+        sys.executable,
+        "-c",
+        HOLD_SOCKETS,
+        str(port),
+        str(count),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
     assert process.stdin is not None
     assert process.stdout is not None
     try:

@@ -79,8 +79,9 @@ async def test_the_terminal_sends_its_files_to_a_running_darkroom(controlled: We
     job = await controlled.services.job_views.load_view(result.id)
     assert isinstance(job.task, Recipe)
     assert [(each.name, each.scale) for each in (*job.task.controls, *job.task.references)] == [
-        ("canny", 0.5), ("face", 0.9),
-    ]  # fmt: skip
+        ("canny", 0.5),
+        ("face", 0.9),
+    ]
     assert job.task.bucket, "the terminal asks for exact jobs"
 
 

@@ -103,7 +103,7 @@ async def test_a_finished_picture_can_be_an_init_image(server: WebServer) -> Non
 )
 async def test_an_invalid_form_is_refused_in_one_sentence(
     server: WebServer, files: list[tuple[str, bytes]], words: str
-) -> None:  # fmt: skip
+) -> None:
     status, reply = await send(server, "/api/jobs", form({"prompt": "a"}, *files))
     assert 400 <= status < 500
     assert words in reply["error"]
@@ -168,11 +168,7 @@ async def test_zoom_pan_and_branch_start_from_a_picture(server: WebServer) -> No
 async def test_films_come_in_every_available_format(server: WebServer) -> None:
     job = await server.wait_for_end(await server.imagine("terrier --count 1"))
     assert set(job["films"]) == set(available_formats()) >= {"webp", "gif"}
-    urls = [
-        *job["films"].items(),
-        ("webp", job["pictures"][0]["dissolve"]),
-        ("webp", job["pictures"][0]["round_trip"]),
-    ]
+    urls = [*job["films"].items(), ("webp", job["pictures"][0]["dissolve"]), ("webp", job["pictures"][0]["round_trip"])]
     for kind, address in urls:
         async with server.client.get(server.url + address) as answer:
             content = await answer.read()

@@ -162,9 +162,7 @@ async def test_a_draft_is_finished_and_a_branch_says_how_often_the_network_is_as
         status, reply = await server.request_json("POST", f"/api/jobs/{job}/branch/1", body)
         assert (status, reply["evaluations"]) == (201, answer)
     status, reply = await server.request_json("POST", "/api/jobs", {"prompt": "terrier", "evaluations": "some"})
-    assert (status, reply["error"]) == (
-        422, "--evaluations some is not possible: it takes 5 to 1000, all or auto.",
-    )  # fmt: skip
+    assert (status, reply["error"]) == (422, "--evaluations some is not possible: it takes 5 to 1000, all or auto.")
 
 
 async def test_an_upscale_is_larger_and_names_its_method(server: WebServer) -> None:

@@ -69,10 +69,16 @@ async def test_answers_are_as_described(server: WebServer) -> None:
     await check("POST", "/api/jobs", "Error", {"prompt": "a lamp", "count": 1.5})
     await server.wait_for_end(job)
     for path, schema in {
-        f"/api/jobs/{job}": "Job", "/api/jobs": "Jobs", "/api/workers": "Workers", "/healthz": "Health",
-        f"/api/jobs/{job}/keyframes": "Keyframes", f"/api/jobs/{job}/branch/1": "Steps",
-        "/api/rejections": "Rejections", "/api/prefer/options": "FlagAliases", "/api/jobs/none": "Error",
-    }.items():  # fmt: skip
+        f"/api/jobs/{job}": "Job",
+        "/api/jobs": "Jobs",
+        "/api/workers": "Workers",
+        "/healthz": "Health",
+        f"/api/jobs/{job}/keyframes": "Keyframes",
+        f"/api/jobs/{job}/branch/1": "Steps",
+        "/api/rejections": "Rejections",
+        "/api/prefer/options": "FlagAliases",
+        "/api/jobs/none": "Error",
+    }.items():
         await check("GET", path, schema)
     await check("PUT", "/api/prefer/options", "FlagAliases", {"name": "mine", "value": "--ar 3:2"})
     upscaled = (await check("POST", f"/api/jobs/{job}/upscale/1", "Accepted"))["id"]

@@ -142,9 +142,13 @@ async def test_a_job_of_another_server_cannot_be_used_by_its_id(server: WebServe
         while (await server.services.job_views.load_view(accepted.job)).state != "finished":
             await asyncio.sleep(0.05)
     for method, path in (
-        ("POST", "vary/1"), ("POST", "upscale/1"), ("POST", "reroll"), ("GET", "film.webp"), ("GET", "keyframes"),
+        ("POST", "vary/1"),
+        ("POST", "upscale/1"),
+        ("POST", "reroll"),
+        ("GET", "film.webp"),
+        ("GET", "keyframes"),
         ("GET", "keyframes/0.webp"),
-    ):  # fmt: skip
+    ):
         status, reply = await server.request_json(method, f"/api/jobs/{accepted.job}/{path}")
         assert (status, reply["error"]) == (403, OTHER_GUILD), path
     assert (await server.request_json("GET", f"/api/jobs/{accepted.job}"))[0] == 200, "the operator may look"

@@ -138,8 +138,5 @@ async def status_of(server: WebServer, route: Route, headers: dict[str, str], jo
     """The status of a request without a body, also where the answer is a stream."""
     path = f"{route.path_of(job)}/chatroom.js" if route.path == "/static" else route.path_of(job)
     options: Any = {"headers": headers, "allow_redirects": False}
-    async with (
-        aiohttp.ClientSession() as client,
-        client.request(route.method, server.url + path, **options) as answer,
-    ):
+    async with aiohttp.ClientSession() as client, client.request(route.method, server.url + path, **options) as answer:
         return answer.status

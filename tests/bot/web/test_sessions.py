@@ -22,9 +22,19 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.asyncio
 
 PROXY_SIGNS = (
-    "Forwarded", "Via", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Forwarded-Port",
-    "X-Forwarded-Server", "X-Forwarded-Prefix", "X-Real-IP", "CF-Connecting-IP", "CF-Ray", "True-Client-IP",
-)  # fmt: skip
+    "Forwarded",
+    "Via",
+    "X-Forwarded-For",
+    "X-Forwarded-Host",
+    "X-Forwarded-Proto",
+    "X-Forwarded-Port",
+    "X-Forwarded-Server",
+    "X-Forwarded-Prefix",
+    "X-Real-IP",
+    "CF-Connecting-IP",
+    "CF-Ray",
+    "True-Client-IP",
+)
 
 
 async def send_raw(server: WebServer, head: str) -> str:
@@ -237,8 +247,16 @@ async def run_darkroom(server: WebServer, *arguments: str) -> str:
     """Runs `darkroom visitors`; returns what it prints."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("DARKROOM_", "DATABASE_"))}
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "bot", "visitors", *arguments, "--data", str(server.settings.data), env=env,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-    )  # fmt: skip
+        sys.executable,
+        "-m",
+        "bot",
+        "visitors",
+        *arguments,
+        "--data",
+        str(server.settings.data),
+        env=env,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
     output, _ = await process.communicate()
     return output.decode()

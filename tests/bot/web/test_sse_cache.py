@@ -34,14 +34,39 @@ def test_only_the_texts_of_the_last_jobs_are_kept() -> None:
 
 
 RECIPE = Recipe(
-    concepts=(Concept(text="a sun"),), model="embedded", sampler="ddpm", steps=20, seed=7, guidance=3.0, width=64,
-    height=64, dtype="float32",
-)  # fmt: skip
+    concepts=(Concept(text="a sun"),),
+    model="embedded",
+    sampler="ddpm",
+    steps=20,
+    seed=7,
+    guidance=3.0,
+    width=64,
+    height=64,
+    dtype="float32",
+)
 VIEW = JobView(
-    id="01ARZ3NDEKTSV4RRFFQ69G5FAV", state="running", prompt="a sun", task=RECIPE, member_id="web:1", member_name="A",
-    guild="web:chatroom", created=100.0, started=101.0, finished=None, seconds=None, ms_per_step=None, jobs_ahead=None,
-    eta=3.0, reason="", step=4, total_steps=20, pictures=(), ladder_images=(), parent_image=None, action="imagine",
-)  # fmt: skip
+    id="01ARZ3NDEKTSV4RRFFQ69G5FAV",
+    state="running",
+    prompt="a sun",
+    task=RECIPE,
+    member_id="web:1",
+    member_name="A",
+    guild="web:chatroom",
+    created=100.0,
+    started=101.0,
+    finished=None,
+    seconds=None,
+    ms_per_step=None,
+    jobs_ahead=None,
+    eta=3.0,
+    reason="",
+    step=4,
+    total_steps=20,
+    pictures=(),
+    ladder_images=(),
+    parent_image=None,
+    action="imagine",
+)
 READERS = (
     Member("web:1", "A", "web:chatroom"),
     Member("web:2", "B", "web:chatroom"),

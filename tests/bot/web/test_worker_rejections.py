@@ -16,7 +16,7 @@ from engine.contract import Presence
 
 INVALID_PRESENCE = Presence(
     worker="easel", pools=("default",), models=(), device="paper", rows=50_000, free=0, software_build="\x1b[31mtest"
-)  # fmt: skip
+)
 
 
 async def _doctor_findings(server: Any) -> list[doctor.Finding]:

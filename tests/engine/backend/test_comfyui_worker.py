@@ -60,9 +60,14 @@ class ComfyRoom:
     def make_job(self, job: str = JOB, **changes: Any) -> Job:
         model = self.find_model()
         fields: dict[str, Any] = {
-            "model": model.name, "revision": model.revision, "sampler": "euler", "dtype": model.dtype, "bucket": None,
-            "guidance": 5.0, "steps": BACKEND_STEPS,
-        }  # fmt: skip
+            "model": model.name,
+            "revision": model.revision,
+            "sampler": "euler",
+            "dtype": model.dtype,
+            "bucket": None,
+            "guidance": 5.0,
+            "steps": BACKEND_STEPS,
+        }
         return make_job(job, **{**fields, **changes})
 
     async def draw(self, job: Job) -> list[Any]:
@@ -118,8 +123,15 @@ async def test_it_offers_the_models_and_samplers_of_the_server(room: ComfyRoom) 
     models = room.harness.bot.workers["comfy"].models
     assert [(model.name, model.size) for model in models] == [("sd15", 512), ("folder-sdxl-base", 1024)]
     assert set(models[0].samplers) == {
-        "euler", "euler_karras", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_karras", "ddim", "unipc", "kdpm2",
-    }  # fmt: skip
+        "euler",
+        "euler_karras",
+        "euler_ancestral",
+        "dpmpp_2m",
+        "dpmpp_2m_karras",
+        "ddim",
+        "unipc",
+        "kdpm2",
+    }
     assert models[0].revision != models[1].revision
     assert "variation" in models[0].lacks
     assert "picture" not in models[0].lacks

@@ -12,18 +12,25 @@ from engine.backend.comfyui_workflow import SlotPlace, WrongWorkflow, parse_work
 
 TITLED: dict[str, Any] = {
     "3": {
-        "class_type": "KSampler", "_meta": {"title": "KSampler %seed% %steps% %sampler%"},
+        "class_type": "KSampler",
+        "_meta": {"title": "KSampler %seed% %steps% %sampler%"},
         "inputs": {
-            "seed": 5, "steps": 12, "cfg": 3.5, "sampler_name": "euler", "scheduler": "normal", "model": ["4", 0],
+            "seed": 5,
+            "steps": 12,
+            "cfg": 3.5,
+            "sampler_name": "euler",
+            "scheduler": "normal",
+            "model": ["4", 0],
         },
     },
     "5": {
-        "class_type": "EmptyLatentImage", "_meta": {"title": "%size%"},
+        "class_type": "EmptyLatentImage",
+        "_meta": {"title": "%size%"},
         "inputs": {"width": 768, "height": 512, "batch_size": 1},
     },
     "6": {"class_type": "CLIPTextEncode", "_meta": {"title": "%prompt%"}, "inputs": {"text": "old", "clip": ["4", 1]}},
     "9": {"class_type": "SaveImage", "inputs": {"filename_prefix": "%date%", "images": ["8", 0]}},
-}  # fmt: skip
+}
 
 
 def test_a_title_names_the_inputs_of_its_node() -> None:
@@ -34,8 +41,13 @@ def test_a_title_names_the_inputs_of_its_node() -> None:
     values = {"seed": 9, "steps": 4, "sampler": "ddim", "scheduler": "karras", "width": 64, "height": 32, "prompt": "x"}
     nodes = workflow.fill(values)
     assert nodes["3"]["inputs"] == {
-        "seed": 9, "steps": 4, "cfg": 3.5, "sampler_name": "ddim", "scheduler": "karras", "model": ["4", 0],
-    }  # fmt: skip
+        "seed": 9,
+        "steps": 4,
+        "cfg": 3.5,
+        "sampler_name": "ddim",
+        "scheduler": "karras",
+        "model": ["4", 0],
+    }
     assert nodes["5"]["inputs"] == {"width": 64, "height": 32, "batch_size": 1}
     assert nodes["9"]["inputs"]["filename_prefix"] == "%date%", "ComfyUI's own words stay"
 

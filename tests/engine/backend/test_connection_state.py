@@ -75,8 +75,7 @@ async def test_a_key_that_may_list_but_not_draw_is_tried_with_growing_pauses(tmp
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize(
-    ("wanted", "sentence"),
-    [((), "The backend has no model."), (("sdxl",), "The backend has none of the models sdxl.")],
+    ("wanted", "sentence"), [((), "The backend has no model."), (("sdxl",), "The backend has none of the models sdxl.")]
 )
 async def test_a_backend_without_models_is_said_to_have_none(
     wanted: tuple[str, ...], sentence: str, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -58,9 +58,13 @@ async def _collect_frames(harness: BusHarness, frames: list[Any]) -> None:
 def _make_job(harness: BusHarness, job: str, **changes: Any) -> Any:
     model = harness.bot.workers["comfy"].models[0]
     fields: dict[str, Any] = {
-        "model": model.name, "revision": model.revision, "sampler": model.sampler, "dtype": model.dtype, "bucket": None,
+        "model": model.name,
+        "revision": model.revision,
+        "sampler": model.sampler,
+        "dtype": model.dtype,
+        "bucket": None,
         "guidance": 5.0,
-    }  # fmt: skip
+    }
     return make_job(job, **{**fields, **changes})
 
 

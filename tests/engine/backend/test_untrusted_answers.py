@@ -181,8 +181,10 @@ def test_a_model_of_few_sizes_is_asked_for_the_nearest(
 
 def test_names_of_models_and_samplers() -> None:
     assert name_models(["SD/a b.safetensors", "SD\\a b.ckpt", "ä"]) == {
-        "SD-a-b": "SD/a b.safetensors", "SD-a-b-2": "SD\\a b.ckpt", "model": "ä",
-    }  # fmt: skip
+        "SD-a-b": "SD/a b.safetensors",
+        "SD-a-b-2": "SD\\a b.ckpt",
+        "model": "ä",
+    }
     assert make_name("v1-5-pruned.safetensors [6ce0161689]") == "v1-5-pruned"
     assert (guess_size("sd_xl_base"), guess_size("dreamshaper_8")) == (1024, 512)
     old = match_a1111_samplers({"DPM++ 2M", "DPM++ 2M Karras", "Euler a"}, ())

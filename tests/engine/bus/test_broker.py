@@ -141,9 +141,13 @@ asyncio.run(serve())
 async def test_the_server_inherits_no_secret_and_ends_with_a_killed_parent(tmp_path: Path) -> None:
     secrets = {"DISCORD_TOKEN": "leaked", "DATABASE_URL": "leaked", "PICTURES_URL": "leaked", "ANY_OTHER": "leaked"}
     parent = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", BROKER_OF_A_PARENT, str(tmp_path), env=dict(os.environ) | secrets,
+        sys.executable,
+        "-c",
+        BROKER_OF_A_PARENT,
+        str(tmp_path),
+        env=dict(os.environ) | secrets,
         stdout=asyncio.subprocess.PIPE,
-    )  # fmt: skip
+    )
     assert parent.stdout is not None
     server = int(await asyncio.wait_for(parent.stdout.readline(), 30))
     environment = await asyncio.to_thread(Path(f"/proc/{server}/environ").read_bytes)

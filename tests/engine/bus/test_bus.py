@@ -44,7 +44,7 @@ from engine.contract import (
     Recipe,
     Snapshot,
     encode,
-)  # fmt: skip
+)
 
 LEASE = 1.0
 JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
@@ -53,9 +53,16 @@ OTHER = "01ARZ3NDEKTSV4RRFFQ69G5FAW"
 
 def make_job(job: str = JOB, **changes: Any) -> Job:
     task = Recipe(
-        concepts=(Concept("a cat"),), model="embedded", sampler="ddim", steps=4, seed=1, guidance=4.0, width=64,
-        height=64, dtype="float32",
-    )  # fmt: skip
+        concepts=(Concept("a cat"),),
+        model="embedded",
+        sampler="ddim",
+        steps=4,
+        seed=1,
+        guidance=4.0,
+        width=64,
+        height=64,
+        dtype="float32",
+    )
     defaults = {
         "id": job,
         "task": task,

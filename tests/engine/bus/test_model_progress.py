@@ -78,9 +78,14 @@ async def test_a_starting_worker_reports_its_loading_until_it_is_ready(
     monkeypatch.setattr(discovery, "_load_family", open_slowly)
     monkeypatch.setattr(discovery, "calibrate", calibrate_later)
     settings = load_settings(
-        nats=broker.url, data=tmp_path, models=("tiny",), device="cpu", name="far", pools=("big",),
+        nats=broker.url,
+        data=tmp_path,
+        models=("tiny",),
+        device="cpu",
+        name="far",
+        pools=("big",),
         nats_token=broker.token,
-    )  # fmt: skip
+    )
     task = asyncio.create_task(main.run_worker(settings))
     try:
         await wait_until(lambda: (now := bot.get_startup_progress("big")) and 0.0 < now.done < 1.0)
@@ -149,8 +154,11 @@ def test_progress_lines_come_at_each_stage_and_at_intervals() -> None:
     update_lines(msgspec.structs.replace(one, phase="ready"), 13.0)
     update_lines(msgspec.structs.replace(one, phase="ready"), 14.0 + LINE_INTERVAL_SECONDS)
     assert lines == [
-        "loading sd15, 2 GB", "loading sd15, 1.2 of 2.0 GB", "measuring sd15", "sd15 is ready on cpu after 12 s"
-    ]  # fmt: skip
+        "loading sd15, 2 GB",
+        "loading sd15, 1.2 of 2.0 GB",
+        "measuring sd15",
+        "sd15 is ready on cpu after 12 s",
+    ]
     update_lines(ModelProgress(model="other", phase="ready"), 30.0)
     assert len(lines) == 4, "a model without a first line has no last one"
 
@@ -166,12 +174,16 @@ def test_a_load_that_nobody_saw_counts_from_the_first_line() -> None:
 @pytest.mark.parametrize(
     ("fraction", "size", "expected_text"),
     [
-        (0.6, 2 * GB, "loading sd15, 1.2 of 2.0 GB"), (0.0, 2 * GB, "loading sd15, 0.0 of 2.0 GB"),
-        (1.0, 2 * GB, "loading sd15, 2.0 of 2.0 GB"), (0.999, 2 * GB, "loading sd15, 1.9 of 2.0 GB"),
-        (0.25, 140_000_000, "loading sd15, 35 of 140 MB"), (0.5, 4000, "loading sd15, 2 of 4 kB"),
-        (0.404, 0, "loading sd15, 40 %"), (0.9999, 0, "loading sd15, 100 %"),
+        (0.6, 2 * GB, "loading sd15, 1.2 of 2.0 GB"),
+        (0.0, 2 * GB, "loading sd15, 0.0 of 2.0 GB"),
+        (1.0, 2 * GB, "loading sd15, 2.0 of 2.0 GB"),
+        (0.999, 2 * GB, "loading sd15, 1.9 of 2.0 GB"),
+        (0.25, 140_000_000, "loading sd15, 35 of 140 MB"),
+        (0.5, 4000, "loading sd15, 2 of 4 kB"),
+        (0.404, 0, "loading sd15, 40 %"),
+        (0.9999, 0, "loading sd15, 100 %"),
     ],
-)  # fmt: skip
+)
 def test_loading_progress_is_formatted_with_sizes(fraction: float, size: int, expected_text: str) -> None:
     assert load_progress.format_loading("sd15", fraction, size) == expected_text
 

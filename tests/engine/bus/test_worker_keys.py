@@ -58,7 +58,7 @@ from engine.contract import (
     SetNegative,
     Snapshot,
     encode,
-)  # fmt: skip
+)
 
 LEASE = 1.0
 JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
@@ -69,9 +69,16 @@ SEED = worker_keys.create_key("far", ["default"], DAY)[1]
 
 def make_job(job: str = JOB, pool: str = "default") -> Job:
     task = Recipe(
-        concepts=(Concept("a cat"),), model="embedded", sampler="ddim", steps=4, seed=1, guidance=4.0, width=64,
-        height=64, dtype="float32",
-    )  # fmt: skip
+        concepts=(Concept("a cat"),),
+        model="embedded",
+        sampler="ddim",
+        steps=4,
+        seed=1,
+        guidance=4.0,
+        width=64,
+        height=64,
+        dtype="float32",
+    )
     return Job(id=job, task=task, billing_key=BillingKey("standard", "guild", "ann"), cost=1.0, deadline=2e9, pool=pool)
 
 
@@ -219,31 +226,83 @@ async def _check_requests(worker: Bus, bot: Bus, name: str = "far.away") -> None
 
 
 FORBIDDEN = [
-    f"results.other.{JOB}", "results.far", f"results.far.{JOB}.more", f"work.default.{JOB}.1", f"work.big.{JOB}.1",
-    f"$KV.cancelled.{JOB}", "$KV.workers.other.default", "$KV.workers.far", "$KV.workers.far.big",
-    "$KV.workers.far.default.x", "$O.blobs.C.abc", "$KV.leaders.bot", f"want.{JOB}", f"steer.{JOB}", "embed",
-    f"amend.default.{JOB}", "progress.other.default", "progress.far.big",
-    "describe.embedded", "decode.default.embedded", "dead.results.far", f"dead.work.big.{JOB}.1", "_INBOX.other.1",
-    "$JS.ACK.work.pool-big.1.1.1.1.0", "$JS.ACK.results.settle.1.1.1.1.0", "$JS.API.INFO",
-    "$JS.API.STREAM.NAMES", "$JS.API.STREAM.LIST",
+    f"results.other.{JOB}",
+    "results.far",
+    f"results.far.{JOB}.more",
+    f"work.default.{JOB}.1",
+    f"work.big.{JOB}.1",
+    f"$KV.cancelled.{JOB}",
+    "$KV.workers.other.default",
+    "$KV.workers.far",
+    "$KV.workers.far.big",
+    "$KV.workers.far.default.x",
+    "$O.blobs.C.abc",
+    "$KV.leaders.bot",
+    f"want.{JOB}",
+    f"steer.{JOB}",
+    "embed",
+    f"amend.default.{JOB}",
+    "progress.other.default",
+    "progress.far.big",
+    "describe.embedded",
+    "decode.default.embedded",
+    "dead.results.far",
+    f"dead.work.big.{JOB}.1",
+    "_INBOX.other.1",
+    "$JS.ACK.work.pool-big.1.1.1.1.0",
+    "$JS.ACK.results.settle.1.1.1.1.0",
+    "$JS.API.INFO",
+    "$JS.API.STREAM.NAMES",
+    "$JS.API.STREAM.LIST",
     *(
         f"$JS.API.STREAM.{action}.{stream}"
         for action in ("CREATE", "UPDATE", "DELETE", "PURGE", "INFO", "MSG.GET", "MSG.DELETE", "SNAPSHOT")
         for stream in ("work", "results", "KV_claims", "KV_snapshots", "OBJ_blobs")
     ),
-    "$JS.API.DIRECT.GET.results", f"$JS.API.DIRECT.GET.results.results.other.{JOB}", "$JS.API.DIRECT.GET.KV_snapshots",
-    "$JS.API.DIRECT.GET.work", "$JS.API.DIRECT.GET.KV_workers.$KV.workers.other",
-    "$JS.API.CONSUMER.CREATE.work", "$JS.API.CONSUMER.CREATE.work.pool-default.work.>",
-    "$JS.API.CONSUMER.DURABLE.CREATE.work.pool-default", "$JS.API.CONSUMER.DELETE.work.pool-default",
-    "$JS.API.CONSUMER.PAUSE.work.pool-default", "$JS.API.CONSUMER.LIST.work", "$JS.API.CONSUMER.MSG.NEXT.work.pool-big",
-    "$JS.API.CONSUMER.INFO.work.pool-big", "$JS.API.CONSUMER.MSG.NEXT.results.settle", "$SYS.REQ.SERVER.PING",
-]  # fmt: skip
+    "$JS.API.DIRECT.GET.results",
+    f"$JS.API.DIRECT.GET.results.results.other.{JOB}",
+    "$JS.API.DIRECT.GET.KV_snapshots",
+    "$JS.API.DIRECT.GET.work",
+    "$JS.API.DIRECT.GET.KV_workers.$KV.workers.other",
+    "$JS.API.CONSUMER.CREATE.work",
+    "$JS.API.CONSUMER.CREATE.work.pool-default.work.>",
+    "$JS.API.CONSUMER.DURABLE.CREATE.work.pool-default",
+    "$JS.API.CONSUMER.DELETE.work.pool-default",
+    "$JS.API.CONSUMER.PAUSE.work.pool-default",
+    "$JS.API.CONSUMER.LIST.work",
+    "$JS.API.CONSUMER.MSG.NEXT.work.pool-big",
+    "$JS.API.CONSUMER.INFO.work.pool-big",
+    "$JS.API.CONSUMER.MSG.NEXT.results.settle",
+    "$SYS.REQ.SERVER.PING",
+]
 FORBIDDEN_SUBSCRIPTIONS = [
-    ">", "results.>", "work.>", "$KV.>", "$KV.claims.>", "$KV.workers.*", "$KV.workers.far.*", "_INBOX.>", "_INBOX.*.*",
-    "_INBOX.other.>", "frames.*", "loading.*", "progress.*.*", "embed", "describe.*", "describe.embedded",
-    "decode.default.*", "decode.*.*", "decode.big.*", "decode.big.embedded", "amend.>", "amend.*.*", "amend.big.*",
-    "$JS.>", "$SYS.>", "dead.>",
-]  # fmt: skip
+    ">",
+    "results.>",
+    "work.>",
+    "$KV.>",
+    "$KV.claims.>",
+    "$KV.workers.*",
+    "$KV.workers.far.*",
+    "_INBOX.>",
+    "_INBOX.*.*",
+    "_INBOX.other.>",
+    "frames.*",
+    "loading.*",
+    "progress.*.*",
+    "embed",
+    "describe.*",
+    "describe.embedded",
+    "decode.default.*",
+    "decode.*.*",
+    "decode.big.*",
+    "decode.big.embedded",
+    "amend.>",
+    "amend.*.*",
+    "amend.big.*",
+    "$JS.>",
+    "$SYS.>",
+    "dead.>",
+]
 
 
 @pytest.mark.asyncio
@@ -293,12 +352,23 @@ SPY_CONSUMER = (
 FOREIGN_SUBJECTS = [
     *(f"$JS.API.STREAM.PURGE.{stream}" for stream in ("KV_claims", "dead", "KV_leaders", "results")),
     *(f"$JS.API.STREAM.DELETE.{stream}" for stream in ("KV_claims", "dead", "KV_leaders", "results")),
-    "$JS.API.CONSUMER.CREATE.dead", "$JS.API.CONSUMER.DELETE.work.pool-default", "$JS.API.STREAM.MSG.GET.dead",
-    f"results.other.{JOB}", "$KV.leaders.bot", f"$KV.cancelled.{JOB}", f"work.big.{JOB}.1", "$KV.workers.other.default",
-    "_INBOX.other.1", f"want.{JOB}", f"steer.{JOB}", "embed", "describe.embedded", "decode.default.embedded",
+    "$JS.API.CONSUMER.CREATE.dead",
+    "$JS.API.CONSUMER.DELETE.work.pool-default",
+    "$JS.API.STREAM.MSG.GET.dead",
+    f"results.other.{JOB}",
+    "$KV.leaders.bot",
+    f"$KV.cancelled.{JOB}",
+    f"work.big.{JOB}.1",
+    "$KV.workers.other.default",
+    "_INBOX.other.1",
+    f"want.{JOB}",
+    f"steer.{JOB}",
+    "embed",
+    "describe.embedded",
+    "decode.default.embedded",
     "vectors.one",
     f"dead.work.big.{JOB}.1",
-]  # fmt: skip
+]
 
 
 @pytest.mark.asyncio
@@ -481,13 +551,28 @@ async def last_sequence(bot: Bus, stream: str) -> int:
 
 
 ODD_NAMES = (
-    b"\xff\xfe", b"\xed\xa0\x80", b"a\x0bb", b"a\x0c1", b"a\x00b", b"*", b">", b"x" * 4000, b"\xff" * 4000,
+    b"\xff\xfe",
+    b"\xed\xa0\x80",
+    b"a\x0bb",
+    b"a\x0c1",
+    b"a\x00b",
+    b"*",
+    b">",
+    b"x" * 4000,
+    b"\xff" * 4000,
     "a\u0085\u2028b".encode(),
-)  # fmt: skip
+)
 ODD_BLOCKS = (
-    b"NATS/1.0 \xff\xff\xff\r\n\r\n", b"NATS/1.0 \xff\xff\xff", b"NATS/1.0 404 \xff\r\n\r\n", b"NATS/1.0",
-    b"NATS/1.0\r\n a: b\r\n\r\n", b"NATS/1.0 ", b"N", b"\xff" * 8 + b" \xff\xff\xff", b"NATS/1.0\r\n\x00:\xff",
-)  # fmt: skip
+    b"NATS/1.0 \xff\xff\xff\r\n\r\n",
+    b"NATS/1.0 \xff\xff\xff",
+    b"NATS/1.0 404 \xff\r\n\r\n",
+    b"NATS/1.0",
+    b"NATS/1.0\r\n a: b\r\n\r\n",
+    b"NATS/1.0 ",
+    b"N",
+    b"\xff" * 8 + b" \xff\xff\xff",
+    b"NATS/1.0\r\n\x00:\xff",
+)
 
 
 @pytest.mark.asyncio
@@ -738,10 +823,19 @@ async def test_keys_survive_restarts_and_a_crash_of_the_server(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "seed", ["", "SU", SEED[:-1], SEED + "A", SEED.lower(), SEED[:20] + ("A" if SEED[20] != "A" else "B") + SEED[21:],
-             "SA" + SEED[2:], "SUÄ" + SEED[3:]],
+    "seed",
+    [
+        "",
+        "SU",
+        SEED[:-1],
+        SEED + "A",
+        SEED.lower(),
+        SEED[:20] + ("A" if SEED[20] != "A" else "B") + SEED[21:],
+        "SA" + SEED[2:],
+        "SUÄ" + SEED[3:],
+    ],
     ids=["none", "short", "shorter", "longer", "small", "other", "account", "umlaut"],
-)  # fmt: skip
+)
 def test_a_garbled_key_is_refused(seed: str) -> None:
     with pytest.raises(BadKey, match="begins with SU"):
         worker_keys.derive_public_key(seed)
@@ -833,10 +927,26 @@ async def test_the_printed_accounts_suffice_for_an_external_broker(tmp_path: Pat
 async def test_with_a_certificate_the_broker_accepts_only_tls(tmp_path: Path, find_program: Any) -> None:
     certificate, secret = tmp_path / "broker.pem", tmp_path / "broker.key"
     openssl = await asyncio.create_subprocess_exec(
-        find_program("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-        "-keyout", str(secret), "-out", str(certificate), "-days", "3", "-subj", "/CN=broker.example",
-        "-addext", "subjectAltName=DNS:broker.example", stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        find_program("openssl"),
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-keyout",
+        str(secret),
+        "-out",
+        str(certificate),
+        "-days",
+        "3",
+        "-subj",
+        "/CN=broker.example",
+        "-addext",
+        "subjectAltName=DNS:broker.example",
+        stderr=subprocess.DEVNULL,
+    )
     assert await openssl.wait() == 0
     address = ListenAddress(certificate=certificate, certificate_key=secret)
     async with AsyncExitStack() as stack:

@@ -30,11 +30,26 @@ from engine.contract import (
 )
 
 KINDS = [
-    contract.Recipe, contract.UpscaleTask, contract.Job, contract.Frame, contract.PictureReady, contract.JobStarted,
-    contract.JobFinished, contract.JobFailed, contract.JobCancelled, contract.JobHandedBack, contract.Ladder,
-    contract.Snapshot, contract.Presence, contract.EmbedRequest, contract.EmbedReply, contract.DescribeRequest,
-    contract.DescribeReply, contract.DecodeRequest, contract.DecodeReply,
-]  # fmt: skip
+    contract.Recipe,
+    contract.UpscaleTask,
+    contract.Job,
+    contract.Frame,
+    contract.PictureReady,
+    contract.JobStarted,
+    contract.JobFinished,
+    contract.JobFailed,
+    contract.JobCancelled,
+    contract.JobHandedBack,
+    contract.Ladder,
+    contract.Snapshot,
+    contract.Presence,
+    contract.EmbedRequest,
+    contract.EmbedReply,
+    contract.DescribeRequest,
+    contract.DescribeReply,
+    contract.DecodeRequest,
+    contract.DecodeReply,
+]
 ANY_KIND = st.sampled_from(KINDS)
 
 
@@ -168,9 +183,16 @@ def test_every_string_list_and_number_is_bounded(kind: type) -> None:
 
 def make_recipe(**changes: Any) -> Recipe:
     defaults: dict[str, Any] = {
-        "concepts": (Concept("a cat"),), "model": "embedded", "sampler": "ddim", "steps": 10, "seed": 1,
-        "guidance": 4.0, "width": 64, "height": 64, "dtype": "float32",
-    }  # fmt: skip
+        "concepts": (Concept("a cat"),),
+        "model": "embedded",
+        "sampler": "ddim",
+        "steps": 10,
+        "seed": 1,
+        "guidance": 4.0,
+        "width": 64,
+        "height": 64,
+        "dtype": "float32",
+    }
     return Recipe(**{**defaults, **changes})
 
 
@@ -209,9 +231,16 @@ def test_pictures_beside_the_prompt_are_blobs_that_the_worker_needs() -> None:
 
 
 CONTROL_FIELDS = (
-    "quantization", "controls", "preprocessors", "references", "embeddings", "autoencoders", "max_clip_skip", "edits",
+    "quantization",
+    "controls",
+    "preprocessors",
+    "references",
+    "embeddings",
+    "autoencoders",
+    "max_clip_skip",
+    "edits",
     "required",
-)  # fmt: skip
+)
 
 
 def test_a_profile_from_before_control_offers_none_of_it() -> None:
@@ -320,10 +349,21 @@ def test_rows_per_step_follow_from_the_recipe(changes: dict[str, Any], expected:
 
 def make_warm() -> ModelProfile:
     return ModelProfile(
-        name="embedded", revision="", dtype="float32", size=64, multiple=8, max_pixels=65536, tokens=64, steps=50,
-        sampler="ddim", samplers=("ddpm", "ddim", "euler", "dpmpp_2m"),
-        guidance=4.0, row_ms=2.0, encode_ms=10.0, decode_ms=5.0,
-    )  # fmt: skip
+        name="embedded",
+        revision="",
+        dtype="float32",
+        size=64,
+        multiple=8,
+        max_pixels=65536,
+        tokens=64,
+        steps=50,
+        sampler="ddim",
+        samplers=("ddpm", "ddim", "euler", "dpmpp_2m"),
+        guidance=4.0,
+        row_ms=2.0,
+        encode_ms=10.0,
+        decode_ms=5.0,
+    )
 
 
 def test_the_cost_adds_steps_texts_and_decodes() -> None:

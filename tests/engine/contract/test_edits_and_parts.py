@@ -24,10 +24,22 @@ from engine.contract import (
 from shared.stored_jobs import RECIPE
 
 MODEL = ModelProfile(
-    name="large", revision="1", dtype="bfloat16", size=64, multiple=8, max_pixels=128 * 128, tokens=77, steps=40,
-    sampler="ddim", samplers=("ddpm", "ddim", "euler", "dpmpp_2m"),
-    guidance=4.0, row_ms=1000.0, encode_ms=0.0, decode_ms=0.0, edits=True,
-)  # fmt: skip
+    name="large",
+    revision="1",
+    dtype="bfloat16",
+    size=64,
+    multiple=8,
+    max_pixels=128 * 128,
+    tokens=77,
+    steps=40,
+    sampler="ddim",
+    samplers=("ddpm", "ddim", "euler", "dpmpp_2m"),
+    guidance=4.0,
+    row_ms=1000.0,
+    encode_ms=0.0,
+    decode_ms=0.0,
+    edits=True,
+)
 PICTURE = InitImage("a" * 64)
 WHOLE = ImageToImage((PICTURE,), 1.0)
 OTHER_STARTS = (

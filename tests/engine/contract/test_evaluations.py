@@ -42,9 +42,18 @@ GOLDEN_STEPS = (
 
 def make_recipe(**fields: Any) -> Recipe:
     defaults: dict[str, Any] = {
-        "concepts": (Concept("a fox"),), "model": "embedded", "sampler": "ddpm", "steps": 1000, "seed": 1,
-        "guidance": 4.0, "guidance_start": 0.3, "guidance_stop": 0.8, "width": 64, "height": 64, "dtype": "float32",
-    }  # fmt: skip
+        "concepts": (Concept("a fox"),),
+        "model": "embedded",
+        "sampler": "ddpm",
+        "steps": 1000,
+        "seed": 1,
+        "guidance": 4.0,
+        "guidance_start": 0.3,
+        "guidance_stop": 0.8,
+        "width": 64,
+        "height": 64,
+        "dtype": "float32",
+    }
     return Recipe(**(defaults | fields))
 
 
@@ -60,9 +69,14 @@ def test_the_steps_that_must_have_an_evaluation_have_one(
     sampler: Any, steps: int, evaluations: int, interval: list[float], strength: float, stop_at: float
 ) -> None:
     recipe = make_recipe(
-        sampler=sampler, steps=steps, evaluations=evaluations, guidance_start=interval[0], guidance_stop=interval[1],
-        start=ImageToImage((InitImage(SHA),), strength), stop_at=stop_at,
-    )  # fmt: skip
+        sampler=sampler,
+        steps=steps,
+        evaluations=evaluations,
+        guidance_start=interval[0],
+        guidance_stop=interval[1],
+        start=ImageToImage((InitImage(SHA),), strength),
+        stop_at=stop_at,
+    )
     listed = list(list_evaluated_steps(recipe))
     assert listed == sorted(set(listed))
     needed = {0, steps - 1, recipe.first_step, recipe.end_step - 1, *({recipe.end_step} - {steps})}

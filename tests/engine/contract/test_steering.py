@@ -47,18 +47,34 @@ def amend(recipe: Recipe, *amendments: tuple[int, Change]) -> Recipe:
 
 def test_a_split_of_a_chaotic_recipe_stays_within_its_guidance() -> None:
     recipe = Recipe(
-        concepts=FOX, model="embedded", sampler="ddpm", steps=100, seed=3, guidance=4, width=128, height=128,
-        dtype="float32", count=2, chaos=1.0,
-    )  # fmt: skip
+        concepts=FOX,
+        model="embedded",
+        sampler="ddpm",
+        steps=100,
+        seed=3,
+        guidance=4,
+        width=128,
+        height=128,
+        dtype="float32",
+        count=2,
+        chaos=1.0,
+    )
     assert [recipe_for_image(recipe, image).guidance for image in range(4)] == [2.5, 7.0, 7.0, 7.0]
 
 
 @pytest.fixture
 def fox() -> Recipe:
     return Recipe(
-        concepts=FOX, model="embedded", sampler="ddpm", steps=100, seed=3, guidance=4, width=128, height=128,
+        concepts=FOX,
+        model="embedded",
+        sampler="ddpm",
+        steps=100,
+        seed=3,
+        guidance=4,
+        width=128,
+        height=128,
         dtype="float32",
-    )  # fmt: skip
+    )
 
 
 def test_an_amended_recipe_survives_the_wire(fox: Recipe) -> None:
@@ -81,9 +97,12 @@ def test_a_fade_moves_weights_evenly_and_an_interrupted_one_goes_on_from_there(f
         {concept.text: concept.weight for concept in recipe_at_step(amended, step).concepts} for step in range(9, 14)
     ]
     assert weights == [
-        {"fox": 1.0}, {"terrier": 0.25, "fox": 0.75}, {"terrier": 0.5, "fox": 0.5}, {"terrier": 0.25, "fox": 0.75},
         {"fox": 1.0},
-    ]  # fmt: skip
+        {"terrier": 0.25, "fox": 0.75},
+        {"terrier": 0.5, "fox": 0.5},
+        {"terrier": 0.25, "fox": 0.75},
+        {"fox": 1.0},
+    ]
 
 
 def test_a_fade_is_checked_by_the_words_that_it_leaves(fox: Recipe) -> None:
@@ -99,8 +118,13 @@ def test_dropped_and_split_images(fox: Recipe) -> None:
     )
     assert not find_amendments_problem(amended)
     assert [(life.image, life.first_step, life.drop_step) for life in list_lives(amended)] == [
-        (0, 0, 10), (1, 0, 21), (2, 0, 10), (3, 0, 10), (0, 21, None), (3, 21, 30)
-    ]  # fmt: skip
+        (0, 0, 10),
+        (1, 0, 21),
+        (2, 0, 10),
+        (3, 0, 10),
+        (0, 21, None),
+        (3, 21, 30),
+    ]
     assert [life.key for life in list_needed_lives(amended)] == [(1, 0), (0, 21)]
     assert list_final_images(amended) == (0,)
     assert settle_amendments(amended, 0).seed == 9, "a variation goes on from the new image's own noise"

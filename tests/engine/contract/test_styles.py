@@ -29,9 +29,17 @@ from engine.contract.fields import MAX_TEXT
 
 STYLES = ("3d render", "soft shading", "flat design")
 FOX = Recipe(
-    concepts=(Concept("fox"),), model="embedded", sampler="ddpm", steps=100, seed=3, guidance=4, width=64, height=64,
-    dtype="float32", styles=STYLES,
-)  # fmt: skip
+    concepts=(Concept("fox"),),
+    model="embedded",
+    sampler="ddpm",
+    steps=100,
+    seed=3,
+    guidance=4,
+    width=64,
+    height=64,
+    dtype="float32",
+    styles=STYLES,
+)
 
 
 def list_texts(recipe: Recipe, image: int) -> list[str]:
@@ -68,9 +76,21 @@ def test_a_text_that_a_style_would_make_too_long_has_none() -> None:
 
 def test_words_are_encoded_once_for_each_style() -> None:
     model = ModelProfile(
-        name="embedded", revision="1", dtype="float32", size=64, multiple=8, max_pixels=128 * 128, tokens=24, steps=100,
-        sampler="ddpm", samplers=("ddpm",), guidance=4.0, row_ms=4.0, encode_ms=1000.0, decode_ms=60.0,
-    )  # fmt: skip
+        name="embedded",
+        revision="1",
+        dtype="float32",
+        size=64,
+        multiple=8,
+        max_pixels=128 * 128,
+        tokens=24,
+        steps=100,
+        sampler="ddpm",
+        samplers=("ddpm",),
+        guidance=4.0,
+        row_ms=4.0,
+        encode_ms=1000.0,
+        decode_ms=60.0,
+    )
     added = estimate_cost(FOX, model) - estimate_cost(replace(FOX, styles=()), model)
     assert added == pytest.approx(len(STYLES) - 1)
     twice = replace(FOX, styles=(STYLES[0], STYLES[1], STYLES[0]))
@@ -119,16 +139,19 @@ def test_a_style_follows_one_comma(text: str) -> None:
 def test_a_walk_between_two_prompts_has_one_style() -> None:
     walk = replace(FOX, interpolation=Interpolation("owl", 0, 4))
     assert [list_texts(walk, image) for image in (0, 1, 3)] == [
-        ["fox, 3d render"], ["fox, 3d render", "owl, 3d render"], ["owl, 3d render"],
-    ]  # fmt: skip
+        ["fox, 3d render"],
+        ["fox, 3d render", "owl, 3d render"],
+        ["owl, 3d render"],
+    ]
 
 
 def test_a_walk_between_two_pictures_goes_from_style_to_style() -> None:
     walk = replace(FOX, interpolation=Interpolation(None, 0, 5, (3, 4)), count=4)
     middle = recipe_for_image(walk, 2)
     assert [(concept.text, concept.weight) for concept in middle.concepts] == [
-        ("fox, 3d render", 0.5), ("fox, soft shading", 0.5),
-    ]  # fmt: skip
+        ("fox, 3d render", 0.5),
+        ("fox, soft shading", 0.5),
+    ]
     assert (middle.mixed, middle.seed, middle.lineage[0].seed) == (True, 4, 3)
     assert list_texts(walk, 0) == ["fox, 3d render"]
     same = replace(walk, interpolation=Interpolation(None, 0, 5, (3, 6)))

@@ -169,7 +169,7 @@ def test_a_multistep_sampler_drops_history_of_another_step_size(
 
 @pytest.mark.parametrize(
     ("step", "keyframe_step", "steps"), [(9, 4, 16), (8, 4, 8), (4, 8, 8), (4, None, 16), (8, 8, 16)], ids=str
-)  # fmt: skip
+)
 def test_a_branch_whose_step_does_not_match_its_keyframe_is_refused(
     embedded: StableDiffusion, build_recipe: Make, job: Make, step: int, keyframe_step: int | None, steps: int
 ) -> None:

@@ -65,12 +65,15 @@ def test_one_step_applies_guidance_and_the_plans_coefficients(
 @pytest.mark.parametrize(
     "fields",
     [
-        {"guidance": 1.0}, {"guidance": 1.0, "negative": "fog"}, {"guidance": 3.0}, {"guidance": 2.0, "count": 3},
+        {"guidance": 1.0},
+        {"guidance": 1.0, "negative": "fog"},
+        {"guidance": 3.0},
+        {"guidance": 2.0, "count": 3},
         {"guidance": 2.0, "concepts": (Concept("a", 0.5),)},
         {"guidance": 1.0, "concepts": (Concept("a"), Concept("b"))},
         {"guidance": 1.0, "concepts": (Concept("a", 0.5), Concept("b", 0.5))},
     ],
-)  # fmt: skip
+)
 def test_the_charged_rows_are_the_rows_that_run(affine: Any, recipe: Make, fields: dict[str, Any], job: Make) -> None:
     engine = Engine({"affine": affine}, buckets=tuple(range(1, 33)))
     one = recipe(**fields)
@@ -376,10 +379,17 @@ def test_a_snapshot_of_a_finished_image_only_needs_decoding(affine: Any, recipe:
 @pytest.mark.parametrize(
     "snapshot_changes",
     [
-        {"x": b"\0" * 12}, {"x": b"\0" * 13}, {"next_step": 900}, {"shape": (1, 2, 3)}, {"history": b"\0" * 256},
-        {"x": b"\xff" * 256},        {"keyframes": ((999, b"\0" * 256),)}, {"keyframes": ((2, b""),)}, {"image": 3},
+        {"x": b"\0" * 12},
+        {"x": b"\0" * 13},
+        {"next_step": 900},
+        {"shape": (1, 2, 3)},
+        {"history": b"\0" * 256},
+        {"x": b"\xff" * 256},
+        {"keyframes": ((999, b"\0" * 256),)},
+        {"keyframes": ((2, b""),)},
+        {"image": 3},
     ],
-)  # fmt: skip
+)
 def test_a_damaged_snapshot_restarts_the_image(
     affine: Any, recipe: Make, job: Make, finish: Make, snapshot_changes: dict[str, Any]
 ) -> None:

@@ -43,9 +43,17 @@ def test_other_jobs_in_the_batch_change_no_bit(
     engine, other_jobs, latents = Engine({"embedded": embedded}), [], None
     for round_number in range(40):
         if rng.random() < 0.5:
-            other_jobs.append(job(exact_recipe(rng.choice(["a dog", "a tree"]), steps=rng.randint(1, 9),
-                                           count=rng.randint(1, 2), sampler=rng.choice(["ddpm", "dpmpp_2m"]),
-                                           dtype=dtype)))  # fmt: skip
+            other_jobs.append(
+                job(
+                    exact_recipe(
+                        rng.choice(["a dog", "a tree"]),
+                        steps=rng.randint(1, 9),
+                        count=rng.randint(1, 2),
+                        sampler=rng.choice(["ddpm", "dpmpp_2m"]),
+                        dtype=dtype,
+                    )
+                )
+            )
             engine.add(other_jobs[-1])
         if round_number == 3:
             engine.add(one)
@@ -64,9 +72,8 @@ def test_other_jobs_in_the_batch_change_no_bit(
 @pytest.mark.parametrize(("steps", "evaluations"), [(12, 0), (60, 12)])
 @pytest.mark.parametrize("sampler", ["ddpm", "dpmpp_2m"])
 def test_a_job_killed_and_resumed_several_times_gives_the_same_picture(
-    embedded: StableDiffusion, exact_recipe: Make, job: Make, finish: Make, sampler: str, steps: int,
-    evaluations: int,
-) -> None:  # fmt: skip
+    embedded: StableDiffusion, exact_recipe: Make, job: Make, finish: Make, sampler: str, steps: int, evaluations: int
+) -> None:
     lineage = (NoiseAncestor(3, 0, 0.3),)
     one = job(exact_recipe(steps=steps, evaluations=evaluations, sampler=sampler, lineage=lineage))
     expected = run_alone(embedded, one, finish)

@@ -464,13 +464,25 @@ async def test_a_worker_process_with_a_lost_device_ends_with_the_stuck_exit_code
     await asyncio.to_thread(shutil.copy, calibration, tmp_path)
     mark = tmp_path / "lost"
     environment = {
-        **os.environ, "DARKROOM_NATS_TOKEN": harness.broker.token, "OMP_NUM_THREADS": "1", "LOST": str(mark),
+        **os.environ,
+        "DARKROOM_NATS_TOKEN": harness.broker.token,
+        "OMP_NUM_THREADS": "1",
+        "LOST": str(mark),
         "SLOWLY": str(STEP_SECONDS),
-    }  # fmt: skip
+    }
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", PROGRAM, "serve", "--nats", harness.broker.url, "--name", "one", "--data", str(tmp_path),
+        sys.executable,
+        "-c",
+        PROGRAM,
+        "serve",
+        "--nats",
+        harness.broker.url,
+        "--name",
+        "one",
+        "--data",
+        str(tmp_path),
         env=environment,
-    )  # fmt: skip
+    )
     await wait_until(lambda: "one" in harness.bot.workers or process.returncode is not None, 120)
     job = make_job(steps=STEPS)
     await harness.bot.dispatch(job)

@@ -94,11 +94,7 @@ def test_rows_are_counted_and_charged_as_they_are_used(recipe: Make) -> None:
     assert count_rows(with_negative, is_guidance_on=False) == count_rows(with_negative) == 3
     assert [
         pinned_bucket(each, False) for each in (recipe(bucket=8), recipe(bucket=8, guidance_start=0.5), fully_guided)
-    ] == [
-        4,
-        4,
-        None,
-    ]
+    ] == [4, 4, None]
     assert count_row_steps(recipe(count=3, bucket=4, guidance_start=0.5)) == 5 * 4 + 5 * 8
 
 
@@ -144,7 +140,16 @@ def test_guided_steps_match_the_steps_inside_the_interval(steps: int, one: float
     first, stop = sorted((one, other))
     assume(first < stop)
     recipe = Recipe(
-        concepts=(Concept("x"),), model="m", sampler="ddim", steps=steps, seed=1, guidance=3.0, width=64, height=64,
-        dtype="float32", guidance_start=first, guidance_stop=stop,
-    )  # fmt: skip
+        concepts=(Concept("x"),),
+        model="m",
+        sampler="ddim",
+        steps=steps,
+        seed=1,
+        guidance=3.0,
+        width=64,
+        height=64,
+        dtype="float32",
+        guidance_start=first,
+        guidance_stop=stop,
+    )
     assert [k for k in range(steps) if is_guided(recipe, k)] == [*range(*find_guided_steps(recipe, 0, steps))]

@@ -146,9 +146,18 @@ def test_odd_picture_sizes_are_fitted(size: tuple[int, int]) -> None:
 
 def make_simulated_recipe(start: Any, **fields: Any) -> Recipe:
     defaults: dict[str, Any] = {
-        "concepts": (Concept("sea"),), "model": "simulated", "sampler": "ddim", "steps": 8, "seed": 3, "guidance": 1.0,
-        "width": 32, "height": 32, "dtype": "float32", "start": start, "count": 1,
-    }  # fmt: skip
+        "concepts": (Concept("sea"),),
+        "model": "simulated",
+        "sampler": "ddim",
+        "steps": 8,
+        "seed": 3,
+        "guidance": 1.0,
+        "width": 32,
+        "height": 32,
+        "dtype": "float32",
+        "start": start,
+        "count": 1,
+    }
     return Recipe(**(defaults | fields))
 
 

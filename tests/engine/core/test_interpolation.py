@@ -129,8 +129,11 @@ def test_an_interpolation_has_its_recipe_and_parameters_per_picture() -> None:
     assert decode(encode(one), Recipe) == one
     texts = [format_parameters(one, image, "r1") for image in range(4)]
     assert [each.splitlines()[0] for each in texts] == [
-        "cat::0.5 dog::0.5", "cat::0.375 dog::0.625", "cat::0.25 dog::0.75", "cat::0.125 dog::0.875",
-    ]  # fmt: skip
+        "cat::0.5 dog::0.5",
+        "cat::0.375 dog::0.625",
+        "cat::0.25 dog::0.75",
+        "cat::0.125 dog::0.875",
+    ]
     assert all("Seed: 5," in each and "Mixed: True" in each for each in texts)
     assert "Mixed" not in format_parameters(
         msgspec.structs.replace(one, interpolation=Interpolation("dog", 8, 9)), 0, "r1"

@@ -10,9 +10,13 @@ from engine.core.keyframe_steps import has_latents, keyframe_steps
 from engine.plan import plan
 
 ZERO_SNR = {
-    "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "timestep_spacing": "trailing",
-    "prediction_type": "v_prediction", "rescale_betas_zero_snr": True,
-}  # fmt: skip
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "timestep_spacing": "trailing",
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+}
 
 
 @pytest.mark.parametrize("steps", [1, 2, 20, 48])

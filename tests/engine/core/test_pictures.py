@@ -11,17 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.contract import (
-    Concept,
-    ControlImage,
-    ControlModel,
-    Dtype,
-    Job,
-    Lora,
-    Preprocessor,
-    Recipe,
-    ReferenceImage,
-)
+from engine.contract import Concept, ControlImage, ControlModel, Dtype, Job, Lora, Preprocessor, Recipe, ReferenceImage
 from engine.contract.rejection import JobRejected
 from engine.core.engine import Engine, LatentsDone
 from engine.core.input_pictures import load_pictures
@@ -82,24 +72,34 @@ class PictureAffine(Affine):
         shape = self.latent_shape(recipe.width, recipe.height)
         controls = [
             PictureCondition(
-                PictureSlot("control", each.name, number=number), (_to_latents(open_picture(each.picture), shape),),
-                each.scale, each.start, each.stop,
+                PictureSlot("control", each.name, number=number),
+                (_to_latents(open_picture(each.picture), shape),),
+                each.scale,
+                each.start,
+                each.stop,
             )
             for number, each in enumerate(recipe.controls)
-        ]  # fmt: skip
+        ]
         references = [
             PictureCondition(
-                PictureSlot("reference", each.name), (_to_latents(open_picture(each.picture), shape),), each.scale,
+                PictureSlot("reference", each.name),
+                (_to_latents(open_picture(each.picture), shape),),
+                each.scale,
                 unconditional_tensors=(torch.zeros(shape),),
             )
             for each in recipe.references
-        ]  # fmt: skip
+        ]
         return (*controls, *references)
 
     def denoise(
-        self, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, dtype: Dtype,
-        loras: tuple[Lora, ...] = (), pictures: tuple[PictureRows, ...] = (),
-    ) -> torch.Tensor:  # fmt: skip
+        self,
+        x: torch.Tensor,
+        t: torch.Tensor,
+        conditioning: Conditioning,
+        dtype: Dtype,
+        loras: tuple[Lora, ...] = (),
+        pictures: tuple[PictureRows, ...] = (),
+    ) -> torch.Tensor:
         out = super().denoise(x, t, conditioning, dtype, loras)
         self.seen.append([(each.slot.name, each.slot.number, each.rows.tolist()) for each in pictures])
         for each in pictures:

@@ -16,9 +16,11 @@ from shared.init_image_jobs import encode_ladder, hash_blobs, run_job
 Make = Callable[..., Any]
 STEPS = 60
 SPLIT, DROP, TERRIER, SEA = (
-    SplitImage(0, (1, 3), 77), DropImages((0,)), SetConcepts((Concept("terrier"),)),
+    SplitImage(0, (1, 3), 77),
+    DropImages((0,)),
+    SetConcepts((Concept("terrier"),)),
     SetConcepts((Concept("sea"),), fade_steps=8),
-)  # fmt: skip
+)
 
 
 def amend(recipe: Recipe, *amendments: tuple[int, Change]) -> Recipe:

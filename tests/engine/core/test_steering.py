@@ -167,9 +167,12 @@ def test_what_cannot_be_is_refused_with_a_sentence(affine: Any, recipe: Make, jo
     one = job(recipe("fox", steps=STEPS, guidance=3.0, count=2))
     engine = start(affine, one, 3)
     refused = {
-        DropImages((0, 1)): "has to stay", DropImages((3,)): "not developing", SplitImage(0, (1,), 5): "free places",
-        SetGuidance(3.0, 0.9, 0.1): "before it starts", SetConcepts((Concept("a", -1.0),), mixed=True): "above 0",
-    }  # fmt: skip
+        DropImages((0, 1)): "has to stay",
+        DropImages((3,)): "not developing",
+        SplitImage(0, (1,), 5): "free places",
+        SetGuidance(3.0, 0.9, 0.1): "before it starts",
+        SetConcepts((Concept("a", -1.0),), mixed=True): "above 0",
+    }
     for change, sentence in refused.items():
         with pytest.raises(JobRejected, match=sentence):
             engine.amend(one.id, AmendmentRequest(1, change))

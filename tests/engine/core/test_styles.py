@@ -22,9 +22,17 @@ STYLES = ("3d render", "soft shading", "flat design")
 @pytest.fixture
 def styled(recipe: Make) -> Any:
     return recipe(
-        "a red cat", model="embedded", steps=4, guidance=3.5, width=64, height=64, bucket=2, count=4, seed=5,
+        "a red cat",
+        model="embedded",
+        steps=4,
+        guidance=3.5,
+        width=64,
+        height=64,
+        bucket=2,
+        count=4,
+        seed=5,
         styles=STYLES,
-    )  # fmt: skip
+    )
 
 
 def draw(family: StableDiffusion, job: Any, *requests: AmendmentRequest) -> dict[int, torch.Tensor]:

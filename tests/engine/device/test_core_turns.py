@@ -10,14 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.device.core_turns import (
-    IDLE_SECONDS,
-    OTHER_WORK_SHARE,
-    SPARE_SECONDS,
-    SPARE_SHARE,
-    CoreTurns,
-    WorkKind,
-)
+from engine.device.core_turns import IDLE_SECONDS, OTHER_WORK_SHARE, SPARE_SECONDS, SPARE_SHARE, CoreTurns, WorkKind
 
 TIMEOUT = 10.0
 WORK_KINDS = [WorkKind.STEP, WorkKind.PICTURE, WorkKind.OTHER]

@@ -418,9 +418,17 @@ async def harness(model_opener: GatedModelOpener, tmp_path: Path) -> AsyncIterat
 
 def make_job(job: str, model: str, steps: int = 3) -> Job:
     task = Recipe(
-        concepts=(Concept("a cat"),), model=model, sampler="ddim", steps=steps, seed=1, guidance=1.0, width=32,
-        height=32, count=1, dtype="float32",
-    )  # fmt: skip
+        concepts=(Concept("a cat"),),
+        model=model,
+        sampler="ddim",
+        steps=steps,
+        seed=1,
+        guidance=1.0,
+        width=32,
+        height=32,
+        count=1,
+        dtype="float32",
+    )
     share = BillingKey("standard", "guild", "ann")
     return Job(id=job, task=task, billing_key=share, cost=1.0, deadline=2e9, ladder=False)
 

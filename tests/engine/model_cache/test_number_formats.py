@@ -54,9 +54,7 @@ def build_cache(budget: int, *models: ModelEntry) -> ModelCache:
 
 
 @pytest.mark.slow
-async def test_a_long_wait_for_another_format_ends_and_leaves_no_waiter(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_a_long_wait_for_another_format_ends_and_leaves_no_waiter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_cache, "MAX_WAIT_SECONDS", 0.1)
     cache = build_cache(8, build_model("x", SingleFormatFamily()))
     await cache.acquire("x", "bfloat16")

@@ -70,12 +70,14 @@ def to_original_layout(network: Any) -> dict[str, torch.Tensor]:
     renames = (
         (r"\.down_blocks\.(\d+)\.resnets\.(\d+)\.", r".down.\1.block.\2."),
         (r"\.down_blocks\.(\d+)\.downsamplers\.0\.", r".down.\1.downsample."),
-        (r"\.mid_block\.resnets\.0\.", ".mid.block_1."), (r"\.mid_block\.resnets\.1\.", ".mid.block_2."),
+        (r"\.mid_block\.resnets\.0\.", ".mid.block_1."),
+        (r"\.mid_block\.resnets\.1\.", ".mid.block_2."),
         (r"\.mid_block\.attentions\.0\.group_norm\.", ".mid.attn_1.norm."),
         (r"\.mid_block\.attentions\.0\.to_([qkv])\.", r".mid.attn_1.\1."),
         (r"\.mid_block\.attentions\.0\.to_out\.0\.", ".mid.attn_1.proj_out."),
-        (r"\.conv_norm_out\.", ".norm_out."), (r"\.conv_shortcut\.", ".nin_shortcut."),
-    )  # fmt: skip
+        (r"\.conv_norm_out\.", ".norm_out."),
+        (r"\.conv_shortcut\.", ".nin_shortcut."),
+    )
     up = re.compile(r"\.up_blocks\.(\d+)\.(?:resnets\.(\d+)|upsamplers\.0)\.")
     tensors: dict[str, torch.Tensor] = {}
     for key, value in network.state_dict().items():
@@ -91,9 +93,13 @@ def to_original_layout(network: Any) -> dict[str, torch.Tensor]:
 
 def build_recipe(make: Make, kind: str, **fields: Any) -> Any:
     defaults: dict[str, Any] = {
-        "model": kind, "sampler": {"sd": "ddim", "sdxl": "euler"}[kind], "steps": 2, "guidance": 3.0,
-        "width": SIDES[kind], "height": SIDES[kind],
-    }  # fmt: skip
+        "model": kind,
+        "sampler": {"sd": "ddim", "sdxl": "euler"}[kind],
+        "steps": 2,
+        "guidance": 3.0,
+        "width": SIDES[kind],
+        "height": SIDES[kind],
+    }
     return make("a cat", **(defaults | fields))
 
 
@@ -195,13 +201,14 @@ def test_it_is_loaded_once_and_counted_in_memory(load: Make, tmp_path: Path, rec
         ({"shift_factor": 0.1}, "its latents are scaled or shifted otherwise"),
         (
             {
-                "block_out_channels": (16, 32, 32), "down_block_types": ("DownEncoderBlock2D",) * 3,
+                "block_out_channels": (16, 32, 32),
+                "down_block_types": ("DownEncoderBlock2D",) * 3,
                 "up_block_types": ("UpDecoderBlock2D",) * 3,
             },
             "its latents have another size than those of sd",
         ),
     ],
-)  # fmt: skip
+)
 def test_another_latent_space_is_refused(
     load: Make, tmp_path: Path, recipe: Make, job: Make, fields: dict[str, Any], reason: str
 ) -> None:

@@ -67,8 +67,9 @@ def test_a_model_lists_the_networks_of_its_kind(pipelines: dict[str, Any], colle
         ControlModel("sd-openpose", revisions["sd-openpose"], "pose", 0.0),
     )
     assert [(each.name, each.preprocessor) for each in collect("sdxl").list_compatible()] == [
-        ("xl-depth-midas", "depth"), ("xl-sketch", "none"),
-    ]  # fmt: skip
+        ("xl-depth-midas", "depth"),
+        ("xl-sketch", "none"),
+    ]
 
 
 def test_a_revision_changes_with_the_weights(pipelines: dict[str, Any], collect: Collect, tmp_path: Path) -> None:
@@ -100,9 +101,13 @@ def write_config(folder: Path, **fields: Any) -> None:
     ],
 )
 def test_an_unfit_configuration_is_left_out_with_its_reason(
-    pipelines: dict[str, Any], collect: Collect, tmp_path: Path, fields: dict[str, Any], reason: str,
+    pipelines: dict[str, Any],
+    collect: Collect,
+    tmp_path: Path,
+    fields: dict[str, Any],
+    reason: str,
     caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+) -> None:
     save_control(build_controlnet(pipelines["sd"]), tmp_path / "one")
     write_config(tmp_path / "one", **fields)
     with caplog.at_level(logging.WARNING):
@@ -132,8 +137,9 @@ def test_a_light_adapter_fits_where_its_features_do(
     save_control(T2IAdapter(3, [16, 32, 64, 64], 1, 8), tmp_path / "full")
     save_control(build_adapter(pipelines["sd"]), tmp_path / "small")
     config = {
-        "block_out_channels": (16, 32, 64, 64), "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
-    }  # fmt: skip
+        "block_out_channels": (16, 32, 64, 64),
+        "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    }
     collection = ControlCollection(TargetNetwork("UNet2DConditionModel", config, 4, 8), CPU)
     collection.folder = tmp_path
     assert list_names(collection) == ["full", "light"]
@@ -154,10 +160,14 @@ def test_pickles_links_and_unreadable_files_are_refused(
     (tmp_path / "large" / "config.json").write_text(" " * 100_000)
     (tmp_path / "damaged.safetensors").write_bytes(b"damaged")
     reasons = {
-        "pickle": "only as a pickle", "link": "leads out of the folder", "empty": "no config.json",
-        "large": "no config.json", "../x": "no control network called", "damaged": "does not fit",
+        "pickle": "only as a pickle",
+        "link": "leads out of the folder",
+        "empty": "no config.json",
+        "large": "no config.json",
+        "../x": "no control network called",
+        "damaged": "does not fit",
         "absent": "no control network called absent",
-    }  # fmt: skip
+    }
     for name, reason in reasons.items():
         with pytest.raises(JobRejected, match=reason):
             collect().find(ControlImage(name, SHA))
@@ -186,9 +196,13 @@ def to_original_layout(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tens
     candidates += [f"zero_convs.{n}.0" for n in range(8)] + ["middle_block_out.0"]
     resnet = ("in_layers.0", "in_layers.2", "emb_layers.1", "out_layers.0", "out_layers.3", "skip_connection")
     block = (
-        "norm1", "norm2", "norm3", "ff.net.0.proj", "ff.net.2",
+        "norm1",
+        "norm2",
+        "norm3",
+        "ff.net.0.proj",
+        "ff.net.2",
         *(f"{attn}.{part}" for attn in ("attn1", "attn2") for part in ("to_q", "to_k", "to_v", "to_out.0")),
-    )  # fmt: skip
+    )
     attention = ("norm", "proj_in", "proj_out", *(f"transformer_blocks.0.{name}" for name in block))
     candidates += [f"middle_block.{n}.{name}" for n in (0, 2) for name in resnet]
     candidates += [f"middle_block.1.{name}" for name in attention]

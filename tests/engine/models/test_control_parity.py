@@ -36,8 +36,9 @@ BLOBS = hash_blobs(encode_picture(SCENE), encode_picture(OTHER_SCENE))
 SHA, OTHER_SHA = BLOBS
 PICTURES = {SHA: SCENE, OTHER_SHA: OTHER_SCENE}
 CONTROL_PIPELINES: Mapping[str, Any] = {
-    "sd": StableDiffusionControlNetPipeline, "sdxl": StableDiffusionXLControlNetPipeline,
-}  # fmt: skip
+    "sd": StableDiffusionControlNetPipeline,
+    "sdxl": StableDiffusionXLControlNetPipeline,
+}
 ADAPTER_PIPELINES: Mapping[str, Any] = {"sd": StableDiffusionAdapterPipeline, "sdxl": StableDiffusionXLAdapterPipeline}
 
 
@@ -80,9 +81,14 @@ def open_small(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Smal
 
 def make_recipe(make: Make, kind: str, **fields: Any) -> Recipe:
     defaults: dict[str, Any] = {
-        "model": kind, "sampler": "ddim", "steps": 4, "width": SIDE, "height": SIDE, "guidance": 4.0,
+        "model": kind,
+        "sampler": "ddim",
+        "steps": 4,
+        "width": SIDE,
+        "height": SIDE,
+        "guidance": 4.0,
         "negative": "a dog in the grass",
-    }  # fmt: skip
+    }
     return make("a cat", **(defaults | fields))
 
 
@@ -90,10 +96,16 @@ def run_pipeline(pipeline: Any, small: Small, recipe: Recipe, **arguments: Any) 
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = build_scheduler(small.family.scheduler_config, recipe.sampler)
     return pipeline(
-        recipe.concepts[0].text, negative_prompt=recipe.negative, num_inference_steps=recipe.steps,
-        width=recipe.width, height=recipe.height, guidance_scale=recipe.guidance, output_type="latent",
-        generator=torch.Generator().manual_seed(recipe.seed), **arguments,
-    ).images[0]  # fmt: skip
+        recipe.concepts[0].text,
+        negative_prompt=recipe.negative,
+        num_inference_steps=recipe.steps,
+        width=recipe.width,
+        height=recipe.height,
+        guidance_scale=recipe.guidance,
+        output_type="latent",
+        generator=torch.Generator().manual_seed(recipe.seed),
+        **arguments,
+    ).images[0]
 
 
 def find_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
@@ -111,10 +123,14 @@ def run_controlnets(small: Small, kind: str, recipe: Recipe) -> torch.Tensor:
     is_one = len(controls) == 1
     pipeline = CONTROL_PIPELINES[kind](**small.parts, controlnet=networks[0] if is_one else networks)
     return run_pipeline(
-        pipeline, small, recipe, image=pictures[0] if is_one else pictures,
+        pipeline,
+        small,
+        recipe,
+        image=pictures[0] if is_one else pictures,
         controlnet_conditioning_scale=scales[0] if is_one else scales,
-        control_guidance_start=starts[0] if is_one else starts, control_guidance_end=stops[0] if is_one else stops,
-    )  # fmt: skip
+        control_guidance_start=starts[0] if is_one else starts,
+        control_guidance_end=stops[0] if is_one else stops,
+    )
 
 
 CONTROLS = {
@@ -160,9 +176,12 @@ def test_latents_with_adapters_equal_the_pipelines(
         parts["requires_safety_checker"] = False
     pipeline = ADAPTER_PIPELINES[kind](**parts, adapter=adapters[0] if is_one else MultiAdapter(adapters))
     expected = run_pipeline(
-        pipeline, small, one, image=SCENE if is_one else [SCENE, OTHER_SCENE],
+        pipeline,
+        small,
+        one,
+        image=SCENE if is_one else [SCENE, OTHER_SCENE],
         adapter_conditioning_scale=scales[0] if is_one else list(scales),
-    )  # fmt: skip
+    )
     assert find_error(image.latents, expected) <= 1e-4
     (plain,) = run_job(job(make_recipe(recipe, kind)), {}, small.family)
     assert find_error(plain.latents, expected) > 1e-3, "otherwise the comparison proves nothing"
@@ -185,10 +204,17 @@ def test_an_init_image_and_a_control_equal_the_pipeline(
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = build_scheduler(small.family.scheduler_config, one.sampler)
     expected = pipeline(
-        "a cat", image=latents, control_image=SCENE, num_inference_steps=8, strength=0.5, guidance_scale=4.0,
-        control_guidance_end=0.5, generator=torch.Generator().manual_seed(one.seed), output_type="latent",
+        "a cat",
+        image=latents,
+        control_image=SCENE,
+        num_inference_steps=8,
+        strength=0.5,
+        guidance_scale=4.0,
+        control_guidance_end=0.5,
+        generator=torch.Generator().manual_seed(one.seed),
+        output_type="latent",
         controlnet_conditioning_scale=1.0,
-    ).images[0]  # fmt: skip
+    ).images[0]
     assert find_error(image.latents, expected) <= 1e-4
 
 
@@ -201,9 +227,12 @@ def test_rows_with_and_without_controls_share_forwards(
     jobs = [
         job(make_recipe(recipe, kind, seed=seed, controls=controls, guidance=guidance))
         for seed, guidance, controls in (
-            (1, 4.0, ()), (2, 3.0, (lines,)), (3, 1.0, (depth,)), (4, 5.0, (lines, depth, ControlImage("sketch", SHA))),
+            (1, 4.0, ()),
+            (2, 3.0, (lines,)),
+            (3, 1.0, (depth,)),
+            (4, 5.0, (lines, depth, ControlImage("sketch", SHA))),
         )
-    ]  # fmt: skip
+    ]
     alone = [run_job(each, BLOBS, small.family)[0].latents for each in jobs]
     rows: list[int] = []
     denoise = small.family.denoise
@@ -249,10 +278,11 @@ def test_half_precision_is_close(open_small: Callable[[str], Small], recipe: Mak
     exact, half = (
         run_job(
             job(make_recipe(recipe, "sd", dtype=dtype, steps=2, controls=(ControlImage("depth", SHA, scale=0.5),))),
-            BLOBS, small.family,
+            BLOBS,
+            small.family,
         )[0].latents
         for dtype in ("float32", "bfloat16")
-    )  # fmt: skip
+    )
     assert half.dtype == torch.float32
     assert 0 < find_error(half, exact) < 0.2
 

@@ -29,23 +29,45 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 Make = Callable[..., Any]
 USUAL = {
-    "sd_lcm": "lcm", "sdxl": "euler", "lcm": "lcm", "sd3": "euler", "flux": "euler", "schnell": "euler",
-    "zimage": "euler", "sana": "dpmpp_2m", "flux2": "euler", "flux2_klein": "euler", "chroma": "euler",
-    "qwen_image": "euler", "lumina2": "euler", "pixart": "dpmpp_2m", "pixart_alpha": "dpmpp_2m", "hidream": "euler",
-}  # fmt: skip
+    "sd_lcm": "lcm",
+    "sdxl": "euler",
+    "lcm": "lcm",
+    "sd3": "euler",
+    "flux": "euler",
+    "schnell": "euler",
+    "zimage": "euler",
+    "sana": "dpmpp_2m",
+    "flux2": "euler",
+    "flux2_klein": "euler",
+    "chroma": "euler",
+    "qwen_image": "euler",
+    "lumina2": "euler",
+    "pixart": "dpmpp_2m",
+    "pixart_alpha": "dpmpp_2m",
+    "hidream": "euler",
+}
 KINDS = tuple(USUAL)
 BY_ROWS = tuple(kind for kind in KINDS if kind not in ("sd_lcm", "lcm", "flux", "flux2"))
 OTHERS = [
-    ("sdxl", "ddim"), ("sdxl", "dpmpp_2m"), ("sd3", "dpmpp_2m"), ("flux", "dpmpp_2m"), ("sana", "euler"),
-    ("flux2", "dpmpp_2m"), ("pixart", "ddim"),
-]  # fmt: skip
+    ("sdxl", "ddim"),
+    ("sdxl", "dpmpp_2m"),
+    ("sd3", "dpmpp_2m"),
+    ("flux", "dpmpp_2m"),
+    ("sana", "euler"),
+    ("flux2", "dpmpp_2m"),
+    ("pixart", "ddim"),
+]
 
 
 def build_recipe(make: Make, kind: str, family: Family, text: str = "a cat", **fields: Any) -> Recipe:
     defaults: dict[str, Any] = {
-        "model": kind, "sampler": USUAL.get(kind, "euler"), "steps": 4, "width": 64, "height": 64,
+        "model": kind,
+        "sampler": USUAL.get(kind, "euler"),
+        "steps": 4,
+        "width": 64,
+        "height": 64,
         "guidance_kind": family.guides,
-    }  # fmt: skip
+    }
     return make(text, **(defaults | fields))
 
 
@@ -205,10 +227,23 @@ def test_a_forward_gives_the_same_bits_after_any_other(load_small: Make, recipe:
 def test_each_family_announces_its_sizes_tokens_and_guidance(load_small: Make) -> None:
     families = {kind: load_small(kind)[0] for kind in KINDS}
     assert {kind: (each.size, each.multiple) for kind, each in families.items()} == {
-        "sd_lcm": (64, 4), "sdxl": (64, 8), "lcm": (64, 8), "sd3": (64, 8), "flux": (256, 4), "schnell": (256, 4),
-        "zimage": (256, 4), "sana": (64, 32), "flux2": (256, 4), "flux2_klein": (256, 4), "chroma": (256, 4),
-        "qwen_image": (256, 4), "lumina2": (64, 16), "pixart": (256, 16), "pixart_alpha": (256, 4), "hidream": (96, 4),
-    }  # fmt: skip
+        "sd_lcm": (64, 4),
+        "sdxl": (64, 8),
+        "lcm": (64, 8),
+        "sd3": (64, 8),
+        "flux": (256, 4),
+        "schnell": (256, 4),
+        "zimage": (256, 4),
+        "sana": (64, 32),
+        "flux2": (256, 4),
+        "flux2_klein": (256, 4),
+        "chroma": (256, 4),
+        "qwen_image": (256, 4),
+        "lumina2": (64, 16),
+        "pixart": (256, 16),
+        "pixart_alpha": (256, 4),
+        "hidream": (96, 4),
+    }
     assert [families[kind].tokens for kind in ("sd3", "flux", "zimage", "sana")] == [256, 512, 512, 300]
     newer_kinds = ("flux2", "chroma", "qwen_image", "lumina2", "pixart", "hidream")
     assert [families[kind].tokens for kind in newer_kinds] == [512, 512, 1024, 256, 300, 128]
@@ -231,9 +266,14 @@ def test_a_latent_consistency_pipeline_loads_as_stable_diffusion_with_inner_guid
     pipeline.set_progress_bar_config(disable=True)
     assert type(pipeline).__name__ == "LatentConsistencyModelPipeline"
     expected = pipeline(
-        "a cat", num_inference_steps=4, guidance_scale=6.0, width=64, height=64, output_type="latent",
+        "a cat",
+        num_inference_steps=4,
+        guidance_scale=6.0,
+        width=64,
+        height=64,
+        output_type="latent",
         generator=torch.Generator().manual_seed(one.seed),
-    ).images  # fmt: skip
+    ).images
     assert error(actual, expected[0]) <= 1e-4
 
 
@@ -258,9 +298,10 @@ def test_a_negative_concept_may_come_first(load_small: Make, recipe: Make, job: 
     [
         ("sdxl-turbo", "EulerAncestralDiscreteScheduler", (4, "euler")),
         ("lcm-sdxl", "EulerDiscreteScheduler", (8, "lcm")),
-        ("dreamy", "LCMScheduler", (8, "lcm")), ("turbofan", "PNDMScheduler", None),
+        ("dreamy", "LCMScheduler", (8, "lcm")),
+        ("turbofan", "PNDMScheduler", None),
     ],
-)  # fmt: skip
+)
 def test_few_step_models_default_to_few_steps(name: str, scheduler: str, expected_steps: Any) -> None:
     assert find_few_step_sampling(name, {"_class_name": scheduler}, ("euler", "lcm", "ddpm")) == expected_steps
     assert find_few_step_sampling(name, {"_class_name": scheduler}, ("native",)) is None

@@ -127,11 +127,15 @@ def draw_with_pipeline(model: Any, job: Job, image: int = 0) -> np.ndarray:
     pipeline.scheduler = model.make_scheduler(task.sampler) or before
     try:
         picture = pipeline(
-            prompt=task.concepts[0].text, negative_prompt=task.negative or empty_negative,
+            prompt=task.concepts[0].text,
+            negative_prompt=task.negative or empty_negative,
             guidance_scale=task.guidance - 1.0 + model.no_guidance,
-            num_inference_steps=task.steps, width=task.width, height=task.height,
-            generator=torch.Generator().manual_seed(task.seed + image), **extra,
-        ).images[0]  # fmt: skip
+            num_inference_steps=task.steps,
+            width=task.width,
+            height=task.height,
+            generator=torch.Generator().manual_seed(task.seed + image),
+            **extra,
+        ).images[0]
     finally:
         pipeline.scheduler = before
     return np.asarray(picture, dtype=np.float64)
@@ -174,9 +178,14 @@ def test_a_thresholding_scheduler_runs_as_a_whole_pipeline(tmp_path: Path, engin
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps(index | {"scheduler": ["diffusers", "DDPMScheduler"]}))
     config = {
-        "_class_name": "DDPMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012,
-        "steps_offset": 1, "clip_sample": False, "thresholding": True,
-    }  # fmt: skip
+        "_class_name": "DDPMScheduler",
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "steps_offset": 1,
+        "clip_sample": False,
+        "thresholding": True,
+    }
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
     family = models.load_folder(str(folder), "thresholding")
     with pytest.raises(ValueError, match="clips or thresholds"):
@@ -265,7 +274,7 @@ def test_jobs_with_different_prompts_steps_and_samplers_share_forwards(
         make_job_for(family, "sea", "kdpm2", user="c", steps=5),
         make_job_for(family, "red", "native", user="d", steps=12, guidance=1.0),
         make_job_for(family, "ice", "dpmpp_3m", user="e", steps=10, negative="fog"),
-    ]  # fmt: skip
+    ]
     engine, single_runs = engines(family), []
     for each in jobs:
         by_itself = engines(family)

@@ -210,9 +210,18 @@ def load_small(tmp_path_factory: pytest.TempPathFactory) -> Load:
 
 def build_recipe(family: Family, **fields: Any) -> Recipe:
     defaults: dict[str, Any] = {
-        "concepts": (Concept("a cat"),), "model": family.name, "sampler": "euler", "steps": 3, "seed": 3,
-        "guidance": 4.0, "width": 64, "height": 64, "dtype": "float32", "guidance_kind": family.guides, "count": 1,
-    }  # fmt: skip
+        "concepts": (Concept("a cat"),),
+        "model": family.name,
+        "sampler": "euler",
+        "steps": 3,
+        "seed": 3,
+        "guidance": 4.0,
+        "width": 64,
+        "height": 64,
+        "dtype": "float32",
+        "guidance_kind": family.guides,
+        "count": 1,
+    }
     return Recipe(**(defaults | fields))
 
 

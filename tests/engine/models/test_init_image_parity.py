@@ -39,9 +39,7 @@ pytestmark = [  # diffusers' own
 ]
 
 Make = Callable[..., Any]
-SAMPLERS = [
-    ("ddim", 0.0), ("ddim", 0.7), ("ddpm", 0.0), ("euler", 0.0), ("dpmpp_2m", 0.0), ("euler_ancestral", 0.0),
-]  # fmt: skip
+SAMPLERS = [("ddim", 0.0), ("ddim", 0.7), ("ddpm", 0.0), ("euler", 0.0), ("dpmpp_2m", 0.0), ("euler_ancestral", 0.0)]
 SMALL_SIDE = 32  # pixels: at 64, attention alone would take most of the time
 STRENGTHS = [0.3, 0.6, 1.0]
 # the small model has each sampler with each strength; these have each of them
@@ -76,19 +74,33 @@ def by_diffusers(pipeline: Any, family: StableDiffusion, recipe: Recipe, image: 
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = build_scheduler(family.scheduler_config, recipe.sampler)
     return pipeline(
-        recipe.concepts[0].text, image=image, strength=recipe.start.strength, num_inference_steps=recipe.steps,
-        guidance_scale=recipe.guidance, eta=recipe.eta, num_images_per_prompt=recipe.count, output_type="latent",
-        generator=[torch.Generator().manual_seed(recipe.seed + image) for image in range(recipe.count)], **options,
-    ).images  # fmt: skip
+        recipe.concepts[0].text,
+        image=image,
+        strength=recipe.start.strength,
+        num_inference_steps=recipe.steps,
+        guidance_scale=recipe.guidance,
+        eta=recipe.eta,
+        num_images_per_prompt=recipe.count,
+        output_type="latent",
+        generator=[torch.Generator().manual_seed(recipe.seed + image) for image in range(recipe.count)],
+        **options,
+    ).images
 
 
 def build_recipe(
     recipe: Make, family: StableDiffusion, sampler: str, eta: float, start: ImageToImage, side: int = 64
 ) -> Recipe:
     return recipe(
-        model=family.name, sampler=sampler, eta=eta, guidance=3.5, count=2, width=side, height=side, steps=10,
+        model=family.name,
+        sampler=sampler,
+        eta=eta,
+        guidance=3.5,
+        count=2,
+        width=side,
+        height=side,
+        steps=10,
         start=start,
-    )  # fmt: skip
+    )
 
 
 def latents_of(job: Any, blobs: Blobs, family: StableDiffusion) -> torch.Tensor:

@@ -41,9 +41,15 @@ CALIBRATION = Calibration("float32", 4, 10, "ddim", 1.0, 1.0, 1.0, {1: 1.0}, {"f
 def build(make: Make, family: Any, strength: float = 1.0, **fields: Any) -> tuple[Recipe, dict[str, bytes]]:
     start, blobs = make_image_to_image([SCENE], strength, encode_picture(MASK))
     defaults: dict[str, Any] = {
-        "model": family.name, "sampler": "euler", "steps": 5, "width": family.size, "height": family.size,
-        "guidance": 3.0, "guidance_kind": family.guides, "start": start,
-    }  # fmt: skip
+        "model": family.name,
+        "sampler": "euler",
+        "steps": 5,
+        "width": family.size,
+        "height": family.size,
+        "guidance": 3.0,
+        "guidance_kind": family.guides,
+        "start": start,
+    }
     return make("a cat", **(defaults | fields)), blobs
 
 

@@ -32,10 +32,12 @@ def write_decoder(model_folder: Path, seed: int = 3, **fields: Any) -> None:
     groups = int(config["norm_num_groups"])
     torch.manual_seed(seed)
     defaults: dict[str, Any] = {
-        "latent_channels": config["latent_channels"], "norm_num_groups": groups, "use_post_quant_conv": True,
+        "latent_channels": config["latent_channels"],
+        "norm_num_groups": groups,
+        "use_post_quant_conv": True,
         "block_out_channels": [groups, groups, *config["block_out_channels"]],
         "scaling_factor": config.get("scaling_factor", 0.18215),
-    }  # fmt: skip
+    }
     LargeDecoder(**(defaults | fields)).half().save_pretrained(model_folder / "decoder")
 
 
@@ -147,7 +149,7 @@ def spoil_weights(folder: Path) -> None:
         (lambda folder: (folder / WEIGHTS_FILE).write_bytes(b"no"), "are damaged or do not fit its config.json"),
         (spoil_weights, "does not give pictures"),
     ],
-)  # fmt: skip
+)
 def test_a_broken_large_decoder_is_refused_in_one_sentence(
     damage: Callable[[Path], Any], sentence: str, folder: Path
 ) -> None:

@@ -100,10 +100,14 @@ def build_recipe(make: Make, family: Any, **fields: Any) -> Any:
     default_sampler = {"sana": "dpmpp_2m", "sd": "ddim"}.get(family.name, "euler")
     side = min(64, family.size)
     defaults: dict[str, Any] = {
-        "model": family.name, "sampler": default_sampler, "steps": 3, "width": side, "height": side,
+        "model": family.name,
+        "sampler": default_sampler,
+        "steps": 3,
+        "width": side,
+        "height": side,
         "guidance_kind": family.guides,
         "guidance": 3.0,
-    }  # fmt: skip
+    }
     return make("a cat", **(defaults | fields))
 
 

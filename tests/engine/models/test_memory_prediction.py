@@ -17,11 +17,7 @@ from engine.calibration.measurement import probe_recipe
 from engine.contract import Dtype
 from engine.contract.rejection import JobRejected
 from engine.models.files.model_source import ModelSource
-from engine.models.loading.memory_estimate import (
-    InspectedModel,
-    estimate_bytes,
-    estimate_weights,
-)
+from engine.models.loading.memory_estimate import InspectedModel, estimate_bytes, estimate_weights
 from engine.models.loading.number_formats import LARGE_PARAMETERS, FormatChooser
 from engine.models.loading.pipeline_loader import inspect_folder
 from engine.models.network.cpu_offload import is_offloaded

@@ -69,9 +69,14 @@ def add_edit(engine: Engine, family: Any, each: Job, picture: Image.Image) -> No
 @pytest.mark.sampled
 @pytest.mark.parametrize("kind", KINDS)
 def test_edits_share_forwards_and_equal_the_pipelines(
-    load_small: Make, native_area: None, recipe: Make, job: Make, finish: Make, kind: str,
+    load_small: Make,
+    native_area: None,
+    recipe: Make,
+    job: Make,
+    finish: Make,
+    kind: str,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     family, pipeline = load_small(kind)
     rows, denoise = [], family.denoise
 

@@ -32,9 +32,15 @@ def save_pose_estimator(
     """Save a small ViTPose; `scale`: how certain it is of what it sees."""
     torch.manual_seed(0)
     backbone = transformers.VitPoseBackboneConfig(
-        image_size=sides, patch_size=(16, 16), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-        num_experts=experts, part_features=4 if experts > 1 else 256, out_indices=[2],
-    )  # fmt: skip
+        image_size=sides,
+        patch_size=(16, 16),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_experts=experts,
+        part_features=4 if experts > 1 else 256,
+        out_indices=[2],
+    )
     model = transformers.VitPoseForPoseEstimation(
         transformers.VitPoseConfig(backbone_config=backbone, num_labels=labels)
     )
@@ -50,10 +56,20 @@ def save_detector(folder: Path, label: int, names: dict[int, str] = PERSON_LABEL
         embedding_size=8, hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], layer_type="basic", out_indices=[2, 3, 4]
     )
     config = transformers.RTDetrConfig(
-        backbone_config=resnet, encoder_hidden_dim=16, encoder_in_channels=[8, 8, 8], encoder_layers=1,
-        encoder_ffn_dim=16, encoder_attention_heads=2, d_model=16, num_queries=24, decoder_in_channels=[16, 16, 16],
-        decoder_ffn_dim=16, decoder_layers=1, decoder_attention_heads=2, id2label=names,
-    )  # fmt: skip
+        backbone_config=resnet,
+        encoder_hidden_dim=16,
+        encoder_in_channels=[8, 8, 8],
+        encoder_layers=1,
+        encoder_ffn_dim=16,
+        encoder_attention_heads=2,
+        d_model=16,
+        num_queries=24,
+        decoder_in_channels=[16, 16, 16],
+        decoder_ffn_dim=16,
+        decoder_layers=1,
+        decoder_attention_heads=2,
+        id2label=names,
+    )
     model = transformers.RTDetrForObjectDetection(config)
     for head in (model.model.enc_score_head, *model.model.decoder.class_embed):
         torch.nn.init.constant_(head.bias, -8.0)
@@ -177,7 +193,7 @@ def name_the_shortest_side(folder: Path) -> None:
         (lambda folder: save_pose_estimator(folder, sides=64), "has an image processor that does not fit"),
         (name_the_shortest_side, "has an image processor that does not fit"),
     ],
-)  # fmt: skip
+)
 def test_a_foreign_network_is_refused(tmp_path: Path, change: Callable[[Path], object], reason: str) -> None:
     save_pose_estimator(tmp_path / "pose")
     change(tmp_path / "pose")

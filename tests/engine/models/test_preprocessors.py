@@ -57,13 +57,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("preprocessors")
     torch.manual_seed(0)
     backbone = transformers.Dinov2Config(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=28, patch_size=14,
-        out_features=["stage1", "stage2"], reshape_hidden_states=False, apply_layernorm=True,
-    )  # fmt: skip
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=28,
+        patch_size=14,
+        out_features=["stage1", "stage2"],
+        reshape_hidden_states=False,
+        apply_layernorm=True,
+    )
     config = transformers.DepthAnythingConfig(
-        backbone_config=backbone, reassemble_hidden_size=16, patch_size=14, neck_hidden_sizes=[8, 8],
-        reassemble_factors=[2, 1], fusion_hidden_size=8, head_hidden_size=8,
-    )  # fmt: skip
+        backbone_config=backbone,
+        reassemble_hidden_size=16,
+        patch_size=14,
+        neck_hidden_sizes=[8, 8],
+        reassemble_factors=[2, 1],
+        fusion_hidden_size=8,
+        head_hidden_size=8,
+    )
     model = transformers.DepthAnythingForDepthEstimation(config)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)

@@ -37,7 +37,7 @@ from tests.engine.models.test_families import by_engine, error
 from tests.engine.models.test_lora_pipeline import write_family_lora
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # diffusers' own
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 ]
 
 Make = Callable[..., Any]
@@ -69,9 +69,16 @@ def load_family(folder: Path, quantization: PartQuantization, data: Path | None 
 
 def build_recipe(make: Make, family: Any, **fields: Any) -> Any:
     defaults: dict[str, Any] = {
-        "model": family.name, "sampler": "euler", "steps": 3, "width": 64, "height": 64, "guidance": 4.0,
-        "guidance_kind": family.guides, "dtype": "float32", "quantization": family.quantization,
-    }  # fmt: skip
+        "model": family.name,
+        "sampler": "euler",
+        "steps": 3,
+        "width": 64,
+        "height": 64,
+        "guidance": 4.0,
+        "guidance_kind": family.guides,
+        "dtype": "float32",
+        "quantization": family.quantization,
+    }
     return make("a cat", **(defaults | fields))
 
 
@@ -79,10 +86,12 @@ def build_recipe(make: Make, family: Any, **fields: Any) -> Any:
 @pytest.mark.parametrize(
     ("kind", "network", "text"),
     [
-        ("wide_sdxl", "int8", "none"), ("wide_sdxl", "int4", "int8"), ("wide_flux", "int8", "int4"),
+        ("wide_sdxl", "int8", "none"),
+        ("wide_sdxl", "int4", "int8"),
+        ("wide_flux", "int8", "int4"),
         ("wide_flux", "float8", "float8"),
     ],
-)  # fmt: skip
+)
 def test_latents_equal_those_of_the_pipeline_with_the_same_quantisation(
     wide_folder: Make, recipe: Make, job: Make, finish: Make, kind: str, network: Quantization, text: Quantization
 ) -> None:
@@ -165,9 +174,12 @@ def test_a_gguf_network_draws_what_it_draws_in_the_pipeline(
     family = load_family(path, chosen.quantization)
     predicted = inspected.count_bytes(FormatChooser(CPU, 0, chosen.quantization).with_quantization(chosen.quantization))
     transformer = diffusers.FluxTransformer2DModel.from_single_file(
-        str(path), config=str(folder), subfolder="transformer", dtype=torch.float32,
+        str(path),
+        config=str(folder),
+        subfolder="transformer",
+        dtype=torch.float32,
         quantization_config=diffusers.GGUFQuantizationConfig(compute_dtype=torch.float32),
-    )  # fmt: skip
+    )
     one = build_recipe(recipe, family)
     expected = call_pipeline(load_quantized_pipeline(folder, PartQuantization(), transformer=transformer), family, one)
     assert error(by_engine(family, one, job, finish)[0], expected[0]) <= 1e-4

@@ -76,9 +76,12 @@ def test_the_bytes_of_a_matrix_count_its_scales(quantization: Quantization, size
 def test_only_matrices_of_linear_layers_are_quantised() -> None:
     assert find_matrix("blocks.0.to_q.weight", (4, 8)) == Matrix("blocks.0.to_q.weight", 4, 8)
     for name, shape in (
-        ("text_model.embeddings.token_embedding.weight", (100, 8)), ("shared.weight", (100, 8)),
-        ("norm.weight", (8,)), ("conv_in.weight", (8, 4, 3, 3)), ("to_q.bias", (8,)),
-    ):  # fmt: skip
+        ("text_model.embeddings.token_embedding.weight", (100, 8)),
+        ("shared.weight", (100, 8)),
+        ("norm.weight", (8,)),
+        ("conv_in.weight", (8, 4, 3, 3)),
+        ("to_q.bias", (8,)),
+    ):
         assert find_matrix(name, shape) is None, name
     narrow = Matrix("proj.weight", 15, 60)
     assert count_matrix_bytes(narrow, "int4", CPU, 2) == 2 * 15 * 60, "it stays as it is"

@@ -26,12 +26,7 @@ from engine.models import load_model
 from engine.models.reference.adapter_files import MAX_CONFIG_BYTES
 from engine.models.reference.reference_conditioner import ReferenceConditioner
 from shared.init_image_jobs import Blobs, add_job
-from shared.picture_jobs import (
-    draw_reference,
-    run_engine,
-    run_picture_jobs,
-    store_pictures,
-)
+from shared.picture_jobs import draw_reference, run_engine, run_picture_jobs, store_pictures
 from tests.engine.models.test_families import by_engine, error
 from tests.engine.models.test_lora_pipeline import random_matrices
 
@@ -76,9 +71,15 @@ def make_reference(name: str, picture: int, scale: float = 0.8) -> ReferenceImag
 
 def build(make: Make, family: Any, *references: ReferenceImage, **fields: Any) -> Recipe:
     defaults: dict[str, Any] = {
-        "model": family.name, "sampler": "euler", "steps": 4, "width": family.size, "height": family.size,
-        "guidance": 4.0, "guidance_kind": family.guides, "references": references,
-    }  # fmt: skip
+        "model": family.name,
+        "sampler": "euler",
+        "steps": 4,
+        "width": family.size,
+        "height": family.size,
+        "guidance": 4.0,
+        "guidance_kind": family.guides,
+        "references": references,
+    }
     return make("a cat", **(defaults | fields))
 
 
@@ -218,9 +219,11 @@ def test_bfloat16_is_near_float32(load_small: Make, recipe: Make, job: Make) -> 
     exact, rounded, plain = (
         draw(job(build(recipe, family, *references, dtype=dtype)), family)
         for references, dtype in (
-            ((make_reference("plain", 0),), "float32"), ((make_reference("plain", 0),), "bfloat16"), ((), "float32"),
+            ((make_reference("plain", 0),), "float32"),
+            ((make_reference("plain", 0),), "bfloat16"),
+            ((), "float32"),
         )
-    )  # fmt: skip
+    )
     assert error(rounded, exact) < 0.5 * error(plain, exact)
 
 
@@ -308,13 +311,17 @@ def spoil(folder: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "sentence"),
     [
-        ("pickle", "only as a pickle"), ("rubbish", "does not fit this model"), ("several", "several files of weights"),
-        ("no encoder", "needs its image encoder beside it"), ("link", "leads out of the folder"),
+        ("pickle", "only as a pickle"),
+        ("rubbish", "does not fit this model"),
+        ("several", "several files of weights"),
+        ("no encoder", "needs its image encoder beside it"),
+        ("link", "leads out of the folder"),
         ("configuration", "has an image encoder with a configuration of more than 1 MiB"),
         ("image size", "has an image encoder that is not built here: expected `int` <= 1024 - at `$.image_size`."),
-        ("faces", "does not fit this model"), ("layers", "does not fit this model"),
+        ("faces", "does not fit this model"),
+        ("layers", "does not fit this model"),
     ],
-)  # fmt: skip
+)
 def test_a_faulty_adapter_is_refused_with_a_sentence_and_not_announced(
     load_small: Make, recipe: Make, job: Make, tmp_path: Path, how: str, sentence: str
 ) -> None:

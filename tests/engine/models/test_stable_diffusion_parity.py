@@ -47,10 +47,17 @@ def by_diffusers(pipeline: Any, family: StableDiffusion, recipe: Recipe, output:
     pipeline.scheduler = build_scheduler(family.scheduler_config, recipe.sampler)
     torch_generators = [torch.Generator().manual_seed(recipe.seed + image) for image in range(recipe.count)]
     return pipeline(
-        recipe.concepts[0].text, negative_prompt=recipe.negative or None, num_inference_steps=recipe.steps,
-        guidance_scale=recipe.guidance, eta=recipe.eta, num_images_per_prompt=recipe.count, width=recipe.width,
-        height=recipe.height, generator=torch_generators, output_type=output,
-    ).images  # fmt: skip
+        recipe.concepts[0].text,
+        negative_prompt=recipe.negative or None,
+        num_inference_steps=recipe.steps,
+        guidance_scale=recipe.guidance,
+        eta=recipe.eta,
+        num_images_per_prompt=recipe.count,
+        width=recipe.width,
+        height=recipe.height,
+        generator=torch_generators,
+        output_type=output,
+    ).images
 
 
 @pytest.mark.slow
@@ -97,9 +104,15 @@ def test_without_guidance_the_latents_equal_the_pipelines(
 @pytest.mark.parametrize(("sampler", "eta"), SAMPLERS)
 @pytest.mark.parametrize("size", [(32, 32), (48, 32)])
 def test_a_stable_diffusion_folder_draws_the_pipelines_latents_and_pictures(
-    small_family: StableDiffusion, small_pipeline: Any, recipe: Make, job: Make, finish: Make, sampler: str, eta: float,
+    small_family: StableDiffusion,
+    small_pipeline: Any,
+    recipe: Make,
+    job: Make,
+    finish: Make,
+    sampler: str,
+    eta: float,
     size: tuple[int, int],
-) -> None:  # fmt: skip
+) -> None:
     """CLIP, epsilon prediction, leading spacing, a PNDM configuration, and unequal sides."""
     one = recipe(model="small", sampler=sampler, eta=eta, guidance=7.5, count=2, width=size[0], height=size[1])
     engine, each = Engine({"small": small_family}), job(one)

@@ -68,9 +68,17 @@ def load_family(folder: Path) -> DiffusersFamily:
 
 def build_recipe(make: Make, family: DiffusersFamily) -> Any:
     return make(
-        "a cat", model=family.name, sampler="euler", steps=3, width=64, height=64, guidance=4.0,
-        guidance_kind=family.guides, dtype="float32", quantization=family.quantization,
-    )  # fmt: skip
+        "a cat",
+        model=family.name,
+        sampler="euler",
+        steps=3,
+        width=64,
+        height=64,
+        guidance=4.0,
+        guidance_kind=family.guides,
+        dtype="float32",
+        quantization=family.quantization,
+    )
 
 
 def test_stored_int8_draws_what_the_pipeline_of_the_folder_draws(
@@ -192,13 +200,18 @@ def torchao_config(kind: object, **fields: object) -> dict[str, object]:
 @pytest.mark.parametrize(
     "config",
     [
-        {"quant_method": "sdnq"}, {"quant_method": "bitsandbytes"}, ["torchao"], "int8",
+        {"quant_method": "sdnq"},
+        {"quant_method": "bitsandbytes"},
+        ["torchao"],
+        "int8",
         {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"},
-        {"quant_method": "torchao", "quant_type": "int8_weight_only"}, torchao_config("Int4WeightOnlyConfig"),
-        torchao_config(["Int8WeightOnlyConfig"]), torchao_config("quantize_"),
+        {"quant_method": "torchao", "quant_type": "int8_weight_only"},
+        torchao_config("Int4WeightOnlyConfig"),
+        torchao_config(["Int8WeightOnlyConfig"]),
+        torchao_config("quantize_"),
         torchao_config("Int8WeightOnlyConfig", _data={"granularity": {"_type": "quantize_", "_data": {}}}),
     ],
-)  # fmt: skip
+)
 def test_other_ways_are_not_opened(config: object) -> None:
     assert find_stored_quantization(config) is None
 

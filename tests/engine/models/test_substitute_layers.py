@@ -79,9 +79,7 @@ def test_the_whole_network_is_as_close_to_float32_as_with_diffusers_layers(embed
     assert sum(ours for ours, _ in errors) <= 1.03**2 * sum(original for _, original in errors)
 
 
-def test_every_norm_and_attention_is_replaced_in_bfloat16_only(
-    embedded: StableDiffusion,
-) -> None:
+def test_every_norm_and_attention_is_replaced_in_bfloat16_only(embedded: StableDiffusion) -> None:
     def replaceable_layers(net: nn.Module) -> list[str]:
         kinds = [type(each) for each in net.modules() if type(each) is nn.GroupNorm]
         return [str(kind) for kind in kinds] + [

@@ -50,16 +50,22 @@ def load_by_diffusers(pipeline: Any, kind: str, path: Path) -> None:
     """Loads a textual inversion into the unmodified pipeline, as its documentation says."""
     for key, ending in SLOTS[kind].items():
         pipeline.load_textual_inversion(
-            {"*": load_file(path)[key]}, token=f"<{path.stem}>", tokenizer=getattr(pipeline, f"tokenizer{ending}"),
+            {"*": load_file(path)[key]},
+            token=f"<{path.stem}>",
+            tokenizer=getattr(pipeline, f"tokenizer{ending}"),
             text_encoder=getattr(pipeline, f"text_encoder{ending}"),
-        )  # fmt: skip
+        )
 
 
 def build_recipe(make: Make, kind: str, text: str = "a cat", **fields: Any) -> Any:
     defaults: dict[str, Any] = {
-        "model": kind, "sampler": {"sd": "ddim", "sdxl": "euler"}[kind], "steps": 3, "width": 32, "height": 32,
+        "model": kind,
+        "sampler": {"sd": "ddim", "sdxl": "euler"}[kind],
+        "steps": 3,
+        "width": 32,
+        "height": 32,
         "guidance": 3.0,
-    }  # fmt: skip
+    }
     return make(text, **(defaults | fields))
 
 
@@ -164,9 +170,13 @@ def test_a_resumed_image_is_the_same_picture(load: Make, tmp_path: Path, recipe:
 
 
 def test_what_fits_is_announced_and_all_else_refused_with_a_sentence(
-    load: Make, tmp_path: Path, recipe: Make, job: Make, caplog: pytest.LogCaptureFixture,
+    load: Make,
+    tmp_path: Path,
+    recipe: Make,
+    job: Make,
+    caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     folder = write_embedding(tmp_path, "sd", "fits", 2).parent
     write_embedding(tmp_path, "sdxl", "both", 2)
     save_file({"emb": torch.zeros(1, 768)}, folder / "wide.safetensors")

@@ -14,9 +14,7 @@ import pytest
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.models.controlnets.controlnet_flux import FluxControlNetModel
 from diffusers.models.controlnets.controlnet_sd3 import SD3ControlNetModel
-from diffusers.pipelines.controlnet_sd3.pipeline_stable_diffusion_3_controlnet import (
-    StableDiffusion3ControlNetPipeline,
-)
+from diffusers.pipelines.controlnet_sd3.pipeline_stable_diffusion_3_controlnet import StableDiffusion3ControlNetPipeline
 from diffusers.pipelines.flux.pipeline_flux_controlnet import FluxControlNetPipeline
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
@@ -41,8 +39,9 @@ BUILDERS: dict[str, Any] = {"flux": build_flux_controlnet, "sd3": build_sd3_cont
 CLASSES: dict[str, Any] = {"flux": FluxControlNetModel, "sd3": SD3ControlNetModel}
 PIPELINES: dict[str, Any] = {"flux": FluxControlNetPipeline, "sd3": StableDiffusion3ControlNetPipeline}
 FIELDS: dict[str, dict[str, Any]] = {
-    "plain": {}, "other": {"flux": {"guidance_embeds": False}, "sd3": {"force_zeros_for_pooled_projection": False}},
-}  # fmt: skip
+    "plain": {},
+    "other": {"flux": {"guidance_embeds": False}, "sd3": {"force_zeros_for_pooled_projection": False}},
+}
 
 
 @pytest.fixture(scope="module")
@@ -82,24 +81,36 @@ def make_controlled(pipeline: Any, **arguments: Any) -> Any:
 @pytest.mark.parametrize("kind", ["flux", "sd3"])
 @pytest.mark.parametrize("names", [("plain",), ("other",), ("plain", "plain")])
 def test_latents_equal_the_pipelines(
-    open_small: Callable[[str], tuple[DiffusersFamily, Any, Path]], recipe: Make, job: Make, kind: str,
-    names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    open_small: Callable[[str], tuple[DiffusersFamily, Any, Path]],
+    recipe: Make,
+    job: Make,
+    kind: str,
+    names: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())
     family, plain_pipeline, folder = open_small(kind)
     controls = tuple(ControlImage(name, SHA, scale=0.7, stop=0.8) for name in names)
     one = recipe(
-        "a cat", model=kind, sampler="euler", steps=4, width=64, height=64, guidance=4.0, controls=controls,
+        "a cat",
+        model=kind,
+        sampler="euler",
+        steps=4,
+        width=64,
+        height=64,
+        guidance=4.0,
+        controls=controls,
         guidance_kind=family.guides,
-    )  # fmt: skip
+    )
     (image,) = run_job(job(one), BLOBS, family)
     networks = [CLASSES[kind].from_pretrained(folder / name) for name in names]
     is_one = len(names) == 1
     pipeline = make_controlled(
         PIPELINES[kind](**plain_pipeline.components, controlnet=networks[0] if is_one else networks),
-        control_image=SCENE if is_one else [SCENE] * len(names), control_guidance_end=0.8,
+        control_image=SCENE if is_one else [SCENE] * len(names),
+        control_guidance_end=0.8,
         controlnet_conditioning_scale=0.7 if is_one else [0.7] * len(names),
-    )  # fmt: skip
+    )
     expected = call_pipeline(pipeline, family, one)[0]
     scale = max(1.0, float(expected.abs().max()))
     assert float((image.latents - expected).abs().max()) / scale <= 1e-4

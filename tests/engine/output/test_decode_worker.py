@@ -11,17 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.contract import (
-    Branch,
-    Concept,
-    ImageToImage,
-    InitImage,
-    Job,
-    Ladder,
-    NoiseAncestor,
-    UpscaleMethod,
-    decode,
-)
+from engine.contract import Branch, Concept, ImageToImage, InitImage, Job, Ladder, NoiseAncestor, UpscaleMethod, decode
 from engine.contract.rejection import JobRejected
 from engine.core.engine import Engine, LatentsDone, StepDone
 from engine.output.decode_worker import DecodeWorker
@@ -69,9 +59,14 @@ def test_a_picture_has_the_same_bytes_every_time_and_carries_its_parameters(
 
 def test_parameters_have_the_format_of_a1111(recipe: Make) -> None:
     full_recipe = recipe(
-        concepts=(Concept("sea"), Concept("fog", -0.5)), negative="people, text", sampler="ddim", eta=0.3, bucket=8,
-        lineage=(NoiseAncestor(3, 2, 0.25),), seed=9,
-    )  # fmt: skip
+        concepts=(Concept("sea"), Concept("fog", -0.5)),
+        negative="people, text",
+        sampler="ddim",
+        eta=0.3,
+        bucket=8,
+        lineage=(NoiseAncestor(3, 2, 0.25),),
+        seed=9,
+    )
     assert format_parameters(full_recipe, 2, "abc").splitlines() == [
         "sea fog::-0.5",
         "Negative prompt: people, text",
@@ -85,15 +80,19 @@ def test_parameters_have_the_format_of_a1111(recipe: Make) -> None:
 @pytest.mark.parametrize(
     ("fields", "expected_text"),
     [
-        ({"start": ImageToImage((InitImage("ab" * 32), InitImage("cd" * 32, 2.0)), 0.6)},
-         "Denoising strength: 0.6, Begun with: ababababab@1 cdcdcdcdcd@2, Version"),
-        ({"start": ImageToImage((InitImage("ab" * 32),), 1.0, "ef" * 32)},
-         "Denoising strength: 1, Begun with: ababababab@1, Mask: efefefefef, Version"),
+        (
+            {"start": ImageToImage((InitImage("ab" * 32), InitImage("cd" * 32, 2.0)), 0.6)},
+            "Denoising strength: 0.6, Begun with: ababababab@1 cdcdcdcdcd@2, Version",
+        ),
+        (
+            {"start": ImageToImage((InitImage("ab" * 32),), 1.0, "ef" * 32)},
+            "Denoising strength: 1, Begun with: ababababab@1, Mask: efefefefef, Version",
+        ),
         ({"start": Branch("ab" * 32, 4), "tile": True}, "Branched from: ababababab at 4, Tiling: True, Version"),
         ({"stop_at": 0.5, "mixed": True}, "Stopped after: 5, Mixed: True, Version"),
         ({"chaos": 1.0, "count": 2}, "CFG scale: 3, Seed: 8"),
     ],
-)  # fmt: skip
+)
 def test_parameters_name_init_images_branches_and_options(
     recipe: Make, fields: dict[str, Any], expected_text: str
 ) -> None:

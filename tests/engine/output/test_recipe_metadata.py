@@ -18,9 +18,17 @@ from engine.picture_files.encoding import encode_png
 from engine.picture_files.parameters import format_parameters
 
 RECIPE = Recipe(
-    concepts=(Concept(text="terrier, looking up"), Concept(text="blue", weight=-0.5)), negative="fog, text",
-    model="embedded", sampler="dpmpp_2m", steps=30, seed=7, guidance=3.5, width=64, height=48, dtype="float32",
-)  # fmt: skip
+    concepts=(Concept(text="terrier, looking up"), Concept(text="blue", weight=-0.5)),
+    negative="fog, text",
+    model="embedded",
+    sampler="dpmpp_2m",
+    steps=30,
+    seed=7,
+    guidance=3.5,
+    width=64,
+    height=48,
+    dtype="float32",
+)
 
 
 def picture(image: int, recipe: Recipe = RECIPE) -> bytes:
@@ -43,17 +51,26 @@ def read_recipe(payload: bytes) -> dict[str, object]:
     (sampler,) = parsed.samplers
     assert sampler.model
     return {
-        "prompt": parsed.full_prompt, "negative": parsed.full_negative_prompt, "sampler": sampler.name,
-        "model": sampler.model.name, "size": parsed.metadata["Size"],
+        "prompt": parsed.full_prompt,
+        "negative": parsed.full_negative_prompt,
+        "sampler": sampler.name,
+        "model": sampler.model.name,
+        "size": parsed.metadata["Size"],
         **{name: sampler.parameters[name] for name in ("steps", "seed", "cfg_scale")},
-    }  # fmt: skip
+    }
 
 
 def expect_recipe(seed: int, **other: object) -> dict[str, object]:
     common_fields = {
-        "prompt": "terrier, looking up blue::-0.5", "negative": "fog, text", "sampler": "DPM++ 2M",
-        "model": "embedded", "size": "64x48", "steps": "30", "seed": str(seed), "cfg_scale": "3.5",
-    }  # fmt: skip
+        "prompt": "terrier, looking up blue::-0.5",
+        "negative": "fog, text",
+        "sampler": "DPM++ 2M",
+        "model": "embedded",
+        "size": "64x48",
+        "steps": "30",
+        "seed": str(seed),
+        "cfg_scale": "3.5",
+    }
     return common_fields | other
 
 

@@ -109,8 +109,15 @@ def test_pipelines_share_forwards_and_give_the_same_pictures(kind: str) -> None:
     pictures, _, count = run_together([(pipeline, call_arguments(kind, *each)) for each in orders], batcher)
     for picture, expected in zip(pictures, expected_pictures, strict=True):
         torch.testing.assert_close(picture, expected, rtol=0, atol=1e-5)
-    print(kind, "max", max(float((a - b).abs().max()) for a, b in zip(pictures, expected_pictures, strict=True)),
-          "calls", count, "forwards", batcher.forwards)  # fmt: skip
+    print(
+        kind,
+        "max",
+        max(float((a - b).abs().max()) for a, b in zip(pictures, expected_pictures, strict=True)),
+        "calls",
+        count,
+        "forwards",
+        batcher.forwards,
+    )
     second_batcher = ForwardBatcher()
     second_batcher._is_joinable = batcher._is_joinable
     _, _, count = run_together([(pipeline, call_arguments(kind, *each)) for each in orders], second_batcher)
@@ -126,9 +133,14 @@ class SummingNetwork(torch.nn.Module):
         self.row_counts: list[int] = []
 
     def forward(
-        self, sample: torch.Tensor, timestep: Any, ids: Any = None, more: Any = None, residuals: Any = (),
+        self,
+        sample: torch.Tensor,
+        timestep: Any,
+        ids: Any = None,
+        more: Any = None,
+        residuals: Any = (),
         return_dict: bool = True,
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         self.row_counts.append(len(sample))
         if self.is_failing and len(sample) > 2:
             raise ValueError("only two")

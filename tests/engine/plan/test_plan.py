@@ -36,9 +36,14 @@ LEADING = EPSILON | {"timestep_spacing": "leading"}
 FLUX = SD3 | {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
 QWEN = FLUX | {"shift_terminal": 0.02, "shift": 1.0}
 SANA: Config = {
-    "_class_name": "DPMSolverMultistepScheduler", "prediction_type": "flow_prediction", "use_flow_sigmas": True,
-    "flow_shift": 3.0, "solver_order": 2, "algorithm_type": "dpmsolver++", "beta_schedule": "linear",
-}  # fmt: skip
+    "_class_name": "DPMSolverMultistepScheduler",
+    "prediction_type": "flow_prediction",
+    "use_flow_sigmas": True,
+    "flow_shift": 3.0,
+    "solver_order": 2,
+    "algorithm_type": "dpmsolver++",
+    "beta_schedule": "linear",
+}
 SAMPLERS = [*((name, 0.0) for name in TABLED), ("ddim", 0.6), ("ddim", 1.0)]
 
 FLOAT32 = 1e-5
@@ -47,10 +52,15 @@ SDE = 2e-7  # DPM++ SDE multiplies its noise in float32 for latents of every for
 
 
 def oracle(
-    config: Config, sampler: str, steps: int, eta: float = 0.0, timestep_options: TimestepOptions = TimestepOptions(),
+    config: Config,
+    sampler: str,
+    steps: int,
+    eta: float = 0.0,
+    timestep_options: TimestepOptions = TimestepOptions(),
     *,
-    double: bool, sets_begin_index: bool = True,
-) -> Trajectory:  # fmt: skip
+    double: bool,
+    sets_begin_index: bool = True,
+) -> Trajectory:
     """`sets_begin_index`: as most pipelines do; it matters only if two steps share the first timestep."""
     scheduler = build_scheduler(config, sampler)
     set_timesteps(scheduler, steps, timestep_options)

@@ -11,16 +11,27 @@ from engine.contract.samplers import SECOND_ORDER_SAMPLERS
 from engine.plan import SAMPLERS, TABLED, NotTabled, build_scheduler, is_flow, plan, samplers_for
 
 SD15: dict[str, Any] = {
-    "_class_name": "PNDMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012,
-    "num_train_timesteps": 1000, "steps_offset": 1, "clip_sample": False, "skip_prk_steps": True,
-}  # fmt: skip
+    "_class_name": "PNDMScheduler",
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "num_train_timesteps": 1000,
+    "steps_offset": 1,
+    "clip_sample": False,
+    "skip_prk_steps": True,
+}
 ZERO_SNR = SD15 | {"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
 SD3: dict[str, Any] = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0, "num_train_timesteps": 1000}
 FLUX = SD3 | {"use_dynamic_shifting": True}
 SANA: dict[str, Any] = {
-    "_class_name": "DPMSolverMultistepScheduler", "prediction_type": "flow_prediction", "use_flow_sigmas": True,
-    "flow_shift": 3.0, "solver_order": 2, "algorithm_type": "dpmsolver++", "beta_schedule": "linear",
-}  # fmt: skip
+    "_class_name": "DPMSolverMultistepScheduler",
+    "prediction_type": "flow_prediction",
+    "use_flow_sigmas": True,
+    "flow_shift": 3.0,
+    "solver_order": 2,
+    "algorithm_type": "dpmsolver++",
+    "beta_schedule": "linear",
+}
 FLOWS = ("euler", "dpmpp_2m", "unipc", "dpmpp_3m", "native")
 
 
@@ -28,9 +39,16 @@ def test_every_sampler_has_either_a_plan_or_a_whole_pipeline() -> None:
     assert get_args(Sampler) == SAMPLERS
     assert (*TABLED, *PIPELINE_SAMPLERS) == SAMPLERS
     assert set(TABLED) == {
-        "ddpm", "ddim", "euler", "euler_karras", "euler_ancestral",
-        "dpmpp_2m", "dpmpp_2m_karras", "dpmpp_2m_sde", "lcm",
-    }  # fmt: skip
+        "ddpm",
+        "ddim",
+        "euler",
+        "euler_karras",
+        "euler_ancestral",
+        "dpmpp_2m",
+        "dpmpp_2m_karras",
+        "dpmpp_2m_sde",
+        "lcm",
+    }
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,21 @@ from engine.preview_maps.map_store import MapStore
 from engine.process.atomic_file import write_atomically
 
 WARM = ModelProfile(
-    name="a", revision="r", dtype="float32", size=64, multiple=8, max_pixels=4096, tokens=77, steps=4,
-    sampler="ddim", samplers=("ddpm", "ddim", "euler", "dpmpp_2m"),
-    guidance=4.0, row_ms=1.0, encode_ms=1.0, decode_ms=1.0,
-)  # fmt: skip
+    name="a",
+    revision="r",
+    dtype="float32",
+    size=64,
+    multiple=8,
+    max_pixels=4096,
+    tokens=77,
+    steps=4,
+    sampler="ddim",
+    samplers=("ddpm", "ddim", "euler", "dpmpp_2m"),
+    guidance=4.0,
+    row_ms=1.0,
+    encode_ms=1.0,
+    decode_ms=1.0,
+)
 CALIBRATION = Calibration("float32", 2, 4, "ddim", 1.0, 1.0, 1.0, {1: 1.0}, {"float32": 1.0})
 
 

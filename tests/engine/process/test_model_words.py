@@ -31,9 +31,15 @@ TOO_MANY_STYLES = b'{"main_style": "a", "labels_by_style": {"b": [], "c": [], "d
 
 @pytest.mark.parametrize(
     "content",
-    [b"{", b"[]", b'{"main_style": "a", "labels_by_style": {"b": 1}}', b"\xff", TOO_MANY_STYLES,
-     b'{"main_style": "", "labels_by_style": {}}'],
-)  # fmt: skip
+    [
+        b"{",
+        b"[]",
+        b'{"main_style": "a", "labels_by_style": {"b": 1}}',
+        b"\xff",
+        TOO_MANY_STYLES,
+        b'{"main_style": "", "labels_by_style": {}}',
+    ],
+)
 def test_a_damaged_list_is_refused_in_one_sentence(tmp_path: Path, content: bytes) -> None:
     (tmp_path / STYLES_FILE).parent.mkdir()
     (tmp_path / STYLES_FILE).write_bytes(content)

@@ -11,8 +11,7 @@ from engine.process.settings import SettingError, load_settings
 
 
 @pytest.mark.parametrize(
-    ("value", "expected"),
-    [("auto", "auto"), ("LAYERS ", "layers"), ("none", "none"), ("text", "text")],
+    ("value", "expected"), [("auto", "auto"), ("LAYERS ", "layers"), ("none", "none"), ("text", "text")]
 )
 def test_a_word_is_read(value: str, expected: OffloadRequest) -> None:
     assert parse_offload(value) == expected

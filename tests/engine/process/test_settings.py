@@ -15,10 +15,13 @@ from engine.process.settings import SettingError, load_settings, read_token
 def run(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
     clean_environment = {name: value for name, value in os.environ.items() if not name.startswith("DARKROOM_")}
     return subprocess.run(
-        [sys.executable, "-m", "engine", *args], env=clean_environment | environment, capture_output=True, text=True,
+        [sys.executable, "-m", "engine", *args],
+        env=clean_environment | environment,
+        capture_output=True,
+        text=True,
         check=False,
         timeout=120,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.sampled
@@ -60,18 +63,23 @@ def test_the_command_line_overrides_the_environment(monkeypatch: pytest.MonkeyPa
 def test_every_kind_of_variable_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DARKROOM_NATS", "nats://127.0.0.1:4222")
     values = {
-        "DARKROOM_WORKER_NAME": "shed", "DARKROOM_CUDA_GRAPHS": "1", "DARKROOM_LOG_FORMAT": "json",
-        "DARKROOM_PICTURE_CHECK": "/classifier", "DARKROOM_PICTURE_CHECK_LABELS": "gore",
+        "DARKROOM_WORKER_NAME": "shed",
+        "DARKROOM_CUDA_GRAPHS": "1",
+        "DARKROOM_LOG_FORMAT": "json",
+        "DARKROOM_PICTURE_CHECK": "/classifier",
+        "DARKROOM_PICTURE_CHECK_LABELS": "gore",
         "DARKROOM_PICTURE_CHECK_THRESHOLD": "0.25",
-    }  # fmt: skip
+    }
     for name, value in values.items():
         monkeypatch.setenv(name, value)
     settings = load_settings()
     assert (settings.name, settings.graphs, settings.log) == ("shed", True, "json")
     assert settings.check is not None
     assert (settings.check.folder, settings.check.labels, settings.check.threshold) == (
-        Path("/classifier"), ("gore",), 0.25,
-    )  # fmt: skip
+        Path("/classifier"),
+        ("gore",),
+        0.25,
+    )
     monkeypatch.setenv("DARKROOM_CUDA_GRAPHS", "")
     assert not load_settings().graphs, "an empty variable is as none"
 

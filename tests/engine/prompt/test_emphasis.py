@@ -70,7 +70,7 @@ def test_brackets_weight_the_words_inside(text: str, expected: list[tuple[str, f
 @pytest.mark.parametrize(
     "text",
     ["", "a cat", "a cat :)", ":( sad", "a) b(", "f() and []", "((((", "(a]", "a: b", "(open:1.2", "C:\\x", "1:2)"],
-)  # fmt: skip
+)
 def test_unmatched_brackets_are_plain_characters(text: str) -> None:
     assert list(split_by_weight(text)) == [(text, 1.0)]
 
@@ -189,9 +189,14 @@ def test_reading_time_grows_linearly_with_the_text(shape: Callable[[int], str]) 
 def make_recipe_for(make: Make, family: Any, *texts: str, **fields: Any) -> Any:
     side = min(64, family.size)
     defaults: dict[str, Any] = {
-        "model": family.name, "sampler": "ddim" if family.name == "sd" else "euler", "steps": 2, "width": side,
-        "height": side, "guidance_kind": family.guides, "guidance": 3.0,
-    }  # fmt: skip
+        "model": family.name,
+        "sampler": "ddim" if family.name == "sd" else "euler",
+        "steps": 2,
+        "width": side,
+        "height": side,
+        "guidance_kind": family.guides,
+        "guidance": 3.0,
+    }
     return make(*texts, **(defaults | fields))
 
 
@@ -328,10 +333,14 @@ def draw_with_pipeline(family: Any, recipe: Any) -> torch.Tensor:
     }
     states |= {f"negative_{name}": part[None] for (name, _), part in zip(list(states.items()), empty, strict=False)}
     return pipeline(
-        num_inference_steps=recipe.steps, guidance_scale=recipe.guidance, width=recipe.width, height=recipe.height,
+        num_inference_steps=recipe.steps,
+        guidance_scale=recipe.guidance,
+        width=recipe.width,
+        height=recipe.height,
         output_type="latent",
-        generator=torch.Generator().manual_seed(recipe.seed), **states,
-    ).images[0]  # fmt: skip
+        generator=torch.Generator().manual_seed(recipe.seed),
+        **states,
+    ).images[0]
 
 
 def test_the_embedded_model_weights_words_and_reads_24_tokens(embedded: StableDiffusion, recipe: Make) -> None:

@@ -12,9 +12,15 @@ from engine.prompt.emphasis import split_by_weight
 from engine.prompt.substitutes import replace_nouns
 
 NOUNS = {
-    "capybara": "mouse face", "mitten": "gloves", "guinea pig": "hamster", "wrench box": "toolbox", "foxhound": "dog",
-    "church mouse": "mouse", "pansy": "white flower", "fireman": "firefighter",
-}  # fmt: skip
+    "capybara": "mouse face",
+    "mitten": "gloves",
+    "guinea pig": "hamster",
+    "wrench box": "toolbox",
+    "foxhound": "dog",
+    "church mouse": "mouse",
+    "pansy": "white flower",
+    "fireman": "firefighter",
+}
 
 
 @pytest.mark.parametrize(

@@ -65,10 +65,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.least_lead: dict[tuple[str, str, Hashable], float] = {}  # m's smallest lead over f while f waits
 
     @rule(
-        owner=st.sampled_from([*"abcde", None]), count=st.integers(1, 4), size=st.sampled_from([*PRICES]),
-        first=st.sampled_from([1, 2, 2, 2, 4]), size_changes=st.booleans(), switch_step=st.integers(0, 12),
+        owner=st.sampled_from([*"abcde", None]),
+        count=st.integers(1, 4),
+        size=st.sampled_from([*PRICES]),
+        first=st.sampled_from([1, 2, 2, 2, 4]),
+        size_changes=st.booleans(),
+        switch_step=st.integers(0, 12),
         is_pinned=st.booleans(),
-    )  # fmt: skip
+    )
     def add_job(
         self,
         owner: str | None,

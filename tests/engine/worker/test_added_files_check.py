@@ -42,8 +42,11 @@ def test_what_fits_no_model_is_named_with_the_reason(small_folder: Path, tmp_pat
         ("embedding", True, "2 fit: fits, wide", ""),
     ]
     assert autoencoder == (
-        "vae", False, "The autoencoder spoilt cannot be read as safetensors", "Replace it, or take it away.",
-    )  # fmt: skip
+        "vae",
+        False,
+        "The autoencoder spoilt cannot be read as safetensors",
+        "Replace it, or take it away.",
+    )
 
 
 def _list_parts(data: Path) -> list[Any]:

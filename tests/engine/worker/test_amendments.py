@@ -66,8 +66,12 @@ async def test_a_steered_job_ends_as_its_recipe_drawn_from_the_start(slow_harnes
     await send(slow_harness, worker, SplitImage(0, (2,), 7), first_number=5)
     results = await slow_harness.collect_results()
     assert list_answers(results) == [
-        (1, True, ""), (2, True, ""), (3, True, ""), (4, False, "One image has to stay."), (5, True, "")
-    ]  # fmt: skip
+        (1, True, ""),
+        (2, True, ""),
+        (3, True, ""),
+        (4, False, "One image has to stay."),
+        (5, True, ""),
+    ]
     finished = results[-1]
     assert isinstance(finished, JobFinished)
     assert [each.number for each in finished.amendments] == [1, 2, 3, 5]

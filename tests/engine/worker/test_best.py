@@ -16,17 +16,7 @@ from msgspec.structs import replace
 from PIL import Image
 
 from engine.bus.buckets.claims import Claim
-from engine.contract import (
-    Amendment,
-    Concept,
-    Frame,
-    JobFinished,
-    Ladder,
-    PictureReady,
-    Recipe,
-    SetConcepts,
-    decode,
-)
+from engine.contract import Amendment, Concept, Frame, JobFinished, Ladder, PictureReady, Recipe, SetConcepts, decode
 from engine.contract.rejection import JobRejected
 from engine.core.events import LatentsDone, StepDone
 from engine.core.job_images import build_images
@@ -160,9 +150,11 @@ async def test_after_the_choice_no_preview_of_a_candidate_is_rendered() -> None:
         finished.append(chosen)
 
     decode_worker = SimpleNamespace(
-        score_candidates=lambda *_: resolve([0.1, 0.3, 0.2, 0.3]), render_picture=lambda *_: resolve(bytes(24)),
-        render_frame=lambda event, *_: rendered.append(event.image), has_picture_check=False,
-    )  # fmt: skip
+        score_candidates=lambda *_: resolve([0.1, 0.3, 0.2, 0.3]),
+        render_picture=lambda *_: resolve(bytes(24)),
+        render_frame=lambda event, *_: rendered.append(event.image),
+        has_picture_check=False,
+    )
     watchdog = SimpleNamespace(start_phase=lambda *_: None, end_phase=lambda *_: None)
     publisher = SimpleNamespace(publish_content=publish_content, finish_run=finish_run)
     bus, upscaler = SimpleNamespace(), SimpleNamespace()

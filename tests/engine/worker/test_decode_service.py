@@ -244,9 +244,12 @@ async def test_a_workers_answers_are_validated(harness: WorkerHarness, picture_d
     assert len(read_frames(render_film([ladder]))) == 4
     read = decode(ladder, Ladder)
     plain = Ladder(
-        job=read.job, image=read.image, total_steps=read.total_steps, shape=read.shape,
+        job=read.job,
+        image=read.image,
+        total_steps=read.total_steps,
+        shape=read.shape,
         keyframes=tuple(replace(keyframe, estimate=None) for keyframe in read.keyframes),
-    )  # fmt: skip
+    )
     plain_ladder = encode(plain)
     assert read_estimates(plain_ladder) == ()
     assert len(read_frames(render_film([plain_ladder]))) == 4, "a ladder without estimates"

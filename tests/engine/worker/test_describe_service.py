@@ -48,12 +48,22 @@ def make_request(*texts: str, picture: bytes | None = None, **fields: Any) -> De
 
 def make_profile(family: Family) -> ModelProfile:
     return ModelProfile(
-        name=family.name, revision=family.revision, dtype="float32", size=family.size, multiple=family.multiple,
-        max_pixels=family.max_pixels, tokens=family.tokens, steps=10, sampler="ddim", samplers=("ddpm", "ddim",
-        "euler", "dpmpp_2m"),
+        name=family.name,
+        revision=family.revision,
+        dtype="float32",
+        size=family.size,
+        multiple=family.multiple,
+        max_pixels=family.max_pixels,
+        tokens=family.tokens,
+        steps=10,
+        sampler="ddim",
+        samplers=("ddpm", "ddim", "euler", "dpmpp_2m"),
         guidance=family.guidance,
-        row_ms=4.0, encode_ms=1.0, decode_ms=1.0, guidance_kind=family.guides,
-    )  # fmt: skip
+        row_ms=4.0,
+        encode_ms=1.0,
+        decode_ms=1.0,
+        guidance_kind=family.guides,
+    )
 
 
 def make_cache(family: Family) -> ModelCache:
@@ -72,12 +82,16 @@ def test_an_exact_prediction_has_no_error(affine: Any) -> None:
     assert len({one.t for one in samples}) == 8, "each at its own noise level"
     assert all(300 < one.t < 900 for one in samples), "neither almost clean nor pure noise"
     exact_family: Any = SimpleNamespace(
-        name="exact", samplers=affine.samplers, guidance=2.0, guides="rows", size=32,
+        name="exact",
+        samplers=affine.samplers,
+        guidance=2.0,
+        guides="rows",
+        size=32,
         encode_conditioning=lambda text, recipe: (torch.zeros(1),),
         denoise=lambda x, t, texts, dtype: torch.stack(
             [next(one.target for one in samples if torch.equal(one.x, row)) for row in x]
         ),
-    )  # fmt: skip
+    )
     error_list = prediction_errors(
         exact_family, ["a"], samples, [ClassifierRow(0, draw) for draw in range(8)], 8, "float32"
     )
@@ -172,7 +186,7 @@ async def test_a_worker_scores_texts_between_the_steps_of_a_running_job(harness:
     for request, reason in (
         (make_request("a", picture=b"no picture"), "cannot be read"),
         (make_request("a", model="other"), "No worker that is online has other in memory"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(NoWorkerAnswers, match=reason):
             await harness.bot.describe(request)
     answer = await harness.bot.client.request("describe.embedded", b"garbage", timeout=5)

@@ -4,15 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.contract import (
-    Branch,
-    JobCancelled,
-    JobFailed,
-    JobFinished,
-    JobStarted,
-    Ladder,
-    decode,
-)
+from engine.contract import Branch, JobCancelled, JobFailed, JobFinished, JobStarted, Ladder, decode
 from shared.init_image_jobs import draw_half_mask, draw_scene, encode_picture, make_image_to_image
 from shared.worker_harness import (
     JOB,
@@ -85,9 +77,7 @@ async def test_a_missing_or_invalid_init_image_fails_with_a_sentence(harness: Wo
     await harness.bot.dispatch(make_job(start=start))
     end = (await harness.collect_results())[-1]
     assert isinstance(end, JobFailed)
-    assert (end.blame, end.retry, end.reason) == (
-        "worker", True, "The init image was no longer at the broker.",
-    )  # fmt: skip
+    assert (end.blame, end.retry, end.reason) == ("worker", True, "The init image was no longer at the broker.")
     start, blobs = make_image_to_image([b"no picture"], 0.5)
     await put_blobs(harness, blobs)
     await harness.bot.dispatch(make_job(OTHER_JOB, start=start))

@@ -34,9 +34,16 @@ JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 
 def build_run(task: Task | None = None, **recipe: Any) -> JobRun:
     defaults: dict[str, Any] = {
-        "concepts": (Concept("a cat"),), "model": "embedded", "sampler": "ddim", "steps": 100, "seed": 1,
-        "guidance": 4.0, "width": 64, "height": 64, "dtype": "float32",
-    }  # fmt: skip
+        "concepts": (Concept("a cat"),),
+        "model": "embedded",
+        "sampler": "ddim",
+        "steps": 100,
+        "seed": 1,
+        "guidance": 4.0,
+        "width": 64,
+        "height": 64,
+        "dtype": "float32",
+    }
     task = task or Recipe(**{**defaults, **recipe})
     job = Job(id=JOB, task=task, billing_key=BillingKey("standard", "guild", "ann"), cost=8.0, deadline=2e9)
     return JobRun(job, Claim(JOB, "one", 5, 5), start_time=0.0)
@@ -85,7 +92,7 @@ def test_steps_of_a_dropped_image_count_no_more() -> None:
 def snapshot(image: int, k: int, *followed_changes: tuple[int, int]) -> Snapshot:
     return Snapshot(
         job=JOB, image=image, epoch=4, next_step=k, shape=(1,), x=b"", history=b"", followed_changes=followed_changes
-    )  # fmt: skip
+    )
 
 
 def test_a_run_resumes_from_its_least_advanced_image() -> None:

@@ -57,9 +57,18 @@ async def simulators(tmp_path: Path, simulated_lane: DecodeWorker) -> AsyncItera
 
 async def start_worker(harness: WorkerHarness, name: str, *options: str) -> asyncio.subprocess.Process:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", SERVE, "serve", "--nats", harness.broker.url, "--name", name, "--simulated", *options,
+        sys.executable,
+        "-c",
+        SERVE,
+        "serve",
+        "--nats",
+        harness.broker.url,
+        "--name",
+        name,
+        "--simulated",
+        *options,
         env={**os.environ, "DARKROOM_NATS_TOKEN": harness.broker.token},
-    )  # fmt: skip
+    )
     await wait_until(lambda: name in harness.bot.workers or process.returncode is not None, 120)
     assert process.returncode is None
     return process

@@ -32,7 +32,7 @@ from engine.contract import (
     Snapshot,
     UpscaleTask,
     decode,
-)  # fmt: skip
+)
 from engine.models.family import Family
 from engine.output.upscaler import Upscaler
 from engine.upscaling.super_resolver import SuperResolver
@@ -457,9 +457,18 @@ async def start_worker(harness: WorkerHarness, data: Path, name: str, calibratio
     await asyncio.to_thread(shutil.copy, calibration, data)
     environment = {**os.environ, "DARKROOM_NATS_TOKEN": harness.broker.token, "OMP_NUM_THREADS": "1"}
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "engine", "serve", "--nats", harness.broker.url, "--name", name, "--data", str(data),
+        sys.executable,
+        "-m",
+        "engine",
+        "serve",
+        "--nats",
+        harness.broker.url,
+        "--name",
+        name,
+        "--data",
+        str(data),
         env=environment,
-    )  # fmt: skip
+    )
     await wait_until(lambda: name in harness.bot.workers or process.returncode is not None, 120)
     assert process.returncode is None
     return process

@@ -28,9 +28,18 @@ async def test_every_log_line_is_json_and_names_its_worker_and_job(tmp_path: Pat
         await bot.watch_workers()
         with log.open("wb") as output:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "engine", "serve", "--nats", broker.url, "--name", "shed", "--simulated",
-                env={**os.environ, "DARKROOM_NATS_TOKEN": broker.token, "DARKROOM_LOG_FORMAT": "json"}, stderr=output,
-            )  # fmt: skip
+                sys.executable,
+                "-m",
+                "engine",
+                "serve",
+                "--nats",
+                broker.url,
+                "--name",
+                "shed",
+                "--simulated",
+                env={**os.environ, "DARKROOM_NATS_TOKEN": broker.token, "DARKROOM_LOG_FORMAT": "json"},
+                stderr=output,
+            )
         try:
             await wait_until(lambda: "shed" in bot.workers or process.returncode is not None, 120)
             await bot.dispatch(make_job(model=NAME, sampler="ddpm", bucket=None))
@@ -52,6 +61,9 @@ async def test_every_log_line_is_json_and_names_its_worker_and_job(tmp_path: Pat
 def test_an_unknown_log_format_is_refused_in_one_sentence(tmp_path: Path) -> None:
     completed = subprocess.run(
         [sys.executable, "-m", "engine", "serve", "--nats", "nats://127.0.0.1:1"],
-        env={**os.environ, "DARKROOM_LOG_FORMAT": "xml"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        env={**os.environ, "DARKROOM_LOG_FORMAT": "xml"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (completed.returncode, completed.stderr) == (2, "DARKROOM_LOG_FORMAT: Input should be 'text' or 'json'.\n")

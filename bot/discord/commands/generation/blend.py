@@ -57,9 +57,15 @@ async def blend(
         )
         suffix = (await services.preferences.load_preference(member.id)).suffix if prompt else ""
         return await services.jobs.imagine(
-            prompt or "", member, destination, key=f"blend:{interaction.id}", suffix=suffix, init_images=init_images,
-            action="blend", **options,
-        )  # fmt: skip
+            prompt or "",
+            member,
+            destination,
+            key=f"blend:{interaction.id}",
+            suffix=suffix,
+            init_images=init_images,
+            action="blend",
+            **options,
+        )
 
     await respond_with_jobs(interaction, submit)
 

@@ -101,9 +101,11 @@ async def imagine(
 
 
 def collect_init_images(
-    image: discord.Attachment | None, mask: discord.Attachment | None, control_image: discord.Attachment | None = None,
+    image: discord.Attachment | None,
+    mask: discord.Attachment | None,
+    control_image: discord.Attachment | None = None,
     reference: discord.Attachment | None = None,
-) -> InitImages | None:  # fmt: skip
+) -> InitImages | None:
     """Return the pictures, not fetched yet; None for none. Raises `UserError` for one too large, or a mask alone."""
     if mask is not None and image is None:
         raise UserError(MASK_WITHOUT_IMAGE)

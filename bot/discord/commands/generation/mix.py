@@ -21,9 +21,7 @@ MIN_WEIGHT, MAX_WEIGHT = 0.05, 0.95
 
 @app_commands.command(description="Mix two prompts: pictures of what lies between them")
 @app_commands.describe(
-    first="What to show",
-    second="The second prompt",
-    weight="The weight of the first, of 1; half by default",
+    first="What to show", second="The second prompt", weight="The weight of the first, of 1; half by default"
 )
 async def mix(
     interaction: discord.Interaction[DarkroomClient],

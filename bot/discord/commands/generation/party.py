@@ -42,9 +42,14 @@ async def party(
 
         async def submit(member: Member, destination: Destination) -> list[AcceptedJob]:
             return await interaction.client.services.parties.open_party(
-                prompt, member, destination, place=str(interaction.channel_id), minutes=minutes, invited=invited,
+                prompt,
+                member,
+                destination,
+                place=str(interaction.channel_id),
+                minutes=minutes,
+                invited=invited,
                 key=f"party:{interaction.id}",
-            )  # fmt: skip
+            )
 
         await respond_with_jobs(interaction, submit)
 

@@ -22,11 +22,7 @@ if TYPE_CHECKING:
 
 @app_commands.command(description="Interpolate from one prompt to another, picture by picture, with a film")
 @app_commands.rename(start="from", end="to")
-@app_commands.describe(
-    start="The first prompt",
-    end="The last prompt",
-    frames="How many pictures; twelve by default",
-)
+@app_commands.describe(start="The first prompt", end="The last prompt", frames="How many pictures; twelve by default")
 async def walk(
     interaction: discord.Interaction[DarkroomClient],
     start: Range[str, 1, 900],

@@ -43,9 +43,7 @@ FILTER_CHOICES = [
 @app_commands.describe(which="Which jobs; all by default", page="Which page, five jobs each; the newest first")
 @app_commands.choices(which=FILTER_CHOICES)
 async def mine(
-    interaction: discord.Interaction[DarkroomClient],
-    which: str = "all",
-    page: app_commands.Range[int, 1, 100_000] = 1,
+    interaction: discord.Interaction[DarkroomClient], which: str = "all", page: app_commands.Range[int, 1, 100_000] = 1
 ) -> None:
     async with reply_on_error(interaction):
         await interaction.response.defer(ephemeral=True, thinking=True)

@@ -12,10 +12,19 @@ from bot.store.drivers.group_commit import DatabaseUnavailable
 
 # Classes and states of https://www.postgresql.org/docs/current/errcodes-appendix.html
 OUTAGE_STATES = (
-    "08", "40", "53", "57", "58",  # connection, rollback, resources (a full disk), operator intervention, system
-    "25006", "25P03", "25P04", "55P03", "F0", "XX",  # read-only (a standby), idle too long, locked, internal errors
+    "08",
+    "40",
+    "53",
+    "57",
+    "58",  # connection, rollback, resources (a full disk), operator intervention, system
+    "25006",
+    "25P03",
+    "25P04",
+    "55P03",
+    "F0",
+    "XX",  # read-only (a standby), idle too long, locked, internal errors
     "0A000",  # a statement that was prepared before another process migrated the tables
-)  # fmt: skip
+)
 CONNECTION_LOST_STATES = ("08", "57P01", "57P02", "57P03", "57P05", "25P03", "25P04")
 
 

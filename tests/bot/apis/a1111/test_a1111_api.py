@@ -81,16 +81,25 @@ async def test_a_program_draws_from_pictures_and_enlarges_them(shared_server: We
     mask.paste(255, (0, 0, 32, 64))
     async with connect(shared_server) as api:
         result = await call(
-            api.img2img, images=[make_picture()], mask_image=mask, inpainting_mask_invert=1, prompt="a fox",
-            denoising_strength=0.5, seed=3,
-        )  # fmt: skip
+            api.img2img,
+            images=[make_picture()],
+            mask_image=mask,
+            inpainting_mask_invert=1,
+            prompt="a fox",
+            denoising_strength=0.5,
+            seed=3,
+        )
         enlarged = await call(
             api.extra_single_image, make_picture((40, 20)), upscaler_1="Lanczos", upscaling_resize=2.5
         )
         several = await call(
-            api.extra_batch_images, [make_picture((40, 20)), make_picture((20, 20))], upscaler_1="Lanczos",
-            resize_mode=1, upscaling_resize_w=80, upscaling_resize_h=60,
-        )  # fmt: skip
+            api.extra_batch_images,
+            [make_picture((40, 20)), make_picture((20, 20))],
+            upscaler_1="Lanczos",
+            resize_mode=1,
+            upscaling_resize_w=80,
+            upscaling_resize_h=60,
+        )
     assert result.image.size == (64, 64)
     assert result.info["denoising_strength"] == 0.5
     assert "init_images" not in {name for name, value in result.parameters.items() if value}
@@ -195,9 +204,14 @@ async def test_a_program_lists_and_chooses(server: WebServer) -> None:
         assert await call(api.util_get_scheduler_names) == ["automatic", "karras", "uniform"]
         assert [each["name"] for each in await call(api.get_upscalers)] == ["None", "Lanczos", "Darkroom"]
         for listing in (
-            api.get_loras, api.get_sd_vae, api.get_latent_upscale_modes, api.get_hypernetworks, api.get_face_restorers,
-            api.get_realesrgan_models, api.get_prompt_styles,
-        ):  # fmt: skip
+            api.get_loras,
+            api.get_sd_vae,
+            api.get_latent_upscale_modes,
+            api.get_hypernetworks,
+            api.get_face_restorers,
+            api.get_realesrgan_models,
+            api.get_prompt_styles,
+        ):
             assert await call(listing) == []
         assert await call(api.get_embeddings) == {"loaded": {}, "skipped": {}}
         assert await call(api.refresh_checkpoints) is None

@@ -27,13 +27,22 @@ PROFILE = msgspec.structs.replace(make_profile(), samplers=ALL_SAMPLERS)
 @pytest.mark.parametrize(
     ("name", "scheduler", "sampler"),
     [
-        ("DPM++ 2M Karras", "", "dpmpp_2m_karras"), ("DPM++ 2M", "Karras", "dpmpp_2m_karras"),
-        ("DPM++ 2M Karras", "karras", "dpmpp_2m_karras"), ("DPM++ 2M", "Automatic", "dpmpp_2m"),
-        ("Euler a", "automatic", "euler_ancestral"), ("Euler", "Uniform", "euler"), ("Euler", "normal", "euler"),
-        ("k_euler", "", "euler"), ("DDIM", "", "ddim"), ("UniPC", "", "unipc"), ("LCM", "", "lcm"),
-        ("DPM++ 2M SDE", "", "dpmpp_2m_sde"), ("Heun", "", "heun"), ("", "", None),
+        ("DPM++ 2M Karras", "", "dpmpp_2m_karras"),
+        ("DPM++ 2M", "Karras", "dpmpp_2m_karras"),
+        ("DPM++ 2M Karras", "karras", "dpmpp_2m_karras"),
+        ("DPM++ 2M", "Automatic", "dpmpp_2m"),
+        ("Euler a", "automatic", "euler_ancestral"),
+        ("Euler", "Uniform", "euler"),
+        ("Euler", "normal", "euler"),
+        ("k_euler", "", "euler"),
+        ("DDIM", "", "ddim"),
+        ("UniPC", "", "unipc"),
+        ("LCM", "", "lcm"),
+        ("DPM++ 2M SDE", "", "dpmpp_2m_sde"),
+        ("Heun", "", "heun"),
+        ("", "", None),
     ],
-)  # fmt: skip
+)
 def test_sampler_and_scheduler_become_one_sampler(name: str, scheduler: str, sampler: Sampler | None) -> None:
     assert names.choose_sampler(name, scheduler, PROFILE) == sampler
 
@@ -97,16 +106,37 @@ def _options(body: TextToImageBody, **more: Any) -> tuple[str, dict[str, Any]]:
 def test_fields_become_options() -> None:
     prompt, options = _options(
         TextToImageBody(
-            prompt="a (red:1.2) fox {loose}", negative_prompt="fog", seed=5, steps=12, evaluations=8, cfg_scale=6.5,
-            width=640, height=480, sampler_name="Euler", scheduler="Karras", batch_size=2, n_iter=2, tiling=True,
+            prompt="a (red:1.2) fox {loose}",
+            negative_prompt="fog",
+            seed=5,
+            steps=12,
+            evaluations=8,
+            cfg_scale=6.5,
+            width=640,
+            height=480,
+            sampler_name="Euler",
+            scheduler="Karras",
+            batch_size=2,
+            n_iter=2,
+            tiling=True,
             override_settings=OptionsBody(sd_vae="soft", CLIP_stop_at_last_layers=2),
         )
-    )  # fmt: skip
+    )
     assert prompt == r"a (red:1.2) fox \{loose\}"
     assert options == {
-        "model": "embedded", "negative": "fog", "steps": 12, "evaluations": 8, "guidance": 6.5,
-        "sampler": "euler_karras", "ar": (640, 480), "tile": True, "vae": "soft", "clip_skip": 2, "seed": 5, "count": 4,
-    }  # fmt: skip
+        "model": "embedded",
+        "negative": "fog",
+        "steps": 12,
+        "evaluations": 8,
+        "guidance": 6.5,
+        "sampler": "euler_karras",
+        "ar": (640, 480),
+        "tile": True,
+        "vae": "soft",
+        "clip_skip": 2,
+        "seed": 5,
+        "count": 4,
+    }
 
 
 def test_what_is_left_out_or_null_stays_with_the_model() -> None:
@@ -126,8 +156,10 @@ def test_more_than_a_jobs_pictures_are_several_jobs_whose_seeds_count_on() -> No
     prompt, options = _options(TextToImageBody(prompt="a fox, {x}", seed=10, n_iter=3, batch_size=3))
     parsed = parse(prompt, PROFILE, options=options).prompts
     assert [(each.words, each.seed, each.count) for each in parsed] == [
-        ("a fox, {x}", 10, 4), ("a fox, {x}", 14, 4), ("a fox, {x}", 18, 1)
-    ]  # fmt: skip
+        ("a fox, {x}", 10, 4),
+        ("a fox, {x}", 14, 4),
+        ("a fox, {x}", 18, 1),
+    ]
     with pytest.raises(UserError, match=r"n_iter × batch_size is 50: one request draws at most 40 pictures\."):
         _options(TextToImageBody(n_iter=5, batch_size=10))
 
@@ -238,16 +270,40 @@ def test_units_that_cannot_be_followed_get_a_sentence(scripts: dict[str, Any], s
 def test_the_body_of_sillytavern_is_understood() -> None:
     """As its image generation sends it (its server adds address and credentials to the body)."""
     sent = {
-        "url": "http://localhost:8189", "auth": "", "prompt": "a fox", "negative_prompt": "lowres",
-        "sampler_name": "Euler", "scheduler": "automatic", "steps": 20, "cfg_scale": 7, "width": 512, "height": 768,
-        "restore_faces": False, "enable_hr": False, "hr_upscaler": "Latent", "hr_scale": 2, "denoising_strength": 0.7,
-        "hr_second_pass_steps": 0, "override_settings": {"CLIP_stop_at_last_layers": 1},
-        "override_settings_restore_afterwards": True, "clip_skip": 1, "save_images": True, "send_images": True,
-        "do_not_save_grid": False, "do_not_save_samples": False,
-    }  # fmt: skip
+        "url": "http://localhost:8189",
+        "auth": "",
+        "prompt": "a fox",
+        "negative_prompt": "lowres",
+        "sampler_name": "Euler",
+        "scheduler": "automatic",
+        "steps": 20,
+        "cfg_scale": 7,
+        "width": 512,
+        "height": 768,
+        "restore_faces": False,
+        "enable_hr": False,
+        "hr_upscaler": "Latent",
+        "hr_scale": 2,
+        "denoising_strength": 0.7,
+        "hr_second_pass_steps": 0,
+        "override_settings": {"CLIP_stop_at_last_layers": 1},
+        "override_settings_restore_afterwards": True,
+        "clip_skip": 1,
+        "save_images": True,
+        "send_images": True,
+        "do_not_save_grid": False,
+        "do_not_save_samples": False,
+    }
     prompt, options = _options(msgspec.json.decode(json.dumps(sent), type=TextToImageBody))
     assert prompt == "a fox"
     assert options == {
-        "model": "embedded", "negative": "lowres", "steps": 20, "guidance": 7, "sampler": "euler", "ar": (512, 768),
-        "clip_skip": 1, "seed": 77, "count": 1,
-    }  # fmt: skip
+        "model": "embedded",
+        "negative": "lowres",
+        "steps": 20,
+        "guidance": 7,
+        "sampler": "euler",
+        "ar": (512, 768),
+        "clip_skip": 1,
+        "seed": 77,
+        "count": 1,
+    }

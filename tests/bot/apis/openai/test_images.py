@@ -206,12 +206,19 @@ async def test_models_are_listed(client: openai.AsyncOpenAI) -> None:
 @pytest.mark.parametrize(
     ("options", "param"),
     [
-        ({"n": 11}, "n"), ({"n": 5, "extra_body": {"seed": 1}}, "n"), ({"size": "1024"}, "size"),
-        ({"size": "1000x100"}, "size"), ({"model": "nothing"}, "model"), ({"background": "transparent"}, "background"),
-        ({"extra_body": {"steps": 0}}, "steps"), ({"extra_body": {"sampler": "none"}}, "sampler"),
-        ({"prompt": ""}, "prompt"), ({"prompt": "x" * 2001}, "prompt"), ({"quality": "best"}, "quality"),
+        ({"n": 11}, "n"),
+        ({"n": 5, "extra_body": {"seed": 1}}, "n"),
+        ({"size": "1024"}, "size"),
+        ({"size": "1000x100"}, "size"),
+        ({"model": "nothing"}, "model"),
+        ({"background": "transparent"}, "background"),
+        ({"extra_body": {"steps": 0}}, "steps"),
+        ({"extra_body": {"sampler": "none"}}, "sampler"),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": "x" * 2001}, "prompt"),
+        ({"quality": "best"}, "quality"),
     ],
-)  # fmt: skip
+)
 async def test_a_refusal_names_its_field(client: openai.AsyncOpenAI, options: dict[str, Any], param: str) -> None:
     with pytest.raises((openai.BadRequestError, openai.NotFoundError)) as error:
         await client.images.generate(**{"prompt": "a lamp", **options})

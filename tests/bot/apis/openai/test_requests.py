@@ -38,11 +38,15 @@ def build_options(catalog: ModelCatalog, images: InitImages | None = None, **fie
 @pytest.mark.parametrize(
     ("images", "fields", "is_edit"),
     [
-        (PICTURE, {}, True), (PICTURE, {"model": "editor"}, True), (PICTURE, {"model": "embedded"}, False),
-        (PICTURE, {"strength": 0.5}, False), (InitImages((b"a", b"b")), {}, False),
-        (InitImages((b"a",), b"a mask"), {}, False), (None, {}, False),
+        (PICTURE, {}, True),
+        (PICTURE, {"model": "editor"}, True),
+        (PICTURE, {"model": "embedded"}, False),
+        (PICTURE, {"strength": 0.5}, False),
+        (InitImages((b"a", b"b")), {}, False),
+        (InitImages((b"a",), b"a mask"), {}, False),
+        (None, {}, False),
     ],
-)  # fmt: skip
+)
 def test_one_picture_alone_is_edited_by_words_where_a_model_can(
     images: InitImages | None, fields: dict[str, Any], is_edit: bool
 ) -> None:

@@ -33,9 +33,10 @@ async def test_a_response_has_a_picture_and_a_stream_tells_how_it_comes(
     async with openai.AsyncOpenAI(base_url=f"{shared_server.url}/v1", api_key=key, max_retries=0) as client:
         content: Any = [{"type": "input_text", "text": "a dog"}, {"type": "input_image", "image_url": url}]
         response = await client.responses.create(
-            model="gpt-5", input=[{"role": "user", "content": content}],
+            model="gpt-5",
+            input=[{"role": "user", "content": content}],
             tools=[{"type": "image_generation", "output_format": "webp", "size": "1536x1024"}],
-        )  # fmt: skip
+        )
         call: Any = response.output[0]
         assert (response.status, call.type, call.status) == ("completed", "image_generation_call", "completed")
         with Image.open(io.BytesIO(base64.b64decode(call.result))) as drawn:
@@ -53,9 +54,15 @@ async def test_a_response_has_a_picture_and_a_stream_tells_how_it_comes(
         types = [event.type for event in events]
         assert types.count(f"{call_name}.partial_image") == 1
         assert [name for name in types if name != f"{call_name}.partial_image"] == [
-            "response.created", "response.in_progress", "response.output_item.added", f"{call_name}.in_progress",
-            f"{call_name}.generating", f"{call_name}.completed", "response.output_item.done", "response.completed",
-        ]  # fmt: skip
+            "response.created",
+            "response.in_progress",
+            "response.output_item.added",
+            f"{call_name}.in_progress",
+            f"{call_name}.generating",
+            f"{call_name}.completed",
+            "response.output_item.done",
+            "response.completed",
+        ]
         assert base64.b64decode(events[-1].response.output[0].result).startswith(b"\x89PNG")
         *_, failed = [event async for event in await client.responses.create(model="m", input="impossible", **options)]
         assert (failed.type, failed.response.error.message) == ("response.failed", "The numbers went out of bounds")

@@ -38,13 +38,30 @@ def test_a_small_sdxl_and_a_control_network_are_added_and_draw(
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         app(["models", "add", "canny", "--data", str(data)], standalone_mode=False)
         app(["models", "add", "tiny-sdxl", "--quantize", "int8", "--data", str(data)], standalone_mode=False)
-    app(["models", "default", "tiny-sdxl", "--steps", "3", "--sampler", "euler", "--data", str(data)],
-        standalone_mode=False)  # fmt: skip
+    app(
+        ["models", "default", "tiny-sdxl", "--steps", "3", "--sampler", "euler", "--data", str(data)],
+        standalone_mode=False,
+    )
     app(["models", "default", "tiny-sdxl", "--data", str(data)], standalone_mode=False)
     capsys.readouterr()
-    app(["imagine", "a castle", "--out", str(out), "--json", "--seed", "1", "--count", "1", "--data", str(data),
-         "--control", f"canny:{tmp_path}/sketch.png"],
-        standalone_mode=False)  # fmt: skip
+    app(
+        [
+            "imagine",
+            "a castle",
+            "--out",
+            str(out),
+            "--json",
+            "--seed",
+            "1",
+            "--count",
+            "1",
+            "--data",
+            str(data),
+            "--control",
+            f"canny:{tmp_path}/sketch.png",
+        ],
+        standalone_mode=False,
+    )
     captured = capsys.readouterr()
     result = json.loads(captured.out)
     assert "tiny-sdxl is loaded with its network in int8" in captured.err

@@ -19,19 +19,25 @@ from shared.hub_models import FILES, WEIGHTS
 Run = Callable[..., str]
 WEIGHTS_NAME = "diffusion_pytorch_model"
 CONTROLNET = {
-    "config.json": b'{"_class_name": "ControlNetModel"}', f"{WEIGHTS_NAME}.safetensors": WEIGHTS,
-    f"{WEIGHTS_NAME}.fp16.safetensors": WEIGHTS[:9000], f"{WEIGHTS_NAME}.bin": b"pickle", "README.md": b"# card",
+    "config.json": b'{"_class_name": "ControlNetModel"}',
+    f"{WEIGHTS_NAME}.safetensors": WEIGHTS,
+    f"{WEIGHTS_NAME}.fp16.safetensors": WEIGHTS[:9000],
+    f"{WEIGHTS_NAME}.bin": b"pickle",
+    "README.md": b"# card",
     "images/out.png": b"png",
-}  # fmt: skip
+}
 AUTOENCODER = {
-    "config.json": b'{"_class_name": "AutoencoderKL"}', f"{WEIGHTS_NAME}.safetensors": WEIGHTS[:8000],
+    "config.json": b'{"_class_name": "AutoencoderKL"}',
+    f"{WEIGHTS_NAME}.safetensors": WEIGHTS[:8000],
     "another.safetensors": WEIGHTS[:70],
-}  # fmt: skip
+}
 ENCODER = {"config.json": b"{}", "model.safetensors": WEIGHTS[:3000], "pytorch_model.bin": b"pickle"}
 ADAPTERS = {
     **{f"models/image_encoder/{path}": content for path, content in ENCODER.items()},
-    "models/plain.safetensors": WEIGHTS[:400], "models/plain.bin": b"pickle", "xl/plus.safetensors": WEIGHTS[:500],
-}  # fmt: skip
+    "models/plain.safetensors": WEIGHTS[:400],
+    "models/plain.bin": b"pickle",
+    "xl/plus.safetensors": WEIGHTS[:500],
+}
 SINGLE = {"flux-Q4.gguf": b"GGUF" + WEIGHTS[:99], "files/old.safetensors": WEIGHTS[:600], "old.ckpt": b"pickle"}
 
 
@@ -69,43 +75,54 @@ def run(hub: ModelHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Ru
     ("arguments", "kind", "key", "files"),
     [
         (
-            ("o/canny",), "controlnet", "controlnets/canny",
+            ("o/canny",),
+            "controlnet",
+            "controlnets/canny",
             {"config.json": CONTROLNET["config.json"], f"{WEIGHTS_NAME}.fp16.safetensors": WEIGHTS[:9000]},
         ),
         (
-            ("o/vae", "--name", "soft"), "vae", "vaes/soft",
+            ("o/vae", "--name", "soft"),
+            "vae",
+            "vaes/soft",
             {path: AUTOENCODER[path] for path in ("config.json", f"{WEIGHTS_NAME}.safetensors")},
         ),
         (
-            ("o/pipeline:vae", "--name", "own"), "vae", "vaes/own",
+            ("o/pipeline:vae", "--name", "own"),
+            "vae",
+            "vaes/own",
             {path: AUTOENCODER[path] for path in ("config.json", f"{WEIGHTS_NAME}.safetensors")},
         ),
         (
-            ("o/adapters:models/plain.safetensors", "--as", "ip-adapter"), "ip-adapter", "ip-adapters/plain",
+            ("o/adapters:models/plain.safetensors", "--as", "ip-adapter"),
+            "ip-adapter",
+            "ip-adapters/plain",
             {
-                "plain.safetensors": WEIGHTS[:400], "image_encoder/config.json": b"{}",
+                "plain.safetensors": WEIGHTS[:400],
+                "image_encoder/config.json": b"{}",
                 "image_encoder/model.safetensors": WEIGHTS[:3000],
             },
         ),
         (
             ("o/adapters:xl/plus.safetensors", "--as", "ip-adapter", "--image-encoder", "models/image_encoder"),
-            "ip-adapter", "ip-adapters/plus",
+            "ip-adapter",
+            "ip-adapters/plus",
             {
-                "plus.safetensors": WEIGHTS[:500], "image_encoder/config.json": b"{}",
+                "plus.safetensors": WEIGHTS[:500],
+                "image_encoder/config.json": b"{}",
                 "image_encoder/model.safetensors": WEIGHTS[:3000],
             },
         ),
         (("o/single:flux-Q4.gguf", "--name", "flux"), "model", "flux.gguf", {"": SINGLE["flux-Q4.gguf"]}),
         (("o/single:files/old.safetensors",), "model", "old.safetensors", {"": WEIGHTS[:600]}),
         (
-            ("o/single:files/old.safetensors", "--as", "controlnet", "--name", "edges"), "controlnet",
-            "controlnets/edges.safetensors", {"": WEIGHTS[:600]},
+            ("o/single:files/old.safetensors", "--as", "controlnet", "--name", "edges"),
+            "controlnet",
+            "controlnets/edges.safetensors",
+            {"": WEIGHTS[:600]},
         ),
-        (
-            ("o/single:files/old.safetensors", "--as", "lora"), "lora", "loras/old.safetensors", {"": WEIGHTS[:600]},
-        ),
+        (("o/single:files/old.safetensors", "--as", "lora"), "lora", "loras/old.safetensors", {"": WEIGHTS[:600]}),
     ],
-)  # fmt: skip
+)
 def test_a_part_is_added_listed_verified_repaired_and_removed(
     hub: ModelHub, run: Run, tmp_path: Path, arguments: tuple[str, ...], kind: str, key: str, files: dict[str, bytes]
 ) -> None:

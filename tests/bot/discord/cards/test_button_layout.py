@@ -117,8 +117,10 @@ def test_upscale_and_vary_look_alike_and_only_destructive_buttons_are_red() -> N
     assert "up" not in BUTTON_STYLES
     assert "vary" not in BUTTON_STYLES
     assert {press for press, style in BUTTON_STYLES.items() if style is discord.ButtonStyle.danger} == {
-        "cancel", "erase", "deny",
-    }  # fmt: skip
+        "cancel",
+        "erase",
+        "deny",
+    }
 
 
 def test_a_developing_picture_can_be_steered_while_several_images_are_left() -> None:

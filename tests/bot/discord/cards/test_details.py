@@ -24,18 +24,44 @@ from engine.picture_files.parameters import format_parameters
 JOB, PARENT = "01ARZ3NDEKTSV4RRFFQ69G5FAV", "01BX5ZZKBKACTAV9WEVGEMMVRZ"
 NOW = 1_800_000_000.0
 RECIPE = Recipe(
-    concepts=(Concept(text="terrier, looking up"), Concept(text="blue", weight=-0.5)), negative="fog", model="embedded",
-    sampler="dpmpp_2m", steps=30, seed=7, guidance=3.5, width=64, height=48, dtype="float32",
-)  # fmt: skip
+    concepts=(Concept(text="terrier, looking up"), Concept(text="blue", weight=-0.5)),
+    negative="fog",
+    model="embedded",
+    sampler="dpmpp_2m",
+    steps=30,
+    seed=7,
+    guidance=3.5,
+    width=64,
+    height=48,
+    dtype="float32",
+)
 
 
 def make_view(**changes: Any) -> JobView:
     view = JobView(
-        id=JOB, state="finished", prompt="terrier, looking up --seed 7", task=RECIPE, member_id="discord:1",
-        member_name="Alice", guild="discord:2", created=NOW - 90, started=NOW - 60, finished=NOW, seconds=12.3,
-        ms_per_step=8.5, jobs_ahead=None, eta=None, reason="", step=30, total_steps=30, ladder_images=(0,),
-        parent_image=None, action="imagine", pictures=(PictureRef(0, "0" * 64, 64, 48),), cost=12.0,
-    )  # fmt: skip
+        id=JOB,
+        state="finished",
+        prompt="terrier, looking up --seed 7",
+        task=RECIPE,
+        member_id="discord:1",
+        member_name="Alice",
+        guild="discord:2",
+        created=NOW - 90,
+        started=NOW - 60,
+        finished=NOW,
+        seconds=12.3,
+        ms_per_step=8.5,
+        jobs_ahead=None,
+        eta=None,
+        reason="",
+        step=30,
+        total_steps=30,
+        ladder_images=(0,),
+        parent_image=None,
+        action="imagine",
+        pictures=(PictureRef(0, "0" * 64, 64, 48),),
+        cost=12.0,
+    )
     return replace(view, **changes)
 
 
@@ -75,8 +101,9 @@ def test_every_field_matches_what_the_engine_writes_to_the_png() -> None:
     )
     with_lora = Recipe(
         **{name: getattr(RECIPE, name) for name in RECIPE.__struct_fields__ if name not in ("guidance_start", "loras")},
-        guidance_start=0.25, loras=(Lora("ink", 0.5), Lora("paper")),
-    )  # fmt: skip
+        guidance_start=0.25,
+        loras=(Lora("ink", 0.5), Lora("paper")),
+    )
     for recipe in (RECIPE, variation, with_lora):
         *words, fields = render_parameters(make_view(task=recipe)).split("\n")
         *engines_words, engines_fields = format_parameters(recipe, 0, "abc").split("\n")
@@ -131,8 +158,9 @@ wild_text = st.text(max_size=3000) | st.text(alphabet="@everyone<>&#`*_~|\\[]()/
 def test_details_stay_within_limits_and_text_from_members_does_no_harm(prompt: str, other: str) -> None:
     recipe = Recipe(
         **{name: getattr(RECIPE, name) for name in RECIPE.__struct_fields__ if name not in ("concepts", "negative")},
-        concepts=(Concept(text=prompt or "x"),), negative=other,
-    )  # fmt: skip
+        concepts=(Concept(text=prompt or "x"),),
+        negative=other,
+    )
     view = make_view(
         prompt=prompt, member_name=other[:100], reason=other, notes=(other,) * 6, wait_reason=other, task=recipe
     )

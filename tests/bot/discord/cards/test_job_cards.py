@@ -20,9 +20,19 @@ from shared.sample_views import JOB, NOW, PARENT, make_view
 
 def make_ticket(**changes: object) -> AcceptedJob:
     accepted = AcceptedJob(
-        job=JOB, jobs_ahead=2, eta=90.0, has_worker=True, notes=(), prompt="terrier", steps=1000,
-        evaluations=100, sampler="ddpm", seed=7, count=4, cost=10.0,
-    )  # fmt: skip
+        job=JOB,
+        jobs_ahead=2,
+        eta=90.0,
+        has_worker=True,
+        notes=(),
+        prompt="terrier",
+        steps=1000,
+        evaluations=100,
+        sampler="ddpm",
+        seed=7,
+        count=4,
+        cost=10.0,
+    )
     return replace(accepted, **changes)
 
 
@@ -132,9 +142,13 @@ def test_a_title_has_no_flags_and_a_hint_appears_once() -> None:
 
 def test_a_card_says_where_its_job_comes_from() -> None:
     endings: dict[JobAction, str] = {
-        "imagine": "· Alice", "reroll": "· Alice · another seed", "vary": "· Alice · variation of 3",
-        "remix": "· Alice · remixed", "reproduce": "· Alice · made once more", "upscale": "· Alice · picture 3",
-    }  # fmt: skip
+        "imagine": "· Alice",
+        "reroll": "· Alice · another seed",
+        "vary": "· Alice · variation of 3",
+        "remix": "· Alice · remixed",
+        "reproduce": "· Alice · made once more",
+        "upscale": "· Alice · picture 3",
+    }
     for action, title in endings.items():
         head = job_cards.render_ended(make_view(action=action, parent_image=(PARENT, 2))).content.split("\n")[0]
         assert head.endswith(title)

@@ -16,10 +16,13 @@ words = st.text(min_size=1, max_size=200) | st.text(
 )
 phrases = st.builds(PartyPhrase, st.integers(1, 10**6), words, words, st.integers(0, 200), st.integers(0, 200))
 boards = st.builds(
-    PartyBoard, st.just(JOB), st.none() | st.just(NOW + 60), st.booleans(),
+    PartyBoard,
+    st.just(JOB),
+    st.none() | st.just(NOW + 60),
+    st.booleans(),
     st.lists(phrases, max_size=30, unique_by=lambda phrase: phrase.number).map(tuple),
     st.lists(words, max_size=30).map(tuple),
-)  # fmt: skip
+)
 
 
 @settings(max_examples=40, deadline=None)

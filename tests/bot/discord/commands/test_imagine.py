@@ -57,8 +57,22 @@ async def test_a_prompt_becomes_a_picture(open_world: Any) -> None:
 
         final_message = await world.wait_for_end(result)
         assert world.labels(final_message) == [
-            "U1", "U2", "U3", "U4", "🔄", "V1", "V2", "V3", "V4", "More…", "Remix", "Film", "Walk", "🚩", "🗑️",
-        ]  # fmt: skip
+            "U1",
+            "U2",
+            "U3",
+            "U4",
+            "🔄",
+            "V1",
+            "V2",
+            "V3",
+            "V4",
+            "More…",
+            "Remix",
+            "Film",
+            "Walk",
+            "🚩",
+            "🗑️",
+        ]
         assert "seed 3" in final_message.content
         grid = open_picture(world, final_message)
         assert grid.width > 256
@@ -84,9 +98,22 @@ async def test_buttons_survive_a_restart(open_world: Any) -> None:
         assert open_picture(world, upscale).getpixel((9, 9))[0] == 90
 
         assert world.labels(upscale) == [
-            "Vary (Subtle)", "Vary (Strong)", "Zoom out 1.5×", "Zoom out 2×", "Branch…",
-            "← Pan", "Pan →", "↑ Pan", "↓ Pan", "Edit…", "Compare", "Remix", "❤️", "🚩", "🗑️",
-        ]  # fmt: skip
+            "Vary (Subtle)",
+            "Vary (Strong)",
+            "Zoom out 1.5×",
+            "Zoom out 2×",
+            "Branch…",
+            "← Pan",
+            "Pan →",
+            "↑ Pan",
+            "↓ Pan",
+            "Edit…",
+            "Compare",
+            "Remix",
+            "❤️",
+            "🚩",
+            "🗑️",
+        ]
         await world.wait_for_end(await world.bob.click(upscale, label="Vary (Strong)"))
         (variation_view,) = [view for view in await world.services.job_views.load_recent() if view.action == "vary"]
         assert variation_view.parent_image == (job_of(first), 1)

@@ -61,9 +61,11 @@ async def test_shortcuts_set_a_preference_and_turbo_explains_the_speeds(
     async with open_world(worker=False) as world:
         preferences = world.client.services.preferences
         for command, name, value in (
-            ("relax", "speed", "relaxed"), ("fast", "speed", "fast"), ("stealth", "results", "private"),
+            ("relax", "speed", "relaxed"),
+            ("fast", "speed", "fast"),
+            ("stealth", "results", "private"),
             ("public", "results", "public"),
-        ):  # fmt: skip
+        ):
             result = await world.alice.slash(world.channel, command)
             assert result.ephemeral
             assert f"**{value}**" in read_text(result)

@@ -229,8 +229,9 @@ def test_bad_files_are_logged_and_the_others_serve(
     with caplog.at_level(logging.ERROR):
         assert load_catalogues(folder) == {"de": {(None, "All"): "Alle"}}
     assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
-        f"{folder / 'fr.po'}, line 5", f"{folder / 'pt_BR.po'}",
-    ]  # fmt: skip
+        f"{folder / 'fr.po'}, line 5",
+        f"{folder / 'pt_BR.po'}",
+    ]
     assert "Discord has no language pt_BR, only bg" in caplog.text
     assert "see English" in caplog.text
 

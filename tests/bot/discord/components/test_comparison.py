@@ -13,11 +13,29 @@ from shared.stored_jobs import RECIPE
 
 PICTURES = tuple(PictureRef(index, "0" * 64, 64, 64) for index in range(2))
 PARENT = JobView(
-    id="01ARZ3NDEKTSV4RRFFQ69G5FAV", state="finished", prompt="a lamp", task=RECIPE, member_id="discord:1",
-    member_name="Alice", guild="discord:2", created=0.0, started=0.0, finished=1.0, seconds=1.0, ms_per_step=1.0,
-    jobs_ahead=None, eta=None, reason="", step=40, total_steps=40, ladder_images=(), parent_image=None,
-    action="imagine", pictures=PICTURES, cost=1.0,
-)  # fmt: skip
+    id="01ARZ3NDEKTSV4RRFFQ69G5FAV",
+    state="finished",
+    prompt="a lamp",
+    task=RECIPE,
+    member_id="discord:1",
+    member_name="Alice",
+    guild="discord:2",
+    created=0.0,
+    started=0.0,
+    finished=1.0,
+    seconds=1.0,
+    ms_per_step=1.0,
+    jobs_ahead=None,
+    eta=None,
+    reason="",
+    step=40,
+    total_steps=40,
+    ladder_images=(),
+    parent_image=None,
+    action="imagine",
+    pictures=PICTURES,
+    cost=1.0,
+)
 
 
 def make_view(**changes: Any) -> JobView:

@@ -62,19 +62,34 @@ def make_reaction(world: Any, message: int, actor: Any, emoji: str, guild: Any =
     """A raw reaction event of a member of the server."""
     discord_guild = world.client.get_guild((guild or world.guild).id)
     payload: Any = {
-        "id": str(actor.id), "username": actor.name, "discriminator": "0", "avatar": None, "global_name": None,
-    }  # fmt: skip
+        "id": str(actor.id),
+        "username": actor.name,
+        "discriminator": "0",
+        "avatar": None,
+        "global_name": None,
+    }
     member = discord.Member(
         data={
-            "user": payload, "flags": 0, "joined_at": None, "premium_since": None, "deaf": False, "mute": False,
+            "user": payload,
+            "flags": 0,
+            "joined_at": None,
+            "premium_since": None,
+            "deaf": False,
+            "mute": False,
             "roles": [str(each) for each in world.env.backend.get_guild(discord_guild.id).members[actor.id].role_ids],
         },
-        guild=discord_guild, state=world.client._connection,
-    )  # fmt: skip
+        guild=discord_guild,
+        state=world.client._connection,
+    )
     values = {
-        "emoji": discord.PartialEmoji(name=emoji), "user_id": actor.id, "member": member, "guild_id": discord_guild.id,
-        "message_id": message, "channel_id": world.channel.id, "message_author_id": world.client.user.id,
-    }  # fmt: skip
+        "emoji": discord.PartialEmoji(name=emoji),
+        "user_id": actor.id,
+        "member": member,
+        "guild_id": discord_guild.id,
+        "message_id": message,
+        "channel_id": world.channel.id,
+        "message_author_id": world.client.user.id,
+    }
     return SimpleNamespace(**{**values, **changes})
 
 
@@ -163,9 +178,13 @@ async def test_closed_direct_messages_are_logged_once(open_world: Any, caplog: p
     async with open_world() as world:
         grid = await imagine(world, seed=7, count=1)
         world.env.inject_error(
-            "POST", "/channels/*/messages", status=403, code=50007, message="Cannot send messages to this user",
+            "POST",
+            "/channels/*/messages",
+            status=403,
+            code=50007,
+            message="Cannot send messages to this user",
             times=None,
-        )  # fmt: skip
+        )
         with caplog.at_level(logging.INFO, "bot.discord.components.reactions"):
             for _ in range(3):
                 await world.client.reactions.handle(make_reaction(world, grid.id, world.bob, ENVELOPE))

@@ -28,9 +28,7 @@ async def enable_picture_check(world: Any) -> None:
 
 
 def open_pictures(world: Any, message: Any) -> list[Image.Image]:
-    return [
-        Image.open(io.BytesIO(world.env.backend.cdn.get(one.url))).convert("RGB") for one in message.attachments
-    ]  # fmt: skip
+    return [Image.open(io.BytesIO(world.env.backend.cdn.get(one.url))).convert("RGB") for one in message.attachments]
 
 
 def paint_quarters(recipe: Any, image: int, step: int, form: Any) -> bytes:

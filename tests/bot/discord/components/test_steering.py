@@ -85,10 +85,7 @@ async def test_others_and_late_presses_get_a_clear_sentence_and_change_nothing(o
         world.painter.step_gate.set()
         await world.wait_until(lambda: "Cancel" not in world.labels(world.message(message.id)))
         assert (await load_recipe(world, view.id)).amendments == ()
-        refused = [
-            await submit(world.alice, late, "blue"),
-            await world.alice.select(menu.response, values=["0"]),
-        ]
+        refused = [await submit(world.alice, late, "blue"), await world.alice.select(menu.response, values=["0"])]
         for each in refused:
             assert ENDED[:10] in each.response.content or "Too late" in each.response.content
         assert (await load_recipe(world, view.id)).amendments == ()

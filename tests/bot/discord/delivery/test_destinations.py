@@ -17,19 +17,44 @@ from bot.domain.job_states import JobState
 from engine.contract import Concept, Recipe
 
 RECIPE = Recipe(
-    concepts=(Concept(text="apple"),), model="embedded", sampler="ddpm", steps=20, seed=7, guidance=3.0, width=64,
-    height=64, dtype="float32",
-)  # fmt: skip
+    concepts=(Concept(text="apple"),),
+    model="embedded",
+    sampler="ddpm",
+    steps=20,
+    seed=7,
+    guidance=3.0,
+    width=64,
+    height=64,
+    dtype="float32",
+)
 GUILD = {"guild": "1", "channel": "2", "user": "3"}
 
 
 def make_view(state: JobState = "finished", seconds: float = 10.0, *, private: bool = False) -> JobView:
     return JobView(
-        id="01ARZ3NDEKTSV4RRFFQ69G5FAV", state=state, prompt="apple", task=RECIPE, member_id="discord:3",
-        member_name="alice", guild="discord:1", created=100.0, started=101.0, finished=100.0 + seconds, seconds=1.0,
-        ms_per_step=1.0, jobs_ahead=None, eta=None, reason="", step=20, total_steps=20, pictures=(), ladder_images=(),
-        parent_image=None, action="imagine", is_private=private,
-    )  # fmt: skip
+        id="01ARZ3NDEKTSV4RRFFQ69G5FAV",
+        state=state,
+        prompt="apple",
+        task=RECIPE,
+        member_id="discord:3",
+        member_name="alice",
+        guild="discord:1",
+        created=100.0,
+        started=101.0,
+        finished=100.0 + seconds,
+        seconds=1.0,
+        ms_per_step=1.0,
+        jobs_ahead=None,
+        eta=None,
+        reason="",
+        step=20,
+        total_steps=20,
+        pictures=(),
+        ladder_images=(),
+        parent_image=None,
+        action="imagine",
+        is_private=private,
+    )
 
 
 def make_answer(**fields: object) -> dict[DeliveryRole, Delivery]:
@@ -71,9 +96,15 @@ def test_lacking_names_the_deliveries_that_a_job_still_needs(
 
 @settings(max_examples=300, deadline=None)
 @given(
-    st.sampled_from(["finished", "failed", "cancelled"]), st.sampled_from([1.0, 90.0]), st.booleans(), st.booleans(),
-    st.booleans(), st.sampled_from(["", "9"]), st.lists(st.booleans(), min_size=8, max_size=8), st.booleans(),
-)  # fmt: skip
+    st.sampled_from(["finished", "failed", "cancelled"]),
+    st.sampled_from([1.0, 90.0]),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(["", "9"]),
+    st.lists(st.booleans(), min_size=8, max_size=8),
+    st.booleans(),
+)
 def test_with_any_failures_delivery_ends_and_uses_each_role_once(
     state: JobState,
     seconds: float,

@@ -162,9 +162,11 @@ def test_every_form_and_card_fits_discords_openapi_schema() -> None:
     for view in (
         cards.build_overview(effective_rules, rule_list, cards.build_notice("x", 3)),
         cards.build_exceptions("role", rule_list, 0),
-        cards.build_history([change], 0, [1]), cards.build_explanation("a", [("", ["b"]), ("c", ["d"])], "5"),
-        cards.build_result("x", undo_number=1), cards.build_question(["a"], ui_parts.make_button("x", "apply", "y")),
-    ):  # fmt: skip
+        cards.build_history([change], 0, [1]),
+        cards.build_explanation("a", [("", ["b"]), ("c", ["d"])], "5"),
+        cards.build_result("x", undo_number=1),
+        cards.build_question(["a"], ui_parts.make_button("x", "apply", "y")),
+    ):
         body = {"flags": COMPONENTS_V2_FLAG | 64, "components": view.to_components(), "allowed_mentions": {"parse": []}}
         judge.check_request("POST", callback, {}, {"type": 4, "data": body})
     assert find_unexplained(judge.findings) == []
@@ -172,15 +174,7 @@ def test_every_form_and_card_fits_discords_openapi_schema() -> None:
 
 def test_every_setting_has_a_title_and_a_place() -> None:
     assert set(texts.TITLES) == set(SETTINGS)
-    names = {
-        *texts.MEMBER_LIMITS,
-        *texts.SHARED_LIMITS,
-        *texts.SWITCHES,
-        "words",
-        "patterns",
-        "closed",
-        "blocked",
-    }
+    names = {*texts.MEMBER_LIMITS, *texts.SHARED_LIMITS, *texts.SWITCHES, "words", "patterns", "closed", "blocked"}
     assert names == set(SETTINGS)
     assert all(len(title) <= 45 for title in texts.TITLES.values())
 
@@ -261,7 +255,8 @@ def test_what_stops_a_member_comes_first_and_then_the_fullest_limit() -> None:
     )
     assert (heading, second_heading) == ("Now", "By default")
     assert [line.split("\n")[0] for line in lines] == [
-        "⛔ Blocked · **yes**", "⛔ Device time a day · **1 h of 1 h**, some frees <t:1700000000:R>",
+        "⛔ Blocked · **yes**",
+        "⛔ Device time a day · **1 h of 1 h**, some frees <t:1700000000:R>",
         "Running at once · **1 of 2**",
-    ]  # fmt: skip
+    ]
     assert second_lines == ["-# Most steps · 1000"]

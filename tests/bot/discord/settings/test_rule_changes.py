@@ -179,8 +179,12 @@ async def test_the_settings_suggest_names_and_values(open_world: Any) -> None:
             return [each["value"] for each in choices]
 
         assert await suggest("setting", "device time") == [
-            "cost_day", "cost_month", "relaxed_day", "together_cost_day", "together_cost_month",
-        ]  # fmt: skip
+            "cost_day",
+            "cost_month",
+            "relaxed_day",
+            "together_cost_day",
+            "together_cost_month",
+        ]
         assert "closed" not in await suggest("setting", "")
         assert await suggest("value", "emb", setting="models") == ["embedded"]
         world.painter.model = msgspec.structs.replace(world.painter.model, **MODEL_PARTS)

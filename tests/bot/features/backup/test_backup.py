@@ -476,7 +476,7 @@ def test_a_full_disk_leaves_no_partial_backup(
 
 def test_a_failing_backup_names_the_part_that_failed(
     backup_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+) -> None:
     data, file = tmp_path / "data", tmp_path / "b.tar"
 
     def create_with_failure(owner: object, name: str, error: Exception, is_direct: bool) -> str:
@@ -498,7 +498,7 @@ def test_a_failing_backup_names_the_part_that_failed(
 @pytest.mark.parametrize("links", [True, False])
 def test_a_backup_overwrites_no_file_that_appeared_meanwhile(
     backup_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
-) -> None:  # fmt: skip
+) -> None:
     file, real = tmp_path / "b.tar", ArchiveWriter.close
     if not links:  # as on a USB stick
         monkeypatch.setattr(os, "link", Mock(side_effect=PermissionError(1, "Operation not permitted")))

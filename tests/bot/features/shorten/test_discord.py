@@ -63,8 +63,10 @@ async def test_shorten_weighs_words_and_a_shorter_prompt_is_imagined_after_a_res
 async def test_shorten_refuses_unsuitable_prompts(open_world: Any) -> None:
     async with open_world(worker=False) as world:
         for prompt, reason in (
-            ("apple --ar 3:2", "fewer than two words"), ("{red, green} apple", "leave out the braces"),
-            ("a " * 130, "At most 126 words"), ("an apple --stepps 4", "no flag"),
-        ):  # fmt: skip
+            ("apple --ar 3:2", "fewer than two words"),
+            ("{red, green} apple", "leave out the braces"),
+            ("a " * 130, "At most 126 words"),
+            ("an apple --stepps 4", "no flag"),
+        ):
             refusal = await world.alice.slash(world.channel, "shorten", prompt=prompt)
             assert reason in read_text(refusal), prompt

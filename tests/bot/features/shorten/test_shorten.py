@@ -29,9 +29,25 @@ from bot.features.shorten.service import BATCH_SIZE, PromptShortener
 from engine.bus import NoWorkerAnswers
 
 VOCABULARY = [
-    "red", "apple", "upon", "the", "wooden", "table,", "in", "soft", "light;", "very", "old", "@everyone", "*bold*",
-    "`tick`", "<@5>", "日本", "naïve", "3.5",
-]  # fmt: skip
+    "red",
+    "apple",
+    "upon",
+    "the",
+    "wooden",
+    "table,",
+    "in",
+    "soft",
+    "light;",
+    "very",
+    "old",
+    "@everyone",
+    "*bold*",
+    "`tick`",
+    "<@5>",
+    "日本",
+    "naïve",
+    "3.5",
+]
 prompts = st.lists(st.sampled_from(VOCABULARY), min_size=2, max_size=MAX_WORDS).map(" ".join)
 
 

@@ -22,11 +22,34 @@ from bot.features.webhooks.rules import (
 
 NOBODY = PrivateHosts()
 PRIVATE = (
-    "0.0.0.0", "10.0.0.1", "100.64.0.1", "127.0.0.1", "127.1.2.3", "169.254.169.254", "172.16.0.1", "192.0.0.1",
-    "192.168.1.1", "198.18.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255", "::", "::1", "fe80::1", "fc00::1",
-    "ff02::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "::127.0.0.1", "64:ff9b::7f00:1", "64:ff9b::a00:1",
-    "2002:7f00:1::", "2002:c0a8:101::1", "2001:db8::1", "fe80::1%eth0",
-)  # fmt: skip
+    "0.0.0.0",
+    "10.0.0.1",
+    "100.64.0.1",
+    "127.0.0.1",
+    "127.1.2.3",
+    "169.254.169.254",
+    "172.16.0.1",
+    "192.0.0.1",
+    "192.168.1.1",
+    "198.18.0.1",
+    "224.0.0.1",
+    "240.0.0.1",
+    "255.255.255.255",
+    "::",
+    "::1",
+    "fe80::1",
+    "fc00::1",
+    "ff02::1",
+    "::ffff:127.0.0.1",
+    "::ffff:10.0.0.1",
+    "::127.0.0.1",
+    "64:ff9b::7f00:1",
+    "64:ff9b::a00:1",
+    "2002:7f00:1::",
+    "2002:c0a8:101::1",
+    "2001:db8::1",
+    "fe80::1%eth0",
+)
 PUBLIC = ("1.1.1.1", "93.184.215.14", "2606:4700:4700::1111", "::ffff:1.1.1.1", "64:ff9b::101:101")
 
 
@@ -51,13 +74,27 @@ def test_a_public_address_with_tls_is_allowed(url: str) -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        "", "hooks.example", "ftp://hooks.example/", "https://", "https:///a", "https://user@hooks.example/",
-        "https://user:word@hooks.example/", "https://hooks.example:99999/", "https://hooks.example\\@127.0.0.1/",
-        "https://127.0.0.1/", "https://[::1]/", "https://[::ffff:127.0.0.1]/", "http://hooks.example/",
-        "http://1.1.1.1/", "https://hooks.example/\n", "https://höoks.example/", "https://a.example/" + "a" * 500,
-        "javascript:alert(1)", "https://169.254.169.254/latest/meta-data",
+        "",
+        "hooks.example",
+        "ftp://hooks.example/",
+        "https://",
+        "https:///a",
+        "https://user@hooks.example/",
+        "https://user:word@hooks.example/",
+        "https://hooks.example:99999/",
+        "https://hooks.example\\@127.0.0.1/",
+        "https://127.0.0.1/",
+        "https://[::1]/",
+        "https://[::ffff:127.0.0.1]/",
+        "http://hooks.example/",
+        "http://1.1.1.1/",
+        "https://hooks.example/\n",
+        "https://höoks.example/",
+        "https://a.example/" + "a" * 500,
+        "javascript:alert(1)",
+        "https://169.254.169.254/latest/meta-data",
     ],
-)  # fmt: skip
+)
 def test_any_other_address_is_refused(url: str) -> None:
     with pytest.raises(UserError):
         check_url(url, NOBODY)

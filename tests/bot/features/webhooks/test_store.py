@@ -27,9 +27,19 @@ NOW = 200.0
 
 async def admit_job(store: Store, number: int, member: str = "local:ann") -> None:
     new_job = NewJob(
-        IDS[number], "imagine", "a lamp", (), make_recipe(), Member(member, "Ann", "local"), Destination("web", {}),
-        "default", "embedded", 8.0, 100.0 + number, 9000.0,
-    )  # fmt: skip
+        IDS[number],
+        "imagine",
+        "a lamp",
+        (),
+        make_recipe(),
+        Member(member, "Ann", "local"),
+        Destination("web", {}),
+        "default",
+        "embedded",
+        8.0,
+        100.0 + number,
+        9000.0,
+    )
     await store.admit_jobs([new_job], None, lambda new_jobs, _ledger: new_jobs, 100.0 + number)
 
 
@@ -58,8 +68,9 @@ async def test_each_webhook_gets_the_events_that_it_asks_for_once(store: Store) 
     assert found == {("a", "job.queued", IDS[1]), ("a", "job.started", IDS[0])}, "older lines are no events"
     await store.request_cancel(IDS[1], 130.0)  # now the last lines are read again
     assert {(one.webhook, one.event) for one in await collect(store)} >= {
-        (everything.id, "job.cancelled"), (ends.id, "job.cancelled"),
-    }  # fmt: skip
+        (everything.id, "job.cancelled"),
+        (ends.id, "job.cancelled"),
+    }
     assert len({one.id for one in await collect(store)}) == 4
 
 

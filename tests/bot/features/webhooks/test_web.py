@@ -194,8 +194,9 @@ async def test_a_key_with_the_scope_has_its_own_webhooks_over_http(listed_server
         assert (made["key"], made["events"]) == ("one", ["job.finished"])
         assert (await ask(server, "POST", path, f"Bearer {own}", wanted | {"key": "two"}))[0] == 403
         assert await ask(server, "GET", path, f"Bearer {other}") == (
-            403, '{"error": "This key may not have webhooks: that needs the scope webhooks."}',
-        )  # fmt: skip
+            403,
+            '{"error": "This key may not have webhooks: that needs the scope webhooks."}',
+        )
         status, everything = await server.request_json("POST", path, wanted | {"key": ""})
         assert status == 201, "the terminal is the operator"
         status, text = await ask(server, "GET", path, f"Bearer {own}")
